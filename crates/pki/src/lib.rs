@@ -1,0 +1,1 @@
+//! Keys, signers, certificates and their verification: bytes in, bytes out.

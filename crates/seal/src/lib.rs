@@ -1,0 +1,1 @@
+//! Sealed bytes: envelope encryption and unsealing.

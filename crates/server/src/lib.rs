@@ -1,0 +1,1 @@
+//! The control plane: attest, issue, publish, administer and watch.

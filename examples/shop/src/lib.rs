@@ -1,0 +1,1 @@
+//! The three small services of the example: plain HTTP, no TLS.
