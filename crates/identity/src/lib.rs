@@ -1,1 +1,35 @@
-//! SPIFFE IDs, revisions, lifetimes, codes and the clock: pure types and their rules.
+//! The words that every other crate speaks: SPIFFE IDs, serials, revisions, lifetimes, selectors,
+//! refusal codes and the clock.
+//!
+//! Everything here is a pure type with its rules. The crate refuses to know sockets, files,
+//! certificates' bytes, databases and wire formats. Parsing happens once, at the edge, into types
+//! that cannot hold a bad value; time and chance enter through [`Clock`] and [`Entropy`] only.
+
+mod backoff;
+mod clock;
+mod code;
+mod entropy;
+mod hex;
+mod ids;
+mod lifetime;
+mod name;
+mod revision;
+mod selector;
+mod spiffe_id;
+mod timestamp;
+
+pub use backoff::{Backoff, BackoffPolicy};
+pub use clock::{Clock, Sleep, SystemClock};
+pub use code::{Code, Fault, UnknownCode};
+pub use entropy::{Entropy, EntropyLost, SeededEntropy, SystemEntropy};
+pub use ids::{BadId, KeyId, NodeId, NodeTag, Serial, Sha256};
+pub use lifetime::{BadLifetime, Lifetime, Spread, Validity, backdate, renewal_due, retry_ends};
+pub use name::{BadName, Name};
+pub use revision::{BadRevision, Incarnation, Revision};
+pub use selector::{BadSelector, Selector, SelectorKind};
+pub use spiffe_id::{IdError, SpiffeId, TrustDomain};
+pub use timestamp::{BadTimestamp, DurationText, Timestamp};
+
+/// How far apart two honest clocks may be. A rule that ends is kept this much longer, and a peer
+/// whose clock differs by more than a twelfth of it is said in `status` (design, section 3.9).
+pub const SKEW_ALLOWED: std::time::Duration = std::time::Duration::from_secs(60);
