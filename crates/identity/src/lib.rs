@@ -15,6 +15,7 @@ mod lifetime;
 mod name;
 mod revision;
 mod selector;
+mod sim_clock;
 mod spiffe_id;
 mod timestamp;
 
@@ -27,6 +28,7 @@ pub use lifetime::{BadLifetime, Lifetime, Spread, Validity, backdate, renewal_du
 pub use name::{BadName, Name};
 pub use revision::{BadRevision, Incarnation, Revision};
 pub use selector::{BadSelector, Selector, SelectorKind};
+pub use sim_clock::SimClock;
 pub use spiffe_id::{IdError, SpiffeId, TrustDomain};
 pub use timestamp::{BadTimestamp, DurationText, Timestamp};
 
