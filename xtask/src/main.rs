@@ -1,2 +1,76 @@
-//! The project's own commands.
-fn main() {}
+//! The project's own commands: `cargo xtask check | test | layers | gen | bench | fuzz`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod check;
+mod fuzz;
+mod generate;
+mod layers;
+mod shell;
+mod test;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's own commands")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Format, lints with warnings denied, layers, one TLS stack, generated files up to date
+    Check,
+    /// Install what the tests need, build, and run all of them
+    Test {
+        /// Leave the machine's packages as they are
+        #[arg(long)]
+        no_install: bool,
+        /// Run only tests whose name holds this
+        filter: Option<String>,
+    },
+    /// Check which crate knows which against the design's table
+    Layers,
+    /// Write generated files anew: vectors, the configuration reference, schemas, completions
+    Gen,
+    /// Run the benchmarks and print each figure with its ratio to a limit
+    Bench {
+        /// `json` prints one object a line
+        #[arg(long, default_value = "human")]
+        output: bench::Output,
+        /// Run only this figure
+        name: Option<String>,
+    },
+    /// Run every fuzz target for some seconds
+    Fuzz {
+        /// How long each target runs
+        #[arg(long, default_value_t = 20)]
+        seconds: u32,
+        /// Run only this target
+        target: Option<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Check => check::run(),
+        Command::Test { no_install, filter } => test::run(!no_install, filter.as_deref()),
+        Command::Layers => layers::run(),
+        Command::Gen => generate::run(),
+        Command::Bench { output, name } => bench::run(output, name.as_deref()),
+        Command::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
+    }
+}

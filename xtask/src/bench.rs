@@ -1,0 +1,30 @@
+//! The benchmarks: each prints figures with their ratio to a stated limit, measured in the same run.
+
+use anyhow::Result;
+
+use crate::shell::{cargo, step};
+
+/// How figures are printed.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Output {
+    Human,
+    Json,
+}
+
+pub(crate) fn run(output: Output, name: Option<&str>) -> Result<()> {
+    let format = match output {
+        Output::Human => "human",
+        Output::Json => "json",
+    };
+    let mut bench =
+        cargo(&["run", "--quiet", "--release", "--manifest-path", "bench/Cargo.toml", "--"]);
+    bench.args(["--output", format]).args(name);
+    match output {
+        Output::Human => step("benchmarks", &mut bench),
+        // One object a line and nothing else.
+        Output::Json => {
+            anyhow::ensure!(bench.status()?.success(), "the benchmarks failed");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Everything that the tests need, and all of them.
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::shell::{cargo, root, step};
+
+/// Debian packages that tests call: outside opinions and outside clients.
+const PACKAGES: [&str; 4] = ["openssl", "curl", "python3-venv", "ca-certificates"];
+
+/// Outside clients from PyPI, unmodified.
+const PYTHON: [&str; 1] = ["spiffe==0.3.2"];
+
+pub(crate) fn run(install: bool, filter: Option<&str>) -> Result<()> {
+    if install {
+        packages()?;
+        python()?;
+    }
+    step("release build", &mut cargo(&["build", "--release"]))?;
+    let mut tests = cargo(&["test", "--workspace"]);
+    tests.args(filter);
+    tests.env("COUNTERSIGN_BIN", root().join("target/release/countersign"));
+    tests.env("COUNTERSIGN_PYTHON", python_bin());
+    step("tests", &mut tests)
+}
+
+fn packages() -> Result<()> {
+    let installed = |package: &&str| {
+        let query = Command::new("dpkg-query").args(["-W", "-f", "${Status}", package]).output();
+        query.is_ok_and(|query| query.stdout.ends_with(b"ok installed"))
+    };
+    let missing: Vec<_> = PACKAGES.into_iter().filter(|package| !installed(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    step("package lists", Command::new("apt-get").args(["update", "-qq"]))?;
+    let mut install = Command::new("apt-get");
+    install.args(["install", "-qq", "-y", "--no-install-recommends"]).args(&missing);
+    install.env("DEBIAN_FRONTEND", "noninteractive");
+    step("Debian packages", &mut install)
+        .context("run as root, or install them by hand: see README.md")
+}
+
+fn python_bin() -> std::path::PathBuf {
+    root().join("target/venv/bin/python")
+}
+
+fn python() -> Result<()> {
+    let venv = root().join("target/venv");
+    let stamp = venv.join("installed.txt");
+    let wanted = PYTHON.join("\n");
+    if std::fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
+        return Ok(());
+    }
+    step("Python environment", Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+    let mut pip = Command::new(python_bin());
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(PYTHON);
+    step("PyPI packages", &mut pip)?;
+    std::fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
+}
