@@ -1,1 +1,46 @@
-//! Who may do what to whom.
+//! Who may do what to whom: Cedar policies compiled, checked and asked.
+//!
+//! Principals are workloads, resources are services, the action is `connect`. Nothing is allowed without a
+//! policy; what cannot be evaluated is denied, also where Cedar itself would go on without the policy that
+//! failed. A set of policies is compiled once, with every problem told at once, and then asked at a
+//! cost that does not grow with the number of policies for other workloads and services.
+//!
+//! No Cedar type appears outside of this crate. It knows no sockets, no certificates and no store.
+//!
+//! ```
+//! use countersign_policy::{ConnectRequest, Context, Policies, PolicySource, Principal};
+//!
+//! let text = r#"
+//!     permit (
+//!         principal == Workload::"web",
+//!         action == Action::"connect",
+//!         resource == Service::"orders"
+//!     );
+//! "#;
+//! let source = PolicySource { name: "web-to-orders".parse()?, text: text.to_owned() };
+//! let policies = Policies::compile(&[source], None).map_err(|problems| problems[0].to_string())?;
+//!
+//! let context = Context {
+//!     tls_version: "1.3".to_owned(),
+//!     group: "X25519MLKEM768".to_owned(),
+//!     peer_age_seconds: 12,
+//! };
+//! let web = Principal::Named("web".parse()?);
+//! let request = ConnectRequest { principal: &web, service: "orders", context: &context };
+//! assert!(policies.decide(&request).is_allowed());
+//! assert!(!policies.decide(&ConnectRequest { service: "payments", ..request }).is_allowed());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod compile;
+mod decide;
+mod problem;
+mod schema;
+mod scope;
+mod text;
+
+pub use compile::{Declared, PolicySource, TEXT_BYTES_MAX};
+pub use decide::{ConnectRequest, Context, Decision, Policies, Principal, Verdict};
+pub use problem::Problem;
+pub use schema::SCHEMA;
+pub use scope::{Names, Scope, scope};

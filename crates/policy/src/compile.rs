@@ -1,0 +1,286 @@
+//! From text to policies that can be trusted to mean something.
+
+use std::collections::BTreeSet;
+use std::str::FromStr;
+
+use cedar_policy::ffi::DetailedError;
+use cedar_policy::{Effect, EntityUid, Policy, PolicyId, PolicySet, ValidationMode, Validator};
+use countersign_identity::{Name, SpiffeId};
+
+use crate::schema::{SERVICE, WORKLOAD, schema};
+use crate::text::Layout;
+use crate::{Names, Problem, Scope};
+
+/// The longest text of one manifest.
+pub const TEXT_BYTES_MAX: usize = 64 * 1024;
+/// The most texts that are compiled together.
+const SOURCES_MAX: usize = 20_000;
+/// The most problems that are told of one text; the rest follows from them more often than not.
+const PROBLEMS_MAX: usize = 50;
+/// The annotation that lets a permit stand for any principal or any service.
+const UNSCOPED: &str = "unscoped";
+/// The annotation that names a policy among those of its manifest.
+const ID: &str = "id";
+
+/// The text of one Policy manifest, which may hold several policies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicySource {
+    /// The manifest's name.
+    pub name: Name,
+    /// Cedar.
+    pub text: String,
+}
+
+/// The names that manifests declare.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Declared {
+    /// Of kind Workload.
+    pub workloads: BTreeSet<Name>,
+    /// Of kind Service.
+    pub services: BTreeSet<Name>,
+}
+
+/// One checked policy.
+#[derive(Debug)]
+pub(crate) struct Statement {
+    pub(crate) policy: Policy,
+    pub(crate) scope: Scope,
+}
+
+pub(crate) fn compile(
+    sources: &[PolicySource],
+    declared: Option<&Declared>,
+) -> Result<Vec<Statement>, Vec<Problem>> {
+    if SOURCES_MAX < sources.len() {
+        let message = format!("{} policies are over the limit of {SOURCES_MAX}", sources.len());
+        return Err(vec![Problem::at(None, "", 0, message)]);
+    }
+    let validator = Validator::new(schema());
+    let (mut statements, mut problems) = (Vec::new(), Vec::new());
+    let mut names = BTreeSet::new();
+    for PolicySource { name, text } in sources {
+        if !names.insert(name) {
+            let message = format!("there are two policies named `{name}`");
+            problems.push(Problem::at(Some(name), text, 0, message));
+            continue;
+        }
+        let reader = Reader { name: Some(name), text, declared, validator: &validator };
+        match reader.read() {
+            Ok(read) => statements.extend(read),
+            Err(found) => problems.extend(found),
+        }
+    }
+    if problems.is_empty() { Ok(statements) } else { Err(problems) }
+}
+
+/// Compiles a text by itself, without its manifest's name and without the check of declared names.
+pub(crate) fn parse_alone(text: &str) -> Result<Vec<Statement>, Vec<Problem>> {
+    let validator = Validator::new(schema());
+    Reader { name: None, text, declared: None, validator: &validator }.read()
+}
+
+/// Reads one text.
+struct Reader<'a> {
+    name: Option<&'a Name>,
+    text: &'a str,
+    declared: Option<&'a Declared>,
+    validator: &'a Validator,
+}
+
+impl Reader<'_> {
+    fn read(&self) -> Result<Vec<Statement>, Vec<Problem>> {
+        // The bounds come first: Cedar's own passes recurse.
+        if TEXT_BYTES_MAX < self.text.len() {
+            let bytes = self.text.len();
+            let message = format!("{bytes} bytes are over the limit of {TEXT_BYTES_MAX}; split it");
+            return Err(vec![self.problem(0, message)]);
+        }
+        let layout = Layout::of(self.text)
+            .map_err(|much| vec![self.problem(much.offset(), much.to_string())])?;
+        let parsed = self.parse(&layout)?;
+        let mut problems = self.validate(&parsed);
+        for (policy, offset) in parsed.iter().zip(&layout.statements) {
+            problems.extend(self.unscoped(policy, *offset));
+        }
+        problems.extend(self.names(&parsed, &layout));
+        if problems.is_empty() {
+            let statement = |policy| Statement { scope: Scope::of(&policy), policy };
+            return Ok(parsed.into_iter().map(statement).collect());
+        }
+        problems.sort();
+        problems.dedup();
+        problems.truncate(PROBLEMS_MAX);
+        Err(problems)
+    }
+
+    /// The policies in the order of the text, each with its final id.
+    fn parse(&self, layout: &Layout) -> Result<Vec<Policy>, Vec<Problem>> {
+        let set = PolicySet::from_str(self.text).map_err(|errors| {
+            let details = errors.iter().map(DetailedError::from);
+            details.map(|detail| self.cedar_problem(detail)).take(PROBLEMS_MAX).collect::<Vec<_>>()
+        })?;
+        if layout.statements.is_empty() {
+            let message = "there is no policy in it; write `permit (…);` or `forbid (…);`";
+            return Err(vec![self.problem(0, message.to_owned())]);
+        }
+        let (mut policies, mut problems) = (Vec::new(), Vec::new());
+        let mut ids = BTreeSet::new();
+        let single = layout.statements.len() == 1;
+        for (number, offset) in layout.statements.iter().enumerate() {
+            // Cedar numbers the policies of a text in its order.
+            let Some(policy) = set.policy(&PolicyId::new(format!("policy{number}"))) else {
+                let message =
+                    "a template with `?principal` or `?resource` is not a policy; name them";
+                problems.push(self.problem(*offset, message.to_owned()));
+                continue;
+            };
+            match self.id(policy, number, single) {
+                Ok(id) if ids.insert(id.clone()) => policies.push(policy.new_id(PolicyId::new(id))),
+                Ok(id) => {
+                    problems.push(self.problem(*offset, format!("there are two policies `{id}`")))
+                }
+                Err(message) => problems.push(self.problem(*offset, message)),
+            }
+        }
+        if problems.is_empty() { Ok(policies) } else { Err(problems) }
+    }
+
+    /// The name under which decisions tell of the policy.
+    fn id(&self, policy: &Policy, number: usize, single: bool) -> Result<String, String> {
+        let manifest = self.name.map_or("policy", Name::as_str);
+        let Some(written) = policy.annotation(ID) else {
+            return Ok(if single {
+                manifest.to_owned()
+            } else {
+                format!("{manifest}#{}", number + 1)
+            });
+        };
+        let name: Name = written.parse().map_err(|bad| format!("annotation `@{ID}`: {bad}"))?;
+        Ok(format!("{manifest}#{name}"))
+    }
+
+    /// What Cedar's strict validation says. Its warnings are problems too: a policy that can never apply, and
+    /// names that look like others.
+    fn validate(&self, policies: &[Policy]) -> Vec<Problem> {
+        let set = PolicySet::from_policies(policies.iter().cloned())
+            .expect("ids are unique, and there are no templates");
+        let result = self.validator.validate(&set, ValidationMode::Strict);
+        let errors = result.validation_errors().map(DetailedError::from);
+        let warnings = result.validation_warnings().map(DetailedError::from);
+        errors.chain(warnings).map(|detail| self.cedar_problem(detail)).collect()
+    }
+
+    fn unscoped(&self, policy: &Policy, offset: usize) -> Option<Problem> {
+        match policy.effect() {
+            Effect::Forbid => return None,
+            Effect::Permit => {}
+        }
+        let scope = Scope::of(policy);
+        let whom = match (scope.principals, scope.resources) {
+            (Names::Only(_), Names::Only(_)) => return None,
+            (Names::Any, Names::Any) => "any workload to any service",
+            (Names::Any, Names::Only(_)) => "any workload",
+            (Names::Only(_), Names::Any) => "connections to any service",
+        };
+        match policy.annotation(UNSCOPED).map(str::trim) {
+            Some(why) if !why.is_empty() => None,
+            Some(_) => {
+                Some(self.problem(offset, format!("annotation `@{UNSCOPED}` needs a reason")))
+            }
+            None => {
+                let message = format!(
+                    "its scope permits {whom}; name one with `principal == Workload::\"…\"` and one with \
+                     `resource == Service::\"…\"`, or say why in `@{UNSCOPED}(\"…\")`"
+                );
+                Some(self.problem(offset, message))
+            }
+        }
+    }
+
+    /// Every name must be one that can stand for something: Cedar takes any text, so a misspelt forbid would
+    /// forbid nothing.
+    fn names(&self, policies: &[Policy], layout: &Layout) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (offset, uid) in &layout.entities {
+            problems.extend(self.name(uid).map(|message| self.problem(*offset, message)));
+        }
+        // What Cedar finds decides; the layout only knows where.
+        for (policy, offset) in policies.iter().zip(&layout.statements) {
+            for uid in policy.entity_literals() {
+                if layout.entities.iter().all(|(_, written)| *written != uid) {
+                    problems.extend(self.name(&uid).map(|message| self.problem(*offset, message)));
+                }
+            }
+        }
+        problems
+    }
+
+    fn name(&self, uid: &EntityUid) -> Option<String> {
+        let kind = uid.type_name().to_string();
+        let text = uid.id().unescaped();
+        let declared = match kind.as_str() {
+            WORKLOAD => self.declared.map(|declared| &declared.workloads),
+            SERVICE => self.declared.map(|declared| &declared.services),
+            // Cedar's validation knows the other types, and says so.
+            _ => return None,
+        };
+        let name = text.parse::<Name>();
+        let Some(declared) = declared else {
+            let is_id = || text.parse::<SpiffeId>().is_ok_and(|id| id.as_str() == text);
+            let known = name.is_ok() || (kind == WORKLOAD && is_id());
+            return (!known).then(|| match kind.as_str() {
+                WORKLOAD => format!("`{uid}` can match nothing: expected a name or a SPIFFE ID"),
+                _ => format!("`{uid}` can match nothing: expected the name of a service"),
+            });
+        };
+        if name.is_ok_and(|name| declared.contains(&name)) {
+            return None;
+        }
+        let near = nearest(text, declared)
+            .map(|near| format!("; did you mean `{near}`?"))
+            .unwrap_or_else(|| format!("; declare it with a manifest of kind {kind}"));
+        Some(format!("no manifest declares `{uid}`{near}"))
+    }
+
+    fn cedar_problem(&self, detail: DetailedError) -> Problem {
+        let offset = detail.source_locations.first().map_or(0, |label| label.loc.start);
+        let label = detail.source_locations.into_iter().find_map(|label| label.label);
+        let mut message = detail.message;
+        for more in [label, detail.help].into_iter().flatten() {
+            message.push_str("; ");
+            message.push_str(&more);
+        }
+        self.problem(offset, message)
+    }
+
+    fn problem(&self, offset: usize, message: String) -> Problem {
+        Problem::at(self.name, self.text, offset, message)
+    }
+}
+
+/// The declared name that is one or two slips away, if any.
+fn nearest<'a>(text: &str, declared: &'a BTreeSet<Name>) -> Option<&'a Name> {
+    let near = |name: &&Name| {
+        name.as_str().len().abs_diff(text.len()) <= SLIPS_MAX
+            && slips(text, name.as_str()) <= SLIPS_MAX
+    };
+    (SLIPS_MAX < text.len() && text.len() <= 64).then(|| declared.iter().find(near)).flatten()
+}
+
+const SLIPS_MAX: usize = 2;
+
+/// Levenshtein's distance.
+fn slips(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}

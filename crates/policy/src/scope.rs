@@ -1,0 +1,103 @@
+//! What a policy can apply to, so that agents send each enforcement point what it needs, without Cedar.
+
+use std::collections::BTreeSet;
+
+use cedar_policy::{EntityUid, Policy, PrincipalConstraint, ResourceConstraint};
+use serde::{Deserialize, Serialize};
+
+use crate::Problem;
+use crate::compile::parse_alone;
+use crate::schema::{SERVICE, WORKLOAD};
+
+/// The principals or the resources that a policy's scope admits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Names {
+    /// All.
+    Any,
+    /// These.
+    Only(Vec<String>),
+}
+
+impl Names {
+    /// Whether the scope admits this one.
+    pub fn admits(&self, name: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Only(names) => names.iter().any(|only| only == name),
+        }
+    }
+}
+
+/// What one policy of a text can apply to, and whom it names.
+///
+/// A policy whose scope admits neither a workload nor a service that an enforcement point deals with
+/// cannot change any of its decisions, and need not be sent there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Scope {
+    /// The workloads that it can apply to.
+    pub principals: Names,
+    /// The services that it can apply to.
+    pub resources: Names,
+    /// Every workload that it names, also in conditions. A peer among them must be known by name where
+    /// the policy is enforced; else the policy would not recognise it.
+    pub workloads: BTreeSet<String>,
+    /// Every service that it names, also in conditions.
+    pub services: BTreeSet<String>,
+}
+
+impl Scope {
+    pub(crate) fn of(policy: &Policy) -> Self {
+        let mut scope = Self {
+            principals: principals(policy),
+            resources: resources(policy),
+            workloads: BTreeSet::new(),
+            services: BTreeSet::new(),
+        };
+        for literal in policy.entity_literals() {
+            let id = literal.id().unescaped().to_owned();
+            match literal.type_name().to_string().as_str() {
+                WORKLOAD => scope.workloads.insert(id),
+                SERVICE => scope.services.insert(id),
+                _ => continue,
+            };
+        }
+        scope
+    }
+}
+
+/// Tells for each policy of the text, in order, what it can apply to.
+///
+/// The text must compile, apart from the check that its names are declared.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn scope(text: &str) -> Result<Vec<Scope>, Vec<Problem>> {
+    parse_alone(text)
+        .map(|statements| statements.into_iter().map(|statement| statement.scope).collect())
+}
+
+fn principals(policy: &Policy) -> Names {
+    match policy.principal_constraint() {
+        // There is one type of principal, so being of a type restricts nothing.
+        PrincipalConstraint::Any | PrincipalConstraint::Is(_) => Names::Any,
+        // There are no groups, so to be in something is to be it.
+        PrincipalConstraint::Eq(uid)
+        | PrincipalConstraint::In(uid)
+        | PrincipalConstraint::IsIn(_, uid) => only(&uid),
+    }
+}
+
+fn resources(policy: &Policy) -> Names {
+    match policy.resource_constraint() {
+        ResourceConstraint::Any | ResourceConstraint::Is(_) => Names::Any,
+        ResourceConstraint::Eq(uid)
+        | ResourceConstraint::In(uid)
+        | ResourceConstraint::IsIn(_, uid) => only(&uid),
+    }
+}
+
+fn only(uid: &EntityUid) -> Names {
+    Names::Only(vec![uid.id().unescaped().to_owned()])
+}
