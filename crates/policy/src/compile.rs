@@ -17,6 +17,8 @@ pub const TEXT_BYTES_MAX: usize = 64 * 1024;
 const SOURCES_MAX: usize = 20_000;
 /// The most problems that are told of one text; the rest follows from them more often than not.
 const PROBLEMS_MAX: usize = 50;
+/// Memory that is taken only as far as it is used.
+const STACK_BYTES: usize = 32 * 1024 * 1024;
 /// The annotation that lets a permit stand for any principal or any service.
 const UNSCOPED: &str = "unscoped";
 /// The annotation that names a policy among those of its manifest.
@@ -51,6 +53,37 @@ pub(crate) fn compile(
     sources: &[PolicySource],
     declared: Option<&Declared>,
 ) -> Result<Vec<Statement>, Vec<Problem>> {
+    with_room(|| compile_here(sources, declared))
+}
+
+/// Compiles a text by itself, without its manifest's name and without the check of declared names.
+pub(crate) fn parse_alone(text: &str) -> Result<Vec<Statement>, Vec<Problem>> {
+    with_room(|| {
+        let validator = Validator::new(schema());
+        Reader { name: None, text, declared: None, validator: &validator }.read()
+    })
+}
+
+/// Works on a stack of its own, since Cedar takes some 45 KiB of it for each bracket (without optimisation) and
+/// the caller's may be as small as a worker thread's.
+fn with_room<T: Send>(
+    work: impl FnOnce() -> Result<T, Vec<Problem>> + Send,
+) -> Result<T, Vec<Problem>> {
+    let failed = |why: &str| vec![Problem::at(None, "", 0, format!("could not compile: {why}"))];
+    std::thread::scope(|threads| {
+        let thread = std::thread::Builder::new()
+            .name("policy".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(threads, work)
+            .map_err(|error| failed(&error.to_string()))?;
+        thread.join().unwrap_or_else(|_panic| Err(failed("a defect in the compiler")))
+    })
+}
+
+fn compile_here(
+    sources: &[PolicySource],
+    declared: Option<&Declared>,
+) -> Result<Vec<Statement>, Vec<Problem>> {
     if SOURCES_MAX < sources.len() {
         let message = format!("{} policies are over the limit of {SOURCES_MAX}", sources.len());
         return Err(vec![Problem::at(None, "", 0, message)]);
@@ -71,12 +104,6 @@ pub(crate) fn compile(
         }
     }
     if problems.is_empty() { Ok(statements) } else { Err(problems) }
-}
-
-/// Compiles a text by itself, without its manifest's name and without the check of declared names.
-pub(crate) fn parse_alone(text: &str) -> Result<Vec<Statement>, Vec<Problem>> {
-    let validator = Validator::new(schema());
-    Reader { name: None, text, declared: None, validator: &validator }.read()
 }
 
 /// Reads one text.
@@ -165,9 +192,14 @@ impl Reader<'_> {
         let set = PolicySet::from_policies(policies.iter().cloned())
             .expect("ids are unique, and there are no templates");
         let result = self.validator.validate(&set, ValidationMode::Strict);
-        let errors = result.validation_errors().map(DetailedError::from);
-        let warnings = result.validation_warnings().map(DetailedError::from);
-        errors.chain(warnings).map(|detail| self.cedar_problem(detail)).collect()
+        let errors: Vec<_> = result.validation_errors().map(DetailedError::from).collect();
+        // Warnings repeat what follows from an error, such as that no action can apply.
+        let details = if errors.is_empty() {
+            result.validation_warnings().map(DetailedError::from).collect()
+        } else {
+            errors
+        };
+        details.into_iter().map(|detail| self.cedar_problem(detail)).collect()
     }
 
     fn unscoped(&self, policy: &Policy, offset: usize) -> Option<Problem> {

@@ -39,7 +39,7 @@ impl fmt::Display for Principal {
 }
 
 /// What the handshake has shown, for the conditions of policies. Everything is always present.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Context {
     /// `1.3`.
     pub tls_version: String,

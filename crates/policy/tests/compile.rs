@@ -1,0 +1,260 @@
+//! What is refused before it can decide anything, and what is said of it.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use countersign_policy::{
+    ConnectRequest, Context, Declared, Names, Policies, PolicySource, Principal, Problem, scope,
+};
+
+fn source(name: &str, text: &str) -> PolicySource {
+    PolicySource { name: name.parse().unwrap(), text: text.to_owned() }
+}
+
+fn shop() -> Declared {
+    let names = |names: [&str; 3]| names.iter().map(|name| name.parse().unwrap()).collect();
+    Declared {
+        workloads: names(["web", "orders", "payments"]),
+        services: names(["web", "orders", "payments"]),
+    }
+}
+
+const GOOD: &str = r#"permit (principal == Workload::"web", action == Action::"connect", resource == Service::"orders");"#;
+
+#[track_caller]
+fn problems(text: &str) -> Vec<Problem> {
+    Policies::compile(&[source("p", text)], Some(&shop())).err().unwrap_or_default()
+}
+
+#[track_caller]
+fn fine(text: &str) {
+    assert_eq!(problems(text), [], "{text}");
+}
+
+/// Refused with exactly one problem at this place whose message holds these words.
+#[track_caller]
+fn refused(text: &str, line: usize, column: usize, words: &str) {
+    let problems = problems(text);
+    let [problem] = problems.as_slice() else { panic!("{text}: {problems:#?}") };
+    assert_eq!((problem.line, problem.column), (line, column), "{problem}");
+    assert!(problem.message.contains(words), "{problem}");
+    assert_eq!(problem.policy.as_ref().unwrap().as_str(), "p");
+}
+
+fn when(condition: &str) -> String {
+    GOOD.replace(';', &format!("\nwhen {{ {condition} }};"))
+}
+
+#[test]
+fn scoped_policies_compile() {
+    fine(GOOD);
+    fine(&when(r#"context.tls_version == "1.3" && context.peer_age_seconds < 3600"#));
+    fine(&when(r#"context.group like "X25519*""#));
+    fine(r"forbid (principal, action, resource);");
+    fine(
+        r#"@unscoped("health checks come from everywhere") permit (principal, action, resource == Service::"web");"#,
+    );
+    fine(
+        r#"permit (principal is Workload in Workload::"web", action in [Action::"connect"], resource in Service::"orders");"#,
+    );
+}
+
+#[test]
+fn a_name_that_no_manifest_declares_is_an_error_wherever_it_stands() {
+    refused(&GOOD.replace("web", "wbe"), 1, 22, "did you mean `web`?");
+    refused(&GOOD.replace("orders", "billing"), 1, 80, "manifest of kind Service");
+    refused(&when(r#"principal == Workload::"wab""#), 2, 21, "no manifest declares");
+    refused(
+        &when(r#"[Workload::"web", Workload::"x"].contains(principal)"#),
+        2,
+        26,
+        "`Workload::\"x\"`",
+    );
+    refused(
+        &when(r#"if resource == Service::"z" then true else false"#),
+        2,
+        23,
+        "`Service::\"z\"`",
+    );
+    // A SPIFFE ID that some manifest gives to a workload would match nothing: its peers go by name.
+    refused(&GOOD.replace("web", "spiffe://shop.example/web"), 1, 22, "no manifest declares");
+}
+
+#[test]
+fn names_with_metacharacters_are_refused_also_where_no_names_are_declared() {
+    for name in [
+        "*",
+        "web*",
+        "we?b",
+        "a/b",
+        "..",
+        "%2f",
+        "a,b",
+        "",
+        " web",
+        "WEB",
+        "we\\\"b",
+        "\\0",
+        "spiffe://x/*",
+        "SPIFFE://x/y",
+        "spiffe://X/y",
+        "spiffe://x/y/",
+    ] {
+        let text = GOOD.replace("web", name);
+        let problems = Policies::compile(&[source("p", &text)], None).unwrap_err();
+        let told = problems.iter().any(|problem| problem.message.contains("can match nothing"));
+        assert!(told, "{name}: {problems:#?}");
+        assert!(scope(&text).is_err());
+    }
+    let foreign = GOOD.replace("web", "spiffe://other.example/web");
+    assert!(Policies::compile(&[source("p", &foreign)], None).is_ok());
+    let service = GOOD.replace("orders", "spiffe://other.example/web");
+    assert!(Policies::compile(&[source("p", &service)], None).is_err());
+}
+
+#[test]
+fn an_unscoped_permit_needs_a_reason() {
+    let any = "permit (principal, action, resource);";
+    refused(any, 1, 1, "any workload to any service");
+    refused(&format!("{GOOD}\n  {any}"), 2, 3, "`@unscoped(");
+    refused(&format!("@unscoped(\" \") {any}"), 1, 1, "needs a reason");
+    refused(&format!("@unscoped {any}"), 1, 1, "needs a reason");
+    refused(
+        r#"permit (principal is Workload, action, resource == Service::"web");"#,
+        1,
+        1,
+        "permits any workload;",
+    );
+    refused(
+        r#"permit (principal == Workload::"web", action, resource is Service);"#,
+        1,
+        1,
+        "any service",
+    );
+    // A condition is no scope: it may be wrong in ways that a scope cannot.
+    refused(
+        r#"permit (principal, action, resource == Service::"web") when { principal == Workload::"web" };"#,
+        1,
+        1,
+        "any workload",
+    );
+}
+
+#[test]
+fn unknown_types_actions_and_attributes_are_refused() {
+    refused(&GOOD.replace("Workload", "User"), 1, 22, "User");
+    refused(&GOOD.replace("connect", "write"), 1, 49, "write");
+    refused(&when("context.peer_age > 5"), 2, 8, "peer_age");
+    refused(&when(r#"context.group == 5"#), 2, 8, "");
+    refused(&when("principal.owner"), 2, 8, "owner");
+    refused(&when("context.peer_age_seconds"), 2, 8, "");
+}
+
+#[test]
+fn a_policy_that_can_never_apply_is_a_mistake() {
+    let swapped =
+        r#"permit (principal == Service::"web", action, resource == Workload::"orders");"#;
+    assert!(!problems(swapped).is_empty());
+    refused(&when("false"), 1, 1, "");
+}
+
+#[test]
+fn templates_are_refused() {
+    let text = r#"permit (principal == ?principal, action, resource == Service::"web");"#;
+    refused(&format!("{GOOD}\n{text}"), 2, 1, "template");
+}
+
+#[test]
+fn every_problem_of_every_text_is_told_at_once() {
+    let one = format!("permit (principal, action, resource);\n{}", GOOD.replace("web", "wbe"));
+    let two = GOOD.replace("orders", "oders");
+    let problems =
+        Policies::compile(&[source("one", &one), source("two", &two)], Some(&shop())).unwrap_err();
+    let places: Vec<_> = problems
+        .iter()
+        .map(|problem| (problem.policy.as_ref().unwrap().as_str(), problem.line))
+        .collect();
+    assert_eq!(places, [("one", 1), ("one", 2), ("two", 1)]);
+}
+
+#[test]
+fn what_does_not_parse_is_told_with_its_place() {
+    refused("", 1, 1, "no policy");
+    refused("// nothing", 1, 1, "no policy");
+    refused("permit (principal, action, resource)", 1, 37, "expected");
+    refused("\npermt (principal, action, resource);", 2, 1, "permt");
+    refused(&format!("{GOOD} \"open"), 1, 100, "closed properly");
+}
+
+#[test]
+fn two_policies_of_one_name_are_refused() {
+    let problems = Policies::compile(&[source("p", GOOD), source("p", GOOD)], None).unwrap_err();
+    assert!(problems[0].message.contains("two policies named `p`"), "{}", problems[0]);
+    refused(&format!("@id(\"a\") {GOOD} @id(\"a\") {GOOD}"), 1, 109, "two policies `p#a`");
+    refused(&format!("@id(\"a b\") {GOOD}"), 1, 1, "is not a name");
+}
+
+/// Bounds hold before Cedar recurses: nothing here may overflow a small stack, as a worker thread's is.
+#[test]
+fn hostile_texts_end_in_problems_also_on_a_small_stack() {
+    let nested = |open: &str, middle: &str, close: &str, times: usize| {
+        when(&format!("{}{middle}{}", open.repeat(times), close.repeat(times)))
+    };
+    let texts = [
+        nested("(", "true", ")", 20_000),
+        nested("[", "", "]", 20_000),
+        nested("{a:", "1", "}", 10_000),
+        nested("if true then ", "true", " else true", 2_000),
+        nested("if true then true else ", "true", "", 3_000),
+        nested("true || ", "true", "", 7_000),
+        nested("true && ", "true", "", 900),
+        nested("1 + ", "1", " == 1", 300),
+        nested("context", ".a", "", 900),
+        nested("!", "true", "", 1_900),
+        nested("-", "1", "", 1_900),
+        nested("(", "true", ")", 22),
+        "(".repeat(65_000),
+        "\"".repeat(65_000),
+        "permit".repeat(10_000),
+        "@a".repeat(30_000),
+        "x".repeat(65 * 1024),
+        ";".repeat(60_000),
+        "permit(principal,action,resource);".repeat(1_900),
+    ];
+    let work = move || {
+        for text in &texts {
+            let start: String = text.chars().take(150).collect();
+            let Ok(policies) = Policies::compile(&[source("p", text)], None) else { continue };
+            assert_eq!(policies.count(), 1, "{start}");
+            let request = ConnectRequest {
+                principal: &Principal::Named("web".parse().unwrap()),
+                service: "orders",
+                context: &Context {
+                    tls_version: String::new(),
+                    group: String::new(),
+                    peer_age_seconds: 1,
+                },
+            };
+            // Deep ones may be more than this stack takes, which denies.
+            policies.decide(&request);
+        }
+    };
+    std::thread::Builder::new().stack_size(1 << 19).spawn(work).unwrap().join().unwrap();
+}
+
+#[test]
+fn the_scope_tells_what_a_policy_can_apply_to_and_whom_it_names() {
+    let text = format!(
+        "{GOOD}\n@unscoped(\"x\") permit (principal, action, resource == Service::\"web\") \
+         when {{ principal != Workload::\"payments\" }}; forbid (principal, action, resource);"
+    );
+    let scopes = scope(&text).unwrap();
+    assert_eq!(scopes.len(), 3);
+    assert_eq!(scopes[0].principals, Names::Only(vec!["web".to_owned()]));
+    assert_eq!(scopes[0].resources, Names::Only(vec!["orders".to_owned()]));
+    assert_eq!(scopes[1].principals, Names::Any);
+    assert!(scopes[1].workloads.contains("payments") && scopes[1].services.contains("web"));
+    assert!(scopes[2].principals.admits("anyone") && !scopes[0].resources.admits("web"));
+    let json = serde_json::to_value(&scopes).unwrap();
+    assert_eq!(json[0]["principals"], serde_json::json!({"only": ["web"]}));
+    assert_eq!(json[2]["resources"], "any");
+    assert_eq!(serde_json::from_value::<Vec<countersign_policy::Scope>>(json).unwrap(), scopes);
+}

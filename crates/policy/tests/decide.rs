@@ -1,0 +1,203 @@
+//! What is decided, by which policy, and what fails closed.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::time::{Duration, Instant};
+
+use countersign_identity::Code;
+use countersign_policy::{
+    ConnectRequest, Context, Decision, Policies, PolicySource, Principal, Verdict,
+};
+
+fn source(name: &str, text: &str) -> PolicySource {
+    PolicySource { name: name.parse().unwrap(), text: text.to_owned() }
+}
+
+fn compile(texts: &[(&str, &str)]) -> Policies {
+    let sources: Vec<_> = texts.iter().map(|(name, text)| source(name, text)).collect();
+    Policies::compile(&sources, None).unwrap()
+}
+
+fn context() -> Context {
+    Context {
+        tls_version: "1.3".to_owned(),
+        group: "X25519MLKEM768".to_owned(),
+        peer_age_seconds: 60,
+    }
+}
+
+fn named(name: &str) -> Principal {
+    Principal::Named(name.parse().unwrap())
+}
+
+fn id(text: &str) -> Principal {
+    Principal::Id(text.parse().unwrap())
+}
+
+fn ask(policies: &Policies, principal: &Principal, service: &str) -> Decision {
+    policies.decide(&ConnectRequest { principal, service, context: &context() })
+}
+
+#[track_caller]
+fn allowed(decision: &Decision, by: &[&str]) {
+    assert_eq!(decision.verdict, Verdict::Allow);
+    assert_eq!(decision.policies, by);
+}
+
+#[track_caller]
+fn denied(decision: &Decision, code: Code, by: &[&str]) {
+    assert_eq!(decision.verdict, Verdict::Deny(code));
+    assert_eq!(decision.policies, by);
+}
+
+const PERMIT: &str = r#"permit (principal == Workload::"web", action == Action::"connect", resource == Service::"orders");"#;
+
+#[test]
+fn without_a_policy_everything_is_denied() {
+    denied(&ask(&Policies::none(), &named("web"), "orders"), Code::PolicyDenied, &[]);
+    denied(&ask(&compile(&[]), &named("web"), "orders"), Code::PolicyDenied, &[]);
+}
+
+#[test]
+fn only_what_a_policy_names_is_allowed() {
+    let policies = compile(&[("shop", PERMIT)]);
+    allowed(&ask(&policies, &named("web"), "orders"), &["shop"]);
+    denied(&ask(&policies, &named("orders"), "orders"), Code::PolicyDenied, &[]);
+    denied(&ask(&policies, &named("web"), "payments"), Code::PolicyDenied, &[]);
+    for service in
+        ["", "order", "orders2", "ORDERS", "*", "orders\"", "orders\0", "Service::\"orders\""]
+    {
+        denied(&ask(&policies, &named("web"), service), Code::PolicyDenied, &[]);
+    }
+}
+
+#[test]
+fn a_spiffe_id_is_not_the_name_that_it_ends_in() {
+    let policies = compile(&[("shop", PERMIT)]);
+    for peer in ["spiffe://shop.example/web", "spiffe://web", "spiffe://web/web"] {
+        denied(&ask(&policies, &id(peer), "orders"), Code::PolicyDenied, &[]);
+    }
+    let by_id = compile(&[("shop", &PERMIT.replace("web", "spiffe://shop.example/web"))]);
+    allowed(&ask(&by_id, &id("spiffe://shop.example/web"), "orders"), &["shop"]);
+    denied(&ask(&by_id, &id("spiffe://shop.example/web/x"), "orders"), Code::PolicyDenied, &[]);
+    denied(&ask(&by_id, &id("spiffe://shop.example2/web"), "orders"), Code::PolicyDenied, &[]);
+    denied(&ask(&by_id, &named("web"), "orders"), Code::PolicyDenied, &[]);
+}
+
+#[test]
+fn decisions_name_the_policies_that_they_rest_on() {
+    let two = format!("{PERMIT} @id(\"second\") {PERMIT}");
+    let policies = compile(&[("a", &two), ("b", PERMIT)]);
+    allowed(&ask(&policies, &named("web"), "orders"), &["a#1", "a#second", "b"]);
+}
+
+#[test]
+fn a_forbid_wins_from_every_bucket() {
+    for forbid in [
+        "forbid (principal, action, resource);",
+        r#"forbid (principal == Workload::"web", action, resource);"#,
+        r#"forbid (principal, action, resource == Service::"orders");"#,
+        r#"forbid (principal == Workload::"web", action, resource == Service::"orders");"#,
+        r#"forbid (principal, action, resource) when { principal == Workload::"web" };"#,
+        r#"forbid (principal, action, resource) unless { context.tls_version == "1.4" };"#,
+    ] {
+        let policies = compile(&[("permit", PERMIT), ("forbid", forbid)]);
+        denied(&ask(&policies, &named("web"), "orders"), Code::PolicyDenied, &["forbid"]);
+    }
+}
+
+/// Cedar skips a policy whose evaluation fails, so a failing forbid would allow.
+#[test]
+fn a_policy_that_cannot_be_evaluated_denies() {
+    let overflow = "when { context.peer_age_seconds * 9223372036854775807 > 5 };";
+    for scope in [
+        "forbid (principal, action, resource)",
+        r#"forbid (principal, action, resource == Service::"orders")"#,
+        r#"@unscoped("x") permit (principal, action, resource)"#,
+    ] {
+        let policies = compile(&[("permit", PERMIT), ("broken", &format!("{scope} {overflow}"))]);
+        denied(&ask(&policies, &named("web"), "orders"), Code::PolicyError, &["broken"]);
+    }
+    // One that does not bear on the question does not matter.
+    let other = format!(r#"forbid (principal, action, resource == Service::"other") {overflow}"#);
+    let policies = compile(&[("permit", PERMIT), ("broken", &other)]);
+    allowed(&ask(&policies, &named("web"), "orders"), &["permit"]);
+}
+
+#[test]
+fn an_age_that_no_policy_could_read_denies() {
+    let policies = compile(&[("permit", PERMIT)]);
+    let old = Context { peer_age_seconds: u64::MAX, ..context() };
+    let request = ConnectRequest { principal: &named("web"), service: "orders", context: &old };
+    denied(&policies.decide(&request), Code::PolicyError, &[]);
+}
+
+#[test]
+fn conditions_read_the_handshake() {
+    let text = PERMIT.replace(
+        ';',
+        r#" when { context.group == "X25519MLKEM768" && context.peer_age_seconds <= 60 };"#,
+    );
+    let policies = compile(&[("p", &text)]);
+    let web = named("web");
+    let ask = |context: &Context| {
+        policies
+            .decide(&ConnectRequest { principal: &web, service: "orders", context })
+            .is_allowed()
+    };
+    assert!(ask(&context()));
+    assert!(!ask(&Context { peer_age_seconds: 61, ..context() }));
+    assert!(!ask(&Context { group: "X25519".to_owned(), ..context() }));
+    assert!(!ask(&Context { group: "X25519MLKEM768\" || true || \"".to_owned(), ..context() }));
+}
+
+#[test]
+fn an_allow_list_takes_exactly_its_ids() {
+    let policies = Policies::allow_ids(vec!["spiffe://shop.example/web".parse().unwrap()]);
+    allowed(&ask(&policies, &id("spiffe://shop.example/web"), "anything"), &["allow-list"]);
+    for peer in [
+        "spiffe://shop.example/web2",
+        "spiffe://shop.example",
+        "spiffe://shop.example/we",
+        "spiffe://other.example/web",
+    ] {
+        denied(&ask(&policies, &id(peer), "anything"), Code::PolicyDenied, &[]);
+    }
+    denied(&ask(&policies, &named("web"), "anything"), Code::PolicyDenied, &[]);
+    denied(
+        &ask(&Policies::allow_ids(Vec::new()), &id("spiffe://shop.example/web"), "x"),
+        Code::PolicyDenied,
+        &[],
+    );
+}
+
+#[test]
+fn names_of_every_other_alphabet_deny() {
+    let policies = compile(&[("shop", PERMIT)]);
+    for service in ["оrders", "orders\u{200b}", "ｏrders", "orders\u{301}"] {
+        denied(&ask(&policies, &named("web"), service), Code::PolicyDenied, &[]);
+    }
+}
+
+/// The bound of the design holds with room even without optimisation.
+#[test]
+fn thousands_of_policies_for_others_cost_a_decision_nothing() {
+    let sources: Vec<_> = (0..3_000)
+        .map(|n| {
+            source(
+                &format!("p{n}"),
+                &PERMIT
+                    .replace("web", &format!("w{n}"))
+                    .replace("orders", &format!("s{}", n % 100)),
+            )
+        })
+        .collect();
+    let policies = Policies::compile(&sources, None).unwrap();
+    assert_eq!(policies.count(), 3_000);
+    let peer = named("w1242");
+    let begin = Instant::now();
+    for _ in 0..200 {
+        allowed(&ask(&policies, &peer, "s42"), &["p1242"]);
+    }
+    let each = begin.elapsed() / 200;
+    assert!(each < Duration::from_micros(1500), "{each:?}");
+}

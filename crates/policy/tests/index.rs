@@ -1,0 +1,156 @@
+//! The index changes no decision: Cedar is asked about the whole set beside it.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::str::FromStr;
+
+use cedar_policy::{
+    Authorizer, Context as CedarContext, Decision as CedarDecision, Entities, EntityId,
+    EntityTypeName, EntityUid, PolicySet, Request, RestrictedExpression,
+};
+use countersign_identity::Code;
+use countersign_policy::{ConnectRequest, Context, Policies, PolicySource, Principal, Verdict};
+use proptest::prelude::*;
+
+const NAMES: [&str; 4] = ["web", "orders", "payments", "spiffe://other.example/web"];
+const SERVICES: [&str; 3] = ["web", "orders", "payments"];
+
+fn scope_of(
+    variable: &'static str,
+    kind: &'static str,
+    names: &'static [&'static str],
+) -> impl Strategy<Value = String> {
+    let name = prop::sample::select(names);
+    prop_oneof![
+        2 => Just(variable.to_owned()),
+        1 => Just(format!("{variable} is {kind}")),
+        4 => name.clone().prop_map(move |name| format!("{variable} == {kind}::\"{name}\"")),
+        1 => name.clone().prop_map(move |name| format!("{variable} in {kind}::\"{name}\"")),
+        1 => name.prop_map(move |name| format!("{variable} is {kind} in {kind}::\"{name}\"")),
+    ]
+}
+
+fn action() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(
+        &["action", "action == Action::\"connect\"", "action in [Action::\"connect\"]"][..],
+    )
+}
+
+fn condition() -> impl Strategy<Value = String> {
+    let term = prop_oneof![
+        prop::sample::select(&NAMES[..])
+            .prop_map(|name| format!("principal == Workload::\"{name}\"")),
+        prop::sample::select(&SERVICES[..])
+            .prop_map(|name| format!("resource != Service::\"{name}\"")),
+        (0_i64..100).prop_map(|age| format!("context.peer_age_seconds < {age}")),
+        // Errs from an age of 2 on.
+        Just("context.peer_age_seconds * 9223372036854775807 != 3".to_owned()),
+        prop::sample::select(&["1.2", "1.3"][..])
+            .prop_map(|text| format!("context.tls_version == \"{text}\"")),
+        prop::sample::select(&["X*", "*768", "secp*"][..])
+            .prop_map(|text| format!("context.group like \"{text}\"")),
+    ];
+    let term = term.boxed();
+    prop_oneof![
+        3 => Just(String::new()),
+        3 => term.clone().prop_map(|a| format!(" when {{ {a} }}")),
+        1 => term.clone().prop_map(|a| format!(" unless {{ {a} }}")),
+        2 => (term.clone(), term.clone()).prop_map(|(a, b)| format!(" when {{ {a} || {b} }}")),
+        2 => (term.clone(), term).prop_map(|(a, b)| format!(" when {{ {a} && {b} }}")),
+    ]
+}
+
+fn policy() -> impl Strategy<Value = String> {
+    let effect = prop_oneof![3 => Just("@unscoped(\"test\") permit"), 1 => Just("forbid")];
+    (
+        effect,
+        scope_of("principal", "Workload", &NAMES),
+        action(),
+        scope_of("resource", "Service", &SERVICES),
+        condition(),
+    )
+        .prop_map(|(effect, principal, action, resource, condition)| {
+            format!("{effect} ({principal}, {action}, {resource}){condition};")
+        })
+}
+
+fn uid(kind: &str, name: &str) -> EntityUid {
+    EntityUid::from_type_name_and_id(EntityTypeName::from_str(kind).unwrap(), EntityId::new(name))
+}
+
+/// What Cedar says of the whole set; an error denies.
+fn whole(text: &str, request: &ConnectRequest<'_>) -> Verdict {
+    let set = PolicySet::from_str(text).unwrap();
+    let string = |text: &str| RestrictedExpression::new_string(text.to_owned());
+    let age = i64::try_from(request.context.peer_age_seconds).unwrap();
+    let context = CedarContext::from_pairs([
+        ("tls_version".to_owned(), string(&request.context.tls_version)),
+        ("group".to_owned(), string(&request.context.group)),
+        ("peer_age_seconds".to_owned(), RestrictedExpression::new_long(age)),
+    ]);
+    let request = Request::new(
+        uid("Workload", request.principal.as_str()),
+        uid("Action", "connect"),
+        uid("Service", request.service),
+        context.unwrap(),
+        None,
+    );
+    let response = Authorizer::new().is_authorized(&request.unwrap(), &set, &Entities::empty());
+    if response.diagnostics().errors().next().is_some() {
+        return Verdict::Deny(Code::PolicyError);
+    }
+    match response.decision() {
+        CedarDecision::Allow => Verdict::Allow,
+        CedarDecision::Deny => Verdict::Deny(Code::PolicyDenied),
+    }
+}
+
+fn principal(name: &str) -> Principal {
+    name.parse().map_or_else(|_| Principal::Id(name.parse().unwrap()), Principal::Named)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(192))]
+
+    #[test]
+    fn indexed_decisions_are_those_of_the_whole_set(
+        texts in prop::collection::vec(policy(), 1..12),
+        age in prop_oneof![0_u64..3, 0_u64..100],
+        version in prop::sample::select(&["1.2", "1.3"][..]),
+    ) {
+        let text = texts.join("\n");
+        let source = PolicySource { name: "random".parse().unwrap(), text: text.clone() };
+        let policies = match Policies::compile(&[source], None) {
+            Ok(policies) => policies,
+            // Two conditions that exclude each other: a policy that never applies.
+            Err(problems) => {
+                prop_assert!(problems.iter().all(|p| p.message.contains("impossible")), "{problems:#?}");
+                return Ok(());
+            }
+        };
+        prop_assert_eq!(policies.count(), texts.len());
+        let context = Context { tls_version: version.to_owned(), group: "X25519MLKEM768".to_owned(), peer_age_seconds: age };
+        for name in NAMES.iter().chain(&["stranger"]) {
+            let principal = principal(name);
+            for service in SERVICES.iter().chain(&["stranger", ""]) {
+                let request = ConnectRequest { principal: &principal, service, context: &context };
+                prop_assert_eq!(policies.decide(&request).verdict, whole(&text, &request), "{} -> {}", name, service);
+            }
+        }
+    }
+
+    #[test]
+    fn no_text_makes_the_compiler_panic(text in "[ -~\\n]{0,200}") {
+        let source = PolicySource { name: "random".parse().unwrap(), text };
+        let _either = Policies::compile(&[source], None).is_ok();
+    }
+
+    #[test]
+    fn no_mutation_of_a_policy_makes_the_compiler_panic(text in policy(), at in 0_usize..200, with in "\\PC{0,3}") {
+        let mut text = text;
+        let mut at = at.min(text.len());
+        while !text.is_char_boundary(at) { at -= 1; }
+        text.insert_str(at, &with);
+        let source = PolicySource { name: "random".parse().unwrap(), text };
+        let _either = Policies::compile(&[source], None).is_ok();
+    }
+}
