@@ -1,0 +1,237 @@
+//! Bundles: whose signatures count, for each trust domain (SPIFFE Trust Domain and Bundle, section 4).
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use countersign_identity::{Code, TrustDomain};
+use serde_json::{Map, Value, json};
+
+use crate::chain::split;
+use crate::json::{self, BadJson};
+use crate::{BadCertificate, Certificate, algorithm, pem};
+
+/// The longest document that is read.
+const BUNDLE_BYTES_MAX: usize = 256 * 1024;
+/// How often to ask for a newer bundle, when it does not say (SPIFFE Federation, section 5).
+const REFRESH_HINT: Duration = Duration::from_secs(300);
+/// No hint of years may keep an old bundle in place.
+const REFRESH_HINT_MAX: Duration = Duration::from_secs(31 * 86_400);
+const USE_X509: &str = "x509-svid";
+const SEQUENCE: &str = "spiffe_sequence";
+const HINT: &str = "spiffe_refresh_hint";
+
+/// The authorities of one trust domain. The document itself does not say of which.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bundle {
+    /// The trust domain.
+    pub domain: TrustDomain,
+    /// Its roots.
+    pub authorities: Vec<Certificate>,
+    /// Grows with each change.
+    pub sequence: u64,
+    /// How long until a copy should be looked at again.
+    pub refresh_hint: Duration,
+}
+
+/// The bundles that a verifier trusts, one a trust domain. Anchors are never pooled.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bundles(HashMap<TrustDomain, Bundle>);
+
+/// Why a bundle is not taken. The one before it stays in force.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadBundle {
+    /// Over the bound.
+    #[error("a bundle of {bytes} bytes is over the limit of {BUNDLE_BYTES_MAX}")]
+    Long {
+        /// How many.
+        bytes: usize,
+    },
+    /// Not the JSON of a bundle.
+    #[error("the bundle does not parse: {0}")]
+    Malformed(String),
+    /// One of its certificates.
+    #[error("authority {position} of the bundle: {bad}")]
+    Certificate {
+        /// Which one, from 1.
+        position: usize,
+        /// What is wrong with it.
+        bad: BadCertificate,
+    },
+    /// A PEM text that is none.
+    #[error(transparent)]
+    Pem(#[from] pem::BadPem),
+    /// Two bundles for one trust domain.
+    #[error("there are two bundles for trust domain `{0}`")]
+    Twice(TrustDomain),
+}
+
+impl BadBundle {
+    /// The stable code.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Long { .. } => Code::TooLarge,
+            Self::Malformed(_) | Self::Certificate { .. } | Self::Pem(_) | Self::Twice(_) => {
+                Code::NotUnderstood
+            }
+        }
+    }
+}
+
+impl From<BadJson> for BadBundle {
+    fn from(bad: BadJson) -> Self {
+        Self::Malformed(bad.to_string())
+    }
+}
+
+impl Bundle {
+    /// A bundle of these authorities, with the usual refresh hint.
+    pub fn new(domain: TrustDomain, authorities: Vec<Certificate>, sequence: u64) -> Self {
+        Self { domain, authorities, sequence, refresh_hint: REFRESH_HINT }
+    }
+
+    /// Reads the JSON document of this trust domain.
+    ///
+    /// Entries of another use, or of an unknown kind of key, are passed over, as the standard asks. A
+    /// certificate that does not parse spoils the whole, so that no half of a bundle takes effect.
+    ///
+    /// # Errors
+    /// When it is over 256 KiB, names a member twice, or breaks the form.
+    pub fn parse_json(domain: TrustDomain, document: &[u8]) -> Result<Self, BadBundle> {
+        if BUNDLE_BYTES_MAX < document.len() {
+            return Err(BadBundle::Long { bytes: document.len() });
+        }
+        let malformed = |why: &str| BadBundle::Malformed(why.to_owned());
+        let Value::Object(members) = json::parse(document)? else {
+            return Err(malformed("a JSON object is expected"));
+        };
+        let Some(Value::Array(keys)) = members.get("keys") else {
+            return Err(malformed("`keys` is missing or not a list"));
+        };
+        let mut authorities = Vec::new();
+        for (position, key) in (1..).zip(keys) {
+            authorities.extend(authority(position, key)?);
+        }
+        let sequence = number(&members, SEQUENCE)?.unwrap_or(0);
+        let hint = number(&members, HINT)?.map_or(REFRESH_HINT, Duration::from_secs);
+        Ok(Self { domain, authorities, sequence, refresh_hint: hint.min(REFRESH_HINT_MAX) })
+    }
+
+    /// Reads a PEM text that holds the authorities and nothing else.
+    ///
+    /// # Errors
+    /// When it holds no certificate, something else, or a broken one.
+    pub fn from_pem(domain: TrustDomain, text: &str) -> Result<Self, BadBundle> {
+        let ders = pem::decode_certificates(text)?;
+        Ok(Self::new(domain, certificates(ders.iter().map(Vec::as_slice))?, 0))
+    }
+
+    /// Reads the authorities' DER, one after the other, as the Workload API gives them.
+    ///
+    /// # Errors
+    /// When one does not parse, or they are over 256 KiB.
+    pub fn from_concatenated(domain: TrustDomain, bytes: &[u8]) -> Result<Self, BadBundle> {
+        if BUNDLE_BYTES_MAX < bytes.len() {
+            return Err(BadBundle::Long { bytes: bytes.len() });
+        }
+        Ok(Self::new(domain, certificates(split(bytes))?, 0))
+    }
+
+    /// Writes the JSON document.
+    pub fn to_json(&self) -> String {
+        let keys: Vec<Value> = self.authorities.iter().map(jwk).collect();
+        json!({ "keys": keys, SEQUENCE: self.sequence, HINT: self.refresh_hint.as_secs() })
+            .to_string()
+    }
+
+    /// Writes the authorities as PEM.
+    pub fn to_pem(&self) -> String {
+        self.authorities.iter().map(|authority| pem::encode_certificate(authority.der())).collect()
+    }
+
+    /// The authorities' DER, one after the other, as the Workload API gives them.
+    pub fn authorities_der_concat(&self) -> Vec<u8> {
+        self.authorities.iter().flat_map(Certificate::der).copied().collect()
+    }
+}
+
+impl Bundles {
+    /// Takes the bundles that count from now on.
+    ///
+    /// # Errors
+    /// When two are of one trust domain.
+    pub fn new(bundles: Vec<Bundle>) -> Result<Self, BadBundle> {
+        let mut by_domain = HashMap::with_capacity(bundles.len());
+        for bundle in bundles {
+            if let Some(before) = by_domain.insert(bundle.domain.clone(), bundle) {
+                return Err(BadBundle::Twice(before.domain));
+            }
+        }
+        Ok(Self(by_domain))
+    }
+
+    /// Only this bundle.
+    pub fn of(bundle: Bundle) -> Self {
+        Self(HashMap::from([(bundle.domain.clone(), bundle)]))
+    }
+
+    /// The bundle of exactly this trust domain.
+    pub fn get(&self, domain: &TrustDomain) -> Option<&Bundle> {
+        self.0.get(domain)
+    }
+
+    /// All of them, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Bundle> {
+        self.0.values()
+    }
+}
+
+fn certificates<'a>(ders: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Certificate>, BadBundle> {
+    (1..)
+        .zip(ders)
+        .map(|(position, der)| {
+            Certificate::parse(der).map_err(|bad| BadBundle::Certificate { position, bad })
+        })
+        .collect()
+}
+
+fn number(members: &Map<String, Value>, name: &str) -> Result<Option<u64>, BadBundle> {
+    match members.get(name) {
+        None => Ok(None),
+        Some(value) => match value.as_u64() {
+            Some(number) => Ok(Some(number)),
+            None => Err(BadBundle::Malformed(format!("`{name}` is not a whole number from 0"))),
+        },
+    }
+}
+
+/// The certificate of one entry; `None` for an entry that is to be passed over (section 4.2).
+fn authority(position: usize, key: &Value) -> Result<Option<Certificate>, BadBundle> {
+    let malformed = |why: &str| BadBundle::Malformed(format!("key {position}: {why}"));
+    let Value::Object(key) = key else { return Err(malformed("a JSON object is expected")) };
+    let text = |name: &str| key.get(name).and_then(Value::as_str);
+    if text("use") != Some(USE_X509) || !matches!(text("kty"), Some("EC" | "RSA" | "OKP")) {
+        return Ok(None);
+    }
+    if key.contains_key("kid") {
+        return Err(malformed("an entry for `x509-svid` has a `kid`, which it must not"));
+    }
+    // Only the first value counts, and an entry without any is passed over (X.509-SVID, 6.2).
+    let first = match key.get("x5c") {
+        None => return Ok(None),
+        Some(Value::Array(values)) => values.first(),
+        Some(_) => return Err(malformed("`x5c` is not a list")),
+    };
+    let Some(first) = first else { return Ok(None) };
+    let der = first.as_str().and_then(|text| STANDARD.decode(text).ok());
+    let der = der.ok_or_else(|| malformed("`x5c` does not hold base64"))?;
+    Certificate::parse(&der).map(Some).map_err(|bad| BadBundle::Certificate { position, bad })
+}
+
+fn jwk(authority: &Certificate) -> Value {
+    let mut members = algorithm::jwk_members(authority.spki());
+    members.insert("use".to_owned(), USE_X509.into());
+    members.insert("x5c".to_owned(), json!([STANDARD.encode(authority.der())]));
+    Value::Object(members)
+}

@@ -1,0 +1,222 @@
+//! Whether a chain that a peer shows proves a SPIFFE ID (SPIFFE X.509-SVID, section 5; RFC 5280, section 6).
+
+use std::time::Duration;
+
+use countersign_identity::{Code, KeyId, SpiffeId, Timestamp};
+
+use crate::algorithm::VerifyingKey;
+use crate::chain::CHAIN_CERTIFICATES_MAX;
+use crate::extension::Purpose;
+use crate::path::Search;
+use crate::{Bundle, Bundles, Certificate, Provenance, Refused};
+
+/// On which side of the connection the presenter of a chain stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// It dialled.
+    Client,
+    /// It was dialled.
+    Server,
+}
+
+impl Role {
+    pub(crate) const fn purpose(self) -> Purpose {
+        match self {
+            Self::Client => Purpose::ClientAuth,
+            Self::Server => Purpose::ServerAuth,
+        }
+    }
+}
+
+/// A peer whose chain was verified. Nothing else makes one.
+///
+/// It is true of the moment and the bundles it was made with; [`expires`](Self::expires) is when it
+/// ends at the latest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// Who it is.
+    pub id: SpiffeId,
+    /// The certificate that was verified.
+    pub leaf: Certificate,
+    /// The earliest end of any certificate on the path, the root's included.
+    pub expires: Timestamp,
+    /// The leaf's key.
+    pub key: KeyId,
+    /// The key that signed the leaf.
+    pub issuer: KeyId,
+    /// The root's key.
+    pub anchor: KeyId,
+    proof: Proof,
+}
+
+/// Keeps the struct from being made elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Proof;
+
+impl Verified {
+    /// Claims that this path was verified. Only [`verify`] may.
+    fn assertion(id: SpiffeId, path: &[Certificate], anchor: &Certificate) -> Option<Self> {
+        let leaf = path.first()?;
+        let ends = path.iter().map(|certificate| certificate.validity().not_after);
+        Some(Self {
+            id,
+            leaf: leaf.clone(),
+            expires: ends.fold(anchor.validity().not_after, Timestamp::min),
+            key: leaf.key_id(),
+            issuer: path.get(1).unwrap_or(anchor).key_id(),
+            anchor: anchor.key_id(),
+            proof: Proof,
+        })
+    }
+
+    /// The leaf's serial number without leading zeros.
+    pub fn serial_bytes(&self) -> &[u8] {
+        self.leaf.serial_bytes()
+    }
+
+    /// Under which revision it was issued and for which node, when it is one of ours.
+    pub fn provenance(&self) -> Option<Provenance> {
+        self.leaf.provenance()
+    }
+}
+
+/// Verifies a chain, the leaf first, at the moment `now`, against the bundle of the leaf's own trust
+/// domain and no other.
+///
+/// Further certificates may come in any order, and some may be of no use. Revocation, policy and
+/// proof of possession are the caller's.
+///
+/// # Errors
+/// With the rule that is broken.
+pub fn verify(
+    chain: &[&[u8]],
+    bundles: &Bundles,
+    role: Role,
+    now: Timestamp,
+) -> Result<Verified, Refused> {
+    let (leaf, others) = parse(chain)?;
+    let id = check_svid(&leaf)?;
+    check_purpose(&leaf, role)?;
+    let bundle = bundles.get(id.trust_domain()).ok_or_else(|| {
+        let why = format!("there is no bundle for trust domain `{}`", id.trust_domain());
+        Refused::new(Code::UnknownTrustDomain, why)
+    })?;
+    let mut search = Search::new(bundle, &others, role, now);
+    let (path, anchor) = search.run(&leaf)?;
+    Verified::assertion(id, &path, &anchor)
+        .ok_or_else(|| Refused::new(Code::NoCertificate, "the path is empty"))
+}
+
+/// Checks one SVID's own rules, without asking who signed it or when it is valid.
+///
+/// # Errors
+/// With the rule that is broken.
+pub fn check_leaf(der: &[u8]) -> Result<SpiffeId, Refused> {
+    let leaf = Certificate::parse(der)?;
+    let id = check_svid(&leaf)?;
+    // An issuer includes both purposes or none (X.509-SVID, 4.4); a verifier asks for its own only.
+    check_purpose(&leaf, Role::Server)?;
+    check_purpose(&leaf, Role::Client)?;
+    Ok(id)
+}
+
+/// Verifies the first chain that a joining agent sees: among it must be the root whose key has this
+/// id, and only that root is trusted. Gives the bundle to go on with.
+///
+/// # Errors
+/// With the rule that is broken; [`Code::UnknownIssuer`] when no certificate in it has the pinned key.
+pub fn verify_pinned(
+    chain: &[&[u8]],
+    pin: KeyId,
+    role: Role,
+    now: Timestamp,
+) -> Result<(Verified, Bundle), Refused> {
+    let (leaf, others) = parse(chain)?;
+    let root =
+        others.into_iter().find(|certificate| certificate.key_id() == pin).ok_or_else(|| {
+            Refused::new(
+                Code::UnknownIssuer,
+                format!("no certificate shown has the pinned key `{pin}`"),
+            )
+        })?;
+    // The pin names a key. That the key's holder wrote this certificate shows only in its signature.
+    VerifyingKey::from_spki(root.spki())
+        .ok()
+        .and_then(|key| root.check_signed_by(&key).ok())
+        .ok_or_else(|| {
+            Refused::new(Code::BadSignature, "the pinned root is not signed by its own key")
+        })?;
+    let bundle = Bundle {
+        domain: leaf.spiffe_id()?.trust_domain().clone(),
+        authorities: vec![root],
+        sequence: 0,
+        refresh_hint: Duration::from_secs(300),
+    };
+    let bundles = Bundles::of(bundle.clone());
+    Ok((verify(chain, &bundles, role, now)?, bundle))
+}
+
+fn parse(chain: &[&[u8]]) -> Result<(Certificate, Vec<Certificate>), Refused> {
+    let Some((leaf, others)) = chain.split_first() else {
+        return Err(Refused::new(Code::NoCertificate, "no certificate was shown"));
+    };
+    if CHAIN_CERTIFICATES_MAX < chain.len() {
+        let why = format!(
+            "{} certificates were shown, over the limit of {CHAIN_CERTIFICATES_MAX}",
+            chain.len()
+        );
+        return Err(Refused::new(Code::TooManyCertificates, why));
+    }
+    let others: Result<Vec<_>, _> = others.iter().map(|der| Certificate::parse(der)).collect();
+    Ok((Certificate::parse(leaf)?, others?))
+}
+
+/// The rules of a leaf (X.509-SVID, sections 2 to 4).
+fn check_svid(leaf: &Certificate) -> Result<SpiffeId, Refused> {
+    let id = leaf.spiffe_id()?;
+    let extensions = leaf.extensions();
+    if extensions.basic.is_some_and(|basic| basic.authority) {
+        return Err(Refused::new(Code::LeafIsAuthority, "the leaf is a certificate authority"));
+    }
+    let Some(usage) = extensions.key_usage else {
+        return Err(Refused::new(Code::BadKeyUsage, "the leaf has no key usage"));
+    };
+    if usage.cert_sign() || usage.crl_sign() {
+        let why = "the leaf may sign certificates or revocation lists";
+        return Err(Refused::new(Code::LeafIsAuthority, why));
+    }
+    if !usage.critical {
+        return Err(Refused::new(Code::BadKeyUsage, "the leaf's key usage is not critical"));
+    }
+    if !usage.digital_signature() {
+        let why = "the leaf's key usage does not allow digital signatures";
+        return Err(Refused::new(Code::BadKeyUsage, why));
+    }
+    if let Some(id) = &extensions.unknown_critical {
+        let why = format!("the leaf has a critical extension `{id}`, which is not understood");
+        return Err(Refused::new(Code::BadExtension, why));
+    }
+    if extensions.constraints.is_some() || leaf.path_length().is_some() {
+        let why = "the leaf has a constraint that only authorities may have";
+        return Err(Refused::new(Code::BadExtension, why));
+    }
+    let critical_names = extensions.alt_names.as_ref().is_some_and(|names| names.critical);
+    if leaf.has_empty_subject() && !critical_names {
+        let why = "the leaf has no subject, and its alternative names are not critical";
+        return Err(Refused::new(Code::BadExtension, why));
+    }
+    VerifyingKey::from_spki(leaf.spki()).map_err(|bad| crate::path::refused_key("leaf", &bad))?;
+    Ok(id)
+}
+
+fn check_purpose(leaf: &Certificate, role: Role) -> Result<(), Refused> {
+    let Some(purposes) = &leaf.extensions().purposes else { return Ok(()) };
+    if purposes.contains(&role.purpose()) {
+        return Ok(());
+    }
+    let why = match role {
+        Role::Client => "the leaf's extended key usage does not allow to be a client",
+        Role::Server => "the leaf's extended key usage does not allow to be a server",
+    };
+    Err(Refused::new(Code::BadExtendedKeyUsage, why))
+}
