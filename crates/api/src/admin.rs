@@ -1,0 +1,19 @@
+//! What operators ask of a server over its admin socket: HTTP and JSON.
+
+mod client;
+mod problem;
+mod requests;
+mod status;
+
+pub use self::client::{AdminClient, AdminError};
+pub use self::problem::{BadProblem, ProblemDetails};
+pub use self::requests::{
+    Action, AppliedChange, ApplyRequest, ApplyResponse, BadFingerprint, CreateTokenRequest,
+    CreateTokenResponse, EventView, EventsResponse, Handshake, HandshakeDirection,
+    HandshakesResponse, LIST_MAX, NodeView, NodesResponse, ResourceView, ResourcesResponse,
+    TOKEN_TTL, TrustFingerprint,
+};
+pub use self::status::{
+    CredentialView, LogView, NodeStatus, OutageBudget, PointStatus, ProcessView, ServerStatus,
+    Status, WorkloadStatus,
+};

@@ -1,0 +1,305 @@
+//! A small client over the admin socket.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use countersign_identity::{Code, Name, NodeId};
+
+use super::{
+    ApplyRequest, ApplyResponse, CreateTokenRequest, CreateTokenResponse, EventsResponse,
+    HandshakesResponse, NodesResponse, ProblemDetails, ResourcesResponse, Status,
+};
+use crate::resource::Kind;
+
+/// The largest answer that is read.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How long an answer may take. `apply` of a large domain compiles its policies.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Speaks to one server over its admin socket. Each request is a connection of its own.
+#[derive(Clone, Debug)]
+pub struct AdminClient {
+    socket: PathBuf,
+}
+
+/// Why there is no answer, or it is a refusal.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// Nobody listens there.
+    #[error(
+        "no server answers at `unix://{path}`: {source}; is it running? `--data DIR`, `--admin unix:///…` or `COUNTERSIGN_ADMIN` say where it is", path = .path.display()
+    )]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The socket admits root and the owner of the data directory only.
+    #[error(
+        "this user may not use the admin socket `unix://{path}`: run as its owner or as root", path = .path.display()
+    )]
+    NotAdmitted {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The connection broke, or what came back is not HTTP.
+    #[error("the server at `unix://{path}` broke the connection: {source}", path = .path.display())]
+    Broken {
+        /// The socket.
+        path: PathBuf,
+        /// What happened.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It took too long.
+    #[error("the server at `unix://{path}` did not answer within {} s", ANSWER_TIMEOUT.as_secs(), path = .path.display())]
+    TimedOut {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The answer is not what this version understands.
+    #[error(
+        "the answer of the server to `{request}` is not understood: {why}; are both of one version?"
+    )]
+    NotUnderstood {
+        /// What was asked.
+        request: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The server says no.
+    #[error("{}", .0.detail)]
+    Refused(Box<ProblemDetails>),
+}
+
+impl AdminError {
+    /// The code.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Unreachable { .. } | Self::Broken { .. } => Code::Unavailable,
+            Self::NotAdmitted { .. } => Code::Forbidden,
+            Self::TimedOut { .. } => Code::TimedOut,
+            Self::NotUnderstood { .. } => Code::Internal,
+            Self::Refused(problem) => problem.code,
+        }
+    }
+}
+
+impl AdminClient {
+    /// For the server whose admin socket is here. Nothing is connected yet.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into() }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Whether the server is ready; when it is not, the refusal says why.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub async fn ready(&self) -> Result<(), AdminError> {
+        self.ask(Method::GET, "/ready", None).await.map(drop)
+    }
+
+    /// Who is alive.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn status(&self) -> Result<Status, AdminError> {
+        self.get("/v1/status").await
+    }
+
+    /// The latest handshakes, newest first; only those after this index.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn handshakes(
+        &self,
+        limit: usize,
+        after: Option<u64>,
+    ) -> Result<HandshakesResponse, AdminError> {
+        let after = after.map(|after| format!("&after={after}")).unwrap_or_default();
+        self.get(&format!("/v1/handshakes?limit={limit}{after}")).await
+    }
+
+    /// A page of events, oldest first; only those after this index.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn events(
+        &self,
+        limit: usize,
+        after: Option<u64>,
+    ) -> Result<EventsResponse, AdminError> {
+        let after = after.map(|after| format!("&after={after}")).unwrap_or_default();
+        self.get(&format!("/v1/events?limit={limit}{after}")).await
+    }
+
+    /// The resources in force.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn resources(&self) -> Result<ResourcesResponse, AdminError> {
+        self.get("/v1/resources").await
+    }
+
+    /// The trust bundle, as SPIFFE writes it.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn bundle(&self) -> Result<Bytes, AdminError> {
+        self.ask(Method::GET, "/v1/bundle", None).await
+    }
+
+    /// A page of the registered nodes.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn nodes(&self, after: Option<NodeId>) -> Result<NodesResponse, AdminError> {
+        let after = after.map(|after| format!("?after={after}")).unwrap_or_default();
+        self.get(&format!("/v1/nodes{after}")).await
+    }
+
+    /// Makes a set of resources the desired state.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses; nothing is half-applied.
+    pub async fn apply(&self, request: &ApplyRequest) -> Result<ApplyResponse, AdminError> {
+        self.post("/v1/apply", request).await
+    }
+
+    /// Makes a join token.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn create_token(
+        &self,
+        request: &CreateTokenRequest,
+    ) -> Result<CreateTokenResponse, AdminError> {
+        self.post("/v1/join-tokens", request).await
+    }
+
+    /// Removes a node, which can never renew again.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn remove_node(&self, node: NodeId) -> Result<(), AdminError> {
+        self.ask(Method::DELETE, &format!("/v1/nodes/{node}"), None).await.map(drop)
+    }
+
+    /// Removes a resource.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn remove_resource(
+        &self,
+        kind: Kind,
+        name: &Name,
+    ) -> Result<ApplyResponse, AdminError> {
+        let path = format!("/v1/resources/{kind}/{name}");
+        let answer = self.ask(Method::DELETE, &path, None).await?;
+        understand(&path, &answer)
+    }
+
+    /// The JSON of any `GET`, as it came.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AdminError> {
+        let answer = self.ask(Method::GET, path, None).await?;
+        understand(path, &answer)
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, AdminError> {
+        let body =
+            serde_json::to_vec(body).map_err(|error| not_understood(path, error.to_string()))?;
+        let answer = self.ask(Method::POST, path, Some(body)).await?;
+        understand(path, &answer)
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<Bytes, AdminError> {
+        tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(method, path, body))
+            .await
+            .map_err(|_elapsed| AdminError::TimedOut { path: self.socket.clone() })?
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<Bytes, AdminError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|source| {
+            let path = self.socket.clone();
+            match source.kind() {
+                std::io::ErrorKind::PermissionDenied => AdminError::NotAdmitted { path },
+                _ => AdminError::Unreachable { path, source },
+            }
+        })?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.broken(error))?;
+        let mut request = Request::builder().method(method).uri(path).header("host", "localhost");
+        if body.is_some() {
+            request = request.header("content-type", "application/json");
+        }
+        let request = request
+            .body(Full::new(Bytes::from(body.unwrap_or_default())))
+            .map_err(|error| not_understood(path, error.to_string()))?;
+        // The connection makes progress only while it is polled, and ends with the answer.
+        let (response, _connection) = tokio::join!(
+            async move {
+                let response = sender.send_request(request).await?;
+                let (parts, body) = response.into_parts();
+                Ok::<_, hyper::Error>((parts, Limited::new(body, ANSWER_BYTES_MAX).collect().await))
+            },
+            connection,
+        );
+        let (parts, collected) = response.map_err(|error| self.broken(error))?;
+        let answer = collected.map_err(|error| self.broken(error))?.to_bytes();
+        refuse(path, parts.status, &answer)?;
+        Ok(answer)
+    }
+
+    fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> AdminError {
+        AdminError::Broken { path: self.socket.clone(), source: source.into() }
+    }
+}
+
+fn refuse(request: &str, status: StatusCode, answer: &[u8]) -> Result<(), AdminError> {
+    if status.is_success() {
+        return Ok(());
+    }
+    match ProblemDetails::decode(answer) {
+        Ok(problem) => Err(AdminError::Refused(Box::new(problem))),
+        Err(bad) => Err(not_understood(request, format!("HTTP status {status}; {bad}"))),
+    }
+}
+
+fn understand<T: DeserializeOwned>(request: &str, answer: &[u8]) -> Result<T, AdminError> {
+    serde_json::from_slice(answer).map_err(|error| not_understood(request, error.to_string()))
+}
+
+fn not_understood(request: &str, why: String) -> AdminError {
+    AdminError::NotUnderstood { request: request.to_owned(), why }
+}

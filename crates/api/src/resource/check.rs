@@ -1,0 +1,278 @@
+//! What must hold between resources, once each is right in itself.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+
+use countersign_identity::{Lifetime, Name, SpiffeId, TrustDomain};
+
+use super::address::{ListenAddress, Local};
+use super::problem::Problem;
+use super::{Kind, Resource, ServiceSpec, Spec, TrustDomainSpec, WorkloadSpec};
+
+/// The resources by name, and the trust domain that they are for.
+#[derive(Debug)]
+pub struct Declaration<'a> {
+    /// The trust domain.
+    pub domain: TrustDomain,
+    /// Its settings; those that nobody declared have their defaults.
+    pub settings: TrustDomainSpec,
+    /// The workloads.
+    pub workloads: BTreeMap<&'a Name, &'a WorkloadSpec>,
+    /// The services.
+    pub services: BTreeMap<&'a Name, &'a ServiceSpec>,
+}
+
+/// Checks the whole set of resources that a trust domain would hold; no problem means that it may be applied,
+/// as far as this crate knows: whether policies compile, the crate `policy` says.
+///
+/// # Errors
+/// With every problem.
+pub fn check<'a>(
+    resources: &'a [Resource],
+    domain: Option<&TrustDomain>,
+) -> Result<Declaration<'a>, Vec<Problem>> {
+    let mut problems = Vec::new();
+    repeated_names(resources, &mut problems);
+    let settings = settings(resources, domain, &mut problems);
+    let mut workloads = BTreeMap::new();
+    let mut services = BTreeMap::new();
+    for resource in resources {
+        match &resource.spec {
+            Spec::Workload(spec) => drop(workloads.insert(&resource.name, spec)),
+            Spec::Service(spec) => drop(services.insert(&resource.name, spec)),
+            Spec::TrustDomain(_) | Spec::Policy(_) => {}
+        }
+    }
+    match settings {
+        Some(settings) => {
+            check_workloads(&workloads, &settings, &mut problems);
+            check_services(&workloads, &services, &mut problems);
+            if problems.is_empty() {
+                let domain = settings.trust_domain.clone();
+                return Ok(Declaration { domain, settings, workloads, services });
+            }
+        }
+        None => check_services(&workloads, &services, &mut problems),
+    }
+    Err(problems)
+}
+
+fn about(kind: Kind, name: &Name, field: &str, message: String) -> Problem {
+    Problem::about(format!("{kind}/{name}"), field, message)
+}
+
+fn repeated_names(resources: &[Resource], problems: &mut Vec<Problem>) {
+    let mut seen = HashMap::new();
+    for resource in resources {
+        let count = seen.entry((resource.kind(), &resource.name)).or_insert(0_usize);
+        *count += 1;
+        if *count == 2 {
+            let message = format!(
+                "there are several resources `{}`: rename or remove all but one",
+                resource.label()
+            );
+            problems.push(about(resource.kind(), &resource.name, "metadata.name", message));
+        }
+    }
+}
+
+/// The settings in force; `None`, with a problem, when the trust domain is not known.
+fn settings(
+    resources: &[Resource],
+    domain: Option<&TrustDomain>,
+    problems: &mut Vec<Problem>,
+) -> Option<TrustDomainSpec> {
+    let mut declared = None;
+    for resource in resources {
+        let Spec::TrustDomain(spec) = &resource.spec else { continue };
+        if declared.is_some() {
+            let message = "there is a second `TrustDomain`: keep one of the two".to_owned();
+            problems.push(about(Kind::TrustDomain, &resource.name, "", message));
+            continue;
+        }
+        if let Some(domain) = domain
+            && *domain != spec.trust_domain
+        {
+            let message = format!(
+                "`{}` is not this trust domain, which is `{domain}` and can never change: write `{domain}`",
+                spec.trust_domain
+            );
+            problems.push(about(Kind::TrustDomain, &resource.name, "spec.trustDomain", message));
+        }
+        declared = Some(spec.clone());
+    }
+    let settings = declared.or_else(|| domain.map(|domain| TrustDomainSpec::of(domain.clone())));
+    if settings.is_none() {
+        let message = "no manifest of kind `TrustDomain` says which trust domain this is: add one with `spec: {trustDomain: …}`";
+        problems.push(Problem::about("", "", message));
+    }
+    settings
+}
+
+fn check_workloads(
+    workloads: &BTreeMap<&Name, &WorkloadSpec>,
+    settings: &TrustDomainSpec,
+    problems: &mut Vec<Problem>,
+) {
+    let domain = &settings.trust_domain;
+    let mut owners: HashMap<SpiffeId, &Name> = HashMap::new();
+    for (name, spec) in workloads {
+        let id = spec.spiffe_id_in(name, domain);
+        let mut bad =
+            |field: &str, message| problems.push(about(Kind::Workload, name, field, message));
+        if id.trust_domain() != domain {
+            let message = format!(
+                "`{id}` is outside trust domain `{domain}`: write `spiffe://{domain}{}`",
+                id.path()
+            );
+            bad("spec.spiffeId", message);
+        }
+        if id.is_reserved() {
+            let message = format!(
+                "`{id}` lies under `/countersign`, which belongs to servers and agents: choose another path"
+            );
+            bad("spec.spiffeId", message);
+        }
+        if let Some(other) = owners.get(&id) {
+            let message = format!(
+                "`{id}` is also the SPIFFE ID of workload `{other}`: give each workload its own"
+            );
+            bad("spec.spiffeId", message);
+        }
+        if let Some(message) = over_limit(spec.lifetime, settings.lifetime_max) {
+            bad("spec.lifetime", message);
+        }
+        owners.entry(id).or_insert(name);
+    }
+}
+
+fn over_limit(lifetime: Option<Lifetime>, max: Lifetime) -> Option<String> {
+    let lifetime = lifetime.filter(|lifetime| max < *lifetime)?;
+    Some(format!(
+        "`{lifetime}` is over `lifetimeMax` of the trust domain, which is `{max}`: lower it, or raise the limit"
+    ))
+}
+
+fn check_services(
+    workloads: &BTreeMap<&Name, &WorkloadSpec>,
+    services: &BTreeMap<&Name, &ServiceSpec>,
+    problems: &mut Vec<Problem>,
+) {
+    let mut doors = Doors::default();
+    for (name, spec) in services {
+        let mut bad =
+            |field: &str, message| problems.push(about(Kind::Service, name, field, message));
+        if !workloads.contains_key(&spec.workload) {
+            bad("spec.workload", undeclared(Kind::Workload, &spec.workload, workloads.keys()));
+        }
+        for (index, upstream) in spec.upstreams.iter().enumerate() {
+            let field = format!("spec.upstreams[{index}].service");
+            match services.get(&upstream.service) {
+                None => bad(&field, undeclared(Kind::Service, &upstream.service, services.keys())),
+                Some(called)
+                    if called.listen.is_none()
+                        && upstream.addresses.is_empty()
+                        && called.addresses.is_empty() =>
+                {
+                    let message = format!(
+                        "service `{}` has no door: give it `listen`, or `addresses`, or give this upstream `addresses`",
+                        upstream.service
+                    );
+                    bad(&field, message);
+                }
+                Some(_) => {}
+            }
+        }
+        doors.claim_all(name, spec, problems);
+    }
+    // Several services may lead to one program, so its own socket clashes with doors only.
+    for (name, spec) in services {
+        if let Some(Local::Tcp(address)) = &spec.forward {
+            doors.check_port("spec.forward", name, address.socket_addr(), problems);
+        }
+    }
+}
+
+fn undeclared<'a>(kind: Kind, name: &Name, declared: impl Iterator<Item = &'a &'a Name>) -> String {
+    let word = kind.as_str().to_lowercase();
+    let names: Vec<_> = declared.take(10).map(|name| format!("`{name}`")).collect();
+    if names.is_empty() {
+        return format!("no manifest declares {word} `{name}`: declare it");
+    }
+    format!("no manifest declares {word} `{name}`: declare it, or name one of {}", names.join(", "))
+}
+
+/// The fixed addresses and sockets that services claim.
+#[derive(Default)]
+struct Doors<'a> {
+    ports: Vec<(SocketAddr, &'a Name)>,
+    sockets: HashMap<&'a std::path::Path, &'a Name>,
+}
+
+impl<'a> Doors<'a> {
+    fn claim_all(&mut self, name: &'a Name, spec: &'a ServiceSpec, problems: &mut Vec<Problem>) {
+        if let Some(ListenAddress(address)) = spec.listen {
+            self.claim_port("spec.listen", name, address, problems);
+        }
+        for (index, upstream) in spec.upstreams.iter().enumerate() {
+            let field = format!("spec.upstreams[{index}].local");
+            self.claim_local(&field, name, &upstream.local, problems);
+        }
+    }
+
+    fn claim_local(
+        &mut self,
+        field: &str,
+        name: &'a Name,
+        local: &'a Local,
+        problems: &mut Vec<Problem>,
+    ) {
+        match local {
+            Local::Unix => {}
+            Local::Tcp(address) => self.claim_port(field, name, address.socket_addr(), problems),
+            Local::UnixAt(path) => {
+                if let Some(other) = self.sockets.insert(path.as_path(), name) {
+                    let message = format!(
+                        "`{path}` is already used by service `{other}`: choose another path"
+                    );
+                    problems.push(about(Kind::Service, name, field, message));
+                }
+            }
+        }
+    }
+
+    fn claim_port(
+        &mut self,
+        field: &str,
+        name: &'a Name,
+        address: SocketAddr,
+        problems: &mut Vec<Problem>,
+    ) {
+        self.check_port(field, name, address, problems);
+        if address.port() != 0 {
+            self.ports.push((address, name));
+        }
+    }
+
+    fn check_port(
+        &self,
+        field: &str,
+        name: &Name,
+        address: SocketAddr,
+        problems: &mut Vec<Problem>,
+    ) {
+        let clash = self.ports.iter().find(|(taken, _)| overlap(*taken, address));
+        if let Some((taken, other)) = clash {
+            let message = format!(
+                "`{address}` is already claimed by service `{other}` as `{taken}`: choose another port, or 0 for a free one"
+            );
+            problems.push(about(Kind::Service, name, field, message));
+        }
+    }
+}
+
+/// Whether both cannot be listened on at once.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let any = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() != 0 && a.port() == b.port() && (any || a.ip() == b.ip())
+}

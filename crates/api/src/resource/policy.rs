@@ -1,0 +1,100 @@
+//! Policies: Cedar text. Only the crate `policy` understands it; here it is a bounded text with a name.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::problem::Problem;
+use super::reader::{Fields, Problems};
+use super::text::CedarText;
+
+/// Cedar text that says who may do what to whom.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
+pub struct PolicySpec {
+    /// The policies themselves. A manifest may give `cedarFile` instead, a file beside it.
+    #[schemars(with = "String")]
+    pub cedar: CedarText,
+}
+
+impl PolicySpec {
+    pub(super) fn read(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<Self> {
+        Some(Self { cedar: fields.required("cedar", problems)? })
+    }
+}
+
+/// What the store keeps of a policy and agents get: its text, and whom it speaks of, so that an agent can
+/// cut the slice of its callers without knowing Cedar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyRecord {
+    /// The text.
+    pub cedar: CedarText,
+    /// One entry for each policy in the text.
+    pub scopes: Vec<PolicyScope>,
+}
+
+/// Whom one policy speaks of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PolicyScope {
+    /// The workloads that call.
+    pub principals: ScopeNames,
+    /// The services that are called.
+    pub resources: ScopeNames,
+    /// Every workload that the policy mentions anywhere, also in its conditions.
+    #[serde(default)]
+    pub workloads: BTreeSet<String>,
+    /// Every service that the policy mentions anywhere.
+    #[serde(default)]
+    pub services: BTreeSet<String>,
+}
+
+/// The names that a scope holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ScopeNames {
+    /// Everybody.
+    Any,
+    /// These.
+    Only(BTreeSet<String>),
+}
+
+impl ScopeNames {
+    /// Whether it holds the name.
+    pub fn contains(&self, name: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Only(names) => names.contains(name),
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PolicyRecordJson {
+    cedar: String,
+    scopes: Vec<PolicyScope>,
+}
+
+impl PolicyRecord {
+    /// The record's value.
+    pub fn encode(&self) -> Vec<u8> {
+        let json =
+            PolicyRecordJson { cedar: self.cedar.as_str().to_owned(), scopes: self.scopes.clone() };
+        super::canonical(&serde_json::to_value(json).expect("texts and lists have a JSON form"))
+    }
+
+    /// Reads the record's value.
+    ///
+    /// # Errors
+    /// When it is not one.
+    pub fn decode(value: &[u8]) -> Result<Self, Problem> {
+        let json: PolicyRecordJson = serde_json::from_slice(value)
+            .map_err(|bad| Problem::about("Policy", "", bad.to_string()))?;
+        let cedar = json.cedar.parse().map_err(|bad: super::text::BadText| {
+            Problem::about("Policy", "cedar", bad.to_string())
+        })?;
+        Ok(Self { cedar, scopes: json.scopes })
+    }
+}

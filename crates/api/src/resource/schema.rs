@@ -1,0 +1,110 @@
+//! JSON Schemas of the manifests, so that editors complete and check.
+
+use schemars::JsonSchema;
+
+use super::{API_VERSION, Kind, PolicySpec, ServiceSpec, TrustDomainSpec, WorkloadSpec};
+
+macro_rules! text_schema {
+    ($($(#[$doc:meta])* $name:ident)*) => {$(
+        #[derive(JsonSchema)]
+        $(#[$doc])*
+        #[expect(dead_code, reason = "stands for the schema of a text only")]
+        pub(super) struct $name(String);
+    )*};
+}
+
+text_schema! {
+    /// The name of a trust domain: 1 to 255 of a-z, 0-9, `.`, `-` and `_`.
+    #[schemars(extend("pattern" = r"^[a-z0-9._-]{1,255}$"))]
+    TrustDomainText
+    /// A SPIFFE ID with a path, `spiffe://shop.example/web`.
+    #[schemars(extend("pattern" = r"^spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+$"))]
+    SpiffeIdText
+    /// A span of time with units, largest first, `90s`, `15m` or `1h30m`.
+    #[schemars(extend("pattern" = r"^([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$"))]
+    LifetimeText
+    /// A DNS label: 1 to 63 of a-z, 0-9 and `-`, a letter or digit first and last.
+    #[schemars(extend("pattern" = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"))]
+    NameText
+}
+
+/// At least one selector.
+#[derive(JsonSchema)]
+#[schemars(extend("minItems" = 1, "maxItems" = 16))]
+#[expect(dead_code, reason = "stands for the schema of a list only")]
+pub(super) struct SelectorTexts(Vec<String>);
+
+/// The kind of a key.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "stands for the schema of a word only")]
+pub(super) enum KeyTypeText {
+    #[schemars(rename = "ecdsa-p256")]
+    P256,
+    #[schemars(rename = "ed25519")]
+    Ed25519,
+}
+
+/// What is spoken.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "stands for the schema of a word only")]
+#[schemars(rename_all = "camelCase")]
+pub(super) enum ProtocolText {
+    Http,
+    Tcp,
+}
+
+/// The JSON Schema of a kind's manifests.
+pub fn schema(kind: Kind) -> serde_json::Value {
+    let spec = match kind {
+        Kind::TrustDomain => schemars::schema_for!(TrustDomainSpec),
+        Kind::Workload => schemars::schema_for!(WorkloadSpec),
+        Kind::Service => schemars::schema_for!(ServiceSpec),
+        Kind::Policy => schemars::schema_for!(PolicySpec),
+    };
+    let mut spec = spec.to_value();
+    let mut definitions = serde_json::Value::Null;
+    if let Some(members) = spec.as_object_mut() {
+        members.remove("$schema");
+        members.remove("title");
+        definitions = members.remove("$defs").unwrap_or_default();
+    }
+    if kind == Kind::Policy {
+        offer_cedar_file(&mut spec);
+    }
+    let mut schema = serde_json::json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": format!("countersign {kind}"),
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["apiVersion", "kind", "metadata", "spec"],
+        "properties": {
+            "apiVersion": { "const": API_VERSION },
+            "kind": { "const": kind },
+            "metadata": {
+                "type": "object",
+                "additionalProperties": false,
+                "required": ["name"],
+                "properties": {
+                    "name": { "type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$" },
+                },
+            },
+            "spec": spec,
+        },
+    });
+    if !definitions.is_null() {
+        schema["$defs"] = definitions;
+    }
+    schema
+}
+
+/// A manifest of a policy names a file or holds the text; what is sent to a server holds the text.
+fn offer_cedar_file(spec: &mut serde_json::Value) {
+    spec["properties"]["cedarFile"] = serde_json::json!({
+        "type": "string",
+        "description": "A file beside the manifest that holds the policies.",
+    });
+    spec["oneOf"] = serde_json::json!([{ "required": ["cedar"] }, { "required": ["cedarFile"] }]);
+    if let Some(members) = spec.as_object_mut() {
+        members.remove("required");
+    }
+}

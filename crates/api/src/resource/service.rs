@@ -1,0 +1,211 @@
+//! Services: the doors of workloads, and the doors that they knock at.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use countersign_identity::Name;
+use serde::Serialize;
+
+use super::address::{HostPort, ListenAddress, Local};
+use super::problem::shorten;
+use super::reader::{Fields, Place, Problems, parse, text_of};
+use super::text::{Argument, EnvName, EnvValue};
+use super::tree::Tree;
+
+/// How many upstreams one service may have.
+pub const UPSTREAMS_MAX: usize = 64;
+/// How many addresses one service or upstream may have.
+const ADDRESSES_MAX: usize = 16;
+/// How many words a command may have.
+const ARGUMENTS_MAX: usize = 64;
+/// How many variables a program may be given.
+const ENVIRONMENT_MAX: usize = 64;
+
+/// What is spoken inside the mutual TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// HTTP/1.1 or HTTP/2; requests are seen one by one.
+    #[default]
+    Http,
+    /// Bytes; a connection is one thing.
+    Tcp,
+}
+
+/// A text that is no protocol.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a protocol: expected `http` or `tcp`")]
+pub struct UnknownProtocol(String);
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http => "http",
+            Self::Tcp => "tcp",
+        })
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = UnknownProtocol;
+
+    fn from_str(text: &str) -> Result<Self, UnknownProtocol> {
+        match text {
+            "http" => Ok(Self::Http),
+            "tcp" => Ok(Self::Tcp),
+            _ => Err(UnknownProtocol(shorten(text))),
+        }
+    }
+}
+
+impl Serialize for Protocol {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// What a workload serves, and which services it calls.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
+pub struct ServiceSpec {
+    /// The workload whose service it is.
+    #[schemars(with = "super::schema::NameText")]
+    pub workload: Name,
+    /// What is spoken: `http` (the default) or `tcp`.
+    #[schemars(with = "Option<super::schema::ProtocolText>")]
+    pub protocol: Protocol,
+    /// The door for mutual TLS, `127.0.0.1:0` for a free port; absent: nobody may call it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub listen: Option<ListenAddress>,
+    /// Where the program itself listens: `unix`, `unix:/path` or `127.0.0.1:8080`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub forward: Option<Local>,
+    /// Where peers dial, in order of priority; absent: `listen`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Option<Vec<String>>")]
+    pub addresses: Vec<HostPort>,
+    /// The services that it calls.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Option<Vec<Upstream>>")]
+    pub upstreams: Vec<Upstream>,
+    /// The program, for `countersign up`; absent: somebody else starts it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Option<Vec<String>>")]
+    pub command: Vec<Argument>,
+    /// Variables for the program, besides those that `up` sets.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(with = "Option<BTreeMap<String, String>>")]
+    pub environment: BTreeMap<EnvName, EnvValue>,
+}
+
+/// A service that is called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
+pub struct Upstream {
+    /// Its name.
+    #[schemars(with = "super::schema::NameText")]
+    pub service: Name,
+    /// Where the program finds it: `unix` (the default), `unix:/path`, `tcp` or `127.0.0.1:PORT`.
+    #[schemars(with = "Option<String>")]
+    pub local: Local,
+    /// Where it is dialled instead of its own addresses, in order of priority.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Option<Vec<String>>")]
+    pub addresses: Vec<HostPort>,
+}
+
+impl ServiceSpec {
+    /// Where peers dial it: its addresses, else its door, if that has a real port.
+    pub fn dial_addresses(&self) -> Vec<HostPort> {
+        match self.listen {
+            Some(ListenAddress(door)) if self.addresses.is_empty() && door.port() != 0 => {
+                vec![door.into()]
+            }
+            Some(_) | None => self.addresses.clone(),
+        }
+    }
+
+    pub(super) fn read(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<Self> {
+        let workload = fields.required("workload", problems);
+        let protocol = fields.optional("protocol", problems);
+        let listen = fields.optional::<ListenAddress>("listen", problems);
+        let forward = fields.optional::<Local>("forward", problems);
+        let addresses = fields.set("addresses", ADDRESSES_MAX, problems);
+        let upstreams = fields.list("upstreams", UPSTREAMS_MAX, problems, read_upstream);
+        let command = fields.list("command", ARGUMENTS_MAX, problems, |tree, place, problems| {
+            parse(tree, place, problems)
+        });
+        let environment = read_environment(fields, problems);
+        if let Some(upstreams) = &upstreams {
+            refuse_repeated(fields, upstreams, problems);
+        }
+        if let (Some(Some(_)), Some(None)) = (&listen, &forward) {
+            let message = "is missing: `listen` opens a door, so say where the program itself listens, such as `unix`";
+            problems.add(&fields.place_of("forward"), message);
+        }
+        if command.as_ref().is_some_and(|words: &Vec<Argument>| {
+            words.first().is_some_and(|program| program.as_str().is_empty())
+        }) {
+            problems
+                .add(&fields.place_of("command"), "begins with an empty word: write the program");
+        }
+        Some(Self {
+            workload: workload?,
+            protocol: protocol?.unwrap_or_default(),
+            listen: listen?,
+            forward: forward?,
+            addresses: addresses?,
+            upstreams: upstreams?,
+            command: command?,
+            environment: environment?,
+        })
+    }
+}
+
+fn read_upstream(tree: &Tree, place: &Place, problems: &mut Problems) -> Option<Upstream> {
+    let mut fields = Fields::open(tree, &place.path, problems)?;
+    let service = fields.required("service", problems);
+    let local = fields.optional("local", problems);
+    let addresses = fields.set("addresses", ADDRESSES_MAX, problems);
+    fields.close(problems);
+    Some(Upstream { service: service?, local: local?.unwrap_or_default(), addresses: addresses? })
+}
+
+fn refuse_repeated(fields: &Fields<'_>, upstreams: &[Upstream], problems: &mut Problems) {
+    for (index, upstream) in upstreams.iter().enumerate() {
+        if upstreams[..index].iter().any(|earlier| earlier.service == upstream.service) {
+            let mut place = fields.place_of("upstreams");
+            place.path = format!("{}[{index}].service", place.path);
+            let message = format!("`{}` is listed twice: keep one of the two", upstream.service);
+            problems.add(&place, message);
+        }
+    }
+}
+
+fn read_environment(
+    fields: &mut Fields<'_>,
+    problems: &mut Problems,
+) -> Option<BTreeMap<EnvName, EnvValue>> {
+    let entries = fields.entries("environment", ENVIRONMENT_MAX, problems)?;
+    let read: Vec<Option<(EnvName, EnvValue)>> = entries
+        .into_iter()
+        .map(|(entry, place)| {
+            let name: Option<EnvName> = entry
+                .key
+                .parse()
+                .map_err(|error: super::text::BadText| problems.add(&place, error.to_string()))
+                .ok();
+            let value = text_of(&entry.value, &place, problems).and_then(|text| {
+                text.parse()
+                    .map_err(|error: super::text::BadText| problems.add(&place, error.to_string()))
+                    .ok()
+            });
+            Some((name?, value?))
+        })
+        .collect();
+    read.into_iter().collect()
+}

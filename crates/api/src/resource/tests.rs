@@ -1,0 +1,336 @@
+use serde_json::json;
+
+use super::*;
+
+fn manifest(kind: &str, spec: serde_json::Value) -> Tree {
+    Tree::from_value(&json!({
+        "apiVersion": API_VERSION, "kind": kind, "metadata": { "name": "web" }, "spec": spec,
+    }))
+}
+
+#[track_caller]
+fn accepted(kind: &str, spec: serde_json::Value) -> Resource {
+    let resource = Resource::read(&manifest(kind, spec)).expect("the manifest is right");
+    let decoded = Spec::decode(resource.kind(), &resource.spec.encode()).expect("it round-trips");
+    assert_eq!(decoded, resource.spec, "encoding and decoding");
+    let again = Resource::read(&Tree::from_value(&resource.manifest())).expect("it round-trips");
+    assert_eq!(again, resource, "as a manifest");
+    resource
+}
+
+/// Checks that there are exactly these problems, `field: part of the message`.
+#[track_caller]
+fn refused(kind: &str, spec: serde_json::Value, expected: &[(&str, &str)]) {
+    let problems = Resource::read(&manifest(kind, spec)).expect_err("the manifest is wrong");
+    let told: Vec<_> = problems.iter().map(|p| format!("{}: {}", p.field, p.message)).collect();
+    assert_eq!(problems.len(), expected.len(), "{told:#?}");
+    for (field, part) in expected {
+        let found = problems.iter().any(|p| p.field == *field && p.message.contains(part));
+        assert!(found, "{field}: {part} is not in {told:#?}");
+    }
+}
+
+#[test]
+fn the_smallest_manifests_are_accepted() {
+    accepted("TrustDomain", json!({ "trustDomain": "shop.example" }));
+    accepted("Workload", json!({ "selectors": ["launch:web"] }));
+    accepted("Service", json!({ "workload": "web" }));
+    accepted("Policy", json!({ "cedar": "permit (principal, action, resource);" }));
+}
+
+#[test]
+fn the_largest_manifests_are_accepted() {
+    accepted(
+        "TrustDomain",
+        json!({ "trustDomain": "shop.example", "svidLifetime": "10m", "agentLifetime": "1h", "lifetimeMax": "2h" }),
+    );
+    accepted(
+        "Workload",
+        json!({
+            "spiffeId": "spiffe://shop.example/web", "selectors": ["launch:web", "unix:uid:1000"],
+            "lifetime": "15m", "keyType": "ed25519", "dnsNames": ["web.example"], "nodes": ["edge"],
+            "hint": "main",
+        }),
+    );
+    accepted(
+        "Service",
+        json!({
+            "workload": "web", "protocol": "tcp", "listen": "127.0.0.1:0", "forward": "unix:/run/w.sock",
+            "addresses": ["web.example:8443"], "command": ["a", ""], "environment": { "A": "b" },
+            "upstreams": [{ "service": "orders", "local": "tcp", "addresses": ["[::1]:1"] }],
+        }),
+    );
+}
+
+#[test]
+fn all_problems_of_a_manifest_are_told_at_once() {
+    refused(
+        "Workload",
+        json!({
+            "spifeId": "spiffe://shop.example/web", "selectors": ["launch:*", 5], "lifetime": 900,
+            "keyType": "rsa", "hint": ["a"],
+        }),
+        &[
+            ("spec.spifeId", "did you mean `spiffeId`?"),
+            ("spec.selectors[0]", "expected a name of a-z"),
+            ("spec.selectors[1]", "the number `5`; quote it"),
+            ("spec.lifetime", "the number `900`; quote it"),
+            ("spec.keyType", "`rsa`"),
+            ("spec.hint", "expected a text, found a list"),
+        ],
+    );
+}
+
+#[test]
+fn a_workload_without_selectors_is_refused() {
+    refused("Workload", json!({}), &[("spec.selectors", "needs at least one selector")]);
+    refused("Workload", json!({ "selectors": [] }), &[("spec.selectors", "at least one")]);
+    refused(
+        "Workload",
+        json!({ "selectors": ["launch:a", "launch:a"] }),
+        &[("spec.selectors[1]", "listed twice")],
+    );
+}
+
+#[test]
+fn a_workload_is_never_the_trust_domain_itself() {
+    refused(
+        "Workload",
+        json!({ "selectors": ["launch:a"], "spiffeId": "spiffe://shop.example" }),
+        &[("spec.spiffeId", "add a path")],
+    );
+    let long = format!("spiffe://shop.example/{}", "a".repeat(600));
+    refused(
+        "Workload",
+        json!({ "selectors": ["launch:a"], "spiffeId": long }),
+        &[("spec.spiffeId", "at most 512")],
+    );
+}
+
+#[test]
+fn plain_bytes_never_leave_the_machine() {
+    refused(
+        "Service",
+        json!({ "workload": "web", "listen": "0.0.0.0:8443", "forward": "10.0.0.1:80" }),
+        &[("spec.forward", "not a loopback address")],
+    );
+    refused(
+        "Service",
+        json!({ "workload": "web", "upstreams": [{ "service": "a", "local": "0.0.0.0:80" }] }),
+        &[("spec.upstreams[0].local", "not a loopback address")],
+    );
+}
+
+#[test]
+fn a_door_must_lead_somewhere() {
+    refused(
+        "Service",
+        json!({ "workload": "web", "listen": "127.0.0.1:0" }),
+        &[("spec.forward", "is missing")],
+    );
+}
+
+#[test]
+fn variables_that_up_sets_cannot_be_given() {
+    refused(
+        "Service",
+        json!({ "workload": "web", "environment": { "LISTEN": "a", "UPSTREAM_X": "b", "1": "c", "A": 5 } }),
+        &[
+            ("spec.environment.LISTEN", "set by `up` itself"),
+            ("spec.environment.UPSTREAM_X", "set by `up` itself"),
+            ("spec.environment.1", "not a variable's name"),
+            ("spec.environment.A", "quote it"),
+        ],
+    );
+}
+
+#[test]
+fn lifetimes_over_the_limit_are_refused() {
+    refused(
+        "TrustDomain",
+        json!({ "trustDomain": "a", "svidLifetime": "2h", "lifetimeMax": "1h" }),
+        &[("spec.svidLifetime", "over `lifetimeMax`, which is `1h`")],
+    );
+    let spec = accepted("TrustDomain", json!({ "trustDomain": "a", "lifetimeMax": "10s" }));
+    let Spec::TrustDomain(spec) = spec.spec else { panic!("it is a trust domain") };
+    assert_eq!(spec.svid_lifetime, spec.lifetime_max);
+}
+
+#[test]
+fn what_is_no_manifest_is_told() {
+    let problems = |value| Resource::read(&Tree::from_value(&value)).expect_err("it is none");
+    assert!(problems(json!(5))[0].message.contains("expected fields"));
+    let told = problems(json!({ "apiVersion": "v1", "kind": "Pod", "metadata": {}, "a": 1 }));
+    let fields: Vec<_> = told.iter().map(|problem| problem.field.as_str()).collect();
+    assert_eq!(fields, ["apiVersion", "kind", "metadata.name", "spec", "a"]);
+    assert!(told[0].message.contains(API_VERSION));
+    assert!(told[1].message.contains("`Workload`"));
+}
+
+#[test]
+fn records_with_what_this_version_does_not_know_are_refused() {
+    assert!(Spec::decode(Kind::Workload, b"{\"selectors\":[\"launch:a\"],\"roles\":[]}").is_err());
+    assert!(Spec::decode(Kind::Workload, b"{").is_err());
+    assert!(Spec::decode(Kind::Policy, b"{\"cedar\":\"a\",\"cedar\":\"b\"}").is_err());
+}
+
+#[test]
+fn encoding_is_canonical() {
+    let value = json!({ "b": [1, { "z": "é\n", "a": null }], "a": true });
+    let text = String::from_utf8(canonical(&value)).expect("JSON is UTF-8");
+    assert_eq!(text, "{\"a\":true,\"b\":[1,{\"a\":null,\"z\":\"é\\n\"}]}");
+}
+
+#[test]
+fn schemas_name_exactly_the_fields_that_the_reader_knows() {
+    for (kind, fields) in [
+        (Kind::TrustDomain, "agentLifetime lifetimeMax svidLifetime trustDomain"),
+        (Kind::Workload, "dnsNames hint keyType lifetime nodes selectors spiffeId"),
+        (Kind::Service, "addresses command environment forward listen protocol upstreams workload"),
+        (Kind::Policy, "cedar cedarFile"),
+    ] {
+        let schema = schema(kind);
+        let properties = schema["properties"]["spec"]["properties"].as_object().expect("fields");
+        let mut names: Vec<_> = properties.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names.join(" "), fields, "{kind}");
+        for name in names.into_iter().filter(|name| *name != "cedarFile") {
+            let problems = Resource::read(&manifest(kind.as_str(), json!({ name: {} })));
+            let unknown = problems
+                .expect_err("fields are no value of any field alone")
+                .iter()
+                .any(|problem| problem.message.contains("unknown field"));
+            assert!(!unknown, "{kind} does not read `{name}`");
+        }
+    }
+}
+
+#[test]
+fn a_policy_record_keeps_its_scope() {
+    let record = PolicyRecord {
+        cedar: "permit (principal, action, resource);".parse().expect("it is a text"),
+        scopes: vec![PolicyScope {
+            principals: ScopeNames::Any,
+            resources: ScopeNames::Only(["web".to_owned()].into()),
+            workloads: ["a".to_owned()].into(),
+            services: ["web".to_owned()].into(),
+        }],
+    };
+    assert_eq!(PolicyRecord::decode(&record.encode()), Ok(record));
+}
+
+fn resource(name: &str, kind: &str, spec: serde_json::Value) -> Resource {
+    let value = json!({
+        "apiVersion": API_VERSION, "kind": kind, "metadata": { "name": name }, "spec": spec,
+    });
+    Resource::read(&Tree::from_value(&value)).expect("the manifest is right")
+}
+
+#[track_caller]
+fn together(resources: &[Resource], expected: &[(&str, &str, &str)]) {
+    let domain = "shop.example".parse().expect("it is a trust domain");
+    let problems = check(resources, Some(&domain)).err().unwrap_or_default();
+    let told: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    assert_eq!(problems.len(), expected.len(), "{told:#?}");
+    for (resource, field, part) in expected {
+        let found = problems
+            .iter()
+            .any(|p| p.resource == *resource && p.field == *field && p.message.contains(part));
+        assert!(found, "{resource}: {field}: {part} is not in {told:#?}");
+    }
+}
+
+#[test]
+fn two_workloads_never_share_a_spiffe_id() {
+    let a = resource("a", "Workload", json!({ "selectors": ["launch:a"] }));
+    let b = resource(
+        "b",
+        "Workload",
+        json!({ "selectors": ["launch:b"], "spiffeId": "spiffe://shop.example/a" }),
+    );
+    together(&[a, b], &[("Workload/b", "spec.spiffeId", "also the SPIFFE ID of workload `a`")]);
+}
+
+#[test]
+fn foreign_and_reserved_spiffe_ids_are_refused() {
+    let workload = |name: &str, id: &str| {
+        resource(name, "Workload", json!({ "selectors": ["launch:a"], "spiffeId": id }))
+    };
+    together(
+        &[
+            workload("a", "spiffe://other.example/a"),
+            workload("b", "spiffe://shop.example/countersign/server/1"),
+            workload("c", "spiffe://shop.example/countersign"),
+            workload("d", "spiffe://shop.example/countersigned"),
+        ],
+        &[
+            ("Workload/a", "spec.spiffeId", "write `spiffe://shop.example/a`"),
+            ("Workload/b", "spec.spiffeId", "belongs to servers and agents"),
+            ("Workload/c", "spec.spiffeId", "belongs to servers and agents"),
+        ],
+    );
+}
+
+#[test]
+fn names_must_be_declared_and_unique() {
+    let a = resource("a", "Workload", json!({ "selectors": ["launch:a"] }));
+    let service =
+        resource("a", "Service", json!({ "workload": "b", "upstreams": [{ "service": "c" }] }));
+    together(
+        &[a.clone(), a, service],
+        &[
+            ("Workload/a", "metadata.name", "several resources `Workload/a`"),
+            ("Service/a", "spec.workload", "no manifest declares workload `b`"),
+            ("Service/a", "spec.upstreams[0].service", "no manifest declares service `c`"),
+        ],
+    );
+}
+
+#[test]
+fn fixed_ports_are_claimed_once() {
+    let workload = resource("a", "Workload", json!({ "selectors": ["launch:a"] }));
+    let service = |name: &str, listen: &str| {
+        resource(name, "Service", json!({ "workload": "a", "listen": listen, "forward": "unix" }))
+    };
+    together(
+        &[
+            workload,
+            service("a", "127.0.0.1:8443"),
+            service("b", "0.0.0.0:8443"),
+            service("c", "127.0.0.1:0"),
+            service("d", "127.0.0.1:0"),
+            service("e", "127.0.0.2:8444"),
+            service("f", "127.0.0.1:8444"),
+        ],
+        &[("Service/b", "spec.listen", "already claimed by service `a`")],
+    );
+}
+
+#[test]
+fn the_trust_domain_never_changes() {
+    let domain = |name: &str, of: &str| resource(name, "TrustDomain", json!({ "trustDomain": of }));
+    together(
+        &[domain("a", "other.example"), domain("b", "shop.example")],
+        &[
+            ("TrustDomain/a", "spec.trustDomain", "can never change"),
+            ("TrustDomain/b", "", "a second `TrustDomain`"),
+        ],
+    );
+    let problems = check(&[], None).expect_err("nobody says which trust domain it is");
+    assert!(problems[0].message.contains("add one"));
+}
+
+#[test]
+fn an_upstream_without_a_door_is_refused() {
+    let workload = resource("a", "Workload", json!({ "selectors": ["launch:a"] }));
+    let plain = resource("plain", "Service", json!({ "workload": "a", "forward": "tcp" }));
+    let caller = resource(
+        "caller",
+        "Service",
+        json!({ "workload": "a", "upstreams": [{ "service": "plain" }] }),
+    );
+    together(
+        &[workload, plain, caller],
+        &[("Service/caller", "spec.upstreams[0].service", "has no door")],
+    );
+}

@@ -1,0 +1,88 @@
+//! The trust domain's own resource.
+
+use countersign_identity::{Lifetime, TrustDomain};
+use serde::Serialize;
+
+use super::reader::{Fields, Problems};
+
+/// The lifetime of workloads' SVIDs, when nothing else is said: an hour, so that renewals are rare enough
+/// to be cheap and an outage of 27 minutes is guaranteed to be survived.
+const SVID_LIFETIME: &str = "1h";
+/// The lifetime of agents' own SVIDs: a day, so that an agent outlives a night without a server.
+const AGENT_LIFETIME: &str = "1d";
+/// The longest lifetime that a workload may ask for.
+const LIFETIME_MAX: &str = "1d";
+
+/// The trust domain and its lifetimes. There is at most one of the kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
+pub struct TrustDomainSpec {
+    /// The name, `shop.example`. It can never change.
+    #[schemars(with = "super::schema::TrustDomainText")]
+    pub trust_domain: TrustDomain,
+    /// How long the SVID of a workload lives that says nothing else.
+    #[schemars(with = "Option<super::schema::LifetimeText>")]
+    pub svid_lifetime: Lifetime,
+    /// How long the SVID of an agent lives.
+    #[schemars(with = "Option<super::schema::LifetimeText>")]
+    pub agent_lifetime: Lifetime,
+    /// The longest lifetime that any SVID may have.
+    #[schemars(with = "Option<super::schema::LifetimeText>")]
+    pub lifetime_max: Lifetime,
+}
+
+fn lifetime(text: &str) -> Lifetime {
+    text.parse().expect("the constants of this file are lifetimes, as its test shows")
+}
+
+impl TrustDomainSpec {
+    /// The settings of a trust domain for which nothing was declared.
+    pub fn of(trust_domain: TrustDomain) -> Self {
+        Self {
+            trust_domain,
+            svid_lifetime: lifetime(SVID_LIFETIME),
+            agent_lifetime: lifetime(AGENT_LIFETIME),
+            lifetime_max: lifetime(LIFETIME_MAX),
+        }
+    }
+
+    pub(super) fn read(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<Self> {
+        let trust_domain = fields.required("trustDomain", problems);
+        let svid_lifetime = fields.optional("svidLifetime", problems);
+        let agent_lifetime = fields.optional("agentLifetime", problems);
+        let lifetime_max = fields.optional("lifetimeMax", problems);
+        let defaults = Self::of(trust_domain?);
+        let lifetime_max = lifetime_max?.unwrap_or(defaults.lifetime_max);
+        let spec = Self {
+            // A default is never what breaks the limit that somebody wrote.
+            svid_lifetime: svid_lifetime?.unwrap_or(defaults.svid_lifetime.min(lifetime_max)),
+            agent_lifetime: agent_lifetime?.unwrap_or(defaults.agent_lifetime.min(lifetime_max)),
+            lifetime_max,
+            ..defaults
+        };
+        for (key, lifetime) in
+            [("svidLifetime", spec.svid_lifetime), ("agentLifetime", spec.agent_lifetime)]
+        {
+            if lifetime_max < lifetime {
+                let message = format!(
+                    "`{lifetime}` is over `lifetimeMax`, which is `{lifetime_max}`: lower it, or raise the limit"
+                );
+                problems.add(&fields.place_of(key), message);
+            }
+        }
+        Some(spec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_lifetimes_within_the_limit() {
+        let spec = TrustDomainSpec::of("shop.example".parse().unwrap());
+        assert!(spec.svid_lifetime <= spec.lifetime_max);
+        assert!(spec.agent_lifetime <= spec.lifetime_max);
+    }
+}
