@@ -120,6 +120,9 @@ impl Serial {
         let mut bytes = [0; 16];
         entropy.fill(&mut bytes[8..])?;
         bytes[..8].copy_from_slice(&now.micros().max(1).to_be_bytes());
+        // A set second bit keeps DER from dropping leading zero bytes, so that every tool shows all 32 digits;
+        // as a time it lies 146,000 years away.
+        bytes[0] |= 0x40;
         Ok(Self(bytes))
     }
 
