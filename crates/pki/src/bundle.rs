@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use countersign_identity::{Code, TrustDomain};
+use countersign_identity::{Code, KeyId, TrustDomain};
 use serde_json::{Map, Value, json};
 
 use crate::chain::split;
@@ -179,6 +179,18 @@ impl Bundles {
     /// The bundle of exactly this trust domain.
     pub fn get(&self, domain: &TrustDomain) -> Option<&Bundle> {
         self.0.get(domain)
+    }
+
+    /// No bundle: every peer is refused.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Whether this authority's key is in the bundle of this trust domain.
+    pub fn holds(&self, domain: &TrustDomain, anchor: &KeyId) -> bool {
+        self.get(domain).is_some_and(|bundle| {
+            bundle.authorities.iter().any(|authority| authority.key_id() == *anchor)
+        })
     }
 
     /// All of them, in no order.

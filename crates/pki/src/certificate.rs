@@ -32,6 +32,7 @@ struct Parsed {
     spki: Range<usize>,
     algorithm: Range<usize>,
     signature: Range<usize>,
+    key_id: KeyId,
     validity: Validity,
     extensions: Extensions,
 }
@@ -116,6 +117,7 @@ impl Certificate {
             spki: contents.spki.range(),
             algorithm: algorithm.range(),
             signature: signature.content_range(),
+            key_id: KeyId::from_bytes(sha256(contents.spki.raw())),
             validity: contents.validity,
             extensions: contents.extensions,
         })))
@@ -172,7 +174,7 @@ impl Certificate {
 
     /// SHA-256 of the `SubjectPublicKeyInfo`.
     pub fn key_id(&self) -> KeyId {
-        KeyId::from_bytes(sha256(self.spki()))
+        self.0.key_id
     }
 
     /// SHA-256 of the certificate.

@@ -3,7 +3,7 @@
 use countersign_identity::Code;
 
 use crate::der::{self, BadDer, Reader};
-use crate::{BadKey, PrivateKey, PublicKey, SignFault};
+use crate::{BadKey, BadSignature, PrivateKey, PublicKey, SignFault};
 
 /// The longest request that is read.
 pub const CSR_BYTES_MAX: usize = 8 * 1024;
@@ -20,6 +20,20 @@ impl ProvenKey {
     /// Claims the proof. Only what has just verified a signature of the key, or holds it, may.
     fn assertion(key: PublicKey) -> Self {
         Self(key)
+    }
+
+    /// The key of somebody who signed a statement with it. What the statement says, and that it is
+    /// fresh, the caller checks.
+    ///
+    /// # Errors
+    /// When the signature is not this key's over this statement.
+    pub fn by_statement(
+        key: &PublicKey,
+        statement: &[u8],
+        signature: &[u8],
+    ) -> Result<Self, BadSignature> {
+        key.verify(statement, signature)?;
+        Ok(Self::assertion(key.clone()))
     }
 
     /// The key of somebody who holds it in this very process.
