@@ -1,1 +1,96 @@
 //! A trust domain's state: an ordered map with a change feed, and the log beside it.
+//!
+//! What verifiers enforce and agents serve are records `(kind, name) -> value` under one [`Revision`]. Nodes, join
+//! tokens, sealed secrets, leases and issued certificates are tables beside it, which do not move the revision.
+//! Every audit event is written in the transaction of the change that it tells of. All writing goes through
+//! [`Store::commit`], one atomic [`Batch`] of plain data at a time, which makes batches fit to be committed together
+//! and to be run again.
+//!
+//! This is the only crate that knows SQL. It refuses to know what a record's value means, how secrets are sealed,
+//! and what time it is.
+
+mod batch;
+mod bounds;
+mod error;
+mod memory;
+mod rows;
+mod sql;
+mod sqlite;
+mod transact;
+mod verify;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use countersign_identity::{NodeId, Revision, Serial, Sha256, Timestamp};
+use tokio::sync::watch;
+
+pub use batch::{Batch, Change, Committed, Kind, Op, Record, UnknownKind};
+pub use bounds::{
+    BATCH_ROWS_MAX, FEED_COMMITS_MAX, HOST_BYTES_MAX, KEY_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX,
+    PAGE_MAX, VALUE_BYTES_MAX,
+};
+pub use error::{Result, StoreError};
+pub use memory::MemoryStore;
+pub use rows::{
+    Commit, Details, Feed, Head, Issued, IssuedRow, NodeRow, Snapshot, StoredEvent, TokenRow,
+    Trimmed,
+};
+pub use sqlite::SqliteStore;
+pub use verify::{Verification, verify_everything};
+
+/// Where a trust domain's state is kept.
+///
+/// Every answer is of one committed state: no reader sees half of a batch, and nobody sees revision n+1 before n.
+/// Pages hold at most [`PAGE_MAX`] rows, whatever was asked for.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// The one row at which all writers meet.
+    async fn head(&self) -> Result<Head>;
+
+    /// All records, in the order of their kinds and names, and the revision that they are of.
+    async fn snapshot(&self) -> Result<Snapshot>;
+
+    /// The commits after a revision, in order, at most `limit` of them; or word that a snapshot is needed.
+    async fn changes(&self, after: Revision, limit: usize) -> Result<Feed>;
+
+    /// Tells that the revision moved. A hint: what holds is what [`Store::changes`] says.
+    fn hint(&self) -> watch::Receiver<Revision>;
+
+    /// Does all that the batch says, durably, or nothing of it.
+    ///
+    /// Once this was polled, the batch may be committed even when the future is dropped. After
+    /// [`StoreError::Unavailable`] nobody knows whether it was.
+    async fn commit(&self, batch: Batch) -> Result<Committed>;
+
+    /// The sealed secret of this name.
+    async fn secret(&self, name: &str) -> Result<Option<Vec<u8>>>;
+
+    /// The node of this id.
+    async fn node(&self, id: NodeId) -> Result<Option<NodeRow>>;
+
+    /// The nodes after this one in the order of their ids.
+    async fn nodes(&self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeRow>>;
+
+    /// The join token with this digest.
+    async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>>;
+
+    /// The certificate with this serial, until it was trimmed.
+    async fn issued(&self, serial: Serial) -> Result<Option<Issued>>;
+
+    /// The certificates after this serial in the order of their serials, which is that of their issue.
+    async fn issued_after(&self, after: Option<Serial>, limit: usize) -> Result<Vec<Issued>>;
+
+    /// The log from this index on.
+    async fn events(&self, from: u64, limit: usize) -> Result<Vec<StoredEvent>>;
+
+    /// The hashes of the log's leaves from this index on; up to 16 pages of them at once.
+    async fn leaf_hashes(&self, from: u64, limit: usize) -> Result<Vec<Sha256>>;
+
+    /// Takes or renews a lease for a periodic duty; true when `holder` has it until `now + ttl`.
+    async fn lease(&self, name: &str, holder: &str, ttl: Duration, now: Timestamp) -> Result<bool>;
+
+    /// Drops what nobody can need any more: rows of certificates and tokens that ended more than the allowed skew
+    /// ago. At most a bounded count at once; call again while [`Trimmed::more`] is true. The log is not touched.
+    async fn trim(&self, now: Timestamp) -> Result<Trimmed>;
+}

@@ -1,0 +1,196 @@
+//! What a caller asks the store to do, as plain data.
+
+use std::fmt;
+use std::str::FromStr;
+
+use countersign_audit::Event;
+use countersign_identity::{NodeId, Revision, Sha256, Timestamp};
+use countersign_pki::Receipt;
+
+use crate::{IssuedRow, NodeRow, TokenRow};
+
+/// The kinds of records, in the order of their words. Closed: a kind of a later version is refused, never skipped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// The public keys that are trusted for one trust domain.
+    Bundle,
+    /// Who may do what to whom.
+    Policy,
+    /// Where a workload listens and whom it calls.
+    Service,
+    /// A realm's own settings.
+    TrustDomain,
+    /// One identity and who may be it.
+    Workload,
+}
+
+/// A text that is none of the kinds of this version.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not a kind of record: expected `Bundle`, `Policy`, `Service`, `TrustDomain` or `Workload`"
+)]
+pub struct UnknownKind(String);
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 5] =
+        [Self::Bundle, Self::Policy, Self::Service, Self::TrustDomain, Self::Workload];
+
+    /// The stable word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::TrustDomain => "TrustDomain",
+            Self::Workload => "Workload",
+            Self::Service => "Service",
+            Self::Policy => "Policy",
+            Self::Bundle => "Bundle",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Kind {
+    type Err = UnknownKind;
+
+    fn from_str(text: &str) -> std::result::Result<Self, UnknownKind> {
+        let kind = Self::ALL.into_iter().find(|kind| kind.as_str() == text);
+        kind.ok_or_else(|| UnknownKind(text.chars().take(80).collect()))
+    }
+}
+
+/// One entry of the map that verifiers enforce and agents serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Of which kind.
+    pub kind: Kind,
+    /// Its name, unique within the kind.
+    pub name: String,
+    /// What it says, in the form of its kind.
+    pub value: Vec<u8>,
+}
+
+/// A change of the map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Makes a record, or replaces it.
+    Put(Record),
+    /// Removes a record, which must exist.
+    Remove {
+        /// Of which kind.
+        kind: Kind,
+        /// Its name.
+        name: String,
+    },
+}
+
+/// What is written beside the map, without a revision of its own.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Keeps a sealed secret under a name, in place of the one before.
+    PutSecret {
+        /// Its name.
+        name: String,
+        /// The sealed bytes.
+        sealed: Vec<u8>,
+    },
+    /// Keeps a new join token.
+    CreateToken(TokenRow),
+    /// Uses up a join token: of any number of callers at once exactly one succeeds.
+    SpendToken {
+        /// The token's digest.
+        hash: Sha256,
+        /// The moment, which must be before the token's end.
+        now: Timestamp,
+    },
+    /// Registers a new node, whose id and key must both be new.
+    PutNode(NodeRow),
+    /// Registers the successor of a node's key, and counts the generation up by one.
+    UpdateNode {
+        /// Which node.
+        id: NodeId,
+        /// The generation that the caller proved; any other is refused.
+        expect_generation: u64,
+        /// The successor, as SubjectPublicKeyInfo.
+        key_spki: Vec<u8>,
+        /// When it was seen.
+        at: Timestamp,
+    },
+    /// Goes on only if the node is registered, and under this generation of its key.
+    ExpectNode {
+        /// Which node.
+        id: NodeId,
+        /// The generation that the caller proved.
+        generation: u64,
+    },
+    /// Removes a node.
+    RemoveNode {
+        /// Which node.
+        id: NodeId,
+    },
+    /// Notes that a node was seen.
+    TouchNode {
+        /// Which node.
+        id: NodeId,
+        /// When; an earlier moment than the one on record changes nothing.
+        at: Timestamp,
+    },
+}
+
+impl fmt::Debug for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // Sealed or not, a secret is not for a log.
+            Self::PutSecret { name, sealed } => {
+                write!(f, "PutSecret {{ name: {name:?}, sealed: {} bytes }}", sealed.len())
+            }
+            Self::CreateToken(row) => write!(f, "CreateToken({row:?})"),
+            Self::SpendToken { hash, now } => write!(f, "SpendToken {{ {hash}, now: {now} }}"),
+            Self::PutNode(row) => write!(f, "PutNode({row:?})"),
+            Self::UpdateNode { id, expect_generation, .. } => {
+                write!(f, "UpdateNode {{ {id}, expect_generation: {expect_generation} }}")
+            }
+            Self::ExpectNode { id, generation } => {
+                write!(f, "ExpectNode {{ {id}, generation: {generation} }}")
+            }
+            Self::RemoveNode { id } => write!(f, "RemoveNode {{ {id} }}"),
+            Self::TouchNode { id, at } => write!(f, "TouchNode {{ {id}, at: {at} }}"),
+        }
+    }
+}
+
+/// One atomic piece of writing.
+///
+/// It moves the revision when it holds changes or narrows, and only then.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// The revision that the changes were made for; at any other they are a conflict.
+    pub expected: Option<Revision>,
+    /// The revision of the snapshot on which this was authorised; refused when rights were taken away since.
+    pub authorised_at: Option<Revision>,
+    /// Whether this takes rights away: it then goes before what waits, and moves the fence.
+    pub narrows: bool,
+    /// Changes of the map, in order.
+    pub changes: Vec<Change>,
+    /// What the log says of it, in order.
+    pub events: Vec<Event>,
+    /// Certificates that are about to be signed. Each needs its event in `events`, with its serial and digest.
+    pub issued: Vec<IssuedRow>,
+    /// What is written beside the map, in order.
+    pub ops: Vec<Op>,
+}
+
+/// What became of a batch.
+#[derive(Debug)]
+pub struct Committed {
+    /// The revision that is current now that it happened.
+    pub revision: Revision,
+    /// The log's index of the first of its events.
+    pub first_index: u64,
+    /// One receipt for each issued row, in order: with it, that certificate can be signed.
+    pub receipts: Vec<Receipt>,
+}

@@ -1,0 +1,198 @@
+//! Why the store did not do what it was asked.
+
+use std::path::PathBuf;
+
+use countersign_audit::LeafRefused;
+use countersign_identity::{Code, EntropyLost, NodeId, Revision, Serial};
+
+use crate::Kind;
+
+/// What the store's methods return.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// Why the store did not do what it was asked. Nothing of a refused batch is kept.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The state moved on since the changes were made for it.
+    #[error("the changes were made for revision {expected}, the current one is {current}")]
+    Conflict {
+        /// For which they were made.
+        expected: Revision,
+        /// Which is current.
+        current: Revision,
+    },
+    /// Rights were taken away since this was authorised.
+    #[error("authorised at revision {authorised_at}, but rights were taken away at {fence}")]
+    Fenced {
+        /// The snapshot on which it was authorised.
+        authorised_at: Revision,
+        /// The latest revision that took rights away.
+        fence: Revision,
+    },
+    /// There is no such record.
+    #[error("there is no {kind} `{name}`")]
+    RecordUnknown {
+        /// Of which kind.
+        kind: Kind,
+        /// Its name.
+        name: String,
+    },
+    /// There is no such join token.
+    #[error("the join token is not known")]
+    TokenUnknown,
+    /// The join token was used.
+    #[error("the join token was used already")]
+    TokenSpent,
+    /// The join token is too old.
+    #[error("the join token has expired")]
+    TokenExpired,
+    /// There is no such node.
+    #[error("node `{0}` is not registered")]
+    NodeUnknown(NodeId),
+    /// The node has had another key since, or none of this generation yet.
+    #[error(
+        "node `{id}` is at generation {current} of its key, the caller showed generation {given}"
+    )]
+    StaleGeneration {
+        /// Which node.
+        id: NodeId,
+        /// What the caller proved.
+        given: u64,
+        /// What is registered.
+        current: u64,
+    },
+    /// There is one already.
+    #[error("{what} exists already")]
+    AlreadyExists {
+        /// What, with its name.
+        what: String,
+    },
+    /// More or longer than the store takes.
+    #[error("{what}: {found} is over the limit of {limit}")]
+    TooLarge {
+        /// What.
+        what: &'static str,
+        /// How much it is.
+        found: usize,
+        /// How much it may be.
+        limit: usize,
+    },
+    /// An event cannot be written into the log.
+    #[error(transparent)]
+    Leaf(#[from] LeafRefused),
+    /// The batch would record a certificate in one place and not, or differently, in the other.
+    #[error("the log's event and the issued row of certificate `{}` do not agree", one_serial(.serial))]
+    Mismatched {
+        /// Which certificate, if the event names one.
+        serial: Option<Serial>,
+    },
+    /// Another process has the store open.
+    #[error("`{}` is in use by another server{}", .path.display(), process(.pid))]
+    Locked {
+        /// The data directory.
+        path: PathBuf,
+        /// Who has it, if it can be told.
+        pid: Option<u32>,
+    },
+    /// There is no store.
+    #[error("there is no store in `{}`; `countersign init` makes one", .path.display())]
+    Missing {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// Others may read or change the store's files.
+    #[error("`{}` has mode {mode:04o}, which lets others in; run `chmod 600` on it", .path.display())]
+    Exposed {
+        /// Which file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The file is something else.
+    #[error("`{}` is not a store of countersign", .path.display())]
+    NotAStore {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// A later version has had the store in hand.
+    #[error("`{}` has schema {found}, this program knows up to {known}; use a newer one", .path.display())]
+    NewerSchema {
+        /// Which file.
+        path: PathBuf,
+        /// What it has.
+        found: u64,
+        /// What is known.
+        known: u64,
+    },
+    /// The store's contents contradict each other: damage, tampering or a defect.
+    #[error("the store is damaged: {what}")]
+    Broken {
+        /// What does not fit.
+        what: String,
+    },
+    /// The storage did not answer, or is full.
+    #[error("the storage is not available: {why}")]
+    Unavailable {
+        /// What it said.
+        why: String,
+    },
+    /// There is no randomness for the log's salts.
+    #[error(transparent)]
+    Entropy(#[from] EntropyLost),
+}
+
+fn one_serial(serial: &Option<Serial>) -> String {
+    serial.map_or_else(|| "without serial".to_owned(), |serial| serial.to_string())
+}
+
+fn process(pid: &Option<u32>) -> String {
+    pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+}
+
+impl StoreError {
+    /// The stable word for it.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Conflict { .. } => Code::StaleBase,
+            Self::Fenced { .. } => Code::Fenced,
+            Self::RecordUnknown { .. } => Code::NotFound,
+            Self::TokenUnknown => Code::UnknownToken,
+            Self::TokenSpent => Code::SpentToken,
+            Self::TokenExpired => Code::ExpiredToken,
+            Self::NodeUnknown(_) => Code::UnknownNode,
+            Self::StaleGeneration { .. } => Code::StaleGeneration,
+            Self::AlreadyExists { .. } => Code::AlreadyExists,
+            Self::TooLarge { .. } | Self::Leaf(_) => Code::TooLarge,
+            Self::Mismatched { .. } | Self::Broken { .. } => Code::Internal,
+            Self::Missing { .. } => Code::NotReady,
+            Self::Exposed { .. } | Self::NotAStore { .. } | Self::NewerSchema { .. } => {
+                Code::NotUnderstood
+            }
+            Self::Locked { .. } | Self::Unavailable { .. } | Self::Entropy(_) => Code::Unavailable,
+        }
+    }
+
+    /// Whether the storage failed, and not the batch: then the whole transaction is void.
+    pub(crate) const fn is_of_storage(&self) -> bool {
+        match self {
+            Self::Broken { .. } | Self::Unavailable { .. } | Self::Entropy(_) => true,
+            Self::Conflict { .. }
+            | Self::Fenced { .. }
+            | Self::RecordUnknown { .. }
+            | Self::TokenUnknown
+            | Self::TokenSpent
+            | Self::TokenExpired
+            | Self::NodeUnknown(_)
+            | Self::StaleGeneration { .. }
+            | Self::AlreadyExists { .. }
+            | Self::TooLarge { .. }
+            | Self::Leaf(_)
+            | Self::Mismatched { .. }
+            | Self::Locked { .. }
+            | Self::Missing { .. }
+            | Self::Exposed { .. }
+            | Self::NotAStore { .. }
+            | Self::NewerSchema { .. } => false,
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! The store in memory, for simulations and tests: the same semantics, nothing durable.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use countersign_audit::Leaf;
+use countersign_identity::{Entropy, NodeId, Revision, Serial, Sha256, Timestamp};
+use imbl::{OrdMap, Vector};
+use tokio::sync::watch;
+
+use crate::bounds::{HASHES_MAX, check, check_name};
+use crate::transact::{Lease, Tables, lease_end, trim, write};
+use crate::{
+    Batch, Change, Commit, Committed, Details, Feed, Head, Issued, IssuedRow, Kind, NodeRow,
+    PAGE_MAX, Record, Result, Snapshot, Store, StoredEvent, TokenRow, Trimmed,
+};
+
+/// A store that forgets when it is dropped.
+///
+/// It answers at once and draws randomness in the order of the batches, so a simulation can be replayed.
+pub struct MemoryStore {
+    state: Mutex<State>,
+    hint: watch::Sender<Revision>,
+    entropy: Arc<dyn Entropy>,
+}
+
+/// All tables. Persistent maps: a copy costs nothing, so that a batch works on one and puts it in place whole.
+#[derive(Clone)]
+struct State {
+    head: Head,
+    records: OrdMap<(Kind, String), Arc<[u8]>>,
+    commits: OrdMap<u64, Vector<Change>>,
+    secrets: OrdMap<String, Arc<[u8]>>,
+    tokens: OrdMap<Sha256, TokenRow>,
+    nodes: OrdMap<NodeId, NodeRow>,
+    keys: OrdMap<Vec<u8>, NodeId>,
+    issued: OrdMap<Serial, Issued>,
+    leases: OrdMap<String, (String, Timestamp)>,
+    log: Vector<Arc<StoredEvent>>,
+}
+
+impl MemoryStore {
+    /// An empty store, at the beginning of its first incarnation.
+    pub fn new(entropy: Arc<dyn Entropy>) -> Self {
+        let start = Revision { incarnation: 1, number: 0 };
+        let state = State {
+            head: Head { revision: start, fence: start, log_size: 0 },
+            records: OrdMap::new(),
+            commits: OrdMap::new(),
+            secrets: OrdMap::new(),
+            tokens: OrdMap::new(),
+            nodes: OrdMap::new(),
+            keys: OrdMap::new(),
+            issued: OrdMap::new(),
+            leases: OrdMap::new(),
+            log: Vector::new(),
+        };
+        Self { state: Mutex::new(state), hint: watch::Sender::new(start), entropy }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere cannot have left a half-written state: it is always replaced whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn transact<T>(&self, work: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
+        let mut state = self.state();
+        let mut next = state.clone();
+        let outcome = work(&mut next)?;
+        let revision = next.head.revision;
+        *state = next;
+        self.hint.send_if_modified(|known| std::mem::replace(known, revision) != revision);
+        Ok(outcome)
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn head(&self) -> Result<Head> {
+        Ok(self.state().head)
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot> {
+        let state = self.state();
+        let records = state.records.iter().map(|((kind, name), value)| Record {
+            kind: *kind,
+            name: name.clone(),
+            value: value.to_vec(),
+        });
+        Ok(Snapshot { revision: state.head.revision, records: records.collect() })
+    }
+
+    async fn changes(&self, after: Revision, limit: usize) -> Result<Feed> {
+        let state = self.state();
+        let first = state.commits.get_min().map(|(number, _)| *number);
+        if !state.head.feeds(after, first) {
+            return Ok(Feed::SnapshotNeeded);
+        }
+        let commits = state.commits.range(after.number + 1..).take(limit.min(PAGE_MAX));
+        let commits = commits.map(|(number, changes)| Commit {
+            revision: Revision { number: *number, ..after },
+            changes: changes.iter().cloned().collect(),
+        });
+        Ok(Feed::Changes(commits.collect()))
+    }
+
+    fn hint(&self) -> watch::Receiver<Revision> {
+        self.hint.subscribe()
+    }
+
+    async fn commit(&self, batch: Batch) -> Result<Committed> {
+        check(&batch)?;
+        let written = self.transact(|state| {
+            let mut head = state.head;
+            let written = write(state, &mut head, &batch, &*self.entropy)?;
+            state.head = head;
+            Ok(written)
+        })?;
+        Ok(written.committed())
+    }
+
+    async fn secret(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        Ok(self.state().secrets.get(name).map(|sealed| sealed.to_vec()))
+    }
+
+    async fn node(&self, id: NodeId) -> Result<Option<NodeRow>> {
+        Ok(self.state().nodes.get(&id).cloned())
+    }
+
+    async fn nodes(&self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeRow>> {
+        Ok(page(&self.state().nodes, after, limit))
+    }
+
+    async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>> {
+        Ok(self.state().tokens.get(&hash).cloned())
+    }
+
+    async fn issued(&self, serial: Serial) -> Result<Option<Issued>> {
+        Ok(self.state().issued.get(&serial).cloned())
+    }
+
+    async fn issued_after(&self, after: Option<Serial>, limit: usize) -> Result<Vec<Issued>> {
+        Ok(page(&self.state().issued, after, limit))
+    }
+
+    async fn events(&self, from: u64, limit: usize) -> Result<Vec<StoredEvent>> {
+        Ok(self.log(from, limit.min(PAGE_MAX), StoredEvent::clone))
+    }
+
+    async fn leaf_hashes(&self, from: u64, limit: usize) -> Result<Vec<Sha256>> {
+        Ok(self.log(from, limit.min(HASHES_MAX), |event| event.hash))
+    }
+
+    async fn lease(&self, name: &str, holder: &str, ttl: Duration, now: Timestamp) -> Result<bool> {
+        check_name("bytes of a lease's name", name)?;
+        check_name("bytes of a lease's holder", holder)?;
+        let lease = Lease { name, holder, until: lease_end(now, ttl), now };
+        self.transact(|state| state.take_lease(&lease))
+    }
+
+    async fn trim(&self, now: Timestamp) -> Result<Trimmed> {
+        self.transact(|state| trim(state, now))
+    }
+}
+
+impl MemoryStore {
+    fn log<T>(&self, from: u64, limit: usize, each: impl Fn(&StoredEvent) -> T) -> Vec<T> {
+        let from = usize::try_from(from).unwrap_or(usize::MAX);
+        let state = self.state();
+        let page = from.min(state.log.len())..from.saturating_add(limit).min(state.log.len());
+        page.map(|index| each(&state.log[index])).collect()
+    }
+}
+
+fn page<K: Ord + Copy, V: Clone>(map: &OrdMap<K, V>, after: Option<K>, limit: usize) -> Vec<V> {
+    use std::ops::Bound::{Excluded, Unbounded};
+    let start = after.map_or(Unbounded, Excluded);
+    let rows = map.range((start, Unbounded)).take(limit.min(PAGE_MAX));
+    rows.map(|(_, row)| row.clone()).collect()
+}
+
+/// Inserts unless there is one; says whether it did.
+fn insert_new<K: Ord + Clone, V: Clone>(map: &mut OrdMap<K, V>, key: K, value: V) -> bool {
+    let new = !map.contains_key(&key);
+    if new {
+        map.insert(key, value);
+    }
+    new
+}
+
+impl Tables for State {
+    fn put_record(&mut self, record: &Record) -> Result<()> {
+        self.records.insert((record.kind, record.name.clone()), record.value.as_slice().into());
+        Ok(())
+    }
+
+    fn remove_record(&mut self, kind: Kind, name: &str) -> Result<bool> {
+        Ok(self.records.remove(&(kind, name.to_owned())).is_some())
+    }
+
+    fn add_commit(&mut self, number: u64) -> Result<()> {
+        self.commits.insert(number, Vector::new());
+        Ok(())
+    }
+
+    fn add_change(&mut self, number: u64, _position: usize, change: &Change) -> Result<()> {
+        self.commits.entry(number).or_default().push_back(change.clone());
+        Ok(())
+    }
+
+    fn trim_feed(&mut self, up_to: u64) -> Result<()> {
+        self.commits = self.commits.split(&up_to).1;
+        Ok(())
+    }
+
+    fn add_leaf(&mut self, index: u64, leaf: Leaf) -> Result<()> {
+        let Leaf { bytes, hash, details, salt } = leaf;
+        let details = Some(Details { json: details, salt });
+        self.log.push_back(Arc::new(StoredEvent { index, leaf: bytes, hash, details }));
+        Ok(())
+    }
+
+    fn add_issued(&mut self, row: &IssuedRow, index: u64) -> Result<bool> {
+        Ok(insert_new(&mut self.issued, row.serial, Issued { row: row.clone(), index }))
+    }
+
+    fn put_secret(&mut self, name: &str, sealed: &[u8]) -> Result<()> {
+        self.secrets.insert(name.to_owned(), sealed.into());
+        Ok(())
+    }
+
+    fn add_token(&mut self, row: &TokenRow) -> Result<bool> {
+        Ok(insert_new(&mut self.tokens, row.hash, row.clone()))
+    }
+
+    fn spend_token(&mut self, hash: Sha256, now: Timestamp) -> Result<bool> {
+        let fit = |row: &&mut TokenRow| row.spent.is_none() && now < row.expires;
+        let row = self.tokens.get_mut(&hash).filter(fit);
+        Ok(row.map(|row| row.spent = Some(now)).is_some())
+    }
+
+    fn token(&mut self, hash: Sha256) -> Result<Option<TokenRow>> {
+        Ok(self.tokens.get(&hash).cloned())
+    }
+
+    fn add_node(&mut self, row: &NodeRow) -> Result<bool> {
+        let new = !self.nodes.contains_key(&row.id) && !self.keys.contains_key(&row.key_spki);
+        if new {
+            self.keys.insert(row.key_spki.clone(), row.id);
+            self.nodes.insert(row.id, row.clone());
+        }
+        Ok(new)
+    }
+
+    fn succeed_key(&mut self, id: NodeId, old: u64, key: &[u8], at: Timestamp) -> Result<bool> {
+        let free = self.keys.get(key).is_none_or(|owner| *owner == id);
+        let Some(row) = self.nodes.get_mut(&id).filter(|row| free && row.generation == old) else {
+            return Ok(false);
+        };
+        self.keys.remove(&row.key_spki);
+        self.keys.insert(key.to_vec(), id);
+        row.key_spki = key.to_vec();
+        row.generation += 1;
+        row.seen_at = row.seen_at.max(at);
+        Ok(true)
+    }
+
+    fn remove_node(&mut self, id: NodeId) -> Result<bool> {
+        let removed = self.nodes.remove(&id);
+        if let Some(row) = &removed {
+            self.keys.remove(&row.key_spki);
+        }
+        Ok(removed.is_some())
+    }
+
+    fn touch_node(&mut self, id: NodeId, at: Timestamp) -> Result<bool> {
+        let row = self.nodes.get_mut(&id);
+        Ok(row.map(|row| row.seen_at = row.seen_at.max(at)).is_some())
+    }
+
+    fn node(&mut self, id: NodeId) -> Result<Option<NodeRow>> {
+        Ok(self.nodes.get(&id).cloned())
+    }
+
+    fn take_lease(&mut self, lease: &Lease<'_>) -> Result<bool> {
+        let free = self
+            .leases
+            .get(lease.name)
+            .is_none_or(|(holder, until)| holder == lease.holder || *until <= lease.now);
+        if free {
+            self.leases.insert(lease.name.to_owned(), (lease.holder.to_owned(), lease.until));
+        }
+        Ok(free)
+    }
+
+    fn trim_issued(&mut self, before: Serial, ended: Timestamp, limit: usize) -> Result<usize> {
+        let old = self.issued.range(..before);
+        let old = old.filter(|(_, issued)| issued.row.validity.not_after < ended);
+        let old: Vec<Serial> = old.map(|(serial, _)| *serial).take(limit).collect();
+        for serial in &old {
+            self.issued.remove(serial);
+        }
+        Ok(old.len())
+    }
+
+    fn trim_tokens(&mut self, ended: Timestamp, limit: usize) -> Result<usize> {
+        let old = self.tokens.iter().filter(|(_, row)| row.expires < ended);
+        let old: Vec<Sha256> = old.map(|(hash, _)| *hash).take(limit).collect();
+        for hash in &old {
+            self.tokens.remove(hash);
+        }
+        Ok(old.len())
+    }
+}

@@ -1,0 +1,179 @@
+//! What the store answers, as plain data.
+
+use std::fmt;
+
+use countersign_audit::{Event, EventKind};
+use countersign_identity::{
+    KeyId, Name, NodeId, Revision, Serial, Sha256, SpiffeId, Timestamp, Validity,
+};
+
+use crate::{Change, Record};
+
+/// The one row at which all writers meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The latest revision.
+    pub revision: Revision,
+    /// The latest revision that took rights away. What was authorised before it must be authorised again.
+    pub fence: Revision,
+    /// How many leaves the log has.
+    pub log_size: u64,
+}
+
+impl Head {
+    /// Whether the feed can go on after a revision, given the first commit that is kept.
+    pub(crate) fn feeds(&self, after: Revision, first_kept: Option<u64>) -> bool {
+        let first = first_kept.unwrap_or(self.revision.number + 1);
+        after.incarnation == self.revision.incarnation
+            && after <= self.revision
+            && first <= after.number + 1
+    }
+}
+
+/// All records of one revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Of which revision.
+    pub revision: Revision,
+    /// The records in the order of their kinds and names.
+    pub records: Vec<Record>,
+}
+
+/// One committed set of changes; empty when rights were taken away beside the map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// The revision that it made.
+    pub revision: Revision,
+    /// What it changed, in order.
+    pub changes: Vec<Change>,
+}
+
+/// What came after a revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Feed {
+    /// The next commits, without a gap; empty when there is none yet.
+    Changes(Vec<Commit>),
+    /// The revision is of another incarnation, no longer kept, or not reached yet: begin with a snapshot.
+    SnapshotNeeded,
+}
+
+/// The record of a certificate, kept until it has expired.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuedRow {
+    /// Its serial.
+    pub serial: Serial,
+    /// The digest of its to-be-signed bytes.
+    pub tbs: Sha256,
+    /// Whom it names.
+    pub spiffe_id: SpiffeId,
+    /// Its public key.
+    pub key: KeyId,
+    /// The public key that signs it.
+    pub issuer: KeyId,
+    /// The node through which it was issued, unless it is a server's or an authority's.
+    pub node: Option<NodeId>,
+    /// From when to when it is valid.
+    pub validity: Validity,
+    /// The revision under which it was authorised, as the certificate says it.
+    pub revision: Revision,
+}
+
+impl IssuedRow {
+    /// The event that the log needs for this row.
+    pub fn event(&self, kind: EventKind, at: Timestamp, actor: impl Into<String>) -> Event {
+        let details = serde_json::json!({
+            "key": self.key,
+            "issuer": self.issuer,
+            "node": self.node,
+            "notBefore": self.validity.not_before,
+            "notAfter": self.validity.not_after,
+            "authorisedAt": self.revision,
+        });
+        Event::new(kind, at, actor, self.spiffe_id.to_string())
+            .with_certificate(self.serial, self.tbs)
+            .with_details(details)
+    }
+}
+
+/// An issued row and its place in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issued {
+    /// The row.
+    pub row: IssuedRow,
+    /// The index of its leaf.
+    pub index: u64,
+}
+
+/// A registered machine.
+#[derive(Clone, PartialEq, Eq)]
+pub struct NodeRow {
+    /// Its name.
+    pub id: NodeId,
+    /// The identity of its agent.
+    pub spiffe_id: SpiffeId,
+    /// Its registered key, as SubjectPublicKeyInfo.
+    pub key_spki: Vec<u8>,
+    /// How many keys it has had.
+    pub generation: u64,
+    /// What its join token said of it.
+    pub labels: Vec<Name>,
+    /// The host name that it told.
+    pub host: String,
+    /// When it proved itself.
+    pub attested_at: Timestamp,
+    /// When it was last seen.
+    pub seen_at: Timestamp,
+}
+
+impl fmt::Debug for NodeRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, spiffe_id, generation, labels, .. } = self;
+        write!(f, "NodeRow {{ {id}, {spiffe_id}, generation: {generation}, labels: {labels:?} }}")
+    }
+}
+
+/// A join token, known by its digest only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenRow {
+    /// SHA-256 of the token.
+    pub hash: Sha256,
+    /// From when on it is refused.
+    pub expires: Timestamp,
+    /// What a node that joins with it is labelled.
+    pub labels: Vec<Name>,
+    /// When it was used.
+    pub spent: Option<Timestamp>,
+}
+
+/// A leaf of the log with what is kept beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredEvent {
+    /// Its index.
+    pub index: u64,
+    /// The bytes that are hashed; [`countersign_audit::Entry::parse`] reads them.
+    pub leaf: Vec<u8>,
+    /// Their hash in the tree.
+    pub hash: Sha256,
+    /// The details and their salt, until they are dropped.
+    pub details: Option<Details>,
+}
+
+/// The details of an event, which its leaf holds only as a digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Details {
+    /// Canonical JSON.
+    pub json: Vec<u8>,
+    /// What hides them from guessing.
+    pub salt: [u8; 16],
+}
+
+/// What a trim dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trimmed {
+    /// Rows of expired certificates.
+    pub issued: usize,
+    /// Expired or spent tokens.
+    pub tokens: usize,
+    /// Whether there was more than is dropped at once.
+    pub more: bool,
+}

@@ -1,0 +1,111 @@
+//! The statements, shared by every SQL backend; only the DDL is each backend's own.
+//!
+//! Parameters are `$1`, `$2`, … and appear in that order for the first time: PostgreSQL numbers them by name, SQLite
+//! by first appearance. Nothing here that only one of them understands.
+
+pub(crate) const HEAD: &str =
+    "SELECT incarnation, number, fence, log_size FROM head WHERE singleton = 1";
+/// Guarded by what was read, so that a transaction which lost a race changes no row.
+pub(crate) const MOVE_HEAD: &str = "UPDATE head SET number = $1, fence = $2, log_size = $3 \
+     WHERE singleton = 1 AND incarnation = $4 AND number = $5 AND log_size = $6";
+
+pub(crate) const RECORDS: &str = "SELECT kind, name, value FROM records ORDER BY kind, name";
+pub(crate) const PUT_RECORD: &str = "INSERT INTO records (kind, name, value) VALUES ($1, $2, $3) \
+     ON CONFLICT (kind, name) DO UPDATE SET value = excluded.value";
+pub(crate) const REMOVE_RECORD: &str = "DELETE FROM records WHERE kind = $1 AND name = $2";
+
+pub(crate) const FIRST_COMMIT: &str = "SELECT number FROM commits ORDER BY number LIMIT 1";
+pub(crate) const CHANGES: &str = "SELECT number, kind, name, value FROM changes \
+     WHERE $1 < number AND number <= $2 ORDER BY number, position";
+pub(crate) const ADD_COMMIT: &str = "INSERT INTO commits (number) VALUES ($1)";
+pub(crate) const ADD_CHANGE: &str =
+    "INSERT INTO changes (number, position, kind, name, value) VALUES ($1, $2, $3, $4, $5)";
+pub(crate) const TRIM_COMMITS: &str = "DELETE FROM commits WHERE number <= $1";
+pub(crate) const TRIM_CHANGES: &str = "DELETE FROM changes WHERE number <= $1";
+
+pub(crate) const EVENTS: &str = "SELECT log_index, leaf, hash, details, salt FROM log \
+     WHERE $1 <= log_index ORDER BY log_index LIMIT $2";
+pub(crate) const LEAF_HASHES: &str =
+    "SELECT log_index, hash FROM log WHERE $1 <= log_index ORDER BY log_index LIMIT $2";
+pub(crate) const LAST_LEAF: &str = "SELECT log_index FROM log ORDER BY log_index DESC LIMIT 1";
+pub(crate) const ADD_LEAF: &str =
+    "INSERT INTO log (log_index, leaf, hash, details, salt) VALUES ($1, $2, $3, $4, $5)";
+
+pub(crate) const ISSUED: &str = "SELECT serial, tbs, spiffe_id, key_id, issuer, node, not_before, \
+     not_after, incarnation, number, log_index FROM issued WHERE serial = $1";
+pub(crate) const ISSUED_AFTER: &str = "SELECT serial, tbs, spiffe_id, key_id, issuer, node, \
+     not_before, not_after, incarnation, number, log_index FROM issued \
+     WHERE $1 < serial ORDER BY serial LIMIT $2";
+pub(crate) const ADD_ISSUED: &str = "INSERT INTO issued (serial, tbs, spiffe_id, key_id, issuer, \
+     node, not_before, not_after, incarnation, number, log_index) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING";
+pub(crate) const TRIM_ISSUED: &str = "DELETE FROM issued WHERE serial IN \
+     (SELECT serial FROM issued WHERE serial < $1 AND not_after < $2 ORDER BY serial LIMIT $3)";
+
+pub(crate) const SECRET: &str = "SELECT sealed FROM secrets WHERE name = $1";
+pub(crate) const PUT_SECRET: &str = "INSERT INTO secrets (name, sealed) VALUES ($1, $2) \
+     ON CONFLICT (name) DO UPDATE SET sealed = excluded.sealed";
+
+pub(crate) const TOKEN: &str = "SELECT hash, expires, labels, spent FROM tokens WHERE hash = $1";
+pub(crate) const ADD_TOKEN: &str = "INSERT INTO tokens (hash, expires, labels, spent) \
+     VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
+/// Decides and writes in one step: of two at once, the second sees the first one's row and changes nothing.
+pub(crate) const SPEND_TOKEN: &str =
+    "UPDATE tokens SET spent = $1 WHERE hash = $2 AND spent IS NULL AND $1 < expires";
+pub(crate) const TRIM_TOKENS: &str = "DELETE FROM tokens WHERE hash IN \
+     (SELECT hash FROM tokens WHERE expires < $1 ORDER BY hash LIMIT $2)";
+
+pub(crate) const NODE: &str = "SELECT id, spiffe_id, key_spki, generation, labels, host, \
+     attested_at, seen_at FROM nodes WHERE id = $1";
+pub(crate) const NODES: &str = "SELECT id, spiffe_id, key_spki, generation, labels, host, \
+     attested_at, seen_at FROM nodes WHERE $1 < id ORDER BY id LIMIT $2";
+pub(crate) const ADD_NODE: &str = "INSERT INTO nodes (id, spiffe_id, key_spki, generation, labels, \
+     host, attested_at, seen_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING";
+pub(crate) const SUCCEED_KEY: &str = "UPDATE nodes SET key_spki = $1, generation = generation + 1, \
+     seen_at = CASE WHEN seen_at < $2 THEN $2 ELSE seen_at END \
+     WHERE id = $3 AND generation = $4 AND NOT EXISTS \
+     (SELECT 1 FROM nodes AS other WHERE other.key_spki = $1 AND other.id <> $3)";
+pub(crate) const REMOVE_NODE: &str = "DELETE FROM nodes WHERE id = $1";
+pub(crate) const TOUCH_NODE: &str =
+    "UPDATE nodes SET seen_at = CASE WHEN seen_at < $1 THEN $1 ELSE seen_at END WHERE id = $2";
+
+pub(crate) const TAKE_LEASE: &str = "INSERT INTO leases (name, holder, ends) VALUES ($1, $2, $3) \
+     ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, ends = excluded.ends \
+     WHERE leases.holder = excluded.holder OR leases.ends <= $4";
+
+/// Every statement, so that a test can prepare each and look at its parameters.
+#[cfg(test)]
+pub(crate) const ALL: &[&str] = &[
+    HEAD,
+    MOVE_HEAD,
+    RECORDS,
+    PUT_RECORD,
+    REMOVE_RECORD,
+    FIRST_COMMIT,
+    CHANGES,
+    ADD_COMMIT,
+    ADD_CHANGE,
+    TRIM_COMMITS,
+    TRIM_CHANGES,
+    EVENTS,
+    LEAF_HASHES,
+    LAST_LEAF,
+    ADD_LEAF,
+    ISSUED,
+    ISSUED_AFTER,
+    ADD_ISSUED,
+    TRIM_ISSUED,
+    SECRET,
+    PUT_SECRET,
+    TOKEN,
+    ADD_TOKEN,
+    SPEND_TOKEN,
+    TRIM_TOKENS,
+    NODE,
+    NODES,
+    ADD_NODE,
+    SUCCEED_KEY,
+    REMOVE_NODE,
+    TOUCH_NODE,
+    TAKE_LEASE,
+];

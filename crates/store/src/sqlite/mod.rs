@@ -1,0 +1,252 @@
+//! The store on SQLite: one file in the data directory, one thread that writes, a few connections that read.
+
+mod files;
+mod readers;
+mod rows;
+mod schema;
+mod tables;
+mod writer;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use countersign_identity::{Entropy, NodeId, Revision, Serial, Sha256, Timestamp};
+use rusqlite::Connection;
+use tokio::sync::{oneshot, watch};
+
+use self::files::Lock;
+use self::readers::Readers;
+use self::tables::{Open, all, one};
+use self::writer::{Job, OwnedLease, Queue, Writer, ended};
+use crate::bounds::{HASHES_MAX, check, check_name};
+use crate::transact::lease_end;
+use crate::{
+    Batch, Change, Commit, Committed, Feed, Head, Issued, NodeRow, PAGE_MAX, Record, Result,
+    Snapshot, Store, StoreError, StoredEvent, TokenRow, Trimmed, sql,
+};
+
+/// A store in a directory: durable, for one process at a time.
+///
+/// Needs a Tokio runtime for reading. Dropping it waits until what was queued is written, then frees the directory.
+pub struct SqliteStore {
+    queue: Arc<Queue>,
+    readers: Arc<Readers>,
+    hint: watch::Receiver<Revision>,
+    writer: Option<JoinHandle<()>>,
+    // Last, so that it is released after all connections are closed.
+    _lock: Lock,
+}
+
+impl SqliteStore {
+    /// Makes a new store in a directory that has none, and opens it.
+    ///
+    /// # Errors
+    /// When there is one, or the directory cannot be written.
+    pub fn create(directory: &Path, entropy: Arc<dyn Entropy>) -> Result<Self> {
+        let lock = Lock::take(directory)?;
+        files::create(directory, &lock)?;
+        Self::open_locked(directory, lock, entropy)
+    }
+
+    /// Opens the store of a directory. It never makes one: an empty store in place of the expected one would be a
+    /// trust domain that has forgotten everything.
+    ///
+    /// # Errors
+    /// When there is none, another process has it open, others may read it, it is not ours, of a newer version, or
+    /// its log is torn.
+    pub fn open(directory: &Path, entropy: Arc<dyn Entropy>) -> Result<Self> {
+        files::check(directory)?;
+        let lock = Lock::take(directory)?;
+        Self::open_locked(directory, lock, entropy)
+    }
+
+    fn open_locked(directory: &Path, lock: Lock, entropy: Arc<dyn Entropy>) -> Result<Self> {
+        let path = files::database(directory);
+        let connection = files::open_writer(&path)?;
+        let head = check_log(&connection)?;
+        let queue = Arc::new(Queue::new());
+        let (hint, hinted) = watch::channel(head.revision);
+        let writer = Writer { connection, queue: Arc::clone(&queue), hint, entropy };
+        let thread = std::thread::Builder::new().name("store-writer".to_owned());
+        let thread = thread.spawn(move || writer.run()).map_err(|why| StoreError::Unavailable {
+            why: format!("a thread for writing: {why}"),
+        })?;
+        let readers = Arc::new(Readers::new(path));
+        Ok(Self { queue, readers, hint: hinted, writer: Some(thread), _lock: lock })
+    }
+
+    /// Hands a job to the writer and waits for its answer.
+    async fn write<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job) -> Result<T> {
+        let (answer, answered) = oneshot::channel();
+        self.queue.put(job(answer)).await?;
+        answered.await.map_err(|_dropped| ended())?
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        self.queue.close();
+        let writer = self.writer.take().map(JoinHandle::join);
+        if let Some(Err(_panic)) = writer {
+            tracing::error!("the store's writer had ended by a panic");
+        }
+    }
+}
+
+/// Checks that the log has exactly the leaves that the head row counts. More is tampering, fewer a torn file.
+fn check_log(connection: &Connection) -> Result<Head> {
+    let head = Open(connection).head()?;
+    let last = one(connection, sql::LAST_LEAF, [], |row| rows::number(row, 0))?;
+    let leaves = last.map_or(0, |last| last + 1);
+    if leaves != head.log_size {
+        let size = head.log_size;
+        let what = format!("the log has {leaves} leaves, the head row counts {size}");
+        return Err(StoreError::Broken { what });
+    }
+    Ok(head)
+}
+
+fn limited(limit: usize, most: usize) -> i64 {
+    i64::try_from(limit.min(most)).unwrap_or(i64::MAX)
+}
+
+fn change((kind, name, value): (crate::Kind, String, Option<Vec<u8>>)) -> Change {
+    match value {
+        Some(value) => Change::Put(Record { kind, name, value }),
+        None => Change::Remove { kind, name },
+    }
+}
+
+/// The commits after a revision, inside one read transaction.
+fn feed(connection: &Connection, after: Revision, limit: usize) -> Result<Feed> {
+    let head = Open(connection).head()?;
+    let first = one(connection, sql::FIRST_COMMIT, [], |row| rows::number(row, 0))?;
+    if !head.feeds(after, first) {
+        return Ok(Feed::SnapshotNeeded);
+    }
+    let limit = u64::try_from(limit.min(PAGE_MAX)).unwrap_or(u64::MAX);
+    let last = head.revision.number.min(after.number + limit);
+    // Numbers have no gaps, so a commit without changes is one whose number has no rows.
+    let commit = |number| Commit { revision: Revision { number, ..after }, changes: Vec::new() };
+    let mut commits: Vec<Commit> = (after.number + 1..=last).map(commit).collect();
+    let bounds = (rows::signed(after.number)?, rows::signed(last)?);
+    let changes = all(connection, sql::CHANGES, bounds, |row| {
+        let parts = (rows::parsed(row, 1)?, rows::column(row, 2)?, rows::column(row, 3)?);
+        Ok((rows::number(row, 0)?, change(parts)))
+    })?;
+    for (number, change) in changes {
+        let place = usize::try_from(number - after.number - 1).unwrap_or(usize::MAX);
+        let commit = commits.get_mut(place).ok_or_else(|| rows::broken("a change out of order"))?;
+        commit.changes.push(change);
+    }
+    Ok(Feed::Changes(commits))
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn head(&self) -> Result<Head> {
+        self.readers.read(|connection| Open(connection).head()).await
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot> {
+        let read = |connection: &Connection| {
+            let revision = Open(connection).head()?.revision;
+            let records = all(connection, sql::RECORDS, [], |row| {
+                let (kind, name) = (rows::parsed(row, 0)?, rows::column(row, 1)?);
+                Ok(Record { kind, name, value: rows::column(row, 2)? })
+            })?;
+            Ok(Snapshot { revision, records })
+        };
+        self.readers.read(read).await
+    }
+
+    async fn changes(&self, after: Revision, limit: usize) -> Result<Feed> {
+        self.readers.read(move |connection| feed(connection, after, limit)).await
+    }
+
+    fn hint(&self) -> watch::Receiver<Revision> {
+        self.hint.clone()
+    }
+
+    async fn commit(&self, batch: Batch) -> Result<Committed> {
+        check(&batch)?;
+        self.write(|answer| Job::Commit { batch, answer }).await
+    }
+
+    async fn secret(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let name = name.to_owned();
+        let read = move |connection: &Connection| {
+            one(connection, sql::SECRET, [name], |row| rows::column(row, 0))
+        };
+        self.readers.read(read).await
+    }
+
+    async fn node(&self, id: NodeId) -> Result<Option<NodeRow>> {
+        let read =
+            move |connection: &Connection| one(connection, sql::NODE, [id.as_bytes()], rows::node);
+        self.readers.read(read).await
+    }
+
+    async fn nodes(&self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeRow>> {
+        let read = move |connection: &Connection| {
+            // No bytes are before all bytes.
+            let after = after.as_ref().map_or(&[][..], |id| id.as_bytes());
+            all(connection, sql::NODES, (after, limited(limit, PAGE_MAX)), rows::node)
+        };
+        self.readers.read(read).await
+    }
+
+    async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>> {
+        let read = move |connection: &Connection| {
+            one(connection, sql::TOKEN, [hash.as_bytes()], rows::token)
+        };
+        self.readers.read(read).await
+    }
+
+    async fn issued(&self, serial: Serial) -> Result<Option<Issued>> {
+        let read = move |connection: &Connection| {
+            one(connection, sql::ISSUED, [serial.as_bytes()], rows::issued)
+        };
+        self.readers.read(read).await
+    }
+
+    async fn issued_after(&self, after: Option<Serial>, limit: usize) -> Result<Vec<Issued>> {
+        let read = move |connection: &Connection| {
+            let after = after.as_ref().map_or(&[][..], |serial| serial.as_bytes());
+            all(connection, sql::ISSUED_AFTER, (after, limited(limit, PAGE_MAX)), rows::issued)
+        };
+        self.readers.read(read).await
+    }
+
+    async fn events(&self, from: u64, limit: usize) -> Result<Vec<StoredEvent>> {
+        let Ok(from) = i64::try_from(from) else { return Ok(Vec::new()) };
+        let read = move |connection: &Connection| {
+            all(connection, sql::EVENTS, (from, limited(limit, PAGE_MAX)), rows::event)
+        };
+        self.readers.read(read).await
+    }
+
+    async fn leaf_hashes(&self, from: u64, limit: usize) -> Result<Vec<Sha256>> {
+        let Ok(from) = i64::try_from(from) else { return Ok(Vec::new()) };
+        let read = move |connection: &Connection| {
+            let page = (from, limited(limit, HASHES_MAX));
+            all(connection, sql::LEAF_HASHES, page, |row| rows::sha256(row, 1))
+        };
+        self.readers.read(read).await
+    }
+
+    async fn lease(&self, name: &str, holder: &str, ttl: Duration, now: Timestamp) -> Result<bool> {
+        check_name("bytes of a lease's name", name)?;
+        check_name("bytes of a lease's holder", holder)?;
+        let (name, holder) = (name.to_owned(), holder.to_owned());
+        let lease = OwnedLease { name, holder, until: lease_end(now, ttl), now };
+        self.write(|answer| Job::Lease { lease, answer }).await
+    }
+
+    async fn trim(&self, now: Timestamp) -> Result<Trimmed> {
+        self.write(|answer| Job::Trim { now, answer }).await
+    }
+}

@@ -1,0 +1,112 @@
+//! SQLite's own DDL, one step a version. A step that was released never changes.
+
+use rusqlite::Connection;
+
+use super::rows::{failed, unsigned};
+use crate::{Result, StoreError};
+
+/// Marks the file as ours (`PRAGMA application_id`): "CSGN".
+const APPLICATION_ID: i64 = 0x4353_474e;
+
+/// The steps from each version to the next; the first makes version 1 of nothing.
+const STEPS: &[&str] = &[STEP_1];
+
+const STEP_1: &str = "
+CREATE TABLE schema (version BIGINT NOT NULL);
+INSERT INTO schema (version) VALUES (0);
+-- The only point where writers meet.
+CREATE TABLE head (
+    singleton BIGINT PRIMARY KEY CHECK (singleton = 1),
+    incarnation BIGINT NOT NULL, number BIGINT NOT NULL,
+    fence BIGINT NOT NULL, log_size BIGINT NOT NULL);
+INSERT INTO head (singleton, incarnation, number, fence, log_size) VALUES (1, 1, 0, 0, 0);
+CREATE TABLE records (
+    kind TEXT NOT NULL, name TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (kind, name));
+CREATE TABLE commits (number INTEGER PRIMARY KEY);
+CREATE TABLE changes (
+    number BIGINT NOT NULL, position BIGINT NOT NULL,
+    kind TEXT NOT NULL, name TEXT NOT NULL, value BLOB, PRIMARY KEY (number, position));
+CREATE TABLE log (
+    log_index INTEGER PRIMARY KEY, leaf BLOB NOT NULL, hash BLOB NOT NULL,
+    details BLOB, salt BLOB);
+-- Keyed by time-ordered serials, so that rows are appended; no further index, which would cost more than the row.
+CREATE TABLE issued (
+    serial BLOB PRIMARY KEY, tbs BLOB NOT NULL, spiffe_id TEXT NOT NULL,
+    key_id BLOB NOT NULL, issuer BLOB NOT NULL, node BLOB,
+    not_before BIGINT NOT NULL, not_after BIGINT NOT NULL,
+    incarnation BIGINT NOT NULL, number BIGINT NOT NULL, log_index BIGINT NOT NULL) WITHOUT ROWID;
+CREATE TABLE secrets (name TEXT PRIMARY KEY, sealed BLOB NOT NULL);
+CREATE TABLE tokens (
+    hash BLOB PRIMARY KEY, expires BIGINT NOT NULL, labels TEXT NOT NULL,
+    spent BIGINT) WITHOUT ROWID;
+CREATE TABLE nodes (
+    id BLOB PRIMARY KEY, spiffe_id TEXT NOT NULL, key_spki BLOB NOT NULL UNIQUE,
+    generation BIGINT NOT NULL, labels TEXT NOT NULL, host TEXT NOT NULL,
+    attested_at BIGINT NOT NULL, seen_at BIGINT NOT NULL);
+CREATE TABLE leases (name TEXT PRIMARY KEY, holder TEXT NOT NULL, ends BIGINT NOT NULL);
+";
+
+/// Whether the open file is a store of ours, or an SQLite database of somebody else.
+pub(super) fn is_ours(connection: &Connection) -> rusqlite::Result<bool> {
+    let id: i64 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    Ok(id == APPLICATION_ID)
+}
+
+/// Marks a new file as ours.
+pub(super) fn mark(connection: &Connection) -> Result<()> {
+    connection.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)
+}
+
+/// Brings the schema to the version that this program knows, each step in a transaction of its own.
+pub(super) fn migrate(connection: &mut Connection, path: &std::path::Path) -> Result<()> {
+    let tables = "SELECT COUNT(*) FROM sqlite_schema WHERE type = 'table' AND name = 'schema'";
+    loop {
+        let step = connection.transaction().map_err(failed)?;
+        let exists: i64 = step.query_row(tables, [], |row| row.get(0)).map_err(failed)?;
+        let mut version = 0;
+        if exists != 0 {
+            let read = step.query_row("SELECT version FROM schema", [], |row| row.get(0));
+            version = unsigned(read.map_err(failed)?)?;
+        }
+        let known = STEPS.len() as u64;
+        if known < version {
+            return Err(StoreError::NewerSchema { path: path.to_owned(), found: version, known });
+        }
+        let next = usize::try_from(version).ok().and_then(|version| STEPS.get(version));
+        let Some(ddl) = next else { return Ok(()) };
+        step.execute_batch(ddl).map_err(failed)?;
+        step.execute("UPDATE schema SET version = version + 1", []).map_err(failed)?;
+        step.commit().map_err(failed)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sql;
+
+    /// Otherwise SQLite would bind them in another order than PostgreSQL.
+    #[test]
+    fn parameters_appear_in_the_order_of_their_numbers() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection, std::path::Path::new("memory")).unwrap();
+        for text in sql::ALL {
+            let statement = connection.prepare(text).unwrap();
+            for number in 1..=statement.parameter_count() {
+                let name = statement.parameter_name(number);
+                assert_eq!(name, Some(format!("${number}").as_str()), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn migrating_twice_changes_nothing() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        let path = std::path::Path::new("memory");
+        migrate(&mut connection, path).unwrap();
+        connection.execute("UPDATE head SET number = 7", []).unwrap();
+        migrate(&mut connection, path).unwrap();
+        let read = connection.query_row("SELECT number FROM head", [], |row| row.get(0));
+        assert_eq!(read, Ok(7));
+    }
+}

@@ -1,0 +1,200 @@
+//! The tables of a transaction on SQLite.
+
+use countersign_audit::Leaf;
+use countersign_identity::{NodeId, Serial, Sha256, Timestamp};
+use rusqlite::{Connection, OptionalExtension as _, Params, Row};
+
+use super::rows::{self, broken, failed, labels_text, signed};
+use crate::transact::{Lease, Tables};
+use crate::{Change, Head, IssuedRow, Kind, NodeRow, Record, Result, TokenRow, sql};
+
+/// The writer's connection inside a transaction.
+pub(super) struct Open<'a>(pub(super) &'a Connection);
+
+impl Open<'_> {
+    /// Runs a statement; says how many rows it wrote.
+    fn run(&self, text: &str, values: impl Params) -> Result<usize> {
+        let mut statement = self.0.prepare_cached(text).map_err(failed)?;
+        statement.execute(values).map_err(failed)
+    }
+
+    /// Runs statements that begin or end something.
+    pub(super) fn run_batch(&self, text: &str) -> Result<()> {
+        self.0.execute_batch(text).map_err(failed)
+    }
+
+    /// Reads the head row.
+    pub(super) fn head(&self) -> Result<Head> {
+        one(self.0, sql::HEAD, [], rows::head)?.ok_or_else(|| broken("there is no head row"))
+    }
+
+    /// Moves the head row from where it was read.
+    pub(super) fn move_head(&self, from: &Head, to: &Head) -> Result<()> {
+        let moved = self.run(
+            sql::MOVE_HEAD,
+            (
+                signed(to.revision.number)?,
+                signed(to.fence.number)?,
+                signed(to.log_size)?,
+                signed(from.revision.incarnation)?,
+                signed(from.revision.number)?,
+                signed(from.log_size)?,
+            ),
+        )?;
+        if moved == 1 { Ok(()) } else { Err(broken("the head row was changed by somebody else")) }
+    }
+}
+
+/// Reads at most one row.
+pub(super) fn one<T>(
+    connection: &Connection,
+    text: &str,
+    values: impl Params,
+    read: impl FnOnce(&Row<'_>) -> Result<T>,
+) -> Result<Option<T>> {
+    let mut statement = connection.prepare_cached(text).map_err(failed)?;
+    // The reading may fail in our terms, which SQLite's closure cannot say.
+    let row = statement.query_row(values, |row| Ok(read(row))).optional().map_err(failed)?;
+    row.transpose()
+}
+
+/// Reads all rows.
+pub(super) fn all<T>(
+    connection: &Connection,
+    text: &str,
+    values: impl Params,
+    read: impl Fn(&Row<'_>) -> Result<T>,
+) -> Result<Vec<T>> {
+    let mut statement = connection.prepare_cached(text).map_err(failed)?;
+    let mut rows = statement.query(values).map_err(failed)?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next().map_err(failed)? {
+        found.push(read(row)?);
+    }
+    Ok(found)
+}
+
+impl Tables for Open<'_> {
+    fn put_record(&mut self, record: &Record) -> Result<()> {
+        let Record { kind, name, value } = record;
+        self.run(sql::PUT_RECORD, (kind.as_str(), name, value)).map(|_one| ())
+    }
+
+    fn remove_record(&mut self, kind: Kind, name: &str) -> Result<bool> {
+        Ok(self.run(sql::REMOVE_RECORD, (kind.as_str(), name))? == 1)
+    }
+
+    fn add_commit(&mut self, number: u64) -> Result<()> {
+        self.run(sql::ADD_COMMIT, [signed(number)?]).map(|_one| ())
+    }
+
+    fn add_change(&mut self, number: u64, position: usize, change: &Change) -> Result<()> {
+        let (kind, name, value) = match change {
+            Change::Put(record) => (record.kind, &record.name, Some(&record.value)),
+            Change::Remove { kind, name } => (*kind, name, None),
+        };
+        let place = (signed(number)?, signed(position as u64)?);
+        self.run(sql::ADD_CHANGE, (place.0, place.1, kind.as_str(), name, value)).map(|_one| ())
+    }
+
+    fn trim_feed(&mut self, up_to: u64) -> Result<()> {
+        let up_to = signed(up_to)?;
+        self.run(sql::TRIM_COMMITS, [up_to])?;
+        self.run(sql::TRIM_CHANGES, [up_to]).map(|_some| ())
+    }
+
+    fn add_leaf(&mut self, index: u64, leaf: Leaf) -> Result<()> {
+        let Leaf { bytes, hash, details, salt } = leaf;
+        self.run(sql::ADD_LEAF, (signed(index)?, bytes, hash.as_bytes(), details, salt))
+            .map(|_one| ())
+    }
+
+    fn add_issued(&mut self, row: &IssuedRow, index: u64) -> Result<bool> {
+        let node = row.node.as_ref().map(NodeId::as_bytes);
+        let written = self.run(
+            sql::ADD_ISSUED,
+            (
+                row.serial.as_bytes(),
+                row.tbs.as_bytes(),
+                row.spiffe_id.as_str(),
+                row.key.as_bytes(),
+                row.issuer.as_bytes(),
+                node,
+                row.validity.not_before.micros(),
+                row.validity.not_after.micros(),
+                signed(row.revision.incarnation)?,
+                signed(row.revision.number)?,
+                signed(index)?,
+            ),
+        )?;
+        Ok(written == 1)
+    }
+
+    fn put_secret(&mut self, name: &str, sealed: &[u8]) -> Result<()> {
+        self.run(sql::PUT_SECRET, (name, sealed)).map(|_one| ())
+    }
+
+    fn add_token(&mut self, row: &TokenRow) -> Result<bool> {
+        let labels = labels_text(&row.labels)?;
+        let spent = row.spent.map(Timestamp::micros);
+        let values = (row.hash.as_bytes(), row.expires.micros(), labels, spent);
+        Ok(self.run(sql::ADD_TOKEN, values)? == 1)
+    }
+
+    fn spend_token(&mut self, hash: Sha256, now: Timestamp) -> Result<bool> {
+        Ok(self.run(sql::SPEND_TOKEN, (now.micros(), hash.as_bytes()))? == 1)
+    }
+
+    fn token(&mut self, hash: Sha256) -> Result<Option<TokenRow>> {
+        one(self.0, sql::TOKEN, [hash.as_bytes()], rows::token)
+    }
+
+    fn add_node(&mut self, row: &NodeRow) -> Result<bool> {
+        let written = self.run(
+            sql::ADD_NODE,
+            (
+                row.id.as_bytes(),
+                row.spiffe_id.as_str(),
+                &row.key_spki,
+                signed(row.generation)?,
+                labels_text(&row.labels)?,
+                &row.host,
+                row.attested_at.micros(),
+                row.seen_at.micros(),
+            ),
+        )?;
+        Ok(written == 1)
+    }
+
+    fn succeed_key(&mut self, id: NodeId, old: u64, key: &[u8], at: Timestamp) -> Result<bool> {
+        // No row has a generation that does not fit.
+        let Ok(old) = i64::try_from(old) else { return Ok(false) };
+        Ok(self.run(sql::SUCCEED_KEY, (key, at.micros(), id.as_bytes(), old))? == 1)
+    }
+
+    fn remove_node(&mut self, id: NodeId) -> Result<bool> {
+        Ok(self.run(sql::REMOVE_NODE, [id.as_bytes()])? == 1)
+    }
+
+    fn touch_node(&mut self, id: NodeId, at: Timestamp) -> Result<bool> {
+        Ok(self.run(sql::TOUCH_NODE, (at.micros(), id.as_bytes()))? == 1)
+    }
+
+    fn node(&mut self, id: NodeId) -> Result<Option<NodeRow>> {
+        one(self.0, sql::NODE, [id.as_bytes()], rows::node)
+    }
+
+    fn take_lease(&mut self, lease: &Lease<'_>) -> Result<bool> {
+        let (until, now) = (lease.until.micros(), lease.now.micros());
+        Ok(self.run(sql::TAKE_LEASE, (lease.name, lease.holder, until, now))? == 1)
+    }
+
+    fn trim_issued(&mut self, before: Serial, ended: Timestamp, limit: usize) -> Result<usize> {
+        let limit = signed(limit as u64)?;
+        self.run(sql::TRIM_ISSUED, (before.as_bytes(), ended.micros(), limit))
+    }
+
+    fn trim_tokens(&mut self, ended: Timestamp, limit: usize) -> Result<usize> {
+        self.run(sql::TRIM_TOKENS, (ended.micros(), signed(limit as u64)?))
+    }
+}

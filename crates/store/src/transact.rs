@@ -1,0 +1,224 @@
+//! What a batch does, once for all backends.
+
+use std::time::Duration;
+
+use countersign_audit::Leaf;
+use countersign_identity::{
+    Entropy, EntropyLost, NodeId, Revision, SKEW_ALLOWED, Serial, Sha256, Timestamp,
+};
+use countersign_pki::Receipt;
+
+use crate::bounds::{FEED_TRIM_STEP, TRIM_ROWS_MAX, positions};
+use crate::{
+    Batch, Change, Committed, FEED_COMMITS_MAX, Head, IssuedRow, Kind, NodeRow, Op, Record, Result,
+    StoreError, TokenRow, Trimmed,
+};
+
+/// The rows of one backend, inside a transaction. Each method is one statement.
+///
+/// Those that return a bool say whether a row was written; they decide and write in one step, so that they hold
+/// also where other transactions run at the same time.
+pub(crate) trait Tables {
+    fn put_record(&mut self, record: &Record) -> Result<()>;
+    fn remove_record(&mut self, kind: Kind, name: &str) -> Result<bool>;
+    fn add_commit(&mut self, number: u64) -> Result<()>;
+    fn add_change(&mut self, number: u64, position: usize, change: &Change) -> Result<()>;
+    fn trim_feed(&mut self, up_to: u64) -> Result<()>;
+    fn add_leaf(&mut self, index: u64, leaf: Leaf) -> Result<()>;
+    fn add_issued(&mut self, row: &IssuedRow, index: u64) -> Result<bool>;
+    fn put_secret(&mut self, name: &str, sealed: &[u8]) -> Result<()>;
+    fn add_token(&mut self, row: &TokenRow) -> Result<bool>;
+    fn spend_token(&mut self, hash: Sha256, now: Timestamp) -> Result<bool>;
+    fn token(&mut self, hash: Sha256) -> Result<Option<TokenRow>>;
+    fn add_node(&mut self, row: &NodeRow) -> Result<bool>;
+    fn succeed_key(&mut self, id: NodeId, old: u64, key: &[u8], at: Timestamp) -> Result<bool>;
+    fn remove_node(&mut self, id: NodeId) -> Result<bool>;
+    fn touch_node(&mut self, id: NodeId, at: Timestamp) -> Result<bool>;
+    fn node(&mut self, id: NodeId) -> Result<Option<NodeRow>>;
+    fn take_lease(&mut self, lease: &Lease<'_>) -> Result<bool>;
+    fn trim_issued(&mut self, before: Serial, ended: Timestamp, limit: usize) -> Result<usize>;
+    fn trim_tokens(&mut self, ended: Timestamp, limit: usize) -> Result<usize>;
+}
+
+/// A lease that is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lease<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) holder: &'a str,
+    pub(crate) until: Timestamp,
+    pub(crate) now: Timestamp,
+}
+
+/// What a batch wrote; not durable yet, hence no receipts.
+#[derive(Debug)]
+pub(crate) struct Written {
+    revision: Revision,
+    first_index: u64,
+    issued: Vec<(Sha256, u64)>,
+}
+
+impl Written {
+    /// Only after the transaction is durable.
+    pub(crate) fn committed(self) -> Committed {
+        let receipts =
+            self.issued.into_iter().map(|(tbs, index)| Receipt::assertion(tbs, index)).collect();
+        Committed { revision: self.revision, first_index: self.first_index, receipts }
+    }
+}
+
+/// Writes a batch whose bounds were checked. On an error the caller takes back what was written.
+pub(crate) fn write(
+    tables: &mut impl Tables,
+    head: &mut Head,
+    batch: &Batch,
+    entropy: &dyn Entropy,
+) -> Result<Written> {
+    let next = moved(head, batch)?;
+    for op in &batch.ops {
+        apply(tables, op)?;
+    }
+    if head.revision != next.revision {
+        change(tables, next.revision.number, &batch.changes)?;
+    }
+    for (event, index) in batch.events.iter().zip(head.log_size..) {
+        let mut salt = [0; 16];
+        entropy.fill(&mut salt)?;
+        tables.add_leaf(index, Leaf::new(event, next.revision, salt)?)?;
+    }
+    let mut issued = Vec::with_capacity(batch.issued.len());
+    for (row, position) in batch.issued.iter().zip(positions(batch)?) {
+        let index = head.log_size + position as u64;
+        if !tables.add_issued(row, index)? {
+            return Err(exists(format!("a certificate with serial `{}`", row.serial)));
+        }
+        issued.push((row.tbs, index));
+    }
+    let first_index = head.log_size;
+    *head = next;
+    Ok(Written { revision: next.revision, first_index, issued })
+}
+
+/// Where the head moves to, unless the batch comes too late for it.
+fn moved(head: &Head, batch: &Batch) -> Result<Head> {
+    let current = head.revision;
+    if let Some(expected) = batch.expected.filter(|expected| *expected != current) {
+        return Err(StoreError::Conflict { expected, current });
+    }
+    let mut next = *head;
+    if batch.narrows || !batch.changes.is_empty() {
+        next.revision.number += 1;
+    }
+    if batch.narrows {
+        next.fence = next.revision;
+    }
+    next.log_size += batch.events.len() as u64;
+    // A certificate says the revision that it was authorised at, so that is fenced too, asked for or not.
+    let rows = batch.issued.iter().map(|row| (row.revision, next.revision));
+    for (authorised_at, latest) in
+        batch.authorised_at.map(|at| (at, current)).into_iter().chain(rows)
+    {
+        if authorised_at < head.fence {
+            return Err(StoreError::Fenced { authorised_at, fence: head.fence });
+        }
+        // From the future: it would escape the revocations until then.
+        if latest < authorised_at {
+            return Err(StoreError::Conflict { expected: authorised_at, current });
+        }
+    }
+    Ok(next)
+}
+
+fn change(tables: &mut impl Tables, number: u64, changes: &[Change]) -> Result<()> {
+    tables.add_commit(number)?;
+    for (position, change) in changes.iter().enumerate() {
+        match change {
+            Change::Put(record) => tables.put_record(record)?,
+            Change::Remove { kind, name } => {
+                if !tables.remove_record(*kind, name)? {
+                    return Err(StoreError::RecordUnknown { kind: *kind, name: name.clone() });
+                }
+            }
+        }
+        tables.add_change(number, position, change)?;
+    }
+    if number.is_multiple_of(FEED_TRIM_STEP) && FEED_COMMITS_MAX < number {
+        tables.trim_feed(number - FEED_COMMITS_MAX)?;
+    }
+    Ok(())
+}
+
+fn apply(tables: &mut impl Tables, op: &Op) -> Result<()> {
+    match op {
+        Op::PutSecret { name, sealed } => tables.put_secret(name, sealed),
+        Op::CreateToken(row) => {
+            tables.add_token(row)?.then_some(()).ok_or_else(|| exists("the join token".to_owned()))
+        }
+        Op::SpendToken { hash, now } => {
+            if tables.spend_token(*hash, *now)? {
+                return Ok(());
+            }
+            Err(match tables.token(*hash)? {
+                None => StoreError::TokenUnknown,
+                Some(TokenRow { spent: Some(_), .. }) => StoreError::TokenSpent,
+                Some(TokenRow { spent: None, .. }) => StoreError::TokenExpired,
+            })
+        }
+        Op::PutNode(row) => {
+            let written = tables.add_node(row)?;
+            written.then_some(()).ok_or_else(|| exists(format!("node `{}` or its key", row.id)))
+        }
+        Op::UpdateNode { id, expect_generation, key_spki, at } => {
+            if tables.succeed_key(*id, *expect_generation, key_spki, *at)? {
+                return Ok(());
+            }
+            expect(tables, *id, *expect_generation)?;
+            Err(exists("a node with this key".to_owned()))
+        }
+        Op::ExpectNode { id, generation } => expect(tables, *id, *generation),
+        Op::RemoveNode { id } => known(*id, tables.remove_node(*id)?),
+        Op::TouchNode { id, at } => known(*id, tables.touch_node(*id, *at)?),
+    }
+}
+
+fn expect(tables: &mut impl Tables, id: NodeId, given: u64) -> Result<()> {
+    let current = tables.node(id)?.ok_or(StoreError::NodeUnknown(id))?.generation;
+    if current == given { Ok(()) } else { Err(StoreError::StaleGeneration { id, given, current }) }
+}
+
+fn known(id: NodeId, written: bool) -> Result<()> {
+    written.then_some(()).ok_or(StoreError::NodeUnknown(id))
+}
+
+fn exists(what: String) -> StoreError {
+    StoreError::AlreadyExists { what }
+}
+
+/// Drops what ended more than the allowed skew before `now`.
+pub(crate) fn trim(tables: &mut impl Tables, now: Timestamp) -> Result<Trimmed> {
+    let ended = now - SKEW_ALLOWED;
+    let issued = tables.trim_issued(first_serial(ended)?, ended, TRIM_ROWS_MAX)?;
+    let tokens = tables.trim_tokens(ended, TRIM_ROWS_MAX)?;
+    let more = issued == TRIM_ROWS_MAX || tokens == TRIM_ROWS_MAX;
+    Ok(Trimmed { issued, tokens, more })
+}
+
+/// The first serial that a certificate issued at this moment can have. None issued since can have ended before it, so
+/// that a trim reads only the older part of the table and needs no index on the end.
+fn first_serial(at: Timestamp) -> Result<Serial> {
+    Ok(Serial::draw(at, &Zeros)?)
+}
+
+/// The lowest of all that could be drawn.
+struct Zeros;
+
+impl Entropy for Zeros {
+    fn fill(&self, bytes: &mut [u8]) -> std::result::Result<(), EntropyLost> {
+        bytes.fill(0);
+        Ok(())
+    }
+}
+
+/// Until when a lease taken now lasts.
+pub(crate) fn lease_end(now: Timestamp, ttl: Duration) -> Timestamp {
+    now + ttl
+}
