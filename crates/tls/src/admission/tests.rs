@@ -1,0 +1,149 @@
+//! Admission against changes of what is enforced, on many threads and without TLS.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
+
+use countersign_identity::{Clock, Code, Revision, SimClock};
+use countersign_pki::{Bundles, Role, Verified, verify};
+use countersign_policy::{Context, Policies};
+use socket2::{Domain, Socket, Type};
+
+use super::{Place, admit};
+use crate::register::{Arrival, Standing};
+use crate::rule::{Inbound, Rule};
+use crate::{Limits, Slice, Trust};
+
+#[path = "../../tests/connections/realm.rs"]
+mod realm;
+
+use realm::{Realm, START};
+
+const THREADS: usize = 4;
+
+/// A trust with one peer that may connect, or may not.
+struct Door {
+    trust: Arc<Trust>,
+    peer: Verified,
+    open: Slice,
+    shut: Slice,
+}
+
+impl Door {
+    fn new() -> Self {
+        let realm = Realm::new("shop.example", 1);
+        let web = realm.svid("/web", START, 3600);
+        let bundles = Arc::new(Bundles::new(vec![realm.bundle()]).unwrap());
+        let chain: Vec<&[u8]> = web.chain.certificates().iter().map(|c| c.der()).collect();
+        let peer = verify(&chain, &bundles, Role::Client, START).unwrap();
+        let with = |policies| Slice {
+            revision: Revision { incarnation: 1, number: 1 },
+            bundles: Arc::clone(&bundles),
+            names: Arc::new(HashMap::new()),
+            policies: Arc::new(policies),
+        };
+        let open = with(Policies::allow_ids(vec![web.id.clone()]));
+        let shut = with(Policies::none());
+        let clock: Arc<dyn Clock> = Arc::new(SimClock::new(START));
+        let limits = Limits { connections_max: 100_000, ..Limits::USUAL };
+        let trust = Trust::with_limits(clock, open.clone(), limits);
+        Self { trust, peer, open, shut }
+    }
+
+    /// None when this process may open no more files.
+    fn arrival(&self) -> Option<Arrival> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).ok()?;
+        let rule = Rule::inbound(&Inbound::service("orders".parse().unwrap()));
+        let context = Context {
+            tls_version: "1.3".to_owned(),
+            group: "X25519".to_owned(),
+            peer_age_seconds: 1,
+        };
+        let peer = self.peer.clone();
+        let expires = peer.expires;
+        Some(Arrival {
+            standing: Some(Standing { rule, peer, local: None, context }),
+            opened: START,
+            expires,
+            shown_until: expires,
+            socket,
+        })
+    }
+
+    fn knock(&self) -> Result<Place, Code> {
+        admit(&self.trust, self.arrival().unwrap()).map_err(|refused| refused.code)
+    }
+}
+
+/// Whatever the order of the two: what was admitted before or while the door was shut is ended when `apply` is done,
+/// and nothing is admitted after it.
+#[test]
+fn no_connection_slips_through_while_the_slice_changes() {
+    let door = Door::new();
+    let (mut cut, mut refused) = (0, 0);
+    for _ in 0..300 {
+        door.trust.apply(door.open.clone());
+        let start = Barrier::new(THREADS + 1);
+        let outcomes = std::thread::scope(|scope| {
+            let knockers: Vec<_> = (0..THREADS)
+                .map(|_| {
+                    scope.spawn(|| {
+                        start.wait();
+                        (0..4).map(|_| door.knock()).collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            start.wait();
+            door.trust.apply(door.shut.clone());
+            knockers.into_iter().flat_map(|k| k.join().unwrap()).collect::<Vec<_>>()
+        });
+        for outcome in &outcomes {
+            match outcome {
+                Ok(place) => {
+                    assert_eq!(place.admitted.why_ended(), Some(Code::PolicyDenied));
+                    cut += 1;
+                }
+                Err(code) => {
+                    assert_eq!(*code, Code::PolicyDenied);
+                    refused += 1;
+                }
+            }
+        }
+        drop(outcomes);
+        assert_eq!(door.trust.connections(), 0, "everyone leaves the register");
+    }
+    assert_eq!(cut + refused, 300 * THREADS * 4);
+    assert!(0 < refused, "the race was never on");
+}
+
+#[test]
+fn a_refused_connection_leaves_the_register() {
+    let door = Door::new();
+    door.trust.apply(door.shut.clone());
+    assert_eq!(door.knock().unwrap_err(), Code::PolicyDenied);
+    assert_eq!(door.trust.connections(), 0);
+}
+
+#[test]
+fn a_certificate_that_ran_out_during_the_handshake_is_not_admitted() {
+    let door = Door::new();
+    let late: Arc<dyn Clock> = Arc::new(SimClock::new(START + Duration::from_secs(3601)));
+    let trust = Trust::new(late, door.open.clone());
+    let refused = admit(&trust, door.arrival().unwrap()).unwrap_err();
+    assert_eq!(refused.code, Code::Expired);
+}
+
+#[test]
+fn ten_thousand_connections_are_reviewed_quickly_and_only_the_denied_ones_end() {
+    let door = Door::new();
+    let places: Vec<_> = (0..10_000)
+        .map_while(|_| door.arrival())
+        .map(|arrival| admit(&door.trust, arrival).unwrap())
+        .collect();
+    let before = std::time::Instant::now();
+    assert_eq!(door.trust.apply(door.open.clone()).cut, 0);
+    let took = before.elapsed();
+    assert!(took < Duration::from_secs(2), "a review of {} took {took:?}", places.len());
+    assert_eq!(door.trust.apply(door.shut.clone()).cut, places.len());
+    assert_eq!(door.trust.apply(door.shut.clone()).cut, 0, "each is ended once");
+}

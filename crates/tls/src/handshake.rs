@@ -1,0 +1,294 @@
+//! From a TCP connection to an admitted one.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_identity::{Code, Timestamp};
+use countersign_pki::Refused;
+use rustls::{HandshakeKind, ProtocolVersion};
+use rustls_pki_types::ServerName;
+use socket2::{SockRef, Socket};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use crate::admission::{admit, too_many};
+use crate::alert::{code_of_io, sentence};
+use crate::register::{Arrival, Standing};
+use crate::rule::{Clients, Inbound, Outbound, Present, Rule, no_own_identity};
+use crate::verifier::{Slot, context};
+use crate::{HandshakeFact, HandshakeFailure, Stream, Trust, config};
+
+/// An admitted connection, and what its handshake showed.
+#[derive(Debug)]
+pub struct Established {
+    /// The bytes.
+    pub stream: Stream,
+    /// For the log of handshakes.
+    pub fact: HandshakeFact,
+}
+
+/// How long somebody may be connected who has not said who they are, where that is allowed.
+const ANONYMOUS_LIFE: Duration = Duration::from_secs(60);
+
+/// How long a refused peer may take to read why, and how much it may still send meanwhile.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES_MAX: usize = 64 * 1024;
+
+/// Makes a mutual TLS connection with somebody who dialled us, and admits it.
+///
+/// # Errors
+/// When it failed or was refused, by either end. The fact says what is known.
+pub async fn accept(
+    trust: &Arc<Trust>,
+    tcp: TcpStream,
+    inbound: &Inbound,
+) -> Result<Established, HandshakeFailure> {
+    let attempt = Attempt::begin(trust, Rule::inbound(inbound), tcp.peer_addr().ok());
+    let Ok(_permit) = trust.handshakes.try_acquire() else {
+        return Err(attempt.refuse(&too_many()));
+    };
+    let config = config::server(trust, inbound, Some(&attempt.slot));
+    if let Err(error) = tcp.set_nodelay(true) {
+        return Err(attempt.broken(&error));
+    }
+    let shaking = TlsAcceptor::from(config).accept(tcp).into_fallible();
+    let done = attempt.within(inbound.timeout, shaking).await;
+    match done {
+        Ok(tls) => attempt.finish(tls.into(), inbound.clients == Clients::Optional),
+        Err(refused) => Err(attempt.refuse(&refused)),
+    }
+}
+
+/// Makes a mutual TLS connection with somebody whom we reached, and admits it.
+///
+/// In TLS 1.3 the peer decides about us after we are done. When it refuses us, this is learnt from the first
+/// read ([`code_of_io`]).
+///
+/// # Errors
+/// When it failed or was refused by us. The fact says what is known.
+pub async fn connect(
+    trust: &Arc<Trust>,
+    tcp: TcpStream,
+    outbound: &Outbound,
+) -> Result<Established, HandshakeFailure> {
+    let attempt = Attempt::begin(trust, Rule::outbound(outbound), tcp.peer_addr().ok());
+    attempt.connect(tcp, outbound, outbound.timeout).await
+}
+
+/// Goes to an address and [`connect`]s there.
+///
+/// # Errors
+/// As [`connect`], and `peer-unreachable`.
+pub async fn dial(
+    trust: &Arc<Trust>,
+    address: SocketAddr,
+    outbound: &Outbound,
+) -> Result<Established, HandshakeFailure> {
+    let attempt = Attempt::begin(trust, Rule::outbound(outbound), Some(address));
+    let deadline = attempt.fact.at + outbound.timeout;
+    let tcp = tokio::select! {
+        biased;
+        reached = TcpStream::connect(address) => reached,
+        () = trust.clock().sleep_until(deadline) => Err(io::ErrorKind::TimedOut.into()),
+    };
+    let tcp = match tcp {
+        Ok(tcp) => tcp,
+        Err(error) => {
+            let why = format!("`{address}` could not be reached: {error}");
+            return Err(attempt.refuse(&Refused { code: Code::PeerUnreachable, why }));
+        }
+    };
+    let left = deadline.since(trust.now());
+    attempt.connect(tcp, outbound, left).await
+}
+
+/// One handshake under way.
+struct Attempt {
+    trust: Arc<Trust>,
+    rule: Rule,
+    slot: Arc<Slot>,
+    fact: HandshakeFact,
+}
+
+impl Attempt {
+    fn begin(trust: &Arc<Trust>, rule: Rule, peer_address: Option<SocketAddr>) -> Self {
+        let fact = HandshakeFact::begin(trust.now(), &rule, peer_address);
+        Self { trust: Arc::clone(trust), rule, slot: Arc::default(), fact }
+    }
+
+    async fn connect(
+        self,
+        tcp: TcpStream,
+        outbound: &Outbound,
+        timeout: Duration,
+    ) -> Result<Established, HandshakeFailure> {
+        if outbound.present == Present::Required && self.trust.valid_identity().is_none() {
+            return Err(self.refuse(&no_own_identity()));
+        }
+        if let Err(error) = tcp.set_nodelay(true) {
+            return Err(self.broken(&error));
+        }
+        let config = config::client(&self.trust, outbound, Some(&self.slot));
+        let shaking = TlsConnector::from(config).connect(nobody(), tcp).into_fallible();
+        match self.within(timeout, shaking).await {
+            Ok(_) if outbound.present == Present::Required && self.slot.shown().is_none() => {
+                let why = "the peer did not ask for our certificate".to_owned();
+                Err(self.refuse(&Refused { code: Code::BadHandshake, why }))
+            }
+            Ok(tls) => self.finish(tls.into(), false),
+            Err(refused) => Err(self.refuse(&refused)),
+        }
+    }
+
+    /// Waits for the handshake, and says why when it does not succeed in time.
+    async fn within<S>(
+        &self,
+        timeout: Duration,
+        shaking: impl Future<Output = Result<S, (io::Error, TcpStream)>>,
+    ) -> Result<S, Refused> {
+        let clock = self.trust.clock();
+        let deadline = clock.now() + timeout;
+        let done = tokio::select! {
+            biased;
+            done = shaking => done,
+            () = clock.sleep_until(deadline) => {
+                let why = format!("the handshake did not end within {timeout:?}");
+                return Err(Refused { code: Code::HandshakeTimeout, why });
+            }
+        };
+        match done {
+            Ok(stream) => Ok(stream),
+            Err((error, tcp)) => {
+                self.linger(tcp, deadline).await;
+                Err(self.reason(&error))
+            }
+        }
+    }
+
+    /// Lets the peer read the alert. Closing while something of the peer's is unread would reset the connection, and
+    /// take the alert away before the peer has seen it.
+    async fn linger(&self, mut tcp: TcpStream, deadline: Timestamp) {
+        let clock = self.trust.clock();
+        let until = deadline.min(clock.now() + LINGER);
+        let drain = async {
+            if tcp.shutdown().await.is_err() {
+                return;
+            }
+            let mut left = LINGER_BYTES_MAX;
+            let mut sink = [0; 2048];
+            while let Ok(read @ 1..) = tcp.read(&mut sink).await {
+                left = left.saturating_sub(read);
+                if left == 0 {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = drain => {}
+            () = clock.sleep_until(until) => {}
+        }
+    }
+
+    /// Our own verifier's words, if it refused; what TLS says otherwise.
+    fn reason(&self, error: &io::Error) -> Refused {
+        let refused = self.slot.refused().cloned();
+        refused.unwrap_or_else(|| Refused { code: code_of_io(error), why: sentence(error) })
+    }
+
+    fn broken(self, error: &io::Error) -> HandshakeFailure {
+        let refused = self.reason(error);
+        self.refuse(&refused)
+    }
+
+    fn refuse(mut self, refused: &Refused) -> HandshakeFailure {
+        if let Some(peer) = self.slot.peer() {
+            self.fact.proven(peer);
+        }
+        self.fact.local = self.slot.shown().map(|own| own.id().clone());
+        let now = self.trust.now();
+        self.fact.failed(refused, now)
+    }
+
+    fn finish(
+        mut self,
+        tls: TlsStream<TcpStream>,
+        anonymous: bool,
+    ) -> Result<Established, HandshakeFailure> {
+        self.observe(&tls);
+        let arrival = match self.arrival(&tls, anonymous) {
+            Ok(arrival) => arrival,
+            Err(refused) => return Err(self.refuse(&refused)),
+        };
+        let place = match admit(&self.trust, arrival) {
+            Ok(place) => place,
+            Err(refused) => return Err(self.refuse(&refused)),
+        };
+        if let Some(peer) = place.admitted.peer() {
+            self.fact.proven(peer);
+        }
+        self.fact.local = self.slot.shown().map(|own| own.id().clone());
+        self.fact.took = self.trust.now().since(self.fact.at);
+        Ok(Established { stream: Stream::new(tls, place), fact: self.fact })
+    }
+
+    /// What the two ends agreed on.
+    fn observe(&mut self, tls: &TlsStream<TcpStream>) {
+        let common = tls.get_ref().1;
+        self.fact.version = match common.protocol_version() {
+            Some(ProtocolVersion::TLSv1_3) => "1.3",
+            Some(other) => other.as_str().unwrap_or_default(),
+            None => "",
+        };
+        let group = common.negotiated_key_exchange_group();
+        self.fact.group = group.and_then(|group| group.name().as_str()).unwrap_or_default();
+        let suite = common.negotiated_cipher_suite();
+        self.fact.suite = suite.and_then(|suite| suite.suite().as_str()).unwrap_or_default();
+        self.fact.resumed = match common.handshake_kind() {
+            Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest) => false,
+            Some(HandshakeKind::Resumed) | None => true,
+        };
+    }
+
+    fn arrival(&self, tls: &TlsStream<TcpStream>, anonymous: bool) -> Result<Arrival, Refused> {
+        if self.fact.resumed {
+            // Cannot happen with our configurations. If it ever does, nobody was verified.
+            let why = "the session was resumed".to_owned();
+            return Err(Refused { code: Code::BadHandshake, why });
+        }
+        if let Some(refused) = self.slot.refused() {
+            return Err(refused.clone());
+        }
+        let opened = self.trust.now();
+        let peer = self.slot.peer().cloned();
+        if peer.is_none() && !anonymous {
+            let why = "the peer showed no certificate".to_owned();
+            return Err(Refused { code: Code::NoCertificate, why });
+        }
+        let expires = peer.as_ref().map_or(opened + ANONYMOUS_LIFE, |peer| peer.expires);
+        let shown = self.slot.shown();
+        let standing = peer.map(|peer| Standing {
+            rule: self.rule.clone(),
+            context: context(&peer, self.fact.version, self.fact.group, &self.trust),
+            local: shown.map(|own| own.id().clone()),
+            peer,
+        });
+        let shown_until = shown.map_or(Timestamp::LAST, |own| own.expires());
+        let socket = second_descriptor(tls.get_ref().0)?;
+        Ok(Arrival { standing, opened, expires, shown_until, socket })
+    }
+}
+
+fn second_descriptor(tcp: &TcpStream) -> Result<Socket, Refused> {
+    SockRef::from(tcp).try_clone().map_err(|error| {
+        let why = format!("there is no file descriptor left for the register: {error}");
+        Refused { code: Code::TooManyConnections, why }
+    })
+}
+
+/// rustls wants the name of a host. Ours are not known by one, and it is not sent.
+pub(crate) fn nobody() -> ServerName<'static> {
+    ServerName::try_from("peer.invalid").expect("it is a DNS name")
+}

@@ -1,0 +1,243 @@
+//! What a connection is for, and what that asks of it.
+
+use std::time::Duration;
+
+use countersign_identity::Code;
+use countersign_identity::{Name, SpiffeId, Timestamp, TrustDomain};
+use countersign_pki::{Refused, Verified};
+use countersign_policy::{ConnectRequest, Context, Principal, Verdict};
+
+use crate::{Direction, Slice};
+
+/// How long a handshake may take when nobody says otherwise.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a connection is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// To use this service: policy decides whether the one who dials may.
+    Service(Name),
+    /// To reach the control plane: any identity that the bundles vouch for, and each call is authorised by its own
+    /// rules. No policy is asked.
+    Control,
+}
+
+/// Whom we dial. There is no "anybody".
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Expected {
+    /// This one.
+    Id(SpiffeId),
+    /// One of these; nobody, when there are none.
+    AnyOf(Vec<SpiffeId>),
+    /// A server of this trust domain's control plane: `/countersign/server/…`.
+    Server(TrustDomain),
+}
+
+impl Expected {
+    /// Whether this is one that we meant.
+    pub fn admits(&self, id: &SpiffeId) -> bool {
+        match self {
+            Self::Id(expected) => expected == id,
+            Self::AnyOf(expected) => expected.contains(id),
+            Self::Server(domain) => {
+                id.trust_domain() == domain && id.path().starts_with(SERVER_PATH)
+            }
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Id(id) => format!("`{id}`"),
+            Self::AnyOf(ids) => match ids.as_slice() {
+                [] => "nobody".to_owned(),
+                [id] => format!("`{id}`"),
+                [first, rest @ ..] => format!("`{first}` or one of {} others", rest.len()),
+            },
+            Self::Server(domain) => format!("`{}{SERVER_PATH}…`", domain.id()),
+        }
+    }
+}
+
+/// Whether those who dial us must show a certificate. A bad one is refused in either case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Clients {
+    /// They must.
+    Required,
+    /// They may: for a door behind which some calls need no identity.
+    Optional,
+}
+
+/// Whether we show a certificate to those whom we dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Present {
+    /// Without a valid one there is no connection.
+    Required,
+    /// When there is a valid one.
+    IfAny,
+    /// Never.
+    Nothing,
+}
+
+/// How to treat those who dial us.
+#[derive(Clone, Debug)]
+pub struct Inbound {
+    /// What the door leads to.
+    pub purpose: Purpose,
+    /// Whether a certificate is needed.
+    pub clients: Clients,
+    /// Application protocols, best first.
+    pub alpn: Vec<Vec<u8>>,
+    /// How long a handshake may take.
+    pub timeout: Duration,
+}
+
+impl Inbound {
+    /// The door of a service.
+    pub const fn service(name: Name) -> Self {
+        Self::to(Purpose::Service(name))
+    }
+
+    /// The door of the control plane.
+    pub const fn control() -> Self {
+        Self::to(Purpose::Control)
+    }
+
+    const fn to(purpose: Purpose) -> Self {
+        Self { purpose, clients: Clients::Required, alpn: Vec::new(), timeout: HANDSHAKE_TIMEOUT }
+    }
+}
+
+/// How to treat those whom we dial.
+#[derive(Clone, Debug)]
+pub struct Outbound {
+    /// What we want there.
+    pub purpose: Purpose,
+    /// Whom we mean.
+    pub expected: Expected,
+    /// Whether we show who we are.
+    pub present: Present,
+    /// Application protocols, best first.
+    pub alpn: Vec<Vec<u8>>,
+    /// How long the handshake may take; [`dial`](crate::dial) counts the way there as well.
+    pub timeout: Duration,
+}
+
+impl Outbound {
+    /// To use a service.
+    pub const fn service(name: Name, expected: Expected) -> Self {
+        Self::to(Purpose::Service(name), expected)
+    }
+
+    /// To talk with the control plane.
+    pub const fn control(expected: Expected) -> Self {
+        Self::to(Purpose::Control, expected)
+    }
+
+    const fn to(purpose: Purpose, expected: Expected) -> Self {
+        let present = Present::Required;
+        Self { purpose, expected, present, alpn: Vec::new(), timeout: HANDSHAKE_TIMEOUT }
+    }
+}
+
+const SERVER_PATH: &str = "/countersign/server/";
+
+/// All that a decision about a connection reads, besides the slice and the time.
+#[derive(Clone, Debug)]
+pub(crate) struct Rule {
+    pub(crate) direction: Direction,
+    pub(crate) purpose: Purpose,
+    pub(crate) expected: Option<Expected>,
+}
+
+impl Rule {
+    pub(crate) fn inbound(inbound: &Inbound) -> Self {
+        let purpose = inbound.purpose.clone();
+        Self { direction: Direction::Inbound, purpose, expected: None }
+    }
+
+    pub(crate) fn outbound(outbound: &Outbound) -> Self {
+        let expected = Some(outbound.expected.clone());
+        Self { direction: Direction::Outbound, purpose: outbound.purpose.clone(), expected }
+    }
+}
+
+/// May this connection exist, on this slice, now? Names the policies that say so.
+///
+/// `local` is who we were when it was made, and `context` what its handshake showed, so a connection is
+/// not ended because time passes or our own certificate is renewed.
+pub(crate) fn decide(
+    rule: &Rule,
+    peer: &Verified,
+    local: Option<&SpiffeId>,
+    context: &Context,
+    slice: &Slice,
+) -> Result<Vec<String>, Refused> {
+    holds(peer, slice)?;
+    if let Some(expected) = &rule.expected
+        && !expected.admits(&peer.id)
+    {
+        let why = format!("`{}` answered, expected {}", peer.id, expected.text());
+        return Err(Refused { code: Code::UnexpectedPeer, why });
+    }
+    let service = match &rule.purpose {
+        Purpose::Service(service) => service,
+        Purpose::Control => return Ok(Vec::new()),
+    };
+    let dialler = match rule.direction {
+        Direction::Inbound => &peer.id,
+        Direction::Outbound => local.ok_or_else(no_own_identity)?,
+    };
+    let principal = principal(dialler, slice);
+    let request = ConnectRequest { principal: &principal, service: service.as_str(), context };
+    let decision = slice.policies.decide(&request);
+    match decision.verdict {
+        Verdict::Allow => Ok(decision.policies),
+        Verdict::Deny(code) => {
+            let why = denial(&principal, service, &decision.policies);
+            Err(Refused { code, why })
+        }
+    }
+}
+
+/// Whether the peer is still vouched for: the authority that its chain led to is in the bundle of its trust domain.
+fn holds(peer: &Verified, slice: &Slice) -> Result<(), Refused> {
+    let domain = peer.id.trust_domain();
+    let Some(bundle) = slice.bundles.get(domain) else {
+        let why = format!("there is no bundle for trust domain `{domain}`");
+        return Err(Refused { code: Code::UnknownTrustDomain, why });
+    };
+    if bundle.authorities.iter().any(|authority| authority.key_id() == peer.anchor) {
+        return Ok(());
+    }
+    let why = format!("authority `{}` is not in the bundle of `{domain}`", peer.anchor);
+    Err(Refused { code: Code::UnknownIssuer, why })
+}
+
+/// Whether the peer's certificates are still valid at this moment.
+pub(crate) fn lasts(peer: &Verified, now: Timestamp) -> Result<(), Refused> {
+    if now <= peer.expires {
+        return Ok(());
+    }
+    let why = format!("the certificate of `{}` expired at {}", peer.id, peer.expires);
+    Err(Refused { code: Code::Expired, why })
+}
+
+pub(crate) fn no_own_identity() -> Refused {
+    let why = "there is no valid certificate of our own to show".to_owned();
+    Refused { code: Code::NoOwnIdentity, why }
+}
+
+fn principal(id: &SpiffeId, slice: &Slice) -> Principal {
+    let name = slice.names.get(id).cloned();
+    name.map_or_else(|| Principal::Id(id.clone()), Principal::Named)
+}
+
+fn denial(principal: &Principal, service: &Name, policies: &[String]) -> String {
+    match policies {
+        [] => format!("no policy lets `{principal}` connect to `{service}`"),
+        policies => {
+            let policies = policies.join("`, `");
+            format!("policy `{policies}` keeps `{principal}` from `{service}`")
+        }
+    }
+}

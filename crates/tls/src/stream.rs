@@ -1,0 +1,136 @@
+//! An admitted connection's bytes.
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use countersign_identity::Code;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
+
+use crate::Admitted;
+use crate::admission::Place;
+
+/// A mutual TLS connection that was admitted. Dropping it closes it and takes it out of the register.
+///
+/// When we end the connection (expiry, policy, a removed authority), reads and writes fail with an error from which
+/// [`code_of_io`](crate::code_of_io) tells the reason.
+#[derive(Debug)]
+pub struct Stream {
+    // The socket closes before the place is given up, so the register never counts too few.
+    tls: TlsStream<TcpStream>,
+    place: Place,
+}
+
+/// The error of a connection that we ended.
+#[derive(Debug)]
+pub(crate) struct Ended(pub(crate) Code);
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the connection was ended: {}", self.0.meaning())
+    }
+}
+
+impl std::error::Error for Ended {}
+
+impl Stream {
+    pub(crate) const fn new(tls: TlsStream<TcpStream>, place: Place) -> Self {
+        Self { tls, place }
+    }
+
+    /// Under what it was admitted, how long it may live, and a way to hear of its end.
+    pub const fn admitted(&self) -> &Admitted {
+        &self.place.admitted
+    }
+
+    /// The application protocol that was agreed on.
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.tls.get_ref().1.alpn_protocol()
+    }
+
+    /// The other end's address.
+    ///
+    /// # Errors
+    /// When the socket is not connected any more.
+    pub fn peer_address(&self) -> io::Result<SocketAddr> {
+        self.tls.get_ref().0.peer_addr()
+    }
+
+    /// A secret that only the two ends of this connection know (RFC 8446, 7.5), to bind a signature to it.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub fn export(&self, label: &str) -> Result<[u8; 32], Code> {
+        let secret = [0; 32];
+        match &self.tls {
+            TlsStream::Client(tls) => {
+                tls.get_ref().1.export_keying_material(secret, label.as_bytes(), None)
+            }
+            TlsStream::Server(tls) => {
+                tls.get_ref().1.export_keying_material(secret, label.as_bytes(), None)
+            }
+        }
+        .map_err(|error| crate::code_of(&error))
+    }
+
+    /// Does something with the connection, unless we have ended it: then nothing that came in before, and still
+    /// waits to be read, comes out any more either.
+    fn unless_ended<T>(
+        &mut self,
+        act: impl FnOnce(Pin<&mut TlsStream<TcpStream>>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        // Asked again afterwards, because being ended is also why the socket may have failed meanwhile.
+        if self.admitted().why_ended().is_none() {
+            let done = act(Pin::new(&mut self.tls));
+            if self.admitted().why_ended().is_none() {
+                return done;
+            }
+        }
+        let code = self.admitted().why_ended().unwrap_or(Code::Internal);
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, Ended(code))))
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.unless_ended(|tls| tls.poll_read(cx, buffer))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.unless_ended(|tls| tls.poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.unless_ended(|tls| tls.poll_write_vectored(cx, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tls.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.unless_ended(|tls| tls.poll_flush(cx))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.unless_ended(|tls| tls.poll_shutdown(cx))
+    }
+}

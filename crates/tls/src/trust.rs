@@ -1,0 +1,195 @@
+//! What is enforced, and who we are.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use countersign_identity::{Clock, Name, Revision, SpiffeId, Timestamp};
+use countersign_pki::{Bundles, Refused, Role};
+use countersign_policy::Policies;
+use rustls::crypto::CryptoProvider;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::register::Register;
+use crate::{Identity, admission, config};
+
+/// All that verifiers enforce, at one revision. It is swapped as one value, so that no decision ever mixes two.
+#[derive(Clone)]
+pub struct Slice {
+    /// Which state this is.
+    pub revision: Revision,
+    /// Whom we trust, by trust domain.
+    pub bundles: Arc<Bundles>,
+    /// The names under which policies know identities.
+    pub names: Arc<HashMap<SpiffeId, Name>>,
+    /// Who may connect to what.
+    pub policies: Arc<Policies>,
+}
+
+impl Slice {
+    /// Trusts nobody and allows nothing: what a process enforces before it was told anything.
+    pub fn nothing() -> Self {
+        Self {
+            revision: Revision::default(),
+            bundles: Arc::default(),
+            names: Arc::default(),
+            policies: Arc::new(Policies::none()),
+        }
+    }
+}
+
+impl fmt::Debug for Slice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slice({}, {} names)", self.revision, self.names.len())
+    }
+}
+
+/// Bounds on what peers can make us hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Live connections, both ways together. Each costs two file descriptors here.
+    pub connections_max: usize,
+    /// Handshakes under way with those who dial us.
+    pub handshakes_max: usize,
+}
+
+impl Limits {
+    /// Enough for a proxy with the usual limit on open files raised to its hard value.
+    pub const USUAL: Self = Self { connections_max: 16_384, handshakes_max: 1024 };
+}
+
+/// What came of applying a slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The revision that is enforced from now on.
+    pub revision: Revision,
+    /// How many live connections it ended.
+    pub cut: usize,
+}
+
+/// What this process enforces and who it is; shared by all its connections.
+///
+/// The slice and the identity are swapped apart: a renewed certificate changes no decision, and a new slice
+/// does not wait for one.
+pub struct Trust {
+    clock: Arc<dyn Clock>,
+    slice: ArcSwap<Slice>,
+    identity: ArcSwapOption<Identity>,
+    pub(crate) register: Arc<Register>,
+    pub(crate) handshakes: Arc<Semaphore>,
+    provider: Arc<CryptoProvider>,
+    applying: Mutex<()>,
+}
+
+impl Trust {
+    /// Begins with this slice and without an identity.
+    pub fn new(clock: Arc<dyn Clock>, slice: Slice) -> Arc<Self> {
+        Self::with_limits(clock, slice, Limits::USUAL)
+    }
+
+    /// As [`new`](Self::new), with other limits than the usual ones.
+    pub fn with_limits(clock: Arc<dyn Clock>, slice: Slice, limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            clock,
+            slice: ArcSwap::from_pointee(slice),
+            identity: ArcSwapOption::empty(),
+            register: Arc::new(Register::new(limits.connections_max)),
+            handshakes: Arc::new(Semaphore::new(limits.handshakes_max)),
+            provider: config::provider(),
+            applying: Mutex::new(()),
+        })
+    }
+
+    /// Enforces this slice from now on, and ends the live connections that it does not let exist.
+    ///
+    /// When this returns, no connection is admitted any more on the slice before, and all that the new one denies are
+    /// shut. Slices are taken in the order of the calls: that a revision does not go back is for the caller to see to,
+    /// who knows whether the state was restored.
+    pub fn apply(&self, slice: Slice) -> Applied {
+        let _one_at_a_time = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        let revision = slice.revision;
+        // Swap, then scan. Whoever registers after the scan decides on the new slice (see `admission::admit`).
+        self.slice.store(Arc::new(slice));
+        let cut = admission::review(&self.register, &self.slice.load_full(), self.now());
+        Applied { revision, cut }
+    }
+
+    /// Shows this identity in every handshake from now on. Live connections stay.
+    ///
+    /// # Errors
+    /// When our own verifier does not accept it on the present slice. The identity before stays then.
+    pub fn set_identity(&self, identity: Identity) -> Result<(), Refused> {
+        let chain: Vec<&[u8]> = identity.chain().certificates().iter().map(|c| c.der()).collect();
+        let bundles = &self.slice().bundles;
+        // Foreign issuers may write certificates for one of the roles alone.
+        let as_client = countersign_pki::verify(&chain, bundles, Role::Client, self.now());
+        as_client
+            .or_else(|refused| {
+                let as_server = countersign_pki::verify(&chain, bundles, Role::Server, self.now());
+                as_server.map_err(|_same| refused)
+            })
+            .map(|_verified| self.identity.store(Some(Arc::new(identity))))
+    }
+
+    /// Shows nothing any more: new handshakes fail with `no-own-identity`.
+    pub fn clear_identity(&self) {
+        self.identity.store(None);
+    }
+
+    /// What is enforced now.
+    pub fn slice(&self) -> Arc<Slice> {
+        self.slice.load_full()
+    }
+
+    /// Who we are now; possibly expired.
+    pub fn identity(&self) -> Option<Arc<Identity>> {
+        self.identity.load_full()
+    }
+
+    /// How many connections are live.
+    pub fn connections(&self) -> usize {
+        self.register.len()
+    }
+
+    /// The clock of this process.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// Ends connections when the certificate of their peer expires, until it is told to stop. Must always run
+    /// beside what uses this trust.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            let next = self.register.sweep(self.now());
+            // A certificate is valid at its last moment still (RFC 5280, 4.1.2.5).
+            let wake = next.map_or(Timestamp::LAST, |last| last + Duration::from_micros(1));
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.clock.sleep_until(wake) => {}
+                () = self.register.sooner() => {}
+            }
+        }
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    pub(crate) fn valid_identity(&self) -> Option<Arc<Identity>> {
+        let now = self.now();
+        self.identity().filter(|own| now <= own.expires())
+    }
+
+    pub(crate) fn provider(&self) -> Arc<CryptoProvider> {
+        Arc::clone(&self.provider)
+    }
+}
+
+impl fmt::Debug for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Trust({:?}, {:?})", self.slice(), self.identity())
+    }
+}

@@ -1,0 +1,293 @@
+//! Where rustls asks us: who is this, did they prove it, and what do we show?
+
+use std::sync::{Arc, OnceLock};
+
+use countersign_identity::{Code, SpiffeId};
+use countersign_pki::{Refused, Role, Verified};
+use countersign_policy::Context;
+use rustls::client::ResolvesClientCert;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{DigitallySignedStruct, DistinguishedName, Error, PeerMisbehaved, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use webpki::aws_lc_rs as algorithms;
+
+use crate::alert::alerting;
+use crate::config::group_names;
+use crate::rule::{Clients, Present, Rule, decide, no_own_identity};
+use crate::{Identity, Trust};
+
+/// How a peer may prove possession of its key. One algorithm a scheme, so that a scheme fixes the curve
+/// (RFC 8446, 4.2.3). Which keys may be in a certificate at all is for `countersign_pki::verify` to say.
+pub(crate) static ALGORITHMS: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
+    all: &[
+        algorithms::ECDSA_P256_SHA256,
+        algorithms::ED25519,
+        algorithms::ECDSA_P384_SHA384,
+        algorithms::RSA_PSS_2048_8192_SHA256_LEGACY_KEY,
+        algorithms::RSA_PSS_2048_8192_SHA384_LEGACY_KEY,
+        algorithms::RSA_PSS_2048_8192_SHA512_LEGACY_KEY,
+    ],
+    mapping: &[
+        (SignatureScheme::ECDSA_NISTP256_SHA256, &[algorithms::ECDSA_P256_SHA256]),
+        (SignatureScheme::ED25519, &[algorithms::ED25519]),
+        (SignatureScheme::ECDSA_NISTP384_SHA384, &[algorithms::ECDSA_P384_SHA384]),
+        (SignatureScheme::RSA_PSS_SHA256, &[algorithms::RSA_PSS_2048_8192_SHA256_LEGACY_KEY]),
+        (SignatureScheme::RSA_PSS_SHA384, &[algorithms::RSA_PSS_2048_8192_SHA384_LEGACY_KEY]),
+        (SignatureScheme::RSA_PSS_SHA512, &[algorithms::RSA_PSS_2048_8192_SHA512_LEGACY_KEY]),
+    ],
+};
+
+/// What one handshake has found out, beside what rustls can carry.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    verified: OnceLock<Verified>,
+    proven: OnceLock<()>,
+    refused: OnceLock<Refused>,
+    shown: OnceLock<Arc<Identity>>,
+}
+
+impl Slot {
+    /// Whom the presented certificates name, once the peer has also proved that it holds the key.
+    pub(crate) fn peer(&self) -> Option<&Verified> {
+        self.proven.get().and_then(|()| self.verified.get())
+    }
+
+    /// Why our side refused.
+    pub(crate) fn refused(&self) -> Option<&Refused> {
+        self.refused.get()
+    }
+
+    /// What we showed.
+    pub(crate) fn shown(&self) -> Option<&Arc<Identity>> {
+        self.shown.get()
+    }
+
+    fn refuse(&self, refused: Refused) -> Error {
+        let error = alerting(refused.code);
+        // The first reason is the one that counts; a handshake does not go on after it.
+        self.refused.get_or_init(|| refused);
+        error
+    }
+}
+
+/// Verifies peers on the slice that is current when they show themselves.
+#[derive(Debug)]
+pub(crate) struct Verifier {
+    pub(crate) trust: Arc<Trust>,
+    pub(crate) rule: Rule,
+    pub(crate) clients: Clients,
+    /// Of this one connection; none in a configuration that many connections share.
+    pub(crate) slot: Option<Arc<Slot>>,
+}
+
+impl Verifier {
+    /// The chain: does it lead to an authority of the peer's own trust domain, and is all of it in order?
+    fn chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        role: Role,
+    ) -> Result<(), Error> {
+        let chain: Vec<&[u8]> = std::iter::once(leaf).chain(others).map(AsRef::as_ref).collect();
+        let bundles = &self.trust.slice().bundles;
+        let found = countersign_pki::verify(&chain, bundles, role, self.trust.now());
+        match (&self.slot, found) {
+            (Some(slot), Ok(verified)) => {
+                slot.verified.get_or_init(|| verified);
+                Ok(())
+            }
+            (Some(slot), Err(refused)) => Err(slot.refuse(refused)),
+            (None, Ok(verified)) => {
+                let local = self.trust.identity().map(|own| own.id().clone());
+                self.foresee(&verified, local.as_ref()).map_err(|refused| alerting(refused.code))
+            }
+            (None, Err(refused)) => Err(alerting(refused.code)),
+        }
+    }
+
+    /// The proof: does the peer hold the leaf's private key? And, as far as can be told before the handshake
+    /// ends, may the connection exist?
+    ///
+    /// Only from here on is the peer's name more than a claim, so only here it is used in a refusal.
+    fn proof(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let valid = verify_tls13_signature(message, leaf, signature, &ALGORITHMS)?;
+        let Some(slot) = &self.slot else {
+            return Ok(valid);
+        };
+        slot.proven.get_or_init(|| ());
+        let Some(peer) = slot.peer() else {
+            let why = "the peer's signature came before its certificates".to_owned();
+            return Err(slot.refuse(Refused { code: Code::Internal, why }));
+        };
+        let local = slot.shown().map(|own| own.id());
+        self.foresee(peer, local).map_err(|refused| slot.refuse(refused))?;
+        Ok(valid)
+    }
+
+    /// Refuses what admission is going to refuse, while an alert can still tell the peer why.
+    ///
+    /// Policy may read the key exchange, which rustls does not tell at this point. So every one that we can agree on is
+    /// tried: refused is what none of them lets pass. Admission decides again, on what was really agreed.
+    fn foresee(&self, peer: &Verified, local: Option<&SpiffeId>) -> Result<(), Refused> {
+        let slice = self.trust.slice();
+        let mut last = None;
+        for group in group_names() {
+            let context = context(peer, "1.3", group, &self.trust);
+            match decide(&self.rule, peer, local, &context, &slice) {
+                Ok(_policies) => return Ok(()),
+                Err(refused) => last = Some(refused),
+            }
+        }
+        Err(last.unwrap_or_else(no_own_identity))
+    }
+}
+
+/// What a handshake shows to policies. An age is taken once: a connection does not end because it grows.
+pub(crate) fn context(peer: &Verified, version: &str, group: &str, trust: &Trust) -> Context {
+    Context {
+        tls_version: version.to_owned(),
+        group: group.to_owned(),
+        peer_age_seconds: trust.now().since(peer.leaf.validity().not_before).as_secs(),
+    }
+}
+
+impl ClientCertVerifier for Verifier {
+    fn client_auth_mandatory(&self) -> bool {
+        match self.clients {
+            Clients::Required => true,
+            Clients::Optional => false,
+        }
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // Nobody needs to know whom we trust, and our peers have one certificate to show anyway.
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.chain(leaf, others, Role::Client).map(|()| ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _leaf: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.proof(message, leaf, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        ALGORITHMS.supported_schemes()
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.chain(leaf, others, Role::Server).map(|()| ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _leaf: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.proof(message, leaf, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        ALGORITHMS.supported_schemes()
+    }
+}
+
+/// No configuration of ours speaks TLS 1.2, so no signature of it is ever good.
+pub(crate) fn no_tls12() -> Error {
+    Error::PeerMisbehaved(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme)
+}
+
+/// Shows the identity that is current when it is asked for.
+#[derive(Debug)]
+pub(crate) struct Shower {
+    pub(crate) trust: Arc<Trust>,
+    pub(crate) present: Present,
+    pub(crate) slot: Option<Arc<Slot>>,
+}
+
+impl Shower {
+    fn show(&self) -> Option<Arc<CertifiedKey>> {
+        if self.present == Present::Nothing {
+            return None;
+        }
+        let own = self.trust.valid_identity();
+        match (&self.slot, own) {
+            (Some(slot), Some(own)) => Some(slot.shown.get_or_init(|| own).certified_key()),
+            (None, Some(own)) => Some(own.certified_key()),
+            (Some(slot), None) if self.present == Present::Required => {
+                slot.refuse(no_own_identity());
+                None
+            }
+            (_, None) => None,
+        }
+    }
+}
+
+impl ResolvesServerCert for Shower {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.show()
+    }
+}
+
+impl ResolvesClientCert for Shower {
+    fn resolve(
+        &self,
+        _root_hint_subjects: &[&[u8]],
+        schemes: &[SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
+        // A key that the server cannot check is not shown, so that it says what it misses.
+        self.show().filter(|own| own.key.choose_scheme(schemes).is_some())
+    }
+
+    fn has_certs(&self) -> bool {
+        self.present != Present::Nothing
+    }
+}

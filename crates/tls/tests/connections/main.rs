@@ -1,0 +1,9 @@
+//! Real rustls at both ends of loopback connections, under simulated time.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod ends;
+mod handshake;
+mod lifetime;
+mod realm;
+mod resumption;

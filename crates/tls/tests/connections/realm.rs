@@ -1,0 +1,99 @@
+//! A trust domain made by hand: authorities, certificates and bundles, without a server.
+
+#![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part of it")]
+
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use countersign_identity::{
+    Lifetime, NodeTag, Revision, SeededEntropy, Serial, SpiffeId, Timestamp, TrustDomain,
+};
+use countersign_pki::{
+    AuthorityDraft, Bundle, Certificate, Chain, Draft, Issuer, KeyKind, PrivateKey, Profile,
+    ProvenKey, Provenance, Receipt, Reserved, Reviewed, SoftwareSigner,
+};
+
+/// 2026-09-21, and a few hours.
+pub(crate) const START: Timestamp = Timestamp::from_secs(1_790_000_000);
+
+/// A chain, leaf first, and the leaf's private key.
+pub(crate) struct Svid {
+    pub(crate) id: SpiffeId,
+    pub(crate) chain: Chain,
+    pub(crate) pkcs8: Vec<u8>,
+}
+
+pub(crate) struct Realm {
+    pub(crate) domain: TrustDomain,
+    pub(crate) root: Certificate,
+    pub(crate) issuer: Certificate,
+    issuer_key: SoftwareSigner,
+    entropy: SeededEntropy,
+}
+
+impl Realm {
+    pub(crate) fn new(domain: &str, seed: u64) -> Self {
+        let domain: TrustDomain = domain.parse().unwrap();
+        let entropy = SeededEntropy::new(seed);
+        let year = Lifetime::from_secs(365 * 86_400).unwrap();
+        let serial = |moment| Serial::draw(moment, &entropy).unwrap();
+        let root_key = PrivateKey::generate(KeyKind::P256).unwrap();
+        let public = root_key.public().clone();
+        let draft = AuthorityDraft::root(domain.clone(), public, serial(START), START, year);
+        let root_key = SoftwareSigner::from(root_key);
+        let root = sign(draft.review().unwrap(), &root_key);
+        let key = PrivateKey::generate(KeyKind::P256).unwrap();
+        let parent = Issuer::from_certificate(root.clone()).unwrap();
+        let week = Lifetime::from_secs(30 * 86_400).unwrap();
+        let draft =
+            AuthorityDraft::issuer(&parent, key.public().clone(), serial(START), START, week);
+        let issuer = sign(draft.review().unwrap(), &root_key);
+        Self { domain, root, issuer, issuer_key: SoftwareSigner::from(key), entropy }
+    }
+
+    /// An SVID that is issued at this moment.
+    pub(crate) fn svid(&self, path: &str, issued: Timestamp, lifetime_secs: u64) -> Svid {
+        let id = self.domain.with_path(path).unwrap();
+        let key = PrivateKey::generate(KeyKind::P256).unwrap();
+        let lifetime = Lifetime::from_secs(lifetime_secs).unwrap();
+        let draft = Draft {
+            id: id.clone(),
+            key: ProvenKey::of(&key),
+            serial: Serial::draw(issued, &self.entropy).unwrap(),
+            issued,
+            lifetime,
+            dns_names: Vec::new(),
+            provenance: Provenance {
+                revision: Revision { incarnation: 1, number: 7 },
+                node: NodeTag::from_bytes([7; 8]),
+            },
+            reserved: if id.is_reserved() { Reserved::Allow } else { Reserved::Refuse },
+        };
+        let profile = Profile { domain: self.domain.clone(), lifetime_max: lifetime };
+        let issuer = Issuer::from_certificate(self.issuer.clone()).unwrap();
+        let leaf = sign(draft.review(&profile, &issuer).unwrap(), &self.issuer_key);
+        let ders = [leaf.der(), self.issuer.der(), self.root.der()];
+        let shown = if id.is_reserved() { 3 } else { 2 };
+        let chain = Chain::from_ders(ders.into_iter().take(shown)).unwrap();
+        Svid { id, chain, pkcs8: key.pkcs8().to_vec() }
+    }
+
+    pub(crate) fn bundle(&self) -> Bundle {
+        Bundle {
+            domain: self.domain.clone(),
+            authorities: vec![self.root.clone()],
+            sequence: 1,
+            refresh_hint: Duration::from_secs(60),
+        }
+    }
+}
+
+fn sign(reviewed: Reviewed, signer: &SoftwareSigner) -> Certificate {
+    let receipt = Receipt::assertion(reviewed.summary().tbs, 0);
+    let mut signing = pin!(reviewed.sign(receipt, signer));
+    match signing.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(certificate) => certificate.unwrap(),
+        Poll::Pending => panic!("a software signer never waits"),
+    }
+}
