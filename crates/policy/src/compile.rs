@@ -164,7 +164,7 @@ impl Reader<'_> {
             match self.id(policy, number, single) {
                 Ok(id) if ids.insert(id.clone()) => policies.push(policy.new_id(PolicyId::new(id))),
                 Ok(id) => {
-                    problems.push(self.problem(*offset, format!("there are two policies `{id}`")))
+                    problems.push(self.problem(*offset, format!("there are two policies `{id}`")));
                 }
                 Err(message) => problems.push(self.problem(*offset, message)),
             }

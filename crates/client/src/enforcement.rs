@@ -1,0 +1,295 @@
+//! The stream of slices, acknowledgements and facts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_api::v1;
+use countersign_api::v1::enforcement_client::EnforcementClient;
+use countersign_api::v1::enforcement_request::Step as Out;
+use countersign_api::v1::enforcement_response::Step as In;
+use countersign_identity::{Backoff, BackoffPolicy, Clock, Entropy, Timestamp};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Streaming};
+
+use crate::endpoint::explain;
+use crate::fact::{Counted, Facts};
+use crate::keeper::{Acknowledgement, Keeper};
+use crate::slice::{SLICE_BYTES_MAX, decode};
+use crate::workload_api::{RETRY, workload_request};
+use crate::{Endpoint, Enforcement, Point};
+
+/// Messages under way to the agent.
+const SENDING_MAX: usize = 8;
+/// Facts in one message.
+const FACTS_MAX: usize = 128;
+const STATUS_EVERY: Duration = Duration::from_secs(3);
+/// An agent that does not offer the service may be succeeded by one that does.
+const NOT_OFFERED_RETRY: BackoffPolicy =
+    BackoffPolicy { first: Duration::from_secs(30), longest: Duration::from_secs(300) };
+
+/// Follows the stream, and comes again when it ends.
+pub(crate) struct Subscription {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) point: Point,
+    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) facts: Facts,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+}
+
+/// Why a stream ended.
+enum Ended {
+    Stopped,
+    NotOffered,
+    Lost(String),
+}
+
+/// What can wake the loop.
+enum Event {
+    Stop,
+    Received(Result<Option<v1::EnforcementResponse>, tonic::Status>),
+    Room(mpsc::OwnedPermit<v1::EnforcementRequest>),
+    Fact(Option<Counted>),
+    StatusDue,
+}
+
+impl Subscription {
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut lost = Backoff::new(RETRY);
+        let mut not_offered = Backoff::new(NOT_OFFERED_RETRY);
+        loop {
+            let ended = self.follow(&mut lost, &stop).await;
+            let now = self.clock.now();
+            let again = match ended {
+                Ended::Stopped => return,
+                Ended::NotOffered => {
+                    tracing::warn!("the agent does not offer policies, so nothing is allowed");
+                    self.keeper.enforcement(Enforcement::NotOffered);
+                    not_offered.failed(now, &*self.entropy)
+                }
+                Ended::Lost(why) => {
+                    tracing::warn!(%why, "the agent's policies are away; what it said stays");
+                    self.keeper.enforcement(Enforcement::Lost { since: now, why });
+                    lost.failed(now, &*self.entropy)
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.clock.sleep_until(again) => {}
+            }
+        }
+    }
+
+    async fn follow(&mut self, backoff: &mut Backoff, stop: &CancellationToken) -> Ended {
+        let (requests, stream) = tokio::select! {
+            () = stop.cancelled() => return Ended::Stopped,
+            opened = self.open() => match opened {
+                Ok(opened) => opened,
+                Err(ended) => return ended,
+            },
+        };
+        Conversation::new(self, requests, stream).run(backoff, stop).await
+    }
+
+    async fn open(
+        &self,
+    ) -> Result<(mpsc::Sender<v1::EnforcementRequest>, Streaming<v1::EnforcementResponse>), Ended>
+    {
+        let channel =
+            self.endpoint.channel().await.map_err(|error| {
+                Ended::Lost(format!("`{}`: {}", self.endpoint, explain(&error)))
+            })?;
+        let mut client = EnforcementClient::new(channel).max_decoding_message_size(SLICE_BYTES_MAX);
+        let (requests, outgoing) = mpsc::channel(SENDING_MAX);
+        let register = v1::Register {
+            point: self.point.name.to_string(),
+            kind: self.point.kind.as_str().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let first = v1::EnforcementRequest { step: Some(Out::Register(register)) };
+        requests.try_send(first).expect("a new queue has room");
+        let request = workload_request(ReceiverStream::new(outgoing));
+        match client.subscribe(request).await {
+            Ok(response) => Ok((requests, response.into_inner())),
+            Err(status) => Err(ended_by(&status)),
+        }
+    }
+}
+
+fn ended_by(status: &tonic::Status) -> Ended {
+    if status.code() == Code::Unimplemented {
+        return Ended::NotOffered;
+    }
+    Ended::Lost(format!("{}: {}", status.code(), status.message()))
+}
+
+/// One stream.
+struct Conversation<'a> {
+    subscription: &'a mut Subscription,
+    requests: mpsc::Sender<v1::EnforcementRequest>,
+    stream: Streaming<v1::EnforcementResponse>,
+    outbox: Outbox,
+    status_due: Timestamp,
+}
+
+/// What waits for room on the stream. Bounded: acknowledgements are cumulative, so the newest stands for all.
+#[derive(Default)]
+struct Outbox {
+    acknowledgement: Option<Acknowledgement>,
+    status: Option<v1::ProcessStatus>,
+    facts: Vec<v1::HandshakeFact>,
+    dropped: u64,
+}
+
+impl Outbox {
+    fn is_empty(&self) -> bool {
+        self.acknowledgement.is_none() && self.status.is_none() && self.facts.is_empty()
+    }
+
+    /// Acknowledgements first: somebody may be waiting for them.
+    fn next(&mut self) -> Option<v1::EnforcementRequest> {
+        let step = if let Some(Acknowledgement { revision, cut }) = self.acknowledgement.take() {
+            Out::Acknowledge(v1::Acknowledge { revision: Some(revision.into()), cut })
+        } else if let Some(status) = self.status.take() {
+            Out::Status(status)
+        } else if self.facts.is_empty() {
+            return None;
+        } else {
+            let handshakes = std::mem::take(&mut self.facts);
+            let dropped = std::mem::take(&mut self.dropped);
+            Out::Facts(v1::Facts { handshakes, dropped })
+        };
+        Some(v1::EnforcementRequest { step: Some(step) })
+    }
+}
+
+impl<'a> Conversation<'a> {
+    fn new(
+        subscription: &'a mut Subscription,
+        requests: mpsc::Sender<v1::EnforcementRequest>,
+        stream: Streaming<v1::EnforcementResponse>,
+    ) -> Self {
+        let status_due = subscription.clock.now();
+        Self { subscription, requests, stream, outbox: Outbox::default(), status_due }
+    }
+
+    async fn run(mut self, backoff: &mut Backoff, stop: &CancellationToken) -> Ended {
+        loop {
+            match self.next_event(stop).await {
+                Event::Stop => {
+                    self.say_goodbye();
+                    return Ended::Stopped;
+                }
+                Event::Received(Ok(Some(message))) => {
+                    if let Err(ended) = self.receive(message).await {
+                        return ended;
+                    }
+                    backoff.reset();
+                }
+                Event::Received(Ok(None)) => {
+                    return Ended::Lost("the agent ended the stream".to_owned());
+                }
+                Event::Received(Err(status)) => return ended_by(&status),
+                Event::Room(room) => {
+                    if let Some(request) = self.outbox.next() {
+                        room.send(request);
+                    }
+                }
+                Event::Fact(Some(fact)) => self.add(fact),
+                Event::Fact(None) | Event::StatusDue => self.status_is_due(),
+            }
+        }
+    }
+
+    async fn next_event(&mut self, stop: &CancellationToken) -> Event {
+        let facts_wanted = self.outbox.facts.len() < FACTS_MAX;
+        tokio::select! {
+            // Whatever is ready, what the agent says goes before what it is told.
+            biased;
+            () = stop.cancelled() => Event::Stop,
+            received = self.stream.message() => Event::Received(received),
+            Ok(room) = self.requests.clone().reserve_owned(), if !self.outbox.is_empty() => {
+                Event::Room(room)
+            }
+            Some(fact) = self.subscription.facts.queue.recv(), if facts_wanted => {
+                Event::Fact(Some(fact))
+            }
+            () = self.subscription.clock.sleep_until(self.status_due) => Event::StatusDue,
+        }
+    }
+
+    async fn receive(&mut self, message: v1::EnforcementResponse) -> Result<(), Ended> {
+        let keeper = &self.subscription.keeper;
+        keeper.enforcement(Enforcement::Subscribed);
+        let acknowledgement = match message.step {
+            Some(In::Slice(slice)) => {
+                // Compiling policies takes long for a worker thread that others wait for.
+                let decoded = tokio::task::spawn_blocking(|| decode(slice)).await;
+                match decoded {
+                    Ok(Ok(decoded)) => keeper.slice(decoded),
+                    Ok(Err(bad)) => {
+                        keeper.bad_slice(bad.to_string());
+                        None
+                    }
+                    // A defect of ours, or the program ends. The slice was not applied, so it is not acknowledged.
+                    Err(failed) => {
+                        keeper.bad_slice(format!("it could not be read: {failed}"));
+                        None
+                    }
+                }
+            }
+            Some(In::EnforceMark(mark)) => mark.revision.and_then(|wire| keeper.mark(wire.into())),
+            // A step that this version does not know may be one that takes rights away.
+            None => {
+                keeper
+                    .bad_slice("the agent sent a step that this version does not know".to_owned());
+                return Err(Ended::Lost("the agent is newer than this program".to_owned()));
+            }
+        };
+        if acknowledgement.is_some() {
+            self.outbox.acknowledgement = acknowledgement;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, fact: Counted) {
+        let point = self.subscription.point.name.as_str();
+        self.outbox.facts.push(fact.into_wire(point));
+        self.outbox.dropped += self.subscription.facts.newly_dropped();
+    }
+
+    fn status_is_due(&mut self) {
+        self.status_due = self.subscription.clock.now() + STATUS_EVERY;
+        let Subscription { point, keeper, .. } = &*self.subscription;
+        self.outbox.status = Some(v1::ProcessStatus {
+            name: point.name.to_string(),
+            kind: point.kind.as_str().to_owned(),
+            pid: std::process::id(),
+            resident_bytes: resident_bytes(),
+            connections: u64::try_from(keeper.trust().connections()).unwrap_or(u64::MAX),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        });
+    }
+
+    /// Hands over what there is room for. The end of the stream itself says that the point is gone.
+    fn say_goodbye(&mut self) {
+        while let Ok(fact) = self.subscription.facts.queue.try_recv() {
+            self.add(fact);
+        }
+        while let Some(request) = self.outbox.next() {
+            if self.requests.try_send(request).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// What the process holds in memory; 0 where the kernel does not tell.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    kibibytes.unwrap_or(0).saturating_mul(1024)
+}

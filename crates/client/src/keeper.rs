@@ -1,0 +1,259 @@
+//! What the source holds, and the rules by which one thing replaces another.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use countersign_identity::Revision;
+use countersign_pki::{Bundle, Bundles};
+use countersign_policy::Policies;
+use countersign_tls::{Identity, Slice, Trust};
+use tokio::sync::watch;
+
+use crate::slice::Decoded;
+use crate::svid::{Unusable, Update};
+use crate::{Enforcement, IdentityStatus, Link, Services, Status, Topic};
+
+/// The one place where trust, identity, services and status change, each change as a whole.
+///
+/// No method waits, so the lock is never held over an await.
+pub(crate) struct Keeper {
+    trust: Arc<Trust>,
+    status: watch::Sender<Status>,
+    services: watch::Sender<Option<Arc<Services>>>,
+    held: Mutex<Held>,
+}
+
+struct Held {
+    /// Of the Workload API or of files. In force only while no agent has sent a slice.
+    bundles: Arc<Bundles>,
+    /// Of the program itself; without an agent's.
+    policies: Arc<Policies>,
+    /// Whether an agent's slice is in force.
+    sliced: bool,
+    /// What was acknowledged, or would be.
+    reached: Revision,
+    /// A slice could not be read, so nothing newer than the one in force may be acknowledged.
+    behind: bool,
+    /// Verified against the bundle that came with it, but not by the slice in force. A root that is new to both
+    /// arrives on two streams.
+    waiting: Option<Identity>,
+    /// How many live connections changes have ended.
+    cut: u64,
+}
+
+/// That a revision is enforced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Acknowledgement {
+    pub(crate) revision: Revision,
+    pub(crate) cut: u64,
+}
+
+impl Keeper {
+    /// Allows what `policies` allow to those whom bundles will vouch for; so far there are none.
+    pub(crate) fn new(trust: Arc<Trust>, policies: Arc<Policies>, status: Status) -> Self {
+        let held = Held {
+            bundles: Arc::default(),
+            policies,
+            sliced: false,
+            reached: Revision::default(),
+            behind: false,
+            waiting: None,
+            cut: 0,
+        };
+        let keeper = Self {
+            trust,
+            status: watch::Sender::new(status),
+            services: watch::Sender::new(None),
+            held: Mutex::new(held),
+        };
+        keeper.apply_local(&mut keeper.held());
+        keeper
+    }
+
+    pub(crate) fn trust(&self) -> &Arc<Trust> {
+        &self.trust
+    }
+
+    pub(crate) fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    pub(crate) fn services(&self) -> watch::Receiver<Option<Arc<Services>>> {
+        self.services.subscribe()
+    }
+
+    /// A message of the Workload API, or a set of files.
+    pub(crate) fn update(&self, update: Result<Update, Unusable>) {
+        match update {
+            Ok(update) => self.accept(update),
+            Err(Unusable::Withdrawn(why)) => self.withdraw(why),
+            Err(Unusable::Bad(why)) => {
+                tracing::warn!(%why, "the new SVID is not used; the one before stays");
+                self.trouble(Topic::Identity, Some(why));
+            }
+        }
+    }
+
+    fn accept(&self, update: Update) {
+        let mut held = self.held();
+        if self.hold_bundles(&mut held, update.bundles) {
+            held.waiting = Some(update.identity);
+            self.try_identity(&mut held);
+        }
+        let left_out = (!update.left_out.is_empty()).then(|| update.left_out.join("; "));
+        self.trouble(Topic::Bundle, left_out);
+    }
+
+    fn hold_bundles(&self, held: &mut Held, bundles: Vec<Bundle>) -> bool {
+        match Bundles::new(bundles) {
+            Ok(bundles) => {
+                held.bundles = Arc::new(bundles);
+                if !held.sliced {
+                    self.apply_local(held);
+                }
+                true
+            }
+            Err(why) => {
+                self.trouble(Topic::Identity, Some(format!("the bundles are not usable: {why}")));
+                false
+            }
+        }
+    }
+
+    /// We are not who we were: nothing is shown any more.
+    pub(crate) fn withdraw(&self, why: String) {
+        let mut held = self.held();
+        held.waiting = None;
+        tracing::warn!(%why, "the identity was withdrawn");
+        self.trust.clear_identity();
+        self.status.send_modify(|status| {
+            status.identity = None;
+            status.troubles.insert(Topic::Identity, why);
+        });
+    }
+
+    /// A slice that could be read. None when it is older than what is enforced, which then stays.
+    pub(crate) fn slice(&self, decoded: Decoded) -> Option<Acknowledgement> {
+        let mut held = self.held();
+        let revision = decoded.slice.revision;
+        if held.sliced && revision < held.reached {
+            let reached = held.reached;
+            let why = format!("revision {revision} is older than {reached}, which is enforced");
+            tracing::warn!(%why, "slice refused");
+            self.trouble(Topic::Slice, Some(why));
+            return None;
+        }
+        let applied = self.trust.apply(decoded.slice);
+        held.sliced = true;
+        held.behind = false;
+        self.services.send_replace(Some(Arc::new(decoded.services)));
+        self.try_identity(&mut held);
+        self.trouble(Topic::Slice, None);
+        Some(self.reached(&mut held, revision, applied.cut))
+    }
+
+    /// A slice that could not be read.
+    pub(crate) fn bad_slice(&self, why: String) {
+        self.held().behind = true;
+        tracing::error!(%why, "slice refused; the one before stays");
+        self.trouble(Topic::Slice, Some(why));
+    }
+
+    /// Nothing changed for us up to this revision. None when we cannot say that we enforce it.
+    pub(crate) fn mark(&self, revision: Revision) -> Option<Acknowledgement> {
+        let mut held = self.held();
+        let enforces = held.sliced && !held.behind && held.reached <= revision;
+        enforces.then(|| self.reached(&mut held, revision, 0))
+    }
+
+    fn reached(&self, held: &mut Held, revision: Revision, cut: usize) -> Acknowledgement {
+        held.reached = revision;
+        held.cut = held.cut.saturating_add(u64::try_from(cut).unwrap_or(u64::MAX));
+        self.status.send_modify(|status| status.revision = Some(revision));
+        Acknowledgement { revision, cut: held.cut }
+    }
+
+    /// The program's own policies have changed.
+    pub(crate) fn policies(&self, policies: Result<Policies, String>) {
+        match policies {
+            Ok(policies) => {
+                let mut held = self.held();
+                held.policies = Arc::new(policies);
+                self.apply_local(&mut held);
+                self.trouble(Topic::Policy, None);
+            }
+            Err(why) => {
+                tracing::error!(%why, "the policy file is not used; the policies before stay");
+                self.trouble(Topic::Policy, Some(why));
+            }
+        }
+    }
+
+    pub(crate) fn link(&self, link: Link) {
+        self.status.send_modify(|status| status.link = link);
+    }
+
+    pub(crate) fn enforcement(&self, enforcement: Enforcement) {
+        self.status.send_modify(|status| status.enforcement = enforcement);
+    }
+
+    /// Sets or clears a trouble.
+    pub(crate) fn trouble(&self, topic: Topic, why: Option<String>) {
+        self.status.send_modify(|status| {
+            match why {
+                Some(why) => status.troubles.insert(topic, why),
+                None => status.troubles.remove(&topic),
+            };
+        });
+    }
+
+    /// Enforces what is held, without an agent's slice.
+    fn apply_local(&self, held: &mut Held) {
+        let applied = self.trust.apply(Slice {
+            revision: Revision::default(),
+            bundles: Arc::clone(&held.bundles),
+            // No agent, no names: peers go by their SPIFFE IDs.
+            names: Arc::new(HashMap::new()),
+            policies: Arc::clone(&held.policies),
+        });
+        held.cut = held.cut.saturating_add(u64::try_from(applied.cut).unwrap_or(u64::MAX));
+    }
+
+    /// Shows the identity that waits, if what is enforced vouches for it.
+    fn try_identity(&self, held: &mut Held) {
+        let Some(identity) = held.waiting.take() else { return };
+        match self.trust.set_identity(identity.clone()) {
+            Ok(()) => {
+                let shown = IdentityStatus {
+                    id: identity.id().clone(),
+                    serial: identity.serial(),
+                    expires: identity.expires(),
+                };
+                tracing::info!(id = %shown.id, expires = %shown.expires, "identity is shown");
+                self.status.send_modify(|status| {
+                    status.identity = Some(shown);
+                    status.troubles.remove(&Topic::Identity);
+                });
+            }
+            Err(refused) => {
+                let id = identity.id();
+                let why =
+                    format!("`{id}` is not shown yet, what is enforced refuses it: {refused}");
+                self.trouble(Topic::Identity, Some(why));
+                held.waiting = Some(identity);
+            }
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        // Each statement leaves it whole, so a panic elsewhere does not spoil it.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keeper({:?})", self.trust)
+    }
+}

@@ -1,0 +1,179 @@
+//! What the agent wants enforced, read as a whole or not at all.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use countersign_api::resource::{Kind, PolicyRecord, ServiceSpec, Spec};
+use countersign_api::v1;
+use countersign_identity::{Name, Revision, SpiffeId, TrustDomain};
+use countersign_pki::{Bundle, Bundles, Certificate};
+use countersign_policy::{Policies, PolicySource};
+use countersign_tls::Slice;
+
+use crate::Services;
+
+/// The largest message that is taken from the agent.
+pub(crate) const SLICE_BYTES_MAX: usize = 32 * 1024 * 1024;
+const BUNDLES_MAX: usize = 1024;
+const AUTHORITIES_MAX: usize = 64;
+const WORKLOADS_MAX: usize = 50_000;
+const SERVICES_MAX: usize = 4096;
+const POLICIES_MAX: usize = 20_000;
+
+/// A slice that is ready to be enforced.
+#[derive(Debug)]
+pub(crate) struct Decoded {
+    pub(crate) slice: Slice,
+    pub(crate) services: Services,
+}
+
+/// Why a slice is not enforced. What was enforced before stays.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadSlice {
+    #[error("the slice has no revision")]
+    NoRevision,
+    #[error("the slice has {count} {what}, over the limit of {max}")]
+    Many { what: &'static str, count: usize, max: usize },
+    #[error("the slice is not of a workload: {0}")]
+    Caller(String),
+    #[error("the bundle of `{domain}` is not one: {why}")]
+    Bundle { domain: String, why: String },
+    #[error("workload `{name}`: {why}")]
+    Workload { name: String, why: String },
+    #[error("record `{kind}/{name}`: {why}")]
+    Record { kind: String, name: String, why: String },
+    #[error("the policies do not compile: {0}")]
+    Policies(String),
+}
+
+/// Reads a slice. Takes as long as its policies take to compile.
+pub(crate) fn decode(slice: v1::Slice) -> Result<Decoded, BadSlice> {
+    check_counts(&slice)?;
+    let revision = slice.revision.map(Revision::from).ok_or(BadSlice::NoRevision)?;
+    let workload = slice.workload.parse().map_err(|why| caller(&why))?;
+    let id: SpiffeId = slice.spiffe_id.parse().map_err(|why| caller(&why))?;
+    let bundles = bundles(slice.bundles)?;
+    let ids = workloads(slice.workloads)?;
+    let services = services(slice.services)?;
+    let policies = policies(slice.policies)?;
+    let mut names: HashMap<_, _> =
+        ids.iter().map(|(name, id)| (id.clone(), name.clone())).collect();
+    if names.len() < ids.len() {
+        let why = "two workloads have one SPIFFE ID".to_owned();
+        return Err(BadSlice::Workload { name: slice.workload, why });
+    }
+    // The agent may leave the caller itself out of the peers. Its own name is needed when it dials.
+    let own = names.entry(id.clone()).or_insert_with(|| Name::clone(&workload));
+    if *own != workload {
+        let why = format!("`{id}` is also the SPIFFE ID of `{own}`");
+        return Err(BadSlice::Workload { name: slice.workload, why });
+    }
+    let slice = Slice {
+        revision,
+        bundles: Arc::new(bundles),
+        names: Arc::new(names),
+        policies: Arc::new(policies),
+    };
+    Ok(Decoded { slice, services: Services { revision, workload, id, services, ids } })
+}
+
+fn caller(why: &dyn std::error::Error) -> BadSlice {
+    BadSlice::Caller(why.to_string())
+}
+
+fn check_counts(slice: &v1::Slice) -> Result<(), BadSlice> {
+    for (what, count, max) in [
+        ("bundles", slice.bundles.len(), BUNDLES_MAX),
+        ("workloads", slice.workloads.len(), WORKLOADS_MAX),
+        ("services", slice.services.len(), SERVICES_MAX),
+        ("policies", slice.policies.len(), POLICIES_MAX),
+    ] {
+        if max < count {
+            return Err(BadSlice::Many { what, count, max });
+        }
+    }
+    Ok(())
+}
+
+fn bundles(wire: Vec<v1::TrustBundle>) -> Result<Bundles, BadSlice> {
+    let mut seen = HashSet::new();
+    let mut bundles = Vec::with_capacity(wire.len());
+    for bundle in wire {
+        let shown = bundle.trust_domain.clone();
+        let bad = |why: String| BadSlice::Bundle { domain: shown.clone(), why };
+        let domain: TrustDomain =
+            bundle.trust_domain.parse().map_err(|why| bad(format!("{why}")))?;
+        if !seen.insert(domain.clone()) {
+            return Err(bad("it is there twice".to_owned()));
+        }
+        if AUTHORITIES_MAX < bundle.authorities.len() {
+            return Err(bad(format!("{} authorities", bundle.authorities.len())));
+        }
+        let parsed = bundle.authorities.iter().map(|der| Certificate::parse(der));
+        let authorities = parsed.collect::<Result<_, _>>().map_err(|why| bad(why.to_string()))?;
+        bundles.push(Bundle::new(domain, authorities, 0));
+    }
+    Bundles::new(bundles)
+        .map_err(|why| BadSlice::Bundle { domain: "*".to_owned(), why: why.to_string() })
+}
+
+fn workloads(wire: Vec<v1::NamedWorkload>) -> Result<BTreeMap<Name, SpiffeId>, BadSlice> {
+    let mut ids = BTreeMap::new();
+    for v1::NamedWorkload { name: shown, spiffe_id } in wire {
+        let bad = |why: String| BadSlice::Workload { name: shown.clone(), why };
+        let name: Name = shown.parse().map_err(|why| bad(format!("{why}")))?;
+        let id: SpiffeId = spiffe_id.parse().map_err(|why| bad(format!("{why}")))?;
+        if ids.insert(name, id).is_some() {
+            return Err(bad("it is there twice".to_owned()));
+        }
+    }
+    Ok(ids)
+}
+
+fn services(wire: Vec<v1::Record>) -> Result<BTreeMap<Name, ServiceSpec>, BadSlice> {
+    let mut services = BTreeMap::new();
+    for record in wire {
+        let name = name_of(&record, Kind::Service)?;
+        let spec = match Spec::decode(Kind::Service, &record.value) {
+            Ok(Spec::Service(spec)) => spec,
+            Ok(Spec::TrustDomain(_) | Spec::Workload(_) | Spec::Policy(_)) => {
+                return Err(bad_record(&record, "it is of another kind"));
+            }
+            Err(problems) => {
+                let lines: Vec<_> = problems.iter().take(5).map(ToString::to_string).collect();
+                return Err(bad_record(&record, &lines.join("; ")));
+            }
+        };
+        if services.insert(name, spec).is_some() {
+            return Err(bad_record(&record, "it is there twice"));
+        }
+    }
+    Ok(services)
+}
+
+fn policies(wire: Vec<v1::Record>) -> Result<Policies, BadSlice> {
+    let mut sources = Vec::with_capacity(wire.len());
+    for record in wire {
+        let name = name_of(&record, Kind::Policy)?;
+        let policy = PolicyRecord::decode(&record.value)
+            .map_err(|problem| bad_record(&record, &problem.to_string()))?;
+        sources.push(PolicySource { name, text: policy.cedar.as_str().to_owned() });
+    }
+    // The server has checked the names against all manifests. Here only some of them are known.
+    Policies::compile(&sources, None).map_err(|problems| {
+        let lines: Vec<_> = problems.iter().take(5).map(ToString::to_string).collect();
+        BadSlice::Policies(lines.join("; "))
+    })
+}
+
+fn name_of(record: &v1::Record, kind: Kind) -> Result<Name, BadSlice> {
+    if record.kind != kind.as_str() {
+        return Err(bad_record(record, &format!("expected a record of kind {kind}")));
+    }
+    record.name.parse().map_err(|why| bad_record(record, &format!("{why}")))
+}
+
+fn bad_record(record: &v1::Record, why: &str) -> BadSlice {
+    let short = |text: &str| text.chars().take(80).collect();
+    BadSlice::Record { kind: short(&record.kind), name: short(&record.name), why: why.to_owned() }
+}

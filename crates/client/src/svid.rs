@@ -1,0 +1,178 @@
+//! What the Workload API sends, read and verified.
+
+use std::collections::BTreeMap;
+
+use countersign_api::workload::{X509svid, X509svidResponse};
+use countersign_identity::{SpiffeId, Timestamp, TrustDomain};
+use countersign_pki::{Bundle, Bundles, Certificate, Chain, Role, verify};
+use countersign_tls::Identity;
+use zeroize::Zeroizing;
+
+use crate::Choice;
+
+const SVIDS_MAX: usize = 64;
+const FEDERATED_MAX: usize = 1024;
+const CHAIN_BYTES_MAX: usize = 128 * 1024;
+const KEY_BYTES_MAX: usize = 16 * 1024;
+
+/// A whole message: who we are, and whom to trust.
+#[derive(Debug)]
+pub(crate) struct Update {
+    pub(crate) identity: Identity,
+    pub(crate) bundles: Vec<Bundle>,
+    /// Bundles that were left out, so that their trust domains are not trusted.
+    pub(crate) left_out: Vec<String>,
+}
+
+/// Why a message is not used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unusable {
+    /// We are not given the identity any more: it is to be withdrawn.
+    #[error("{0}")]
+    Withdrawn(String),
+    /// The message is wrong: what was good before stays.
+    #[error("{0}")]
+    Bad(String),
+}
+
+fn bad(why: String) -> Unusable {
+    Unusable::Bad(why)
+}
+
+/// Reads a message, which replaces everything that the one before said.
+pub(crate) fn read(
+    mut response: X509svidResponse,
+    choice: &Choice,
+    now: Timestamp,
+) -> Result<Update, Unusable> {
+    // Taken out at once, so that every key is wiped, also of SVIDs that are not shown.
+    let keys: Vec<_> = response
+        .svids
+        .iter_mut()
+        .map(|svid| Zeroizing::new(std::mem::take(&mut svid.x509_svid_key)))
+        .collect();
+    if SVIDS_MAX < response.svids.len() || FEDERATED_MAX < response.federated_bundles.len() {
+        let (svids, bundles) = (response.svids.len(), response.federated_bundles.len());
+        return Err(bad(format!("{svids} SVIDs and {bundles} bundles are over the limits")));
+    }
+    let chosen = choose(&response.svids, choice)?;
+    let (identity, bundle) = identity(&response.svids[chosen], &keys[chosen], now)?;
+    let mut gathered = Gathered::begin(bundle);
+    for svid in &response.svids {
+        gathered.add(&svid.spiffe_id, &svid.bundle, Kin::Own);
+    }
+    for (domain, bundle) in &response.federated_bundles {
+        gathered.add(domain, bundle, Kin::Federated);
+    }
+    let bundles = gathered.bundles.into_values().collect();
+    Ok(Update { identity, bundles, left_out: gathered.left_out })
+}
+
+fn choose(svids: &[X509svid], choice: &Choice) -> Result<usize, Unusable> {
+    let (found, wanted) = match choice {
+        Choice::Default => (svids.first().map(|_| 0), "at all".to_owned()),
+        Choice::Hint(hint) => {
+            (svids.iter().position(|svid| svid.hint == *hint), format!("with hint `{hint}`"))
+        }
+        Choice::Id(id) => {
+            let text = id.as_str();
+            (svids.iter().position(|svid| svid.spiffe_id == text), format!("for `{id}`"))
+        }
+    };
+    found.ok_or_else(|| Unusable::Withdrawn(format!("the agent gives no SVID {wanted}")))
+}
+
+/// Builds the identity, and verifies it against the bundle that came with it.
+fn identity(svid: &X509svid, key: &[u8], now: Timestamp) -> Result<(Identity, Bundle), Unusable> {
+    let named = &svid.spiffe_id;
+    let id: SpiffeId = svid.spiffe_id.parse().map_err(|why| bad(format!("SVID: {why}")))?;
+    if KEY_BYTES_MAX < key.len() {
+        return Err(bad(format!("the key of `{named}` has {} bytes", key.len())));
+    }
+    if CHAIN_BYTES_MAX < svid.x509_svid.len() {
+        return Err(bad(format!("the chain of `{named}` has {} bytes", svid.x509_svid.len())));
+    }
+    let chain = Chain::from_concatenated(&svid.x509_svid)
+        .map_err(|why| bad(format!("the chain of `{named}` is not one: {why}")))?;
+    let identity = Identity::new(chain, key)
+        .map_err(|why| bad(format!("the SVID of `{named}` cannot be shown: {why}")))?;
+    if *identity.id() != id {
+        let leaf = identity.id();
+        return Err(bad(format!("the SVID of `{named}` is one of `{leaf}`")));
+    }
+    let bundle = bundle(id.trust_domain().clone(), &svid.bundle)
+        .map_err(|why| bad(format!("the bundle of `{named}` is not one: {why}")))?;
+    verify_own(&identity, &bundle, now)
+        .map_err(|why| bad(format!("the SVID of `{named}` does not verify: {why}")))?;
+    Ok((identity, bundle))
+}
+
+/// Asks our own verifier what a peer would say.
+pub(crate) fn verify_own(
+    identity: &Identity,
+    bundle: &Bundle,
+    now: Timestamp,
+) -> Result<(), String> {
+    let bundles = Bundles::of(bundle.clone());
+    let chain: Vec<_> = identity.chain().certificates().iter().map(Certificate::der).collect();
+    // Foreign issuers may write certificates for one of the roles alone.
+    verify(&chain, &bundles, Role::Client, now)
+        .or_else(|refused| verify(&chain, &bundles, Role::Server, now).map_err(|_same| refused))
+        .map(|_verified| ())
+        .map_err(|refused| refused.to_string())
+}
+
+/// A bundle as the Workload API sends it.
+pub(crate) fn bundle(domain: TrustDomain, bytes: &[u8]) -> Result<Bundle, String> {
+    Bundle::from_concatenated(domain, bytes).map_err(|why| why.to_string())
+}
+
+/// Whose bundle it is said to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kin {
+    /// That of an SVID of ours, which is named by its SPIFFE ID.
+    Own,
+    /// That of a foreign trust domain, which is named by itself.
+    Federated,
+}
+
+/// Bundles by trust domain. The first that names a domain decides, and our own come first: a foreign entry never
+/// adds authorities to our own trust domain.
+#[derive(Debug)]
+struct Gathered {
+    bundles: BTreeMap<TrustDomain, Bundle>,
+    left_out: Vec<String>,
+}
+
+impl Gathered {
+    fn begin(own: Bundle) -> Self {
+        Self { bundles: BTreeMap::from([(own.domain.clone(), own)]), left_out: Vec::new() }
+    }
+
+    fn add(&mut self, name: &str, bytes: &[u8], kin: Kin) {
+        let domain = match kin {
+            Kin::Own => name.parse().map(|id: SpiffeId| id.trust_domain().clone()),
+            // The standard's key is the trust domain's SPIFFE ID; some agents send the bare name.
+            Kin::Federated => name.strip_prefix("spiffe://").unwrap_or(name).parse(),
+        };
+        let shown: String = name.chars().take(80).collect();
+        match domain {
+            Err(why) => self.left_out.push(format!("a bundle of `{shown}` was left out: {why}")),
+            Ok(domain) if self.bundles.contains_key(&domain) => {
+                if kin == Kin::Federated {
+                    let why = "the trust domain has a bundle of its own";
+                    self.left_out
+                        .push(format!("a foreign bundle of `{shown}` was left out: {why}"));
+                }
+            }
+            Ok(domain) => match bundle(domain.clone(), bytes) {
+                Ok(bundle) => {
+                    self.bundles.insert(domain, bundle);
+                }
+                Err(why) => {
+                    self.left_out.push(format!("the bundle of `{shown}` was left out: {why}"));
+                }
+            },
+        }
+    }
+}

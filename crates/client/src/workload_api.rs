@@ -1,0 +1,91 @@
+//! The stream of SVIDs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_api::workload::X509svidRequest;
+use countersign_api::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use countersign_identity::{Backoff, BackoffPolicy, Clock, Entropy};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request};
+
+use crate::endpoint::explain;
+use crate::keeper::Keeper;
+use crate::{Choice, Endpoint, Link, svid};
+
+/// The largest message: 64 SVIDs and 1,024 bundles fit many times.
+const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+pub(crate) const RETRY: BackoffPolicy =
+    BackoffPolicy { first: Duration::from_millis(200), longest: Duration::from_secs(10) };
+
+/// Follows the stream, and comes again when it ends.
+pub(crate) struct WorkloadApi {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) choice: Choice,
+    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+}
+
+impl WorkloadApi {
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let mut backoff = Backoff::new(RETRY);
+        loop {
+            let why = tokio::select! {
+                () = stop.cancelled() => return,
+                why = self.follow(&mut backoff) => why,
+            };
+            tracing::warn!(%why, endpoint = %self.endpoint, "the Workload API is away");
+            let now = self.clock.now();
+            self.keeper.link(Link::Lost { since: now, why });
+            let again = backoff.failed(now, &*self.entropy);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.clock.sleep_until(again) => {}
+            }
+        }
+    }
+
+    /// Says why the stream ended.
+    async fn follow(&self, backoff: &mut Backoff) -> String {
+        let channel = match self.endpoint.channel().await {
+            Ok(channel) => channel,
+            Err(error) => return format!("`{}`: {}", self.endpoint, explain(&error)),
+        };
+        let mut client =
+            SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut stream = match client.fetch_x509svid(workload_request(X509svidRequest {})).await {
+            Ok(response) => response.into_inner(),
+            Err(status) => return self.refused(&status),
+        };
+        loop {
+            match stream.message().await {
+                Ok(Some(message)) => {
+                    backoff.reset();
+                    self.keeper.link(Link::Connected);
+                    self.keeper.update(svid::read(message, &self.choice, self.clock.now()));
+                }
+                Ok(None) => return "the agent ended the stream".to_owned(),
+                Err(status) => return self.refused(&status),
+            }
+        }
+    }
+
+    /// Only the agent's own word withdraws an identity: any other error is an outage.
+    fn refused(&self, status: &tonic::Status) -> String {
+        let why = format!("{}: {}", status.code(), status.message());
+        if status.code() == Code::PermissionDenied {
+            self.keeper.withdraw(why.clone());
+        }
+        why
+    }
+}
+
+/// A request with the header that no browser can be tricked into sending (SPIFFE Workload Endpoint, 6).
+pub(crate) fn workload_request<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let value = tonic::metadata::MetadataValue::from_static("true");
+    request.metadata_mut().insert("workload.spiffe.io", value);
+    request
+}
