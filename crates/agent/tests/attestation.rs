@@ -1,0 +1,320 @@
+//! Attestation of real processes: each test starts this very binary again as the caller.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use countersign_agent::attest::{
+    AttestRefused, Attestor, Caller, Desk, Facts, LinuxAttestor, PinRefused, Pinning,
+};
+use countersign_agent::launcher::{Launcher, Launches, receive};
+use countersign_identity::{Selector, SelectorKind};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+
+const WAYS: [Pinning; 2] = [Pinning::Auto, Pinning::ProcDirectory];
+
+/// Not a test: what the started processes do. It connects to the socket in `CALL`, and then does as `THEN` says.
+#[test]
+fn caller_process() {
+    let Ok(socket) = std::env::var("CALL") else { return };
+    let stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    match std::env::var("THEN").unwrap().as_str() {
+        "exit" => std::process::exit(0),
+        // Runs another program in its place, which keeps the socket.
+        "exec" => {
+            let file: OwnedFd = stream.into();
+            rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).unwrap();
+            let why = Command::new("/bin/sleep").arg("600").stdin(Stdio::from(file)).exec();
+            panic!("{why}");
+        }
+        // Hands the socket to a child, and ends.
+        "leave" => {
+            Command::new("/bin/cat").stdin(Stdio::from(OwnedFd::from(stream))).spawn().unwrap();
+            std::process::exit(0);
+        }
+        "stay" => loop {
+            std::thread::park();
+        },
+        other => panic!("{other}"),
+    }
+}
+
+struct Caught {
+    child: Child,
+}
+
+impl Drop for Caught {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+fn start(socket: &Path, then: &str) -> Caught {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "caller_process", "--nocapture"])
+        .env("CALL", socket)
+        .env("THEN", then)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    Caught { child }
+}
+
+struct Door {
+    directory: tempfile::TempDir,
+    listener: UnixListener,
+}
+
+impl Door {
+    fn new() -> Self {
+        let directory = tempfile::Builder::new().prefix("cs").tempdir_in("/tmp").unwrap();
+        let listener = UnixListener::bind(directory.path().join("s")).unwrap();
+        Self { directory, listener }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.directory.path().join("s")
+    }
+
+    async fn accept(&self) -> UnixStream {
+        self.listener.accept().await.unwrap().0
+    }
+}
+
+async fn facts(caller: &Arc<dyn Caller>, kinds: &[SelectorKind]) -> Result<Facts, AttestRefused> {
+    Desk::default().facts(caller, kinds.iter().copied().collect()).await
+}
+
+fn selector(text: &str) -> Selector {
+    text.parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_process_is_known_by_user_group_program_and_digest_in_both_ways() {
+    for way in WAYS {
+        let door = Door::new();
+        let child = start(&door.path(), "stay");
+        let socket = door.accept().await;
+        let caller = LinuxAttestor::new(way, Launches::none()).pin(&socket).unwrap();
+        assert_eq!(caller.peer().pid, child.child.id());
+        let all = [
+            SelectorKind::UnixUid,
+            SelectorKind::UnixGid,
+            SelectorKind::UnixUser,
+            SelectorKind::UnixPath,
+            SelectorKind::UnixSha256,
+            SelectorKind::SystemdUnit,
+        ];
+        let facts = facts(&caller, &all).await.unwrap();
+        let uid = rustix::process::geteuid().as_raw();
+        let path = std::env::current_exe().unwrap();
+        assert!(facts.holds(&selector(&format!("unix:uid:{uid}"))), "{way:?}");
+        assert!(facts.holds(&selector(&format!("unix:path:{}", path.display()))), "{way:?}");
+        assert!(facts.iter().any(|fact| fact.kind() == SelectorKind::UnixSha256), "{way:?}");
+        assert!(!facts.holds(&selector(&format!("unix:uid:{}", uid + 1))), "{way:?}");
+    }
+}
+
+#[tokio::test]
+async fn only_the_facts_that_are_asked_for_are_read() {
+    let door = Door::new();
+    let _child = start(&door.path(), "stay");
+    let socket = door.accept().await;
+    let caller = LinuxAttestor::new(Pinning::Auto, Launches::none()).pin(&socket).unwrap();
+    let facts = facts(&caller, &[SelectorKind::UnixUid]).await.unwrap();
+    assert_eq!(facts.iter().count(), 1);
+}
+
+/// Waits until the kernel says that the caller ended.
+async fn until_gone(caller: &Arc<dyn Caller>) {
+    while caller.alive().is_ok() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_ended_is_never_taken_for_another() {
+    for way in WAYS {
+        let door = Door::new();
+        let mut child = start(&door.path(), "stay");
+        let socket = door.accept().await;
+        let caller = LinuxAttestor::new(way, Launches::none()).pin(&socket).unwrap();
+        child.child.kill().unwrap();
+        // Ended, and not yet reaped: the pid cannot be in use by another.
+        until_gone(&caller).await;
+        let refused = facts(&caller, &[SelectorKind::UnixUid]).await.unwrap_err();
+        assert!(matches!(refused, AttestRefused::Gone { .. }), "{way:?}: {refused}");
+        child.child.wait().unwrap();
+        let refused = facts(&caller, &[SelectorKind::UnixUid]).await.unwrap_err();
+        assert!(matches!(refused, AttestRefused::Gone { .. }), "{way:?}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_ended_before_it_was_looked_at_is_refused() {
+    for way in WAYS {
+        let door = Door::new();
+        let mut child = start(&door.path(), "exit");
+        child.child.wait().unwrap();
+        let socket = door.accept().await;
+        let refused = LinuxAttestor::new(way, Launches::none()).pin(&socket).err();
+        assert!(matches!(refused, Some(PinRefused::Gone { .. })), "{way:?}: {refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_socket_that_was_handed_on_keeps_its_first_owner_who_is_gone() {
+    for way in WAYS {
+        let door = Door::new();
+        let mut child = start(&door.path(), "leave");
+        let socket = door.accept().await;
+        child.child.wait().unwrap();
+        let refused = LinuxAttestor::new(way, Launches::none()).pin(&socket).err();
+        assert!(matches!(refused, Some(PinRefused::Gone { .. })), "{way:?}: {refused:?}");
+        // The heir reads the end of the stream, and ends.
+        drop(socket);
+    }
+}
+
+#[tokio::test]
+async fn another_program_in_the_callers_place_is_seen_at_the_next_look() {
+    for way in WAYS {
+        let door = Door::new();
+        let _child = start(&door.path(), "exec");
+        let socket = door.accept().await;
+        let caller = LinuxAttestor::new(way, Launches::none()).pin(&socket).unwrap();
+        let sleep = std::fs::canonicalize("/bin/sleep").unwrap();
+        let sleep = selector(&format!("unix:path:{}", sleep.display()));
+        // The same process, so the connection lives; what it runs is asked anew each time.
+        while !facts(&caller, &[SelectorKind::UnixPath]).await.unwrap().holds(&sleep) {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_launchers_child_is_known_and_an_impostor_of_the_same_uid_is_not() {
+    for way in WAYS {
+        let door = Door::new();
+        let mut launcher = Launcher::new();
+        let (launches, listening) = receive(launcher.agent_end().unwrap()).unwrap();
+        let listening = tokio::spawn(listening);
+        let attestor = LinuxAttestor::new(way, launches.clone());
+        let web = selector("launch:web");
+
+        let launched = start(&door.path(), "stay");
+        launcher.vouch(launched.child.id(), &"web".parse().unwrap()).unwrap();
+        let socket = door.accept().await;
+        let mut told = launches.clone();
+        while launches.all().is_empty() {
+            told.changed().await;
+        }
+        let caller = attestor.pin(&socket).unwrap();
+        assert!(facts(&caller, &[SelectorKind::Launch]).await.unwrap().holds(&web), "{way:?}");
+
+        let _impostor = start(&door.path(), "stay");
+        let socket = door.accept().await;
+        let caller = attestor.pin(&socket).unwrap();
+        let facts = facts(&caller, &[SelectorKind::Launch]).await.unwrap();
+        assert_eq!(facts.iter().count(), 0, "{way:?}");
+        listening.abort();
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_starts_again_is_told_of_all_that_live() {
+    let door = Door::new();
+    let mut launcher = Launcher::new();
+    let first = launcher.agent_end().unwrap();
+    let web = start(&door.path(), "stay");
+    let gone = start(&door.path(), "stay");
+    launcher.vouch(web.child.id(), &"web".parse().unwrap()).unwrap();
+    launcher.vouch(gone.child.id(), &"gone".parse().unwrap()).unwrap();
+    // The first agent ends without having read anything.
+    drop(first);
+    launcher.forget(gone.child.id());
+    let (launches, listening) = receive(launcher.agent_end().unwrap()).unwrap();
+    let listening = tokio::spawn(listening);
+    let mut told = launches.clone();
+    while launches.all().is_empty() {
+        told.changed().await;
+    }
+    let labels: BTreeSet<String> =
+        launches.all().iter().map(|launched| launched.label().to_string()).collect();
+    assert_eq!(labels, BTreeSet::from(["web".to_owned()]));
+    listening.abort();
+}
+
+#[tokio::test]
+async fn messages_that_carry_no_process_are_ignored() {
+    let (ours, theirs) = rustix::net::socketpair(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::SEQPACKET,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    let send =
+        |text: &[u8]| rustix::net::send(&ours, text, rustix::net::SendFlags::empty()).unwrap();
+    send(br#"{"label":"web"}"#);
+    send(b"not json");
+    send(&[b'x'; 2000]);
+    send_with_file(&ours);
+    let (launches, listening) = receive(theirs).unwrap();
+    let listening = tokio::spawn(listening);
+    // A good one after them shows that all were read.
+    let door = Door::new();
+    let child = start(&door.path(), "stay");
+    send_pidfd(&ours, child.child.id());
+    let mut told = launches.clone();
+    while launches.all().is_empty() {
+        told.changed().await;
+    }
+    assert_eq!(launches.all().len(), 1);
+    assert_eq!(launches.all()[0].label().as_str(), "good");
+    listening.abort();
+}
+
+fn send_with_file(socket: &OwnedFd) {
+    let file = std::fs::File::open("/dev/null").unwrap();
+    send_descriptor(socket, br#"{"label":"web"}"#, &file.into());
+}
+
+fn send_pidfd(socket: &OwnedFd, pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+    send_descriptor(socket, br#"{"label":"good"}"#, &pidfd);
+}
+
+fn send_descriptor(socket: &OwnedFd, text: &[u8], descriptor: &OwnedFd) {
+    use std::os::fd::AsFd;
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor.as_fd()];
+    assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&descriptors)));
+    let parts = [std::io::IoSlice::new(text)];
+    rustix::net::sendmsg(socket, &parts, &mut control, rustix::net::SendFlags::empty()).unwrap();
+}
+
+#[tokio::test]
+async fn streams_pass_the_filter_both_ways() {
+    use countersign_agent::authority_filter::FilteredStream;
+    let (mut client, server) = UnixStream::pair().unwrap();
+    let mut server = FilteredStream::new(server, ());
+    client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    let mut preface = [0; 24];
+    server.read_exact(&mut preface).await.unwrap();
+    server.write_all(b"back").await.unwrap();
+    let mut back = [0; 4];
+    client.read_exact(&mut back).await.unwrap();
+    assert_eq!(&back, b"back");
+    client.write_all(&[0, 0, 0, 9, 4, 0, 0, 0, 1]).await.unwrap();
+    let refused = server.read_u8().await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::InvalidData);
+}
