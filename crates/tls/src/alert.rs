@@ -3,7 +3,7 @@
 use std::io;
 
 use countersign_identity::Code;
-use rustls::{AlertDescription, CertificateError, Error};
+use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
 
 use crate::stream::Ended;
 
@@ -179,13 +179,41 @@ pub fn code_of_io(error: &io::Error) -> Code {
 /// The sentence for an error of the handshake.
 pub(crate) fn sentence(error: &io::Error) -> String {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    let Some(tls) = tls else {
+        return match error.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                "the peer closed the connection before the handshake ended".to_owned()
+            }
+            _ => format!("the connection broke during the handshake: {error}"),
+        };
+    };
     match tls {
-        Some(Error::AlertReceived(alert)) => {
-            format!("the peer refused us with the alert `{}`", alert_name(*alert))
+        Error::AlertReceived(alert) => {
+            format!("the peer ended the handshake with the alert `{}`", alert_name(*alert))
         }
-        Some(error) => error.to_string(),
-        None => format!("the connection broke during the handshake: {error}"),
+        Error::NoCertificatesPresented => "the peer showed no certificate".to_owned(),
+        Error::InvalidCertificate(CertificateError::BadSignature) => {
+            "the peer does not hold the private key of the certificate that it showed".to_owned()
+        }
+        Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            "what the peer sent is not TLS".to_owned()
+        }
+        Error::PeerIncompatible(
+            PeerIncompatible::SupportedVersionsExtensionRequired
+            | PeerIncompatible::Tls12NotOfferedOrEnabled
+            | PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+            | PeerIncompatible::ServerDoesNotSupportTls12Or13,
+        ) => "the peer does not speak TLS 1.3, and we speak nothing else".to_owned(),
+        // For the rest, what TLS says is for somebody who knows TLS; the code says who has to act.
+        other => format!("{}: {other}", first_lower(code_of(other).meaning())),
     }
+}
+
+fn first_lower(text: &str) -> String {
+    let mut letters = text.trim_end_matches('.').chars();
+    let first = letters.next().map(|letter| letter.to_ascii_lowercase());
+    first.into_iter().chain(letters).collect()
 }
 
 /// As RFC 8446, 6 writes it: `certificate_expired`.

@@ -12,6 +12,29 @@
 //!
 //! The crate refuses to know where identities, bundles and policies come from, what bytes flow inside, and
 //! DNS names: the peer's identity is the one URI name of its certificate.
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use countersign_identity::{SystemClock, Name};
+//! # use countersign_tls::{Identity, Inbound, Slice, Trust, accept};
+//! # async fn serve(slice: Slice, identity: Identity) -> Result<(), Box<dyn std::error::Error>> {
+//! let trust = Trust::new(Arc::new(SystemClock::new()), slice);
+//! trust.set_identity(identity)?;
+//! let stop = tokio_util::sync::CancellationToken::new();
+//! let sweeper = tokio::spawn(Arc::clone(&trust).run(stop.clone()));
+//!
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:8443").await?;
+//! let door = Inbound::service("orders".parse::<Name>()?);
+//! let (tcp, _address) = listener.accept().await?;
+//! match accept(&trust, tcp, &door).await {
+//!     Ok(connection) => println!("{:?} may come in", connection.fact.peer),
+//!     Err(failure) => println!("refused: {failure}"),
+//! }
+//! stop.cancel();
+//! sweeper.await?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod admission;
 mod alert;

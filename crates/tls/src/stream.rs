@@ -31,7 +31,7 @@ pub(crate) struct Ended(pub(crate) Code);
 
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the connection was ended: {}", self.0.meaning())
+        write!(f, "we ended the connection ({})", self.0)
     }
 }
 

@@ -11,7 +11,7 @@ use countersign_identity::{
 };
 use countersign_pki::{
     AuthorityDraft, Bundle, Certificate, Chain, Draft, Issuer, KeyKind, PrivateKey, Profile,
-    ProvenKey, Provenance, Receipt, Reserved, Reviewed, SoftwareSigner,
+    ProvenKey, Provenance, Receipt, Reserved, Reviewed, Signer, SoftwareSigner,
 };
 
 /// 2026-09-21, and a few hours.
@@ -79,6 +79,22 @@ impl Realm {
         Svid { id, chain, pkcs8: key.pkcs8().to_vec() }
     }
 
+    /// The chain with another leaf, in whose contents these bytes are exchanged, rightly signed by the issuer.
+    pub(crate) fn altered(&self, svid: &Svid, from: &[u8], to: &[u8]) -> Vec<Vec<u8>> {
+        let mut tbs = svid.chain.leaf().tbs().to_vec();
+        let at = tbs.windows(from.len()).position(|window| window == from).unwrap();
+        tbs[at..at + from.len()].copy_from_slice(to);
+        let signature = at_once(self.issuer_key.sign(&tbs)).unwrap();
+        // ecdsa-with-SHA256, and a bit string without unused bits.
+        let algorithm: &[u8] = &[0x30, 10, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2];
+        let bits =
+            [&[0x03, u8::try_from(signature.len() + 1).unwrap(), 0], &signature[..]].concat();
+        let body = [&tbs[..], algorithm, &bits].concat();
+        let length = u16::try_from(body.len()).unwrap().to_be_bytes();
+        let leaf = [&[0x30, 0x82], &length[..], &body].concat();
+        vec![leaf, self.issuer.der().to_vec()]
+    }
+
     pub(crate) fn bundle(&self) -> Bundle {
         Bundle {
             domain: self.domain.clone(),
@@ -91,9 +107,13 @@ impl Realm {
 
 fn sign(reviewed: Reviewed, signer: &SoftwareSigner) -> Certificate {
     let receipt = Receipt::assertion(reviewed.summary().tbs, 0);
-    let mut signing = pin!(reviewed.sign(receipt, signer));
-    match signing.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(certificate) => certificate.unwrap(),
-        Poll::Pending => panic!("a software signer never waits"),
+    at_once(reviewed.sign(receipt, signer)).unwrap()
+}
+
+/// The outcome of what a software signer does, which never waits.
+fn at_once<T>(doing: impl Future<Output = T>) -> T {
+    match pin!(doing).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(done) => done,
+        Poll::Pending => panic!("it waits"),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::ends::{Shop, door, tcp_pair};
 use crate::realm::{START, Svid};
 use countersign_identity::Code;
-use countersign_tls::{Established, HandshakeFailure, accept};
+use countersign_tls::{Established, HandshakeFailure, accept, code_of_io};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::CryptoProvider;
@@ -18,7 +18,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// A stranger's TLS: it believes every server, and shows what it is told to show.
 #[derive(Debug)]
@@ -163,6 +163,66 @@ async fn a_leaf_that_signs_is_no_issuer() {
     let (server, _kind) = meet(&shop, &Arc::new(config)).await;
     let code = server.unwrap_err().code;
     assert!(matches!(code, Code::UnknownIssuer | Code::IssuerNotAuthority), "{code}");
+}
+
+#[tokio::test]
+async fn a_certificate_for_other_purposes_or_names_is_no_clients() {
+    let shop = Shop::open();
+    let web = shop.realm.svid("/web", START, 3600);
+    let client_auth: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 2];
+    let email: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 4];
+    for (from, to, code) in [
+        // Without a change it is good: the alteration itself breaks nothing.
+        (client_auth, client_auth, None),
+        (client_auth, email, Some(Code::BadExtendedKeyUsage)),
+        (b"spiffe://shop.example/web", b"https:///shop.example/web", Some(Code::BadIdentity)),
+        (b"spiffe://shop.example/web", b"spiffe://shop.example/w/.", Some(Code::BadIdentity)),
+        (b"spiffe://shop.example/web", b"spiffe://Shop.example/web", Some(Code::BadIdentity)),
+    ] {
+        let ders = shop.realm.altered(&web, from, to);
+        let ders: Vec<&[u8]> = ders.iter().map(Vec::as_slice).collect();
+        let config = Stranger::showing(&ders, &web.pkcs8).config(&[&TLS13]);
+        let (server, _kind) = meet(&shop, &Arc::new(config)).await;
+        assert_eq!(server.err().map(|failure| failure.code), code, "{}", to.escape_ascii());
+    }
+}
+
+#[tokio::test]
+async fn shared_configurations_refuse_and_rotate_as_well() {
+    let shop = Shop::open();
+    let server_config = shop.orders.server_config(&door());
+    let client_config = shop.web.client_config(&shop.to_orders());
+    let meet = async || {
+        let (near, far) = tcp_pair().await;
+        let name = ServerName::try_from("anything.example").unwrap();
+        let calling = async {
+            let connector = TlsConnector::from(Arc::clone(&client_config));
+            let mut tls = connector.connect(name, near).await.map_err(|e| code_of_io(&e))?;
+            tls.read_exact(&mut [0; 5]).await.map_err(|e| code_of_io(&e))?;
+            let leaf = tls.get_ref().1.peer_certificates().unwrap()[0].to_vec();
+            Ok((leaf, tls.get_ref().1.handshake_kind()))
+        };
+        let greeting = async {
+            let acceptor = TlsAcceptor::from(Arc::clone(&server_config));
+            let mut tls = acceptor.accept(far).await.map_err(|e| code_of_io(&e))?;
+            tls.write_all(b"hello").await.unwrap();
+            tls.flush().await.unwrap();
+            Ok::<_, Code>(())
+        };
+        tokio::join!(calling, greeting)
+    };
+    let (client, server) = meet().await;
+    let shown = shop.orders.identity().unwrap();
+    assert_eq!(client, Ok((shown.leaf().der().to_vec(), Some(HandshakeKind::Full))));
+    assert_eq!(server, Ok(()));
+
+    let renewed = crate::ends::identity(&shop.realm.svid("/orders", START, 7200));
+    let leaf = renewed.leaf().der().to_vec();
+    shop.orders.set_identity(renewed).unwrap();
+    assert_eq!(meet().await.0, Ok((leaf, Some(HandshakeKind::Full))));
+
+    shop.orders.apply(crate::ends::slice(&[&shop.realm], ""));
+    assert_eq!(meet().await, (Err(Code::PeerRefused), Err(Code::PolicyDenied)));
 }
 
 #[tokio::test]
