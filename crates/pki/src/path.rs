@@ -3,7 +3,7 @@
 //! The anchors are checked like every other authority, which RFC 5280 leaves open: a root that has
 //! expired or was never an authority vouches for nobody.
 
-use countersign_identity::{Code, Timestamp, TrustDomain};
+use countersign_identity::{Code, SpiffeId, Timestamp, TrustDomain};
 
 use crate::algorithm::{BadKey, NoSignature, VerifyingKey};
 use crate::extension::Purpose;
@@ -22,7 +22,7 @@ pub(crate) struct Search<'a> {
     role: Role,
     now: Timestamp,
     signatures_left: u32,
-    refusal: Refused,
+    refusal: Option<Refused>,
 }
 
 impl<'a> Search<'a> {
@@ -32,9 +32,7 @@ impl<'a> Search<'a> {
         role: Role,
         now: Timestamp,
     ) -> Self {
-        let why = format!("no authority of trust domain `{}` signed the chain", bundle.domain);
-        let refusal = Refused::new(Code::UnknownIssuer, why);
-        Self { bundle, others, role, now, signatures_left: SIGNATURES_MAX, refusal }
+        Self { bundle, others, role, now, signatures_left: SIGNATURES_MAX, refusal: None }
     }
 
     /// Gives the path from the leaf upwards, and its anchor.
@@ -46,7 +44,11 @@ impl<'a> Search<'a> {
         let mut path = vec![leaf.clone()];
         match self.extend(&mut path) {
             Some(anchor) => Ok((path, anchor)),
-            None => Err(self.refusal.clone()),
+            None => Err(self.refusal.take().unwrap_or_else(|| {
+                let domain = &self.bundle.domain;
+                let why = format!("no authority of trust domain `{domain}` signed the chain");
+                Refused::new(Code::UnknownIssuer, why)
+            })),
         }
     }
 
@@ -88,8 +90,9 @@ impl<'a> Search<'a> {
             Code::BadSignature => 1,
             _ => 2,
         };
-        if weight(self.refusal.code) < weight(refused.code) {
-            self.refusal = refused;
+        let kept = self.refusal.as_ref().map(|kept| weight(kept.code));
+        if kept.is_none_or(|kept| kept < weight(refused.code)) {
+            self.refusal = Some(refused);
         }
     }
 
@@ -173,13 +176,24 @@ fn check_authority(
 
 /// An authority that has a SPIFFE ID has one without a path, of the trust domain it signs for.
 fn check_authority_names(authority: &Certificate, domain: &TrustDomain) -> Result<(), Refused> {
-    let own = domain.id();
     for uri in authority.uri_names() {
-        let spiffe = uri.get(..9).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"spiffe://"));
-        if spiffe && uri != own.as_str().as_bytes() {
-            let found = String::from_utf8_lossy(uri).escape_debug().to_string();
-            let why = format!("an authority is named `{found}`, where only `{own}` may be");
-            return Err(Refused::new(Code::IssuerNotAuthority, why));
+        if !uri.get(..9).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"spiffe://")) {
+            continue;
+        }
+        let found = String::from_utf8_lossy(uri);
+        match found.parse::<SpiffeId>() {
+            Ok(id) if id == domain.id() => {}
+            Ok(id) if id.is_root() => {
+                let why = format!("the chain leads to an authority of `{id}`, not of `{domain}`");
+                return Err(Refused::new(Code::UnknownIssuer, why));
+            }
+            Ok(_) | Err(_) => {
+                let why = format!(
+                    "an authority is named `{}`, where only a trust domain may be",
+                    found.escape_debug()
+                );
+                return Err(Refused::new(Code::IssuerNotAuthority, why));
+            }
         }
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! From a draft to a certificate that others accept.
 
+#![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
+
 mod support;
 
 use std::path::Path;
