@@ -109,3 +109,20 @@ impl fmt::Display for HandshakeFailure {
 }
 
 impl std::error::Error for HandshakeFailure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_detail_is_bounded_whatever_the_peer_chose_to_be_called() {
+        let rule =
+            Rule { direction: Direction::Inbound, purpose: Purpose::Control, expected: None };
+        let fact = HandshakeFact::begin(Timestamp::EPOCH, &rule, None);
+        let refused = Refused { code: Code::PolicyDenied, why: "é".repeat(5000) };
+        let failure = fact.failed(&refused, Timestamp::EPOCH + Duration::from_millis(3));
+        assert_eq!(failure.detail.chars().count(), DETAIL_CHARS_MAX);
+        assert_eq!(failure.fact.detail, failure.detail);
+        assert_eq!(failure.fact.took, Duration::from_millis(3));
+    }
+}

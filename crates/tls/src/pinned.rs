@@ -17,7 +17,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::alert::{alerting, code_of_io, sentence};
 use crate::config::{client_with, provider};
-use crate::handshake::nobody;
+use crate::handshake::{nobody, tune};
 use crate::rule::Expected;
 use crate::verifier::{ALGORITHMS, no_tls12};
 
@@ -69,7 +69,7 @@ pub async fn connect_pinned(
     contact: &FirstContact,
 ) -> Result<Pinned, Refused> {
     let broken = |error: &std::io::Error| Refused { code: code_of_io(error), why: sentence(error) };
-    tcp.set_nodelay(true).map_err(|error| broken(&error))?;
+    tune(&tcp).map_err(|error| broken(&error))?;
     let verifier = Arc::new(PinVerifier {
         clock: Arc::clone(clock),
         contact: contact.clone(),

@@ -149,8 +149,11 @@ pub(crate) async fn shake(
         let mut done = accept(server, tcp, inbound).await;
         // So that the client learns of the end of the handshake from its first read, whatever it is.
         if let Ok(established) = &mut done {
-            established.stream.write_all(b"hello").await.unwrap();
-            established.stream.flush().await.unwrap();
+            let stream = &mut established.stream;
+            // It may have been ended meanwhile, which the client finds out as well.
+            if stream.write_all(b"hello").await.is_ok() {
+                stream.flush().await.ok();
+            }
         }
         done
     };

@@ -205,6 +205,32 @@ async fn connections_and_handshakes_are_bounded() {
     assert_eq!(waiting.await.unwrap().unwrap_err().code, Code::PeerClosed);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn handshakes_that_race_a_policy_change_leave_nothing_open() {
+    let shop = Arc::new(Shop::open());
+    for _ in 0..10 {
+        shop.orders.apply(slice(&[&shop.realm], WEB_TO_ORDERS));
+        let racing: Vec<_> = (0..16)
+            .map(|_| {
+                let shop = Arc::clone(&shop);
+                tokio::spawn(async move { shop.shake().await })
+            })
+            .collect();
+        // Somewhere in the middle of them: after the first one is through.
+        while shop.orders.connections() == 0 && !racing.iter().all(|task| task.is_finished()) {
+            tokio::task::yield_now().await;
+        }
+        shop.orders.apply(slice(&[&shop.realm], ""));
+        for task in racing {
+            match task.await.unwrap().server {
+                Ok(mut orders) => assert_eq!(end_of(&mut orders).await, Code::PolicyDenied),
+                Err(failure) => assert_eq!(failure.code, Code::PolicyDenied, "{failure}"),
+            }
+        }
+        assert_eq!(shop.orders.connections(), 0);
+    }
+}
+
 fn run(trust: &Arc<Trust>) -> (tokio::task::JoinHandle<()>, CancellationToken) {
     let stop = CancellationToken::new();
     (tokio::spawn(Arc::clone(trust).run(stop.clone())), stop)
