@@ -16,8 +16,7 @@ pub(crate) fn run(output: Output, name: Option<&str>) -> Result<()> {
         Output::Human => "human",
         Output::Json => "json",
     };
-    let mut bench =
-        cargo(&["run", "--quiet", "--release", "--manifest-path", "bench/Cargo.toml", "--"]);
+    let mut bench = cargo(&["run", "--quiet", "--release", "--package", "countersign-bench", "--"]);
     bench.args(["--output", format]).args(name);
     match output {
         Output::Human => step("benchmarks", &mut bench),

@@ -29,13 +29,12 @@ const LAYERS: [(&str, u8); 17] = [
 ];
 
 /// A crate that is drawn to keep a dependency out of all others: nobody else may name it.
-const KEPT: [(&str, &str); 6] = [
+const KEPT: [(&str, &str); 5] = [
     ("rusqlite", "countersign-store"),
     ("cedar-policy", "countersign-policy"),
     ("prost", "countersign-api"),
     ("tonic-prost", "countersign-api"),
     ("fluke-hpack", "countersign-agent"),
-    ("clap", "countersign-cli"),
 ];
 
 /// What no program exposed to the network as a proxy is may ever link.

@@ -1,0 +1,93 @@
+//! A small trust domain in memory, made through the same steps as a real one.
+
+use anyhow::{Context, Result};
+use countersign_identity::{
+    Lifetime, NodeTag, Revision, Serial, SystemEntropy, Timestamp, TrustDomain,
+};
+use countersign_pki::{
+    AuthorityDraft, Bundle, Certificate, Chain, Draft, Issuer, KeyKind, PrivateKey, Profile,
+    ProvenKey, Provenance, Receipt, Reserved, Reviewed, Signer, SoftwareSigner, encode_private_key,
+};
+
+pub(crate) struct Domain {
+    pub domain: TrustDomain,
+    pub bundle: Bundle,
+    pub issuer: Issuer,
+    pub signer: SoftwareSigner,
+    pub now: Timestamp,
+}
+
+/// A chain and its key.
+pub(crate) struct Credential {
+    pub chain: Chain,
+    pub key: PrivateKey,
+}
+
+/// Nothing here is kept, so the benchmark itself stands for the record.
+async fn sign(reviewed: Reviewed, signer: &dyn Signer) -> Result<Certificate> {
+    let receipt = Receipt::assertion(reviewed.summary().tbs, 0);
+    Ok(reviewed.sign(receipt, signer).await?)
+}
+
+impl Domain {
+    pub(crate) async fn make(now: Timestamp) -> Result<Self> {
+        let domain: TrustDomain = "bench.example".parse()?;
+        let year = Lifetime::from_secs(365 * 86_400)?;
+        let week = Lifetime::from_secs(7 * 86_400)?;
+        let serial = || Serial::draw(now, &SystemEntropy);
+
+        let root_key = PrivateKey::generate(KeyKind::P256)?;
+        let root_public = ProvenKey::of(&root_key);
+        let root_signer = SoftwareSigner::from(root_key);
+        let draft = AuthorityDraft::root(domain.clone(), root_public, serial()?, now, year);
+        let root = sign(draft.review()?, &root_signer).await?;
+
+        let issuer_key = PrivateKey::generate(KeyKind::P256)?;
+        let issuer_public = ProvenKey::of(&issuer_key);
+        let signer = SoftwareSigner::from(issuer_key);
+        let root_issuer = Issuer::from_certificate(root.clone())?;
+        let draft = AuthorityDraft::issuer(&root_issuer, issuer_public, serial()?, now, week);
+        let issuer = Issuer::from_certificate(sign(draft.review()?, &root_signer).await?)?;
+        let bundle = Bundle::new(domain.clone(), vec![root], 1);
+        Ok(Self { domain, bundle, issuer, signer, now })
+    }
+
+    pub(crate) fn draft(&self, path: &str, key: ProvenKey) -> Result<Draft> {
+        Ok(Draft {
+            id: self.domain.with_path(path)?,
+            key,
+            serial: Serial::draw(self.now, &SystemEntropy)?,
+            issued: self.now,
+            lifetime: Lifetime::from_secs(3600)?,
+            dns_names: Vec::new(),
+            provenance: Provenance {
+                revision: Revision { incarnation: 1, number: 1 },
+                node: NodeTag::from_bytes([7; 8]),
+            },
+            reserved: Reserved::Refuse,
+        })
+    }
+
+    pub(crate) fn profile(&self) -> Result<Profile> {
+        Ok(Profile { domain: self.domain.clone(), lifetime_max: Lifetime::from_secs(86_400)? })
+    }
+
+    pub(crate) async fn issue(&self, path: &str) -> Result<Credential> {
+        let key = PrivateKey::generate(KeyKind::P256)?;
+        let draft = self.draft(path, ProvenKey::of(&key))?;
+        let leaf = sign(draft.review(&self.profile()?, &self.issuer)?, &self.signer).await?;
+        let chain = Chain::from_ders([leaf.der(), self.issuer.certificate().der()])?;
+        Ok(Credential { chain, key })
+    }
+}
+
+impl Credential {
+    pub(crate) fn write(&self, folder: &std::path::Path, name: &str) -> Result<()> {
+        let write = |end: &str, text: &str| {
+            let path = folder.join(format!("{name}{end}"));
+            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        };
+        write(".pem", &self.chain.pem())?;
+        write(".key", &encode_private_key(&self.key))
+    }
+}

@@ -1,0 +1,342 @@
+//! A full mutual handshake and one request through the proxy, in the proxy's CPU time, against a bare rustls
+//! acceptor of the same configuration that dials the same backend.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use countersign::Authorization;
+use countersign_identity::{Clock, SystemClock};
+use countersign_proxy::{Config, FixedInbound, IdentitySource, Listeners, Protocol, Target};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_util::sync::CancellationToken;
+
+use crate::credentials::Domain;
+use crate::figure::{Better, Figure, Output};
+
+/// Which end a child process is.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum End {
+    Proxy,
+    Bare,
+    Backend,
+}
+
+const HANDSHAKES: u32 = 1500;
+const ROUNDS: usize = 3;
+const WORKERS: usize = 8;
+
+pub(crate) fn run(output: Output) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(credentials(folder.path()))?;
+    let backend = Peer::start(End::Backend, folder.path())?;
+    std::fs::write(folder.path().join("backend"), backend.address.to_string())?;
+    let (mut ours, mut bare) = (f64::INFINITY, f64::INFINITY);
+    // Interleaved, the best of each: the machine does other things too.
+    for _ in 0..ROUNDS {
+        ours = ours.min(measure(&runtime, End::Proxy, folder.path())?);
+        bare = bare.min(measure(&runtime, End::Bare, folder.path())?);
+    }
+    Figure {
+        name: "handshake",
+        value: ours,
+        unit: "µs CPU",
+        limit: bare,
+        limit_is: "µs of a bare rustls acceptor that dials the same backend",
+        better: Better::Lower,
+    }
+    .print(output);
+    Ok(())
+}
+
+async fn credentials(folder: &Path) -> Result<()> {
+    let domain = Domain::make(SystemClock::new().now()).await?;
+    domain.issue("/server").await?.write(folder, "server")?;
+    domain.issue("/client").await?.write(folder, "client")?;
+    std::fs::write(folder.join("bundle.pem"), domain.bundle.to_pem())?;
+    Ok(())
+}
+
+/// CPU time of the end under test for one connection, in microseconds.
+fn measure(runtime: &tokio::runtime::Runtime, end: End, folder: &Path) -> Result<f64> {
+    let peer = Peer::start(end, folder)?;
+    let connector = connector(folder)?;
+    let load = |count: u32| {
+        let (connector, address) = (connector.clone(), peer.address);
+        runtime.block_on(async move {
+            let mut workers = tokio::task::JoinSet::new();
+            for _ in 0..WORKERS {
+                let connector = connector.clone();
+                workers.spawn(async move {
+                    for _ in 0..count / u32::try_from(WORKERS)? {
+                        one(&connector, address).await?;
+                    }
+                    anyhow::Ok(())
+                });
+            }
+            while let Some(ended) = workers.join_next().await {
+                ended??;
+            }
+            anyhow::Ok(())
+        })
+    };
+    load(200)?;
+    let before = peer.cpu_micros()?;
+    load(HANDSHAKES)?;
+    Ok((peer.cpu_micros()? - before) / f64::from(HANDSHAKES))
+}
+
+/// A connection of its own, one request, one answer.
+async fn one(connector: &TlsConnector, address: SocketAddr) -> Result<()> {
+    let tcp = TcpStream::connect(address).await?;
+    tcp.set_nodelay(true)?;
+    let mut tls = connector.connect(ServerName::try_from("bench.example")?, tcp).await?;
+    tls.write_all(b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n").await?;
+    let mut answer = Vec::new();
+    // A peer that ends TCP without a close_notify has still answered.
+    let _unclean = tls.read_to_end(&mut answer).await;
+    answer.starts_with(b"HTTP/1.1 200").then_some(()).ok_or_else(|| {
+        anyhow!("unexpected answer: {}", String::from_utf8_lossy(&answer[..answer.len().min(80)]))
+    })
+}
+
+struct Peer {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Peer {
+    fn start(end: End, folder: &Path) -> Result<Self> {
+        let name = match end {
+            End::Proxy => "proxy",
+            End::Bare => "bare",
+            End::Backend => "backend",
+        };
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["--be", name, "--folder"])
+            .arg(folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        let stdout = child.stdout.take().context("the child has an output")?;
+        BufReader::new(stdout).read_line(&mut line)?;
+        let address = line.trim().parse().with_context(|| format!("{name} said `{line}`"))?;
+        Ok(Self { child, address })
+    }
+
+    fn cpu_micros(&self) -> Result<f64> {
+        // Summed over threads in nanoseconds; the ticks of /proc/PID/stat are too coarse.
+        let mut nanos = 0_u64;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
+            nanos += text.split(' ').next().context("schedstat")?.parse::<u64>()?;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "nanoseconds of some minutes")]
+        Ok(nanos as f64 / 1000.0)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // Ends by itself when its input closes; this only makes sure.
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// What the child does: listens, says where, and serves until its input closes.
+pub(crate) fn serve(end: End, folder: &Path) -> Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let stop = CancellationToken::new();
+    let ended = stop.clone();
+    std::thread::spawn(move || {
+        let _closed = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        ended.cancel();
+    });
+    runtime.block_on(async move {
+        let work = async {
+            match end {
+                End::Proxy => proxy(folder, stop.clone()).await,
+                End::Bare => bare(folder).await,
+                End::Backend => backend().await,
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            ended = work => ended,
+        }
+    })
+}
+
+fn say(address: SocketAddr) -> Result<()> {
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "{address}")?;
+    Ok(stdout.flush()?)
+}
+
+fn backend_of(folder: &Path) -> Result<String> {
+    Ok(std::fs::read_to_string(folder.join("backend"))?)
+}
+
+async fn proxy(folder: &Path, stop: CancellationToken) -> Result<()> {
+    let config = Config {
+        name: "bench".parse()?,
+        identity: IdentitySource::Files {
+            chain: folder.join("server.pem"),
+            key: folder.join("server.key"),
+            bundle: folder.join("bundle.pem"),
+            trust_domain: None,
+            federated: Vec::new(),
+        },
+        authorization: Authorization::AllowIds(vec!["spiffe://bench.example/client".parse()?]),
+        listeners: Listeners::Fixed {
+            inbound: vec![FixedInbound {
+                service: "server".parse()?,
+                listen: "127.0.0.1:0".parse()?,
+                forward: Target::Tcp(backend_of(folder)?),
+                protocol: Protocol::Tcp,
+            }],
+            outbound: Vec::new(),
+        },
+        metrics: None,
+    };
+    let (ready, told) = tokio::sync::oneshot::channel::<countersign_proxy::Ready>();
+    let telling = async {
+        let ready = told.await.context("the proxy did not become ready")?;
+        say(ready.inbound.first().context("a door")?.listen)
+    };
+    let (served, said) = tokio::join!(countersign_proxy::run(config, stop, ready), telling);
+    said.and(served)
+}
+
+/// The least that terminates mutual TLS and forwards: no identity, no policy, no register.
+async fn bare(folder: &Path) -> Result<()> {
+    let acceptor = TlsAcceptor::from(Arc::new(server_config(folder)?));
+    let backend = backend_of(folder)?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    say(listener.local_addr()?)?;
+    loop {
+        let (tcp, _) = listener.accept().await?;
+        let (acceptor, backend) = (acceptor.clone(), backend.clone());
+        tokio::spawn(async move {
+            tcp.set_nodelay(true)?;
+            let mut tls = acceptor.accept(tcp).await?;
+            let mut upstream = TcpStream::connect(&backend).await?;
+            upstream.set_nodelay(true)?;
+            tokio::io::copy_bidirectional(&mut tls, &mut upstream).await
+        });
+    }
+}
+
+async fn backend() -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    say(listener.local_addr()?)?;
+    loop {
+        let (mut tcp, _) = listener.accept().await?;
+        tokio::spawn(async move {
+            let mut request = [0; 512];
+            let _read = tcp.read(&mut request).await?;
+            tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+                .await?;
+            tcp.shutdown().await
+        });
+    }
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+fn roots(folder: &Path) -> Result<Arc<RootCertStore>> {
+    let mut roots = RootCertStore::empty();
+    for root in CertificateDer::pem_file_iter(folder.join("bundle.pem"))? {
+        roots.add(root?)?;
+    }
+    Ok(Arc::new(roots))
+}
+
+fn own(
+    folder: &Path,
+    name: &str,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+    let chain = CertificateDer::pem_file_iter(folder.join(format!("{name}.pem")))?;
+    let chain = chain.collect::<Result<_, _>>()?;
+    Ok((chain, PrivateKeyDer::from_pem_file(folder.join(format!("{name}.key")))?))
+}
+
+fn server_config(folder: &Path) -> Result<ServerConfig> {
+    let clients =
+        WebPkiClientVerifier::builder_with_provider(roots(folder)?, provider()).build()?;
+    let (chain, key) = own(folder, "server")?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(clients)
+        .with_single_cert(chain, key)?;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// The client does not look at the server's name: what it costs is not what is measured.
+fn connector(folder: &Path) -> Result<TlsConnector> {
+    let (chain, key) = own(folder, "client")?;
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody(provider())))
+        .with_client_auth_cert(chain, key)?;
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+/// Takes any server, in a benchmark's client only.
+#[derive(Debug)]
+struct Anybody(Arc<rustls::crypto::CryptoProvider>);
+
+impl rustls::client::danger::ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _leaf: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.3 only".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,119 @@
+//! Issuance from CSR to certificate, durable record included, against what the cryptography alone costs.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use countersign_audit::{Event, EventKind};
+use countersign_identity::{Clock, SystemClock, SystemEntropy};
+use countersign_pki::{KeyKind, PrivateKey, make_csr, open_csr};
+use countersign_store::{Batch, IssuedRow, SqliteStore, Store};
+
+use crate::credentials::Domain;
+use crate::figure::{Better, Figure, Output, rate};
+
+/// Callers at once, as agents batch them.
+const CALLERS: usize = 64;
+const SPAN: Duration = Duration::from_secs(4);
+
+pub(crate) fn run(output: Output) -> Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(cores).enable_all().build()?;
+    let now = SystemClock::new().now();
+    let domain = Arc::new(runtime.block_on(Domain::make(now))?);
+    let key = PrivateKey::generate(KeyKind::P256)?;
+    let csr = Arc::new(make_csr(&key)?);
+
+    let limit = crypto_alone(cores, &csr, &key);
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("store.db");
+    let store = Arc::new(SqliteStore::open(&path, Arc::new(SystemEntropy))?);
+    let value = runtime.block_on(issue_for(&domain, &store, &csr))?;
+    Figure {
+        name: "issue_embedded",
+        value,
+        unit: "certificates/s",
+        limit,
+        limit_is: "verifying one CSR and signing one certificate, on the same cores",
+        better: Better::Higher,
+    }
+    .print(output);
+    Ok(())
+}
+
+/// What all cores together could issue if there were nothing but one verification and one signature.
+fn crypto_alone(cores: usize, csr: &[u8], key: &PrivateKey) -> f64 {
+    let to_sign = [7_u8; 400];
+    std::thread::scope(|scope| {
+        let one = || {
+            rate(Duration::from_millis(800), || {
+                open_csr(csr).expect("a good CSR");
+                key.sign(&to_sign).expect("a good key");
+            })
+        };
+        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(one)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or(0.0)).sum()
+    })
+}
+
+async fn issue_for(
+    domain: &Arc<Domain>,
+    store: &Arc<SqliteStore>,
+    csr: &Arc<Vec<u8>>,
+) -> Result<f64> {
+    let issued = Arc::new(AtomicU64::new(0));
+    let begin = Instant::now();
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..CALLERS {
+        let (domain, store, csr, issued) =
+            (domain.clone(), store.clone(), csr.clone(), issued.clone());
+        callers.spawn(async move {
+            while begin.elapsed() < SPAN {
+                issue(&domain, &*store, &csr).await?;
+                issued.fetch_add(1, Ordering::Relaxed);
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(ended) = callers.join_next().await {
+        ended??;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a count of some seconds")]
+    let count = issued.load(Ordering::Relaxed) as f64;
+    Ok(count / begin.elapsed().as_secs_f64())
+}
+
+/// The design's path: prove, draft, review, record, sign.
+async fn issue(domain: &Domain, store: &dyn Store, csr: &[u8]) -> Result<()> {
+    let reviewed =
+        domain.draft("/web", open_csr(csr)?)?.review(&domain.profile()?, &domain.issuer)?;
+    let summary = reviewed.summary();
+    let id = summary.id.clone().context("a leaf has an identity")?;
+    let event = Event {
+        kind: EventKind::SvidIssued,
+        at: domain.now,
+        actor: "bench".to_owned(),
+        subject: id.to_string(),
+        serial: Some(summary.serial),
+        tbs: Some(summary.tbs),
+        details: serde_json::json!({"key": summary.key.to_string()}),
+    };
+    let row = IssuedRow {
+        serial: summary.serial,
+        tbs: summary.tbs,
+        spiffe_id: id,
+        key: summary.key,
+        issuer: summary.issuer,
+        node: None,
+        validity: summary.validity,
+        revision: countersign_identity::Revision { incarnation: 1, number: 1 },
+    };
+    let batch = Batch { events: vec![event], issued: vec![row], ..Batch::default() };
+    let committed = store.commit(batch).await?;
+    let receipt = committed.receipts.into_iter().next().context("a receipt for each row")?;
+    reviewed.sign(receipt, &domain.signer).await?;
+    Ok(())
+}

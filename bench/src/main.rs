@@ -1,0 +1,71 @@
+//! Figures of Countersign, each beside a limit that is measured in the same run on the same cores.
+//!
+//! `cargo xtask bench [NAME]` runs them; `--output json` prints one object a line:
+//! `{"name":…,"value":…,"unit":…,"limit":…,"ratio":…}`. For rates the ratio is value over limit (higher is better); for costs
+//! it is value over limit too (lower is better); `better` says which.
+
+mod credentials;
+mod figure;
+mod handshake;
+mod issue;
+mod small;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::Parser;
+
+use figure::Output;
+
+#[derive(Parser)]
+struct Arguments {
+    /// How figures are printed
+    #[arg(long, default_value = "human")]
+    output: Output,
+    /// Run only this figure
+    name: Option<String>,
+    /// Be one end of a measurement; used by the benchmarks themselves
+    #[arg(long, hide = true)]
+    be: Option<handshake::End>,
+    /// The folder with the credentials of that end
+    #[arg(long, hide = true)]
+    folder: Option<std::path::PathBuf>,
+}
+
+type Bench = fn(Output) -> Result<()>;
+
+const FIGURES: [(&str, Bench); 4] = [
+    ("issue_embedded", issue::run),
+    ("handshake", handshake::run),
+    ("verify", small::verify),
+    ("decide", small::decide),
+];
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    if let (Some(end), Some(folder)) = (arguments.be, &arguments.folder) {
+        return handshake::serve(end, folder);
+    }
+    let wanted = |name: &str| arguments.name.as_deref().is_none_or(|only| only == name);
+    let mut ran = false;
+    for (name, bench) in FIGURES {
+        if wanted(name) {
+            bench(arguments.output)?;
+            ran = true;
+        }
+    }
+    if !ran {
+        let names: Vec<_> = FIGURES.iter().map(|(name, _)| *name).collect();
+        bail!("no figure of that name: expected one of {}", names.join(", "));
+    }
+    Ok(())
+}
