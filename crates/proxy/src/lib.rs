@@ -1,1 +1,52 @@
-//! The data plane: terminate and originate mutual TLS, decide, route, fail over, report.
+//! The data plane: programs that know nothing of TLS talk to each other over mutual TLS.
+//!
+//! A proxy stands beside a program. *Inbound*, it opens the service's door: peers prove who they are, policy decides,
+//! and what they send goes on to the program in clear, on this machine. *Outbound*, it opens one local
+//! listener for each upstream, to which the program talks in clear, and which leads to the one peer that is meant.
+//!
+//! HTTP/1.1, HTTP/2 and upgrades (WebSocket) are passed on request by request; other protocols as bytes. The program
+//! learns who calls from `x-countersign-peer`; whatever a peer sends under that name, any other `x-countersign-…` or
+//! `x-forwarded-client-cert` is taken out first.
+//!
+//! Certificates are renewed under it without a request being lost: see the module `retire` for when a connection is
+//! left, and `session` and `pool` for how. A request is sent a second time only when it provably was not read.
+//!
+//! The crate knows no database, no server and no agent; it knows the Workload API through the library `countersign`.
+
+mod alarms;
+mod body;
+mod bounds;
+mod config;
+mod dial;
+mod door;
+mod exposition;
+mod facts;
+mod handshakes;
+mod headers;
+mod health;
+mod listener;
+mod metrics;
+mod outlet;
+mod plan;
+mod plane;
+mod pool;
+mod problem;
+mod relay;
+mod retire;
+mod route;
+mod run;
+mod session;
+mod supervise;
+mod tasks;
+mod tunnel;
+mod upstream;
+mod wire;
+
+pub use config::{
+    BoundInbound, BoundOutbound, Config, FixedInbound, FixedOutbound, IdentitySource, Listeners,
+    LocalPlace, Protocol, Ready,
+};
+pub use dial::Target;
+pub use listener::ListenFault;
+pub use metrics::METRICS;
+pub use run::run;

@@ -1,0 +1,115 @@
+//! The one body type of messages that pass through.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::headers;
+use crate::pool::Lease;
+use crate::session::Busy;
+
+/// A body on its way, with what must stay alive until it has passed.
+pub(crate) struct Body {
+    kind: Kind,
+    /// The connection that it comes over; given back once the whole body was read.
+    lease: Option<Lease>,
+    /// Keeps the connection to which it goes from being taken for idle.
+    busy: Option<Busy>,
+}
+
+enum Kind {
+    Whole(Option<Bytes>),
+    Passing(Incoming),
+}
+
+impl Body {
+    pub(crate) fn empty() -> Self {
+        Self { kind: Kind::Whole(None), lease: None, busy: None }
+    }
+
+    /// A body as it arrives.
+    pub(crate) fn passing(incoming: Incoming) -> Self {
+        Self { kind: Kind::Passing(incoming), lease: None, busy: None }
+    }
+
+    /// A body as it arrives over a connection of a pool.
+    pub(crate) fn leased(incoming: Incoming, lease: Lease) -> Self {
+        let mut body = Self { kind: Kind::Passing(incoming), lease: Some(lease), busy: None };
+        body.give_back_if_ended();
+        body
+    }
+
+    pub(crate) fn keep_busy(mut self, busy: Busy) -> Self {
+        self.busy = Some(busy);
+        self
+    }
+
+    fn give_back_if_ended(&mut self) {
+        if http_body::Body::is_end_stream(self) {
+            self.finish();
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        Self { kind: Kind::Whole(Some(bytes)), lease: None, busy: None }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = match &mut self.kind {
+            Kind::Whole(bytes) => {
+                return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))));
+            }
+            Kind::Passing(incoming) => std::task::ready!(Pin::new(incoming).poll_frame(cx)),
+        };
+        match frame {
+            Some(Ok(mut frame)) => {
+                // Programs that merge trailers into headers must not be told by them who calls.
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::strip_reserved(trailers);
+                }
+                self.give_back_if_ended();
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => Poll::Ready(Some(Err(error))),
+            None => {
+                self.finish();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Whole(bytes) => bytes.is_none(),
+            Kind::Passing(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Whole(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Kind::Passing(incoming) => incoming.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Every bound of the data plane, in one place, each with its reason.
+
+use std::time::Duration;
+
+/// How long a TLS handshake may take, certificate checks included.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Handshakes under way at one door. Each may cost 0.4 ms of CPU and some 30 KiB.
+pub(crate) const HANDSHAKES_MAX: usize = 512;
+/// Handshakes under way from one address, so that one source cannot take all places.
+pub(crate) const HANDSHAKES_PER_SOURCE_MAX: usize = 256;
+/// A handshake older than this gives way to a newcomer when there is no place: an honest one takes milliseconds.
+pub(crate) const HANDSHAKE_YIELDS_AFTER: Duration = Duration::from_secs(1);
+/// Connections of one door or one local listener. Idle ones cost about 20 KiB.
+pub(crate) const CONNECTIONS_MAX: usize = 8192;
+/// How long to wait before accepting again after the system had no descriptor left.
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// What the kernel queues before we accept.
+pub(crate) const BACKLOG: u32 = 1024;
+
+/// How long connecting to one address may take before the next one is tried.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a response's head may take. Long polls and streams that send their head early are not hurt.
+pub(crate) const RESPONSE_HEAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// The same for a request with a body, which is as a rule answered after it was read.
+pub(crate) const UPLOAD_TIMEOUT: Duration = Duration::from_secs(900);
+/// How often one request is tried at most, over all addresses.
+pub(crate) const TRIES_MAX: usize = 6;
+
+/// Header fields of one request.
+pub(crate) const HEADERS_MAX: usize = 128;
+/// Bytes of one head in HTTP/1.1, and hyper's read buffer with it.
+pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of one header list in HTTP/2, as its section 6.5.2 counts them.
+pub(crate) const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
+/// Streams at once on one HTTP/2 connection that we accept.
+pub(crate) const STREAMS_MAX: u32 = 256;
+/// Streams at once on one HTTP/2 connection that we dialled, before another is opened.
+pub(crate) const STREAMS_DIALLED_MAX: usize = 100;
+/// HTTP/2 connections to one address. Beyond, streams queue.
+pub(crate) const MULTIPLEXED_MAX: usize = 8;
+/// Streams that a peer opened and reset, and which we have not handed on yet (rapid reset).
+pub(crate) const RESET_STREAMS_MAX: usize = 32;
+/// Streams that a peer made us reset.
+pub(crate) const PROVOKED_RESETS_MAX: usize = 256;
+/// Bytes in flight per HTTP/2 stream and per connection.
+pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
+/// See [`STREAM_WINDOW`].
+pub(crate) const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes that wait to be sent on one HTTP/2 stream.
+pub(crate) const SEND_BUFFER_MAX: usize = 128 * 1024;
+
+/// How long the accepting side waits for a head, idle time between requests included. It must be longer than
+/// [`IDLE_DIALLED`], so that it is the dialling side which closes and no request meets a closing connection.
+pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long an idle connection to a peer is kept.
+pub(crate) const IDLE_DIALLED: Duration = Duration::from_secs(30);
+/// How long an idle connection to the program behind the door is kept: less than any common server's own limit
+/// (gunicorn 2 s, Node 5 s), since a request that meets a closing connection cannot be repeated.
+pub(crate) const IDLE_BACKEND: Duration = Duration::from_millis(1500);
+/// Idle connections kept to one address.
+pub(crate) const IDLE_MAX: usize = 128;
+/// How often idle connections are looked through.
+pub(crate) const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// How long a connection just given back may take to be ready again.
+pub(crate) const READY_TIMEOUT: Duration = Duration::from_millis(20);
+/// Silence on an HTTP/2 connection after which it is pinged, and how long the answer may take.
+pub(crate) const PING_EVERY: Duration = Duration::from_secs(20);
+/// See [`PING_EVERY`].
+pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// After closing was announced on HTTP/1.1: how long a connection must stay idle before it is closed.
+pub(crate) const ANNOUNCED_IDLE: Duration = Duration::from_millis(200);
+/// How long requests in flight may take at shutdown before they are cut.
+pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes buffered in each direction of a tunnel.
+pub(crate) const TUNNEL_BUFFER: usize = 16 * 1024;
+
+/// How long an address rests after its first failure in a row.
+pub(crate) const EJECTED_FIRST: Duration = Duration::from_millis(200);
+/// How long it rests at most.
+pub(crate) const EJECTED_LONGEST: Duration = Duration::from_secs(10);
+/// Addresses of one upstream.
+pub(crate) const ADDRESSES_MAX: usize = 64;
+
+/// Failed handshakes reported at once per source; one more is earned each [`FAILURES_EARNED_EVERY`].
+pub(crate) const FAILURES_BURST: u32 = 20;
+/// See [`FAILURES_BURST`].
+pub(crate) const FAILURES_EARNED_EVERY: Duration = Duration::from_millis(500);
+/// Sources whose failures are counted apart. What comes from others is counted together.
+pub(crate) const SOURCES_MAX: usize = 1024;
+
+/// Longest path of a Unix socket that the kernel takes, without the final NUL.
+pub(crate) const SOCKET_PATH_MAX: usize = 107;
+
+/// How often a listener that could not be opened is tried again.
+pub(crate) const REBIND_EVERY: Duration = Duration::from_secs(2);
+/// Connections that read metrics at once.
+pub(crate) const SCRAPES_MAX: usize = 16;

@@ -1,0 +1,64 @@
+//! Metrics over plain HTTP, for Prometheus.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::body::Body;
+use crate::bounds::SCRAPES_MAX;
+use crate::listener::{Arrived, Listener};
+use crate::plane::Plane;
+use crate::session::{self, Patience, Session, Spoken};
+
+const OPEN_METRICS: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+/// Answers `GET /metrics` until stopped.
+pub(crate) async fn serve(listener: Listener, plane: Arc<Plane>, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(SCRAPES_MAX));
+    loop {
+        let arrived = tokio::select! {
+            () = stop.cancelled() => return,
+            arrived = listener.accept() => arrived,
+        };
+        let (Arrived::Tcp(tcp, _), Ok(place)) = (arrived, places.clone().try_acquire_owned())
+        else {
+            continue;
+        };
+        let (plane, stop) = (plane.clone(), stop.clone());
+        plane.clone().tasks.start(async move {
+            let session = Session::new();
+            let tasks = plane.tasks.clone();
+            let service = service_fn({
+                let session = session.clone();
+                move |request: Request<Incoming>| {
+                    let response = session.leave(answer(&request, &plane), session.enter());
+                    async move { Ok::<_, Infallible>(response) }
+                }
+            });
+            let how = (Spoken::Http1, Patience::Peer);
+            session::serve(tcp, how, service, session, (stop.cancelled(), &tasks)).await;
+            drop(place);
+        });
+    }
+}
+
+fn answer(request: &Request<Incoming>, plane: &Plane) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => {
+            *response.body_mut() = Body::from(Bytes::from(plane.metrics.text()));
+            response.headers_mut().insert(CONTENT_TYPE, OPEN_METRICS);
+        }
+        (_, "/metrics") => *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED,
+        _ => *response.status_mut() = StatusCode::NOT_FOUND,
+    }
+    response
+}

@@ -1,0 +1,118 @@
+//! Facts on their way to the agent: never waited for, and failures of one source never more than a trickle.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use countersign_identity::Timestamp;
+use countersign_tls::HandshakeFact;
+
+use crate::bounds::{FAILURES_BURST, FAILURES_EARNED_EVERY, SOURCES_MAX};
+use crate::metrics::Metrics;
+
+/// Takes a fact without waiting.
+pub(crate) type Sink = Arc<dyn Fn(HandshakeFact) + Send + Sync>;
+
+/// Counts every fact, and passes on those that there is room for.
+pub(crate) struct Facts {
+    sink: Sink,
+    metrics: Metrics,
+    failures: Mutex<Allowance>,
+}
+
+impl Facts {
+    pub(crate) fn new(sink: Sink, metrics: Metrics) -> Self {
+        Self { sink, metrics, failures: Mutex::default() }
+    }
+
+    pub(crate) fn report(&self, fact: HandshakeFact) {
+        self.metrics.handshake(&fact);
+        let source = fact.peer_address.map(|address| address.ip());
+        if fact.code.is_some() {
+            let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+            if !failures.allows(source, fact.at) {
+                self.metrics.fact_dropped();
+                return;
+            }
+        }
+        (self.sink)(fact);
+    }
+}
+
+/// How many failures each source may still have reported.
+#[derive(Default)]
+struct Allowance {
+    sources: HashMap<Option<IpAddr>, Bucket>,
+}
+
+struct Bucket {
+    left: u32,
+    counted: Timestamp,
+}
+
+impl Allowance {
+    fn allows(&mut self, source: Option<IpAddr>, now: Timestamp) -> bool {
+        if SOURCES_MAX <= self.sources.len() && !self.sources.contains_key(&source) {
+            // A source that has its whole allowance again is as good as unknown.
+            self.sources.retain(|_, bucket| bucket.refilled(now) < FAILURES_BURST);
+        }
+        let known = self.sources.len() < SOURCES_MAX || self.sources.contains_key(&source);
+        let key = if known { source } else { None };
+        let bucket =
+            self.sources.entry(key).or_insert(Bucket { left: FAILURES_BURST, counted: now });
+        let left = bucket.refilled(now);
+        if bucket.left < left {
+            bucket.counted = now;
+        }
+        bucket.left = left.saturating_sub(1);
+        0 < left
+    }
+}
+
+impl Bucket {
+    fn refilled(&self, now: Timestamp) -> u32 {
+        let earned = now.since(self.counted).as_millis() / FAILURES_EARNED_EVERY.as_millis();
+        let earned = u32::try_from(earned).unwrap_or(u32::MAX);
+        self.left.saturating_add(earned).min(FAILURES_BURST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn source(number: u32) -> Option<IpAddr> {
+        Some(IpAddr::from(number.to_be_bytes()))
+    }
+
+    #[test]
+    fn one_source_is_reduced_to_a_trickle_and_the_others_are_not() {
+        let mut allowance = Allowance::default();
+        let start = Timestamp::from_secs(100);
+        let passed = (0..1000).filter(|_| allowance.allows(source(1), start)).count();
+        assert_eq!(passed, FAILURES_BURST as usize);
+        assert!(allowance.allows(source(2), start));
+        let mut passed = 0;
+        for tenth in 1..=100 {
+            let now = start + Duration::from_millis(100 * tenth);
+            passed += usize::from(allowance.allows(source(1), now));
+        }
+        assert_eq!(passed, 20, "two a second");
+    }
+
+    #[test]
+    fn sources_without_end_take_no_memory_without_end() {
+        let mut allowance = Allowance::default();
+        let now = Timestamp::from_secs(100);
+        let passed = (0..100_000).filter(|number| allowance.allows(source(*number), now)).count();
+        assert!(allowance.sources.len() <= SOURCES_MAX + 1);
+        assert!(passed <= SOURCES_MAX + FAILURES_BURST as usize);
+        let later = now + Duration::from_secs(60);
+        assert!(
+            allowance.allows(source(200_000), later),
+            "room is made of those that behaved since"
+        );
+    }
+}

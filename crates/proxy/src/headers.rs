@@ -1,0 +1,337 @@
+//! What of a message's head may pass from one connection to the next, and what never does.
+
+use countersign_identity::SpiffeId;
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
+    COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use http::{Method, Version, request, uri};
+
+/// Who is at the other end of the mutual TLS connection. Only the proxy beside the program sets it; whatever
+/// arrives under this name, or any other of [`RESERVED_PREFIX`], is taken out first.
+pub(crate) const PEER_HEADER: HeaderName = HeaderName::from_static("x-countersign-peer");
+/// Names that begin so belong to the proxy.
+const RESERVED_PREFIX: &str = "x-countersign-";
+/// How Envoy and others tell the same. A program that knows it would believe it.
+const RESERVED_NAME: &str = "x-forwarded-client-cert";
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// Fields which a `Connection` field must not name: to take one out on the way changes what the message means.
+const NEVER_PER_HOP: [HeaderName; 8] = [
+    HOST,
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    CONTENT_ENCODING,
+    CONTENT_RANGE,
+    AUTHORIZATION,
+    COOKIE,
+    TRAILER,
+];
+
+/// Why a request is not passed on. All of them are answered with 400, except for `CONNECT`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadRequest {
+    #[error("the request names no host")]
+    NoHost,
+    #[error("the request names its host more than once")]
+    SeveralHosts,
+    #[error("the request names host `{host}` and authority `{authority}`, which differ")]
+    HostDiffers { host: String, authority: String },
+    #[error("`{0}` is not the name of a host")]
+    BadHost(String),
+    #[error(
+        "the `Connection` field names `{0}`, which belongs to the message and not to the connection"
+    )]
+    PerHop(HeaderName),
+    #[error("the target of the request is not a path")]
+    BadTarget,
+    #[error("the request asks for more than one length or encoding of its body")]
+    Framing,
+    #[error("`CONNECT` is for forward proxies, which this is not")]
+    Connect,
+}
+
+/// Which host the request is for: the one name that all of its places agree on.
+pub(crate) fn host(head: &request::Parts) -> Result<HeaderValue, BadRequest> {
+    if head.method == Method::CONNECT {
+        return Err(BadRequest::Connect);
+    }
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let (host, second) = (hosts.next(), hosts.next());
+    if second.is_some() {
+        return Err(BadRequest::SeveralHosts);
+    }
+    let authority = head.uri.authority().map(uri::Authority::as_str);
+    match (host, authority) {
+        (Some(host), Some(authority))
+            if !host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) =>
+        {
+            Err(BadRequest::HostDiffers { host: shown(host), authority: authority.to_owned() })
+        }
+        (Some(host), _) => well_formed(host).map(|()| host.clone()),
+        (None, Some(authority)) => {
+            let host = HeaderValue::from_str(authority);
+            let host = host.map_err(|_source| BadRequest::BadHost(authority.to_owned()))?;
+            well_formed(&host).map(|()| host)
+        }
+        // HTTP/1.0 has no such field; what is behind us expects one.
+        (None, None) if head.version <= Version::HTTP_10 => {
+            Ok(HeaderValue::from_static("localhost"))
+        }
+        (None, None) => Err(BadRequest::NoHost),
+    }
+}
+
+fn well_formed(host: &HeaderValue) -> Result<(), BadRequest> {
+    let authority = uri::Authority::try_from(host.as_bytes());
+    match authority {
+        // A name before an `@` would be a credential to some readers and a host to others.
+        Ok(authority) if !authority.as_str().contains('@') => Ok(()),
+        Ok(_) | Err(_) => Err(BadRequest::BadHost(shown(host))),
+    }
+}
+
+fn shown(value: &HeaderValue) -> String {
+    String::from_utf8_lossy(value.as_bytes()).chars().take(80).collect()
+}
+
+/// Refuses what two readers could take for two different messages, as far as hyper has let it through.
+pub(crate) fn unambiguous(head: &request::Parts) -> Result<(), BadRequest> {
+    let lengths = head.headers.get_all(CONTENT_LENGTH).iter().count();
+    let encodings = head.headers.get_all(TRANSFER_ENCODING).iter().count();
+    if 1 < lengths || 1 < encodings || (lengths != 0 && encodings != 0) {
+        return Err(BadRequest::Framing);
+    }
+    match head.headers.get(TRANSFER_ENCODING) {
+        Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"chunked") => {
+            return Err(BadRequest::Framing);
+        }
+        Some(_) | None => {}
+    }
+    let path = head.uri.path();
+    let asterisk = path == "*" && head.method == Method::OPTIONS;
+    if path.starts_with('/') || asterisk { Ok(()) } else { Err(BadRequest::BadTarget) }
+}
+
+/// The protocol that the message asks to go on with, or goes on with.
+pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let asked = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    let mut protocols = headers.get_all(UPGRADE).iter();
+    match (asked, protocols.next(), protocols.next()) {
+        // An upgrade to HTTP/2 in clear text would make the tunnel carry what nobody has looked at.
+        (true, Some(protocol), None)
+            if !protocol.as_bytes().to_ascii_lowercase().starts_with(b"h2c") =>
+        {
+            Some(protocol.clone())
+        }
+        _ => None,
+    }
+}
+
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
+}
+
+/// Takes out what belongs to one connection only (RFC 9110, 7.6.1). `TE: trailers` is kept, since gRPC and
+/// hyper's HTTP/1.1 server send trailers only when they see it.
+pub(crate) fn strip_per_hop(headers: &mut HeaderMap) -> Result<(), BadRequest> {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
+            .filter_map(|token| HeaderName::try_from(token).ok())
+            .collect();
+        for name in named {
+            if NEVER_PER_HOP.contains(&name) {
+                return Err(BadRequest::PerHop(name));
+            }
+            if name != TE {
+                headers.remove(name);
+            }
+        }
+    }
+    let trailers = headers.contains_key(TE)
+        && tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    for name in [
+        CONNECTION,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        TE,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        HTTP2_SETTINGS,
+        EXPECT,
+    ] {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    Ok(())
+}
+
+/// Takes out every field by which a program learns who its caller is.
+///
+/// CGI, WSGI and their like read `_` and `-` as one, so both spellings go.
+pub(crate) fn strip_reserved(headers: &mut HeaderMap) {
+    let reserved: Vec<HeaderName> =
+        headers.keys().filter(|name| is_reserved(name.as_str())).cloned().collect();
+    for name in reserved {
+        headers.remove(name);
+    }
+}
+
+fn is_reserved(name: &str) -> bool {
+    if !name.starts_with('x') {
+        return false;
+    }
+    let same = |(ours, theirs): (u8, u8)| ours == theirs || (ours == b'-' && theirs == b'_');
+    let begins = |with: &str| with.len() <= name.len() && with.bytes().zip(name.bytes()).all(same);
+    begins(RESERVED_PREFIX) || (name.len() == RESERVED_NAME.len() && begins(RESERVED_NAME))
+}
+
+/// Tells the program who its caller is.
+pub(crate) fn set_peer(headers: &mut HeaderMap, peer: &SpiffeId) {
+    // A SPIFFE ID is printable ASCII, so this cannot fail; without the field the caller would be nobody.
+    if let Ok(value) = HeaderValue::from_str(&peer.to_string()) {
+        headers.insert(PEER_HEADER, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(method: &str, uri: &str, fields: &[(&str, &str)]) -> request::Parts {
+        let mut builder = http::Request::builder().method(method).uri(uri);
+        for (name, value) in fields {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(()).unwrap().into_parts().0
+    }
+
+    #[track_caller]
+    fn hosts(uri: &str, fields: &[(&str, &str)], expected: Result<&str, BadRequest>) {
+        let found = host(&request("GET", uri, fields));
+        assert_eq!(
+            found,
+            expected.map(|host| HeaderValue::from_str(host).unwrap()),
+            "{uri} {fields:?}"
+        );
+    }
+
+    #[test]
+    fn the_host_is_the_one_that_all_places_agree_on() {
+        hosts("/", &[("host", "orders")], Ok("orders"));
+        hosts("http://orders/", &[("host", "Orders")], Ok("Orders"));
+        hosts("http://orders:80/", &[], Ok("orders:80"));
+        hosts("/", &[], Err(BadRequest::NoHost));
+        hosts("/", &[("host", "a"), ("host", "a")], Err(BadRequest::SeveralHosts));
+        hosts("/", &[("host", "a/b")], Err(BadRequest::BadHost("a/b".into())));
+        hosts("/", &[("host", "")], Err(BadRequest::BadHost(String::new())));
+        hosts("/", &[("host", "u@a")], Err(BadRequest::BadHost("u@a".into())));
+        let differs = BadRequest::HostDiffers { host: "b".into(), authority: "a".into() };
+        hosts("http://a/", &[("host", "b")], Err(differs));
+        assert_eq!(host(&request("CONNECT", "a:1", &[("host", "a:1")])), Err(BadRequest::Connect));
+    }
+
+    #[test]
+    fn what_could_be_read_in_two_ways_is_refused() {
+        let check =
+            |uri, method, fields: &[(&str, &str)]| unambiguous(&request(method, uri, fields));
+        assert_eq!(check("/", "GET", &[]), Ok(()));
+        assert_eq!(check("*", "OPTIONS", &[]), Ok(()));
+        assert_eq!(check("*", "GET", &[]), Err(BadRequest::BadTarget));
+        assert_eq!(check("/", "POST", &[("content-length", "1")]), Ok(()));
+        let both = [("content-length", "1"), ("transfer-encoding", "chunked")];
+        assert_eq!(check("/", "POST", &both), Err(BadRequest::Framing));
+        let twice = [("content-length", "1"), ("content-length", "1")];
+        assert_eq!(check("/", "POST", &twice), Err(BadRequest::Framing));
+        for odd in ["gzip, chunked", "xchunked", "chunked, identity", "\tchunked x", "identity"] {
+            assert_eq!(
+                check("/", "POST", &[("transfer-encoding", odd)]),
+                Err(BadRequest::Framing),
+                "{odd}"
+            );
+        }
+    }
+
+    #[test]
+    fn fields_of_one_connection_stay_there() {
+        let mut headers = request(
+            "GET",
+            "/",
+            &[
+                ("connection", "keep-alive, x-mine"),
+                ("connection", "TE"),
+                ("x-mine", "1"),
+                ("keep-alive", "timeout=5"),
+                ("te", "gzip, trailers"),
+                ("upgrade", "websocket"),
+                ("proxy-authorization", "basic x"),
+                ("accept", "*/*"),
+                ("trailer", "grpc-status"),
+            ],
+        )
+        .headers;
+        strip_per_hop(&mut headers).unwrap();
+        let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["accept", "te", "trailer"]);
+        assert_eq!(headers[TE], "trailers");
+    }
+
+    #[test]
+    fn a_message_cannot_have_its_own_meaning_stripped_on_the_way() {
+        for name in ["host", "Content-Length", "authorization", "cookie"] {
+            let mut headers = request("GET", "/", &[("connection", name)]).headers;
+            assert!(matches!(strip_per_hop(&mut headers), Err(BadRequest::PerHop(_))), "{name}");
+        }
+    }
+
+    #[test]
+    fn who_the_caller_is_cannot_be_said_by_the_caller() {
+        for name in [
+            "x-countersign-peer",
+            "X-Countersign-Peer",
+            "x_countersign_peer",
+            "x-countersign_anything",
+            "x-forwarded-client-cert",
+            "X_Forwarded_Client_Cert",
+        ] {
+            let mut headers =
+                request("GET", "/", &[(name, "spiffe://a/b"), ("x-kept", "1")]).headers;
+            strip_reserved(&mut headers);
+            assert_eq!(
+                headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(),
+                ["x-kept"],
+                "{name}"
+            );
+        }
+        let mut kept =
+            request("GET", "/", &[("x-forwarded-client-certificate", "1"), ("x-counter", "1")])
+                .headers;
+        strip_reserved(&mut kept);
+        assert_eq!(kept.len(), 2);
+    }
+
+    #[test]
+    fn upgrades_are_asked_for_in_one_way_and_never_to_clear_http_2() {
+        let check = |fields: &[(&str, &str)]| upgrade(&request("GET", "/", fields).headers);
+        assert_eq!(
+            check(&[("connection", "Upgrade"), ("upgrade", "websocket")]).unwrap(),
+            "websocket"
+        );
+        assert_eq!(check(&[("connection", "keep-alive, upgrade"), ("upgrade", "x")]).unwrap(), "x");
+        assert_eq!(check(&[("upgrade", "websocket")]), None);
+        assert_eq!(check(&[("connection", "upgrade")]), None);
+        assert_eq!(check(&[("connection", "upgrade"), ("upgrade", "h2c")]), None);
+        assert_eq!(check(&[("connection", "upgrade"), ("upgrade", "H2C, websocket")]), None);
+        assert_eq!(check(&[("connection", "upgrade"), ("upgrade", "a"), ("upgrade", "b")]), None);
+    }
+}

@@ -1,0 +1,136 @@
+//! Which of an upstream's addresses to use: pure, on the time that it is told.
+//!
+//! Addresses are in order of priority. One that failed rests for a while and is then tried by the probing task,
+//! not by a request, before requests come to it again. When all rest, requests try them all the same: nothing is
+//! lost by it, and the first to return is found at once.
+
+use countersign_identity::{Backoff, BackoffPolicy, Entropy, Timestamp};
+
+use crate::bounds::{EJECTED_FIRST, EJECTED_LONGEST};
+
+const POLICY: BackoffPolicy = BackoffPolicy { first: EJECTED_FIRST, longest: EJECTED_LONGEST };
+
+/// What is known of each address of one upstream.
+#[derive(Debug)]
+pub(crate) struct Health {
+    addresses: Vec<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    backoff: Backoff,
+    /// Resting, and to be probed from this moment on.
+    resting: Option<Timestamp>,
+}
+
+impl Health {
+    /// All of `count` addresses are taken to be well.
+    pub(crate) fn new(count: usize) -> Self {
+        let well = || State { backoff: Backoff::new(POLICY), resting: None };
+        Self { addresses: std::iter::repeat_with(well).take(count).collect() }
+    }
+
+    /// The addresses in the order in which a request tries them.
+    pub(crate) fn order(&self) -> impl Iterator<Item = usize> {
+        let pick = |resting: bool| {
+            let states = self.addresses.iter().enumerate();
+            states.filter(move |(_, state)| state.resting.is_some() == resting).map(|(at, _)| at)
+        };
+        pick(false).chain(pick(true))
+    }
+
+    /// The address answered.
+    pub(crate) fn succeeded(&mut self, address: usize) {
+        if let Some(state) = self.addresses.get_mut(address) {
+            state.backoff.reset();
+            state.resting = None;
+        }
+    }
+
+    /// The address did not answer; it rests.
+    pub(crate) fn failed(&mut self, address: usize, now: Timestamp, entropy: &dyn Entropy) {
+        let Some(state) = self.addresses.get_mut(address) else { return };
+        // Requests that failed together count as one failure: only a try after the rest makes it longer.
+        if state.resting.is_none_or(|until| until <= now) {
+            state.resting = Some(state.backoff.failed(now, entropy));
+        }
+    }
+
+    /// The addresses to probe now.
+    pub(crate) fn due(&self, now: Timestamp) -> Vec<usize> {
+        let states = self.addresses.iter().enumerate();
+        let due = states.filter(|(_, state)| state.resting.is_some_and(|until| until <= now));
+        due.map(|(at, _)| at).collect()
+    }
+
+    /// When to probe next; `None` while no address rests.
+    pub(crate) fn next_probe(&self) -> Option<Timestamp> {
+        self.addresses.iter().filter_map(|state| state.resting).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use countersign_identity::SeededEntropy;
+
+    use super::*;
+
+    fn order(health: &Health) -> Vec<usize> {
+        health.order().collect()
+    }
+
+    #[test]
+    fn requests_go_by_priority_then_to_those_that_rest() {
+        let (entropy, now) = (SeededEntropy::new(1), Timestamp::from_secs(100));
+        let mut health = Health::new(3);
+        assert_eq!(order(&health), [0, 1, 2]);
+        health.failed(0, now, &entropy);
+        assert_eq!(order(&health), [1, 2, 0]);
+        health.failed(1, now, &entropy);
+        health.failed(2, now, &entropy);
+        assert_eq!(order(&health), [0, 1, 2]);
+        health.succeeded(1);
+        assert_eq!(order(&health), [1, 0, 2]);
+    }
+
+    #[test]
+    fn a_resting_address_comes_back_through_a_probe_only() {
+        let (entropy, mut now) = (SeededEntropy::new(1), Timestamp::from_secs(100));
+        let mut health = Health::new(2);
+        health.failed(0, now, &entropy);
+        assert!(health.due(now).is_empty());
+        now = health.next_probe().unwrap();
+        assert_eq!(health.due(now), [0]);
+        assert_eq!(order(&health), [1, 0], "time alone does not bring it back");
+        health.failed(0, now, &entropy);
+        assert!(now < health.next_probe().unwrap());
+        health.succeeded(0);
+        assert_eq!((order(&health), health.next_probe()), (vec![0, 1], None));
+    }
+
+    #[test]
+    fn failures_of_one_moment_count_once_and_the_rest_is_bounded() {
+        let (entropy, mut now) = (SeededEntropy::new(1), Timestamp::from_secs(100));
+        let mut health = Health::new(1);
+        for _ in 0..1000 {
+            health.failed(0, now, &entropy);
+        }
+        assert!(health.next_probe().unwrap() <= now + EJECTED_FIRST);
+        for _ in 0..100 {
+            now = health.next_probe().unwrap();
+            health.failed(0, now, &entropy);
+            let rest = health.next_probe().unwrap().since(now);
+            assert!(Duration::ZERO < rest && rest <= EJECTED_LONGEST);
+        }
+    }
+
+    #[test]
+    fn an_address_out_of_range_is_ignored() {
+        let mut health = Health::new(1);
+        health.succeeded(7);
+        health.failed(7, Timestamp::EPOCH, &SeededEntropy::new(1));
+        assert_eq!(order(&health), [0]);
+    }
+}

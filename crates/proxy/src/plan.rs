@@ -1,0 +1,172 @@
+//! Which listeners there should be, and where each leads: pure, from manifests or from the command.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use countersign::Services;
+use countersign_api::resource::{Local, Protocol as Spec, ServiceSpec, Upstream};
+use countersign_identity::{Name, SpiffeId};
+
+use crate::config::{FixedInbound, FixedOutbound, LocalPlace, Protocol};
+use crate::dial::{Asked, Dialer, Target};
+
+/// All listeners that should be open, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) doors: BTreeMap<Name, DoorPlan>,
+    /// By the service whose program calls, and the service that it calls.
+    pub(crate) outlets: BTreeMap<(Name, Name), OutletPlan>,
+    /// What the manifests ask for and cannot have, in sentences.
+    pub(crate) problems: Vec<String>,
+}
+
+/// One door.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DoorPlan {
+    pub(crate) listen: SocketAddr,
+    pub(crate) leads: Leads,
+}
+
+/// One local listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OutletPlan {
+    pub(crate) local: LocalPlace,
+    pub(crate) leads: Leads,
+}
+
+/// Where it goes; may change without the listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Leads {
+    pub(crate) protocol: Protocol,
+    /// In order of priority.
+    pub(crate) ways: Vec<Dialer>,
+}
+
+impl Plan {
+    /// As the slice of our own workload says.
+    pub(crate) fn of_services(services: &Services, run_dir: &Path) -> Self {
+        let mut plan = Self::default();
+        for (name, spec) in services.own() {
+            plan.add_door(name, spec, run_dir);
+            for upstream in &spec.upstreams {
+                plan.add_outlet(name, upstream, services, run_dir);
+            }
+        }
+        plan
+    }
+
+    /// As the command says.
+    pub(crate) fn fixed(
+        inbound: &[FixedInbound],
+        outbound: &[FixedOutbound],
+        asked: Asked,
+    ) -> Self {
+        let mut plan = Self::default();
+        for door in inbound {
+            let leads = Leads {
+                protocol: door.protocol,
+                ways: vec![Dialer::Program(door.forward.clone())],
+            };
+            let before =
+                plan.doors.insert(door.service.clone(), DoorPlan { listen: door.listen, leads });
+            if before.is_some() {
+                plan.problems.push(format!(
+                    "service `{}` has two doors: give each its own name",
+                    door.service
+                ));
+            }
+        }
+        for outlet in outbound {
+            let ways = mutual(&outlet.service, &outlet.peer, outlet.addresses.clone(), asked);
+            let leads = Leads { protocol: outlet.protocol, ways };
+            let key = (outlet.service.clone(), outlet.service.clone());
+            let before =
+                plan.outlets.insert(key, OutletPlan { local: outlet.local.clone(), leads });
+            if before.is_some() {
+                plan.problems.push(format!(
+                    "service `{}` has two ways: give each its own name",
+                    outlet.service
+                ));
+            }
+        }
+        plan
+    }
+
+    /// What an operator should know about it.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let plain = self.outlets.iter().filter_map(|((service, upstream), outlet)| match &outlet.local {
+            LocalPlace::Tcp(_) => Some(format!(
+                "`{service}` reaches `{upstream}` over loopback TCP: the kernel's table tells callers apart by \
+                 their user only; a Unix socket is the safer way"
+            )),
+            LocalPlace::Unix(_) => None,
+        });
+        plain.chain(self.problems.iter().cloned()).collect()
+    }
+
+    fn add_door(&mut self, name: &Name, spec: &ServiceSpec, run_dir: &Path) {
+        let Some(listen) = spec.listen else { return };
+        let forward = match &spec.forward {
+            Some(Local::Unix) => Target::Unix(run_dir.join(format!("{name}.sock"))),
+            Some(Local::UnixAt(path)) => Target::Unix(path.as_path().to_owned()),
+            Some(Local::Tcp(address)) => Target::Tcp(address.socket_addr().to_string()),
+            None => {
+                let problem =
+                    format!("service `{name}` has a door and no `forward`: nothing is behind it");
+                return self.problems.push(problem);
+            }
+        };
+        let leads =
+            Leads { protocol: protocol(spec.protocol), ways: vec![Dialer::Program(forward)] };
+        self.doors.insert(name.clone(), DoorPlan { listen: listen.0, leads });
+    }
+
+    fn add_outlet(
+        &mut self,
+        name: &Name,
+        upstream: &Upstream,
+        services: &Services,
+        run_dir: &Path,
+    ) {
+        let called = &upstream.service;
+        let (Some(spec), Some(peer)) = (services.services.get(called), services.id_of(called))
+        else {
+            let problem =
+                format!("service `{name}` calls `{called}`, of which the agent tells nothing");
+            return self.problems.push(problem);
+        };
+        let addresses = if upstream.addresses.is_empty() {
+            spec.dial_addresses()
+        } else {
+            upstream.addresses.clone()
+        };
+        if addresses.is_empty() {
+            self.problems.push(format!("service `{called}`, which `{name}` calls, has no address"));
+        }
+        let local = match &upstream.local {
+            Local::Unix => LocalPlace::Unix(run_dir.join(format!("{name}.{called}.sock"))),
+            Local::UnixAt(path) => LocalPlace::Unix(path.as_path().to_owned()),
+            Local::Tcp(address) => LocalPlace::Tcp(address.socket_addr()),
+        };
+        let addresses = addresses.iter().map(ToString::to_string).collect();
+        let leads = Leads {
+            protocol: protocol(spec.protocol),
+            ways: mutual(called, peer, addresses, Asked::Policies),
+        };
+        self.outlets.insert((name.clone(), called.clone()), OutletPlan { local, leads });
+    }
+}
+
+fn mutual(service: &Name, peer: &SpiffeId, addresses: Vec<String>, asked: Asked) -> Vec<Dialer> {
+    let way =
+        |address| Dialer::Mutual { service: service.clone(), peer: peer.clone(), address, asked };
+    addresses.into_iter().map(way).collect()
+}
+
+const fn protocol(spec: Spec) -> Protocol {
+    match spec {
+        Spec::Http => Protocol::Http,
+        Spec::Tcp => Protocol::Tcp,
+    }
+}

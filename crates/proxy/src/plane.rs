@@ -1,0 +1,33 @@
+//! What every part of the data plane shares.
+
+use std::sync::Arc;
+
+use countersign_identity::{Clock, Entropy};
+use countersign_tls::Trust;
+
+use crate::alarms::Alarms;
+use crate::facts::Facts;
+use crate::metrics::Metrics;
+use crate::retire::Jitter;
+use crate::tasks::Tasks;
+
+/// Trust, time, chance, and where facts and tasks go. One per proxy.
+pub(crate) struct Plane {
+    pub(crate) trust: Arc<Trust>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+    pub(crate) alarms: Arc<Alarms>,
+    pub(crate) tasks: Tasks,
+    pub(crate) facts: Facts,
+    pub(crate) metrics: Metrics,
+}
+
+impl Plane {
+    /// A share by which one connection retires earlier than others of its age.
+    pub(crate) fn jitter(&self) -> Jitter {
+        let mut byte = [0];
+        // Without randomness all retire together, which is a burst and not a fault.
+        let filled = self.entropy.fill(&mut byte);
+        Jitter(filled.map_or(0, |()| byte[0]))
+    }
+}

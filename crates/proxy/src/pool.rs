@@ -1,0 +1,508 @@
+//! Connections to one address: kept, shared, succeeded before they retire, and never used once retired.
+//!
+//! HTTP/2 connections are shared by all requests, HTTP/1.1 ones are lent to one request at a time. Each has a task
+//! that drives it and knows its end; near that, it opens a successor and takes the connection off the shelf.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use countersign_identity::Timestamp;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::AlertDescription;
+
+use crate::body::Body;
+use crate::bounds::{
+    CONNECTION_WINDOW, HEAD_BYTES_MAX, HEADER_LIST_BYTES_MAX, HEADERS_MAX, IDLE_MAX,
+    MULTIPLEXED_MAX, PING_EVERY, PING_TIMEOUT, PROVOKED_RESETS_MAX, READY_TIMEOUT, SEND_BUFFER_MAX,
+    STREAM_WINDOW, STREAMS_DIALLED_MAX,
+};
+use crate::dial::{DialFailure, Dialer, Dialled, Want};
+use crate::plane::Plane;
+use crate::retire::Retirement;
+use crate::session::Spoken;
+
+/// A connection that was used within this time gets a successor when it retires.
+const IN_USE: Duration = Duration::from_secs(5);
+
+/// The connections to one address.
+pub(crate) struct Pool {
+    plane: Arc<Plane>,
+    dialer: Dialer,
+    idle: Duration,
+    shelf: Mutex<Shelf>,
+    /// Held while a connection is opened that others may share, so that they wait for it and do not open their own.
+    opening: tokio::sync::Mutex<()>,
+    last: AtomicU64,
+}
+
+#[derive(Default)]
+struct Shelf {
+    shared: Vec<Arc<Shared>>,
+    idle: Vec<Line>,
+    /// What the other end spoke last. Nobody waits for a connection that cannot be shared.
+    spoken: Option<Spoken>,
+    closed: bool,
+}
+
+/// What the driving task and the users of one connection both know.
+struct State {
+    id: u64,
+    retired: AtomicBool,
+    used: AtomicI64,
+    /// Whether a response has come over it.
+    answered: AtomicBool,
+}
+
+/// An HTTP/2 connection.
+struct Shared {
+    sender: http2::SendRequest<Body>,
+    state: Arc<State>,
+    streams: AtomicUsize,
+}
+
+/// An HTTP/1.1 connection.
+struct Line {
+    sender: http1::SendRequest<Body>,
+    state: Arc<State>,
+}
+
+/// The right to send one request.
+pub(crate) struct Lease {
+    on: On,
+    pool: Weak<Pool>,
+    /// Whether it carried requests before, so that a failure says nothing about the address.
+    pub(crate) reused: bool,
+}
+
+enum On {
+    Line(Line),
+    Stream(Slot),
+}
+
+/// One stream of a shared connection.
+struct Slot(Arc<Shared>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Why a request got no response.
+pub(crate) enum SendFailure {
+    /// No byte of it was sent: here it is again.
+    Unsent(Box<Request<Body>>),
+    /// The other end says that it did not look at it.
+    NotRead,
+    /// The other end refused us in place of a first answer, so it has read nothing.
+    Refused(AlertDescription),
+    /// It may have been read, so it is not repeated.
+    Lost(hyper::Error),
+}
+
+impl Pool {
+    pub(crate) fn new(plane: &Arc<Plane>, dialer: Dialer, idle: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            plane: plane.clone(),
+            dialer,
+            idle,
+            shelf: Mutex::default(),
+            opening: tokio::sync::Mutex::new(()),
+            last: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn dialer(&self) -> &Dialer {
+        &self.dialer
+    }
+
+    /// A connection for one request: one that stands, or a new one.
+    pub(crate) async fn lease(self: &Arc<Self>, want: Want) -> Result<Lease, DialFailure> {
+        if want != Want::AnyHttp {
+            return self.open(want).await;
+        }
+        if let Some(lease) = self.take().await {
+            return Ok(lease);
+        }
+        if self.shelf().spoken == Some(Spoken::Http1) {
+            return self.open(want).await;
+        }
+        let _turn = self.opening.lock().await;
+        match self.take().await {
+            Some(lease) => Ok(lease),
+            None => self.open(want).await,
+        }
+    }
+
+    /// Whether the address can be connected to. What was opened is kept for the next request.
+    pub(crate) async fn probe(self: &Arc<Self>) -> Result<(), DialFailure> {
+        let _turn = self.opening.lock().await;
+        self.open(Want::AnyHttp).await.map(Lease::give_back)
+    }
+
+    /// Closes what was not used for a while.
+    pub(crate) fn sweep(&self, now: Timestamp) {
+        let fresh = |state: &State| now.since(state.used()) < self.idle;
+        let mut shelf = self.shelf();
+        shelf.idle.retain(|line| !line.sender.is_closed() && fresh(&line.state));
+        shelf.shared.retain(|shared| {
+            let quiet = shared.streams.load(Ordering::Acquire) == 0 && !fresh(&shared.state);
+            !shared.sender.is_closed() && !quiet
+        });
+    }
+
+    /// Keeps nothing from now on. Requests under way end as they would.
+    pub(crate) fn close(&self) {
+        let mut shelf = self.shelf();
+        shelf.closed = true;
+        shelf.idle.clear();
+        shelf.shared.clear();
+    }
+
+    async fn take(self: &Arc<Self>) -> Option<Lease> {
+        loop {
+            let mut lease = self.take_from_shelf()?;
+            match &mut lease.on {
+                On::Stream(_) => return Some(lease),
+                On::Line(line) if line.sender.is_ready() => return Some(lease),
+                // Given back a moment ago, and its task has not run since.
+                On::Line(line) => {
+                    match tokio::time::timeout(READY_TIMEOUT, line.sender.ready()).await {
+                        Ok(Ok(())) => return Some(lease),
+                        Ok(Err(_closed)) => {}
+                        Err(_elapsed) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_from_shelf(self: &Arc<Self>) -> Option<Lease> {
+        let now = self.plane.clock.now();
+        let mut shelf = self.shelf();
+        shelf.shared.retain(|shared| !shared.sender.is_closed());
+        let least = shelf
+            .shared
+            .iter()
+            .min_by_key(|shared| shared.streams.load(Ordering::Acquire))
+            .cloned();
+        if let Some(shared) = least {
+            let full = STREAMS_DIALLED_MAX <= shared.streams.load(Ordering::Acquire);
+            if !full || MULTIPLEXED_MAX <= shelf.shared.len() {
+                return Some(self.stream(shared, true));
+            }
+            return None;
+        }
+        while let Some(line) = shelf.idle.pop() {
+            if !line.sender.is_closed() && now.since(line.state.used()) < self.idle {
+                line.state.touch(now);
+                return Some(Lease {
+                    on: On::Line(line),
+                    pool: Arc::downgrade(self),
+                    reused: true,
+                });
+            }
+        }
+        None
+    }
+
+    fn stream(self: &Arc<Self>, shared: Arc<Shared>, reused: bool) -> Lease {
+        shared.streams.fetch_add(1, Ordering::AcqRel);
+        shared.state.touch(self.plane.clock.now());
+        Lease { on: On::Stream(Slot(shared)), pool: Arc::downgrade(self), reused }
+    }
+
+    /// Dials, and starts the task that drives the connection.
+    async fn open(self: &Arc<Self>, want: Want) -> Result<Lease, DialFailure> {
+        let dialled = self.dialer.dial(&self.plane, want).await?;
+        let now = self.plane.clock.now();
+        let state = Arc::new(State {
+            id: self.last.fetch_add(1, Ordering::Relaxed),
+            retired: AtomicBool::new(false),
+            used: AtomicI64::new(now.micros()),
+            answered: AtomicBool::new(false),
+        });
+        let life = dialled.ends.map(|ends| Retirement::dialled(now, ends, self.plane.jitter()));
+        if want == Want::AnyHttp {
+            self.shelf().spoken = Some(dialled.spoken);
+        }
+        match dialled.spoken {
+            Spoken::Http2 => self.open_shared(dialled, state, life).await,
+            Spoken::Http1 | Spoken::Either => self.open_line(dialled, state, life).await,
+        }
+    }
+
+    async fn open_shared(
+        self: &Arc<Self>,
+        dialled: Dialled,
+        state: Arc<State>,
+        life: Option<Retirement>,
+    ) -> Result<Lease, DialFailure> {
+        let handshake = http2_rules(&self.plane).handshake(TokioIo::new(dialled.wire)).await;
+        let (sender, connection) = handshake.map_err(|error| self.unusable(&error))?;
+        let shared =
+            Arc::new(Shared { sender, state: state.clone(), streams: AtomicUsize::new(0) });
+        let lease = self.stream(shared.clone(), false);
+        {
+            let mut shelf = self.shelf();
+            if !shelf.closed {
+                shelf.shared.push(shared);
+            }
+        }
+        self.plane.tasks.start(drive(
+            Arc::downgrade(self),
+            self.plane.clone(),
+            connection,
+            state,
+            life,
+        ));
+        Ok(lease)
+    }
+
+    async fn open_line(
+        self: &Arc<Self>,
+        dialled: Dialled,
+        state: Arc<State>,
+        life: Option<Retirement>,
+    ) -> Result<Lease, DialFailure> {
+        let handshake = http1_rules().handshake(TokioIo::new(dialled.wire)).await;
+        let (mut sender, connection) = handshake.map_err(|error| self.unusable(&error))?;
+        let connection = connection.with_upgrades();
+        self.plane.tasks.start(drive(
+            Arc::downgrade(self),
+            self.plane.clone(),
+            connection,
+            state.clone(),
+            life,
+        ));
+        sender.ready().await.map_err(|error| self.unusable(&error))?;
+        Ok(Lease {
+            on: On::Line(Line { sender, state }),
+            pool: Arc::downgrade(self),
+            reused: false,
+        })
+    }
+
+    fn unusable(&self, error: &hyper::Error) -> DialFailure {
+        let code = countersign_identity::Code::PeerUnreachable;
+        DialFailure {
+            code,
+            detail: format!("{} closed the connection at once: {error}", self.dialer),
+        }
+    }
+
+    /// Opens the connection that takes over from `state`, unless one that is younger already stands.
+    ///
+    /// Boxed, since opening a connection starts the task that calls this.
+    fn succeed<'a>(
+        self: &'a Arc<Self>,
+        state: &'a State,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        Box::pin(async move {
+            let _turn = self.opening.lock().await;
+            let younger =
+                |shared: &Arc<Shared>| state.id < shared.state.id && !shared.sender.is_closed();
+            let covered = {
+                let shelf = self.shelf();
+                shelf.closed || shelf.shared.iter().any(younger)
+            };
+            if covered {
+                return;
+            }
+            match self.open(Want::AnyHttp).await {
+                Ok(lease) => lease.give_back(),
+                Err(error) => tracing::warn!(%error, "no successor for a connection that retires"),
+            }
+        })
+    }
+
+    fn forget(&self, id: u64) {
+        let mut shelf = self.shelf();
+        shelf.shared.retain(|shared| shared.state.id != id);
+        shelf.idle.retain(|line| line.state.id != id);
+    }
+
+    fn put_back(&self, line: Line) {
+        line.state.touch(self.plane.clock.now());
+        let mut shelf = self.shelf();
+        // Asked under the lock: the driving task marks first and then forgets, so one of the two sees the other.
+        let usable = !shelf.closed
+            && !line.state.retired.load(Ordering::Acquire)
+            && !line.sender.is_closed();
+        if usable && shelf.idle.len() < IDLE_MAX {
+            shelf.idle.push(line);
+        }
+    }
+
+    fn shelf(&self) -> std::sync::MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn used(&self) -> Timestamp {
+        Timestamp::from_micros(self.used.load(Ordering::Relaxed))
+    }
+
+    fn touch(&self, now: Timestamp) {
+        self.used.store(now.micros(), Ordering::Relaxed);
+    }
+}
+
+/// Drives one connection from its start to its end, and retires it in time.
+async fn drive<C>(
+    pool: Weak<Pool>,
+    plane: Arc<Plane>,
+    connection: C,
+    state: Arc<State>,
+    life: Option<Retirement>,
+) where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut connection = std::pin::pin!(connection);
+    let retire = async {
+        let Some(life) = life else { return std::future::pending().await };
+        plane.alarms.at(life.successor_due).await;
+        if plane.clock.now().since(state.used()) < IN_USE
+            && let Some(pool) = pool.upgrade()
+        {
+            tokio::select! {
+                () = pool.succeed(&state) => {}
+                () = plane.alarms.at(life.last_request) => {}
+            }
+        }
+        state.retired.store(true, Ordering::Release);
+        if let Some(pool) = pool.upgrade() {
+            pool.forget(state.id);
+        }
+    };
+    let ended = tokio::select! {
+        ended = &mut connection => Some(ended),
+        () = retire => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        // It goes on until its last response is read; then nobody holds its sender, and it ends.
+        None => connection.await,
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection that we opened ended");
+    }
+    if let Some(pool) = pool.upgrade() {
+        pool.forget(state.id);
+    }
+}
+
+impl Lease {
+    /// What is spoken on it.
+    pub(crate) fn spoken(&self) -> Spoken {
+        match self.on {
+            On::Line(_) => Spoken::Http1,
+            On::Stream(_) => Spoken::Http2,
+        }
+    }
+
+    /// Sends the request and waits for the head of the response.
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, SendFailure> {
+        let sent = match &mut self.on {
+            On::Line(line) => line.sender.try_send_request(request).await,
+            On::Stream(slot) => slot.0.sender.clone().try_send_request(request).await,
+        };
+        let response = sent.map_err(|error| failure(error, self.state()))?;
+        self.state().answered.store(true, Ordering::Release);
+        Ok(response)
+    }
+
+    fn state(&self) -> &State {
+        match &self.on {
+            On::Line(line) => &line.state,
+            On::Stream(slot) => &slot.0.state,
+        }
+    }
+
+    /// The response was read to its end: the connection may carry the next request.
+    pub(crate) fn give_back(self) {
+        if let (On::Line(line), Some(pool)) = (self.on, self.pool.upgrade()) {
+            pool.put_back(line);
+        }
+    }
+}
+
+fn failure(mut error: TrySendError<Request<Body>>, state: &State) -> SendFailure {
+    if let Some(request) = error.take_message() {
+        return SendFailure::Unsent(Box::new(request));
+    }
+    let error = error.into_error();
+    let verdict =
+        causes(&error).find_map(|cause| verdict(cause, state.answered.load(Ordering::Acquire)));
+    verdict.unwrap_or(SendFailure::Lost(error))
+}
+
+/// What one cause of an error proves about the request.
+fn verdict(cause: &(dyn std::error::Error + 'static), answered: bool) -> Option<SendFailure> {
+    if let Some(error) = cause.downcast_ref::<h2::Error>() {
+        // RFC 9113, 8.7. The response of a stream ends with the peer's GOAWAY only when its number is above the last
+        // one that the GOAWAY names; those below it go on.
+        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        let above = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+        if error.is_remote() && (refused || above) {
+            return Some(SendFailure::NotRead);
+        }
+        return error.get_io().and_then(|error| alert(error, answered));
+    }
+    cause.downcast_ref::<std::io::Error>().and_then(|error| alert(error, answered))
+}
+
+/// In TLS 1.3 the dialling side is done first, and learns by an alert that its certificate was refused. Before the
+/// other end is done it reads no request.
+fn alert(error: &std::io::Error, answered: bool) -> Option<SendFailure> {
+    use AlertDescription as A;
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::AlertReceived(
+            alert @ (A::AccessDenied
+            | A::BadCertificate
+            | A::CertificateExpired
+            | A::CertificateRequired
+            | A::CertificateRevoked
+            | A::CertificateUnknown
+            | A::UnknownCA
+            | A::UnsupportedCertificate),
+        ) if !answered => Some(SendFailure::Refused(*alert)),
+        _ => None,
+    }
+}
+
+fn causes<'a>(
+    error: &'a hyper::Error,
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(std::error::Error::source(error), |cause| cause.source())
+}
+
+fn http1_rules() -> http1::Builder {
+    let mut rules = http1::Builder::new();
+    rules.max_headers(HEADERS_MAX).max_buf_size(HEAD_BYTES_MAX);
+    rules
+}
+
+fn http2_rules(plane: &Plane) -> http2::Builder<crate::tasks::Tasks> {
+    let mut rules = http2::Builder::new(plane.tasks.clone());
+    rules
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_local_error_reset_streams(PROVOKED_RESETS_MAX)
+        .max_send_buf_size(SEND_BUFFER_MAX)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT);
+    rules
+}

@@ -1,0 +1,158 @@
+//! One request on its way through: what is taken out of it, where it goes, and what comes back.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use countersign_identity::{Code, SpiffeId};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, UPGRADE};
+use http::{Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use crate::body::Body;
+use crate::dial::Want;
+use crate::headers::{self, BadRequest};
+use crate::metrics::Meter;
+use crate::plane::Plane;
+use crate::problem::problem;
+use crate::route::{Route, Ways};
+use crate::session::Session;
+use crate::tunnel;
+use crate::upstream::{Failed, Upstream};
+
+/// What is the same for all requests of one connection.
+pub(crate) struct Relay {
+    pub(crate) plane: Arc<Plane>,
+    pub(crate) route: Arc<ArcSwap<Route>>,
+    pub(crate) meter: Meter,
+    /// Who sends them; `None` when it is the program of our own side.
+    pub(crate) peer: Option<SpiffeId>,
+}
+
+impl Relay {
+    /// Answers one request, whatever becomes of it.
+    pub(crate) async fn answer(
+        &self,
+        request: Request<Incoming>,
+        session: &Arc<Session>,
+    ) -> Response<Body> {
+        let busy = session.enter();
+        let response = match self.pass(request).await {
+            Ok(response) => response,
+            Err(failed) => {
+                tracing::debug!(code = %failed.code, detail = %failed.detail, "a request was not passed on");
+                problem(failed.code, &failed.detail)
+            }
+        };
+        self.meter.request(response.status());
+        session.leave(response, busy)
+    }
+
+    async fn pass(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Failed> {
+        let asked = (request.version() == Version::HTTP_11)
+            .then(|| headers::upgrade(request.headers()))
+            .flatten();
+        let upgrading = asked.is_some().then(|| hyper::upgrade::on(&mut request));
+        let (mut head, body) = request.into_parts();
+        headers::unambiguous(&head)?;
+        let host = headers::host(&head)?;
+        headers::strip_per_hop(&mut head.headers)?;
+        headers::strip_reserved(&mut head.headers);
+        if let Some(peer) = &self.peer {
+            headers::set_peer(&mut head.headers, peer);
+        }
+        // What hyper keeps beside the head belongs to the connection that it came over.
+        head.extensions.clear();
+        let want = match asked {
+            Some(protocol) => {
+                ask_for(&mut head.headers, protocol);
+                Want::Http1
+            }
+            None => Want::AnyHttp,
+        };
+        let route = self.route.load_full();
+        let way = match &*route {
+            Route::Requests(ways) => ways.of(&head.headers),
+            Route::Bytes(_) => return Err(changed()),
+        };
+        let response =
+            way.send(Request::from_parts(head, Body::passing(body)), &host, want).await?;
+        self.pass_back(response, upgrading)
+    }
+
+    fn pass_back(
+        &self,
+        mut response: Response<Body>,
+        upgrading: Option<OnUpgrade>,
+    ) -> Result<Response<Body>, Failed> {
+        let granted = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let tunnel = match (granted, upgrading) {
+            (false, _) => None,
+            (true, Some(near)) => headers::upgrade(response.headers())
+                .map(|protocol| (near, hyper::upgrade::on(&mut response), protocol)),
+            (true, None) => None,
+        };
+        if granted && tunnel.is_none() {
+            let detail =
+                "the other end changed the protocol, which nobody had asked for".to_owned();
+            return Err(Failed { code: Code::BadHandshake, detail });
+        }
+        *response.version_mut() = Version::HTTP_11;
+        response.extensions_mut().clear();
+        // A response whose own fields contradict each other goes no further.
+        headers::strip_per_hop(response.headers_mut())?;
+        headers::strip_reserved(response.headers_mut());
+        if let Some((near, far, protocol)) = tunnel {
+            ask_for(response.headers_mut(), protocol);
+            self.join(near, far);
+        }
+        Ok(response)
+    }
+
+    /// Lets the bytes of the two upgraded connections flow. Each holds its own place in the register.
+    fn join(&self, near: OnUpgrade, far: OnUpgrade) {
+        self.meter.tunnel();
+        self.plane.tasks.start(async move {
+            let (near, far) = match tokio::try_join!(near, far) {
+                Ok(both) => both,
+                Err(error) => {
+                    tracing::debug!(%error, "an upgrade was agreed on, and did not come");
+                    return;
+                }
+            };
+            if let Err(error) = tunnel::join(TokioIo::new(near), TokioIo::new(far)).await {
+                tracing::debug!(%error, "an upgraded connection broke");
+            }
+        });
+    }
+}
+
+impl Ways {
+    fn of(&self, headers: &HeaderMap) -> &Upstream {
+        let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+        match &self.grpc {
+            Some(grpc) if kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) => grpc,
+            Some(_) | None => &self.http,
+        }
+    }
+}
+
+/// The service became a byte stream while this connection was open.
+fn changed() -> Failed {
+    Failed {
+        code: Code::Unavailable,
+        detail: "the service does not take requests any more".to_owned(),
+    }
+}
+
+impl From<BadRequest> for Failed {
+    fn from(bad: BadRequest) -> Self {
+        Self { code: Code::NotUnderstood, detail: bad.to_string() }
+    }
+}
+
+fn ask_for(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, protocol);
+}

@@ -1,0 +1,238 @@
+//! The proxy as a whole: from its configuration to a drained end.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use countersign::{
+    Authorization, FileOptions, Point, PointKind, Services, Source, WorkloadApiOptions,
+};
+use countersign_identity::{Clock, Entropy, SystemClock, SystemEntropy};
+use countersign_tls::Trust;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::alarms::Alarms;
+use crate::bounds::{DRAIN_TIMEOUT, REBIND_EVERY};
+use crate::config::{Config, IdentitySource, Listeners, Ready};
+use crate::dial::Asked;
+use crate::exposition;
+use crate::facts::{Facts, Sink};
+use crate::listener::Listener;
+use crate::metrics::Metrics;
+use crate::plan::Plan;
+use crate::plane::Plane;
+use crate::supervise::Supervisor;
+use crate::tasks::Tasks;
+
+/// Runs one proxy until `stop`, then drains it. Tells `ready` once it has an identity and everything listens.
+///
+/// At the end it lets no one in any more, announces on every connection that it closes, and gives requests under
+/// way 10 s before it cuts them.
+///
+/// # Errors
+/// When it cannot start: bad files, no agent at its socket, a port that is taken. Once ready, it goes on through
+/// whatever happens.
+pub async fn run(
+    config: Config,
+    stop: CancellationToken,
+    ready: oneshot::Sender<Ready>,
+) -> anyhow::Result<()> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let source = tokio::select! {
+        source = open(&config, clock.clone()) => source?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let ran = with_source(&config, &source, clock, &stop, ready).await;
+    source.shutdown().await;
+    ran
+}
+
+async fn with_source(
+    config: &Config,
+    source: &Source,
+    clock: Arc<dyn Clock>,
+    stop: &CancellationToken,
+    ready: oneshot::Sender<Ready>,
+) -> anyhow::Result<()> {
+    tokio::select! {
+        identified = source.ready() => identified.context("no identity was given to the proxy")?,
+        () = stop.cancelled() => return Ok(()),
+    }
+    let reporter = source.reporter();
+    let sink: Sink = Arc::new(move |fact| reporter.report(fact));
+    let plane = plane(source.trust(), clock, Arc::new(SystemEntropy), sink);
+    let alarms = plane.alarms.clone();
+    let sleeper = CancellationToken::new();
+    let waking = tokio::spawn({
+        let sleeper = sleeper.clone();
+        async move { alarms.run(&sleeper).await }
+    });
+    let metrics = match config.metrics {
+        Some(address) => {
+            let listener = Listener::tcp(address).context("metrics cannot be served")?;
+            let bound = listener.address();
+            let (plane, stop) = (plane.clone(), stop.clone());
+            plane
+                .clone()
+                .tasks
+                .start(async move { exposition::serve(listener, plane, stop).await });
+            bound
+        }
+        None => None,
+    };
+    let mut supervisor = Supervisor::new(&plane);
+    let served = supervise(config, source, &plane, (&mut supervisor, metrics), stop, ready).await;
+    supervisor.close();
+    drop(supervisor);
+    notify(&[sd_notify::NotifyState::Stopping]);
+    let cut = plane.tasks.drain(DRAIN_TIMEOUT).await;
+    if 0 < cut {
+        tracing::warn!(cut, "what was still under way was cut");
+    }
+    sleeper.cancel();
+    waking.await.context("the task that keeps time has failed")?;
+    served
+}
+
+/// Assembles what all parts share.
+pub(crate) fn plane(
+    trust: Arc<Trust>,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    sink: Sink,
+) -> Arc<Plane> {
+    let metrics = Metrics::default();
+    Arc::new(Plane {
+        trust,
+        alarms: Alarms::new(clock.clone()),
+        clock,
+        entropy,
+        tasks: Tasks::default(),
+        facts: Facts::new(sink, metrics.clone()),
+        metrics,
+    })
+}
+
+async fn open(config: &Config, clock: Arc<dyn Clock>) -> anyhow::Result<Source> {
+    let source = match &config.identity {
+        IdentitySource::WorkloadApi(endpoint) => {
+            let mut options = WorkloadApiOptions::at(endpoint.clone());
+            options.authorization = config.authorization.clone();
+            options.point = Point { name: config.name.clone(), kind: PointKind::Proxy };
+            options.clock = clock;
+            Source::from_workload_api(options).await
+        }
+        IdentitySource::Files { chain, key, bundle, trust_domain, federated } => {
+            let mut options = FileOptions::at(chain.clone(), key.clone(), bundle.clone());
+            options.trust_domain = trust_domain.clone();
+            options.federated = federated.clone();
+            options.authorization = config.authorization.clone();
+            options.clock = clock;
+            Source::from_files(options).await
+        }
+    };
+    source.context("the proxy has no identity")
+}
+
+/// Follows the plan until stopped. The first plan must be fulfilled as a whole; of later ones, what cannot be had is
+/// tried again.
+async fn supervise(
+    config: &Config,
+    source: &Source,
+    plane: &Arc<Plane>,
+    (supervisor, metrics): (&mut Supervisor, Option<std::net::SocketAddr>),
+    stop: &CancellationToken,
+    ready: oneshot::Sender<Ready>,
+) -> anyhow::Result<()> {
+    let mut services = source.services();
+    let Some(mut plan) = first_plan(config, &mut services, stop).await? else { return Ok(()) };
+    if let Some(fault) = supervisor.reconcile(&plan).into_iter().next() {
+        return Err(fault.into());
+    }
+    let id = plane
+        .trust
+        .identity()
+        .context("the proxy lost its identity while it started")?
+        .id()
+        .clone();
+    let (inbound, outbound) = supervisor.bound();
+    let warnings = plan.warnings();
+    warn(&warnings);
+    // Whoever started us may have no interest in it.
+    let _ =
+        ready.send(Ready { point: config.name.clone(), id, inbound, outbound, metrics, warnings });
+    notify(&[sd_notify::NotifyState::Ready]);
+    let mut retry = false;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            changed = services.changed() => {
+                if changed.is_err() {
+                    // The source has ended, and with it the stream of changes; what is held goes on.
+                    stop.cancelled().await;
+                    return Ok(());
+                }
+                if let Some(next) = plan_of(config, services.borrow_and_update().as_deref()) {
+                    warn(&next.problems);
+                    plan = next;
+                }
+            }
+            () = tokio::time::sleep(REBIND_EVERY), if retry => {}
+        }
+        let faults = supervisor.reconcile(&plan);
+        for fault in &faults {
+            tracing::error!(%fault, "a listener is missing; it is tried again");
+        }
+        retry = !faults.is_empty();
+    }
+}
+
+async fn first_plan(
+    config: &Config,
+    services: &mut watch::Receiver<Option<Arc<Services>>>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Plan>> {
+    let plan = loop {
+        let seen = services.borrow_and_update().clone();
+        if let Some(plan) = plan_of(config, seen.as_deref()) {
+            break plan;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            changed = services.changed() => changed.context("the agent told nothing of the proxy's services")?,
+        }
+    };
+    if let (Listeners::Fixed { .. }, Some(problem)) = (&config.listeners, plan.problems.first()) {
+        anyhow::bail!("{problem}");
+    }
+    Ok(Some(plan))
+}
+
+fn plan_of(config: &Config, services: Option<&Services>) -> Option<Plan> {
+    match &config.listeners {
+        Listeners::FromAgent { run_dir } => {
+            services.map(|services| Plan::of_services(services, run_dir))
+        }
+        Listeners::Fixed { inbound, outbound } => {
+            let asked = match &config.authorization {
+                Authorization::AllowIds(_) => Asked::Operator,
+                Authorization::FromAgent
+                | Authorization::PolicyFile(_)
+                | Authorization::Nothing => Asked::Policies,
+            };
+            Some(Plan::fixed(inbound, outbound, asked))
+        }
+    }
+}
+
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}

@@ -1,0 +1,220 @@
+//! One connection on which we answer requests: its bounds, and how it is closed without losing one.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::Service;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+use crate::body::Body;
+use crate::bounds::{
+    ANNOUNCED_IDLE, CONNECTION_WINDOW, HEAD_BYTES_MAX, HEAD_TIMEOUT, HEADER_LIST_BYTES_MAX,
+    HEADERS_MAX, PING_EVERY, PING_TIMEOUT, PROVOKED_RESETS_MAX, RESET_STREAMS_MAX, SEND_BUFFER_MAX,
+    STREAM_WINDOW, STREAMS_MAX,
+};
+use crate::tasks::Tasks;
+
+/// What the other end speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spoken {
+    /// Agreed by ALPN, or what is spoken without it.
+    Http1,
+    /// Agreed by ALPN.
+    Http2,
+    /// A program of our own side, which may begin with either.
+    Either,
+}
+
+/// What is known of a connection while it is served.
+pub(crate) struct Session {
+    announced: AtomicBool,
+    active: watch::Sender<usize>,
+}
+
+/// A request under way. Dropped with the last byte of its response.
+pub(crate) struct Busy(Arc<Session>);
+
+impl Session {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { announced: AtomicBool::new(false), active: watch::Sender::new(0) })
+    }
+
+    /// Counts a request until the guard is dropped.
+    pub(crate) fn enter(self: &Arc<Self>) -> Busy {
+        self.active.send_modify(|active| *active += 1);
+        Busy(self.clone())
+    }
+
+    /// Finishes a response: keeps the session busy until it is sent, and says `Connection: close` on HTTP/1.1
+    /// once closing was announced, so that the other end sends nothing more here.
+    pub(crate) fn leave(&self, response: Response<Body>, busy: Busy) -> Response<Body> {
+        let mut response = response.map(|body| body.keep_busy(busy));
+        if self.announced.load(Ordering::Acquire)
+            && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
+        {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    /// Resolves once no request has been under way for the whole of `span`.
+    async fn idle_for(&self, span: Duration) {
+        let mut active = self.active.subscribe();
+        loop {
+            // The sender lives in `self`, so waiting cannot fail.
+            let _ = active.wait_for(|active| *active == 0).await;
+            active.mark_unchanged();
+            tokio::select! {
+                () = tokio::time::sleep(span) => return,
+                _ = active.changed() => {}
+            }
+        }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.active.send_modify(|active| *active -= 1);
+    }
+}
+
+/// What a connection may take before it is taken for dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// With a peer: the next head must come within [`HEAD_TIMEOUT`].
+    Peer,
+    /// With the program of our own side, whose pool may rest for as long as it likes.
+    Program,
+}
+
+/// Answers requests on `io` until it closes, or until `announce` has come and the last one is answered.
+///
+/// hyper's own graceful shutdown closes an HTTP/1.1 connection at once, also when a request is on its way. So
+/// closing is first told in the next response, and a connection which stays idle is closed a little later.
+pub(crate) async fn serve<I, S>(
+    io: I,
+    how: (Spoken, Patience),
+    service: S,
+    session: Arc<Session>,
+    (announce, tasks): (impl Future<Output = ()>, &Tasks),
+) where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Send + 'static,
+    S::Future: Send + 'static,
+{
+    let io = TokioIo::new(io);
+    let ended = match how.0 {
+        Spoken::Http1 => {
+            let connection = http1_rules(how.1).serve_connection(io, service).with_upgrades();
+            let close =
+                |it: std::pin::Pin<&mut _>| http1::UpgradeableConnection::graceful_shutdown(it);
+            closing(connection, close, Some(&session), announce).await.map_err(Into::into)
+        }
+        Spoken::Http2 => {
+            let connection = http2_rules(tasks).serve_connection(io, service);
+            let close = |it: std::pin::Pin<&mut _>| http2::Connection::graceful_shutdown(it);
+            closing(connection, close, None, announce).await.map_err(Into::into)
+        }
+        Spoken::Either => {
+            let rules = either_rules(tasks);
+            let connection = rules.serve_connection_with_upgrades(io, service);
+            let close =
+                |it: std::pin::Pin<&mut _>| auto::UpgradeableConnection::graceful_shutdown(it);
+            closing(connection, close, Some(&session), announce).await
+        }
+    };
+    if let Err(error) = ended {
+        // What the other end did wrong was answered on the connection, if it could be.
+        tracing::debug!(%error, "a connection ended");
+    }
+}
+
+/// Drives a connection; announces, waits for idleness if there is a session to ask, then closes.
+async fn closing<C, E>(
+    connection: C,
+    close: impl Fn(std::pin::Pin<&mut C>),
+    idle: Option<&Arc<Session>>,
+    announce: impl Future<Output = ()>,
+) -> Result<(), E>
+where
+    C: Future<Output = Result<(), E>>,
+{
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        ended = &mut connection => return ended,
+        () = announce => {}
+    }
+    if let Some(session) = idle {
+        session.announced.store(true, Ordering::Release);
+        tokio::select! {
+            ended = &mut connection => return ended,
+            () = session.idle_for(ANNOUNCED_IDLE) => {}
+        }
+    }
+    close(connection.as_mut());
+    connection.await
+}
+
+fn http1_rules(patience: Patience) -> http1::Builder {
+    let mut rules = http1::Builder::new();
+    rules
+        .timer(TokioTimer::new())
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .auto_date_header(false);
+    match patience {
+        Patience::Peer => rules.header_read_timeout(HEAD_TIMEOUT),
+        Patience::Program => rules.header_read_timeout(None),
+    };
+    rules
+}
+
+fn http2_rules(tasks: &Tasks) -> http2::Builder<Tasks> {
+    let mut rules = http2::Builder::new(tasks.clone());
+    rules
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
+        .max_local_error_reset_streams(PROVOKED_RESETS_MAX)
+        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER_MAX)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .auto_date_header(false);
+    rules
+}
+
+fn either_rules(tasks: &Tasks) -> auto::Builder<Tasks> {
+    let mut rules = auto::Builder::new(tasks.clone());
+    rules
+        .http1()
+        .timer(TokioTimer::new())
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .header_read_timeout(None)
+        .auto_date_header(false);
+    rules
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
+        .max_local_error_reset_streams(PROVOKED_RESETS_MAX)
+        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER_MAX)
+        .auto_date_header(false);
+    rules
+}

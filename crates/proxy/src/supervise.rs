@@ -1,0 +1,146 @@
+//! Opens, keeps, redirects and closes listeners, so that they are as the plan says.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use countersign_identity::Name;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{BoundInbound, BoundOutbound, LocalPlace, Protocol};
+use crate::dial::Dialer;
+use crate::door::Door;
+use crate::listener::{ListenFault, Listener};
+use crate::outlet::Outlet;
+use crate::plan::{DoorPlan, Leads, OutletPlan, Plan};
+use crate::plane::Plane;
+use crate::route::{Route, Tended, Ways};
+use crate::upstream::Carries;
+
+/// What is open now.
+pub(crate) struct Supervisor {
+    plane: Arc<Plane>,
+    doors: BTreeMap<Name, Running<DoorPlan, BoundInbound>>,
+    outlets: BTreeMap<(Name, Name), Running<OutletPlan, BoundOutbound>>,
+}
+
+struct Running<P, B> {
+    plan: P,
+    bound: B,
+    route: Arc<ArcSwap<Route>>,
+    stop: CancellationToken,
+}
+
+impl Supervisor {
+    pub(crate) fn new(plane: &Arc<Plane>) -> Self {
+        Self { plane: plane.clone(), doors: BTreeMap::new(), outlets: BTreeMap::new() }
+    }
+
+    /// Goes from what is open to what should be. Listeners that stay the same are not touched, and one that cannot be
+    /// opened does not keep the others from it.
+    pub(crate) fn reconcile(&mut self, plan: &Plan) -> Vec<ListenFault> {
+        // Close first: a listener may move from one name to another.
+        self.doors.retain(|name, door| {
+            kept(
+                plan.doors.get(name).is_some_and(|planned| planned.listen == door.plan.listen),
+                &door.stop,
+            )
+        });
+        self.outlets.retain(|name, outlet| {
+            kept(
+                plan.outlets.get(name).is_some_and(|planned| planned.local == outlet.plan.local),
+                &outlet.stop,
+            )
+        });
+        let doors =
+            plan.doors.iter().filter_map(|(name, planned)| self.set_door(name, planned).err());
+        let mut faults: Vec<_> = doors.collect();
+        let outlets =
+            plan.outlets.iter().filter_map(|(name, planned)| self.set_outlet(name, planned).err());
+        faults.extend(outlets);
+        faults
+    }
+
+    /// What is open, with real ports.
+    pub(crate) fn bound(&self) -> (Vec<BoundInbound>, Vec<BoundOutbound>) {
+        let inbound = self.doors.values().map(|door| door.bound.clone()).collect();
+        let outbound = self.outlets.values().map(|outlet| outlet.bound.clone()).collect();
+        (inbound, outbound)
+    }
+
+    /// Closes all listeners. What is connected goes on until it is done.
+    pub(crate) fn close(&mut self) {
+        for (_, door) in std::mem::take(&mut self.doors) {
+            door.stop.cancel();
+        }
+        for (_, outlet) in std::mem::take(&mut self.outlets) {
+            outlet.stop.cancel();
+        }
+    }
+
+    fn set_door(&mut self, name: &Name, planned: &DoorPlan) -> Result<(), ListenFault> {
+        if let Some(door) = self.doors.get_mut(name) {
+            if door.plan != *planned {
+                door.route.store(Arc::new(route(&self.plane, &planned.leads)));
+                door.plan = planned.clone();
+            }
+            return Ok(());
+        }
+        let listener = Listener::tcp(planned.listen)?;
+        let listen = listener.address().unwrap_or(planned.listen);
+        let route = Arc::new(ArcSwap::from_pointee(route(&self.plane, &planned.leads)));
+        let stop = CancellationToken::new();
+        let door = Door::new(&self.plane, name.clone(), route.clone(), stop.clone());
+        self.plane.tasks.start(door.run(listener));
+        tracing::info!(service = %name, %listen, "the door is open");
+        let bound = BoundInbound { service: name.clone(), listen };
+        self.doors.insert(name.clone(), Running { plan: planned.clone(), bound, route, stop });
+        Ok(())
+    }
+
+    fn set_outlet(&mut self, name: &(Name, Name), planned: &OutletPlan) -> Result<(), ListenFault> {
+        if let Some(outlet) = self.outlets.get_mut(name) {
+            if outlet.plan != *planned {
+                outlet.route.store(Arc::new(route(&self.plane, &planned.leads)));
+                outlet.plan = planned.clone();
+            }
+            return Ok(());
+        }
+        let (service, upstream) = name.clone();
+        let (listener, local) = match &planned.local {
+            LocalPlace::Unix(path) => (Listener::unix(path)?, planned.local.clone()),
+            LocalPlace::Tcp(address) => {
+                let listener = Listener::tcp(*address)?;
+                let address = listener.address().unwrap_or(*address);
+                (listener, LocalPlace::Tcp(address))
+            }
+        };
+        let route = Arc::new(ArcSwap::from_pointee(route(&self.plane, &planned.leads)));
+        let stop = CancellationToken::new();
+        let outlet = Outlet::new(&self.plane, upstream.clone(), route.clone(), stop.clone());
+        self.plane.tasks.start(outlet.run(listener));
+        tracing::info!(%service, %upstream, %local, "the way out is open");
+        let bound = BoundOutbound { service, upstream, local };
+        self.outlets.insert(name.clone(), Running { plan: planned.clone(), bound, route, stop });
+        Ok(())
+    }
+}
+
+fn kept(keep: bool, stop: &CancellationToken) -> bool {
+    if !keep {
+        stop.cancel();
+    }
+    keep
+}
+
+fn route(plane: &Arc<Plane>, leads: &Leads) -> Route {
+    match leads.protocol {
+        Protocol::Http => {
+            let http = Tended::start(plane, leads.ways.clone(), Carries::Requests);
+            let grpc: Vec<Dialer> = leads.ways.iter().filter_map(Dialer::for_grpc).collect();
+            let grpc = (!grpc.is_empty()).then(|| Tended::start(plane, grpc, Carries::Requests));
+            Route::Requests(Ways { http, grpc })
+        }
+        Protocol::Tcp => Route::Bytes(Tended::start(plane, leads.ways.clone(), Carries::Bytes)),
+    }
+}

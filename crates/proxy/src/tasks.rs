@@ -1,0 +1,50 @@
+//! Where every task of the data plane is started, so that shutdown can wait for all and then cut the rest.
+
+use std::future::Future;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Starts tasks, counts them, and cuts those that are left at the end of the drain.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tasks {
+    running: TaskTracker,
+    cut: CancellationToken,
+}
+
+impl Tasks {
+    /// Starts a task, which ends by itself or is cut.
+    pub(crate) fn start(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let cut = self.cut.clone();
+        self.running.spawn(async move {
+            tokio::select! {
+                () = cut.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// Waits until all tasks have ended, at most for `grace`, then cuts the rest. Says how many were cut.
+    pub(crate) async fn drain(&self, grace: std::time::Duration) -> usize {
+        self.running.close();
+        if tokio::time::timeout(grace, self.running.wait()).await.is_ok() {
+            return 0;
+        }
+        let left = self.running.len();
+        self.cut.cancel();
+        self.running.wait().await;
+        left
+    }
+}
+
+impl<F> hyper::rt::Executor<F> for Tasks
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, task: F) {
+        self.start(async move {
+            task.await;
+        });
+    }
+}

@@ -1,0 +1,355 @@
+//! Where requests and connections go: several addresses in order of priority, tried until one takes them.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use countersign_identity::Code;
+use http::header::{HOST, HeaderValue};
+use http::{Request, Response, Uri, Version, request, uri};
+use hyper::body::Incoming;
+use rustls::AlertDescription;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::body::Body;
+use crate::bounds::{
+    ADDRESSES_MAX, IDLE_BACKEND, IDLE_DIALLED, RESPONSE_HEAD_TIMEOUT, SWEEP_EVERY, TRIES_MAX,
+    UPLOAD_TIMEOUT,
+};
+use crate::dial::{DialFailure, Dialer, Want};
+use crate::health::Health;
+use crate::plane::Plane;
+use crate::pool::{Lease, Pool, SendFailure};
+use crate::session::Spoken;
+use crate::wire::Wire;
+
+/// One thing to reach, at one or more addresses.
+pub(crate) struct Upstream {
+    plane: Arc<Plane>,
+    pools: Vec<Arc<Pool>>,
+    health: Mutex<Health>,
+    ejected: Notify,
+    carries: Carries,
+}
+
+/// What goes there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carries {
+    Requests,
+    Bytes,
+}
+
+/// Why nothing came back.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub(crate) struct Failed {
+    pub(crate) code: Code,
+    pub(crate) detail: String,
+}
+
+impl From<DialFailure> for Failed {
+    fn from(failure: DialFailure) -> Self {
+        Self { code: failure.code, detail: failure.detail }
+    }
+}
+
+/// What to do after a try.
+enum Next {
+    Done(Box<Response<Body>>),
+    /// The same address again: it was a connection that failed, not the address.
+    Again(Request<Body>),
+    /// The next address.
+    Onward(Request<Body>, Failed),
+    GiveUp(Failed),
+}
+
+impl Upstream {
+    /// At most [`ADDRESSES_MAX`] ways, best first.
+    pub(crate) fn new(plane: &Arc<Plane>, ways: Vec<Dialer>, carries: Carries) -> Arc<Self> {
+        let pools: Vec<_> = ways
+            .into_iter()
+            .take(ADDRESSES_MAX)
+            .map(|dialer| {
+                let idle = match dialer {
+                    Dialer::Mutual { .. } => IDLE_DIALLED,
+                    Dialer::Program(_) | Dialer::ProgramHttp2(_) => IDLE_BACKEND,
+                };
+                Pool::new(plane, dialer, idle)
+            })
+            .collect();
+        let health = Mutex::new(Health::new(pools.len()));
+        Arc::new(Self { plane: plane.clone(), pools, health, ejected: Notify::new(), carries })
+    }
+
+    /// Sends a request for `host`, and returns the head of the response with a body that is on its way.
+    ///
+    /// It goes to the next address when this one cannot be connected to, and is sent again only when it
+    /// provably was not read.
+    pub(crate) async fn send(
+        &self,
+        mut request: Request<Body>,
+        host: &HeaderValue,
+        want: Want,
+    ) -> Result<Response<Body>, Failed> {
+        let mut addresses = self.order().into_iter();
+        let mut address = addresses.next().ok_or_else(nowhere)?;
+        let mut failed = nowhere();
+        for _ in 0..TRIES_MAX {
+            match self.attempt(address, request, host, want).await {
+                Next::Done(response) => return Ok(*response),
+                Next::GiveUp(why) => return Err(why),
+                Next::Again(again) => request = again,
+                Next::Onward(again, why) => {
+                    (request, failed) = (again, why);
+                    match addresses.next() {
+                        Some(next) => address = next,
+                        None => return Err(failed),
+                    }
+                }
+            }
+        }
+        Err(failed)
+    }
+
+    async fn attempt(
+        &self,
+        address: usize,
+        request: Request<Body>,
+        host: &HeaderValue,
+        want: Want,
+    ) -> Next {
+        let pool = &self.pools[address];
+        let mut lease = match pool.lease(want).await {
+            Ok(lease) => lease,
+            Err(failure) => return self.unreached(address, request, failure.into()),
+        };
+        let request = match addressed(request, lease.spoken(), host) {
+            Ok(request) => request,
+            Err(failed) => return Next::GiveUp(failed),
+        };
+        let has_body = !http_body::Body::is_end_stream(request.body());
+        // A request without a body can be written a second time, if the first was not read.
+        let spare = (!has_body).then(|| copy_of(&request));
+        let patience = if has_body { UPLOAD_TIMEOUT } else { RESPONSE_HEAD_TIMEOUT };
+        let Ok(sent) = tokio::time::timeout(patience, lease.send(request)).await else {
+            let detail =
+                format!("{} did not answer within {} s", pool.dialer(), patience.as_secs());
+            return Next::GiveUp(Failed { code: Code::TimedOut, detail });
+        };
+        match (sent, spare) {
+            (Ok(response), _) => {
+                self.answered(address);
+                Next::Done(Box::new(passing(response, lease)))
+            }
+            (Err(SendFailure::Unsent(request)), _) => self.unsent(address, *request, &lease),
+            (Err(SendFailure::NotRead), Some(spare)) => Next::Again(spare),
+            (Err(SendFailure::NotRead), None) => {
+                let detail = format!("{} closes, and the body was under way", pool.dialer());
+                Next::GiveUp(Failed { code: Code::Unavailable, detail })
+            }
+            (Err(SendFailure::Refused(alert)), spare) => self.refused(address, alert, spare),
+            (Err(SendFailure::Lost(error)), _) => self.lost(address, &error),
+        }
+    }
+
+    /// A byte stream to the first address that takes one.
+    pub(crate) async fn connect(&self) -> Result<Wire, Failed> {
+        let mut failed = nowhere();
+        for address in self.order() {
+            match self.pools[address].dialer().dial(&self.plane, Want::Raw).await {
+                Ok(dialled) => {
+                    self.answered(address);
+                    return Ok(dialled.wire);
+                }
+                Err(failure) => {
+                    failed = failure.into();
+                    if !self.blame(address, &failed) {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(failed)
+    }
+
+    /// Probes addresses that rest, and closes what is idle, until stopped.
+    pub(crate) async fn tend(&self, stop: &CancellationToken) {
+        let mut sweeps = tokio::time::interval(SWEEP_EVERY);
+        sweeps.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let next = self.health().next_probe();
+            let probe = async {
+                match next {
+                    Some(next) => self.plane.alarms.at(next).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = sweeps.tick() => self.sweep(),
+                () = self.ejected.notified() => {}
+                () = probe => self.probe().await,
+            }
+        }
+        for pool in &self.pools {
+            pool.close();
+        }
+    }
+
+    async fn probe(&self) {
+        let due = self.health().due(self.plane.clock.now());
+        for address in due {
+            let pool = &self.pools[address];
+            let probed = match self.carries {
+                Carries::Requests => pool.probe().await,
+                Carries::Bytes => pool.dialer().dial(&self.plane, Want::Raw).await.map(drop),
+            };
+            match probed {
+                Ok(()) => {
+                    tracing::info!(address = %pool.dialer(), "answers again");
+                    self.answered(address);
+                }
+                Err(_still) => {
+                    self.health().failed(address, self.plane.clock.now(), &*self.plane.entropy);
+                }
+            }
+        }
+    }
+
+    fn sweep(&self) {
+        let now = self.plane.clock.now();
+        for pool in &self.pools {
+            pool.sweep(now);
+        }
+    }
+
+    fn unreached(&self, address: usize, request: Request<Body>, failed: Failed) -> Next {
+        if self.blame(address, &failed) {
+            Next::Onward(request, failed)
+        } else {
+            Next::GiveUp(failed)
+        }
+    }
+
+    fn unsent(&self, address: usize, request: Request<Body>, lease: &Lease) -> Next {
+        if lease.reused {
+            return Next::Again(request);
+        }
+        // A connection that was just opened and takes nothing: whoever answers there refuses us.
+        let detail =
+            format!("{} closed the connection before the request", self.pools[address].dialer());
+        let failed = Failed { code: Code::PeerClosed, detail };
+        self.blame(address, &failed);
+        Next::Onward(request, failed)
+    }
+
+    fn refused(
+        &self,
+        address: usize,
+        alert: AlertDescription,
+        spare: Option<Request<Body>>,
+    ) -> Next {
+        let alert = alert.as_str().unwrap_or("unknown");
+        let detail = format!("{} refused our certificate: {alert}", self.pools[address].dialer());
+        let failed = Failed { code: Code::PeerRefused, detail };
+        self.blame(address, &failed);
+        match spare {
+            Some(request) => Next::Onward(request, failed),
+            None => Next::GiveUp(failed),
+        }
+    }
+
+    fn lost(&self, address: usize, error: &hyper::Error) -> Next {
+        let dialer = self.pools[address].dialer();
+        let detail = format!("{dialer} ended the connection before it answered: {error}");
+        Next::GiveUp(Failed { code: Code::PeerClosed, detail })
+    }
+
+    /// Lets the address rest if it is at fault, and says whether another may do better.
+    fn blame(&self, address: usize, failed: &Failed) -> bool {
+        let ours =
+            matches!(failed.code, Code::NoOwnIdentity | Code::PolicyDenied | Code::PolicyError);
+        if ours {
+            return false;
+        }
+        let before = self.health().next_probe();
+        self.health().failed(address, self.plane.clock.now(), &*self.plane.entropy);
+        if before.is_none() {
+            tracing::warn!(address = %self.pools[address].dialer(), code = %failed.code, "rests after a failure");
+            self.ejected.notify_one();
+        }
+        true
+    }
+
+    fn answered(&self, address: usize) {
+        self.health().succeeded(address);
+    }
+
+    fn order(&self) -> Vec<usize> {
+        self.health().order().collect()
+    }
+
+    fn health(&self) -> std::sync::MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn nowhere() -> Failed {
+    Failed { code: Code::PeerUnreachable, detail: "no address is known for it".to_owned() }
+}
+
+fn copy_of(request: &Request<Body>) -> Request<Body> {
+    let mut copy = Request::new(Body::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+/// Writes the target and the host as the protocol wants them.
+fn addressed(
+    request: Request<Body>,
+    spoken: Spoken,
+    host: &HeaderValue,
+) -> Result<Request<Body>, Failed> {
+    let (mut head, body) = request.into_parts();
+    let written = match spoken {
+        Spoken::Http2 => absolute(&mut head, host),
+        Spoken::Http1 | Spoken::Either => origin(&mut head, host),
+    };
+    match written {
+        Ok(()) => Ok(Request::from_parts(head, body)),
+        Err(error) => {
+            let detail = format!("the target cannot be passed on: {error}");
+            Err(Failed { code: Code::NotUnderstood, detail })
+        }
+    }
+}
+
+fn origin(head: &mut request::Parts, host: &HeaderValue) -> Result<(), http::Error> {
+    let mut parts = uri::Parts::default();
+    parts.path_and_query = head.uri.path_and_query().cloned();
+    head.uri = Uri::from_parts(parts)?;
+    head.headers.insert(HOST, host.clone());
+    head.version = Version::HTTP_11;
+    Ok(())
+}
+
+fn absolute(head: &mut request::Parts, host: &HeaderValue) -> Result<(), http::Error> {
+    let mut parts = uri::Parts::default();
+    parts.scheme = Some(uri::Scheme::HTTPS);
+    parts.authority = Some(uri::Authority::try_from(host.as_bytes())?);
+    parts.path_and_query = head.uri.path_and_query().cloned();
+    head.uri = Uri::from_parts(parts)?;
+    head.headers.remove(HOST);
+    head.version = Version::HTTP_2;
+    Ok(())
+}
+
+fn passing(response: Response<Incoming>, lease: Lease) -> Response<Body> {
+    if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+        // The connection becomes something else and never comes back to its pool.
+        return response.map(|_none| Body::empty());
+    }
+    response.map(|incoming| Body::leased(incoming, lease))
+}
