@@ -50,3 +50,6 @@ pub use dial::Target;
 pub use listener::ListenFault;
 pub use metrics::METRICS;
 pub use run::run;
+
+#[cfg(test)]
+mod tests;

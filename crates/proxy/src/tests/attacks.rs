@@ -1,0 +1,185 @@
+//! What an attacker tries (the shared list: 14, 19 to 22).
+
+use std::time::Duration;
+
+use countersign_identity::Code;
+use countersign_tls::{Expected, Outbound, dial};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::world::{PATIENCE, Proxy, Shop, WEB_TO_ORDERS, name};
+use crate::bounds::HANDSHAKES_PER_SOURCE_MAX;
+use crate::config::Protocol;
+
+/// Sends bytes to the door as `web`, over mutual TLS and HTTP/1.1, and reads until the end.
+async fn raw(shop: &Shop, bytes: &[u8]) -> String {
+    let mut outbound = Outbound::service(name("orders"), Expected::Id(shop.realm.id("orders")));
+    outbound.alpn = vec![b"http/1.1".to_vec()];
+    let mut stream =
+        dial(&shop.web.plane.trust, shop.orders.door(), &outbound).await.unwrap().stream;
+    stream.write_all(bytes).await.unwrap();
+    stream.flush().await.unwrap();
+    let mut answer = Vec::new();
+    let mut buffer = [0; 4096];
+    // The connection stays open after a good request: what came within a moment is all.
+    while let Ok(Ok(read @ 1..)) =
+        tokio::time::timeout(Duration::from_millis(300), stream.read(&mut buffer)).await
+    {
+        answer.extend_from_slice(&buffer[..read]);
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[track_caller]
+fn refused(answer: &str) {
+    assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+}
+
+#[tokio::test]
+async fn ambiguous_requests_reach_nobody() {
+    let shop = Shop::open(Protocol::Http).await;
+    for request in [
+        "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        "GET / HTTP/1.1\r\n\r\n",
+        "GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\nx",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 2\r\n\r\nxx",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nX: 1\rY: 2\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nX : 1\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\n X: 1\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nX: 1\0\r\n\r\n",
+        "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET a HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET / HTTP/3.0\r\nHost: a\r\n\r\n",
+        "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nConnection: host\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nConnection: content-length\r\nContent-Length: 1\r\n\r\nx",
+    ] {
+        let answer = raw(&shop, request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 4"), "{request:?} was answered with {answer:?}");
+    }
+    assert_eq!(shop.program.reached(), 0);
+}
+
+#[tokio::test]
+async fn a_body_cannot_smuggle_a_second_request() {
+    let shop = Shop::open(Protocol::Http).await;
+    let inner = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    for framing in [
+        "Content-Length: 4\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 4",
+    ] {
+        // By its length the body ends before the inner request; by its encoding, at the 0 after it.
+        let chunk = format!("{:x}\r\n{inner}\r\n0\r\n\r\n", inner.len());
+        let before = shop.program.reached();
+        let answer = raw(
+            &shop,
+            format!("POST /echo HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n{chunk}").as_bytes(),
+        )
+        .await;
+        let reached = shop.program.reached() - before;
+        assert!(reached <= 1, "{framing}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{framing}: {answer}");
+        assert!(!answer.contains("GET /smuggled HTTP/1.1\n"), "{framing}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn heads_without_end_are_refused() {
+    let shop = Shop::open(Protocol::Http).await;
+    let many: String = (0..500).map(|at| format!("X-{at}: 1\r\n")).collect();
+    refused(&raw(&shop, format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n").as_bytes()).await);
+    let long = "a".repeat(200_000);
+    refused(
+        &raw(&shop, format!("GET / HTTP/1.1\r\nHost: a\r\nX: {long}\r\n\r\n").as_bytes()).await,
+    );
+    assert_eq!(shop.program.reached(), 0);
+}
+
+#[tokio::test]
+async fn a_stranger_is_refused_and_seen() {
+    let shop = Shop::open(Protocol::Http).await;
+    let mut stream = TcpStream::connect(shop.orders.door()).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: orders\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.ok();
+    assert!(!answer.starts_with(b"HTTP"), "plain HTTP gets no answer in HTTP");
+    let fact = shop.orders.fact(|fact| fact.code.is_some()).await;
+    assert_eq!((fact.peer, fact.service), (None, Some(name("orders"))));
+    let payments = Proxy::start(&shop.realm, "payments", WEB_TO_ORDERS).await;
+    let allow = r#"permit (principal == Workload::"payments", action == Action::"connect", resource == Service::"orders");"#;
+    payments.enforce(allow, 2);
+    let outbound = Outbound::service(name("orders"), Expected::Id(shop.realm.id("orders")));
+    if let Ok(established) = dial(&payments.plane.trust, shop.orders.door(), &outbound).await {
+        let mut stream = established.stream;
+        assert!(
+            matches!(stream.read(&mut [0; 1]).await, Ok(0) | Err(_)),
+            "what it believes to be allowed is not"
+        );
+    }
+    let fact = shop.orders.refused(Code::PolicyDenied).await;
+    assert_eq!(fact.peer, Some(shop.realm.id("payments")));
+    assert_eq!(shop.program.reached(), 0);
+}
+
+#[tokio::test]
+async fn handshakes_that_never_end_do_not_keep_others_out() {
+    let shop = Shop::open(Protocol::Http).await;
+    let mut silent = Vec::new();
+    for _ in 0..HANDSHAKES_PER_SOURCE_MAX {
+        silent.push(TcpStream::connect(shop.orders.door()).await.unwrap());
+    }
+    let honest = async {
+        loop {
+            if shop.caller().await.get("/").await.0 == 200 {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(8), honest)
+        .await
+        .expect("an honest caller got in before their time-out");
+    shop.orders.refused(Code::TooManyConnections).await;
+    let end = tokio::time::timeout(PATIENCE, silent[0].read(&mut [0; 1])).await.unwrap();
+    assert!(matches!(end, Ok(0) | Err(_)), "the oldest gave way");
+}
+
+#[tokio::test]
+async fn rapid_resets_end_the_connection_and_not_the_door() {
+    let shop = Shop::open(Protocol::Http).await;
+    let mut outbound = Outbound::service(name("orders"), Expected::Id(shop.realm.id("orders")));
+    outbound.alpn = vec![b"h2".to_vec()];
+    let stream = dial(&shop.web.plane.trust, shop.orders.door(), &outbound).await.unwrap().stream;
+    let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+    let driving = tokio::spawn(connection);
+    for _ in 0..5000 {
+        let Ok(ready) = sender.clone().ready().await else { break };
+        sender = ready;
+        let request = http::Request::get("https://orders/gate").body(()).unwrap();
+        let Ok((response, mut stream)) = sender.send_request(request, false) else { break };
+        stream.send_reset(h2::Reason::CANCEL);
+        drop(response);
+        tokio::task::yield_now().await;
+    }
+    assert!(shop.program.reached() < 5000);
+    drop(sender);
+    driving.abort();
+    assert_eq!(shop.caller().await.get("/").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_local_caller_that_says_nothing_costs_one_connection_only() {
+    let shop = Shop::open(Protocol::Http).await;
+    let mut silent = Vec::new();
+    for _ in 0..50 {
+        silent.push(UnixStream::connect(&shop.local).await.unwrap());
+    }
+    assert_eq!(shop.caller().await.get("/").await.0, 200);
+    assert_eq!(shop.web.handshakes(), 1);
+}

@@ -1,0 +1,96 @@
+//! Shutdown: nothing that was begun is lost, and nothing is waited for without end.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+
+use super::world::{Shop, eventually, get, read};
+use crate::config::Protocol;
+
+#[tokio::test]
+async fn a_request_under_way_is_answered_before_the_end() {
+    let shop = Shop::open(Protocol::Http).await;
+    let mut caller = shop.caller().await;
+    let asking = tokio::spawn(async move {
+        let answer = caller.send(get("/gate")).await.unwrap();
+        let closes = answer.headers().get("connection").is_some_and(|value| value == "close");
+        (read(answer).await.0, closes)
+    });
+    eventually(|| (shop.program.reached() == 1).then_some(())).await;
+    let orders = tokio::spawn(shop.orders.end(Duration::from_secs(10)));
+    let web = tokio::spawn(shop.web.end(Duration::from_secs(10)));
+    eventually(|| (!shop.local.exists()).then_some(())).await;
+    shop.program.gate.add_permits(1);
+    assert_eq!(asking.await.unwrap(), (200, true), "answered, and told to come back elsewhere");
+    assert_eq!((orders.await.unwrap(), web.await.unwrap()), (0, 0), "and nothing was cut");
+}
+
+#[tokio::test]
+async fn what_does_not_end_is_cut_at_the_deadline() {
+    let shop = Shop::open(Protocol::Http).await;
+    let mut caller = shop.caller().await;
+    let asking = tokio::spawn(async move {
+        caller.send(get("/gate")).await.map(|answer| answer.status().as_u16())
+    });
+    eventually(|| (shop.program.reached() == 1).then_some(())).await;
+    let cut = shop.web.end(Duration::from_millis(50)).await;
+    assert!(0 < cut);
+    assert!(asking.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn an_idle_proxy_drains_at_once() {
+    let shop = Shop::open(Protocol::Http).await;
+    let mut caller = shop.caller().await;
+    assert_eq!(caller.get("/").await.0, 200);
+    let ends = tokio::time::timeout(Duration::from_secs(5), async {
+        (
+            shop.web.end(Duration::from_secs(10)).await,
+            shop.orders.end(Duration::from_secs(10)).await,
+        )
+    });
+    assert_eq!(ends.await.unwrap(), (0, 0));
+    eventually(|| caller.is_closed().then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_busy_keep_alive_caller_loses_nothing_while_its_listener_closes() {
+    let mut shop = Shop::open(Protocol::Http).await;
+    let mut callers = Vec::new();
+    for _ in 0..8 {
+        callers.push(shop.caller().await);
+    }
+    let hammering: Vec<_> = callers
+        .into_iter()
+        .map(|mut caller| {
+            tokio::spawn(async move {
+                let mut answered = 0;
+                loop {
+                    let request = Request::post("/echo")
+                        .header("host", "orders")
+                        .body(Full::from(Bytes::from_static(b"x")));
+                    let answer = match caller.send(request.unwrap()).await {
+                        Ok(answer) => answer,
+                        // Not sent: the connection was closed while it was idle, as announced.
+                        Err(error) if error.is_canceled() || error.is_closed() => return answered,
+                        Err(error) => panic!("lost after {answered}: {error}"),
+                    };
+                    let closes =
+                        answer.headers().get("connection").is_some_and(|value| value == "close");
+                    assert_eq!(read(answer).await, (200, "x".to_owned()));
+                    answered += 1;
+                    if closes {
+                        return answered;
+                    }
+                }
+            })
+        })
+        .collect();
+    eventually(|| (200 < shop.program.reached()).then_some(())).await;
+    shop.web.listen(&[], &[]);
+    for caller in hammering {
+        assert!(0 < caller.await.unwrap());
+    }
+}

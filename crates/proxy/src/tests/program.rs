@@ -1,0 +1,150 @@
+//! The program behind a door: plain HTTP on a Unix socket, no TLS anywhere in it.
+
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HeaderMap, HeaderValue, UPGRADE};
+use http::{Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use crate::dial::Target;
+
+pub(super) struct Program {
+    path: PathBuf,
+    /// How many requests have reached it.
+    pub(super) reached: Arc<AtomicUsize>,
+    /// Each permit lets one request for `/gate` go on.
+    pub(super) gate: Arc<Semaphore>,
+    task: JoinHandle<()>,
+}
+
+type Answer = Response<BoxBody<Bytes, hyper::Error>>;
+
+impl Program {
+    pub(super) fn start(path: &Path) -> Self {
+        let listener = UnixListener::bind(path).unwrap();
+        let (reached, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+        let (counter, waiting) = (reached.clone(), gate.clone());
+        let task = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (counter, waiting) = (counter.clone(), waiting.clone());
+                let service = service_fn(move |request| {
+                    counter.fetch_add(1, Ordering::SeqCst);
+                    answer(request, waiting.clone())
+                });
+                tokio::spawn(async move {
+                    let rules = auto::Builder::new(TokioExecutor::new());
+                    let served =
+                        rules.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+                    if let Err(error) = served {
+                        tracing::debug!(%error, "the program's connection ended");
+                    }
+                });
+            }
+        });
+        Self { path: path.to_owned(), reached, gate, task }
+    }
+
+    pub(super) fn target(&self) -> Target {
+        Target::Unix(self.path.clone())
+    }
+
+    pub(super) fn reached(&self) -> usize {
+        self.reached.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn answer(
+    mut request: Request<Incoming>,
+    gate: Arc<Semaphore>,
+) -> Result<Answer, Infallible> {
+    match request.uri().path() {
+        "/upgrade" => return Ok(upgrade(&mut request)),
+        "/trailers" => return Ok(trailers(request).await),
+        "/gate" => gate.acquire().await.unwrap().forget(),
+        "/close" => {
+            let mut response = whole(Bytes::from_static(b"closes"));
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            return Ok(response);
+        }
+        "/echo" => {
+            let body = request.into_body().collect().await.map(|body| body.to_bytes());
+            return Ok(whole(body.unwrap_or_default()));
+        }
+        _ => {}
+    }
+    let mut text = format!("{} {} {:?}\n", request.method(), request.uri(), request.version());
+    let mut lines: Vec<String> = request
+        .headers()
+        .iter()
+        .map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())))
+        .collect();
+    lines.sort();
+    for line in lines {
+        writeln!(text, "{line}").unwrap();
+    }
+    Ok(whole(text.into()))
+}
+
+fn whole(bytes: Bytes) -> Answer {
+    Response::new(Full::new(bytes).map_err(|never| match never {}).boxed())
+}
+
+/// Says everything back over the upgraded connection.
+fn upgrade(request: &mut Request<Incoming>) -> Answer {
+    let upgrading = hyper::upgrade::on(request);
+    tokio::spawn(async move {
+        let Ok(upgraded) = upgrading.await else { return };
+        let mut io = TokioIo::new(upgraded);
+        let mut buffer = [0; 1024];
+        while let Ok(read @ 1..) = io.read(&mut buffer).await {
+            if io.write_all(&buffer[..read]).await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut response = whole(Bytes::new());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static("echo"));
+    response
+}
+
+/// The body back, with the version that was spoken and the trailers that came in trailers of its own.
+async fn trailers(request: Request<Incoming>) -> Answer {
+    let version = format!("{:?}", request.version());
+    let collected = request.into_body().collect().await.unwrap();
+    let mut trailers = HeaderMap::new();
+    if let Some(came) = collected.trailers() {
+        trailers = came.clone();
+    }
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    trailers.insert("x-spoken", HeaderValue::from_str(&version).unwrap());
+    let data = collected.to_bytes();
+    let frames = [Ok(Frame::data(data)), Ok(Frame::trailers(trailers))];
+    let mut response = Response::new(StreamBody::new(futures_util::stream::iter(frames)).boxed());
+    response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    response.headers_mut().insert("trailer", HeaderValue::from_static("grpc-status, x-spoken"));
+    response
+}
