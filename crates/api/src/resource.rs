@@ -25,7 +25,7 @@ use serde::Serialize;
 pub use self::address::{
     BadAddress, HostPort, ListenAddress, Local, LoopbackAddress, SOCKET_PATH_BYTES_MAX, SocketPath,
 };
-pub use self::check::{Declaration, check};
+pub use self::check::{Declaration, Unread, check, check_beside};
 pub use self::policy::{PolicyRecord, PolicyScope, PolicySpec, ScopeNames};
 pub(crate) use self::problem::shorten;
 pub use self::problem::{Position, Problem};

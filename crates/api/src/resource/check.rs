@@ -22,6 +22,20 @@ pub struct Declaration<'a> {
     pub services: BTreeMap<&'a Name, &'a ServiceSpec>,
 }
 
+/// Manifests that are there and could not be read: what they would have declared is not known to be missing.
+#[derive(Clone, Debug, Default)]
+pub struct Unread(pub Vec<(Option<Kind>, Option<Name>)>);
+
+impl Unread {
+    /// Whether one of them may be this resource.
+    fn may_be(&self, kind: Kind, name: Option<&Name>) -> bool {
+        self.0.iter().any(|(unread_kind, unread_name)| {
+            unread_kind.is_none_or(|unread| unread == kind)
+                && (name.is_none() || unread_name.is_none() || unread_name.as_ref() == name)
+        })
+    }
+}
+
 /// Checks the whole set of resources that a trust domain would hold; no problem means that it may be applied,
 /// as far as this crate knows: whether policies compile, the crate `policy` says.
 ///
@@ -31,9 +45,22 @@ pub fn check<'a>(
     resources: &'a [Resource],
     domain: Option<&TrustDomain>,
 ) -> Result<Declaration<'a>, Vec<Problem>> {
+    check_beside(resources, domain, &Unread::default())
+}
+
+/// The same beside manifests that could not be read, so that all problems can be told at once and none that
+/// is not there.
+///
+/// # Errors
+/// With every problem.
+pub fn check_beside<'a>(
+    resources: &'a [Resource],
+    domain: Option<&TrustDomain>,
+    unread: &Unread,
+) -> Result<Declaration<'a>, Vec<Problem>> {
     let mut problems = Vec::new();
     repeated_names(resources, &mut problems);
-    let settings = settings(resources, domain, &mut problems);
+    let settings = settings(resources, domain, unread, &mut problems);
     let mut workloads = BTreeMap::new();
     let mut services = BTreeMap::new();
     for resource in resources {
@@ -46,13 +73,14 @@ pub fn check<'a>(
     match settings {
         Some(settings) => {
             check_workloads(&workloads, &settings, &mut problems);
-            check_services(&workloads, &services, &mut problems);
+            check_services(&workloads, &services, unread, &mut problems);
             if problems.is_empty() {
                 let domain = settings.trust_domain.clone();
                 return Ok(Declaration { domain, settings, workloads, services });
             }
         }
-        None => check_services(&workloads, &services, &mut problems),
+        // Without the trust domain the workloads' identities are not known.
+        None => check_services(&workloads, &services, unread, &mut problems),
     }
     Err(problems)
 }
@@ -80,6 +108,7 @@ fn repeated_names(resources: &[Resource], problems: &mut Vec<Problem>) {
 fn settings(
     resources: &[Resource],
     domain: Option<&TrustDomain>,
+    unread: &Unread,
     problems: &mut Vec<Problem>,
 ) -> Option<TrustDomainSpec> {
     let mut declared = None;
@@ -102,7 +131,7 @@ fn settings(
         declared = Some(spec.clone());
     }
     let settings = declared.or_else(|| domain.map(|domain| TrustDomainSpec::of(domain.clone())));
-    if settings.is_none() {
+    if settings.is_none() && !unread.may_be(Kind::TrustDomain, None) {
         let message = "no manifest of kind `TrustDomain` says which trust domain this is: add one with `spec: {trustDomain: …}`";
         problems.push(Problem::about("", "", message));
     }
@@ -156,18 +185,22 @@ fn over_limit(lifetime: Option<Lifetime>, max: Lifetime) -> Option<String> {
 fn check_services(
     workloads: &BTreeMap<&Name, &WorkloadSpec>,
     services: &BTreeMap<&Name, &ServiceSpec>,
+    unread: &Unread,
     problems: &mut Vec<Problem>,
 ) {
     let mut doors = Doors::default();
     for (name, spec) in services {
         let mut bad =
             |field: &str, message| problems.push(about(Kind::Service, name, field, message));
-        if !workloads.contains_key(&spec.workload) {
+        let unread_workload = unread.may_be(Kind::Workload, Some(&spec.workload));
+        if !workloads.contains_key(&spec.workload) && !unread_workload {
             bad("spec.workload", undeclared(Kind::Workload, &spec.workload, workloads.keys()));
         }
         for (index, upstream) in spec.upstreams.iter().enumerate() {
             let field = format!("spec.upstreams[{index}].service");
+            let unread_service = unread.may_be(Kind::Service, Some(&upstream.service));
             match services.get(&upstream.service) {
+                None if unread_service => {}
                 None => bad(&field, undeclared(Kind::Service, &upstream.service, services.keys())),
                 Some(called)
                     if called.listen.is_none()
