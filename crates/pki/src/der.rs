@@ -118,16 +118,16 @@ impl<'a> Value<'a> {
 
     /// A BIT STRING of named bits, bit 0 first: unused bits zero, no trailing zero bits (X.690, 11.2).
     pub(crate) fn named_bits(&self) -> Result<u16, BadDer> {
-        let bad = || self.bad("a list of bits that is not in its shortest form");
-        let (bits, unused) = match *self.content {
-            [unused, high] => (u16::from(high) << 8, unused),
-            [unused, high, low] => (u16::from(high) << 8 | u16::from(low), unused),
-            _ => return Err(bad()),
+        let (bits, unused, width) = match *self.content {
+            [unused @ 0..=7, high] => (u16::from(high) << 8, unused, 8),
+            [unused @ 0..=7, high, low] => (u16::from(high) << 8 | u16::from(low), unused, 16),
+            _ => return Err(self.bad("a list of bits that is not in its shortest form")),
         };
-        let width = (self.content.len() - 1) * 8 - usize::from(unused);
-        let last = u16::try_from(width).ok().filter(|_| unused < 8).ok_or_else(bad)?;
         // The last bit is set, and none after it.
-        if bits.trailing_zeros() + u32::from(last) != 16 { Err(bad()) } else { Ok(bits) }
+        if bits.trailing_zeros() + width - u32::from(unused) != 16 {
+            return Err(self.bad("a list of bits that is not in its shortest form"));
+        }
+        Ok(bits)
     }
 
     /// An OBJECT IDENTIFIER's contents: each part in its shortest form and complete (X.690, 8.19.2).
@@ -252,4 +252,90 @@ pub(crate) fn write_unsigned(digits: &[u8]) -> Vec<u8> {
 /// Writes a BIT STRING of whole bytes.
 pub(crate) fn write_bytes_as_bits(bytes: &[u8]) -> Vec<u8> {
     write(BIT_STRING, &[&[0], bytes])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Value<'_> {
+        Reader::new(bytes).any().unwrap()
+    }
+
+    #[test]
+    fn lengths_have_one_form() {
+        for (header, length) in
+            [(&[4, 0][..], 0), (&[4, 1], 1), (&[4, 0x81, 0x80], 128), (&[4, 0x82, 1, 0], 256)]
+        {
+            let bytes = [header, &vec![0; length]].concat();
+            assert_eq!(read(&bytes).content.len(), length);
+        }
+        for bad in [
+            &[4, 0x80][..],
+            &[4, 0x81, 0x7f],
+            &[4, 0x82, 0, 0xff],
+            &[4, 0x83, 0, 1, 0],
+            &[4, 0xff],
+            &[4, 1],
+            &[4],
+            &[],
+            &[0x1f, 1, 0],
+        ] {
+            let padded = [bad, &[0; 300]].concat();
+            let bytes = if bad.len() < 3 { bad } else { &padded };
+            assert!(Reader::new(bytes).any().is_err(), "{bad:02x?}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        for length in [0, 1, 127, 128, 255, 256, 40_000] {
+            let content = vec![7; length];
+            let written = write(OCTET_STRING, &[&content]);
+            let mut reader = Reader::new(&written);
+            assert_eq!(reader.take(OCTET_STRING, "octets").unwrap().content, content);
+            assert!(reader.end("octets").is_ok());
+        }
+        for number in [0, 1, 127, 128, 255, 256, u64::MAX] {
+            let written = write_unsigned(&number.to_be_bytes());
+            assert_eq!(read(&written).unsigned(), Ok(number));
+        }
+    }
+
+    #[test]
+    fn numbers_have_one_form() {
+        for bad in [&[2, 0][..], &[2, 2, 0, 1], &[2, 2, 0xff, 0x80], &[2, 1, 0x80]] {
+            assert!(read(bad).unsigned().is_err(), "{bad:02x?}");
+        }
+        assert!(read(&[2, 10, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1]).unsigned().is_err(), "over 64 bits");
+    }
+
+    #[test]
+    fn lists_of_bits_have_one_form() {
+        assert_eq!(read(&[3, 2, 7, 0x80]).named_bits(), Ok(0x8000));
+        assert_eq!(read(&[3, 2, 1, 0x06]).named_bits(), Ok(0x0600));
+        assert_eq!(read(&[3, 3, 7, 0, 0x80]).named_bits(), Ok(0x0080));
+        for bad in [
+            &[3, 0][..],
+            &[3, 1, 0],
+            &[3, 1, 8],
+            &[3, 2, 0, 0],
+            &[3, 2, 6, 0x80],
+            &[3, 2, 7, 0xc0],
+            &[3, 2, 8, 0x80],
+            &[3, 2, 255, 0x80],
+            &[3, 3, 0, 0x80, 0],
+            &[3, 4, 0, 1, 1, 1],
+        ] {
+            assert!(read(bad).named_bits().is_err(), "{bad:02x?}");
+        }
+    }
+
+    #[test]
+    fn identifiers_have_one_form() {
+        assert!(read(&[6, 3, 0x55, 0x1d, 0x0f]).oid().is_ok());
+        for bad in [&[6, 0][..], &[6, 2, 0x55, 0x80], &[6, 3, 0x55, 0x80, 1]] {
+            assert!(read(bad).oid().is_err(), "{bad:02x?}");
+        }
+    }
 }

@@ -167,7 +167,7 @@ fn leaves() -> Vec<Case> {
             case.leaf().add(&[0x2a, 3, 4], false, &[5, 0]);
         }),
         accepted("id_with_dots_in_segments", |case| {
-            case.named("spiffe://shop.example/a..b/.../_-")
+            case.named("spiffe://shop.example/a..b/.../_-");
         }),
         accepted("id_of_2048_bytes", |case| {
             case.named(&format!("spiffe://shop.example/{}", "a".repeat(2048 - 22)));

@@ -67,6 +67,9 @@ fn fields() -> Vec<Case> {
         refused("key_usage_with_a_trailing_zero_bit", "malformed", |case| {
             case.leaf().set(x509::USAGE, true, &[3, 2, 6, 0x80]);
         }),
+        refused("key_usage_with_nine_unused_bits", "malformed", |case| {
+            case.leaf().set(x509::USAGE, true, &[3, 2, 9, 0x80]);
+        }),
         refused("bytes_after_the_alternative_names", "malformed", |case| {
             let names = seq(&[&x509::uri(b"spiffe://shop.example/orders")]);
             case.leaf().set(x509::SAN, true, &[names, vec![5, 0]].concat());

@@ -1,20 +1,16 @@
 //! From a draft to a certificate that others accept.
 
-#![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
-
-mod support;
-
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::support::{Realm, lifetime, now, serial};
 use async_trait::async_trait;
 use countersign_identity::{Code, Timestamp};
 use countersign_pki::{
     AuthorityDraft, Certificate, Draft, KeyKind, PrivateKey, PublicKey, Receipt, Refusal, Reserved,
     Role, SignFault, Signer, make_csr, open_csr, verify,
 };
-use support::{Realm, lifetime, now, serial};
 
 const KINDS: [KeyKind; 2] = [KeyKind::P256, KeyKind::Ed25519];
 
@@ -49,7 +45,7 @@ async fn a_certificate_never_lives_longer_than_asked_nor_than_its_issuer() {
         draft.lifetime = lifetime("10s");
         let (issued, lifetime) = (draft.issued, draft.lifetime.duration());
         let reviewed = draft.review(&realm.profile(), &realm.issuer).unwrap();
-        let validity = support::signed(reviewed, &realm.signer).await.validity();
+        let validity = crate::support::signed(reviewed, &realm.signer).await.validity();
         assert!(validity.not_after <= issued + lifetime, "{validity:?}");
         assert!(issued + lifetime < validity.not_after + Duration::from_secs(1));
         assert!(validity.not_before <= issued - Duration::from_secs(5));
@@ -99,7 +95,7 @@ async fn a_workload_never_gets_the_issuers_own_key_certified() {
     let key = PrivateKey::generate(KeyKind::Ed25519).unwrap();
     let draft =
         AuthorityDraft::issuer(&realm.root, key.public().clone(), serial(9), now(), lifetime("7d"));
-    let issuer = support::signed(draft.review().unwrap(), &realm.root_signer).await;
+    let issuer = crate::support::signed(draft.review().unwrap(), &realm.root_signer).await;
     let issuer = countersign_pki::Issuer::from_certificate(issuer).unwrap();
     let refusal = realm.draft("/orders", &key).review(&realm.profile(), &issuer).unwrap_err();
     assert_eq!(refusal, Refusal::IssuerKey);
@@ -170,7 +166,7 @@ async fn the_recorded_digest_is_the_digest_of_the_signed_bytes() {
     let key = PrivateKey::generate(KeyKind::P256).unwrap();
     let reviewed = realm.draft("/orders", &key).review(&realm.profile(), &realm.issuer).unwrap();
     let recorded = reviewed.summary().tbs;
-    let certificate = support::signed(reviewed, &realm.signer).await;
+    let certificate = crate::support::signed(reviewed, &realm.signer).await;
     assert_eq!(certificate.tbs_digest(), recorded);
     assert_eq!(Certificate::parse(certificate.der()).unwrap().tbs_digest(), recorded);
 }
@@ -186,7 +182,7 @@ async fn nothing_in_a_request_reaches_the_certificate_but_its_key() {
     let mut draft = realm.draft("/orders", &key);
     draft.key = proven.clone();
     let reviewed = draft.review(&realm.profile(), &realm.issuer).unwrap();
-    let leaf = support::signed(reviewed, &realm.signer).await;
+    let leaf = crate::support::signed(reviewed, &realm.signer).await;
     assert_eq!(leaf.spiffe_id().unwrap().as_str(), "spiffe://shop.example/orders");
     assert_eq!(leaf.public_key().unwrap(), *proven.public());
     assert!(!leaf.is_authority());
@@ -244,12 +240,12 @@ async fn openssl_accepts_our_chains_strictly() {
         let mut draft = realm.draft("/orders", &key);
         draft.dns_names = vec!["orders.shop.example".parse().unwrap()];
         let reviewed = draft.review(&realm.profile(), &realm.issuer).unwrap();
-        let leaf = support::signed(reviewed, &realm.signer).await;
+        let leaf = crate::support::signed(reviewed, &realm.signer).await;
         write("leaf.pem", &countersign_pki::encode_certificate(leaf.der()));
         let issuer = realm.issuer.certificate().der();
         write("issuer.pem", &countersign_pki::encode_certificate(issuer));
         for purpose in ["sslserver", "sslclient"] {
-            let at = support::NOW.to_string();
+            let at = crate::support::NOW.to_string();
             let text = openssl(
                 folder.path(),
                 &[

@@ -1,7 +1,5 @@
 //! Every vector in `testdata/verify` gets the verdict that its index says.
 
-#![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
-
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 

@@ -1,0 +1,10 @@
+//! Tests of the crate from outside, in one program.
+
+#![expect(clippy::unwrap_used, reason = "a test fails where it panics")]
+
+mod attacks;
+mod bundles;
+mod issue;
+mod parsers;
+mod support;
+mod vectors;
