@@ -176,3 +176,39 @@ impl Gathered {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bytes() -> impl Strategy<Value = Vec<u8>> {
+        // Something that looks like the beginning of a certificate gets further than noise.
+        let begins = vec![vec![], vec![0x30, 0x82, 0x00, 0x05], vec![0x30, 0x03]];
+        (prop::sample::select(begins), any::<Vec<u8>>())
+            .prop_map(|(begin, rest)| [begin, rest].concat())
+    }
+
+    proptest! {
+        #[test]
+        fn no_message_is_too_strange_to_be_refused(
+            id in "(spiffe://)?[a-z./]{0,20}",
+            parts in (bytes(), bytes(), bytes()),
+            federated in prop::collection::hash_map(".{0,30}", bytes(), 0..4),
+        ) {
+            let svid = X509svid {
+                spiffe_id: id,
+                x509_svid: parts.0,
+                x509_svid_key: parts.1,
+                bundle: parts.2,
+                hint: String::new(),
+            };
+            let federated_bundles: HashMap<_, _> = federated;
+            let response = X509svidResponse { svids: vec![svid], crl: Vec::new(), federated_bundles };
+            prop_assert!(read(response, &Choice::Default, Timestamp::EPOCH).is_err());
+        }
+    }
+}

@@ -80,6 +80,10 @@ pub struct Decision {
 }
 
 impl Decision {
+    fn by_list() -> Self {
+        Self { verdict: Verdict::Allow, policies: vec![ALLOW_LIST.to_owned()] }
+    }
+
     /// Whether it is a yes.
     pub fn is_allowed(&self) -> bool {
         match self.verdict {
@@ -98,7 +102,7 @@ pub struct Policies {
     authorizer: Authorizer,
     entities: Entities,
     index: Index,
-    allowed: BTreeSet<SpiffeId>,
+    allowed: Option<BTreeSet<SpiffeId>>,
     count: usize,
 }
 
@@ -138,16 +142,17 @@ impl Policies {
             authorizer: Authorizer::new(),
             entities: Entities::empty(),
             index: Index::default(),
-            allowed: BTreeSet::new(),
+            allowed: None,
             count: 0,
         }
     }
 
     /// These peers may connect to every service here, nobody else to any.
     ///
-    /// Peers must be asked about as [`Principal::Id`]: the list knows no names.
+    /// Peers must be asked about as [`Principal::Id`]: the list knows no names. It speaks of those who
+    /// connect here, so whom this process dials is left to the one who dials, and to the rules over there.
     pub fn allow_ids(ids: Vec<SpiffeId>) -> Self {
-        Self { allowed: ids.into_iter().collect(), ..Self::none() }
+        Self { allowed: Some(ids.into_iter().collect()), ..Self::none() }
     }
 
     /// How many policies there are.
@@ -155,12 +160,21 @@ impl Policies {
         self.count
     }
 
+    /// Decides about a connection that this process opens; the principal is its own.
+    ///
+    /// The same policies are asked at both ends. Only an [allow list](Self::allow_ids) says nothing of it.
+    pub fn decide_outbound(&self, request: &ConnectRequest<'_>) -> Decision {
+        if self.allowed.is_some() { Decision::by_list() } else { self.decide(request) }
+    }
+
     /// Decides. Whatever cannot be evaluated denies.
     pub fn decide(&self, request: &ConnectRequest<'_>) -> Decision {
-        if let Principal::Id(id) = request.principal
-            && self.allowed.contains(id)
-        {
-            return Decision { verdict: Verdict::Allow, policies: vec![ALLOW_LIST.to_owned()] };
+        let listed = |allowed: &BTreeSet<SpiffeId>| match request.principal {
+            Principal::Id(id) => allowed.contains(id),
+            Principal::Named(_) => false,
+        };
+        if self.allowed.as_ref().is_some_and(listed) {
+            return Decision::by_list();
         }
         let mut sets = self.index.sets(request.principal.as_str(), request.service).peekable();
         if sets.peek().is_none() {

@@ -170,6 +170,22 @@ fn an_allow_list_takes_exactly_its_ids() {
     );
 }
 
+/// Who dials names whom it means; the list is about those who come.
+#[test]
+fn only_an_allow_list_leaves_dialling_to_the_dialler() {
+    let context = context();
+    let request = |principal| ConnectRequest { principal, service: "orders", context: &context };
+    let web = id("spiffe://shop.example/web");
+    let list = Policies::allow_ids(Vec::new());
+    allowed(&list.decide_outbound(&request(&web)), &["allow-list"]);
+    denied(&list.decide(&request(&web)), Code::PolicyDenied, &[]);
+    denied(&Policies::none().decide_outbound(&request(&web)), Code::PolicyDenied, &[]);
+    let policies = compile(&[("shop", PERMIT)]);
+    let (web, orders) = (named("web"), named("orders"));
+    allowed(&policies.decide_outbound(&request(&web)), &["shop"]);
+    denied(&policies.decide_outbound(&request(&orders)), Code::PolicyDenied, &[]);
+}
+
 #[test]
 fn names_of_every_other_alphabet_deny() {
     let policies = compile(&[("shop", PERMIT)]);

@@ -109,7 +109,7 @@ fn principal(name: &str) -> Principal {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(192))]
+    #![proptest_config(ProptestConfig::with_cases(80))]
 
     #[test]
     fn indexed_decisions_are_those_of_the_whole_set(

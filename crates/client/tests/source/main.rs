@@ -1,0 +1,10 @@
+//! A source beside an agent of the test's own, over a real socket, and beside files.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod agent;
+mod enforcement;
+mod files;
+mod realm;
+mod workload_api;
+mod world;
