@@ -67,7 +67,7 @@ fn write_value(text: &mut String, value: &Value, depth: usize) -> Result<(), Not
 
 fn write_integer(text: &mut String, number: &serde_json::Number) -> Result<(), NotCanonical> {
     let magnitude = number.as_i64().map(i64::unsigned_abs).or_else(|| number.as_u64());
-    if !magnitude.is_some_and(|magnitude| magnitude <= INTEGER_MAX) {
+    if magnitude.is_none_or(|magnitude| INTEGER_MAX < magnitude) {
         return Err(NotCanonical::Number(number.to_string()));
     }
     text.push_str(&number.to_string());

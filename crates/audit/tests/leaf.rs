@@ -1,5 +1,7 @@
 //! What a leaf says, and that it can be said in one way only.
 
+#![expect(clippy::unwrap_used, reason = "what a test sets up may fail loudly")]
+
 use countersign_audit::{
     BadLeaf, DETAILS_BYTES_MAX, Entry, Event, EventKind, LEAF_BYTES_MAX, Leaf, LeafRefused, body,
     leaf_hash,

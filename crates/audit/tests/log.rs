@@ -1,5 +1,7 @@
 //! The log against the vectors of Certificate Transparency and against the definition in RFC 6962 itself.
 
+#![expect(clippy::unwrap_used, reason = "what a test sets up may fail loudly")]
+
 use countersign_audit::{
     BadProof, Tree, consistency_proof, inclusion_proof, leaf_hash, root_of, verify_consistency,
     verify_inclusion,

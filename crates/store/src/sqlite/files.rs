@@ -128,13 +128,14 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Checks what can be told of the files before SQLite opens them.
-pub(super) fn check(directory: &Path) -> Result<()> {
+/// Checks that there is a store and that it is for its owner only.
+///
+/// Without opening a file: closing one would drop the locks that this process may hold on it (POSIX).
+pub(super) fn check_modes(directory: &Path) -> Result<()> {
     let path = database(directory);
-    let mut file = File::open(&path).map_err(|why| match why.kind() {
-        io::ErrorKind::NotFound => StoreError::Missing { path: directory.to_owned() },
-        _ => unavailable(&path)(why),
-    })?;
+    if !path.try_exists().map_err(unavailable(&path))? {
+        return Err(StoreError::Missing { path: directory.to_owned() });
+    }
     for path in [path.clone(), beside(&path, "-wal"), beside(&path, "-shm")] {
         let mode = match std::fs::metadata(&path) {
             Ok(metadata) => metadata.permissions().mode() & 0o7777,
@@ -145,6 +146,13 @@ pub(super) fn check(directory: &Path) -> Result<()> {
             return Err(StoreError::Exposed { path, mode });
         }
     }
+    Ok(())
+}
+
+/// Checks that the file is SQLite's at all, before SQLite may write to it: it takes an empty file for a new database.
+pub(super) fn check_header(directory: &Path, _lock: &Lock) -> Result<()> {
+    let path = database(directory);
+    let mut file = File::open(&path).map_err(unavailable(&path))?;
     let mut header = [0; HEADER.len()];
     match file.read_exact(&mut header) {
         Ok(()) if header == *HEADER => Ok(()),

@@ -58,8 +58,9 @@ impl SqliteStore {
     /// When there is none, another process has it open, others may read it, it is not ours, of a newer version, or
     /// its log is torn.
     pub fn open(directory: &Path, entropy: Arc<dyn Entropy>) -> Result<Self> {
-        files::check(directory)?;
+        files::check_modes(directory)?;
         let lock = Lock::take(directory)?;
+        files::check_header(directory, &lock)?;
         Self::open_locked(directory, lock, entropy)
     }
 

@@ -7,6 +7,7 @@ use rusqlite::{ErrorCode, Row};
 use crate::{Details, Head, Issued, IssuedRow, NodeRow, Result, StoreError, StoredEvent, TokenRow};
 
 /// Sorts an error of SQLite: what goes away by itself or by an operator's hand, and what is damage or a defect.
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` calls")]
 pub(super) fn failed(error: rusqlite::Error) -> StoreError {
     let why = error.to_string();
     match error.sqlite_error_code() {

@@ -256,3 +256,65 @@ fn roll_back(connection: &Connection) {
         tracing::error!(%error, "rolling back failed; the next transaction will say so too");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Op;
+
+    fn job(narrows: bool, rows: usize) -> Job {
+        let op = Op::PutSecret { name: "a".to_owned(), sealed: vec![] };
+        let batch = Batch { narrows, ops: vec![op; rows], ..Batch::default() };
+        Job::Commit { batch, answer: oneshot::channel().0 }
+    }
+
+    fn narrows(job: &Job) -> bool {
+        matches!(job, Job::Commit { batch, .. } if batch.narrows)
+    }
+
+    #[tokio::test]
+    async fn what_takes_rights_away_goes_before_all_that_waits() {
+        let queue = Queue::new();
+        for narrows in [false, false, true, false, true] {
+            queue.put(job(narrows, 1)).await.unwrap();
+        }
+        let order: Vec<bool> = queue.take().iter().map(narrows).collect();
+        assert_eq!(order, [true, true, false, false, false]);
+    }
+
+    #[tokio::test]
+    async fn what_takes_rights_away_finds_room_in_a_full_store() {
+        let queue = Queue::new();
+        for _ in 0..WAITING_MAX {
+            queue.put(job(false, 1)).await.unwrap();
+        }
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(Box::pin(queue.put(job(false, 1))).as_mut().poll(&mut context).is_pending());
+        queue.put(job(true, 1)).await.unwrap();
+        assert!(narrows(&queue.take()[0]));
+        queue.put(job(false, 1)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_transaction_is_bounded() {
+        let queue = Queue::new();
+        for _ in 0..4 {
+            queue.put(job(false, GROUP_ROWS_MAX / 2)).await.unwrap();
+        }
+        assert_eq!(queue.take().len(), 2);
+        queue.close();
+        assert_eq!(queue.take().len(), 2, "what waited is written after the close too");
+        assert!(queue.take().is_empty());
+        assert_eq!(queue.put(job(false, 1)).await.unwrap_err(), ended());
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_writer_that_ended() {
+        let queue = Arc::new(Queue::new());
+        let (answer, answered) = oneshot::channel();
+        queue.put(Job::Trim { now: Timestamp::EPOCH, answer }).await.unwrap();
+        drop(Ending(Arc::clone(&queue)));
+        assert!(answered.await.is_err());
+        assert_eq!(queue.put(job(true, 1)).await.unwrap_err(), ended());
+    }
+}

@@ -1,0 +1,137 @@
+//! Stores to test, and rows to put into them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use countersign_audit::{Event, EventKind};
+use countersign_identity::{
+    KeyId, NodeId, Revision, SeededEntropy, Serial, Sha256, Timestamp, Validity,
+};
+use countersign_store::{
+    Batch, Change, IssuedRow, Kind, MemoryStore, NodeRow, Op, Record, SqliteStore, Store, TokenRow,
+};
+
+/// A store, and the folder that it lives in, if any.
+pub(crate) struct Fixture {
+    pub(crate) store: Arc<dyn Store>,
+    _folder: Option<tempfile::TempDir>,
+}
+
+pub(crate) fn folder() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("cs").tempdir_in("/tmp").unwrap()
+}
+
+pub(crate) fn entropy(seed: u64) -> Arc<SeededEntropy> {
+    Arc::new(SeededEntropy::new(seed))
+}
+
+pub(crate) fn create(folder: &Path) -> SqliteStore {
+    SqliteStore::create(folder, entropy(1)).unwrap()
+}
+
+pub(crate) fn open(folder: &Path) -> SqliteStore {
+    SqliteStore::open(folder, entropy(2)).unwrap()
+}
+
+impl Fixture {
+    pub(crate) fn memory() -> Self {
+        Self { store: Arc::new(MemoryStore::new(entropy(1))), _folder: None }
+    }
+
+    pub(crate) fn sqlite() -> Self {
+        let folder = folder();
+        Self { store: Arc::new(create(folder.path())), _folder: Some(folder) }
+    }
+}
+
+/// Noon of the day on which nothing special happens.
+pub(crate) fn noon() -> Timestamp {
+    "2026-11-21T12:00:00Z".parse().unwrap()
+}
+
+pub(crate) fn after(secs: i64) -> Timestamp {
+    Timestamp::from_micros(noon().micros() + secs * 1_000_000)
+}
+
+pub(crate) fn digest(seed: u64) -> Sha256 {
+    let mut bytes = [0x5a; 32];
+    bytes[..8].copy_from_slice(&seed.to_be_bytes());
+    Sha256::from_bytes(bytes)
+}
+
+pub(crate) fn node_id(seed: u8) -> NodeId {
+    NodeId::from_bytes([seed; 16])
+}
+
+pub(crate) fn put(name: &str, value: &str) -> Change {
+    let (name, value) = (name.to_owned(), value.as_bytes().to_vec());
+    Change::Put(Record { kind: Kind::Workload, name, value })
+}
+
+pub(crate) fn remove(name: &str) -> Change {
+    Change::Remove { kind: Kind::Workload, name: name.to_owned() }
+}
+
+/// A batch that puts one record.
+pub(crate) fn putting(name: &str, value: &str) -> Batch {
+    let event = Event::new(EventKind::RecordPut, noon(), "operator:uid:0", name);
+    Batch { changes: vec![put(name, value)], events: vec![event], ..Batch::default() }
+}
+
+/// A batch of operations beside the map.
+pub(crate) fn doing(ops: impl Into<Vec<Op>>) -> Batch {
+    Batch { ops: ops.into(), ..Batch::default() }
+}
+
+/// A row for a certificate issued so many seconds after noon, for an hour.
+pub(crate) fn row(seed: u64, issued: i64, revision: Revision) -> IssuedRow {
+    IssuedRow {
+        serial: Serial::draw(after(issued), &SeededEntropy::new(seed)).unwrap(),
+        tbs: digest(seed),
+        spiffe_id: "spiffe://shop.example/web".parse().unwrap(),
+        key: KeyId::from_bytes([1; 32]),
+        issuer: KeyId::from_bytes([2; 32]),
+        node: Some(node_id(3)),
+        validity: Validity { not_before: after(issued - 30), not_after: after(issued + 3600) },
+        revision,
+    }
+}
+
+/// A batch that records certificates, each with its event.
+pub(crate) fn issuing(rows: impl Into<Vec<IssuedRow>>) -> Batch {
+    let issued = rows.into();
+    let events = issued.iter().map(|row| row.event(EventKind::SvidIssued, noon(), "server"));
+    Batch { events: events.collect(), issued, ..Batch::default() }
+}
+
+pub(crate) fn node(seed: u8) -> NodeRow {
+    NodeRow {
+        id: node_id(seed),
+        spiffe_id: format!("spiffe://shop.example/countersign/agent/{}", node_id(seed))
+            .parse()
+            .unwrap(),
+        key_spki: vec![seed; 91],
+        generation: 1,
+        labels: vec!["edge".parse().unwrap()],
+        host: format!("host-{seed}"),
+        attested_at: noon(),
+        seen_at: noon(),
+    }
+}
+
+pub(crate) fn token(seed: u64) -> TokenRow {
+    TokenRow {
+        hash: digest(seed),
+        expires: after(600),
+        labels: vec!["edge".parse().unwrap()],
+        spent: None,
+    }
+}
+
+pub(crate) fn at(number: u64) -> Revision {
+    Revision { incarnation: 1, number }
+}
+
+pub(crate) async fn number(store: &Arc<dyn Store>) -> u64 {
+    store.head().await.unwrap().revision.number
+}

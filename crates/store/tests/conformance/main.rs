@@ -1,0 +1,71 @@
+//! What every store does, whatever it is made of. After each claim the whole store is checked.
+
+#![expect(clippy::unwrap_used, reason = "what a test sets up may fail loudly")]
+
+mod crash;
+mod equality;
+mod files;
+mod fixture;
+mod log;
+mod nodes;
+mod revisions;
+
+use std::sync::Arc;
+
+use countersign_store::{Store, verify_everything};
+use fixture::Fixture;
+
+type Shared = Arc<dyn Store>;
+
+macro_rules! claims {
+    ($($topic:ident::$claim:ident)*) => {
+        mod memory {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $claim() {
+                crate::check(crate::Fixture::memory(), crate::$topic::$claim).await;
+            })*
+        }
+
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $claim() {
+                crate::check(crate::Fixture::sqlite(), crate::$topic::$claim).await;
+            })*
+        }
+    };
+}
+
+async fn check<F: Future<Output = ()>>(fixture: Fixture, claim: impl FnOnce(Shared) -> F) {
+    claim(Arc::clone(&fixture.store)).await;
+    verify_everything(&*fixture.store).await.unwrap();
+}
+
+claims! {
+    nodes::a_join_token_raced_by_many_is_spent_once
+    nodes::a_join_token_is_refused_when_unknown_expired_or_spent
+    revisions::a_change_made_for_another_revision_is_a_conflict
+    revisions::what_was_authorised_before_rights_were_taken_away_is_fenced
+    revisions::a_certificate_from_the_future_is_refused
+    revisions::taking_rights_away_beside_the_map_moves_the_revision_too
+    revisions::only_changes_move_the_revision
+    revisions::a_refused_batch_leaves_nothing_behind
+    revisions::nobody_sees_a_revision_before_the_one_before_it
+    revisions::a_snapshot_and_the_changes_after_it_are_the_next_snapshot
+    revisions::a_reader_from_elsewhere_needs_a_snapshot
+    revisions::a_reader_too_far_behind_needs_a_snapshot
+    log::each_receipt_names_the_leaf_of_its_certificate
+    log::concurrent_issuers_get_receipts_of_their_own
+    log::an_issuance_without_its_event_or_with_another_is_refused
+    log::an_event_that_claims_an_issuance_needs_its_row
+    log::a_serial_is_recorded_once
+    nodes::an_older_generation_of_a_nodes_key_is_refused
+    nodes::a_key_of_another_node_is_refused
+    nodes::a_removed_node_is_unknown_to_everything
+    nodes::a_lease_is_held_by_one_until_it_ends
+    log::trimming_keeps_all_that_somebody_may_need
+    nodes::too_much_at_once_is_refused
+    log::pages_are_bounded_and_in_order
+    nodes::a_secret_is_replaced_whole_and_never_printed
+    revisions::the_hint_follows_the_revision
+    log::the_log_grows_and_is_never_rewritten
+}

@@ -1,0 +1,192 @@
+//! What lies beside the map: tokens, nodes, leases, secrets, and the bounds of all.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_audit::{Event, EventKind};
+use countersign_identity::Code;
+use countersign_store::{Op, PAGE_MAX, StoreError, VALUE_BYTES_MAX};
+use tokio::task::JoinSet;
+
+use crate::Shared;
+use crate::fixture::{after, digest, doing, node, node_id, noon, number, put, putting, token};
+
+/// ATTACKS 3.
+pub(crate) async fn a_join_token_raced_by_many_is_spent_once(store: Shared) {
+    store.commit(doing([Op::CreateToken(token(1))])).await.unwrap();
+    let mut callers = JoinSet::new();
+    for caller in 0..32 {
+        let store = Arc::clone(&store);
+        let mut batch =
+            doing([Op::SpendToken { hash: digest(1), now: noon() }, Op::PutNode(node(caller))]);
+        batch.events = vec![Event::new(EventKind::NodeAttested, noon(), "server", "a node")];
+        callers.spawn(async move { store.commit(batch).await.map(|_committed| caller) });
+    }
+    let outcomes = callers.join_all().await;
+    let (won, lost): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
+    assert_eq!(won.len(), 1);
+    for outcome in lost {
+        assert_eq!(outcome, Err(StoreError::TokenSpent));
+    }
+    let nodes = store.nodes(None, PAGE_MAX).await.unwrap();
+    assert_eq!(nodes.len(), 1, "the losers registered nothing");
+    assert_eq!(nodes[0].id, node_id(*won[0].as_ref().unwrap()));
+    assert_eq!(store.head().await.unwrap().log_size, 1, "and logged nothing");
+    assert_eq!(store.token(digest(1)).await.unwrap().unwrap().spent, Some(noon()));
+}
+
+pub(crate) async fn a_join_token_is_refused_when_unknown_expired_or_spent(store: Shared) {
+    let spend = |now| doing([Op::SpendToken { hash: digest(1), now }]);
+    assert_eq!(store.commit(spend(noon())).await.unwrap_err(), StoreError::TokenUnknown);
+    store.commit(doing([Op::CreateToken(token(1))])).await.unwrap();
+    let twice = store.commit(doing([Op::CreateToken(token(1))])).await.unwrap_err();
+    assert_eq!(twice.code(), Code::AlreadyExists);
+    // At its end it is refused; the moment before, it is not.
+    assert_eq!(store.commit(spend(after(600))).await.unwrap_err(), StoreError::TokenExpired);
+    store.commit(spend(after(599))).await.unwrap();
+    assert_eq!(store.commit(spend(after(599))).await.unwrap_err(), StoreError::TokenSpent);
+    assert_eq!(store.commit(spend(after(601))).await.unwrap_err(), StoreError::TokenSpent);
+}
+
+/// ATTACKS 4: the previous key, also of a clone, and also when both come at once.
+pub(crate) async fn an_older_generation_of_a_nodes_key_is_refused(store: Shared) {
+    store.commit(doing([Op::PutNode(node(1))])).await.unwrap();
+    let succeed = |expect_generation, key: u8| {
+        let (id, key_spki) = (node_id(1), vec![key; 91]);
+        doing([Op::UpdateNode { id, expect_generation, key_spki, at: after(5) }])
+    };
+    let mut clones = JoinSet::new();
+    for clone in 10..20 {
+        let (store, batch) = (Arc::clone(&store), succeed(1, clone));
+        clones.spawn(async move { store.commit(batch).await.map(|_committed| clone) });
+    }
+    let outcomes = clones.join_all().await;
+    let won: Vec<u8> = outcomes.iter().filter_map(|outcome| outcome.clone().ok()).collect();
+    assert_eq!(won.len(), 1, "of two clones one goes on, and the other is noticed");
+    let stale = StoreError::StaleGeneration { id: node_id(1), given: 1, current: 2 };
+    assert_eq!(outcomes.into_iter().filter_map(Result::err).filter(|e| *e == stale).count(), 9);
+    let kept = store.node(node_id(1)).await.unwrap().unwrap();
+    assert_eq!((kept.generation, kept.key_spki, kept.seen_at), (2, vec![won[0]; 91], after(5)));
+
+    let expect = |generation| doing([Op::ExpectNode { id: node_id(1), generation }]);
+    assert_eq!(store.commit(expect(1)).await.unwrap_err(), stale);
+    assert_eq!(store.commit(expect(3)).await.unwrap_err().code(), Code::StaleGeneration);
+    assert_eq!(
+        store.commit(succeed(u64::MAX, 30)).await.unwrap_err().code(),
+        Code::StaleGeneration
+    );
+    store.commit(expect(2)).await.unwrap();
+    store.commit(succeed(2, won[0])).await.unwrap();
+}
+
+pub(crate) async fn a_key_of_another_node_is_refused(store: Shared) {
+    store.commit(doing([Op::PutNode(node(1)), Op::PutNode(node(2))])).await.unwrap();
+    let (id, key_spki) = (node_id(2), vec![1; 91]);
+    let steal = Op::UpdateNode { id, expect_generation: 1, key_spki, at: noon() };
+    assert_eq!(store.commit(doing([steal])).await.unwrap_err().code(), Code::AlreadyExists);
+    let mut copy = node(3);
+    copy.key_spki = vec![2; 91];
+    let refused = store.commit(doing([Op::PutNode(copy)])).await.unwrap_err();
+    assert_eq!(refused.code(), Code::AlreadyExists);
+    let refused = store.commit(doing([Op::PutNode(node(1))])).await.unwrap_err();
+    assert_eq!(refused.code(), Code::AlreadyExists);
+    // A key that its node has given up, or that is gone with its node, is nobody's.
+    let (id, key_spki) = (node_id(1), vec![7; 91]);
+    let succeed = Op::UpdateNode { id, expect_generation: 1, key_spki, at: noon() };
+    store.commit(doing([succeed, Op::RemoveNode { id: node_id(2) }])).await.unwrap();
+    let mut third = node(3);
+    third.key_spki = vec![1; 91];
+    let mut fourth = node(4);
+    fourth.key_spki = vec![2; 91];
+    store.commit(doing([Op::PutNode(third), Op::PutNode(fourth)])).await.unwrap();
+}
+
+pub(crate) async fn a_removed_node_is_unknown_to_everything(store: Shared) {
+    let id = node_id(1);
+    store.commit(doing([Op::PutNode(node(1))])).await.unwrap();
+    store.commit(doing([Op::TouchNode { id, at: after(9) }])).await.unwrap();
+    store.commit(doing([Op::TouchNode { id, at: after(3) }])).await.unwrap();
+    let seen = store.node(id).await.unwrap().unwrap().seen_at;
+    assert_eq!(seen, after(9), "an earlier moment changes nothing");
+    store.commit(doing([Op::RemoveNode { id }])).await.unwrap();
+    let key_spki = vec![5; 91];
+    for op in [
+        Op::TouchNode { id, at: noon() },
+        Op::UpdateNode { id, expect_generation: 1, key_spki, at: noon() },
+        Op::ExpectNode { id, generation: 1 },
+        Op::RemoveNode { id },
+    ] {
+        let refused = store.commit(doing([op.clone()])).await.unwrap_err();
+        assert_eq!(refused, StoreError::NodeUnknown(id), "{op:?}");
+    }
+    assert_eq!(store.node(id).await.unwrap(), None);
+}
+
+pub(crate) async fn a_lease_is_held_by_one_until_it_ends(store: Shared) {
+    let ttl = Duration::from_secs(10);
+    let mut replicas = JoinSet::new();
+    for replica in 0..16 {
+        let store = Arc::clone(&store);
+        replicas.spawn(async move {
+            store.lease("sweep", &format!("r{replica}"), ttl, noon()).await.unwrap()
+        });
+    }
+    let elected = replicas.join_all().await.into_iter().filter(|taken| *taken).count();
+    assert_eq!(elected, 1);
+    let take =
+        async |name, holder, secs| store.lease(name, holder, ttl, after(secs)).await.unwrap();
+    assert!(take("rotate", "a", 0).await, "another duty, another lease");
+    assert!(!take("rotate", "b", 9).await);
+    assert!(take("rotate", "a", 9).await, "its holder renews it");
+    assert!(!take("rotate", "b", 18).await);
+    assert!(take("rotate", "b", 19).await, "at its end it is free");
+    assert!(!take("rotate", "a", 20).await, "and the former holder has lost it");
+}
+
+/// ATTACKS 27.
+pub(crate) async fn a_secret_is_replaced_whole_and_never_printed(store: Shared) {
+    assert_eq!(store.secret("issuer").await.unwrap(), None);
+    for sealed in [vec![7; 4000], vec![0xee; 33]] {
+        let batch = doing([Op::PutSecret { name: "issuer".to_owned(), sealed: sealed.clone() }]);
+        let printed = format!("{batch:?}");
+        assert!(printed.contains("bytes") && !printed.contains("7, 7"), "{printed}");
+        assert!(!printed.contains("238"), "{printed}");
+        store.commit(batch).await.unwrap();
+        assert_eq!(store.secret("issuer").await.unwrap(), Some(sealed));
+    }
+    assert_eq!(store.secret("issue").await.unwrap(), None);
+}
+
+pub(crate) async fn too_much_at_once_is_refused(store: Shared) {
+    let long = "x".repeat(256);
+    let mut big = putting("web", "");
+    big.changes = vec![put("web", &"x".repeat(VALUE_BYTES_MAX + 1))];
+    let sealed = vec![0; VALUE_BYTES_MAX + 1];
+    let mut labelled = token(1);
+    labelled.labels = vec!["a".parse().unwrap(); 65];
+    let mut hosted = node(1);
+    hosted.host.clone_from(&long);
+    let mut keyed = node(1);
+    keyed.key_spki = vec![0; 1025];
+    let mut worded = putting("web", "1");
+    worded.events[0].subject = "x".repeat(1024);
+    let mut detailed = putting("web", "1");
+    detailed.events[0].details = serde_json::json!({"text": "x".repeat(17_000)});
+    for batch in [
+        putting(&long, "1"),
+        big,
+        worded,
+        detailed,
+        doing([Op::PutSecret { name: "a".to_owned(), sealed }]),
+        doing([Op::PutSecret { name: long.clone(), sealed: vec![] }]),
+        doing([Op::CreateToken(labelled)]),
+        doing([Op::PutNode(hosted)]),
+        doing([Op::PutNode(keyed)]),
+        doing(vec![Op::TouchNode { id: node_id(1), at: noon() }; 50_001]),
+    ] {
+        assert_eq!(store.commit(batch).await.unwrap_err().code(), Code::TooLarge);
+    }
+    let refused = store.lease(&long, "a", Duration::ZERO, noon()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::TooLarge);
+    assert_eq!(number(&store).await, 0);
+}
