@@ -41,6 +41,30 @@ const RSA_BITS_MIN: usize = 2048;
 /// The cost of a verification grows with the square of it.
 const RSA_BITS_MAX: usize = 8192;
 
+/// The y coordinates of the points of order 1, 2, 4 and 8.
+const SMALL_ORDER: [[u8; 32]; 5] = [
+    [0; 32],
+    [
+        1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        0, 0,
+    ],
+    [
+        0xec, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+        0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+        0xff, 0x7f,
+    ],
+    [
+        0x26, 0xe8, 0x95, 0x8f, 0xc2, 0xb2, 0x27, 0xb0, 0x45, 0xc3, 0xf4, 0x89, 0xf2, 0xef, 0x98,
+        0xf0, 0xd5, 0xdf, 0xac, 0x05, 0xd3, 0xc6, 0x33, 0x39, 0xb1, 0x38, 0x02, 0x88, 0x6d, 0x53,
+        0xfc, 0x05,
+    ],
+    [
+        0xc7, 0x17, 0x6a, 0x70, 0x3d, 0x4d, 0xd8, 0x4f, 0xba, 0x3c, 0x0b, 0x76, 0x0d, 0x10, 0x67,
+        0x0f, 0x2a, 0x20, 0x53, 0xfa, 0x2c, 0x39, 0xcc, 0xc6, 0x4e, 0xc7, 0xfd, 0x77, 0x92, 0xac,
+        0x03, 0x7a,
+    ],
+];
+
 /// What kind of key a `SubjectPublicKeyInfo` holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum KeyAlgorithm {
@@ -121,8 +145,7 @@ impl<'a> VerifyingKey<'a> {
             P256_KEY => point(bytes, 32).map(|()| KeyAlgorithm::P256)?,
             P384_KEY => point(bytes, 48).map(|()| KeyAlgorithm::P384)?,
             RSA_KEY => rsa(bytes).map(|_numbers| KeyAlgorithm::Rsa)?,
-            ED25519 if bytes.len() == 32 => KeyAlgorithm::Ed25519,
-            ED25519 => return Err(BadKey::Malformed("an Ed25519 key is 32 bytes".to_owned())),
+            ED25519 => edwards(bytes).map(|()| KeyAlgorithm::Ed25519)?,
             other => return Err(BadKey::Weak(describe(other))),
         };
         Ok(Self { algorithm, bytes })
@@ -163,6 +186,22 @@ fn point(bytes: &[u8], width: usize) -> Result<(), BadKey> {
         [4, xy @ ..] if xy.len() == 2 * width => Ok(()),
         _ => Err(BadKey::Malformed("a curve point is not in its uncompressed form".to_owned())),
     }
+}
+
+/// An Ed25519 key in its one encoding, and none for which anybody can make signatures.
+fn edwards(bytes: &[u8]) -> Result<(), BadKey> {
+    let Ok(mut y) = <[u8; 32]>::try_from(bytes) else {
+        return Err(BadKey::Malformed("an Ed25519 key is not of 32 bytes".to_owned()));
+    };
+    y[31] &= 0x7f; // The highest bit is the sign of x (RFC 8032, 5.1.2).
+    let [low, middle @ .., high] = y;
+    if high == 0x7f && middle == [0xff; 30] && 0xed <= low {
+        return Err(BadKey::Malformed("an Ed25519 key is not below 2^255 - 19".to_owned()));
+    }
+    if SMALL_ORDER.contains(&y) {
+        return Err(BadKey::Weak("an Ed25519 point of small order".to_owned()));
+    }
+    Ok(())
 }
 
 /// Modulus and exponent of an `RSAPublicKey` whose size is accepted; its arithmetic is the library's.

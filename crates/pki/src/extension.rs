@@ -236,7 +236,9 @@ fn only<'a>(octets: &Value<'a>, tag: u8, name: &str) -> Result<Value<'a>, BadDer
 
 fn basic_constraints(octets: &Value<'_>, critical: bool) -> Result<BasicConstraints, BadDer> {
     let mut fields = only(octets, der::SEQUENCE, "basic constraints")?.inside();
-    let authority = fields.default_false("authority flag")?;
+    // The one departure from DER: rcgen and older software write out a flag that is FALSE.
+    let authority = fields.optional(der::BOOLEAN, "authority flag")?;
+    let authority = authority.map_or(Ok(false), |flag| flag.boolean())?;
     let path_length =
         fields.optional(der::INTEGER, "path length")?.map(|value| value.unsigned()).transpose()?;
     fields.end("basic constraints")?;

@@ -134,6 +134,9 @@ fn leaves() -> Vec<Case> {
         accepted("leaf_without_basic_constraints", |case| {
             case.leaf().remove(x509::BASIC);
         }),
+        accepted("leaf_with_its_authority_flag_written_out_as_rcgen_does", |case| {
+            case.leaf().set(x509::BASIC, true, &seq(&[&[1, 1, 0]]));
+        }),
         accepted("leaf_with_key_encipherment_too", |case| {
             let bits = DIGITAL_SIGNATURE | KEY_ENCIPHERMENT;
             case.leaf().set(x509::USAGE, true, &usage(bits));

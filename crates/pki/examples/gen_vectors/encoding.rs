@@ -54,9 +54,6 @@ fn fields() -> Vec<Case> {
         refused("algorithm_inside_differs", "malformed", |case| {
             case.leaf().inner_algorithm = Some("ecdsa-sha256");
         }),
-        refused("default_written_out_in_basic_constraints", "malformed", |case| {
-            case.leaf().set(x509::BASIC, true, &seq(&[&[1, 1, 0]]));
-        }),
         refused("authority_flag_not_ff", "malformed", |case| {
             case.issuer().set(x509::BASIC, true, &seq(&[&[1, 1, 1], &[2, 1, 0]]));
         }),

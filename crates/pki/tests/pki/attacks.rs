@@ -86,6 +86,31 @@ fn keys_of_other_kinds_and_other_encodings_of_ours_are_refused() {
 }
 
 #[test]
+fn edwards_keys_that_anybody_can_sign_for_are_refused() {
+    let spki = |y: [u8; 32]| {
+        let prefix = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+        [prefix.as_slice(), &y].concat()
+    };
+    let small = |first: u8, rest: u8, last: u8| {
+        let mut y = [rest; 32];
+        (y[0], y[31]) = (first, last);
+        y
+    };
+    for y in [
+        small(0, 0, 0),
+        small(0, 0, 0x80),
+        small(1, 0, 0),
+        small(0xec, 0xff, 0x7f),
+        small(0xec, 0xff, 0xff),
+    ] {
+        assert!(matches!(PublicKey::from_spki(&spki(y)), Err(BadKey::Weak(_))), "{y:02x?}");
+    }
+    for y in [small(0xed, 0xff, 0x7f), small(0xee, 0xff, 0xff), small(0xff, 0xff, 0xff)] {
+        assert!(matches!(PublicKey::from_spki(&spki(y)), Err(BadKey::Malformed(_))), "{y:02x?}");
+    }
+}
+
+#[test]
 fn the_private_key_prints_nothing_of_itself() {
     let key = key();
     assert_eq!(format!("{key:?}"), "PrivateKey");
