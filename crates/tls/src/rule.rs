@@ -189,7 +189,10 @@ pub(crate) fn decide(
     };
     let principal = principal(dialler, slice);
     let request = ConnectRequest { principal: &principal, service: service.as_str(), context };
-    let decision = slice.policies.decide(&request);
+    let decision = match rule.direction {
+        Direction::Inbound => slice.policies.decide(&request),
+        Direction::Outbound => slice.policies.decide_outbound(&request),
+    };
     match decision.verdict {
         Verdict::Allow => Ok(decision.policies),
         Verdict::Deny(code) => {
