@@ -1,15 +1,17 @@
 //! Ways out: to a peer over mutual TLS, or to the program behind the door.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use countersign_identity::{Code, Name, SpiffeId, Timestamp};
 use countersign_tls::{Established, Expected, Outbound};
+use rustls::AlertDescription;
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::bounds::{ADDRESSES_MAX, CONNECT_TIMEOUT};
 use crate::plane::Plane;
 use crate::session::Spoken;
-use crate::wire::{Kind, Wire};
+use crate::wire::{Heard, Kind, Wire};
 
 /// Where a program of our own side listens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -76,6 +78,8 @@ pub(crate) struct Dialled {
     pub(crate) spoken: Spoken,
     /// When one of the two ends cuts it.
     pub(crate) ends: Option<Timestamp>,
+    /// What the peer says of us, if anything.
+    pub(crate) heard: Arc<Heard>,
 }
 
 /// Why there is none.
@@ -92,6 +96,15 @@ impl DialFailure {
             code: Code::PeerUnreachable,
             detail: format!("`{place}` cannot be connected to: {why}"),
         }
+    }
+}
+
+impl DialFailure {
+    /// The peer does not take us for somebody whom it lets in.
+    pub(crate) fn refused(peer: &Dialer, alert: AlertDescription) -> Self {
+        let alert = alert.as_str().unwrap_or("unknown alert");
+        let detail = format!("{peer} refused us: {alert}");
+        Self { code: Code::PeerRefused, detail }
     }
 }
 
@@ -159,10 +172,11 @@ async fn mutual(
                 fact.service = Some(service.clone());
                 plane.facts.report(fact);
                 let spoken = spoken(stream.alpn());
+                let heard = Arc::new(Heard::default());
                 let admitted = stream.admitted();
                 let ends = Some(admitted.expires().min(admitted.presented_ends()));
-                let wire = Wire::new(Kind::Mutual(Box::new(stream)), ());
-                return Ok(Dialled { wire, spoken, ends });
+                let wire = Wire::listening(Kind::Mutual(Box::new(stream)), (), heard.clone());
+                return Ok(Dialled { wire, spoken, ends, heard });
             }
             Err(mut refused) => {
                 refused.fact.service = Some(service.clone());
@@ -186,7 +200,9 @@ async fn program(target: &Target, spoken: Spoken) -> Result<Dialled, DialFailure
         }
     };
     match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-        Ok(Ok(kind)) => Ok(Dialled { wire: Wire::new(kind, ()), spoken, ends: None }),
+        Ok(Ok(kind)) => {
+            Ok(Dialled { wire: Wire::new(kind, ()), spoken, ends: None, heard: Arc::default() })
+        }
         Ok(Err::<_, std::io::Error>(error)) => Err(DialFailure::unreachable(target, error)),
         Err(_elapsed) => Err(DialFailure::unreachable(target, "it did not answer in time")),
     }

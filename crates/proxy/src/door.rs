@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::body::Body;
 use crate::bounds::{CONNECTIONS_MAX, HANDSHAKE_TIMEOUT};
 use crate::dial::{Want, protocols, spoken};
+use crate::facts::blank_fact;
 use crate::handshakes::{Entry, Handshakes};
 use crate::listener::{Arrived, Listener};
 use crate::metrics::{Meter, Open};
@@ -253,31 +254,6 @@ pub(crate) async fn join<K: Unpin>(
         Err(failed) => {
             tracing::info!(code = %failed.code, detail = %failed.detail, "nothing to join with");
         }
-    }
-}
-
-/// A fact of which nothing is known yet but where it was seen.
-pub(crate) fn blank_fact(
-    plane: &Plane,
-    direction: Direction,
-    service: &Name,
-    from: Option<SocketAddr>,
-) -> HandshakeFact {
-    HandshakeFact {
-        at: plane.clock.now(),
-        direction,
-        service: Some(service.clone()),
-        local: None,
-        peer: None,
-        peer_address: from,
-        peer_serial: Vec::new(),
-        version: "",
-        group: "",
-        suite: "",
-        resumed: false,
-        took: std::time::Duration::ZERO,
-        code: None,
-        detail: String::new(),
     }
 }
 

@@ -1,14 +1,15 @@
 //! Facts on their way to the agent: never waited for, and failures of one source never more than a trickle.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use countersign_identity::Timestamp;
-use countersign_tls::HandshakeFact;
+use countersign_identity::{Name, Timestamp};
+use countersign_tls::{Direction, HandshakeFact};
 
 use crate::bounds::{FAILURES_BURST, FAILURES_EARNED_EVERY, SOURCES_MAX};
 use crate::metrics::Metrics;
+use crate::plane::Plane;
 
 /// Takes a fact without waiting.
 pub(crate) type Sink = Arc<dyn Fn(HandshakeFact) + Send + Sync>;
@@ -36,6 +37,31 @@ impl Facts {
             }
         }
         (self.sink)(fact);
+    }
+}
+
+/// A fact of which nothing is known yet but where it was seen.
+pub(crate) fn blank_fact(
+    plane: &Plane,
+    direction: Direction,
+    service: &Name,
+    from: Option<SocketAddr>,
+) -> HandshakeFact {
+    HandshakeFact {
+        at: plane.clock.now(),
+        direction,
+        service: Some(service.clone()),
+        local: None,
+        peer: None,
+        peer_address: from,
+        peer_serial: Vec::new(),
+        version: "",
+        group: "",
+        suite: "",
+        resumed: false,
+        took: std::time::Duration::ZERO,
+        code: None,
+        detail: String::new(),
     }
 }
 

@@ -137,20 +137,32 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
     values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
 }
 
-/// Takes out what belongs to one connection only (RFC 9110, 7.6.1). `TE: trailers` is kept, since gRPC and
-/// hyper's HTTP/1.1 server send trailers only when they see it.
-pub(crate) fn strip_per_hop(headers: &mut HeaderMap) -> Result<(), BadRequest> {
+/// Takes out of a request what belongs to one connection only (RFC 9110, 7.6.1).
+pub(crate) fn strip_request(headers: &mut HeaderMap) -> Result<(), BadRequest> {
+    let wrong = named(headers).find(|name| NEVER_PER_HOP.contains(name));
+    if let Some(name) = wrong {
+        return Err(BadRequest::PerHop(name));
+    }
+    strip_per_hop(headers);
+    Ok(())
+}
+
+/// Takes the same out of a response. What it names wrongly is kept, and does no harm: nothing is decided by it.
+pub(crate) fn strip_response(headers: &mut HeaderMap) {
+    strip_per_hop(headers);
+}
+
+fn named(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
+    tokens(headers, &CONNECTION).filter_map(|token| HeaderName::try_from(token).ok())
+}
+
+/// `TE: trailers` is kept, since gRPC and hyper's HTTP/1.1 server send trailers only when they see it.
+fn strip_per_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
-            .filter_map(|token| HeaderName::try_from(token).ok())
-            .collect();
+        let kept = |name: &HeaderName| *name == TE || NEVER_PER_HOP.contains(name);
+        let named: Vec<HeaderName> = named(headers).filter(|name| !kept(name)).collect();
         for name in named {
-            if NEVER_PER_HOP.contains(&name) {
-                return Err(BadRequest::PerHop(name));
-            }
-            if name != TE {
-                headers.remove(name);
-            }
+            headers.remove(name);
         }
     }
     let trailers = headers.contains_key(TE)
@@ -172,7 +184,6 @@ pub(crate) fn strip_per_hop(headers: &mut HeaderMap) -> Result<(), BadRequest> {
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    Ok(())
 }
 
 /// Takes out every field by which a program learns who its caller is.
@@ -279,7 +290,7 @@ mod tests {
             ],
         )
         .headers;
-        strip_per_hop(&mut headers).unwrap();
+        strip_request(&mut headers).unwrap();
         let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["accept", "te", "trailer"]);
@@ -290,7 +301,7 @@ mod tests {
     fn a_message_cannot_have_its_own_meaning_stripped_on_the_way() {
         for name in ["host", "Content-Length", "authorization", "cookie"] {
             let mut headers = request("GET", "/", &[("connection", name)]).headers;
-            assert!(matches!(strip_per_hop(&mut headers), Err(BadRequest::PerHop(_))), "{name}");
+            assert!(matches!(strip_request(&mut headers), Err(BadRequest::PerHop(_))), "{name}");
         }
     }
 

@@ -11,7 +11,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::bounds::CONNECTIONS_MAX;
-use crate::door::{answer, blank_fact, join};
+use crate::door::{answer, join};
+use crate::facts::blank_fact;
 use crate::listener::{Arrived, Listener};
 use crate::metrics::Meter;
 use crate::plane::Plane;

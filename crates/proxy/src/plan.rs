@@ -170,3 +170,102 @@ const fn protocol(spec: Spec) -> Protocol {
         Spec::Tcp => Protocol::Tcp,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use countersign_api::resource::{Spec as Resource, Tree};
+    use countersign_identity::Revision;
+
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    fn spec(manifest: serde_json::Value) -> ServiceSpec {
+        let manifest = serde_json::json!({
+            "apiVersion": "countersign.dev/v1alpha1",
+            "kind": "Service",
+            "metadata": {"name": "any"},
+            "spec": manifest,
+        });
+        let read = countersign_api::resource::Resource::read(&Tree::from_value(&manifest)).unwrap();
+        match read.spec {
+            Resource::Service(spec) => spec,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn services(specs: &[(&str, serde_json::Value)]) -> Services {
+        Services {
+            revision: Revision::default(),
+            workload: name("orders"),
+            id: "spiffe://shop.example/orders".parse().unwrap(),
+            services: specs
+                .iter()
+                .map(|(service, text)| (name(service), spec(text.clone())))
+                .collect(),
+            ids: BTreeMap::from([(
+                name("payments"),
+                "spiffe://shop.example/payments".parse().unwrap(),
+            )]),
+        }
+    }
+
+    fn plan(specs: &[(&str, serde_json::Value)]) -> Plan {
+        Plan::of_services(&services(specs), Path::new("/run/c"))
+    }
+
+    #[test]
+    fn a_service_gets_its_door_and_its_ways_out() {
+        let plan = plan(&[
+            (
+                "orders",
+                serde_json::json!({
+                    "workload": "orders", "listen": "127.0.0.1:7001", "forward": "unix",
+                    "upstreams": [{"service": "payments"}, {"service": "bank", "local": "tcp", "addresses": ["b:1", "a:2"]}],
+                }),
+            ),
+            (
+                "payments",
+                serde_json::json!({"workload": "payments", "listen": "127.0.0.1:7002", "forward": "unix"}),
+            ),
+            (
+                "bank",
+                serde_json::json!({"workload": "payments", "protocol": "tcp", "addresses": ["c:3"]}),
+            ),
+        ]);
+        assert_eq!(plan.problems, [""; 0]);
+        let door = &plan.doors[&name("orders")];
+        assert_eq!(plan.doors.len(), 1, "not those of others");
+        assert_eq!(door.listen.port(), 7001);
+        assert_eq!(door.leads.ways, [Dialer::Program(Target::Unix("/run/c/orders.sock".into()))]);
+        let payments = &plan.outlets[&(name("orders"), name("payments"))];
+        assert_eq!(payments.local, LocalPlace::Unix("/run/c/orders.payments.sock".into()));
+        assert_eq!(
+            payments.leads.ways[0].to_string(),
+            "`spiffe://shop.example/payments` at `127.0.0.1:7002`"
+        );
+        let bank = &plan.outlets[&(name("orders"), name("bank"))];
+        assert_eq!((bank.leads.protocol, bank.leads.ways.len()), (Protocol::Tcp, 2));
+        assert!(bank.leads.ways[0].to_string().ends_with("at `b:1`"), "its own order of priority");
+        assert!(plan.warnings()[0].contains("over loopback TCP"));
+        assert_eq!(plan.warnings().len(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_reached_is_told_and_not_guessed() {
+        let plan = plan(&[
+            (
+                "orders",
+                serde_json::json!({"workload": "orders", "upstreams": [{"service": "gone"}, {"service": "mute"}, {"service": "other"}]}),
+            ),
+            ("mute", serde_json::json!({"workload": "payments"})),
+            ("other", serde_json::json!({"workload": "unheard-of", "addresses": ["a:1"]})),
+        ]);
+        assert_eq!(plan.doors.len(), 0);
+        assert_eq!(plan.outlets.len(), 1, "without the identity of the peer there is no way to it");
+        assert!(plan.outlets[&(name("orders"), name("mute"))].leads.ways.is_empty());
+        assert_eq!(plan.problems.len(), 3, "{:?}", plan.problems);
+    }
+}

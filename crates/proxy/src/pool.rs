@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use countersign_identity::Timestamp;
+use countersign_identity::{Code, Timestamp};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
@@ -26,6 +26,7 @@ use crate::dial::{DialFailure, Dialer, Dialled, Want};
 use crate::plane::Plane;
 use crate::retire::Retirement;
 use crate::session::Spoken;
+use crate::wire::Heard;
 
 /// A connection that was used within this time gets a successor when it retires.
 const IN_USE: Duration = Duration::from_secs(5);
@@ -57,6 +58,7 @@ struct State {
     used: AtomicI64,
     /// Whether a response has come over it.
     answered: AtomicBool,
+    heard: Arc<Heard>,
 }
 
 /// An HTTP/2 connection.
@@ -100,8 +102,6 @@ pub(crate) enum SendFailure {
     Unsent(Box<Request<Body>>),
     /// The other end says that it did not look at it.
     NotRead,
-    /// The other end refused us in place of a first answer, so it has read nothing.
-    Refused(AlertDescription),
     /// It may have been read, so it is not repeated.
     Lost(hyper::Error),
 }
@@ -227,6 +227,7 @@ impl Pool {
             retired: AtomicBool::new(false),
             used: AtomicI64::new(now.micros()),
             answered: AtomicBool::new(false),
+            heard: dialled.heard.clone(),
         });
         let life = dialled.ends.map(|ends| Retirement::dialled(now, ends, self.plane.jitter()));
         if want == Want::AnyHttp {
@@ -244,8 +245,9 @@ impl Pool {
         state: Arc<State>,
         life: Option<Retirement>,
     ) -> Result<Lease, DialFailure> {
+        let heard = dialled.heard.clone();
         let handshake = http2_rules(&self.plane).handshake(TokioIo::new(dialled.wire)).await;
-        let (sender, connection) = handshake.map_err(|error| self.unusable(&error))?;
+        let (sender, connection) = handshake.map_err(|error| self.unusable(&error, &heard))?;
         let shared =
             Arc::new(Shared { sender, state: state.clone(), streams: AtomicUsize::new(0) });
         let lease = self.stream(shared.clone(), false);
@@ -271,8 +273,9 @@ impl Pool {
         state: Arc<State>,
         life: Option<Retirement>,
     ) -> Result<Lease, DialFailure> {
+        let heard = dialled.heard.clone();
         let handshake = http1_rules().handshake(TokioIo::new(dialled.wire)).await;
-        let (mut sender, connection) = handshake.map_err(|error| self.unusable(&error))?;
+        let (mut sender, connection) = handshake.map_err(|error| self.unusable(&error, &heard))?;
         let connection = connection.with_upgrades();
         self.plane.tasks.start(drive(
             Arc::downgrade(self),
@@ -281,7 +284,7 @@ impl Pool {
             state.clone(),
             life,
         ));
-        sender.ready().await.map_err(|error| self.unusable(&error))?;
+        sender.ready().await.map_err(|error| self.unusable(&error, &heard))?;
         Ok(Lease {
             on: On::Line(Line { sender, state }),
             pool: Arc::downgrade(self),
@@ -289,12 +292,12 @@ impl Pool {
         })
     }
 
-    fn unusable(&self, error: &hyper::Error) -> DialFailure {
-        let code = countersign_identity::Code::PeerUnreachable;
-        DialFailure {
-            code,
-            detail: format!("{} closed the connection at once: {error}", self.dialer),
+    fn unusable(&self, error: &hyper::Error, heard: &Heard) -> DialFailure {
+        if let Some(alert) = heard.refusal() {
+            return DialFailure::refused(&self.dialer, alert);
         }
+        let detail = format!("{} closed the connection at once: {error}", self.dialer);
+        DialFailure { code: Code::PeerClosed, detail }
     }
 
     /// Opens the connection that takes over from `state`, unless one that is younger already stands.
@@ -417,9 +420,15 @@ impl Lease {
             On::Line(line) => line.sender.try_send_request(request).await,
             On::Stream(slot) => slot.0.sender.clone().try_send_request(request).await,
         };
-        let response = sent.map_err(|error| failure(error, self.state()))?;
+        let response = sent.map_err(failure)?;
         self.state().answered.store(true, Ordering::Release);
         Ok(response)
+    }
+
+    /// The alert by which the other end refused us in place of a first answer: it has read nothing then.
+    pub(crate) fn refusal(&self) -> Option<AlertDescription> {
+        let state = self.state();
+        if state.answered.load(Ordering::Acquire) { None } else { state.heard.refusal() }
     }
 
     fn state(&self) -> &State {
@@ -437,54 +446,28 @@ impl Lease {
     }
 }
 
-fn failure(mut error: TrySendError<Request<Body>>, state: &State) -> SendFailure {
-    if let Some(request) = error.take_message() {
-        return SendFailure::Unsent(Box::new(request));
+fn failure(mut error: TrySendError<Request<Body>>) -> SendFailure {
+    match error.take_message() {
+        Some(request) => SendFailure::Unsent(Box::new(request)),
+        None => {
+            let error = error.into_error();
+            if not_read(&error) { SendFailure::NotRead } else { SendFailure::Lost(error) }
+        }
     }
-    let error = error.into_error();
-    let verdict =
-        causes(&error).find_map(|cause| verdict(cause, state.answered.load(Ordering::Acquire)));
-    verdict.unwrap_or(SendFailure::Lost(error))
 }
 
-/// What one cause of an error proves about the request.
-fn verdict(cause: &(dyn std::error::Error + 'static), answered: bool) -> Option<SendFailure> {
-    if let Some(error) = cause.downcast_ref::<h2::Error>() {
-        // RFC 9113, 8.7. The response of a stream ends with the peer's GOAWAY only when its number is above the last
-        // one that the GOAWAY names; those below it go on.
+/// Whether the other end has said that it did not look at the request (RFC 9113, 8.7).
+///
+/// The response of a stream ends with the peer's GOAWAY only when its number is above the last one that the GOAWAY
+/// names; those below it go on.
+fn not_read(error: &hyper::Error) -> bool {
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    let mut told = causes.filter_map(|cause| cause.downcast_ref::<h2::Error>());
+    told.any(|error| {
         let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
         let above = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
-        if error.is_remote() && (refused || above) {
-            return Some(SendFailure::NotRead);
-        }
-        return error.get_io().and_then(|error| alert(error, answered));
-    }
-    cause.downcast_ref::<std::io::Error>().and_then(|error| alert(error, answered))
-}
-
-/// In TLS 1.3 the dialling side is done first, and learns by an alert that its certificate was refused. Before the
-/// other end is done it reads no request.
-fn alert(error: &std::io::Error, answered: bool) -> Option<SendFailure> {
-    use AlertDescription as A;
-    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
-        rustls::Error::AlertReceived(
-            alert @ (A::AccessDenied
-            | A::BadCertificate
-            | A::CertificateExpired
-            | A::CertificateRequired
-            | A::CertificateRevoked
-            | A::CertificateUnknown
-            | A::UnknownCA
-            | A::UnsupportedCertificate),
-        ) if !answered => Some(SendFailure::Refused(*alert)),
-        _ => None,
-    }
-}
-
-fn causes<'a>(
-    error: &'a hyper::Error,
-) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
-    std::iter::successors(std::error::Error::source(error), |cause| cause.source())
+        error.is_remote() && (refused || above)
+    })
 }
 
 fn http1_rules() -> http1::Builder {

@@ -57,7 +57,7 @@ impl Relay {
         let (mut head, body) = request.into_parts();
         headers::unambiguous(&head)?;
         let host = headers::host(&head)?;
-        headers::strip_per_hop(&mut head.headers)?;
+        headers::strip_request(&mut head.headers)?;
         headers::strip_reserved(&mut head.headers);
         if let Some(peer) = &self.peer {
             headers::set_peer(&mut head.headers, peer);
@@ -100,8 +100,7 @@ impl Relay {
         }
         *response.version_mut() = Version::HTTP_11;
         response.extensions_mut().clear();
-        // A response whose own fields contradict each other goes no further.
-        headers::strip_per_hop(response.headers_mut())?;
+        headers::strip_response(response.headers_mut());
         headers::strip_reserved(response.headers_mut());
         if let Some((near, far, protocol)) = tunnel {
             ask_for(response.headers_mut(), protocol);

@@ -1,10 +1,11 @@
 //! The proxy as a whole: from its configuration to a drained end.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 
 use anyhow::Context;
 use countersign::{
-    Authorization, FileOptions, Point, PointKind, Services, Source, WorkloadApiOptions,
+    Authorization, Enforcement, FileOptions, Point, PointKind, Services, Source, WorkloadApiOptions,
 };
 use countersign_identity::{Clock, Entropy, SystemClock, SystemEntropy};
 use countersign_tls::Trust;
@@ -58,6 +59,7 @@ async fn with_source(
         identified = source.ready() => identified.context("no identity was given to the proxy")?,
         () = stop.cancelled() => return Ok(()),
     }
+    prepare(config, source)?;
     let reporter = source.reporter();
     let sink: Sink = Arc::new(move |fact| reporter.report(fact));
     let plane = plane(source.trust(), clock, Arc::new(SystemEntropy), sink);
@@ -92,6 +94,25 @@ async fn with_source(
     sleeper.cancel();
     waking.await.context("the task that keeps time has failed")?;
     served
+}
+
+/// What must hold before listeners can follow the agent.
+fn prepare(config: &Config, source: &Source) -> anyhow::Result<()> {
+    let Listeners::FromAgent { run_dir } = &config.listeners else { return Ok(()) };
+    match source.status().enforcement {
+        Enforcement::Local => anyhow::bail!(
+            "listeners from the agent need policies from the agent: name the listeners in the command, or leave the policies to the agent"
+        ),
+        Enforcement::NotOffered => anyhow::bail!(
+            "the agent tells nothing of services: name the listeners in the command, as `--inbound` and `--outbound`"
+        ),
+        Enforcement::Waiting | Enforcement::Subscribed | Enforcement::Lost { .. } => {}
+    }
+    let mut folder = std::fs::DirBuilder::new();
+    folder.recursive(true).mode(0o700);
+    folder
+        .create(run_dir)
+        .with_context(|| format!("cannot make the directory `{}`", run_dir.display()))
 }
 
 /// Assembles what all parts share.

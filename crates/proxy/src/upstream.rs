@@ -3,10 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use countersign_identity::Code;
+use countersign_tls::{Direction, HandshakeFact};
 use http::header::{HOST, HeaderValue};
 use http::{Request, Response, Uri, Version, request, uri};
 use hyper::body::Incoming;
-use rustls::AlertDescription;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +16,7 @@ use crate::bounds::{
     UPLOAD_TIMEOUT,
 };
 use crate::dial::{DialFailure, Dialer, Want};
+use crate::facts::blank_fact;
 use crate::health::Health;
 use crate::plane::Plane;
 use crate::pool::{Lease, Pool, SendFailure};
@@ -120,7 +121,7 @@ impl Upstream {
         let pool = &self.pools[address];
         let mut lease = match pool.lease(want).await {
             Ok(lease) => lease,
-            Err(failure) => return self.unreached(address, request, failure.into()),
+            Err(failure) => return self.onward(address, request, failure.into()),
         };
         let request = match addressed(request, lease.spoken(), host) {
             Ok(request) => request,
@@ -135,20 +136,49 @@ impl Upstream {
                 format!("{} did not answer within {} s", pool.dialer(), patience.as_secs());
             return Next::GiveUp(Failed { code: Code::TimedOut, detail });
         };
-        match (sent, spare) {
-            (Ok(response), _) => {
+        match sent {
+            Ok(response) => {
                 self.answered(address);
                 Next::Done(Box::new(passing(response, lease)))
             }
-            (Err(SendFailure::Unsent(request)), _) => self.unsent(address, *request, &lease),
-            (Err(SendFailure::NotRead), Some(spare)) => Next::Again(spare),
-            (Err(SendFailure::NotRead), None) => {
-                let detail = format!("{} closes, and the body was under way", pool.dialer());
-                Next::GiveUp(Failed { code: Code::Unavailable, detail })
-            }
-            (Err(SendFailure::Refused(alert)), spare) => self.refused(address, alert, spare),
-            (Err(SendFailure::Lost(error)), _) => self.lost(address, &error),
+            Err(failure) => self.after(failure, address, &lease, spare),
         }
+    }
+
+    /// What to do with a request that got no response. `spare` is a copy of it, if one could be made.
+    fn after(
+        &self,
+        failure: SendFailure,
+        address: usize,
+        lease: &Lease,
+        spare: Option<Request<Body>>,
+    ) -> Next {
+        let dialer = self.pools[address].dialer();
+        let (again, error) = match failure {
+            SendFailure::Unsent(request) => (Some(*request), None),
+            SendFailure::NotRead => (spare, None),
+            SendFailure::Lost(error) if lease.refusal().is_some() => (spare, Some(error)),
+            SendFailure::Lost(error) => {
+                let detail = format!("{dialer} ended the connection before it answered: {error}");
+                return Next::GiveUp(Failed { code: Code::PeerClosed, detail });
+            }
+        };
+        let Some(request) = again else {
+            let why = error.map_or_else(|| "it closes".to_owned(), |error| error.to_string());
+            let detail = format!("{dialer} did not read a request whose body was under way: {why}");
+            return Next::GiveUp(Failed { code: Code::Unavailable, detail });
+        };
+        if let Some(alert) = lease.refusal() {
+            let failed = Failed::from(DialFailure::refused(dialer, alert));
+            self.report(address, &failed);
+            return self.onward(address, request, failed);
+        }
+        if lease.reused {
+            return Next::Again(request);
+        }
+        // A connection that was just opened and takes nothing: another address may do better.
+        let detail = format!("{dialer} closed the connection before the request");
+        self.onward(address, request, Failed { code: Code::PeerClosed, detail })
     }
 
     /// A byte stream to the first address that takes one.
@@ -222,7 +252,7 @@ impl Upstream {
         }
     }
 
-    fn unreached(&self, address: usize, request: Request<Body>, failed: Failed) -> Next {
+    fn onward(&self, address: usize, request: Request<Body>, failed: Failed) -> Next {
         if self.blame(address, &failed) {
             Next::Onward(request, failed)
         } else {
@@ -230,38 +260,19 @@ impl Upstream {
         }
     }
 
-    fn unsent(&self, address: usize, request: Request<Body>, lease: &Lease) -> Next {
-        if lease.reused {
-            return Next::Again(request);
+    /// The handshake was a success as far as we could see then, and is not one.
+    fn report(&self, address: usize, failed: &Failed) {
+        if let Dialer::Mutual { service, peer, .. } = self.pools[address].dialer() {
+            let blank = blank_fact(&self.plane, Direction::Outbound, service, None);
+            let detail = failed.detail.clone();
+            let peer = Some(peer.clone());
+            self.plane.facts.report(HandshakeFact {
+                peer,
+                code: Some(failed.code),
+                detail,
+                ..blank
+            });
         }
-        // A connection that was just opened and takes nothing: whoever answers there refuses us.
-        let detail =
-            format!("{} closed the connection before the request", self.pools[address].dialer());
-        let failed = Failed { code: Code::PeerClosed, detail };
-        self.blame(address, &failed);
-        Next::Onward(request, failed)
-    }
-
-    fn refused(
-        &self,
-        address: usize,
-        alert: AlertDescription,
-        spare: Option<Request<Body>>,
-    ) -> Next {
-        let alert = alert.as_str().unwrap_or("unknown");
-        let detail = format!("{} refused our certificate: {alert}", self.pools[address].dialer());
-        let failed = Failed { code: Code::PeerRefused, detail };
-        self.blame(address, &failed);
-        match spare {
-            Some(request) => Next::Onward(request, failed),
-            None => Next::GiveUp(failed),
-        }
-    }
-
-    fn lost(&self, address: usize, error: &hyper::Error) -> Next {
-        let dialer = self.pools[address].dialer();
-        let detail = format!("{dialer} ended the connection before it answered: {error}");
-        Next::GiveUp(Failed { code: Code::PeerClosed, detail })
     }
 
     /// Lets the address rest if it is at fault, and says whether another may do better.

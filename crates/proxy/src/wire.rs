@@ -2,15 +2,53 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
+use rustls::AlertDescription;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// One connection, with what is kept for as long as it lives: also after an upgrade, when its HTTP task has ended.
 pub(crate) struct Wire<K = ()> {
     kind: Kind,
+    heard: Option<Arc<Heard>>,
     _kept: K,
+}
+
+/// What the peer of a connection that we dialled said last.
+///
+/// In TLS 1.3 the dialling side is done first, and learns from its first read that its certificate was refused.
+/// hyper keeps that error to itself on HTTP/2, so it is noted where it passes.
+#[derive(Debug, Default)]
+pub(crate) struct Heard(OnceLock<AlertDescription>);
+
+impl Heard {
+    /// The alert by which the peer refused who we are. Before it is done with that, it reads no request.
+    pub(crate) fn refusal(&self) -> Option<AlertDescription> {
+        use AlertDescription as A;
+        let alert = *self.0.get()?;
+        let about_us = matches!(
+            alert,
+            A::AccessDenied
+                | A::BadCertificate
+                | A::CertificateExpired
+                | A::CertificateRequired
+                | A::CertificateRevoked
+                | A::CertificateUnknown
+                | A::UnknownCA
+                | A::UnsupportedCertificate
+        );
+        about_us.then_some(alert)
+    }
+
+    fn note(&self, error: &io::Error) {
+        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if let Some(rustls::Error::AlertReceived(alert)) = tls {
+            // The first one counts; there is no second.
+            let _ = self.0.set(*alert);
+        }
+    }
 }
 
 /// What it runs over.
@@ -25,13 +63,18 @@ pub(crate) enum Kind {
 
 impl<K> Wire<K> {
     pub(crate) fn new(kind: Kind, kept: K) -> Self {
-        Self { kind, _kept: kept }
+        Self { kind, heard: None, _kept: kept }
+    }
+
+    /// A wire that notes what the peer says of us.
+    pub(crate) fn listening(kind: Kind, kept: K, heard: Arc<Heard>) -> Self {
+        Self { kind, heard: Some(heard), _kept: kept }
     }
 }
 
 macro_rules! each {
-    ($self:ident, $io:ident => $call:expr) => {
-        match &mut $self.get_mut().kind {
+    ($kind:expr, $io:ident => $call:expr) => {
+        match $kind {
             Kind::Mutual($io) => {
                 let $io = Pin::new(&mut **$io);
                 $call
@@ -54,7 +97,12 @@ impl<K: Unpin> AsyncRead for Wire<K> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        each!(self, io => io.poll_read(cx, buf))
+        let this = self.get_mut();
+        let read = each!(&mut this.kind, io => io.poll_read(cx, buf));
+        if let (Poll::Ready(Err(error)), Some(heard)) = (&read, &this.heard) {
+            heard.note(error);
+        }
+        read
     }
 }
 
@@ -64,7 +112,7 @@ impl<K: Unpin> AsyncWrite for Wire<K> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        each!(self, io => io.poll_write(cx, bytes))
+        each!(&mut self.get_mut().kind, io => io.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -72,7 +120,7 @@ impl<K: Unpin> AsyncWrite for Wire<K> {
         cx: &mut Context<'_>,
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        each!(self, io => io.poll_write_vectored(cx, bytes))
+        each!(&mut self.get_mut().kind, io => io.poll_write_vectored(cx, bytes))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -84,10 +132,10 @@ impl<K: Unpin> AsyncWrite for Wire<K> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, io => io.poll_flush(cx))
+        each!(&mut self.get_mut().kind, io => io.poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, io => io.poll_shutdown(cx))
+        each!(&mut self.get_mut().kind, io => io.poll_shutdown(cx))
     }
 }

@@ -1,8 +1,10 @@
 //! Real proxies, in process, over loopback: what a user may rely on, and what an attacker tries.
 
 mod attacks;
+mod configured;
 mod drain;
 mod http;
+mod keep_alive;
 mod program;
 mod realm;
 mod rotation;

@@ -21,6 +21,12 @@ pub(super) struct Realm {
     entropy: SeededEntropy,
 }
 
+/// A certificate with its key.
+pub(super) struct Svid {
+    pub(super) identity: Identity,
+    pub(super) key: PrivateKey,
+}
+
 impl Realm {
     pub(super) async fn new(domain: &str, seed: u64) -> Arc<Self> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
@@ -54,7 +60,7 @@ impl Realm {
     }
 
     /// An SVID that is issued now.
-    pub(super) async fn identity(&self, workload: &str, lifetime_secs: u64) -> Identity {
+    pub(super) async fn identity(&self, workload: &str, lifetime_secs: u64) -> Svid {
         let issued: Timestamp = self.clock.now();
         let key = PrivateKey::generate(KeyKind::P256).unwrap();
         let lifetime = Lifetime::from_secs(lifetime_secs).unwrap();
@@ -75,7 +81,7 @@ impl Realm {
         let issuer = Issuer::from_certificate(self.issuer.clone()).unwrap();
         let leaf = sign(draft.review(&profile, &issuer).unwrap(), &self.issuer_key).await;
         let chain = Chain::from_ders([leaf.der(), self.issuer.der()]).unwrap();
-        Identity::new(chain, key.pkcs8()).unwrap()
+        Svid { identity: Identity::new(chain, key.pkcs8()).unwrap(), key }
     }
 
     pub(super) fn bundle(&self) -> Bundle {

@@ -76,7 +76,7 @@ impl Proxy {
 
     /// Gives it a new certificate.
     pub(super) async fn renew(&self, lifetime_secs: u64) {
-        let identity = self.realm.identity(self.workload, lifetime_secs).await;
+        let identity = self.realm.identity(self.workload, lifetime_secs).await.identity;
         self.plane.trust.set_identity(identity).unwrap();
     }
 
