@@ -24,6 +24,8 @@ pub const LABELS_MAX: usize = 64;
 pub const PAGE_MAX: usize = 1000;
 /// How many commits the feed keeps. A reader that is further behind takes a snapshot.
 pub const FEED_COMMITS_MAX: u64 = 10_000;
+/// A page of the feed ends with the commit that makes it this many changes, so that large commits make short pages.
+pub(crate) const FEED_CHANGES_MAX: usize = 10_000;
 /// How many hashes are read at once; they are small.
 pub(crate) const HASHES_MAX: usize = 16 * PAGE_MAX;
 /// How many rows one trim may drop, so that nobody waits long behind it.

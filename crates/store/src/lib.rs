@@ -51,7 +51,8 @@ pub trait Store: Send + Sync + 'static {
     /// All records, in the order of their kinds and names, and the revision that they are of.
     async fn snapshot(&self) -> Result<Snapshot>;
 
-    /// The commits after a revision, in order, at most `limit` of them; or word that a snapshot is needed.
+    /// The commits after a revision, in order, at most `limit` of them, fewer when they are large, at least one when
+    /// there is one; or word that a snapshot is needed.
     async fn changes(&self, after: Revision, limit: usize) -> Result<Feed>;
 
     /// Tells that the revision moved. A hint: what holds is what [`Store::changes`] says.
@@ -87,7 +88,8 @@ pub trait Store: Send + Sync + 'static {
     /// The hashes of the log's leaves from this index on; up to 16 pages of them at once.
     async fn leaf_hashes(&self, from: u64, limit: usize) -> Result<Vec<Sha256>>;
 
-    /// Takes or renews a lease for a periodic duty; true when `holder` has it until `now + ttl`.
+    /// Takes or renews a lease for a periodic duty; true when `holder` has it until `now + ttl`. A `ttl` of zero gives
+    /// it up.
     async fn lease(&self, name: &str, holder: &str, ttl: Duration, now: Timestamp) -> Result<bool>;
 
     /// Drops what nobody can need any more: rows of certificates and tokens that ended more than the allowed skew

@@ -1,5 +1,6 @@
 //! The store in memory, for simulations and tests: the same semantics, nothing durable.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use countersign_identity::{Entropy, NodeId, Revision, Serial, Sha256, Timestamp}
 use imbl::{OrdMap, Vector};
 use tokio::sync::watch;
 
-use crate::bounds::{HASHES_MAX, check, check_name};
+use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name};
 use crate::transact::{Lease, Tables, lease_end, trim, write};
 use crate::{
     Batch, Change, Commit, Committed, Details, Feed, Head, Issued, IssuedRow, Kind, NodeRow,
@@ -75,6 +76,12 @@ impl MemoryStore {
     }
 }
 
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MemoryStore at {}", self.state().head.revision)
+    }
+}
+
 #[async_trait]
 impl Store for MemoryStore {
     async fn head(&self) -> Result<Head> {
@@ -97,7 +104,14 @@ impl Store for MemoryStore {
         if !state.head.feeds(after, first) {
             return Ok(Feed::SnapshotNeeded);
         }
-        let commits = state.commits.range(after.number + 1..).take(limit.min(PAGE_MAX));
+        let mut before = 0;
+        let not_full = |(_, changes): &(&u64, &Vector<Change>)| {
+            let go_on = before < FEED_CHANGES_MAX;
+            before += changes.len();
+            go_on
+        };
+        let commits = state.commits.range(after.number + 1..).take_while(not_full);
+        let commits = commits.take(limit.min(PAGE_MAX));
         let commits = commits.map(|(number, changes)| Commit {
             revision: Revision { number: *number, ..after },
             changes: changes.iter().cloned().collect(),

@@ -17,6 +17,9 @@ pub(crate) const REMOVE_RECORD: &str = "DELETE FROM records WHERE kind = $1 AND 
 pub(crate) const FIRST_COMMIT: &str = "SELECT number FROM commits ORDER BY number LIMIT 1";
 pub(crate) const CHANGES: &str = "SELECT number, kind, name, value FROM changes \
      WHERE $1 < number AND number <= $2 ORDER BY number, position";
+/// The number of the commit with which a page of the feed is full.
+pub(crate) const CHANGES_END: &str = "SELECT number FROM changes \
+     WHERE $1 < number AND number <= $2 ORDER BY number, position LIMIT 1 OFFSET $3";
 pub(crate) const ADD_COMMIT: &str = "INSERT INTO commits (number) VALUES ($1)";
 pub(crate) const ADD_CHANGE: &str =
     "INSERT INTO changes (number, position, kind, name, value) VALUES ($1, $2, $3, $4, $5)";
@@ -83,6 +86,7 @@ pub(crate) const ALL: &[&str] = &[
     REMOVE_RECORD,
     FIRST_COMMIT,
     CHANGES,
+    CHANGES_END,
     ADD_COMMIT,
     ADD_CHANGE,
     TRIM_COMMITS,

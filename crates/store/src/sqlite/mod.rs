@@ -7,6 +7,7 @@ mod schema;
 mod tables;
 mod writer;
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -21,7 +22,7 @@ use self::files::Lock;
 use self::readers::Readers;
 use self::tables::{Open, all, one};
 use self::writer::{Job, OwnedLease, Queue, Writer, ended};
-use crate::bounds::{HASHES_MAX, check, check_name};
+use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name};
 use crate::transact::lease_end;
 use crate::{
     Batch, Change, Commit, Committed, Feed, Head, Issued, NodeRow, PAGE_MAX, Record, Result,
@@ -87,6 +88,12 @@ impl SqliteStore {
     }
 }
 
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SqliteStore at {}", *self.hint.borrow())
+    }
+}
+
 impl Drop for SqliteStore {
     fn drop(&mut self) {
         self.queue.close();
@@ -130,6 +137,10 @@ fn feed(connection: &Connection, after: Revision, limit: usize) -> Result<Feed> 
     }
     let limit = u64::try_from(limit.min(PAGE_MAX)).unwrap_or(u64::MAX);
     let last = head.revision.number.min(after.number + limit);
+    let most = rows::signed(FEED_CHANGES_MAX as u64 - 1)?;
+    let bounds = (rows::signed(after.number)?, rows::signed(last)?, most);
+    let full = one(connection, sql::CHANGES_END, bounds, |row| rows::number(row, 0))?;
+    let last = full.unwrap_or(last);
     // Numbers have no gaps, so a commit without changes is one whose number has no rows.
     let commit = |number| Commit { revision: Revision { number, ..after }, changes: Vec::new() };
     let mut commits: Vec<Commit> = (after.number + 1..=last).map(commit).collect();

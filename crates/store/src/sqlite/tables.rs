@@ -18,9 +18,9 @@ impl Open<'_> {
         statement.execute(values).map_err(failed)
     }
 
-    /// Runs statements that begin or end something.
-    pub(super) fn run_batch(&self, text: &str) -> Result<()> {
-        self.0.execute_batch(text).map_err(failed)
+    /// Begins or ends something.
+    pub(super) fn bracket(&self, text: &str) -> Result<()> {
+        self.run(text, []).map(|_none| ())
     }
 
     /// Reads the head row.

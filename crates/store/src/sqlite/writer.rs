@@ -168,11 +168,11 @@ fn isolated<T>(
     work: impl FnOnce(&mut Open<'_>, &mut Head) -> Result<T>,
 ) -> Result<T> {
     let mut next = head.clone()?;
-    let outcome = open.run_batch("SAVEPOINT job").and_then(|()| work(open, &mut next));
+    let outcome = open.bracket("SAVEPOINT job").and_then(|()| work(open, &mut next));
     let closing = match &outcome {
         Err(error) if error.is_of_storage() => Err(error.clone()),
-        Err(_refused) => open.run_batch("ROLLBACK TO job; RELEASE job"),
-        Ok(_) => open.run_batch("RELEASE job"),
+        Err(_refused) => open.bracket("ROLLBACK TO job").and_then(|()| open.bracket("RELEASE job")),
+        Ok(_) => open.bracket("RELEASE job"),
     };
     match (closing, &outcome) {
         (Ok(()), Ok(_)) => *head = Ok(next),
@@ -217,7 +217,7 @@ impl Writer {
 
     fn transact(&mut self, group: Vec<Job>) {
         let mut open = Open(&self.connection);
-        let before = open.run_batch("BEGIN IMMEDIATE").and_then(|()| open.head());
+        let before = open.bracket("BEGIN IMMEDIATE").and_then(|()| open.head());
         let mut after = before.clone();
         let mut answers = Vec::with_capacity(group.len());
         for job in group {
@@ -243,7 +243,7 @@ fn finish(open: &Open<'_>, before: &Head, after: &Head) -> Result<Revision> {
     if before != after {
         open.move_head(before, after)?;
     }
-    open.run_batch("COMMIT")?;
+    open.bracket("COMMIT")?;
     Ok(after.revision)
 }
 

@@ -51,6 +51,7 @@ claims! {
     revisions::a_refused_batch_leaves_nothing_behind
     revisions::nobody_sees_a_revision_before_the_one_before_it
     revisions::a_snapshot_and_the_changes_after_it_are_the_next_snapshot
+    revisions::large_commits_make_short_pages
     revisions::a_reader_from_elsewhere_needs_a_snapshot
     revisions::a_reader_too_far_behind_needs_a_snapshot
     log::each_receipt_names_the_leaf_of_its_certificate

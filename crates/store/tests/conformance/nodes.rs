@@ -141,6 +141,8 @@ pub(crate) async fn a_lease_is_held_by_one_until_it_ends(store: Shared) {
     assert!(!take("rotate", "b", 18).await);
     assert!(take("rotate", "b", 19).await, "at its end it is free");
     assert!(!take("rotate", "a", 20).await, "and the former holder has lost it");
+    assert!(store.lease("rotate", "b", Duration::ZERO, after(21)).await.unwrap());
+    assert!(take("rotate", "a", 21).await, "who gives it up leaves it to the others at once");
 }
 
 /// ATTACKS 27.

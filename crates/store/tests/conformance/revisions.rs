@@ -181,6 +181,22 @@ pub(crate) async fn a_snapshot_and_the_changes_after_it_are_the_next_snapshot(st
     assert_eq!(numbers, [5, 6, 7]);
 }
 
+pub(crate) async fn large_commits_make_short_pages(store: Shared) {
+    for (name, changes) in [("a", 1), ("b", 9_998), ("c", 1), ("d", 30_000), ("e", 1), ("f", 1)] {
+        let changes = vec![put(name, "1"); changes];
+        store.commit(Batch { changes, ..Batch::default() }).await.unwrap();
+    }
+    let (mut seen, mut pages) = (at(0), Vec::new());
+    while seen < at(6) {
+        let feed = store.changes(seen, usize::MAX).await.unwrap();
+        let Feed::Changes(commits) = feed else { panic!("a feed") };
+        seen = commits.last().expect("a page makes headway").revision;
+        pages.push(commits.iter().map(|commit| commit.changes.len()).collect::<Vec<_>>());
+    }
+    // Each ends with the commit that makes it ten thousand.
+    assert_eq!(pages, [vec![1, 9_998, 1], vec![30_000], vec![1, 1]]);
+}
+
 pub(crate) async fn a_reader_from_elsewhere_needs_a_snapshot(store: Shared) {
     assert_eq!(store.changes(at(0), 9).await.unwrap(), Feed::Changes(vec![]));
     store.commit(putting("web", "1")).await.unwrap();
