@@ -1,1 +1,35 @@
 //! The control plane: attest, issue, publish, administer and watch.
+//!
+//! [`init`] begins a trust domain in a data directory; [`run`] serves it: gRPC over TLS for agents, HTTP and JSON on
+//! a Unix socket for operators. A folder for each capability: `attest` (nodes prove themselves), `issue` (who gets which
+//! certificate), `publish` (what each agent is told), `admin` (what operators ask), `watch` (what is seen), `state`
+//! (the snapshot that all decide on), `authority` (the keys that sign), `edge` (the agents' port).
+//!
+//! One path leads from a write to an agent: store → feed → snapshot → push. It refuses to know SQL, Cedar's evaluation and
+//! processes on nodes.
+
+mod admin;
+mod attest;
+mod authority;
+mod config;
+mod control;
+mod digest;
+mod directory;
+mod edge;
+mod init;
+mod issue;
+mod publish;
+mod refusal;
+mod run;
+mod state;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+pub use config::{
+    Config, DRAIN, ISSUER_LIFETIME_SECS, InitConfig, InitReport, LISTEN, ROOT_LIFETIME_SECS, Ready,
+    StartError, admin_path,
+};
+pub use init::init;
+pub use refusal::Refused;
+pub use run::run;

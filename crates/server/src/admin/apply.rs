@@ -1,0 +1,263 @@
+//! What a set of manifests would change, and whether it may. A pure decision on one snapshot.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use countersign_api::admin::{Action, AppliedChange};
+use countersign_api::resource::{
+    Kind, PolicyRecord, PolicyScope, Problem, Resource, ScopeNames, Spec, Tree, check,
+};
+use countersign_audit::{Event, EventKind};
+use countersign_identity::{Code, Name, Timestamp};
+use countersign_policy::{Declared, Names, Policies, PolicySource};
+use countersign_store::{Change, Kind as RecordKind, Record};
+use serde_json::Value;
+
+use crate::state::{Key, State};
+
+/// A longer SPIFFE ID would not fit into the log's leaves.
+const SPIFFE_ID_BYTES_MAX: usize = 512;
+/// The longest value that the log keeps beside its leaf.
+const VALUE_LOGGED_BYTES_MAX: usize = 8 * 1024;
+
+/// What happens to resources that are not named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unnamed {
+    /// They stay.
+    Keep,
+    /// They are removed. The trust domain's own stays in any case.
+    Remove,
+}
+
+/// Why a set of manifests is not taken.
+#[derive(Clone, Debug)]
+pub(crate) struct Invalid {
+    /// Whether it is policies alone that are wrong.
+    pub(crate) code: Code,
+    /// All of it.
+    pub(crate) problems: Vec<Problem>,
+}
+
+/// What would change.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// For people.
+    pub(crate) shown: Vec<AppliedChange>,
+    /// For the store.
+    pub(crate) changes: Vec<Change>,
+    /// Whether it can take a right away.
+    pub(crate) narrows: bool,
+}
+
+/// Everything that is declared, by kind and name.
+type Declaration = BTreeMap<(Kind, Name), Resource>;
+
+/// Reads manifests, and tells everything that is wrong with any of them.
+pub(crate) fn read(manifests: &[Value]) -> Result<Vec<Resource>, Invalid> {
+    let mut resources = Vec::with_capacity(manifests.len());
+    let mut problems = Vec::new();
+    let mut seen = HashSet::new();
+    for manifest in manifests {
+        match Resource::read(&Tree::from_value(manifest)) {
+            Ok(resource) => {
+                if !seen.insert((resource.kind(), resource.name.clone())) {
+                    let message = "is declared more than once: keep one of them";
+                    problems.push(Problem::about(resource.label(), "metadata.name", message));
+                }
+                resources.push(resource);
+            }
+            Err(found) => problems.extend(found),
+        }
+    }
+    if problems.is_empty() { Ok(resources) } else { Err(invalid(problems)) }
+}
+
+fn invalid(problems: Vec<Problem>) -> Invalid {
+    Invalid { code: Code::InvalidManifest, problems }
+}
+
+/// Decides what putting these resources in force would change.
+///
+/// # Errors
+/// When the whole that would be in force breaks a rule; every broken one is told.
+pub(crate) fn put(
+    state: &State,
+    resources: Vec<Resource>,
+    unnamed: Unnamed,
+) -> Result<Plan, Invalid> {
+    let mut declared: Declaration = match unnamed {
+        Unnamed::Keep => in_force(state),
+        Unnamed::Remove => in_force(state)
+            .into_iter()
+            .filter(|((kind, _), _)| *kind == Kind::TrustDomain)
+            .collect(),
+    };
+    for resource in resources {
+        if resource.kind() == Kind::TrustDomain {
+            // There is one, whatever it is named.
+            declared.retain(|(kind, _), _| *kind != Kind::TrustDomain);
+        }
+        declared.insert((resource.kind(), resource.name.clone()), resource);
+    }
+    plan(state, declared)
+}
+
+/// Decides what removing one resource would change; `None` when there is no such resource.
+///
+/// # Errors
+/// When what is left would break a rule.
+pub(crate) fn remove(state: &State, kind: Kind, name: &Name) -> Result<Option<Plan>, Invalid> {
+    let mut declared = in_force(state);
+    if declared.remove(&(kind, name.clone())).is_none() {
+        return Ok(None);
+    }
+    if kind == Kind::TrustDomain {
+        let message = "the trust domain's own resource cannot be removed";
+        return Err(invalid(vec![Problem::about(format!("{kind}/{name}"), "", message)]));
+    }
+    plan(state, declared).map(Some)
+}
+
+fn in_force(state: &State) -> Declaration {
+    state.resources().map(|resource| ((resource.kind(), resource.name.clone()), resource)).collect()
+}
+
+fn plan(state: &State, declared: Declaration) -> Result<Plan, Invalid> {
+    let resources: Vec<Resource> = declared.into_values().collect();
+    let mut problems = long_ids(state, &resources);
+    if let Err(found) = check(&resources, Some(&state.domain().trust_domain)) {
+        problems.extend(found);
+    }
+    if !problems.is_empty() {
+        // Policies are looked at as well, so that all problems are told at once.
+        problems.extend(policy_problems(&resources));
+        return Err(invalid(problems));
+    }
+    let policies = policy_problems(&resources);
+    if !policies.is_empty() {
+        return Err(Invalid { code: Code::InvalidPolicy, problems: policies });
+    }
+    Ok(difference(state, &resources))
+}
+
+fn long_ids(state: &State, resources: &[Resource]) -> Vec<Problem> {
+    let domain = &state.domain().trust_domain;
+    let long = |resource: &Resource| {
+        let Spec::Workload(spec) = &resource.spec else { return None };
+        let bytes = spec.spiffe_id_in(&resource.name, domain).as_str().len();
+        (SPIFFE_ID_BYTES_MAX < bytes).then(|| {
+            let message = format!(
+                "has {bytes} bytes, over the limit of {SPIFFE_ID_BYTES_MAX}: shorten its path"
+            );
+            Problem::about(resource.label(), "spec.spiffeId", message)
+        })
+    };
+    resources.iter().filter_map(long).collect()
+}
+
+fn policy_problems(resources: &[Resource]) -> Vec<Problem> {
+    let names = |kind: Kind| -> BTreeSet<Name> {
+        let of_kind = resources.iter().filter(|resource| resource.kind() == kind);
+        of_kind.map(|resource| resource.name.clone()).collect()
+    };
+    let declared = Declared { workloads: names(Kind::Workload), services: names(Kind::Service) };
+    let source = |resource: &Resource| match &resource.spec {
+        Spec::Policy(spec) => {
+            Some(PolicySource { name: resource.name.clone(), text: spec.cedar.as_str().to_owned() })
+        }
+        Spec::TrustDomain(_) | Spec::Workload(_) | Spec::Service(_) => None,
+    };
+    let sources: Vec<PolicySource> = resources.iter().filter_map(source).collect();
+    let Err(problems) = Policies::compile(&sources, Some(&declared)) else { return Vec::new() };
+    let problem = |problem: countersign_policy::Problem| {
+        let name =
+            problem.policy.as_ref().map_or("Policy".to_owned(), |name| format!("Policy/{name}"));
+        let message =
+            format!("line {}, column {}: {}", problem.line, problem.column, problem.message);
+        Problem::about(name, "spec.cedar", message)
+    };
+    problems.into_iter().map(problem).collect()
+}
+
+fn difference(state: &State, resources: &[Resource]) -> Plan {
+    let mut plan = Plan { shown: Vec::new(), changes: Vec::new(), narrows: false };
+    let mut kept = HashSet::with_capacity(resources.len());
+    for resource in resources {
+        let kind = record_kind(resource.kind());
+        let key = Key::new(kind, resource.name.as_str());
+        let before = state.records.get(&key);
+        kept.insert(key);
+        let value = record_value(resource);
+        if before.is_some_and(|before| before.wire.value == value) {
+            continue;
+        }
+        let action = if before.is_some() { Action::Update } else { Action::Create };
+        plan.narrows |= action == Action::Update || !is_harmless_when_new(resource.kind());
+        let name = resource.name.clone();
+        plan.changes.push(Change::Put(Record { kind, name: name.to_string(), value }));
+        plan.shown.push(AppliedChange { action, kind: resource.kind(), name });
+    }
+    for resource in state.resources() {
+        let kind = record_kind(resource.kind());
+        if kept.contains(&Key::new(kind, resource.name.as_str())) {
+            continue;
+        }
+        plan.narrows = true;
+        plan.changes.push(Change::Remove { kind, name: resource.name.to_string() });
+        let (kind, name) = (resource.kind(), resource.name);
+        plan.shown.push(AppliedChange { action: Action::Remove, kind, name });
+    }
+    plan
+}
+
+/// Whether a new resource of the kind can only add rights. A new policy may forbid.
+fn is_harmless_when_new(kind: Kind) -> bool {
+    match kind {
+        Kind::Workload | Kind::Service => true,
+        Kind::Policy | Kind::TrustDomain => false,
+    }
+}
+
+fn record_kind(kind: Kind) -> RecordKind {
+    match kind {
+        Kind::TrustDomain => RecordKind::TrustDomain,
+        Kind::Workload => RecordKind::Workload,
+        Kind::Service => RecordKind::Service,
+        Kind::Policy => RecordKind::Policy,
+    }
+}
+
+/// What the store keeps of a resource: its canonical JSON; of a policy also whom it speaks of.
+fn record_value(resource: &Resource) -> Vec<u8> {
+    let Spec::Policy(spec) = &resource.spec else { return resource.spec.encode() };
+    let scopes = countersign_policy::scope(spec.cedar.as_str()).unwrap_or_default();
+    let names = |names: Names| match names {
+        Names::Any => ScopeNames::Any,
+        Names::Only(names) => ScopeNames::Only(names.into_iter().collect()),
+    };
+    let scopes = scopes.into_iter().map(|scope| PolicyScope {
+        principals: names(scope.principals),
+        resources: names(scope.resources),
+        workloads: scope.workloads,
+        services: scope.services,
+    });
+    PolicyRecord { cedar: spec.cedar.clone(), scopes: scopes.collect() }.encode()
+}
+
+/// What the log says of a plan: one event for each record.
+pub(crate) fn events(plan: &Plan, actor: &str, now: Timestamp) -> Vec<Event> {
+    let event = |change: &Change| match change {
+        Change::Put(record) => {
+            let subject = format!("{}/{}", record.kind, record.name);
+            let digest = crate::digest::sha256(&record.value);
+            let mut details = serde_json::json!({ "sha256": digest });
+            if record.value.len() <= VALUE_LOGGED_BYTES_MAX {
+                details["value"] = String::from_utf8_lossy(&record.value).into();
+            }
+            Event::new(EventKind::RecordPut, now, actor, subject).with_details(details)
+        }
+        Change::Remove { kind, name } => {
+            Event::new(EventKind::RecordRemoved, now, actor, format!("{kind}/{name}"))
+        }
+    };
+    plan.changes.iter().map(event).collect()
+}

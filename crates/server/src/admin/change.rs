@@ -1,0 +1,259 @@
+//! The routes that change something.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Extension, Path, State as Shared};
+use axum::http::StatusCode;
+use countersign_api::admin::{
+    ApplyRequest, ApplyResponse, CreateTokenRequest, CreateTokenResponse, ProblemDetails,
+    TrustFingerprint,
+};
+use countersign_api::resource::Kind;
+use countersign_audit::{Event, EventKind};
+use countersign_identity::{Code, Name, NodeId, Revision};
+use countersign_store::{Batch, LABELS_MAX, Op, StoreError, TokenRow};
+use serde::de::DeserializeOwned;
+
+use crate::admin::Admin;
+use crate::admin::apply::{self, Invalid, Plan, Unnamed};
+use crate::admin::problem::Problem;
+use crate::attest::JoinToken;
+use crate::authority::internal;
+use crate::control::Control;
+use crate::refusal::Refused;
+use crate::state::State;
+
+/// How often a change is planned again because the state moved on, when no base was given.
+const ATTEMPTS_MAX: usize = 5;
+/// How long an answer waits until this server's own snapshot shows the change.
+const SHOWN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest life of a join token.
+const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(30 * 86_400);
+
+/// Who administers: the uid at the other end of the socket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Operator(pub(crate) u32);
+
+impl Operator {
+    /// As the log says it.
+    fn actor(self) -> String {
+        format!("operator:uid:{}", self.0)
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Problem> {
+    let body = body.map_err(|rejected| match rejected.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(
+            Code::TooLarge,
+            format!("the body is over the limit of {} bytes", super::serve::BODY_BYTES_MAX),
+        ),
+        _ => Problem::new(Code::NotUnderstood, "the body could not be read"),
+    })?;
+    serde_json::from_slice(&body).map_err(|error| {
+        Problem::new(Code::NotUnderstood, format!("the body does not parse: {error}"))
+    })
+}
+
+/// Makes a set of resources the desired state, as one revision or not at all.
+#[utoipa::path(
+    post, path = "/v1/apply", request_body = ApplyRequest,
+    responses((status = 200, body = ApplyResponse), (status = "default", body = ProblemDetails))
+)]
+pub(crate) async fn apply(
+    Shared(admin): Shared<Arc<Admin>>,
+    Extension(operator): Extension<Operator>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<ApplyResponse>, Problem> {
+    let control = Arc::clone(admin.control()?);
+    let ApplyRequest { resources, base, prune, dry_run } = parse(body)?;
+    let unnamed = if prune { Unnamed::Remove } else { Unnamed::Keep };
+    let resources = off_thread(move || apply::read(&resources)).await?.map_err(problem)?;
+    let resources = Arc::new(resources);
+    let decide = move |state: &State| apply::put(state, resources.to_vec(), unnamed).map(Some);
+    change(&control, operator, base, dry_run, decide).await
+}
+
+/// Removes one resource.
+#[utoipa::path(
+    delete, path = "/v1/resources/{kind}/{name}",
+    params(("kind" = String, Path, description = "The kind"), ("name" = String, Path, description = "The name")),
+    responses((status = 200, body = ApplyResponse), (status = "default", body = ProblemDetails))
+)]
+pub(crate) async fn remove_resource(
+    Shared(admin): Shared<Arc<Admin>>,
+    Extension(operator): Extension<Operator>,
+    Path((kind, name)): Path<(String, String)>,
+) -> Result<Json<ApplyResponse>, Problem> {
+    let control = Arc::clone(admin.control()?);
+    let kind: Kind = kind.parse().map_err(not_understood)?;
+    let name: Name = name.parse().map_err(not_understood)?;
+    let decide = move |state: &State| apply::remove(state, kind, &name);
+    change(&control, operator, None, false, decide).await
+}
+
+fn not_understood(why: impl std::fmt::Display) -> Problem {
+    Problem::new(Code::NotUnderstood, why.to_string())
+}
+
+fn problem(invalid: Invalid) -> Problem {
+    let count = invalid.problems.len();
+    let plural = if count == 1 { "problem" } else { "problems" };
+    let first = invalid.problems.first().map(ToString::to_string).unwrap_or_default();
+    let detail = format!("{count} {plural}, nothing was changed; the first: {first}");
+    Problem::new(invalid.code, detail).with_problems(invalid.problems)
+}
+
+/// Long computation, away from the threads that serve.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refused> {
+    tokio::task::spawn_blocking(work).await.map_err(internal)
+}
+
+/// Plans on the current state and commits exactly that plan; plans again when the state moved on meanwhile.
+async fn change(
+    control: &Arc<Control>,
+    operator: Operator,
+    base: Option<Revision>,
+    dry_run: bool,
+    decide: impl Fn(&State) -> Result<Option<Plan>, Invalid> + Clone + Send + 'static,
+) -> Result<Json<ApplyResponse>, Problem> {
+    for _attempt in 0..ATTEMPTS_MAX {
+        let state = control.feed.current();
+        if let Some(base) = base
+            && base != state.revision
+        {
+            return Err(stale(base, state.revision));
+        }
+        let (planned, on) = (decide.clone(), Arc::clone(&state));
+        let plan = off_thread(move || planned(&on)).await?.map_err(problem)?;
+        let plan = plan.ok_or_else(|| Problem::new(Code::NotFound, "there is no such resource"))?;
+        if dry_run || plan.changes.is_empty() {
+            return Ok(Json(ApplyResponse { revision: state.revision, changes: plan.shown }));
+        }
+        match commit(control, operator, &state, plan).await {
+            Ok(answer) => return Ok(Json(answer)),
+            Err(refused) if refused.code == Code::StaleBase => {
+                let current = control.store.head().await?.revision;
+                if let Some(base) = base {
+                    return Err(stale(base, current));
+                }
+                shown(control, current).await;
+            }
+            Err(refused) => return Err(refused.into()),
+        }
+    }
+    Err(Problem::new(
+        Code::StaleBase,
+        "the state moved on again and again while the change was planned",
+    ))
+}
+
+fn stale(base: Revision, current: Revision) -> Problem {
+    let why = format!("the change was made for revision {base}, the current one is {current}");
+    Problem::new(Code::StaleBase, why).with_revision(current)
+}
+
+async fn commit(
+    control: &Arc<Control>,
+    operator: Operator,
+    state: &State,
+    plan: Plan,
+) -> Result<ApplyResponse, Refused> {
+    let now = control.clock.now();
+    let batch = Batch {
+        expected: Some(state.revision),
+        narrows: plan.narrows,
+        events: apply::events(&plan, &operator.actor(), now),
+        changes: plan.changes,
+        ..Batch::default()
+    };
+    let store = Arc::clone(&control.store);
+    let committed = control.whole(async move { Ok(store.commit(batch).await?) }).await?;
+    control.desk.time.recorded(now);
+    shown(control, committed.revision).await;
+    Ok(ApplyResponse { revision: committed.revision, changes: plan.shown })
+}
+
+/// Waits until this server's own snapshot shows a revision, so that whoever asks next sees what was done. The
+/// change is durable in any case.
+async fn shown(control: &Control, revision: Revision) {
+    let reached = tokio::time::timeout(SHOWN_TIMEOUT, control.feed.reached(revision)).await;
+    if reached.is_err() {
+        tracing::warn!(%revision, "the snapshot is slow to show a committed revision");
+    }
+}
+
+/// Makes a join token, which is shown this once.
+#[utoipa::path(
+    post, path = "/v1/join-tokens", request_body = CreateTokenRequest,
+    responses((status = 200, body = CreateTokenResponse), (status = "default", body = ProblemDetails))
+)]
+pub(crate) async fn create_token(
+    Shared(admin): Shared<Arc<Admin>>,
+    Extension(operator): Extension<Operator>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<CreateTokenResponse>, Problem> {
+    let control = admin.control()?;
+    let request: CreateTokenRequest = parse(body)?;
+    if TOKEN_LIFETIME_MAX < request.ttl.duration() {
+        return Err(Problem::new(
+            Code::LongLifetime,
+            format!("a join token's life of {} is over the limit of 30d", request.ttl),
+        ));
+    }
+    if LABELS_MAX < request.labels.len() {
+        return Err(Problem::new(
+            Code::TooLarge,
+            format!("at most {LABELS_MAX} labels are allowed"),
+        ));
+    }
+    let trust = TrustFingerprint(admin.authorities()?.load().trust());
+    let now = control.desk.time.trusted(control.clock.now())?;
+    let token = JoinToken::draw(&*control.entropy).map_err(internal)?;
+    let expires = now + request.ttl.duration();
+    let hash = token.digest();
+    let event = Event::new(EventKind::TokenCreated, now, operator.actor(), hash.to_string())
+        .with_details(serde_json::json!({ "expires": expires, "labels": request.labels }));
+    let row = TokenRow { hash, expires, labels: request.labels, spent: None };
+    let batch = Batch { ops: vec![Op::CreateToken(row)], events: vec![event], ..Batch::default() };
+    control.store.commit(batch).await?;
+    Ok(Json(CreateTokenResponse { token: token.reveal().to_owned(), expires, trust }))
+}
+
+/// Removes a node: its stream ends, and it can neither renew nor get certificates any more.
+#[utoipa::path(
+    delete, path = "/v1/nodes/{id}", params(("id" = String, Path, description = "The node's id")),
+    responses((status = 204), (status = "default", body = ProblemDetails))
+)]
+pub(crate) async fn remove_node(
+    Shared(admin): Shared<Arc<Admin>>,
+    Extension(operator): Extension<Operator>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Problem> {
+    let control = admin.control()?;
+    let id: NodeId = id.parse().map_err(not_understood)?;
+    let now = control.clock.now();
+    let event = Event::new(EventKind::NodeRemoved, now, operator.actor(), id.to_string());
+    let batch = Batch {
+        // It takes rights away: what was authorised for the node before is authorised again.
+        narrows: true,
+        ops: vec![Op::RemoveNode { id }],
+        events: vec![event],
+        ..Batch::default()
+    };
+    match control.store.commit(batch).await {
+        Ok(_committed) => {}
+        Err(StoreError::NodeUnknown(id)) => {
+            return Err(Problem::new(Code::NotFound, format!("node `{id}` is not registered")));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    control.roster.remove(id);
+    tracing::info!(node = %id, "node removed");
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,62 @@
+//! What operators ask: HTTP and JSON on a Unix socket that only root and the data directory's owner may use.
+
+mod apply;
+mod ask;
+mod change;
+mod openapi;
+mod problem;
+mod serve;
+mod socket;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use countersign_identity::Code;
+use countersign_store::Store;
+
+use crate::authority::Authorities;
+use crate::control::Control;
+use crate::refusal::Refused;
+use crate::watch::{About, LogTree};
+
+pub(crate) use serve::serve;
+pub(crate) use socket::{AdminSocket, Operators};
+
+/// What the routes work on.
+pub(crate) struct Admin {
+    pub(crate) about: About,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) log: LogTree,
+    pub(crate) operators: Operators,
+    pub(crate) mode: Mode,
+}
+
+/// Whether there are keys to work with.
+pub(crate) enum Mode {
+    /// No: health and status are all that there is.
+    Sealed { why: String },
+    /// Yes.
+    Serving { control: Arc<Control>, authorities: Arc<ArcSwap<Authorities>> },
+}
+
+impl Admin {
+    /// The control plane, unless it is sealed.
+    fn control(&self) -> Result<&Arc<Control>, Refused> {
+        match &self.mode {
+            Mode::Serving { control, .. } => Ok(control),
+            Mode::Sealed { why } => {
+                Err(Refused::new(Code::Sealed, format!("the server is sealed: {why}")))
+            }
+        }
+    }
+
+    /// The authorities, unless they are sealed.
+    fn authorities(&self) -> Result<&Arc<ArcSwap<Authorities>>, Refused> {
+        match &self.mode {
+            Mode::Serving { authorities, .. } => Ok(authorities),
+            Mode::Sealed { why } => {
+                Err(Refused::new(Code::Sealed, format!("the server is sealed: {why}")))
+            }
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! The description of the interface, made from the code of the routes.
+
+use axum::http::header;
+use axum::response::IntoResponse;
+use utoipa::OpenApi;
+
+use crate::admin::{ask, change};
+
+/// Operators' interface.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Countersign: operators' interface",
+        description = "HTTP and JSON on the server's Unix socket. It admits root and the owner of the data directory. \
+                       Refusals are problems of RFC 9457 with a stable `code`."
+    ),
+    paths(
+        ask::live,
+        ask::ready,
+        openapi,
+        ask::status,
+        ask::resources,
+        ask::bundle,
+        ask::nodes,
+        ask::handshakes,
+        ask::events,
+        change::apply,
+        change::remove_resource,
+        change::create_token,
+        change::remove_node,
+    )
+)]
+struct Description;
+
+/// This description.
+#[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, description = "An OpenAPI description")))]
+pub(crate) async fn openapi() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], text())
+}
+
+/// The description as JSON.
+pub(crate) fn text() -> String {
+    Description::openapi().to_pretty_json().expect("texts and maps always have a JSON form")
+}

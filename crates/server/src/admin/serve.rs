@@ -1,0 +1,145 @@
+//! The socket's routes, and who may reach them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Extension, Request, State as Shared};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{delete, get, post};
+use countersign_identity::Code;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::change::Operator;
+use crate::admin::problem::Problem;
+use crate::admin::{Admin, AdminSocket, ask, change, openapi};
+
+/// The largest body: the manifests of some ten thousand workloads.
+pub(crate) const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Connections at once. More wait in the kernel.
+const CONNECTIONS_MAX: usize = 128;
+/// How long a caller may take to send a request's head, and an idle connection may last.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long one request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long to wait after the system refused to accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Every route. The check of the caller lies outside of all of them, so that none can be forgotten.
+fn router(admin: Arc<Admin>) -> Router {
+    Router::new()
+        .route("/live", get(ask::live))
+        .route("/ready", get(ask::ready))
+        .route("/v1/openapi.json", get(openapi::openapi))
+        .route("/v1/status", get(ask::status))
+        .route("/v1/resources", get(ask::resources))
+        .route("/v1/resources/{kind}/{name}", delete(change::remove_resource))
+        .route("/v1/bundle", get(ask::bundle))
+        .route("/v1/nodes", get(ask::nodes))
+        .route("/v1/nodes/{id}", delete(change::remove_node))
+        .route("/v1/handshakes", get(ask::handshakes))
+        .route("/v1/events", get(ask::events))
+        .route("/v1/apply", post(change::apply))
+        .route("/v1/join-tokens", post(change::create_token))
+        .fallback(|| async { Problem::new(Code::NotFound, "there is no such route") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(Code::NotUnderstood, "the route has no such method")
+        })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn(in_time))
+        .layer(middleware::from_fn_with_state(Arc::clone(&admin), admit))
+        .with_state(admin)
+}
+
+async fn admit(
+    Shared(admin): Shared<Arc<Admin>>,
+    Extension(operator): Extension<Operator>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    admin.operators.admit(operator.0)?;
+    Ok(next.run(request).await)
+}
+
+async fn in_time(request: Request, next: Next) -> Result<Response, Problem> {
+    let answer = tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await;
+    answer.map_err(|_elapsed| Problem::new(Code::TimedOut, "the request took too long"))
+}
+
+/// Serves the socket until stopped; then lets requests in flight end, for as long as `drain` lasts.
+pub(crate) async fn serve(
+    socket: AdminSocket,
+    admin: Arc<Admin>,
+    drain: Duration,
+    stop: CancellationToken,
+) {
+    let router = router(admin);
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_ended) = connections.join_next() => continue,
+            accepted = accept(&socket, &room) => accepted,
+        };
+        match accepted {
+            Ok((stream, place)) => {
+                let connection = converse(stream, router.clone(), stop.clone());
+                connections.spawn(async move {
+                    let _place = place;
+                    connection.await;
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "could not accept on the admin socket");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(drain, drained).await.is_err() {
+        tracing::warn!("cut operators' requests that did not end in time");
+    }
+}
+
+async fn accept(
+    socket: &AdminSocket,
+    room: &Arc<Semaphore>,
+) -> std::io::Result<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
+    // The place first: who finds none waits in the kernel, and costs nothing.
+    let place = Arc::clone(room).acquire_owned().await.expect("the semaphore is never closed");
+    let (stream, _) = socket.listener.accept().await?;
+    Ok((stream, place))
+}
+
+async fn converse(stream: UnixStream, router: Router, stop: CancellationToken) {
+    let operator = match stream.peer_cred() {
+        Ok(credentials) => Operator(credentials.uid()),
+        Err(error) => {
+            tracing::warn!(%error, "could not tell who is at the other end of the admin socket");
+            return;
+        }
+    };
+    let service = TowerToHyperService::new(router.layer(Extension(operator)));
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "an operator's connection ended");
+    }
+}

@@ -1,0 +1,154 @@
+//! A new node proves itself by a join token, once.
+
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError};
+
+use bytes::Bytes;
+use countersign_api::v1::attest_request::Evidence;
+use countersign_api::{v1, wire};
+use countersign_audit::{Event, EventKind};
+use countersign_identity::{Code, NodeId, Timestamp};
+use countersign_pki::{ProvenKey, Reserved};
+use countersign_store::{HOST_BYTES_MAX, NodeRow, Op, TokenRow};
+
+use crate::attest::caller::agent_id;
+use crate::attest::token;
+use crate::authority::internal;
+use crate::control::Control;
+use crate::issue::{Cause, Fence, Svid, Wanted};
+use crate::refusal::Refused;
+use crate::state::State;
+
+/// Registers a node whose token is good and whose key is its own.
+///
+/// Not to be torn: the token is spent in the same commit that registers the node and records its first certificate.
+///
+/// # Errors
+/// When anything about it is wrong. Failures of one source are limited.
+pub(crate) async fn join(
+    control: Arc<Control>,
+    source: IpAddr,
+    request: v1::AttestRequest,
+) -> Result<v1::AttestResponse, Refused> {
+    let now = control.clock.now();
+    if !throttled(&control, |throttle| throttle.allows(source, now)) {
+        return Err(Refused::new(
+            Code::RateLimited,
+            "too many failed attestations from this address",
+        ));
+    }
+    let joined = attest(&control, request, now).await;
+    if let Err(refused) = &joined {
+        // What anybody can cause is a fact, and never an event of the log.
+        tracing::info!(%source, code = %refused.code, "attestation refused");
+        control.watch.attestation_refused(refused.code);
+        throttled(&control, |throttle| throttle.failed(source, now));
+    }
+    joined
+}
+
+fn throttled<T>(control: &Control, with: impl FnOnce(&mut super::Throttle) -> T) -> T {
+    with(&mut control.throttle.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+async fn attest(
+    control: &Control,
+    request: v1::AttestRequest,
+    now: Timestamp,
+) -> Result<v1::AttestResponse, Refused> {
+    // 1. The token before anything that costs: a signature is verified only for who holds one.
+    let Some(Evidence::JoinToken(text)) = &request.evidence else {
+        return Err(Refused::new(
+            Code::NotUnderstood,
+            "the request holds no evidence that is known here",
+        ));
+    };
+    let hash = token::presented(text)?;
+    let token = usable(control.store.token(hash).await?, now)?;
+    // 2. The key, and that the caller holds it.
+    let key = countersign_pki::open_csr(&request.csr)
+        .map_err(|refused| Refused::new(refused.code(), refused.to_string()))?;
+    // 3. All of it becomes true at once, or not at all: of callers who race, one spends the token.
+    let state = control.feed.current();
+    let id = NodeId::draw(&*control.entropy).map_err(internal)?;
+    let node = node(&state, id, &key, token, &request.host, now);
+    let event = Event::new(EventKind::NodeAttested, now, node.spiffe_id.as_str(), id.to_string())
+        .with_details(serde_json::json!({
+            "host": node.host, "key": key.public().id(), "labels": node.labels, "by": "join-token",
+        }));
+    let wanted = Wanted {
+        id: node.spiffe_id.clone(),
+        key,
+        lifetime: state.domain().agent_lifetime,
+        dns_names: Vec::new(),
+        reserved: Reserved::Allow,
+    };
+    let cause = Cause {
+        actor: node.spiffe_id.to_string(),
+        node: Some(id),
+        fence: Fence::Unchecked,
+        ops: vec![Op::SpendToken { hash, now }, Op::PutNode(node)],
+        events: vec![event],
+    };
+    let svid = one(control.desk.issue(&state, vec![wanted], cause).await?)?;
+    tracing::info!(node = %id, "node attested");
+    Ok(v1::AttestResponse {
+        node_id: Bytes::copy_from_slice(id.as_bytes()),
+        chain: chain(&svid),
+        bundle: bundle(&state)?,
+        generation: 1,
+    })
+}
+
+fn usable(token: Option<TokenRow>, now: Timestamp) -> Result<TokenRow, Refused> {
+    let token =
+        token.ok_or_else(|| Refused::new(Code::UnknownToken, "the join token is not known"))?;
+    if token.spent.is_some() {
+        return Err(Refused::new(Code::SpentToken, "the join token was used already"));
+    }
+    if token.expires <= now {
+        return Err(Refused::new(
+            Code::ExpiredToken,
+            format!("the join token expired at {}", token.expires),
+        ));
+    }
+    Ok(token)
+}
+
+fn node(
+    state: &State,
+    id: NodeId,
+    key: &ProvenKey,
+    token: TokenRow,
+    host: &str,
+    now: Timestamp,
+) -> NodeRow {
+    NodeRow {
+        id,
+        spiffe_id: agent_id(&state.domain().trust_domain, id),
+        key_spki: key.public().spki().to_vec(),
+        generation: 1,
+        labels: token.labels,
+        host: wire::clip(host, HOST_BYTES_MAX),
+        attested_at: now,
+        seen_at: now,
+    }
+}
+
+/// The one certificate that was asked for.
+pub(super) fn one(svids: Vec<Result<Svid, Refused>>) -> Result<Svid, Refused> {
+    let svid = svids.into_iter().next();
+    svid.unwrap_or_else(|| Err(internal("one certificate was asked for, and none was made")))
+}
+
+/// A chain as it travels.
+pub(crate) fn chain(svid: &Svid) -> Vec<Bytes> {
+    svid.chain.iter().map(|certificate| Bytes::copy_from_slice(certificate.der())).collect()
+}
+
+/// The trust domain's own bundle as it travels.
+pub(super) fn bundle(state: &State) -> Result<Bytes, Refused> {
+    let domain = &state.domain().trust_domain;
+    let bundle = state.bundle(domain).ok_or_else(|| internal("the state holds no bundle"))?;
+    Ok(Bytes::from(bundle.to_json()))
+}

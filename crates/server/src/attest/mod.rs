@@ -1,0 +1,13 @@
+//! Nodes: how a machine proves itself once, and how it stays known.
+
+mod caller;
+mod join;
+mod renew;
+mod throttle;
+mod token;
+
+pub(crate) use caller::{Caller, caller};
+pub(crate) use join::{chain, join};
+pub(crate) use renew::renew;
+pub(crate) use throttle::Throttle;
+pub(crate) use token::JoinToken;

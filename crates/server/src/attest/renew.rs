@@ -1,0 +1,228 @@
+//! A registered node gets a new certificate, also after its old one has ended.
+//!
+//! What counts is the registered key, not a certificate: the node signs the server's nonce and a secret that only the two
+//! ends of this very connection know, so that no other connection's proof is of use here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use countersign_api::renewal::renewal_statement;
+use countersign_api::v1::renew_request::Step as Asked;
+use countersign_api::v1::renew_response::Step as Told;
+use countersign_api::{v1, wire};
+use countersign_audit::{Event, EventKind};
+use countersign_identity::{Code, NodeId, Timestamp};
+use countersign_pki::{ProvenKey, PublicKey, Reserved};
+use countersign_store::{NodeRow, Op};
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+
+use crate::attest::join::{bundle, chain, one};
+use crate::authority::internal;
+use crate::control::Control;
+use crate::digest::sha256;
+use crate::edge::Peer;
+use crate::issue::{Cause, Fence, Wanted};
+use crate::refusal::Refused;
+
+/// A node that was away for longer must attest anew.
+const SILENCE_MAX: Duration = Duration::from_secs(30 * 86_400);
+/// How long the node may take for each of its two messages.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the server sends for the node to sign.
+type Nonce = [u8; 32];
+
+/// Speaks with a node that wants to renew: nonce, proof, certificate. Answers go into `answers`.
+pub(crate) async fn renew(
+    control: Arc<Control>,
+    peer: Arc<Peer>,
+    mut asked: Streaming<v1::RenewRequest>,
+    answers: mpsc::Sender<Result<v1::RenewResponse, Status>>,
+) {
+    let outcome = converse(&control, &peer, &mut asked, &answers).await;
+    let last = match outcome {
+        Ok(renewed) => Ok(told(Told::Renewed(renewed))),
+        Err(refused) => {
+            tracing::info!(source = %peer.address, code = %refused.code, "renewal refused");
+            control.watch.attestation_refused(refused.code);
+            Err(refused.into())
+        }
+    };
+    // Whoever went away meanwhile asks again, with the successor if there is one.
+    let _gone = answers.send(last).await;
+}
+
+async fn converse(
+    control: &Control,
+    peer: &Peer,
+    asked: &mut Streaming<v1::RenewRequest>,
+    answers: &mpsc::Sender<Result<v1::RenewResponse, Status>>,
+) -> Result<v1::Renewed, Refused> {
+    let now = control.clock.now();
+    let throttle = |with: &dyn Fn(&mut super::Throttle) -> bool| {
+        with(&mut control.throttle.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    };
+    if !throttle(&|throttle| throttle.allows(peer.address, now)) {
+        return Err(Refused::new(Code::RateLimited, "too many failed renewals from this address"));
+    }
+    let proven = async {
+        // 1. Who it says it is.
+        let Asked::Hello(hello) = step(asked).await? else {
+            return Err(Refused::new(Code::NotUnderstood, "expected the renewal's hello first"));
+        };
+        let id = wire::node_id(&hello.node_id).map_err(not_understood)?;
+        let node = renewable(id, control.store.node(id).await?, hello.generation, now)?;
+        // 2. A nonce, for it to sign.
+        let mut nonce: Nonce = [0; 32];
+        control.entropy.fill(&mut nonce).map_err(internal)?;
+        let gone = |_closed| Refused::new(Code::NotUnderstood, "the caller went away");
+        let challenge = told(Told::Nonce(Bytes::copy_from_slice(&nonce)));
+        answers.send(Ok(challenge)).await.map_err(gone)?;
+        // 3. Its proof.
+        let Asked::Proof(proof) = step(asked).await? else {
+            return Err(Refused::new(Code::NotUnderstood, "expected the renewal's proof"));
+        };
+        let proven = prove(&node, &nonce, &peer.exporter, &proof)?;
+        Ok((node, proven))
+    };
+    match proven.await {
+        Ok((node, proven)) => issue(control, node, proven).await,
+        Err(refused) => {
+            throttle(&|throttle| {
+                throttle.failed(peer.address, now);
+                true
+            });
+            Err(refused)
+        }
+    }
+}
+
+async fn step(asked: &mut Streaming<v1::RenewRequest>) -> Result<Asked, Refused> {
+    let message = tokio::time::timeout(STEP_TIMEOUT, asked.message());
+    let message = message
+        .await
+        .map_err(|_elapsed| Refused::new(Code::TimedOut, "the caller did not answer in time"))?
+        .map_err(|status| Refused::new(Code::NotUnderstood, status.message()))?;
+    let step = message.and_then(|message| message.step);
+    step.ok_or_else(|| Refused::new(Code::NotUnderstood, "a renewal message was missing"))
+}
+
+fn told(step: Told) -> v1::RenewResponse {
+    v1::RenewResponse { step: Some(step) }
+}
+
+fn not_understood(why: impl std::fmt::Display) -> Refused {
+    Refused::new(Code::NotUnderstood, why.to_string())
+}
+
+/// Whether the node of this record may renew under this generation of its key.
+fn renewable(
+    id: NodeId,
+    row: Option<NodeRow>,
+    generation: u64,
+    now: Timestamp,
+) -> Result<NodeRow, Refused> {
+    let row = row.ok_or_else(|| {
+        Refused::new(Code::UnknownNode, format!("node `{id}` is not registered, or was removed"))
+    })?;
+    if generation < row.generation {
+        return Err(Refused::new(
+            Code::StaleGeneration,
+            format!(
+                "the key of generation {generation} has a successor, of generation {}",
+                row.generation
+            ),
+        ));
+    }
+    if row.generation < generation {
+        return Err(Refused::new(
+            Code::BadPossession,
+            format!("generation {generation} is not registered, the newest is {}", row.generation),
+        ));
+    }
+    if SILENCE_MAX < now.since(row.seen_at) {
+        return Err(Refused::new(
+            Code::SilentTooLong,
+            format!("the node was last seen at {} and must attest anew", row.seen_at),
+        ));
+    }
+    Ok(row)
+}
+
+/// What a node has shown: the key that its new certificate is for, and whether that is a successor.
+struct Proven {
+    key: ProvenKey,
+    successor: bool,
+}
+
+/// Checks a renewal's proof. A pure function of what both ends know.
+fn prove(
+    node: &NodeRow,
+    nonce: &Nonce,
+    exporter: &[u8; 32],
+    proof: &v1::RenewProof,
+) -> Result<Proven, Refused> {
+    let registered = PublicKey::from_spki(&node.key_spki).map_err(internal)?;
+    let csr = sha256(&proof.successor_csr);
+    let statement = renewal_statement(nonce, exporter, node.id, node.generation, csr);
+    let key =
+        ProvenKey::by_statement(&registered, &statement, &proof.signature).map_err(|_bad| {
+            Refused::new(
+                Code::BadPossession,
+                "the proof is not by the registered key over this connection's nonce",
+            )
+        })?;
+    if proof.successor_csr.is_empty() {
+        return Ok(Proven { key, successor: false });
+    }
+    let successor = countersign_pki::open_csr(&proof.successor_csr)
+        .map_err(|refused| Refused::new(refused.code(), refused.to_string()))?;
+    if successor.public() == &registered {
+        return Err(Refused::new(
+            Code::NotUnderstood,
+            "the successor is the registered key itself",
+        ));
+    }
+    Ok(Proven { key: successor, successor: true })
+}
+
+/// Records the successor, if there is one, together with the certificate, and makes the certificate.
+async fn issue(control: &Control, node: NodeRow, proven: Proven) -> Result<v1::Renewed, Refused> {
+    let now = control.clock.now();
+    let state = control.feed.current();
+    let id = node.id;
+    let generation = if proven.successor { node.generation + 1 } else { node.generation };
+    let ops = if proven.successor {
+        vec![Op::UpdateNode {
+            id,
+            expect_generation: node.generation,
+            key_spki: proven.key.public().spki().to_vec(),
+            at: now,
+        }]
+    } else {
+        vec![Op::ExpectNode { id, generation: node.generation }, Op::TouchNode { id, at: now }]
+    };
+    let event = Event::new(EventKind::NodeRenewed, now, node.spiffe_id.as_str(), id.to_string())
+        .with_details(serde_json::json!({
+            "generation": generation, "key": proven.key.public().id(), "successor": proven.successor,
+        }));
+    let wanted = Wanted {
+        id: node.spiffe_id.clone(),
+        key: proven.key,
+        lifetime: state.domain().agent_lifetime,
+        dns_names: Vec::new(),
+        reserved: Reserved::Allow,
+    };
+    let cause = Cause {
+        actor: node.spiffe_id.to_string(),
+        node: Some(id),
+        fence: Fence::Unchecked,
+        ops,
+        events: vec![event],
+    };
+    let svid = one(control.desk.issue(&state, vec![wanted], cause).await?)?;
+    tracing::info!(node = %id, generation, "node renewed");
+    Ok(v1::Renewed { chain: chain(&svid), bundle: bundle(&state)?, generation })
+}

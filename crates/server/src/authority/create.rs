@@ -1,0 +1,153 @@
+//! The first authorities of a trust domain: a root, and an issuer that the root signs.
+
+use countersign_api::resource::{Spec, TrustDomainSpec};
+use countersign_audit::{Event, EventKind};
+use countersign_identity::{Code, Entropy, KeyId, Lifetime, Name, Serial, Timestamp, TrustDomain};
+use countersign_pki::{
+    AuthorityDraft, Bundle, Certificate, Issuer, KeyKind, PrivateKey, Reviewed, Signer,
+    SoftwareSigner,
+};
+use countersign_seal::Kek;
+use countersign_store::{Batch, Change, IssuedRow, Kind, Op, Record, Store};
+
+use crate::authority::sealed::{ISSUER, ROOT, keep};
+use crate::refusal::Refused;
+
+/// Who makes authorities.
+const ACTOR: &str = "server";
+
+/// What the first authorities are made with.
+pub(crate) struct First<'a> {
+    pub(crate) ceremony: Ceremony<'a>,
+    pub(crate) kek: &'a Kek,
+    pub(crate) domain: TrustDomain,
+    pub(crate) root_lifetime: Lifetime,
+    pub(crate) issuer_lifetime: Lifetime,
+}
+
+/// Makes the root, the issuer, the first bundle and the trust domain's own record. Says the root's key id.
+///
+/// # Errors
+/// When the store or the system refuses. What was recorded before stays in the log and is harmless: a record
+/// without its certificate.
+pub(crate) async fn create_first(first: First<'_>) -> Result<KeyId, Refused> {
+    let First { ceremony, kek, domain, .. } = first;
+    // 1. A root, which signs itself.
+    let root_key = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
+    let root_signer = SoftwareSigner::from(copy(&root_key)?);
+    let root = ceremony.root(&domain, &root_signer, first.root_lifetime).await?;
+    // 2. An issuer, which the root signs.
+    let parent = Issuer::from_certificate(root.clone()).map_err(internal)?;
+    let issuer_key = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
+    let issuer = ceremony.issuer(&parent, &root_signer, &issuer_key, first.issuer_lifetime).await?;
+    // 3. All of it becomes the state of the trust domain at once.
+    let ops = vec![
+        keep(ROOT, &root, &root_key, kek, ceremony.entropy)?,
+        keep(ISSUER, &issuer, &issuer_key, kek, ceremony.entropy)?,
+    ];
+    ceremony.store.commit(beginning(&domain, &root, ops, ceremony.now)).await?;
+    Ok(parent.key_id())
+}
+
+/// The making of an authority: where it is recorded, and when.
+#[derive(Clone, Copy)]
+pub(crate) struct Ceremony<'a> {
+    pub(crate) store: &'a dyn Store,
+    pub(crate) entropy: &'a dyn Entropy,
+    pub(crate) now: Timestamp,
+}
+
+impl Ceremony<'_> {
+    async fn root(
+        &self,
+        domain: &TrustDomain,
+        signer: &dyn Signer,
+        lifetime: Lifetime,
+    ) -> Result<Certificate, Refused> {
+        let (key, serial) = (signer.public().clone(), self.serial()?);
+        let draft = AuthorityDraft::root(domain.clone(), key, serial, self.now, lifetime);
+        self.record(draft.review().map_err(internal)?, domain, signer).await
+    }
+
+    /// An issuer's certificate, recorded and signed by its root.
+    ///
+    /// # Errors
+    /// As for the first one.
+    pub(crate) async fn issuer(
+        &self,
+        parent: &Issuer,
+        parent_signer: &dyn Signer,
+        key: &PrivateKey,
+        lifetime: Lifetime,
+    ) -> Result<Certificate, Refused> {
+        let (key, serial) = (key.public().clone(), self.serial()?);
+        let draft = AuthorityDraft::issuer(parent, key, serial, self.now, lifetime);
+        self.record(draft.review().map_err(internal)?, parent.domain(), parent_signer).await
+    }
+
+    /// Records an authority, and only then lets `signer` sign it.
+    async fn record(
+        &self,
+        reviewed: Reviewed,
+        domain: &TrustDomain,
+        signer: &dyn Signer,
+    ) -> Result<Certificate, Refused> {
+        let summary = reviewed.summary();
+        let row = IssuedRow {
+            serial: summary.serial,
+            tbs: summary.tbs,
+            spiffe_id: domain.id(),
+            key: summary.key,
+            issuer: summary.issuer,
+            node: None,
+            validity: summary.validity,
+            revision: self.store.head().await?.revision,
+        };
+        let events = vec![row.event(EventKind::AuthorityCreated, self.now, ACTOR)];
+        let batch = Batch { events, issued: vec![row], ..Batch::default() };
+        let receipt = self.store.commit(batch).await?.receipts.into_iter().next();
+        let receipt = receipt.ok_or_else(|| internal("the store gave no receipt"))?;
+        reviewed.sign(receipt, signer).await.map_err(internal)
+    }
+
+    fn serial(&self) -> Result<Serial, Refused> {
+        Serial::draw(self.now, self.entropy).map_err(internal)
+    }
+}
+
+/// The records with which a trust domain begins.
+fn beginning(domain: &TrustDomain, root: &Certificate, ops: Vec<Op>, now: Timestamp) -> Batch {
+    let bundle = Bundle::new(domain.clone(), vec![root.clone()], 1);
+    let records = [
+        Record {
+            kind: Kind::TrustDomain,
+            name: label(domain).to_string(),
+            value: Spec::TrustDomain(TrustDomainSpec::of(domain.clone())).encode(),
+        },
+        Record { kind: Kind::Bundle, name: domain.to_string(), value: bundle.to_json().into() },
+    ];
+    let event = |record: &Record| {
+        let subject = format!("{}/{}", record.kind, record.name);
+        Event::new(EventKind::RecordPut, now, ACTOR, subject)
+    };
+    let events = records.iter().map(event).collect();
+    let changes = records.into_iter().map(Change::Put).collect();
+    Batch { changes, events, ops, ..Batch::default() }
+}
+
+/// A resource name for a trust domain that nobody has declared yet.
+fn label(domain: &TrustDomain) -> Name {
+    let dashed = |c| if matches!(c, '.' | '_') { '-' } else { c };
+    let text: String = domain.as_str().chars().map(dashed).take(63).collect();
+    let named = text.trim_matches('-').parse();
+    named.unwrap_or_else(|_bad| "domain".parse().expect("`domain` is a name"))
+}
+
+/// The same key again, for a signer that consumes it.
+pub(crate) fn copy(key: &PrivateKey) -> Result<PrivateKey, Refused> {
+    PrivateKey::from_pkcs8(key.pkcs8()).map_err(internal)
+}
+
+pub(crate) fn internal(why: impl std::fmt::Display) -> Refused {
+    Refused::new(Code::Internal, why.to_string())
+}

@@ -1,0 +1,99 @@
+//! A new issuer before the old one ends.
+//!
+//! The root that signs both is in every bundle already, so verifiers accept the new issuer at once and nothing
+//! has to be published first.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use countersign_identity::{Clock, Entropy, Lifetime};
+use countersign_pki::{Issuer, KeyKind, PrivateKey, SoftwareSigner};
+use countersign_seal::Kek;
+use countersign_store::{Batch, Store};
+use tokio_util::sync::CancellationToken;
+
+use crate::authority::Authorities;
+use crate::authority::create::{Ceremony, copy, internal};
+use crate::authority::sealed::{ISSUER, Unsealed, keep, unseal};
+use crate::refusal::Refused;
+use crate::watch::TimeGuard;
+
+/// How often the issuer's age is looked at.
+const LOOK: Duration = Duration::from_secs(60);
+/// The lease under which one replica makes the successor.
+const LEASE: &str = "authority/issuer";
+const LEASE_TIME: Duration = Duration::from_secs(120);
+
+/// The periodic duty of succeeding the issuer.
+pub(crate) struct Rotation {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) authorities: Arc<ArcSwap<Authorities>>,
+    pub(crate) kek: Kek,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+    pub(crate) time: Arc<TimeGuard>,
+    pub(crate) holder: String,
+    pub(crate) lifetime: Lifetime,
+}
+
+impl Rotation {
+    /// Looks now and then until stopped. What fails is told and tried again.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        // An issuer that lives for less than the usual pause is looked at more often.
+        let look = LOOK.min(self.lifetime.duration() / 20);
+        loop {
+            if let Err(refused) = self.look().await {
+                tracing::warn!(code = %refused.code, why = %refused.why, "could not succeed the issuer");
+            }
+            let again = self.clock.now() + look;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.clock.sleep_until(again) => {}
+            }
+        }
+    }
+
+    /// Succeeds the issuer if that is due.
+    ///
+    /// # Errors
+    /// When it is due and did not happen.
+    pub(crate) async fn look(&self) -> Result<(), Refused> {
+        let now = self.time.trusted(self.clock.now())?;
+        let authorities = self.authorities.load_full();
+        if !authorities.successor_due(now) {
+            return Ok(());
+        }
+        if !self.store.lease(LEASE, &self.holder, LEASE_TIME, now).await? {
+            return Ok(());
+        }
+        // Another replica may have done it while this one looked elsewhere.
+        if let Unsealed::Open(kept) = unseal(&*self.store, &self.kek).await?
+            && !kept.successor_due(now)
+        {
+            self.authorities.store(Arc::new(kept));
+            return Ok(());
+        }
+        self.succeed(&authorities).await
+    }
+
+    async fn succeed(&self, authorities: &Authorities) -> Result<(), Refused> {
+        let now = self.clock.now();
+        let key = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
+        let (store, entropy) = (&*self.store, &*self.entropy);
+        let ceremony = Ceremony { store, entropy, now };
+        let (root, signer) = (&authorities.root, &*authorities.root_signer);
+        let certificate = ceremony.issuer(root, signer, &key, self.lifetime).await?;
+        let kept = keep(ISSUER, &certificate, &key, &self.kek, entropy)?;
+        store.commit(Batch { ops: vec![kept], ..Batch::default() }).await?;
+        let next = Authorities {
+            root: root.clone(),
+            root_signer: Arc::clone(&authorities.root_signer),
+            issuer: Issuer::from_certificate(certificate).map_err(internal)?,
+            signer: Arc::new(SoftwareSigner::from(copy(&key)?)),
+        };
+        tracing::info!(issuer = %next.issuer.key_id(), until = %next.issuer_validity().not_after, "succeeded the issuer");
+        self.authorities.store(Arc::new(next));
+        Ok(())
+    }
+}

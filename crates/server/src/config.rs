@@ -1,0 +1,256 @@
+//! What a server is told at its start, and why it may not start.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use countersign_identity::{Code, KeyId, Lifetime, TrustDomain};
+use countersign_store::StoreError;
+
+/// Where agents connect when nothing else is said. Loopback, because an address that the world reaches is a
+/// decision which an operator should have made.
+pub const LISTEN: &str = "127.0.0.1:8443";
+/// How long requests in flight may take to end when the server stops.
+pub const DRAIN: Duration = Duration::from_secs(10);
+/// How long an issuer lives (design, section 6).
+pub const ISSUER_LIFETIME_SECS: u64 = 7 * 86_400;
+/// How long a root lives.
+pub const ROOT_LIFETIME_SECS: u64 = 365 * 86_400;
+
+/// How to run a server.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The data directory that [`crate::init`] made.
+    pub data: PathBuf,
+    /// Where agents connect. Port 0 takes a free one, which [`Ready`] tells.
+    pub listen: SocketAddr,
+    /// The operators' socket; `DATA/run/admin.sock` when absent.
+    pub admin: Option<PathBuf>,
+    /// Where metrics are served; nowhere when absent.
+    pub metrics: Option<SocketAddr>,
+    /// The address that agents are told to dial; where the server listens when absent.
+    pub advertise: Option<String>,
+    /// How long an issuer that this server makes lives.
+    pub issuer_lifetime: Lifetime,
+    /// How long requests in flight may take to end when the server stops.
+    pub drain: Duration,
+}
+
+impl Config {
+    /// The defaults for a data directory.
+    pub fn new(data: impl Into<PathBuf>, listen: SocketAddr) -> Self {
+        Self {
+            data: data.into(),
+            listen,
+            admin: None,
+            metrics: None,
+            advertise: None,
+            issuer_lifetime: lifetime(ISSUER_LIFETIME_SECS),
+            drain: DRAIN,
+        }
+    }
+
+    /// Where the operators' socket is.
+    pub fn admin_path(&self) -> PathBuf {
+        self.admin.clone().unwrap_or_else(|| admin_path(&self.data))
+    }
+}
+
+/// How to begin a trust domain.
+#[derive(Clone, Debug)]
+pub struct InitConfig {
+    /// The data directory: missing, or empty.
+    pub data: PathBuf,
+    /// The name under which identities are issued, for good.
+    pub trust_domain: TrustDomain,
+    /// How long the root lives.
+    pub root_lifetime: Lifetime,
+    /// How long the first issuer lives.
+    pub issuer_lifetime: Lifetime,
+}
+
+impl InitConfig {
+    /// The defaults for a trust domain.
+    pub fn new(data: impl Into<PathBuf>, trust_domain: TrustDomain) -> Self {
+        Self {
+            data: data.into(),
+            trust_domain,
+            root_lifetime: lifetime(ROOT_LIFETIME_SECS),
+            issuer_lifetime: lifetime(ISSUER_LIFETIME_SECS),
+        }
+    }
+}
+
+/// What [`crate::init`] made.
+#[derive(Clone, Debug)]
+pub struct InitReport {
+    /// The trust domain.
+    pub trust_domain: TrustDomain,
+    /// The name of the root's key: what a joining agent is told to trust, `sha256:…`.
+    pub trust: KeyId,
+}
+
+/// A server that serves.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// Where agents connect; absent while the server is sealed.
+    pub listen: Option<SocketAddr>,
+    /// The operators' socket.
+    pub admin: PathBuf,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
+}
+
+fn lifetime(secs: u64) -> Lifetime {
+    Lifetime::from_secs(secs).expect("the constants are within a lifetime's range")
+}
+
+/// Where the operators' socket of a data directory is, when nothing else is said.
+pub fn admin_path(data: &Path) -> PathBuf {
+    data.join("run").join("admin.sock")
+}
+
+pub(crate) fn kek_path(data: &Path) -> PathBuf {
+    data.join("kek")
+}
+
+pub(crate) fn domain_path(data: &Path) -> PathBuf {
+    data.join("domain.json")
+}
+
+/// Why a server does not start, or a trust domain does not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// `init` on a directory in use.
+    #[error(
+        "`{path}` already holds trust domain `{domain}`; remove it to begin anew, or choose another directory"
+    )]
+    DataExists {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        domain: String,
+    },
+    /// `init` on a directory with other things in it.
+    #[error("`{path}` is not empty and holds no trust domain; choose another directory")]
+    DataNotEmpty {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// `run` on something that `init` did not make.
+    #[error("`{path}` holds no trust domain; `countersign init` makes one")]
+    NoData {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Made by a later version.
+    #[error(
+        "`{path}` was made by a newer version (format {found}, this one knows up to {known}); run that version"
+    )]
+    NewerData {
+        /// The directory.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+        /// The newest format known here.
+        known: u64,
+    },
+    /// The directory says another trust domain than its records.
+    #[error("`{path}` holds state of trust domain `{found}`, expected `{expected}`")]
+    WrongDomain {
+        /// The directory.
+        path: PathBuf,
+        /// In the records.
+        found: String,
+        /// In the directory's own description.
+        expected: String,
+    },
+    /// A file of the directory.
+    #[error("could not {action} `{path}`: {source}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file that does not parse.
+    #[error("`{path}` is damaged: {why}")]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// In what way.
+        why: String,
+    },
+    /// Another process listens there, or it cannot be listened at.
+    #[error("could not listen at `{address}`: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A Unix socket's path over the kernel's limit.
+    #[error(
+        "socket path `{path}` has {bytes} bytes, over the kernel's limit of 107; choose a shorter one with `--admin`"
+    )]
+    LongSocketPath {
+        /// The path.
+        path: PathBuf,
+        /// How many.
+        bytes: usize,
+    },
+    /// A living server has the admin socket.
+    #[error("a server already answers at `{path}`")]
+    SocketTaken {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Something else lies where the socket should be.
+    #[error(
+        "`{path}` exists and is not a socket; remove it, or choose another path with `--admin`"
+    )]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The admin socket could not be made.
+    #[error("could not listen at `{path}`: {source}")]
+    Socket {
+        /// The path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The store does not open or does not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The first authorities could not be made, or the server's own credential.
+    #[error(transparent)]
+    Refused(#[from] crate::refusal::Refused),
+}
+
+impl StartError {
+    /// The code, from which the exit status follows.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::DataExists { .. } | Self::DataNotEmpty { .. } | Self::SocketTaken { .. } => {
+                Code::AlreadyExists
+            }
+            Self::NotASocket { .. } => Code::AlreadyExists,
+            Self::NoData { .. } => Code::NotFound,
+            Self::NewerData { .. } | Self::WrongDomain { .. } | Self::LongSocketPath { .. } => {
+                Code::NotUnderstood
+            }
+            Self::Listen { source, .. } | Self::Socket { source, .. } => match source.kind() {
+                io::ErrorKind::AddrInUse => Code::AlreadyExists,
+                _ => Code::Unavailable,
+            },
+            Self::File { .. } | Self::Damaged { .. } => Code::Internal,
+            Self::Store(error) => error.code(),
+            Self::Refused(refused) => refused.code,
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The agents' port: accepts, shakes hands within bounds, and serves HTTP/2 until the caller's credential ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_api::renewal::EXPORTER_LABEL;
+use countersign_identity::Code;
+use countersign_tls::{Clients, Inbound, Trust, accept};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+use crate::edge::crowd::{Crowd, Place};
+use crate::edge::{NodeRoutes, Peer};
+use crate::watch::Watch;
+
+/// How long a handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long requests may take to end after a connection was told to go.
+const GOAWAY_GRACE: Duration = Duration::from_secs(5);
+/// How long to wait after the system refused to accept, which it does when descriptors run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+const STREAMS_MAX: u32 = 64;
+const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
+const FRAME_BYTES_MAX: u32 = 16 * 1024;
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+const SEND_BUFFER_BYTES_MAX: usize = 128 * 1024;
+const RESETS_MAX: usize = 32;
+const KEEPALIVE: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The agents' port, listening.
+pub(crate) struct Edge {
+    pub(crate) listener: TcpListener,
+    pub(crate) trust: Arc<Trust>,
+    pub(crate) routes: NodeRoutes,
+    pub(crate) watch: Arc<Watch>,
+    pub(crate) drain: Duration,
+}
+
+impl Edge {
+    /// Serves until stopped; then lets requests in flight end, for as long as the drain lasts.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let crowd = Crowd::new();
+        let mut connections = JoinSet::new();
+        let shared = Arc::new(self);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = shared.listener.accept() => match accepted {
+                    Ok((tcp, address)) => match crowd.enter(address.ip()) {
+                        Ok(place) => {
+                            let connection = Arc::clone(&shared).serve(tcp, address, place, stop.clone());
+                            connections.spawn(connection);
+                        }
+                        Err(refused) => shared.watch.turned_away(refused.code),
+                    },
+                    Err(error) => {
+                        tracing::warn!(%error, "could not accept a connection");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                Some(_ended) = connections.join_next() => {}
+            }
+        }
+        let drained = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(shared.drain, drained).await.is_err() {
+            tracing::warn!("cut connections whose requests did not end in time");
+        }
+    }
+
+    async fn serve(
+        self: Arc<Self>,
+        tcp: TcpStream,
+        address: SocketAddr,
+        mut place: Place,
+        stop: CancellationToken,
+    ) {
+        let inbound = Inbound {
+            clients: Clients::Optional,
+            alpn: vec![b"h2".to_vec()],
+            timeout: HANDSHAKE_TIMEOUT,
+            ..Inbound::control()
+        };
+        let established = tokio::select! {
+            () = stop.cancelled() => return,
+            established = accept(&self.trust, tcp, &inbound) => established,
+        };
+        let stream = match established {
+            Ok(established) => {
+                self.watch.handshake(&established.fact);
+                established.stream
+            }
+            Err(failure) => {
+                tracing::debug!(peer = %address, code = %failure.code, "handshake refused");
+                self.watch.handshake(&failure.fact);
+                return;
+            }
+        };
+        let admitted = stream.admitted().clone();
+        let Ok(exporter) = stream.export(EXPORTER_LABEL) else { return };
+        let verified = admitted.peer().cloned();
+        if verified.is_some() {
+            place.known();
+        }
+        let peer = Arc::new(Peer { address: address.ip(), verified, exporter });
+        let _connected = self.watch.connected();
+        // The register ends the connection with the caller's certificate, with its authority, and a stranger's soon.
+        self.speak(TokioIo::new(stream), peer, admitted.ended(), &stop).await;
+    }
+
+    /// HTTP/2 with one caller, until either side ends it or `ends` resolves.
+    async fn speak<S>(
+        &self,
+        io: TokioIo<S>,
+        peer: Arc<Peer>,
+        ends: impl Future<Output = Code>,
+        stop: &CancellationToken,
+    ) where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    {
+        let routes = self.routes.for_peer(&peer);
+        let service = routes.map_request(move |mut request: http::Request<Incoming>| {
+            request.extensions_mut().insert(Arc::clone(&peer));
+            request
+        });
+        let connection = builder().serve_connection(io, TowerToHyperService::new(service));
+        tokio::pin!(connection);
+        tokio::select! {
+            ended = &mut connection => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "connection ended");
+                }
+                return;
+            }
+            code = ends => tracing::debug!(%code, "the caller's time on this connection is over"),
+            () = stop.cancelled() => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        if tokio::time::timeout(GOAWAY_GRACE.min(self.drain), connection).await.is_err() {
+            tracing::debug!("cut a connection whose requests did not end");
+        }
+    }
+}
+
+fn builder() -> hyper::server::conn::http2::Builder<TokioExecutor> {
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
+        .max_pending_accept_reset_streams(RESETS_MAX)
+        .max_local_error_reset_streams(RESETS_MAX)
+        .keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+    builder
+}

@@ -1,0 +1,23 @@
+//! The agents' port: TLS, HTTP/2 and gRPC, bounded before anybody has said who they are.
+
+mod crowd;
+mod listen;
+mod service;
+
+use std::net::IpAddr;
+
+use countersign_pki::Verified;
+
+pub(crate) use listen::Edge;
+pub(crate) use service::NodeRoutes;
+
+/// Who is at the other end of a connection.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    /// From where. For limits and for people; nothing is allowed because of it.
+    pub(crate) address: IpAddr,
+    /// What its certificate proved; nothing when it showed none.
+    pub(crate) verified: Option<Verified>,
+    /// A secret that only the two ends of this connection know.
+    pub(crate) exporter: [u8; 32],
+}

@@ -1,0 +1,55 @@
+//! Which certificate a node may have for one of its workloads. A pure decision on one snapshot.
+
+use std::collections::BTreeSet;
+
+use countersign_api::resource::WorkloadSpec;
+use countersign_identity::{Code, Lifetime, Name, SpiffeId};
+use countersign_pki::{DnsName, KeyKind};
+
+use crate::refusal::Refused;
+use crate::state::State;
+
+/// What a certificate will say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Grant {
+    /// The identity.
+    pub(crate) id: SpiffeId,
+    /// How long it lives.
+    pub(crate) lifetime: Lifetime,
+    /// The kind of key that it must be for.
+    pub(crate) key_kind: KeyKind,
+    /// The names besides.
+    pub(crate) dns_names: Vec<DnsName>,
+}
+
+/// Whether a workload may run on a node with these labels: the node has every label that the workload asks for.
+pub(crate) fn open_to(spec: &WorkloadSpec, labels: &BTreeSet<Name>) -> bool {
+    spec.nodes.iter().all(|label| labels.contains(label))
+}
+
+/// Decides what a node with these labels gets for the workload of this name.
+///
+/// # Errors
+/// `unknown-workload`, in the same words whether there is none or it is not open to this node, so that a node
+/// cannot learn which workloads run elsewhere.
+pub(crate) fn authorise(
+    state: &State,
+    labels: &BTreeSet<Name>,
+    workload: &str,
+) -> Result<Grant, Refused> {
+    let unknown = || {
+        let shown: String = workload.chars().take(80).collect();
+        Refused::new(Code::UnknownWorkload, format!("no workload `{shown}` is open to this node"))
+    };
+    let (name, spec) = state.workload(workload).ok_or_else(unknown)?;
+    if !open_to(spec, labels) {
+        return Err(unknown());
+    }
+    let domain = state.domain();
+    Ok(Grant {
+        id: spec.spiffe_id_in(name, &domain.trust_domain),
+        lifetime: spec.lifetime.unwrap_or(domain.svid_lifetime).min(domain.lifetime_max),
+        key_kind: spec.key_type,
+        dns_names: spec.dns_names.clone(),
+    })
+}

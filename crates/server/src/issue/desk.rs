@@ -1,0 +1,199 @@
+//! The one way in which certificates come to be: built, reviewed, recorded, signed, verified, in this order.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use countersign_audit::{Event, EventKind};
+use countersign_identity::{
+    Clock, Code, Entropy, Lifetime, NodeId, NodeTag, Serial, SpiffeId, Timestamp,
+};
+use countersign_pki::{
+    Certificate, DnsName, Draft, ProvenKey, Provenance, Receipt, Reserved, Reviewed, Role, Summary,
+};
+use countersign_store::{Batch, IssuedRow, Op, Store};
+
+use crate::authority::Authorities;
+use crate::digest::node_tag;
+use crate::refusal::Refused;
+use crate::state::State;
+use crate::watch::TimeGuard;
+
+/// One certificate to be made.
+#[derive(Clone)]
+pub(crate) struct Wanted {
+    /// The identity.
+    pub(crate) id: SpiffeId,
+    /// The key, whose possession was proven.
+    pub(crate) key: ProvenKey,
+    /// How long it lives.
+    pub(crate) lifetime: Lifetime,
+    /// Names besides.
+    pub(crate) dns_names: Vec<DnsName>,
+    /// Whether the identity may lie under `/countersign`.
+    pub(crate) reserved: Reserved,
+}
+
+/// On whose behalf certificates are made, and what else must become true in the same moment or not at all.
+pub(crate) struct Cause {
+    /// Who asked: a SPIFFE ID, or `server`.
+    pub(crate) actor: String,
+    /// Through which node they are issued.
+    pub(crate) node: Option<NodeId>,
+    /// The snapshot on which it was decided, when a newer removal of rights must undo the decision.
+    pub(crate) fence: Fence,
+    /// Changes beside the state: a token spent, a node registered.
+    pub(crate) ops: Vec<Op>,
+    /// What the log says besides.
+    pub(crate) events: Vec<Event>,
+}
+
+/// Whether a removal of rights since the snapshot undoes the decision.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fence {
+    /// It does; the request is then authorised again.
+    Checked,
+    /// The decision rests on nothing that such a removal could change, or the operations check it themselves.
+    Unchecked,
+}
+
+/// A certificate that is recorded, signed and verified.
+#[derive(Clone, Debug)]
+pub(crate) struct Svid {
+    /// What is shown: leaf and issuer.
+    pub(crate) chain: Vec<Certificate>,
+    /// The moment from which lifetimes and renewals are reckoned.
+    pub(crate) issued: Timestamp,
+    /// Its serial.
+    pub(crate) serial: Serial,
+}
+
+/// Makes certificates.
+pub(crate) struct Desk {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) authorities: Arc<ArcSwap<Authorities>>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+    pub(crate) time: Arc<TimeGuard>,
+}
+
+/// What every certificate of one request has in common.
+struct Request<'a> {
+    state: &'a State,
+    authorities: Arc<Authorities>,
+    now: Timestamp,
+    provenance: Provenance,
+}
+
+impl Desk {
+    /// Makes all the certificates that pass review, in the order of `wanted`, with one durable commit.
+    ///
+    /// Not to be torn: once recorded, a certificate should be signed. Callers run it in a task of its own.
+    ///
+    /// # Errors
+    /// When nothing was recorded, and so nothing issued: the store refused, or the clock is not to be trusted.
+    pub(crate) async fn issue(
+        &self,
+        state: &State,
+        wanted: Vec<Wanted>,
+        cause: Cause,
+    ) -> Result<Vec<Result<Svid, Refused>>, Refused> {
+        // 1. One moment and one authority for all.
+        let now = self.time.trusted(self.clock.now())?;
+        let tag = cause.node.map_or(NodeTag::from_bytes([0; 8]), node_tag);
+        let provenance = Provenance { revision: state.revision, node: tag };
+        let authorities = self.authorities.load_full();
+        let request = Request { state, authorities, now, provenance };
+        // 2. Build and review. What does not pass is not recorded.
+        let mut reviewed = Vec::with_capacity(wanted.len());
+        for one in wanted {
+            reviewed.push(self.review(one, &request));
+        }
+        // 3. Record before signing. A crash in between leaves an entry without a certificate, which is
+        // harmless; the other order could leave a certificate which the log has never seen.
+        let summaries = reviewed.iter().flatten().map(Reviewed::summary).collect();
+        let committed = self.store.commit(batch(&request, summaries, cause)).await?;
+        self.time.recorded(now);
+        // 4. Sign what was recorded.
+        let mut receipts = committed.receipts.into_iter();
+        let mut svids = Vec::with_capacity(reviewed.len());
+        for one in reviewed {
+            let svid = match one {
+                Ok(one) => sign(one, receipts.next(), &request).await,
+                Err(refused) => Err(refused),
+            };
+            svids.push(svid);
+        }
+        Ok(svids)
+    }
+
+    fn review(&self, wanted: Wanted, request: &Request<'_>) -> Result<Reviewed, Refused> {
+        let serial = Serial::draw(request.now, &*self.entropy)
+            .map_err(|lost| Refused::new(Code::Internal, lost.to_string()))?;
+        let draft = Draft {
+            id: wanted.id,
+            key: wanted.key,
+            serial,
+            issued: request.now,
+            lifetime: wanted.lifetime,
+            dns_names: wanted.dns_names,
+            provenance: request.provenance,
+            reserved: wanted.reserved,
+        };
+        draft
+            .review(&request.state.profile(), &request.authorities.issuer)
+            .map_err(|refusal| Refused::new(refusal.code(), refusal.to_string()))
+    }
+}
+
+/// What is recorded: each certificate with its event, and what must become true with them.
+fn batch(request: &Request<'_>, summaries: Vec<Summary>, cause: Cause) -> Batch {
+    let revision = request.provenance.revision;
+    let issued: Vec<IssuedRow> = summaries
+        .into_iter()
+        .filter_map(|summary| {
+            Some(IssuedRow {
+                serial: summary.serial,
+                tbs: summary.tbs,
+                spiffe_id: summary.id?,
+                key: summary.key,
+                issuer: summary.issuer,
+                node: cause.node,
+                validity: summary.validity,
+                revision,
+            })
+        })
+        .collect();
+    let mut events = cause.events;
+    let actor = &cause.actor;
+    events.extend(issued.iter().map(|row| row.event(EventKind::SvidIssued, request.now, actor)));
+    let authorised_at = match cause.fence {
+        Fence::Checked => Some(revision),
+        Fence::Unchecked => None,
+    };
+    Batch { authorised_at, events, issued, ops: cause.ops, ..Batch::default() }
+}
+
+/// Signs what is recorded, and looks at it with the eyes of those who will have to accept it.
+async fn sign(
+    reviewed: Reviewed,
+    receipt: Option<Receipt>,
+    request: &Request<'_>,
+) -> Result<Svid, Refused> {
+    let internal = |why: String| Refused::new(Code::Internal, why);
+    let receipt = receipt.ok_or_else(|| internal("the store gave no receipt".to_owned()))?;
+    let summary = reviewed.summary();
+    let authorities = &request.authorities;
+    let leaf = reviewed
+        .sign(receipt, &*authorities.signer)
+        .await
+        .map_err(|fault| internal(fault.to_string()))?;
+    let chain = vec![leaf, authorities.issuer.certificate().clone()];
+    let ders: Vec<&[u8]> = chain.iter().map(Certificate::der).collect();
+    let verified =
+        countersign_pki::verify(&ders, request.state.bundles(), Role::Client, request.now)
+            .map_err(|refused| internal(format!("our own verifier refuses it: {}", refused.why)))?;
+    if Some(&verified.id) != summary.id.as_ref() || verified.key != summary.key {
+        return Err(internal("the certificate is not the one that was asked for".to_owned()));
+    }
+    Ok(Svid { chain, issued: request.now, serial: summary.serial })
+}

@@ -1,0 +1,91 @@
+//! The server's own credential: issued by itself to itself on the same path as all others, in memory only.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use countersign_identity::{
+    Backoff, BackoffPolicy, Clock, Entropy, SpiffeId, Spread, Timestamp, renewal_due,
+};
+use countersign_pki::{Chain, KeyKind, PrivateKey, ProvenKey, Reserved};
+use countersign_tls::{Identity, Trust};
+use tokio_util::sync::CancellationToken;
+
+use crate::authority::{Authorities, internal};
+use crate::control::Control;
+use crate::issue::{Cause, Fence, Wanted};
+use crate::refusal::Refused;
+
+/// The waits after a renewal that failed.
+const BACKOFF: BackoffPolicy = BackoffPolicy {
+    first: std::time::Duration::from_secs(1),
+    longest: std::time::Duration::from_secs(60),
+};
+
+/// Keeps the server's own credential fresh.
+pub(crate) struct Own {
+    pub(crate) control: Arc<Control>,
+    pub(crate) trust: Arc<Trust>,
+    pub(crate) authorities: Arc<ArcSwap<Authorities>>,
+    pub(crate) id: SpiffeId,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+}
+
+impl Own {
+    /// Makes a new key and a certificate for it, shows them from now on, and says when the next are due.
+    ///
+    /// # Errors
+    /// When it was not issued, or our own verifier does not accept it. The one before stays then.
+    pub(crate) async fn renew(&self) -> Result<Timestamp, Refused> {
+        let key = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
+        let state = self.control.feed.current();
+        let wanted = Wanted {
+            id: self.id.clone(),
+            key: ProvenKey::of(&key),
+            lifetime: state.domain().agent_lifetime,
+            dns_names: Vec::new(),
+            reserved: Reserved::Allow,
+        };
+        let cause = Cause {
+            actor: self.id.to_string(),
+            node: None,
+            fence: Fence::Unchecked,
+            ops: Vec::new(),
+            events: Vec::new(),
+        };
+        let made = self.control.desk.issue(&state, vec![wanted], cause).await?;
+        let svid = made.into_iter().next().unwrap_or_else(|| Err(internal("no result")))?;
+        // A joining agent knows the root by its fingerprint only, so the server shows it too.
+        let root = self.authorities.load().root_certificate().clone();
+        let certificates = svid.chain.iter().cloned().chain([root]).collect();
+        let chain = Chain::from_certificates(certificates).map_err(internal)?;
+        let leaf = chain.leaf().clone();
+        let identity = Identity::new(chain, key.pkcs8()).map_err(internal)?;
+        self.trust.set_identity(identity)?;
+        let due =
+            renewal_due(svid.issued, leaf.validity().not_after, Spread::of(&leaf.fingerprint()));
+        tracing::info!(id = %self.id, serial = %svid.serial, renewal = %due, "own credential issued");
+        Ok(due)
+    }
+
+    /// Renews when due, until stopped.
+    pub(crate) async fn run(self, mut due: Timestamp, stop: CancellationToken) {
+        let mut backoff = Backoff::new(BACKOFF);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.clock.sleep_until(due) => {}
+            }
+            due = match self.renew().await {
+                Ok(due) => {
+                    backoff.reset();
+                    due
+                }
+                Err(refused) => {
+                    tracing::warn!(code = %refused.code, why = %refused.why, "could not renew the own credential");
+                    backoff.failed(self.clock.now(), &*self.entropy)
+                }
+            };
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! What each agent is told of the state: its slice, then every change of it, in order.
+
+mod leash;
+mod publication;
+mod report;
+mod roster;
+mod slice;
+mod stream;
+
+pub(crate) use report::report;
+pub(crate) use roster::{Presence, Roster};
+pub(crate) use slice::Slices;
+pub(crate) use stream::sync_stream;

@@ -1,0 +1,33 @@
+//! What an agent reports: facts, and the state of its processes and credentials.
+
+use countersign_api::{v1, wire};
+use countersign_identity::Code;
+
+use crate::attest::Caller;
+use crate::control::Control;
+use crate::refusal::Refused;
+
+/// Takes a report. Facts are kept as far as there is room; the statuses replace those before.
+///
+/// # Errors
+/// When it is over its bound.
+pub(crate) fn report(
+    control: &Control,
+    caller: &Caller,
+    report: v1::ReportRequest,
+) -> Result<v1::ReportResponse, Refused> {
+    if wire::FACTS_MAX < report.handshakes.len() {
+        return Err(Refused::new(
+            Code::TooLarge,
+            format!(
+                "{} handshakes are over the limit of {} a report",
+                report.handshakes.len(),
+                wire::FACTS_MAX
+            ),
+        ));
+    }
+    let now = control.clock.now();
+    control.watch.facts.observe(report.handshakes, report.dropped);
+    control.roster.report(caller.id(), report.processes, report.credentials, now);
+    Ok(v1::ReportResponse {})
+}

@@ -1,0 +1,219 @@
+//! Who is connected, what they have acknowledged, and what they last said of themselves.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use countersign_api::v1;
+use countersign_identity::{Code, NodeId, Revision, Timestamp};
+
+use crate::publish::leash::{Leash, Leashed, leash};
+use crate::refusal::Refused;
+
+/// Enforcement points that are remembered for one node.
+const POINTS_MAX: usize = 1024;
+/// Processes and credentials that are remembered for one node.
+const STATUSES_MAX: usize = 4096;
+/// The longest name or message in a status.
+const TEXT_BYTES_MAX: usize = 2048;
+
+/// Every node that has been heard of since the server started, and is still registered.
+#[derive(Debug, Default)]
+pub(crate) struct Roster {
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    nodes: BTreeMap<NodeId, Presence>,
+    streams: u64,
+}
+
+/// What is known of one node's agent.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Presence {
+    stream: Option<(u64, Leash)>,
+    /// The state that the agent serves.
+    pub(crate) revision: Option<Revision>,
+    /// How far its clock is ahead of ours.
+    pub(crate) skew_micros: Option<i64>,
+    /// When it was last heard of.
+    pub(crate) seen: Option<Timestamp>,
+    /// Its enforcement points, by name.
+    pub(crate) points: BTreeMap<String, v1::PointAck>,
+    /// The processes that it reports.
+    pub(crate) processes: Vec<v1::ProcessStatus>,
+    /// The credentials that it holds.
+    pub(crate) credentials: Vec<v1::CredentialStatus>,
+}
+
+impl Presence {
+    /// Whether its stream is open.
+    pub(crate) fn connected(&self) -> bool {
+        self.stream.is_some()
+    }
+}
+
+impl Roster {
+    /// A stream of this node opens. An older one of the same node ends: the newest is the one that lives.
+    pub(crate) fn attend(
+        &self,
+        node: NodeId,
+        hello: &v1::SyncHello,
+        now: Timestamp,
+    ) -> (u64, Leashed) {
+        let (leash, leashed) = leash();
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.streams += 1;
+        let number = table.streams;
+        let presence = table.nodes.entry(node).or_default();
+        presence.seen = Some(now);
+        presence.skew_micros = Some(hello.clock_micros.saturating_sub(now.micros()));
+        if let Some((_, older)) = presence.stream.replace((number, leash)) {
+            older.end(Refused::new(Code::Unavailable, "a newer stream of the same node took over"));
+        }
+        (number, leashed)
+    }
+
+    /// The stream of this number has ended.
+    pub(crate) fn leave(&self, node: NodeId, number: u64) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(presence) = table.nodes.get_mut(&node)
+            && presence.stream.as_ref().is_some_and(|(current, _)| *current == number)
+        {
+            presence.stream = None;
+        }
+    }
+
+    /// The node was removed: its stream ends, and what it said is forgotten.
+    pub(crate) fn remove(&self, node: NodeId) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Presence { stream: Some((_, leash)), .. }) = table.nodes.remove(&node) {
+            leash.end(Refused::new(Code::UnknownNode, "the node was removed"));
+        }
+    }
+
+    /// Takes an acknowledgement. Acknowledgements are cumulative: an older one changes nothing.
+    pub(crate) fn acknowledge(&self, node: NodeId, ack: v1::SyncAck, now: Timestamp) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(presence) = table.nodes.get_mut(&node) else { return };
+        presence.seen = Some(now);
+        let revision = ack.revision.map(read);
+        presence.revision = presence.revision.max(revision);
+        for point in ack.points {
+            if TEXT_BYTES_MAX < point.point.len() || TEXT_BYTES_MAX < point.spiffe_id.len() {
+                continue;
+            }
+            if point.gone {
+                presence.points.remove(&point.point);
+            } else if presence.points.len() < POINTS_MAX
+                || presence.points.contains_key(&point.point)
+            {
+                presence.points.insert(point.point.clone(), point);
+            }
+        }
+    }
+
+    /// Takes what an agent says of its processes and credentials. It replaces what it said before.
+    pub(crate) fn report(
+        &self,
+        node: NodeId,
+        mut processes: Vec<v1::ProcessStatus>,
+        mut credentials: Vec<v1::CredentialStatus>,
+        now: Timestamp,
+    ) {
+        processes.truncate(STATUSES_MAX);
+        processes.retain(|process| {
+            process.name.len().max(process.kind.len()).max(process.version.len()) <= TEXT_BYTES_MAX
+        });
+        credentials.truncate(STATUSES_MAX);
+        credentials.retain(|credential| {
+            credential.workload.len().max(credential.spiffe_id.len()).max(credential.trouble.len())
+                <= TEXT_BYTES_MAX
+                && credential.serial.len() <= 32
+        });
+        for credential in &mut credentials {
+            credential.serial = bytes::Bytes::copy_from_slice(&credential.serial);
+        }
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let presence = table.nodes.entry(node).or_default();
+        presence.seen = Some(now);
+        presence.processes = processes;
+        presence.credentials = credentials;
+    }
+
+    /// What is known of each node.
+    pub(crate) fn snapshot(&self) -> BTreeMap<NodeId, Presence> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).nodes.clone()
+    }
+
+    /// How many streams are open.
+    pub(crate) fn connected(&self) -> usize {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.nodes.values().filter(|presence| presence.connected()).count()
+    }
+}
+
+fn read(revision: v1::Revision) -> Revision {
+    Revision { incarnation: revision.incarnation, number: revision.number }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: NodeId = NodeId::from_bytes([7; 16]);
+
+    fn now() -> Timestamp {
+        Timestamp::from_secs(1_000_000)
+    }
+
+    fn ack(number: u64, points: Vec<v1::PointAck>) -> v1::SyncAck {
+        v1::SyncAck { revision: Some(v1::Revision { incarnation: 1, number }), points }
+    }
+
+    #[tokio::test]
+    async fn newest_stream_of_a_node_ends_the_older_one() {
+        let roster = Roster::default();
+        let (first, mut leashed) = roster.attend(NODE, &v1::SyncHello::default(), now());
+        let (_second, _other) = roster.attend(NODE, &v1::SyncHello::default(), now());
+        assert_eq!(leashed.ended().await.code, Code::Unavailable);
+        roster.leave(NODE, first);
+        assert_eq!(
+            roster.connected(),
+            1,
+            "the end of the older stream does not disconnect the newer"
+        );
+    }
+
+    #[tokio::test]
+    async fn removed_node_loses_its_stream() {
+        let roster = Roster::default();
+        let (_number, mut leashed) = roster.attend(NODE, &v1::SyncHello::default(), now());
+        roster.remove(NODE);
+        assert_eq!(leashed.ended().await.code, Code::UnknownNode);
+        assert!(roster.snapshot().is_empty());
+    }
+
+    #[test]
+    fn older_acknowledgement_takes_nothing_back() {
+        let roster = Roster::default();
+        let _stream = roster.attend(NODE, &v1::SyncHello::default(), now());
+        roster.acknowledge(NODE, ack(5, vec![]), now());
+        roster.acknowledge(NODE, ack(3, vec![]), now());
+        let expected = Revision { incarnation: 1, number: 5 };
+        assert_eq!(roster.snapshot()[&NODE].revision, Some(expected));
+    }
+
+    #[test]
+    fn points_of_a_node_are_bounded() {
+        let roster = Roster::default();
+        let _stream = roster.attend(NODE, &v1::SyncHello::default(), now());
+        let point =
+            |number: usize| v1::PointAck { point: format!("p{number}"), ..Default::default() };
+        roster.acknowledge(NODE, ack(1, (0..5000).map(point).collect()), now());
+        assert_eq!(roster.snapshot()[&NODE].points.len(), POINTS_MAX);
+        let gone = v1::PointAck { gone: true, ..point(0) };
+        roster.acknowledge(NODE, ack(1, vec![gone]), now());
+        assert_eq!(roster.snapshot()[&NODE].points.len(), POINTS_MAX - 1);
+    }
+}

@@ -1,0 +1,187 @@
+//! Which part of the state a node with certain labels needs, and what differs between two such parts.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use countersign_api::resource::{ServiceSpec, WorkloadSpec};
+use countersign_api::v1;
+use countersign_identity::{Name, Revision};
+use countersign_store::Kind;
+
+use crate::issue::open_to;
+use crate::state::{Entry, Key, Parsed, State};
+
+/// Sets of labels whose slices are kept. Beyond that they are computed anew for each stream.
+const SLICES_MAX: usize = 1024;
+
+/// The part of the state at one revision that nodes with the same labels need.
+#[derive(Debug)]
+pub(crate) struct Slice {
+    pub(crate) revision: Revision,
+    records: imbl::OrdMap<Key, Arc<Entry>>,
+    /// The difference from the slice before it, which is what nearly every stream asks for.
+    latest: Option<(Revision, Arc<Delta>)>,
+}
+
+/// What differs between two slices.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Delta {
+    pub(crate) put: Vec<v1::Record>,
+    pub(crate) gone: Vec<v1::RecordKey>,
+}
+
+impl Delta {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.put.is_empty() && self.gone.is_empty()
+    }
+}
+
+impl Slice {
+    /// Cuts the slice of nodes with these labels.
+    pub(crate) fn cut(state: &State, labels: &BTreeSet<Name>, before: Option<&Self>) -> Self {
+        let needed = needed(state, labels);
+        // Starting from the slice before keeps what did not change shared, so that a comparison of the two
+        // costs what the change costs.
+        let mut records = before.map(|before| before.records.clone()).unwrap_or_default();
+        let stale: Vec<Key> =
+            records.keys().filter(|key| !needed.contains_key(*key)).cloned().collect();
+        for key in stale {
+            records.remove(&key);
+        }
+        for (key, entry) in needed {
+            if !records.get(&key).is_some_and(|known| Arc::ptr_eq(known, &entry)) {
+                records.insert(key, entry);
+            }
+        }
+        let mut slice = Self { revision: state.revision, records, latest: None };
+        slice.latest = before.map(|before| (before.revision, Arc::new(slice.compare(before))));
+        slice
+    }
+
+    /// What a reader of the older slice must be told.
+    pub(crate) fn since(&self, older: &Self) -> Arc<Delta> {
+        match &self.latest {
+            Some((revision, delta)) if *revision == older.revision => Arc::clone(delta),
+            Some(_) | None => Arc::new(self.compare(older)),
+        }
+    }
+
+    fn compare(&self, older: &Self) -> Delta {
+        let mut delta = Delta::default();
+        for difference in older.records.diff(&self.records) {
+            match difference {
+                imbl::ordmap::DiffItem::Add(_, entry) => delta.put.push(entry.wire.clone()),
+                imbl::ordmap::DiffItem::Update { new: (_, entry), .. } => {
+                    delta.put.push(entry.wire.clone());
+                }
+                imbl::ordmap::DiffItem::Remove(key, _) => delta.gone.push(key.wire()),
+            }
+        }
+        delta
+    }
+
+    /// All its records, as they travel.
+    pub(crate) fn wire_records(&self) -> Vec<v1::Record> {
+        self.records.values().map(|entry| entry.wire.clone()).collect()
+    }
+}
+
+/// The records that nodes with these labels need: the workloads that may run there, their services, the services
+/// that these call, the policies that can decide about any of these, the workloads whose names those policies or
+/// services need, and every bundle.
+fn needed(state: &State, labels: &BTreeSet<Name>) -> imbl::HashMap<Key, Arc<Entry>> {
+    let own = own_workloads(state, labels);
+    let (own_services, called) = services(state, &own);
+    let mut workloads: BTreeSet<&str> = own.iter().copied().collect();
+    let mut everybody = false;
+    let mut needed = imbl::HashMap::new();
+    for (key, entry) in &state.records {
+        let wanted = match &entry.parsed {
+            Parsed::TrustDomain { .. } | Parsed::Bundle(_) => true,
+            Parsed::Service { name, spec } => {
+                let wanted = own_services.contains(name.as_str()) || called.contains(name.as_str());
+                if wanted {
+                    workloads.insert(spec.workload.as_str());
+                }
+                wanted
+            }
+            Parsed::Policy { record, .. } => {
+                let mut wanted = false;
+                for scope in &record.scopes {
+                    let inbound = own_services.iter().any(|name| scope.resources.contains(name));
+                    let outbound = called.iter().any(|name| scope.resources.contains(name))
+                        && own.iter().any(|name| scope.principals.contains(name));
+                    if !inbound && !outbound {
+                        continue;
+                    }
+                    wanted = true;
+                    workloads.extend(scope.workloads.iter().map(String::as_str));
+                    match &scope.principals {
+                        countersign_api::resource::ScopeNames::Any => everybody |= inbound,
+                        countersign_api::resource::ScopeNames::Only(names) => {
+                            workloads.extend(names.iter().map(String::as_str));
+                        }
+                    }
+                }
+                wanted
+            }
+            // Decided below, when it is known who is named.
+            Parsed::Workload { .. } => false,
+        };
+        if wanted {
+            needed.insert(key.clone(), Arc::clone(entry));
+        }
+    }
+    for (key, entry) in &state.records {
+        if key.kind == Kind::Workload && (everybody || workloads.contains(&*key.name)) {
+            needed.insert(key.clone(), Arc::clone(entry));
+        }
+    }
+    needed
+}
+
+fn own_workloads<'a>(state: &'a State, labels: &BTreeSet<Name>) -> BTreeSet<&'a str> {
+    let open = |spec: &WorkloadSpec| open_to(spec, labels);
+    state.workloads().filter(|(_, spec)| open(spec)).map(|(name, _)| name.as_str()).collect()
+}
+
+/// The services of these workloads, and those that they call.
+fn services<'a>(state: &'a State, own: &BTreeSet<&str>) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
+    let mut of_own = BTreeSet::new();
+    let mut called = BTreeSet::new();
+    for entry in state.records.values() {
+        let Parsed::Service { name, spec } = &entry.parsed else { continue };
+        let ServiceSpec { workload, upstreams, .. } = spec;
+        if own.contains(workload.as_str()) {
+            of_own.insert(name.as_str());
+            called.extend(upstreams.iter().map(|upstream| upstream.service.as_str()));
+        }
+    }
+    (of_own, called)
+}
+
+/// The slices in use, one for each set of labels, computed once for all streams that need it.
+#[derive(Debug, Default)]
+pub(crate) struct Slices {
+    by_labels: Mutex<HashMap<BTreeSet<Name>, Arc<Slice>>>,
+}
+
+impl Slices {
+    /// The slice of nodes with these labels at this state.
+    pub(crate) fn at(&self, state: &State, labels: &BTreeSet<Name>) -> Arc<Slice> {
+        let mut slices = self.by_labels.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = slices.get(labels);
+        if let Some(slice) = before
+            && state.revision <= slice.revision
+        {
+            return Arc::clone(slice);
+        }
+        let slice = Arc::new(Slice::cut(state, labels, before.map(AsRef::as_ref)));
+        if SLICES_MAX <= slices.len() && !slices.contains_key(labels) {
+            // Nobody is served worse by an empty table than by a full one.
+            slices.clear();
+        }
+        slices.insert(labels.clone(), Arc::clone(&slice));
+        slice
+    }
+}

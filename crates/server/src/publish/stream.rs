@@ -1,0 +1,157 @@
+//! One agent's stream: what it is told, and what ends it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_api::v1;
+use countersign_api::v1::sync_request::Step as Asked;
+use countersign_identity::{Code, NodeId, Timestamp};
+use futures_util::Stream;
+use tokio::sync::watch;
+use tonic::{Status, Streaming};
+
+use crate::attest::{Caller, caller};
+use crate::control::Control;
+use crate::edge::Peer;
+use crate::publish::leash::Leashed;
+use crate::publish::publication::{Next, Publication};
+use crate::publish::slice::Slice;
+use crate::refusal::Refused;
+use crate::state::State;
+
+/// How long a caller may take to say hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A stream that is served.
+struct Live {
+    control: Arc<Control>,
+    peer: Arc<Peer>,
+    caller: Caller,
+    publication: Publication,
+    states: watch::Receiver<Arc<State>>,
+    leashed: Leashed,
+    inbound: Streaming<v1::SyncRequest>,
+    number: u64,
+}
+
+/// What can wake a stream.
+enum Event {
+    Stopping,
+    Ended(Refused),
+    Moved(bool),
+    Asked(Result<Option<v1::SyncRequest>, Status>),
+    Time,
+}
+
+/// Opens the stream of a caller: a snapshot, or what changed since the revision that it has, and then every change.
+///
+/// # Errors
+/// When the caller does not say hello.
+pub(crate) async fn sync_stream(
+    control: Arc<Control>,
+    peer: Arc<Peer>,
+    caller: Caller,
+    mut inbound: Streaming<v1::SyncRequest>,
+) -> Result<impl Stream<Item = Result<v1::SyncResponse, Status>>, Refused> {
+    let hello = tokio::time::timeout(HELLO_TIMEOUT, inbound.message())
+        .await
+        .map_err(|_elapsed| Refused::new(Code::TimedOut, "the caller did not say hello in time"))?;
+    let step = hello.ok().flatten().and_then(|message| message.step);
+    let Some(Asked::Hello(hello)) = step else {
+        return Err(Refused::new(Code::NotUnderstood, "expected the stream's hello first"));
+    };
+    let now = control.clock.now();
+    let states = control.feed.watch();
+    let publication = Publication::new(known(&control, &caller, &hello), now);
+    let (number, leashed) = control.roster.attend(caller.id(), &hello, now);
+    tracing::info!(node = %caller.id(), version = %hello.version, "agent connected");
+    let live = Live { control, peer, caller, publication, states, leashed, inbound, number };
+    Ok(futures_util::stream::unfold(Some(live), |live| async move {
+        let mut live = live?;
+        match live.next().await {
+            Ok(Some(step)) => Some((Ok(v1::SyncResponse { step: Some(step) }), Some(live))),
+            Ok(None) => None,
+            Err(refused) => {
+                tracing::info!(node = %live.caller.id(), code = %refused.code, "agent's stream ended");
+                Some((Err(refused.into()), None))
+            }
+        }
+    }))
+}
+
+/// The slice that the caller says it has, if that can still be known.
+fn known(control: &Control, caller: &Caller, hello: &v1::SyncHello) -> Option<Arc<Slice>> {
+    let have = hello.have.as_ref()?;
+    let state = control.feed.at((*have).into())?;
+    Some(Arc::new(Slice::cut(&state, &caller.labels, None)))
+}
+
+impl Live {
+    /// The next thing to tell; `None` when the caller has gone.
+    async fn next(&mut self) -> Result<Option<v1::sync_response::Step>, Refused> {
+        loop {
+            let now = self.control.clock.now();
+            if self.caller.expires < now {
+                return Err(expired(self.caller.expires));
+            }
+            let state = Arc::clone(&self.states.borrow_and_update());
+            let current = self.control.slices.at(&state, &self.caller.labels);
+            let until = match self.publication.next(&current, now) {
+                Next::Say(step) => return Ok(Some(step)),
+                Next::Wait(until) => until.min(self.caller.expires + Duration::from_micros(1)),
+            };
+            match self.event(until.since(now)).await {
+                Event::Stopping => {
+                    return Err(Refused::new(Code::Unavailable, "the server is stopping"));
+                }
+                Event::Ended(refused) => return Err(refused),
+                Event::Moved(true) | Event::Time => {}
+                Event::Moved(false) => {
+                    return Err(Refused::new(Code::Unavailable, "the server's state has ended"));
+                }
+                Event::Asked(Ok(Some(message))) => self.hear(message).await?,
+                Event::Asked(Ok(None) | Err(_)) => return Ok(None),
+            }
+        }
+    }
+
+    async fn event(&mut self, wait: Duration) -> Event {
+        tokio::select! {
+            () = self.control.stop.cancelled() => Event::Stopping,
+            refused = self.leashed.ended() => Event::Ended(refused),
+            moved = self.states.changed() => Event::Moved(moved.is_ok()),
+            asked = self.inbound.message() => Event::Asked(asked),
+            () = tokio::time::sleep(wait) => Event::Time,
+        }
+    }
+
+    /// Takes an acknowledgement, from a caller that is looked up again.
+    async fn hear(&mut self, message: v1::SyncRequest) -> Result<(), Refused> {
+        let now = self.control.clock.now();
+        let domain = self.control.feed.current().domain().trust_domain.clone();
+        self.caller = caller(&self.peer, &*self.control.store, &domain, now).await?;
+        match message.step {
+            Some(Asked::Ack(ack)) => {
+                self.control.roster.acknowledge(self.id(), ack, now);
+                Ok(())
+            }
+            Some(Asked::Hello(_)) | None => {
+                Err(Refused::new(Code::NotUnderstood, "expected an acknowledgement"))
+            }
+        }
+    }
+
+    fn id(&self) -> NodeId {
+        self.caller.id()
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.control.roster.leave(self.caller.id(), self.number);
+    }
+}
+
+fn expired(at: Timestamp) -> Refused {
+    Refused::new(Code::Expired, format!("the certificate of this connection ended at {at}"))
+}

@@ -1,0 +1,469 @@
+//! A server's life: open, unseal, serve, stop.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use countersign_audit::{Entry, Event, EventKind};
+use countersign_identity::{Clock, Code, Entropy, SystemClock, SystemEntropy, Timestamp};
+use countersign_seal::{Kek, KekFile};
+use countersign_store::{Batch, SqliteStore, Store};
+use countersign_tls::{Limits, Slice, Trust};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{Admin, AdminSocket, Mode, Operators, serve};
+use crate::attest::Throttle;
+use crate::authority::{Authorities, Rotation, Unsealed, internal, unseal};
+use crate::config::{Config, Ready, StartError, kek_path};
+use crate::control::Control;
+use crate::directory::Domain;
+use crate::edge::{Edge, NodeRoutes};
+use crate::issue::{Desk, Own};
+use crate::publish::{Roster, Slices};
+use crate::refusal::Refused;
+use crate::state::{Feeder, State, StateFeed};
+use crate::watch::{About, LogTree, TimeGuard, Watch, serve_metrics};
+
+/// How often rows that nobody can need any more are dropped.
+const TRIM_PAUSE: Duration = Duration::from_secs(600);
+/// Connections on the agents' port.
+const CONNECTIONS_MAX: usize = 32_768;
+/// Handshakes under way.
+const HANDSHAKES_MAX: usize = 512;
+
+/// Runs a server until it is stopped; tells `ready` once it serves.
+///
+/// A server that cannot open its keys runs sealed: its admin socket tells so, and nothing else is served.
+///
+/// # Errors
+/// [`StartError`], when it cannot start; any other when a part of it broke while it ran.
+pub async fn run(
+    config: Config,
+    stop: CancellationToken,
+    ready: oneshot::Sender<Ready>,
+) -> anyhow::Result<()> {
+    let around =
+        Surroundings { clock: Arc::new(SystemClock::new()), entropy: Arc::new(SystemEntropy) };
+    Ok(run_in(config, around, stop, ready).await?)
+}
+
+/// Runs a server under this time and chance.
+pub(crate) async fn run_in(
+    config: Config,
+    around: Surroundings,
+    stop: CancellationToken,
+    ready: oneshot::Sender<Ready>,
+) -> Result<(), StartError> {
+    let start = Start::open(config, around).await?;
+    match start.unseal().await? {
+        Opened::Sealed(why) => start.run_sealed(&why, stop, ready).await,
+        Opened::Open(kek, authorities) => start.run_open(kek, authorities, stop, ready).await,
+    }
+}
+
+/// Time and chance, passed in.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+}
+
+/// A server whose data directory is open.
+struct Start {
+    config: Config,
+    domain: Domain,
+    store: Arc<dyn Store>,
+    socket: AdminSocket,
+    operators: Operators,
+    time: Arc<TimeGuard>,
+    started: Timestamp,
+    around: Surroundings,
+}
+
+enum Opened {
+    Sealed(String),
+    Open(Kek, Authorities),
+}
+
+impl Start {
+    async fn open(config: Config, around: Surroundings) -> Result<Self, StartError> {
+        // 1. Whose directory is it?
+        let domain = Domain::read(&config.data)?;
+        // 2. The store, which tells of another server on the same directory.
+        let store = SqliteStore::open(&config.data, Arc::clone(&around.entropy))?;
+        let store: Arc<dyn Store> = Arc::new(store);
+        // 3. The operators' socket, so that they can ask from here on.
+        let socket = AdminSocket::bind(&config.admin_path())?;
+        let operators = Operators::of(&config.data).map_err(|source| StartError::File {
+            action: "look at",
+            path: config.data.clone(),
+            source,
+        })?;
+        // 4. What time the log says it was last.
+        let time = Arc::new(TimeGuard::new(latest(&*store).await?));
+        let started = around.clock.now();
+        Ok(Self { config, domain, store, socket, operators, time, started, around })
+    }
+
+    async fn unseal(&self) -> Result<Opened, StartError> {
+        let kek = match KekFile::open(&kek_path(&self.config.data)) {
+            Ok(kek) => kek,
+            Err(refused) => return Ok(Opened::Sealed(refused.to_string())),
+        };
+        Ok(match unseal(&*self.store, &kek).await? {
+            Unsealed::Open(authorities) => Opened::Open(kek, authorities),
+            Unsealed::Sealed(why) => Opened::Sealed(why),
+        })
+    }
+
+    fn about(&self, listen: Option<SocketAddr>) -> About {
+        let address = self.config.advertise.clone();
+        let address = address.or_else(|| listen.map(|listen| listen.to_string()));
+        About {
+            domain: self.domain.trust_domain.clone(),
+            address: address.unwrap_or_default(),
+            started: self.started,
+        }
+    }
+
+    async fn run_sealed(
+        self,
+        why: &str,
+        stop: CancellationToken,
+        ready: oneshot::Sender<Ready>,
+    ) -> Result<(), StartError> {
+        tracing::error!(why, "the server is sealed: it serves its status and nothing else");
+        let admin = Arc::new(Admin {
+            about: self.about(None),
+            store: Arc::clone(&self.store),
+            log: LogTree::default(),
+            operators: self.operators,
+            mode: Mode::Sealed { why: why.to_owned() },
+        });
+        tell(
+            ready,
+            Ready { listen: None, admin: self.config.admin_path(), metrics: None },
+            "sealed",
+        );
+        serve(self.socket, admin, self.config.drain, stop).await;
+        notify(&[sd_notify::NotifyState::Stopping]);
+        Ok(())
+    }
+
+    async fn run_open(
+        self,
+        kek: Kek,
+        authorities: Authorities,
+        stop: CancellationToken,
+        ready: oneshot::Sender<Ready>,
+    ) -> Result<(), StartError> {
+        // 1. The snapshot, and whether it is this directory's.
+        let (feeder, feed) = Feeder::start(Arc::clone(&self.store)).await?;
+        self.check(&feed.current())?;
+        // 2. Every address, before anything begins that would have to be ended again.
+        let listener = listen(self.config.listen).await?;
+        let metrics = match self.config.metrics {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
+        let ready_to_say = Ready {
+            listen: Some(local(&listener, self.config.listen)?),
+            admin: self.config.admin_path(),
+            metrics: match (&metrics, self.config.metrics) {
+                (Some(listener), Some(address)) => Some(local(listener, address)?),
+                (Some(_) | None, _) => None,
+            },
+        };
+        // 3. The parts, the issuer fresh before the first certificate of our own.
+        let serving = Serving::new(&self, kek, authorities, feed, &stop);
+        let due = serving.prepare(&self).await?;
+        // 4. Everything runs until stopped, or until one of the parts breaks.
+        let parts = Parts { start: self, serving, feeder, listener, metrics, due };
+        parts.run(ready, ready_to_say, stop).await
+    }
+
+    fn check(&self, state: &State) -> Result<(), StartError> {
+        let found = &state.domain().trust_domain;
+        if *found == self.domain.trust_domain {
+            return Ok(());
+        }
+        Err(StartError::WrongDomain {
+            path: self.config.data.clone(),
+            found: found.to_string(),
+            expected: self.domain.trust_domain.to_string(),
+        })
+    }
+}
+
+/// What an unsealed server works with.
+struct Serving {
+    control: Arc<Control>,
+    trust: Arc<Trust>,
+    authorities: Arc<ArcSwap<Authorities>>,
+    rotation: Rotation,
+    own: Own,
+}
+
+impl Serving {
+    fn new(
+        start: &Start,
+        kek: Kek,
+        authorities: Authorities,
+        feed: StateFeed,
+        stop: &CancellationToken,
+    ) -> Self {
+        let Surroundings { clock, entropy } = start.around.clone();
+        let authorities = Arc::new(ArcSwap::from_pointee(authorities));
+        let desk = Desk {
+            store: Arc::clone(&start.store),
+            authorities: Arc::clone(&authorities),
+            clock: Arc::clone(&clock),
+            entropy: Arc::clone(&entropy),
+            time: Arc::clone(&start.time),
+        };
+        let limits = Limits { connections_max: CONNECTIONS_MAX, handshakes_max: HANDSHAKES_MAX };
+        let trust = Trust::with_limits(Arc::clone(&clock), trusting(&feed.current()), limits);
+        let control = Arc::new(Control {
+            store: Arc::clone(&start.store),
+            feed,
+            desk,
+            roster: Roster::default(),
+            slices: Slices::default(),
+            throttle: Mutex::new(Throttle::default()),
+            watch: Arc::new(Watch::new(start.started)),
+            clock: Arc::clone(&clock),
+            entropy: Arc::clone(&entropy),
+            stop: stop.clone(),
+            tasks: TaskTracker::new(),
+        });
+        let rotation = Rotation {
+            store: Arc::clone(&start.store),
+            authorities: Arc::clone(&authorities),
+            kek,
+            clock: Arc::clone(&clock),
+            entropy: Arc::clone(&entropy),
+            time: Arc::clone(&start.time),
+            holder: start.domain.server.to_string(),
+            lifetime: start.config.issuer_lifetime,
+        };
+        let path = format!("/countersign/server/{}", start.domain.server);
+        let id = start.domain.trust_domain.with_path(&path).expect("a name is a path segment");
+        let own = Own {
+            control: Arc::clone(&control),
+            trust: Arc::clone(&trust),
+            authorities: Arc::clone(&authorities),
+            id,
+            clock,
+            entropy,
+        };
+        Self { control, trust, authorities, rotation, own }
+    }
+
+    /// Succeeds the issuer if that is due, records the start, and issues the first credential of our own. While
+    /// the clock cannot be believed, the server waits with it, and says so.
+    async fn prepare(&self, start: &Start) -> Result<Timestamp, StartError> {
+        let now = start.around.clock.now();
+        if let Err(refused) = start.time.trusted(now) {
+            tracing::error!(why = %refused.why, "nothing is issued for now");
+            return Ok(now + Duration::from_secs(1));
+        }
+        self.rotation.look().await?;
+        let id = self.own.id.as_str();
+        let event = Event::new(EventKind::ServerStarted, now, id, id)
+            .with_details(serde_json::json!({ "version": env!("CARGO_PKG_VERSION") }));
+        start.store.commit(Batch { events: vec![event], ..Batch::default() }).await?;
+        start.time.recorded(now);
+        Ok(self.own.renew().await?)
+    }
+}
+
+/// All parts, ready to run.
+struct Parts {
+    start: Start,
+    serving: Serving,
+    feeder: Feeder,
+    listener: TcpListener,
+    metrics: Option<TcpListener>,
+    due: Timestamp,
+}
+
+impl Parts {
+    async fn run(
+        self,
+        ready: oneshot::Sender<Ready>,
+        to_say: Ready,
+        stop: CancellationToken,
+    ) -> Result<(), StartError> {
+        let Self { start, serving, feeder, listener, metrics, due } = self;
+        let Serving { control, trust, authorities, rotation, own } = serving;
+        let about = start.about(to_say.listen);
+        let drain = start.config.drain;
+        // What requests in flight still need goes on until they have ended.
+        let after = CancellationToken::new();
+        let mut parts: JoinSet<Result<(), Refused>> = JoinSet::new();
+        parts.spawn(feeder.run(after.clone()));
+        parts.spawn(follow(control.feed.clone(), Arc::clone(&trust), after.clone()));
+        spawn(&mut parts, Arc::clone(&trust).run(after.clone()));
+        spawn(&mut parts, rotation.run(after.clone()));
+        spawn(&mut parts, own.run(due, after.clone()));
+        let (store, clock) = (Arc::clone(&start.store), Arc::clone(&start.around.clock));
+        spawn(&mut parts, trim(store, clock, after.clone()));
+        spawn(&mut parts, watchdog(after.clone()));
+        if let Some(listener) = metrics {
+            spawn(&mut parts, serve_metrics(listener, Arc::clone(&control), after.clone()));
+        }
+        let mut doors: JoinSet<()> = JoinSet::new();
+        let edge = Edge {
+            listener,
+            trust,
+            routes: NodeRoutes::new(Arc::clone(&control)),
+            watch: Arc::clone(&control.watch),
+            drain,
+        };
+        doors.spawn(edge.run(stop.clone()));
+        let admin = Arc::new(Admin {
+            about,
+            store: start.store,
+            log: LogTree::default(),
+            operators: start.operators,
+            mode: Mode::Serving { control: Arc::clone(&control), authorities },
+        });
+        doors.spawn(serve(start.socket, admin, drain, stop.clone()));
+        tracing::info!(listen = ?to_say.listen, admin = %to_say.admin.display(), "serving");
+        tell(ready, to_say, "serving");
+        // Stopped, or broken.
+        let broken = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            Some(ended) = parts.join_next() => ended.map_err(internal).and_then(done_early),
+        };
+        notify(&[sd_notify::NotifyState::Stopping]);
+        stop.cancel();
+        while doors.join_next().await.is_some() {}
+        control.tasks.close();
+        if tokio::time::timeout(drain, control.tasks.wait()).await.is_err() {
+            tracing::warn!("cut work that did not end in time");
+        }
+        after.cancel();
+        while let Some(ended) = parts.join_next().await {
+            ended.map_err(internal)??;
+        }
+        Ok(broken?)
+    }
+}
+
+/// No part ends before it is told to.
+fn done_early(result: Result<(), Refused>) -> Result<(), Refused> {
+    result.and_then(|()| Err(internal("a part of the server ended before its time")))
+}
+
+fn spawn(
+    parts: &mut JoinSet<Result<(), Refused>>,
+    part: impl Future<Output = ()> + Send + 'static,
+) {
+    parts.spawn(async move {
+        part.await;
+        Ok(())
+    });
+}
+
+/// What the server enforces on its own port: the bundles of a state. Who may do what is asked at each call.
+fn trusting(state: &State) -> Slice {
+    Slice { revision: state.revision, bundles: Arc::clone(state.bundles()), ..Slice::nothing() }
+}
+
+/// Enforces each new state's bundles on the agents' port.
+async fn follow(
+    feed: StateFeed,
+    trust: Arc<Trust>,
+    stop: CancellationToken,
+) -> Result<(), Refused> {
+    let mut states = feed.watch();
+    let mut enforced = Arc::clone(states.borrow_and_update().bundles());
+    loop {
+        tokio::select! {
+            // At a stop the feeder goes away, too, which is then no defect.
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            changed = states.changed() => if changed.is_err() {
+                return Err(Refused::new(Code::Internal, "the state is not followed any more"));
+            },
+        }
+        let state = Arc::clone(&states.borrow_and_update());
+        if !Arc::ptr_eq(&enforced, state.bundles()) {
+            enforced = Arc::clone(state.bundles());
+            let applied = trust.apply(trusting(&state));
+            tracing::info!(revision = %applied.revision, cut = applied.cut, "bundles changed");
+        }
+    }
+}
+
+/// Drops what nobody can need any more, now and then.
+async fn trim(store: Arc<dyn Store>, clock: Arc<dyn Clock>, stop: CancellationToken) {
+    loop {
+        let more = match store.trim(clock.now()).await {
+            Ok(trimmed) => trimmed.more,
+            Err(error) => {
+                tracing::warn!(%error, "could not trim the store");
+                false
+            }
+        };
+        let pause = if more { Duration::from_secs(1) } else { TRIM_PAUSE };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Tells systemd that the server lives, as often as it asks for.
+async fn watchdog(stop: CancellationToken) {
+    let Some(every) = sd_notify::watchdog_enabled() else {
+        stop.cancelled().await;
+        return;
+    };
+    loop {
+        notify(&[sd_notify::NotifyState::Watchdog]);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(every / 3) => {}
+        }
+    }
+}
+
+fn tell(ready: oneshot::Sender<Ready>, to_say: Ready, status: &str) {
+    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(status)]);
+    // Whoever started the server may not care to know.
+    let _unheard = ready.send(to_say);
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "could not notify the service manager");
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+}
+
+fn local(listener: &TcpListener, address: SocketAddr) -> Result<SocketAddr, StartError> {
+    listener.local_addr().map_err(|source| StartError::Listen { address, source })
+}
+
+/// The time of the log's last entry.
+async fn latest(store: &dyn Store) -> Result<Timestamp, StartError> {
+    let size = store.head().await?.log_size;
+    let Some(last) = size.checked_sub(1) else { return Ok(Timestamp::EPOCH) };
+    let events = store.events(last, 1).await?;
+    let entry = events.first().map(|event| Entry::parse(&event.leaf));
+    match entry {
+        Some(Ok(entry)) => Ok(entry.at),
+        Some(Err(bad)) => Err(internal(bad).into()),
+        None => Err(internal("the log's last entry is missing").into()),
+    }
+}

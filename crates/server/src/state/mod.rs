@@ -1,0 +1,7 @@
+//! The trust domain's state in memory: one snapshot, shared by all who decide on it, fed by the store's changes.
+
+mod follow;
+mod snapshot;
+
+pub(crate) use follow::{Feeder, StateFeed};
+pub(crate) use snapshot::{Entry, Key, Parsed, State};

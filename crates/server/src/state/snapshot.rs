@@ -1,0 +1,269 @@
+//! One snapshot of the state: every record, parsed once, ready to be decided on and to be sent.
+
+use std::sync::Arc;
+
+use countersign_api::resource::{
+    PolicyRecord, PolicySpec, Resource, ServiceSpec, Spec, TrustDomainSpec, WorkloadSpec,
+};
+use countersign_api::{resource, v1};
+use countersign_identity::{Name, Revision, TrustDomain};
+use countersign_pki::{Bundle, Bundles, Profile};
+use countersign_store::{Change, Kind, Record, Snapshot};
+
+/// What names a record.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Key {
+    pub(crate) kind: Kind,
+    pub(crate) name: Arc<str>,
+}
+
+impl Key {
+    pub(crate) fn new(kind: Kind, name: &str) -> Self {
+        Self { kind, name: name.into() }
+    }
+
+    /// As it travels.
+    pub(crate) fn wire(&self) -> v1::RecordKey {
+        v1::RecordKey { kind: self.kind.as_str().to_owned(), name: self.name.to_string() }
+    }
+}
+
+/// A record: what it says, and the bytes that say it.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) wire: v1::Record,
+    pub(crate) parsed: Parsed,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        // What it says follows from the bytes that say it.
+        self.wire == other.wire
+    }
+}
+
+impl Eq for Entry {}
+
+/// What a record says.
+#[derive(Debug)]
+pub(crate) enum Parsed {
+    Workload { name: Name, spec: WorkloadSpec },
+    Service { name: Name, spec: ServiceSpec },
+    Policy { name: Name, record: PolicyRecord },
+    TrustDomain { name: Name, spec: TrustDomainSpec },
+    Bundle(Bundle),
+}
+
+/// Why records do not make a state. The server then stops rather than decide on half of it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadState {
+    /// A value that this version does not understand.
+    #[error("record `{kind}/{name}` does not parse: {why}")]
+    Record { kind: Kind, name: String, why: String },
+    /// No description of the trust domain, or several.
+    #[error("the state holds {0} records of kind `TrustDomain`, expected 1")]
+    TrustDomains(usize),
+    /// The bundles do not make anchors.
+    #[error("the state's bundles cannot be used: {0}")]
+    Bundles(String),
+}
+
+/// The whole state at one revision. Two snapshots share what did not change between them.
+#[derive(Clone, Debug)]
+pub(crate) struct State {
+    pub(crate) revision: Revision,
+    pub(crate) records: imbl::OrdMap<Key, Arc<Entry>>,
+    domain: Arc<Entry>, // INVARIANT: of kind TrustDomain
+    bundles: Arc<Bundles>,
+}
+
+impl State {
+    /// Takes the whole of a store's state.
+    ///
+    /// # Errors
+    /// When a record does not parse, or the trust domain's own are not there.
+    pub(crate) fn from_snapshot(snapshot: Snapshot) -> Result<Self, BadState> {
+        let mut records = imbl::OrdMap::new();
+        for record in snapshot.records {
+            let (key, entry) = parse(record)?;
+            records.insert(key, entry);
+        }
+        Self::assemble(snapshot.revision, records)
+    }
+
+    /// The state after these changes, of which `revision` is the last.
+    ///
+    /// # Errors
+    /// As for a snapshot.
+    pub(crate) fn changed(
+        &self,
+        revision: Revision,
+        changes: Vec<Change>,
+    ) -> Result<Self, BadState> {
+        let mut records = self.records.clone();
+        let mut anchors_moved = false;
+        for change in changes {
+            match change {
+                Change::Put(record) => {
+                    let (key, entry) = parse(record)?;
+                    anchors_moved |= matches!(key.kind, Kind::Bundle | Kind::TrustDomain);
+                    records.insert(key, entry);
+                }
+                Change::Remove { kind, name } => {
+                    anchors_moved |= matches!(kind, Kind::Bundle | Kind::TrustDomain);
+                    records.remove(&Key::new(kind, &name));
+                }
+            }
+        }
+        if anchors_moved {
+            return Self::assemble(revision, records);
+        }
+        let (domain, bundles) = (Arc::clone(&self.domain), Arc::clone(&self.bundles));
+        Ok(Self { revision, records, domain, bundles })
+    }
+
+    fn assemble(
+        revision: Revision,
+        records: imbl::OrdMap<Key, Arc<Entry>>,
+    ) -> Result<Self, BadState> {
+        let mut domains = Vec::new();
+        let mut bundles = Vec::new();
+        for entry in records.values() {
+            match &entry.parsed {
+                Parsed::TrustDomain { .. } => domains.push(Arc::clone(entry)),
+                Parsed::Bundle(bundle) => bundles.push(bundle.clone()),
+                Parsed::Workload { .. } | Parsed::Service { .. } | Parsed::Policy { .. } => {}
+            }
+        }
+        let [domain] = domains.as_slice() else {
+            return Err(BadState::TrustDomains(domains.len()));
+        };
+        let bundles = Bundles::new(bundles).map_err(|bad| BadState::Bundles(bad.to_string()))?;
+        let domain = Arc::clone(domain);
+        Ok(Self { revision, records, domain, bundles: Arc::new(bundles) })
+    }
+
+    /// The trust domain and its lifetimes.
+    pub(crate) fn domain(&self) -> &TrustDomainSpec {
+        match &self.domain.parsed {
+            Parsed::TrustDomain { spec, .. } => spec,
+            Parsed::Workload { .. }
+            | Parsed::Service { .. }
+            | Parsed::Policy { .. }
+            | Parsed::Bundle(_) => unreachable!("the field holds the trust domain's record"),
+        }
+    }
+
+    /// The rules for what is issued.
+    pub(crate) fn profile(&self) -> Profile {
+        let spec = self.domain();
+        let lifetime_max = spec.lifetime_max.max(spec.agent_lifetime);
+        Profile { domain: spec.trust_domain.clone(), lifetime_max }
+    }
+
+    /// The anchors of every trust domain, for verification.
+    pub(crate) fn bundles(&self) -> &Arc<Bundles> {
+        &self.bundles
+    }
+
+    /// The bundle of a trust domain.
+    pub(crate) fn bundle(&self, domain: &TrustDomain) -> Option<&Bundle> {
+        match &self.records.get(&Key::new(Kind::Bundle, domain.as_str()))?.parsed {
+            Parsed::Bundle(bundle) => Some(bundle),
+            Parsed::Workload { .. }
+            | Parsed::Service { .. }
+            | Parsed::Policy { .. }
+            | Parsed::TrustDomain { .. } => None,
+        }
+    }
+
+    /// The workload of this name.
+    pub(crate) fn workload(&self, name: &str) -> Option<(&Name, &WorkloadSpec)> {
+        match &self.records.get(&Key::new(Kind::Workload, name))?.parsed {
+            Parsed::Workload { name, spec } => Some((name, spec)),
+            Parsed::Service { .. }
+            | Parsed::Policy { .. }
+            | Parsed::TrustDomain { .. }
+            | Parsed::Bundle(_) => None,
+        }
+    }
+
+    /// Every workload, by name.
+    pub(crate) fn workloads(&self) -> impl Iterator<Item = (&Name, &WorkloadSpec)> {
+        self.records.values().filter_map(|entry| match &entry.parsed {
+            Parsed::Workload { name, spec } => Some((name, spec)),
+            Parsed::Service { .. }
+            | Parsed::Policy { .. }
+            | Parsed::TrustDomain { .. }
+            | Parsed::Bundle(_) => None,
+        })
+    }
+
+    /// What operators declared, in the order of kinds and names.
+    pub(crate) fn resources(&self) -> impl Iterator<Item = Resource> {
+        self.records.values().filter_map(|entry| entry.resource())
+    }
+}
+
+impl Entry {
+    /// As the operator declared it; `None` for what nobody declares.
+    pub(crate) fn resource(&self) -> Option<Resource> {
+        let (name, spec) = match &self.parsed {
+            Parsed::Workload { name, spec } => (name, Spec::Workload(spec.clone())),
+            Parsed::Service { name, spec } => (name, Spec::Service(spec.clone())),
+            Parsed::Policy { name, record } => {
+                (name, Spec::Policy(PolicySpec { cedar: record.cedar.clone() }))
+            }
+            Parsed::TrustDomain { name, spec } => (name, Spec::TrustDomain(spec.clone())),
+            Parsed::Bundle(_) => return None,
+        };
+        Some(Resource { name: name.clone(), spec })
+    }
+}
+
+fn parse(record: Record) -> Result<(Key, Arc<Entry>), BadState> {
+    let Record { kind, name, value } = record;
+    let parsed = understand(kind, &name, &value).map_err(|why| BadState::Record {
+        kind,
+        name: name.clone(),
+        why,
+    })?;
+    let key = Key::new(kind, &name);
+    let wire = v1::Record { kind: kind.as_str().to_owned(), name, value: value.into() };
+    Ok((key, Arc::new(Entry { wire, parsed })))
+}
+
+fn understand(kind: Kind, name: &str, value: &[u8]) -> Result<Parsed, String> {
+    let named = || name.parse::<Name>().map_err(|bad| bad.to_string());
+    let kind = match kind {
+        Kind::Bundle => {
+            let domain: TrustDomain =
+                name.parse().map_err(|bad: countersign_identity::IdError| bad.to_string())?;
+            let bundle = Bundle::parse_json(domain, value).map_err(|bad| bad.to_string())?;
+            return Ok(Parsed::Bundle(bundle));
+        }
+        Kind::Policy => {
+            let record = PolicyRecord::decode(value).map_err(|bad| bad.to_string())?;
+            return Ok(Parsed::Policy { name: named()?, record });
+        }
+        Kind::Workload => resource::Kind::Workload,
+        Kind::Service => resource::Kind::Service,
+        Kind::TrustDomain => resource::Kind::TrustDomain,
+    };
+    let spec = Spec::decode(kind, value).map_err(|problems| {
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    })?;
+    let name = named()?;
+    Ok(match spec {
+        Spec::Workload(spec) => Parsed::Workload { name, spec },
+        Spec::Service(spec) => Parsed::Service { name, spec },
+        Spec::TrustDomain(spec) => Parsed::TrustDomain { name, spec },
+        Spec::Policy(_) => unreachable!("policies were read above"),
+    })
+}
+
+impl From<BadState> for crate::refusal::Refused {
+    fn from(bad: BadState) -> Self {
+        Self::new(countersign_identity::Code::Internal, bad.to_string())
+    }
+}

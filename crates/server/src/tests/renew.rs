@@ -1,0 +1,202 @@
+//! Nodes that come back, and those that only pretend.
+
+use std::time::Duration;
+
+use countersign_api::renewal::renewal_statement;
+use countersign_api::v1;
+use countersign_api::v1::renew_request::Step as Asked;
+use countersign_api::v1::renew_response::Step as Told;
+use countersign_identity::{Code, NodeId};
+use countersign_pki::{KeyKind, PrivateKey, make_csr};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::{Agent, Client, Realm, Running, code, stranger, trust_domain};
+use crate::digest::sha256;
+
+/// What a renewing caller claims, all of it chosen freely.
+struct Claim<'a> {
+    node: NodeId,
+    generation: u64,
+    key: &'a PrivateKey,
+    successor: Option<&'a PrivateKey>,
+    /// In place of the nonce that the server sends.
+    nonce: Option<[u8; 32]>,
+    /// In place of the connection's own secret.
+    exporter: Option<[u8; 32]>,
+}
+
+impl<'a> Claim<'a> {
+    fn honest(agent: &'a Agent) -> Self {
+        Self {
+            node: agent.node,
+            generation: agent.generation,
+            key: &agent.key,
+            successor: None,
+            nonce: None,
+            exporter: None,
+        }
+    }
+}
+
+fn request(step: Asked) -> v1::RenewRequest {
+    v1::RenewRequest { step: Some(step) }
+}
+
+async fn renew(client: &mut Client, claim: Claim<'_>) -> Result<v1::Renewed, Status> {
+    let (say, said) = mpsc::channel(2);
+    let hello = v1::RenewHello {
+        node_id: claim.node.as_bytes().to_vec().into(),
+        generation: claim.generation,
+    };
+    say.send(request(Asked::Hello(hello))).await.unwrap();
+    let mut answers = client.node.renew(ReceiverStream::new(said)).await?.into_inner();
+    let Some(Told::Nonce(nonce)) = answers.message().await?.unwrap().step else {
+        panic!("no nonce")
+    };
+    let nonce = claim.nonce.unwrap_or_else(|| nonce.as_ref().try_into().unwrap());
+    let exporter = claim.exporter.unwrap_or(client.exporter);
+    let csr = claim.successor.map(|key| make_csr(key).unwrap()).unwrap_or_default();
+    let statement =
+        renewal_statement(&nonce, &exporter, claim.node, claim.generation, sha256(&csr));
+    let signature = claim.key.sign(&statement).unwrap().into();
+    let proof = v1::RenewProof { signature, successor_csr: csr.into() };
+    say.send(request(Asked::Proof(proof))).await.unwrap();
+    let Some(Told::Renewed(renewed)) = answers.message().await?.unwrap().step else {
+        panic!("no certificate")
+    };
+    Ok(renewed)
+}
+
+async fn fresh(realm: &Realm, running: &Running, claim: Claim<'_>) -> Result<v1::Renewed, Status> {
+    renew(&mut stranger(realm, running).await, claim).await
+}
+
+#[tokio::test]
+async fn node_whose_certificate_has_ended_renews_by_its_key_alone() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![trust_domain("1m")]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    realm.clock.advance(Duration::from_secs(3600));
+    let renewed = fresh(&realm, &running, Claim::honest(&agent)).await.unwrap();
+    assert_eq!(renewed.generation, 1);
+    let verified = agent.verify(&realm, &renewed.chain);
+    assert_eq!(verified.key, agent.key.public().id());
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn key_of_a_sibling_renews_nobody_else() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let sibling = Agent::join(&realm, &running, &[]).await;
+    let before = running.log_size().await;
+    let claim = Claim { key: &sibling.key, ..Claim::honest(&agent) };
+    assert_eq!(code(&fresh(&realm, &running, claim).await.unwrap_err()), Code::BadPossession);
+    // Nor does a sibling's valid certificate help: what counts is the signature.
+    let mut known = sibling.client(&realm, &running).await;
+    let claim = Claim { key: &sibling.key, ..Claim::honest(&agent) };
+    assert_eq!(code(&renew(&mut known, claim).await.unwrap_err()), Code::BadPossession);
+    assert_eq!(running.log_size().await, before);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn proof_for_another_connection_is_of_no_use() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let other = stranger(&realm, &running).await;
+    let claim = Claim { exporter: Some(other.exporter), ..Claim::honest(&agent) };
+    assert_eq!(code(&fresh(&realm, &running, claim).await.unwrap_err()), Code::BadPossession);
+    let claim = Claim { nonce: Some([0; 32]), ..Claim::honest(&agent) };
+    assert_eq!(code(&fresh(&realm, &running, claim).await.unwrap_err()), Code::BadPossession);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn successor_takes_over_and_the_older_key_is_refused_for_good() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let successor = PrivateKey::generate(KeyKind::Ed25519).unwrap();
+    let claim = Claim { successor: Some(&successor), ..Claim::honest(&agent) };
+    let renewed = fresh(&realm, &running, claim).await.unwrap();
+    assert_eq!(renewed.generation, 2);
+    assert_eq!(agent.verify(&realm, &renewed.chain).key, successor.public().id());
+    // The older key, under its own generation and under the newer one.
+    let refused = fresh(&realm, &running, Claim::honest(&agent)).await.unwrap_err();
+    assert_eq!(code(&refused), Code::StaleGeneration);
+    let refused = fresh(&realm, &running, Claim { generation: 2, ..Claim::honest(&agent) }).await;
+    assert_eq!(code(&refused.unwrap_err()), Code::BadPossession);
+    // Its certificate still runs, and opens nothing.
+    let mut older = agent.client(&realm, &running).await;
+    let refused = older.node.sign(v1::SignRequest::default()).await.unwrap_err();
+    assert_eq!(code(&refused), Code::StaleGeneration);
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn node_that_never_heard_the_answer_goes_on_with_its_successor() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let successor = PrivateKey::generate(KeyKind::P256).unwrap();
+    let claim = Claim { successor: Some(&successor), ..Claim::honest(&agent) };
+    drop(fresh(&realm, &running, claim).await.unwrap());
+    let refused = fresh(&realm, &running, Claim::honest(&agent)).await.unwrap_err();
+    assert_eq!(code(&refused), Code::StaleGeneration);
+    let claim = Claim { key: &successor, generation: 2, ..Claim::honest(&agent) };
+    assert_eq!(fresh(&realm, &running, claim).await.unwrap().generation, 2);
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn generation_that_was_never_registered_is_refused() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let claim = Claim { generation: 2, ..Claim::honest(&agent) };
+    assert_eq!(code(&fresh(&realm, &running, claim).await.unwrap_err()), Code::BadPossession);
+    let claim = Claim { generation: 0, ..Claim::honest(&agent) };
+    assert_eq!(code(&fresh(&realm, &running, claim).await.unwrap_err()), Code::StaleGeneration);
+    let claim = Claim { successor: Some(&agent.key), ..Claim::honest(&agent) };
+    assert_eq!(code(&fresh(&realm, &running, claim).await.unwrap_err()), Code::NotUnderstood);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn removed_node_renews_no_more() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    running.admin.remove_node(agent.node).await.unwrap();
+    let refused = fresh(&realm, &running, Claim::honest(&agent)).await.unwrap_err();
+    assert_eq!(code(&refused), Code::UnknownNode);
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn node_that_was_silent_for_over_thirty_days_must_attest_anew() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    running.stop().await;
+    realm.clock.advance(Duration::from_secs(29 * 86_400));
+    let running = realm.serve().await;
+    fresh(&realm, &running, Claim::honest(&agent)).await.unwrap();
+    running.stop().await;
+    realm.clock.advance(Duration::from_secs(31 * 86_400));
+    let running = realm.serve().await;
+    let refused = fresh(&realm, &running, Claim::honest(&agent)).await.unwrap_err();
+    assert_eq!(code(&refused), Code::SilentTooLong);
+    running.stop().await;
+    realm.verify_everything().await;
+}

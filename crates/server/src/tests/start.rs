@@ -1,0 +1,167 @@
+//! Servers that start, start sealed, or do not start, with a sentence for it.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
+
+use countersign_api::admin::{AdminError, ApplyRequest, CreateTokenRequest};
+use countersign_identity::{Code, SystemEntropy};
+use tokio::net::TcpListener;
+
+use super::{Agent, Realm, workload};
+use crate::config::{Config, InitConfig};
+
+fn code(error: &AdminError) -> Code {
+    error.code()
+}
+
+#[tokio::test]
+async fn server_without_its_key_says_that_it_is_sealed_and_nothing_else() {
+    let realm = Realm::begin().await;
+    let kek = realm.data().join("kek");
+    let aside = realm.data().join("kek.aside");
+    std::fs::rename(&kek, &aside).unwrap();
+    let running = realm.serve().await;
+    assert_eq!(running.ready.listen, None);
+    let status = running.admin.status().await.unwrap();
+    assert!(status.server.sealed);
+    assert!(status.warnings[0].contains("sealed"), "{:?}", status.warnings);
+    let admin = &running.admin;
+    let request = ApplyRequest { resources: vec![], base: None, prune: false, dry_run: false };
+    let token = CreateTokenRequest { ttl: "1m".parse().unwrap(), labels: vec![] };
+    assert_eq!(code(&admin.ready().await.unwrap_err()), Code::Sealed);
+    assert_eq!(code(&admin.apply(&request).await.unwrap_err()), Code::Sealed);
+    assert_eq!(code(&admin.create_token(&token).await.unwrap_err()), Code::Sealed);
+    assert_eq!(code(&admin.resources().await.unwrap_err()), Code::Sealed);
+    assert_eq!(code(&admin.bundle().await.unwrap_err()), Code::Sealed);
+    assert_eq!(code(&admin.nodes(None).await.unwrap_err()), Code::Sealed);
+    assert_eq!(code(&admin.handshakes(1, None).await.unwrap_err()), Code::Sealed);
+    assert_eq!(code(&admin.events(1, None).await.unwrap_err()), Code::Sealed);
+    running.stop().await;
+    std::fs::rename(&aside, &kek).unwrap();
+    let running = realm.serve().await;
+    running.admin.ready().await.unwrap();
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn key_that_others_can_read_or_that_is_another_one_seals_the_server() {
+    let realm = Realm::begin().await;
+    let kek = realm.data().join("kek");
+    std::fs::set_permissions(&kek, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let running = realm.serve().await;
+    assert!(running.admin.status().await.unwrap().server.sealed);
+    running.stop().await;
+    std::fs::remove_file(&kek).unwrap();
+    countersign_seal::KekFile::create(&kek, &SystemEntropy).unwrap();
+    let running = realm.serve().await;
+    assert!(running.admin.status().await.unwrap().server.sealed);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn directory_in_use_is_not_begun_again_and_not_served_twice() {
+    let realm = Realm::begin().await;
+    let config = InitConfig::new(realm.data(), "other.example".parse().unwrap());
+    let error = crate::init(config).await.unwrap_err().to_string();
+    assert!(error.contains("already holds trust domain `shop.example`"), "{error}");
+    let running = realm.serve().await;
+    let error = realm.start(realm.config()).await.err().unwrap();
+    assert!(error.to_string().contains("in use by another server"), "{error}");
+    running.admin.ready().await.unwrap();
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn taken_port_is_named() {
+    let realm = Realm::begin().await;
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap();
+    let error = realm.start(Config { listen: address, ..realm.config() }).await.err().unwrap();
+    assert!(error.to_string().contains(&address.to_string()), "{error}");
+    assert_eq!(error.code(), Code::AlreadyExists);
+    let metrics = Config { metrics: Some(address), ..realm.config() };
+    assert!(realm.start(metrics).await.is_err());
+    // Nothing is left that would keep the next one from starting.
+    realm.serve().await.stop().await;
+}
+
+#[tokio::test]
+async fn directory_without_a_trust_domain_is_a_sentence() {
+    let realm = Realm::begin().await;
+    let empty = tempfile::tempdir().unwrap();
+    let config = Config::new(empty.path(), "127.0.0.1:0".parse().unwrap());
+    let error = realm.start(config).await.err().unwrap();
+    assert!(error.to_string().contains("holds no trust domain"), "{error}");
+    assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0, "and nothing was made in it");
+}
+
+#[tokio::test]
+async fn clock_behind_the_log_issues_nothing_and_says_so() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[])]).await;
+    running.stop().await;
+    let now = countersign_identity::Clock::now(&*realm.clock);
+    realm.clock.set(now - Duration::from_secs(3600));
+    let running = realm.serve().await;
+    assert_eq!(code(&running.admin.ready().await.unwrap_err()), Code::NotReady);
+    let status = running.admin.status().await.unwrap();
+    assert!(
+        status.warnings.iter().any(|warning| warning.contains("clock")),
+        "{:?}",
+        status.warnings
+    );
+    let token = CreateTokenRequest { ttl: "1m".parse().unwrap(), labels: vec![] };
+    assert_eq!(code(&running.admin.create_token(&token).await.unwrap_err()), Code::NotReady);
+    // Set right, it goes on by itself.
+    realm.clock.set(now);
+    running.admin.ready().await.unwrap();
+    super::soon(async {
+        while tokio::net::TcpStream::connect(running.address()).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn state_and_nodes_outlive_a_restart() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let applied = running.apply(vec![workload("web", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    running.stop().await;
+    let running = realm.serve().await;
+    let status = running.admin.status().await.unwrap();
+    assert_eq!(status.revision, applied.revision);
+    assert_eq!(status.nodes[0].id, agent.node);
+    let mut client = agent.client(&realm, &running).await;
+    client.node.sign(countersign_api::v1::SignRequest::default()).await.unwrap();
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn metrics_are_served_on_their_own_address_and_nothing_else_is() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let realm = Realm::begin().await;
+    let metrics = Some("127.0.0.1:0".parse().unwrap());
+    let running = realm.start(Config { metrics, ..realm.config() }).await.unwrap();
+    let address = running.ready.metrics.unwrap();
+    let ask = async |path: &str| {
+        let mut tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        tcp.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        tcp.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let answer = ask("/metrics").await;
+    assert!(answer.contains("countersign_server_resident_bytes"), "{answer}");
+    for path in ["/v1/status", "/live", "/"] {
+        assert!(ask(path).await.starts_with("HTTP/1.1 404"), "{path}");
+    }
+    running.stop().await;
+}

@@ -1,0 +1,152 @@
+//! What the server sees of itself and of others: facts, counts, the status and the metrics.
+
+mod facts;
+mod metrics;
+mod status;
+mod time;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use countersign_api::v1;
+use countersign_identity::{Code, Timestamp};
+use countersign_tls::{Direction, HandshakeFact};
+
+pub(crate) use facts::{Fact, Facts};
+pub(crate) use metrics::serve_metrics;
+pub(crate) use status::{About, LogTree, sealed_status, status};
+pub(crate) use time::TimeGuard;
+
+/// The server's own name among the enforcement points.
+const POINT: &str = "server";
+
+/// What was counted since the server started.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    pub(crate) facts: Facts,
+    pub(crate) started: Timestamp,
+    connections: AtomicUsize,
+    issued: AtomicU64,
+    counts: Mutex<BTreeMap<Count, u64>>, // INVARIANT: its keys are of closed sets
+}
+
+/// Something that is counted by reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Count {
+    /// A connection that was closed unread.
+    TurnedAway(Code),
+    /// An attestation or a renewal of a node that was refused.
+    AttestationRefused(Code),
+    /// A certificate that was refused.
+    IssueRefused(Code),
+    /// A call that ended, by its method; without a code, well.
+    Called(&'static str, Option<Code>),
+}
+
+/// A connection that is open. Dropped, it is not.
+#[derive(Debug)]
+pub(crate) struct Connected(Arc<Watch>);
+
+impl Watch {
+    /// Nothing was seen yet.
+    pub(crate) fn new(started: Timestamp) -> Self {
+        Self {
+            facts: Facts::default(),
+            started,
+            connections: AtomicUsize::new(0),
+            issued: AtomicU64::new(0),
+            counts: Mutex::default(),
+        }
+    }
+
+    /// A handshake of the server's own port.
+    pub(crate) fn handshake(&self, fact: &HandshakeFact) {
+        self.facts.observe(vec![wire_fact(fact)], 0);
+    }
+
+    /// A connection was closed unread.
+    pub(crate) fn turned_away(&self, code: Code) {
+        self.count(Count::TurnedAway(code));
+    }
+
+    /// A node was not attested or not renewed.
+    pub(crate) fn attestation_refused(&self, code: Code) {
+        self.count(Count::AttestationRefused(code));
+    }
+
+    /// A certificate was made for a workload.
+    pub(crate) fn issued(&self) {
+        self.issued.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A certificate was refused.
+    pub(crate) fn issue_refused(&self, code: Code) {
+        self.count(Count::IssueRefused(code));
+    }
+
+    /// A call ended.
+    pub(crate) fn called(&self, call: &'static str, code: Option<Code>) {
+        self.count(Count::Called(call, code));
+    }
+
+    /// A connection opened.
+    pub(crate) fn connected(self: &Arc<Self>) -> Connected {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        Connected(Arc::clone(self))
+    }
+
+    fn count(&self, count: Count) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let total = counts.entry(count).or_insert(0);
+        *total = total.saturating_add(1);
+    }
+
+    fn counts(&self) -> BTreeMap<Count, u64> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A fact of the server's own port, as facts travel.
+fn wire_fact(fact: &HandshakeFact) -> v1::HandshakeFact {
+    let text = |id: &Option<countersign_identity::SpiffeId>| {
+        id.as_ref().map(ToString::to_string).unwrap_or_default()
+    };
+    let direction = match fact.direction {
+        Direction::Inbound => v1::Direction::Inbound,
+        Direction::Outbound => v1::Direction::Outbound,
+    };
+    v1::HandshakeFact {
+        at_micros: fact.at.micros(),
+        point: POINT.to_owned(),
+        direction: direction.into(),
+        service: String::new(),
+        local_id: text(&fact.local),
+        peer_id: text(&fact.peer),
+        peer_address: fact.peer_address.as_ref().map(SocketAddr::to_string).unwrap_or_default(),
+        peer_serial: fact.peer_serial.clone().into(),
+        version: fact.version.to_owned(),
+        group: fact.group.to_owned(),
+        suite: fact.suite.to_owned(),
+        resumed: fact.resumed,
+        micros: u64::try_from(fact.took.as_micros()).unwrap_or(u64::MAX),
+        code: fact.code.map(|code| code.as_str().to_owned()).unwrap_or_default(),
+        detail: fact.detail.clone(),
+        count: 1,
+    }
+}
+
+/// The resident memory of this process.
+pub(crate) fn resident_bytes() -> u64 {
+    const PAGE_BYTES: u64 = 4096;
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0) * PAGE_BYTES
+}

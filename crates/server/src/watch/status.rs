@@ -1,0 +1,232 @@
+//! Who is alive, with which identity, until when.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use countersign_api::admin::{
+    CredentialView, LogView, NodeStatus, OutageBudget, PointStatus, ProcessView, ServerStatus,
+    Status, WorkloadStatus,
+};
+use countersign_audit::Tree;
+use countersign_identity::{NodeId, Revision, Sha256, Timestamp, TrustDomain};
+use countersign_store::{NodeRow, PAGE_MAX, Store};
+
+use crate::authority::Authorities;
+use crate::control::Control;
+use crate::publish::Presence;
+use crate::refusal::Refused;
+use crate::state::State;
+use crate::watch::resident_bytes;
+
+/// How far a node's clock may differ before it is told.
+const SKEW_TOLD: Duration = Duration::from_secs(5);
+/// How long before its end a root is told of.
+const ROOT_TOLD: Duration = Duration::from_secs(30 * 86_400);
+/// Nodes that a status shows.
+const NODES_MAX: usize = 10_000;
+
+/// What does not change while the server runs.
+#[derive(Clone, Debug)]
+pub(crate) struct About {
+    pub(crate) domain: TrustDomain,
+    pub(crate) address: String,
+    pub(crate) started: Timestamp,
+}
+
+/// The log's tree, kept up to date as it is asked for.
+#[derive(Debug, Default)]
+pub(crate) struct LogTree(tokio::sync::Mutex<Tree>);
+
+impl LogTree {
+    /// The log's size and root now.
+    pub(crate) async fn head(&self, store: &dyn Store) -> Result<LogView, Refused> {
+        let mut tree = self.0.lock().await;
+        loop {
+            let hashes: Vec<Sha256> = store.leaf_hashes(tree.size(), PAGE_MAX).await?;
+            if hashes.is_empty() {
+                return Ok(LogView { size: tree.size(), root: tree.root() });
+            }
+            for hash in hashes {
+                tree.push(hash);
+            }
+        }
+    }
+}
+
+fn server(about: &About, sealed: bool, log: LogView) -> ServerStatus {
+    ServerStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        resident_bytes: resident_bytes(),
+        started_at: about.started,
+        address: about.address.clone(),
+        sealed,
+        log,
+    }
+}
+
+/// The status of a server that could not open its keys.
+pub(crate) async fn sealed_status(
+    about: &About,
+    store: &dyn Store,
+    log: &LogTree,
+    why: &str,
+) -> Result<Status, Refused> {
+    Ok(Status {
+        trust_domain: about.domain.clone(),
+        revision: store.head().await?.revision,
+        server: server(about, true, log.head(store).await?),
+        nodes: Vec::new(),
+        points: Vec::new(),
+        workloads: Vec::new(),
+        outage_budget: OutageBudget { guaranteed_seconds: 0, ends_at: None },
+        warnings: vec![format!("the server is sealed: {why}")],
+    })
+}
+
+/// The status of a serving server.
+pub(crate) async fn status(
+    about: &About,
+    control: &Control,
+    log: &LogTree,
+    authorities: &ArcSwap<Authorities>,
+) -> Result<Status, Refused> {
+    let now = control.clock.now();
+    let state = control.feed.current();
+    let mut presences = control.roster.snapshot();
+    let mut nodes = Vec::new();
+    let mut points = Vec::new();
+    for row in all_nodes(&*control.store).await? {
+        let presence = presences.remove(&row.id).unwrap_or_default();
+        points.extend(points_of(row.id, &presence));
+        nodes.push(node(row, presence));
+    }
+    let mut warnings = warnings(&nodes, &authorities.load(), now);
+    if let Err(refused) = control.desk.time.trusted(now) {
+        warnings.push(refused.why);
+    }
+    let workloads = workloads(&state, &nodes);
+    Ok(Status {
+        trust_domain: about.domain.clone(),
+        revision: state.revision,
+        server: server(about, false, log.head(&*control.store).await?),
+        outage_budget: outage_budget(&state, &nodes),
+        workloads,
+        points,
+        nodes,
+        warnings,
+    })
+}
+
+async fn all_nodes(store: &dyn Store) -> Result<Vec<NodeRow>, Refused> {
+    let mut nodes: Vec<NodeRow> = Vec::new();
+    loop {
+        let after = nodes.last().map(|node| node.id);
+        let page = store.nodes(after, PAGE_MAX).await?;
+        let last = page.len() < PAGE_MAX;
+        nodes.extend(page);
+        if last || NODES_MAX <= nodes.len() {
+            return Ok(nodes);
+        }
+    }
+}
+
+fn node(row: NodeRow, presence: Presence) -> NodeStatus {
+    NodeStatus {
+        id: row.id,
+        spiffe_id: row.spiffe_id,
+        host: row.host,
+        connected: presence.connected(),
+        seen_at: presence.seen.map_or(row.seen_at, |seen| seen.max(row.seen_at)),
+        revision: presence.revision,
+        clock_skew_millis: presence.skew_micros.map(|micros| micros / 1000),
+        processes: presence.processes.into_iter().map(ProcessView::from).collect(),
+        // What does not parse is an agent's mistake, and nothing to show.
+        credentials: presence
+            .credentials
+            .into_iter()
+            .filter_map(|credential| CredentialView::try_from(credential).ok())
+            .collect(),
+    }
+}
+
+fn points_of(node: NodeId, presence: &Presence) -> Vec<PointStatus> {
+    let points = presence.points.values().filter_map(|point| {
+        let process = presence.processes.iter().find(|process| process.name == point.point);
+        Some(PointStatus {
+            name: point.point.clone(),
+            spiffe_id: point.spiffe_id.parse().ok()?,
+            node,
+            revision: point.revision.map(Revision::from),
+            live: presence.connected(),
+            resident_bytes: process.map_or(0, |process| process.resident_bytes),
+            connections: process.map_or(0, |process| process.connections),
+        })
+    });
+    points.collect()
+}
+
+fn workloads(state: &State, nodes: &[NodeStatus]) -> Vec<WorkloadStatus> {
+    let mut held: HashMap<&str, u64> = HashMap::new();
+    for credential in nodes.iter().flat_map(|node| &node.credentials) {
+        *held.entry(credential.workload.as_str()).or_default() += 1;
+    }
+    let domain = state.domain();
+    let status =
+        |(name, spec): (&countersign_identity::Name, &countersign_api::resource::WorkloadSpec)| {
+            let lifetime = spec.lifetime.unwrap_or(domain.svid_lifetime).min(domain.lifetime_max);
+            WorkloadStatus {
+                name: name.clone(),
+                spiffe_id: spec.spiffe_id_in(name, &domain.trust_domain),
+                lifetime,
+                guaranteed_budget_seconds: lifetime.guaranteed_budget().as_secs(),
+                held: held.get(name.as_str()).copied().unwrap_or(0),
+            }
+        };
+    state.workloads().map(status).collect()
+}
+
+/// What an outage may last: guaranteed by the shortest lifetime that is in use, and as it is right now.
+fn outage_budget(state: &State, nodes: &[NodeStatus]) -> OutageBudget {
+    let domain = state.domain();
+    let in_use = nodes.iter().flat_map(|node| &node.credentials);
+    let lifetimes = in_use.clone().filter_map(|credential| {
+        let spec = state.workload(&credential.workload)?.1;
+        Some(spec.lifetime.unwrap_or(domain.svid_lifetime).min(domain.lifetime_max))
+    });
+    let shortest = lifetimes.min().unwrap_or(domain.svid_lifetime);
+    OutageBudget {
+        guaranteed_seconds: shortest.guaranteed_budget().as_secs(),
+        ends_at: in_use.map(|credential| credential.expires_at).min(),
+    }
+}
+
+fn warnings(nodes: &[NodeStatus], authorities: &Authorities, now: Timestamp) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let root_ends = authorities.root_certificate().validity().not_after;
+    if root_ends <= now + ROOT_TOLD {
+        warnings.push(format!("the root ends at {root_ends}"));
+    }
+    let issuer_ends = authorities.issuer_validity().not_after;
+    if issuer_ends <= now {
+        warnings.push(format!("the issuer ended at {issuer_ends}: nothing can be issued"));
+    }
+    for node in nodes {
+        let named = if node.host.is_empty() { node.id.to_string() } else { node.host.clone() };
+        if let Some(skew) = node.clock_skew_millis
+            && SKEW_TOLD.as_millis() < u128::from(skew.unsigned_abs())
+        {
+            warnings.push(format!("the clock of node `{named}` is off by {skew} ms"));
+        }
+        for credential in &node.credentials {
+            if let Some(trouble) = &credential.trouble {
+                let workload = &credential.workload;
+                warnings.push(format!(
+                    "`{workload}` on node `{named}` could not be renewed: {trouble}"
+                ));
+            }
+        }
+    }
+    warnings
+}
