@@ -119,6 +119,11 @@ impl AuthorityFilter {
         Ok(out)
     }
 
+    /// Whether the client's preface was seen whole.
+    pub fn is_open(&self) -> bool {
+        !matches!(self.state, State::Preface | State::Refused)
+    }
+
     fn push_all(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Result<(), FilterRefused> {
         while !bytes.is_empty() {
             self.state = match self.state {

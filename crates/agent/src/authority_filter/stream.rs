@@ -3,9 +3,11 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
 use super::AuthorityFilter;
@@ -19,15 +21,24 @@ pub struct FilteredStream<S, C> {
     filter: AuthorityFilter,
     filtered: Bytes,
     caller: C,
+    /// Runs until the preface is there: a caller that says nothing does not keep its place.
+    preface_due: Option<Pin<Box<Sleep>>>,
 }
 
 /// How much is read from the socket at once.
 const READ_BYTES: usize = 8 * 1024;
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl<S, C> FilteredStream<S, C> {
     /// Puts a fresh filter in front of a connection.
     pub fn new(inner: S, caller: C) -> Self {
-        Self { inner, filter: AuthorityFilter::new(), filtered: Bytes::new(), caller }
+        Self {
+            inner,
+            filter: AuthorityFilter::new(),
+            filtered: Bytes::new(),
+            caller,
+            preface_due: Some(Box::pin(tokio::time::sleep(PREFACE_TIMEOUT))),
+        }
     }
 }
 
@@ -46,6 +57,14 @@ impl<S: AsyncRead + Unpin, C: Unpin> AsyncRead for FilteredStream<S, C> {
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         while self.filtered.is_empty() {
+            if self.filter.is_open() {
+                self.preface_due = None;
+            }
+            if let Some(due) = &mut self.preface_due
+                && due.as_mut().poll(context).is_ready()
+            {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
             let mut space = [0; READ_BYTES];
             let mut read = ReadBuf::new(&mut space);
             ready!(Pin::new(&mut self.inner).poll_read(context, &mut read))?;

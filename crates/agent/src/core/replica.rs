@@ -1,0 +1,238 @@
+//! The agent's copy of its slice of the state, at one revision.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use countersign_api::resource::{Kind, PolicyRecord, ServiceSpec, Spec, WorkloadSpec};
+use countersign_identity::{Name, Revision, SpiffeId, TrustDomain};
+use countersign_pki::Bundle;
+
+use super::record::{Record, RecordKey, RecordKind};
+
+/// Records at one revision, and what they say. Cheap to clone: what did not change is shared.
+#[derive(Clone, Debug, Default)]
+pub struct Replica {
+    revision: Revision,
+    records: BTreeMap<RecordKey, Arc<[u8]>>,
+    domain: Option<TrustDomain>,
+    bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
+    workloads: BTreeMap<Name, Arc<Workload>>,
+    services: BTreeMap<Name, Arc<ServiceSpec>>,
+    policies: BTreeMap<Arc<str>, Arc<PolicyEntry>>,
+}
+
+/// A workload that is open to this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// The manifest's name.
+    pub name: Name,
+    /// Its SPIFFE ID.
+    pub id: SpiffeId,
+    /// The rest of what the manifest says.
+    pub spec: WorkloadSpec,
+}
+
+/// A policy, and whom it speaks of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyEntry {
+    /// The record's value, passed on as it is.
+    pub value: Arc<[u8]>,
+    /// What was understood of it; `None` when nothing was. It could be a prohibition, so everybody gets it then, and
+    /// whoever cannot compile it denies.
+    pub record: Option<PolicyRecord>,
+}
+
+/// A server that offers an older state than the one in force. It restored a backup without saying so, or fell behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the server is at revision {offered}, behind {have}, which this agent has seen")]
+pub struct Behind {
+    /// What it offered.
+    pub offered: Revision,
+    /// What is in force.
+    pub have: Revision,
+}
+
+impl Replica {
+    /// A copy of this state.
+    pub fn of(revision: Revision, records: impl IntoIterator<Item = Record>) -> Self {
+        let records = records.into_iter().map(|record| (record.key, record.value)).collect();
+        let mut replica = Self { revision, records, ..Self::default() };
+        replica.read_all();
+        replica
+    }
+
+    /// Applies changes that lead to `revision`.
+    ///
+    /// # Errors
+    /// When that is not after the present revision.
+    pub fn change(
+        &mut self,
+        revision: Revision,
+        put: Vec<Record>,
+        gone: &[RecordKey],
+    ) -> Result<(), Behind> {
+        if revision <= self.revision {
+            return Err(Behind { offered: revision, have: self.revision });
+        }
+        self.revision = revision;
+        let touches_domain = put
+            .iter()
+            .map(|record| &record.key)
+            .chain(gone)
+            .any(|key| key.kind == RecordKind::TrustDomain);
+        for key in gone {
+            self.records.remove(key);
+            self.forget(key);
+        }
+        for record in put {
+            self.records.insert(record.key.clone(), Arc::clone(&record.value));
+            self.forget(&record.key);
+            if !touches_domain {
+                self.read(&record.key, &record.value);
+            }
+        }
+        if touches_domain {
+            // The identities of workloads without an explicit one hang from the domain.
+            self.read_all();
+        }
+        Ok(())
+    }
+
+    /// Nothing changed up to this revision.
+    ///
+    /// # Errors
+    /// When it lies before the present one.
+    pub fn mark(&mut self, revision: Revision) -> Result<(), Behind> {
+        if revision < self.revision {
+            return Err(Behind { offered: revision, have: self.revision });
+        }
+        self.revision = revision;
+        Ok(())
+    }
+
+    /// Which state it is.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Every record.
+    pub fn records(&self) -> impl Iterator<Item = (&RecordKey, &Arc<[u8]>)> {
+        self.records.iter()
+    }
+
+    /// The value of one record.
+    pub fn value(&self, kind: RecordKind, name: &str) -> Option<&Arc<[u8]>> {
+        self.records.get(&RecordKey { kind, name: name.into() })
+    }
+
+    /// The trust domain of this deployment.
+    pub fn domain(&self) -> Option<&TrustDomain> {
+        self.domain.as_ref()
+    }
+
+    /// The authorities, by trust domain.
+    pub fn bundles(&self) -> &BTreeMap<TrustDomain, Arc<Bundle>> {
+        &self.bundles
+    }
+
+    /// The authorities of our own trust domain.
+    pub fn own_bundle(&self) -> Option<&Arc<Bundle>> {
+        self.bundles.get(self.domain.as_ref()?)
+    }
+
+    /// The workloads that are open to this node.
+    pub fn workloads(&self) -> &BTreeMap<Name, Arc<Workload>> {
+        &self.workloads
+    }
+
+    /// The services.
+    pub fn services(&self) -> &BTreeMap<Name, Arc<ServiceSpec>> {
+        &self.services
+    }
+
+    /// The policies.
+    pub fn policies(&self) -> &BTreeMap<Arc<str>, Arc<PolicyEntry>> {
+        &self.policies
+    }
+
+    fn read_all(&mut self) {
+        self.bundles.clear();
+        self.workloads.clear();
+        self.services.clear();
+        self.policies.clear();
+        self.domain = self.read_domain();
+        for (key, value) in std::mem::take(&mut self.records) {
+            self.read(&key, &value);
+            self.records.insert(key, value);
+        }
+    }
+
+    fn read_domain(&self) -> Option<TrustDomain> {
+        let mut domains =
+            self.records.iter().filter(|(key, _)| key.kind == RecordKind::TrustDomain);
+        let (_, value) = domains.next()?;
+        match Spec::decode(Kind::TrustDomain, value) {
+            Ok(Spec::TrustDomain(spec)) => Some(spec.trust_domain),
+            Ok(Spec::Workload(_) | Spec::Service(_) | Spec::Policy(_)) | Err(_) => None,
+        }
+    }
+
+    fn forget(&mut self, key: &RecordKey) {
+        match key.kind {
+            RecordKind::TrustDomain => {}
+            RecordKind::Bundle => {
+                self.bundles.retain(|domain, _| domain.as_str() != &*key.name);
+            }
+            RecordKind::Workload => self.workloads.retain(|name, _| name.as_str() != &*key.name),
+            RecordKind::Service => self.services.retain(|name, _| name.as_str() != &*key.name),
+            RecordKind::Policy => {
+                self.policies.remove(&key.name);
+            }
+        }
+    }
+
+    /// Takes over what one record says. One that does not parse grants nothing: its workload is not served, its bundle
+    /// trusted by nobody.
+    fn read(&mut self, key: &RecordKey, value: &Arc<[u8]>) {
+        let understood = match key.kind {
+            RecordKind::TrustDomain => true,
+            RecordKind::Bundle => self.read_bundle(key, value),
+            RecordKind::Workload => self.read_workload(key, value),
+            RecordKind::Service => self.read_service(key, value),
+            RecordKind::Policy => {
+                let record = PolicyRecord::decode(value).ok();
+                let understood = record.is_some();
+                let entry = PolicyEntry { value: Arc::clone(value), record };
+                self.policies.insert(Arc::clone(&key.name), Arc::new(entry));
+                understood
+            }
+        };
+        if !understood {
+            tracing::warn!(record = %key, "a record was not understood, so nothing is granted by it");
+        }
+    }
+
+    fn read_bundle(&mut self, key: &RecordKey, value: &[u8]) -> bool {
+        let Ok(domain) = key.name.parse::<TrustDomain>() else { return false };
+        let Ok(bundle) = Bundle::parse_json(domain.clone(), value) else { return false };
+        self.bundles.insert(domain, Arc::new(bundle));
+        true
+    }
+
+    fn read_workload(&mut self, key: &RecordKey, value: &[u8]) -> bool {
+        let (Ok(name), Some(domain)) = (key.name.parse::<Name>(), &self.domain) else {
+            return false;
+        };
+        let Ok(Spec::Workload(spec)) = Spec::decode(Kind::Workload, value) else { return false };
+        let id = spec.spiffe_id_in(&name, domain);
+        self.workloads.insert(name.clone(), Arc::new(Workload { name, id, spec }));
+        true
+    }
+
+    fn read_service(&mut self, key: &RecordKey, value: &[u8]) -> bool {
+        let Ok(name) = key.name.parse::<Name>() else { return false };
+        let Ok(Spec::Service(spec)) = Spec::decode(Kind::Service, value) else { return false };
+        self.services.insert(name, Arc::new(spec));
+        true
+    }
+}

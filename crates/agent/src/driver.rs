@@ -1,0 +1,355 @@
+//! The task that owns the machine's state, the keys and the session, and does what the machine says.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_identity::{Clock, Code, Entropy, Name, Revision};
+use countersign_pki::{Bundle, Bundles};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_stream::StreamExt;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::core::{Action, Event, Outcome, Replica, State, SyncMessage, Workload};
+use crate::disk::{Disk, Node};
+use crate::renewal::{self, Registered, Signed};
+use crate::reports::Reports;
+use crate::server_link::{Calls, LinkFault, ServerLink, Session};
+use crate::view::{NodeView, Svid, View};
+
+/// Everything that the driver needs from outside.
+pub(crate) struct Surroundings {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) entropy: Arc<dyn Entropy>,
+    pub(crate) link: Arc<dyn ServerLink>,
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) servers: Vec<String>,
+    pub(crate) reports: Reports,
+}
+
+/// Does what the machine says, and tells it what happened.
+pub(crate) struct Driver {
+    around: Surroundings,
+    state: State,
+    node: Node,
+    svids: BTreeMap<Name, Arc<Svid>>,
+    verified_under: Option<Arc<Bundle>>,
+    view: watch::Sender<Option<Arc<View>>>,
+    session: Option<OpenSession>,
+    sessions: u64,
+    happened: mpsc::Receiver<Happened>,
+    tell: mpsc::Sender<Happened>,
+    tasks: JoinSet<()>,
+    remembering: Remembering,
+}
+
+/// A session in use. Dropping it ends its tasks and its connection.
+struct OpenSession {
+    calls: Arc<dyn Calls>,
+    _tasks: [AbortOnDropHandle<()>; 3],
+    _pump: AbortOnDropHandle<()>,
+}
+
+/// What tasks tell the driver.
+enum Happened {
+    Opened(u64, Result<Session, LinkFault>),
+    Said(u64, Result<SyncMessage, LinkFault>),
+    Signed(Vec<Signed>),
+    NodeRenewed(Result<Node, LinkFault>),
+    Remembered,
+}
+
+/// Whether records are being written, and which come next.
+#[derive(Default)]
+struct Remembering {
+    busy: bool,
+    next: Option<Arc<Replica>>,
+}
+
+const HAPPENED_MAX: usize = 64;
+/// A stream that says nothing at all for so long after it was opened is of no use.
+const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Driver {
+    pub(crate) fn new(
+        around: Surroundings,
+        state: State,
+        node: Node,
+        view: watch::Sender<Option<Arc<View>>>,
+    ) -> Self {
+        let (tell, happened) = mpsc::channel(HAPPENED_MAX);
+        Self {
+            around,
+            state,
+            node,
+            svids: BTreeMap::new(),
+            verified_under: None,
+            view,
+            session: None,
+            sessions: 0,
+            happened,
+            tell,
+            tasks: JoinSet::new(),
+            remembering: Remembering::default(),
+        }
+    }
+
+    /// Runs until stopped.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        self.publish();
+        self.step(Event::Woke);
+        loop {
+            let wake = self.state.next_wake(self.around.clock.now());
+            let clock = Arc::clone(&self.around.clock);
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(happened) = self.happened.recv() => self.handle(happened),
+                () = clock.sleep_until(wake) => self.step(Event::Woke),
+                Some(_done) = self.tasks.join_next() => {}
+            }
+        }
+        // A snapshot that is being written is finished: it must not be torn from under the writer.
+        drop(self.session.take());
+        drop(self.happened);
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    fn handle(&mut self, happened: Happened) {
+        match happened {
+            Happened::Opened(number, _) | Happened::Said(number, _) if number != self.sessions => {}
+            Happened::Opened(_, Ok(session)) => {
+                self.take(session);
+                self.step(Event::Opened);
+            }
+            Happened::Opened(_, Err(fault)) | Happened::Said(_, Err(fault)) => {
+                let server = self.server(self.state.link().server);
+                tracing::warn!(server, code = %fault.code, why = %fault.why, "no server");
+                self.session = None;
+                self.step(Event::Closed { why: fault.why });
+                self.publish();
+            }
+            Happened::Said(_, Ok(message)) => self.step(Event::Said(message)),
+            Happened::Signed(signed) => self.signed(signed),
+            Happened::NodeRenewed(Ok(node)) => {
+                tracing::info!(expires = %node.term().expires, "the agent's own certificate was renewed");
+                let term = node.term();
+                self.node = node;
+                self.step(Event::NodeRenewed(term));
+                self.publish();
+            }
+            Happened::NodeRenewed(Err(fault)) => {
+                tracing::warn!(code = %fault.code, why = %fault.why, "the agent's own certificate was not renewed");
+                self.step(Event::NodeRenewalFailed { why: fault.why });
+                self.publish();
+            }
+            Happened::Remembered => self.remembered(),
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        let now = self.around.clock.now();
+        let actions = self.state.step(event, now, &*self.around.entropy);
+        for action in actions {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Open { server, have } => self.open(server, have),
+            Action::Close => {
+                self.session = None;
+                self.sessions += 1;
+            }
+            Action::RenewNode { server } => self.renew_node(server),
+            Action::Sign(workloads) => self.sign(workloads),
+            Action::Publish => {
+                self.check_bundle();
+                self.publish();
+            }
+            Action::Remember => self.remember(),
+        }
+    }
+
+    fn server(&self, index: usize) -> String {
+        self.around.servers.get(index).cloned().unwrap_or_default()
+    }
+
+    fn open(&mut self, server: usize, have: Option<Revision>) {
+        // The number tells this session's messages from those of the ones before.
+        self.sessions += 1;
+        let number = self.sessions;
+        let (link, server) = (Arc::clone(&self.around.link), self.server(server));
+        let tell = self.tell.clone();
+        self.tasks.spawn(async move {
+            let opened = link.open(&server, have).await;
+            // Nobody hears it when the agent stops meanwhile.
+            tell.send(Happened::Opened(number, opened)).await.ok();
+        });
+    }
+
+    /// Puts a session to use: its messages come to this task, acknowledgements and reports go out.
+    fn take(&mut self, session: Session) {
+        let Session { messages, acks, calls, pump } = session;
+        let number = self.sessions;
+        let forward = forward(number, messages, self.tell.clone(), Arc::clone(&self.around.clock));
+        let reports = &self.around.reports;
+        let acknowledge = reports.clone().acknowledge(acks, self.view.subscribe());
+        let report = reports.clone().report(Arc::clone(&calls), self.view.subscribe());
+        let tasks = [
+            AbortOnDropHandle::new(tokio::spawn(forward)),
+            AbortOnDropHandle::new(tokio::spawn(acknowledge)),
+            AbortOnDropHandle::new(tokio::spawn(report)),
+        ];
+        self.session = Some(OpenSession { calls, _tasks: tasks, _pump: pump });
+    }
+
+    fn renew_node(&mut self, server: usize) {
+        let (link, disk) = (Arc::clone(&self.around.link), Arc::clone(&self.around.disk));
+        let (server, tell) = (self.server(server), self.tell.clone());
+        let registered = Registered::of(&self.node);
+        self.tasks.spawn(async move {
+            let renewed = renewal::renew_node(&*link, &disk, &server, registered).await;
+            tell.send(Happened::NodeRenewed(renewed)).await.ok();
+        });
+    }
+
+    fn sign(&mut self, workloads: Vec<Arc<Workload>>) {
+        let Some(session) = &self.session else { return };
+        let (calls, tell) = (Arc::clone(&session.calls), self.tell.clone());
+        let clock = Arc::clone(&self.around.clock);
+        let bundle = self.state.replica().own_bundle().cloned();
+        self.tasks.spawn(async move {
+            let signed = renewal::sign(&*calls, workloads, bundle, &*clock).await;
+            tell.send(Happened::Signed(signed)).await.ok();
+        });
+    }
+
+    fn signed(&mut self, signed: Vec<Signed>) {
+        let mut fresh = Vec::new();
+        let mut outcomes = Vec::new();
+        for Signed { name, outcome, svid } in signed {
+            match &outcome {
+                Outcome::Issued { id, term } => {
+                    tracing::info!(%id, expires = %term.expires, "an SVID was issued");
+                }
+                Outcome::Refused(Code::UnknownWorkload, why) => {
+                    tracing::debug!(workload = %name, %why, "a workload of other nodes");
+                }
+                Outcome::Refused(code, why) => {
+                    tracing::warn!(workload = %name, %code, %why, "the server refuses an SVID");
+                }
+                Outcome::Failed(why) => tracing::warn!(workload = %name, %why, "no SVID"),
+            }
+            fresh.extend(svid.map(|svid| (name.clone(), Arc::new(svid))));
+            outcomes.push((name, outcome));
+        }
+        // Held only if the machine takes them: the workload may be gone or somebody else by now.
+        let now = self.around.clock.now();
+        let actions = self.state.step(Event::Signed(outcomes), now, &*self.around.entropy);
+        for (name, svid) in fresh {
+            if self.state.holds(&name, &svid.term.digest) {
+                self.svids.insert(name, svid);
+            }
+        }
+        for action in actions {
+            self.act(action);
+        }
+    }
+
+    /// After a change of our own bundle: what does not verify under it any more is not served any more.
+    fn check_bundle(&mut self) {
+        let bundle = self.state.replica().own_bundle().cloned();
+        if bundle == self.verified_under {
+            return;
+        }
+        self.verified_under.clone_from(&bundle);
+        let Some(bundle) = bundle else { return };
+        let bundles = Bundles::of(Bundle::clone(&bundle));
+        self.node.bundle = Bundle::clone(&bundle);
+        if let Err(fault) = renewal::present(&*self.around.link, &self.node) {
+            tracing::warn!(why = %fault.why, "the agent's own certificate is not accepted under the new bundle");
+        }
+        let clock = &*self.around.clock;
+        let bad = |(_, svid): &(&Name, &Arc<Svid>)| !renewal::still_good(svid, &bundles, clock);
+        let bad: Vec<Name> = self.svids.iter().filter(bad).map(|(name, _)| name.clone()).collect();
+        if !bad.is_empty() {
+            self.step(Event::Unusable(bad));
+        }
+    }
+
+    fn publish(&mut self) {
+        let state = &self.state;
+        self.svids.retain(|name, svid| state.holds(name, &svid.term.digest));
+        let refusals = state.replica().workloads().keys();
+        let refusals = refusals
+            .filter_map(|name| Some((name.clone(), state.refusal(name)?.clone())))
+            .collect();
+        let spiffe_id = self.node.leaf().spiffe_id();
+        let view = View {
+            knowledge: state.knowledge(),
+            replica: Arc::clone(state.replica()),
+            svids: self.svids.clone(),
+            refusals,
+            standings: state.standings().map(|(name, one)| (name.clone(), one)).collect(),
+            node: NodeView {
+                id: self.node.id,
+                spiffe_id: spiffe_id.unwrap_or_else(|_bad| self.node.bundle.domain.id()),
+                standing: state.node(),
+            },
+            link: state.link(),
+            budget_ends: state.first_expiry(),
+        };
+        self.view.send_replace(Some(Arc::new(view)));
+    }
+
+    fn remember(&mut self) {
+        let replica = Arc::clone(self.state.replica());
+        if self.remembering.busy {
+            self.remembering.next = Some(replica);
+            return;
+        }
+        self.remembering.busy = true;
+        let (disk, tell) = (Arc::clone(&self.around.disk), self.tell.clone());
+        self.tasks.spawn(async move {
+            let kept = tokio::task::spawn_blocking(move || disk.keep_snapshot(&replica)).await;
+            if let Ok(Err(why)) = kept {
+                tracing::error!(%why, "the records were not written down");
+            }
+            tell.send(Happened::Remembered).await.ok();
+        });
+    }
+
+    fn remembered(&mut self) {
+        self.remembering.busy = false;
+        if self.remembering.next.take().is_some() {
+            self.remember();
+        }
+    }
+}
+
+/// Brings a session's messages to the driver, until it ends.
+async fn forward(
+    number: u64,
+    mut messages: tokio_stream::wrappers::ReceiverStream<Result<SyncMessage, LinkFault>>,
+    tell: mpsc::Sender<Happened>,
+    clock: Arc<dyn Clock>,
+) {
+    let silent = || LinkFault::new(Code::TimedOut, "the server said nothing on its stream");
+    let ended = || LinkFault::new(Code::Unavailable, "the server ended the stream");
+    let deadline = clock.now() + FIRST_MESSAGE_TIMEOUT;
+    let mut next = tokio::select! {
+        biased;
+        first = messages.next() => first.unwrap_or_else(|| Err(ended())),
+        () = clock.sleep_until(deadline) => Err(silent()),
+    };
+    loop {
+        let ends = next.is_err();
+        if tell.send(Happened::Said(number, next)).await.is_err() || ends {
+            return;
+        }
+        next = messages.next().await.unwrap_or_else(|| Err(ended()));
+    }
+}

@@ -1,0 +1,15 @@
+//! Enforcement: each enforcement point gets its slice of the state, and says what it enforces.
+//!
+//! Only attested callers with a workload, and at most [`POINTS_MAX`] points a process. A slice holds what the caller's
+//! own services need and nothing else. An acknowledgement counts for the point whose stream sent it, and only up to the
+//! revision that was sent to it.
+
+mod points;
+mod service;
+mod slice;
+
+pub(crate) use points::Points;
+pub(crate) use service::EnforcementService;
+
+/// How many points one process may have.
+const POINTS_MAX: usize = 8;

@@ -1,0 +1,228 @@
+//! The enforcement points on this node: what each has acknowledged, and what its process costs.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use countersign_api::{v1, wire};
+use countersign_identity::{Clock, Code, Revision, SpiffeId, Timestamp};
+use tokio::sync::watch;
+
+use super::POINTS_MAX;
+use crate::attest::Caller;
+
+/// All points. A lost stream does not end one; the end of its process does.
+#[derive(Clone)]
+pub(crate) struct Points(Arc<Shared>);
+
+struct Shared {
+    clock: Arc<dyn Clock>,
+    points: Mutex<BTreeMap<Key, Point>>,
+    changed: watch::Sender<()>,
+}
+
+/// A point's identity on this node, and on the server.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    spiffe_id: SpiffeId,
+    name: String,
+}
+
+struct Point {
+    caller: Arc<dyn Caller>,
+    /// Tells the stream that speaks for the point now from the ones before.
+    stream: u64,
+    open: bool,
+    acknowledged: Option<Revision>,
+    cut: u64,
+    status: v1::ProcessStatus,
+    gone: Option<Timestamp>,
+}
+
+/// One stream's right to speak for its point. Dropping it loses the stream, not the point.
+pub(crate) struct Registered {
+    points: Points,
+    key: Key,
+    stream: u64,
+}
+
+/// How many points one node may have.
+const NODE_POINTS_MAX: usize = 4096;
+/// For so long a point that ended is told as gone, so that also a server that was away hears it.
+const GONE_KEPT: std::time::Duration = std::time::Duration::from_secs(120);
+const NAME_BYTES_MAX: usize = 64;
+
+/// Why a point is not registered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RegisterRefused {
+    #[error(
+        "`{0}` is not the name of a point: expected 1 to {NAME_BYTES_MAX} printable characters"
+    )]
+    Name(String),
+    #[error("process `{pid}` has {POINTS_MAX} points, the most that one may")]
+    Process { pid: u32 },
+    #[error("this node has {NODE_POINTS_MAX} points, the most that one may")]
+    Node,
+}
+
+impl RegisterRefused {
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Name(_) => Code::NotUnderstood,
+            Self::Process { .. } | Self::Node => Code::RateLimited,
+        }
+    }
+}
+
+impl Points {
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
+        let changed = watch::channel(()).0;
+        Self(Arc::new(Shared { clock, points: Mutex::default(), changed }))
+    }
+
+    /// Registers a point of this caller. A stream of the same process under the same name takes over; of another live
+    /// process, the name gets that process's number, so that neither speaks for the other.
+    pub(crate) fn register(
+        &self,
+        caller: &Arc<dyn Caller>,
+        spiffe_id: &SpiffeId,
+        register: &v1::Register,
+    ) -> Result<Registered, RegisterRefused> {
+        let name = &register.point;
+        let fine = (1..=NAME_BYTES_MAX).contains(&name.len());
+        if !fine || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(RegisterRefused::Name(wire::clip(name, NAME_BYTES_MAX)));
+        }
+        let pid = caller.peer().pid;
+        let mut points = self.lock();
+        let mut key = Key { spiffe_id: spiffe_id.clone(), name: name.clone() };
+        if let Some(point) = points.get(&key)
+            && point.caller.peer().pid != pid
+            && point.caller.alive().is_ok()
+        {
+            key.name = format!("{name}#{pid}");
+        }
+        let others = points.iter().filter(|(other, point)| {
+            **other != key && point.open && point.caller.peer().pid == pid
+        });
+        if POINTS_MAX <= others.count() {
+            return Err(RegisterRefused::Process { pid });
+        }
+        let before = points.remove(&key);
+        if before.is_none() && NODE_POINTS_MAX <= points.len() {
+            return Err(RegisterRefused::Node);
+        }
+        let stream = before.as_ref().map_or(0, |point| point.stream) + 1;
+        // The same process goes on with what it has; another one starts from nothing.
+        let same = before.filter(|point| point.caller.peer().pid == pid && point.gone.is_none());
+        let status = v1::ProcessStatus {
+            name: key.name.clone(),
+            kind: wire::clip(&register.kind, NAME_BYTES_MAX),
+            pid,
+            version: wire::clip(&register.version, NAME_BYTES_MAX),
+            ..v1::ProcessStatus::default()
+        };
+        let point = Point {
+            caller: Arc::clone(caller),
+            stream,
+            open: true,
+            acknowledged: same.as_ref().and_then(|point| point.acknowledged),
+            cut: same.as_ref().map_or(0, |point| point.cut),
+            status: same.map_or(status, |point| point.status),
+            gone: None,
+        };
+        points.insert(key.clone(), point);
+        drop(points);
+        self.0.changed.send_replace(());
+        Ok(Registered { points: self.clone(), key, stream })
+    }
+
+    /// Wakes whoever passes acknowledgements on.
+    pub(crate) fn changed(&self) -> watch::Receiver<()> {
+        self.0.changed.subscribe()
+    }
+
+    /// What every point has acknowledged.
+    pub(crate) fn acknowledgements(&self) -> Vec<v1::PointAck> {
+        let of = |(key, point): (&Key, &Point)| v1::PointAck {
+            point: key.name.clone(),
+            spiffe_id: key.spiffe_id.to_string(),
+            revision: point.acknowledged.map(Into::into),
+            cut: point.cut,
+            gone: point.gone.is_some(),
+        };
+        self.lock().iter().map(of).collect()
+    }
+
+    /// What the processes of live points cost.
+    pub(crate) fn statuses(&self) -> Vec<v1::ProcessStatus> {
+        let points = self.lock();
+        points
+            .values()
+            .filter(|point| point.gone.is_none())
+            .map(|point| point.status.clone())
+            .collect()
+    }
+
+    /// How many points have a stream.
+    pub(crate) fn open(&self) -> usize {
+        self.lock().values().filter(|point| point.open).count()
+    }
+
+    /// Looks for points whose process has ended, and forgets those that were told long enough.
+    pub(crate) fn sweep(&self) {
+        let now = self.0.clock.now();
+        let mut changed = false;
+        self.lock().retain(|_, point| {
+            if point.gone.is_none() && !point.open && point.caller.alive().is_err() {
+                point.gone = Some(now);
+                changed = true;
+            }
+            point.gone.is_none_or(|gone| now < gone + GONE_KEPT)
+        });
+        if changed {
+            self.0.changed.send_replace(());
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, Point>> {
+        self.0.points.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Registered {
+    /// The name under which the point is known.
+    pub(crate) fn name(&self) -> &str {
+        &self.key.name
+    }
+
+    /// Takes an acknowledgement. It only grows.
+    pub(crate) fn acknowledge(&self, revision: Revision, cut: u64) {
+        self.change(|point| {
+            point.acknowledged = point.acknowledged.max(Some(revision));
+            point.cut = point.cut.max(cut);
+        });
+        self.points.0.changed.send_replace(());
+    }
+
+    /// Takes what the process costs. Who it is was attested, not told.
+    pub(crate) fn status(&self, status: &v1::ProcessStatus) {
+        self.change(|point| {
+            point.status.resident_bytes = status.resident_bytes;
+            point.status.connections = status.connections;
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Point)) {
+        let mut points = self.points.lock();
+        if let Some(point) = points.get_mut(&self.key).filter(|point| point.stream == self.stream) {
+            change(point);
+        }
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.change(|point| point.open = false);
+        self.points.sweep();
+    }
+}

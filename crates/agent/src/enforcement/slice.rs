@@ -1,0 +1,131 @@
+//! What one caller's services need of the state, and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use countersign_api::resource::{Local, PolicyScope, ServiceSpec, Spec};
+use countersign_api::v1;
+use countersign_identity::Name;
+
+use crate::core::{PolicyEntry, RecordKind, Replica, Workload};
+
+/// Cuts the slice of a caller that is these workloads, the first of them its own name.
+pub(super) fn cut(replica: &Replica, workloads: &[Arc<Workload>]) -> v1::Slice {
+    let Some(own) = workloads.first() else { return v1::Slice::default() };
+    let scope = Interest::of(replica, workloads);
+    let policies: Vec<_> = replica
+        .policies()
+        .iter()
+        .filter(|(_, entry)| scope.is_concerned(entry))
+        .map(|(name, entry)| (Arc::clone(name), Arc::clone(entry)))
+        .collect();
+    v1::Slice {
+        revision: Some(replica.revision().into()),
+        workload: own.name.to_string(),
+        spiffe_id: own.id.to_string(),
+        bundles: replica.bundles().values().map(|bundle| bundle_of(bundle)).collect(),
+        workloads: named(replica, &scope, &policies),
+        services: scope
+            .own
+            .iter()
+            .chain(scope.called.iter().filter(|(name, _)| !scope.own.contains_key(*name)))
+            .map(|(name, spec)| service_of(name, spec, &scope))
+            .collect(),
+        policies: policies
+            .iter()
+            .map(|(name, entry)| v1::Record {
+                kind: RecordKind::Policy.to_string(),
+                name: name.to_string(),
+                value: entry.value.to_vec().into(),
+            })
+            .collect(),
+    }
+}
+
+/// Whose services, and which services they call.
+struct Interest<'a> {
+    workloads: &'a [Arc<Workload>],
+    own: BTreeMap<&'a Name, &'a Arc<ServiceSpec>>,
+    called: BTreeMap<&'a Name, &'a Arc<ServiceSpec>>,
+}
+
+impl<'a> Interest<'a> {
+    fn of(replica: &'a Replica, workloads: &'a [Arc<Workload>]) -> Self {
+        let mine = |spec: &ServiceSpec| workloads.iter().any(|one| one.name == spec.workload);
+        let own: BTreeMap<_, _> =
+            replica.services().iter().filter(|(_, spec)| mine(spec)).collect();
+        let called = own
+            .values()
+            .flat_map(|spec| &spec.upstreams)
+            .filter_map(|upstream| replica.services().get_key_value(&upstream.service))
+            .collect();
+        Self { workloads, own, called }
+    }
+
+    /// Whether a policy can decide about a connection of the caller's: to its own services, or from it to those it calls.
+    fn is_concerned(&self, entry: &PolicyEntry) -> bool {
+        let Some(record) = &entry.record else { return true };
+        record.scopes.iter().any(|scope| {
+            let inbound = self.own.keys().any(|name| scope.resources.contains(name.as_str()));
+            inbound || (self.is_principal(scope) && self.calls_one_of(scope))
+        })
+    }
+
+    fn is_principal(&self, scope: &PolicyScope) -> bool {
+        self.workloads.iter().any(|one| {
+            scope.principals.contains(one.name.as_str())
+                || scope.principals.contains(one.id.as_str())
+        })
+    }
+
+    fn calls_one_of(&self, scope: &PolicyScope) -> bool {
+        self.called.keys().any(|name| scope.resources.contains(name.as_str()))
+    }
+}
+
+fn bundle_of(bundle: &countersign_pki::Bundle) -> v1::TrustBundle {
+    v1::TrustBundle {
+        trust_domain: bundle.domain.to_string(),
+        authorities: bundle.authorities.iter().map(|one| one.der().to_vec().into()).collect(),
+    }
+}
+
+/// The workloads whose names the caller's policies and upstreams speak of, and its own.
+fn named(
+    replica: &Replica,
+    scope: &Interest<'_>,
+    policies: &[(Arc<str>, Arc<PolicyEntry>)],
+) -> Vec<v1::NamedWorkload> {
+    let mut names: BTreeSet<&str> =
+        scope.workloads.iter().map(|workload| workload.name.as_str()).collect();
+    names.extend(scope.called.values().map(|spec| spec.workload.as_str()));
+    let records = policies.iter().filter_map(|(_, entry)| entry.record.as_ref());
+    for policy in records.flat_map(|record| &record.scopes) {
+        names.extend(policy.workloads.iter().map(String::as_str));
+    }
+    names
+        .into_iter()
+        .filter_map(|name| replica.workloads().get(&name.parse::<Name>().ok()?))
+        .map(|workload| v1::NamedWorkload {
+            name: workload.name.to_string(),
+            spiffe_id: workload.id.to_string(),
+        })
+        .collect()
+}
+
+/// A service without what only its launcher needs; of others' services also without their insides.
+fn service_of(name: &Name, spec: &ServiceSpec, scope: &Interest<'_>) -> v1::Record {
+    let mut spec = spec.clone();
+    spec.command.clear();
+    spec.environment.clear();
+    if !scope.own.contains_key(name) {
+        spec.upstreams.clear();
+        // A door needs a way behind it to be a service at all; where that leads is not told.
+        spec.forward = spec.listen.as_ref().map(|_door| Local::Unix);
+    }
+    v1::Record {
+        kind: RecordKind::Service.to_string(),
+        name: name.to_string(),
+        value: Spec::Service(spec).encode().into(),
+    }
+}

@@ -1,0 +1,164 @@
+//! What the agent tells the server: what is enforced here, what was observed, what everything costs.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use countersign_api::{v1, wire};
+use countersign_identity::Clock;
+use tokio::sync::{mpsc, watch};
+
+use crate::enforcement::Points;
+use crate::server_link::Calls;
+use crate::view::View;
+
+/// Facts on their way to the server: bounded, and what did not fit is counted.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Facts(Arc<Mutex<Queue>>);
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Vec<v1::HandshakeFact>, // INVARIANT: at most FACTS_MAX
+    dropped: u64,
+}
+
+impl Facts {
+    /// Takes facts of one point, by its name.
+    pub(crate) fn take(&self, point: &str, facts: v1::Facts) {
+        let mut queue = self.lock();
+        queue.dropped = queue.dropped.saturating_add(facts.dropped);
+        for fact in facts.handshakes {
+            if wire::FACTS_MAX <= queue.waiting.len() {
+                queue.dropped = queue.dropped.saturating_add(fact.count.max(1));
+                continue;
+            }
+            let mut fact = wire::bounded_fact(fact);
+            point.clone_into(&mut fact.point);
+            queue.waiting.push(fact);
+        }
+    }
+
+    fn drain(&self) -> (Vec<v1::HandshakeFact>, u64) {
+        let mut queue = self.lock();
+        (std::mem::take(&mut queue.waiting), std::mem::take(&mut queue.dropped))
+    }
+
+    /// What could not be sent counts as lost, unless there is room for it.
+    fn put_back(&self, facts: Vec<v1::HandshakeFact>, dropped: u64) {
+        let mut queue = self.lock();
+        queue.dropped = queue.dropped.saturating_add(dropped);
+        for fact in facts {
+            if queue.waiting.len() < wire::FACTS_MAX {
+                queue.waiting.push(fact);
+            } else {
+                queue.dropped = queue.dropped.saturating_add(fact.count.max(1));
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        let queue = self.lock();
+        queue.waiting.is_empty() && queue.dropped == 0
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where reports are made of.
+#[derive(Clone)]
+pub(crate) struct Reports {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) facts: Facts,
+    pub(crate) points: Points,
+}
+
+type Views = watch::Receiver<Option<Arc<View>>>;
+
+/// Facts wait at most this long.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Statuses are told at least this often.
+const REPORT_EVERY: Duration = Duration::from_secs(5);
+/// Changes of what the points enforce are gathered for so long.
+const ACKS_GATHER: Duration = Duration::from_millis(20);
+
+impl Reports {
+    /// Acknowledges what this agent serves, and what its points enforce, on one session.
+    pub(crate) async fn acknowledge(self, acks: mpsc::Sender<v1::SyncAck>, mut views: Views) {
+        let mut changed = self.points.changed();
+        loop {
+            let revision = match &*views.borrow_and_update() {
+                Some(view) if view.knowledge == crate::core::Knowledge::Synced => {
+                    Some(view.replica.revision().into())
+                }
+                Some(_) | None => None,
+            };
+            changed.mark_unchanged();
+            let points = self.points.acknowledgements();
+            if acks.send(v1::SyncAck { revision, points }).await.is_err() {
+                return;
+            }
+            let ended = tokio::select! {
+                view = views.changed() => view.is_err(),
+                point = changed.changed() => point.is_err(),
+            };
+            if ended {
+                return;
+            }
+            self.clock.sleep_until(self.clock.now() + ACKS_GATHER).await;
+        }
+    }
+
+    /// Reports facts and statuses on one session.
+    pub(crate) async fn report(self, calls: Arc<dyn Calls>, views: Views) {
+        let mut reported = None;
+        loop {
+            let now = self.clock.now();
+            let view = views.borrow().clone();
+            let credentials = view.map(|view| view.credentials()).unwrap_or_default();
+            self.points.sweep();
+            let due = reported
+                .as_ref()
+                .is_none_or(|(at, before)| *at + REPORT_EVERY <= now || *before != credentials);
+            if due || !self.facts.is_empty() {
+                self.send(&*calls, credentials.clone()).await;
+                reported = Some((now, credentials));
+            }
+            self.clock.sleep_until(now + LOOK_EVERY).await;
+        }
+    }
+
+    async fn send(&self, calls: &dyn Calls, credentials: Vec<v1::CredentialStatus>) {
+        let (handshakes, dropped) = self.facts.drain();
+        let report = v1::ReportRequest {
+            handshakes: handshakes.clone(),
+            dropped,
+            processes: self.processes(),
+            credentials,
+        };
+        if let Err(fault) = calls.report(report).await {
+            tracing::debug!(why = %fault.why, "a report was not taken");
+            self.facts.put_back(handshakes, dropped);
+        }
+    }
+
+    /// This agent and its points, and what they cost.
+    pub(crate) fn processes(&self) -> Vec<v1::ProcessStatus> {
+        let own = v1::ProcessStatus {
+            name: "agent".to_owned(),
+            kind: "agent".to_owned(),
+            pid: std::process::id(),
+            resident_bytes: resident_bytes(),
+            connections: 0,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        std::iter::once(own).chain(self.points.statuses()).collect()
+    }
+}
+
+/// How much memory this process has resident.
+pub(crate) fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
+    pages * u64::try_from(rustix::param::page_size()).unwrap_or(4096)
+}

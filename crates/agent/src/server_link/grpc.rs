@@ -1,0 +1,307 @@
+//! The real link: gRPC over TLS.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use countersign_api::renewal::{EXPORTER_LABEL, renewal_statement};
+use countersign_api::v1::node_client::NodeClient;
+use countersign_api::{v1, wire as api_wire};
+use countersign_identity::{Clock, Code, Revision, Sha256, TrustDomain};
+use countersign_pki::{Bundle, Bundles};
+use countersign_tls::{
+    Expected, FirstContact, HANDSHAKE_TIMEOUT, Identity, Outbound, Present, Slice, Stream, Trust,
+    connect_pinned, dial,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::Channel;
+
+use super::channel::{self, DIAL_TIMEOUT};
+use super::wire::{self, broken, fault};
+use super::{
+    AttestAsk, Attested, Calls, LinkFault, NodeCredential, RenewAsk, Renewed, ServerLink, Session,
+    SignAnswer, SignItem,
+};
+
+/// Reaches servers over the network. What it trusts and shows is what [`ServerLink::present`] said last.
+pub struct GrpcLink {
+    clock: Arc<dyn Clock>,
+    trust: Arc<Trust>,
+    domain: Mutex<Option<TrustDomain>>,
+}
+
+/// A unary call takes at most this long; signing waits for the server's disk.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Messages of the stream that wait to be taken.
+const MESSAGES_MAX: usize = 16;
+const ACKS_MAX: usize = 4;
+
+impl GrpcLink {
+    /// A link that trusts nobody yet. `trust` must be run beside it ([`Trust::run`]).
+    pub fn new(clock: Arc<dyn Clock>, trust: Arc<Trust>) -> Self {
+        Self { clock, trust, domain: Mutex::new(None) }
+    }
+
+    fn domain(&self) -> Result<TrustDomain, LinkFault> {
+        let domain = self.domain.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        domain.ok_or_else(|| LinkFault::new(Code::NotReady, "no trust domain is known yet"))
+    }
+
+    async fn dial(
+        &self,
+        server: &str,
+        domain: TrustDomain,
+        present: Present,
+    ) -> Result<Stream, LinkFault> {
+        let mut outbound = Outbound::control(Expected::Server(domain));
+        outbound.present = present;
+        outbound.alpn = vec![b"h2".to_vec()];
+        outbound.timeout = DIAL_TIMEOUT;
+        let mut last = None;
+        for address in channel::resolve(server).await? {
+            match dial(&self.trust, address, &outbound).await {
+                Ok(established) => return Ok(established.stream),
+                Err(failure) => last = Some(LinkFault::new(failure.code, failure.detail)),
+            }
+        }
+        Err(last
+            .unwrap_or_else(|| LinkFault::new(Code::PeerUnreachable, format!("server `{server}`"))))
+    }
+}
+
+#[async_trait]
+impl ServerLink for GrpcLink {
+    fn present(
+        &self,
+        credential: Option<NodeCredential<'_>>,
+        bundle: &Bundle,
+    ) -> Result<(), LinkFault> {
+        *self.domain.lock().unwrap_or_else(PoisonError::into_inner) = Some(bundle.domain.clone());
+        let bundles = Arc::new(Bundles::of(bundle.clone()));
+        self.trust.apply(Slice { bundles, ..Slice::nothing() });
+        let Some(NodeCredential { chain, key }) = credential else { return Ok(()) };
+        let identity = Identity::new(chain.clone(), key.pkcs8())
+            .map_err(|why| LinkFault::new(Code::Internal, why.to_string()))?;
+        self.trust
+            .set_identity(identity)
+            .map_err(|refused| LinkFault::new(refused.code, refused.why))
+    }
+
+    async fn attest(&self, server: &str, ask: AttestAsk) -> Result<Attested, LinkFault> {
+        let contact = FirstContact {
+            pin: ask.pin,
+            domain: ask.domain.clone(),
+            alpn: vec![b"h2".to_vec()],
+            timeout: HANDSHAKE_TIMEOUT,
+        };
+        let addresses = channel::resolve(server).await?;
+        let reach = |why: String| {
+            LinkFault::new(Code::PeerUnreachable, format!("server `{server}`: {why}"))
+        };
+        let dialling = tokio::net::TcpStream::connect(addresses.as_slice());
+        let tcp = tokio::time::timeout(DIAL_TIMEOUT, dialling)
+            .await
+            .map_err(|_elapsed| reach("it did not answer in time".to_owned()))?
+            .map_err(|why| reach(why.to_string()))?;
+        let pinned = connect_pinned(&self.clock, tcp, &contact)
+            .await
+            .map_err(|refused| LinkFault::new(refused.code, refused.why))?;
+        let pinned_bundle = pinned.bundle;
+        let mut client = NodeClient::new(channel::over(pinned.stream).await?);
+        let request = v1::AttestRequest {
+            evidence: Some(v1::attest_request::Evidence::JoinToken(ask.token.reveal().to_owned())),
+            csr: ask.csr.into(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            host: ask.host,
+        };
+        let answer = timely(client.attest(request)).await?;
+        let attested = wire::attested(answer)?;
+        // The bundle came over a connection to the pinned root's server; it must speak of the same trust.
+        let holds_pin = attested.bundle.authorities.iter().any(|one| one.key_id() == ask.pin);
+        if !holds_pin || attested.bundle.domain != pinned_bundle.domain {
+            let why = "the bundle does not hold the root that this agent was told to trust";
+            return Err(LinkFault::new(Code::UnknownIssuer, why));
+        }
+        Ok(attested)
+    }
+
+    async fn renew(&self, server: &str, ask: RenewAsk) -> Result<Renewed, LinkFault> {
+        // One-way TLS: the registered key proves who we are, also when the SVID has expired.
+        let stream = self.dial(server, ask.domain.clone(), Present::Nothing).await?;
+        let exporter = stream
+            .export(EXPORTER_LABEL)
+            .map_err(|code| LinkFault::new(code, "the TLS connection gives no exporter value"))?;
+        let mut client = NodeClient::new(channel::over(stream).await?);
+        timed(renew(&mut client, &ask, &exporter)).await
+    }
+
+    async fn open(&self, server: &str, have: Option<Revision>) -> Result<Session, LinkFault> {
+        let stream = self.dial(server, self.domain()?, Present::Required).await?;
+        let channel = channel::over(stream).await?;
+        let mut client =
+            NodeClient::new(channel).max_decoding_message_size(api_wire::MESSAGE_SIZE_MAX);
+        let (outgoing, requests) = mpsc::channel(ACKS_MAX);
+        let hello = v1::SyncHello {
+            have: have.map(Into::into),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            clock_micros: self.clock.now().micros(),
+        };
+        let hello = v1::SyncRequest { step: Some(v1::sync_request::Step::Hello(hello)) };
+        outgoing
+            .try_send(hello)
+            .map_err(|_full| LinkFault::new(Code::Internal, "the stream is full"))?;
+        let opening = client.sync(ReceiverStream::new(requests));
+        let incoming = timely(opening).await?;
+        let (acks, ack_queue) = mpsc::channel(ACKS_MAX);
+        let (messages, message_queue) = mpsc::channel(MESSAGES_MAX);
+        let pump = Pump { incoming, outgoing, ack_queue, messages, clock: Arc::clone(&self.clock) };
+        Ok(Session {
+            messages: ReceiverStream::new(message_queue),
+            acks,
+            calls: Arc::new(GrpcCalls { client }),
+            pump: AbortOnDropHandle::new(tokio::spawn(pump.run())),
+        })
+    }
+}
+
+/// A call and its time limit; takes the answer out of its envelope.
+async fn timely<T>(
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, LinkFault> {
+    timed(async { call.await.map(tonic::Response::into_inner).map_err(|status| fault(&status)) })
+        .await
+}
+
+async fn timed<T>(call: impl Future<Output = Result<T, LinkFault>>) -> Result<T, LinkFault> {
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+        Ok(answer) => answer,
+        Err(_elapsed) => Err(LinkFault::new(Code::TimedOut, "the server did not answer in time")),
+    }
+}
+
+async fn renew(
+    client: &mut NodeClient<Channel>,
+    ask: &RenewAsk,
+    exporter: &[u8; 32],
+) -> Result<Renewed, LinkFault> {
+    use v1::renew_request::Step as Out;
+    use v1::renew_response::Step as In;
+    let (outgoing, requests) = mpsc::channel(2);
+    let closed = |_closed| LinkFault::new(Code::Unavailable, "the server ended the renewal");
+    let hello =
+        v1::RenewHello { node_id: ask.node.as_bytes().to_vec().into(), generation: ask.generation };
+    outgoing.send(v1::RenewRequest { step: Some(Out::Hello(hello)) }).await.map_err(closed)?;
+    let answer = client.renew(ReceiverStream::new(requests)).await;
+    let mut incoming = answer.map_err(|status| fault(&status))?.into_inner();
+
+    let first = incoming.message().await.map_err(|status| fault(&status))?;
+    let Some(In::Nonce(nonce)) = first.and_then(|response| response.step) else {
+        return Err(broken("a nonce was expected"));
+    };
+    let nonce: [u8; 32] =
+        nonce.as_ref().try_into().map_err(|_other_length| broken("the nonce has not 32 bytes"))?;
+    let digest = sha256(&ask.successor_csr);
+    let statement = renewal_statement(&nonce, exporter, ask.node, ask.generation, digest);
+    let signature =
+        ask.key.sign(&statement).map_err(|why| LinkFault::new(Code::Internal, why.to_string()))?;
+    let proof = v1::RenewProof {
+        signature: signature.into(),
+        successor_csr: ask.successor_csr.clone().into(),
+    };
+    outgoing.send(v1::RenewRequest { step: Some(Out::Proof(proof)) }).await.map_err(closed)?;
+
+    let second = incoming.message().await.map_err(|status| fault(&status))?;
+    match second.and_then(|response| response.step) {
+        Some(In::Renewed(answer)) => wire::renewed(answer),
+        Some(In::Nonce(_)) | None => Err(broken("a certificate was expected")),
+    }
+}
+
+fn sha256(bytes: &[u8]) -> Sha256 {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    Sha256::from_bytes(digest.as_ref().try_into().expect("a SHA-256 digest has 32 bytes"))
+}
+
+/// Moves messages between the wire and the session's queues.
+struct Pump {
+    incoming: tonic::Streaming<v1::SyncResponse>,
+    outgoing: mpsc::Sender<v1::SyncRequest>,
+    ack_queue: mpsc::Receiver<v1::SyncAck>,
+    messages: mpsc::Sender<Result<crate::core::SyncMessage, LinkFault>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Pump {
+    async fn run(mut self) {
+        loop {
+            tokio::select! {
+                ack = self.ack_queue.recv() => {
+                    let Some(ack) = ack else { return };
+                    let step = Some(v1::sync_request::Step::Ack(ack));
+                    if self.outgoing.send(v1::SyncRequest { step }).await.is_err() {
+                        return;
+                    }
+                }
+                message = self.incoming.message() => {
+                    let message = self.read(message);
+                    let ends = message.is_err();
+                    if self.messages.send(message).await.is_err() || ends {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn read(
+        &self,
+        message: Result<Option<v1::SyncResponse>, tonic::Status>,
+    ) -> Result<crate::core::SyncMessage, LinkFault> {
+        match message {
+            Ok(Some(response)) => {
+                self.compare_clocks(&response);
+                wire::sync_message(response)
+            }
+            Ok(None) => Err(LinkFault::new(Code::Unavailable, "the server ended the stream")),
+            Err(status) => Err(fault(&status)),
+        }
+    }
+
+    fn compare_clocks(&self, response: &v1::SyncResponse) {
+        let Some(theirs) = wire::server_clock(response) else { return };
+        let ours = self.clock.now();
+        let apart = ours.since(theirs).max(theirs.since(ours));
+        if countersign_identity::SKEW_ALLOWED / 12 < apart {
+            let apart = countersign_identity::DurationText(apart);
+            tracing::warn!(%apart, "this machine's clock and the server's differ");
+        }
+    }
+}
+
+struct GrpcCalls {
+    client: NodeClient<Channel>,
+}
+
+#[async_trait]
+impl Calls for GrpcCalls {
+    async fn sign(&self, items: Vec<SignItem>) -> Result<Vec<SignAnswer>, LinkFault> {
+        let mut client = self.client.clone();
+        let asked = items.len();
+        let items = items
+            .into_iter()
+            .map(|item| v1::SignItem { workload: item.workload.to_string(), csr: item.csr.into() })
+            .collect();
+        let answer = timely(client.sign(v1::SignRequest { items })).await?;
+        if answer.results.len() != asked {
+            return Err(broken(format!("{} results for {asked} items", answer.results.len())));
+        }
+        Ok(answer.results.into_iter().map(wire::sign_answer).collect())
+    }
+
+    async fn report(&self, report: v1::ReportRequest) -> Result<(), LinkFault> {
+        let mut client = self.client.clone();
+        timely(client.report(report)).await.map(|_answer| ())
+    }
+}
