@@ -17,7 +17,7 @@ const KEK_ID_LABEL: &[u8] = b"countersign kek id v1\0";
 const MODE: u32 = 0o600;
 
 /// The key that seals data keys. Wiped when dropped, never copied, never printed.
-pub struct Kek(Zeroizing<[u8; KEY_BYTES]>);
+pub struct Kek(Box<Zeroizing<[u8; KEY_BYTES]>>); // On the heap: moving it leaves no copy behind.
 
 /// The public name of a [`Kek`], written into all that it seals, so that a wrong key is told from damage.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -86,14 +86,14 @@ impl Kek {
     /// # Errors
     /// When the source of randomness fails.
     pub fn draw(entropy: &dyn Entropy) -> Result<Self, EntropyLost> {
-        let mut bytes = Zeroizing::new([0; KEY_BYTES]);
-        entropy.fill(bytes.as_mut())?;
-        Ok(Self(bytes))
+        let mut kek = Self::blank();
+        entropy.fill(kek.0.as_mut_slice())?;
+        Ok(kek)
     }
 
-    /// Takes a key's bytes.
-    pub const fn from_bytes(bytes: Zeroizing<[u8; KEY_BYTES]>) -> Self {
-        Self(bytes)
+    /// Where a key's bytes are written to.
+    fn blank() -> Self {
+        Self(Box::new(Zeroizing::new([0; KEY_BYTES])))
     }
 
     /// Its public name. 64 bits of a digest tell keys apart, and tell nothing about them.
@@ -179,9 +179,9 @@ impl KekFile {
         // All is asked of the open file, never again of the path, which may name another by then.
         let metadata = file.metadata().map_err(failed("looked at"))?;
         check(path, &metadata)?;
-        let mut bytes = Zeroizing::new([0; KEY_BYTES]);
-        file.read_exact(bytes.as_mut()).map_err(failed("read"))?;
-        Ok(Kek(bytes))
+        let mut kek = Kek::blank();
+        file.read_exact(kek.0.as_mut_slice()).map_err(failed("read"))?;
+        Ok(kek)
     }
 }
 

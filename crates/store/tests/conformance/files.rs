@@ -251,12 +251,12 @@ async fn what_waits_together_is_committed_together() {
     let store = create(folder.path());
     store.commit(putting("web", "0")).await.unwrap();
     let before = transactions(folder.path());
-    // A lock that somebody else holds makes them wait together.
-    let other = rusqlite::Connection::open(folder.path().join("state.db")).unwrap();
-    other.execute_batch("BEGIN IMMEDIATE").unwrap();
     // Not more than Tokio lets one task do before it has to wait.
     let mut commits: Vec<_> =
         (0..COMMITS).map(|seed| Box::pin(store.commit(issuing([row(seed, 0, at(1))])))).collect();
+    // A lock that somebody else holds makes them wait together.
+    let other = rusqlite::Connection::open(folder.path().join("state.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
     for commit in &mut commits {
         let waiting = commit.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         assert!(waiting.is_pending());
@@ -275,11 +275,11 @@ async fn what_waits_together_is_committed_together() {
 async fn one_refusal_in_a_group_leaves_the_others_alone() {
     let folder = folder();
     let store = create(folder.path());
-    let other = rusqlite::Connection::open(folder.path().join("state.db")).unwrap();
-    other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let mut good = pin!(store.commit(issuing([row(1, 0, at(0))])));
     let mut bad = pin!(store.commit(issuing([row(1, 0, at(0))])));
     let mut last = pin!(store.commit(putting("web", "1")));
+    let other = rusqlite::Connection::open(folder.path().join("state.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let mut context = Context::from_waker(Waker::noop());
     assert!(good.as_mut().poll(&mut context).is_pending());
     assert!(bad.as_mut().poll(&mut context).is_pending());
