@@ -53,6 +53,9 @@ impl Provenance {
     }
 }
 
+/// Each is compared with each.
+const EXTENSIONS_MAX: usize = 64;
+
 /// BasicConstraints.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BasicConstraints {
@@ -170,6 +173,10 @@ impl Extensions {
             let critical = extension.default_false("critical")?;
             let octets = extension.take(der::OCTET_STRING, "extension value")?;
             extension.end("extension")?;
+            if EXTENSIONS_MAX <= seen.len() {
+                let what = format!("more than {EXTENSIONS_MAX} extensions");
+                return Err(list.bad(what).into());
+            }
             if seen.contains(&id) {
                 let why = format!("extension `{}` stands there twice", oid::dotted(id));
                 return Err(BadExtension { code: Code::BadExtension, why });
@@ -278,9 +285,10 @@ impl AltNames {
             let value = reader.any()?;
             let name = GeneralName::parse(&value)?;
             name.check_form(&value)?;
-            match name.kind {
-                NameKind::Uri => names.uris.push(name.bytes),
-                _ => names.names.push(name),
+            if name.kind == NameKind::Uri {
+                names.uris.push(name.bytes);
+            } else {
+                names.names.push(name);
             }
         }
         if names.uris.is_empty() && names.names.is_empty() {
@@ -304,10 +312,11 @@ impl GeneralName {
             0x88 => NameKind::Registered,
             tag => return Err(value.bad(format!("a name of unknown kind {tag:02x}"))),
         };
-        let bytes = match kind {
-            // [4] is explicit around a Name, because a Name is a CHOICE.
-            NameKind::Directory => check_name(&only(value, der::SEQUENCE, "directory name")?)?,
-            _ => value.content,
+        // [4] is explicit around a Name, because a Name is a CHOICE.
+        let bytes = if kind == NameKind::Directory {
+            check_name(&only(value, der::SEQUENCE, "directory name")?)?
+        } else {
+            value.content
         };
         Ok(Self { kind, bytes: bytes.to_vec() })
     }

@@ -5,6 +5,45 @@
 //! [`Receipt`], and only with it they are signed. What a peer shows goes through [`verify`], which
 //! keeps to the SPIFFE X.509-SVID standard and RFC 5280 where other software is lenient.
 //!
+//! ```
+//! # use countersign_identity::{NodeTag, Revision, SeededEntropy, Serial, Timestamp};
+//! # use countersign_pki::*;
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (now, entropy) = (Timestamp::from_secs(1_795_262_400), SeededEntropy::new(1));
+//! # let domain: countersign_identity::TrustDomain = "shop.example".parse()?;
+//! // A root that signs itself. A store records what is signed, and gives the receipt.
+//! let root_key = SoftwareSigner::from(PrivateKey::generate(KeyKind::P256)?);
+//! let (key, serial) = (root_key.public().clone(), Serial::draw(now, &entropy)?);
+//! let root = AuthorityDraft::root(domain.clone(), key, serial, now, "365d".parse()?).review()?;
+//! let receipt = Receipt::assertion(root.summary().tbs, 0);
+//! let root = Issuer::from_certificate(root.sign(receipt, &root_key).await?)?;
+//!
+//! // A workload asks, and gets its SVID.
+//! let workload_key = PrivateKey::generate(KeyKind::P256)?;
+//! let draft = Draft {
+//!     id: domain.with_path("/orders")?,
+//!     key: open_csr(&make_csr(&workload_key)?)?,
+//!     serial: Serial::draw(now, &entropy)?,
+//!     issued: now,
+//!     lifetime: "1h".parse()?,
+//!     dns_names: Vec::new(),
+//!     provenance: Provenance { revision: Revision::default(), node: NodeTag::from_bytes([7; 8]) },
+//!     reserved: Reserved::Refuse,
+//! };
+//! let profile = Profile { domain: domain.clone(), lifetime_max: "24h".parse()? };
+//! let reviewed = draft.review(&profile, &root)?;
+//! let receipt = Receipt::assertion(reviewed.summary().tbs, 1);
+//! let leaf = reviewed.sign(receipt, &root_key).await?;
+//!
+//! // A peer shows it.
+//! let bundles = Bundles::of(Bundle::new(domain, vec![root.certificate().clone()], 1));
+//! let peer = verify(&[leaf.der()], &bundles, Role::Client, now)?;
+//! assert_eq!(peer.id.as_str(), "spiffe://shop.example/orders");
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! The crate refuses to know files, sockets, clocks, databases and TLS.
 
 mod algorithm;

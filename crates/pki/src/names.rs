@@ -6,6 +6,9 @@ use countersign_identity::Code;
 use crate::extension::{GeneralName, NameKind};
 use crate::{Certificate, Refused};
 
+/// The most comparisons for one certificate under one authority.
+const COMPARISONS_MAX: usize = 100_000;
+
 /// Whether the authority's constraints allow every name in the path below it.
 pub(crate) fn check_constraints(
     authority: &Certificate,
@@ -22,7 +25,13 @@ pub(crate) fn check_constraints(
         if 0 < position && certificate.is_self_issued() {
             continue;
         }
-        for name in names(certificate) {
+        let names = names(certificate);
+        let bases = constraints.permitted.len() + constraints.excluded.len();
+        if COMPARISONS_MAX < names.len().saturating_mul(bases) {
+            let why = format!("{} names under {bases} constraints are too many", names.len());
+            return Err(refused(why));
+        }
+        for name in names {
             check_permitted(&name, &constraints.permitted)?;
             check_excluded(&name, &constraints.excluded)?;
         }

@@ -56,7 +56,9 @@ impl<'a> Search<'a> {
     fn extend(&mut self, path: &mut Vec<Certificate>) -> Option<Certificate> {
         let child = path.last()?.clone();
         for anchor in candidates(&child, &self.bundle.authorities) {
-            match self.check_step(path, &child, anchor) {
+            let step = self.check_step(path, &child, anchor);
+            // Last, so that a stranger's long lists of names are never compared with each other.
+            match step.and_then(|()| check_all_constraints(path, anchor)) {
                 Ok(()) => return Some(anchor.clone()),
                 Err(refused) => self.keep(refused),
             }
@@ -85,11 +87,9 @@ impl<'a> Search<'a> {
 
     /// Keeps the reason that says most: a broken rule over a wrong signature over nothing found.
     fn keep(&mut self, refused: Refused) {
-        let weight = |code: Code| match code {
-            Code::UnknownIssuer => 0,
-            Code::BadSignature => 1,
-            _ => 2,
-        };
+        let order = [Code::UnknownIssuer, Code::BadSignature];
+        let weight =
+            |code: Code| order.iter().position(|known| *known == code).unwrap_or(order.len());
         let kept = self.refusal.as_ref().map(|kept| weight(kept.code));
         if kept.is_none_or(|kept| kept < weight(refused.code)) {
             self.refusal = Some(refused);
@@ -106,7 +106,6 @@ impl<'a> Search<'a> {
         check_authority(authority, &self.bundle.domain, self.role)?;
         check_time("authority", authority, self.now)?;
         check_path_length(authority, path)?;
-        check_constraints(authority, path)?;
         if self.signatures_left == 0 {
             let why = format!("no path was found with {SIGNATURES_MAX} signatures verified");
             return Err(Refused::new(Code::TooManyCertificates, why));
@@ -221,6 +220,14 @@ fn check_path_length(authority: &Certificate, path: &[Certificate]) -> Result<()
     }
     let why = format!("{below} authorities stand below one that allows {limit}");
     Err(Refused::new(Code::PathLength, why))
+}
+
+/// Each authority constrains everything below it.
+fn check_all_constraints(path: &[Certificate], anchor: &Certificate) -> Result<(), Refused> {
+    for (position, authority) in path.iter().enumerate().skip(1) {
+        check_constraints(authority, &path[..position])?;
+    }
+    check_constraints(anchor, path)
 }
 
 fn check_signature(child: &Certificate, authority: &Certificate) -> Result<(), Refused> {

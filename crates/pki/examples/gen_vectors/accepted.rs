@@ -30,6 +30,9 @@ fn shapes() -> Vec<Case> {
             case.chain.insert(1, root_of("bank.example", "bank root", "other root"));
             case.chain.push(issuer_of("bank.example", "bank issuer", "x", "bank root"));
         }),
+        accepted("another_leaf_sent_along", |case| {
+            case.chain.push(crate::leaf_of("spiffe://shop.example/payments"));
+        }),
         accepted("expired_certificate_sent_along", |case| {
             let mut old = case.chain[1].clone();
             old.not_after = x509::utc("261121000000Z");
@@ -165,6 +168,11 @@ fn leaves() -> Vec<Case> {
                 tlv(0x81, &[b"orders@shop.example"]),
             ];
             case.leaf().names(&names);
+        }),
+        accepted("leaf_with_64_extensions", |case| {
+            for number in 4..64 {
+                case.leaf().add(&[0x2a, 3, number], false, &[5, 0]);
+            }
         }),
         accepted("leaf_with_an_unknown_extension", |case| {
             case.leaf().add(&[0x2a, 3, 4], false, &[5, 0]);

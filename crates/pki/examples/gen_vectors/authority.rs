@@ -195,6 +195,21 @@ fn constraints() -> Vec<Case> {
                 constrain(case, 0, &tlv(0x87, &[&[10, 0, 0, 0, 255, 0, 0, 0]]));
             },
         ),
+        refused("more_names_under_constraints_than_are_compared", "name-constraint", |case| {
+            let names: Vec<Vec<u8>> =
+                (0..400).map(|n| dns(format!("n{n}.shop.example").as_bytes())).collect();
+            let names = [vec![uri(b"spiffe://shop.example/orders")], names].concat();
+            case.leaf().names(&names);
+            let bases: Vec<Vec<u8>> =
+                (0..300).map(|n| seq(&[&dns(format!("n{n}.bank.example").as_bytes())])).collect();
+            let value = seq(&[&tlv(0xa1, &[&bases.concat()])]);
+            case.issuer().set(x509::CONSTRAINTS, true, &value);
+        }),
+        refused("name_constraint_on_the_root", "name-constraint", |case| {
+            named(case, dns(b"orders.bank.example"));
+            let value = x509::constraint(0, &dns(b"shop.example"));
+            case.root().set(x509::CONSTRAINTS, true, &value);
+        }),
         refused("empty_name_constraints", "malformed", |case| {
             case.issuer().set(x509::CONSTRAINTS, true, &seq(&[]));
         }),

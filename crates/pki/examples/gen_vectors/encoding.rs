@@ -74,6 +74,11 @@ fn fields() -> Vec<Case> {
         refused("alternative_names_empty", "malformed", |case| {
             case.leaf().set(x509::SAN, true, &seq(&[]));
         }),
+        refused("sixty_five_extensions", "malformed", |case| {
+            for number in 4..65 {
+                case.leaf().add(&[0x2a, 3, number], false, &[5, 0]);
+            }
+        }),
         refused("name_of_unknown_kind", "malformed", |case| {
             let names = [x509::uri(b"spiffe://shop.example/orders"), tlv(0x89, &[b"x"])];
             case.leaf().names(&names);

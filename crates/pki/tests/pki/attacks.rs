@@ -111,6 +111,17 @@ fn edwards_keys_that_anybody_can_sign_for_are_refused() {
 }
 
 #[test]
+fn an_unknown_kind_of_key_is_none_of_ours() {
+    for kind in [KeyKind::P256, KeyKind::Ed25519] {
+        assert_eq!(kind.to_string().parse(), Ok(kind));
+    }
+    for text in ["", "rsa", "ecdsa-p384", "ECDSA-P256", "ed25519 "] {
+        assert!(text.parse::<KeyKind>().is_err(), "{text:?}");
+        assert!(serde_json::from_value::<KeyKind>(text.into()).is_err(), "{text:?}");
+    }
+}
+
+#[test]
 fn the_private_key_prints_nothing_of_itself() {
     let key = key();
     assert_eq!(format!("{key:?}"), "PrivateKey");

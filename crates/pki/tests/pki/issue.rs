@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use countersign_identity::{Code, Timestamp};
 use countersign_pki::{
     AuthorityDraft, Certificate, Draft, KeyKind, PrivateKey, PublicKey, Receipt, Refusal, Reserved,
-    Role, SignFault, Signer, make_csr, open_csr, verify,
+    Role, SignFault, Signer, SoftwareSigner, make_csr, open_csr, verify,
 };
 
 const KINDS: [KeyKind; 2] = [KeyKind::P256, KeyKind::Ed25519];
@@ -55,6 +55,33 @@ async fn a_certificate_never_lives_longer_than_asked_nor_than_its_issuer() {
     let reviewed = late.review(&realm.profile(), &realm.issuer).unwrap();
     let end = realm.issuer.certificate().validity().not_after;
     assert_eq!(reviewed.summary().validity.not_after, end);
+}
+
+#[tokio::test]
+async fn times_from_2050_on_are_written_in_their_own_form() {
+    // Our reader refuses each form in the other's years.
+    let signer = SoftwareSigner::from(PrivateKey::generate(KeyKind::Ed25519).unwrap());
+    for (issued, form) in [("2049-12-31T23:59:00Z", 0x17), ("2050-01-01T00:01:00Z", 0x18)] {
+        let domain = "shop.example".parse().unwrap();
+        let (key, at) = (signer.public().clone(), issued.parse().unwrap());
+        let draft = AuthorityDraft::root(domain, key, serial(1), at, lifetime("1d"));
+        let root = crate::support::signed(draft.review().unwrap(), &signer).await;
+        assert_eq!(root.validity().not_after, at + Duration::from_secs(86_400));
+        assert_eq!(root.validity().not_before, at - Duration::from_secs(30));
+        let starts = if form == 0x17 { b"491231235830Z".as_slice() } else { b"20500101000030Z" };
+        let at = root.der().windows(starts.len()).position(|part| part == starts).unwrap();
+        assert_eq!(root.der()[at - 2], form);
+    }
+}
+
+#[tokio::test]
+async fn a_long_trust_domain_fits_into_no_common_name_and_works_all_the_same() {
+    let domain = format!("{}.example", "d".repeat(247));
+    let realm = Realm::new(&domain, KeyKind::Ed25519).await;
+    let key = PrivateKey::generate(KeyKind::Ed25519).unwrap();
+    let chain = realm.chain("/orders", &key).await;
+    let verified = verify(&chain.ders(), &realm.bundles(), Role::Client, now()).unwrap();
+    assert_eq!(verified.id.trust_domain().as_str(), domain);
 }
 
 #[track_caller]
