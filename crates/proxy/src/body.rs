@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 
 use crate::headers;
 use crate::pool::Lease;
+use crate::replay::{Replay, Sending};
 use crate::session::Busy;
 
 /// A body on its way, with what must stay alive until it has passed.
@@ -23,6 +24,7 @@ pub(crate) struct Body {
 enum Kind {
     Whole(Option<Bytes>),
     Passing(Incoming),
+    Sending(Sending<Incoming>),
 }
 
 impl Body {
@@ -30,9 +32,25 @@ impl Body {
         Self { kind: Kind::Whole(None), lease: None, busy: None }
     }
 
-    /// A body as it arrives.
-    pub(crate) fn passing(incoming: Incoming) -> Self {
-        Self { kind: Kind::Passing(incoming), lease: None, busy: None }
+    /// The body of a request, as it arrives.
+    pub(crate) fn sending(incoming: Incoming) -> Self {
+        if http_body::Body::is_end_stream(&incoming) {
+            return Self::empty();
+        }
+        Self::again(Replay::new(incoming))
+    }
+
+    /// The body of a request which is sent again.
+    pub(crate) fn again(sending: Sending<Incoming>) -> Self {
+        Self { kind: Kind::Sending(sending), lease: None, busy: None }
+    }
+
+    /// By which it can be sent again, if it is more than nothing.
+    pub(crate) fn replay(&self) -> Option<Replay<Incoming>> {
+        match &self.kind {
+            Kind::Sending(sending) => Some(sending.replay()),
+            Kind::Whole(_) | Kind::Passing(_) => None,
+        }
     }
 
     /// A body as it arrives over a connection of a pool.
@@ -79,6 +97,7 @@ impl http_body::Body for Body {
                 return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))));
             }
             Kind::Passing(incoming) => std::task::ready!(Pin::new(incoming).poll_frame(cx)),
+            Kind::Sending(sending) => std::task::ready!(Pin::new(sending).poll_frame(cx)),
         };
         match frame {
             Some(Ok(mut frame)) => {
@@ -101,6 +120,7 @@ impl http_body::Body for Body {
         match &self.kind {
             Kind::Whole(bytes) => bytes.is_none(),
             Kind::Passing(incoming) => incoming.is_end_stream(),
+            Kind::Sending(sending) => sending.is_end_stream(),
         }
     }
 
@@ -110,6 +130,7 @@ impl http_body::Body for Body {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Kind::Passing(incoming) => incoming.size_hint(),
+            Kind::Sending(sending) => sending.size_hint(),
         }
     }
 }

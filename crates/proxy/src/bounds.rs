@@ -26,6 +26,10 @@ pub(crate) const UPLOAD_TIMEOUT: Duration = Duration::from_secs(900);
 /// How often one request is tried at most, over all addresses.
 pub(crate) const TRIES_MAX: usize = 6;
 
+/// Bytes of a request's body that are remembered until somebody answers, so that it can be sent again when it was not
+/// read.
+pub(crate) const REPLAY_BYTES_MAX: usize = 64 * 1024;
+
 /// Header fields of one request.
 pub(crate) const HEADERS_MAX: usize = 128;
 /// Bytes of one head in HTTP/1.1, and hyper's read buffer with it.

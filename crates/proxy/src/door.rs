@@ -19,6 +19,7 @@ use crate::bounds::{CONNECTIONS_MAX, HANDSHAKE_TIMEOUT};
 use crate::dial::{Want, protocols, spoken};
 use crate::facts::blank_fact;
 use crate::handshakes::{Entry, Handshakes};
+use crate::headers::peer_value;
 use crate::listener::{Arrived, Listener};
 use crate::metrics::{Meter, Open};
 use crate::plane::Plane;
@@ -136,7 +137,8 @@ impl Door {
 
     async fn serve(&self, stream: Stream, kept: Kept) {
         let admitted = stream.admitted();
-        let Some(peer) = admitted.peer().map(|peer| peer.id.clone()) else { return };
+        // Whoever is nobody gets nowhere.
+        let Some(peer) = admitted.peer().and_then(|peer| peer_value(&peer.id)) else { return };
         let ends = admitted.expires().min(admitted.presented_ends());
         let alarm = self.plane.alarms.at(announced(admitted.opened(), ends));
         let spoken = spoken(stream.alpn());

@@ -206,12 +206,9 @@ fn is_reserved(name: &str) -> bool {
     begins(RESERVED_PREFIX) || (name.len() == RESERVED_NAME.len() && begins(RESERVED_NAME))
 }
 
-/// Tells the program who its caller is.
-pub(crate) fn set_peer(headers: &mut HeaderMap, peer: &SpiffeId) {
-    // A SPIFFE ID is printable ASCII, so this cannot fail; without the field the caller would be nobody.
-    if let Ok(value) = HeaderValue::from_str(&peer.to_string()) {
-        headers.insert(PEER_HEADER, value);
-    }
+/// What the program is told of its caller. `None` cannot be: a SPIFFE ID is printable ASCII.
+pub(crate) fn peer_value(peer: &SpiffeId) -> Option<HeaderValue> {
+    HeaderValue::from_str(peer.as_str()).ok()
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ mod plane;
 mod pool;
 mod problem;
 mod relay;
+mod replay;
 mod retire;
 mod route;
 mod run;

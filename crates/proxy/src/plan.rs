@@ -182,7 +182,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn spec(manifest: serde_json::Value) -> ServiceSpec {
+    fn spec(manifest: &serde_json::Value) -> ServiceSpec {
         let manifest = serde_json::json!({
             "apiVersion": "countersign.dev/v1alpha1",
             "kind": "Service",
@@ -201,10 +201,7 @@ mod tests {
             revision: Revision::default(),
             workload: name("orders"),
             id: "spiffe://shop.example/orders".parse().unwrap(),
-            services: specs
-                .iter()
-                .map(|(service, text)| (name(service), spec(text.clone())))
-                .collect(),
+            services: specs.iter().map(|(service, text)| (name(service), spec(text))).collect(),
             ids: BTreeMap::from([(
                 name("payments"),
                 "spiffe://shop.example/payments".parse().unwrap(),

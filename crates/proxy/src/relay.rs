@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use countersign_identity::{Code, SpiffeId};
+use countersign_identity::Code;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, UPGRADE};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 
 use crate::body::Body;
 use crate::dial::Want;
-use crate::headers::{self, BadRequest};
+use crate::headers::{self, BadRequest, PEER_HEADER};
 use crate::metrics::Meter;
 use crate::plane::Plane;
 use crate::problem::problem;
@@ -26,8 +26,8 @@ pub(crate) struct Relay {
     pub(crate) plane: Arc<Plane>,
     pub(crate) route: Arc<ArcSwap<Route>>,
     pub(crate) meter: Meter,
-    /// Who sends them; `None` when it is the program of our own side.
-    pub(crate) peer: Option<SpiffeId>,
+    /// Who sends them, as the program is told; `None` when it is the program of our own side.
+    pub(crate) peer: Option<HeaderValue>,
 }
 
 impl Relay {
@@ -60,7 +60,7 @@ impl Relay {
         headers::strip_request(&mut head.headers)?;
         headers::strip_reserved(&mut head.headers);
         if let Some(peer) = &self.peer {
-            headers::set_peer(&mut head.headers, peer);
+            head.headers.insert(PEER_HEADER, peer.clone());
         }
         // What hyper keeps beside the head belongs to the connection that it came over.
         head.extensions.clear();
@@ -77,7 +77,7 @@ impl Relay {
             Route::Bytes(_) => return Err(changed()),
         };
         let response =
-            way.send(Request::from_parts(head, Body::passing(body)), &host, want).await?;
+            way.send(Request::from_parts(head, Body::sending(body)), &host, want).await?;
         self.pass_back(response, upgrading)
     }
 

@@ -20,6 +20,7 @@ use crate::facts::blank_fact;
 use crate::health::Health;
 use crate::plane::Plane;
 use crate::pool::{Lease, Pool, SendFailure};
+use crate::replay::Replay;
 use crate::session::Spoken;
 use crate::wire::Wire;
 
@@ -93,22 +94,25 @@ impl Upstream {
     ) -> Result<Response<Body>, Failed> {
         let mut addresses = self.order().into_iter();
         let mut address = addresses.next().ok_or_else(nowhere)?;
-        let mut failed = nowhere();
-        for _ in 0..TRIES_MAX {
+        for _ in 1..TRIES_MAX {
             match self.attempt(address, request, host, want).await {
                 Next::Done(response) => return Ok(*response),
                 Next::GiveUp(why) => return Err(why),
                 Next::Again(again) => request = again,
                 Next::Onward(again, why) => {
-                    (request, failed) = (again, why);
-                    match addresses.next() {
-                        Some(next) => address = next,
-                        None => return Err(failed),
-                    }
+                    request = again;
+                    address = addresses.next().ok_or(why)?;
                 }
             }
         }
-        Err(failed)
+        match self.attempt(address, request, host, want).await {
+            Next::Done(response) => Ok(*response),
+            Next::GiveUp(why) | Next::Onward(_, why) => Err(why),
+            Next::Again(_) => {
+                let detail = format!("{} closes every connection", self.pools[address].dialer());
+                Err(Failed { code: Code::PeerClosed, detail })
+            }
+        }
     }
 
     async fn attempt(
@@ -127,10 +131,8 @@ impl Upstream {
             Ok(request) => request,
             Err(failed) => return Next::GiveUp(failed),
         };
-        let has_body = !http_body::Body::is_end_stream(request.body());
-        // A request without a body can be written a second time, if the first was not read.
-        let spare = (!has_body).then(|| copy_of(&request));
-        let patience = if has_body { UPLOAD_TIMEOUT } else { RESPONSE_HEAD_TIMEOUT };
+        let spare = Spare::of(&request);
+        let patience = if spare.replay.is_some() { UPLOAD_TIMEOUT } else { RESPONSE_HEAD_TIMEOUT };
         let Ok(sent) = tokio::time::timeout(patience, lease.send(request)).await else {
             let detail =
                 format!("{} did not answer within {} s", pool.dialer(), patience.as_secs());
@@ -138,6 +140,7 @@ impl Upstream {
         };
         match sent {
             Ok(response) => {
+                spare.release();
                 self.answered(address);
                 Next::Done(Box::new(passing(response, lease)))
             }
@@ -145,30 +148,25 @@ impl Upstream {
         }
     }
 
-    /// What to do with a request that got no response. `spare` is a copy of it, if one could be made.
-    fn after(
-        &self,
-        failure: SendFailure,
-        address: usize,
-        lease: &Lease,
-        spare: Option<Request<Body>>,
-    ) -> Next {
+    /// What to do with a request that got no response.
+    fn after(&self, failure: SendFailure, address: usize, lease: &Lease, spare: Spare) -> Next {
         let dialer = self.pools[address].dialer();
-        let (again, error) = match failure {
-            SendFailure::Unsent(request) => (Some(*request), None),
-            SendFailure::NotRead => (spare, None),
-            SendFailure::Lost(error) if lease.refusal().is_some() => (spare, Some(error)),
+        let refusal = lease.refusal();
+        let again = match failure {
+            SendFailure::Unsent(request) => Some(*request),
+            SendFailure::NotRead => spare.again(),
+            SendFailure::Lost(_) if refusal.is_some() => spare.again(),
             SendFailure::Lost(error) => {
                 let detail = format!("{dialer} ended the connection before it answered: {error}");
                 return Next::GiveUp(Failed { code: Code::PeerClosed, detail });
             }
         };
         let Some(request) = again else {
-            let why = error.map_or_else(|| "it closes".to_owned(), |error| error.to_string());
-            let detail = format!("{dialer} did not read a request whose body was under way: {why}");
+            let detail =
+                format!("{dialer} closed while a long body was on its way, and did not read it");
             return Next::GiveUp(Failed { code: Code::Unavailable, detail });
         };
-        if let Some(alert) = lease.refusal() {
+        if let Some(alert) = refusal {
             let failed = Failed::from(DialFailure::refused(dialer, alert));
             self.report(address, &failed);
             return self.onward(address, request, failed);
@@ -308,13 +306,37 @@ fn nowhere() -> Failed {
     Failed { code: Code::PeerUnreachable, detail: "no address is known for it".to_owned() }
 }
 
-fn copy_of(request: &Request<Body>) -> Request<Body> {
-    let mut copy = Request::new(Body::empty());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    copy
+/// What is needed to send a request a second time, if the first was not read.
+struct Spare {
+    head: Request<()>,
+    replay: Option<Replay<Incoming>>,
+}
+
+impl Spare {
+    fn of(request: &Request<Body>) -> Self {
+        let mut head = Request::new(());
+        *head.method_mut() = request.method().clone();
+        *head.uri_mut() = request.uri().clone();
+        *head.version_mut() = request.version();
+        *head.headers_mut() = request.headers().clone();
+        Self { head, replay: request.body().replay() }
+    }
+
+    /// The request, unless too much of its body has passed.
+    fn again(self) -> Option<Request<Body>> {
+        let body = match self.replay {
+            Some(replay) => Body::again(replay.again()?),
+            None => Body::empty(),
+        };
+        Some(self.head.map(|()| body))
+    }
+
+    /// It is being answered.
+    fn release(&self) {
+        if let Some(replay) = &self.replay {
+            replay.release();
+        }
+    }
 }
 
 /// Writes the target and the host as the protocol wants them.

@@ -1,12 +1,17 @@
 //! Shutdown: nothing that was begun is lost, and nothing is waited for without end.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
 
-use super::world::{Shop, eventually, get, read};
+use super::program::Program;
+use super::world::{
+    Caller, Proxy, Shop, WEB_TO_ORDERS, directory, eventually, get, inbound, outbound, read,
+};
 use crate::config::Protocol;
 
 #[tokio::test]
@@ -92,5 +97,42 @@ async fn a_busy_keep_alive_caller_loses_nothing_while_its_listener_closes() {
     shop.web.listen(&[], &[]);
     for caller in hammering {
         assert!(0 < caller.await.unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_shuts_down_under_load_loses_no_request_while_another_stands() {
+    let mut shop = Shop::open(Protocol::Http).await;
+    let directory = directory();
+    let spare = Program::start(&directory.path().join("spare.sock"));
+    let mut second = Proxy::start(&shop.realm, "orders", WEB_TO_ORDERS).await;
+    second.listen(&[inbound(&spare.target(), Protocol::Http)], &[]);
+    let doors = [shop.orders.door(), second.door()];
+    shop.web.listen(&[], &[outbound(&shop.realm, &shop.local, &doors, Protocol::Http)]);
+    let mut load = tokio::task::JoinSet::new();
+    let over = Arc::new(AtomicBool::new(false));
+    for _ in 0..16 {
+        let (local, over) = (shop.local.clone(), over.clone());
+        load.spawn(async move {
+            let mut caller = Caller::connect(&local).await;
+            let mut answered = 0;
+            while !over.load(Ordering::Relaxed) {
+                let body = Full::from(Bytes::from(vec![b'x'; 1 + answered % 5000]));
+                let request = Request::post("/echo").header("host", "orders").body(body).unwrap();
+                let (status, body) = read(caller.send(request).await.unwrap()).await;
+                assert_eq!((status, body.len()), (200, 1 + answered % 5000), "{body}");
+                answered += 1;
+            }
+            answered
+        });
+    }
+    eventually(|| (300 < shop.program.reached()).then_some(())).await;
+    assert_eq!(spare.reached(), 0);
+    assert_eq!(shop.orders.end(Duration::from_secs(10)).await, 0, "nothing was cut");
+    let moved = spare.reached();
+    eventually(|| (moved + 300 < spare.reached()).then_some(())).await;
+    over.store(true, Ordering::Relaxed);
+    while let Some(answered) = load.join_next().await {
+        assert!(0 < answered.unwrap());
     }
 }

@@ -8,7 +8,7 @@ use super::world::{Caller, Shop, get, read};
 use crate::config::Protocol;
 
 const LIFETIME_SECS: u64 = 3;
-const RUN: Duration = Duration::from_secs(10);
+const RUN: Duration = Duration::from_secs(7);
 
 /// Renews both ends at half of their life, as agents do, and out of step.
 async fn rotate(shop: &Shop, until: &AtomicBool) -> usize {
