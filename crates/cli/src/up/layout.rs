@@ -1,0 +1,207 @@
+//! Where one machine's trust domain keeps its state, its sockets and its logs.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+/// The folders of one `up`. Held while it runs: a second one on the same data is refused.
+pub(crate) struct Layout {
+    /// State that outlives the processes.
+    pub data: PathBuf,
+    /// Sockets, in a short folder of their own that only this user can enter.
+    pub run: PathBuf,
+    /// What each process writes to its standard error.
+    pub logs: PathBuf,
+    _lock: Flock<File>,
+}
+
+/// What other commands read to find this trust domain.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Whereabouts {
+    pub data: String,
+    pub admin: String,
+    pub agent: String,
+    pub server: String,
+    pub services: std::collections::BTreeMap<String, String>,
+}
+
+/// Another `up` has the data directory.
+#[derive(Debug, thiserror::Error)]
+#[error("another `up` runs on {}: stop it, or choose other state with `--data DIR`", .0.display())]
+pub(crate) struct Taken(PathBuf);
+
+/// A Unix socket's path has 107 bytes; the longest name of ours is `SERVICE.UPSTREAM.sock` within a folder `SERVICE`.
+const RUN_BYTES_MAX: usize = 48;
+
+impl Layout {
+    pub(crate) fn prepare(data: &Path) -> Result<Self> {
+        private_folder(data)?;
+        let data =
+            data.canonicalize().with_context(|| format!("cannot resolve {}", data.display()))?;
+        let lock = lock(&data)?;
+        let run = run_folder(&data)?;
+        let logs = data.join("logs");
+        private_folder(&logs)?;
+        Ok(Self { data, run, logs, _lock: lock })
+    }
+
+    pub(crate) fn server(&self) -> PathBuf {
+        self.data.join("server")
+    }
+
+    pub(crate) fn agent(&self) -> PathBuf {
+        self.data.join("agent")
+    }
+
+    pub(crate) fn admin_socket(&self) -> PathBuf {
+        self.run.join("admin.sock")
+    }
+
+    pub(crate) fn agent_socket(&self) -> PathBuf {
+        self.run.join("agent.sock")
+    }
+
+    /// Tells other commands where the trust domain is, in the data directory and as this user's last one.
+    pub(crate) fn publish(&self, whereabouts: &Whereabouts) -> Result<()> {
+        let text = serde_json::to_vec_pretty(whereabouts)?;
+        replace(&self.data.join("up.json"), &text)?;
+        // Without a home the other commands need `--data`, which is no reason not to run.
+        let Some(last) = last_up() else { return Ok(()) };
+        if let Some(folder) = last.parent() {
+            fs::create_dir_all(folder)
+                .with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        replace(&last, &text)
+    }
+}
+
+/// The file that names this user's last `up`.
+pub(crate) fn last_up() -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let state = set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")))?;
+    Some(state.join("countersign/last-up.json"))
+}
+
+/// Writes a file of this user's as a whole: a reader sees the old text or the new.
+pub(crate) fn replace(path: &Path, text: &[u8]) -> Result<()> {
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let write = || -> std::io::Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.write_all(text)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn lock(data: &Path) -> Result<Flock<File>> {
+    let path = data.join("up.lock");
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(Taken(data.to_owned()).into()),
+        Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// The folder of the sockets of this data directory: always the same, so that a second `up` finds stale ones.
+fn run_folder(data: &Path) -> Result<PathBuf> {
+    let uid = nix::unistd::geteuid();
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let mine = |path: &PathBuf| {
+        fs::metadata(path).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid.as_raw())
+    };
+    let base = match runtime.filter(mine) {
+        Some(runtime) if runtime.as_os_str().len() < RUN_BYTES_MAX => runtime.join("countersign"),
+        _ => PathBuf::from(format!("/tmp/countersign-{uid}")),
+    };
+    private_folder(&base)?;
+    let run = base.join(short_name(data));
+    private_folder(&run)?;
+    Ok(run)
+}
+
+/// Eight digits that differ between data directories: FNV-1a of the path. Nothing is trusted because of it.
+fn short_name(data: &Path) -> String {
+    let bytes = data.as_os_str().as_encoded_bytes();
+    let hash = bytes
+        .iter()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    format!("{hash:08x}")
+}
+
+/// Makes a folder that only this user can enter, or makes sure that an existing one is that.
+pub(crate) fn private_folder(path: &Path) -> Result<()> {
+    match DirBuilder::new().recursive(false).mode(0o700).create(path) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let parent = path.parent().context("a folder without a parent")?;
+            fs::create_dir_all(parent)
+                .with_context(|| format!("cannot make {}", parent.display()))?;
+            return private_folder(path);
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot make {}", path.display())),
+    }
+    // Not followed: in a shared folder such as /tmp, somebody else may have put a link there.
+    let meta =
+        fs::symlink_metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
+    ensure!(meta.is_dir(), "{} is not a folder: remove it, or choose another", path.display());
+    let uid = nix::unistd::geteuid().as_raw();
+    if meta.uid() != uid {
+        bail!(
+            "{} belongs to uid {}, not to you (uid {uid}): choose another",
+            path.display(),
+            meta.uid()
+        );
+    }
+    if meta.mode() & 0o077 != 0 {
+        let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        fs::set_permissions(path, closed)
+            .with_context(|| format!("cannot close {} to others", path.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_up_on_the_same_data_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Layout::prepare(folder.path()).unwrap();
+        let error = Layout::prepare(folder.path()).err().unwrap();
+        assert!(error.downcast_ref::<Taken>().is_some(), "{error:#}");
+        drop(first);
+        Layout::prepare(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn a_link_in_place_of_a_private_folder_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("/tmp", &link).unwrap();
+        assert!(private_folder(&link).unwrap_err().to_string().contains("not a folder"));
+    }
+
+    #[test]
+    fn an_existing_folder_is_closed_to_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = folder.path().join("open");
+        DirBuilder::new().mode(0o755).create(&open).unwrap();
+        private_folder(&open).unwrap();
+        assert_eq!(fs::metadata(&open).unwrap().mode() & 0o777, 0o700);
+    }
+}

@@ -1,0 +1,203 @@
+//! From resources to processes: which address each listens on, what each program is told.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use countersign_api::resource::{
+    Declaration, ListenAddress, Local, LoopbackAddress, Resource, ServiceSpec, Spec, WorkloadSpec,
+};
+use countersign_identity::{Name, SelectorKind, SpiffeId};
+
+use super::ports::Ports;
+
+/// One service as it will run.
+#[derive(Clone, Debug)]
+pub(crate) struct ServicePlan {
+    pub name: Name,
+    pub workload: Name,
+    pub spiffe_id: SpiffeId,
+    /// Under which its processes are started; its workload's `launch:` selector names it.
+    pub label: Name,
+    /// Where others knock, over mutual TLS.
+    pub door: Option<SocketAddr>,
+    /// Where the program listens by itself for anybody, when it has no door.
+    pub front: Option<SocketAddr>,
+    /// Where the program listens, if it does.
+    pub listen: Option<String>,
+    /// The program and its arguments; empty: somebody else starts it.
+    pub command: Vec<OsString>,
+    pub environment: Vec<(String, OsString)>,
+    /// The listeners on loopback, which any process of the machine can reach.
+    pub open_to_all: Vec<String>,
+}
+
+impl ServicePlan {
+    /// As `ready` tells it: a door is `https`, for mutual TLS; a front door of the program's own is `http`.
+    pub(crate) fn url(&self) -> Option<String> {
+        let door = self.door.map(|door| format!("https://{door}"));
+        door.or_else(|| self.front.map(|front| format!("http://{front}")))
+    }
+}
+
+/// Replaces every port 0 by a free port, in the resources themselves: who dials a service learns its address from them.
+pub(crate) fn fix_ports(resources: &mut [Resource], ports: &mut Ports) -> Result<()> {
+    for resource in resources {
+        let name = resource.name.clone();
+        if let Spec::Service(spec) = &mut resource.spec {
+            fix_service(&name, spec, ports)?;
+        }
+    }
+    Ok(())
+}
+
+fn fix_service(name: &Name, spec: &mut ServiceSpec, ports: &mut Ports) -> Result<()> {
+    if let Some(ListenAddress(door)) = &mut spec.listen {
+        *door = ports.give(&format!("{name}.listen"), *door)?;
+    }
+    if let Some(forward) = &mut spec.forward {
+        fix_local(&format!("{name}.forward"), forward, ports)?;
+    }
+    for upstream in &mut spec.upstreams {
+        fix_local(&format!("{name}.upstream.{}", upstream.service), &mut upstream.local, ports)?;
+    }
+    Ok(())
+}
+
+fn fix_local(purpose: &str, local: &mut Local, ports: &mut Ports) -> Result<()> {
+    if let Local::Tcp(address) = local {
+        let given = ports.give(purpose, address.socket_addr())?;
+        *address = given.to_string().parse::<LoopbackAddress>()?;
+    }
+    Ok(())
+}
+
+/// What to run, in the order of the services' names.
+pub(crate) fn services(
+    declaration: &Declaration<'_>,
+    run: &Path,
+    program: &Path,
+) -> Vec<ServicePlan> {
+    let places = Places { run, program };
+    let plan = |(name, spec): (&&Name, &&ServiceSpec)| {
+        let workload = declaration.workloads.get(&spec.workload)?;
+        let spiffe_id = workload.spiffe_id_in(&spec.workload, &declaration.domain);
+        Some(places.plan(name, spec, workload, spiffe_id))
+    };
+    declaration.services.iter().filter_map(plan).collect()
+}
+
+struct Places<'a> {
+    run: &'a Path,
+    program: &'a Path,
+}
+
+impl Places<'_> {
+    fn plan(
+        &self,
+        name: &Name,
+        spec: &ServiceSpec,
+        workload: &WorkloadSpec,
+        spiffe_id: SpiffeId,
+    ) -> ServicePlan {
+        let launch = workload.selectors.iter().find(|fact| fact.kind() == SelectorKind::Launch);
+        let label = launch.and_then(|fact| fact.value().parse().ok());
+        let front = match (&spec.listen, &spec.forward) {
+            (None, Some(Local::Tcp(address))) => Some(address.socket_addr()),
+            _ => None,
+        };
+        let listen = spec.forward.as_ref().map(|forward| match forward {
+            Local::Unix => unix(&self.run.join(format!("{name}.sock"))),
+            Local::UnixAt(path) => unix(path.as_path()),
+            Local::Tcp(address) => address.to_string(),
+        });
+        ServicePlan {
+            name: name.clone(),
+            workload: spec.workload.clone(),
+            spiffe_id,
+            label: label.unwrap_or_else(|| spec.workload.clone()),
+            door: spec.listen.map(|ListenAddress(door)| door),
+            front,
+            command: self.command(spec),
+            environment: self.environment(name, spec, listen.as_deref()),
+            listen,
+            open_to_all: open_to_all(name, spec),
+        }
+    }
+
+    /// A first word `countersign` is this very program, wherever it was built.
+    fn command(&self, spec: &ServiceSpec) -> Vec<OsString> {
+        let mut words: Vec<OsString> =
+            spec.command.iter().map(|word| word.as_str().into()).collect();
+        if words.first().is_some_and(|word| word == "countersign") {
+            words[0] = self.program.into();
+        }
+        words
+    }
+
+    fn environment(
+        &self,
+        name: &Name,
+        spec: &ServiceSpec,
+        listen: Option<&str>,
+    ) -> Vec<(String, OsString)> {
+        let mut told: Vec<(String, OsString)> = Vec::new();
+        told.extend(listen.map(|listen| ("LISTEN".to_owned(), listen.into())));
+        for upstream in &spec.upstreams {
+            let variable = upstream.service.as_str().to_ascii_uppercase().replace('-', "_");
+            let local = match &upstream.local {
+                Local::Unix => unix(&self.run.join(format!("{name}.{}.sock", upstream.service))),
+                Local::UnixAt(path) => unix(path.as_path()),
+                Local::Tcp(address) => format!("http://{address}"),
+            };
+            told.push((format!("UPSTREAM_{variable}"), local.into()));
+        }
+        // What the manifest says comes last, and so wins.
+        let own = spec.environment.iter();
+        told.extend(own.map(|(name, value)| (name.as_str().to_owned(), value.as_str().into())));
+        told
+    }
+}
+
+fn unix(path: &Path) -> String {
+    format!("unix:{}", path.display())
+}
+
+/// The listeners that nothing protects from other users of the machine.
+fn open_to_all(name: &Name, spec: &ServiceSpec) -> Vec<String> {
+    let mut open = Vec::new();
+    if let Some(Local::Tcp(address)) = &spec.forward {
+        open.push(format!("{name} listens on {address}"));
+    }
+    for upstream in &spec.upstreams {
+        if let Local::Tcp(address) = &upstream.local {
+            open.push(format!("{name} reaches {} through {address}", upstream.service));
+        }
+    }
+    open
+}
+
+/// The Unix socket or port on which the program must be seen before a request can go through.
+pub(crate) fn awaited(plan: &ServicePlan) -> Option<Awaited> {
+    let listen = plan.listen.as_deref().filter(|_| !plan.command.is_empty())?;
+    match listen.strip_prefix("unix:") {
+        Some(path) => Some(Awaited::Unix(path.into())),
+        None => listen.parse().ok().map(Awaited::Tcp),
+    }
+}
+
+/// Somewhere that a program is expected to listen.
+pub(crate) enum Awaited {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
+impl Awaited {
+    pub(crate) async fn answers(&self) -> bool {
+        match self {
+            Self::Unix(path) => tokio::net::UnixStream::connect(path).await.is_ok(),
+            Self::Tcp(address) => tokio::net::TcpStream::connect(address).await.is_ok(),
+        }
+    }
+}

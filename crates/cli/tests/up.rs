@@ -1,0 +1,180 @@
+//! `countersign up` as a user runs it: real processes, curl, openssl.
+
+mod support;
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use support::{Up, folder, shop, text, until};
+
+#[test]
+fn a_request_travels_from_web_to_payments_and_a_door_refuses_who_shows_no_certificate() {
+    let up = Up::shop();
+    let curl = Command::new("curl")
+        .args(["-sS", "--max-time", "20"])
+        .arg(up.ready["web"].as_str().unwrap());
+    let answer = { curl }.output().unwrap();
+    assert!(answer.status.success(), "{}", text(&answer.stderr));
+    let answer: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
+    assert_eq!(answer["orders"]["payments"]["service"], "payments", "{answer}");
+
+    for door in ["orders", "payments"] {
+        let address = up.address(door);
+        let output = Command::new("openssl")
+            .args(["s_client", "-connect", &address, "-ign_eof"])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert!(said.contains("certificate required"), "{door}: {said}");
+    }
+    let seen = until("the refused handshakes are seen", || {
+        let seen = up.json(&["status", "--handshakes"]).to_string();
+        (2 <= seen.matches("no-certificate").count()).then_some(seen)
+    });
+    assert!(seen.contains("spiffe://shop.example/web"), "the admitted ones are seen too: {seen}");
+}
+
+#[test]
+fn a_process_that_nobody_launched_gets_no_identity_until_a_manifest_names_it() {
+    let up = Up::shop();
+    let refused = up.run(&["fetch", "x509"]);
+    assert_eq!(refused.status.code(), Some(1), "{}", text(&refused.stderr));
+    assert!(text(&refused.stderr).contains("matches no workload"), "{}", text(&refused.stderr));
+
+    let state = folder();
+    let manifest = state.path().join("me.yaml");
+    let uid = Command::new("id").arg("-u").output().unwrap();
+    let uid = text(&uid.stdout).trim().to_owned();
+    std::fs::write(
+        &manifest,
+        format!(
+            "apiVersion: countersign.dev/v1alpha1\nkind: Workload\nmetadata: {{name: me}}\n\
+             spec: {{selectors: [\"unix:uid:{uid}\"], lifetime: 5m}}\n"
+        ),
+    )
+    .unwrap();
+    up.json(&["apply", manifest.to_str().unwrap()]);
+    let out = state.path().join("me");
+    let fetched = until("the new workload is served", || {
+        let fetched =
+            up.run(&["fetch", "x509", "--write", out.to_str().unwrap(), "--output", "json"]);
+        fetched.status.success().then_some(fetched)
+    });
+    assert!(
+        text(&fetched.stdout).contains("spiffe://shop.example/me"),
+        "{}",
+        text(&fetched.stdout)
+    );
+    let verify = |role| {
+        let output = Command::new(support::binary())
+            .arg("verify")
+            .arg(out.join("svid.pem"))
+            .arg("--bundle")
+            .arg(out.join("bundle.pem"))
+            .args(["--as", role])
+            .output()
+            .unwrap();
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    for role in ["client", "server"] {
+        let verdict = verify(role);
+        assert_eq!(verdict["verdict"], "accepted", "{verdict}");
+        assert_eq!(verdict["id"], "spiffe://shop.example/me");
+    }
+
+    up.json(&["resource", "remove", "Workload", "me"]);
+    until("the removed workload is withdrawn", || {
+        (up.run(&["fetch", "x509"]).status.code() == Some(1)).then_some(())
+    });
+}
+
+#[test]
+fn a_second_up_goes_on_with_the_same_data() {
+    let state = folder();
+    let first = Up::start(&shop(), state.path(), &[]);
+    let before = first.json(&["status"]);
+    let status = first.interrupt();
+    assert!(status.success(), "{status}");
+
+    let second = Up::start(&shop(), state.path(), &[]);
+    let after = second.json(&["status"]);
+    assert_eq!(
+        before["nodes"][0]["id"], after["nodes"][0]["id"],
+        "the same node, without a new token"
+    );
+    assert_eq!(second.get("web", "/").0, 200);
+    let log = |status: &serde_json::Value| status["server"]["log"]["size"].as_u64().unwrap();
+    assert!(log(&before) < log(&after), "the log goes on");
+}
+
+#[test]
+fn two_ups_run_side_by_side() {
+    let (one, two) = (Up::shop(), Up::shop());
+    assert_ne!(one.ready["orders"], two.ready["orders"]);
+    assert_eq!((one.get("web", "/").0, two.get("web", "/").0), (200, 200));
+}
+
+#[test]
+fn up_ends_by_itself_and_leaves_no_process_behind() {
+    let state = folder();
+    let up = Up::start(&shop(), state.path(), &["--for", "2s"]);
+    let pids: Vec<u32> = up.json(&["status"])["nodes"][0]["processes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|process| process["pid"].as_u64()?.try_into().ok())
+        .collect();
+    assert!(4 <= pids.len(), "agent and three proxies: {pids:?}");
+    let status = up.wait();
+    assert!(status.success(), "{status}");
+    for pid in pids {
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "{pid} lives on");
+    }
+}
+
+#[test]
+fn a_killed_up_takes_its_processes_with_it() {
+    let up = Up::shop();
+    let address = up.address("orders");
+    support::signal(up.pid(), "KILL");
+    until("the door is gone", || std::net::TcpStream::connect(&address).is_err().then_some(()));
+}
+
+#[test]
+fn a_killed_proxy_comes_back() {
+    let up = Up::shop();
+    let status = up.status_until("the proxies report", |status| {
+        status["nodes"][0]["processes"].as_array().is_some_and(|all| 4 <= all.len())
+    });
+    let processes = status["nodes"][0]["processes"].as_array().unwrap().clone();
+    let orders = processes.iter().find(|process| {
+        process["kind"] == "proxy" && process["name"].as_str().unwrap().contains("orders")
+    });
+    let pid = i32::try_from(orders.unwrap()["pid"].as_u64().unwrap()).unwrap();
+    support::signal(pid, "KILL");
+    until("the request goes through again", || {
+        std::thread::park_timeout(Duration::from_millis(100));
+        (!std::path::Path::new(&format!("/proc/{pid}")).exists() && up.get("web", "/").0 == 200)
+            .then_some(())
+    });
+}
+
+#[test]
+fn the_first_request_is_served_within_two_seconds_and_idle_memory_is_small() {
+    let up = Up::shop();
+    // What a user feels; measured with the release build, on a machine that does other things too.
+    println!("ready after {:?}", up.took);
+    let status = up.status_until("every process reports its memory", |status| {
+        status["nodes"][0]["processes"].as_array().is_some_and(|all| 4 <= all.len())
+    });
+    let mib = |value: &serde_json::Value| value.as_u64().unwrap() / (1024 * 1024);
+    let server = mib(&status["server"]["residentBytes"]);
+    assert!(server < 60, "server: {server} MiB");
+    for process in status["nodes"][0]["processes"].as_array().unwrap() {
+        let resident = mib(&process["residentBytes"]);
+        println!("{}: {resident} MiB", process["name"]);
+        let limit = if process["kind"] == "agent" { 30 } else { 20 };
+        assert!(resident < limit, "{}: {resident} MiB, limit {limit}", process["name"]);
+    }
+}

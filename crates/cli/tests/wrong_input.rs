@@ -1,0 +1,198 @@
+//! Wrong input: a sentence and the right exit status, never a panic.
+
+mod support;
+
+use std::net::TcpListener;
+use std::process::{Command, Output};
+
+use support::{Up, binary, folder, shop, text};
+
+/// Exit statuses of the design, section 16.
+const NOT_UNDERSTOOD: i32 = 2;
+const NOT_READY: i32 = 3;
+const CONFLICT: i32 = 4;
+
+#[track_caller]
+fn says(output: &Output, status: i32, words: &[&str]) {
+    let said = text(&output.stderr) + &text(&output.stdout);
+    assert_eq!(output.status.code(), Some(status), "{said}");
+    for word in words {
+        assert!(said.contains(word), "expected `{word}` in: {said}");
+    }
+    for ugly in ["panicked", "RUST_BACKTRACE", "unwrap()", "Os {"] {
+        assert!(!said.contains(ugly), "{said}");
+    }
+}
+
+fn run(arguments: &[&str]) -> Output {
+    let state = folder();
+    Command::new(binary()).args(arguments).env("XDG_STATE_HOME", state.path()).output().unwrap()
+}
+
+#[test]
+fn a_folder_without_manifests_is_told_as_such() {
+    let empty = folder();
+    let data = folder();
+    let output =
+        run(&["up", empty.path().to_str().unwrap(), "--data", data.path().to_str().unwrap()]);
+    says(&output, NOT_UNDERSTOOD, &[empty.path().to_str().unwrap()]);
+    says(&run(&["up", "/no/such/folder"]), NOT_UNDERSTOOD, &["/no/such/folder"]);
+}
+
+#[test]
+fn every_problem_of_every_manifest_is_told_with_its_place_and_nothing_starts() {
+    let manifests = folder();
+    std::fs::write(
+        manifests.path().join("a.yaml"),
+        "apiVersion: countersign.dev/v1alpha1\nkind: Workload\nmetadata: {name: Web}\nspec:\n  selectors: [\"unix:uid:*\"]\n  lifetme: 5m\n",
+    )
+    .unwrap();
+    std::fs::write(
+        manifests.path().join("b.yaml"),
+        "apiVersion: countersign.dev/v1\nkind: Wrkload\nmetadata: {name: x}\nspec: {}\n",
+    )
+    .unwrap();
+    let data = folder();
+    let state = data.path().join("state");
+    let output =
+        run(&["up", manifests.path().to_str().unwrap(), "--data", state.to_str().unwrap()]);
+    says(
+        &output,
+        NOT_UNDERSTOOD,
+        &[
+            "a.yaml:3",
+            "`Web`",
+            "a.yaml:5",
+            "unix:uid:*",
+            "a.yaml:6",
+            "lifetme",
+            "b.yaml:1",
+            "b.yaml:2",
+            "Wrkload",
+        ],
+    );
+    assert!(!state.exists(), "nothing was made");
+}
+
+#[test]
+fn a_second_up_on_the_same_data_is_a_conflict() {
+    let up = Up::shop();
+    let output = run(&["up", shop().to_str().unwrap(), "--data", up.data.to_str().unwrap()]);
+    says(&output, CONFLICT, &["another `up` runs"]);
+    assert_eq!(up.get("web", "/").0, 200, "the first one goes on");
+}
+
+#[test]
+fn a_second_server_on_the_same_directory_is_a_conflict() {
+    let up = Up::shop();
+    let server = up.data.join("server");
+    let sockets = folder();
+    let socket = sockets.path().join("a.sock");
+    let output = run(&[
+        "server",
+        "--data",
+        server.to_str().unwrap(),
+        "--listen",
+        "127.0.0.1:0",
+        "--admin-socket",
+        socket.to_str().unwrap(),
+    ]);
+    says(&output, CONFLICT, &[server.to_str().unwrap()]);
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let state = folder();
+    let data = state.path().join("d");
+    let init = run(&["init", "--data", data.to_str().unwrap(), "--trust-domain", "a.example"]);
+    assert!(init.status.success(), "{}", text(&init.stderr));
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = run(&["server", "--data", data.to_str().unwrap(), "--listen", &address]);
+    says(&output, CONFLICT, &[&address]);
+}
+
+#[test]
+fn init_does_not_touch_what_is_there() {
+    let state = folder();
+    let data = state.path().join("d");
+    let init = || run(&["init", "--data", data.to_str().unwrap(), "--trust-domain", "a.example"]);
+    assert!(init().status.success());
+    says(&init(), CONFLICT, &[data.to_str().unwrap()]);
+    says(
+        &run(&[
+            "init",
+            "--data",
+            state.path().join("e").to_str().unwrap(),
+            "--trust-domain",
+            "A.example",
+        ]),
+        NOT_UNDERSTOOD,
+        &["`A.example`", "a-z"],
+    );
+}
+
+#[test]
+fn commands_without_a_server_say_how_to_name_one() {
+    let state = folder();
+    let nowhere = state.path().join("no.sock");
+    let admin = format!("unix://{}", nowhere.display());
+    says(
+        &run(&["status", "--admin", &admin]),
+        NOT_READY,
+        &["no server answers", nowhere.to_str().unwrap()],
+    );
+    says(&run(&["status"]), NOT_READY, &["--data", "--admin"]);
+    let socket = format!("unix://{}", nowhere.display());
+    says(&run(&["fetch", "x509", "--socket", &socket]), NOT_READY, &[nowhere.to_str().unwrap()]);
+}
+
+#[test]
+fn bad_flags_are_not_understood() {
+    for arguments in [
+        &["stauts"][..],
+        &["status", "--outptu", "json"],
+        &["up", "--for", "soon"],
+        &["agent", "--trust", "md5:00"],
+        &["proxy", "--allow", "http://x"],
+        &["verify", "--as", "peer", "x.pem"],
+    ] {
+        says(&run(arguments), NOT_UNDERSTOOD, &[]);
+    }
+}
+
+#[test]
+fn a_socket_path_that_is_too_long_is_told_with_its_limit() {
+    let state = folder();
+    let data = state.path().join("d");
+    assert!(
+        run(&["init", "--data", data.to_str().unwrap(), "--trust-domain", "a.example"])
+            .status
+            .success()
+    );
+    let long = state.path().join("s".repeat(120));
+    let output = run(&[
+        "server",
+        "--data",
+        data.to_str().unwrap(),
+        "--listen",
+        "127.0.0.1:0",
+        "--admin-socket",
+        long.to_str().unwrap(),
+    ]);
+    says(&output, NOT_UNDERSTOOD, &["107"]);
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
+    let state = folder();
+    let first = Up::start(&shop(), state.path(), &[]);
+    let agent = first.ready["agent"].as_str().unwrap().trim_start_matches("unix://").to_owned();
+    support::signal(first.pid(), "KILL");
+    drop(first);
+    support::until("its processes are gone", || {
+        std::os::unix::net::UnixStream::connect(&agent).is_err().then_some(())
+    });
+    let second = Up::start(&shop(), state.path(), &[]);
+    assert_eq!(second.get("web", "/").0, 200);
+}
