@@ -37,7 +37,7 @@ impl Body {
         if http_body::Body::is_end_stream(&incoming) {
             return Self::empty();
         }
-        Self::again(Replay::new(incoming))
+        Self::again(Replay::begin(incoming))
     }
 
     /// The body of a request which is sent again.

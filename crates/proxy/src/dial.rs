@@ -35,7 +35,7 @@ impl std::fmt::Display for Target {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Dialer {
     /// To the one peer that is meant, at an address.
-    Mutual { service: Name, peer: SpiffeId, address: String, asked: Asked },
+    Mutual { service: Name, peer: SpiffeId, address: String },
     /// To the program, in clear.
     Program(Target),
     /// To the program, in clear, with HTTP/2 from the first byte.
@@ -49,16 +49,6 @@ impl std::fmt::Display for Dialer {
             Self::Program(target) | Self::ProgramHttp2(target) => write!(f, "`{target}`"),
         }
     }
-}
-
-/// Who has said that the peer may be dialled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asked {
-    /// The policies, each time.
-    Policies,
-    /// Whoever started the proxy: the peer is written in its own command, and there are no policies but a list of
-    /// those who may come in.
-    Operator,
 }
 
 /// What is to be spoken there.
@@ -121,15 +111,12 @@ impl Dialer {
 
     pub(crate) async fn dial(&self, plane: &Plane, want: Want) -> Result<Dialled, DialFailure> {
         match self {
-            Self::Mutual { service, peer, address, asked } => {
+            Self::Mutual { service, peer, address } => {
                 let expected = Expected::Id(peer.clone());
-                let mut outbound = match asked {
-                    Asked::Policies => Outbound::service(service.clone(), expected),
-                    Asked::Operator => Outbound::control(expected),
-                };
+                let mut outbound = Outbound::service(service.clone(), expected);
                 outbound.timeout = CONNECT_TIMEOUT;
                 outbound.alpn = protocols(want);
-                mutual(plane, service, address, &outbound).await
+                mutual(plane, address, &outbound).await
             }
             Self::Program(target) => program(target, Spoken::Http1).await,
             Self::ProgramHttp2(target) => program(target, Spoken::Http2).await,
@@ -151,12 +138,7 @@ pub(crate) fn spoken(alpn: Option<&[u8]>) -> Spoken {
     if alpn == Some(b"h2") { Spoken::Http2 } else { Spoken::Http1 }
 }
 
-async fn mutual(
-    plane: &Plane,
-    service: &Name,
-    address: &str,
-    outbound: &Outbound,
-) -> Result<Dialled, DialFailure> {
+async fn mutual(plane: &Plane, address: &str, outbound: &Outbound) -> Result<Dialled, DialFailure> {
     let resolved = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::lookup_host(address)).await;
     let resolved = match resolved {
         Ok(Ok(resolved)) => resolved.take(ADDRESSES_MAX),
@@ -168,8 +150,7 @@ async fn mutual(
     let mut failure = DialFailure::unreachable(address, "its name has no address");
     for place in resolved {
         match countersign_tls::dial(&plane.trust, place, outbound).await {
-            Ok(Established { stream, mut fact }) => {
-                fact.service = Some(service.clone());
+            Ok(Established { stream, fact }) => {
                 plane.facts.report(fact);
                 let spoken = spoken(stream.alpn());
                 let heard = Arc::new(Heard::default());
@@ -178,8 +159,7 @@ async fn mutual(
                 let wire = Wire::listening(Kind::Mutual(Box::new(stream)), (), heard.clone());
                 return Ok(Dialled { wire, spoken, ends, heard });
             }
-            Err(mut refused) => {
-                refused.fact.service = Some(service.clone());
+            Err(refused) => {
                 failure = DialFailure { code: refused.code, detail: refused.detail };
                 plane.facts.report(*refused.fact);
             }

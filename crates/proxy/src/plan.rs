@@ -9,7 +9,7 @@ use countersign_api::resource::{Local, Protocol as Spec, ServiceSpec, Upstream};
 use countersign_identity::{Name, SpiffeId};
 
 use crate::config::{FixedInbound, FixedOutbound, LocalPlace, Protocol};
-use crate::dial::{Asked, Dialer, Target};
+use crate::dial::{Dialer, Target};
 
 /// All listeners that should be open, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,11 +57,7 @@ impl Plan {
     }
 
     /// As the command says.
-    pub(crate) fn fixed(
-        inbound: &[FixedInbound],
-        outbound: &[FixedOutbound],
-        asked: Asked,
-    ) -> Self {
+    pub(crate) fn fixed(inbound: &[FixedInbound], outbound: &[FixedOutbound]) -> Self {
         let mut plan = Self::default();
         for door in inbound {
             let leads = Leads {
@@ -78,7 +74,7 @@ impl Plan {
             }
         }
         for outlet in outbound {
-            let ways = mutual(&outlet.service, &outlet.peer, outlet.addresses.clone(), asked);
+            let ways = mutual(&outlet.service, &outlet.peer, outlet.addresses.clone());
             let leads = Leads { protocol: outlet.protocol, ways };
             let key = (outlet.service.clone(), outlet.service.clone());
             let before =
@@ -150,17 +146,14 @@ impl Plan {
             Local::Tcp(address) => LocalPlace::Tcp(address.socket_addr()),
         };
         let addresses = addresses.iter().map(ToString::to_string).collect();
-        let leads = Leads {
-            protocol: protocol(spec.protocol),
-            ways: mutual(called, peer, addresses, Asked::Policies),
-        };
+        let leads =
+            Leads { protocol: protocol(spec.protocol), ways: mutual(called, peer, addresses) };
         self.outlets.insert((name.clone(), called.clone()), OutletPlan { local, leads });
     }
 }
 
-fn mutual(service: &Name, peer: &SpiffeId, addresses: Vec<String>, asked: Asked) -> Vec<Dialer> {
-    let way =
-        |address| Dialer::Mutual { service: service.clone(), peer: peer.clone(), address, asked };
+fn mutual(service: &Name, peer: &SpiffeId, addresses: Vec<String>) -> Vec<Dialer> {
+    let way = |address| Dialer::Mutual { service: service.clone(), peer: peer.clone(), address };
     addresses.into_iter().map(way).collect()
 }
 

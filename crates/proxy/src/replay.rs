@@ -44,7 +44,7 @@ impl<B> Clone for Replay<B> {
 
 impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
     /// Begins to send the body.
-    pub(crate) fn new(body: B) -> Sending<B> {
+    pub(crate) fn begin(body: B) -> Sending<B> {
         let kept = Kept { rest: body, passed: Vec::new(), bytes: 0, released: false, turn: 0 };
         Sending { kept: Arc::new(Mutex::new(kept)), again: VecDeque::new(), turn: 0 }
     }
@@ -174,7 +174,7 @@ mod tests {
     fn body(parts: &[usize]) -> Sending<StreamBody<futures_util::stream::Iter<Frames>>> {
         let frames: Vec<_> =
             parts.iter().map(|len| Ok(Frame::data(Bytes::from(vec![7; *len])))).collect();
-        Replay::new(StreamBody::new(futures_util::stream::iter(frames)))
+        Replay::begin(StreamBody::new(futures_util::stream::iter(frames)))
     }
 
     async fn rest<B: Body<Data = Bytes, Error = Infallible>>(body: B) -> usize {

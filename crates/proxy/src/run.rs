@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use countersign::{
-    Authorization, Enforcement, FileOptions, Point, PointKind, Services, Source, WorkloadApiOptions,
+    Enforcement, FileOptions, Point, PointKind, Services, Source, WorkloadApiOptions,
 };
 use countersign_identity::{Clock, Entropy, SystemClock, SystemEntropy};
 use countersign_tls::Trust;
@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 use crate::alarms::Alarms;
 use crate::bounds::{DRAIN_TIMEOUT, REBIND_EVERY};
 use crate::config::{Config, IdentitySource, Listeners, Ready};
-use crate::dial::Asked;
 use crate::exposition;
 use crate::facts::{Facts, Sink};
 use crate::listener::Listener;
@@ -234,15 +233,7 @@ fn plan_of(config: &Config, services: Option<&Services>) -> Option<Plan> {
         Listeners::FromAgent { run_dir } => {
             services.map(|services| Plan::of_services(services, run_dir))
         }
-        Listeners::Fixed { inbound, outbound } => {
-            let asked = match &config.authorization {
-                Authorization::AllowIds(_) => Asked::Operator,
-                Authorization::FromAgent
-                | Authorization::PolicyFile(_)
-                | Authorization::Nothing => Asked::Policies,
-            };
-            Some(Plan::fixed(inbound, outbound, asked))
-        }
+        Listeners::Fixed { inbound, outbound } => Some(Plan::fixed(inbound, outbound)),
     }
 }
 

@@ -66,7 +66,7 @@ async fn a_listener_that_cannot_be_had_keeps_no_other_from_opening() {
     first.listen = taken.local_addr().unwrap();
     first.service = name("a-taken");
     let second = inbound(&shop.program.target(), Protocol::Http);
-    let plan = Plan::fixed(&[first, second], &[], crate::dial::Asked::Policies);
+    let plan = Plan::fixed(&[first, second], &[]);
     let faults = shop.orders.supervisor.reconcile(&plan);
     assert_eq!(faults.len(), 1);
     assert!(faults[0].to_string().contains("is taken by another process"));

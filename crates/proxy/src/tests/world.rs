@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::program::Program;
 use super::realm::Realm;
 use crate::config::{FixedInbound, FixedOutbound, LocalPlace, Protocol};
-use crate::dial::{Asked, Target};
+use crate::dial::Target;
 use crate::plan::Plan;
 use crate::plane::Plane;
 use crate::supervise::Supervisor;
@@ -87,7 +87,7 @@ impl Proxy {
 
     /// Opens these listeners and no others.
     pub(super) fn listen(&mut self, inbound: &[FixedInbound], outbound: &[FixedOutbound]) {
-        let plan = Plan::fixed(inbound, outbound, Asked::Policies);
+        let plan = Plan::fixed(inbound, outbound);
         assert!(plan.problems.is_empty(), "{:?}", plan.problems);
         let faults = self.supervisor.reconcile(&plan);
         assert!(faults.is_empty(), "{faults:?}");
