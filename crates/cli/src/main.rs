@@ -1,2 +1,10 @@
-//! The binary `countersign`.
-fn main() {}
+//! The binary `countersign`; everything is in the library beside it.
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    countersign_cli::main()
+}

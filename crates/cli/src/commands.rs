@@ -1,0 +1,257 @@
+//! The subcommands and their flags.
+
+mod apply;
+mod fetch;
+mod id;
+mod lists;
+mod reference;
+mod status;
+mod verify;
+mod when;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{CommandFactory as _, Parser, Subcommand};
+use countersign_api::resource::Kind;
+use countersign_identity::{Lifetime, Name, NodeId};
+
+use crate::exit::Exit;
+use crate::find::Find;
+use crate::output::{self, Output};
+use crate::serve;
+use crate::settings::Settings;
+use crate::up;
+
+/// Cryptographic identity for services, and mutual TLS between them.
+///
+/// `countersign up` brings up everything on this machine, from a folder of manifests. The parts also run by
+/// themselves: `init` makes a trust domain, `server` runs it, `agent` runs on each machine, `proxy` beside each
+/// service that speaks no TLS itself.
+///
+/// Exit status: 0 done or yes, 1 no, 2 not understood, 3 not reachable or not ready, 4 conflict, 5 our fault.
+#[derive(Debug, Parser)]
+#[command(name = "countersign", version, arg_required_else_help = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// For whom to print: `human`, or `json` for scripts, one object a line
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORM",
+        hide_possible_values = true
+    )]
+    pub(crate) output: Output,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Up(up::Arguments),
+    /// Make a trust domain: its root, its first issuer, its empty state
+    Init(Settings<serve::InitProgram>),
+    /// Run the control plane of a trust domain
+    Server(Settings<serve::ServerProgram>),
+    /// Run the agent of this machine: attest processes, keep their certificates fresh
+    Agent(Settings<serve::AgentProgram>),
+    /// Run a proxy: mutual TLS for a service that speaks none
+    Proxy(Settings<serve::ProxyProgram>),
+    Status(status::Arguments),
+    /// Get what the Workload API gives this process
+    Fetch {
+        #[command(subcommand)]
+        what: fetch::What,
+    },
+    Verify(verify::Arguments),
+    /// Look at SPIFFE IDs
+    Id {
+        #[command(subcommand)]
+        what: id::What,
+    },
+    Apply(apply::Arguments),
+    /// Join tokens, with which machines enter the trust domain
+    Token {
+        #[command(subcommand)]
+        what: TokenCommand,
+    },
+    /// The machines of the trust domain
+    Node {
+        #[command(subcommand)]
+        what: NodeCommand,
+    },
+    /// What is declared: trust domain, workloads, services, policies
+    Resource {
+        #[command(subcommand)]
+        what: ResourceCommand,
+    },
+    /// The events of the audit log, oldest first
+    Events {
+        #[command(flatten)]
+        find: Find,
+        /// How many at most
+        #[arg(long, default_value_t = 100, value_name = "COUNT")]
+        limit: usize,
+        /// Only those after this index
+        #[arg(long, value_name = "INDEX")]
+        after: Option<u64>,
+    },
+    /// Print where a service of the running `up` is reached
+    Address {
+        #[command(flatten)]
+        find: Find,
+        #[command(flatten)]
+        arguments: up::AddressArguments,
+    },
+    /// Print the JSON Schema of a kind of manifest, for editors
+    Schema {
+        /// `TrustDomain`, `Workload`, `Service` or `Policy`
+        kind: Kind,
+    },
+    /// Print the completions of a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print a page of the reference, as Markdown
+    Reference {
+        /// Which page
+        #[arg(value_enum)]
+        page: reference::Page,
+    },
+    /// Run one of the example services: plain HTTP, no TLS in it
+    Example {
+        /// `web`, `orders` or `payments`
+        role: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Make a token that lets one machine join, once
+    Create {
+        #[command(flatten)]
+        find: Find,
+        /// How long it may be used
+        #[arg(long, default_value = "10m", value_name = "SPAN")]
+        ttl: Lifetime,
+        /// A label of the machine, which workloads may ask for (repeatable)
+        #[arg(long = "label", value_name = "NAME")]
+        labels: Vec<Name>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeCommand {
+    /// List the machines
+    List {
+        #[command(flatten)]
+        find: Find,
+    },
+    /// Remove a machine: it is never given anything again, unless it joins anew
+    Remove {
+        #[command(flatten)]
+        find: Find,
+        /// Its id, as `node list` shows it
+        node: NodeId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ResourceCommand {
+    /// List what is declared
+    List {
+        #[command(flatten)]
+        find: Find,
+        /// Only this kind
+        #[arg(long, value_name = "KIND")]
+        kind: Option<Kind>,
+    },
+    /// Remove one resource
+    Remove {
+        #[command(flatten)]
+        find: Find,
+        /// Its kind
+        kind: Kind,
+        /// Its name
+        name: Name,
+    },
+}
+
+/// Runs the command. `up` and the programs make their own runtimes, on this thread.
+pub(crate) fn run(cli: Cli) -> Result<Exit> {
+    let output = cli.output;
+    match cli.command {
+        Command::Up(arguments) => up::run(&arguments, output),
+        Command::Init(settings) => serve::init(&settings, output),
+        Command::Server(settings) => serve::server(&settings, output),
+        Command::Agent(settings) => serve::agent(&settings, output),
+        Command::Proxy(settings) => serve::proxy(&settings, output),
+        Command::Example { role } => serve::example(&role),
+        Command::Status(arguments) => wait(status::run(&arguments, output)),
+        Command::Fetch { what } => wait(fetch::run(&what, output)),
+        Command::Verify(arguments) => verify::run(&arguments),
+        Command::Id { what } => id::run(&what),
+        Command::Apply(arguments) => wait(apply::run(&arguments, output)),
+        Command::Token { what: TokenCommand::Create { find, ttl, labels } } => {
+            wait(lists::create_token(&find, ttl, labels, output))
+        }
+        Command::Node { what: NodeCommand::List { find } } => wait(lists::nodes(&find, output)),
+        Command::Node { what: NodeCommand::Remove { find, node } } => {
+            wait(lists::remove_node(&find, node, output))
+        }
+        Command::Resource { what: ResourceCommand::List { find, kind } } => {
+            wait(lists::resources(&find, kind, output))
+        }
+        Command::Resource { what: ResourceCommand::Remove { find, kind, name } } => {
+            wait(lists::remove_resource(&find, kind, &name, output))
+        }
+        Command::Events { find, limit, after } => wait(lists::events(&find, limit, after, output)),
+        Command::Address { find, arguments } => {
+            output::line(&up::address(&arguments, &find.up_json()?)?)?;
+            Ok(Exit::Done)
+        }
+        Command::Schema { kind } => {
+            let schema = countersign_api::resource::schema(kind);
+            output::line(&serde_json::to_string_pretty(&schema)?)?;
+            Ok(Exit::Done)
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "countersign", &mut script);
+            output::write(&script)?;
+            Ok(Exit::Done)
+        }
+        Command::Reference { page } => {
+            output::write(reference::page(page).as_bytes())?;
+            Ok(Exit::Done)
+        }
+    }
+}
+
+/// Runs a command that asks somebody over a socket.
+fn wait(command: impl Future<Output = Result<Exit>>) -> Result<Exit> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(command)
+}
+
+/// A file's bytes, or a sentence that names it.
+fn read_file(path: &PathBuf, max: u64) -> Result<Vec<u8>, crate::exit::Failure> {
+    use std::io::Read as _;
+    let cannot = |error: &std::io::Error| {
+        let why = crate::manifest::plain(error);
+        crate::exit::Failure::not_understood(format!("`{}` cannot be read: {why}", path.display()))
+    };
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(|error| cannot(&error))?;
+    file.take(max + 1).read_to_end(&mut bytes).map_err(|error| cannot(&error))?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| max < length) {
+        let path = path.display();
+        return Err(crate::exit::Failure::not_understood(format!(
+            "`{path}` is larger than {max} bytes, which is the most that is read"
+        )));
+    }
+    Ok(bytes)
+}

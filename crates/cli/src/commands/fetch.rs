@@ -1,0 +1,270 @@
+//! `countersign fetch`: what the Workload API gives this process.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Subcommand};
+use countersign_api::wire::{MESSAGE_SIZE_MAX, refusal_of};
+use countersign_api::workload::X509svidRequest;
+use countersign_api::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use countersign_identity::{Code, SpiffeId};
+use countersign_pki::{Bundle, Chain, PrivateKey, encode_private_key};
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tonic::transport::Endpoint;
+
+use super::when;
+use crate::exit::{Exit, Failure};
+use crate::find::{self, Find};
+use crate::output::{self, Output};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum What {
+    X509(X509),
+}
+
+/// Get this process's X.509-SVIDs, with their keys and bundles
+#[derive(Debug, Args)]
+pub(crate) struct X509 {
+    /// The Workload API's socket, `unix:///…`; also SPIFFE_ENDPOINT_SOCKET [default: the agent of the last `up`]
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["data", "admin"])]
+    socket: Option<String>,
+
+    /// Write svid.pem, svid-key.pem (0600) and bundle.pem into this folder
+    #[arg(long, value_name = "DIR")]
+    write: Option<PathBuf>,
+
+    /// Which identity, when there are several [default: the first]
+    #[arg(long, value_name = "SPIFFE-ID")]
+    id: Option<SpiffeId>,
+
+    #[command(flatten)]
+    find: Find,
+}
+
+/// How long the agent may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// What the standard demands of every call.
+const HEADER: (&str, &str) = ("workload.spiffe.io", "true");
+
+/// One identity, whole and consistent.
+struct Svid {
+    id: SpiffeId,
+    chain: Chain,
+    key: PrivateKey,
+    bundle: Bundle,
+    hint: String,
+}
+
+pub(crate) async fn run(what: &What, output: Output) -> Result<Exit> {
+    let What::X509(arguments) = what;
+    let socket = socket(arguments)?;
+    let svids =
+        tokio::time::timeout(ANSWER_TIMEOUT, fetch(&socket)).await.map_err(|_elapsed| {
+            let message =
+                format!("the agent at `unix://{}` did not answer within 10 s", socket.display());
+            Failure::new(Code::TimedOut, message)
+        })??;
+    let chosen = choose(&svids, arguments.id.as_ref())?;
+    if let Some(folder) = &arguments.write {
+        write(folder, chosen)?;
+    }
+    match output {
+        Output::Json => output::json(&as_json(&svids, arguments.write.as_deref()))?,
+        Output::Human => output::write(describe(&svids, arguments.write.as_deref()).as_bytes())?,
+    }
+    Ok(Exit::Done)
+}
+
+fn socket(arguments: &X509) -> Result<PathBuf> {
+    if let Some(address) = &arguments.socket {
+        return Ok(find::socket_path(address)?);
+    }
+    if arguments.find.data.is_none()
+        && let Some(address) = find::variable("SPIFFE_ENDPOINT_SOCKET")?
+    {
+        return Ok(find::socket_path(&address)?);
+    }
+    arguments.find.agent_socket()
+}
+
+async fn fetch(socket: &Path) -> Result<Vec<Svid>> {
+    let path = socket.to_owned();
+    let connector = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    // Asked first by hand, because the channel's own error does not say why.
+    tokio::net::UnixStream::connect(socket).await.map_err(|error| {
+        let why = crate::manifest::plain(&error);
+        let socket = socket.display();
+        Failure::unreachable(format!(
+            "no agent answers at `unix://{socket}`: {why}; is it running? `--socket unix:///…`, SPIFFE_ENDPOINT_SOCKET or `--data DIR` say where it is"
+        ))
+    })?;
+    let channel =
+        Endpoint::from_static("http://localhost").connect_with_connector(connector).await?;
+    let mut client =
+        SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(MESSAGE_SIZE_MAX);
+    let mut request = tonic::Request::new(X509svidRequest {});
+    request.metadata_mut().insert(HEADER.0, tonic::metadata::MetadataValue::from_static(HEADER.1));
+    let mut stream =
+        client.fetch_x509svid(request).await.map_err(|status| refused(&status))?.into_inner();
+    let message = stream.message().await.map_err(|status| refused(&status))?;
+    let Some(message) = message else {
+        return Err(Failure::unreachable("the agent ended the stream without an answer").into());
+    };
+    message.svids.into_iter().map(open).collect()
+}
+
+/// What a refusal of the agent means for whoever asked.
+fn refused(status: &tonic::Status) -> Failure {
+    let message = output::printable(status.message());
+    if let Some(refused) = refusal_of(status) {
+        return Failure::new(refused.code, format!("the agent gives no identity: {message}"));
+    }
+    match status.code() {
+        tonic::Code::PermissionDenied => {
+            Failure::new(Code::NoMatch, format!("the agent gives no identity: {message}"))
+        }
+        tonic::Code::InvalidArgument | tonic::Code::Unimplemented => {
+            Failure::not_understood(format!("the agent does not understand: {message}"))
+        }
+        other => Failure::unreachable(format!("the agent cannot answer now ({other}): {message}")),
+    }
+}
+
+/// Takes one SVID apart and checks that its parts belong together.
+fn open(svid: countersign_api::workload::X509svid) -> Result<Svid> {
+    let wrong = |why: String| {
+        Failure::new(Code::Malformed, format!("the agent's answer is not understood: {why}"))
+    };
+    let key_bytes = zeroize::Zeroizing::new(svid.x509_svid_key);
+    let id: SpiffeId = svid.spiffe_id.parse().map_err(|error| wrong(format!("{error}")))?;
+    let chain =
+        Chain::from_concatenated(&svid.x509_svid).map_err(|error| wrong(error.to_string()))?;
+    let key = PrivateKey::from_pkcs8(&key_bytes).map_err(|error| wrong(error.to_string()))?;
+    let bundle = Bundle::from_concatenated(id.trust_domain().clone(), &svid.bundle)
+        .map_err(|error| wrong(error.to_string()))?;
+    if chain.leaf().spki() != key.public().spki() {
+        return Err(wrong("its key does not belong to its certificate".to_owned()).into());
+    }
+    let named = chain.leaf().spiffe_id().map_err(|refused| wrong(refused.why))?;
+    if named != id {
+        return Err(wrong(format!("it says `{id}`, and its certificate `{named}`")).into());
+    }
+    Ok(Svid { id, chain, key, bundle, hint: svid.hint })
+}
+
+fn choose<'a>(svids: &'a [Svid], id: Option<&SpiffeId>) -> Result<&'a Svid, Failure> {
+    let chosen = match id {
+        None => svids.first(),
+        Some(id) => svids.iter().find(|svid| svid.id == *id),
+    };
+    chosen.ok_or_else(|| {
+        let held: Vec<_> = svids.iter().map(|svid| format!("`{}`", svid.id)).collect();
+        let message = match id {
+            Some(id) => format!("this process is not `{id}`: it is {}", held.join(" and ")),
+            None => "the agent's answer holds no identity".to_owned(),
+        };
+        Failure::new(Code::NoMatch, message)
+    })
+}
+
+/// Writes the files of one SVID. Each is replaced as a whole; the bundle first, so that whoever reads in
+/// between trusts at least as much as before.
+fn write(folder: &Path, svid: &Svid) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|error| unwritable(folder, &error))?;
+    let key = encode_private_key(&svid.key);
+    replace(&folder.join("bundle.pem"), svid.bundle.to_pem().as_bytes(), 0o644)?;
+    replace(&folder.join("svid-key.pem"), key.as_bytes(), 0o600)?;
+    replace(&folder.join("svid.pem"), svid.chain.pem().as_bytes(), 0o644)?;
+    Ok(())
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    let why = crate::manifest::plain(error);
+    Failure::not_understood(format!("`{}` cannot be written: {why}", path.display()))
+}
+
+/// Puts a file in the place of another: a reader, and a crash, find the old or the new one, whole.
+fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = path.parent().context("the path has a folder")?;
+    let unwritable = |error: &std::io::Error| unwritable(path, error);
+    let mut file = tempfile::Builder::new()
+        .permissions(std::fs::Permissions::from_mode(mode & 0o600))
+        .tempfile_in(folder)
+        .map_err(|error| unwritable(&error))?;
+    file.write_all(bytes).map_err(|error| unwritable(&error))?;
+    file.as_file()
+        .set_permissions(std::fs::Permissions::from_mode(mode))
+        .map_err(|error| unwritable(&error))?;
+    file.as_file().sync_all().map_err(|error| unwritable(&error))?;
+    file.persist(path).map_err(|error| unwritable(&error.error))?;
+    std::fs::File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| unwritable(&error))?;
+    Ok(())
+}
+
+fn as_json(svids: &[Svid], written: Option<&Path>) -> serde_json::Value {
+    let svid = |svid: &Svid| {
+        let leaf = svid.chain.leaf();
+        json!({
+            "spiffeId": svid.id,
+            "serial": leaf.serial(),
+            "notBefore": leaf.validity().not_before,
+            "notAfter": leaf.validity().not_after,
+            "keyType": svid.key.public().kind(),
+            "hint": svid.hint,
+            "chain": svid.chain.pem(),
+            "bundle": svid.bundle.to_pem(),
+        })
+    };
+    json!({ "svids": svids.iter().map(svid).collect::<Vec<_>>(), "written": written })
+}
+
+fn describe(svids: &[Svid], written: Option<&Path>) -> String {
+    use countersign_identity::Clock as _;
+    let now = countersign_identity::SystemClock::new().now();
+    let mut text = String::new();
+    for svid in svids {
+        let leaf = svid.chain.leaf();
+        let validity = leaf.validity();
+        text.push_str(&format!("{}\n", svid.id));
+        text.push_str(&format!(
+            "  valid  {} to {} (expires {})\n",
+            validity.not_before,
+            validity.not_after,
+            when::relative(validity.not_after, now)
+        ));
+        if let Some(serial) = leaf.serial() {
+            text.push_str(&format!("  serial {serial}\n"));
+        }
+        text.push_str(&format!("  key    {}\n", svid.key.public().kind()));
+        for (index, certificate) in svid.chain.certificates().iter().enumerate() {
+            let what = if index == 0 { "leaf" } else { "issuer" };
+            text.push_str(&format!("  chain  {what} {}\n", certificate.fingerprint()));
+        }
+        for root in &svid.bundle.authorities {
+            text.push_str(&format!(
+                "  root   {} until {}\n",
+                root.fingerprint(),
+                root.validity().not_after
+            ));
+        }
+        if !svid.hint.is_empty() {
+            text.push_str(&format!("  hint   {}\n", output::printable(&svid.hint)));
+        }
+    }
+    if let Some(folder) = written {
+        text.push_str(&format!(
+            "written to {}: svid.pem, svid-key.pem, bundle.pem\n",
+            folder.display()
+        ));
+    }
+    text
+}

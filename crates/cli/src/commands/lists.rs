@@ -1,0 +1,149 @@
+//! Lists and single changes over the admin socket.
+
+use anyhow::Result;
+use countersign_api::admin::{CreateTokenRequest, LIST_MAX};
+use countersign_api::resource::Kind;
+use countersign_identity::{Clock as _, Lifetime, Name, NodeId, SystemClock};
+use serde_json::json;
+
+use super::when;
+use crate::exit::{Exit, Failure};
+use crate::find::Find;
+use crate::output::{self, Output, Table};
+
+/// How many pages of nodes are asked for: a million nodes.
+const PAGES_MAX: usize = 1000;
+
+pub(crate) async fn create_token(
+    find: &Find,
+    ttl: Lifetime,
+    labels: Vec<Name>,
+    output: Output,
+) -> Result<Exit> {
+    let response = find.client()?.create_token(&CreateTokenRequest { ttl, labels }).await?;
+    match output {
+        Output::Json => output::json(&response)?,
+        Output::Human => output::line(&format!(
+            "On the machine that joins, before {} (the token works once):\n\n  \
+             COUNTERSIGN_JOIN={} countersign agent --server ADDRESS --trust {}",
+            response.expires, response.token, response.trust
+        ))?,
+    }
+    Ok(Exit::Done)
+}
+
+pub(crate) async fn nodes(find: &Find, output: Output) -> Result<Exit> {
+    let client = find.client()?;
+    let mut nodes = Vec::new();
+    let mut after = None;
+    for _page in 0..PAGES_MAX {
+        let page = client.nodes(after).await?;
+        nodes.extend(page.nodes);
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    if output == Output::Json {
+        output::json(&json!({ "nodes": nodes }))?;
+        return Ok(Exit::Done);
+    }
+    let now = SystemClock::new().now();
+    let mut table = Table::new(["node", "host", "connected", "seen", "joined", "labels"]);
+    for node in nodes {
+        let labels: Vec<&str> = node.labels.iter().map(Name::as_str).collect();
+        table.row([
+            node.id.to_string(),
+            node.host,
+            if node.connected { "yes" } else { "no" }.to_owned(),
+            when::relative(node.seen_at, now),
+            node.attested_at.to_string(),
+            labels.join(" "),
+        ]);
+    }
+    show(&table, "no machine has joined yet: `countersign token create` makes a token for one")
+}
+
+fn show(table: &Table, empty: &str) -> Result<Exit> {
+    if table.is_empty() {
+        output::line(empty)?;
+    } else {
+        output::write(table.render(0).as_bytes())?;
+    }
+    Ok(Exit::Done)
+}
+
+pub(crate) async fn remove_node(find: &Find, node: NodeId, output: Output) -> Result<Exit> {
+    find.client()?.remove_node(node).await?;
+    match output {
+        Output::Json => output::json(&json!({ "removed": node }))?,
+        Output::Human => output::line(&format!("node {node} is removed"))?,
+    }
+    Ok(Exit::Done)
+}
+
+pub(crate) async fn resources(find: &Find, kind: Option<Kind>, output: Output) -> Result<Exit> {
+    let mut response = find.client()?.resources().await?;
+    response.resources.retain(|resource| kind.is_none_or(|kind| resource.kind == kind));
+    if output == Output::Json {
+        output::json(&response)?;
+        return Ok(Exit::Done);
+    }
+    let mut table = Table::new(["kind", "name", "what"]);
+    for resource in &response.resources {
+        let text = |field: &str| resource.spec[field].as_str().unwrap_or_default().to_owned();
+        let what = match resource.kind {
+            Kind::TrustDomain => text("trustDomain"),
+            Kind::Workload => text("spiffeId"),
+            Kind::Service => format!("of workload {}", text("workload")),
+            Kind::Policy => text("cedar").trim().lines().next().unwrap_or_default().to_owned(),
+        };
+        table.row([resource.kind.to_string(), resource.name.to_string(), what]);
+    }
+    show(&table, "nothing is declared: `countersign apply PATH` declares manifests")
+}
+
+pub(crate) async fn remove_resource(
+    find: &Find,
+    kind: Kind,
+    name: &Name,
+    output: Output,
+) -> Result<Exit> {
+    let response = find.client()?.remove_resource(kind, name).await?;
+    match output {
+        Output::Json => output::json(&response)?,
+        Output::Human => {
+            output::line(&format!("{kind}/{name} is removed, revision {}", response.revision))?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+pub(crate) async fn events(
+    find: &Find,
+    limit: usize,
+    after: Option<u64>,
+    output: Output,
+) -> Result<Exit> {
+    if limit == 0 || LIST_MAX < limit {
+        let message = format!("`--limit {limit}` is out of range: expected 1 to {LIST_MAX}");
+        return Err(Failure::not_understood(message).into());
+    }
+    let response = find.client()?.events(limit, after).await?;
+    if output == Output::Json {
+        output::json(&response)?;
+        return Ok(Exit::Done);
+    }
+    let mut table = Table::new(["index", "at", "kind", "actor", "subject", "revision"]);
+    for event in &response.events {
+        table.row([
+            event.index.to_string(),
+            event.at.to_string(),
+            event.kind.clone(),
+            event.actor.clone(),
+            event.subject.clone(),
+            event.revision.to_string(),
+        ]);
+    }
+    show(&table, "no event")
+}

@@ -1,0 +1,121 @@
+//! How the program ends (design, section 16).
+
+use std::process::ExitCode;
+
+use countersign_api::admin::AdminError;
+use countersign_api::resource::Problem;
+use countersign_identity::{Code, Fault};
+
+use crate::manifest;
+
+/// The exit statuses. Nothing else is ever returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// It was done, or the answer is yes.
+    Done = 0,
+    /// The answer is no: refused, denied, different.
+    No = 1,
+    /// What was given is not understood.
+    NotUnderstood = 2,
+    /// What is needed cannot be reached, or is not ready.
+    Unreachable = 3,
+    /// Something else is in the way: another process, another change.
+    Conflict = 4,
+    /// A defect or a broken machine of ours.
+    Ours = 5,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+impl Exit {
+    /// The status that belongs to a code.
+    pub(crate) fn of(code: Code) -> Self {
+        match code {
+            Code::NotUnderstood | Code::InvalidManifest | Code::InvalidPolicy | Code::TooLarge => {
+                Self::NotUnderstood
+            }
+            Code::StaleBase | Code::AlreadyExists => Self::Conflict,
+            other => match other.fault() {
+                Fault::Caller | Fault::Peer => Self::No,
+                Fault::Outage => Self::Unreachable,
+                Fault::Us => Self::Ours,
+            },
+        }
+    }
+}
+
+/// A sentence for the user, with the status that belongs to it.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Failure {
+    pub(crate) code: Code,
+    pub(crate) exit: Exit,
+    pub(crate) message: String,
+}
+
+impl Failure {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, exit: Exit::of(code), message: message.into() }
+    }
+
+    pub(crate) fn not_understood(message: impl Into<String>) -> Self {
+        Self::new(Code::NotUnderstood, message)
+    }
+
+    pub(crate) fn unreachable(message: impl Into<String>) -> Self {
+        Self::new(Code::Unavailable, message)
+    }
+}
+
+/// Nobody reads standard output any more.
+#[derive(Debug, thiserror::Error)]
+#[error("standard output is closed")]
+pub(crate) struct OutputClosed;
+
+/// What is known of an error, wherever it came from.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) exit: Exit,
+    pub(crate) code: Code,
+    pub(crate) message: String,
+    pub(crate) problems: Vec<Problem>,
+}
+
+impl Told {
+    /// Finds out what an error means. The first error in the chain that we know decides.
+    pub(crate) fn of(error: &anyhow::Error) -> Self {
+        let message = format!("{error:#}");
+        let told = |code: Code| (Exit::of(code), code);
+        let mut problems = Vec::new();
+        let (exit, code) = error
+            .chain()
+            .find_map(|cause| {
+                if let Some(failure) = cause.downcast_ref::<Failure>() {
+                    return Some((failure.exit, failure.code));
+                }
+                if let Some(found) = cause.downcast_ref::<manifest::Problems>() {
+                    problems = found.list().to_vec();
+                    return Some(told(Code::InvalidManifest));
+                }
+                if let Some(error) = cause.downcast_ref::<AdminError>() {
+                    if let AdminError::Refused(refusal) = error {
+                        problems.clone_from(&refusal.problems);
+                    }
+                    return Some(told(error.code()));
+                }
+                crate::serve::code_of(cause).map(told)
+            })
+            .unwrap_or((Exit::Ours, Code::Internal));
+        // The problems are told one by one.
+        let message = match problems.len() {
+            0 => message,
+            1 => "1 problem, nothing was changed".to_owned(),
+            count => format!("{count} problems, nothing was changed"),
+        };
+        Self { exit, code, message, problems }
+    }
+}

@@ -1,0 +1,159 @@
+//! Which trust domain a command speaks to.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use countersign_api::admin::AdminClient;
+use serde::Deserialize;
+
+use crate::exit::Failure;
+
+/// Where the trust domain is that a command is for.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Which trust domain")]
+pub(crate) struct Find {
+    /// The data directory of an `up` or of a server [default: the last `up` of this user]
+    #[arg(long, value_name = "DIR", conflicts_with = "admin")]
+    pub(crate) data: Option<PathBuf>,
+
+    /// The admin socket, `unix:///…`; also COUNTERSIGN_ADMIN
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) admin: Option<String>,
+}
+
+/// What `up` writes about itself. Further fields belong to `up`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Whereabouts {
+    pub(crate) data: PathBuf,
+    pub(crate) admin: String,
+    pub(crate) agent: String,
+}
+
+/// The largest such file that is read.
+const WHEREABOUTS_BYTES_MAX: u64 = 1024 * 1024;
+
+impl Find {
+    /// A client of its server.
+    pub(crate) fn client(&self) -> Result<AdminClient> {
+        Ok(AdminClient::new(self.admin_socket()?))
+    }
+
+    fn admin_socket(&self) -> Result<PathBuf> {
+        if let Some(admin) = &self.admin {
+            return Ok(socket_path(admin)?);
+        }
+        if let Some(data) = &self.data {
+            return match whereabouts(&data.join("up.json"))? {
+                Some(found) => Ok(socket_path(&found.admin)?),
+                None => Ok(countersign_server::admin_path(data)),
+            };
+        }
+        if let Some(admin) = variable("COUNTERSIGN_ADMIN")? {
+            return Ok(socket_path(&admin)?);
+        }
+        match last()? {
+            Some(found) => Ok(socket_path(&found.admin)?),
+            None => Err(nothing_known("--admin unix:///…").into()),
+        }
+    }
+
+    /// The Workload API's socket of the agent beside it.
+    pub(crate) fn agent_socket(&self) -> Result<PathBuf> {
+        let found = match &self.data {
+            Some(data) => whereabouts(&data.join("up.json"))?,
+            None => last()?,
+        };
+        match found {
+            Some(found) => Ok(socket_path(&found.agent)?),
+            None => Err(nothing_known("--socket unix:///…").into()),
+        }
+    }
+
+    /// What `up` wrote, whether it runs or not.
+    pub(crate) fn up_json(&self) -> Result<PathBuf> {
+        match &self.data {
+            Some(data) => Ok(data.join("up.json")),
+            None => crate::up::last_up().ok_or_else(|| nothing_known("--data DIR").into()),
+        }
+    }
+
+    /// The data directory, if it is known.
+    pub(crate) fn data_directory(&self) -> Result<Option<PathBuf>> {
+        match &self.data {
+            Some(data) => Ok(Some(data.clone())),
+            None => Ok(last()?.map(|found| found.data)),
+        }
+    }
+}
+
+fn nothing_known(flag: &str) -> Failure {
+    Failure::unreachable(format!(
+        "no trust domain is known: this user has not run `countersign up`; name one with `--data DIR` or `{flag}`"
+    ))
+}
+
+fn last() -> Result<Option<Whereabouts>> {
+    match crate::up::last_up() {
+        Some(path) => whereabouts(&path),
+        None => Ok(None),
+    }
+}
+
+fn whereabouts(path: &Path) -> Result<Option<Whereabouts>> {
+    let bytes = match std::fs::metadata(path) {
+        Ok(metadata) if WHEREABOUTS_BYTES_MAX < metadata.len() => None,
+        Ok(_) => std::fs::read(path).ok(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(_) => None,
+    };
+    let found = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    found.map(Some).ok_or_else(|| {
+        let path = path.display();
+        Failure::not_understood(format!(
+            "`{path}` cannot be read or was not written by `countersign up`: remove it, or name the trust domain with `--admin unix:///…`"
+        ))
+        .into()
+    })
+}
+
+/// The value of an environment variable; an empty one counts as absent.
+pub(crate) fn variable(name: &str) -> Result<Option<String>, Failure> {
+    match std::env::var(name) {
+        Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => {
+            Err(Failure::not_understood(format!("{name} is not UTF-8")))
+        }
+    }
+}
+
+/// The path of a Unix socket's address: `unix:///path`, `unix:/path`, or the path alone.
+pub(crate) fn socket_path(address: &str) -> Result<PathBuf, Failure> {
+    let path = address
+        .strip_prefix("unix://")
+        .or_else(|| address.strip_prefix("unix:"))
+        .unwrap_or(address);
+    if path.starts_with('/') && !path.contains(['\0', '?', '#']) {
+        return Ok(PathBuf::from(path));
+    }
+    let shown = crate::output::printable(address);
+    Err(Failure::not_understood(format!(
+        "`{shown}` is not the address of a Unix socket: expected `unix:///` and an absolute path"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_of_unix_sockets_are_taken() {
+        for text in ["unix:///run/a.sock", "unix:/run/a.sock", "/run/a.sock"] {
+            assert_eq!(socket_path(text).unwrap(), Path::new("/run/a.sock"));
+        }
+        for text in ["", "unix://", "unix://host/a", "tcp://127.0.0.1:1", "a.sock", "unix:///a?b"] {
+            let error = socket_path(text).unwrap_err();
+            assert_eq!(error.exit, crate::exit::Exit::NotUnderstood, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The Cedar text of policies: taken from the file that a manifest names, and compiled.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use countersign_api::resource::{
+    CEDAR_BYTES_MAX, Entry, Kind, Node, Position, Problem, Resource, Spec, Tree,
+};
+use countersign_identity::Name;
+use countersign_policy::{Declared, Policies, PolicySource};
+
+use super::files::{self, Source};
+use super::{CedarText, Lines, cedar_of, field};
+
+/// Puts the file that `spec.cedarFile` names in the place of `spec.cedar`. Tells where the text stands.
+pub(super) fn inline(source: &Source, tree: &mut Tree) -> Result<Option<CedarText>, Problem> {
+    let policy = tree.field("kind").and_then(Tree::text) == Some(Kind::Policy.as_str());
+    let Some(Node::Map(entries)) = field(tree, &["spec"]).map(|spec| &mut spec.node) else {
+        return Ok(None);
+    };
+    if !policy {
+        return Ok(None);
+    }
+    let Some(index) = entries.iter().position(|entry| entry.key == "cedarFile") else {
+        let at = entries.iter().find(|entry| entry.key == "cedar").and_then(|entry| entry.value.at);
+        let start = at.map(|at| (at, lines(&source.text, at)));
+        return Ok(Some(CedarText { file: None, start }));
+    };
+    let both = entries.iter().any(|entry| entry.key == "cedar");
+    let entry = entries.remove(index);
+    // What follows is one problem, not a second one about a missing field.
+    let placeholder = |node| Entry {
+        key: "cedar".to_owned(),
+        at: entry.at,
+        value: Tree { at: entry.value.at, node },
+    };
+    let name = resource_name(tree);
+    let problem = |message: String| {
+        Problem::about(name.clone(), "spec.cedarFile", message)
+            .at(entry.value.at.or(entry.at))
+            .in_file(&*source.name)
+    };
+    let result = if both {
+        Err("stands beside `cedar`: keep one of the two".to_owned())
+    } else {
+        read(source, &entry.value)
+    };
+    let (node, told) = match result {
+        Ok((file, text)) => {
+            (Node::Text(text), Ok(Some(CedarText { file: Some(file.into()), start: None })))
+        }
+        Err(message) => (Node::Text("unread".to_owned()), Err(problem(message))),
+    };
+    if !both && let Some(Node::Map(entries)) = field(tree, &["spec"]).map(|spec| &mut spec.node) {
+        entries.push(placeholder(node));
+    }
+    told
+}
+
+fn resource_name(tree: &Tree) -> String {
+    let name = tree.field("metadata").and_then(|metadata| metadata.field("name"));
+    match name.and_then(Tree::text) {
+        Some(name) => format!("{}/{}", Kind::Policy, crate::output::printable(name)),
+        None => Kind::Policy.to_string(),
+    }
+}
+
+/// The file's name and text. It must lie in the manifest's folder, also after symbolic links.
+fn read(source: &Source, value: &Tree) -> Result<(String, String), String> {
+    let Some(text) = value.text() else {
+        return Err(format!("expected a file's name, found {}", value.node.describe()));
+    };
+    let Some(folder) = &source.folder else {
+        return Err(
+            "has no folder to look in, as the manifest is read from standard input: write `cedar`"
+                .to_owned(),
+        );
+    };
+    let shown = crate::output::printable(text);
+    let outside =
+        || format!("`{shown}` leaves the manifest's folder: put the file beside the manifest");
+    let path = Path::new(text);
+    let plain = path.components().all(|part| matches!(part, std::path::Component::Normal(_)));
+    if text.is_empty() || !plain {
+        return Err(outside());
+    }
+    let cannot =
+        |error: std::io::Error| format!("`{shown}` cannot be read: {}", files::plain(&error));
+    let folder = folder.canonicalize().map_err(cannot)?;
+    let file = folder.join(path).canonicalize().map_err(cannot)?;
+    if !file.starts_with(&folder) {
+        return Err(outside());
+    }
+    let text =
+        files::read_file(&file, CEDAR_BYTES_MAX).map_err(|why| format!("`{shown}` {why}"))?;
+    let beside = Path::new(&*source.name).parent().map(|parent| parent.join(path));
+    Ok((beside.unwrap_or_else(|| path.to_owned()).display().to_string(), text))
+}
+
+/// Whether the text that begins at this place is a block, as the end of the line before it says.
+fn lines(text: &str, at: Position) -> Lines {
+    let before = at.line.checked_sub(2).and_then(|index| usize::try_from(index).ok());
+    let line = before.and_then(|index| text.lines().nth(index)).unwrap_or_default();
+    let line = line.split(" #").next().unwrap_or_default().trim_end();
+    let header = line.trim_end_matches(['+', '-']);
+    let column = usize::try_from(at.column.saturating_sub(1)).unwrap_or(usize::MAX);
+    let first = text.lines().nth(usize::try_from(at.line.saturating_sub(1)).unwrap_or(usize::MAX));
+    let indented = first.is_some_and(|first| first.chars().take(column).all(|c| c == ' '));
+    if header.ends_with('|') && indented { Lines::Same } else { Lines::Unknown }
+}
+
+/// Compiles the policies of a set; each problem with its place in the policy's text. Names are checked only when
+/// every manifest is known.
+pub(super) fn compile(set: &[Resource], names_known: bool) -> Vec<(Problem, Position)> {
+    let sources: Vec<PolicySource> = set
+        .iter()
+        .filter_map(|resource| {
+            let text = cedar_of(resource)?.to_owned();
+            Some(PolicySource { name: resource.name.clone(), text })
+        })
+        .collect();
+    let declared =
+        Declared { workloads: names(set, Kind::Workload), services: names(set, Kind::Service) };
+    let Err(problems) = Policies::compile(&sources, names_known.then_some(&declared)) else {
+        return Vec::new();
+    };
+    problems
+        .into_iter()
+        .map(|problem| {
+            let label = problem.policy.map(|name| format!("{}/{name}", Kind::Policy));
+            let number = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+            let at = Position { line: number(problem.line), column: number(problem.column) };
+            (Problem::about(label.unwrap_or_default(), "spec.cedar", problem.message), at)
+        })
+        .collect()
+}
+
+fn names(set: &[Resource], kind: Kind) -> BTreeSet<Name> {
+    let of_kind = |resource: &&Resource| match &resource.spec {
+        Spec::Workload(_) => kind == Kind::Workload,
+        Spec::Service(_) => kind == Kind::Service,
+        Spec::TrustDomain(_) | Spec::Policy(_) => false,
+    };
+    set.iter().filter(of_kind).map(|resource| resource.name.clone()).collect()
+}

@@ -1,0 +1,95 @@
+//! What the program says, to people and to scripts.
+
+use std::io::{ErrorKind, Write as _};
+
+use anyhow::Result;
+
+use crate::exit::OutputClosed;
+
+/// For whom the program speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Output {
+    /// Sentences and tables.
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Writes to standard output as a whole.
+///
+/// # Errors
+/// [`OutputClosed`] when nobody reads it any more; `main` then ends without a word.
+pub(crate) fn write(bytes: &[u8]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(OutputClosed.into()),
+        Err(error) => Err(anyhow::Error::new(error).context("cannot write to standard output")),
+    }
+}
+
+/// Writes a line to standard output.
+pub(crate) fn line(text: &str) -> Result<()> {
+    write(format!("{text}\n").as_bytes())
+}
+
+/// Writes one JSON object as a line.
+pub(crate) fn json(value: &impl serde::Serialize) -> Result<()> {
+    line(&serde_json::to_string(value)?)
+}
+
+/// Columns for people: as wide as their widest cell, two blanks between them.
+#[derive(Debug)]
+pub(crate) struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(crate) fn new<const N: usize>(head: [&str; N]) -> Self {
+        Self { rows: vec![head.iter().map(|cell| cell.to_uppercase()).collect()] }
+    }
+
+    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.rows.push(cells.iter().map(|cell| printable(cell)).collect());
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.len() <= 1
+    }
+
+    /// The lines, each with a blank margin of `indent`.
+    pub(crate) fn render(&self, indent: usize) -> String {
+        let columns = self.rows.first().map_or(0, Vec::len);
+        let width = |column: usize| {
+            self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let cells: Vec<String> =
+                row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+            text.push_str(format!("{:indent$}{}", "", cells.join("  ")).trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// A text of unknown origin, without what would move a terminal's cursor.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up_and_cells_cannot_move_the_cursor() {
+        let mut table = Table::new(["name", "id"]);
+        table.row(["é".to_owned(), "spiffe://a\u{1b}[2J".to_owned()]);
+        table.row(["orders".to_owned(), String::new()]);
+        assert_eq!(table.render(2), "  NAME    ID\n  é       spiffe://a\u{fffd}[2J\n  orders\n");
+    }
+}

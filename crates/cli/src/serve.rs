@@ -1,0 +1,23 @@
+//! The programs that stay: `init`, `server`, `agent`, `proxy`, and the example services.
+
+mod agent;
+mod proxy;
+mod run;
+mod server;
+
+use std::error::Error;
+
+use countersign_identity::Code;
+
+pub(crate) use self::agent::{AgentProgram, agent};
+pub(crate) use self::proxy::{ProxyProgram, proxy};
+pub(crate) use self::run::example;
+pub(crate) use self::server::{InitProgram, ServerProgram, init, server};
+
+/// The code of an error that the programs know.
+pub(crate) fn code_of(cause: &(dyn Error + 'static)) -> Option<Code> {
+    if cause.is::<crate::up::Taken>() {
+        return Some(Code::AlreadyExists);
+    }
+    server::code_of(cause).or_else(|| agent::code_of(cause)).or_else(|| proxy::code_of(cause))
+}

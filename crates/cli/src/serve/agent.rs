@@ -1,0 +1,125 @@
+//! `countersign agent`.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use countersign_agent::{Config, Ready, StartRefused};
+use countersign_api::admin::TrustFingerprint;
+use countersign_api::resource::HostPort;
+use countersign_identity::{Code, TrustDomain};
+use serde_json::json;
+
+use super::run::{Logging, run};
+use super::server::MaybeAddress;
+use crate::exit::{Exit, Failure};
+use crate::output::Output;
+use crate::settings::{Field, Program, Settings, remember};
+
+/// `countersign agent`.
+#[derive(Clone, Debug)]
+pub(crate) struct AgentProgram;
+
+impl Program for AgentProgram {
+    const NAME: &'static str = "agent";
+    const FIELDS: &'static [Field] = &[
+        Field::one("data", "DIR", "Where it keeps its key and what it knows; made when missing"),
+        Field::many("server", "ADDRESS", "A server, `HOST:PORT` (repeatable: tried in this order)"),
+        Field::one(
+            "trust-domain",
+            "NAME",
+            "The trust domain that it must be [default: the server's]",
+        ),
+        Field::one(
+            "join",
+            "TOKEN",
+            "The join token, once; better in the environment, which other users cannot read",
+        )
+        .secret(),
+        Field::one(
+            "trust",
+            "FINGERPRINT",
+            "The root's fingerprint, `sha256:…`, that comes with the token",
+        ),
+        Field::one("socket", "PATH", "The Workload API's socket [default: DIR/run/agent.sock]"),
+        Field::one(
+            "metrics",
+            "ADDRESS",
+            "Where Prometheus finds metrics, `IP:PORT`; `off` for nowhere",
+        )
+        .or("off"),
+        Field::switch(
+            "launcher-stdin",
+            "Standard input is the socket of a launcher that vouches for processes",
+        )
+        .hidden(),
+    ];
+}
+
+pub(crate) fn agent(settings: &Settings<AgentProgram>, output: Output) -> Result<Exit> {
+    let mut resolved = settings.resolve()?;
+    let data = resolved.required::<PathBuf>("data");
+    let servers = resolved.list::<HostPort>("server");
+    if !resolved.has("server") {
+        resolved.problem("`--server` is missing: name at least one server, `HOST:PORT`".to_owned());
+    }
+    let trust_domain = resolved.optional::<TrustDomain>("trust-domain");
+    let join = resolved.optional("join");
+    let trust = resolved.optional::<TrustFingerprint>("trust");
+    if resolved.has("join") && !resolved.has("trust") {
+        resolved.problem("`--trust` is missing beside `--join`: give the root's fingerprint that came with the token".to_owned());
+    }
+    let socket = resolved.optional::<PathBuf>("socket");
+    let metrics = resolved.required::<MaybeAddress>("metrics");
+    let launched = resolved.switch("launcher-stdin");
+    let logging = Logging::resolve(&mut resolved);
+    resolved.finish()?;
+    let (Some(data), Some(MaybeAddress(metrics)), Some(logging)) = (data, metrics, logging) else {
+        return Ok(Exit::NotUnderstood);
+    };
+    let launcher = match launched {
+        true => Some(
+            countersign_agent::launcher::from_stdin()
+                .map_err(|error| Failure::not_understood(format!("`--launcher-stdin`: {error}")))?,
+        ),
+        false => None,
+    };
+    let config = Config {
+        socket: socket.unwrap_or_else(|| data.join("run").join("agent.sock")),
+        data: data.clone(),
+        servers: servers.iter().map(ToString::to_string).collect(),
+        trust_domain,
+        join,
+        trust: trust.map(|TrustFingerprint(key)| key),
+        launcher,
+        metrics,
+        pinning: countersign_agent::attest::Pinning::Auto,
+    };
+    run(
+        logging,
+        output,
+        |stop, ready| countersign_agent::run(config, stop, ready),
+        |ready, output| {
+            remember(&data, AgentProgram::NAME, &resolved);
+            say(&ready, output)
+        },
+    )
+}
+
+fn say(ready: &Ready, output: Output) -> String {
+    let socket = format!("unix://{}", ready.socket.display());
+    match output {
+        Output::Json => {
+            let metrics = ready.metrics;
+            json!({ "event": "ready", "socket": socket, "metrics": metrics, "degraded": ready.degraded }).to_string()
+        }
+        Output::Human => {
+            let degraded = ready.degraded.iter().map(|why| format!("\n  warning: {why}"));
+            format!("ready: the Workload API is at {socket}{}", degraded.collect::<String>())
+        }
+    }
+}
+
+pub(super) fn code_of(cause: &(dyn Error + 'static)) -> Option<Code> {
+    cause.downcast_ref::<StartRefused>().map(StartRefused::code)
+}

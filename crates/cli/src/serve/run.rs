@@ -1,0 +1,146 @@
+//! How a program lives: it logs, tells when it is ready, and ends when asked to.
+
+use std::future::Future;
+use std::io::IsTerminal as _;
+
+use anyhow::{Context as _, Result};
+use nix::sys::resource::{Resource, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::exit::{Exit, Failure};
+use crate::output::{self, Output};
+use crate::settings::Resolved;
+
+/// How a program logs.
+#[derive(Clone, Copy, Debug)]
+enum LogForm {
+    Human,
+    Json,
+}
+
+impl std::str::FromStr for LogForm {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "human" => Ok(Self::Human),
+            "json" => Ok(Self::Json),
+            other => Err(format!("`{}` is neither `human` nor `json`", output::printable(other))),
+        }
+    }
+}
+
+/// Logging, ready to be begun.
+#[derive(Debug)]
+pub(super) struct Logging {
+    form: LogForm,
+    filter: EnvFilter,
+}
+
+impl Logging {
+    /// Reads the settings that all programs share.
+    pub(super) fn resolve(resolved: &mut Resolved) -> Option<Self> {
+        let form = resolved.required("log");
+        let filter = resolved.required::<EnvFilter>("log-level");
+        Some(Self { form: form?, filter: filter? })
+    }
+
+    fn begin(self) {
+        let colour = std::io::stderr().is_terminal();
+        let builder =
+            tracing_subscriber::fmt().with_env_filter(self.filter).with_writer(std::io::stderr);
+        match self.form {
+            LogForm::Human => builder.with_ansi(colour).with_target(false).init(),
+            LogForm::Json => builder.json().flatten_event(true).init(),
+        }
+    }
+}
+
+/// Runs a program until it ends, or is asked to by SIGINT or SIGTERM.
+pub(super) fn run<R, F>(
+    logging: Logging,
+    output: Output,
+    program: impl FnOnce(CancellationToken, oneshot::Sender<R>) -> F,
+    say: impl FnOnce(R, Output) -> String,
+) -> Result<Exit>
+where
+    F: Future<Output = Result<()>>,
+{
+    // Keys live in this process: they must not end up in a core dump.
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).context("cannot turn core dumps off")?;
+    logging.begin();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(live(output, program, say));
+    // What still blocks after its own deadline is left behind.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn live<R, F>(
+    output: Output,
+    program: impl FnOnce(CancellationToken, oneshot::Sender<R>) -> F,
+    say: impl FnOnce(R, Output) -> String,
+) -> Result<Exit>
+where
+    F: Future<Output = Result<()>>,
+{
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let stop = CancellationToken::new();
+    let (ready, is_ready) = oneshot::channel();
+    let mut program = std::pin::pin!(program(stop.clone(), ready));
+    let mut is_ready = std::pin::pin!(is_ready);
+    let mut say = Some(say);
+    loop {
+        tokio::select! {
+            ended = &mut program => {
+                ended?;
+                if output == Output::Json {
+                    told(output::json(&serde_json::json!({ "event": "stopped" })));
+                }
+                return Ok(Exit::Done);
+            }
+            Ok(ready) = &mut is_ready, if say.is_some() => {
+                if let Some(say) = say.take() {
+                    told(output::line(&say(ready, output)));
+                }
+            }
+            _ = interrupt.recv() => stop.cancel(),
+            _ = terminate.recv() => stop.cancel(),
+        }
+    }
+}
+
+/// A program goes on when nobody listens to what it says.
+fn told(result: Result<()>) {
+    if let Err(error) = result {
+        tracing::debug!("nobody hears it: {error:#}");
+    }
+}
+
+/// Runs one of the example services, as its environment says.
+pub(crate) fn example(role: &str) -> Result<Exit> {
+    let role = role
+        .parse::<countersign_shop::Role>()
+        .map_err(|error| Failure::not_understood(error.to_string()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let stop = CancellationToken::new();
+        let ending = stop.clone();
+        let waiting = tokio::spawn(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            ending.cancel();
+        });
+        let ended = countersign_shop::run(role, |name| std::env::var(name).ok(), stop).await;
+        waiting.abort();
+        ended.map(|()| Exit::Done)
+    })
+}

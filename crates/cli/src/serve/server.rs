@@ -1,0 +1,175 @@
+//! `countersign init` and `countersign server`.
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use countersign_api::admin::TrustFingerprint;
+use countersign_identity::{Code, DurationText, Lifetime, TrustDomain};
+use countersign_server::{Config, InitConfig, Ready, StartError};
+use serde_json::json;
+
+use super::run::{Logging, run};
+use crate::exit::Exit;
+use crate::output::{self, Output};
+use crate::settings::{Field, Program, Settings, remember};
+
+/// `countersign init`.
+#[derive(Clone, Debug)]
+pub(crate) struct InitProgram;
+
+impl Program for InitProgram {
+    const NAME: &'static str = "init";
+    const FIELDS: &'static [Field] = &[
+        Field::one("data", "DIR", "The data directory to make: missing, or empty"),
+        Field::one(
+            "trust-domain",
+            "NAME",
+            "The name under which identities are issued, `shop.example`; for good",
+        ),
+        Field::one("root-lifetime", "SPAN", "How long the root lives").or("365d"),
+        Field::one("issuer-lifetime", "SPAN", "How long the first issuer lives").or("7d"),
+    ];
+}
+
+/// `countersign server`.
+#[derive(Clone, Debug)]
+pub(crate) struct ServerProgram;
+
+impl Program for ServerProgram {
+    const NAME: &'static str = "server";
+    const FIELDS: &'static [Field] = &[
+        Field::one("data", "DIR", "The data directory that `countersign init` made"),
+        Field::one("listen", "ADDRESS", "Where agents connect, `IP:PORT`; port 0 takes a free one")
+            .or(countersign_server::LISTEN),
+        Field::one(
+            "admin-socket",
+            "PATH",
+            "The operators' socket; open to root and the owner of the data directory [default: DIR/run/admin.sock]",
+        ),
+        Field::one(
+            "metrics",
+            "ADDRESS",
+            "Where Prometheus finds metrics, `IP:PORT`; `off` for nowhere",
+        )
+        .or("127.0.0.1:9464"),
+        Field::one(
+            "advertise",
+            "ADDRESS",
+            "The address that agents are told to dial [default: where it listens]",
+        ),
+        Field::one("issuer-lifetime", "SPAN", "How long an issuer lives that this server makes")
+            .or("7d"),
+        Field::one("drain", "SPAN", "How long requests in flight may take when the server stops")
+            .or("10s"),
+    ];
+}
+
+/// An address, or nowhere.
+pub(super) struct MaybeAddress(pub(super) Option<SocketAddr>);
+
+impl std::str::FromStr for MaybeAddress {
+    type Err = countersign_api::resource::BadAddress;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        text.parse().map(|countersign_api::resource::ListenAddress(address)| Self(Some(address)))
+    }
+}
+
+/// An address to listen on.
+fn listen(resolved: &mut crate::settings::Resolved) -> Option<SocketAddr> {
+    let address = resolved.required::<countersign_api::resource::ListenAddress>("listen");
+    address.map(|countersign_api::resource::ListenAddress(address)| address)
+}
+
+pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<Exit> {
+    let mut resolved = settings.resolve()?;
+    let data = resolved.required::<PathBuf>("data");
+    let trust_domain = resolved.required::<TrustDomain>("trust-domain");
+    let root_lifetime = resolved.required::<Lifetime>("root-lifetime");
+    let issuer_lifetime = resolved.required::<Lifetime>("issuer-lifetime");
+    let logging = Logging::resolve(&mut resolved);
+    resolved.finish()?;
+    let (Some(data), Some(trust_domain), Some(root_lifetime), Some(issuer_lifetime), Some(_)) =
+        (data, trust_domain, root_lifetime, issuer_lifetime, logging)
+    else {
+        return Ok(Exit::NotUnderstood);
+    };
+    let config = InitConfig { data: data.clone(), trust_domain, root_lifetime, issuer_lifetime };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let report = runtime.block_on(countersign_server::init(config))?;
+    let trust = TrustFingerprint(report.trust);
+    match output {
+        Output::Json => output::json(&json!({
+            "event": "initialized", "trustDomain": report.trust_domain, "trust": trust, "data": data,
+        }))?,
+        Output::Human => output::line(&format!(
+            "trust domain {} is made in {}\n  root {trust}\nnext: countersign server --data {}",
+            report.trust_domain,
+            data.display(),
+            data.display()
+        ))?,
+    }
+    Ok(Exit::Done)
+}
+
+pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Result<Exit> {
+    let mut resolved = settings.resolve()?;
+    let data = resolved.required::<PathBuf>("data");
+    let listen = listen(&mut resolved);
+    let admin = resolved.optional::<PathBuf>("admin-socket");
+    let metrics = resolved.required::<MaybeAddress>("metrics");
+    let advertise = resolved.optional::<countersign_api::resource::HostPort>("advertise");
+    let issuer_lifetime = resolved.required::<Lifetime>("issuer-lifetime");
+    let drain = resolved.required::<DurationText>("drain");
+    let logging = Logging::resolve(&mut resolved);
+    resolved.finish()?;
+    let (Some(data), Some(listen), Some(MaybeAddress(metrics)), Some(issuer_lifetime)) =
+        (data, listen, metrics, issuer_lifetime)
+    else {
+        return Ok(Exit::NotUnderstood);
+    };
+    let (Some(DurationText(drain)), Some(logging)) = (drain, logging) else {
+        return Ok(Exit::NotUnderstood);
+    };
+    let advertise = advertise.map(|address| address.to_string());
+    let config =
+        Config { data: data.clone(), listen, admin, metrics, advertise, issuer_lifetime, drain };
+    run(
+        logging,
+        output,
+        |stop, ready| countersign_server::run(config, stop, ready),
+        |ready, output| {
+            remember(&data, ServerProgram::NAME, &resolved);
+            say(&ready, output)
+        },
+    )
+}
+
+fn say(ready: &Ready, output: Output) -> String {
+    let admin = format!("unix://{}", ready.admin.display());
+    match (output, ready.listen) {
+        (Output::Json, listen) => {
+            json!({ "event": "ready", "listen": listen, "admin": admin, "metrics": ready.metrics })
+                .to_string()
+        }
+        (Output::Human, Some(listen)) => {
+            let metrics = ready
+                .metrics
+                .map(|at| format!(", metrics at http://{at}/metrics"))
+                .unwrap_or_default();
+            format!("ready: agents at {listen}, operators at {admin}{metrics}")
+        }
+        (Output::Human, None) => {
+            format!("SEALED: the keys cannot be opened; operators at {admin} learn why")
+        }
+    }
+}
+
+pub(super) fn code_of(cause: &(dyn Error + 'static)) -> Option<Code> {
+    cause.downcast_ref::<StartError>().map(StartError::code)
+}
