@@ -11,19 +11,18 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use countersign::{
-    Admitted, Authorization, Expected, Inbound, Name, Outbound, Reporter, Source, SpiffeId, Trust,
-    WorkloadApiOptions, accept, dial,
+    Admitted, Authorization, Connection, Door, Expected, Inbound, Name, Outbound, Source, SpiffeId,
+    WorkloadApiOptions, dial,
 };
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 const USAGE: &str = "usage: hyper serve ADDR [--allow ID]… [--service NAME] | hyper call ADDR --peer ID [--service NAME]";
@@ -51,44 +50,30 @@ async fn main() -> anyhow::Result<()> {
 
 /// Serves until interrupted.
 async fn serve(source: &Source, address: SocketAddr, service: Name) -> anyhow::Result<()> {
-    let listener =
-        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
     println!("listening on {}", listener.local_addr()?);
     let mut inbound = Inbound::service(service);
     inbound.alpn = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let inbound = Arc::new(inbound);
+    let mut door = Door::new(source, listener, inbound);
     let mut connections = JoinSet::new();
     loop {
-        while let Some(ended) = connections.try_join_next() {
-            ended?;
-        }
         tokio::select! {
             done = tokio::signal::ctrl_c() => return Ok(done?),
-            Some(ended) = connections.join_next(), if CONNECTIONS_MAX <= connections.len() => ended?,
-            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => {
-                let (tcp, _) = accepted?;
-                let (trust, inbound) = (source.trust(), Arc::clone(&inbound));
-                connections.spawn(serve_one(trust, tcp, inbound, source.reporter()));
+            Some(ended) = connections.join_next() => ended?,
+            connection = door.accept(), if connections.len() < CONNECTIONS_MAX => {
+                connections.spawn(serve_one(connection));
             }
         }
     }
 }
 
 /// One connection. It ends when the peer does, or loses the right to it.
-async fn serve_one(trust: Arc<Trust>, tcp: TcpStream, inbound: Arc<Inbound>, reporter: Reporter) {
-    let established = match accept(&trust, tcp, &inbound).await {
-        Ok(established) => established,
-        Err(failure) => {
-            eprintln!("refused: {failure}");
-            return reporter.report(*failure.fact);
-        }
-    };
-    reporter.report(established.fact);
-    let admitted = established.stream.admitted().clone();
+async fn serve_one(connection: Connection) {
+    let admitted = connection.admitted().clone();
     let greet = service_fn(move |request| greet(request, admitted.clone()));
-    let io = TokioIo::new(established.stream);
     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-    if let Err(error) = builder.serve_connection(io, greet).await {
+    if let Err(error) = builder.serve_connection(TokioIo::new(connection), greet).await {
         eprintln!("connection ended: {error}");
     }
 }

@@ -15,9 +15,9 @@ use tonic::{Code, Streaming};
 
 use crate::endpoint::explain;
 use crate::fact::{Counted, Facts};
-use crate::keeper::{Acknowledgement, Keeper};
+use crate::keeper::{Acknowledgement, Keeper, Taken};
 use crate::slice::{SLICE_BYTES_MAX, decode};
-use crate::workload_api::{RETRY, workload_request};
+use crate::workload_api::{LASTING, OPEN_TIMEOUT, RETRY, workload_request};
 use crate::{Endpoint, Enforcement, Point};
 
 /// Messages under way to the agent.
@@ -60,8 +60,12 @@ impl Subscription {
         let mut lost = Backoff::new(RETRY);
         let mut not_offered = Backoff::new(NOT_OFFERED_RETRY);
         loop {
-            let ended = self.follow(&mut lost, &stop).await;
+            let begun = self.clock.now();
+            let ended = self.follow(&stop).await;
             let now = self.clock.now();
+            if LASTING <= now.since(begun) {
+                lost.reset();
+            }
             let again = match ended {
                 Ended::Stopped => return,
                 Ended::NotOffered => {
@@ -82,7 +86,7 @@ impl Subscription {
         }
     }
 
-    async fn follow(&mut self, backoff: &mut Backoff, stop: &CancellationToken) -> Ended {
+    async fn follow(&mut self, stop: &CancellationToken) -> Ended {
         let (requests, stream) = tokio::select! {
             () = stop.cancelled() => return Ended::Stopped,
             opened = self.open() => match opened {
@@ -90,7 +94,7 @@ impl Subscription {
                 Err(ended) => return ended,
             },
         };
-        Conversation::new(self, requests, stream).run(backoff, stop).await
+        Conversation::new(self, requests, stream).run(stop).await
     }
 
     async fn open(
@@ -111,7 +115,14 @@ impl Subscription {
         let first = v1::EnforcementRequest { step: Some(Out::Register(register)) };
         requests.try_send(first).expect("a new queue has room");
         let request = workload_request(ReceiverStream::new(outgoing));
-        match client.subscribe(request).await {
+        let late = self.clock.now() + OPEN_TIMEOUT;
+        let opened = tokio::select! {
+            opened = client.subscribe(request) => opened,
+            () = self.clock.sleep_until(late) => {
+                return Err(Ended::Lost("the agent does not answer".to_owned()));
+            }
+        };
+        match opened {
             Ok(response) => Ok((requests, response.into_inner())),
             Err(status) => Err(ended_by(&status)),
         }
@@ -175,7 +186,7 @@ impl<'a> Conversation<'a> {
         Self { subscription, requests, stream, outbox: Outbox::default(), status_due }
     }
 
-    async fn run(mut self, backoff: &mut Backoff, stop: &CancellationToken) -> Ended {
+    async fn run(mut self, stop: &CancellationToken) -> Ended {
         loop {
             match self.next_event(stop).await {
                 Event::Stop => {
@@ -186,7 +197,6 @@ impl<'a> Conversation<'a> {
                     if let Err(ended) = self.receive(message).await {
                         return ended;
                     }
-                    backoff.reset();
                 }
                 Event::Received(Ok(None)) => {
                     return Ended::Lost("the agent ended the stream".to_owned());
@@ -228,7 +238,13 @@ impl<'a> Conversation<'a> {
                 // Compiling policies takes long for a worker thread that others wait for.
                 let decoded = tokio::task::spawn_blocking(|| decode(slice)).await;
                 match decoded {
-                    Ok(Ok(decoded)) => keeper.slice(decoded),
+                    Ok(Ok(decoded)) => match keeper.slice(decoded) {
+                        Taken::Enforced(acknowledgement) => Some(acknowledgement),
+                        Taken::Older => {
+                            let why = "the agent is behind what is enforced here";
+                            return Err(Ended::Lost(why.to_owned()));
+                        }
+                    },
                     Ok(Err(bad)) => {
                         keeper.bad_slice(bad.to_string());
                         None

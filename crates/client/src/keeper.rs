@@ -33,13 +33,23 @@ struct Held {
     sliced: bool,
     /// What was acknowledged, or would be.
     reached: Revision,
-    /// A slice could not be read, so nothing newer than the one in force may be acknowledged.
+    /// A slice was not taken, so the agent's marks, which speak of that one, must not be acknowledged.
     behind: bool,
     /// Verified against the bundle that came with it, but not by the slice in force. A root that is new to both
     /// arrives on two streams.
     waiting: Option<Identity>,
     /// How many live connections changes have ended.
     cut: u64,
+}
+
+/// What came of a slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// It is enforced.
+    Enforced(Acknowledgement),
+    /// It is older than what is enforced, which stays. The agent has to be asked again: what it says next would
+    /// build on a slice that is not in force.
+    Older,
 }
 
 /// That a revision is enforced.
@@ -133,16 +143,17 @@ impl Keeper {
         });
     }
 
-    /// A slice that could be read. None when it is older than what is enforced, which then stays.
-    pub(crate) fn slice(&self, decoded: Decoded) -> Option<Acknowledgement> {
+    /// A slice that could be read.
+    pub(crate) fn slice(&self, decoded: Decoded) -> Taken {
         let mut held = self.held();
         let revision = decoded.slice.revision;
         if held.sliced && revision < held.reached {
             let reached = held.reached;
             let why = format!("revision {revision} is older than {reached}, which is enforced");
             tracing::warn!(%why, "slice refused");
+            held.behind = true;
             self.trouble(Topic::Slice, Some(why));
-            return None;
+            return Taken::Older;
         }
         let applied = self.trust.apply(decoded.slice);
         held.sliced = true;
@@ -150,7 +161,7 @@ impl Keeper {
         self.services.send_replace(Some(Arc::new(decoded.services)));
         self.try_identity(&mut held);
         self.trouble(Topic::Slice, None);
-        Some(self.reached(&mut held, revision, applied.cut))
+        Taken::Enforced(self.reached(&mut held, revision, applied.cut))
     }
 
     /// A slice that could not be read.

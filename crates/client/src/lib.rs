@@ -33,8 +33,8 @@
 //! [`accept`] and [`dial`] admit connections: they end when a changed policy or bundle denies them, and when the
 //! certificate of the peer expires. [`Source::server_config`] and [`Source::client_config`] give plain rustls
 //! configurations for frameworks that insist on making the connection themselves; these decide in the
-//! handshake, and forget the connection after it. `examples/hyper.rs` shows a server and a client with hyper;
-//! tonic and axum take the same streams (`serve_with_incoming`, `axum::serve::Listener`).
+//! handshake, and forget the connection after it. A [`Door`] accepts for hyper, tonic and axum;
+//! `examples/hyper.rs` is a whole server and client.
 //!
 //! Where policies come from is said by [`Authorization`]. By default the agent tells, over its Enforcement
 //! service. An agent that does not offer it (SPIRE's) leaves nothing allowed, and [`Source::status`] says so.
@@ -42,6 +42,7 @@
 //! The crate refuses to know what is spoken inside of the connections, and how SVIDs are issued.
 
 mod authorization;
+mod door;
 mod endpoint;
 mod enforcement;
 mod fact;
@@ -56,6 +57,7 @@ mod svid;
 mod workload_api;
 
 pub use authorization::{Authorization, PolicyFileFault};
+pub use door::{Connection, Door};
 pub use endpoint::{BadEndpoint, ENDPOINT_VARIABLE, Endpoint};
 pub use fact::Reporter;
 pub use files::FilesFault;
@@ -63,6 +65,8 @@ pub use options::{Choice, FileOptions, Point, PointKind, WorkloadApiOptions};
 pub use services::Services;
 pub use source::{NotReady, Source, SourceFault};
 pub use status::{Enforcement, IdentityStatus, Link, Status, Topic};
+
+pub use rustls;
 
 pub use countersign_identity::{Code, Name, SpiffeId, Timestamp, TrustDomain};
 pub use countersign_tls::{

@@ -78,11 +78,11 @@ impl Source {
             clock: Arc::clone(&clock),
             entropy: Arc::clone(&entropy),
         };
-        source.tasks.spawn(link.run(source.stop.clone()));
+        source.spawn(|stop| link.run(stop));
         // With rules of its own the process must not acknowledge the agent's, which it does not enforce.
         if from_agent {
             let subscription = Subscription { endpoint, point, keeper, facts, clock, entropy };
-            source.tasks.spawn(subscription.run(source.stop.clone()));
+            source.spawn(|stop| subscription.run(stop));
         }
         Ok(source)
     }
@@ -103,7 +103,7 @@ impl Source {
         let (mut source, _no_agent) =
             Self::begin(authorization, Enforcement::Local, &clock).await?;
         let watch = FileWatch::begin(options, Arc::clone(&source.keeper), loaded?);
-        source.tasks.spawn(watch.run(source.stop.clone()));
+        source.spawn(|stop| watch.run(stop));
         Ok(source)
     }
 
@@ -126,15 +126,29 @@ impl Source {
         let keeper =
             Arc::new(Keeper::new(Arc::clone(&trust), policies?, Status::begin(enforcement)));
         let (reporter, facts) = Reporter::new();
-        let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(trust.run(stop.clone()));
+        let (status, stop) = (keeper.status(), CancellationToken::new());
+        let mut source = Self { keeper, reporter, status, stop, tasks: JoinSet::new() };
+        source.spawn(|stop| trust.run(stop));
         if let Some((path, stamp)) = watched {
-            let watch = PolicyWatch::new(path, Arc::clone(&keeper), stamp);
-            tasks.spawn(watch.run(Arc::clone(clock), stop.clone()));
+            let watch = PolicyWatch::new(path, Arc::clone(&source.keeper), stamp);
+            let clock = Arc::clone(clock);
+            source.spawn(|stop| watch.run(clock, stop));
         }
-        let status = keeper.status();
-        Ok((Self { keeper, reporter, status, stop, tasks }, facts))
+        Ok((source, facts))
+    }
+
+    /// None of the tasks ends before it is stopped. Should one fail by a defect, the others end with it: a source that
+    /// renews but does not enforce, or the other way round, would be worse than none.
+    fn spawn<F: Future<Output = ()> + Send + 'static>(
+        &mut self,
+        task: impl FnOnce(CancellationToken) -> F,
+    ) {
+        let guard = self.stop.clone().drop_guard();
+        let task = task(self.stop.clone());
+        self.tasks.spawn(async move {
+            task.await;
+            drop(guard);
+        });
     }
 
     /// What everything is made from: [`accept`](crate::accept) and [`dial`](crate::dial) take it.
@@ -171,7 +185,17 @@ impl Source {
     /// When the source ends before.
     pub async fn ready(&self) -> Result<(), NotReady> {
         let mut status = self.status.clone();
-        status.wait_for(Status::is_ready).await.map(|_| ()).map_err(|_ended| NotReady)
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(NotReady),
+            ready = status.wait_for(Status::is_ready) => ready.map(|_| ()).map_err(|_ended| NotReady),
+        }
+    }
+
+    /// Waits until the source has ended by a defect of its own. A program then has to end as well, since
+    /// nothing is renewed or enforced anew any more.
+    pub async fn ended(&self) {
+        self.stop.cancelled().await;
     }
 
     /// How things are now.

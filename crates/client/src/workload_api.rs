@@ -17,7 +17,12 @@ use crate::{Choice, Endpoint, Link, svid};
 const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 pub(crate) const RETRY: BackoffPolicy =
-    BackoffPolicy { first: Duration::from_millis(200), longest: Duration::from_secs(10) };
+    BackoffPolicy { first: Duration::from_millis(50), longest: Duration::from_secs(5) };
+/// A stream that lasted this long counts as a success: one that ends at once each time must not be
+/// opened again without a pause.
+pub(crate) const LASTING: Duration = Duration::from_secs(2);
+/// How long an agent may take to accept a stream.
+pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Follows the stream, and comes again when it ends.
 pub(crate) struct WorkloadApi {
@@ -32,10 +37,14 @@ impl WorkloadApi {
     pub(crate) async fn run(self, stop: CancellationToken) {
         let mut backoff = Backoff::new(RETRY);
         loop {
+            let begun = self.clock.now();
             let why = tokio::select! {
                 () = stop.cancelled() => return,
-                why = self.follow(&mut backoff) => why,
+                why = self.follow() => why,
             };
+            if LASTING <= self.clock.now().since(begun) {
+                backoff.reset();
+            }
             tracing::warn!(%why, endpoint = %self.endpoint, "the Workload API is away");
             let now = self.clock.now();
             self.keeper.link(Link::Lost { since: now, why });
@@ -48,21 +57,25 @@ impl WorkloadApi {
     }
 
     /// Says why the stream ended.
-    async fn follow(&self, backoff: &mut Backoff) -> String {
+    async fn follow(&self) -> String {
         let channel = match self.endpoint.channel().await {
             Ok(channel) => channel,
             Err(error) => return format!("`{}`: {}", self.endpoint, explain(&error)),
         };
         let mut client =
             SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let mut stream = match client.fetch_x509svid(workload_request(X509svidRequest {})).await {
+        let late = self.clock.now() + OPEN_TIMEOUT;
+        let opened = tokio::select! {
+            opened = client.fetch_x509svid(workload_request(X509svidRequest {})) => opened,
+            () = self.clock.sleep_until(late) => return "the agent does not answer".to_owned(),
+        };
+        let mut stream = match opened {
             Ok(response) => response.into_inner(),
             Err(status) => return self.refused(&status),
         };
         loop {
             match stream.message().await {
                 Ok(Some(message)) => {
-                    backoff.reset();
                     self.keeper.link(Link::Connected);
                     self.keeper.update(svid::read(message, &self.choice, self.clock.now()));
                 }

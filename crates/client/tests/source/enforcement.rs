@@ -145,7 +145,7 @@ async fn a_slice_that_cannot_be_read_is_not_acknowledged_and_the_old_one_stays()
         (
             "a service of a later form",
             Box::new(|slice| {
-                slice.services[0].value = br#"{"workload":"orders","only":"tuesdays"}"#[..].into()
+                slice.services[0].value = br#"{"workload":"orders","only":"tuesdays"}"#[..].into();
             }),
         ),
         ("a service twice", Box::new(|slice| slice.services.push(slice.services[0].clone()))),
@@ -225,6 +225,32 @@ async fn an_older_slice_does_not_bring_back_what_was_taken_away() {
     world.agent.enforce(restored);
     assert_eq!(world.agent.acknowledged().await, (1, 0));
     assert_eq!(orders.status().revision.unwrap().incarnation, 2);
+}
+
+/// An agent that was restarted from an older state builds its marks on what it sent, not on what is enforced here.
+#[tokio::test]
+async fn a_mark_after_an_older_slice_is_not_acknowledged_for_what_it_does_not_describe() {
+    let mut world = World::new(Offer::Enforcement);
+    let (web, _agent, _folder) = web(&world).await;
+    let mut strict = world.slice(5, "orders");
+    strict.policies.clear();
+    world.agent.give(world.wire(&world.svid("/orders")));
+    world.agent.enforce(strict.clone());
+    let orders = source(&world.agent).await;
+    assert_eq!(world.agent.acknowledged().await, (5, 0));
+    // Revision 7 permits. The agent then comes back from 5, and learns of 10, which denies again.
+    world.agent.enforce(world.slice(7, "orders"));
+    assert_eq!(world.agent.acknowledged().await, (7, 0));
+    let (client, server) = connect(&web, &orders).await;
+    let _open = (client.unwrap(), server.unwrap());
+    world.agent.enforce(strict.clone());
+    until(&orders, |status| status.troubles.contains_key(&Topic::Slice)).await;
+    world.agent.mark(10);
+    strict.revision = Some(v1::Revision { incarnation: 1, number: 10 });
+    // Asked again, the agent says what the mark meant.
+    while !matches!(world.agent.next().await, Heard::Said(Said::Register(_))) {}
+    world.agent.enforce(strict);
+    assert_eq!(world.agent.acknowledged().await, (10, 1));
 }
 
 #[tokio::test]

@@ -119,7 +119,7 @@ async fn a_bad_svid_leaves_the_one_before_in_place() {
     case("another name", &|svid| svid.spiffe_id = "spiffe://shop.example/orders".to_owned());
     case("a name that is none", &|svid| svid.spiffe_id = "https://shop.example/web".to_owned());
     case("the bundle of strangers", &|svid| {
-        svid.bundle = foreign.bundle().authorities_der_concat()
+        svid.bundle = foreign.bundle().authorities_der_concat();
     });
     case("no bundle", &|svid| svid.bundle.clear());
     case("a chain cut off", &|svid| svid.x509_svid.truncate(svid.x509_svid.len() - 1));

@@ -1,0 +1,234 @@
+//! A door that yields admitted connections.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use countersign_tls::{Admitted, Established, Inbound, Stream, Trust, accept};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tonic::transport::server::Connected;
+
+use crate::{Reporter, Source};
+
+/// Handshakes under way at one door. More callers wait in the kernel's queue.
+const HANDSHAKES_MAX: usize = 256;
+/// How long to wait when the kernel gives no connection, as when files are used up.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Accepts connections for a service: makes the handshakes, many at a time, reports each, and yields what
+/// was admitted.
+///
+/// With tonic, `Server::builder().add_service(…).serve_with_incoming(door.into_stream())`; the calls find the
+/// caller as [`Admitted`] in their extensions. With axum:
+///
+/// ```no_run
+/// struct MutualTls(countersign::Door);
+///
+/// impl axum::serve::Listener for MutualTls {
+///     type Io = countersign::Connection;
+///     type Addr = std::net::SocketAddr;
+///
+///     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+///         let connection = self.0.accept().await;
+///         let address = connection.peer_address();
+///         (connection, address)
+///     }
+///
+///     fn local_addr(&self) -> std::io::Result<Self::Addr> {
+///         self.0.local_address()
+///     }
+/// }
+///
+/// # async fn example(source: countersign::Source) -> Result<(), Box<dyn std::error::Error>> {
+/// let listener = tokio::net::TcpListener::bind("127.0.0.1:8443").await?;
+/// let mut inbound = countersign::Inbound::service("orders".parse()?);
+/// inbound.alpn = vec![b"http/1.1".to_vec()];
+/// let door = countersign::Door::new(&source, listener, inbound);
+/// axum::serve(MutualTls(door), axum::Router::new()).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Door {
+    listener: TcpListener,
+    trust: Arc<Trust>,
+    inbound: Arc<Inbound>,
+    reporter: Reporter,
+    handshakes: JoinSet<Option<Connection>>,
+}
+
+/// An admitted connection. It ends when the peer loses the right to it.
+#[derive(Debug)]
+pub struct Connection {
+    // Boxed: it is large, and frameworks move it about.
+    stream: Box<Stream>,
+    peer_address: SocketAddr,
+}
+
+/// What can wake the door.
+enum Event {
+    Arrived(io::Result<(TcpStream, SocketAddr)>),
+    Admitted(Connection),
+    Refused,
+}
+
+impl Door {
+    /// Opens the door of a service. Connections are reported through the source, and enforce what it enforces.
+    pub fn new(source: &Source, listener: TcpListener, inbound: Inbound) -> Self {
+        Self {
+            listener,
+            trust: source.trust(),
+            inbound: Arc::new(inbound),
+            reporter: source.reporter(),
+            handshakes: JoinSet::new(),
+        }
+    }
+
+    /// Where it is.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// The next admitted connection. May be dropped while it waits; nothing is lost by it.
+    pub async fn accept(&mut self) -> Connection {
+        loop {
+            match self.next_event().await {
+                Event::Admitted(connection) => return connection,
+                Event::Refused => {}
+                Event::Arrived(Ok((tcp, address))) => {
+                    let (trust, inbound) = (Arc::clone(&self.trust), Arc::clone(&self.inbound));
+                    let reporter = self.reporter.clone();
+                    self.handshakes.spawn(shake(trust, tcp, address, inbound, reporter));
+                }
+                Event::Arrived(Err(error)) => {
+                    tracing::warn!(%error, "could not accept a connection");
+                    let clock = self.trust.clock();
+                    clock.sleep_until(clock.now() + ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn next_event(&mut self) -> Event {
+        let room = self.handshakes.len() < HANDSHAKES_MAX;
+        tokio::select! {
+            Some(done) = self.handshakes.join_next() => match done {
+                Ok(Some(connection)) => Event::Admitted(connection),
+                Ok(None) => Event::Refused,
+                Err(error) => {
+                    tracing::error!(%error, "a handshake failed by a defect");
+                    Event::Refused
+                }
+            },
+            arrived = self.listener.accept(), if room => Event::Arrived(arrived),
+        }
+    }
+
+    /// The same as an endless stream, for tonic's `serve_with_incoming`.
+    pub fn into_stream(
+        self,
+    ) -> impl futures_util::Stream<Item = io::Result<Connection>> + Send + 'static {
+        futures_util::stream::unfold(self, |mut door| async move {
+            let connection = door.accept().await;
+            Some((Ok(connection), door))
+        })
+    }
+}
+
+async fn shake(
+    trust: Arc<Trust>,
+    tcp: TcpStream,
+    peer_address: SocketAddr,
+    inbound: Arc<Inbound>,
+    reporter: Reporter,
+) -> Option<Connection> {
+    match accept(&trust, tcp, &inbound).await {
+        Ok(Established { stream, fact }) => {
+            reporter.report(fact);
+            Some(Connection { stream: Box::new(stream), peer_address })
+        }
+        Err(failure) => {
+            tracing::debug!(%failure, %peer_address, "connection refused");
+            reporter.report(*failure.fact);
+            None
+        }
+    }
+}
+
+impl Connection {
+    /// Who is at the other end, until when, and by which policies.
+    pub fn admitted(&self) -> &Admitted {
+        self.stream.admitted()
+    }
+
+    /// The application protocol that was agreed on.
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.stream.alpn()
+    }
+
+    /// Where the peer is. Says nothing about who it is.
+    pub const fn peer_address(&self) -> SocketAddr {
+        self.peer_address
+    }
+
+    /// The connection without its address.
+    pub fn into_stream(self) -> Stream {
+        *self.stream
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Admitted;
+
+    fn connect_info(&self) -> Admitted {
+        self.admitted().clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
