@@ -1,17 +1,18 @@
 //! What the parts of a serving server share.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use countersign_identity::{Clock, Entropy};
+use countersign_identity::{Clock, Code, Entropy};
 use countersign_store::Store;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::attest::Throttle;
-use crate::issue::Desk;
+use crate::issue::{Cause, Desk, Order, Svid, Wanted};
 use crate::publish::{Roster, Slices};
 use crate::refusal::Refused;
-use crate::state::StateFeed;
+use crate::state::{State, StateFeed};
 use crate::watch::Watch;
 
 /// The control plane at work. Each capability has a folder of its own and takes what it needs from here.
@@ -30,7 +31,66 @@ pub(crate) struct Control {
     pub(crate) tasks: TaskTracker,
 }
 
+/// How often something is decided again because rights were taken away meanwhile.
+const ATTEMPTS_MAX: usize = 3;
+/// How long to wait for the snapshot to show what was taken away.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(2);
+
 impl Control {
+    /// Decides on the current snapshot which certificates to make, and makes them; decides anew on a newer snapshot
+    /// when rights were taken away meanwhile. Says on which snapshot it was done.
+    ///
+    /// # Errors
+    /// When nothing was recorded; `fenced` when rights are taken away again and again.
+    pub(crate) async fn issue(
+        &self,
+        decide: impl Fn(&State) -> Order,
+    ) -> Result<(Vec<Result<Svid, Refused>>, Arc<State>), Refused> {
+        for _attempt in 0..ATTEMPTS_MAX {
+            let state = self.feed.current();
+            let order = decide(&state);
+            match self.desk.issue(&state, order).await {
+                Ok(svids) => return Ok((svids, state)),
+                Err(refused) if refused.code == Code::Fenced => self.catch_up().await?,
+                Err(refused) => return Err(refused),
+            }
+        }
+        Err(Refused::new(
+            Code::Fenced,
+            format!("rights were taken away {ATTEMPTS_MAX} times while the request was under way"),
+        ))
+    }
+
+    /// The same for one certificate.
+    ///
+    /// # Errors
+    /// When it was not made.
+    pub(crate) async fn issue_one(
+        &self,
+        decide: impl Fn(&State) -> (Wanted, Cause),
+    ) -> Result<(Svid, Arc<State>), Refused> {
+        let order = |state: &State| {
+            let (wanted, cause) = decide(state);
+            Order { wanted: vec![Ok(wanted)], cause }
+        };
+        let (svids, state) = self.issue(order).await?;
+        let svid = svids.into_iter().next();
+        let missing =
+            || Err(Refused::new(Code::Internal, "a certificate was asked for, and none was made"));
+        Ok((svid.unwrap_or_else(missing)?, state))
+    }
+
+    /// Waits until the snapshot shows the latest removal of rights.
+    async fn catch_up(&self) -> Result<(), Refused> {
+        let fence = self.store.head().await?.fence;
+        match tokio::time::timeout(CATCH_UP_TIMEOUT, self.feed.reached(fence)).await {
+            Ok(Some(_state)) => Ok(()),
+            Ok(None) | Err(_) => {
+                Err(Refused::new(Code::Fenced, "the server's snapshot is behind its store"))
+            }
+        }
+    }
+
     /// Runs something to its end, even when whoever asked for it goes away.
     ///
     /// # Errors

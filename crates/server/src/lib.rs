@@ -22,6 +22,7 @@ mod publish;
 mod refusal;
 mod run;
 mod state;
+pub mod steps;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -33,3 +34,13 @@ pub use config::{
 pub use init::init;
 pub use refusal::Refused;
 pub use run::run;
+
+/// The OpenAPI description of the operators' interface, for the reference.
+pub fn openapi() -> String {
+    admin::openapi_text()
+}
+
+/// Every metric: its name, its type and what it means, for the reference.
+pub fn metrics() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    watch::metric_table()
+}

@@ -456,7 +456,7 @@ fn local(listener: &TcpListener, address: SocketAddr) -> Result<SocketAddr, Star
 }
 
 /// The time of the log's last entry.
-async fn latest(store: &dyn Store) -> Result<Timestamp, StartError> {
+pub(crate) async fn latest(store: &dyn Store) -> Result<Timestamp, StartError> {
     let size = store.head().await?.log_size;
     let Some(last) = size.checked_sub(1) else { return Ok(Timestamp::EPOCH) };
     let events = store.events(last, 1).await?;

@@ -9,7 +9,7 @@ use countersign_api::resource::{
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, Name, Timestamp};
 use countersign_policy::{Declared, Names, Policies, PolicySource};
-use countersign_store::{Change, Kind as RecordKind, Record};
+use countersign_store::{Batch, Change, Kind as RecordKind, Record};
 use serde_json::Value;
 
 use crate::state::{Key, State};
@@ -46,6 +46,19 @@ pub(crate) struct Plan {
     pub(crate) changes: Vec<Change>,
     /// Whether it can take a right away.
     pub(crate) narrows: bool,
+}
+
+impl Plan {
+    /// What commits exactly this plan, if the state is still the one that it was made on.
+    pub(crate) fn batch(self, state: &State, actor: &str, now: Timestamp) -> Batch {
+        Batch {
+            expected: Some(state.revision),
+            narrows: self.narrows,
+            events: events(&self, actor, now),
+            changes: self.changes,
+            ..Batch::default()
+        }
+    }
 }
 
 /// Everything that is declared, by kind and name.
@@ -244,7 +257,7 @@ fn record_value(resource: &Resource) -> Vec<u8> {
 }
 
 /// What the log says of a plan: one event for each record.
-pub(crate) fn events(plan: &Plan, actor: &str, now: Timestamp) -> Vec<Event> {
+fn events(plan: &Plan, actor: &str, now: Timestamp) -> Vec<Event> {
     let event = |change: &Change| match change {
         Change::Put(record) => {
             let subject = format!("{}/{}", record.kind, record.name);

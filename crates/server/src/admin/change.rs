@@ -14,8 +14,8 @@ use countersign_api::admin::{
 };
 use countersign_api::resource::Kind;
 use countersign_audit::{Event, EventKind};
-use countersign_identity::{Code, Name, NodeId, Revision};
-use countersign_store::{Batch, LABELS_MAX, Op, StoreError, TokenRow};
+use countersign_identity::{Code, Name, NodeId, Revision, Timestamp};
+use countersign_store::{Batch, LABELS_MAX, Op, TokenRow};
 use serde::de::DeserializeOwned;
 
 use crate::admin::Admin;
@@ -165,18 +165,13 @@ async fn commit(
     plan: Plan,
 ) -> Result<ApplyResponse, Refused> {
     let now = control.clock.now();
-    let batch = Batch {
-        expected: Some(state.revision),
-        narrows: plan.narrows,
-        events: apply::events(&plan, &operator.actor(), now),
-        changes: plan.changes,
-        ..Batch::default()
-    };
+    let shown_changes = plan.shown.clone();
+    let batch = plan.batch(state, &operator.actor(), now);
     let store = Arc::clone(&control.store);
     let committed = control.whole(async move { Ok(store.commit(batch).await?) }).await?;
     control.desk.time.recorded(now);
     shown(control, committed.revision).await;
-    Ok(ApplyResponse { revision: committed.revision, changes: plan.shown })
+    Ok(ApplyResponse { revision: committed.revision, changes: shown_changes })
 }
 
 /// Waits until this server's own snapshot shows a revision, so that whoever asks next sees what was done. The
@@ -238,22 +233,25 @@ pub(crate) async fn remove_node(
     let control = admin.control()?;
     let id: NodeId = id.parse().map_err(not_understood)?;
     let now = control.clock.now();
-    let event = Event::new(EventKind::NodeRemoved, now, operator.actor(), id.to_string());
-    let batch = Batch {
-        // It takes rights away: what was authorised for the node before is authorised again.
-        narrows: true,
-        ops: vec![Op::RemoveNode { id }],
-        events: vec![event],
-        ..Batch::default()
-    };
-    match control.store.commit(batch).await {
-        Ok(_committed) => {}
-        Err(StoreError::NodeUnknown(id)) => {
-            return Err(Problem::new(Code::NotFound, format!("node `{id}` is not registered")));
-        }
-        Err(error) => return Err(error.into()),
-    }
-    control.roster.remove(id);
+    let batch = removal(id, operator.actor(), now);
+    let (control, removing) = (Arc::clone(control), Arc::clone(control));
+    let removed = control.whole(async move {
+        removing.store.commit(batch).await?;
+        removing.roster.remove(id);
+        Ok(())
+    });
+    removed.await.map_err(|refused| match refused.code {
+        Code::UnknownNode => Problem::new(Code::NotFound, refused.why),
+        _ => refused.into(),
+    })?;
     tracing::info!(node = %id, "node removed");
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// What removes a node.
+pub(crate) fn removal(id: NodeId, actor: String, now: Timestamp) -> Batch {
+    let event = Event::new(EventKind::NodeRemoved, now, actor, id.to_string());
+    // It takes rights away: what was authorised for the node before is authorised again.
+    let ops = vec![Op::RemoveNode { id }];
+    Batch { narrows: true, ops, events: vec![event], ..Batch::default() }
 }

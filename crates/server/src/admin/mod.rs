@@ -1,8 +1,8 @@
 //! What operators ask: HTTP and JSON on a Unix socket that only root and the data directory's owner may use.
 
-mod apply;
+pub(crate) mod apply;
 mod ask;
-mod change;
+pub(crate) mod change;
 mod openapi;
 mod problem;
 mod serve;
@@ -19,6 +19,7 @@ use crate::control::Control;
 use crate::refusal::Refused;
 use crate::watch::{About, LogTree};
 
+pub(crate) use openapi::text as openapi_text;
 pub(crate) use serve::serve;
 pub(crate) use socket::{AdminSocket, Operators};
 

@@ -143,3 +143,96 @@ async fn converse(stream: UnixStream, router: Router, stop: CancellationToken) {
         tracing::debug!(%error, "an operator's connection ended");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use axum::body::Body;
+    use axum::http::{Method, StatusCode};
+    use countersign_identity::{SystemEntropy, Timestamp};
+    use countersign_store::MemoryStore;
+    use http_body_util::BodyExt as _;
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::admin::{Mode, Operators};
+    use crate::watch::{About, LogTree};
+
+    /// The uid that nobody has.
+    const FOREIGN: Operator = Operator(u32::MAX);
+    const ROOT: Operator = Operator(0);
+
+    fn sealed() -> Arc<Admin> {
+        Arc::new(Admin {
+            about: About {
+                domain: "shop.example".parse().unwrap(),
+                address: String::new(),
+                started: Timestamp::EPOCH,
+            },
+            store: Arc::new(MemoryStore::new(Arc::new(SystemEntropy))),
+            log: LogTree::default(),
+            operators: Operators::of(std::path::Path::new("/")).unwrap(),
+            mode: Mode::Sealed { why: "a test".to_owned() },
+        })
+    }
+
+    async fn ask(operator: Operator, method: &str, path: &str) -> (StatusCode, String) {
+        let request = Request::builder()
+            .method(Method::from_bytes(method.to_uppercase().as_bytes()).unwrap())
+            .uri(path)
+            .body(Body::empty())
+            .unwrap();
+        let router = router(sealed()).layer(Extension(operator));
+        let answer = router.oneshot(request).await.unwrap();
+        let status = answer.status();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// Every route that the description names, with its methods.
+    fn described() -> Vec<(String, String)> {
+        let description: serde_json::Value = serde_json::from_str(&openapi::text()).unwrap();
+        let mut routes = Vec::new();
+        for (path, methods) in description["paths"].as_object().unwrap() {
+            for method in methods.as_object().unwrap().keys() {
+                let path = path.replace("{kind}", "Workload").replace("{name}", "web");
+                routes.push((method.clone(), path.replace("{id}", &"0".repeat(32))));
+            }
+        }
+        routes
+    }
+
+    #[tokio::test]
+    async fn no_route_answers_a_foreign_uid() {
+        let unknown = [("get".to_owned(), "/".to_owned()), ("post".to_owned(), "/live".to_owned())];
+        let routes = described();
+        assert_eq!(routes.len(), 13, "{routes:?}");
+        for (method, path) in routes.into_iter().chain(unknown) {
+            let (status, body) = ask(FOREIGN, &method, &path).await;
+            assert_eq!(status, StatusCode::FORBIDDEN, "{method} {path}");
+            assert!(body.contains("\"code\":\"forbidden\""), "{method} {path}: {body}");
+        }
+    }
+
+    #[tokio::test]
+    async fn sealed_server_answers_health_status_and_its_description_and_nothing_else() {
+        for (method, path) in described() {
+            let (status, body) = ask(ROOT, &method, &path).await;
+            let open = ["/live", "/v1/status", "/v1/openapi.json"].contains(&path.as_str());
+            let expected = if open { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            assert_eq!(status, expected, "{method} {path}: {body}");
+            assert_eq!(!open, body.contains("\"code\":\"sealed\""), "{method} {path}: {body}");
+        }
+    }
+
+    #[tokio::test]
+    async fn unknown_routes_and_methods_are_problems() {
+        let (status, body) = ask(ROOT, "get", "/v1/no-such").await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+        assert!(body.contains("not-found"), "{body}");
+        let (status, body) = ask(ROOT, "put", "/v1/status").await;
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+        assert!(body.contains("not-understood"), "{body}");
+    }
+}

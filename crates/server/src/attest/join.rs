@@ -15,7 +15,7 @@ use crate::attest::caller::agent_id;
 use crate::attest::token;
 use crate::authority::internal;
 use crate::control::Control;
-use crate::issue::{Cause, Fence, Svid, Wanted};
+use crate::issue::{Cause, Svid, Wanted};
 use crate::refusal::Refused;
 use crate::state::State;
 
@@ -69,28 +69,30 @@ async fn attest(
     let key = countersign_pki::open_csr(&request.csr)
         .map_err(|refused| Refused::new(refused.code(), refused.to_string()))?;
     // 3. All of it becomes true at once, or not at all: of callers who race, one spends the token.
-    let state = control.feed.current();
     let id = NodeId::draw(&*control.entropy).map_err(internal)?;
-    let node = node(&state, id, &key, token, &request.host, now);
-    let event = Event::new(EventKind::NodeAttested, now, node.spiffe_id.as_str(), id.to_string())
-        .with_details(serde_json::json!({
+    let decide = |state: &State| {
+        let node = node(state, id, &key, &token, &request.host, now);
+        let details = serde_json::json!({
             "host": node.host, "key": key.public().id(), "labels": node.labels, "by": "join-token",
-        }));
-    let wanted = Wanted {
-        id: node.spiffe_id.clone(),
-        key,
-        lifetime: state.domain().agent_lifetime,
-        dns_names: Vec::new(),
-        reserved: Reserved::Allow,
+        });
+        let actor = node.spiffe_id.to_string();
+        let event = Event::new(EventKind::NodeAttested, now, actor.as_str(), id.to_string());
+        let wanted = Wanted {
+            id: node.spiffe_id.clone(),
+            key: key.clone(),
+            lifetime: state.domain().agent_lifetime,
+            dns_names: Vec::new(),
+            reserved: Reserved::Allow,
+        };
+        let cause = Cause {
+            actor,
+            node: Some(id),
+            ops: vec![Op::SpendToken { hash, now }, Op::PutNode(node)],
+            events: vec![event.with_details(details)],
+        };
+        (wanted, cause)
     };
-    let cause = Cause {
-        actor: node.spiffe_id.to_string(),
-        node: Some(id),
-        fence: Fence::Unchecked,
-        ops: vec![Op::SpendToken { hash, now }, Op::PutNode(node)],
-        events: vec![event],
-    };
-    let svid = one(control.desk.issue(&state, vec![wanted], cause).await?)?;
+    let (svid, state) = control.issue_one(decide).await?;
     tracing::info!(node = %id, "node attested");
     Ok(v1::AttestResponse {
         node_id: Bytes::copy_from_slice(id.as_bytes()),
@@ -119,7 +121,7 @@ fn node(
     state: &State,
     id: NodeId,
     key: &ProvenKey,
-    token: TokenRow,
+    token: &TokenRow,
     host: &str,
     now: Timestamp,
 ) -> NodeRow {
@@ -128,17 +130,11 @@ fn node(
         spiffe_id: agent_id(&state.domain().trust_domain, id),
         key_spki: key.public().spki().to_vec(),
         generation: 1,
-        labels: token.labels,
+        labels: token.labels.clone(),
         host: wire::clip(host, HOST_BYTES_MAX),
         attested_at: now,
         seen_at: now,
     }
-}
-
-/// The one certificate that was asked for.
-pub(super) fn one(svids: Vec<Result<Svid, Refused>>) -> Result<Svid, Refused> {
-    let svid = svids.into_iter().next();
-    svid.unwrap_or_else(|| Err(internal("one certificate was asked for, and none was made")))
 }
 
 /// A chain as it travels.

@@ -2,7 +2,7 @@
 
 mod caller;
 mod join;
-mod renew;
+pub(crate) mod renew;
 mod throttle;
 mod token;
 

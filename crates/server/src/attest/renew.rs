@@ -18,13 +18,14 @@ use countersign_store::{NodeRow, Op};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
-use crate::attest::join::{bundle, chain, one};
+use crate::attest::join::{bundle, chain};
 use crate::authority::internal;
 use crate::control::Control;
 use crate::digest::sha256;
 use crate::edge::Peer;
-use crate::issue::{Cause, Fence, Wanted};
+use crate::issue::{Cause, Wanted};
 use crate::refusal::Refused;
+use crate::state::State;
 
 /// A node that was away for longer must attest anew.
 const SILENCE_MAX: Duration = Duration::from_secs(30 * 86_400);
@@ -32,7 +33,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(30 * 86_400);
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the server sends for the node to sign.
-type Nonce = [u8; 32];
+pub(crate) type Nonce = [u8; 32];
 
 /// Speaks with a node that wants to renew: nonce, proof, certificate. Answers go into `answers`.
 pub(crate) async fn renew(
@@ -118,7 +119,7 @@ fn not_understood(why: impl std::fmt::Display) -> Refused {
 }
 
 /// Whether the node of this record may renew under this generation of its key.
-fn renewable(
+pub(crate) fn renewable(
     id: NodeId,
     row: Option<NodeRow>,
     generation: u64,
@@ -152,13 +153,13 @@ fn renewable(
 }
 
 /// What a node has shown: the key that its new certificate is for, and whether that is a successor.
-struct Proven {
+pub(crate) struct Proven {
     key: ProvenKey,
     successor: bool,
 }
 
 /// Checks a renewal's proof. A pure function of what both ends know.
-fn prove(
+pub(crate) fn prove(
     node: &NodeRow,
     nonce: &Nonce,
     exporter: &[u8; 32],
@@ -189,40 +190,41 @@ fn prove(
 }
 
 /// Records the successor, if there is one, together with the certificate, and makes the certificate.
-async fn issue(control: &Control, node: NodeRow, proven: Proven) -> Result<v1::Renewed, Refused> {
+pub(crate) async fn issue(
+    control: &Control,
+    node: NodeRow,
+    proven: Proven,
+) -> Result<v1::Renewed, Refused> {
     let now = control.clock.now();
-    let state = control.feed.current();
     let id = node.id;
     let generation = if proven.successor { node.generation + 1 } else { node.generation };
-    let ops = if proven.successor {
-        vec![Op::UpdateNode {
-            id,
-            expect_generation: node.generation,
-            key_spki: proven.key.public().spki().to_vec(),
-            at: now,
-        }]
-    } else {
-        vec![Op::ExpectNode { id, generation: node.generation }, Op::TouchNode { id, at: now }]
-    };
-    let event = Event::new(EventKind::NodeRenewed, now, node.spiffe_id.as_str(), id.to_string())
-        .with_details(serde_json::json!({
+    let decide = |state: &State| {
+        let details = serde_json::json!({
             "generation": generation, "key": proven.key.public().id(), "successor": proven.successor,
-        }));
-    let wanted = Wanted {
-        id: node.spiffe_id.clone(),
-        key: proven.key,
-        lifetime: state.domain().agent_lifetime,
-        dns_names: Vec::new(),
-        reserved: Reserved::Allow,
+        });
+        let actor = node.spiffe_id.to_string();
+        let event = Event::new(EventKind::NodeRenewed, now, actor.as_str(), id.to_string());
+        let wanted = Wanted {
+            id: node.spiffe_id.clone(),
+            key: proven.key.clone(),
+            lifetime: state.domain().agent_lifetime,
+            dns_names: Vec::new(),
+            reserved: Reserved::Allow,
+        };
+        let (ops, events) = (ops(&node, &proven, now), vec![event.with_details(details)]);
+        (wanted, Cause { actor, node: Some(id), ops, events })
     };
-    let cause = Cause {
-        actor: node.spiffe_id.to_string(),
-        node: Some(id),
-        fence: Fence::Unchecked,
-        ops,
-        events: vec![event],
-    };
-    let svid = one(control.desk.issue(&state, vec![wanted], cause).await?)?;
+    let (svid, state) = control.issue_one(decide).await?;
     tracing::info!(node = %id, generation, "node renewed");
     Ok(v1::Renewed { chain: chain(&svid), bundle: bundle(&state)?, generation })
+}
+
+/// What must become true with the new certificate: the successor registered, or the generation still the proven one.
+fn ops(node: &NodeRow, proven: &Proven, at: Timestamp) -> Vec<Op> {
+    let (id, generation) = (node.id, node.generation);
+    if !proven.successor {
+        return vec![Op::ExpectNode { id, generation }, Op::TouchNode { id, at }];
+    }
+    let key_spki = proven.key.public().spki().to_vec();
+    vec![Op::UpdateNode { id, expect_generation: generation, key_spki, at }]
 }

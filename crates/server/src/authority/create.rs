@@ -31,19 +31,31 @@ pub(crate) struct First<'a> {
 /// When the store or the system refuses. What was recorded before stays in the log and is harmless: a record
 /// without its certificate.
 pub(crate) async fn create_first(first: First<'_>) -> Result<KeyId, Refused> {
+    let root_key = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
+    let issuer_key = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
+    create_first_of(first, &root_key, &issuer_key).await
+}
+
+/// The same, of these keys.
+///
+/// # Errors
+/// As [`create_first`].
+pub(crate) async fn create_first_of(
+    first: First<'_>,
+    root_key: &PrivateKey,
+    issuer_key: &PrivateKey,
+) -> Result<KeyId, Refused> {
     let First { ceremony, kek, domain, .. } = first;
     // 1. A root, which signs itself.
-    let root_key = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
-    let root_signer = SoftwareSigner::from(copy(&root_key)?);
+    let root_signer = SoftwareSigner::from(copy(root_key)?);
     let root = ceremony.root(&domain, &root_signer, first.root_lifetime).await?;
     // 2. An issuer, which the root signs.
     let parent = Issuer::from_certificate(root.clone()).map_err(internal)?;
-    let issuer_key = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
-    let issuer = ceremony.issuer(&parent, &root_signer, &issuer_key, first.issuer_lifetime).await?;
+    let issuer = ceremony.issuer(&parent, &root_signer, issuer_key, first.issuer_lifetime).await?;
     // 3. All of it becomes the state of the trust domain at once.
     let ops = vec![
-        keep(ROOT, &root, &root_key, kek, ceremony.entropy)?,
-        keep(ISSUER, &issuer, &issuer_key, kek, ceremony.entropy)?,
+        keep(ROOT, &root, root_key, kek, ceremony.entropy)?,
+        keep(ISSUER, &issuer, issuer_key, kek, ceremony.entropy)?,
     ];
     ceremony.store.commit(beginning(&domain, &root, ops, ceremony.now)).await?;
     Ok(parent.key_id())

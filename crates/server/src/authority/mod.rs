@@ -10,7 +10,7 @@ use countersign_identity::{KeyId, Timestamp, Validity};
 use countersign_pki::{Certificate, Issuer, Signer};
 
 pub(crate) use create::internal;
-pub(crate) use create::{Ceremony, First, create_first};
+pub(crate) use create::{Ceremony, First, create_first, create_first_of};
 pub(crate) use rotate::Rotation;
 pub(crate) use sealed::{Unsealed, unseal};
 

@@ -9,7 +9,6 @@ use countersign_identity::Code;
 use countersign_tls::{Clients, Inbound, Trust, accept};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -21,12 +20,14 @@ use crate::watch::Watch;
 
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long it may take to read a request and to begin to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long requests may take to end after a connection was told to go.
 const GOAWAY_GRACE: Duration = Duration::from_secs(5);
 /// How long to wait after the system refused to accept, which it does when descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-const STREAMS_MAX: u32 = 64;
+const STREAMS_MAX: u32 = 32;
 const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
 const FRAME_BYTES_MAX: u32 = 16 * 1024;
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -127,11 +128,15 @@ impl Edge {
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     {
         let routes = self.routes.for_peer(&peer);
-        let service = routes.map_request(move |mut request: http::Request<Incoming>| {
+        let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(Arc::clone(&peer));
-            request
+            // Reading the request counts, too, so that a body which never ends does not hold its stream for ever.
+            let answer = routes.clone().oneshot(request);
+            async {
+                tokio::time::timeout(ANSWER_TIMEOUT, answer).await.map(|Ok(response)| response)
+            }
         });
-        let connection = builder().serve_connection(io, TowerToHyperService::new(service));
+        let connection = builder().serve_connection(io, service);
         tokio::pin!(connection);
         tokio::select! {
             ended = &mut connection => {

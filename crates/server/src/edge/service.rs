@@ -19,7 +19,7 @@ use crate::refusal::Refused;
 use crate::{attest, issue, publish};
 
 /// The largest message of a caller with an identity: a full report.
-const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+const MESSAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// The largest message of a caller without one.
 const STRANGER_MESSAGE_BYTES_MAX: usize = 32 * 1024;
 /// How long a call that is no stream may take.

@@ -19,7 +19,6 @@ use crate::state::State;
 use crate::watch::TimeGuard;
 
 /// One certificate to be made.
-#[derive(Clone)]
 pub(crate) struct Wanted {
     /// The identity.
     pub(crate) id: SpiffeId,
@@ -39,21 +38,18 @@ pub(crate) struct Cause {
     pub(crate) actor: String,
     /// Through which node they are issued.
     pub(crate) node: Option<NodeId>,
-    /// The snapshot on which it was decided, when a newer removal of rights must undo the decision.
-    pub(crate) fence: Fence,
     /// Changes beside the state: a token spent, a node registered.
     pub(crate) ops: Vec<Op>,
     /// What the log says besides.
     pub(crate) events: Vec<Event>,
 }
 
-/// Whether a removal of rights since the snapshot undoes the decision.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Fence {
-    /// It does; the request is then authorised again.
-    Checked,
-    /// The decision rests on nothing that such a removal could change, or the operations check it themselves.
-    Unchecked,
+/// A request for certificates, decided item by item: what was refused stays in its place.
+pub(crate) struct Order {
+    /// What is wanted, or why not.
+    pub(crate) wanted: Vec<Result<Wanted, Refused>>,
+    /// On whose behalf.
+    pub(crate) cause: Cause,
 }
 
 /// A certificate that is recorded, signed and verified.
@@ -85,7 +81,7 @@ struct Request<'a> {
 }
 
 impl Desk {
-    /// Makes all the certificates that pass review, in the order of `wanted`, with one durable commit.
+    /// Makes all the certificates that pass review, in the order of the request, with one durable commit.
     ///
     /// Not to be torn: once recorded, a certificate should be signed. Callers run it in a task of its own.
     ///
@@ -94,24 +90,23 @@ impl Desk {
     pub(crate) async fn issue(
         &self,
         state: &State,
-        wanted: Vec<Wanted>,
-        cause: Cause,
+        order: Order,
     ) -> Result<Vec<Result<Svid, Refused>>, Refused> {
         // 1. One moment and one authority for all.
         let now = self.time.trusted(self.clock.now())?;
-        let tag = cause.node.map_or(NodeTag::from_bytes([0; 8]), node_tag);
+        let tag = order.cause.node.map_or(NodeTag::from_bytes([0; 8]), node_tag);
         let provenance = Provenance { revision: state.revision, node: tag };
         let authorities = self.authorities.load_full();
         let request = Request { state, authorities, now, provenance };
         // 2. Build and review. What does not pass is not recorded.
-        let mut reviewed = Vec::with_capacity(wanted.len());
-        for one in wanted {
-            reviewed.push(self.review(one, &request));
+        let mut reviewed = Vec::with_capacity(order.wanted.len());
+        for one in order.wanted {
+            reviewed.push(one.and_then(|one| self.review(one, &request)));
         }
         // 3. Record before signing. A crash in between leaves an entry without a certificate, which is
         // harmless; the other order could leave a certificate which the log has never seen.
         let summaries = reviewed.iter().flatten().map(Reviewed::summary).collect();
-        let committed = self.store.commit(batch(&request, summaries, cause)).await?;
+        let committed = self.store.commit(batch(&request, summaries, order.cause)).await?;
         self.time.recorded(now);
         // 4. Sign what was recorded.
         let mut receipts = committed.receipts.into_iter();
@@ -166,11 +161,8 @@ fn batch(request: &Request<'_>, summaries: Vec<Summary>, cause: Cause) -> Batch 
     let mut events = cause.events;
     let actor = &cause.actor;
     events.extend(issued.iter().map(|row| row.event(EventKind::SvidIssued, request.now, actor)));
-    let authorised_at = match cause.fence {
-        Fence::Checked => Some(revision),
-        Fence::Unchecked => None,
-    };
-    Batch { authorised_at, events, issued, ops: cause.ops, ..Batch::default() }
+    // A removal of rights that is newer than the snapshot undoes what was decided on it.
+    Batch { authorised_at: Some(revision), events, issued, ops: cause.ops, ..Batch::default() }
 }
 
 /// Signs what is recorded, and looks at it with the eyes of those who will have to accept it.

@@ -8,6 +8,6 @@ mod own;
 mod sign;
 
 pub(crate) use authorise::{authorise, open_to};
-pub(crate) use desk::{Cause, Desk, Fence, Svid, Wanted};
+pub(crate) use desk::{Cause, Desk, Order, Svid, Wanted};
 pub(crate) use own::Own;
 pub(crate) use sign::sign;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use countersign_identity::{
-    Backoff, BackoffPolicy, Clock, Entropy, SpiffeId, Spread, Timestamp, renewal_due,
+    Backoff, BackoffPolicy, Clock, Entropy, Lifetime, SpiffeId, Spread, Timestamp, renewal_due,
 };
 use countersign_pki::{Chain, KeyKind, PrivateKey, ProvenKey, Reserved};
 use countersign_tls::{Identity, Trust};
@@ -12,14 +12,20 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authority::{Authorities, internal};
 use crate::control::Control;
-use crate::issue::{Cause, Fence, Wanted};
+use crate::issue::{Cause, Wanted};
 use crate::refusal::Refused;
+use crate::state::State;
 
 /// The waits after a renewal that failed.
 const BACKOFF: BackoffPolicy = BackoffPolicy {
     first: std::time::Duration::from_secs(1),
     longest: std::time::Duration::from_secs(60),
 };
+
+/// The longest life of the server's own credential.
+fn lifetime_max() -> Lifetime {
+    Lifetime::from_secs(86_400).expect("a day is a lifetime")
+}
 
 /// Keeps the server's own credential fresh.
 pub(crate) struct Own {
@@ -38,23 +44,18 @@ impl Own {
     /// When it was not issued, or our own verifier does not accept it. The one before stays then.
     pub(crate) async fn renew(&self) -> Result<Timestamp, Refused> {
         let key = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
-        let state = self.control.feed.current();
-        let wanted = Wanted {
-            id: self.id.clone(),
-            key: ProvenKey::of(&key),
-            lifetime: state.domain().agent_lifetime,
-            dns_names: Vec::new(),
-            reserved: Reserved::Allow,
+        let decide = |state: &State| {
+            let wanted = Wanted {
+                id: self.id.clone(),
+                key: ProvenKey::of(&key),
+                lifetime: state.domain().lifetime_max.min(lifetime_max()),
+                dns_names: Vec::new(),
+                reserved: Reserved::Allow,
+            };
+            let actor = self.id.to_string();
+            (wanted, Cause { actor, node: None, ops: Vec::new(), events: Vec::new() })
         };
-        let cause = Cause {
-            actor: self.id.to_string(),
-            node: None,
-            fence: Fence::Unchecked,
-            ops: Vec::new(),
-            events: Vec::new(),
-        };
-        let made = self.control.desk.issue(&state, vec![wanted], cause).await?;
-        let svid = made.into_iter().next().unwrap_or_else(|| Err(internal("no result")))?;
+        let (svid, _state) = self.control.issue_one(decide).await?;
         // A joining agent knows the root by its fingerprint only, so the server shows it too.
         let root = self.authorities.load().root_certificate().clone();
         let certificates = svid.chain.iter().cloned().chain([root]).collect();

@@ -1,7 +1,6 @@
 //! SVIDs for the workloads of a node, many in one request, with one durable commit.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use countersign_api::v1::sign_result::Outcome;
 use countersign_api::{v1, wire};
@@ -11,16 +10,12 @@ use countersign_store::Op;
 
 use crate::attest::{Caller, chain};
 use crate::control::Control;
-use crate::issue::{Cause, Fence, Svid, Wanted, authorise};
+use crate::issue::{Cause, Order, Svid, Wanted, authorise};
 use crate::refusal::Refused;
 use crate::state::State;
 
 /// Certificates in one request.
 const ITEMS_MAX: usize = 256;
-/// How often a request is authorised again because rights were taken away meanwhile.
-const ATTEMPTS_MAX: usize = 3;
-/// How long to wait for the snapshot to show what was taken away.
-const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Signatures that are verified before others get their turn on the thread.
 const TURN: usize = 16;
 
@@ -46,18 +41,9 @@ pub(crate) async fn sign(
         ));
     }
     let items = open(request.items).await;
-    for _attempt in 0..ATTEMPTS_MAX {
-        let state = control.feed.current();
-        match issue(&control, &caller, &state, &items).await {
-            Ok(results) => return Ok(v1::SignResponse { results }),
-            Err(refused) if refused.code == Code::Fenced => catch_up(&control).await?,
-            Err(refused) => return Err(refused),
-        }
-    }
-    Err(Refused::new(
-        Code::Fenced,
-        format!("rights were taken away {ATTEMPTS_MAX} times while the request was under way"),
-    ))
+    let (svids, _state) = control.issue(|state| order(&control, &caller, state, &items)).await?;
+    let results = svids.into_iter().map(|svid| result(&control, svid)).collect();
+    Ok(v1::SignResponse { results })
 }
 
 /// Takes the key out of each signing request.
@@ -74,46 +60,16 @@ async fn open(items: Vec<v1::SignItem>) -> Vec<Item> {
     opened
 }
 
-/// Waits until the snapshot shows the latest removal of rights.
-async fn catch_up(control: &Control) -> Result<(), Refused> {
-    let fence = control.store.head().await?.fence;
-    let reached = tokio::time::timeout(CATCH_UP_TIMEOUT, control.feed.reached(fence)).await;
-    match reached {
-        Ok(Some(_state)) => Ok(()),
-        Ok(None) | Err(_) => {
-            Err(Refused::new(Code::Fenced, "the server's snapshot is behind its store"))
-        }
-    }
-}
-
-/// Authorises each item on one snapshot, and issues what is allowed.
-async fn issue(
-    control: &Control,
-    caller: &Caller,
-    state: &State,
-    items: &[Item],
-) -> Result<Vec<v1::SignResult>, Refused> {
-    let decided: Vec<_> = items.iter().map(|item| decide(state, caller, item)).collect();
-    let wanted: Vec<Wanted> = decided.iter().filter_map(|one| one.as_ref().ok()).cloned().collect();
+/// Authorises each item on one snapshot.
+fn order(control: &Control, caller: &Caller, state: &State, items: &[Item]) -> Order {
+    let wanted = items.iter().map(|item| decide(state, caller, item)).collect();
     let id = caller.id();
-    let cause = Cause {
-        actor: caller.row.spiffe_id.to_string(),
-        node: Some(id),
-        fence: Fence::Checked,
-        ops: vec![
-            Op::ExpectNode { id, generation: caller.row.generation },
-            Op::TouchNode { id, at: control.clock.now() },
-        ],
-        events: Vec::new(),
-    };
-    let mut made = control.desk.issue(state, wanted, cause).await?.into_iter();
-    let results = decided.into_iter().map(|one| {
-        let svid = one.and_then(|_wanted| {
-            made.next().unwrap_or_else(|| Err(crate::authority::internal("a result is missing")))
-        });
-        result(control, svid)
-    });
-    Ok(results.collect())
+    let ops = vec![
+        Op::ExpectNode { id, generation: caller.row.generation },
+        Op::TouchNode { id, at: control.clock.now() },
+    ];
+    let actor = caller.row.spiffe_id.to_string();
+    Order { wanted, cause: Cause { actor, node: Some(id), ops, events: Vec::new() } }
 }
 
 fn decide(state: &State, caller: &Caller, item: &Item) -> Result<Wanted, Refused> {

@@ -7,7 +7,9 @@ mod roster;
 mod slice;
 mod stream;
 
+pub(crate) use leash::Leashed;
+pub(crate) use publication::{Next, Publication};
 pub(crate) use report::report;
 pub(crate) use roster::{Presence, Roster};
-pub(crate) use slice::Slices;
-pub(crate) use stream::sync_stream;
+pub(crate) use slice::{Slice, Slices};
+pub(crate) use stream::{expired, known, sync_stream};

@@ -77,3 +77,85 @@ fn changes(at: Revision, delta: &Delta) -> v1::Changes {
 fn revision(revision: Revision) -> v1::Revision {
     v1::Revision { incarnation: revision.incarnation, number: revision.number }
 }
+
+#[cfg(test)]
+mod tests {
+    use countersign_store::{Change, Kind, Record, Snapshot};
+
+    use super::*;
+    use crate::state::State;
+
+    fn record(kind: Kind, name: &str, value: &str) -> Record {
+        Record { kind, name: name.to_owned(), value: value.into() }
+    }
+
+    fn state() -> State {
+        let records = vec![record(Kind::TrustDomain, "shop", r#"{"trustDomain":"shop.example"}"#)];
+        let revision = Revision { incarnation: 1, number: 1 };
+        State::from_snapshot(Snapshot { revision, records }).unwrap()
+    }
+
+    /// The state one revision later, with a workload for the nodes of this label.
+    fn later(state: &State, label: &str) -> State {
+        let number = state.revision.number + 1;
+        let value = format!(r#"{{"selectors":["launch:w"],"nodes":["{label}"]}}"#);
+        let change = Change::Put(record(Kind::Workload, &format!("w{number}"), &value));
+        state.changed(Revision { incarnation: 1, number }, vec![change]).unwrap()
+    }
+
+    fn cut(state: &State) -> Arc<Slice> {
+        Arc::new(Slice::cut(state, &["mine".parse().unwrap()].into(), None))
+    }
+
+    fn at(millis: u64) -> Timestamp {
+        Timestamp::from_secs(1_000_000) + Duration::from_millis(millis)
+    }
+
+    #[track_caller]
+    fn said(next: Next) -> Step {
+        match next {
+            Next::Say(step) => step,
+            Next::Wait(until) => panic!("waits until {until}"),
+        }
+    }
+
+    #[track_caller]
+    fn waits(next: &Next, until: Timestamp) {
+        assert!(matches!(next, Next::Wait(moment) if *moment == until), "{next:?}");
+    }
+
+    #[test]
+    fn changes_of_the_slice_come_at_once_and_others_as_a_mark_a_second() {
+        let first = state();
+        let mut publication = Publication::new(None, at(0));
+        assert!(matches!(said(publication.next(&cut(&first), at(0))), Step::Snapshot(_)));
+        let foreign = later(&first, "theirs");
+        waits(&publication.next(&cut(&foreign), at(10)), at(1000));
+        let own = later(&foreign, "mine");
+        let Step::Changes(changes) = said(publication.next(&cut(&own), at(20))) else { panic!() };
+        assert_eq!(changes.put.len(), 1);
+        assert_eq!(changes.revision.unwrap().number, 3);
+        let more = later(&later(&own, "theirs"), "theirs");
+        waits(&publication.next(&cut(&more), at(30)), at(1020));
+        let Step::Mark(mark) = said(publication.next(&cut(&more), at(1020))) else { panic!() };
+        assert_eq!(mark.revision.unwrap().number, 5);
+        waits(&publication.next(&cut(&more), at(1030)), at(1020) + SILENCE_MAX);
+    }
+
+    #[test]
+    fn silence_is_broken_now_and_then_and_by_a_clock_that_was_set_back() {
+        let only = state();
+        let mut publication = Publication::new(None, at(0));
+        said(publication.next(&cut(&only), at(0)));
+        assert!(matches!(said(publication.next(&cut(&only), at(15_000))), Step::Mark(_)));
+        assert!(matches!(said(publication.next(&cut(&only), at(100))), Step::Mark(_)));
+        waits(&publication.next(&cut(&only), at(200)), at(15_100));
+    }
+
+    #[test]
+    fn reader_that_has_it_all_is_told_so_at_once() {
+        let only = state();
+        let mut publication = Publication::new(Some(cut(&only)), at(0));
+        assert!(matches!(said(publication.next(&cut(&only), at(0))), Step::Mark(_)));
+    }
+}

@@ -185,3 +185,6 @@ impl Slices {
         slice
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -80,7 +80,11 @@ pub(crate) async fn sync_stream(
 }
 
 /// The slice that the caller says it has, if that can still be known.
-fn known(control: &Control, caller: &Caller, hello: &v1::SyncHello) -> Option<Arc<Slice>> {
+pub(crate) fn known(
+    control: &Control,
+    caller: &Caller,
+    hello: &v1::SyncHello,
+) -> Option<Arc<Slice>> {
     let have = hello.have.as_ref()?;
     let state = control.feed.at((*have).into())?;
     Some(Arc::new(Slice::cut(&state, &caller.labels, None)))
@@ -152,6 +156,6 @@ impl Drop for Live {
     }
 }
 
-fn expired(at: Timestamp) -> Refused {
+pub(crate) fn expired(at: Timestamp) -> Refused {
     Refused::new(Code::Expired, format!("the certificate of this connection ended at {at}"))
 }

@@ -99,7 +99,7 @@ impl Feeder {
     }
 
     /// Takes the next changes; says whether there may be more.
-    async fn advance(&self) -> Result<bool, Trouble> {
+    pub(crate) async fn advance(&self) -> Result<bool, Trouble> {
         let current = Arc::clone(&self.current.borrow());
         let feed = self.store.changes(current.revision, COMMITS_MAX).await;
         let next = match feed.map_err(|error| Trouble::Store(error.into()))? {
@@ -137,7 +137,7 @@ impl Feeder {
 }
 
 /// What went wrong while following.
-enum Trouble {
+pub(crate) enum Trouble {
     /// It may pass.
     Store(Refused),
     /// It will not.

@@ -3,5 +3,5 @@
 mod follow;
 mod snapshot;
 
-pub(crate) use follow::{Feeder, StateFeed};
+pub(crate) use follow::{Feeder, StateFeed, Trouble};
 pub(crate) use snapshot::{Entry, Key, Parsed, State};

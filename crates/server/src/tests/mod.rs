@@ -1,7 +1,9 @@
 //! A real server in this process, on simulated time, with agents that speak to it over loopback.
 
 mod admin;
+mod edge;
 mod join;
+mod reference;
 mod renew;
 mod sign;
 mod start;

@@ -198,3 +198,42 @@ async fn issuer_is_succeeded_at_half_of_its_life_and_both_are_accepted() {
     running.stop().await;
     realm.verify_everything().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn signing_goes_on_while_rights_are_taken_away_elsewhere() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let mut client = agent.client(&realm, &running).await;
+    let key = PrivateKey::generate(KeyKind::P256).unwrap();
+    let signing = async {
+        let mut outcomes = Vec::new();
+        for _ in 0..40 {
+            let request = v1::SignRequest { items: vec![item("web", &key)] };
+            outcomes.push(client.node.sign(request).await.map_err(|status| code(&status)));
+        }
+        outcomes
+    };
+    let narrowing = async {
+        for round in 0..20 {
+            let labels: &[&str] = if round % 2 == 0 { &["a"] } else { &["b"] };
+            running.apply(vec![workload("other", labels)]).await;
+        }
+    };
+    let (outcomes, ()) = tokio::join!(signing, narrowing);
+    for outcome in outcomes {
+        match outcome {
+            Ok(answer) => {
+                let outcome = answer.into_inner().results.remove(0).outcome;
+                assert!(matches!(outcome, Some(Outcome::Issued(_))), "{outcome:?}");
+            }
+            // A request that loses again and again says so, and may be asked again.
+            Err(code) => assert_eq!(code, Code::Fenced),
+        }
+    }
+    running.stop().await;
+    for issued in realm.verify_everything().await {
+        assert!(issued.row.spiffe_id.path() != "/other");
+    }
+}

@@ -103,6 +103,11 @@ enum Metric {
     Calls,
 }
 
+/// Name, type and help of every metric.
+pub(crate) fn metric_table() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    METRICS.into_iter().map(|(_, name, kind, help)| (name, kind, help))
+}
+
 /// One value, with its labels in the form of the text, such as `{code="expired"}`.
 type Sample = (String, u64);
 

@@ -15,7 +15,7 @@ use countersign_identity::{Code, Timestamp};
 use countersign_tls::{Direction, HandshakeFact};
 
 pub(crate) use facts::{Fact, Facts};
-pub(crate) use metrics::serve_metrics;
+pub(crate) use metrics::{metric_table, serve_metrics};
 pub(crate) use status::{About, LogTree, sealed_status, status};
 pub(crate) use time::TimeGuard;
 

@@ -26,6 +26,9 @@ const ROOT_TOLD: Duration = Duration::from_secs(30 * 86_400);
 /// Nodes that a status shows.
 const NODES_MAX: usize = 10_000;
 
+/// Hashes of leaves that are read at once.
+const HASHES_MAX: usize = 16 * PAGE_MAX;
+
 /// What does not change while the server runs.
 #[derive(Clone, Debug)]
 pub(crate) struct About {
@@ -43,7 +46,7 @@ impl LogTree {
     pub(crate) async fn head(&self, store: &dyn Store) -> Result<LogView, Refused> {
         let mut tree = self.0.lock().await;
         loop {
-            let hashes: Vec<Sha256> = store.leaf_hashes(tree.size(), PAGE_MAX).await?;
+            let hashes: Vec<Sha256> = store.leaf_hashes(tree.size(), HASHES_MAX).await?;
             if hashes.is_empty() {
                 return Ok(LogView { size: tree.size(), root: tree.root() });
             }
