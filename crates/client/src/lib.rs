@@ -53,6 +53,8 @@ mod services;
 mod slice;
 mod source;
 mod status;
+#[doc(hidden)]
+pub mod steps;
 mod svid;
 mod workload_api;
 

@@ -1,0 +1,83 @@
+//! One enforcement point without its streams: what a source does with each thing that it is told, for simulations.
+
+use std::sync::Arc;
+
+use countersign_api::v1;
+use countersign_identity::Revision;
+use countersign_pki::Bundle;
+use countersign_policy::Policies;
+use countersign_tls::{Identity, Trust};
+
+use crate::keeper::{Keeper, Taken};
+use crate::slice::decode;
+use crate::svid::Update;
+use crate::{Enforcement, Services, Status};
+
+/// The rules by which a source replaces what it enforces and who it is.
+#[derive(Debug)]
+pub struct Steps(Keeper);
+
+/// What came of something that the agent said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It is enforced up to this revision; so many connections were ended for changes so far.
+    Acknowledged {
+        /// The revision.
+        revision: Revision,
+        /// How many connections were ended.
+        cut: u64,
+    },
+    /// It is not, and what was enforced before stays.
+    Refused(String),
+}
+
+impl Steps {
+    /// A source that was told nothing yet.
+    pub fn new(trust: Arc<Trust>) -> Self {
+        let status = Status::begin(Enforcement::Waiting);
+        Self(Keeper::new(trust, Arc::new(Policies::none()), status))
+    }
+
+    /// What it enforces.
+    pub fn trust(&self) -> &Arc<Trust> {
+        self.0.trust()
+    }
+
+    /// What it was told of services.
+    pub fn services(&self) -> Option<Arc<Services>> {
+        self.0.services().borrow().clone()
+    }
+
+    /// A message of the Workload API.
+    pub fn identity(&self, identity: Identity, bundles: Vec<Bundle>) {
+        self.0.update(Ok(Update { identity, bundles, left_out: Vec::new() }));
+    }
+
+    /// The Workload API says that there is nothing for it any more.
+    pub fn withdraw(&self, why: &str) {
+        self.0.withdraw(why.to_owned());
+    }
+
+    /// A slice of the Enforcement stream.
+    pub fn slice(&self, slice: v1::Slice) -> Step {
+        let decoded = match decode(slice) {
+            Ok(decoded) => decoded,
+            Err(bad) => {
+                self.0.bad_slice(bad.to_string());
+                return Step::Refused(bad.to_string());
+            }
+        };
+        match self.0.slice(decoded) {
+            Taken::Enforced(done) => Step::Acknowledged { revision: done.revision, cut: done.cut },
+            Taken::Older => Step::Refused("it is older than what is enforced".to_owned()),
+        }
+    }
+
+    /// A mark of the Enforcement stream.
+    pub fn mark(&self, revision: Revision) -> Step {
+        match self.0.mark(revision) {
+            Some(done) => Step::Acknowledged { revision: done.revision, cut: done.cut },
+            None => Step::Refused("what is enforced is not of that revision".to_owned()),
+        }
+    }
+}
