@@ -14,7 +14,7 @@ mod config;
 pub mod core;
 mod disk;
 mod driver;
-mod enforcement;
+pub mod enforcement;
 pub mod launcher;
 mod metrics;
 mod reception;

@@ -6,10 +6,11 @@
 
 mod points;
 mod service;
-mod slice;
+pub(crate) mod slice;
 
 pub(crate) use points::Points;
 pub(crate) use service::EnforcementService;
+pub use slice::cut;
 
 /// How many points one process may have.
 const POINTS_MAX: usize = 8;

@@ -10,7 +10,7 @@ use countersign_identity::Name;
 use crate::core::{PolicyEntry, RecordKind, Replica, Workload};
 
 /// Cuts the slice of a caller that is these workloads, the first of them its own name.
-pub(super) fn cut(replica: &Replica, workloads: &[Arc<Workload>]) -> v1::Slice {
+pub fn cut(replica: &Replica, workloads: &[Arc<Workload>]) -> v1::Slice {
     let Some(own) = workloads.first() else { return v1::Slice::default() };
     let scope = Interest::of(replica, workloads);
     let policies: Vec<_> = replica

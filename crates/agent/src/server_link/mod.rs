@@ -2,7 +2,7 @@
 
 mod channel;
 mod grpc;
-mod wire;
+pub mod wire;
 
 use std::fmt;
 use std::sync::Arc;

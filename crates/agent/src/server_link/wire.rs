@@ -40,14 +40,22 @@ pub(super) fn fault(status: &tonic::Status) -> LinkFault {
     LinkFault::new(code, if text.is_empty() { code.meaning().to_owned() } else { text })
 }
 
-pub(super) fn attested(answer: v1::AttestResponse) -> Result<Attested, LinkFault> {
+/// The answer to an attestation.
+///
+/// # Errors
+/// When it is not understood.
+pub fn attested(answer: v1::AttestResponse) -> Result<Attested, LinkFault> {
     let (chain, bundle) = credential(&answer.chain, &answer.bundle)?;
     let node = wire::node_id(&answer.node_id).map_err(broken)?;
     let issued = issued(&chain);
     Ok(Attested { node, chain, issued, bundle, generation: answer.generation })
 }
 
-pub(super) fn renewed(answer: v1::Renewed) -> Result<Renewed, LinkFault> {
+/// The answer to a renewal.
+///
+/// # Errors
+/// When it is not understood.
+pub fn renewed(answer: v1::Renewed) -> Result<Renewed, LinkFault> {
     let (chain, bundle) = credential(&answer.chain, &answer.bundle)?;
     let issued = issued(&chain);
     Ok(Renewed { chain, issued, bundle, generation: answer.generation })
@@ -70,7 +78,11 @@ fn credential(chain: &[Bytes], bundle: &[u8]) -> Result<(Chain, Bundle), LinkFau
     Ok((chain, bundle))
 }
 
-pub(super) fn sync_message(response: v1::SyncResponse) -> Result<SyncMessage, LinkFault> {
+/// A message of the stream.
+///
+/// # Errors
+/// When it is not understood.
+pub fn sync_message(response: v1::SyncResponse) -> Result<SyncMessage, LinkFault> {
     use v1::sync_response::Step;
     let revision = |field: Option<v1::Revision>| -> Result<Revision, LinkFault> {
         wire::revision(field).map_err(broken)
@@ -110,7 +122,8 @@ fn records(records: &[v1::Record]) -> Result<Vec<Record>, LinkFault> {
     records.iter().map(read).collect::<Result<_, _>>().map_err(broken)
 }
 
-pub(super) fn sign_answer(result: v1::SignResult) -> SignAnswer {
+/// The answer to one item of a request for SVIDs.
+pub fn sign_answer(result: v1::SignResult) -> SignAnswer {
     use v1::sign_result::Outcome;
     match result.outcome {
         Some(Outcome::Issued(issued)) => {
