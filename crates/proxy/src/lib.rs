@@ -10,6 +10,8 @@
 //!
 //! Certificates are renewed under it without a request being lost: see the module `retire` for when a connection is
 //! left, and `session` and `pool` for how. A request is sent a second time only when it provably was not read.
+//! What cannot be drained (bytes over TCP, upgraded connections, one long response) ends when the first certificate of
+//! the two ends expires; revocation and policy end everything at once.
 //!
 //! The crate knows no database, no server and no agent; it knows the Workload API through the library `countersign`.
 
@@ -33,7 +35,7 @@ mod pool;
 mod problem;
 mod relay;
 mod replay;
-mod retire;
+pub mod retire;
 mod route;
 mod run;
 mod session;

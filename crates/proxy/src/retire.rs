@@ -15,20 +15,23 @@ use countersign_identity::Timestamp;
 
 /// A share of a span, so that connections opened together are not all renewed together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Jitter(pub(crate) u8);
+pub struct Jitter(
+    /// From 0, not at all, to 255, all of it.
+    pub u8,
+);
 
 /// The plan for one connection that we dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Retirement {
+pub struct Retirement {
     /// From here on a successor is opened, if there is anything to do for it.
-    pub(crate) successor_due: Timestamp,
+    pub successor_due: Timestamp,
     /// From here on it gets no request, whether the successor is there or not.
-    pub(crate) last_request: Timestamp,
+    pub last_request: Timestamp,
 }
 
 impl Retirement {
     /// Of a connection that was opened at `connected` and is cut at `ends`.
-    pub(crate) fn dialled(connected: Timestamp, ends: Timestamp, jitter: Jitter) -> Self {
+    pub fn dialled(connected: Timestamp, ends: Timestamp, jitter: Jitter) -> Self {
         let life = ends.since(connected);
         let three_quarters = life / 4 * 3;
         // Up to 5 % earlier, never later: the acceptor's announcement must come after.
@@ -41,7 +44,7 @@ impl Retirement {
 }
 
 /// When the accepting side announces that it will close.
-pub(crate) fn announced(connected: Timestamp, ends: Timestamp) -> Timestamp {
+pub fn announced(connected: Timestamp, ends: Timestamp) -> Timestamp {
     connected + ends.since(connected) / 8 * 7
 }
 
