@@ -7,10 +7,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use countersign_identity::{Code, Serial};
-use countersign_store::{PAGE_MAX, SqliteStore, Store, verify_everything};
+use countersign_store::{PAGE_MAX, Store, verify_everything};
 use tokio::task::JoinSet;
 
-use crate::fixture::{at, create, entropy, folder, issuing, open, putting, row};
+use crate::fixture::{at, create, folder, issuing, open, putting, row};
 
 /// Tells the process which directory to work in.
 const DIRECTORY: &str = "COUNTERSIGN_TEST_DIRECTORY";
@@ -24,7 +24,7 @@ fn start(test: &str, directory: &Path, limit: Option<u32>) -> Child {
         .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
         .env(DIRECTORY, directory)
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(std::fs::File::create(directory.join("stderr")).unwrap())
         .spawn()
         .unwrap()
 }
@@ -50,8 +50,11 @@ async fn what_was_acknowledged_before_a_kill_is_there_and_nothing_is_torn() {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let enough = acknowledged.len() + 40 * life;
         while acknowledged.len() < enough {
-            let line = lines.next().expect("the child issues for ever").unwrap();
-            acknowledged.extend(told(&line, "issued"));
+            let Some(line) = lines.next() else {
+                let said = std::fs::read_to_string(folder.path().join("stderr")).unwrap();
+                panic!("the child ended: {said}");
+            };
+            acknowledged.extend(told(&line.unwrap(), "issued"));
         }
         child.kill().unwrap();
         child.wait().unwrap();
@@ -72,8 +75,7 @@ async fn what_was_acknowledged_before_a_kill_is_there_and_nothing_is_torn() {
 #[ignore = "run by what_was_acknowledged_before_a_kill_is_there_and_nothing_is_torn"]
 async fn child_that_issues_for_ever() {
     let Ok(directory) = std::env::var(DIRECTORY) else { return };
-    let store = SqliteStore::open(Path::new(&directory), entropy(u64::from(std::process::id())));
-    let store = Arc::new(store.unwrap());
+    let store = Arc::new(open(Path::new(&directory)));
     // Serials of one life are none of another's.
     let first = u64::from(std::process::id()) << 32;
     let mut issuers = JoinSet::new();
@@ -118,7 +120,7 @@ async fn a_full_disk_is_an_outage_and_nothing_is_half_applied() {
 #[ignore = "run by a_full_disk_is_an_outage_and_nothing_is_half_applied"]
 async fn child_that_fills_its_disk() {
     let Ok(directory) = std::env::var(DIRECTORY) else { return };
-    let store = SqliteStore::open(Path::new(&directory), entropy(4)).unwrap();
+    let store = open(Path::new(&directory));
     let mut committed = 0_u64;
     loop {
         let batch = putting(&format!("w{committed}"), &"x".repeat(20_000));

@@ -2,13 +2,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{
     KeyId, NodeId, Revision, SeededEntropy, Serial, Sha256, Timestamp, Validity,
 };
 use countersign_store::{
-    Batch, Change, IssuedRow, Kind, MemoryStore, NodeRow, Op, Record, SqliteStore, Store, TokenRow,
+    Batch, Change, IssuedRow, Kind, MemoryStore, NodeRow, Op, Record, SqliteStore, Store,
+    StoreError, TokenRow,
 };
 
 /// A store, and the folder that it lives in, if any.
@@ -30,7 +32,26 @@ pub(crate) fn create(folder: &Path) -> SqliteStore {
 }
 
 pub(crate) fn open(folder: &Path) -> SqliteStore {
-    SqliteStore::open(folder, entropy(2)).unwrap()
+    opened(folder).unwrap()
+}
+
+/// Opens a store that nobody else has open.
+pub(crate) fn opened(folder: &Path) -> Result<SqliteStore, StoreError> {
+    patiently(|| SqliteStore::open(folder, entropy(2)))
+}
+
+/// Tries again while the store is locked, as it may be for a moment though nobody has it open: a program that another
+/// test is just starting has copies of all open files of this process, and so their locks, until it is really running.
+pub(crate) fn patiently(
+    open: impl Fn() -> Result<SqliteStore, StoreError>,
+) -> Result<SqliteStore, StoreError> {
+    let patience = Instant::now() + Duration::from_secs(20);
+    loop {
+        match open() {
+            Err(StoreError::Locked { .. }) if Instant::now() < patience => std::thread::yield_now(),
+            outcome => return outcome,
+        }
+    }
 }
 
 impl Fixture {
