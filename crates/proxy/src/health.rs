@@ -6,7 +6,7 @@
 
 use countersign_identity::{Backoff, BackoffPolicy, Entropy, Timestamp};
 
-use crate::bounds::{EJECTED_FIRST, EJECTED_LONGEST};
+use crate::bounds::{ADDRESSES_MAX, EJECTED_FIRST, EJECTED_LONGEST};
 
 const POLICY: BackoffPolicy = BackoffPolicy { first: EJECTED_FIRST, longest: EJECTED_LONGEST };
 
@@ -23,20 +23,34 @@ struct State {
     resting: Option<Timestamp>,
 }
 
+/// The addresses that one request has tried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tried(u64);
+
+const _: () = assert!(ADDRESSES_MAX <= 64, "one bit each");
+
+impl Tried {
+    pub(crate) fn add(&mut self, address: usize) {
+        self.0 |= 1 << address;
+    }
+
+    const fn holds(self, address: usize) -> bool {
+        self.0 & (1 << address) != 0
+    }
+}
+
 impl Health {
     /// All of `count` addresses are taken to be well.
     pub(crate) fn new(count: usize) -> Self {
         let well = || State { backoff: Backoff::new(POLICY), resting: None };
-        Self { addresses: std::iter::repeat_with(well).take(count).collect() }
+        Self { addresses: std::iter::repeat_with(well).take(count.min(ADDRESSES_MAX)).collect() }
     }
 
-    /// The addresses in the order in which a request tries them.
-    pub(crate) fn order(&self) -> impl Iterator<Item = usize> {
-        let pick = |resting: bool| {
-            let states = self.addresses.iter().enumerate();
-            states.filter(move |(_, state)| state.resting.is_some() == resting).map(|(at, _)| at)
-        };
-        pick(false).chain(pick(true))
+    /// The address to try next, after those that were tried: one that is well if there is one.
+    pub(crate) fn pick(&self, tried: Tried) -> Option<usize> {
+        let left = || self.addresses.iter().enumerate().filter(|(at, _)| !tried.holds(*at));
+        let well = left().find(|(_, state)| state.resting.is_none());
+        well.or_else(|| left().next()).map(|(at, _)| at)
     }
 
     /// The address answered.
@@ -78,7 +92,13 @@ mod tests {
     use super::*;
 
     fn order(health: &Health) -> Vec<usize> {
-        health.order().collect()
+        let mut tried = Tried::default();
+        let next = || {
+            let address = health.pick(tried)?;
+            tried.add(address);
+            Some(address)
+        };
+        std::iter::from_fn(next).collect()
     }
 
     #[test]

@@ -59,6 +59,8 @@ struct State {
     /// Whether a response has come over it.
     answered: AtomicBool,
     heard: Arc<Heard>,
+    /// Whether the other end is a peer, who looks at our certificate.
+    mutual: bool,
 }
 
 /// An HTTP/2 connection.
@@ -228,6 +230,7 @@ impl Pool {
             used: AtomicI64::new(now.micros()),
             answered: AtomicBool::new(false),
             heard: dialled.heard.clone(),
+            mutual: matches!(self.dialer, Dialer::Mutual { .. }),
         });
         let life = dialled.ends.map(|ends| Retirement::dialled(now, ends, self.plane.jitter()));
         if want == Want::AnyHttp {
@@ -423,6 +426,14 @@ impl Lease {
         let response = sent.map_err(failure)?;
         self.state().answered.store(true, Ordering::Release);
         Ok(response)
+    }
+
+    /// Whether the other end has a way to say that it did not read a request.
+    pub(crate) fn may_refuse(&self) -> bool {
+        match &self.on {
+            On::Stream(_) => true,
+            On::Line(line) => line.state.mutual && !line.state.answered.load(Ordering::Acquire),
+        }
     }
 
     /// The alert by which the other end refused us in place of a first answer: it has read nothing then.

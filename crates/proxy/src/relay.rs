@@ -40,13 +40,25 @@ impl Relay {
         let busy = session.enter();
         let response = match self.pass(request).await {
             Ok(response) => response,
-            Err(failed) => {
-                tracing::debug!(code = %failed.code, detail = %failed.detail, "a request was not passed on");
-                problem(failed.code, &failed.detail)
-            }
+            Err(failed) => self.explain(&failed),
         };
         self.meter.request(response.status());
         session.leave(response, busy)
+    }
+
+    /// The answer in place of the one that did not come. A peer is not told where our program lives.
+    fn explain(&self, failed: &Failed) -> Response<Body> {
+        tracing::debug!(code = %failed.code, detail = %failed.detail, "a request was not passed on");
+        if self.peer.is_none() {
+            return problem(failed.code, &failed.detail);
+        }
+        match failed.code {
+            Code::NotUnderstood => problem(failed.code, &failed.detail),
+            Code::PeerUnreachable => {
+                problem(Code::Unavailable, "the program behind the service cannot be reached")
+            }
+            code => problem(code, "the program behind the service gave no answer"),
+        }
     }
 
     async fn pass(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Failed> {

@@ -110,10 +110,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Sending<B> {
             match (frame.data_ref(), frame.trailers_ref()) {
                 // Each frame counts for something, so that empty ones are bounded as well.
                 (Some(data), _) => {
-                    kept.remember(Passed::Data(data.clone()), data.len() + FRAME_COST)
+                    kept.remember(Passed::Data(data.clone()), data.len() + FRAME_COST);
                 }
                 (None, Some(trailers)) => {
-                    kept.remember(Passed::Trailers(trailers.clone()), FRAME_COST)
+                    kept.remember(Passed::Trailers(trailers.clone()), FRAME_COST);
                 }
                 (None, None) => kept.release(),
             }

@@ -59,38 +59,33 @@ async fn with_source(
         () = stop.cancelled() => return Ok(()),
     }
     prepare(config, source)?;
+    let metrics =
+        config.metrics.map(Listener::tcp).transpose().context("metrics cannot be served")?;
     let reporter = source.reporter();
     let sink: Sink = Arc::new(move |fact| reporter.report(fact));
     let plane = plane(source.trust(), clock, Arc::new(SystemEntropy), sink);
-    let alarms = plane.alarms.clone();
-    let sleeper = CancellationToken::new();
+    let (alarms, over) = (plane.alarms.clone(), CancellationToken::new());
     let waking = tokio::spawn({
-        let sleeper = sleeper.clone();
-        async move { alarms.run(&sleeper).await }
+        let over = over.clone();
+        async move { alarms.run(&over).await }
     });
-    let metrics = match config.metrics {
-        Some(address) => {
-            let listener = Listener::tcp(address).context("metrics cannot be served")?;
-            let bound = listener.address();
-            let (plane, stop) = (plane.clone(), stop.clone());
-            plane
-                .clone()
-                .tasks
-                .start(async move { exposition::serve(listener, plane, stop).await });
-            bound
-        }
-        None => None,
-    };
+    let serving = stop.child_token();
+    let address = metrics.as_ref().and_then(Listener::address);
+    if let Some(listener) = metrics {
+        let exposed = exposition::serve(listener, plane.clone(), serving.clone());
+        plane.tasks.start(exposed);
+    }
     let mut supervisor = Supervisor::new(&plane);
-    let served = supervise(config, source, &plane, (&mut supervisor, metrics), stop, ready).await;
+    let served = supervise(config, source, &plane, (&mut supervisor, address), stop, ready).await;
+    notify(&[sd_notify::NotifyState::Stopping]);
+    serving.cancel();
     supervisor.close();
     drop(supervisor);
-    notify(&[sd_notify::NotifyState::Stopping]);
     let cut = plane.tasks.drain(DRAIN_TIMEOUT).await;
     if 0 < cut {
         tracing::warn!(cut, "what was still under way was cut");
     }
-    sleeper.cancel();
+    over.cancel();
     waking.await.context("the task that keeps time has failed")?;
     served
 }

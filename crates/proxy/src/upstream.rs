@@ -17,7 +17,7 @@ use crate::bounds::{
 };
 use crate::dial::{DialFailure, Dialer, Want};
 use crate::facts::blank_fact;
-use crate::health::Health;
+use crate::health::{Health, Tried};
 use crate::plane::Plane;
 use crate::pool::{Lease, Pool, SendFailure};
 use crate::replay::Replay;
@@ -92,8 +92,8 @@ impl Upstream {
         host: &HeaderValue,
         want: Want,
     ) -> Result<Response<Body>, Failed> {
-        let mut addresses = self.order().into_iter();
-        let mut address = addresses.next().ok_or_else(nowhere)?;
+        let mut tried = Tried::default();
+        let mut address = self.pick(&mut tried).ok_or_else(nowhere)?;
         for _ in 1..TRIES_MAX {
             match self.attempt(address, request, host, want).await {
                 Next::Done(response) => return Ok(*response),
@@ -101,7 +101,7 @@ impl Upstream {
                 Next::Again(again) => request = again,
                 Next::Onward(again, why) => {
                     request = again;
-                    address = addresses.next().ok_or(why)?;
+                    address = self.pick(&mut tried).ok_or(why)?;
                 }
             }
         }
@@ -131,7 +131,7 @@ impl Upstream {
             Ok(request) => request,
             Err(failed) => return Next::GiveUp(failed),
         };
-        let spare = Spare::of(&request);
+        let spare = if lease.may_refuse() { Spare::of(&request) } else { Spare::none(&request) };
         let patience = if spare.replay.is_some() { UPLOAD_TIMEOUT } else { RESPONSE_HEAD_TIMEOUT };
         let Ok(sent) = tokio::time::timeout(patience, lease.send(request)).await else {
             let detail =
@@ -181,8 +181,8 @@ impl Upstream {
 
     /// A byte stream to the first address that takes one.
     pub(crate) async fn connect(&self) -> Result<Wire, Failed> {
-        let mut failed = nowhere();
-        for address in self.order() {
+        let (mut tried, mut failed) = (Tried::default(), nowhere());
+        while let Some(address) = self.pick(&mut tried) {
             match self.pools[address].dialer().dial(&self.plane, Want::Raw).await {
                 Ok(dialled) => {
                     self.answered(address);
@@ -293,8 +293,11 @@ impl Upstream {
         self.health().succeeded(address);
     }
 
-    fn order(&self) -> Vec<usize> {
-        self.health().order().collect()
+    /// The next address that was not tried yet.
+    fn pick(&self, tried: &mut Tried) -> Option<usize> {
+        let address = self.health().pick(*tried)?;
+        tried.add(address);
+        Some(address)
     }
 
     fn health(&self) -> std::sync::MutexGuard<'_, Health> {
@@ -308,7 +311,7 @@ fn nowhere() -> Failed {
 
 /// What is needed to send a request a second time, if the first was not read.
 struct Spare {
-    head: Request<()>,
+    head: Option<Request<()>>,
     replay: Option<Replay<Incoming>>,
 }
 
@@ -319,7 +322,14 @@ impl Spare {
         *head.uri_mut() = request.uri().clone();
         *head.version_mut() = request.version();
         *head.headers_mut() = request.headers().clone();
-        Self { head, replay: request.body().replay() }
+        Self { head: Some(head), replay: request.body().replay() }
+    }
+
+    /// For a connection on which nobody can say that a request was not read.
+    fn none(request: &Request<Body>) -> Self {
+        let spare = Self { head: None, replay: request.body().replay() };
+        spare.release();
+        spare
     }
 
     /// The request, unless too much of its body has passed.
@@ -328,7 +338,7 @@ impl Spare {
             Some(replay) => Body::again(replay.again()?),
             None => Body::empty(),
         };
-        Some(self.head.map(|()| body))
+        Some(self.head?.map(|()| body))
     }
 
     /// It is being answered.

@@ -173,6 +173,54 @@ async fn rapid_resets_end_the_connection_and_not_the_door() {
     assert_eq!(shop.caller().await.get("/").await.0, 200);
 }
 
+/// A frame of HTTP/2 (RFC 9113, 4.1) on this stream.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+/// Sends the beginning of HTTP/2, then these bytes again and again until the door closes.
+async fn flood(shop: &Shop, first: &[u8], again: &[u8]) {
+    let mut outbound = Outbound::service(name("orders"), Expected::Id(shop.realm.id("orders")));
+    outbound.alpn = vec![b"h2".to_vec()];
+    let stream = dial(&shop.web.plane.trust, shop.orders.door(), &outbound).await.unwrap().stream;
+    let (mut reading, mut writing) = tokio::io::split(stream);
+    let sending = async {
+        writing.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await?;
+        writing.write_all(&frame(4, 0, 0, &[])).await?;
+        writing.write_all(first).await?;
+        // Bounded, so that a door which takes everything fails the test and does not hang it.
+        for _ in 0..100_000 {
+            writing.write_all(again).await?;
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    let mut sink = [0; 4096];
+    let reading = async { while let Ok(1..) = reading.read(&mut sink).await {} };
+    let closed = async {
+        tokio::select! {
+            sent = sending => assert!(sent.is_err(), "the door took all of it"),
+            () = reading => {}
+        }
+    };
+    tokio::time::timeout(PATIENCE, closed).await.expect("the door closed the connection");
+    assert_eq!(shop.program.reached(), 0);
+    assert_eq!(shop.caller().await.get("/").await.0, 200, "and is open to others");
+}
+
+#[tokio::test]
+async fn heads_without_end_in_http_2_close_the_connection() {
+    let shop = Shop::open(Protocol::Http).await;
+    // A head that is not finished, and then CONTINUATION frames that do not finish it.
+    let field = [&[0x00, 0x01, b'x', 0x7f, 0x81, 0x07][..], &[b'a'; 256]].concat();
+    flood(&shop, &frame(1, 0, 1, &field), &frame(9, 0, 1, &field)).await;
+    let shop = Shop::open(Protocol::Http).await;
+    flood(&shop, &frame(1, 0, 1, &[]), &frame(9, 0, 1, &[])).await;
+}
+
 #[tokio::test]
 async fn a_local_caller_that_says_nothing_costs_one_connection_only() {
     let shop = Shop::open(Protocol::Http).await;

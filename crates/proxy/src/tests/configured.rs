@@ -198,7 +198,12 @@ async fn nobody_is_let_in_without_a_policy_or_a_list() {
 }
 
 #[tokio::test]
-async fn what_cannot_start_says_why() {
+async fn what_cannot_start_says_why_and_at_once() {
+    let tried = tokio::time::timeout(Duration::from_secs(8), cannot_start());
+    tried.await.expect("no failure waits for a drain");
+}
+
+async fn cannot_start() {
     let folder = directory();
     let realm = Realm::new("shop.example", 1).await;
     let target = Target::Tcp("127.0.0.1:1".into());

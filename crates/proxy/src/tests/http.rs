@@ -180,6 +180,23 @@ async fn an_upgraded_connection_ends_with_the_policy_that_let_it_in() {
 }
 
 #[tokio::test]
+async fn an_upgraded_connection_ends_when_the_certificate_of_its_peer_expires() {
+    let shop = Shop::open(Protocol::Http).await;
+    shop.web.renew(2).await;
+    let mut tunnel = upgraded(&mut shop.caller().await).await;
+    shop.web.renew(3600).await;
+    tunnel.write_all(b"x").await.unwrap();
+    tunnel.read_exact(&mut [0; 1]).await.unwrap();
+    let ended =
+        tokio::time::timeout(Duration::from_secs(8), tunnel.read(&mut [0; 1])).await.unwrap();
+    assert!(
+        matches!(ended, Ok(0) | Err(_)),
+        "renewal does not extend what was let in before: {ended:?}"
+    );
+    assert_eq!(shop.orders.plane.trust.connections(), 0);
+}
+
+#[tokio::test]
 async fn a_kept_connection_does_not_outlive_the_policy_that_let_it_in() {
     let shop = Shop::open(Protocol::Http).await;
     let mut caller = shop.caller().await;
@@ -272,5 +289,9 @@ async fn a_program_that_is_away_is_told_apart_from_a_peer_that_is_away() {
     shop.orders.listen(&[inbound(&nowhere, Protocol::Http)], &[]);
     let (status, body) = shop.caller().await.get("/").await;
     assert_eq!(status, 503, "{body}");
-    assert!(body.contains("there-is-no-such.sock"), "{body}");
+    assert!(body.contains(r#""code":"unavailable""#), "{body}");
+    assert!(
+        !body.contains("there-is-no-such.sock"),
+        "a peer is not told where the program lives: {body}"
+    );
 }
