@@ -240,15 +240,16 @@ impl StartError {
                 Code::AlreadyExists
             }
             Self::NotASocket { .. } => Code::AlreadyExists,
-            Self::NoData { .. } => Code::NotFound,
-            Self::NewerData { .. } | Self::WrongDomain { .. } | Self::LongSocketPath { .. } => {
-                Code::NotUnderstood
-            }
+            Self::NoData { .. }
+            | Self::NewerData { .. }
+            | Self::WrongDomain { .. }
+            | Self::LongSocketPath { .. } => Code::NotUnderstood,
             Self::Listen { source, .. } | Self::Socket { source, .. } => match source.kind() {
                 io::ErrorKind::AddrInUse => Code::AlreadyExists,
                 _ => Code::Unavailable,
             },
             Self::File { .. } | Self::Damaged { .. } => Code::Internal,
+            Self::Store(StoreError::Locked { .. }) => Code::AlreadyExists,
             Self::Store(error) => error.code(),
             Self::Refused(refused) => refused.code,
         }

@@ -379,6 +379,7 @@ impl std::fmt::Debug for Line {
 }
 
 fn invalid(invalid: apply::Invalid) -> Refused {
-    let first = invalid.problems.first().map(ToString::to_string).unwrap_or_default();
+    let first = invalid.problems.into_iter().next();
+    let first = first.map(|problem| problem.to_string()).unwrap_or_default();
     Refused::new(invalid.code, first)
 }

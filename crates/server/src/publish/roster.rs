@@ -38,8 +38,8 @@ pub(crate) struct Presence {
     pub(crate) skew_micros: Option<i64>,
     /// When it was last heard of.
     pub(crate) seen: Option<Timestamp>,
-    /// Its enforcement points, by name.
-    pub(crate) points: BTreeMap<String, v1::PointAck>,
+    /// Its enforcement points, by identity and name: two programs may choose one name.
+    pub(crate) points: BTreeMap<(String, String), v1::PointAck>,
     /// The processes that it reports.
     pub(crate) processes: Vec<v1::ProcessStatus>,
     /// The credentials that it holds.
@@ -67,6 +67,8 @@ impl Roster {
         let number = table.streams;
         let presence = table.nodes.entry(node).or_default();
         presence.seen = Some(now);
+        // An agent tells all its points in every acknowledgement; what an earlier stream told may be gone.
+        presence.points.clear();
         presence.skew_micros = Some(hello.clock_micros.saturating_sub(now.micros()));
         if let Some((_, older)) = presence.stream.replace((number, leash)) {
             older.end(Refused::new(Code::Unavailable, "a newer stream of the same node took over"));
@@ -103,12 +105,11 @@ impl Roster {
             if TEXT_BYTES_MAX < point.point.len() || TEXT_BYTES_MAX < point.spiffe_id.len() {
                 continue;
             }
+            let key = (point.spiffe_id.clone(), point.point.clone());
             if point.gone {
-                presence.points.remove(&point.point);
-            } else if presence.points.len() < POINTS_MAX
-                || presence.points.contains_key(&point.point)
-            {
-                presence.points.insert(point.point.clone(), point);
+                presence.points.remove(&key);
+            } else if presence.points.len() < POINTS_MAX || presence.points.contains_key(&key) {
+                presence.points.insert(key, point);
             }
         }
     }
@@ -202,6 +203,22 @@ mod tests {
         roster.acknowledge(NODE, ack(3, vec![]), now());
         let expected = Revision { incarnation: 1, number: 5 };
         assert_eq!(roster.snapshot()[&NODE].revision, Some(expected));
+    }
+
+    #[test]
+    fn points_of_one_name_and_two_identities_are_two() {
+        let roster = Roster::default();
+        let hello = v1::SyncHello::default();
+        let _stream = roster.attend(NODE, &hello, now());
+        let point = |id: &str| v1::PointAck {
+            point: "main".to_owned(),
+            spiffe_id: format!("spiffe://shop.example/{id}"),
+            ..Default::default()
+        };
+        roster.acknowledge(NODE, ack(1, vec![point("web"), point("orders")]), now());
+        assert_eq!(roster.snapshot()[&NODE].points.len(), 2);
+        let _newer = roster.attend(NODE, &hello, now());
+        assert!(roster.snapshot()[&NODE].points.is_empty(), "a new stream tells anew");
     }
 
     #[test]

@@ -13,6 +13,8 @@ use crate::state::{Entry, Key, Parsed, State};
 
 /// Sets of labels whose slices are kept. Beyond that they are computed anew for each stream.
 const SLICES_MAX: usize = 1024;
+/// Older slices that are kept.
+const OLDER_MAX: usize = 32;
 
 /// The part of the state at one revision that nodes with the same labels need.
 #[derive(Debug)]
@@ -160,10 +162,14 @@ fn services<'a>(state: &'a State, own: &BTreeSet<&str>) -> (BTreeSet<&'a str>, B
     (of_own, called)
 }
 
+/// Slices of older states, by revision and labels.
+type Older = HashMap<(Revision, BTreeSet<Name>), Arc<Slice>>;
+
 /// The slices in use, one for each set of labels, computed once for all streams that need it.
 #[derive(Debug, Default)]
 pub(crate) struct Slices {
     by_labels: Mutex<HashMap<BTreeSet<Name>, Arc<Slice>>>,
+    older: Mutex<Older>,
 }
 
 impl Slices {
@@ -183,6 +189,21 @@ impl Slices {
         }
         slices.insert(labels.clone(), Arc::clone(&slice));
         slice
+    }
+
+    /// The slice as it was at an older state, computed once for all agents that come back from the same moment.
+    pub(crate) fn then(&self, state: &State, labels: &BTreeSet<Name>) -> Arc<Slice> {
+        let current = self.at(state, labels);
+        if current.revision == state.revision {
+            return current;
+        }
+        let mut older = self.older.lock().unwrap_or_else(PoisonError::into_inner);
+        if OLDER_MAX <= older.len() {
+            older.clear();
+        }
+        let key = (state.revision, labels.clone());
+        let cut = || Arc::new(Slice::cut(state, labels, Some(&current)));
+        Arc::clone(older.entry(key).or_insert_with(cut))
     }
 }
 

@@ -87,7 +87,7 @@ pub(crate) fn known(
 ) -> Option<Arc<Slice>> {
     let have = hello.have.as_ref()?;
     let state = control.feed.at((*have).into())?;
-    Some(Arc::new(Slice::cut(&state, &caller.labels, None)))
+    Some(control.slices.then(&state, &caller.labels))
 }
 
 impl Live {

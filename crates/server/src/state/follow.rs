@@ -18,12 +18,17 @@ const COMMITS_MAX: usize = 256;
 const POLL: Duration = Duration::from_millis(500);
 /// Snapshots that are remembered, so that an agent which was away for a moment is told only what changed.
 const REMEMBERED_MAX: usize = 256;
+/// Changed records that remembering them may keep alive.
+const REMEMBERED_RECORDS_MAX: usize = 4096;
+
+/// The latest snapshots, oldest first, each with how many records it changed.
+type Remembered = Arc<Mutex<VecDeque<(Arc<State>, usize)>>>;
 
 /// The snapshot, as everybody but its feeder sees it.
 #[derive(Clone, Debug)]
 pub(crate) struct StateFeed {
     current: watch::Receiver<Arc<State>>,
-    remembered: Arc<Mutex<VecDeque<Arc<State>>>>,
+    remembered: Remembered,
 }
 
 impl StateFeed {
@@ -40,7 +45,8 @@ impl StateFeed {
     /// The state at a revision, if it is still remembered.
     pub(crate) fn at(&self, revision: Revision) -> Option<Arc<State>> {
         let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        remembered.iter().rev().find(|state| state.revision == revision).cloned()
+        let found = remembered.iter().rev().find(|(state, _)| state.revision == revision);
+        found.map(|(state, _)| Arc::clone(state))
     }
 
     /// Waits until the snapshot has reached a revision; `None` when the feeder has ended.
@@ -55,7 +61,7 @@ impl StateFeed {
 pub(crate) struct Feeder {
     store: Arc<dyn Store>,
     current: watch::Sender<Arc<State>>,
-    remembered: Arc<Mutex<VecDeque<Arc<State>>>>,
+    remembered: Remembered,
 }
 
 impl Feeder {
@@ -65,7 +71,7 @@ impl Feeder {
     /// When the store does not answer, or holds what this version does not understand.
     pub(crate) async fn start(store: Arc<dyn Store>) -> Result<(Self, StateFeed), Refused> {
         let state = Arc::new(State::from_snapshot(store.snapshot().await?)?);
-        let remembered = Arc::new(Mutex::new(VecDeque::from([Arc::clone(&state)])));
+        let remembered = Arc::new(Mutex::new(VecDeque::from([(Arc::clone(&state), 0)])));
         let (current, receiver) = watch::channel(state);
         let feed = StateFeed { current: receiver, remembered: Arc::clone(&remembered) };
         Ok((Self { store, current, remembered }, feed))
@@ -102,17 +108,21 @@ impl Feeder {
     pub(crate) async fn advance(&self) -> Result<bool, Trouble> {
         let current = Arc::clone(&self.current.borrow());
         let feed = self.store.changes(current.revision, COMMITS_MAX).await;
-        let next = match feed.map_err(|error| Trouble::Store(error.into()))? {
+        let (next, count) = match feed.map_err(|error| Trouble::Store(error.into()))? {
             Feed::SnapshotNeeded => {
                 let snapshot = self.store.snapshot().await;
                 let snapshot = snapshot.map_err(|error| Trouble::Store(error.into()))?;
-                State::from_snapshot(snapshot).map_err(|bad| Trouble::State(bad.into()))?
+                let next = State::from_snapshot(snapshot);
+                (next.map_err(|bad| Trouble::State(bad.into()))?, usize::MAX)
             }
             Feed::Changes(commits) => {
                 let Some(last) = commits.last() else { return Ok(false) };
                 let revision = last.revision;
-                let changes = commits.into_iter().flat_map(|commit| commit.changes).collect();
-                current.changed(revision, changes).map_err(|bad| Trouble::State(bad.into()))?
+                let changes: Vec<_> =
+                    commits.into_iter().flat_map(|commit| commit.changes).collect();
+                let count = changes.len();
+                let next = current.changed(revision, changes);
+                (next.map_err(|bad| Trouble::State(bad.into()))?, count)
             }
         };
         if next.revision <= current.revision
@@ -120,20 +130,27 @@ impl Feeder {
         {
             return Ok(false);
         }
-        self.publish(Arc::new(next));
+        self.publish(Arc::new(next), count);
         Ok(true)
     }
 
-    fn publish(&self, state: Arc<State>) {
+    fn publish(&self, state: Arc<State>, changed: usize) {
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        if remembered.len() == REMEMBERED_MAX {
+        remembered.push_back((Arc::clone(&state), changed));
+        while 1 < remembered.len() && !is_small(&remembered) {
             remembered.pop_front();
         }
-        remembered.push_back(Arc::clone(&state));
         drop(remembered);
         tracing::debug!(revision = %state.revision, "state advanced");
         self.current.send_replace(state);
     }
+}
+
+/// Whether that much may be remembered. A snapshot keeps alive what the ones after it replaced.
+fn is_small(remembered: &VecDeque<(Arc<State>, usize)>) -> bool {
+    let replaced = remembered.iter().skip(1).map(|(_, changed)| *changed);
+    remembered.len() <= REMEMBERED_MAX
+        && replaced.fold(0, usize::saturating_add) <= REMEMBERED_RECORDS_MAX
 }
 
 /// What went wrong while following.
