@@ -228,10 +228,9 @@ impl Disk {
             bundle: node.bundle.to_json(),
         };
         self.write("node.json", &serde_json::to_vec(&file).expect("texts and numbers are JSON"))?;
-        for generation in [node.generation.checked_sub(1), node.generation.checked_add(1)] {
-            if let Some(generation) = generation {
-                self.remove(&key_name(generation))?;
-            }
+        let others = [node.generation.checked_sub(1), node.generation.checked_add(1)];
+        for generation in others.into_iter().flatten() {
+            self.remove(&key_name(generation))?;
         }
         Ok(())
     }

@@ -120,7 +120,7 @@ impl Unknown {
         match self {
             Self::Nobody => {
                 let message = format!(
-                    "no identity is issued to process `{}` (uid {}): it matches the selectors of no workload",
+                    "no identity issued: process `{}` (uid {}) matches the selectors of no workload",
                     peer.pid, peer.uid
                 );
                 refusal_status(tonic::Code::PermissionDenied, Code::NoMatch, &message)

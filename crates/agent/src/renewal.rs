@@ -6,7 +6,7 @@ use countersign_identity::{Clock, Code, Name};
 use countersign_pki::{Bundle, Bundles, Chain, KeyKind, PrivateKey, Role, make_csr, verify};
 
 use crate::core::{Outcome, Term, Workload};
-use crate::disk::{Disk, DiskFault, Node};
+use crate::disk::{Disk, Node};
 use crate::server_link::{
     AttestAsk, Calls, LinkFault, NodeCredential, RenewAsk, ServerLink, SignAnswer, SignItem,
 };
@@ -30,8 +30,8 @@ pub(crate) async fn attest(
     admission: &Admission,
 ) -> Result<Node, LinkFault> {
     // Written down before the server hears of it, so a crash cannot lose a registered key.
-    let key = Arc::new(disk.key_or_new(1, NODE_KEY).map_err(disk_fault)?);
-    let csr = make_csr(&key).map_err(ours)?;
+    let key = Arc::new(disk.key_or_new(1, NODE_KEY).map_err(|why| ours(&why))?);
+    let csr = make_csr(&key).map_err(|why| ours(&why))?;
     let ask = AttestAsk {
         token: Arc::clone(&admission.token),
         pin: admission.pin,
@@ -52,7 +52,7 @@ pub(crate) async fn attest(
         bundle: attested.bundle,
     };
     present(link, &node)?;
-    disk.keep_node(&node).map_err(disk_fault)?;
+    disk.keep_node(&node).map_err(|why| ours(&why))?;
     Ok(node)
 }
 
@@ -92,7 +92,7 @@ pub(crate) async fn renew_node(
     now: Registered,
 ) -> Result<Node, LinkFault> {
     let next = now.generation + 1;
-    let successor = Arc::new(disk.key_or_new(next, NODE_KEY).map_err(disk_fault)?);
+    let successor = Arc::new(disk.key_or_new(next, NODE_KEY).map_err(|why| ours(&why))?);
     let ask = |generation, key: &Arc<PrivateKey>, successor_csr| RenewAsk {
         node: now.id,
         generation,
@@ -100,7 +100,7 @@ pub(crate) async fn renew_node(
         successor_csr,
         domain: now.bundle.domain.clone(),
     };
-    let csr = make_csr(&successor).map_err(ours)?;
+    let csr = make_csr(&successor).map_err(|why| ours(&why))?;
     let renewed = match link.renew(server, ask(now.generation, &now.key, csr)).await {
         Err(fault) if fault.code == Code::StaleGeneration => {
             link.renew(server, ask(next, &successor, Vec::new())).await?
@@ -122,7 +122,7 @@ pub(crate) async fn renew_node(
         bundle: renewed.bundle,
     };
     present(link, &node)?;
-    disk.keep_node(&node).map_err(disk_fault)?;
+    disk.keep_node(&node).map_err(|why| ours(&why))?;
     Ok(node)
 }
 
@@ -175,8 +175,8 @@ pub(crate) async fn sign(
 }
 
 fn request(workload: &Workload) -> Result<(PrivateKey, SignItem), LinkFault> {
-    let key = PrivateKey::generate(workload.spec.key_type).map_err(ours)?;
-    let csr = make_csr(&key).map_err(ours)?;
+    let key = PrivateKey::generate(workload.spec.key_type).map_err(|why| ours(&why))?;
+    let csr = make_csr(&key).map_err(|why| ours(&why))?;
     Ok((key, SignItem { workload: workload.name.clone(), csr }))
 }
 
@@ -228,11 +228,7 @@ pub(crate) fn still_good(svid: &Svid, bundles: &Bundles, clock: &dyn Clock) -> b
     verify(&svid.chain.ders(), bundles, Role::Client, clock.now()).is_ok()
 }
 
-fn ours(why: impl std::fmt::Display) -> LinkFault {
-    LinkFault::new(Code::Internal, why.to_string())
-}
-
-pub(crate) fn disk_fault(why: DiskFault) -> LinkFault {
+fn ours(why: &dyn std::fmt::Display) -> LinkFault {
     LinkFault::new(Code::Internal, why.to_string())
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use countersign_api::{v1, wire};
 use countersign_identity::Clock;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::enforcement::Points;
 use crate::server_link::Calls;
@@ -13,7 +13,13 @@ use crate::view::View;
 
 /// Facts on their way to the server: bounded, and what did not fit is counted.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Facts(Arc<Mutex<Queue>>);
+pub(crate) struct Facts(Arc<Inbox>);
+
+#[derive(Debug, Default)]
+struct Inbox {
+    queue: Mutex<Queue>,
+    arrived: Notify,
+}
 
 #[derive(Debug, Default)]
 struct Queue {
@@ -35,6 +41,8 @@ impl Facts {
             point.clone_into(&mut fact.point);
             queue.waiting.push(fact);
         }
+        drop(queue);
+        self.0.arrived.notify_one();
     }
 
     fn drain(&self) -> (Vec<v1::HandshakeFact>, u64) {
@@ -61,7 +69,7 @@ impl Facts {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -75,7 +83,9 @@ pub(crate) struct Reports {
 
 type Views = watch::Receiver<Option<Arc<View>>>;
 
-/// Facts wait at most this long.
+/// Facts that come together travel together.
+const FACTS_GATHER: Duration = Duration::from_millis(20);
+/// How often statuses and points are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Statuses are told at least this often.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
@@ -124,7 +134,12 @@ impl Reports {
                 self.send(&*calls, credentials.clone()).await;
                 reported = Some((now, credentials));
             }
-            self.clock.sleep_until(now + LOOK_EVERY).await;
+            tokio::select! {
+                () = self.clock.sleep_until(now + LOOK_EVERY) => {}
+                () = self.facts.0.arrived.notified() => {
+                    self.clock.sleep_until(now + FACTS_GATHER).await;
+                }
+            }
         }
     }
 

@@ -326,7 +326,9 @@ mod tests {
         out
     }
 
-    fn grpc_fields(authority: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+
+    fn grpc_fields(authority: &[u8]) -> Fields {
         [
             (&b":method"[..], &b"POST"[..]),
             (b":scheme", b"http"),
@@ -349,7 +351,7 @@ mod tests {
     }
 
     /// The header lists in a filter's output, each with its flags, read with an independent decoder.
-    fn lists(mut bytes: &[u8]) -> Vec<(u8, Vec<(Vec<u8>, Vec<u8>)>)> {
+    fn lists(mut bytes: &[u8]) -> Vec<(u8, Fields)> {
         let mut decoder = fluke_hpack::Decoder::new();
         let mut lists = Vec::new();
         let (mut block, mut first_flags) = (Vec::new(), 0);

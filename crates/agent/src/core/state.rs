@@ -163,10 +163,11 @@ enum Link {
     Open { synced: bool },
 }
 
-/// A server that was lost is tried again within this, or a tenth of the shortest lifetime held, if that is shorter.
+/// A server that was lost is tried again within this, or a 25th of the shortest lifetime held, if that is shorter: the
+/// guaranteed outage budget ends a 20th of the lifetime before the SVID does, and within that it must be renewed.
 const RECONNECT: BackoffPolicy =
     BackoffPolicy { first: Duration::from_millis(400), longest: Duration::from_secs(10) };
-const RECONNECT_SHORTEST: Duration = Duration::from_millis(500);
+const RECONNECT_SHORTEST: Duration = Duration::from_millis(200);
 
 impl State {
     /// A machine that holds the agent's own SVID, and what an earlier life wrote down.
@@ -322,7 +323,7 @@ impl State {
             .duties
             .values()
             .filter_map(|duty| duty.term())
-            .map(|term| term.expires.since(term.issued) / 10)
+            .map(|term| term.expires.since(term.issued) / 25)
             .min()
             .unwrap_or(RECONNECT.longest)
             .max(RECONNECT_SHORTEST);

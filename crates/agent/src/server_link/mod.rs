@@ -71,7 +71,7 @@ impl JoinToken {
     ///
     /// # Errors
     /// When it cannot be one.
-    pub fn new(text: Zeroizing<String>) -> Result<Self, BadJoinToken> {
+    pub fn new(text: &Zeroizing<String>) -> Result<Self, BadJoinToken> {
         let text = text.trim();
         let printable = text.bytes().all(|byte| byte.is_ascii_graphic());
         if text.is_empty() || 512 < text.len() || !printable {
@@ -89,7 +89,7 @@ impl std::str::FromStr for JoinToken {
     type Err = BadJoinToken;
 
     fn from_str(text: &str) -> Result<Self, BadJoinToken> {
-        Self::new(Zeroizing::new(text.to_owned()))
+        Self::new(&Zeroizing::new(text.to_owned()))
     }
 }
 

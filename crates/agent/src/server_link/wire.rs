@@ -45,10 +45,11 @@ pub(super) fn fault(status: &tonic::Status) -> LinkFault {
 /// # Errors
 /// When it is not understood.
 pub fn attested(answer: v1::AttestResponse) -> Result<Attested, LinkFault> {
-    let (chain, bundle) = credential(&answer.chain, &answer.bundle)?;
-    let node = wire::node_id(&answer.node_id).map_err(broken)?;
+    let v1::AttestResponse { node_id, chain, bundle, generation } = answer;
+    let (chain, bundle) = credential(&chain, &bundle)?;
+    let node = wire::node_id(&node_id).map_err(broken)?;
     let issued = issued(&chain);
-    Ok(Attested { node, chain, issued, bundle, generation: answer.generation })
+    Ok(Attested { node, chain, issued, bundle, generation })
 }
 
 /// The answer to a renewal.
@@ -56,9 +57,10 @@ pub fn attested(answer: v1::AttestResponse) -> Result<Attested, LinkFault> {
 /// # Errors
 /// When it is not understood.
 pub fn renewed(answer: v1::Renewed) -> Result<Renewed, LinkFault> {
-    let (chain, bundle) = credential(&answer.chain, &answer.bundle)?;
+    let v1::Renewed { chain, bundle, generation } = answer;
+    let (chain, bundle) = credential(&chain, &bundle)?;
     let issued = issued(&chain);
-    Ok(Renewed { chain, issued, bundle, generation: answer.generation })
+    Ok(Renewed { chain, issued, bundle, generation })
 }
 
 /// The moment of issue of one of our own certificates: its validity begins earlier, by the backdate of its lifetime.

@@ -1,0 +1,300 @@
+//! Enforcement: slices, acknowledgements, facts.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use countersign_api::v1;
+use countersign_api::v1::enforcement_client::EnforcementClient;
+use countersign_api::v1::enforcement_request::Step as Out;
+use countersign_api::v1::enforcement_response::Step as In;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::world::{Agent, World, acknowledged, selectors};
+
+struct Point {
+    send: mpsc::Sender<v1::EnforcementRequest>,
+    stream: tonic::Streaming<v1::EnforcementResponse>,
+}
+
+impl Point {
+    async fn register(agent: &Agent, name: &str) -> Self {
+        let (send, requests) = mpsc::channel(16);
+        let mut client = EnforcementClient::new(agent.channel().await);
+        let point = Self {
+            stream: client.subscribe(ReceiverStream::new(requests)).await.unwrap().into_inner(),
+            send,
+        };
+        let register = v1::Register {
+            point: name.to_owned(),
+            kind: "proxy".to_owned(),
+            version: "0".to_owned(),
+        };
+        point.say(Out::Register(register)).await;
+        point
+    }
+
+    async fn say(&self, step: Out) {
+        self.send.send(v1::EnforcementRequest { step: Some(step) }).await.unwrap();
+    }
+
+    async fn hear(&mut self) -> Result<In, tonic::Status> {
+        let response = self.stream.message().await?.expect("the stream goes on");
+        Ok(response.step.unwrap())
+    }
+
+    async fn slice(&mut self) -> v1::Slice {
+        match self.hear().await.unwrap() {
+            In::Slice(slice) => slice,
+            In::EnforceMark(mark) => panic!("a slice was expected, and not {mark:?}"),
+        }
+    }
+
+    async fn acknowledge(&self, revision: v1::Revision, cut: u64) {
+        self.say(Out::Acknowledge(v1::Acknowledge { revision: Some(revision), cut })).await;
+    }
+}
+
+/// web → orders → payments, and a bystander.
+async fn shop() -> World {
+    let world = World::new().await;
+    let server = &world.server;
+    for name in ["orders", "payments", "bystander"] {
+        server.put_workload(name, &[&format!("launch:{name}")], "");
+    }
+    let service = |name: &str, more: &str| {
+        let value = format!(
+            r#"{{"environment":{{"SECRET":"s"}},"forward":"unix:/run/{name}","listen":"127.0.0.1:1","protocol":"http","workload":"{name}"{more}}}"#
+        );
+        server.put_value("Service", name, value.as_bytes());
+    };
+    service("orders", r#","upstreams":[{"local":"unix","service":"payments"}]"#);
+    service("payments", "");
+    service("bystander", "");
+    let web =
+        r#"{"protocol":"http","upstreams":[{"local":"unix","service":"orders"}],"workload":"web"}"#;
+    server.put_value("Service", "web", web.as_bytes());
+    let policy = |name: &str, principal: &str, resource: &str| {
+        use countersign_api::resource::{PolicyRecord, PolicyScope, ScopeNames};
+        let only = |name: &str| ScopeNames::Only(BTreeSet::from([name.to_owned()]));
+        let scope = PolicyScope {
+            principals: only(principal),
+            resources: only(resource),
+            workloads: BTreeSet::from([principal.to_owned()]),
+            services: BTreeSet::from([resource.to_owned()]),
+        };
+        let cedar = format!(
+            r#"permit (principal == Workload::"{principal}", action == Action::"connect", resource == Service::"{resource}");"#
+        );
+        let record = PolicyRecord { cedar: cedar.parse().unwrap(), scopes: vec![scope] };
+        server.put_value("Policy", name, &record.encode());
+    };
+    policy("web-orders", "web", "orders");
+    policy("orders-payments", "orders", "payments");
+    policy("payments-bystander", "payments", "bystander");
+    world
+}
+
+fn names<'a>(names: impl IntoIterator<Item = &'a String>) -> BTreeSet<&'a str> {
+    names.into_iter().map(String::as_str).collect()
+}
+
+#[tokio::test]
+async fn a_slice_holds_what_the_callers_services_need_and_nothing_else() {
+    let world = shop().await;
+    world.process.become_(selectors(&["launch:orders"]));
+    let agent = world.agent().await;
+    let slice = Point::register(&agent, "proxy-orders").await.slice().await;
+    assert_eq!(slice.workload, "orders");
+    assert_eq!(slice.spiffe_id, "spiffe://shop.example/orders");
+    assert_eq!(slice.bundles.len(), 1);
+    assert_eq!(names(slice.services.iter().map(|one| &one.name)), ["orders", "payments"].into());
+    let policies = names(slice.policies.iter().map(|one| &one.name));
+    assert_eq!(policies, ["orders-payments", "web-orders"].into());
+    let peers = names(slice.workloads.iter().map(|one| &one.name));
+    assert_eq!(peers, ["orders", "payments", "web"].into());
+    let text: String =
+        slice.services.iter().map(|one| String::from_utf8_lossy(&one.value).into_owned()).collect();
+    assert!(!text.contains("SECRET"), "{text}");
+    assert!(text.contains("/run/orders"), "its own way to the program: {text}");
+    assert!(!text.contains("/run/payments"), "not the insides of others: {text}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_relevant_change_is_a_slice_and_any_other_a_mark_at_most_one_a_second() {
+    let world = shop().await;
+    let agent = world.agent().await;
+    let mut point = Point::register(&agent, "proxy-web").await;
+    let first = point.slice().await;
+    for _ in 0..5 {
+        world.server.put_workload("noise", &["launch:noise"], "");
+        world.settle().await;
+    }
+    world.pass(Duration::from_secs(2)).await;
+    let In::EnforceMark(mark) = point.hear().await.unwrap() else { panic!("a mark was expected") };
+    assert!(first.revision.unwrap().number < mark.revision.unwrap().number);
+    world.server.remove("Policy", "web-orders");
+    let slice = point.slice().await;
+    assert!(slice.policies.is_empty());
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn acknowledgements_travel_by_name_and_only_for_what_was_sent() {
+    let world = shop().await;
+    let agent = world.agent().await;
+    let mut point = Point::register(&agent, "proxy-web").await;
+    let revision = point.slice().await.revision.unwrap();
+    point.acknowledge(revision, 3).await;
+    world
+        .until("the acknowledgement is on its way", || {
+            world.clock.advance(Duration::from_millis(50));
+            world.server.acks().borrow().points.iter().any(|one| one.revision.is_some())
+        })
+        .await;
+    let ack = acknowledged(world.server.acks(), |ack| !ack.points.is_empty()).await;
+    assert_eq!(ack.points[0].point, "proxy-web");
+    assert_eq!(ack.points[0].spiffe_id, "spiffe://shop.example/web");
+    assert_eq!((ack.points[0].revision, ack.points[0].cut), (Some(revision), 3));
+
+    let ahead = v1::Revision { number: revision.number + 1, ..revision };
+    point.acknowledge(ahead, 0).await;
+    let refused = point.hear().await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    assert_eq!(world.server.acks().borrow().points[0].revision, Some(revision));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_lost_stream_does_not_end_a_point_and_the_end_of_its_process_does() {
+    let world = shop().await;
+    let agent = world.agent().await;
+    let mut point = Point::register(&agent, "proxy-web").await;
+    let revision = point.slice().await.revision.unwrap();
+    point.acknowledge(revision, 0).await;
+    let tick = || world.clock.advance(Duration::from_millis(100));
+    let known = || {
+        tick();
+        let acks = world.server.acks();
+        let ack = acks.borrow();
+        ack.points.len() == 1 && !ack.points[0].gone && ack.points[0].revision.is_some()
+    };
+    world.until("it is known", known).await;
+    drop(point);
+    world.pass(Duration::from_secs(3)).await;
+    world.until("it is not gone", known).await;
+    world.process.end();
+    world
+        .until("it is told as gone", || {
+            tick();
+            world.server.acks().borrow().points.iter().any(|one| one.gone)
+        })
+        .await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn facts_are_passed_on_under_the_name_that_was_registered() {
+    let world = shop().await;
+    let agent = world.agent().await;
+    let mut point = Point::register(&agent, "proxy-web").await;
+    point.slice().await;
+    let fact = v1::HandshakeFact {
+        point: "somebody-else".to_owned(),
+        direction: v1::Direction::Inbound.into(),
+        detail: "x".repeat(100_000),
+        count: 1,
+        ..v1::HandshakeFact::default()
+    };
+    point.say(Out::Facts(v1::Facts { handshakes: vec![fact; 3], dropped: 2 })).await;
+    let mut found = None;
+    world
+        .until("the facts are reported", || {
+            world.clock.advance(Duration::from_millis(500));
+            let reports = world.server.reports();
+            found = reports.borrow().iter().find(|one| !one.handshakes.is_empty()).cloned();
+            found.is_some()
+        })
+        .await;
+    let report = found.unwrap();
+    assert_eq!((report.handshakes.len(), report.dropped), (3, 2));
+    assert_eq!(report.handshakes[0].point, "proxy-web");
+    assert!(report.handshakes[0].detail.len() < 5000);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn too_many_facts_are_counted_and_not_kept() {
+    let world = shop().await;
+    let agent = world.agent().await;
+    let mut point = Point::register(&agent, "proxy-web").await;
+    point.slice().await;
+    world.server.go();
+    let fact = v1::HandshakeFact { count: 1, ..v1::HandshakeFact::default() };
+    for _ in 0..30 {
+        let facts = v1::Facts { handshakes: vec![fact.clone(); 100], dropped: 0 };
+        point.say(Out::Facts(facts)).await;
+    }
+    world.pass(Duration::from_secs(2)).await;
+    world.server.come_back();
+    world.pass(Duration::from_secs(15)).await;
+    let reports = world.server.reports().borrow().clone();
+    let kept: usize = reports.iter().map(|one| one.handshakes.len()).sum();
+    let dropped: u64 = reports.iter().map(|one| one.dropped).sum();
+    assert_eq!(kept as u64 + dropped, 3000);
+    assert!(kept <= 2048, "{kept}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_caller_without_a_workload_gets_no_slice() {
+    let world = shop().await;
+    world.process.become_(selectors(&["launch:nobody"]));
+    let agent = world.agent().await;
+    let refused = Point::register(&agent, "p").await.hear().await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_ninth_point_of_one_process_is_refused() {
+    let world = shop().await;
+    let agent = world.agent().await;
+    let mut points = Vec::new();
+    for number in 0..8 {
+        let mut point = Point::register(&agent, &format!("p{number}")).await;
+        point.slice().await;
+        points.push(point);
+    }
+    let refused = Point::register(&agent, "p8").await.hear().await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+    // The same name again is the same point.
+    Point::register(&agent, "p7").await.slice().await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_comes_before_the_registration_ends_the_stream() {
+    let world = shop().await;
+    let agent = world.agent().await;
+    let (send, requests) = mpsc::channel(4);
+    let mut client = EnforcementClient::new(agent.channel().await);
+    let mut stream = client.subscribe(ReceiverStream::new(requests)).await.unwrap().into_inner();
+    let acknowledge = v1::Acknowledge { revision: Some(v1::Revision::default()), cut: 0 };
+    send.send(v1::EnforcementRequest { step: Some(Out::Acknowledge(acknowledge)) }).await.unwrap();
+    assert_eq!(stream.message().await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn slices_are_served_from_the_disk_while_the_server_is_away() {
+    let world = shop().await;
+    world.agent().await.stop().await;
+    world.server.go();
+    let agent = world.agent().await;
+    let slice = Point::register(&agent, "proxy-web").await.slice().await;
+    assert_eq!(slice.workload, "web");
+    assert_eq!(slice.policies.len(), 1);
+    agent.stop().await;
+}

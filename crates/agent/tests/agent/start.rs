@@ -1,0 +1,168 @@
+//! Starting, joining, renewing the node, and starting again.
+
+use std::time::Duration;
+
+use countersign_agent::StartRefused;
+use countersign_identity::Code;
+
+use crate::world::World;
+
+#[tokio::test]
+async fn a_second_agent_on_one_directory_or_socket_gets_a_sentence() {
+    let world = World::new().await;
+    let agent = world.agent().await;
+    let refused = world.begin(world.config()).refused().await;
+    assert!(refused.to_string().starts_with("another agent runs on"), "{refused}");
+    let mut other = world.config();
+    other.data = world.folder.path().join("other");
+    let refused = world.begin(other).refused().await;
+    assert!(refused.to_string().starts_with("another process listens on"), "{refused}");
+    assert_eq!(refused.downcast_ref::<StartRefused>().unwrap().code(), Code::AlreadyExists);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_spent_token_ends_the_start_and_a_lost_server_does_not() {
+    let world = World::new().await;
+    world.agent().await.stop().await;
+    let mut config = world.config();
+    config.data = world.folder.path().join("other");
+    let refused = world.begin(config).refused().await;
+    assert_eq!(refused.downcast_ref::<StartRefused>().unwrap().code(), Code::SpentToken);
+
+    let world = World::new().await;
+    world.server.go();
+    let starting = world.begin(world.config());
+    world.pass(Duration::from_secs(30)).await;
+    world.server.come_back();
+    world.pass(Duration::from_secs(10)).await;
+    assert_eq!(world.server.issued(), 1);
+    drop(starting);
+}
+
+#[tokio::test]
+async fn without_a_token_or_a_root_to_trust_nobody_joins() {
+    let world = World::new().await;
+    let mut config = world.config();
+    config.join = None;
+    let refused = world.begin(config).refused().await;
+    assert!(refused.to_string().contains("--join"), "{refused}");
+    let mut config = world.config();
+    config.trust = None;
+    let refused = world.begin(config).refused().await;
+    assert!(refused.to_string().contains("--trust"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_restarted_agent_needs_no_token_and_goes_on_from_its_revision() {
+    let world = World::new().await;
+    world.agent().await.stop().await;
+    let mut config = world.config();
+    config.join = None;
+    config.trust = None;
+    let agent = world.agent_with(config).await;
+    agent.client().await.fetch_x509_svid().await.unwrap();
+    let haves = world.server.haves();
+    assert_eq!(haves.len(), 2);
+    assert!(haves[0].is_none());
+    assert_eq!(haves[1].unwrap().number, world.server.number());
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn the_node_renews_under_a_successor_key_and_forgets_the_old_one() {
+    let world = World::new().await;
+    let agent = world.agent().await;
+    world.pass(Duration::from_secs(1850)).await;
+    assert_eq!((world.server.renewals(), world.server.generation()), (1, 2));
+    let data = world.folder.path().join("data");
+    assert!(data.join("node-2.key").exists());
+    assert!(!data.join("node-1.key").exists());
+    agent.client().await.fetch_x509_svid().await.unwrap();
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_lost_answer_to_a_renewal_does_not_lose_the_node() {
+    let world = World::new().await;
+    let agent = world.agent().await;
+    world.server.lose_next_renewal();
+    world.pass(Duration::from_secs(2000)).await;
+    assert_eq!((world.server.renewals(), world.server.generation()), (2, 2));
+    agent.client().await.fetch_x509_svid().await.unwrap();
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_whose_svid_expired_in_an_outage_renews_it_first() {
+    let world = World::new().await;
+    let agent = world.agent().await;
+    world.server.go();
+    world.clock.advance(Duration::from_secs(7200));
+    world.settle().await;
+    world.server.come_back();
+    world.pass(Duration::from_secs(15)).await;
+    assert_eq!(world.server.generation(), 2);
+    agent.client().await.fetch_x509_svid().await.unwrap();
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_changed_issuer_needs_nothing_from_the_agent() {
+    let world = World::new().await;
+    let agent = world.agent().await;
+    world.server.change_issuer().await;
+    world.pass(Duration::from_secs(40)).await;
+    agent.client().await.fetch_x509_svid().await.unwrap();
+    assert!(2 <= world.server.issued());
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn credentials_are_reported_with_their_terms() {
+    let world = World::new().await;
+    let mut reports = world.server.reports();
+    let agent = world.agent().await;
+    world.pass(Duration::from_secs(1)).await;
+    let reported = reports.wait_for(|reports| {
+        reports.iter().any(|report| report.credentials.iter().any(|one| one.expires_micros != 0))
+    });
+    let reports = reported.await.unwrap().clone();
+    let report = reports.last().unwrap();
+    assert_eq!(report.credentials[0].spiffe_id, "spiffe://shop.example/web");
+    assert_eq!(report.processes[0].kind, "agent");
+    assert!(0 < report.processes[0].resident_bytes);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn the_status_is_for_root_and_the_agents_own_user() {
+    use countersign_api::v1::ShowRequest;
+    use countersign_api::v1::agent_status_client::AgentStatusClient;
+    let mut world = World::new().await;
+    let agent = world.agent().await;
+    // The simulated caller is uid 1000.
+    let ours = rustix::process::geteuid().as_raw();
+    if ours != 1000 {
+        let mut client = AgentStatusClient::new(agent.channel().await);
+        let refused = client.show(ShowRequest {}).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    }
+    agent.stop().await;
+
+    world.kernel = true;
+    let agent = world.agent().await;
+    let mut client = AgentStatusClient::new(agent.channel().await);
+    let shown = client.show(ShowRequest {}).await.unwrap().into_inner();
+    assert!(shown.connected);
+    assert_eq!(shown.server, "server:8443");
+    let budget = shown.budget_ends_micros;
+    assert_eq!(budget, shown.credentials[0].expires_micros);
+    world.server.go();
+    world.pass(Duration::from_secs(5)).await;
+    let shown = client.show(ShowRequest {}).await.unwrap().into_inner();
+    assert!(!shown.connected);
+    assert_eq!(shown.budget_ends_micros, budget, "told also while the server is away");
+    assert!(!shown.trouble.is_empty());
+    agent.stop().await;
+}

@@ -1,0 +1,498 @@
+//! The agent's machine under simulated time: no keys, no sockets, no waiting.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use countersign_agent::core::{
+    Action, Event, Knowledge, Outcome, Record, RecordKey, Replica, Settings, State, SyncMessage,
+    Term,
+};
+use countersign_identity::{Code, Name, Revision, SeededEntropy, Sha256, SpiffeId, Timestamp};
+
+const START: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+fn secs(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn id(text: &str) -> SpiffeId {
+    format!("spiffe://shop.example/{text}").parse().unwrap()
+}
+
+fn revision(number: u64) -> Revision {
+    Revision { incarnation: 1, number }
+}
+
+fn digest(seed: u64) -> Sha256 {
+    let mut bytes = [0; 32];
+    // The first two bytes are the spread.
+    let mixed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    bytes[..8].copy_from_slice(&mixed.to_be_bytes());
+    bytes[8..16].copy_from_slice(&seed.to_be_bytes());
+    Sha256::from_bytes(bytes)
+}
+
+fn domain() -> Record {
+    let value = br#"{"agentLifetime":"24h","lifetimeMax":"24h","svidLifetime":"1h","trustDomain":"shop.example"}"#;
+    Record::read("TrustDomain", "shop", value).unwrap()
+}
+
+fn workload(name: &str) -> Record {
+    workload_with(name, "")
+}
+
+fn workload_with(name: &str, more: &str) -> Record {
+    let value = format!(r#"{{"keyType":"ecdsa-p256","selectors":["launch:{name}"]{more}}}"#);
+    Record::read("Workload", name, value.as_bytes()).unwrap()
+}
+
+/// An agent's machine, and a server that answers as told.
+struct World {
+    now: Timestamp,
+    state: State,
+    entropy: SeededEntropy,
+    lifetime: Duration,
+    node_lifetime: Duration,
+    issued: u64,
+    server_up: bool,
+    /// When something was asked of the server.
+    opened: Vec<Timestamp>,
+    signed: Vec<(Timestamp, Name)>,
+    node_renewed: Vec<Timestamp>,
+    records: Vec<Record>,
+    revision: u64,
+}
+
+impl World {
+    fn new(seed: u64, lifetime: Duration) -> Self {
+        let node_lifetime = secs(86_400);
+        let node = Term { digest: digest(seed), issued: START, expires: START + node_lifetime };
+        let settings = Settings { servers: 1, batch_max: 256 };
+        Self {
+            now: START,
+            state: State::new(settings, node, None, START),
+            entropy: SeededEntropy::new(seed),
+            lifetime,
+            node_lifetime,
+            issued: seed * 1_000_000,
+            server_up: true,
+            opened: Vec::new(),
+            signed: Vec::new(),
+            node_renewed: Vec::new(),
+            records: vec![domain(), workload("web")],
+            revision: 7,
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        let mut actions = self.state.step(event, self.now, &self.entropy);
+        while !actions.is_empty() {
+            let mut next = Vec::new();
+            for action in actions {
+                if let Some(event) = self.act(action) {
+                    next.extend(self.state.step(event, self.now, &self.entropy));
+                }
+            }
+            actions = next;
+        }
+        self.check();
+    }
+
+    fn act(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Open { .. } => {
+                self.opened.push(self.now);
+                if !self.server_up {
+                    return Some(Event::Closed { why: "away".to_owned() });
+                }
+                let opened = self.state.step(Event::Opened, self.now, &self.entropy);
+                assert!(
+                    opened.iter().all(|action| matches!(action, Action::RenewNode { .. })),
+                    "{opened:?}"
+                );
+                for action in opened {
+                    if let Some(event) = self.act(action) {
+                        // Its own actions are those of a reopened stream, which is open already.
+                        self.state.step(event, self.now, &self.entropy);
+                        self.state.step(Event::Opened, self.now, &self.entropy);
+                    }
+                }
+                Some(Event::Said(self.snapshot()))
+            }
+            Action::Close | Action::Publish | Action::Remember => None,
+            Action::RenewNode { .. } => {
+                if !self.server_up {
+                    return Some(Event::NodeRenewalFailed { why: "away".to_owned() });
+                }
+                self.node_renewed.push(self.now);
+                let lifetime = self.node_lifetime;
+                Some(Event::NodeRenewed(self.term(lifetime)))
+            }
+            Action::Sign(workloads) => {
+                let mut outcomes = Vec::new();
+                for workload in workloads {
+                    self.signed.push((self.now, workload.name.clone()));
+                    let lifetime = self.lifetime;
+                    let term = self.term(lifetime);
+                    outcomes.push((
+                        workload.name.clone(),
+                        Outcome::Issued { id: workload.id.clone(), term },
+                    ));
+                }
+                Some(Event::Signed(outcomes))
+            }
+        }
+    }
+
+    fn term(&mut self, lifetime: Duration) -> Term {
+        self.issued += 1;
+        Term { digest: digest(self.issued), issued: self.now, expires: self.now + lifetime }
+    }
+
+    fn snapshot(&self) -> SyncMessage {
+        SyncMessage::Snapshot { revision: revision(self.revision), records: self.records.clone() }
+    }
+
+    /// After every step: nothing that has expired is held, and the machine does not spin.
+    fn check(&self) {
+        for (name, standing) in self.state.standings() {
+            if let Some(term) = standing.term {
+                assert!(self.now <= term.expires, "{name} holds what expired");
+            }
+        }
+        assert!(self.now < self.state.next_wake(self.now), "at {} it wakes at once", self.now);
+    }
+
+    /// Lets time pass, waking the machine whenever it asks.
+    fn pass(&mut self, span: Duration) {
+        let end = self.now + span;
+        loop {
+            let wake = self.state.next_wake(self.now);
+            if end < wake {
+                break;
+            }
+            self.now = wake;
+            self.event(Event::Woke);
+        }
+        self.now = end;
+    }
+
+    fn fall(&mut self) {
+        self.server_up = false;
+        self.event(Event::Closed { why: "away".to_owned() });
+    }
+
+    fn held(&self, name: &str) -> Option<Term> {
+        let mut standings = self.state.standings();
+        standings.find(|(one, _)| one.as_str() == name).and_then(|(_, standing)| standing.term)
+    }
+}
+
+#[test]
+fn svids_are_fetched_before_anybody_asks() {
+    let mut world = World::new(1, secs(3600));
+    assert_eq!(world.state.knowledge(), Knowledge::Nothing);
+    world.event(Event::Woke);
+    assert_eq!(world.state.knowledge(), Knowledge::Synced);
+    assert!(world.held("web").is_some());
+}
+
+#[test]
+fn renewal_lies_between_45_and_50_percent_of_the_lifetime() {
+    for seed in 1..200 {
+        let mut world = World::new(seed, secs(3600));
+        world.event(Event::Woke);
+        world.pass(secs(3600));
+        let second = world.signed[1].0.since(START);
+        assert!(secs(1620) <= second && second <= secs(1800), "seed {seed}: {second:?}");
+    }
+}
+
+#[test]
+fn an_outage_up_to_the_budget_is_survived_and_told_throughout() {
+    for seed in 1..50 {
+        let mut world = World::new(seed, secs(60));
+        world.event(Event::Woke);
+        // The worst moment: just before the renewal.
+        let due = world.held("web").unwrap().due();
+        world.pass(due.since(START) - Duration::from_millis(1));
+        world.fall();
+        let ends = world.state.first_expiry().unwrap();
+        assert_eq!(ends, START + secs(60));
+        for _ in 0..27 {
+            world.pass(secs(1));
+            assert_eq!(world.state.first_expiry(), Some(ends), "the budget is told as it is");
+            assert!(world.held("web").is_some());
+        }
+        world.server_up = true;
+        world.pass(secs(3));
+        assert!(world.held("web").unwrap().issued > START, "seed {seed} did not recover");
+    }
+}
+
+#[test]
+fn after_an_outage_longer_than_everything_the_agent_comes_back_by_itself() {
+    let mut world = World::new(3, secs(60));
+    world.node_lifetime = secs(120);
+    let node = Term { digest: digest(9), issued: START, expires: START + secs(120) };
+    let settings = Settings { servers: 1, batch_max: 256 };
+    world.state = State::new(settings, node, None, START);
+    world.event(Event::Woke);
+    world.fall();
+    world.pass(secs(3600));
+    assert!(world.held("web").is_none());
+    assert!(world.node_renewed.is_empty());
+    world.server_up = true;
+    world.pass(secs(12));
+    assert!(!world.node_renewed.is_empty(), "the expired SVID of the node was renewed first");
+    assert!(world.held("web").is_some());
+}
+
+#[test]
+fn a_failed_renewal_is_not_tried_again_in_the_last_20th() {
+    let mut world = World::new(4, secs(1000));
+    world.event(Event::Woke);
+    // The server answers, and cannot sign.
+    let mut tries = Vec::new();
+    let end = START + secs(999);
+    loop {
+        let wake = world.state.next_wake(world.now);
+        if end < wake {
+            break;
+        }
+        world.now = wake;
+        for action in world.state.step(Event::Woke, world.now, &world.entropy) {
+            if let Action::Sign(workloads) = action {
+                tries.push(world.now);
+                let failed = Outcome::Failed("no".to_owned());
+                let outcomes =
+                    workloads.iter().map(|one| (one.name.clone(), failed.clone())).collect();
+                world.state.step(Event::Signed(outcomes), world.now, &world.entropy);
+            }
+        }
+    }
+    assert!(3 < tries.len(), "{tries:?}");
+    assert!(tries.len() < 60, "a failing server is not hammered: {}", tries.len());
+    assert!(*tries.last().unwrap() <= START + secs(950), "{tries:?}");
+    // After its end it is a new request.
+    world.pass(secs(1000));
+    assert!(world.held("web").is_some());
+}
+
+#[test]
+fn a_withdrawn_workload_is_dropped_at_once_and_never_asked_for_again() {
+    let mut world = World::new(5, secs(60));
+    world.event(Event::Woke);
+    let gone = vec![RecordKey::read("Workload", "web").unwrap()];
+    let message = SyncMessage::Changes { revision: revision(8), put: Vec::new(), gone };
+    world.event(Event::Said(message));
+    assert!(world.held("web").is_none());
+    let asked = world.signed.len();
+    world.pass(secs(300));
+    assert_eq!(world.signed.len(), asked);
+}
+
+#[test]
+fn what_was_asked_before_the_withdrawal_is_not_held_when_it_arrives_after() {
+    let mut world = World::new(6, secs(60));
+    let entropy = SeededEntropy::new(6);
+    world.state.step(Event::Woke, START, &entropy);
+    world.state.step(Event::Opened, START, &entropy);
+    let actions = world.state.step(Event::Said(world.snapshot()), START, &entropy);
+    assert!(actions.iter().any(|action| matches!(action, Action::Sign(_))));
+    let gone = vec![RecordKey::read("Workload", "web").unwrap()];
+    let message = SyncMessage::Changes { revision: revision(8), put: Vec::new(), gone };
+    world.state.step(Event::Said(message), START, &entropy);
+    let term = world.term(secs(60));
+    let outcome = Outcome::Issued { id: id("web"), term };
+    world.state.step(Event::Signed(vec![(name("web"), outcome)]), START, &entropy);
+    assert!(!world.state.holds(&name("web"), &term.digest));
+}
+
+#[test]
+fn a_workload_that_becomes_somebody_else_loses_what_it_had() {
+    let mut world = World::new(7, secs(60));
+    world.event(Event::Woke);
+    let first = world.held("web").unwrap();
+    let other = workload_with("web", r#","spiffeId":"spiffe://shop.example/other""#);
+    world.records = vec![domain(), other.clone()];
+    let message =
+        SyncMessage::Changes { revision: revision(8), put: vec![other], gone: Vec::new() };
+    world.event(Event::Said(message));
+    assert_ne!(world.held("web").unwrap().digest, first.digest);
+}
+
+#[test]
+fn an_answer_for_another_identity_is_not_held() {
+    let mut world = World::new(8, secs(60));
+    let entropy = SeededEntropy::new(8);
+    world.state.step(Event::Woke, START, &entropy);
+    world.state.step(Event::Opened, START, &entropy);
+    world.state.step(Event::Said(world.snapshot()), START, &entropy);
+    let term = world.term(secs(60));
+    let outcome = Outcome::Issued { id: id("admin"), term };
+    world.state.step(Event::Signed(vec![(name("web"), outcome)]), START, &entropy);
+    assert!(!world.state.holds(&name("web"), &term.digest));
+}
+
+#[test]
+fn a_changed_lifetime_takes_effect_at_once_and_the_old_svid_serves_until_then() {
+    let mut world = World::new(9, secs(3600));
+    world.event(Event::Woke);
+    world.pass(secs(10));
+    world.lifetime = secs(10);
+    let put = vec![workload_with("web", r#","lifetime":"10s""#)];
+    let message = SyncMessage::Changes { revision: revision(8), put, gone: Vec::new() };
+    world.event(Event::Said(message));
+    assert_eq!(world.held("web").unwrap().expires, world.now + secs(10));
+    assert_eq!(world.signed.len(), 2);
+}
+
+#[test]
+fn a_clock_that_steps_forward_or_back_leads_to_a_new_svid_once() {
+    let mut world = World::new(10, secs(3600));
+    world.event(Event::Woke);
+    world.now = START + secs(7200);
+    world.event(Event::Woke);
+    assert_eq!(world.held("web").unwrap().issued, world.now, "suspended for two hours");
+    world.pass(secs(1));
+    let asked = world.signed.len();
+    world.now = START + secs(10);
+    world.event(Event::Woke);
+    assert_eq!(world.held("web").unwrap().issued, world.now, "set back by two hours");
+    assert_eq!(world.signed.len(), asked + 1);
+    world.pass(secs(100));
+    assert_eq!(world.signed.len(), asked + 1, "and it does not ask on and on");
+}
+
+#[test]
+fn a_server_that_fell_behind_is_refused_and_what_is_held_stays() {
+    let mut world = World::new(11, secs(60));
+    world.event(Event::Woke);
+    let held = world.held("web");
+    let old = SyncMessage::Snapshot { revision: revision(3), records: vec![domain()] };
+    let actions = world.state.step(Event::Said(old), world.now, &world.entropy);
+    assert!(actions.contains(&Action::Close));
+    assert_eq!(world.held("web"), held);
+    assert_eq!(world.state.replica().revision(), revision(7));
+    let trouble = world.state.link().trouble.unwrap();
+    assert!(trouble.contains("1.3"), "{trouble}");
+}
+
+#[test]
+fn a_new_incarnation_is_taken_even_with_a_lower_number() {
+    let mut world = World::new(12, secs(60));
+    world.event(Event::Woke);
+    let revision = Revision { incarnation: 2, number: 1 };
+    let restored = SyncMessage::Snapshot { revision, records: vec![domain(), workload("web")] };
+    world.event(Event::Said(restored));
+    assert_eq!(world.state.replica().revision(), revision);
+}
+
+#[test]
+fn a_refusal_is_the_servers_word_and_a_failure_is_not() {
+    let mut world = World::new(13, secs(60));
+    let entropy = SeededEntropy::new(13);
+    let until_asked = |world: &mut World| {
+        world.state.step(Event::Woke, START, &entropy);
+        world.state.step(Event::Opened, START, &entropy);
+        world.state.step(Event::Said(world.snapshot()), START, &entropy);
+    };
+    until_asked(&mut world);
+    let failed = Outcome::Failed("late".to_owned());
+    world.state.step(Event::Signed(vec![(name("web"), failed)]), START, &entropy);
+    assert_eq!(world.state.refusal(&name("web")), None);
+
+    let mut world = World::new(14, secs(60));
+    until_asked(&mut world);
+    let refused = Outcome::Refused(Code::LongLifetime, "too long".to_owned());
+    world.state.step(Event::Signed(vec![(name("web"), refused)]), START, &entropy);
+    assert_eq!(world.state.refusal(&name("web")).unwrap().0, Code::LongLifetime);
+}
+
+#[test]
+fn a_workload_of_other_nodes_is_asked_for_once_and_not_complained_about() {
+    let mut world = World::new(15, secs(60));
+    let entropy = SeededEntropy::new(15);
+    world.state.step(Event::Woke, START, &entropy);
+    world.state.step(Event::Opened, START, &entropy);
+    world.state.step(Event::Said(world.snapshot()), START, &entropy);
+    let refused = Outcome::Refused(Code::UnknownWorkload, "not here".to_owned());
+    world.state.step(Event::Signed(vec![(name("web"), refused)]), START, &entropy);
+    assert_eq!(world.state.standings().count(), 0);
+    assert!(START + secs(500) < world.state.next_wake(START));
+}
+
+#[test]
+fn more_workloads_than_one_request_takes_are_all_served() {
+    let mut world = World::new(16, secs(3600));
+    let numbers = 0..700;
+    world.records.extend(numbers.map(|number| workload(&format!("w{number}"))));
+    world.event(Event::Woke);
+    assert_eq!(world.state.standings().filter(|(_, one)| one.term.is_some()).count(), 701);
+}
+
+#[test]
+fn a_remembered_state_is_known_and_gone_on_from() {
+    let remembered = Replica::of(revision(5), [domain(), workload("web")]);
+    let node = Term { digest: digest(1), issued: START, expires: START + secs(3600) };
+    let settings = Settings { servers: 1, batch_max: 256 };
+    let mut state = State::new(settings, node, Some(remembered), START);
+    assert_eq!(state.knowledge(), Knowledge::Remembered);
+    let actions = state.step(Event::Woke, START, &SeededEntropy::new(1));
+    assert_eq!(actions, [Action::Open { server: 0, have: Some(revision(5)) }]);
+}
+
+#[test]
+fn every_server_is_tried_before_waiting() {
+    let node = Term { digest: digest(1), issued: START, expires: START + secs(3600) };
+    let settings = Settings { servers: 3, batch_max: 256 };
+    let mut state = State::new(settings, node, None, START);
+    let entropy = SeededEntropy::new(1);
+    let mut tried = Vec::new();
+    let mut actions = state.step(Event::Woke, START, &entropy);
+    while let Some(Action::Open { server, .. }) = actions.first() {
+        tried.push(*server);
+        actions = state.step(Event::Closed { why: "away".to_owned() }, START, &entropy);
+    }
+    assert_eq!(tried, [0, 1, 2]);
+    assert!(START < state.next_wake(START));
+}
+
+/// The most of a thousand moments that fall into one span.
+fn densest(mut moments: Vec<Timestamp>, span: Duration) -> usize {
+    moments.sort();
+    let within = |from: &Timestamp| {
+        moments.iter().filter(|moment| *from <= **moment && **moment < *from + span).count()
+    };
+    moments.iter().map(within).max().unwrap_or(0)
+}
+
+#[test]
+fn a_thousand_agents_do_not_come_back_together() {
+    let mut back = Vec::new();
+    let mut renewals = Vec::new();
+    for seed in 1..=1000 {
+        let mut world = World::new(seed, secs(3600));
+        world.event(Event::Woke);
+        world.pass(secs(100));
+        world.fall();
+        world.pass(secs(60));
+        world.server_up = true;
+        let before = world.opened.len();
+        world.pass(secs(20));
+        back.push(world.opened[before]);
+        let before = world.signed.len();
+        world.pass(secs(3600));
+        renewals.push(world.signed[before].0);
+    }
+    let herd = densest(back, Duration::from_millis(100));
+    assert!(herd < 60, "{herd} of 1000 come back within 100 ms");
+    let herd = densest(renewals, secs(10));
+    assert!(herd < 120, "{herd} of 1000 renew within 10 s of an hour");
+}
