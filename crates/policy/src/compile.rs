@@ -150,6 +150,11 @@ impl Reader<'_> {
             let message = "there is no policy in it; write `permit (…);` or `forbid (…);`";
             return Err(vec![self.problem(0, message.to_owned())]);
         }
+        // Were they ever to differ, a policy would be left out unseen, and that may be a `forbid`.
+        if set.policies().count() + set.templates().count() != layout.statements.len() {
+            let message = "its policies cannot be told apart; write each on lines of its own";
+            return Err(vec![self.problem(0, message.to_owned())]);
+        }
         let (mut policies, mut problems) = (Vec::new(), Vec::new());
         let mut ids = BTreeSet::new();
         let single = layout.statements.len() == 1;

@@ -136,7 +136,8 @@ impl<'a> Iterator for Tokens<'a> {
                 self.offset += first.len_utf8();
                 continue;
             } else if rest.starts_with("//") {
-                self.offset += rest.find('\n').unwrap_or(rest.len());
+                // Cedar ends a comment at either. Reading on further would hide policies from every check.
+                self.offset += rest.find(['\n', '\r']).unwrap_or(rest.len());
                 continue;
             } else if first == '"' {
                 (Kind::Text, quoted(rest))
@@ -188,6 +189,12 @@ forbid(principal, action == Action::"connect", resource == A::B::"c");"#;
         let found: Vec<_> = layout.entities.iter().map(|(_, uid)| uid.to_string()).collect();
         assert_eq!(found, [r#"Workload::"we\"b""#, r#"Action::"connect""#, r#"A::B::"c""#]);
         assert!(text[layout.entities[0].0..].starts_with("Workload ::"));
+    }
+
+    #[test]
+    fn nothing_hides_from_the_bounds_behind_a_comment_and_a_carriage_return() {
+        let deep = format!("// x\r{}", "(".repeat(25));
+        assert!(matches!(Layout::of(&deep), Err(TooMuch::Depth { offset: 29 })));
     }
 
     #[test]

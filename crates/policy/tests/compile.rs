@@ -184,6 +184,23 @@ fn what_does_not_parse_is_told_with_its_place() {
     refused(&format!("{GOOD} \"open"), 1, 100, "closed properly");
 }
 
+/// Cedar ends a comment at a carriage return, too. Whoever reads on to the next newline sees fewer policies.
+#[test]
+fn a_policy_behind_a_comment_that_ends_in_a_carriage_return_is_in_force() {
+    let forbid = r#"forbid (principal == Workload::"web", action, resource);"#;
+    for end in ["\r", "\r\r", "\r\n", "\n"] {
+        let text = format!("{GOOD} // and yet:{end}{forbid} // nothing{end}");
+        assert_eq!(scope(&text).unwrap().len(), 2, "{end:?}");
+        let policies = Policies::compile(&[source("p", &text)], Some(&shop())).unwrap();
+        assert_eq!(policies.count(), 2, "{end:?}");
+        let (principal, context) = (Principal::Named("web".parse().unwrap()), Context::default());
+        let request =
+            ConnectRequest { principal: &principal, service: "orders", context: &context };
+        assert!(!policies.decide(&request).is_allowed(), "{end:?}");
+    }
+    refused(&format!("// a comment\r{}", GOOD.replace("web", "wbe")), 1, 35, "did you mean `web`?");
+}
+
 #[test]
 fn two_policies_of_one_name_are_refused() {
     let problems = Policies::compile(&[source("p", GOOD), source("p", GOOD)], None).unwrap_err();
