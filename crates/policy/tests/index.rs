@@ -144,13 +144,21 @@ proptest! {
         let _either = Policies::compile(&[source], None).is_ok();
     }
 
+    /// Our own scanner of the text must see what Cedar sees: a policy that it overlooked would be in force nowhere.
     #[test]
-    fn no_mutation_of_a_policy_makes_the_compiler_panic(text in policy(), at in 0_usize..200, with in "\\PC{0,3}") {
-        let mut text = text;
+    fn whatever_is_put_into_a_text_no_policy_of_it_is_overlooked(
+        texts in prop::collection::vec(policy(), 1..4),
+        at in 0_usize..400,
+        with in prop_oneof!["\\PC{0,3}", "//[;\"a]{0,2}[\r\n]{0,2}", "[\"\\\\;/@ ]{1,3}", "[\r\n\u{b}\u{85}\u{2028}]"],
+    ) {
+        let mut text = texts.join(" ");
         let mut at = at.min(text.len());
         while !text.is_char_boundary(at) { at -= 1; }
         text.insert_str(at, &with);
-        let source = PolicySource { name: "random".parse().unwrap(), text };
-        let _either = Policies::compile(&[source], None).is_ok();
+        let source = PolicySource { name: "random".parse().unwrap(), text: text.clone() };
+        if let Ok(policies) = Policies::compile(&[source], None) {
+            let seen = PolicySet::from_str(&text).unwrap().policies().count();
+            prop_assert_eq!(policies.count(), seen, "{}", text);
+        }
     }
 }
