@@ -26,7 +26,7 @@ pub use self::address::{
     BadAddress, HostPort, ListenAddress, Local, LoopbackAddress, SOCKET_PATH_BYTES_MAX, SocketPath,
 };
 pub use self::check::{Declaration, Unread, check, check_beside};
-pub use self::policy::{PolicyRecord, PolicyScope, PolicySpec, ScopeNames};
+pub use self::policy::{BadPolicyRecord, PolicyRecord, PolicyScope, PolicySpec, ScopeNames};
 pub(crate) use self::problem::shorten;
 pub use self::problem::{Position, Problem};
 pub use self::schema::schema;

@@ -88,7 +88,7 @@ pub(crate) struct Told {
 impl Told {
     /// Finds out what an error means. The first error in the chain that we know decides.
     pub(crate) fn of(error: &anyhow::Error) -> Self {
-        let message = format!("{error:#}");
+        let message = sentence(error);
         let told = |code: Code| (Exit::of(code), code);
         let mut problems = Vec::new();
         let (exit, code) = error
@@ -109,6 +109,8 @@ impl Told {
                 }
                 crate::serve::code_of(cause).map(told)
             })
+            // One that was given as the context of another is not in the chain as itself.
+            .or_else(|| error.downcast_ref::<Failure>().map(|failure| (failure.exit, failure.code)))
             .unwrap_or((Exit::Ours, Code::Internal));
         // The problems are told one by one.
         let message = match problems.len() {
@@ -117,5 +119,55 @@ impl Told {
             count => format!("{count} problems, nothing was changed"),
         };
         Self { exit, code, message, problems }
+    }
+}
+
+/// The causes of an error, from the outermost on, without those that were already said.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut message = String::new();
+    for cause in error.chain() {
+        let said = cause.to_string();
+        let said = match cause.downcast_ref::<std::io::Error>() {
+            Some(error) => manifest::plain(error),
+            None => said,
+        };
+        if message.contains(&said) {
+            continue;
+        }
+        if !message.is_empty() {
+            message.push_str(": ");
+        }
+        message.push_str(&said);
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let inner = std::io::Error::from_raw_os_error(2);
+        let failure = Failure::unreachable("nobody answers: no such file or directory");
+        let error = Err::<(), _>(inner).context(failure).context("outermost").unwrap_err();
+        let told = Told::of(&error);
+        assert_eq!(told.message, "outermost: nobody answers: no such file or directory");
+        assert_eq!(told.exit, Exit::Unreachable);
+    }
+
+    #[test]
+    fn what_is_not_known_is_our_fault() {
+        let told = Told::of(&anyhow::anyhow!("something"));
+        assert_eq!((told.exit, told.code), (Exit::Ours, Code::Internal));
+    }
+
+    #[test]
+    fn every_code_has_a_status_and_none_is_success() {
+        for code in Code::ALL {
+            assert_ne!(Exit::of(*code), Exit::Done, "{code}");
+        }
     }
 }

@@ -143,7 +143,7 @@ impl Manifests {
                 let found = read.err().unwrap_or_default();
                 self.problems
                     .extend(found.into_iter().map(|problem| problem.in_file(&*source.name)));
-                self.problems.extend(cedar.err());
+                self.problems.extend(cedar.err().map(|problem| *problem));
             }
         }
     }

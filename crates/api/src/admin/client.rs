@@ -35,7 +35,7 @@ pub struct AdminClient {
 pub enum AdminError {
     /// Nobody listens there.
     #[error(
-        "no server answers at `unix://{path}`: {source}; is it running? `--data DIR`, `--admin unix:///…` or `COUNTERSIGN_ADMIN` say where it is", path = .path.display()
+        "no server answers at `unix://{path}`: {why}; is it running? `--data DIR`, `--admin unix:///…` or `COUNTERSIGN_ADMIN` say where it is", path = .path.display(), why = plain(.source)
     )]
     Unreachable {
         /// The socket.
@@ -284,6 +284,16 @@ impl AdminClient {
     fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> AdminError {
         AdminError::Broken { path: self.socket.clone(), source: source.into() }
     }
+}
+
+/// What the system said, without its number.
+fn plain(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    let mut characters = text.chars();
+    characters
+        .next()
+        .map_or(String::new(), |first| first.to_lowercase().chain(characters).collect())
 }
 
 fn refuse(request: &str, status: StatusCode, answer: &[u8]) -> Result<(), AdminError> {

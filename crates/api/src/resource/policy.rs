@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::problem::Problem;
 use super::reader::{Fields, Problems};
 use super::text::CedarText;
 
@@ -89,12 +88,19 @@ impl PolicyRecord {
     ///
     /// # Errors
     /// When it is not one.
-    pub fn decode(value: &[u8]) -> Result<Self, Problem> {
-        let json: PolicyRecordJson = serde_json::from_slice(value)
-            .map_err(|bad| Problem::about("Policy", "", bad.to_string()))?;
-        let cedar = json.cedar.parse().map_err(|bad: super::text::BadText| {
-            Problem::about("Policy", "cedar", bad.to_string())
-        })?;
-        Ok(Self { cedar, scopes: json.scopes })
+    pub fn decode(value: &[u8]) -> Result<Self, BadPolicyRecord> {
+        let json: PolicyRecordJson = serde_json::from_slice(value)?;
+        Ok(Self { cedar: json.cedar.parse()?, scopes: json.scopes })
     }
+}
+
+/// Why bytes are not the record of a policy.
+#[derive(Debug, thiserror::Error)]
+pub enum BadPolicyRecord {
+    /// Another form.
+    #[error("the record of a policy is not understood: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A text over its bound, or an empty one.
+    #[error("the text of a policy {0}")]
+    Text(#[from] super::text::BadText),
 }

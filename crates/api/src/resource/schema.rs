@@ -68,6 +68,9 @@ pub fn schema(kind: Kind) -> serde_json::Value {
         members.remove("title");
         definitions = members.remove("$defs").unwrap_or_default();
     }
+    // A field that may be absent may not be null.
+    without_null(&mut spec);
+    without_null(&mut definitions);
     if kind == Kind::Policy {
         offer_cedar_file(&mut spec);
     }
@@ -95,6 +98,33 @@ pub fn schema(kind: Kind) -> serde_json::Value {
         schema["$defs"] = definitions;
     }
     schema
+}
+
+/// Takes `null` out of every choice of types.
+fn without_null(schema: &mut serde_json::Value) {
+    use serde_json::Value;
+    match schema {
+        Value::Object(members) => {
+            let is_null = |choice: &Value| choice == "null" || choice["type"] == "null";
+            for name in ["type", "anyOf"] {
+                let Some(Value::Array(choices)) = members.get_mut(name) else { continue };
+                choices.retain(|choice| !is_null(choice));
+                if let [only] = choices.as_mut_slice() {
+                    let only = only.take();
+                    match only {
+                        Value::Object(inner) if name == "anyOf" => {
+                            members.remove(name);
+                            members.extend(inner);
+                        }
+                        only => drop(members.insert(name.to_owned(), only)),
+                    }
+                }
+            }
+            members.values_mut().for_each(without_null);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_null),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 /// A manifest of a policy names a file or holds the text; what is sent to a server holds the text.

@@ -2,15 +2,16 @@ use serde_json::json;
 
 use super::*;
 
-fn manifest(kind: &str, spec: serde_json::Value) -> Tree {
+fn manifest(kind: &str, spec: &serde_json::Value) -> Tree {
     Tree::from_value(&json!({
         "apiVersion": API_VERSION, "kind": kind, "metadata": { "name": "web" }, "spec": spec,
     }))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "cases read better without `&`")]
 #[track_caller]
 fn accepted(kind: &str, spec: serde_json::Value) -> Resource {
-    let resource = Resource::read(&manifest(kind, spec)).expect("the manifest is right");
+    let resource = Resource::read(&manifest(kind, &spec)).expect("the manifest is right");
     let decoded = Spec::decode(resource.kind(), &resource.spec.encode()).expect("it round-trips");
     assert_eq!(decoded, resource.spec, "encoding and decoding");
     let again = Resource::read(&Tree::from_value(&resource.manifest())).expect("it round-trips");
@@ -19,9 +20,10 @@ fn accepted(kind: &str, spec: serde_json::Value) -> Resource {
 }
 
 /// Checks that there are exactly these problems, `field: part of the message`.
+#[expect(clippy::needless_pass_by_value, reason = "cases read better without `&`")]
 #[track_caller]
 fn refused(kind: &str, spec: serde_json::Value, expected: &[(&str, &str)]) {
-    let problems = Resource::read(&manifest(kind, spec)).expect_err("the manifest is wrong");
+    let problems = Resource::read(&manifest(kind, &spec)).expect_err("the manifest is wrong");
     let told: Vec<_> = problems.iter().map(|p| format!("{}: {}", p.field, p.message)).collect();
     assert_eq!(problems.len(), expected.len(), "{told:#?}");
     for (field, part) in expected {
@@ -195,7 +197,7 @@ fn schemas_name_exactly_the_fields_that_the_reader_knows() {
         names.sort_unstable();
         assert_eq!(names.join(" "), fields, "{kind}");
         for name in names.into_iter().filter(|name| *name != "cedarFile") {
-            let problems = Resource::read(&manifest(kind.as_str(), json!({ name: {} })));
+            let problems = Resource::read(&manifest(kind.as_str(), &json!({ name: {} })));
             let unknown = problems
                 .expect_err("fields are no value of any field alone")
                 .iter()
@@ -216,9 +218,10 @@ fn a_policy_record_keeps_its_scope() {
             services: ["web".to_owned()].into(),
         }],
     };
-    assert_eq!(PolicyRecord::decode(&record.encode()), Ok(record));
+    assert_eq!(PolicyRecord::decode(&record.encode()).expect("it round-trips"), record);
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "cases read better without `&`")]
 fn resource(name: &str, kind: &str, spec: serde_json::Value) -> Resource {
     let value = json!({
         "apiVersion": API_VERSION, "kind": kind, "metadata": { "name": name }, "spec": spec,

@@ -66,6 +66,7 @@ macro_rules! text {
 }
 
 text! {
+    #[derive(Default)]
     /// What a workload's program may use to choose among its SVIDs. At most 256 bytes; may be empty.
     Hint
 }
@@ -84,12 +85,6 @@ text! {
 text! {
     /// Cedar policies as text; whether they compile, the crate `policy` says. At most 64 KiB.
     CedarText
-}
-
-impl Default for Hint {
-    fn default() -> Self {
-        Self(String::new())
-    }
 }
 
 fn bounded(text: &str, max: usize) -> Result<(), BadText> {

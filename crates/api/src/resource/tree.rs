@@ -104,7 +104,7 @@ impl Node {
     /// What it is, for messages.
     pub fn describe(&self) -> String {
         match self {
-            Self::Null => "nothing".to_owned(),
+            Self::Null => "nothing: write one, or remove the field".to_owned(),
             Self::Bool(value) => format!("`{value}`, which is not a text here; quote it"),
             Self::Number(number) => format!("the number `{number}`; quote it"),
             Self::Text(text) => format!("the text `{}`", super::problem::shorten(text)),

@@ -111,10 +111,8 @@ fn describe(response: &ApplyResponse, dry_run: bool) -> String {
     let count = response.changes.len();
     text.push_str(&match (count, dry_run) {
         (0, _) => format!("nothing to change, revision {}\n", response.revision),
-        (_, true) => {
-            format!("{count} changes would be made, revision {} stays\n", response.revision)
-        }
-        (_, false) => format!("{count} changes, revision {}\n", response.revision),
+        (_, true) => format!("nothing was changed: revision {} stays\n", response.revision),
+        (_, false) => format!("revision {}\n", response.revision),
     });
     text
 }

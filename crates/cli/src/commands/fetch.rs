@@ -121,13 +121,19 @@ async fn fetch(socket: &Path) -> Result<Vec<Svid>> {
 /// What a refusal of the agent means for whoever asked.
 fn refused(status: &tonic::Status) -> Failure {
     let message = output::printable(status.message());
-    if let Some(refused) = refusal_of(status) {
-        return Failure::new(refused.code, format!("the agent gives no identity: {message}"));
+    let no_match = || {
+        let sentence = format!(
+            "this process matches no workload, so it gets no identity; the agent says: {message}"
+        );
+        Failure::new(Code::NoMatch, sentence)
+    };
+    match refusal_of(status).map(|refused| refused.code) {
+        Some(Code::NoMatch) => return no_match(),
+        Some(code) => return Failure::new(code, format!("the agent gives no identity: {message}")),
+        None => {}
     }
     match status.code() {
-        tonic::Code::PermissionDenied => {
-            Failure::new(Code::NoMatch, format!("the agent gives no identity: {message}"))
-        }
+        tonic::Code::PermissionDenied => no_match(),
         tonic::Code::InvalidArgument | tonic::Code::Unimplemented => {
             Failure::not_understood(format!("the agent does not understand: {message}"))
         }

@@ -94,7 +94,10 @@ pub(crate) async fn resources(find: &Find, kind: Option<Kind>, output: Output) -
         let text = |field: &str| resource.spec[field].as_str().unwrap_or_default().to_owned();
         let what = match resource.kind {
             Kind::TrustDomain => text("trustDomain"),
-            Kind::Workload => text("spiffeId"),
+            Kind::Workload => match text("spiffeId") {
+                id if id.is_empty() => format!("the trust domain's /{}", resource.name),
+                id => id,
+            },
             Kind::Service => format!("of workload {}", text("workload")),
             Kind::Policy => text("cedar").trim().lines().next().unwrap_or_default().to_owned(),
         };

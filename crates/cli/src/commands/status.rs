@@ -229,9 +229,10 @@ fn handshakes(response: &HandshakesResponse) -> String {
 }
 
 fn place(handshake: &Handshake) -> String {
+    let door = if handshake.service.is_empty() { &handshake.point } else { &handshake.service };
     match handshake.direction {
-        HandshakeDirection::Inbound => handshake.service.clone(),
-        HandshakeDirection::Outbound => format!("{} (dialled)", handshake.service),
+        HandshakeDirection::Inbound => door.clone(),
+        HandshakeDirection::Outbound => format!("{door} (dialled)"),
     }
 }
 

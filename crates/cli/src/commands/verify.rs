@@ -43,7 +43,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "NAME")]
     trust_domain: Option<TrustDomain>,
 
-    /// Check one certificate's own rules only
+    /// Check the own rules of one certificate, the first of the file, and nothing else
     #[arg(long, value_enum, conflicts_with_all = ["bundle", "role", "at", "trust_domain"], requires = "chain")]
     profile: Option<ProfileName>,
 }
@@ -117,17 +117,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Exit> {
 fn profile(path: &PathBuf) -> Result<(Value, Exit)> {
     let certificates = certificates(&super::read_file(path, INPUT_BYTES_MAX)?)
         .map_err(|why| Failure::not_understood(format!("`{}` {why}", path.display())))?;
-    Ok(match certificates.as_slice() {
-        [leaf] => verdict(check_leaf(leaf).map(|id| json!({ "verdict": "accepted", "id": id }))),
-        others => {
-            let count = others.len();
-            return Err(Failure::not_understood(format!(
-                "`{}` holds {count} certificates, and a profile is of one: give the leaf alone",
-                path.display()
-            ))
-            .into());
-        }
-    })
+    let Some((leaf, others)) = certificates.split_first() else {
+        let message = format!("`{}` holds no certificate", path.display());
+        return Err(Failure::not_understood(message).into());
+    };
+    let accepted = check_leaf(leaf).map(|id| json!({ "verdict": "accepted", "id": id }));
+    let (mut answer, exit) = verdict(accepted);
+    if !others.is_empty() {
+        let count = certificates.len();
+        answer["note"] =
+            json!(format!("the first of {count} certificates was checked, and no other"));
+    }
+    Ok((answer, exit))
 }
 
 fn verdict(result: Result<Value, Refused>) -> (Value, Exit) {

@@ -26,7 +26,7 @@ pub(super) fn relative(at: Timestamp, now: Timestamp) -> String {
 
 /// Bytes in MiB.
 pub(super) fn mebibytes(bytes: u64) -> String {
-    format!("{}.{} MiB", bytes >> 20, (bytes & 0xf_ffff) * 10 >> 20)
+    format!("{}.{} MiB", bytes >> 20, ((bytes & 0xf_ffff) * 10) >> 20)
 }
 
 #[cfg(test)]

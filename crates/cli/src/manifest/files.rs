@@ -127,5 +127,7 @@ fn read(from: impl std::io::Read, max: usize) -> Result<String, String> {
 pub(crate) fn plain(error: &std::io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or(&text);
-    text[..1].to_lowercase() + &text[1..]
+    let mut characters = text.chars();
+    let first = characters.next();
+    first.map_or(String::new(), |first| first.to_lowercase().chain(characters).collect())
 }

@@ -13,7 +13,7 @@ use super::files::{self, Source};
 use super::{CedarText, Lines, cedar_of, field};
 
 /// Puts the file that `spec.cedarFile` names in the place of `spec.cedar`. Tells where the text stands.
-pub(super) fn inline(source: &Source, tree: &mut Tree) -> Result<Option<CedarText>, Problem> {
+pub(super) fn inline(source: &Source, tree: &mut Tree) -> Result<Option<CedarText>, Box<Problem>> {
     let policy = tree.field("kind").and_then(Tree::text) == Some(Kind::Policy.as_str());
     let Some(Node::Map(entries)) = field(tree, &["spec"]).map(|spec| &mut spec.node) else {
         return Ok(None);
@@ -36,9 +36,8 @@ pub(super) fn inline(source: &Source, tree: &mut Tree) -> Result<Option<CedarTex
     };
     let name = resource_name(tree);
     let problem = |message: String| {
-        Problem::about(name.clone(), "spec.cedarFile", message)
-            .at(entry.value.at.or(entry.at))
-            .in_file(&*source.name)
+        let problem = Problem::about(name.clone(), "spec.cedarFile", message);
+        Box::new(problem.at(entry.value.at.or(entry.at)).in_file(&*source.name))
     };
     let result = if both {
         Err("stands beside `cedar`: keep one of the two".to_owned())
