@@ -16,6 +16,8 @@ pub(crate) const CONNECTIONS_MAX: usize = 8192;
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What the kernel queues before we accept.
 pub(crate) const BACKLOG: u32 = 1024;
+/// How many of them are still taken when a listener closes. While we take them, others may come.
+pub(crate) const WAITING_MAX: usize = 4 * BACKLOG as usize;
 
 /// How long connecting to one address may take before the next one is tried.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -74,6 +76,8 @@ pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// After closing was announced on HTTP/1.1: how long a connection must stay idle before it is closed.
 pub(crate) const ANNOUNCED_IDLE: Duration = Duration::from_millis(200);
+/// How long to wait for that at most, before no further request is taken.
+pub(crate) const ANNOUNCED_MAX: Duration = Duration::from_secs(1);
 /// How long requests in flight may take at shutdown before they are cut.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes buffered in each direction of a tunnel.
@@ -83,6 +87,8 @@ pub(crate) const TUNNEL_BUFFER: usize = 16 * 1024;
 pub(crate) const EJECTED_FIRST: Duration = Duration::from_millis(200);
 /// How long it rests at most.
 pub(crate) const EJECTED_LONGEST: Duration = Duration::from_secs(10);
+/// Addresses that one name resolves to, and which are tried.
+pub(crate) const RESOLVED_MAX: usize = 8;
 /// Addresses of one upstream.
 pub(crate) const ADDRESSES_MAX: usize = 64;
 

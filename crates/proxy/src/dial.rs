@@ -8,7 +8,7 @@ use countersign_tls::{Established, Expected, Outbound};
 use rustls::AlertDescription;
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::bounds::{ADDRESSES_MAX, CONNECT_TIMEOUT};
+use crate::bounds::{CONNECT_TIMEOUT, RESOLVED_MAX};
 use crate::plane::Plane;
 use crate::session::Spoken;
 use crate::wire::{Heard, Kind, Wire};
@@ -141,7 +141,7 @@ pub(crate) fn spoken(alpn: Option<&[u8]>) -> Spoken {
 async fn mutual(plane: &Plane, address: &str, outbound: &Outbound) -> Result<Dialled, DialFailure> {
     let resolved = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::lookup_host(address)).await;
     let resolved = match resolved {
-        Ok(Ok(resolved)) => resolved.take(ADDRESSES_MAX),
+        Ok(Ok(resolved)) => resolved.take(RESOLVED_MAX),
         Ok(Err(error)) => return Err(DialFailure::unreachable(address, error)),
         Err(_elapsed) => {
             return Err(DialFailure::unreachable(address, "its name was not resolved in time"));

@@ -78,7 +78,7 @@ impl Door {
             };
             self.admit(arrived);
         }
-        while let Some(arrived) = listener.accept_waiting() {
+        for arrived in listener.into_waiting() {
             self.admit(arrived);
         }
     }

@@ -7,10 +7,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 
-use futures_util::FutureExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
-use crate::bounds::{ACCEPT_PAUSE, BACKLOG, SOCKET_PATH_MAX};
+use crate::bounds::{ACCEPT_PAUSE, BACKLOG, SOCKET_PATH_MAX, WAITING_MAX};
 
 /// Why there is no listener.
 #[derive(Debug, thiserror::Error)]
@@ -136,9 +135,29 @@ impl Listener {
         }
     }
 
-    /// Who already waits in the kernel's queue, when no more are to come: they connected before we stopped.
-    pub(crate) fn accept_waiting(&self) -> Option<Arrived> {
-        self.try_accept().now_or_never()?.ok()
+    /// Closes, and gives those who wait in the kernel's queue: they connected before we stopped, and would be reset.
+    pub(crate) fn into_waiting(self) -> Vec<Arrived> {
+        // Asked of the kernel itself: the runtime learns of a new connection only when it looks the next time.
+        let waiting: io::Result<Vec<Arrived>> = match self {
+            Self::Tcp(listener) => listener.into_std().map(|listener| {
+                let next = || {
+                    let (stream, from) = listener.accept().ok()?;
+                    stream.set_nonblocking(true).ok()?;
+                    Some(Arrived::Tcp(TcpStream::from_std(stream).ok()?, from))
+                };
+                std::iter::from_fn(next).take(WAITING_MAX).collect()
+            }),
+            Self::Unix { listener, _file } => listener.into_std().map(|listener| {
+                let next = || {
+                    let (stream, _) = listener.accept().ok()?;
+                    stream.set_nonblocking(true).ok()?;
+                    Some(Arrived::Unix(UnixStream::from_std(stream).ok()?))
+                };
+                std::iter::from_fn(next).take(WAITING_MAX).collect()
+            }),
+        };
+        // A listener that cannot be asked any more has nobody waiting.
+        waiting.unwrap_or_default()
     }
 
     async fn try_accept(&self) -> io::Result<Arrived> {
@@ -256,6 +275,16 @@ mod tests {
         let _second = Listener::unix(&path).unwrap();
         drop(first);
         assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn who_connected_before_the_end_is_let_in() {
+        let listener = Listener::tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.address().unwrap();
+        let waiting: Vec<_> =
+            (0..20).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        assert_eq!(listener.into_waiting().len(), waiting.len());
+        assert!(std::net::TcpStream::connect(address).is_err());
     }
 
     #[tokio::test]

@@ -57,7 +57,7 @@ impl Outlet {
             };
             self.admit(arrived);
         }
-        while let Some(arrived) = listener.accept_waiting() {
+        for arrived in listener.into_waiting() {
             self.admit(arrived);
         }
     }

@@ -48,6 +48,9 @@ struct Shelf {
     idle: Vec<Line>,
     /// What the other end spoke last. Nobody waits for a connection that cannot be shared.
     spoken: Option<Spoken>,
+    /// How many connections were opened in turn, or could not be, and why the last one could not.
+    tries: u64,
+    failure: Option<DialFailure>,
     closed: bool,
 }
 
@@ -135,17 +138,36 @@ impl Pool {
         if self.shelf().spoken == Some(Spoken::Http1) {
             return self.open(want).await;
         }
+        let began = self.shelf().tries;
         let _turn = self.opening.lock().await;
-        match self.take().await {
-            Some(lease) => Ok(lease),
-            None => self.open(want).await,
+        if let Some(lease) = self.take().await {
+            return Ok(lease);
         }
+        // Whoever waited for a try shares its failure. One after the other, they would wait for ever.
+        let shared = {
+            let shelf = self.shelf();
+            shelf.failure.clone().filter(|_| began != shelf.tries)
+        };
+        match shared {
+            Some(failure) => Err(failure),
+            None => self.open_in_turn(want).await,
+        }
+    }
+
+    /// Opens a connection while others wait for it.
+    async fn open_in_turn(self: &Arc<Self>, want: Want) -> Result<Lease, DialFailure> {
+        let opened = self.open(want).await;
+        let mut shelf = self.shelf();
+        shelf.tries += 1;
+        shelf.failure = opened.as_ref().err().cloned();
+        drop(shelf);
+        opened
     }
 
     /// Whether the address can be connected to. What was opened is kept for the next request.
     pub(crate) async fn probe(self: &Arc<Self>) -> Result<(), DialFailure> {
         let _turn = self.opening.lock().await;
-        self.open(Want::AnyHttp).await.map(Lease::give_back)
+        self.open_in_turn(Want::AnyHttp).await.map(Lease::give_back)
     }
 
     /// Closes what was not used for a while.

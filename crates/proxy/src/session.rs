@@ -18,9 +18,9 @@ use tokio::sync::watch;
 
 use crate::body::Body;
 use crate::bounds::{
-    ANNOUNCED_IDLE, CONNECTION_WINDOW, HEAD_BYTES_MAX, HEAD_TIMEOUT, HEADER_LIST_BYTES_MAX,
-    HEADERS_MAX, PING_EVERY, PING_TIMEOUT, PROVOKED_RESETS_MAX, RESET_STREAMS_MAX, SEND_BUFFER_MAX,
-    STREAM_WINDOW, STREAMS_MAX,
+    ANNOUNCED_IDLE, ANNOUNCED_MAX, CONNECTION_WINDOW, HEAD_BYTES_MAX, HEAD_TIMEOUT,
+    HEADER_LIST_BYTES_MAX, HEADERS_MAX, PING_EVERY, PING_TIMEOUT, PROVOKED_RESETS_MAX,
+    RESET_STREAMS_MAX, SEND_BUFFER_MAX, STREAM_WINDOW, STREAMS_MAX,
 };
 use crate::tasks::Tasks;
 
@@ -159,6 +159,8 @@ where
         tokio::select! {
             ended = &mut connection => return ended,
             () = session.idle_for(ANNOUNCED_IDLE) => {}
+            // A program that speaks HTTP/2 hears of it only now, and HTTP/1.1 that is busy is not hurt.
+            () = tokio::time::sleep(ANNOUNCED_MAX) => {}
         }
     }
     close(connection.as_mut());

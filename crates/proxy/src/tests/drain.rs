@@ -136,3 +136,45 @@ async fn a_peer_that_shuts_down_under_load_loses_no_request_while_another_stands
         assert!(0 < answered.unwrap());
     }
 }
+
+#[tokio::test]
+async fn a_program_that_speaks_http_2_is_told_and_loses_nothing() {
+    let shop = Shop::open(Protocol::Http).await;
+    let stream = tokio::net::UnixStream::connect(&shop.local).await.unwrap();
+    let (sender, connection) = hyper::client::conn::http2::handshake(
+        hyper_util::rt::TokioExecutor::new(),
+        hyper_util::rt::TokioIo::new(stream),
+    )
+    .await
+    .unwrap();
+    let driving = tokio::spawn(connection);
+    let mut hammering = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let mut sender = sender.clone();
+        hammering.spawn(async move {
+            let mut answered = 0;
+            loop {
+                let request =
+                    Request::get("http://orders/").body(Full::<Bytes>::default()).unwrap();
+                match sender.send_request(request).await {
+                    Ok(answer) => assert_eq!(read(answer).await.0, 200),
+                    Err(error) => {
+                        let last = error.is_canceled()
+                            || error.is_closed()
+                            || format!("{error:?}").contains("NO_ERROR");
+                        assert!(last, "lost after {answered}: {error:?}");
+                        return answered;
+                    }
+                }
+                answered += 1;
+            }
+        });
+    }
+    drop(sender);
+    eventually(|| (100 < shop.program.reached()).then_some(())).await;
+    assert_eq!(shop.web.end(Duration::from_secs(10)).await, 0, "nothing was cut");
+    while let Some(answered) = hammering.join_next().await {
+        assert!(0 < answered.unwrap());
+    }
+    driving.abort();
+}

@@ -16,6 +16,7 @@ use super::world::{
     Caller, NOTHING, Proxy, Shop, WEB_TO_ORDERS, directory, eventually, get, inbound, outbound,
     read,
 };
+use crate::bounds::CONNECT_TIMEOUT;
 use crate::config::Protocol;
 
 #[tokio::test]
@@ -294,4 +295,23 @@ async fn a_program_that_is_away_is_told_apart_from_a_peer_that_is_away() {
         !body.contains("there-is-no-such.sock"),
         "a peer is not told where the program lives: {body}"
     );
+}
+
+#[tokio::test]
+async fn callers_that_wait_for_one_dead_address_are_told_together() {
+    let mut shop = Shop::open(Protocol::Http).await;
+    // It takes connections, and never says a word.
+    let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let door = mute.local_addr().unwrap();
+    shop.web.listen(&[], &[outbound(&shop.realm, &shop.local, &[door], Protocol::Http)]);
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let mut caller = shop.caller().await;
+        asking.spawn(async move { caller.get("/").await });
+    }
+    let all = tokio::time::timeout(3 * CONNECT_TIMEOUT, asking.join_all()).await;
+    for (status, body) in all.expect("not one after the other") {
+        assert_eq!(status, 502, "{body}");
+        assert!(body.contains(r#""code":"handshake-timeout""#), "{body}");
+    }
 }
