@@ -1,6 +1,6 @@
 //! What the parts of a serving server share.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::{Clock, Code, Entropy};
@@ -89,6 +89,11 @@ impl Control {
                 Err(Refused::new(Code::Fenced, "the server's snapshot is behind its store"))
             }
         }
+    }
+
+    /// Asks or tells the memory of failed attempts.
+    pub(crate) fn throttled<T>(&self, with: impl FnOnce(&mut Throttle) -> T) -> T {
+        with(&mut self.throttle.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Runs something to its end, even when whoever asked for it goes away.

@@ -1,7 +1,7 @@
 //! A new node proves itself by a join token, once.
 
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use countersign_api::v1::attest_request::Evidence;
@@ -31,7 +31,7 @@ pub(crate) async fn join(
     request: v1::AttestRequest,
 ) -> Result<v1::AttestResponse, Refused> {
     let now = control.clock.now();
-    if !throttled(&control, |throttle| throttle.allows(source, now)) {
+    if !control.throttled(|throttle| throttle.allows(source, now)) {
         return Err(Refused::new(
             Code::RateLimited,
             "too many failed attestations from this address",
@@ -42,13 +42,9 @@ pub(crate) async fn join(
         // What anybody can cause is a fact, and never an event of the log.
         tracing::info!(%source, code = %refused.code, "attestation refused");
         control.watch.attestation_refused(refused.code);
-        throttled(&control, |throttle| throttle.failed(source, now));
+        control.throttled(|throttle| throttle.failed(source, now));
     }
     joined
-}
-
-fn throttled<T>(control: &Control, with: impl FnOnce(&mut super::Throttle) -> T) -> T {
-    with(&mut control.throttle.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 async fn attest(

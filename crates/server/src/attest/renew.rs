@@ -46,7 +46,7 @@ pub(crate) async fn renew(
     let last = match outcome {
         Ok(renewed) => Ok(told(Told::Renewed(renewed))),
         Err(refused) => {
-            tracing::info!(source = %peer.address, code = %refused.code, "renewal refused");
+            tracing::debug!(source = %peer.address, code = %refused.code, "renewal refused");
             control.watch.attestation_refused(refused.code);
             Err(refused.into())
         }
@@ -62,42 +62,44 @@ async fn converse(
     answers: &mpsc::Sender<Result<v1::RenewResponse, Status>>,
 ) -> Result<v1::Renewed, Refused> {
     let now = control.clock.now();
-    let throttle = |with: &dyn Fn(&mut super::Throttle) -> bool| {
-        with(&mut control.throttle.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
-    };
-    if !throttle(&|throttle| throttle.allows(peer.address, now)) {
+    // Whoever shows a valid certificate does not wait because of others behind the same address.
+    let stranger = peer.verified.is_none();
+    if stranger && !control.throttled(|throttle| throttle.allows(peer.address, now)) {
         return Err(Refused::new(Code::RateLimited, "too many failed renewals from this address"));
     }
-    let proven = async {
-        // 1. Who it says it is.
-        let Asked::Hello(hello) = step(asked).await? else {
-            return Err(Refused::new(Code::NotUnderstood, "expected the renewal's hello first"));
-        };
-        let id = wire::node_id(&hello.node_id).map_err(not_understood)?;
-        let node = renewable(id, control.store.node(id).await?, hello.generation, now)?;
-        // 2. A nonce, for it to sign.
-        let mut nonce: Nonce = [0; 32];
-        control.entropy.fill(&mut nonce).map_err(internal)?;
-        let gone = |_closed| Refused::new(Code::NotUnderstood, "the caller went away");
-        let challenge = told(Told::Nonce(Bytes::copy_from_slice(&nonce)));
-        answers.send(Ok(challenge)).await.map_err(gone)?;
-        // 3. Its proof.
-        let Asked::Proof(proof) = step(asked).await? else {
-            return Err(Refused::new(Code::NotUnderstood, "expected the renewal's proof"));
-        };
-        let proven = prove(&node, &nonce, &peer.exporter, &proof)?;
-        Ok((node, proven))
-    };
-    match proven.await {
-        Ok((node, proven)) => issue(control, node, proven).await,
-        Err(refused) => {
-            throttle(&|throttle| {
-                throttle.failed(peer.address, now);
-                true
-            });
-            Err(refused)
-        }
+    let proven = proven(control, peer, asked, answers).await;
+    if stranger && proven.is_err() {
+        control.throttled(|throttle| throttle.failed(peer.address, now));
     }
+    let (node, proven) = proven?;
+    issue(control, node, proven).await
+}
+
+async fn proven(
+    control: &Control,
+    peer: &Peer,
+    asked: &mut Streaming<v1::RenewRequest>,
+    answers: &mpsc::Sender<Result<v1::RenewResponse, Status>>,
+) -> Result<(NodeRow, Proven), Refused> {
+    // 1. Who it says it is.
+    let Asked::Hello(hello) = step(asked).await? else {
+        return Err(not_understood("expected the renewal's hello first"));
+    };
+    let id = wire::node_id(&hello.node_id).map_err(not_understood)?;
+    let row = control.store.node(id).await?;
+    let node = renewable(id, row, hello.generation, control.clock.now())?;
+    // 2. A nonce, for it to sign.
+    let mut nonce: Nonce = [0; 32];
+    control.entropy.fill(&mut nonce).map_err(internal)?;
+    let challenge = told(Told::Nonce(Bytes::copy_from_slice(&nonce)));
+    let gone = |_closed| not_understood("the caller went away");
+    answers.send(Ok(challenge)).await.map_err(gone)?;
+    // 3. Its proof.
+    let Asked::Proof(proof) = step(asked).await? else {
+        return Err(not_understood("expected the renewal's proof"));
+    };
+    let proven = prove(&node, &nonce, &peer.exporter, &proof)?;
+    Ok((node, proven))
 }
 
 async fn step(asked: &mut Streaming<v1::RenewRequest>) -> Result<Asked, Refused> {

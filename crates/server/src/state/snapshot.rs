@@ -88,7 +88,8 @@ impl State {
             let (key, entry) = parse(record)?;
             records.insert(key, entry);
         }
-        Self::assemble(snapshot.revision, records)
+        let (domain, bundles) = (domain(&records)?, bundles(&records)?);
+        Ok(Self { revision: snapshot.revision, records, domain, bundles })
     }
 
     /// The state after these changes, of which `revision` is the last.
@@ -101,46 +102,25 @@ impl State {
         changes: Vec<Change>,
     ) -> Result<Self, BadState> {
         let mut records = self.records.clone();
-        let mut anchors_moved = false;
+        let (mut domain_moved, mut bundles_moved) = (false, false);
         for change in changes {
             match change {
                 Change::Put(record) => {
                     let (key, entry) = parse(record)?;
-                    anchors_moved |= matches!(key.kind, Kind::Bundle | Kind::TrustDomain);
+                    domain_moved |= key.kind == Kind::TrustDomain;
+                    bundles_moved |= key.kind == Kind::Bundle;
                     records.insert(key, entry);
                 }
                 Change::Remove { kind, name } => {
-                    anchors_moved |= matches!(kind, Kind::Bundle | Kind::TrustDomain);
+                    domain_moved |= kind == Kind::TrustDomain;
+                    bundles_moved |= kind == Kind::Bundle;
                     records.remove(&Key::new(kind, &name));
                 }
             }
         }
-        if anchors_moved {
-            return Self::assemble(revision, records);
-        }
-        let (domain, bundles) = (Arc::clone(&self.domain), Arc::clone(&self.bundles));
+        let domain = if domain_moved { domain(&records)? } else { Arc::clone(&self.domain) };
+        let bundles = if bundles_moved { bundles(&records)? } else { Arc::clone(&self.bundles) };
         Ok(Self { revision, records, domain, bundles })
-    }
-
-    fn assemble(
-        revision: Revision,
-        records: imbl::OrdMap<Key, Arc<Entry>>,
-    ) -> Result<Self, BadState> {
-        let mut domains = Vec::new();
-        let mut bundles = Vec::new();
-        for entry in records.values() {
-            match &entry.parsed {
-                Parsed::TrustDomain { .. } => domains.push(Arc::clone(entry)),
-                Parsed::Bundle(bundle) => bundles.push(bundle.clone()),
-                Parsed::Workload { .. } | Parsed::Service { .. } | Parsed::Policy { .. } => {}
-            }
-        }
-        let [domain] = domains.as_slice() else {
-            return Err(BadState::TrustDomains(domains.len()));
-        };
-        let bundles = Bundles::new(bundles).map_err(|bad| BadState::Bundles(bad.to_string()))?;
-        let domain = Arc::clone(domain);
-        Ok(Self { revision, records, domain, bundles: Arc::new(bundles) })
     }
 
     /// The trust domain and its lifetimes.
@@ -219,6 +199,33 @@ impl Entry {
         };
         Some(Resource { name: name.clone(), spec })
     }
+}
+
+type Records = imbl::OrdMap<Key, Arc<Entry>>;
+
+/// The one record of the trust domain.
+fn domain(records: &Records) -> Result<Arc<Entry>, BadState> {
+    let domains: Vec<_> = records
+        .values()
+        .filter(|entry| matches!(entry.parsed, Parsed::TrustDomain { .. }))
+        .collect();
+    match domains.as_slice() {
+        [domain] => Ok(Arc::clone(domain)),
+        others => Err(BadState::TrustDomains(others.len())),
+    }
+}
+
+/// The anchors of all bundles.
+fn bundles(records: &Records) -> Result<Arc<Bundles>, BadState> {
+    let bundles = records.values().filter_map(|entry| match &entry.parsed {
+        Parsed::Bundle(bundle) => Some(bundle.clone()),
+        Parsed::Workload { .. }
+        | Parsed::Service { .. }
+        | Parsed::Policy { .. }
+        | Parsed::TrustDomain { .. } => None,
+    });
+    let bundles = Bundles::new(bundles.collect());
+    bundles.map(Arc::new).map_err(|bad| BadState::Bundles(bad.to_string()))
 }
 
 fn parse(record: Record) -> Result<(Key, Arc<Entry>), BadState> {

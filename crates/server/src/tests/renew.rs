@@ -200,3 +200,20 @@ async fn node_that_was_silent_for_over_thirty_days_must_attest_anew() {
     running.stop().await;
     realm.verify_everything().await;
 }
+
+#[tokio::test]
+async fn neighbour_that_fails_does_not_keep_a_node_from_renewing() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let mut neighbour = stranger(&realm, &running).await;
+    let mut refused = Code::BadPossession;
+    for _ in 0..30 {
+        let claim = Claim { nonce: Some([0; 32]), ..Claim::honest(&agent) };
+        refused = code(&renew(&mut neighbour, claim).await.unwrap_err());
+    }
+    assert_eq!(refused, Code::RateLimited);
+    let mut client = agent.client(&realm, &running).await;
+    renew(&mut client, Claim::honest(&agent)).await.unwrap();
+    running.stop().await;
+}

@@ -82,6 +82,15 @@ impl Facts {
         }
     }
 
+    /// Counts a handshake that is not kept.
+    pub(crate) fn count(&self, code: Option<Code>) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = code.map_or(Outcome::Admitted, Outcome::Refused);
+        let count = kept.counts.entry(outcome).or_insert(0);
+        *count = count.saturating_add(1);
+        kept.dropped = kept.dropped.saturating_add(1);
+    }
+
     /// The latest facts after an index, oldest first, at most `limit`.
     pub(crate) fn after(&self, index: u64, limit: usize) -> Vec<Fact> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);

@@ -30,6 +30,17 @@ pub(crate) struct Watch {
     connections: AtomicUsize,
     issued: AtomicU64,
     counts: Mutex<BTreeMap<Count, u64>>, // INVARIANT: its keys are of closed sets
+    failures: Mutex<Failures>,
+}
+
+/// Failed handshakes of the server's own port that are kept as facts, each second. What comes beyond is counted.
+const FAILURES_PER_SEC_MAX: u32 = 20;
+
+/// How many failures the present second has seen.
+#[derive(Debug, Default)]
+struct Failures {
+    second: i64,
+    count: u32,
 }
 
 /// Something that is counted by reason.
@@ -58,12 +69,26 @@ impl Watch {
             connections: AtomicUsize::new(0),
             issued: AtomicU64::new(0),
             counts: Mutex::default(),
+            failures: Mutex::default(),
         }
     }
 
-    /// A handshake of the server's own port.
+    /// A handshake of the server's own port. A flood of failed ones does not push out what others reported.
     pub(crate) fn handshake(&self, fact: &HandshakeFact) {
-        self.facts.observe(vec![wire_fact(fact)], 0);
+        if fact.code.is_some() && !self.has_room(fact.at) {
+            self.facts.count(fact.code);
+        } else {
+            self.facts.observe(vec![wire_fact(fact)], 0);
+        }
+    }
+
+    fn has_room(&self, now: Timestamp) -> bool {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.second != now.secs() {
+            *failures = Failures { second: now.secs(), count: 0 };
+        }
+        failures.count = failures.count.saturating_add(1);
+        failures.count <= FAILURES_PER_SEC_MAX
     }
 
     /// A connection was closed unread.
@@ -127,7 +152,7 @@ fn wire_fact(fact: &HandshakeFact) -> v1::HandshakeFact {
         at_micros: fact.at.micros(),
         point: POINT.to_owned(),
         direction: direction.into(),
-        service: String::new(),
+        service: POINT.to_owned(),
         local_id: text(&fact.local),
         peer_id: text(&fact.peer),
         peer_address: fact.peer_address.as_ref().map(SocketAddr::to_string).unwrap_or_default(),
@@ -149,4 +174,38 @@ pub(crate) fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
     pages.unwrap_or(0) * PAGE_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flood_of_failed_handshakes_is_counted_and_not_kept() {
+        let watch = Watch::new(Timestamp::EPOCH);
+        let failed = HandshakeFact {
+            at: Timestamp::from_secs(1_000_000),
+            direction: Direction::Inbound,
+            service: None,
+            local: None,
+            peer: None,
+            peer_address: None,
+            peer_serial: Vec::new(),
+            version: "",
+            group: "",
+            suite: "",
+            resumed: false,
+            took: std::time::Duration::ZERO,
+            code: Some(Code::BadHandshake),
+            detail: String::new(),
+        };
+        for _ in 0..1000 {
+            watch.handshake(&failed);
+        }
+        assert_eq!(watch.facts.latest(1000).len(), 20);
+        assert_eq!(watch.facts.totals().0[0].1, 1000);
+        watch.handshake(&HandshakeFact { code: None, ..failed.clone() });
+        watch.handshake(&HandshakeFact { at: Timestamp::from_secs(1_000_001), ..failed });
+        assert_eq!(watch.facts.latest(1000).len(), 22);
+    }
 }
