@@ -129,7 +129,7 @@ fn sentence(error: &anyhow::Error) -> String {
         let said = cause.to_string();
         let said = match cause.downcast_ref::<std::io::Error>() {
             Some(error) => manifest::plain(error),
-            None => said,
+            None => without_numbers(&said),
         };
         if message.contains(&said) {
             continue;
@@ -140,6 +140,13 @@ fn sentence(error: &anyhow::Error) -> String {
         message.push_str(&said);
     }
     message
+}
+
+/// A sentence without the numbers that the system gives its errors.
+fn without_numbers(said: &str) -> String {
+    let mut parts = said.split(" (os error ");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| text + part.split_once(')').map_or(part, |(_, rest)| rest))
 }
 
 #[cfg(test)]
@@ -156,6 +163,14 @@ mod tests {
         let told = Told::of(&error);
         assert_eq!(told.message, "outermost: nobody answers: no such file or directory");
         assert_eq!(told.exit, Exit::Unreachable);
+    }
+
+    #[test]
+    fn the_numbers_of_the_system_are_left_out() {
+        let said =
+            "cannot read `a`: no such file (os error 2); cannot read `b`: denied (os error 13)";
+        assert_eq!(without_numbers(said), "cannot read `a`: no such file; cannot read `b`: denied");
+        assert_eq!(without_numbers("plain"), "plain");
     }
 
     #[test]

@@ -76,9 +76,10 @@ impl Table {
     }
 }
 
-/// A text of unknown origin, without what would move a terminal's cursor.
+/// A text of unknown origin, without what would move a terminal's cursor or turn the order of what is read.
 pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    let turns = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if c.is_control() || turns(c) { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]

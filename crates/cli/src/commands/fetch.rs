@@ -1,9 +1,11 @@
 //! `countersign fetch`: what the Workload API gives this process.
 
+mod files;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 use countersign_api::wire::{MESSAGE_SIZE_MAX, refusal_of};
 use countersign_api::workload::X509svidRequest;
@@ -31,7 +33,7 @@ pub(crate) struct X509 {
     #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["data", "admin"])]
     socket: Option<String>,
 
-    /// Write svid.pem, svid-key.pem (0600) and bundle.pem into this folder
+    /// Write svid.pem, svid-key.pem (0600) and bundle.pem into this folder, replaced as one set
     #[arg(long, value_name = "DIR")]
     write: Option<PathBuf>,
 
@@ -68,7 +70,14 @@ pub(crate) async fn run(what: &What, output: Output) -> Result<Exit> {
         })??;
     let chosen = choose(&svids, arguments.id.as_ref())?;
     if let Some(folder) = &arguments.write {
-        write(folder, chosen)?;
+        files::write(
+            folder,
+            &[
+                ("svid.pem", chosen.chain.pem().as_bytes(), 0o644),
+                ("svid-key.pem", encode_private_key(&chosen.key).as_bytes(), 0o600),
+                ("bundle.pem", chosen.bundle.to_pem().as_bytes(), 0o644),
+            ],
+        )?;
     }
     match output {
         Output::Json => output::json(&as_json(&svids, arguments.write.as_deref()))?,
@@ -176,44 +185,6 @@ fn choose<'a>(svids: &'a [Svid], id: Option<&SpiffeId>) -> Result<&'a Svid, Fail
         };
         Failure::new(Code::NoMatch, message)
     })
-}
-
-/// Writes the files of one SVID. Each is replaced as a whole; the bundle first, so that whoever reads in
-/// between trusts at least as much as before.
-fn write(folder: &Path, svid: &Svid) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(|error| unwritable(folder, &error))?;
-    let key = encode_private_key(&svid.key);
-    replace(&folder.join("bundle.pem"), svid.bundle.to_pem().as_bytes(), 0o644)?;
-    replace(&folder.join("svid-key.pem"), key.as_bytes(), 0o600)?;
-    replace(&folder.join("svid.pem"), svid.chain.pem().as_bytes(), 0o644)?;
-    Ok(())
-}
-
-fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
-    let why = crate::manifest::plain(error);
-    Failure::not_understood(format!("`{}` cannot be written: {why}", path.display()))
-}
-
-/// Puts a file in the place of another: a reader, and a crash, find the old or the new one, whole.
-fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::PermissionsExt as _;
-    let folder = path.parent().context("the path has a folder")?;
-    let unwritable = |error: &std::io::Error| unwritable(path, error);
-    let mut file = tempfile::Builder::new()
-        .permissions(std::fs::Permissions::from_mode(mode & 0o600))
-        .tempfile_in(folder)
-        .map_err(|error| unwritable(&error))?;
-    file.write_all(bytes).map_err(|error| unwritable(&error))?;
-    file.as_file()
-        .set_permissions(std::fs::Permissions::from_mode(mode))
-        .map_err(|error| unwritable(&error))?;
-    file.as_file().sync_all().map_err(|error| unwritable(&error))?;
-    file.persist(path).map_err(|error| unwritable(&error.error))?;
-    std::fs::File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(|error| unwritable(&error))?;
-    Ok(())
 }
 
 fn as_json(svids: &[Svid], written: Option<&Path>) -> serde_json::Value {

@@ -10,7 +10,7 @@ use countersign_api::resource::HostPort;
 use countersign_identity::{Code, TrustDomain};
 use serde_json::json;
 
-use super::run::{Logging, run};
+use super::run::{Dump, Logging, run};
 use super::server::MaybeAddress;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
@@ -97,6 +97,7 @@ pub(crate) fn agent(settings: &Settings<AgentProgram>, output: Output) -> Result
     };
     run(
         logging,
+        Dump::AsUsual,
         output,
         |stop, ready| countersign_agent::run(config, stop, ready),
         |ready, output| {

@@ -6,15 +6,15 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use countersign::{Authorization, Endpoint};
+use countersign::{Authorization, Endpoint, NotReady, SourceFault};
 use countersign_identity::{Code, Name, SpiffeId, TrustDomain};
-use countersign_proxy::{Config, IdentitySource, Listeners, Ready};
+use countersign_proxy::{Config, IdentitySource, ListenFault, Listeners, Ready};
 use serde_json::json;
 
 use self::fixed::{Inbound, Outbound};
-use super::run::{Logging, run};
+use super::run::{Dump, Logging, run};
 use super::server::MaybeAddress;
-use crate::exit::{Exit, Failure};
+use crate::exit::Exit;
 use crate::find;
 use crate::output::Output;
 use crate::settings::{Field, Program, Resolved, Settings, remember};
@@ -114,6 +114,7 @@ pub(crate) fn proxy(settings: &Settings<ProxyProgram>, output: Output) -> Result
     let config = Config { name, identity, authorization, listeners, metrics };
     run(
         logging,
+        Dump::AsUsual,
         output,
         |stop, ready| countersign_proxy::run(config, stop, ready),
         |ready, output| {
@@ -239,5 +240,22 @@ fn say(ready: &Ready, output: Output) -> String {
 }
 
 pub(super) fn code_of(cause: &(dyn Error + 'static)) -> Option<Code> {
-    cause.downcast_ref::<Failure>().map(|failure| failure.code)
+    if let Some(fault) = cause.downcast_ref::<ListenFault>() {
+        return Some(match fault {
+            ListenFault::Taken(_) | ListenFault::SocketTaken(_) | ListenFault::NotSocket(_) => {
+                Code::AlreadyExists
+            }
+            ListenFault::LongPath { .. } => Code::NotUnderstood,
+            ListenFault::Tcp { .. } | ListenFault::Unix { .. } => Code::Unavailable,
+        });
+    }
+    if let Some(fault) = cause.downcast_ref::<SourceFault>() {
+        return Some(match fault {
+            SourceFault::Policy(_) | SourceFault::Files(_) | SourceFault::NoAgent => {
+                Code::NotUnderstood
+            }
+            SourceFault::Ending => Code::NotReady,
+        });
+    }
+    cause.is::<NotReady>().then_some(Code::NotReady)
 }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io::IsTerminal as _;
 
 use anyhow::{Context as _, Result};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -59,9 +59,31 @@ impl Logging {
     }
 }
 
+/// Whether the kernel may show the process's memory to others of its user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dump {
+    /// No: it holds the keys of the trust domain.
+    Never,
+    /// By the usual rules: an agent without root must be able to look at it in `/proc`.
+    AsUsual,
+}
+
+/// Keeps keys out of core dumps, and makes room for connections, each of which takes two descriptors.
+pub(super) fn harden(dump: Dump) -> Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).context("cannot turn core dumps off")?;
+    if dump == Dump::Never {
+        // A limit of 0 does not hold for a core dump that goes to a program (core(5)).
+        nix::sys::prctl::set_dumpable(false).context("cannot turn core dumps off")?;
+    }
+    let (_, hard) =
+        getrlimit(Resource::RLIMIT_NOFILE).context("cannot ask for the limit of open files")?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of open files")
+}
+
 /// Runs a program until it ends, or is asked to by SIGINT or SIGTERM.
 pub(super) fn run<R, F>(
     logging: Logging,
+    dump: Dump,
     output: Output,
     program: impl FnOnce(CancellationToken, oneshot::Sender<R>) -> F,
     say: impl FnOnce(R, Output) -> String,
@@ -69,8 +91,7 @@ pub(super) fn run<R, F>(
 where
     F: Future<Output = Result<()>>,
 {
-    // Keys live in this process: they must not end up in a core dump.
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).context("cannot turn core dumps off")?;
+    harden(dump)?;
     logging.begin();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(live(output, program, say));

@@ -10,7 +10,7 @@ use countersign_identity::{Code, DurationText, Lifetime, TrustDomain};
 use countersign_server::{Config, InitConfig, Ready, StartError};
 use serde_json::json;
 
-use super::run::{Logging, run};
+use super::run::{Dump, Logging, harden, run};
 use crate::exit::Exit;
 use crate::output::{self, Output};
 use crate::settings::{Field, Program, Settings, remember};
@@ -100,6 +100,7 @@ pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<E
         return Ok(Exit::NotUnderstood);
     };
     let config = InitConfig { data: data.clone(), trust_domain, root_lifetime, issuer_lifetime };
+    harden(Dump::Never)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(countersign_server::init(config))?;
     let trust = TrustFingerprint(report.trust);
@@ -141,6 +142,7 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
         Config { data: data.clone(), listen, admin, metrics, advertise, issuer_lifetime, drain };
     run(
         logging,
+        Dump::Never,
         output,
         |stop, ready| countersign_server::run(config, stop, ready),
         |ready, output| {

@@ -1,0 +1,139 @@
+//! Commands that need no trust domain, as processes: what they print, and how they end.
+
+mod support;
+
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
+
+use support::{binary, text};
+
+fn run(arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = Command::new(binary())
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command that does not read its input may be gone already.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+#[track_caller]
+fn ends(arguments: &[&str], input: &[u8], status: i32, stdout: &str) {
+    let output = run(arguments, input);
+    assert_eq!(output.status.code(), Some(status), "{arguments:?}: {}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), stdout, "{arguments:?}");
+}
+
+#[test]
+fn id_check_answers_each_line() {
+    ends(&["id", "check"], b"spiffe://a/b\n", 0, "ok spiffe://a/b\n");
+    ends(
+        &["id", "check"],
+        b"spiffe://A/b\n\xff\n",
+        1,
+        "bad trust domain `A` may hold only a-z, 0-9, `.`, `-` and `_`\nbad it is not UTF-8\n",
+    );
+    ends(&["id", "check"], b"", 0, "");
+}
+
+#[test]
+fn verify_tells_no_from_not_understood() {
+    let refused =
+        "{\"verdict\":\"refused\",\"rule\":\"no-certificate\",\"why\":\"the chain is empty\"}\n";
+    ends(&["verify"], b"{\"chain\":[],\"roots\":[],\"role\":\"client\"}", 1, refused);
+    ends(&["verify", "-"], b"{\"chain\":[],\"roots\":[],\"role\":\"server\"}", 1, refused);
+    ends(&["verify"], b"{", 2, "");
+    ends(&["verify", "/no/such.pem", "--bundle", "/no/such.pem", "--as", "client"], b"", 2, "");
+    ends(&["verify", "/dev/null", "--profile", "leaf"], b"", 2, "");
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let mut child = Command::new(binary())
+        .args(["id", "check"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut input = child.stdin.take().unwrap();
+    for _ in 0..100_000 {
+        if input.write_all(b"spiffe://a/b\n").is_err() {
+            break;
+        }
+    }
+    drop(input);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""));
+}
+
+#[test]
+fn schemas_completions_and_references_are_printed() {
+    for kind in ["TrustDomain", "Workload", "Service", "Policy"] {
+        let output = run(&["schema", kind], b"");
+        let schema: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(schema["properties"]["kind"]["const"], kind);
+        assert!(
+            !text(&output.stdout).contains("null"),
+            "a field that may be absent may not be null"
+        );
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(&["completions", shell], b"");
+        assert!(text(&output.stdout).contains("handshakes"), "{shell}");
+    }
+    for (page, part) in [
+        ("config", "| `--listen ADDRESS` | `COUNTERSIGN_LISTEN` | `listen` |"),
+        ("codes", "| `no-match` |"),
+        ("commands", "## countersign fetch x509"),
+        ("manifests", "| `selectors` | yes |"),
+        ("metrics", "countersign_proxy_handshakes"),
+    ] {
+        let output = run(&["reference", page], b"");
+        assert!(output.status.success() && text(&output.stdout).contains(part), "{page}");
+    }
+}
+
+#[test]
+fn a_failure_is_an_object_for_scripts() {
+    let output = run(&["status", "--admin", "unix:///no/such.sock", "--output", "json"], b"");
+    assert_eq!(output.status.code(), Some(3));
+    let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(object["error"]["code"], "unavailable");
+    assert!(object["error"]["message"].as_str().unwrap().contains("/no/such.sock"));
+}
+
+#[test]
+fn settings_are_judged_all_at_once() {
+    let output = Command::new(binary())
+        .args(["server", "--drain", "soon"])
+        .env("COUNTERSIGN_LISTEN", "here")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let said = text(&output.stderr);
+    for part in [
+        "3 settings are wrong",
+        "`--data` is missing",
+        "COUNTERSIGN_LISTEN: `here`",
+        "`--drain`: `soon`",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}
+
+#[test]
+fn a_join_token_is_never_repeated() {
+    let output = Command::new(binary())
+        .args(["agent", "--data", "/tmp/never-made", "--server", "127.0.0.1:1"])
+        .env("COUNTERSIGN_JOIN", "s3cr3t token")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let said = text(&output.stderr) + &text(&output.stdout);
+    assert!(said.contains("--trust") && !said.contains("s3cr3t"), "{said}");
+}
