@@ -8,7 +8,7 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::headers;
-use crate::pool::Lease;
+use crate::lease::Lease;
 use crate::replay::{Replay, Sending};
 use crate::session::Busy;
 

@@ -12,6 +12,8 @@ pub(crate) const HANDSHAKES_PER_SOURCE_MAX: usize = 256;
 pub(crate) const HANDSHAKE_YIELDS_AFTER: Duration = Duration::from_secs(1);
 /// Connections of one door or one local listener. Idle ones cost about 20 KiB.
 pub(crate) const CONNECTIONS_MAX: usize = 8192;
+/// Connections of one peer at one door, by its identity.
+pub(crate) const CONNECTIONS_PER_PEER_MAX: usize = 2048;
 /// How long to wait before accepting again after the system had no descriptor left.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What the kernel queues before we accept.

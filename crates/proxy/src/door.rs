@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use countersign_identity::{Code, Name};
+use countersign_identity::{Code, Name, SpiffeId};
 use countersign_tls::{Direction, Established, HandshakeFact, Inbound, Stream};
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::body::Body;
-use crate::bounds::{CONNECTIONS_MAX, HANDSHAKE_TIMEOUT};
+use crate::bounds::{CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX, HANDSHAKE_TIMEOUT};
 use crate::dial::{Want, protocols, spoken};
 use crate::facts::blank_fact;
 use crate::handshakes::{Entry, Handshakes};
@@ -27,6 +27,7 @@ use crate::relay::Relay;
 use crate::retire::announced;
 use crate::route::Route;
 use crate::session::{Patience, Session, Spoken, serve};
+use crate::shares::Shares;
 use crate::tunnel;
 use crate::wire::{Kind, Wire};
 
@@ -37,6 +38,7 @@ pub(crate) struct Door {
     route: Arc<ArcSwap<Route>>,
     meter: Meter,
     places: Arc<Semaphore>,
+    shares: Shares<SpiffeId>,
     under_way: Mutex<UnderWay>,
     stop: CancellationToken,
 }
@@ -49,7 +51,7 @@ struct UnderWay {
 }
 
 /// What lives as long as a connection, upgraded or not.
-type Kept = (OwnedSemaphorePermit, Open);
+type Place = (OwnedSemaphorePermit, Open);
 
 impl Door {
     pub(crate) fn new(
@@ -64,6 +66,7 @@ impl Door {
             service,
             route,
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            shares: Shares::new(),
             under_way: Mutex::default(),
             stop,
         })
@@ -92,11 +95,11 @@ impl Door {
         let Some(id) = self.enter(from, &end) else {
             return self.turn_away(from, "too many handshakes are under way");
         };
-        let kept = (place, self.meter.open());
+        let place = (place, self.meter.open());
         let door = self.clone();
         self.plane.tasks.start(async move {
             if let Some(stream) = door.shake(tcp, from, (id, end)).await {
-                door.serve(stream, kept).await;
+                door.serve(stream, from, place).await;
             }
         });
     }
@@ -135,14 +138,17 @@ impl Door {
         }
     }
 
-    async fn serve(&self, stream: Stream, kept: Kept) {
+    async fn serve(&self, stream: Stream, from: SocketAddr, place: Place) {
         let admitted = stream.admitted();
-        // Whoever is nobody gets nowhere.
-        let Some(peer) = admitted.peer().and_then(|peer| peer_value(&peer.id)) else { return };
+        let Some(id) = admitted.peer().map(|peer| peer.id.clone()) else { return };
+        let Some(share) = self.shares.take(&id, CONNECTIONS_PER_PEER_MAX) else {
+            return self.turn_away(from, "the limit on connections of this peer is reached");
+        };
+        let Some(peer) = peer_value(&id) else { return };
         let ends = admitted.expires().min(admitted.presented_ends());
         let alarm = self.plane.alarms.at(announced(admitted.opened(), ends));
         let spoken = spoken(stream.alpn());
-        let wire = Wire::new(Kind::Mutual(Box::new(stream)), kept);
+        let wire = Wire::new(Kind::Mutual(Box::new(stream)), (place, share));
         let route = self.route.load_full();
         match &*route {
             Route::Requests(_) => {

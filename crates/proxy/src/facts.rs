@@ -8,6 +8,7 @@ use countersign_identity::{Name, Timestamp};
 use countersign_tls::{Direction, HandshakeFact};
 
 use crate::bounds::{FAILURES_BURST, FAILURES_EARNED_EVERY, SOURCES_MAX};
+use crate::handshakes::subscriber;
 use crate::metrics::Metrics;
 use crate::plane::Plane;
 
@@ -28,7 +29,7 @@ impl Facts {
 
     pub(crate) fn report(&self, fact: HandshakeFact) {
         self.metrics.handshake(&fact);
-        let source = fact.peer_address.map(|address| address.ip());
+        let source = fact.peer_address.map(|address| subscriber(address.ip()));
         if fact.code.is_some() {
             let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
             if !failures.allows(source, fact.at) {

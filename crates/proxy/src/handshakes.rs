@@ -7,6 +7,14 @@ use countersign_identity::Timestamp;
 
 use crate::bounds::{HANDSHAKE_YIELDS_AFTER, HANDSHAKES_MAX, HANDSHAKES_PER_SOURCE_MAX};
 
+/// Whom an address belongs to: with IPv6, everybody has at least 2^64 of them.
+pub(crate) fn subscriber(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) >> 64 << 64).into()),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
 /// The handshakes under way at one door, in the order in which they began.
 #[derive(Debug, Default)]
 pub(crate) struct Handshakes {
@@ -29,6 +37,7 @@ pub(crate) enum Entry {
 impl Handshakes {
     /// Somebody connected.
     pub(crate) fn enter(&mut self, source: IpAddr, now: Timestamp) -> Entry {
+        let source = subscriber(source);
         let from_source = self.by_source.get(&source).copied().unwrap_or(0);
         let oldest = if HANDSHAKES_PER_SOURCE_MAX <= from_source {
             self.under_way.iter().find(|(_, (from, _))| *from == source)
@@ -85,6 +94,21 @@ mod tests {
         }
         assert_eq!(handshakes.enter(source(1), NOW), Entry::Full);
         assert!(matches!(handshakes.enter(source(2), NOW), Entry::Place(_)));
+    }
+
+    #[test]
+    fn one_subscriber_has_one_share_however_many_addresses_it_has() {
+        let at = |text: &str| subscriber(text.parse().unwrap());
+        assert_eq!(at("2001:db8:1:2::1"), at("2001:db8:1:2:ffff::9"));
+        assert_ne!(at("2001:db8:1:2::1"), at("2001:db8:1:3::1"));
+        assert_eq!(at("::ffff:10.0.0.1"), source(1));
+        assert_ne!(at("10.0.0.1"), at("10.0.0.2"));
+        let mut handshakes = Handshakes::default();
+        for number in 0..HANDSHAKES_PER_SOURCE_MAX {
+            let address = format!("2001:db8::{number:x}").parse().unwrap();
+            assert!(matches!(handshakes.enter(address, NOW), Entry::Place(_)));
+        }
+        assert_eq!(handshakes.enter("2001:db8::ffff".parse().unwrap(), NOW), Entry::Full);
     }
 
     #[test]

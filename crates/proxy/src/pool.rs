@@ -10,19 +10,16 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use countersign_identity::{Code, Timestamp};
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::AlertDescription;
 
-use crate::body::Body;
 use crate::bounds::{
     CONNECTION_WINDOW, HEAD_BYTES_MAX, HEADER_LIST_BYTES_MAX, HEADERS_MAX, IDLE_MAX,
     MULTIPLEXED_MAX, PING_EVERY, PING_TIMEOUT, PROVOKED_RESETS_MAX, READY_TIMEOUT, SEND_BUFFER_MAX,
     STREAM_WINDOW, STREAMS_DIALLED_MAX,
 };
 use crate::dial::{DialFailure, Dialer, Dialled, Want};
+use crate::lease::{Lease, Line, On, Shared, Slot, State};
 use crate::plane::Plane;
 use crate::retire::Retirement;
 use crate::session::Spoken;
@@ -52,63 +49,6 @@ struct Shelf {
     tries: u64,
     failure: Option<DialFailure>,
     closed: bool,
-}
-
-/// What the driving task and the users of one connection both know.
-struct State {
-    id: u64,
-    retired: AtomicBool,
-    used: AtomicI64,
-    /// Whether a response has come over it.
-    answered: AtomicBool,
-    heard: Arc<Heard>,
-    /// Whether the other end is a peer, who looks at our certificate.
-    mutual: bool,
-}
-
-/// An HTTP/2 connection.
-struct Shared {
-    sender: http2::SendRequest<Body>,
-    state: Arc<State>,
-    streams: AtomicUsize,
-}
-
-/// An HTTP/1.1 connection.
-struct Line {
-    sender: http1::SendRequest<Body>,
-    state: Arc<State>,
-}
-
-/// The right to send one request.
-pub(crate) struct Lease {
-    on: On,
-    pool: Weak<Pool>,
-    /// Whether it carried requests before, so that a failure says nothing about the address.
-    pub(crate) reused: bool,
-}
-
-enum On {
-    Line(Line),
-    Stream(Slot),
-}
-
-/// One stream of a shared connection.
-struct Slot(Arc<Shared>);
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// Why a request got no response.
-pub(crate) enum SendFailure {
-    /// No byte of it was sent: here it is again.
-    Unsent(Box<Request<Body>>),
-    /// The other end says that it did not look at it.
-    NotRead,
-    /// It may have been read, so it is not repeated.
-    Lost(hyper::Error),
 }
 
 impl Pool {
@@ -356,7 +296,8 @@ impl Pool {
         shelf.idle.retain(|line| line.state.id != id);
     }
 
-    fn put_back(&self, line: Line) {
+    /// Keeps a connection for the next request, if it may have one.
+    pub(crate) fn put_back(&self, line: Line) {
         line.state.touch(self.plane.clock.now());
         let mut shelf = self.shelf();
         // Asked under the lock: the driving task marks first and then forgets, so one of the two sees the other.
@@ -370,16 +311,6 @@ impl Pool {
 
     fn shelf(&self) -> std::sync::MutexGuard<'_, Shelf> {
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn used(&self) -> Timestamp {
-        Timestamp::from_micros(self.used.load(Ordering::Relaxed))
-    }
-
-    fn touch(&self, now: Timestamp) {
-        self.used.store(now.micros(), Ordering::Relaxed);
     }
 }
 
@@ -425,82 +356,6 @@ async fn drive<C>(
     if let Some(pool) = pool.upgrade() {
         pool.forget(state.id);
     }
-}
-
-impl Lease {
-    /// What is spoken on it.
-    pub(crate) fn spoken(&self) -> Spoken {
-        match self.on {
-            On::Line(_) => Spoken::Http1,
-            On::Stream(_) => Spoken::Http2,
-        }
-    }
-
-    /// Sends the request and waits for the head of the response.
-    pub(crate) async fn send(
-        &mut self,
-        request: Request<Body>,
-    ) -> Result<Response<Incoming>, SendFailure> {
-        let sent = match &mut self.on {
-            On::Line(line) => line.sender.try_send_request(request).await,
-            On::Stream(slot) => slot.0.sender.clone().try_send_request(request).await,
-        };
-        let response = sent.map_err(failure)?;
-        self.state().answered.store(true, Ordering::Release);
-        Ok(response)
-    }
-
-    /// Whether the other end has a way to say that it did not read a request.
-    pub(crate) fn may_refuse(&self) -> bool {
-        match &self.on {
-            On::Stream(_) => true,
-            On::Line(line) => line.state.mutual && !line.state.answered.load(Ordering::Acquire),
-        }
-    }
-
-    /// The alert by which the other end refused us in place of a first answer: it has read nothing then.
-    pub(crate) fn refusal(&self) -> Option<AlertDescription> {
-        let state = self.state();
-        if state.answered.load(Ordering::Acquire) { None } else { state.heard.refusal() }
-    }
-
-    fn state(&self) -> &State {
-        match &self.on {
-            On::Line(line) => &line.state,
-            On::Stream(slot) => &slot.0.state,
-        }
-    }
-
-    /// The response was read to its end: the connection may carry the next request.
-    pub(crate) fn give_back(self) {
-        if let (On::Line(line), Some(pool)) = (self.on, self.pool.upgrade()) {
-            pool.put_back(line);
-        }
-    }
-}
-
-fn failure(mut error: TrySendError<Request<Body>>) -> SendFailure {
-    match error.take_message() {
-        Some(request) => SendFailure::Unsent(Box::new(request)),
-        None => {
-            let error = error.into_error();
-            if not_read(&error) { SendFailure::NotRead } else { SendFailure::Lost(error) }
-        }
-    }
-}
-
-/// Whether the other end has said that it did not look at the request (RFC 9113, 8.7).
-///
-/// The response of a stream ends with the peer's GOAWAY only when its number is above the last one that the GOAWAY
-/// names; those below it go on.
-fn not_read(error: &hyper::Error) -> bool {
-    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    let mut told = causes.filter_map(|cause| cause.downcast_ref::<h2::Error>());
-    told.any(|error| {
-        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
-        let above = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
-        error.is_remote() && (refused || above)
-    })
 }
 
 fn http1_rules() -> http1::Builder {

@@ -18,8 +18,9 @@ use crate::bounds::{
 use crate::dial::{DialFailure, Dialer, Want};
 use crate::facts::blank_fact;
 use crate::health::{Health, Tried};
+use crate::lease::{Lease, SendFailure};
 use crate::plane::Plane;
-use crate::pool::{Lease, Pool, SendFailure};
+use crate::pool::Pool;
 use crate::replay::Replay;
 use crate::session::Spoken;
 use crate::wire::Wire;
