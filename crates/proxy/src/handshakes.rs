@@ -148,4 +148,27 @@ mod tests {
         }
         assert!(handshakes.under_way.is_empty() && handshakes.by_source.is_empty());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_order_of_events_goes_over_a_bound_or_loses_count(
+            events in proptest::collection::vec((0..6_u8, 0..3_u8, 0..400_u64), 0..3000),
+        ) {
+            let (mut handshakes, mut now) = (Handshakes::default(), NOW);
+            for (kind, from, number) in events {
+                match kind {
+                    0 => now = now + Duration::from_millis(number),
+                    1 => handshakes.leave(number),
+                    _ => {
+                        handshakes.enter(source(from), now);
+                    }
+                }
+                let counted: usize = handshakes.by_source.values().sum();
+                proptest::prop_assert_eq!(counted, handshakes.under_way.len());
+                proptest::prop_assert!(counted <= HANDSHAKES_MAX);
+                let most = handshakes.by_source.values().max().copied().unwrap_or(0);
+                proptest::prop_assert!(most <= HANDSHAKES_PER_SOURCE_MAX);
+            }
+        }
+    }
 }

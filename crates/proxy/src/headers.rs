@@ -342,4 +342,28 @@ mod tests {
         assert_eq!(check(&[("connection", "upgrade"), ("upgrade", "H2C, websocket")]), None);
         assert_eq!(check(&[("connection", "upgrade"), ("upgrade", "a"), ("upgrade", "b")]), None);
     }
+
+    /// As CGI and its like name the field of a header.
+    fn variable(name: &str) -> String {
+        name.to_ascii_uppercase().replace('-', "_")
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_spelling_of_a_reserved_name_gets_through(
+            names in proptest::collection::vec("[xX][-_][a-zA-Z_-]{0,30}|[xX][-_][cC]ountersign[-_][a-z]{0,5}|[xX][-_]forwarded[-_]client[-_]cert[s]?", 0..20),
+        ) {
+            let mut headers = HeaderMap::new();
+            for name in &names {
+                headers.append(HeaderName::try_from(name.as_str()).unwrap(), HeaderValue::from_static("1"));
+            }
+            strip_reserved(&mut headers);
+            let left: Vec<String> = headers.keys().map(|name| variable(name.as_str())).collect();
+            for name in names {
+                let name = variable(&name);
+                let reserved = name.starts_with("X_COUNTERSIGN_") || name == "X_FORWARDED_CLIENT_CERT";
+                proptest::prop_assert_eq!(left.contains(&name), !reserved, "{}", name);
+            }
+        }
+    }
 }
