@@ -125,7 +125,11 @@ impl Driver {
             }
             Happened::Opened(_, Err(fault)) | Happened::Said(_, Err(fault)) => {
                 let server = self.server(self.state.link().server);
-                tracing::warn!(server, code = %fault.code, why = %fault.why, "no server");
+                if fault.code == Code::StaleGeneration {
+                    tracing::debug!(server, "the stream ends for the renewed certificate's");
+                } else {
+                    tracing::warn!(server, code = %fault.code, why = %fault.why, "no server");
+                }
                 self.session = None;
                 self.step(Event::Closed { why: fault.why });
                 self.publish();

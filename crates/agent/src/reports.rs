@@ -177,3 +177,26 @@ pub(crate) fn resident_bytes() -> u64 {
     let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
     pages * u64::try_from(rustix::param::page_size()).unwrap_or(4096)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_facts_are_counted_and_not_kept() {
+        let facts = Facts::default();
+        let fact = v1::HandshakeFact { count: 2, ..v1::HandshakeFact::default() };
+        for _ in 0..30 {
+            facts.take("p", v1::Facts { handshakes: vec![fact.clone(); 100], dropped: 1 });
+        }
+        let (kept, dropped) = facts.drain();
+        assert_eq!(kept.len(), wire::FACTS_MAX);
+        assert_eq!(dropped, 30 + 2 * (3000 - wire::FACTS_MAX as u64));
+        // A report that was not taken is offered again, and what came meanwhile waits its turn.
+        facts.take("p", v1::Facts { handshakes: vec![fact; 10], dropped: 0 });
+        facts.put_back(kept, dropped);
+        let (kept, again) = facts.drain();
+        assert_eq!(kept.len(), wire::FACTS_MAX);
+        assert_eq!(again, dropped + 20);
+    }
+}

@@ -60,6 +60,7 @@ pub async fn run(
     stop: CancellationToken,
     ready: oneshot::Sender<Ready>,
 ) -> anyhow::Result<()> {
+    keep_memory_private();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let trust = Trust::new(Arc::clone(&clock), Slice::nothing());
     let link = Arc::new(GrpcLink::new(Arc::clone(&clock), Arc::clone(&trust)));
@@ -155,6 +156,14 @@ pub async fn run_on(
     driving.await.context("the agent's driver broke")?;
     notify(sd_notify::NotifyState::Stopping);
     tasks.end().await
+}
+
+/// Other processes of our user could read the keys of all workloads from this one's memory; a core dump would hold them.
+fn keep_memory_private() {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    if let Err(why) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%why, "this process's memory can be read by others of its user");
+    }
 }
 
 fn notify(state: sd_notify::NotifyState<'_>) {

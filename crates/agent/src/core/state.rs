@@ -151,7 +151,8 @@ pub struct State {
     disconnected: Option<Timestamp>,
     trouble: Option<String>,
     node: Duty,
-    renewing_node: bool,
+    /// Since when the agent's own SVID is being renewed.
+    renewing_node: Option<Timestamp>,
     duties: BTreeMap<Name, Duty>,
     signing: BTreeMap<Name, Arc<Workload>>,
 }
@@ -167,6 +168,8 @@ enum Link {
 /// guaranteed outage budget ends a 20th of the lifetime before the SVID does, and within that it must be renewed.
 const RECONNECT: BackoffPolicy =
     BackoffPolicy { first: Duration::from_millis(400), longest: Duration::from_secs(10) };
+/// A renewal of the node's SVID that takes longer than this holds nothing else back any more.
+const RENEWAL_MOMENT: Duration = Duration::from_secs(1);
 const RECONNECT_SHORTEST: Duration = Duration::from_millis(200);
 
 impl State {
@@ -190,7 +193,7 @@ impl State {
             disconnected: Some(now),
             trouble: None,
             node: Duty::holding(node, now),
-            renewing_node: false,
+            renewing_node: None,
             duties: BTreeMap::new(),
             signing: BTreeMap::new(),
         };
@@ -227,15 +230,16 @@ impl State {
     pub fn next_wake(&self, now: Timestamp) -> Timestamp {
         let mut wakes = vec![self.first_expiry().map_or(Timestamp::LAST, after)];
         match self.link {
-            Link::Down { .. } if self.renewing_node => {}
+            Link::Down { .. } if self.renewing_node.is_some() => {}
             Link::Down { retry } => wakes.push(retry),
             Link::Opening => {}
             Link::Open { synced } => {
-                if !self.renewing_node {
+                if self.renewing_node.is_none() {
                     wakes.push(self.node.due(now));
                 }
                 if synced && self.signing.is_empty() {
-                    wakes.extend(self.duties.values().map(|duty| duty.due(now)));
+                    let held_back = self.signs_from();
+                    wakes.extend(self.duties.values().map(|duty| duty.due(now).max(held_back)));
                 }
             }
         }
@@ -427,7 +431,7 @@ impl State {
     }
 
     fn node_renewed(&mut self, term: Term, now: Timestamp, actions: &mut Vec<Action>) {
-        self.renewing_node = false;
+        self.renewing_node = None;
         self.node.obtained(term, now);
         match self.link {
             // It was needed to open a stream at all.
@@ -443,7 +447,7 @@ impl State {
     }
 
     fn node_renewal_failed(&mut self, why: String, now: Timestamp, entropy: &dyn Entropy) {
-        self.renewing_node = false;
+        self.renewing_node = None;
         self.node.failed(why.clone(), now, entropy);
         if let Link::Down { .. } = self.link {
             self.closed(why, now, entropy);
@@ -466,9 +470,9 @@ impl State {
     /// Starts whatever is due.
     fn plan(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         match self.link {
-            Link::Down { retry } if now < retry || self.renewing_node => {}
+            Link::Down { retry } if now < retry || self.renewing_node.is_some() => {}
             Link::Down { .. } if self.node.term().is_none_or(|term| term.expires < now) => {
-                self.renewing_node = true;
+                self.renewing_node = Some(now);
                 actions.push(Action::RenewNode { server: self.server });
             }
             Link::Down { .. } => {
@@ -477,15 +481,21 @@ impl State {
             }
             Link::Opening => {}
             Link::Open { synced } => {
-                if !self.renewing_node && self.node.due(now) <= now {
-                    self.renewing_node = true;
+                if self.renewing_node.is_none() && self.node.due(now) <= now {
+                    self.renewing_node = Some(now);
                     actions.push(Action::RenewNode { server: self.server });
                 }
-                if synced && self.signing.is_empty() {
+                if synced && self.signing.is_empty() && self.signs_from() <= now {
                     self.sign(now, actions);
                 }
             }
         }
+    }
+
+    /// From when SVIDs may be asked for: not just while the node's own is renewed, because the server refuses calls under
+    /// the key before as soon as it knows the successor, and a renewal takes a moment only.
+    fn signs_from(&self) -> Timestamp {
+        self.renewing_node.map_or(Timestamp::EPOCH, |since| since + RENEWAL_MOMENT)
     }
 
     fn open(&self) -> Action {

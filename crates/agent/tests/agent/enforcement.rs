@@ -225,29 +225,6 @@ async fn facts_are_passed_on_under_the_name_that_was_registered() {
 }
 
 #[tokio::test]
-async fn too_many_facts_are_counted_and_not_kept() {
-    let world = shop().await;
-    let agent = world.agent().await;
-    let mut point = Point::register(&agent, "proxy-web").await;
-    point.slice().await;
-    world.server.go();
-    let fact = v1::HandshakeFact { count: 1, ..v1::HandshakeFact::default() };
-    for _ in 0..30 {
-        let facts = v1::Facts { handshakes: vec![fact.clone(); 100], dropped: 0 };
-        point.say(Out::Facts(facts)).await;
-    }
-    world.pass(Duration::from_secs(2)).await;
-    world.server.come_back();
-    world.pass(Duration::from_secs(15)).await;
-    let reports = world.server.reports().borrow().clone();
-    let kept: usize = reports.iter().map(|one| one.handshakes.len()).sum();
-    let dropped: u64 = reports.iter().map(|one| one.dropped).sum();
-    assert_eq!(kept as u64 + dropped, 3000);
-    assert!(kept <= 2048, "{kept}");
-    agent.stop().await;
-}
-
-#[tokio::test]
 async fn a_caller_without_a_workload_gets_no_slice() {
     let world = shop().await;
     world.process.become_(selectors(&["launch:nobody"]));
