@@ -8,6 +8,7 @@ mod exit;
 mod find;
 pub mod manifest;
 mod output;
+mod resident;
 mod serve;
 mod settings;
 mod up;

@@ -127,6 +127,7 @@ where
             Ok(ready) = &mut is_ready, if say.is_some() => {
                 if let Some(say) = say.take() {
                     told(output::line(&say(ready, output)));
+                    crate::resident::give_back_code();
                 }
             }
             _ = interrupt.recv() => stop.cancel(),
