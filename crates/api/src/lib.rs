@@ -3,6 +3,22 @@
 //! It knows how things are written, and refuses to know what is done with them: no server logic, no TLS,
 //! no Cedar, no SQL. Whatever comes in is bounded and parsed once, into types that cannot hold a bad
 //! value.
+//!
+//! ```
+//! use countersign_api::resource::{Resource, Spec, Tree};
+//!
+//! let manifest = serde_json::json!({
+//!     "apiVersion": "countersign.dev/v1alpha1",
+//!     "kind": "Workload",
+//!     "metadata": { "name": "web" },
+//!     "spec": { "selectors": ["launch:web"], "lifetme": "15m" },
+//! });
+//! let problems = Resource::read(&Tree::from_value(&manifest)).unwrap_err();
+//! assert_eq!(
+//!     problems[0].to_string(),
+//!     "Workload/web: spec.lifetme: unknown field: did you mean `lifetime`?"
+//! );
+//! ```
 
 pub mod admin;
 mod generated;

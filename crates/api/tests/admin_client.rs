@@ -1,5 +1,7 @@
 //! The admin client against servers that answer, refuse, and misbehave.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::path::PathBuf;
 
 use countersign_api::admin::{AdminClient, AdminError, ProblemDetails};

@@ -162,7 +162,12 @@ impl Manifests {
     ) -> Vec<Problem> {
         let mut set = self.resources.clone();
         let ours: BTreeSet<String> = set.iter().map(Resource::label).collect();
-        set.extend(others.iter().filter(|other| !ours.contains(&other.label())).cloned());
+        // There is one trust domain, whatever its resource is called.
+        let domain_given = set.iter().any(|resource| resource.kind() == Kind::TrustDomain);
+        let replaced = |other: &Resource| {
+            ours.contains(&other.label()) || domain_given && other.kind() == Kind::TrustDomain
+        };
+        set.extend(others.iter().filter(|other| !replaced(other)).cloned());
         let mut problems = self.problems.clone();
         if let Err(found) = check_beside(&set, domain, &self.unread) {
             problems.extend(found.into_iter().map(|problem| self.locate(problem)));

@@ -21,8 +21,10 @@ use crate::resource::Kind;
 
 /// The largest answer that is read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// How long an answer may take. `apply` of a large domain compiles its policies.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an answer may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a change may take: `apply` of a large domain compiles its policies.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Speaks to one server over its admin socket. Each request is a connection of its own.
 #[derive(Clone, Debug)]
@@ -60,10 +62,12 @@ pub enum AdminError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// It took too long.
-    #[error("the server at `unix://{path}` did not answer within {} s", ANSWER_TIMEOUT.as_secs(), path = .path.display())]
+    #[error("the server at `unix://{path}` did not answer within {} s", .limit.as_secs(), path = .path.display())]
     TimedOut {
         /// The socket.
         path: PathBuf,
+        /// How long it had.
+        limit: Duration,
     },
     /// The answer is not what this version understands.
     #[error(
@@ -238,9 +242,10 @@ impl AdminClient {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<Bytes, AdminError> {
-        tokio::time::timeout(ANSWER_TIMEOUT, self.exchange(method, path, body))
+        let limit = if method == Method::GET { ANSWER_TIMEOUT } else { CHANGE_TIMEOUT };
+        tokio::time::timeout(limit, self.exchange(method, path, body))
             .await
-            .map_err(|_elapsed| AdminError::TimedOut { path: self.socket.clone() })?
+            .map_err(|_elapsed| AdminError::TimedOut { path: self.socket.clone(), limit })?
     }
 
     async fn exchange(

@@ -244,3 +244,6 @@ fn peer(handshake: &Handshake) -> String {
     };
     if name.is_empty() { handshake.peer_address.clone() } else { name.clone() }
 }
+
+#[cfg(test)]
+mod tests;

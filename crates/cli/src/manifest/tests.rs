@@ -129,3 +129,38 @@ fn any_bytes_are_refused_without_a_panic() {
         let _ = read_text("a.yaml", text);
     }
 }
+
+fn resources(text: &str) -> Vec<Resource> {
+    read_text("in force", text).unwrap()
+}
+
+const DOMAIN: &str = "apiVersion: countersign.dev/v1alpha1\nkind: TrustDomain\nmetadata: {name: first}\nspec: {trustDomain: a}\n";
+const WORKLOAD: &str = "apiVersion: countersign.dev/v1alpha1\nkind: Workload\nmetadata: {name: web}\nspec: {selectors: [\"launch:web\"]}\n";
+
+#[test]
+fn manifests_are_checked_together_with_what_is_in_force() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.yaml");
+    let service = "apiVersion: countersign.dev/v1alpha1\nkind: Service\nmetadata: {name: web}\nspec: {workload: web}\n";
+    std::fs::write(&path, service).unwrap();
+    let manifests = Manifests::read(&path).unwrap();
+    let domain = "a".parse().unwrap();
+    let in_force = resources(&format!("{DOMAIN}---\n{WORKLOAD}"));
+    assert_eq!(manifests.problems_of_set(&in_force, Some(&domain)), []);
+    let alone = manifests.problems_of_set(&[], Some(&domain));
+    assert_eq!(alone.len(), 1, "{alone:?}");
+    assert_eq!((alone[0].line, alone[0].field.as_str()), (Some(4), "spec.workload"));
+}
+
+#[test]
+fn a_trust_domain_may_be_declared_under_another_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.yaml");
+    std::fs::write(&path, DOMAIN.replace("first", "second")).unwrap();
+    let manifests = Manifests::read(&path).unwrap();
+    let domain = "a".parse().unwrap();
+    assert_eq!(manifests.problems_of_set(&resources(DOMAIN), Some(&domain)), []);
+    let other = "b".parse().unwrap();
+    let problems = manifests.problems_of_set(&[], Some(&other));
+    assert!(problems[0].message.contains("can never change"), "{problems:?}");
+}
