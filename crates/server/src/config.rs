@@ -166,6 +166,22 @@ pub enum StartError {
         /// In the directory's own description.
         expected: String,
     },
+    /// Others may write to the directory.
+    #[error("`{path}` has mode {mode:03o}, which lets others change it; run `chmod go-w` on it")]
+    Exposed {
+        /// The directory.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Another user's directory.
+    #[error("`{path}` belongs to uid {owner}; run the server as that user")]
+    ForeignData {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
     /// A file of the directory.
     #[error("could not {action} `{path}`: {source}")]
     File {
@@ -241,6 +257,8 @@ impl StartError {
             }
             Self::NotASocket { .. } => Code::AlreadyExists,
             Self::NoData { .. }
+            | Self::Exposed { .. }
+            | Self::ForeignData { .. }
             | Self::NewerData { .. }
             | Self::WrongDomain { .. }
             | Self::LongSocketPath { .. } => Code::NotUnderstood,

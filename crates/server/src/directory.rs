@@ -1,7 +1,9 @@
 //! The data directory: whose it is, and whether this version may open it.
 
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::Path;
 
 use countersign_identity::{Entropy, Name, NodeId, TrustDomain};
@@ -114,6 +116,29 @@ pub(crate) fn make(data: &Path) -> Result<(), StartError> {
     std::fs::set_permissions(data, private).map_err(failed)
 }
 
+/// Whether nobody but its owner, who we are, can put other keys or another state in its place.
+///
+/// # Errors
+/// When others may write to it, or it is another user's.
+pub(crate) fn check_private(data: &Path) -> Result<(), StartError> {
+    let look = |path: &Path| {
+        std::fs::metadata(path).map_err(|source| StartError::File {
+            action: "look at",
+            path: path.into(),
+            source,
+        })
+    };
+    let (directory, process) = (look(data)?, look(Path::new("/proc/self"))?);
+    let mode = directory.mode() & 0o777;
+    if mode & 0o022 != 0 {
+        return Err(StartError::Exposed { path: data.into(), mode });
+    }
+    if directory.uid() != process.uid() && process.uid() != 0 {
+        return Err(StartError::ForeignData { path: data.into(), owner: directory.uid() });
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use countersign_identity::SystemEntropy;
@@ -160,5 +185,16 @@ mod tests {
         std::fs::write(domain_path(dir.path()), "{\"format\": 1}").unwrap();
         let error = Domain::read(dir.path()).unwrap_err().to_string();
         assert!(error.contains("domain.json"), "{error}");
+    }
+
+    #[test]
+    fn directory_that_others_may_write_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        check_private(dir.path()).unwrap();
+        for mode in [0o777, 0o770, 0o702] {
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            let error = check_private(dir.path()).unwrap_err();
+            assert!(matches!(error, StartError::Exposed { .. }), "{error}");
+        }
     }
 }

@@ -21,6 +21,7 @@ mod issue;
 mod publish;
 mod refusal;
 mod run;
+mod source;
 mod state;
 pub mod steps;
 #[cfg(test)]

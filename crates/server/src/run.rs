@@ -21,7 +21,7 @@ use crate::attest::Throttle;
 use crate::authority::{Authorities, Rotation, Unsealed, internal, unseal};
 use crate::config::{Config, Ready, StartError, kek_path};
 use crate::control::Control;
-use crate::directory::Domain;
+use crate::directory::{self, Domain};
 use crate::edge::{Edge, NodeRoutes};
 use crate::issue::{Desk, Own};
 use crate::publish::{Roster, Slices};
@@ -33,8 +33,8 @@ use crate::watch::{About, LogTree, TimeGuard, Watch, serve_metrics};
 const TRIM_PAUSE: Duration = Duration::from_secs(600);
 /// Connections on the agents' port.
 const CONNECTIONS_MAX: usize = 32_768;
-/// Handshakes under way.
-const HANDSHAKES_MAX: usize = 512;
+/// Handshakes under way: more than the edge lets strangers in, so that the edge decides who waits.
+const HANDSHAKES_MAX: usize = 2048;
 
 /// Runs a server until it is stopped; tells `ready` once it serves.
 ///
@@ -94,6 +94,7 @@ impl Start {
     async fn open(config: Config, around: Surroundings) -> Result<Self, StartError> {
         // 1. Whose directory is it?
         let domain = Domain::read(&config.data)?;
+        directory::check_private(&config.data)?;
         // 2. The store, which tells of another server on the same directory.
         let store = SqliteStore::open(&config.data, Arc::clone(&around.entropy))?;
         let store: Arc<dyn Store> = Arc::new(store);
@@ -321,6 +322,8 @@ impl Parts {
         let edge = Edge {
             listener,
             trust,
+            domain: start.domain.trust_domain.clone(),
+            clock: Arc::clone(&start.around.clock),
             routes: NodeRoutes::new(Arc::clone(&control)),
             watch: Arc::clone(&control.watch),
             drain,

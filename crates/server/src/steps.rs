@@ -33,7 +33,7 @@ use crate::config::{ISSUER_LIFETIME_SECS, ROOT_LIFETIME_SECS};
 use crate::control::Control;
 use crate::edge::Peer;
 use crate::issue::{Desk, sign};
-use crate::publish::{Leashed, Next, Publication, Roster, Slice, Slices, expired, known};
+use crate::publish::{Leashed, Next, Publication, Roster, Slice, Slices, attend, expired, known};
 use crate::run::latest;
 use crate::state::{Feeder, State, Trouble};
 use crate::watch::{TimeGuard, Watch};
@@ -287,8 +287,8 @@ impl Steps {
         let peer = self.peer(shown)?;
         let now = control.clock.now();
         let caller = caller(&peer, &*control.store, &self.domain().trust_domain, now).await?;
+        let (caller, number, leashed) = attend(control, &peer, caller, hello).await?;
         let publication = Publication::new(known(control, &caller, hello), now);
-        let (number, leashed) = control.roster.attend(caller.id(), hello, now);
         let (node, expires) = (caller.id(), caller.expires);
         Ok(Line { peer, node, labels: caller.labels, expires, publication, leashed, number })
     }
@@ -322,7 +322,7 @@ impl Steps {
         let control = &self.control;
         let now = control.clock.now();
         caller(&line.peer, &*control.store, &self.domain().trust_domain, now).await?;
-        control.roster.acknowledge(line.node, ack, now);
+        control.roster.acknowledge(line.node, ack, line.publication.told(), now);
         Ok(())
     }
 

@@ -264,7 +264,7 @@ fn events(plan: &Plan, actor: &str, now: Timestamp) -> Vec<Event> {
             let digest = crate::digest::sha256(&record.value);
             let mut details = serde_json::json!({ "sha256": digest });
             if record.value.len() <= VALUE_LOGGED_BYTES_MAX {
-                details["value"] = String::from_utf8_lossy(&record.value).into();
+                details["value"] = without_secrets(&record.value);
             }
             Event::new(EventKind::RecordPut, now, actor, subject).with_details(details)
         }
@@ -273,4 +273,13 @@ fn events(plan: &Plan, actor: &str, now: Timestamp) -> Vec<Event> {
         }
     };
     plan.changes.iter().map(event).collect()
+}
+
+/// What a record says, for the log: variables of programs may hold secrets, which do not belong there.
+fn without_secrets(value: &[u8]) -> Value {
+    let mut value: Value = serde_json::from_slice(value).unwrap_or_default();
+    if let Some(environment) = value.get_mut("environment").and_then(Value::as_object_mut) {
+        environment.values_mut().for_each(|value| *value = "(not logged)".into());
+    }
+    value
 }

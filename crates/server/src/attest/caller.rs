@@ -36,7 +36,7 @@ pub(crate) fn agent_id(domain: &TrustDomain, node: NodeId) -> SpiffeId {
 }
 
 /// Which node an agent's identity names.
-fn node_of(id: &SpiffeId, domain: &TrustDomain) -> Option<NodeId> {
+pub(crate) fn node_of(id: &SpiffeId, domain: &TrustDomain) -> Option<NodeId> {
     (id.trust_domain() == domain).then(|| id.path().strip_prefix(AGENT_PATH))??.parse().ok()
 }
 

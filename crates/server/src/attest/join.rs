@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use countersign_api::v1::attest_request::Evidence;
@@ -19,32 +20,41 @@ use crate::issue::{Cause, Svid, Wanted};
 use crate::refusal::Refused;
 use crate::state::State;
 
+/// How long each further guess waits for its answer.
+const GUESS_PAUSE: Duration = Duration::from_millis(200);
+
 /// Registers a node whose token is good and whose key is its own.
 ///
 /// Not to be torn: the token is spent in the same commit that registers the node and records its first certificate.
 ///
 /// # Errors
-/// When anything about it is wrong. Failures of one source are limited.
+/// When anything about it is wrong. Who guesses too often waits for each answer; a good token is taken at once, so that
+/// nobody is kept out by what others behind the same address do.
 pub(crate) async fn join(
     control: Arc<Control>,
     source: IpAddr,
     request: v1::AttestRequest,
 ) -> Result<v1::AttestResponse, Refused> {
     let now = control.clock.now();
-    if !control.throttled(|throttle| throttle.allows(source, now)) {
-        return Err(Refused::new(
-            Code::RateLimited,
-            "too many failed attestations from this address",
-        ));
-    }
     let joined = attest(&control, request, now).await;
-    if let Err(refused) = &joined {
-        // What anybody can cause is a fact, and never an event of the log.
-        tracing::info!(%source, code = %refused.code, "attestation refused");
-        control.watch.attestation_refused(refused.code);
-        control.throttled(|throttle| throttle.failed(source, now));
+    let Err(refused) = joined else { return joined };
+    // What anybody can cause is a fact, and never an event of the log.
+    tracing::debug!(%source, code = %refused.code, "attestation refused");
+    control.watch.attestation_refused(refused.code);
+    let guessed =
+        matches!(refused.code, Code::UnknownToken | Code::SpentToken | Code::ExpiredToken);
+    if !guessed {
+        return Err(refused);
     }
-    joined
+    let patient = control.throttled(|throttle| {
+        throttle.failed(source, now);
+        throttle.allows(source, now)
+    });
+    if patient {
+        return Err(refused);
+    }
+    tokio::time::sleep(GUESS_PAUSE).await;
+    Err(Refused::new(Code::RateLimited, "too many failed attestations from this address"))
 }
 
 async fn attest(
@@ -69,7 +79,8 @@ async fn attest(
     let decide = |state: &State| {
         let node = node(state, id, &key, &token, &request.host, now);
         let details = serde_json::json!({
-            "host": node.host, "key": key.public().id(), "labels": node.labels, "by": "join-token",
+            "host": node.host, "key": key.public().id(), "labels": node.labels,
+            "by": "join-token", "token": hash,
         });
         let actor = node.spiffe_id.to_string();
         let event = Event::new(EventKind::NodeAttested, now, actor.as_str(), id.to_string());

@@ -61,17 +61,8 @@ async fn converse(
     asked: &mut Streaming<v1::RenewRequest>,
     answers: &mpsc::Sender<Result<v1::RenewResponse, Status>>,
 ) -> Result<v1::Renewed, Refused> {
-    let now = control.clock.now();
-    // Whoever shows a valid certificate does not wait because of others behind the same address.
-    let stranger = peer.verified.is_none();
-    if stranger && !control.throttled(|throttle| throttle.allows(peer.address, now)) {
-        return Err(Refused::new(Code::RateLimited, "too many failed renewals from this address"));
-    }
-    let proven = proven(control, peer, asked, answers).await;
-    if stranger && proven.is_err() {
-        control.throttled(|throttle| throttle.failed(peer.address, now));
-    }
-    let (node, proven) = proven?;
+    // There is nothing to guess here, so nobody waits because of what others behind the same address do.
+    let (node, proven) = proven(control, peer, asked, answers).await?;
     issue(control, node, proven).await
 }
 
@@ -217,6 +208,9 @@ pub(crate) async fn issue(
         (wanted, Cause { actor, node: Some(id), ops, events })
     };
     let (svid, state) = control.issue_one(decide).await?;
+    if proven.successor {
+        control.roster.succeed(id);
+    }
     tracing::info!(node = %id, generation, "node renewed");
     Ok(v1::Renewed { chain: chain(&svid), bundle: bundle(&state)?, generation })
 }

@@ -1,10 +1,12 @@
-//! How often a source may fail to prove itself before it is made to wait.
+//! How often a source may guess at a join token before it is made to wait.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use countersign_identity::Timestamp;
+
+use crate::source::Source;
 
 /// Failures that a source may make at once.
 const BURST: u32 = 20;
@@ -21,24 +23,10 @@ pub(crate) struct Throttle {
     sources: HashMap<Source, Failures>, // INVARIANT: at most SOURCES_MAX
 }
 
-/// An IPv4 address, or the first half of an IPv6 address: what one subscriber can easily choose from is one source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Source(u64);
-
 #[derive(Clone, Copy, Debug)]
 struct Failures {
     count: u32,
     last: Timestamp,
-}
-
-impl Source {
-    fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(v4) => Self(u64::from(v4.to_bits())),
-            // The mark of IPv6 keeps the two kinds apart: no routable prefix has its first bits all set.
-            IpAddr::V6(v6) => Self(u64::try_from(v6.to_bits() >> 64).unwrap_or(u64::MAX) | 1 << 63),
-        }
-    }
 }
 
 impl Failures {

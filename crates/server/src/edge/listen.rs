@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::renewal::EXPORTER_LABEL;
-use countersign_identity::Code;
+use countersign_api::v1::node_server::NodeServer;
+use countersign_identity::{Clock, Code, TrustDomain};
 use countersign_tls::{Clients, Inbound, Trust, accept};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -14,12 +15,16 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
+use crate::attest::node_of;
 use crate::edge::crowd::{Crowd, Place};
+use crate::edge::service::NodeService;
 use crate::edge::{NodeRoutes, Peer};
 use crate::watch::Watch;
 
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a caller may stay that is no agent: long enough to join or to renew.
+const STRANGER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long it may take to read a request and to begin to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long requests may take to end after a connection was told to go.
@@ -41,6 +46,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 pub(crate) struct Edge {
     pub(crate) listener: TcpListener,
     pub(crate) trust: Arc<Trust>,
+    pub(crate) domain: TrustDomain,
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) routes: NodeRoutes,
     pub(crate) watch: Arc<Watch>,
     pub(crate) drain: Duration,
@@ -56,7 +63,7 @@ impl Edge {
             tokio::select! {
                 () = stop.cancelled() => break,
                 accepted = shared.listener.accept() => match accepted {
-                    Ok((tcp, address)) => match crowd.enter(address.ip()) {
+                    Ok((tcp, address)) => match crowd.enter(address.ip(), shared.clock.now()) {
                         Ok(place) => {
                             let connection = Arc::clone(&shared).serve(tcp, address, place, stop.clone());
                             connections.spawn(connection);
@@ -92,6 +99,7 @@ impl Edge {
         };
         let established = tokio::select! {
             () = stop.cancelled() => return,
+            () = place.gives_way() => return,
             established = accept(&self.trust, tcp, &inbound) => established,
         };
         let stream = match established {
@@ -108,26 +116,39 @@ impl Edge {
         let admitted = stream.admitted().clone();
         let Ok(exporter) = stream.export(EXPORTER_LABEL) else { return };
         let verified = admitted.peer().cloned();
-        if verified.is_some() {
-            place.known();
+        let agent = verified.as_ref().and_then(|verified| node_of(&verified.id, &self.domain));
+        if let Some(agent) = agent
+            && let Err(refused) = place.known(agent, self.clock.now())
+        {
+            self.watch.turned_away(refused.code);
+            return;
         }
         let peer = Arc::new(Peer { address: address.ip(), verified, exporter });
         let _connected = self.watch.connected();
-        // The register ends the connection with the caller's certificate, with its authority, and a stranger's soon.
-        self.speak(TokioIo::new(stream), peer, admitted.ended(), &stop).await;
+        // The register ends the connection with the caller's certificate and with its authority.
+        let (ended, gives_way) = (admitted.ended(), place.gives_way());
+        let ends = async {
+            tokio::select! {
+                code = ended => code,
+                () = gives_way => Code::TooManyConnections,
+                () = tokio::time::sleep(STRANGER_TIMEOUT), if agent.is_none() => Code::TimedOut,
+            }
+        };
+        let routes = if agent.is_some() { self.routes.known() } else { self.routes.strangers() };
+        self.speak(TokioIo::new(stream), routes, peer, ends, &stop).await;
     }
 
     /// HTTP/2 with one caller, until either side ends it or `ends` resolves.
     async fn speak<S>(
         &self,
         io: TokioIo<S>,
+        routes: NodeServer<NodeService>,
         peer: Arc<Peer>,
         ends: impl Future<Output = Code>,
         stop: &CancellationToken,
     ) where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     {
-        let routes = self.routes.for_peer(&peer);
         let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(Arc::clone(&peer));
             // Reading the request counts, too, so that a body which never ends does not hold its stream for ever.

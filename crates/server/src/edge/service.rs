@@ -46,9 +46,14 @@ impl NodeRoutes {
         Self { known: of_size(MESSAGE_BYTES_MAX), strangers: of_size(STRANGER_MESSAGE_BYTES_MAX) }
     }
 
-    /// The service as this caller sees it.
-    pub(crate) fn for_peer(&self, peer: &Peer) -> NodeServer<NodeService> {
-        if peer.verified.is_some() { self.known.clone() } else { self.strangers.clone() }
+    /// The service as agents see it.
+    pub(crate) fn known(&self) -> NodeServer<NodeService> {
+        self.known.clone()
+    }
+
+    /// The service as all others see it.
+    pub(crate) fn strangers(&self) -> NodeServer<NodeService> {
+        self.strangers.clone()
     }
 }
 

@@ -37,6 +37,11 @@ impl Publication {
         Self { told, spoken: now - SILENCE_MAX }
     }
 
+    /// What the reader was told last.
+    pub(crate) fn told(&self) -> Option<&Slice> {
+        self.told.as_deref()
+    }
+
     /// Decides what the reader is told at `now`, when its slice is `current`.
     pub(crate) fn next(&mut self, current: &Arc<Slice>, now: Timestamp) -> Next {
         let Some(told) = &self.told else {

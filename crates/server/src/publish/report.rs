@@ -6,6 +6,7 @@ use countersign_identity::Code;
 use crate::attest::Caller;
 use crate::control::Control;
 use crate::refusal::Refused;
+use crate::watch::SERVER_POINT;
 
 /// Takes a report. Facts are kept as far as there is room; the statuses replace those before.
 ///
@@ -27,7 +28,10 @@ pub(crate) fn report(
         ));
     }
     let now = control.clock.now();
-    control.watch.facts.observe(report.handshakes, report.dropped);
+    let mut handshakes = report.handshakes;
+    // Nobody else speaks for the server.
+    handshakes.retain(|fact| fact.point != SERVER_POINT);
+    control.watch.facts.observe(handshakes, report.dropped);
     control.roster.report(caller.id(), report.processes, report.credentials, now);
     Ok(v1::ReportResponse {})
 }

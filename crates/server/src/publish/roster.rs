@@ -7,6 +7,7 @@ use countersign_api::v1;
 use countersign_identity::{Code, NodeId, Revision, Timestamp};
 
 use crate::publish::leash::{Leash, Leashed, leash};
+use crate::publish::slice::Slice;
 use crate::refusal::Refused;
 
 /// Enforcement points that are remembered for one node.
@@ -86,6 +87,17 @@ impl Roster {
         }
     }
 
+    /// The node's key has a successor: a stream that the older one opened ends.
+    pub(crate) fn succeed(&self, node: NodeId) {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Presence { stream: Some((_, leash)), .. }) = table.nodes.get(&node) {
+            leash.end(Refused::new(
+                Code::StaleGeneration,
+                "the node's key has a successor: come with the certificate of that one",
+            ));
+        }
+    }
+
     /// The node was removed: its stream ends, and what it said is forgotten.
     pub(crate) fn remove(&self, node: NodeId) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
@@ -94,17 +106,28 @@ impl Roster {
         }
     }
 
-    /// Takes an acknowledgement. Acknowledgements are cumulative: an older one changes nothing.
-    pub(crate) fn acknowledge(&self, node: NodeId, ack: v1::SyncAck, now: Timestamp) {
+    /// Takes an acknowledgement of what a stream was told. Acknowledgements are cumulative: an older one changes nothing;
+    /// one of what was not told, or for an identity that does not belong to the node, is none.
+    pub(crate) fn acknowledge(
+        &self,
+        node: NodeId,
+        ack: v1::SyncAck,
+        told: Option<&Slice>,
+        now: Timestamp,
+    ) {
+        let was_told = |revision: &Revision| told.is_some_and(|told| *revision <= told.revision);
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(presence) = table.nodes.get_mut(&node) else { return };
         presence.seen = Some(now);
-        let revision = ack.revision.map(read);
+        let revision = ack.revision.map(read).filter(was_told);
         presence.revision = presence.revision.max(revision);
-        for point in ack.points {
-            if TEXT_BYTES_MAX < point.point.len() || TEXT_BYTES_MAX < point.spiffe_id.len() {
+        let own = |id: &str| told.is_some_and(|told| told.is_own(id));
+        presence.points.retain(|(id, _), _| own(id));
+        for mut point in ack.points {
+            if TEXT_BYTES_MAX < point.point.len() || !own(&point.spiffe_id) {
                 continue;
             }
+            point.revision = point.revision.filter(|revision| was_told(&read(*revision)));
             let key = (point.spiffe_id.clone(), point.point.clone());
             if point.gone {
                 presence.points.remove(&key);
@@ -136,7 +159,8 @@ impl Roster {
             credential.serial = bytes::Bytes::copy_from_slice(&credential.serial);
         }
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let presence = table.nodes.entry(node).or_default();
+        // Only of a node whose stream was opened: one that was removed meanwhile stays gone.
+        let Some(presence) = table.nodes.get_mut(&node) else { return };
         presence.seen = Some(now);
         presence.processes = processes;
         presence.credentials = credentials;
@@ -166,6 +190,11 @@ mod tests {
 
     fn now() -> Timestamp {
         Timestamp::from_secs(1_000_000)
+    }
+
+    /// A slice at revision 5 whose node runs `web` and `orders`.
+    fn told() -> Slice {
+        Slice::of_ids(Revision { incarnation: 1, number: 5 }, &["web", "orders"])
     }
 
     fn ack(number: u64, points: Vec<v1::PointAck>) -> v1::SyncAck {
@@ -199,8 +228,10 @@ mod tests {
     fn older_acknowledgement_takes_nothing_back() {
         let roster = Roster::default();
         let _stream = roster.attend(NODE, &v1::SyncHello::default(), now());
-        roster.acknowledge(NODE, ack(5, vec![]), now());
-        roster.acknowledge(NODE, ack(3, vec![]), now());
+        roster.acknowledge(NODE, ack(5, vec![]), Some(&told()), now());
+        roster.acknowledge(NODE, ack(3, vec![]), Some(&told()), now());
+        roster.acknowledge(NODE, ack(u64::MAX, vec![]), Some(&told()), now());
+        roster.acknowledge(NODE, ack(6, vec![]), None, now());
         let expected = Revision { incarnation: 1, number: 5 };
         assert_eq!(roster.snapshot()[&NODE].revision, Some(expected));
     }
@@ -215,7 +246,12 @@ mod tests {
             spiffe_id: format!("spiffe://shop.example/{id}"),
             ..Default::default()
         };
-        roster.acknowledge(NODE, ack(1, vec![point("web"), point("orders")]), now());
+        roster.acknowledge(
+            NODE,
+            ack(1, vec![point("web"), point("orders"), point("vault")]),
+            Some(&told()),
+            now(),
+        );
         assert_eq!(roster.snapshot()[&NODE].points.len(), 2);
         let _newer = roster.attend(NODE, &hello, now());
         assert!(roster.snapshot()[&NODE].points.is_empty(), "a new stream tells anew");
@@ -225,12 +261,15 @@ mod tests {
     fn points_of_a_node_are_bounded() {
         let roster = Roster::default();
         let _stream = roster.attend(NODE, &v1::SyncHello::default(), now());
-        let point =
-            |number: usize| v1::PointAck { point: format!("p{number}"), ..Default::default() };
-        roster.acknowledge(NODE, ack(1, (0..5000).map(point).collect()), now());
+        let point = |number: usize| v1::PointAck {
+            point: format!("p{number}"),
+            spiffe_id: "spiffe://shop.example/web".to_owned(),
+            ..Default::default()
+        };
+        roster.acknowledge(NODE, ack(1, (0..5000).map(point).collect()), Some(&told()), now());
         assert_eq!(roster.snapshot()[&NODE].points.len(), POINTS_MAX);
         let gone = v1::PointAck { gone: true, ..point(0) };
-        roster.acknowledge(NODE, ack(1, vec![gone]), now());
+        roster.acknowledge(NODE, ack(1, vec![gone]), Some(&told()), now());
         assert_eq!(roster.snapshot()[&NODE].points.len(), POINTS_MAX - 1);
     }
 }

@@ -1,11 +1,11 @@
 //! Which part of the state a node with certain labels needs, and what differs between two such parts.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use countersign_api::resource::{ServiceSpec, WorkloadSpec};
 use countersign_api::v1;
-use countersign_identity::{Name, Revision};
+use countersign_identity::{Name, Revision, SpiffeId};
 use countersign_store::Kind;
 
 use crate::issue::open_to;
@@ -21,6 +21,8 @@ const OLDER_MAX: usize = 32;
 pub(crate) struct Slice {
     pub(crate) revision: Revision,
     records: imbl::OrdMap<Key, Arc<Entry>>,
+    /// The identities that belong to such nodes.
+    own: HashSet<SpiffeId>,
     /// The difference from the slice before it, which is what nearly every stream asks for.
     latest: Option<(Revision, Arc<Delta>)>,
 }
@@ -41,7 +43,8 @@ impl Delta {
 impl Slice {
     /// Cuts the slice of nodes with these labels.
     pub(crate) fn cut(state: &State, labels: &BTreeSet<Name>, before: Option<&Self>) -> Self {
-        let needed = needed(state, labels);
+        let own = own_workloads(state, labels);
+        let needed = needed(state, &own);
         // Starting from the slice before keeps what did not change shared, so that a comparison of the two
         // costs what the change costs.
         let mut records = before.map(|before| before.records.clone()).unwrap_or_default();
@@ -55,7 +58,11 @@ impl Slice {
                 records.insert(key, entry);
             }
         }
-        let mut slice = Self { revision: state.revision, records, latest: None };
+        let domain = &state.domain().trust_domain;
+        let id =
+            |name: &&str| state.workload(name).map(|(name, spec)| spec.spiffe_id_in(name, domain));
+        let own = own.iter().filter_map(id).collect();
+        let mut slice = Self { revision: state.revision, records, own, latest: None };
         slice.latest = before.map(|before| (before.revision, Arc::new(slice.compare(before))));
         slice
     }
@@ -82,18 +89,30 @@ impl Slice {
         delta
     }
 
+    /// Whether this identity may be held on such nodes.
+    pub(crate) fn is_own(&self, id: &str) -> bool {
+        id.parse::<SpiffeId>().is_ok_and(|id| self.own.contains(&id))
+    }
+
+    /// A slice without records, for nodes that may hold these identities.
+    #[cfg(test)]
+    pub(crate) fn of_ids(revision: Revision, names: &[&str]) -> Self {
+        let id = |name: &&str| format!("spiffe://shop.example/{name}").parse().unwrap();
+        let own = names.iter().map(id).collect();
+        Self { revision, records: imbl::OrdMap::new(), own, latest: None }
+    }
+
     /// All its records, as they travel.
     pub(crate) fn wire_records(&self) -> Vec<v1::Record> {
         self.records.values().map(|entry| entry.wire.clone()).collect()
     }
 }
 
-/// The records that nodes with these labels need: the workloads that may run there, their services, the services
+/// The records that nodes with these workloads of their own need: those workloads, their services, the services
 /// that these call, the policies that can decide about any of these, the workloads whose names those policies or
-/// services need, and every bundle.
-fn needed(state: &State, labels: &BTreeSet<Name>) -> imbl::HashMap<Key, Arc<Entry>> {
-    let own = own_workloads(state, labels);
-    let (own_services, called) = services(state, &own);
+/// services need, and every bundle. Of what is not the node's own, no more than a peer has to know.
+fn needed(state: &State, own: &BTreeSet<&str>) -> imbl::HashMap<Key, Arc<Entry>> {
+    let (own_services, called) = services(state, own);
     let mut workloads: BTreeSet<&str> = own.iter().copied().collect();
     let mut everybody = false;
     let mut needed = imbl::HashMap::new();
@@ -131,12 +150,14 @@ fn needed(state: &State, labels: &BTreeSet<Name>) -> imbl::HashMap<Key, Arc<Entr
             Parsed::Workload { .. } => false,
         };
         if wanted {
-            needed.insert(key.clone(), Arc::clone(entry));
+            let abroad = key.kind == Kind::Service && !own_services.contains(&*key.name);
+            needed.insert(key.clone(), if abroad { entry.abroad() } else { entry.home() });
         }
     }
     for (key, entry) in &state.records {
         if key.kind == Kind::Workload && (everybody || workloads.contains(&*key.name)) {
-            needed.insert(key.clone(), Arc::clone(entry));
+            let abroad = !own.contains(&*key.name);
+            needed.insert(key.clone(), if abroad { entry.abroad() } else { entry.home() });
         }
     }
     needed

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use countersign_api::v1;
 use countersign_api::v1::sync_request::Step as Asked;
-use countersign_identity::{Code, NodeId, Timestamp};
+use countersign_identity::{Code, Timestamp};
 use futures_util::Stream;
 use tokio::sync::watch;
 use tonic::{Status, Streaming};
@@ -60,10 +60,9 @@ pub(crate) async fn sync_stream(
     let Some(Asked::Hello(hello)) = step else {
         return Err(Refused::new(Code::NotUnderstood, "expected the stream's hello first"));
     };
-    let now = control.clock.now();
     let states = control.feed.watch();
-    let publication = Publication::new(known(&control, &caller, &hello), now);
-    let (number, leashed) = control.roster.attend(caller.id(), &hello, now);
+    let (caller, number, leashed) = attend(&control, &peer, caller, &hello).await?;
+    let publication = Publication::new(known(&control, &caller, &hello), control.clock.now());
     tracing::info!(node = %caller.id(), version = %hello.version, "agent connected");
     let live = Live { control, peer, caller, publication, states, leashed, inbound, number };
     Ok(futures_util::stream::unfold(Some(live), |live| async move {
@@ -77,6 +76,33 @@ pub(crate) async fn sync_stream(
             }
         }
     }))
+}
+
+/// Registers a stream, and only then decides whether it may be: a removal that came before is seen by the look-up, and
+/// one that comes after finds the stream.
+///
+/// # Errors
+/// When the caller is not who it was any more.
+pub(crate) async fn attend(
+    control: &Control,
+    peer: &Peer,
+    before: Caller,
+    hello: &v1::SyncHello,
+) -> Result<(Caller, u64, Leashed), Refused> {
+    let now = control.clock.now();
+    let node = before.id();
+    let (number, leashed) = control.roster.attend(node, hello, now);
+    let domain = control.feed.current().domain().trust_domain.clone();
+    match caller(peer, &*control.store, &domain, now).await {
+        Ok(caller) => Ok((caller, number, leashed)),
+        Err(refused) => {
+            control.roster.leave(node, number);
+            if refused.code == Code::UnknownNode {
+                control.roster.remove(node);
+            }
+            Err(refused)
+        }
+    }
 }
 
 /// The slice that the caller says it has, if that can still be known.
@@ -136,17 +162,14 @@ impl Live {
         self.caller = caller(&self.peer, &*self.control.store, &domain, now).await?;
         match message.step {
             Some(Asked::Ack(ack)) => {
-                self.control.roster.acknowledge(self.id(), ack, now);
+                let told = self.publication.told();
+                self.control.roster.acknowledge(self.caller.id(), ack, told, now);
                 Ok(())
             }
             Some(Asked::Hello(_)) | None => {
                 Err(Refused::new(Code::NotUnderstood, "expected an acknowledgement"))
             }
         }
-    }
-
-    fn id(&self) -> NodeId {
-        self.caller.id()
     }
 }
 

@@ -10,6 +10,8 @@ use countersign_identity::{Name, Revision, TrustDomain};
 use countersign_pki::{Bundle, Bundles, Profile};
 use countersign_store::{Change, Kind, Record, Snapshot};
 
+use super::shown::Shown;
+
 /// What names a record.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Key {
@@ -33,6 +35,7 @@ impl Key {
 pub(crate) struct Entry {
     pub(crate) wire: v1::Record,
     pub(crate) parsed: Parsed,
+    pub(super) shown: Shown,
 }
 
 impl PartialEq for Entry {
@@ -237,7 +240,7 @@ fn parse(record: Record) -> Result<(Key, Arc<Entry>), BadState> {
     })?;
     let key = Key::new(kind, &name);
     let wire = v1::Record { kind: kind.as_str().to_owned(), name, value: value.into() };
-    Ok((key, Arc::new(Entry { wire, parsed })))
+    Ok((key, Arc::new(Entry { wire, parsed, shown: Shown::default() })))
 }
 
 fn understand(kind: Kind, name: &str, value: &[u8]) -> Result<Parsed, String> {

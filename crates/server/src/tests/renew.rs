@@ -207,13 +207,36 @@ async fn neighbour_that_fails_does_not_keep_a_node_from_renewing() {
     let running = realm.serve().await;
     let agent = Agent::join(&realm, &running, &[]).await;
     let mut neighbour = stranger(&realm, &running).await;
-    let mut refused = Code::BadPossession;
     for _ in 0..30 {
         let claim = Claim { nonce: Some([0; 32]), ..Claim::honest(&agent) };
-        refused = code(&renew(&mut neighbour, claim).await.unwrap_err());
+        let refused = renew(&mut neighbour, claim).await.unwrap_err();
+        assert_eq!(code(&refused), Code::BadPossession);
     }
-    assert_eq!(refused, Code::RateLimited);
+    fresh(&realm, &running, Claim::honest(&agent)).await.unwrap();
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn stream_of_a_key_ends_when_the_key_has_a_successor() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let agent = Agent::join(&realm, &running, &[]).await;
     let mut client = agent.client(&realm, &running).await;
-    renew(&mut client, Claim::honest(&agent)).await.unwrap();
+    let (say, said) = mpsc::channel(1);
+    let hello = v1::sync_request::Step::Hello(v1::SyncHello::default());
+    say.send(v1::SyncRequest { step: Some(hello) }).await.unwrap();
+    let mut told = client.node.sync(ReceiverStream::new(said)).await.unwrap().into_inner();
+    told.message().await.unwrap();
+    let successor = PrivateKey::generate(KeyKind::P256).unwrap();
+    let claim = Claim { successor: Some(&successor), ..Claim::honest(&agent) };
+    fresh(&realm, &running, claim).await.unwrap();
+    let ended = super::soon(async {
+        loop {
+            if let Err(status) = told.message().await {
+                return status;
+            }
+        }
+    });
+    assert_eq!(code(&ended.await), Code::StaleGeneration);
     running.stop().await;
 }

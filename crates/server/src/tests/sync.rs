@@ -278,3 +278,57 @@ async fn status_shows_what_agents_acknowledge_and_report() {
     .await;
     running.stop().await;
 }
+
+#[tokio::test]
+async fn stream_that_waits_with_its_hello_does_not_slip_past_a_removal() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let mut client = agent.client(&realm, &running).await;
+    let (say, said) = mpsc::channel(1);
+    let mut node = client.node.clone();
+    let opening = tokio::spawn(async move { node.sync(ReceiverStream::new(said)).await });
+    // Other calls of the same connection are answered meanwhile: the server has seen the stream.
+    for _ in 0..5 {
+        client.node.report(v1::ReportRequest::default()).await.unwrap();
+    }
+    running.admin.remove_node(agent.node).await.unwrap();
+    let hello = Asked::Hello(v1::SyncHello::default());
+    say.send(v1::SyncRequest { step: Some(hello) }).await.unwrap();
+    let refused = soon(opening).await.unwrap().unwrap_err();
+    assert_eq!(code(&refused), Code::UnknownNode);
+    assert!(running.admin.status().await.unwrap().nodes.is_empty());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn node_is_not_told_how_others_are_attested_or_started() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let mut orders = service("orders", &[]);
+    orders["spec"]["command"] = serde_json::json!(["orders", "--serve"]);
+    orders["spec"]["environment"] = serde_json::json!({ "PASSWORD": "hunter2" });
+    let mut web = service("web", &["orders"]);
+    web["spec"]["environment"] = serde_json::json!({ "PASSWORD": "hunter3" });
+    running
+        .apply(vec![workload("web", &["front"]), workload("orders", &["back"]), orders, web])
+        .await;
+    let agent = Agent::join(&realm, &running, &["front"]).await;
+    let mut client = agent.client(&realm, &running).await;
+    let snapshot = open(&mut client, None).await.unwrap().snapshot().await;
+    let value = |name: &str| {
+        let found = names(&snapshot.records).iter().position(|found| found == name).unwrap();
+        String::from_utf8(snapshot.records[found].value.to_vec()).unwrap()
+    };
+    assert!(value("Workload/web").contains("launch:web"));
+    assert!(!value("Workload/orders").contains("launch:orders"));
+    assert!(value("Service/orders").contains("127.0.0.1:1"));
+    for name in ["Service/orders", "Service/web"] {
+        assert!(!value(name).contains("hunter"), "{}", value(name));
+        assert!(!value(name).contains("--serve"), "{}", value(name));
+    }
+    // Nor does the log hold what may be a secret.
+    let events = running.admin.events(1000, None).await.unwrap();
+    assert!(!serde_json::to_string(&events).unwrap().contains("hunter"));
+    running.stop().await;
+}

@@ -20,6 +20,8 @@ use crate::watch::{Count, resident_bytes};
 
 /// Scrapers at once.
 const CONNECTIONS_MAX: usize = 16;
+/// How long to wait after the system refused to accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a scrape may take, or a connection idle.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -187,9 +189,11 @@ pub(crate) async fn serve_metrics(
             () = stop.cancelled() => return,
             Some(_ended) = connections.join_next() => {}
             accepted = listener.accept() => {
-                let (Ok((tcp, _)), Ok(place)) = (accepted, Arc::clone(&room).try_acquire_owned()) else {
+                let Ok((tcp, _)) = accepted else {
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 };
+                let Ok(place) = Arc::clone(&room).try_acquire_owned() else { continue };
                 let service = TowerToHyperService::new(router.clone());
                 let connection = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())

@@ -20,7 +20,7 @@ pub(crate) use status::{About, LogTree, sealed_status, status};
 pub(crate) use time::TimeGuard;
 
 /// The server's own name among the enforcement points.
-const POINT: &str = "server";
+pub(crate) const SERVER_POINT: &str = "server";
 
 /// What was counted since the server started.
 #[derive(Debug)]
@@ -150,9 +150,9 @@ fn wire_fact(fact: &HandshakeFact) -> v1::HandshakeFact {
     };
     v1::HandshakeFact {
         at_micros: fact.at.micros(),
-        point: POINT.to_owned(),
+        point: SERVER_POINT.to_owned(),
         direction: direction.into(),
-        service: POINT.to_owned(),
+        service: SERVER_POINT.to_owned(),
         local_id: text(&fact.local),
         peer_id: text(&fact.peer),
         peer_address: fact.peer_address.as_ref().map(SocketAddr::to_string).unwrap_or_default(),
