@@ -1,6 +1,7 @@
 //! The inbound side: peers come in over mutual TLS, and go on to the program.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,7 +12,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::body::Body;
@@ -41,6 +42,7 @@ pub(crate) struct Door {
     shares: Shares<SpiffeId>,
     under_way: Mutex<UnderWay>,
     stop: CancellationToken,
+    inside: mpsc::Sender<Infallible>,
 }
 
 #[derive(Default)]
@@ -51,14 +53,14 @@ struct UnderWay {
 }
 
 /// What lives as long as a connection, upgraded or not.
-type Place = (OwnedSemaphorePermit, Open);
+type Place = (OwnedSemaphorePermit, Open, mpsc::Sender<Infallible>);
 
 impl Door {
     pub(crate) fn new(
         plane: &Arc<Plane>,
         service: Name,
         route: Arc<ArcSwap<Route>>,
-        stop: CancellationToken,
+        (stop, inside): (CancellationToken, mpsc::Sender<Infallible>),
     ) -> Arc<Self> {
         Arc::new(Self {
             plane: plane.clone(),
@@ -69,6 +71,7 @@ impl Door {
             shares: Shares::new(),
             under_way: Mutex::default(),
             stop,
+            inside,
         })
     }
 
@@ -95,7 +98,7 @@ impl Door {
         let Some(id) = self.enter(from, &end) else {
             return self.turn_away(from, "too many handshakes are under way");
         };
-        let place = (place, self.meter.open());
+        let place = (place, self.meter.open(), self.inside.clone());
         let door = self.clone();
         self.plane.tasks.start(async move {
             if let Some(stream) = door.shake(tcp, from, (id, end)).await {
@@ -239,7 +242,7 @@ pub(crate) async fn answer<K: Unpin + Send + 'static>(
         let relay = relay.clone();
         async move {
             let response: Response<Body> = relay.0.answer(request, &relay.1).await;
-            Ok::<_, std::convert::Infallible>(response)
+            Ok::<_, Infallible>(response)
         }
     });
     serve(wire, how, service, session, (announce, &tasks)).await;

@@ -4,9 +4,24 @@
 //! and what they send goes on to the program in clear, on this machine. *Outbound*, it opens one local
 //! listener for each upstream, to which the program talks in clear, and which leads to the one peer that is meant.
 //!
-//! HTTP/1.1, HTTP/2 and upgrades (WebSocket) are passed on request by request; other protocols as bytes. The program
-//! learns who calls from `x-countersign-peer`; whatever a peer sends under that name, any other `x-countersign-…` or
-//! `x-forwarded-client-cert` is taken out first.
+//! # What the program sees
+//!
+//! HTTP/1.1, HTTP/2 and upgrades (WebSocket) are passed on request by request; other protocols as bytes. Between two proxies
+//! HTTP/2 is spoken where both can; the program behind a door is spoken to in HTTP/1.1, and in HTTP/2 without TLS for
+//! `content-type: application/grpc…`. On its way out a program may speak either.
+//!
+//! The program learns who calls from `x-countersign-peer: spiffe://…`. Whatever a peer sends under that name, any other
+//! `x-countersign-…` or `x-forwarded-client-cert`, also spelt with `_`, also in trailers, is taken out first. Path, query
+//! and host are passed as they are. What two readers could take for two different requests is refused with 400.
+//!
+//! A request that cannot be passed on is answered with a problem (RFC 9457) whose `code` is one of the closed list: 403 our
+//! own policy denies it, 502 the peer is somebody else, refuses us or broke off, 503 nobody can be reached, 504 it took too
+//! long. A caller that is refused by a *peer's* policy sees 502 and `peer-refused`; the reason is in the peer's own facts.
+//!
+//! Whoever may use an outbound listener *is* the workload: a Unix socket of mode 0600 by default, and in either case
+//! only for processes of the proxy's own user.
+//!
+//! # Connections
 //!
 //! Certificates are renewed under it without a request being lost: see the module `retire` for when a connection is
 //! left, and `session` and `pool` for how. A request is sent a second time only when it provably was not read.

@@ -79,9 +79,7 @@ async fn with_source(
     let served = supervise(config, source, &plane, (&mut supervisor, address), stop, ready).await;
     notify(&[sd_notify::NotifyState::Stopping]);
     serving.cancel();
-    supervisor.close();
-    drop(supervisor);
-    let cut = plane.tasks.drain(DRAIN_TIMEOUT).await;
+    let cut = supervisor.drain(DRAIN_TIMEOUT).await;
     if 0 < cut {
         tracing::warn!(cut, "what was still under way was cut");
     }

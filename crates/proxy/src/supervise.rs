@@ -1,10 +1,14 @@
 //! Opens, keeps, redirects and closes listeners, so that they are as the plan says.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use countersign_identity::Name;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{BoundInbound, BoundOutbound, LocalPlace, Protocol};
@@ -22,6 +26,10 @@ pub(crate) struct Supervisor {
     plane: Arc<Plane>,
     doors: BTreeMap<Name, Running<DoorPlan, BoundInbound>>,
     outlets: BTreeMap<(Name, Name), Running<OutletPlan, BoundOutbound>>,
+    /// Held by every door and by everything that came in through one.
+    inside: mpsc::Sender<Infallible>,
+    /// Ends when nobody is left inside.
+    empty: mpsc::Receiver<Infallible>,
 }
 
 struct Running<P, B> {
@@ -33,7 +41,9 @@ struct Running<P, B> {
 
 impl Supervisor {
     pub(crate) fn new(plane: &Arc<Plane>) -> Self {
-        Self { plane: plane.clone(), doors: BTreeMap::new(), outlets: BTreeMap::new() }
+        let (inside, empty) = mpsc::channel(1);
+        let (doors, outlets) = (BTreeMap::new(), BTreeMap::new());
+        Self { plane: plane.clone(), doors, outlets, inside, empty }
     }
 
     /// Goes from what is open to what should be. Listeners that stay the same are not touched, and one that cannot be
@@ -68,14 +78,23 @@ impl Supervisor {
         (inbound, outbound)
     }
 
-    /// Closes all listeners. What is connected goes on until it is done.
-    pub(crate) fn close(&mut self) {
-        for (_, door) in std::mem::take(&mut self.doors) {
+    /// Closes everything within `grace`, and says how many tasks had to be cut.
+    ///
+    /// The doors close first. A request that came in through one may need a way out until it is answered, so those close
+    /// when nobody is inside any more, or when four fifths of the time are over.
+    pub(crate) async fn drain(self, grace: Duration) -> usize {
+        let Self { plane, doors, outlets, inside, mut empty } = self;
+        let began = Instant::now();
+        drop(inside);
+        for (_, door) in doors {
             door.stop.cancel();
         }
-        for (_, outlet) in std::mem::take(&mut self.outlets) {
+        // Nothing is ever sent: it resolves with the last one who leaves, or is given up.
+        let _ = tokio::time::timeout(grace / 5 * 4, empty.recv()).await;
+        for (_, outlet) in outlets {
             outlet.stop.cancel();
         }
+        plane.tasks.drain(grace.saturating_sub(began.elapsed())).await
     }
 
     fn set_door(&mut self, name: &Name, planned: &DoorPlan) -> Result<(), ListenFault> {
@@ -90,7 +109,12 @@ impl Supervisor {
         let listen = listener.address().unwrap_or(planned.listen);
         let route = Arc::new(ArcSwap::from_pointee(route(&self.plane, &planned.leads)));
         let stop = CancellationToken::new();
-        let door = Door::new(&self.plane, name.clone(), route.clone(), stop.clone());
+        let door = Door::new(
+            &self.plane,
+            name.clone(),
+            route.clone(),
+            (stop.clone(), self.inside.clone()),
+        );
         self.plane.tasks.start(door.run(listener));
         tracing::info!(service = %name, %listen, "the door is open");
         let bound = BoundInbound { service: name.clone(), listen };

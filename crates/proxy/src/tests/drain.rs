@@ -46,6 +46,37 @@ async fn what_does_not_end_is_cut_at_the_deadline() {
 }
 
 #[tokio::test]
+async fn ways_out_stay_open_until_those_inside_are_answered() {
+    let mut shop = Shop::open(Protocol::Http).await;
+    let directory = directory();
+    let way = directory.path().join("out.sock");
+    let door = inbound(&shop.program.target(), Protocol::Http);
+    // A way of `orders` itself, to a second proxy.
+    let mut far = Proxy::start(&shop.realm, "orders", WEB_TO_ORDERS).await;
+    far.listen(std::slice::from_ref(&door), &[]);
+    let both = r#"permit (principal == Workload::"orders", action == Action::"connect", resource == Service::"orders");"#;
+    far.enforce(both, 2);
+    shop.orders.enforce(&format!("{WEB_TO_ORDERS} {both}"), 2);
+    let out = outbound(&shop.realm, &way, &[far.door()], Protocol::Http);
+    shop.orders.listen(&[door], &[out]);
+    let doors = [shop.orders.door()];
+    shop.web.listen(&[], &[outbound(&shop.realm, &shop.local, &doors, Protocol::Http)]);
+
+    let mut caller = shop.caller().await;
+    let asking = tokio::spawn(async move { caller.get("/gate").await.0 });
+    eventually(|| (shop.program.reached() == 1).then_some(())).await;
+    let door = shop.orders.door();
+    let ending = tokio::spawn(shop.orders.end(Duration::from_secs(10)));
+    eventually(|| std::net::TcpStream::connect(door).is_err().then_some(())).await;
+    let (status, body) = Caller::connect(&way).await.get("/").await;
+    assert_eq!(status, 200, "the program inside still reaches its own upstreams: {body}");
+    shop.program.gate.add_permits(1);
+    assert_eq!(asking.await.unwrap(), 200);
+    assert_eq!(ending.await.unwrap(), 0);
+    assert!(!way.exists());
+}
+
+#[tokio::test]
 async fn an_idle_proxy_drains_at_once() {
     let shop = Shop::open(Protocol::Http).await;
     let mut caller = shop.caller().await;

@@ -111,10 +111,8 @@ impl Proxy {
     }
 
     /// Drains it, and says how much was cut.
-    pub(super) async fn end(mut self, grace: Duration) -> usize {
-        self.supervisor.close();
-        drop(self.supervisor);
-        let cut = self.plane.tasks.drain(grace).await;
+    pub(super) async fn end(self, grace: Duration) -> usize {
+        let cut = self.supervisor.drain(grace).await;
         self.stop.cancel();
         cut
     }
