@@ -264,6 +264,14 @@ impl Disk {
         Ok(key)
     }
 
+    /// Removes the key of this generation.
+    ///
+    /// # Errors
+    /// When the system says no.
+    pub(crate) fn forget_key(&self, generation: u64) -> Result<(), DiskFault> {
+        self.remove(&key_name(generation))
+    }
+
     /// The last records that were written down. What is not understood counts as nothing: a server tells it again.
     pub(crate) fn snapshot(&self) -> Option<Replica> {
         let text = self.read("snapshot.json").ok()??;

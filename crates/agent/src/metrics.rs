@@ -4,9 +4,13 @@ use std::fmt::Write;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use countersign_identity::Clock;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::enforcement::Points;
@@ -33,18 +37,30 @@ pub(crate) struct Exposition {
 }
 
 impl Exposition {
-    /// Serves the page until stopped.
+    /// Serves the page until stopped: one request a connection, [`CONNECTIONS_MAX`] connections at once.
     pub(crate) async fn serve(
         self,
         listener: tokio::net::TcpListener,
         stop: CancellationToken,
     ) -> io::Result<()> {
-        let page = move || {
-            let page = self.page();
-            async move { ([("content-type", "text/plain; version=0.0.4")], page) }
-        };
-        let routes = axum::Router::new().route("/metrics", axum::routing::get(page));
-        axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
+        let mut answering = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                Some(_done) = answering.join_next() => continue,
+                accepted = listener.accept(), if answering.len() < CONNECTIONS_MAX => accepted,
+            };
+            match accepted {
+                Ok((stream, _address)) => {
+                    let page = self.page();
+                    answering.spawn(tokio::time::timeout(ANSWER_TIMEOUT, answer(stream, page)));
+                }
+                Err(why) => {
+                    tracing::warn!(%why, "no connection for metrics can be accepted");
+                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                }
+            }
+        }
     }
 
     fn page(&self) -> String {
@@ -72,6 +88,37 @@ impl Exposition {
         }
         page
     }
+}
+
+const CONNECTIONS_MAX: usize = 16;
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+const HEAD_BYTES_MAX: usize = 8 * 1024;
+/// How long to wait when the system has no descriptors left.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+
+/// Reads one request's head, answers, and closes.
+async fn answer(mut stream: TcpStream, page: String) -> io::Result<()> {
+    let mut head = Vec::new();
+    let mut buffer = [0; 1024];
+    while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+        let read = stream.read(&mut buffer).await?;
+        if read == 0 || HEAD_BYTES_MAX < head.len() {
+            return Ok(());
+        }
+        head.extend_from_slice(&buffer[..read]);
+    }
+    let (status, body) = if head.starts_with(b"GET /metrics ") {
+        ("200 OK", page)
+    } else {
+        ("404 Not Found", "metrics are at /metrics\n".to_owned())
+    };
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: text/plain; version=0.0.4\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(body.as_bytes()).await?;
+    stream.shutdown().await
 }
 
 /// Listens for scrapers.

@@ -14,6 +14,7 @@ use crate::view::Svid;
 
 /// The kind of the node's own keys.
 const NODE_KEY: KeyKind = KeyKind::P256;
+const FIRST_GENERATION: u64 = 1;
 
 /// What an attestation needs besides the key.
 pub(crate) struct Admission {
@@ -29,8 +30,25 @@ pub(crate) async fn attest(
     server: &str,
     admission: &Admission,
 ) -> Result<Node, LinkFault> {
+    match attest_with_key(link, disk, server, admission).await {
+        // An earlier attestation registered this key, and its answer was lost. The server took nothing of this one, so
+        // the token is unspent: join as another node.
+        Err(fault) if fault.code == Code::AlreadyExists => {
+            disk.forget_key(FIRST_GENERATION).map_err(|why| ours(&why))?;
+            attest_with_key(link, disk, server, admission).await
+        }
+        other => other,
+    }
+}
+
+async fn attest_with_key(
+    link: &dyn ServerLink,
+    disk: &Disk,
+    server: &str,
+    admission: &Admission,
+) -> Result<Node, LinkFault> {
     // Written down before the server hears of it, so a crash cannot lose a registered key.
-    let key = Arc::new(disk.key_or_new(1, NODE_KEY).map_err(|why| ours(&why))?);
+    let key = Arc::new(disk.key_or_new(FIRST_GENERATION, NODE_KEY).map_err(|why| ours(&why))?);
     let csr = make_csr(&key).map_err(|why| ours(&why))?;
     let ask = AttestAsk {
         token: Arc::clone(&admission.token),

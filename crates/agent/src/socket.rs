@@ -53,6 +53,16 @@ pub enum SocketFault {
         /// Its mode.
         mode: u32,
     },
+    /// Whoever owns the folder could put their own socket there.
+    #[error(
+        "the folder `{folder}` belongs to uid {owner}: use one that belongs to root or to the user that the agent runs as"
+    )]
+    ForeignFolder {
+        /// The folder.
+        folder: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
     /// The system says no.
     #[error("the socket `{path}` cannot be opened: {why}")]
     Io {
@@ -80,9 +90,10 @@ impl SocketFault {
     /// The stable code.
     pub fn code(&self) -> Code {
         match self {
-            Self::LongPath { .. } | Self::NoSocket(_) | Self::OpenFolder { .. } => {
-                Code::NotUnderstood
-            }
+            Self::LongPath { .. }
+            | Self::NoSocket(_)
+            | Self::OpenFolder { .. }
+            | Self::ForeignFolder { .. } => Code::NotUnderstood,
             Self::Taken(_) => Code::AlreadyExists,
             Self::Io { .. } => Code::Internal,
         }
@@ -103,6 +114,10 @@ impl Socket {
         let folder = folder.unwrap_or(Path::new("."));
         fs::DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder).map_err(io)?;
         let metadata = fs::metadata(folder).map_err(io)?;
+        let owner = metadata.uid();
+        if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+            return Err(SocketFault::ForeignFolder { folder: folder.to_owned(), owner });
+        }
         let mode = metadata.mode() & 0o7777;
         if mode & 0o022 != 0 {
             return Err(SocketFault::OpenFolder { folder: folder.to_owned(), mode });

@@ -10,7 +10,7 @@ pub(super) struct Membership {
 /// Reads the text of `/proc/PID/cgroup`.
 ///
 /// Only the topmost unit and the topmost container count: what lies below may have been delegated to a user, who can
-/// create groups of any name there. Nothing below `user.slice` says anything.
+/// create groups of any name there. So nothing below `user.slice` says anything, and no container below a service.
 pub(super) fn membership(text: &str) -> Membership {
     let unified = text.lines().find_map(|line| line.strip_prefix("0::"));
     let systemd =
@@ -23,7 +23,10 @@ pub(super) fn membership(text: &str) -> Membership {
         .collect();
     Membership {
         unit: parts.iter().find(|part| part.ends_with(".service")).map(|part| (*part).to_owned()),
-        container: parts.iter().find_map(|part| container(part)),
+        container: parts
+            .iter()
+            .take_while(|part| !part.ends_with(".service"))
+            .find_map(|part| container(part)),
     }
 }
 
@@ -63,5 +66,7 @@ mod tests {
         read("0::/user.slice/user-1000.slice/user@1000.service/payments.service", None, None);
         read(&format!("0::/user.slice/user-1000.slice/docker-{ID}.scope"), None, None);
         read("0::/system.slice/ci.service/payments.service", Some("ci.service"), None);
+        let text = format!("0::/system.slice/ci.service/docker-{ID}.scope");
+        read(&text, Some("ci.service"), None);
     }
 }

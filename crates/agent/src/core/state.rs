@@ -471,7 +471,9 @@ impl State {
     fn plan(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         match self.link {
             Link::Down { retry } if now < retry || self.renewing_node.is_some() => {}
-            Link::Down { .. } if self.node.term().is_none_or(|term| term.expires < now) => {
+            // Also when it is only due: a renewal whose answer was lost may have given the key a successor, and then
+            // no server opens a stream under the key before.
+            Link::Down { .. } if self.needs_renewal(now) => {
                 self.renewing_node = Some(now);
                 actions.push(Action::RenewNode { server: self.server });
             }
@@ -496,6 +498,10 @@ impl State {
     /// the key before as soon as it knows the successor, and a renewal takes a moment only.
     fn signs_from(&self) -> Timestamp {
         self.renewing_node.map_or(Timestamp::EPOCH, |since| since + RENEWAL_MOMENT)
+    }
+
+    fn needs_renewal(&self, now: Timestamp) -> bool {
+        self.node.term().is_none_or(|term| term.expires < now) || self.node.due(now) <= now
     }
 
     fn open(&self) -> Action {

@@ -29,7 +29,7 @@ struct Key {
 
 struct Point {
     caller: Arc<dyn Caller>,
-    /// Tells the stream that speaks for the point now from the ones before.
+    /// Tells the stream that speaks for the point now from the ones before, of this point and of others.
     stream: u64,
     open: bool,
     acknowledged: Option<Revision>,
@@ -73,6 +73,33 @@ impl RegisterRefused {
     }
 }
 
+impl Point {
+    fn lives(&self) -> bool {
+        self.gone.is_none() && self.caller.alive().is_ok()
+    }
+}
+
+/// Sees to it that a process may have one more point under this key. Points whose stream it has closed count as long as
+/// it lives, or it could fill the node's; its oldest closed one makes room.
+fn make_room(
+    points: &mut BTreeMap<Key, Point>,
+    key: &Key,
+    pid: u32,
+) -> Result<(), RegisterRefused> {
+    let others = points.iter().filter(|(other, point)| {
+        *other != key && point.gone.is_none() && point.caller.peer().pid == pid
+    });
+    let others: Vec<(&Key, &Point)> = others.collect();
+    if others.len() < POINTS_MAX {
+        return Ok(());
+    }
+    let closed = others.iter().filter(|(_, point)| !point.open);
+    let oldest = closed.min_by_key(|(_, point)| point.stream).map(|(key, _)| (*key).clone());
+    let oldest = oldest.ok_or(RegisterRefused::Process { pid })?;
+    points.remove(&oldest);
+    Ok(())
+}
+
 impl Points {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
         let changed = watch::channel(()).0;
@@ -101,19 +128,14 @@ impl Points {
         {
             key.name = format!("{name}#{pid}");
         }
-        let others = points.iter().filter(|(other, point)| {
-            **other != key && point.open && point.caller.peer().pid == pid
-        });
-        if POINTS_MAX <= others.count() {
-            return Err(RegisterRefused::Process { pid });
-        }
-        let before = points.remove(&key);
-        if before.is_none() && NODE_POINTS_MAX <= points.len() {
+        make_room(&mut points, &key, pid)?;
+        if !points.contains_key(&key) && NODE_POINTS_MAX <= points.len() {
             return Err(RegisterRefused::Node);
         }
-        let stream = before.as_ref().map_or(0, |point| point.stream) + 1;
-        // The same process goes on with what it has; another one starts from nothing.
-        let same = before.filter(|point| point.caller.peer().pid == pid && point.gone.is_none());
+        let stream = points.values().map(|point| point.stream).max().unwrap_or(0) + 1;
+        let before = points.remove(&key);
+        // The same process goes on; a later one of the same number starts from nothing.
+        let same = before.filter(|point| point.caller.peer().pid == pid && point.lives());
         let status = v1::ProcessStatus {
             name: key.name.clone(),
             kind: wire::clip(&register.kind, NAME_BYTES_MAX),
@@ -125,7 +147,8 @@ impl Points {
             caller: Arc::clone(caller),
             stream,
             open: true,
-            acknowledged: same.as_ref().and_then(|point| point.acknowledged),
+            // It may run another program by now, which enforces nothing yet.
+            acknowledged: None,
             cut: same.as_ref().map_or(0, |point| point.cut),
             status: same.map_or(status, |point| point.status),
             gone: None,

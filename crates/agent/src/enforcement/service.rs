@@ -18,7 +18,7 @@ use super::points::Registered;
 use super::{Points, slice};
 use crate::reception::{Counted, Reception, Unknown, Visitor, visitor};
 use crate::reports::Facts;
-use crate::view::View;
+use crate::view::{Holdings, View};
 
 /// The service.
 pub(crate) struct EnforcementService {
@@ -210,6 +210,14 @@ impl Conversation {
             Ok(workloads) => workloads,
             Err(Unknown::CannotKnow(Code::NotReady, _)) => return Ok(None),
             Err(unknown) => return Err(unknown.status(caller.peer())),
+        };
+        // Only what the server issues to this node: a workload of others may have selectors that hold here, too.
+        let workloads: Vec<_> = match view.holdings(&workloads, self.reception.clock.now()) {
+            Holdings::Svids(svids) => svids.into_iter().map(|(workload, _)| workload).collect(),
+            Holdings::Pending(_) => return Ok(None),
+            Holdings::Refused(code, why) => {
+                return Err(wire::refusal_status(tonic::Code::PermissionDenied, code, &why));
+            }
         };
         let Some(own) = workloads.first() else { return Ok(None) };
         if self.registered.is_none() {

@@ -169,7 +169,7 @@ impl SpiffeWorkloadApi for WorkloadApi {
         &self,
         request: Request<X509BundlesRequest>,
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
-        self.stream(visitor(&request)?, |view, _workloads, _now| messages::bundles(view))
+        self.stream(visitor(&request)?, bundles)
     }
 
     async fn fetch_jwtsvid(
@@ -197,6 +197,15 @@ impl SpiffeWorkloadApi for WorkloadApi {
 fn svids(view: &View, workloads: &[Arc<Workload>], now: Timestamp) -> Made<X509svidResponse> {
     match view.holdings(workloads, now) {
         Holdings::Svids(svids) => messages::svids(view, &svids),
+        Holdings::Pending(why) => Made::Pending(why),
+        Holdings::Refused(code, why) => Made::Refused(code, why),
+    }
+}
+
+/// Bundles are for those who have an identity.
+fn bundles(view: &View, workloads: &[Arc<Workload>], now: Timestamp) -> Made<X509BundlesResponse> {
+    match view.holdings(workloads, now) {
+        Holdings::Svids(_) => messages::bundles(view),
         Holdings::Pending(why) => Made::Pending(why),
         Holdings::Refused(code, why) => Made::Refused(code, why),
     }

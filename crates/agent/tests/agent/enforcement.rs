@@ -265,13 +265,56 @@ async fn what_comes_before_the_registration_ends_the_stream() {
 }
 
 #[tokio::test]
-async fn slices_are_served_from_the_disk_while_the_server_is_away() {
+async fn a_restarted_agent_without_a_server_refuses_no_point_and_takes_nothing_away() {
     let world = shop().await;
     world.agent().await.stop().await;
     world.server.go();
     let agent = world.agent().await;
+    let mut point = Point::register(&agent, "proxy-web").await;
+    let hearing = tokio::spawn(async move { point.hear().await });
+    world.pass(Duration::from_secs(11)).await;
+    let refused = hearing.await.unwrap().unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_process_is_not_taken_for_a_workload_of_other_nodes() {
+    let world = shop().await;
+    // More narrowly described than `web`, and not open to this node.
+    world.server.put_workload("db", &["launch:web", "unix:uid:1000"], "");
+    world.server.send_elsewhere("db");
+    let agent = world.agent().await;
     let slice = Point::register(&agent, "proxy-web").await.slice().await;
     assert_eq!(slice.workload, "web");
-    assert_eq!(slice.policies.len(), 1);
+    let svids = agent.client().await.fetch_all_x509_svids().await.unwrap();
+    assert_eq!(svids.len(), 1);
+    world.process.become_(selectors(&["unix:uid:1000"]));
+    world.server.put_workload("any", &["unix:uid:1000"], "");
+    world.server.send_elsewhere("any");
+    world.settle().await;
+    let refused = Point::register(&agent, "proxy-any").await.hear().await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{refused}");
+    assert!(agent.client().await.fetch_x509_bundles().await.is_err());
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_process_cannot_fill_the_node_with_points_that_it_closed() {
+    let world = shop().await;
+    let agent = world.agent().await;
+    for number in 0..20 {
+        let mut point = Point::register(&agent, &format!("p{number}")).await;
+        point.slice().await;
+    }
+    let mut last = 0;
+    world
+        .until("the points are told", || {
+            world.clock.advance(Duration::from_millis(100));
+            last = world.server.acks().borrow().points.len();
+            world.server.acks().borrow().points.iter().any(|one| one.point == "p19")
+        })
+        .await;
+    assert!(last <= 8, "{last} points of one process");
     agent.stop().await;
 }

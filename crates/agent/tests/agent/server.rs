@@ -52,9 +52,11 @@ struct State {
     signs: bool,
     lifetime: Duration,
     wrong_identity: bool,
+    elsewhere: Vec<String>,
     node_key: Option<KeyId>,
     generation: u64,
     lose_next_renewal: bool,
+    lose_next_attestation: bool,
     streams: Vec<mpsc::Sender<Result<SyncMessage, LinkFault>>>,
     tokens: Vec<String>,
     issued: usize,
@@ -82,9 +84,11 @@ impl Server {
             signs: true,
             lifetime: Duration::from_secs(60),
             wrong_identity: false,
+            elsewhere: Vec::new(),
             node_key: None,
             generation: 1,
             lose_next_renewal: false,
+            lose_next_attestation: false,
             streams: Vec::new(),
             tokens: vec!["token".to_owned()],
             issued: 0,
@@ -164,6 +168,18 @@ impl Server {
 
     pub(crate) fn sign_for_somebody_else(&self) {
         self.lock().wrong_identity = true;
+    }
+
+    /// This workload is not open to this node.
+    pub(crate) fn send_elsewhere(&self, name: &str) {
+        self.lock().elsewhere.push(name.to_owned());
+    }
+
+    /// The next attestation is recorded, and its answer lost.
+    pub(crate) fn lose_next_attestation(&self) {
+        let mut state = self.lock();
+        state.lose_next_attestation = true;
+        state.tokens.push("another".to_owned());
     }
 
     pub(crate) fn lose_next_renewal(&self) {
@@ -289,7 +305,18 @@ impl ServerLink for Server {
             return Err(LinkFault::new(Code::SpentToken, "the join token was used already"));
         }
         let key = open_csr(&ask.csr).unwrap();
-        self.lock().node_key = Some(key.public().id());
+        {
+            let mut state = self.lock();
+            if state.node_key == Some(key.public().id()) {
+                // Nothing of it is done, so the token stays.
+                state.tokens.push("token".to_owned());
+                return Err(LinkFault::new(Code::AlreadyExists, "the key is registered"));
+            }
+            state.node_key = Some(key.public().id());
+            if std::mem::take(&mut state.lose_next_attestation) {
+                return Err(LinkFault::new(Code::TimedOut, "the answer was lost"));
+            }
+        }
         let issued = self.0.clock.now();
         let chain = self.node_svid(key).await;
         Ok(Attested { node: NODE, chain, issued, bundle: self.bundle(), generation: 1 })
@@ -368,6 +395,10 @@ impl Calls for Server {
                     state.wrong_identity,
                 )
             };
+            if self.lock().elsewhere.contains(&item.workload.to_string()) {
+                answers.push(SignAnswer::Refused(Code::UnknownWorkload, "not here".to_owned()));
+                continue;
+            }
             let Some(record) = known.filter(|_| signs) else {
                 answers.push(SignAnswer::Refused(Code::LongLifetime, "over the limit".to_owned()));
                 continue;

@@ -41,6 +41,16 @@ async fn a_spent_token_ends_the_start_and_a_lost_server_does_not() {
 }
 
 #[tokio::test]
+async fn a_lost_answer_to_the_first_attestation_does_not_shut_the_node_out() {
+    let world = World::new().await;
+    world.server.lose_next_attestation();
+    let starting = world.begin(world.config());
+    world.pass(Duration::from_secs(10)).await;
+    assert_eq!(world.server.issued(), 1, "it joined with a key of its own");
+    drop(starting);
+}
+
+#[tokio::test]
 async fn without_a_token_or_a_root_to_trust_nobody_joins() {
     let world = World::new().await;
     let mut config = world.config();
