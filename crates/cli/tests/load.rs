@@ -1,5 +1,7 @@
 //! Rotation and outage under load, with real processes: nothing fails.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+
 #[path = "support/load.rs"]
 mod load;
 mod support;

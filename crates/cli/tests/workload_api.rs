@@ -1,5 +1,7 @@
 //! Independent clients of the Workload API, unmodified: PyPI `spiffe` (gRPC C-core).
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+
 mod support;
 
 use std::process::{Command, Output, Stdio};

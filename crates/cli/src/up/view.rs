@@ -65,7 +65,7 @@ impl View {
                 if self.since.is_some() { say(&event.to_string()) } else { eprintln!("{event}") }
             }
             Output::Human => {
-                self.note(&format!("{name} ended ({status}), starting again in {wait}"))
+                self.note(&format!("{name} ended ({status}), starting again in {wait}"));
             }
         }
     }
@@ -114,7 +114,7 @@ impl View {
             }
             Output::Human if self.since.is_some() && cut == 0 => say("stopped."),
             Output::Human if 0 < cut => {
-                say(&format!("stopped; {cut} processes had to be cut off."))
+                say(&format!("stopped; {cut} processes had to be cut off."));
             }
             Output::Json | Output::Human => {}
         }

@@ -1,7 +1,5 @@
 //! Steady load on an HTTP address, over kept and over fresh connections, with every failure told.
 
-#![allow(dead_code, reason = "each test binary uses its own part of this")]
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -10,17 +8,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Load that runs until it is stopped.
-pub struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Outcome>>,
 }
 
 /// What became of the requests.
 #[derive(Default)]
-pub struct Outcome {
-    pub answered: u64,
-    pub failures: Vec<String>,
-    pub latencies: Vec<Duration>,
+pub(crate) struct Outcome {
+    pub(crate) answered: u64,
+    pub(crate) failures: Vec<String>,
+    pub(crate) latencies: Vec<Duration>,
 }
 
 #[derive(Clone, Copy)]
@@ -33,7 +31,7 @@ const THREADS: u32 = 8;
 
 impl Load {
     /// `per_second` requests in all: three quarters over kept connections, one quarter over fresh ones.
-    pub fn start(address: &str, per_second: u32) -> Self {
+    pub(crate) fn start(address: &str, per_second: u32) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let threads = (0..THREADS)
             .map(|number| {
@@ -47,7 +45,7 @@ impl Load {
         Self { stop, threads }
     }
 
-    pub fn stop(self) -> Outcome {
+    pub(crate) fn stop(self) -> Outcome {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = Outcome::default();
         for thread in self.threads {
@@ -62,12 +60,12 @@ impl Load {
 }
 
 impl Outcome {
-    pub fn quantile(&self, thousandths: usize) -> Duration {
+    pub(crate) fn quantile(&self, thousandths: usize) -> Duration {
         self.latencies[(self.latencies.len() - 1) * thousandths / 1000]
     }
 
     #[track_caller]
-    pub fn assert_no_failure(&self, at_least: u64) {
+    pub(crate) fn assert_no_failure(&self, at_least: u64) {
         assert!(
             self.failures.is_empty(),
             "{} of {} requests failed: {:?}",

@@ -1,6 +1,6 @@
 //! A real trust domain for a test: `countersign up` as a process of its own, and commands against it.
 
-#![allow(dead_code, reason = "each test binary uses its own part of this")]
+#![expect(dead_code, reason = "each test binary uses its own part of this")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -13,50 +13,50 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// The binary under test: the release build when the test command made one, else cargo's.
-pub fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     std::env::var_os("COUNTERSIGN_BIN")
         .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_countersign")), PathBuf::from)
 }
 
 /// The project's root folder.
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
 /// The example's manifests.
-pub fn shop() -> PathBuf {
+pub(crate) fn shop() -> PathBuf {
     root().join("examples/shop")
 }
 
 /// The Python in which the outside clients are installed.
-pub fn python() -> PathBuf {
+pub(crate) fn python() -> PathBuf {
     std::env::var_os("COUNTERSIGN_PYTHON")
         .map_or_else(|| root().join("target/venv/bin/python"), PathBuf::from)
 }
 
 /// A folder with a short path, since Unix sockets may come to lie in it.
-pub fn folder() -> TempDir {
+pub(crate) fn folder() -> TempDir {
     tempfile::Builder::new().prefix("cs").tempdir_in("/tmp").unwrap()
 }
 
 /// How long a test waits for anything before it fails.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
 /// A running `up`.
-pub struct Up {
+pub(crate) struct Up {
     child: Child,
     events: Receiver<Value>,
     /// The first line that it printed.
-    pub ready: Value,
+    pub(crate) ready: Value,
     /// From its start to that line.
-    pub took: Duration,
-    pub data: PathBuf,
+    pub(crate) took: Duration,
+    pub(crate) data: PathBuf,
     _state: Option<TempDir>,
 }
 
 impl Up {
     /// The example's shop with state of its own.
-    pub fn shop() -> Self {
+    pub(crate) fn shop() -> Self {
         let state = folder();
         let mut up = Self::start(&shop(), state.path(), &[]);
         up._state = Some(state);
@@ -64,7 +64,7 @@ impl Up {
     }
 
     /// `up DIR --data STATE` and more arguments.
-    pub fn start(manifests: &Path, state: &Path, more: &[&str]) -> Self {
+    pub(crate) fn start(manifests: &Path, state: &Path, more: &[&str]) -> Self {
         let begin = Instant::now();
         let mut child = Command::new(binary())
             .arg("up")
@@ -90,11 +90,11 @@ impl Up {
     }
 
     /// Runs a command against this trust domain.
-    pub fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
-    pub fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command.args(arguments).arg("--data").arg(&self.data);
         command.env("XDG_STATE_HOME", self.data.join("xdg"));
@@ -102,7 +102,7 @@ impl Up {
     }
 
     /// Runs a command with `--output json` and reads its answer.
-    pub fn json(&self, arguments: &[&str]) -> Value {
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
         let output = self.run(&[arguments, &["--output", "json"]].concat());
         assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
         serde_json::from_slice(&output.stdout)
@@ -110,42 +110,42 @@ impl Up {
     }
 
     /// The address of a service's door or front door, `127.0.0.1:port`.
-    pub fn address(&self, service: &str) -> String {
+    pub(crate) fn address(&self, service: &str) -> String {
         let url =
             self.ready[service].as_str().unwrap_or_else(|| panic!("no {service}: {}", self.ready));
         url.split_once("://").unwrap().1.trim_end_matches('/').to_owned()
     }
 
-    pub fn get(&self, service: &str, path: &str) -> (u16, String) {
+    pub(crate) fn get(&self, service: &str, path: &str) -> (u16, String) {
         get(&self.address(service), path).unwrap()
     }
 
     /// Waits until `status` says so.
     #[track_caller]
-    pub fn status_until(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn status_until(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
         until(what, || {
             let output = self.run(&["status", "--output", "json"]);
             serde_json::from_slice(&output.stdout).ok().filter(&holds)
         })
     }
 
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).unwrap()
     }
 
     /// What it has said since it became ready.
-    pub fn said(&self) -> Vec<Value> {
+    pub(crate) fn said(&self) -> Vec<Value> {
         self.events.try_iter().collect()
     }
 
     /// As ctrl-C does.
-    pub fn interrupt(mut self) -> ExitStatus {
+    pub(crate) fn interrupt(mut self) -> ExitStatus {
         signal(self.pid(), "INT");
         ended(&mut self.child)
     }
 
     /// Waits for it to end by itself.
-    pub fn wait(mut self) -> ExitStatus {
+    pub(crate) fn wait(mut self) -> ExitStatus {
         ended(&mut self.child)
     }
 }
@@ -176,7 +176,7 @@ fn lines(stdout: ChildStdout) -> Receiver<Value> {
 }
 
 /// Sends a signal by its name to a process that the test started.
-pub fn signal(pid: i32, name: &str) {
+pub(crate) fn signal(pid: i32, name: &str) {
     let status =
         Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().unwrap();
     assert!(status.success(), "cannot signal {pid}");
@@ -199,7 +199,7 @@ fn ended(child: &mut Child) -> ExitStatus {
 
 /// Waits until the condition gives something.
 #[track_caller]
-pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let begin = Instant::now();
     loop {
         if let Some(value) = condition() {
@@ -211,7 +211,7 @@ pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 }
 
 /// One HTTP/1.1 request on a connection of its own: status and body.
-pub fn get(address: &str, path: &str) -> std::io::Result<(u16, String)> {
+pub(crate) fn get(address: &str, path: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
@@ -222,7 +222,7 @@ pub fn get(address: &str, path: &str) -> std::io::Result<(u16, String)> {
     Ok((status, body.to_owned()))
 }
 
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 

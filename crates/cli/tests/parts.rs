@@ -1,0 +1,226 @@
+//! The parts by themselves, as in production: init, server, token, agent, proxy from certificate files.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+use support::{binary, folder, text, until};
+
+/// A part that says when it is ready, and is ended with the test.
+struct Part {
+    child: Child,
+    ready: Value,
+}
+
+impl Part {
+    fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut child = Command::new(binary())
+            .args(arguments)
+            .args(["--output", "json", "--log-level", "warn"])
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let ready: Value = serde_json::from_str(&line)
+            .unwrap_or_else(|error| panic!("{arguments:?} said `{line}`: {error}"));
+        assert_eq!(ready["event"], "ready", "{ready}");
+        Self { child, ready }
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        support::signal(i32::try_from(self.child.id()).unwrap(), "TERM");
+        let _reaped = self.child.wait();
+    }
+}
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(binary()).args(arguments).output().unwrap()
+}
+
+/// A trust domain of parts: a server, an agent that joined it, and a workload for every process of this user.
+struct Domain {
+    folder: tempfile::TempDir,
+    _server: Part,
+    _agent: Part,
+}
+
+impl Domain {
+    fn make() -> Self {
+        let folder = folder();
+        let place = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let server_data = place("server");
+        let made = run(&["init", "--data", &server_data, "--trust-domain", "prod.example"]);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        let server = Part::start(
+            &["server", "--data", &server_data, "--listen", "127.0.0.1:0", "--metrics", "off"],
+            &[],
+        );
+        let manifest = place("me.yaml");
+        let uid = text(&Command::new("id").arg("-u").output().unwrap().stdout);
+        let text_of = format!(
+            "apiVersion: countersign.dev/v1alpha1\nkind: Workload\nmetadata: {{name: me}}\n\
+             spec: {{selectors: [\"unix:uid:{}\"], lifetime: 5m}}\n",
+            uid.trim()
+        );
+        std::fs::write(&manifest, text_of).unwrap();
+        let admin = server.ready["admin"].as_str().unwrap().to_owned();
+        let applied = run(&["apply", &manifest, "--admin", &admin]);
+        assert!(applied.status.success(), "{}", text(&applied.stderr));
+
+        let token = run(&["token", "create", "--admin", &admin, "--output", "json"]);
+        let token: Value = serde_json::from_slice(&token.stdout).unwrap();
+        let listen = server.ready["listen"].as_str().unwrap();
+        let arguments = |data: &str, socket: &str| {
+            ["agent", "--data", data, "--server", listen, "--socket", socket]
+                .map(str::to_owned)
+                .to_vec()
+        };
+        let joined = arguments(&place("agent"), &place("run/agent.sock"));
+        let joined: Vec<&str> = joined.iter().map(String::as_str).collect();
+        let environment = [
+            ("COUNTERSIGN_JOIN", token["token"].as_str().unwrap()),
+            ("COUNTERSIGN_TRUST", token["trust"].as_str().unwrap()),
+        ];
+        let agent = Part::start(&joined, &environment);
+
+        let second = arguments(&place("thief"), &place("run2/agent.sock"));
+        let refused = Command::new(binary()).args(second).envs(environment).output().unwrap();
+        assert!(!refused.status.success(), "a token is good for one node");
+        assert!(text(&refused.stderr).contains("token"), "{}", text(&refused.stderr));
+        Self { folder, _server: server, _agent: agent }
+    }
+
+    fn socket(&self) -> String {
+        format!("unix://{}", self.folder.path().join("run/agent.sock").display())
+    }
+
+    /// The identity of this very process, in files.
+    fn credentials(&self) -> PathBuf {
+        let out = self.folder.path().join("me");
+        until("the identity is served", || {
+            let fetched = run(&[
+                "fetch",
+                "x509",
+                "--socket",
+                &self.socket(),
+                "--write",
+                out.to_str().unwrap(),
+            ]);
+            fetched.status.success().then_some(())
+        });
+        out
+    }
+}
+
+/// A program that answers every connection with one page.
+fn program() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                let mut request = [0; 4096];
+                while let Ok(1..) = stream.read(&mut request) {
+                    let seen =
+                        text(&request).to_ascii_lowercase().contains("x-forwarded-client-cert");
+                    let body = if seen { "forged" } else { "hello" };
+                    let answer =
+                        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+                    if stream.write_all(answer.as_bytes()).is_err() {
+                        return;
+                    }
+                    request = [0; 4096];
+                }
+            });
+        }
+    });
+    address
+}
+
+fn file(folder: &Path, name: &str) -> String {
+    folder.join(name).to_str().unwrap().to_owned()
+}
+
+/// A proxy from files, with more arguments about who may connect.
+fn proxy(me: &Path, more: &[&str]) -> Part {
+    let inbound = format!("service=me,listen=127.0.0.1:0,forward={}", program());
+    let (chain, key, bundle) =
+        (file(me, "svid.pem"), file(me, "svid-key.pem"), file(me, "bundle.pem"));
+    let fixed =
+        ["proxy", "--chain", &chain, "--key", &key, "--bundle", &bundle, "--inbound", &inbound];
+    Part::start(&[&fixed, more].concat(), &[])
+}
+
+fn curl(me: &Path, proxy: &Part, more: &[&str]) -> Output {
+    let door = proxy.ready["inbound"][0]["listen"].as_str().unwrap();
+    Command::new("curl")
+        // The name in the certificate is a SPIFFE ID, which curl does not look at.
+        .args(["-sS", "--insecure", "--max-time", "20", "--cert", &file(me, "svid.pem")])
+        .args(["--key", &file(me, "svid-key.pem")])
+        .args(more)
+        .arg(format!("https://{door}/"))
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_proxy_from_files_lets_in_whom_it_is_told_to_and_nobody_without_a_word() {
+    let domain = Domain::make();
+    let me = domain.credentials();
+    let open = proxy(&me, &["--allow", "spiffe://prod.example/me"]);
+    let answer = curl(&me, &open, &[]);
+    assert_eq!(text(&answer.stdout), "hello", "{}", text(&answer.stderr));
+    let forged =
+        curl(&me, &open, &["-H", "X-Forwarded-Client-Cert: By=spiffe://prod.example/admin"]);
+    assert_eq!(text(&forged.stdout), "hello", "a header from outside is not believed");
+
+    for more in [&[][..], &["--allow", "spiffe://prod.example/other"]] {
+        let closed = proxy(&me, more);
+        let answer = curl(&me, &closed, &[]);
+        assert!(!answer.status.success(), "{more:?} answered {}", text(&answer.stdout));
+    }
+
+    let policy = me.join("policy.cedar");
+    std::fs::write(
+        &policy,
+        "permit (principal == Workload::\"spiffe://prod.example/me\", action == Action::\"connect\", resource == Service::\"me\");",
+    )
+    .unwrap();
+    let by_policy = proxy(&me, &["--policy", policy.to_str().unwrap()]);
+    assert_eq!(text(&curl(&me, &by_policy, &[]).stdout), "hello");
+}
+
+#[test]
+fn openssl_reads_what_we_issue_and_agrees_that_it_is_good() {
+    let domain = Domain::make();
+    let me = domain.credentials();
+    let verified = Command::new("openssl")
+        .args(["verify", "-x509_strict", "-purpose", "sslclient"])
+        .args(["-CAfile", &file(&me, "bundle.pem"), "-untrusted", &file(&me, "svid.pem")])
+        .arg(file(&me, "svid.pem"))
+        .output()
+        .unwrap();
+    assert!(verified.status.success(), "{}{}", text(&verified.stdout), text(&verified.stderr));
+    let shown = Command::new("openssl")
+        .args(["x509", "-noout", "-text", "-in", &file(&me, "svid.pem")])
+        .output()
+        .unwrap();
+    assert!(
+        text(&shown.stdout).contains("URI:spiffe://prod.example/me"),
+        "{}",
+        text(&shown.stdout)
+    );
+    let mode = std::fs::metadata(me.join("svid-key.pem")).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777, 0o600);
+}
