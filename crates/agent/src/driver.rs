@@ -131,6 +131,9 @@ impl Driver {
                     tracing::warn!(server, code = %fault.code, why = %fault.why, "no server");
                 }
                 self.session = None;
+                if fault.code == Code::StaleGeneration {
+                    self.step(Event::KeySucceeded);
+                }
                 self.step(Event::Closed { why: fault.why });
                 self.publish();
             }

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::{AttestRefused, Caller, Facts};
 
-/// Reads facts for everybody, at most [`READINGS_MAX`] at once and [`USER_READINGS_MAX`] for one user, so that neither a
+/// Reads facts for everybody, at most 16 at once and 4 for one user, so that neither a
 /// flood of callers nor programs that take long to read can keep it from others.
 #[derive(Clone, Debug)]
 pub struct Desk {

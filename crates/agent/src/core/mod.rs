@@ -5,13 +5,15 @@
 //! driver's; the machine sees only the [`Term`] of a credential.
 
 mod duty;
+mod event;
 mod matching;
 mod record;
 mod replica;
 mod state;
 
 pub use duty::{Standing, Term};
+pub use event::{Action, Event, Knowledge, LinkView, Outcome, Settings, SyncMessage};
 pub use matching::{Answer, Candidates, answer};
 pub use record::{BadRecord, Record, RecordKey, RecordKind};
 pub use replica::{Behind, PolicyEntry, Replica, Workload};
-pub use state::{Action, Event, Knowledge, LinkView, Outcome, Settings, State, SyncMessage};
+pub use state::State;

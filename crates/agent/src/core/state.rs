@@ -4,138 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{
-    Backoff, BackoffPolicy, Code, Entropy, Name, Revision, SpiffeId, Timestamp,
-};
+use countersign_identity::{Backoff, BackoffPolicy, Code, Entropy, Name, Timestamp};
 
 use super::duty::{Duty, Standing, Term};
-use super::record::{Record, RecordKey};
+use super::event::{Action, Event, Knowledge, LinkView, Outcome, Settings, SyncMessage};
 use super::replica::{Replica, Workload};
-
-/// What happened.
-#[derive(Debug)]
-pub enum Event {
-    /// Time has passed.
-    Woke,
-    /// A stream to the server is open.
-    Opened,
-    /// The stream could not be opened, or has ended.
-    Closed {
-        /// Why, for people.
-        why: String,
-    },
-    /// The server said something on the stream.
-    Said(SyncMessage),
-    /// What became of a request for SVIDs.
-    Signed(Vec<(Name, Outcome)>),
-    /// The agent's own SVID was renewed.
-    NodeRenewed(Term),
-    /// It was not.
-    NodeRenewalFailed {
-        /// Why.
-        why: String,
-    },
-    /// The verifier does not accept these held SVIDs under the present bundle any more.
-    Unusable(Vec<Name>),
-}
-
-/// A message of the server's stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SyncMessage {
-    /// The whole slice.
-    Snapshot {
-        /// Which state.
-        revision: Revision,
-        /// All of it.
-        records: Vec<Record>,
-    },
-    /// What changed.
-    Changes {
-        /// The state that it leads to.
-        revision: Revision,
-        /// New or other.
-        put: Vec<Record>,
-        /// Withdrawn.
-        gone: Vec<RecordKey>,
-    },
-    /// Nothing changed up to this revision.
-    Mark {
-        /// Which.
-        revision: Revision,
-    },
-}
-
-/// What became of the request for one SVID.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It was issued, and our own verifier accepts it.
-    Issued {
-        /// The identity in it.
-        id: SpiffeId,
-        /// Its term.
-        term: Term,
-    },
-    /// The server refuses.
-    Refused(Code, String),
-    /// No answer, or one that our verifier does not accept.
-    Failed(String),
-}
-
-/// What to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Open a stream to this server, and give up the one before.
-    Open {
-        /// Which of the configured servers.
-        server: usize,
-        /// From where to go on; nothing when there is nothing.
-        have: Option<Revision>,
-    },
-    /// Give up the stream.
-    Close,
-    /// Renew the agent's own SVID there.
-    RenewNode {
-        /// Which of the configured servers.
-        server: usize,
-    },
-    /// Ask for SVIDs of these workloads.
-    Sign(Vec<Arc<Workload>>),
-    /// What is served has changed.
-    Publish,
-    /// The records have changed: write them down.
-    Remember,
-}
-
-/// What the agent knows of its slice of the state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Knowledge {
-    /// Nothing.
-    Nothing,
-    /// What it wrote down in an earlier life.
-    Remembered,
-    /// A server's word in this life.
-    Synced,
-}
-
-/// How the link to a server stands, for people.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LinkView {
-    /// Which of the configured servers it is, or was last.
-    pub server: usize,
-    /// Since when there is none.
-    pub disconnected: Option<Timestamp>,
-    /// Why.
-    pub trouble: Option<String>,
-}
-
-/// What does not change while the machine runs.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// How many servers there are.
-    pub servers: usize,
-    /// The most SVIDs that one request asks for.
-    pub batch_max: usize,
-}
 
 /// The machine's state.
 #[derive(Debug)]
@@ -210,6 +83,9 @@ impl State {
             Event::Closed { why } => self.closed(why, now, entropy),
             Event::Said(message) => self.said(message, now, entropy, &mut actions),
             Event::Signed(outcomes) => self.signed(outcomes, now, entropy, &mut actions),
+            // The answer to a renewal was lost: no stream opens before the successor is in use, however fresh the SVID.
+            Event::KeySucceeded if self.renewing_node.is_none() => self.node.outdate(),
+            Event::KeySucceeded => {}
             Event::NodeRenewed(term) => self.node_renewed(term, now, &mut actions),
             Event::NodeRenewalFailed { why } => self.node_renewal_failed(why, now, entropy),
             Event::Unusable(names) => {

@@ -1,6 +1,6 @@
 //! Enforcement: each enforcement point gets its slice of the state, and says what it enforces.
 //!
-//! Only attested callers with a workload, and at most [`POINTS_MAX`] points a process. A slice holds what the caller's
+//! Only attested callers with a workload, and at most 8 points a process. A slice holds what the caller's
 //! own services need and nothing else. An acknowledgement counts for the point whose stream sent it, and only up to the
 //! revision that was sent to it.
 

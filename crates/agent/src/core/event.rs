@@ -1,0 +1,136 @@
+//! What can happen to the machine, and what it can ask for.
+
+use std::sync::Arc;
+
+use countersign_identity::{Code, Name, Revision, SpiffeId, Timestamp};
+
+use super::duty::Term;
+use super::record::{Record, RecordKey};
+use super::replica::Workload;
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// Time has passed.
+    Woke,
+    /// A stream to the server is open.
+    Opened,
+    /// The stream could not be opened, or has ended.
+    Closed {
+        /// Why, for people.
+        why: String,
+    },
+    /// The server said something on the stream.
+    Said(SyncMessage),
+    /// What became of a request for SVIDs.
+    Signed(Vec<(Name, Outcome)>),
+    /// The server refuses the agent's own SVID because its key has a successor.
+    KeySucceeded,
+    /// The agent's own SVID was renewed.
+    NodeRenewed(Term),
+    /// It was not.
+    NodeRenewalFailed {
+        /// Why.
+        why: String,
+    },
+    /// The verifier does not accept these held SVIDs under the present bundle any more.
+    Unusable(Vec<Name>),
+}
+
+/// A message of the server's stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SyncMessage {
+    /// The whole slice.
+    Snapshot {
+        /// Which state.
+        revision: Revision,
+        /// All of it.
+        records: Vec<Record>,
+    },
+    /// What changed.
+    Changes {
+        /// The state that it leads to.
+        revision: Revision,
+        /// New or other.
+        put: Vec<Record>,
+        /// Withdrawn.
+        gone: Vec<RecordKey>,
+    },
+    /// Nothing changed up to this revision.
+    Mark {
+        /// Which.
+        revision: Revision,
+    },
+}
+
+/// What became of the request for one SVID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was issued, and our own verifier accepts it.
+    Issued {
+        /// The identity in it.
+        id: SpiffeId,
+        /// Its term.
+        term: Term,
+    },
+    /// The server refuses.
+    Refused(Code, String),
+    /// No answer, or one that our verifier does not accept.
+    Failed(String),
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Open a stream to this server, and give up the one before.
+    Open {
+        /// Which of the configured servers.
+        server: usize,
+        /// From where to go on; nothing when there is nothing.
+        have: Option<Revision>,
+    },
+    /// Give up the stream.
+    Close,
+    /// Renew the agent's own SVID there.
+    RenewNode {
+        /// Which of the configured servers.
+        server: usize,
+    },
+    /// Ask for SVIDs of these workloads.
+    Sign(Vec<Arc<Workload>>),
+    /// What is served has changed.
+    Publish,
+    /// The records have changed: write them down.
+    Remember,
+}
+
+/// What the agent knows of its slice of the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Knowledge {
+    /// Nothing.
+    Nothing,
+    /// What it wrote down in an earlier life.
+    Remembered,
+    /// A server's word in this life.
+    Synced,
+}
+
+/// How the link to a server stands, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkView {
+    /// Which of the configured servers it is, or was last.
+    pub server: usize,
+    /// Since when there is none.
+    pub disconnected: Option<Timestamp>,
+    /// Why.
+    pub trouble: Option<String>,
+}
+
+/// What does not change while the machine runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How many servers there are.
+    pub servers: usize,
+    /// The most SVIDs that one request asks for.
+    pub batch_max: usize,
+}
