@@ -14,9 +14,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use countersign_api::resource::Kind;
-use countersign_identity::{Lifetime, Name, NodeId};
+use countersign_identity::{Code, Lifetime, Name, NodeId};
 
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 use crate::find::Find;
 use crate::output::{self, Output};
 use crate::serve;
@@ -210,7 +210,12 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         }
         Command::Events { find, limit, after } => wait(lists::events(&find, limit, after, output)),
         Command::Address { find, arguments } => {
-            output::line(&up::address(&arguments, &find.up_json()?)?)?;
+            let up_json = find.up_json()?;
+            let found = up::address(&arguments, &up_json).map_err(|error| {
+                let code = if up_json.exists() { Code::NotFound } else { Code::Unavailable };
+                Failure::new(code, format!("{error:#}"))
+            });
+            output::line(&found?)?;
             Ok(Exit::Done)
         }
         Command::Schema { kind } => {
@@ -238,18 +243,18 @@ fn wait(command: impl Future<Output = Result<Exit>>) -> Result<Exit> {
 }
 
 /// A file's bytes, or a sentence that names it.
-fn read_file(path: &PathBuf, max: u64) -> Result<Vec<u8>, crate::exit::Failure> {
+fn read_file(path: &PathBuf, max: u64) -> Result<Vec<u8>, Failure> {
     use std::io::Read as _;
     let cannot = |error: &std::io::Error| {
         let why = crate::manifest::plain(error);
-        crate::exit::Failure::not_understood(format!("`{}` cannot be read: {why}", path.display()))
+        Failure::not_understood(format!("`{}` cannot be read: {why}", path.display()))
     };
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(|error| cannot(&error))?;
     file.take(max + 1).read_to_end(&mut bytes).map_err(|error| cannot(&error))?;
     if u64::try_from(bytes.len()).is_ok_and(|length| max < length) {
         let path = path.display();
-        return Err(crate::exit::Failure::not_understood(format!(
+        return Err(Failure::not_understood(format!(
             "`{path}` is larger than {max} bytes, which is the most that is read"
         )));
     }

@@ -101,6 +101,20 @@ fn schemas_completions_and_references_are_printed() {
 }
 
 #[test]
+fn an_address_that_nobody_knows_is_no_defect() {
+    let folder = support::folder();
+    let data = folder.path().to_str().unwrap();
+    ends(&["address", "web", "--data", data], b"", 3, "");
+    std::fs::write(
+        folder.path().join("up.json"),
+        "{\"data\":\"/d\",\"admin\":\"unix:///a\",\"agent\":\"unix:///b\",\"server\":\"127.0.0.1:1\",\"services\":{\"orders\":\"https://127.0.0.1:2\"}}",
+    )
+    .unwrap();
+    ends(&["address", "orders", "--data", data], b"", 0, "127.0.0.1:2\n");
+    ends(&["address", "web", "--data", data], b"", 1, "");
+}
+
+#[test]
 fn a_failure_is_an_object_for_scripts() {
     let output = run(&["status", "--admin", "unix:///no/such.sock", "--output", "json"], b"");
     assert_eq!(output.status.code(), Some(3));

@@ -1,5 +1,6 @@
 //! Reads the fields of a tree into typed values, and goes on after each problem.
 
+use std::collections::HashSet;
 use std::str::FromStr;
 
 use super::Kind;
@@ -77,8 +78,9 @@ impl<'a> Fields<'a> {
             problems.add(&place, format!("expected fields (`name: value`), found {found}"));
             return None;
         };
-        for (index, entry) in entries.iter().enumerate() {
-            if entries[..index].iter().any(|earlier| earlier.key == entry.key) {
+        let mut seen = HashSet::new();
+        for entry in entries {
+            if !seen.insert(entry.key.as_str()) {
                 let place = Place { path: join(path, &shorten(&entry.key)), at: entry.at };
                 problems.add(&place, "is given twice: keep one of the two");
             }
@@ -229,10 +231,8 @@ impl<'a> Fields<'a> {
 
     /// Tells every field that nobody asked for.
     pub(super) fn close(self, problems: &mut Problems) {
-        for entry in self.entries {
-            if self.taken.contains(&entry.key.as_str()) {
-                continue;
-            }
+        let unknown = self.entries.iter().filter(|entry| !self.taken.contains(&entry.key.as_str()));
+        for entry in unknown.take(PROBLEMS_MAX) {
             let place = Place { path: join(&self.path, &shorten(&entry.key)), at: entry.at };
             problems.add(&place, unknown_field(&entry.key, &self.taken));
         }

@@ -159,6 +159,18 @@ fn lifetimes_over_the_limit_are_refused() {
 }
 
 #[test]
+fn a_manifest_of_endless_fields_costs_little_and_says_little() {
+    let entries = (0..200_000).map(|index| Entry {
+        key: format!("field-{}", index / 2),
+        at: None,
+        value: Tree { at: None, node: Node::Null },
+    });
+    let tree = Tree { at: None, node: Node::Map(entries.collect()) };
+    let problems = Resource::read(&tree).expect_err("nothing in it is a field");
+    assert!(problems.len() <= 100, "{}", problems.len());
+}
+
+#[test]
 fn what_is_no_manifest_is_told() {
     let problems = |value| Resource::read(&Tree::from_value(&value)).expect_err("it is none");
     assert!(problems(json!(5))[0].message.contains("expected fields"));
