@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use countersign_api::resource::{Hint, ServiceSpec, Spec, WorkloadSpec};
+use countersign_api::resource::{Hint, Local, ServiceSpec, Spec, WorkloadSpec};
 use countersign_api::v1;
 use countersign_identity::{Selector, SelectorKind};
 use countersign_pki::KeyKind;
@@ -62,7 +62,9 @@ impl Entry {
                 Some(Parsed::Workload { name: name.clone(), spec: named(spec) })
             }
             Parsed::Service { name, spec } => {
-                let spec = ServiceSpec { forward: None, upstreams: Vec::new(), ..unstarted(spec) };
+                // A door needs a way behind it to be a service at all; where that leads is not told.
+                let forward = spec.listen.as_ref().map(|_door| Local::Unix);
+                let spec = ServiceSpec { forward, upstreams: Vec::new(), ..unstarted(spec) };
                 Some(Parsed::Service { name: name.clone(), spec })
             }
             Parsed::Policy { .. } | Parsed::TrustDomain { .. } | Parsed::Bundle(_) => None,
