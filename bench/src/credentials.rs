@@ -37,13 +37,13 @@ impl Domain {
         let serial = || Serial::draw(now, &SystemEntropy);
 
         let root_key = PrivateKey::generate(KeyKind::P256)?;
-        let root_public = ProvenKey::of(&root_key);
+        let root_public = root_key.public().clone();
         let root_signer = SoftwareSigner::from(root_key);
         let draft = AuthorityDraft::root(domain.clone(), root_public, serial()?, now, year);
         let root = sign(draft.review()?, &root_signer).await?;
 
         let issuer_key = PrivateKey::generate(KeyKind::P256)?;
-        let issuer_public = ProvenKey::of(&issuer_key);
+        let issuer_public = issuer_key.public().clone();
         let signer = SoftwareSigner::from(issuer_key);
         let root_issuer = Issuer::from_certificate(root.clone())?;
         let draft = AuthorityDraft::issuer(&root_issuer, issuer_public, serial()?, now, week);

@@ -21,7 +21,7 @@ pub(crate) fn verify(output: Output) -> Result<()> {
     let now = SystemClock::new().now();
     let domain = runtime.block_on(Domain::make(now))?;
     let credential = runtime.block_on(domain.issue("/web"))?;
-    let bundles = Bundles::new(vec![domain.bundle.clone()])?;
+    let bundles = Bundles::new(vec![domain.bundle])?;
     let ders = credential.chain.ders();
 
     let message = [7; 64];

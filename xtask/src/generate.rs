@@ -7,10 +7,11 @@ use anyhow::{Context, Result};
 use crate::shell::{cargo, output, root, step};
 
 /// What the binary prints, and where the docs keep it.
-const PAGES: [(&str, &[&str]); 4] = [
+const PAGES: [(&str, &[&str]); 5] = [
     ("docs/reference/configuration.md", &["reference", "config"]),
     ("docs/reference/codes.md", &["reference", "codes"]),
     ("docs/reference/commands.md", &["reference", "commands"]),
+    ("docs/reference/manifests.md", &["reference", "manifests"]),
     ("docs/reference/metrics.md", &["reference", "metrics"]),
 ];
 

@@ -119,7 +119,7 @@ fn two_ups_run_side_by_side() {
 #[test]
 fn up_ends_by_itself_and_leaves_no_process_behind() {
     let state = folder();
-    let up = Up::start(&shop(), state.path(), &["--for", "2s"]);
+    let up = Up::start(&shop(), state.path(), &["--for", "12s"]);
     let pids: Vec<u32> = up.json(&["status"])["nodes"][0]["processes"]
         .as_array()
         .unwrap()

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use countersign_agent::launcher::Launcher;
 use countersign_api::admin::{AdminClient, ApplyRequest, CreateTokenRequest, Status};
 use countersign_api::resource::{self, Resource};
@@ -24,6 +24,11 @@ use super::{probe, view};
 use crate::exit::Exit;
 use crate::manifest;
 use crate::output::Output;
+
+/// Not everything has come up in time.
+#[derive(Debug, thiserror::Error)]
+#[error("not ready within {} s: see the logs in {}", READY_TIMEOUT.as_secs(), .0.display())]
+pub(crate) struct Late(PathBuf);
 
 /// How long everything may take to come up.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -115,11 +120,7 @@ impl Stage {
         let whereabouts = tokio::select! {
             () = &mut ended => return Ok(()),
             up = tokio::time::timeout(READY_TIMEOUT, self.bring_up(domain, resources, services)) => {
-                up.map_err(|_late| anyhow!(
-                    "not ready within {} s: see the logs in {}",
-                    READY_TIMEOUT.as_secs(),
-                    self.cast.layout.logs.display()
-                ))??
+                up.map_err(|_late| Late(self.cast.layout.logs.clone()))??
             }
         };
         let status = self.status_with_credentials(services).await;
