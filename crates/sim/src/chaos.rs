@@ -1,0 +1,181 @@
+//! What goes wrong, what operators change meanwhile, and what must be true once everything is well again.
+
+use std::time::Duration;
+
+use countersign_api::resource::Kind;
+use countersign_identity::{Code, Name};
+
+use crate::machine::Machine;
+use crate::manifests::{name, policy, workload};
+use crate::messages::Reply;
+use crate::world::{World, skewed};
+
+/// Something that befalls the world.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fault {
+    ServerStops,
+    ServerStarts,
+    CutOff(usize),
+    Rejoins(usize),
+    Crashes(usize),
+    Restarts(usize),
+    Sleeps(usize, u64),
+    ClockSteps(usize, i64),
+    Changes(usize),
+}
+
+impl World {
+    /// Lets faults and changes befall the world at random for this long.
+    pub fn plague(&mut self, span: Duration) {
+        self.calm = false;
+        let machines = self.settings.machines as u64;
+        let end = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        let mut at = 0;
+        loop {
+            at += 500 + self.below(12_000);
+            if end <= at {
+                return;
+            }
+            let machine = usize::try_from(self.below(machines)).unwrap_or(0);
+            let lasts = 200 + self.below(40_000);
+            match self.below(12) {
+                0 => {
+                    self.fault_in(at, Fault::ServerStops);
+                    self.fault_in(at + lasts / 2, Fault::ServerStarts);
+                }
+                1 | 2 => {
+                    self.fault_in(at, Fault::CutOff(machine));
+                    self.fault_in(at + lasts, Fault::Rejoins(machine));
+                }
+                3 => {
+                    self.fault_in(at, Fault::Crashes(machine));
+                    self.fault_in(at + lasts / 4, Fault::Restarts(machine));
+                }
+                4 => self.fault_in(at, Fault::Sleeps(machine, lasts * 2)),
+                5 => {
+                    let step = i64::try_from(self.below(200_000_000)).unwrap_or(0) - 100_000_000;
+                    self.fault_in(at, Fault::ClockSteps(machine, step));
+                    self.fault_in(at + lasts, Fault::ClockSteps(machine, 0));
+                }
+                _ => self.fault_in(at, Fault::Changes(machine)),
+            }
+        }
+    }
+
+    /// Everything is well again: whatever is broken is mended, and messages travel.
+    pub fn heal(&mut self) {
+        self.calm = true;
+        if !self.control.is_up() {
+            self.befall(Fault::ServerStarts);
+        }
+        for index in 0..self.machines.len() {
+            self.befall(Fault::Rejoins(index));
+            self.machines[index].asleep = None;
+            if self.machines[index].skew != 0 {
+                self.befall(Fault::ClockSteps(index, 0));
+            }
+            if self.machines[index].life.is_none() {
+                self.befall(Fault::Restarts(index));
+            }
+        }
+        self.tell("all is well");
+    }
+
+    /// Stops the server for this long, without any other fault.
+    pub fn outage(&mut self, span: Duration) {
+        self.befall(Fault::ServerStops);
+        self.run(span);
+        self.befall(Fault::ServerStarts);
+    }
+
+    pub(crate) fn befall(&mut self, fault: Fault) {
+        self.tell(&format!("{fault:?}"));
+        match fault {
+            Fault::ServerStops => {
+                for (index, life, session) in self.control.stop() {
+                    let why = "the server went away".to_owned();
+                    self.answer(
+                        index,
+                        life,
+                        Reply::Ended { session, code: Code::Unavailable, why },
+                    );
+                }
+            }
+            Fault::ServerStarts if self.control.is_up() => {}
+            Fault::ServerStarts => self.control.start(),
+            Fault::CutOff(index) => {
+                for key in self.control.lines_of(index) {
+                    self.break_line(key);
+                }
+                self.machines[index].cut_off = true;
+            }
+            Fault::Rejoins(index) => self.machines[index].cut_off = false,
+            Fault::Crashes(index) => {
+                let machine = &mut self.machines[index];
+                machine.life = None;
+                machine.lives += 1;
+                machine.points.values_mut().for_each(crate::points::Point::lost_agent);
+                for key in self.control.lines_of(index) {
+                    self.control.close(key);
+                }
+            }
+            Fault::Restarts(index) if self.machines[index].life.is_some() => {}
+            Fault::Restarts(index) => self.with(index, Machine::start),
+            Fault::Sleeps(index, millis) => {
+                let until = self.control.clock_now() + Duration::from_millis(millis);
+                self.machines[index].asleep = Some(until);
+                for key in self.control.lines_of(index) {
+                    self.break_line(key);
+                }
+            }
+            Fault::ClockSteps(index, skew) => {
+                self.machines[index].skew = skew;
+                let now = skewed(self.control.clock_now(), skew);
+                self.machines[index].clock.set(now);
+                self.sweep();
+                self.schedule(index);
+            }
+            Fault::Changes(index) => self.change(index),
+        }
+    }
+
+    /// An operator changes something about this machine.
+    fn change(&mut self, index: usize) {
+        if !self.control.is_up() {
+            return;
+        }
+        let number = usize::try_from(self.below(self.settings.workloads as u64 + 1)).unwrap_or(0);
+        let workload_name: Name = name(index, number.max(1)).parse().expect("it is a name");
+        let lifetime = ["40s", "60s", "90s"][usize::try_from(self.below(3)).unwrap_or(0)];
+        let to = (index + 1) % self.settings.machines;
+        let manifests = match self.below(4) {
+            0 => return self.remove(Kind::Workload, &workload_name),
+            1 if self.settings.services => {
+                let policy_name = format!("p{index}").parse().expect("it is a name");
+                return self.remove(Kind::Policy, &policy_name);
+            }
+            2 if self.settings.services => vec![policy(index, to)],
+            _ => vec![workload(index, number.max(1), lifetime)],
+        };
+        let applied = self.control.call(async |steps| steps.apply(&manifests).await);
+        match applied {
+            Ok(revision) => self.tell(&format!("revision {revision}")),
+            // Planned on a snapshot that is behind, as when two operators write at once.
+            Err(refused) => assert_eq!(refused.code, Code::StaleBase, "{refused}"),
+        }
+        self.advance_soon();
+    }
+
+    /// Removes a resource, and lets the snapshot follow some time later.
+    pub fn remove(&mut self, kind: Kind, name: &Name) {
+        let removed = self.control.call(async |steps| steps.remove(kind, name).await);
+        match removed {
+            Ok(revision) => self.tell(&format!("revision {revision} without {kind}/{name}")),
+            Err(refused) => {
+                let expected = matches!(refused.code, Code::NotFound | Code::StaleBase);
+                assert!(expected, "{kind}/{name} is not removed: {refused}");
+            }
+        }
+        self.advance_soon();
+    }
+}

@@ -1,0 +1,49 @@
+//! What must be true of the whole once everything is well.
+
+use crate::messages::Records;
+use crate::world::World;
+
+impl World {
+    /// Every agent knows what the server knows, and serves exactly what it should.
+    pub fn check_converged(&mut self) {
+        for index in 0..self.machines.len() {
+            let label = self.machines[index].label.clone();
+            let (revision, records) = self.control.records(&label);
+            let machine = &self.machines[index];
+            let life = machine.life.as_ref().expect("every agent lives");
+            let state = &life.state;
+            assert_eq!(state.replica().revision(), revision, "a{index} is behind");
+            let held: Records = state
+                .replica()
+                .records()
+                .map(|(key, value)| ((key.kind.to_string(), key.name.to_string()), value.to_vec()))
+                .collect();
+            assert!(held == *records, "a{index} holds another slice than the server's");
+            let acknowledged =
+                self.control.call(async |steps| steps.acknowledged(machine.disk.node.id));
+            assert_eq!(acknowledged, Some(revision), "a{index} has not said so");
+            for name in state.replica().workloads().keys() {
+                // Of workloads elsewhere only the names are known here.
+                let open = name.as_str().starts_with(&format!("w{index}-"));
+                let served = life.svids.get(name).filter(|svid| {
+                    state.holds(name, &svid.term.digest) && machine.now() <= svid.term.expires
+                });
+                assert_eq!(served.is_some(), open, "a{index} and `{name}`");
+            }
+            assert!(life.svids.keys().all(|name| state.replica().workloads().contains_key(name)));
+            for point in machine.points.values() {
+                assert_eq!(point.enforced, Some(revision), "point `{}` is behind", point.name);
+            }
+        }
+    }
+
+    /// How many SVIDs are held by all agents together, unexpired.
+    pub fn held(&self) -> usize {
+        let lives =
+            self.machines.iter().filter_map(|machine| Some((machine, machine.life.as_ref()?)));
+        let good = lives.flat_map(|(machine, life)| {
+            life.svids.values().filter(|svid| machine.now() <= svid.term.expires)
+        });
+        good.count()
+    }
+}

@@ -1,0 +1,214 @@
+//! Connections between services: real handshakes over loopback, admitted and ended by the enforcement points.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_identity::{Code, Name, Timestamp};
+use countersign_proxy::retire::{Jitter, Retirement, announced};
+use countersign_tls::{Admitted, Established, Expected, Inbound, Outbound, Trust, accept, dial};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+
+use crate::world::World;
+
+/// One live connection, both of its ends.
+pub(crate) struct Link {
+    /// Of the dialler.
+    pub(crate) from: usize,
+    /// Of the one who answers.
+    pub(crate) to: usize,
+    pub(crate) dialled: Established,
+    pub(crate) accepted: Established,
+}
+
+/// How the connections of a run went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkReport {
+    /// Let in by both ends.
+    pub made: usize,
+    /// Refused by policy, at either end.
+    pub refused: usize,
+    /// Ended because a policy went away.
+    pub cut: usize,
+    /// Ended because a certificate did.
+    pub expired: usize,
+}
+
+impl Link {
+    /// Dials from one point to another, and asks for a byte to be sure that both ends admit it.
+    pub(crate) fn make(
+        runtime: &Runtime,
+        ends: (usize, usize),
+        trusts: (&Arc<Trust>, &Arc<Trust>),
+        service: &Name,
+        expected: &str,
+    ) -> Result<Self, Code> {
+        let expected = Expected::Id(expected.parse().expect("it is a SPIFFE ID"));
+        let (outbound, inbound) =
+            (Outbound::service(service.clone(), expected), Inbound::service(service.clone()));
+        runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            let address = listener.local_addr().expect("it is bound");
+            let dialling = async {
+                let mut established = dial(trusts.0, address, &outbound).await?;
+                // In TLS 1.3 the dialler is done before the other end has decided.
+                let byte = established.stream.read_u8().await.ok();
+                Ok((established, byte))
+            };
+            let accepting = async {
+                let (tcp, _) = listener.accept().await.expect("a connection comes");
+                let mut established = accept(trusts.1, tcp, &inbound).await?;
+                established.stream.write_u8(1).await.ok();
+                established.stream.flush().await.ok();
+                Ok(established)
+            };
+            // Who refuses waits until the other has read why, so neither is kept longer than the other needs.
+            let dialling = async {
+                match dialling.await {
+                    Ok((established, Some(_byte))) => Ok(Some(established)),
+                    Ok((_refused, None)) => Ok(None),
+                    Err(failure) => Err::<_, countersign_tls::HandshakeFailure>(failure),
+                }
+            };
+            let (dialled, accepted) = tokio::join!(dialling, accepting);
+            let _: &Result<Established, countersign_tls::HandshakeFailure> = &accepted;
+            match (dialled, accepted) {
+                (Ok(Some(dialled)), Ok(accepted)) => {
+                    let (from, to) = ends;
+                    Ok(Self { from, to, dialled, accepted })
+                }
+                (Err(failure), _) => Err(failure.code),
+                (Ok(_), Err(failure)) => Err(failure.code),
+                (Ok(None), Ok(_)) => Err(Code::Internal),
+            }
+        })
+    }
+
+    pub(crate) fn ends(&self) -> [&Admitted; 2] {
+        [self.dialled.stream.admitted(), self.accepted.stream.admitted()]
+    }
+
+    /// Why one of its ends ended it, if one did.
+    pub(crate) fn ended(&self) -> [Option<Code>; 2] {
+        self.ends().map(Admitted::why_ended)
+    }
+
+    /// When the dialler opens a successor. Checks that a request has always somewhere to go until then.
+    pub(crate) fn successor_due(&self, jitter: u8) -> Timestamp {
+        let [dialled, accepted] = self.ends();
+        let ends = dialled.expires().min(dialled.presented_ends());
+        let plan = Retirement::dialled(dialled.opened(), ends, Jitter(jitter));
+        let told = announced(accepted.opened(), accepted.expires().min(accepted.presented_ends()));
+        assert!(plan.successor_due <= plan.last_request);
+        assert!(plan.last_request <= told, "requests stop before the other end announces");
+        assert!(told <= ends, "the announcement comes before the cut");
+        plan.successor_due
+    }
+}
+
+impl World {
+    /// Tells the points of a machine what its agent serves now, and checks what that did to their connections.
+    pub(crate) fn look(&mut self, index: usize) {
+        let machine = &mut self.machines[index];
+        let Some(life) = &machine.life else { return };
+        let mut changed = false;
+        for point in machine.points.values_mut() {
+            changed |= point.look(&life.state, life.svids.get(&point.name));
+        }
+        if changed {
+            self.check_links();
+        }
+        if self.links_wanted && !self.links.iter().any(|link| link.from == index) {
+            self.dial(index);
+        }
+    }
+
+    /// Ends that are due have happened, and no others.
+    pub(crate) fn sweep(&mut self) {
+        self.control.runtime().block_on(async {
+            // Each turn lets the tasks that end connections run once.
+            for _turn in 0..4 {
+                tokio::task::yield_now().await;
+            }
+        });
+        self.check_links();
+    }
+
+    fn check_links(&mut self) {
+        let mut ended = Vec::new();
+        for (place, link) in self.links.iter().enumerate() {
+            let sides = [(link.from, 0), (link.to, 1)];
+            for (machine, side) in sides {
+                let point = self.machines[machine].points.values().next().expect("it has one");
+                let allowed = point.policies.contains(&format!("p{}", link.from));
+                let admitted = link.ends()[side];
+                let over = admitted.expires() < self.machines[machine].now();
+                match link.ended()[side] {
+                    None => assert!(allowed && !over, "a connection outlives its right"),
+                    Some(Code::PolicyDenied) => {
+                        assert!(!allowed, "a connection is cut for nothing");
+                    }
+                    Some(Code::Expired) => assert!(over, "a connection ends before its time"),
+                    Some(other) => panic!("a connection ended for `{other}`"),
+                }
+            }
+            if let Some(code) = link.ended().into_iter().flatten().next() {
+                ended.push((place, code));
+            }
+        }
+        for (place, code) in ended.into_iter().rev() {
+            let link = self.links.swap_remove(place);
+            self.tell(&format!("link of a{} ends: {code}", link.from));
+            match code {
+                Code::PolicyDenied => self.report.cut += 1,
+                _ => self.report.expired += 1,
+            }
+        }
+    }
+
+    /// Opens a connection to the next machine's service.
+    pub(crate) fn dial(&mut self, from: usize) {
+        let to = (from + 1) % self.machines.len();
+        let awake = |index: usize| {
+            let machine = &self.machines[index];
+            machine.skew == 0 && machine.asleep.is_none_or(|until| until <= machine.now())
+        };
+        if !self.links_wanted || !awake(from) || !awake(to) {
+            return;
+        }
+        let point = |index: usize| self.machines[index].points.values().next().expect("it has one");
+        let (ours, theirs) = (point(from), point(to));
+        let has_identity = |point: &crate::points::Point| {
+            let own = point.steps.trust().identity();
+            own.is_some_and(|own| point.steps.trust().clock().now() <= own.expires())
+        };
+        if !has_identity(ours) || !has_identity(theirs) {
+            return;
+        }
+        let name = format!("p{from}");
+        let allowed = ours.policies.contains(&name) && theirs.policies.contains(&name);
+        let expected = format!("spiffe://shop.example/{}", theirs.name);
+        let trusts = (ours.steps.trust(), theirs.steps.trust());
+        let made = Link::make(self.control.runtime(), (from, to), trusts, &theirs.name, &expected);
+        match made {
+            Ok(link) => {
+                assert!(allowed, "a{from} may not call a{to}, and does");
+                let machine_now = self.machines[from].now();
+                let due = link.successor_due(u8::try_from(self.below(256)).unwrap_or(0));
+                self.links.push(link);
+                self.report.made += 1;
+                self.tell(&format!("link of a{from} to a{to}"));
+                // Near the end of a certificate that is not renewed, successors live for ever less.
+                if machine_now + Duration::from_millis(10) < due {
+                    self.succeed_at(from, due);
+                }
+            }
+            Err(code) => {
+                assert!(!allowed, "a{from} may call a{to}, and cannot: {code}");
+                assert_eq!(code, Code::PolicyDenied);
+                self.report.refused += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,459 @@
+//! One node: a disk that survives, and an agent that may not.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_agent::core::{Action, Event, Outcome, Replica, Settings, State, Term, Workload};
+use countersign_agent::server_link::{SignAnswer, wire};
+use countersign_api::v1;
+use countersign_identity::{Clock, Code, Name, NodeId, SeededEntropy, SimClock, Timestamp};
+use countersign_pki::{Bundle, Bundles, Chain, PrivateKey, Role, make_csr, verify};
+
+use crate::keys;
+use crate::messages::{Effect, Records, RenewAsk, Reply, Request};
+use crate::points::Point;
+
+/// A node with its agent.
+pub(crate) struct Machine {
+    pub(crate) index: usize,
+    pub(crate) label: Name,
+    pub(crate) clock: Arc<SimClock>,
+    /// How far its clock is ahead of true time, in microseconds.
+    pub(crate) skew: i64,
+    /// It sleeps until then.
+    pub(crate) asleep: Option<Timestamp>,
+    /// No message comes or goes.
+    pub(crate) cut_off: bool,
+    pub(crate) disk: Disk,
+    pub(crate) life: Option<Life>,
+    pub(crate) lives: u64,
+    /// When the driver wakes its machine, by its own clock.
+    pub(crate) wake: Timestamp,
+    pub(crate) points: BTreeMap<Name, Point>,
+    pub(crate) entropy: SeededEntropy,
+    pub(crate) keys: SeededEntropy,
+}
+
+/// What outlives an agent.
+pub(crate) struct Disk {
+    pub(crate) node: Node,
+    /// The key that shall follow, written down before the server hears of it.
+    successor: Option<Arc<PrivateKey>>,
+    pub(crate) snapshot: Option<Replica>,
+}
+
+/// The node as it was registered.
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) generation: u64,
+    pub(crate) key: Arc<PrivateKey>,
+    pub(crate) chain: Chain,
+    pub(crate) issued: Timestamp,
+}
+
+/// One life of an agent.
+pub(crate) struct Life {
+    pub(crate) state: State,
+    pub(crate) svids: BTreeMap<Name, Arc<Svid>>,
+    pub(crate) session: u64,
+    open: bool,
+    heard: bool,
+    calls: BTreeMap<u64, Call>,
+    calls_made: u64,
+    verified_under: Option<Arc<Bundle>>,
+}
+
+/// A workload's SVID with its key.
+pub(crate) struct Svid {
+    pub(crate) chain: Chain,
+    pub(crate) key: PrivateKey,
+    pub(crate) term: Term,
+}
+
+enum Call {
+    Sign(Vec<(Arc<Workload>, PrivateKey)>),
+    Renew { generation: u64 },
+}
+
+/// How long an agent waits for an answer, and for a stream's first message.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Node {
+    fn term(&self) -> Term {
+        let ends = self.chain.certificates().iter().map(|one| one.validity().not_after);
+        Term {
+            digest: self.chain.leaf().fingerprint(),
+            issued: self.issued,
+            expires: ends.min().expect("a chain is never empty"),
+        }
+    }
+
+    fn shown(&self) -> Vec<bytes::Bytes> {
+        self.chain.ders().into_iter().map(bytes::Bytes::copy_from_slice).collect()
+    }
+}
+
+impl Disk {
+    /// What an attestation leaves behind.
+    pub(crate) fn of(node: Node) -> Self {
+        Self { node, successor: None, snapshot: None }
+    }
+}
+
+impl Machine {
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// The agent's process begins.
+    pub(crate) fn start(&mut self, effects: &mut Vec<Effect>) {
+        self.lives += 1;
+        let settings = Settings { servers: 1, batch_max: 256 };
+        let (term, remembered) = (self.disk.node.term(), self.disk.snapshot.clone());
+        let state = State::new(settings, term, remembered, self.now());
+        self.life = Some(Life {
+            state,
+            svids: BTreeMap::new(),
+            session: 0,
+            open: false,
+            heard: false,
+            calls: BTreeMap::new(),
+            calls_made: 0,
+            verified_under: None,
+        });
+        self.step(Event::Woke, effects);
+    }
+
+    /// Time has passed.
+    pub(crate) fn woke(&mut self, effects: &mut Vec<Effect>) {
+        let before = effects.len();
+        self.step(Event::Woke, effects);
+        let Some(life) = &self.life else { return };
+        let idle = effects.len() == before;
+        assert!(!idle || self.now() < life.state.next_wake(self.now()), "the machine spins");
+    }
+
+    /// A message has come.
+    pub(crate) fn hear(&mut self, reply: Reply, effects: &mut Vec<Effect>) {
+        let Some(life) = &mut self.life else { return };
+        match reply {
+            Reply::Opened { session } if session == life.session && !life.open => {
+                (life.open, life.heard) = (true, false);
+                effects.push(Effect::After(PATIENCE, Reply::Silence { session }));
+                self.step(Event::Opened, effects);
+            }
+            Reply::Ended { session, code, why } if session == life.session => {
+                self.ended(code, why, effects);
+            }
+            Reply::Silence { session } if session == life.session && !life.heard => {
+                let why = "the server said nothing on its stream".to_owned();
+                self.ended(Code::TimedOut, why, effects);
+            }
+            Reply::Said { session, message, records } if session == life.session && life.open => {
+                life.heard = true;
+                self.said(*message, &records, effects);
+            }
+            // Of a session before, which the driver does not hear any more.
+            Reply::Opened { .. }
+            | Reply::Ended { .. }
+            | Reply::Silence { .. }
+            | Reply::Said { .. } => {}
+            Reply::Signed { call, answer } => self.signed(call, answer, effects),
+            Reply::Renewed { call, answer } => self.renewed(call, answer, effects),
+            Reply::NoAnswer { call } => match life.calls.get(&call) {
+                Some(Call::Sign(_)) => self.signed(call, Err("no answer".to_owned()), effects),
+                Some(Call::Renew { .. }) => {
+                    let late = (Code::TimedOut, "no answer".to_owned());
+                    self.renewed(call, Err(late), effects);
+                }
+                None => {}
+            },
+        }
+    }
+
+    fn ended(&mut self, code: Code, why: String, effects: &mut Vec<Effect>) {
+        let Some(life) = &mut self.life else { return };
+        // Nothing more is heard of it; the server learns in its own time.
+        let session = life.session;
+        life.session += 1;
+        life.open = false;
+        effects.push(Effect::Send(Request::Gone { session }));
+        effects.push(Effect::Trace(format!("a{} lost its stream: {why}", self.index)));
+        if code == Code::StaleGeneration {
+            self.step(Event::KeySucceeded, effects);
+        }
+        self.step(Event::Closed { why }, effects);
+    }
+
+    fn said(&mut self, message: v1::SyncResponse, records: &Records, effects: &mut Vec<Effect>) {
+        let message =
+            wire::sync_message(message).expect("our own server's messages are understood");
+        let Some(life) = &self.life else { return };
+        let before = life.state.replica().revision();
+        self.step(Event::Said(message), effects);
+        let Some(life) = &self.life else { return };
+        let replica = life.state.replica();
+        assert!(before <= replica.revision(), "a{} went back to {before}", self.index);
+        if life.open {
+            let held: Records = replica
+                .records()
+                .map(|(key, value)| ((key.kind.to_string(), key.name.to_string()), value.to_vec()))
+                .collect();
+            assert!(held == *records, "a{} is not what the server said it is", self.index);
+            let revision = Some(replica.revision().into());
+            let ack = v1::SyncAck { revision, points: Vec::new() };
+            effects.push(Effect::Send(Request::Ack { session: life.session, ack }));
+        }
+        effects.push(Effect::Trace(format!("a{} at {}", self.index, replica.revision())));
+    }
+
+    fn step(&mut self, event: Event, effects: &mut Vec<Effect>) {
+        let now = self.now();
+        let Some(life) = &mut self.life else { return };
+        for action in life.state.step(event, now, &self.entropy) {
+            self.act(action, effects);
+        }
+        self.check();
+        let Some(life) = &self.life else { return };
+        self.wake = life.state.next_wake(now);
+    }
+
+    /// What must hold after every step.
+    fn check(&self) {
+        let Some(life) = &self.life else { return };
+        let now = self.now();
+        for (name, svid) in &life.svids {
+            if life.state.holds(name, &svid.term.digest) {
+                assert!(now <= svid.term.expires, "a{} holds `{name}` past its end", self.index);
+                let workload = life.state.replica().workloads().get(name);
+                let workload = workload.unwrap_or_else(|| panic!("`{name}` is held and withdrawn"));
+                let id = svid.chain.leaf().spiffe_id().expect("it was verified");
+                assert_eq!(id, workload.id, "a{} serves `{name}` as somebody else", self.index);
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action, effects: &mut Vec<Effect>) {
+        let Some(life) = &mut self.life else { return };
+        match action {
+            Action::Open { server: _, have } => {
+                life.session += 1;
+                life.open = false;
+                life.heard = false;
+                let (session, clock_micros) = (life.session, self.clock.now().micros());
+                let version = "sim".to_owned();
+                let hello = v1::SyncHello { have: have.map(Into::into), version, clock_micros };
+                let chain = self.disk.node.shown();
+                effects.push(Effect::Trace(format!("a{} opens from {have:?}", self.index)));
+                effects.push(Effect::Send(Request::Open { session, chain, hello }));
+                effects.push(Effect::After(PATIENCE, Reply::Silence { session }));
+            }
+            Action::Close => {
+                let session = life.session;
+                life.session += 1;
+                life.open = false;
+                effects.push(Effect::Send(Request::Gone { session }));
+            }
+            Action::RenewNode { server: _ } => self.renew(effects),
+            Action::Sign(workloads) => self.sign(workloads, effects),
+            Action::Publish => self.publish(effects),
+            Action::Remember => self.disk.snapshot = Some(Replica::clone(life.state.replica())),
+        }
+    }
+
+    fn call(&mut self, call: Call, effects: &mut Vec<Effect>) -> u64 {
+        let life = self.life.as_mut().expect("only a living agent calls");
+        life.calls_made += 1;
+        life.calls.insert(life.calls_made, call);
+        effects.push(Effect::After(PATIENCE, Reply::NoAnswer { call: life.calls_made }));
+        life.calls_made
+    }
+
+    fn sign(&mut self, workloads: Vec<Arc<Workload>>, effects: &mut Vec<Effect>) {
+        let mut items = Vec::new();
+        let mut asked = Vec::new();
+        let names: Vec<&str> = workloads.iter().map(|one| one.name.as_str()).collect();
+        effects.push(Effect::Trace(format!("a{} asks for {}", self.index, names.join(" "))));
+        for workload in workloads {
+            let life = self.life.as_ref().expect("only a living agent asks");
+            if let Some(svid) = life.svids.get(&workload.name) {
+                effects.push(Effect::Renews(workload.name.clone(), svid.term));
+            }
+            let key = keys::key(&self.keys);
+            let csr = make_csr(&key).expect("Ed25519 signs").into();
+            items.push(v1::SignItem { workload: workload.name.to_string(), csr });
+            asked.push((workload, key));
+        }
+        let call = self.call(Call::Sign(asked), effects);
+        let chain = self.disk.node.shown();
+        effects.push(Effect::Send(Request::Sign {
+            call,
+            chain,
+            request: v1::SignRequest { items },
+        }));
+    }
+
+    fn signed(
+        &mut self,
+        call: u64,
+        answer: Result<v1::SignResponse, String>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let now = self.now();
+        let Some(life) = &mut self.life else { return };
+        let Some(Call::Sign(asked)) = life.calls.remove(&call) else { return };
+        let bundle = life.state.replica().own_bundle().map(|bundle| Bundle::clone(bundle));
+        let bundles = bundle.map(Bundles::of).unwrap_or_default();
+        let mut fresh = Vec::new();
+        let mut outcomes = Vec::new();
+        match answer {
+            Ok(answer) => {
+                for ((workload, key), result) in asked.into_iter().zip(answer.results) {
+                    let answer = wire::sign_answer(result);
+                    let (outcome, svid) = judge(&workload, key, answer, &bundles, now);
+                    fresh.extend(svid.map(|svid| (workload.name.clone(), Arc::new(svid))));
+                    outcomes.push((workload.name.clone(), outcome));
+                }
+            }
+            Err(why) => {
+                let failed =
+                    |workload: &Workload| (workload.name.clone(), Outcome::Failed(why.clone()));
+                outcomes.extend(asked.iter().map(|(workload, _)| failed(workload)));
+            }
+        }
+        for (name, outcome) in &outcomes {
+            let what = match outcome {
+                Outcome::Issued { term, .. } => format!("gets `{name}` {}", term.digest),
+                Outcome::Refused(code, _) => format!("is refused `{name}`: {code}"),
+                Outcome::Failed(why) => format!("fails to get `{name}`: {why}"),
+            };
+            effects.push(Effect::Trace(format!("a{} {what}", self.index)));
+        }
+        let actions = life.state.step(Event::Signed(outcomes), now, &self.entropy);
+        for (name, svid) in fresh {
+            if life.state.holds(&name, &svid.term.digest) {
+                life.svids.insert(name, Arc::clone(&svid));
+                effects.push(Effect::Serves(svid));
+            }
+        }
+        for action in actions {
+            self.act(action, effects);
+        }
+        self.step(Event::Woke, effects);
+    }
+
+    fn renew(&mut self, effects: &mut Vec<Effect>) {
+        let successor = match &self.disk.successor {
+            Some(key) => Arc::clone(key),
+            None => Arc::new(keys::key(&self.keys)),
+        };
+        self.disk.successor = Some(Arc::clone(&successor));
+        let (generation, key) = (self.disk.node.generation, Arc::clone(&self.disk.node.key));
+        let csr = make_csr(&successor).expect("Ed25519 signs");
+        effects.push(Effect::Trace(format!("a{} renews itself from {generation}", self.index)));
+        self.ask_renewal(generation, key, csr, effects);
+    }
+
+    fn ask_renewal(
+        &mut self,
+        generation: u64,
+        key: Arc<PrivateKey>,
+        csr: Vec<u8>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let node = self.disk.node.id;
+        let hello = v1::RenewHello { node_id: node.as_bytes().to_vec().into(), generation };
+        let ask = RenewAsk { node, generation, key, csr };
+        let call = self.call(Call::Renew { generation }, effects);
+        effects.push(Effect::Send(Request::Renew { call, hello, ask }));
+    }
+
+    fn renewed(
+        &mut self,
+        call: u64,
+        answer: Result<v1::Renewed, (Code, String)>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let now = self.now();
+        let Some(life) = &mut self.life else { return };
+        let Some(Call::Renew { generation }) = life.calls.remove(&call) else { return };
+        let ours = self.disk.node.generation;
+        let renewed = match answer {
+            // The answer before was lost; the server knows the successor already.
+            Err((Code::StaleGeneration, _)) if generation == ours => {
+                let successor = self.disk.successor.clone().expect("it was written down first");
+                self.ask_renewal(ours + 1, successor, Vec::new(), effects);
+                return;
+            }
+            Err((code, why)) => {
+                effects.push(Effect::Trace(format!("a{} is not renewed: {code}", self.index)));
+                self.step(Event::NodeRenewalFailed { why }, effects);
+                return;
+            }
+            Ok(renewed) => wire::renewed(renewed).expect("our own server is understood"),
+        };
+        let successor = self.disk.successor.clone().expect("it was written down first");
+        assert_eq!(renewed.generation, ours + 1, "the server registered the successor");
+        assert_eq!(renewed.chain.leaf().spki(), successor.public().spki());
+        let bundles = Bundles::of(renewed.bundle.clone());
+        if let Err(refused) = verify(&renewed.chain.ders(), &bundles, Role::Client, now) {
+            self.step(Event::NodeRenewalFailed { why: refused.why }, effects);
+            return;
+        }
+        let id = self.disk.node.id;
+        let countersign_agent::server_link::Renewed { chain, issued, generation, .. } = renewed;
+        self.disk.node = Node { id, generation, key: successor, chain, issued };
+        self.disk.successor = None;
+        effects.push(Effect::Trace(format!("a{} is of generation {generation}", self.index)));
+        let term = self.disk.node.term();
+        self.step(Event::NodeRenewed(term), effects);
+    }
+
+    /// What is served has changed: as the driver, forget what is not held, and tell the points.
+    fn publish(&mut self, effects: &mut Vec<Effect>) {
+        let now = self.now();
+        let Some(life) = &mut self.life else { return };
+        let state = &life.state;
+        life.svids.retain(|name, svid| state.holds(name, &svid.term.digest));
+        let bundle = state.replica().own_bundle().cloned();
+        if bundle == life.verified_under {
+            return;
+        }
+        life.verified_under.clone_from(&bundle);
+        let Some(bundle) = bundle else { return };
+        let bundles = Bundles::of(Bundle::clone(&bundle));
+        let bad = |svid: &Svid| verify(&svid.chain.ders(), &bundles, Role::Client, now).is_err();
+        let bad: Vec<Name> =
+            life.svids.iter().filter(|(_, svid)| bad(svid)).map(|(name, _)| name.clone()).collect();
+        if !bad.is_empty() {
+            self.step(Event::Unusable(bad), effects);
+        }
+    }
+}
+
+/// Our own verifier's word on what the server gave, as the agent's renewal takes it.
+fn judge(
+    workload: &Workload,
+    key: PrivateKey,
+    answer: SignAnswer,
+    bundles: &Bundles,
+    now: Timestamp,
+) -> (Outcome, Option<Svid>) {
+    let (chain, issued) = match answer {
+        SignAnswer::Issued { chain, issued } => (chain, issued),
+        SignAnswer::Refused(code, why) => return (Outcome::Refused(code, why), None),
+        SignAnswer::Broken(why) => return (Outcome::Failed(why), None),
+    };
+    assert_eq!(chain.leaf().spki(), key.public().spki(), "the server took another key");
+    match verify(&chain.ders(), bundles, Role::Client, now) {
+        Ok(verified) => {
+            let digest = chain.leaf().fingerprint();
+            let term = Term { digest, issued, expires: verified.expires };
+            let outcome = Outcome::Issued { id: workload.id.clone(), term };
+            assert_eq!(verified.id, workload.id, "the server issued another identity");
+            (outcome, Some(Svid { chain, key, term }))
+        }
+        Err(refused) => (Outcome::Failed(refused.why), None),
+    }
+}

@@ -1,0 +1,170 @@
+//! Messages on their way: late, lost, doubled, overtaken, and what the server makes of those that arrive.
+
+use std::time::Duration;
+
+use countersign_api::v1;
+use countersign_identity::Code;
+
+use crate::control::{Asked, LineKey};
+use crate::messages::{Reply, Request};
+use crate::world::{Due, World};
+
+impl World {
+    fn delay(&self) -> u64 {
+        1 + self.below(self.settings.delay_max)
+    }
+
+    fn is_lost(&self, index: usize) -> bool {
+        let chance = !self.calm && self.below(1000) < self.settings.lost;
+        chance || self.machines[index].cut_off
+    }
+
+    pub(crate) fn send(&mut self, index: usize, life: u64, request: Request) {
+        if self.is_lost(index) {
+            let name = request.name();
+            self.tell(&format!("a{index}'s {name} is lost"));
+            return;
+        }
+        if !self.calm && self.below(1000) < self.settings.doubled {
+            let again = self.delay();
+            self.in_millis(again, Due::Arrives(index, life, request.clone()));
+        }
+        let delay = self.delay();
+        self.in_millis(delay, Due::Arrives(index, life, request));
+    }
+
+    pub(crate) fn answer(&mut self, index: usize, life: u64, reply: Reply) {
+        if self.is_lost(index) {
+            self.tell(&format!("an answer to a{index} is lost"));
+            return;
+        }
+        let delay = self.delay();
+        self.in_millis(delay, Due::Comes(index, life, Box::new(reply)));
+    }
+
+    pub(crate) fn arrives(&mut self, index: usize, life: u64, request: Request) {
+        if !self.control.is_up() {
+            return self.turned_away(index, life, &request);
+        }
+        match request {
+            Request::Open { session, chain, hello } => {
+                let (key, label) = ((index, life, session), self.machines[index].label.clone());
+                let reply = match self.control.open(key, &label, &chain, &hello) {
+                    Ok(()) => Reply::Opened { session },
+                    Err(refused) => {
+                        let (code, why) = (refused.code, refused.why);
+                        Reply::Ended { session, code, why }
+                    }
+                };
+                let opened = matches!(reply, Reply::Opened { .. });
+                let delay = self.delay();
+                let at = self.control.in_order(key, self.now + Duration::from_millis(delay));
+                if self.is_lost(index) {
+                    self.control.close(key);
+                    return;
+                }
+                self.push(at, Due::Comes(index, life, Box::new(reply)));
+                if opened {
+                    self.poll(key);
+                }
+            }
+            Request::Sign { call, chain, request } => {
+                let answer = self.control.call(async |steps| steps.sign(&chain, request).await);
+                if let Ok(answer) = &answer {
+                    let issued = |result: &&v1::SignResult| {
+                        matches!(result.outcome, Some(v1::sign_result::Outcome::Issued(_)))
+                    };
+                    let count = answer.results.iter().filter(issued).count();
+                    let at = self.elapsed();
+                    self.signed.extend(std::iter::repeat_n(at, count));
+                }
+                let answer = answer.map_err(|refused| refused.why);
+                self.answer(index, life, Reply::Signed { call, answer });
+            }
+            Request::Renew { call, hello, ask } => {
+                let exporter = [7; 32];
+                let proof = |nonce: &[u8]| ask.proof(nonce, &exporter);
+                let answer =
+                    self.control.call(async |steps| steps.renew(&hello, &exporter, proof).await);
+                let answer = answer.map_err(|refused| (refused.code, refused.why));
+                self.answer(index, life, Reply::Renewed { call, answer });
+            }
+            Request::Ack { session, ack } => self.control.acknowledge((index, life, session), ack),
+            Request::Gone { session } => self.control.close((index, life, session)),
+        }
+    }
+
+    /// Nobody listens: the connection is refused.
+    fn turned_away(&mut self, index: usize, life: u64, request: &Request) {
+        let why = || "nobody listens".to_owned();
+        let reply = match *request {
+            Request::Open { session, .. } => {
+                let code = Code::Unavailable;
+                Reply::Ended { session, code, why: why() }
+            }
+            Request::Sign { call, .. } => Reply::Signed { call, answer: Err(why()) },
+            Request::Renew { call, .. } => {
+                let refused = (Code::Unavailable, why());
+                Reply::Renewed { call, answer: Err(refused) }
+            }
+            Request::Ack { .. } | Request::Gone { .. } => return,
+        };
+        self.answer(index, life, reply);
+    }
+
+    /// Asks a stream for all that it has to say now.
+    pub(crate) fn poll(&mut self, key: LineKey) {
+        let (index, life, session) = key;
+        loop {
+            match self.control.ask(key) {
+                Asked::Says(message, records) => {
+                    if self.is_lost(index) {
+                        self.break_line(key);
+                        return;
+                    }
+                    let delay = Duration::from_millis(self.delay());
+                    let at = self.control.in_order(key, self.now + delay);
+                    let said = Reply::Said { session, message, records };
+                    self.push(at, Due::Comes(index, life, Box::new(said)));
+                }
+                Asked::Waits(until) => return self.push(until, Due::Line(key)),
+                Asked::Ended(code, why) => {
+                    return self.answer(index, life, Reply::Ended { session, code, why });
+                }
+                Asked::Gone => return,
+            }
+        }
+    }
+
+    /// The connection of a stream breaks: the server sees it now, the agent some time later.
+    pub(crate) fn break_line(&mut self, key: LineKey) {
+        let (index, life, session) = key;
+        self.control.close(key);
+        let later = 50 + self.below(15_000);
+        let why = "the connection broke".to_owned();
+        let ended = Reply::Ended { session, code: Code::Unavailable, why };
+        self.in_millis(later, Due::Comes(index, life, Box::new(ended)));
+    }
+
+    /// The snapshot catches up with the store some time later.
+    pub(crate) fn advance_soon(&mut self) {
+        let later = self.below(500);
+        self.in_millis(later, Due::Advance);
+    }
+
+    pub(crate) fn advance(&mut self) {
+        if self.control.is_up() {
+            self.control.advance();
+        }
+        self.follow();
+    }
+
+    /// Wakes every stream when the snapshot has moved, whoever moved it.
+    pub(crate) fn follow(&mut self) {
+        if self.control.has_moved() {
+            for key in self.control.lines() {
+                self.poll(key);
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Runs in which nothing goes wrong, but for one thing.
+
+use std::time::Duration;
+
+use countersign_api::resource::Kind;
+use countersign_sim::{Settings, World};
+
+fn settings(seed: u64) -> Settings {
+    Settings {
+        seed,
+        machines: 4,
+        workloads: 3,
+        lifetime: "60s",
+        agent_lifetime: "10m",
+        delay_max: 20,
+        lost: 0,
+        doubled: 0,
+        services: false,
+    }
+}
+
+#[test]
+fn renewals_happen_between_45_and_50_percent_of_the_lifetime_while_the_server_is_there() {
+    let mut world = World::begin(settings(1));
+    world.run(Duration::from_secs(600));
+    world.check_converged();
+    world.verify_everything();
+    let shares: Vec<u64> = world.renewals().iter().map(|renewal| renewal.share).collect();
+    assert!(200 < shares.len(), "{} renewals", shares.len());
+    // One request may wait for the answer to another: 60 ms of 60 s are a tenth of a percent.
+    let (least, most) = (shares.iter().min().unwrap(), shares.iter().max().unwrap());
+    assert!((4500..=5015).contains(least) && (4500..=5015).contains(most), "{least} to {most}");
+}
+
+#[test]
+fn outage_within_the_budget_costs_nobody_a_certificate() {
+    let mut world = World::begin(settings(2));
+    world.run(Duration::from_secs(200));
+    let held = world.held();
+    assert_eq!(held, 4 * 3);
+    for _ in 0..3 {
+        // 45 % of 60 s.
+        world.outage(Duration::from_secs(26));
+        assert_eq!(world.held(), held, "at the end of the outage");
+        world.run(Duration::from_secs(1));
+        assert_eq!(world.held(), held);
+        world.run(Duration::from_secs(40));
+        assert_eq!(world.held(), held);
+        world.check_converged();
+    }
+    world.verify_everything();
+}
+
+#[test]
+fn outage_longer_than_the_agents_own_lifetime_ends_by_itself() {
+    let mut world = World::begin(settings(3));
+    world.run(Duration::from_secs(60));
+    world.outage(Duration::from_secs(1200));
+    assert_eq!(world.held(), 0, "nothing is served past its end");
+    world.run(Duration::from_secs(60));
+    world.check_converged();
+    assert_eq!(world.held(), 4 * 3);
+    world.verify_everything();
+}
+
+#[test]
+fn removed_workload_is_withdrawn_within_a_second_and_comes_back_when_it_is_declared() {
+    let mut world = World::begin(settings(4));
+    world.run(Duration::from_secs(30));
+    assert_eq!(world.held(), 4 * 3);
+    world.remove(Kind::Workload, &"w2-1".parse().unwrap());
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.held(), 4 * 3 - 1);
+    world.run(Duration::from_secs(5));
+    world.check_converged();
+}
+
+#[test]
+fn removed_policy_ends_exactly_its_connections() {
+    let mut world = World::begin(Settings { services: true, ..settings(5) });
+    world.run(Duration::from_secs(200));
+    let before = world.links();
+    assert!(12 < before.made, "{before:?}");
+    assert_eq!((before.refused, before.cut), (0, 0), "{before:?}");
+    let live = before.made - before.expired;
+    world.remove(Kind::Policy, &"p1".parse().unwrap());
+    // Each step of the world checks that a connection is up if and only if both its ends still allow it.
+    world.run(Duration::from_secs(2));
+    let after = world.links();
+    assert_eq!(after.cut, 1, "{after:?} of {live} that were live");
+    world.check_converged();
+    world.verify_everything();
+}
+
+#[test]
+fn two_hundred_agents_in_step_come_back_spread_over_their_backoff() {
+    let mut world = World::begin(Settings {
+        machines: 200,
+        workloads: 1,
+        lifetime: "24m",
+        agent_lifetime: "24h",
+        delay_max: 50,
+        ..settings(6)
+    });
+    world.run(Duration::from_secs(1000));
+    // All are due at some moment of these ten minutes.
+    world.outage(Duration::from_secs(600));
+    let end = world.elapsed();
+    assert_eq!(world.held(), 200, "nothing expired meanwhile");
+    world.run(Duration::from_secs(120));
+    assert_eq!(world.held(), 200);
+    let mut seconds = [0_u32; 120];
+    for at in world.signed().iter().filter(|at| end <= **at) {
+        seconds[usize::try_from((*at - end).as_secs()).unwrap()] += 1;
+    }
+    assert_eq!(seconds.iter().sum::<u32>(), 200, "each is renewed once");
+    let busiest = seconds.iter().max().unwrap();
+    assert!(*busiest <= 50, "{busiest} in one second: {:?}", &seconds[..20]);
+    world.check_converged();
+    world.verify_everything();
+}
