@@ -41,7 +41,7 @@ fn run(seed: u64) -> World {
     let told = Told(&mut world, seed);
     told.0.run(Duration::from_secs(20));
     told.0.check_converged();
-    let plague = Duration::from_secs(200);
+    let plague = Duration::from_secs(120);
     told.0.plague(plague);
     told.0.run(plague);
     told.0.heal();
