@@ -1,0 +1,39 @@
+//! No chain of bytes makes the verifier panic, and nothing but a SPIFFE ID of the bundle's own trust domain passes.
+#![no_main]
+
+use countersign_identity::Timestamp;
+use countersign_pki::{Bundle, Bundles, Role, verify, verify_pinned};
+use libfuzzer_sys::fuzz_target;
+
+/// A certificate may have any length; what is left over is the next one.
+fn split(bytes: &[u8]) -> Vec<&[u8]> {
+    let mut rest = bytes;
+    let mut parts = Vec::new();
+    while let [high, low, after @ ..] = rest {
+        let length = usize::from(u16::from_be_bytes([*high, *low])).min(after.len());
+        let (part, more) = after.split_at(length);
+        parts.push(part);
+        rest = more;
+    }
+    parts
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let chain = split(bytes);
+    let now = Timestamp::from_secs(1_795_262_400);
+    let Some((root, shown)) = chain.split_first() else { return };
+    let Ok(domain) = "shop.example".parse() else { return };
+    if let Ok(bundle) = Bundle::from_concatenated(domain, root)
+        && let Ok(bundles) = Bundles::new(vec![bundle])
+    {
+        for role in [Role::Client, Role::Server] {
+            if let Ok(verified) = verify(shown, &bundles, role, now) {
+                assert_eq!(verified.id.trust_domain().as_str(), "shop.example");
+                assert!(!verified.id.is_root());
+                assert!(now <= verified.expires);
+            }
+        }
+    }
+    let pin = countersign_identity::KeyId::from_bytes([7; 32]);
+    assert!(verify_pinned(shown, pin, Role::Server, now).is_err());
+});

@@ -1,0 +1,11 @@
+//! No text makes the policy compiler panic, and what compiles with nothing permitted denies.
+#![no_main]
+
+use countersign_policy::{Policies, PolicySource, scope};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    let source = PolicySource { name: "fuzz".parse().expect("a name"), text: text.to_owned() };
+    let compiled = Policies::compile(&[source], None);
+    assert_eq!(compiled.is_ok() && scope(text).is_err(), false, "what compiles has a scope");
+});
