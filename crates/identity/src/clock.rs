@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use crate::Timestamp;
@@ -15,7 +14,8 @@ pub trait Clock: Send + Sync + 'static {
     /// The present moment.
     fn now(&self) -> Timestamp;
 
-    /// Waits until `now()` is at or after the moment, also over a suspended machine and a stepped clock.
+    /// Waits until `now()` is at or after the moment, also over a suspended machine. Ends early when the clock is set
+    /// back meanwhile, since the moment was reckoned on a clock that is no more: the caller looks again.
     fn sleep_until(&self, at: Timestamp) -> Sleep<'_>;
 }
 
@@ -23,25 +23,18 @@ pub trait Clock: Send + Sync + 'static {
 ///
 /// `sleep_until` looks at the wall clock at least twice a second, since timers of the runtime neither count
 /// suspended time nor follow a stepped clock. One sleeper a component, not one a connection.
-#[derive(Debug, Default)]
-pub struct SystemClock {
-    highest: AtomicI64,
-}
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
 
+/// A clock that is slewed goes back by less than this; one that goes back by more was set.
+const STEP_NOTICED: Duration = Duration::from_secs(1);
 /// The longest nap between two looks at the wall clock.
 const NAP_MAX: Duration = Duration::from_millis(500);
 
 impl SystemClock {
-    /// Reads the clock for the first time.
-    pub fn new() -> Self {
-        let clock = Self::default();
-        clock.now();
-        clock
-    }
-
-    /// The highest time that this process has seen; later than `now()` after the clock was set back.
-    pub fn highest(&self) -> Timestamp {
-        Timestamp::from_micros(self.highest.load(Ordering::Relaxed))
+    /// The clock of this machine.
+    pub const fn new() -> Self {
+        Self
     }
 }
 
@@ -53,18 +46,19 @@ impl Clock for SystemClock {
                 i64::try_from(before.duration().as_micros()).map_or(i64::MIN, |micros| -micros)
             }
         };
-        self.highest.fetch_max(micros, Ordering::Relaxed);
         Timestamp::from_micros(micros)
     }
 
     fn sleep_until(&self, at: Timestamp) -> Sleep<'_> {
         Box::pin(async move {
-            loop {
-                let left = at.since(self.now());
-                if left.is_zero() {
+            let mut last = self.now();
+            while last < at {
+                tokio::time::sleep(at.since(last).min(NAP_MAX)).await;
+                let now = self.now();
+                if now + STEP_NOTICED < last {
                     return;
                 }
-                tokio::time::sleep(left.min(NAP_MAX)).await;
+                last = now;
             }
         })
     }

@@ -93,7 +93,7 @@ fn removed_policy_ends_exactly_its_connections() {
 }
 
 #[test]
-fn two_hundred_agents_in_step_come_back_spread_over_their_backoff() {
+fn after_ten_minutes_away_no_minute_sees_three_times_the_steady_rate_and_nothing_expires() {
     let mut world = World::begin(Settings {
         machines: 200,
         workloads: 1,
@@ -107,15 +107,17 @@ fn two_hundred_agents_in_step_come_back_spread_over_their_backoff() {
     world.outage(Duration::from_secs(600));
     let end = world.elapsed();
     assert_eq!(world.held(), 200, "nothing expired meanwhile");
-    world.run(Duration::from_secs(120));
+    world.run(Duration::from_secs(480));
     assert_eq!(world.held(), 200);
-    let mut seconds = [0_u32; 120];
+    let mut minutes = [0_u32; 8];
     for at in world.signed().iter().filter(|at| end <= **at) {
-        seconds[usize::try_from((*at - end).as_secs()).unwrap()] += 1;
+        minutes[usize::try_from((*at - end).as_secs() / 60).unwrap()] += 1;
     }
-    assert_eq!(seconds.iter().sum::<u32>(), 200, "each is renewed once");
-    let busiest = seconds.iter().max().unwrap();
-    assert!(*busiest <= 50, "{busiest} in one second: {:?}", &seconds[..20]);
+    assert_eq!(minutes.iter().sum::<u32>(), 200, "each is renewed once: {minutes:?}");
+    // In calm weather each of them renews once in 684 s: at 47.5 % of 24 minutes on the average.
+    let steady = 200 * 60 / 684;
+    let busiest = minutes.iter().max().unwrap();
+    assert!(*busiest <= 3 * steady, "{busiest} in one minute, {steady} in a calm one: {minutes:?}");
     world.check_converged();
     world.verify_everything();
 }

@@ -7,9 +7,8 @@ use countersign_sim::{Settings, World};
 
 /// How many seeds are tried when none is named.
 const SEEDS: u64 = 20;
-/// How long it takes until all is well again. A clock that was ahead by 100 s when it is set right leaves the agent a wait
-/// of as much.
-const SETTLES: Duration = Duration::from_secs(150);
+/// How long it takes until all is well again.
+const SETTLES: Duration = Duration::from_secs(60);
 
 fn settings(seed: u64) -> Settings {
     Settings {

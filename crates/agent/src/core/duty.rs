@@ -167,9 +167,36 @@ impl Duty {
         self.refusal = Some((code, why));
     }
 
-    /// There is a server again: a request now is no retry of the old one.
-    pub(super) fn fresh_chance(&mut self) {
+    /// There is a server again after an absence: a request now is no retry of the old one.
+    ///
+    /// What has come due meanwhile is asked for at a moment drawn from a span as long as the absence, so that a fleet that
+    /// was cut off together does not come back together; and within three quarters of the time that is left for tries.
+    pub(super) fn fresh_chance(
+        &mut self,
+        now: Timestamp,
+        absence: Duration,
+        entropy: &dyn Entropy,
+    ) {
         self.retry = None;
         self.backoff.reset();
+        let Some(Held { term, .. }) = self.held else { return };
+        let left = retry_ends(term.issued, term.expires).since(now) * 3 / 4;
+        // Where nothing is left to wait in, it is asked for at once.
+        if !self.outdated && term.due() <= now && !left.is_zero() {
+            self.retry = Some(now + share(absence.min(left), entropy));
+        }
     }
+
+    /// The clock was set back: waits that were reckoned on it mean nothing any more.
+    pub(super) fn forget_waits(&mut self) {
+        self.retry = None;
+    }
+}
+
+/// A random part of a span.
+fn share(span: Duration, entropy: &dyn Entropy) -> Duration {
+    let mut bytes = [0; 2];
+    // Without randomness the whole: late, but in time.
+    let drawn = entropy.fill(&mut bytes).map_or(u16::MAX, |()| u16::from_be_bytes(bytes));
+    span.mul_f64(f64::from(drawn) / f64::from(u16::MAX))
 }

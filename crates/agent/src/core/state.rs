@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{Backoff, BackoffPolicy, Code, Entropy, Name, Timestamp};
+use countersign_identity::{Backoff, BackoffPolicy, Code, Entropy, Name, SKEW_ALLOWED, Timestamp};
 
 use super::duty::{Duty, Standing, Term};
 use super::event::{Action, Event, Knowledge, LinkView, Outcome, Settings, SyncMessage};
@@ -28,6 +28,8 @@ pub struct State {
     renewing_node: Option<Timestamp>,
     duties: BTreeMap<Name, Duty>,
     signing: BTreeMap<Name, Arc<Workload>>,
+    /// When the machine was asked last, by a clock that may be set back.
+    asked: Timestamp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +71,7 @@ impl State {
             renewing_node: None,
             duties: BTreeMap::new(),
             signing: BTreeMap::new(),
+            asked: now,
         };
         state.take_duties(&Replica::default());
         state
@@ -77,9 +80,13 @@ impl State {
     /// Takes what happened, and says what to do.
     pub fn step(&mut self, event: Event, now: Timestamp, entropy: &dyn Entropy) -> Vec<Action> {
         let mut actions = Vec::new();
+        if now + SKEW_ALLOWED < self.asked {
+            self.clock_set_back(now);
+        }
+        self.asked = now;
         match event {
             Event::Woke => {}
-            Event::Opened => self.opened(),
+            Event::Opened => self.opened(now, entropy),
             Event::Closed { why } => self.closed(why, now, entropy),
             Event::Said(message) => self.said(message, now, entropy, &mut actions),
             Event::Signed(outcomes) => self.signed(outcomes, now, entropy, &mut actions),
@@ -169,11 +176,25 @@ impl State {
         self.duties.values().filter_map(|duty| Some(duty.term()?.expires)).min()
     }
 
-    fn opened(&mut self) {
+    fn opened(&mut self, now: Timestamp, entropy: &dyn Entropy) {
+        let absence = self.disconnected.map_or(Duration::ZERO, |since| now.since(since));
         self.link = Link::Open { synced: false };
         self.trouble = None;
-        self.node.fresh_chance();
-        self.duties.values_mut().for_each(Duty::fresh_chance);
+        self.node.fresh_chance(now, absence, entropy);
+        for duty in self.duties.values_mut() {
+            duty.fresh_chance(now, absence, entropy);
+        }
+    }
+
+    /// Waits that were reckoned on the clock before would last as long as the step.
+    fn clock_set_back(&mut self, now: Timestamp) {
+        if let Link::Down { retry } = &mut self.link {
+            *retry = (*retry).min(now);
+        }
+        self.node.forget_waits();
+        self.duties.values_mut().for_each(Duty::forget_waits);
+        self.renewing_node = self.renewing_node.map(|since| since.min(now));
+        self.disconnected = self.disconnected.map(|since| since.min(now));
     }
 
     fn closed(&mut self, why: String, now: Timestamp, entropy: &dyn Entropy) {
