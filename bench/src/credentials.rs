@@ -61,7 +61,7 @@ impl Domain {
             lifetime: Lifetime::from_secs(3600)?,
             dns_names: Vec::new(),
             provenance: Provenance {
-                revision: Revision { incarnation: 1, number: 1 },
+                revision: Revision { incarnation: 1, number: 0 },
                 node: NodeTag::from_bytes([7; 8]),
             },
             reserved: Reserved::Refuse,

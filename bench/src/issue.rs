@@ -29,8 +29,7 @@ pub(crate) fn run(output: Output) -> Result<()> {
 
     let limit = crypto_alone(cores, &csr, &key);
     let folder = tempfile::tempdir()?;
-    let path = folder.path().join("store.db");
-    let store = Arc::new(SqliteStore::open(&path, Arc::new(SystemEntropy))?);
+    let store = Arc::new(SqliteStore::create(folder.path(), Arc::new(SystemEntropy))?);
     let value = runtime.block_on(issue_for(&domain, &store, &csr))?;
     Figure {
         name: "issue_embedded",
@@ -109,7 +108,7 @@ async fn issue(domain: &Domain, store: &dyn Store, csr: &[u8]) -> Result<()> {
         issuer: summary.issuer,
         node: None,
         validity: summary.validity,
-        revision: countersign_identity::Revision { incarnation: 1, number: 1 },
+        revision: countersign_identity::Revision { incarnation: 1, number: 0 },
     };
     let batch = Batch { events: vec![event], issued: vec![row], ..Batch::default() };
     let committed = store.commit(batch).await?;

@@ -8,6 +8,9 @@ mod credentials;
 mod figure;
 mod handshake;
 mod issue;
+#[path = "../../crates/cli/tests/support/load.rs"]
+mod load;
+mod rotation;
 mod small;
 
 use std::process::ExitCode;
@@ -34,9 +37,10 @@ struct Arguments {
 
 type Bench = fn(Output) -> Result<()>;
 
-const FIGURES: [(&str, Bench); 4] = [
+const FIGURES: [(&str, Bench); 5] = [
     ("issue_embedded", issue::run),
     ("handshake", handshake::run),
+    ("rotation_p99", rotation::run),
     ("verify", small::verify),
     ("decide", small::decide),
 ];

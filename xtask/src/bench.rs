@@ -16,14 +16,18 @@ pub(crate) fn run(output: Output, name: Option<&str>) -> Result<()> {
         Output::Human => "human",
         Output::Json => "json",
     };
+    // One figure runs the product itself.
+    step_quietly(&mut cargo(&["build", "--quiet", "--release"]))?;
     let mut bench = cargo(&["run", "--quiet", "--release", "--package", "countersign-bench", "--"]);
     bench.args(["--output", format]).args(name);
     match output {
         Output::Human => step("benchmarks", &mut bench),
         // One object a line and nothing else.
-        Output::Json => {
-            anyhow::ensure!(bench.status()?.success(), "the benchmarks failed");
-            Ok(())
-        }
+        Output::Json => step_quietly(&mut bench),
     }
+}
+
+fn step_quietly(command: &mut std::process::Command) -> Result<()> {
+    anyhow::ensure!(command.status()?.success(), "{command:?} failed");
+    Ok(())
 }

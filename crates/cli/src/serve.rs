@@ -19,7 +19,7 @@ pub(crate) fn code_of(cause: &(dyn Error + 'static)) -> Option<Code> {
     if cause.is::<crate::up::Taken>() {
         return Some(Code::AlreadyExists);
     }
-    if cause.is::<crate::up::Late>() {
+    if cause.is::<crate::up::Late>() || cause.is::<crate::up::Unready>() {
         return Some(Code::NotReady);
     }
     server::code_of(cause).or_else(|| agent::code_of(cause)).or_else(|| proxy::code_of(cause))

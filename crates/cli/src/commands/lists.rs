@@ -25,7 +25,7 @@ pub(crate) async fn create_token(
         Output::Json => output::json(&response)?,
         Output::Human => output::line(&format!(
             "On the machine that joins, before {} (the token works once):\n\n  \
-             COUNTERSIGN_JOIN={} countersign agent --server ADDRESS --trust {}",
+             COUNTERSIGN_JOIN={} countersign agent --data DIR --server ADDRESS --trust {}",
             response.expires, response.token, response.trust
         ))?,
     }

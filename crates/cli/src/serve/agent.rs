@@ -85,7 +85,8 @@ pub(crate) fn agent(settings: &Settings<AgentProgram>, output: Output) -> Result
         false => None,
     };
     let config = Config {
-        socket: socket.unwrap_or_else(|| data.join("run").join("agent.sock")),
+        // It is told to others, who may stand in another folder.
+        socket: std::path::absolute(socket.unwrap_or_else(|| data.join("run").join("agent.sock")))?,
         data: data.clone(),
         servers: servers.iter().map(ToString::to_string).collect(),
         trust_domain,

@@ -59,6 +59,9 @@ impl Logging {
     }
 }
 
+/// How long after it is ready a program has done what it does only once, its first handshakes among it.
+const SETTLING: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Whether the kernel may show the process's memory to others of its user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dump {
@@ -115,8 +118,13 @@ where
     let mut program = std::pin::pin!(program(stop.clone(), ready));
     let mut is_ready = std::pin::pin!(is_ready);
     let mut say = Some(say);
+    let mut settled = None;
     loop {
         tokio::select! {
+            () = when(settled.as_mut()) => {
+                settled = None;
+                crate::resident::give_back_code();
+            }
             ended = &mut program => {
                 ended?;
                 if output == Output::Json {
@@ -127,12 +135,20 @@ where
             Ok(ready) = &mut is_ready, if say.is_some() => {
                 if let Some(say) = say.take() {
                     told(output::line(&say(ready, output)));
-                    crate::resident::give_back_code();
+                    settled = Some(Box::pin(tokio::time::sleep(SETTLING)));
                 }
             }
             _ = interrupt.recv() => stop.cancel(),
             _ = terminate.recv() => stop.cancel(),
         }
+    }
+}
+
+/// Ends when what is there ends, and never when there is nothing.
+async fn when<F: Future<Output = ()> + Unpin>(there: Option<&mut F>) {
+    match there {
+        Some(there) => there.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -66,6 +66,13 @@ impl Layout {
         self.run.join("agent.sock")
     }
 
+    /// Takes away the folder of sockets, once nobody listens in it any more.
+    pub(crate) fn clear_sockets(&self) {
+        if let Err(error) = fs::remove_dir_all(&self.run) {
+            tracing::debug!("{} stays: {error}", self.run.display());
+        }
+    }
+
     /// Tells other commands where the trust domain is, in the data directory and as this user's last one.
     pub(crate) fn publish(&self, whereabouts: &Whereabouts) -> Result<()> {
         let text = serde_json::to_vec_pretty(whereabouts)?;

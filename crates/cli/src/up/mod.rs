@@ -20,7 +20,7 @@ use countersign_identity::DurationText;
 
 pub(crate) use address::{AddressArguments, address};
 pub(crate) use layout::{Taken, last_up, replace};
-pub(crate) use story::{Late, run};
+pub(crate) use story::{Late, Unready, run};
 
 /// Where the README's first command finds its manifests.
 const SHOP: &str = "examples/shop";

@@ -29,8 +29,8 @@ pub(crate) struct ServicePlan {
     /// The program and its arguments; empty: somebody else starts it.
     pub command: Vec<OsString>,
     pub environment: Vec<(String, OsString)>,
-    /// The listeners on loopback, which any process of the machine can reach.
-    pub open_to_all: Vec<String>,
+    /// The program's listener on loopback, which any process of the machine can reach.
+    pub open_to_all: Option<String>,
 }
 
 impl ServicePlan {
@@ -164,18 +164,12 @@ fn unix(path: &Path) -> String {
     format!("unix:{}", path.display())
 }
 
-/// The listeners that nothing protects from other users of the machine.
-fn open_to_all(name: &Name, spec: &ServiceSpec) -> Vec<String> {
-    let mut open = Vec::new();
-    if let Some(Local::Tcp(address)) = &spec.forward {
-        open.push(format!("{name} listens on {address}"));
+/// The listener that nothing protects from other users of the machine. (Ways out over loopback let in their own user only.)
+fn open_to_all(name: &Name, spec: &ServiceSpec) -> Option<String> {
+    match &spec.forward {
+        Some(Local::Tcp(address)) => Some(format!("{name} listens on {address}")),
+        Some(Local::Unix | Local::UnixAt(_)) | None => None,
     }
-    for upstream in &spec.upstreams {
-        if let Local::Tcp(address) = &upstream.local {
-            open.push(format!("{name} reaches {} through {address}", upstream.service));
-        }
-    }
-    open
 }
 
 /// The Unix socket or port on which the program must be seen before a request can go through.

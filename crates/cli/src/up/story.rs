@@ -30,6 +30,11 @@ use crate::output::Output;
 #[error("not ready within {} s: see the logs in {}", READY_TIMEOUT.as_secs(), .0.display())]
 pub(crate) struct Late(PathBuf);
 
+/// It was told to end before that.
+#[derive(Debug, thiserror::Error)]
+#[error("ended before everything had come up")]
+pub(crate) struct Unready;
+
 /// How long everything may take to come up.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often `up` looks whether what it waits for has come.
@@ -118,7 +123,7 @@ impl Stage {
     ) -> Result<()> {
         let mut ended = Box::pin(ended(span, self.nursery.clock.clone())?);
         let whereabouts = tokio::select! {
-            () = &mut ended => return Ok(()),
+            () = &mut ended => return Err(Unready.into()),
             up = tokio::time::timeout(READY_TIMEOUT, self.bring_up(domain, resources, services)) => {
                 up.map_err(|_late| Late(self.cast.layout.logs.clone()))??
             }
@@ -252,7 +257,7 @@ impl Stage {
 
     /// Proxies first, so that what is under way is finished by services that still run.
     async fn take_down(self) {
-        let Self { tiers, mut inbox, mut view, .. } = self;
+        let Self { tiers, mut inbox, mut view, cast, .. } = self;
         view.stopping();
         // Keepers may still want to tell something; nobody needs it, but they must not wait for room.
         let drain = tokio::spawn(async move { while inbox.recv().await.is_some() {} });
@@ -261,6 +266,7 @@ impl Stage {
             cut += tier.stop().await;
         }
         drain.abort();
+        cast.layout.clear_sockets();
         view.stopped(cut);
     }
 }

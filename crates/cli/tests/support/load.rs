@@ -49,7 +49,7 @@ impl Load {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = Outcome::default();
         for thread in self.threads {
-            let one = thread.join().unwrap();
+            let one = thread.join().expect("a client does not panic");
             all.answered += one.answered;
             all.failures.extend(one.failures);
             all.latencies.extend(one.latencies);
@@ -62,18 +62,6 @@ impl Load {
 impl Outcome {
     pub(crate) fn quantile(&self, thousandths: usize) -> Duration {
         self.latencies[(self.latencies.len() - 1) * thousandths / 1000]
-    }
-
-    #[track_caller]
-    pub(crate) fn assert_no_failure(&self, at_least: u64) {
-        assert!(
-            self.failures.is_empty(),
-            "{} of {} requests failed: {:?}",
-            self.failures.len(),
-            self.answered,
-            &self.failures[..self.failures.len().min(5)]
-        );
-        assert!(at_least <= self.answered, "only {} requests were answered", self.answered);
     }
 }
 
