@@ -63,6 +63,8 @@ impl Program {
         command.stdout(if self.speaks { Stdio::piped() } else { Stdio::from(log) });
         // A group of its own: ctrl-C reaches `up` alone, which then stops the parts in order.
         command.process_group(0);
+        // A process that cannot be vouched for is not left running unwatched.
+        command.kill_on_drop(true);
         die_with_parent(&mut command);
         let mut child = command
             .spawn()
