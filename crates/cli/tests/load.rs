@@ -66,7 +66,7 @@ fn certificates_of_ten_seconds_are_renewed_again_and_again_without_one_failed_re
 }
 
 #[test]
-fn a_server_away_for_25_seconds_of_60_second_lifetimes_fails_no_request_and_the_budget_is_right_after_it() {
+fn a_server_away_for_25_of_60_seconds_fails_no_request_and_the_budget_is_right_after_it() {
     let state = folder();
     let up = Up::start(&manifests(state.path(), "60s", "24h"), &state.path().join("data"), &[]);
     let load = Load::start(&up.address("web"), 200);
