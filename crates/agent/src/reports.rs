@@ -105,7 +105,7 @@ impl Reports {
             };
             changed.mark_unchanged();
             let points = self.points.acknowledgements();
-            if acks.send(v1::SyncAck { revision, points }).await.is_err() {
+            if acks.send(v1::SyncAck { revision, points, unaware: 0 }).await.is_err() {
                 return;
             }
             let ended = tokio::select! {

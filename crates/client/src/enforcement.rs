@@ -162,7 +162,7 @@ impl Outbox {
     /// Acknowledgements first: somebody may be waiting for them.
     fn next(&mut self) -> Option<v1::EnforcementRequest> {
         let step = if let Some(Acknowledgement { revision, cut }) = self.acknowledgement.take() {
-            Out::Acknowledge(v1::Acknowledge { revision: Some(revision.into()), cut })
+            Out::Acknowledge(v1::Acknowledge { revision: Some(revision.into()), cut, draining: 0 })
         } else if let Some(status) = self.status.take() {
             Out::Status(status)
         } else if self.facts.is_empty() {

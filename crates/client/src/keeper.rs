@@ -227,6 +227,7 @@ impl Keeper {
             // No agent, no names: peers go by their SPIFFE IDs.
             names: Arc::new(HashMap::new()),
             policies: Arc::clone(&held.policies),
+            revocations: Arc::default(),
         });
         held.cut = held.cut.saturating_add(u64::try_from(applied.cut).unwrap_or(u64::MAX));
     }

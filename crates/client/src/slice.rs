@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use countersign_api::resource::{Kind, PolicyRecord, ServiceSpec, Spec};
 use countersign_api::v1;
-use countersign_identity::{Name, Revision, SpiffeId, TrustDomain};
+use countersign_identity::{Name, Revision, Revocation, Revocations, SpiffeId, TrustDomain};
 use countersign_pki::{Bundle, Bundles, Certificate};
 use countersign_policy::{Policies, PolicySource};
 use countersign_tls::Slice;
@@ -14,11 +14,14 @@ use crate::Services;
 
 /// The largest message that is taken from the agent.
 pub(crate) const SLICE_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// The kind of those records.
+const REVOCATION: &str = "Revocation";
 const BUNDLES_MAX: usize = 1024;
 const AUTHORITIES_MAX: usize = 64;
 const WORKLOADS_MAX: usize = 50_000;
 const SERVICES_MAX: usize = 4096;
 const POLICIES_MAX: usize = 20_000;
+const REVOCATIONS_MAX: usize = 100_000;
 
 /// A slice that is ready to be enforced.
 #[derive(Debug)]
@@ -56,6 +59,7 @@ pub(crate) fn decode(slice: v1::Slice) -> Result<Decoded, BadSlice> {
     let ids = workloads(slice.workloads)?;
     let services = services(slice.services)?;
     let policies = policies(slice.policies)?;
+    let revocations = revocations(slice.revocations)?;
     let mut names: HashMap<_, _> =
         ids.iter().map(|(name, id)| (id.clone(), name.clone())).collect();
     if names.len() < ids.len() {
@@ -73,6 +77,7 @@ pub(crate) fn decode(slice: v1::Slice) -> Result<Decoded, BadSlice> {
         bundles: Arc::new(bundles),
         names: Arc::new(names),
         policies: Arc::new(policies),
+        revocations: Arc::new(revocations),
     };
     Ok(Decoded { slice, services: Services { revision, workload, id, services, ids } })
 }
@@ -87,6 +92,7 @@ fn check_counts(slice: &v1::Slice) -> Result<(), BadSlice> {
         ("workloads", slice.workloads.len(), WORKLOADS_MAX),
         ("services", slice.services.len(), SERVICES_MAX),
         ("policies", slice.policies.len(), POLICIES_MAX),
+        ("revocations", slice.revocations.len(), REVOCATIONS_MAX),
     ] {
         if max < count {
             return Err(BadSlice::Many { what, count, max });
@@ -164,6 +170,20 @@ fn policies(wire: Vec<v1::Record>) -> Result<Policies, BadSlice> {
         let lines: Vec<_> = problems.iter().take(5).map(ToString::to_string).collect();
         BadSlice::Policies(lines.join("; "))
     })
+}
+
+/// A rule that cannot be read refuses the slice: to leave it out would un-revoke.
+fn revocations(wire: Vec<v1::Record>) -> Result<Revocations, BadSlice> {
+    let mut rules = Vec::with_capacity(wire.len());
+    for record in wire {
+        if record.kind != REVOCATION {
+            return Err(bad_record(&record, &format!("expected a record of kind {REVOCATION}")));
+        }
+        let rule: Revocation = serde_json::from_slice(&record.value)
+            .map_err(|problem| bad_record(&record, &problem.to_string()))?;
+        rules.push((Arc::from(record.name), Arc::new(rule)));
+    }
+    Ok(Revocations::new(rules))
 }
 
 fn name_of(record: &v1::Record, kind: Kind) -> Result<Name, BadSlice> {

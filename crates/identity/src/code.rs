@@ -74,6 +74,7 @@ codes! {
     ReservedPath "reserved-path" Caller "The SPIFFE ID lies under /countersign, which belongs to servers and agents.";
     LongLifetime "long-lifetime" Caller "The lifetime is over the limit.";
     WeakKey "weak-key" Caller "The key's kind or size is not accepted.";
+    RevokedKey "revoked-key" Caller "The key was revoked, and is refused for ever.";
     Suspended "suspended" Caller "An operator stopped issuance for this identity, key or node.";
     // What our verifier says of a chain and of a handshake.
     NoCertificate "no-certificate" Peer "The peer showed no certificate.";

@@ -1,5 +1,5 @@
-//! The words that every other crate speaks: SPIFFE IDs, serials, revisions, lifetimes, selectors,
-//! refusal codes and the clock.
+//! The words that every other crate speaks: SPIFFE IDs, serials, revisions, lifetimes, selectors, revocation
+//! rules, refusal codes and the clock.
 //!
 //! Everything here is a pure type with its rules. The crate refuses to know sockets, files,
 //! certificates' bytes, databases and wire formats. Parsing happens once, at the edge, into types
@@ -14,6 +14,7 @@ mod ids;
 mod lifetime;
 mod name;
 mod revision;
+mod revocation;
 mod selector;
 mod sim_clock;
 mod spiffe_id;
@@ -27,6 +28,10 @@ pub use ids::{BadId, KeyId, NodeId, NodeTag, Serial, Sha256};
 pub use lifetime::{BadLifetime, Lifetime, Spread, Validity, backdate, renewal_due, retry_ends};
 pub use name::{BadName, Name};
 pub use revision::{BadRevision, Incarnation, Revision};
+pub use revocation::{
+    Ending, Presented, Reason, Revocation, Revocations, Revoked, Suspended, Suspension,
+    UnknownReason,
+};
 pub use selector::{BadSelector, Selector, SelectorKind};
 pub use sim_clock::SimClock;
 pub use spiffe_id::{IdError, SpiffeId, TrustDomain};

@@ -48,9 +48,11 @@ fn answers(code: Code) -> (tonic::Code, StatusCode) {
         Code::NotUnderstood | Code::InvalidManifest | Code::InvalidPolicy => {
             (Grpc::InvalidArgument, StatusCode::BAD_REQUEST)
         }
-        Code::ForeignDomain | Code::ReservedPath | Code::LongLifetime | Code::WeakKey => {
-            (Grpc::InvalidArgument, StatusCode::BAD_REQUEST)
-        }
+        Code::ForeignDomain
+        | Code::ReservedPath
+        | Code::LongLifetime
+        | Code::WeakKey
+        | Code::RevokedKey => (Grpc::InvalidArgument, StatusCode::BAD_REQUEST),
         Code::Unauthenticated | Code::NoCertificate | Code::Expired => {
             (Grpc::Unauthenticated, StatusCode::UNAUTHORIZED)
         }

@@ -374,19 +374,25 @@ fn spawn(
     });
 }
 
-/// What the server enforces on its own port: the bundles of a state. Who may do what is asked at each call.
+/// What the server enforces on its own port: the bundles and revocations of a state. Who may do what is asked at each call.
 fn trusting(state: &State) -> Slice {
-    Slice { revision: state.revision, bundles: Arc::clone(state.bundles()), ..Slice::nothing() }
+    Slice {
+        revision: state.revision,
+        bundles: Arc::clone(state.bundles()),
+        revocations: state.revocations(),
+        ..Slice::nothing()
+    }
 }
 
-/// Enforces each new state's bundles on the agents' port.
+/// Enforces each new state's bundles and revocations on the agents' port.
 async fn follow(
     feed: StateFeed,
     trust: Arc<Trust>,
     stop: CancellationToken,
 ) -> Result<(), Refused> {
     let mut states = feed.watch();
-    let mut enforced = Arc::clone(states.borrow_and_update().bundles());
+    let of = |state: &State| (Arc::clone(state.bundles()), state.revocations());
+    let mut enforced = of(&states.borrow_and_update());
     loop {
         tokio::select! {
             // At a stop the feeder goes away, too, which is then no defect.
@@ -397,10 +403,11 @@ async fn follow(
             },
         }
         let state = Arc::clone(&states.borrow_and_update());
-        if !Arc::ptr_eq(&enforced, state.bundles()) {
-            enforced = Arc::clone(state.bundles());
+        let now = of(&state);
+        if !Arc::ptr_eq(&enforced.0, &now.0) || !Arc::ptr_eq(&enforced.1, &now.1) {
+            enforced = now;
             let applied = trust.apply(trusting(&state));
-            tracing::info!(revision = %applied.revision, cut = applied.cut, "bundles changed");
+            tracing::info!(revision = %applied.revision, cut = applied.cut, "what is trusted changed");
         }
     }
 }

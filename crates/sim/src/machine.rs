@@ -202,7 +202,7 @@ impl Machine {
                 .collect();
             assert!(held == *records, "a{} is not what the server said it is", self.index);
             let revision = Some(replica.revision().into());
-            let ack = v1::SyncAck { revision, points: Vec::new() };
+            let ack = v1::SyncAck { revision, points: Vec::new(), unaware: 0 };
             effects.push(Effect::Send(Request::Ack { session: life.session, ack }));
         }
         effects.push(Effect::Trace(format!("a{} at {}", self.index, replica.revision())));

@@ -4,10 +4,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use countersign_audit::Event;
-use countersign_identity::{NodeId, Revision, Sha256, Timestamp};
+use countersign_identity::{KeyId, NodeId, Revision, Serial, Sha256, SpiffeId, Timestamp};
 use countersign_pki::Receipt;
 
-use crate::{IssuedRow, NodeRow, TokenRow};
+use crate::{IssuedRow, NodeRow, PointKey, PointRow, TokenRow};
 
 /// The kinds of records, in the order of their words. Closed: a kind of a later version is refused, never skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -16,8 +16,12 @@ pub enum Kind {
     Bundle,
     /// Who may do what to whom.
     Policy,
+    /// What was issued and is out of service.
+    Revocation,
     /// Where a workload listens and whom it calls.
     Service,
+    /// What is not issued any more.
+    Suspension,
     /// A realm's own settings.
     TrustDomain,
     /// One identity and who may be it.
@@ -27,14 +31,21 @@ pub enum Kind {
 /// A text that is none of the kinds of this version.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is not a kind of record: expected `Bundle`, `Policy`, `Service`, `TrustDomain` or `Workload`"
+    "`{0}` is not a kind of record: expected `Bundle`, `Policy`, `Revocation`, `Service`, `Suspension`, `TrustDomain` or `Workload`"
 )]
 pub struct UnknownKind(String);
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 5] =
-        [Self::Bundle, Self::Policy, Self::Service, Self::TrustDomain, Self::Workload];
+    pub const ALL: [Self; 7] = [
+        Self::Bundle,
+        Self::Policy,
+        Self::Revocation,
+        Self::Service,
+        Self::Suspension,
+        Self::TrustDomain,
+        Self::Workload,
+    ];
 
     /// The stable word.
     pub const fn as_str(self) -> &'static str {
@@ -44,6 +55,8 @@ impl Kind {
             Self::Service => "Service",
             Self::Policy => "Policy",
             Self::Bundle => "Bundle",
+            Self::Revocation => "Revocation",
+            Self::Suspension => "Suspension",
         }
     }
 }
@@ -132,6 +145,17 @@ pub enum Op {
         /// Which node.
         id: NodeId,
     },
+    /// Refuses certificates for these keys from now on, for ever.
+    RevokeKeys {
+        /// Whose keys.
+        of: KeysOf,
+        /// Since when.
+        at: Timestamp,
+    },
+    /// Registers an enforcement point; one that is there stays as it is.
+    PutPoint(PointRow),
+    /// Forgets an enforcement point, if it is there.
+    RemovePoint(PointKey),
     /// Notes that a node was seen.
     TouchNode {
         /// Which node.
@@ -139,6 +163,19 @@ pub enum Op {
         /// When; an earlier moment than the one on record changes nothing.
         at: Timestamp,
     },
+}
+
+/// Whose keys are refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeysOf {
+    /// This one.
+    Key(KeyId),
+    /// Those in the rows of this certificate.
+    Serial(Serial),
+    /// Those in all kept rows of this identity.
+    Identity(SpiffeId),
+    /// Those in all kept rows that were issued through this node.
+    Node(NodeId),
 }
 
 impl fmt::Debug for Op {
@@ -158,6 +195,9 @@ impl fmt::Debug for Op {
                 write!(f, "ExpectNode {{ {id}, generation: {generation} }}")
             }
             Self::RemoveNode { id } => write!(f, "RemoveNode {{ {id} }}"),
+            Self::RevokeKeys { of, at } => write!(f, "RevokeKeys {{ {of:?}, at: {at} }}"),
+            Self::PutPoint(row) => write!(f, "PutPoint({row:?})"),
+            Self::RemovePoint(key) => write!(f, "RemovePoint({key:?})"),
             Self::TouchNode { id, at } => write!(f, "TouchNode {{ {id}, at: {at} }}"),
         }
     }

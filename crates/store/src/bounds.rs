@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use countersign_audit::EventKind;
 use countersign_identity::{Name, Serial};
 
-use crate::{Batch, Change, Op, Result, StoreError};
+use crate::{Batch, Change, Op, PointRow, Result, StoreError};
 
 /// The longest name of a record, a secret, a lease or a lease's holder.
 pub const NAME_BYTES_MAX: usize = 255;
@@ -80,7 +80,11 @@ fn check_op(op: &Op) -> Result<()> {
         Op::UpdateNode { key_spki, .. } => {
             within("bytes of a node's key", key_spki.len(), KEY_BYTES_MAX)
         }
+        Op::PutPoint(PointRow { key, .. }) | Op::RemovePoint(key) => {
+            check_name("bytes of an enforcement point's name", &key.name)
+        }
         Op::SpendToken { .. }
+        | Op::RevokeKeys { .. }
         | Op::ExpectNode { .. }
         | Op::RemoveNode { .. }
         | Op::TouchNode { .. } => Ok(()),

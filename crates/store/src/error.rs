@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use countersign_audit::LeafRefused;
-use countersign_identity::{Code, EntropyLost, NodeId, Revision, Serial};
+use countersign_identity::{Code, EntropyLost, KeyId, NodeId, Revision, Serial};
 
 use crate::Kind;
 
@@ -67,6 +67,9 @@ pub enum StoreError {
         /// What, with its name.
         what: String,
     },
+    /// A certificate was to be recorded for a key that was revoked.
+    #[error("key `{0}` was revoked, and is refused for ever")]
+    KeyRevoked(KeyId),
     /// More or longer than the store takes.
     #[error("{what}: {found} is over the limit of {limit}")]
     TooLarge {
@@ -162,6 +165,7 @@ impl StoreError {
             Self::NodeUnknown(_) => Code::UnknownNode,
             Self::StaleGeneration { .. } => Code::StaleGeneration,
             Self::AlreadyExists { .. } => Code::AlreadyExists,
+            Self::KeyRevoked(_) => Code::RevokedKey,
             Self::TooLarge { .. } | Self::Leaf(_) => Code::TooLarge,
             Self::Mismatched { .. } | Self::Broken { .. } => Code::Internal,
             Self::Missing { .. } => Code::NotReady,
@@ -185,6 +189,7 @@ impl StoreError {
             | Self::NodeUnknown(_)
             | Self::StaleGeneration { .. }
             | Self::AlreadyExists { .. }
+            | Self::KeyRevoked(_)
             | Self::TooLarge { .. }
             | Self::Leaf(_)
             | Self::Mismatched { .. }

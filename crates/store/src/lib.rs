@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use countersign_identity::{NodeId, Revision, Serial, Sha256, Timestamp};
 use tokio::sync::watch;
 
-pub use batch::{Batch, Change, Committed, Kind, Op, Record, UnknownKind};
+pub use batch::{Batch, Change, Committed, KeysOf, Kind, Op, Record, UnknownKind};
 pub use bounds::{
     BATCH_ROWS_MAX, FEED_COMMITS_MAX, HOST_BYTES_MAX, KEY_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX,
     PAGE_MAX, VALUE_BYTES_MAX,
@@ -33,8 +33,8 @@ pub use bounds::{
 pub use error::{Result, StoreError};
 pub use memory::MemoryStore;
 pub use rows::{
-    Commit, Details, Feed, Head, Issued, IssuedRow, NodeRow, Snapshot, StoredEvent, TokenRow,
-    Trimmed,
+    Commit, Details, Feed, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow, Snapshot,
+    StoredEvent, TokenRow, Trimmed,
 };
 pub use sqlite::SqliteStore;
 pub use verify::{Verification, verify_everything};
@@ -72,6 +72,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// The nodes after this one in the order of their ids.
     async fn nodes(&self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeRow>>;
+
+    /// The registered enforcement points after this one, in the order of their nodes, identities and names.
+    async fn points(&self, after: Option<PointKey>, limit: usize) -> Result<Vec<PointRow>>;
 
     /// The join token with this digest.
     async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>>;

@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use countersign_audit::Leaf;
-use countersign_identity::{Entropy, NodeId, Revision, Serial, Sha256, Timestamp};
+use countersign_identity::{Entropy, KeyId, NodeId, Revision, Serial, Sha256, Timestamp};
 use imbl::{OrdMap, Vector};
 use tokio::sync::watch;
 
 use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name};
 use crate::transact::{Lease, Tables, lease_end, trim, write};
 use crate::{
-    Batch, Change, Commit, Committed, Details, Feed, Head, Issued, IssuedRow, Kind, NodeRow,
-    PAGE_MAX, Record, Result, Snapshot, Store, StoredEvent, TokenRow, Trimmed,
+    Batch, Change, Commit, Committed, Details, Feed, Head, Issued, IssuedRow, KeysOf, Kind,
+    NodeRow, PAGE_MAX, PointKey, PointRow, Record, Result, Snapshot, Store, StoredEvent, TokenRow,
+    Trimmed,
 };
 
 /// A store that forgets when it is dropped.
@@ -37,6 +38,8 @@ struct State {
     nodes: OrdMap<NodeId, NodeRow>,
     keys: OrdMap<Vec<u8>, NodeId>,
     issued: OrdMap<Serial, Issued>,
+    points: OrdMap<PointKey, PointRow>,
+    revoked_keys: OrdMap<KeyId, Timestamp>,
     leases: OrdMap<String, (String, Timestamp)>,
     log: Vector<Arc<StoredEvent>>,
 }
@@ -54,6 +57,8 @@ impl MemoryStore {
             nodes: OrdMap::new(),
             keys: OrdMap::new(),
             issued: OrdMap::new(),
+            points: OrdMap::new(),
+            revoked_keys: OrdMap::new(),
             leases: OrdMap::new(),
             log: Vector::new(),
         };
@@ -146,6 +151,10 @@ impl Store for MemoryStore {
         Ok(page(&self.state().nodes, after, limit))
     }
 
+    async fn points(&self, after: Option<PointKey>, limit: usize) -> Result<Vec<PointRow>> {
+        Ok(page(&self.state().points, after, limit))
+    }
+
     async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>> {
         Ok(self.state().tokens.get(&hash).cloned())
     }
@@ -187,7 +196,7 @@ impl MemoryStore {
     }
 }
 
-fn page<K: Ord + Copy, V: Clone>(map: &OrdMap<K, V>, after: Option<K>, limit: usize) -> Vec<V> {
+fn page<K: Ord + Clone, V: Clone>(map: &OrdMap<K, V>, after: Option<K>, limit: usize) -> Vec<V> {
     use std::ops::Bound::{Excluded, Unbounded};
     let start = after.map_or(Unbounded, Excluded);
     let rows = map.range((start, Unbounded)).take(limit.min(PAGE_MAX));
@@ -295,6 +304,49 @@ impl Tables for State {
 
     fn node(&mut self, id: NodeId) -> Result<Option<NodeRow>> {
         Ok(self.nodes.get(&id).cloned())
+    }
+
+    fn add_point(&mut self, row: &PointRow) -> Result<()> {
+        insert_new(&mut self.points, row.key.clone(), row.clone());
+        Ok(())
+    }
+
+    fn remove_point(&mut self, key: &PointKey) -> Result<()> {
+        self.points.remove(key);
+        Ok(())
+    }
+
+    fn remove_points(&mut self, node: NodeId) -> Result<()> {
+        let of_node: Vec<PointKey> =
+            self.points.keys().filter(|key| key.node == node).cloned().collect();
+        for key in &of_node {
+            self.points.remove(key);
+        }
+        Ok(())
+    }
+
+    fn revoke_keys(&mut self, of: &KeysOf, at: Timestamp) -> Result<()> {
+        let rows = self.issued.values().map(|issued| &issued.row);
+        let keys: Vec<KeyId> = match of {
+            KeysOf::Key(key) => vec![*key],
+            KeysOf::Serial(serial) => {
+                rows.filter(|row| row.serial == *serial).map(|row| row.key).collect()
+            }
+            KeysOf::Identity(id) => {
+                rows.filter(|row| row.spiffe_id == *id).map(|row| row.key).collect()
+            }
+            KeysOf::Node(node) => {
+                rows.filter(|row| row.node == Some(*node)).map(|row| row.key).collect()
+            }
+        };
+        for key in keys {
+            insert_new(&mut self.revoked_keys, key, at);
+        }
+        Ok(())
+    }
+
+    fn is_key_revoked(&mut self, key: KeyId) -> Result<bool> {
+        Ok(self.revoked_keys.contains_key(&key))
     }
 
     fn take_lease(&mut self, lease: &Lease<'_>) -> Result<bool> {

@@ -132,6 +132,26 @@ impl fmt::Debug for NodeRow {
     }
 }
 
+/// What names an enforcement point. Two programs of different identities may choose one name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PointKey {
+    /// Through which node it speaks.
+    pub node: NodeId,
+    /// For which identity it enforces.
+    pub spiffe_id: SpiffeId,
+    /// Its own name.
+    pub name: String,
+}
+
+/// An enforcement point, from when it first subscribed until it is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PointRow {
+    /// Which.
+    pub key: PointKey,
+    /// Since when.
+    pub registered_at: Timestamp,
+}
+
 /// A join token, known by its digest only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenRow {

@@ -72,6 +72,25 @@ pub(crate) const REMOVE_NODE: &str = "DELETE FROM nodes WHERE id = $1";
 pub(crate) const TOUCH_NODE: &str =
     "UPDATE nodes SET seen_at = CASE WHEN seen_at < $1 THEN $1 ELSE seen_at END WHERE id = $2";
 
+pub(crate) const POINTS: &str = "SELECT node, spiffe_id, name, registered_at FROM points \
+     WHERE $1 < node OR ($1 = node AND ($2 < spiffe_id OR ($2 = spiffe_id AND $3 < name))) \
+     ORDER BY node, spiffe_id, name LIMIT $4";
+pub(crate) const ADD_POINT: &str = "INSERT INTO points (node, spiffe_id, name, registered_at) \
+     VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
+pub(crate) const REMOVE_POINT: &str =
+    "DELETE FROM points WHERE node = $1 AND spiffe_id = $2 AND name = $3";
+pub(crate) const REMOVE_POINTS: &str = "DELETE FROM points WHERE node = $1";
+
+pub(crate) const REVOKE_KEY: &str =
+    "INSERT INTO revoked_keys (key_id, since) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+pub(crate) const REVOKE_KEYS_OF_SERIAL: &str = "INSERT INTO revoked_keys (key_id, since) \
+     SELECT DISTINCT key_id, CAST($1 AS BIGINT) FROM issued WHERE serial = $2 ON CONFLICT DO NOTHING";
+pub(crate) const REVOKE_KEYS_OF_IDENTITY: &str = "INSERT INTO revoked_keys (key_id, since) \
+     SELECT DISTINCT key_id, CAST($1 AS BIGINT) FROM issued WHERE spiffe_id = $2 ON CONFLICT DO NOTHING";
+pub(crate) const REVOKE_KEYS_OF_NODE: &str = "INSERT INTO revoked_keys (key_id, since) \
+     SELECT DISTINCT key_id, CAST($1 AS BIGINT) FROM issued WHERE node = $2 ON CONFLICT DO NOTHING";
+pub(crate) const IS_KEY_REVOKED: &str = "SELECT 1 FROM revoked_keys WHERE key_id = $1";
+
 pub(crate) const TAKE_LEASE: &str = "INSERT INTO leases (name, holder, ends) VALUES ($1, $2, $3) \
      ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, ends = excluded.ends \
      WHERE leases.holder = excluded.holder OR leases.ends <= $4";
@@ -111,5 +130,14 @@ pub(crate) const ALL: &[&str] = &[
     SUCCEED_KEY,
     REMOVE_NODE,
     TOUCH_NODE,
+    POINTS,
+    ADD_POINT,
+    REMOVE_POINT,
+    REMOVE_POINTS,
+    REVOKE_KEY,
+    REVOKE_KEYS_OF_SERIAL,
+    REVOKE_KEYS_OF_IDENTITY,
+    REVOKE_KEYS_OF_NODE,
+    IS_KEY_REVOKED,
     TAKE_LEASE,
 ];

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use countersign_audit::Leaf;
 use countersign_identity::{
-    Entropy, EntropyLost, NodeId, Revision, SKEW_ALLOWED, Serial, Sha256, Timestamp,
+    Entropy, EntropyLost, KeyId, NodeId, Revision, SKEW_ALLOWED, Serial, Sha256, Timestamp,
 };
 use countersign_pki::Receipt;
 
 use crate::bounds::{FEED_TRIM_STEP, TRIM_ROWS_MAX, positions};
 use crate::{
-    Batch, Change, Committed, FEED_COMMITS_MAX, Head, IssuedRow, Kind, NodeRow, Op, Record, Result,
-    StoreError, TokenRow, Trimmed,
+    Batch, Change, Committed, FEED_COMMITS_MAX, Head, IssuedRow, KeysOf, Kind, NodeRow, Op,
+    PointKey, PointRow, Record, Result, StoreError, TokenRow, Trimmed,
 };
 
 /// The rows of one backend, inside a transaction. Each method is one statement.
@@ -35,6 +35,11 @@ pub(crate) trait Tables {
     fn remove_node(&mut self, id: NodeId) -> Result<bool>;
     fn touch_node(&mut self, id: NodeId, at: Timestamp) -> Result<bool>;
     fn node(&mut self, id: NodeId) -> Result<Option<NodeRow>>;
+    fn add_point(&mut self, row: &PointRow) -> Result<()>;
+    fn remove_point(&mut self, key: &PointKey) -> Result<()>;
+    fn remove_points(&mut self, node: NodeId) -> Result<()>;
+    fn revoke_keys(&mut self, of: &KeysOf, at: Timestamp) -> Result<()>;
+    fn is_key_revoked(&mut self, key: KeyId) -> Result<bool>;
     fn take_lease(&mut self, lease: &Lease<'_>) -> Result<bool>;
     fn trim_issued(&mut self, before: Serial, ended: Timestamp, limit: usize) -> Result<usize>;
     fn trim_tokens(&mut self, ended: Timestamp, limit: usize) -> Result<usize>;
@@ -87,6 +92,9 @@ pub(crate) fn write(
     }
     let mut issued = Vec::with_capacity(batch.issued.len());
     for (row, position) in batch.issued.iter().zip(positions(batch)?) {
+        if tables.is_key_revoked(row.key)? {
+            return Err(StoreError::KeyRevoked(row.key));
+        }
         let index = head.log_size + position as u64;
         if !tables.add_issued(row, index)? {
             return Err(exists(format!("a certificate with serial `{}`", row.serial)));
@@ -175,7 +183,13 @@ fn apply(tables: &mut impl Tables, op: &Op) -> Result<()> {
             Err(exists("a node with this key".to_owned()))
         }
         Op::ExpectNode { id, generation } => expect(tables, *id, *generation),
-        Op::RemoveNode { id } => known(*id, tables.remove_node(*id)?),
+        Op::RemoveNode { id } => {
+            tables.remove_points(*id)?;
+            known(*id, tables.remove_node(*id)?)
+        }
+        Op::RevokeKeys { of, at } => tables.revoke_keys(of, *at),
+        Op::PutPoint(row) => tables.add_point(row),
+        Op::RemovePoint(key) => tables.remove_point(key),
         Op::TouchNode { id, at } => known(*id, tables.touch_node(*id, *at)?),
     }
 }

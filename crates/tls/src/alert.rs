@@ -49,6 +49,7 @@ fn certificate_error(code: Code) -> CertificateError {
         | Code::PolicyError
         | Code::Forbidden
         | Code::Suspended
+        | Code::RevokedKey
         | Code::Unauthenticated
         | Code::ForeignDomain
         | Code::ReservedPath

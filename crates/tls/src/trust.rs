@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use countersign_identity::{Clock, Name, Revision, SpiffeId, Timestamp};
+use countersign_identity::{Clock, Name, Revision, Revocations, SpiffeId, Timestamp};
 use countersign_pki::{Bundles, Refused, Role};
 use countersign_policy::Policies;
 use rustls::crypto::CryptoProvider;
@@ -27,6 +27,8 @@ pub struct Slice {
     pub names: Arc<HashMap<SpiffeId, Name>>,
     /// Who may connect to what.
     pub policies: Arc<Policies>,
+    /// What was issued and is out of service.
+    pub revocations: Arc<Revocations>,
 }
 
 impl Slice {
@@ -37,6 +39,7 @@ impl Slice {
             bundles: Arc::default(),
             names: Arc::default(),
             policies: Arc::new(Policies::none()),
+            revocations: Arc::default(),
         }
     }
 }

@@ -18,14 +18,20 @@ pub enum RecordKind {
     Service,
     /// Cedar text and whom it speaks of.
     Policy,
+    /// What was issued and is out of service.
+    Revocation,
+    /// What is not issued any more.
+    Suspension,
 }
 
-const KINDS: [(RecordKind, &str); 5] = [
+const KINDS: [(RecordKind, &str); 7] = [
     (RecordKind::TrustDomain, "TrustDomain"),
     (RecordKind::Bundle, "Bundle"),
     (RecordKind::Workload, "Workload"),
     (RecordKind::Service, "Service"),
     (RecordKind::Policy, "Policy"),
+    (RecordKind::Revocation, "Revocation"),
+    (RecordKind::Suspension, "Suspension"),
 ];
 
 /// Why a record was not understood.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use countersign_api::resource::{Kind, PolicyRecord, ServiceSpec, Spec, WorkloadSpec};
-use countersign_identity::{Name, Revision, SpiffeId, TrustDomain};
+use countersign_identity::{Name, Revision, Revocation, SpiffeId, Suspension, TrustDomain};
 use countersign_pki::Bundle;
 
 use super::record::{Record, RecordKey, RecordKind};
@@ -19,6 +19,8 @@ pub struct Replica {
     workloads: BTreeMap<Name, Arc<Workload>>,
     services: BTreeMap<Name, Arc<ServiceSpec>>,
     policies: BTreeMap<Arc<str>, Arc<PolicyEntry>>,
+    revocations: BTreeMap<Arc<str>, Arc<Revocation>>,
+    suspensions: BTreeMap<Arc<str>, Suspension>,
 }
 
 /// A workload that is open to this node.
@@ -155,11 +157,23 @@ impl Replica {
         &self.policies
     }
 
+    /// What was issued and is out of service, by the names of the records.
+    pub fn revocations(&self) -> &BTreeMap<Arc<str>, Arc<Revocation>> {
+        &self.revocations
+    }
+
+    /// What is not issued any more.
+    pub fn suspensions(&self) -> impl Iterator<Item = &Suspension> {
+        self.suspensions.values()
+    }
+
     fn read_all(&mut self) {
         self.bundles.clear();
         self.workloads.clear();
         self.services.clear();
         self.policies.clear();
+        self.revocations.clear();
+        self.suspensions.clear();
         self.domain = self.read_domain();
         for (key, value) in std::mem::take(&mut self.records) {
             self.read(&key, &value);
@@ -188,6 +202,12 @@ impl Replica {
             RecordKind::Policy => {
                 self.policies.remove(&key.name);
             }
+            RecordKind::Revocation => {
+                self.revocations.remove(&key.name);
+            }
+            RecordKind::Suspension => {
+                self.suspensions.remove(&key.name);
+            }
         }
     }
 
@@ -204,6 +224,18 @@ impl Replica {
                 let understood = record.is_some();
                 let entry = PolicyEntry { value: Arc::clone(value), record };
                 self.policies.insert(Arc::clone(&key.name), Arc::new(entry));
+                understood
+            }
+            RecordKind::Revocation => {
+                let rule = serde_json::from_slice(value).ok().map(Arc::new);
+                let understood = rule.is_some();
+                self.revocations.extend(rule.map(|rule| (Arc::clone(&key.name), rule)));
+                understood
+            }
+            RecordKind::Suspension => {
+                let suspension = serde_json::from_slice(value).ok();
+                let understood = suspension.is_some();
+                self.suspensions.extend(suspension.map(|one| (Arc::clone(&key.name), one)));
                 understood
             }
         };

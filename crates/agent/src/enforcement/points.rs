@@ -34,6 +34,7 @@ struct Point {
     open: bool,
     acknowledged: Option<Revision>,
     cut: u64,
+    draining: u64,
     status: v1::ProcessStatus,
     gone: Option<Timestamp>,
 }
@@ -150,6 +151,7 @@ impl Points {
             // It may run another program by now, which enforces nothing yet.
             acknowledged: None,
             cut: same.as_ref().map_or(0, |point| point.cut),
+            draining: 0,
             status: same.map_or(status, |point| point.status),
             gone: None,
         };
@@ -172,6 +174,7 @@ impl Points {
             revision: point.acknowledged.map(Into::into),
             cut: point.cut,
             gone: point.gone.is_some(),
+            draining: point.draining,
         };
         self.lock().iter().map(of).collect()
     }
@@ -219,10 +222,11 @@ impl Registered {
     }
 
     /// Takes an acknowledgement. It only grows.
-    pub(crate) fn acknowledge(&self, revision: Revision, cut: u64) {
+    pub(crate) fn acknowledge(&self, revision: Revision, cut: u64, draining: u64) {
         self.change(|point| {
             point.acknowledged = point.acknowledged.max(Some(revision));
             point.cut = point.cut.max(cut);
+            point.draining = draining;
         });
         self.points.0.changed.send_replace(());
     }

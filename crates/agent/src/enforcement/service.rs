@@ -181,7 +181,7 @@ impl Conversation {
                 if told < Some(revision) {
                     return Err(misplaced("a revision was acknowledged that was never sent"));
                 }
-                registered.acknowledge(revision, acknowledge.cut);
+                registered.acknowledge(revision, acknowledge.cut, acknowledge.draining);
                 Ok(())
             }
             (Some(In::Facts(facts)), Some(registered)) => {

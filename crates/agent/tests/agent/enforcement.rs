@@ -51,7 +51,8 @@ impl Point {
     }
 
     async fn acknowledge(&self, revision: v1::Revision, cut: u64) {
-        self.say(Out::Acknowledge(v1::Acknowledge { revision: Some(revision), cut })).await;
+        self.say(Out::Acknowledge(v1::Acknowledge { revision: Some(revision), cut, draining: 0 }))
+            .await;
     }
 }
 
@@ -258,7 +259,8 @@ async fn what_comes_before_the_registration_ends_the_stream() {
     let (send, requests) = mpsc::channel(4);
     let mut client = EnforcementClient::new(agent.channel().await);
     let mut stream = client.subscribe(ReceiverStream::new(requests)).await.unwrap().into_inner();
-    let acknowledge = v1::Acknowledge { revision: Some(v1::Revision::default()), cut: 0 };
+    let acknowledge =
+        v1::Acknowledge { revision: Some(v1::Revision::default()), cut: 0, draining: 0 };
     send.send(v1::EnforcementRequest { step: Some(Out::Acknowledge(acknowledge)) }).await.unwrap();
     assert_eq!(stream.message().await.unwrap_err().code(), tonic::Code::InvalidArgument);
     agent.stop().await;

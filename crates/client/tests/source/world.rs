@@ -59,6 +59,7 @@ impl World {
                 authorities: vec![self.realm.root.der().to_vec().into()],
             }],
             workloads: vec![named("web"), named("orders")],
+            revocations: Vec::new(),
             services: vec![v1::Record {
                 kind: "Service".to_owned(),
                 name: "orders".to_owned(),

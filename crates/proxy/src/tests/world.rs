@@ -131,6 +131,7 @@ fn slice(realm: &Realm, policy: &str, number: u64) -> Slice {
         bundles: Arc::new(Bundles::new(vec![realm.bundle()]).unwrap()),
         names: Arc::new(HashMap::from(names)),
         policies: Arc::new(policies),
+        revocations: Arc::default(),
     }
 }
 

@@ -198,7 +198,7 @@ mod tests {
     }
 
     fn ack(number: u64, points: Vec<v1::PointAck>) -> v1::SyncAck {
-        v1::SyncAck { revision: Some(v1::Revision { incarnation: 1, number }), points }
+        v1::SyncAck { revision: Some(v1::Revision { incarnation: 1, number }), points, unaware: 0 }
     }
 
     #[tokio::test]

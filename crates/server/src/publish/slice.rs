@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use countersign_api::resource::{ServiceSpec, WorkloadSpec};
 use countersign_api::v1;
-use countersign_identity::{Name, Revision, SpiffeId};
+use countersign_identity::{Name, Revision, SpiffeId, Suspended, Suspension};
 use countersign_store::Kind;
 
 use crate::issue::open_to;
@@ -15,6 +15,8 @@ use crate::state::{Entry, Key, Parsed, State};
 const SLICES_MAX: usize = 1024;
 /// Older slices that are kept.
 const OLDER_MAX: usize = 32;
+/// Under it are the identities of agents, which only servers meet.
+const AGENT_PATH: &str = "/countersign/agent/";
 
 /// The part of the state at one revision that nodes with the same labels need.
 #[derive(Debug)]
@@ -147,7 +149,7 @@ fn needed(state: &State, own: &BTreeSet<&str>) -> imbl::HashMap<Key, Arc<Entry>>
                 wanted
             }
             // Decided below, when it is known who is named.
-            Parsed::Workload { .. } => false,
+            Parsed::Workload { .. } | Parsed::Revocation(_) | Parsed::Suspension(_) => false,
         };
         if wanted {
             let abroad = key.kind == Kind::Service && !own_services.contains(&*key.name);
@@ -160,7 +162,49 @@ fn needed(state: &State, own: &BTreeSet<&str>) -> imbl::HashMap<Key, Arc<Entry>>
             needed.insert(key.clone(), if abroad { entry.abroad() } else { entry.home() });
         }
     }
+    needed.extend(out_of_service(state, own, &workloads, everybody));
     needed
+}
+
+/// The revocations that can cover a peer of such nodes or something of their own, and the suspensions of their own.
+///
+/// A rule about a workload whose name they need not know is left out: no policy of theirs lets it in.
+fn out_of_service(
+    state: &State,
+    own: &BTreeSet<&str>,
+    named: &BTreeSet<&str>,
+    everybody: bool,
+) -> Vec<(Key, Arc<Entry>)> {
+    let domain = &state.domain().trust_domain;
+    let name_of: HashMap<SpiffeId, &str> = state
+        .workloads()
+        .map(|(name, spec)| (spec.spiffe_id_in(name, domain), name.as_str()))
+        .collect();
+    let wanted = |entry: &Entry| match &entry.parsed {
+        Parsed::Revocation(rule) => rule.about.as_ref().is_none_or(|id| {
+            let agent = id.path().starts_with(AGENT_PATH);
+            // Of an identity that no manifest declares any more nobody can say who met it.
+            name_of.get(id).map_or(!agent, |name| everybody || named.contains(name))
+        }),
+        Parsed::Suspension(Suspension { target: Suspended::Identity(id), .. }) => {
+            name_of.get(id).is_some_and(|name| own.contains(name))
+        }
+        Parsed::Suspension(Suspension { target: Suspended::Node(_), .. })
+        | Parsed::Workload { .. }
+        | Parsed::Service { .. }
+        | Parsed::Policy { .. }
+        | Parsed::TrustDomain { .. }
+        | Parsed::Bundle(_) => false,
+    };
+    let of_kind = |kind| {
+        let first = Key::new(kind, "");
+        state.records.range(first..).take_while(move |(key, _)| key.kind == kind)
+    };
+    of_kind(Kind::Revocation)
+        .chain(of_kind(Kind::Suspension))
+        .filter(|(_, entry)| wanted(entry))
+        .map(|(key, entry)| (key.clone(), Arc::clone(entry)))
+        .collect()
 }
 
 fn own_workloads<'a>(state: &'a State, labels: &BTreeSet<Name>) -> BTreeSet<&'a str> {

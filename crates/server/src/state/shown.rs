@@ -38,7 +38,11 @@ impl Entry {
         let spec = match &parsed {
             Parsed::Workload { spec, .. } => Spec::Workload(spec.clone()),
             Parsed::Service { spec, .. } => Spec::Service(spec.clone()),
-            Parsed::Policy { .. } | Parsed::TrustDomain { .. } | Parsed::Bundle(_) => return None,
+            Parsed::Policy { .. }
+            | Parsed::TrustDomain { .. }
+            | Parsed::Bundle(_)
+            | Parsed::Revocation(_)
+            | Parsed::Suspension(_) => return None,
         };
         let wire = v1::Record { value: spec.encode().into(), ..self.wire.clone() };
         (wire != self.wire).then(|| Arc::new(Self { wire, parsed, shown: Shown::default() }))
@@ -52,7 +56,9 @@ impl Entry {
             Parsed::Workload { .. }
             | Parsed::Policy { .. }
             | Parsed::TrustDomain { .. }
-            | Parsed::Bundle(_) => None,
+            | Parsed::Bundle(_)
+            | Parsed::Revocation(_)
+            | Parsed::Suspension(_) => None,
         }
     }
 
@@ -67,7 +73,11 @@ impl Entry {
                 let spec = ServiceSpec { forward, upstreams: Vec::new(), ..unstarted(spec) };
                 Some(Parsed::Service { name: name.clone(), spec })
             }
-            Parsed::Policy { .. } | Parsed::TrustDomain { .. } | Parsed::Bundle(_) => None,
+            Parsed::Policy { .. }
+            | Parsed::TrustDomain { .. }
+            | Parsed::Bundle(_)
+            | Parsed::Revocation(_)
+            | Parsed::Suspension(_) => None,
         }
     }
 }

@@ -6,7 +6,7 @@ use countersign_api::resource::{
     PolicyRecord, PolicySpec, Resource, ServiceSpec, Spec, TrustDomainSpec, WorkloadSpec,
 };
 use countersign_api::{resource, v1};
-use countersign_identity::{Name, Revision, TrustDomain};
+use countersign_identity::{Name, Revision, Revocation, Revocations, Suspension, TrustDomain};
 use countersign_pki::{Bundle, Bundles, Profile};
 use countersign_store::{Change, Kind, Record, Snapshot};
 
@@ -55,6 +55,8 @@ pub(crate) enum Parsed {
     Policy { name: Name, record: PolicyRecord },
     TrustDomain { name: Name, spec: TrustDomainSpec },
     Bundle(Bundle),
+    Revocation(Arc<Revocation>),
+    Suspension(Suspension),
 }
 
 /// Why records do not make a state. The server then stops rather than decide on half of it.
@@ -78,6 +80,7 @@ pub(crate) struct State {
     pub(crate) records: imbl::OrdMap<Key, Arc<Entry>>,
     domain: Arc<Entry>, // INVARIANT: of kind TrustDomain
     bundles: Arc<Bundles>,
+    revocations: Arc<Revocations>,
 }
 
 impl State {
@@ -92,7 +95,8 @@ impl State {
             records.insert(key, entry);
         }
         let (domain, bundles) = (domain(&records)?, bundles(&records)?);
-        Ok(Self { revision: snapshot.revision, records, domain, bundles })
+        let revocations = revocations(&records);
+        Ok(Self { revision: snapshot.revision, records, domain, bundles, revocations })
     }
 
     /// The state after these changes, of which `revision` is the last.
@@ -105,25 +109,29 @@ impl State {
         changes: Vec<Change>,
     ) -> Result<Self, BadState> {
         let mut records = self.records.clone();
-        let (mut domain_moved, mut bundles_moved) = (false, false);
+        let (mut domain_moved, mut bundles_moved, mut rules_moved) = (false, false, false);
         for change in changes {
             match change {
                 Change::Put(record) => {
                     let (key, entry) = parse(record)?;
                     domain_moved |= key.kind == Kind::TrustDomain;
                     bundles_moved |= key.kind == Kind::Bundle;
+                    rules_moved |= key.kind == Kind::Revocation;
                     records.insert(key, entry);
                 }
                 Change::Remove { kind, name } => {
                     domain_moved |= kind == Kind::TrustDomain;
                     bundles_moved |= kind == Kind::Bundle;
+                    rules_moved |= kind == Kind::Revocation;
                     records.remove(&Key::new(kind, &name));
                 }
             }
         }
         let domain = if domain_moved { domain(&records)? } else { Arc::clone(&self.domain) };
         let bundles = if bundles_moved { bundles(&records)? } else { Arc::clone(&self.bundles) };
-        Ok(Self { revision, records, domain, bundles })
+        let revocations =
+            if rules_moved { revocations(&records) } else { Arc::clone(&self.revocations) };
+        Ok(Self { revision, records, domain, bundles, revocations })
     }
 
     /// The trust domain and its lifetimes.
@@ -133,7 +141,9 @@ impl State {
             Parsed::Workload { .. }
             | Parsed::Service { .. }
             | Parsed::Policy { .. }
-            | Parsed::Bundle(_) => unreachable!("the field holds the trust domain's record"),
+            | Parsed::Bundle(_)
+            | Parsed::Revocation(_)
+            | Parsed::Suspension(_) => unreachable!("the field holds the trust domain's record"),
         }
     }
 
@@ -149,6 +159,11 @@ impl State {
         &self.bundles
     }
 
+    /// What was issued and is out of service.
+    pub(crate) fn revocations(&self) -> Arc<Revocations> {
+        Arc::clone(&self.revocations)
+    }
+
     /// The bundle of a trust domain.
     pub(crate) fn bundle(&self, domain: &TrustDomain) -> Option<&Bundle> {
         match &self.records.get(&Key::new(Kind::Bundle, domain.as_str()))?.parsed {
@@ -156,7 +171,9 @@ impl State {
             Parsed::Workload { .. }
             | Parsed::Service { .. }
             | Parsed::Policy { .. }
-            | Parsed::TrustDomain { .. } => None,
+            | Parsed::TrustDomain { .. }
+            | Parsed::Revocation(_)
+            | Parsed::Suspension(_) => None,
         }
     }
 
@@ -167,7 +184,9 @@ impl State {
             Parsed::Service { .. }
             | Parsed::Policy { .. }
             | Parsed::TrustDomain { .. }
-            | Parsed::Bundle(_) => None,
+            | Parsed::Bundle(_)
+            | Parsed::Revocation(_)
+            | Parsed::Suspension(_) => None,
         }
     }
 
@@ -178,7 +197,9 @@ impl State {
             Parsed::Service { .. }
             | Parsed::Policy { .. }
             | Parsed::TrustDomain { .. }
-            | Parsed::Bundle(_) => None,
+            | Parsed::Bundle(_)
+            | Parsed::Revocation(_)
+            | Parsed::Suspension(_) => None,
         })
     }
 
@@ -198,7 +219,7 @@ impl Entry {
                 (name, Spec::Policy(PolicySpec { cedar: record.cedar.clone() }))
             }
             Parsed::TrustDomain { name, spec } => (name, Spec::TrustDomain(spec.clone())),
-            Parsed::Bundle(_) => return None,
+            Parsed::Bundle(_) | Parsed::Revocation(_) | Parsed::Suspension(_) => return None,
         };
         Some(Resource { name: name.clone(), spec })
     }
@@ -225,10 +246,27 @@ fn bundles(records: &Records) -> Result<Arc<Bundles>, BadState> {
         Parsed::Workload { .. }
         | Parsed::Service { .. }
         | Parsed::Policy { .. }
-        | Parsed::TrustDomain { .. } => None,
+        | Parsed::TrustDomain { .. }
+        | Parsed::Revocation(_)
+        | Parsed::Suspension(_) => None,
     });
     let bundles = Bundles::new(bundles.collect());
     bundles.map(Arc::new).map_err(|bad| BadState::Bundles(bad.to_string()))
+}
+
+/// All revocations, ready to be asked.
+fn revocations(records: &Records) -> Arc<Revocations> {
+    let rules = records.range(Key::new(Kind::Revocation, "")..);
+    let rules = rules.map_while(|(key, entry)| match &entry.parsed {
+        Parsed::Revocation(rule) => Some((Arc::clone(&key.name), Arc::clone(rule))),
+        Parsed::Workload { .. }
+        | Parsed::Service { .. }
+        | Parsed::Policy { .. }
+        | Parsed::TrustDomain { .. }
+        | Parsed::Bundle(_)
+        | Parsed::Suspension(_) => None,
+    });
+    Arc::new(Revocations::new(rules))
 }
 
 fn parse(record: Record) -> Result<(Key, Arc<Entry>), BadState> {
@@ -255,6 +293,14 @@ fn understand(kind: Kind, name: &str, value: &[u8]) -> Result<Parsed, String> {
         Kind::Policy => {
             let record = PolicyRecord::decode(value).map_err(|bad| bad.to_string())?;
             return Ok(Parsed::Policy { name: named()?, record });
+        }
+        Kind::Revocation => {
+            let rule = serde_json::from_slice(value).map_err(|bad| bad.to_string())?;
+            return Ok(Parsed::Revocation(Arc::new(rule)));
+        }
+        Kind::Suspension => {
+            let suspension = serde_json::from_slice(value).map_err(|bad| bad.to_string())?;
+            return Ok(Parsed::Suspension(suspension));
         }
         Kind::Workload => resource::Kind::Workload,
         Kind::Service => resource::Kind::Service,

@@ -50,7 +50,7 @@ impl Stream {
     }
 
     async fn ack(&self, revision: Revision, points: Vec<v1::PointAck>) {
-        let ack = v1::SyncAck { revision: Some(revision.into()), points };
+        let ack = v1::SyncAck { revision: Some(revision.into()), points, unaware: 0 };
         self.say.send(v1::SyncRequest { step: Some(Asked::Ack(ack)) }).await.unwrap();
     }
 }
@@ -222,6 +222,7 @@ async fn status_shows_what_agents_acknowledge_and_report() {
         revision: Some(applied.revision.into()),
         cut: 0,
         gone: false,
+        draining: 0,
     };
     stream.ack(applied.revision, vec![point]).await;
     let credential = v1::CredentialStatus {

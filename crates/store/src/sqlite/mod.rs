@@ -25,8 +25,8 @@ use self::writer::{Job, OwnedLease, Queue, Writer, ended};
 use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name};
 use crate::transact::lease_end;
 use crate::{
-    Batch, Change, Commit, Committed, Feed, Head, Issued, NodeRow, PAGE_MAX, Record, Result,
-    Snapshot, Store, StoreError, StoredEvent, TokenRow, Trimmed, sql,
+    Batch, Change, Commit, Committed, Feed, Head, Issued, NodeRow, PAGE_MAX, PointKey, PointRow,
+    Record, Result, Snapshot, Store, StoreError, StoredEvent, TokenRow, Trimmed, sql,
 };
 
 /// A store in a directory: durable, for one process at a time.
@@ -207,6 +207,21 @@ impl Store for SqliteStore {
             // No bytes are before all bytes.
             let after = after.as_ref().map_or(&[][..], |id| id.as_bytes());
             all(connection, sql::NODES, (after, limited(limit, PAGE_MAX)), rows::node)
+        };
+        self.readers.read(read).await
+    }
+
+    async fn points(&self, after: Option<PointKey>, limit: usize) -> Result<Vec<PointRow>> {
+        let read = move |connection: &Connection| {
+            let limit = limited(limit, PAGE_MAX);
+            match &after {
+                // No bytes are before all bytes.
+                None => all(connection, sql::POINTS, (&[][..], "", "", limit), rows::point),
+                Some(PointKey { node, spiffe_id, name }) => {
+                    let values = (&node.as_bytes()[..], spiffe_id.as_str(), name, limit);
+                    all(connection, sql::POINTS, values, rows::point)
+                }
+            }
         };
         self.readers.read(read).await
     }

@@ -4,7 +4,10 @@ use countersign_identity::Revision;
 use countersign_identity::{KeyId, Name, NodeId, Serial, Sha256, SpiffeId, Timestamp, Validity};
 use rusqlite::{ErrorCode, Row};
 
-use crate::{Details, Head, Issued, IssuedRow, NodeRow, Result, StoreError, StoredEvent, TokenRow};
+use crate::{
+    Details, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow, Result, StoreError, StoredEvent,
+    TokenRow,
+};
 
 /// Sorts an error of SQLite: what goes away by itself or by an operator's hand, and what is damage or a defect.
 #[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` calls")]
@@ -100,6 +103,12 @@ pub(super) fn node(row: &Row<'_>) -> Result<NodeRow> {
         attested_at: moment(row, 6)?,
         seen_at: moment(row, 7)?,
     })
+}
+
+pub(super) fn point(row: &Row<'_>) -> Result<PointRow> {
+    let node = NodeId::from_bytes(bytes(row, 0)?);
+    let key = PointKey { node, spiffe_id: parsed(row, 1)?, name: column(row, 2)? };
+    Ok(PointRow { key, registered_at: moment(row, 3)? })
 }
 
 pub(super) fn token(row: &Row<'_>) -> Result<TokenRow> {

@@ -9,7 +9,7 @@ use crate::{Result, StoreError};
 const APPLICATION_ID: i64 = 0x4353_474e;
 
 /// The steps from each version to the next; the first makes version 1 of nothing.
-const STEPS: &[&str] = &[STEP_1];
+const STEPS: &[&str] = &[STEP_1, STEP_2];
 
 const STEP_1: &str = "
 CREATE TABLE schema (version BIGINT NOT NULL);
@@ -44,6 +44,14 @@ CREATE TABLE nodes (
     generation BIGINT NOT NULL, labels TEXT NOT NULL, host TEXT NOT NULL,
     attested_at BIGINT NOT NULL, seen_at BIGINT NOT NULL);
 CREATE TABLE leases (name TEXT PRIMARY KEY, holder TEXT NOT NULL, ends BIGINT NOT NULL);
+";
+
+const STEP_2: &str = "
+-- Refused for ever, so never trimmed.
+CREATE TABLE revoked_keys (key_id BLOB PRIMARY KEY, since BIGINT NOT NULL) WITHOUT ROWID;
+CREATE TABLE points (
+    node BLOB NOT NULL, spiffe_id TEXT NOT NULL, name TEXT NOT NULL,
+    registered_at BIGINT NOT NULL, PRIMARY KEY (node, spiffe_id, name)) WITHOUT ROWID;
 ";
 
 /// Whether the open file is a store of ours, or an SQLite database of somebody else.

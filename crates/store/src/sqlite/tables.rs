@@ -1,12 +1,15 @@
 //! The tables of a transaction on SQLite.
 
 use countersign_audit::Leaf;
-use countersign_identity::{NodeId, Serial, Sha256, Timestamp};
+use countersign_identity::{KeyId, NodeId, Serial, Sha256, Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, Params, Row};
 
 use super::rows::{self, broken, failed, labels_text, signed};
 use crate::transact::{Lease, Tables};
-use crate::{Change, Head, IssuedRow, Kind, NodeRow, Record, Result, TokenRow, sql};
+use crate::{
+    Change, Head, IssuedRow, KeysOf, Kind, NodeRow, PointKey, PointRow, Record, Result, TokenRow,
+    sql,
+};
 
 /// The writer's connection inside a transaction.
 pub(super) struct Open<'a>(pub(super) &'a Connection);
@@ -182,6 +185,37 @@ impl Tables for Open<'_> {
 
     fn node(&mut self, id: NodeId) -> Result<Option<NodeRow>> {
         one(self.0, sql::NODE, [id.as_bytes()], rows::node)
+    }
+
+    fn add_point(&mut self, row: &PointRow) -> Result<()> {
+        let PointRow { key, registered_at } = row;
+        let values =
+            (key.node.as_bytes(), key.spiffe_id.as_str(), &key.name, registered_at.micros());
+        self.run(sql::ADD_POINT, values).map(|_one| ())
+    }
+
+    fn remove_point(&mut self, key: &PointKey) -> Result<()> {
+        let values = (key.node.as_bytes(), key.spiffe_id.as_str(), &key.name);
+        self.run(sql::REMOVE_POINT, values).map(|_one| ())
+    }
+
+    fn remove_points(&mut self, node: NodeId) -> Result<()> {
+        self.run(sql::REMOVE_POINTS, [node.as_bytes()]).map(|_some| ())
+    }
+
+    fn revoke_keys(&mut self, of: &KeysOf, at: Timestamp) -> Result<()> {
+        let at = at.micros();
+        let written = match of {
+            KeysOf::Key(key) => self.run(sql::REVOKE_KEY, (key.as_bytes(), at)),
+            KeysOf::Serial(serial) => self.run(sql::REVOKE_KEYS_OF_SERIAL, (at, serial.as_bytes())),
+            KeysOf::Identity(id) => self.run(sql::REVOKE_KEYS_OF_IDENTITY, (at, id.as_str())),
+            KeysOf::Node(node) => self.run(sql::REVOKE_KEYS_OF_NODE, (at, node.as_bytes())),
+        };
+        written.map(|_some| ())
+    }
+
+    fn is_key_revoked(&mut self, key: KeyId) -> Result<bool> {
+        Ok(one(self.0, sql::IS_KEY_REVOKED, [key.as_bytes()], |_row| Ok(()))?.is_some())
     }
 
     fn take_lease(&mut self, lease: &Lease<'_>) -> Result<bool> {

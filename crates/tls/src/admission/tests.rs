@@ -41,6 +41,7 @@ impl Door {
             bundles: Arc::clone(&bundles),
             names: Arc::new(HashMap::new()),
             policies: Arc::new(policies),
+            revocations: Arc::default(),
         };
         let open = with(Policies::allow_ids(vec![web.id.clone()]));
         let shut = with(Policies::none());

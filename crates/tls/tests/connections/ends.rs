@@ -47,6 +47,7 @@ pub(crate) fn slice(realms: &[&Realm], text: &str) -> Slice {
         bundles: Arc::new(Bundles::new(bundles).unwrap()),
         names: Arc::new(HashMap::from(names)),
         policies: policies(text),
+        revocations: Arc::default(),
     }
 }
 
