@@ -63,7 +63,7 @@ fn stranger(number: u32) -> Result<(SpiffeId, Serial, KeyId, [KeyId; 2])> {
     let (mut serial, mut key) = ([9; 16], [3; 32]);
     serial[12..].copy_from_slice(&number.to_be_bytes());
     key[28..].copy_from_slice(&number.to_be_bytes());
-    let serial = Serial::from_bytes(serial).map_err(|bad| anyhow!("{bad}"))?;
+    let serial = Serial::from_bytes(serial).context("a serial")?;
     let authorities = [KeyId::from_bytes([1; 32]), KeyId::from_bytes([2; 32])];
     Ok((id, serial, KeyId::from_bytes(key), authorities))
 }
@@ -74,9 +74,9 @@ fn many(number: u32, now: Timestamp) -> Result<(Arc<str>, Arc<Revocation>)> {
     bytes[28..].copy_from_slice(&number.to_be_bytes());
     let target = match number % 4 {
         0 => {
-            let mut serial = [0; 16];
+            let mut serial = [1; 16];
             serial[12..].copy_from_slice(&number.to_be_bytes());
-            Revoked::Serial(Serial::from_bytes(serial).map_err(|bad| anyhow!("{bad}"))?)
+            Revoked::Serial(Serial::from_bytes(serial).context("a serial")?)
         }
         1 => Revoked::Identity {
             id: format!("spiffe://bench.example/w{number}").parse()?,

@@ -174,7 +174,7 @@ async fn a_slice_that_cannot_be_read_is_not_acknowledged_and_the_old_one_stays()
         (
             "a revocation of a later form",
             Box::new(|slice| {
-                slice.revocations.push(record("r", &br#"{"target":{"host":"a"}}"#[..]))
+                slice.revocations.push(record("r", &br#"{"target":{"host":"a"}}"#[..]));
             }),
         ),
         (

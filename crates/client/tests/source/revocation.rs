@@ -113,7 +113,7 @@ async fn our_own_revoked_identity_is_not_shown_and_the_next_one_is_at_once() {
     let (client, server) = connect(&web, &orders).await;
     let (_client, mut server) = (client.unwrap(), server.unwrap());
     let leaked = rule(key_of(&old), LEAK);
-    world.agent.enforce(slice(&world, 6, "orders", &[leaked.clone()]));
+    world.agent.enforce(slice(&world, 6, "orders", std::slice::from_ref(&leaked)));
     assert_eq!(world.agent.acknowledged_draining().await, (6, 1, 0));
     let status = orders.status();
     assert_eq!(status.identity, None);
@@ -150,7 +150,7 @@ fn steps(world: &World, clock: &Arc<SimClock>, svid: &Svid) -> Steps {
 }
 
 #[track_caller]
-fn enforced(step: Step) {
+fn enforced(step: &Step) {
     assert!(matches!(step, Step::Acknowledged { .. }), "{step:?}");
 }
 
@@ -165,17 +165,17 @@ async fn a_rule_that_vanished_holds_until_it_is_moot_by_the_highest_time_seen() 
     let clock = Arc::new(SimClock::new(start));
     let steps = steps(&world, &clock, &world.svid("/orders"));
     let leaked = rule(Revoked::Key(KeyId::from_bytes([5; 32])), LEAK);
-    enforced(steps.slice(slice(&world, 6, "orders", std::slice::from_ref(&leaked))));
-    enforced(steps.slice(world.slice(7, "orders")));
+    enforced(&steps.slice(slice(&world, 6, "orders", std::slice::from_ref(&leaked))));
+    enforced(&steps.slice(world.slice(7, "orders")));
     assert_eq!(rules(&steps), 1);
     clock.set(leaked.until + SKEW_ALLOWED);
-    enforced(steps.slice(world.slice(8, "orders")));
+    enforced(&steps.slice(world.slice(8, "orders")));
     assert_eq!(rules(&steps), 1, "the last moment counts");
     clock.set(start);
-    enforced(steps.slice(world.slice(9, "orders")));
+    enforced(&steps.slice(world.slice(9, "orders")));
     assert_eq!(rules(&steps), 1, "a clock that is set back lifts nothing");
     clock.set(leaked.until + SKEW_ALLOWED + Duration::from_micros(1));
-    enforced(steps.slice(world.slice(10, "orders")));
+    enforced(&steps.slice(world.slice(10, "orders")));
     assert_eq!(rules(&steps), 0);
 }
 
@@ -184,23 +184,23 @@ async fn what_a_slice_repeats_is_the_same_as_before_so_that_a_rule_asks_no_polic
     let world = World::new(Offer::Enforcement);
     let clock = Arc::new(SimClock::new(now()));
     let steps = steps(&world, &clock, &world.svid("/orders"));
-    enforced(steps.slice(slice(&world, 6, "orders", &[other_rule()])));
+    enforced(&steps.slice(slice(&world, 6, "orders", &[other_rule()])));
     let first = steps.trust().slice();
-    enforced(steps.slice(slice(&world, 7, "orders", &[first_rule(&first)])));
+    enforced(&steps.slice(slice(&world, 7, "orders", &[first_rule(&first)])));
     let second = steps.trust().slice();
     assert!(Arc::ptr_eq(&first.policies, &second.policies), "not compiled again");
     assert!(Arc::ptr_eq(&first.bundles, &second.bundles));
     assert!(Arc::ptr_eq(&first.names, &second.names));
     assert!(Arc::ptr_eq(&first.revocations, &second.revocations));
     let own = rule(key_of(&world.svid("/web")), LEAK);
-    enforced(steps.slice(slice(&world, 8, "orders", &[own])));
+    enforced(&steps.slice(slice(&world, 8, "orders", &[own])));
     let third = steps.trust().slice();
     assert!(Arc::ptr_eq(&first.policies, &third.policies));
     assert!(!Arc::ptr_eq(&first.revocations, &third.revocations));
     assert_eq!(third.revocations.len(), 2);
     let mut other = world.slice(9, "orders");
     other.policies.clear();
-    enforced(steps.slice(other));
+    enforced(&steps.slice(other));
     assert!(!Arc::ptr_eq(&first.policies, &steps.trust().slice().policies));
 }
 
