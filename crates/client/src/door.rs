@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use countersign_tls::{Admitted, Established, Inbound, Stream, Trust, accept};
+use countersign_tls::{
+    Admitted, Established, Inbound, REPROOF_ALPN, Stream, Trust, accept, answer_reproof,
+};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -79,7 +81,11 @@ enum Event {
 
 impl Door {
     /// Opens the door of a service. Connections are reported through the source, and enforce what it enforces.
-    pub fn new(source: &Source, listener: TcpListener, inbound: Inbound) -> Self {
+    pub fn new(source: &Source, listener: TcpListener, mut inbound: Inbound) -> Self {
+        // With a protocol of our own, callers that offer some other one would not be let in any more where none is asked for.
+        if !inbound.alpn.is_empty() {
+            inbound.alpn.push(REPROOF_ALPN.to_vec());
+        }
         Self {
             listener,
             trust: source.trust(),
@@ -153,6 +159,12 @@ async fn shake(
     match accept(&trust, tcp, &inbound).await {
         Ok(Established { stream, fact }) => {
             reporter.report(fact);
+            if stream.alpn() == Some(REPROOF_ALPN) {
+                if let Err(fault) = answer_reproof(&trust, stream).await {
+                    tracing::info!(%fault, %peer_address, "a re-proof came to nothing");
+                }
+                return None;
+            }
             Some(Connection { stream: Box::new(stream), peer_address })
         }
         Err(failure) => {

@@ -128,7 +128,9 @@ impl Source {
         let (reporter, facts) = Reporter::new();
         let (status, stop) = (keeper.status(), CancellationToken::new());
         let mut source = Self { keeper, reporter, status, stop, tasks: JoinSet::new() };
-        source.spawn(|stop| trust.run(stop));
+        source.spawn(|stop| Arc::clone(&trust).run(stop));
+        let reporting = source.reporter.clone();
+        source.spawn(|stop| trust.keep_proven(move |fact| reporting.report(fact), stop));
         if let Some((path, stamp)) = watched {
             let watch = PolicyWatch::new(path, Arc::clone(&source.keeper), stamp);
             let clock = Arc::clone(clock);

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use countersign_identity::{Code, Name, SpiffeId};
-use countersign_tls::{Admitted, Direction, Established, HandshakeFact, Inbound, Stream};
+use countersign_tls::{
+    Admitted, Direction, Established, HandshakeFact, Inbound, REPROOF_ALPN, Stream,
+};
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -122,6 +124,7 @@ impl Door {
             Route::Requests(_) => protocols(Want::AnyHttp),
             Route::Bytes(_) => protocols(Want::Raw),
         };
+        inbound.alpn.push(REPROOF_ALPN.to_vec());
         keep_alive(&tcp);
         let _leaves = Leaves { door: self, id };
         let shaken = tokio::select! {
@@ -146,6 +149,13 @@ impl Door {
     async fn serve(&self, stream: Stream, from: SocketAddr, place: Place) {
         let admitted = stream.admitted().clone();
         let Some(id) = admitted.peer().map(|peer| peer.id.clone()) else { return };
+        if stream.alpn() == Some(REPROOF_ALPN) {
+            match countersign_tls::answer_reproof(&self.plane.trust, stream).await {
+                Ok(proven) => tracing::debug!(peer = %id, proven, "connections were re-proven"),
+                Err(fault) => tracing::info!(peer = %id, %fault, "a re-proof came to nothing"),
+            }
+            return;
+        }
         let Some(share) = self.shares.take(&id, CONNECTIONS_PER_PEER_MAX) else {
             return self.turn_away(from, "the limit on connections of this peer is reached");
         };

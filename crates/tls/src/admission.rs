@@ -23,7 +23,11 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    /// Who is at the other end; none when an anonymous client was let in, where that is allowed.
+    pub(crate) fn entry(&self) -> &Arc<Entry> {
+        &self.entry
+    }
+
+    /// Who is at the other end, as it was proven when the connection was made; none when an anonymous client was let in, where that is allowed.
     pub fn peer(&self) -> Option<&Verified> {
         self.entry.standing.as_ref().map(|standing| &standing.peer)
     }
@@ -68,12 +72,12 @@ impl Admitted {
 
     /// The last moment at which we let it be open: the first end in the peer's chain.
     pub fn expires(&self) -> Timestamp {
-        self.entry.expires
+        self.entry.expires()
     }
 
     /// The last moment at which an honest peer lets it be open: the first end in the chain that we showed.
     pub fn presented_ends(&self) -> Timestamp {
-        self.entry.shown.as_ref().map_or(Timestamp::LAST, |own| own.identity.expires())
+        self.entry.shown_until()
     }
 
     /// When to begin to put another connection in its place: three quarters of the way to the moment at which
@@ -163,17 +167,35 @@ pub(crate) fn review(
     };
     let mut reviewed = Reviewed::default();
     for entry in register.entries() {
-        let Some(Denied { refused, ending }) = asked(&entry, slice, now) else { continue };
-        match ending {
-            Ending::Cut => reviewed.cut += usize::from(register.end(&entry, refused.code)),
-            Ending::Drain => {
-                let deadline = entry.expires.min(now + DRAIN_TIMEOUT);
-                let began = register.retire(&entry, refused.code, deadline);
-                reviewed.draining += usize::from(began);
-            }
+        let Some(denied) = asked(&entry, slice, now) else { continue };
+        let reached = usize::from(finish(register, &entry, &denied, now));
+        match denied.ending {
+            Ending::Cut => reviewed.cut += reached,
+            Ending::Drain => reviewed.draining += reached,
         }
     }
     reviewed
+}
+
+/// Ends or retires one connection, if the slice does not let it exist. True when it does.
+pub(crate) fn review_one(
+    register: &Register,
+    entry: &Entry,
+    slice: &Slice,
+    now: Timestamp,
+) -> bool {
+    let Err(denied) = verdict(entry, slice, now) else { return true };
+    finish(register, entry, &denied, now);
+    false
+}
+
+/// True the first time.
+fn finish(register: &Register, entry: &Entry, denied: &Denied, now: Timestamp) -> bool {
+    let code = denied.refused.code;
+    match denied.ending {
+        Ending::Cut => register.end(entry, code),
+        Ending::Drain => register.retire(entry, code, entry.expires().min(now + DRAIN_TIMEOUT)),
+    }
 }
 
 /// Why a connection may not exist, and how it ends if it does.
@@ -212,11 +234,11 @@ fn verdict(entry: &Entry, slice: &Slice, now: Timestamp) -> Result<Vec<String>, 
         graceful => graceful,
     };
     let policies = match &entry.standing {
-        Some(Standing { rule, peer, context }) => {
+        Some(Standing { rule, context, .. }) => entry.credentials(|peer, own| {
+            let Some(peer) = peer else { return Ok(Vec::new()) };
             lasts(peer, now)?;
-            let local = entry.shown.as_ref().map(|own| own.identity.id());
-            decide(rule, peer, local, context, slice)?
-        }
+            decide(rule, peer, own.map(|own| own.identity.id()), context, slice)
+        })?,
         None => Vec::new(),
     };
     // Last: what something else ends at once is not drained.
@@ -225,11 +247,11 @@ fn verdict(entry: &Entry, slice: &Slice, now: Timestamp) -> Result<Vec<String>, 
 
 /// What revocations say of the two credentials by which the connection was made, the peer's and our own.
 fn out_of_service(entry: &Entry, slice: &Slice) -> Option<Denied> {
-    let peer = entry.standing.as_ref().map(|standing| &standing.peer);
-    let own = entry.shown.as_ref().map(|own| &own.verified);
-    let presented = peer.into_iter().chain(own);
-    let covered = presented.filter_map(|it| revoked(it, &slice.revocations).err());
-    covered.max_by_key(Covered::ending).map(Denied::from)
+    entry.credentials(|peer, own| {
+        let presented = peer.into_iter().chain(own.map(|own| &own.verified));
+        let covered = presented.filter_map(|it| revoked(it, &slice.revocations).err());
+        covered.max_by_key(Covered::ending).map(Denied::from)
+    })
 }
 
 pub(crate) fn too_many() -> Refused {

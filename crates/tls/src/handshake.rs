@@ -17,6 +17,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use crate::admission::{admit, too_many};
 use crate::alert::{code_of_io, sentence};
 use crate::register::{Arrival, Standing};
+use crate::reproof::ProofName;
 use crate::rule::{Clients, Inbound, Outbound, Present, Rule, no_own_identity};
 use crate::verifier::{Slot, context};
 use crate::{HandshakeFact, HandshakeFailure, Stream, Trust, config};
@@ -279,7 +280,8 @@ impl Attempt {
         });
         let shown = self.slot.shown().cloned();
         let socket = second_descriptor(tls.get_ref().0)?;
-        Ok(Arrival { standing, shown, opened, expires, socket })
+        let (address, name) = (self.fact.peer_address, ProofName::of(tls));
+        Ok(Arrival { standing, shown, opened, expires, address, name, socket })
     }
 }
 

@@ -8,7 +8,8 @@
 //! nothing leaked, told to retire. [`Trust::run`] ends connections when the certificate of their peer expires.
 //!
 //! Resumption, tickets and early data are off at both ends: every handshake is a full one, verified anew.
-//! Renewing one's own certificate never closes a connection.
+//! Renewing one's own certificate never closes a connection, and where both ends take part in re-proof
+//! ([`Trust::keep_proven`], [`answer_reproof`]) it does not end with the certificates by which it was made either.
 //!
 //! The crate refuses to know where identities, bundles and policies come from, what bytes flow inside, and
 //! DNS names: the peer's identity is the one URI name of its certificate.
@@ -44,6 +45,7 @@ mod handshake;
 mod identity;
 mod pinned;
 mod register;
+mod reproof;
 mod revoked;
 mod rule;
 mod stream;
@@ -56,6 +58,7 @@ pub use fact::{DETAIL_CHARS_MAX, Direction, HandshakeFact, HandshakeFailure};
 pub use handshake::{Established, accept, connect, dial};
 pub use identity::{BadOwnIdentity, Identity};
 pub use pinned::{FirstContact, Pinned, connect_pinned};
+pub use reproof::{REPROOF_ALPN, REPROOF_NAMES_MAX, REPROOF_TIMEOUT, ReproofFault, answer_reproof};
 pub use revoked::{Covered, revoked};
 pub use rule::{Clients, Expected, HANDSHAKE_TIMEOUT, Inbound, Outbound, Present, Purpose};
 pub use stream::Stream;

@@ -1,10 +1,11 @@
 //! The live connections, and under what each of them was let in.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::Shutdown;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::net::{Shutdown, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use arc_swap::ArcSwapOption;
 use countersign_identity::{Code, Timestamp};
 use countersign_pki::Verified;
 use countersign_policy::Context;
@@ -13,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::identity::Own;
+use crate::reproof::ProofName;
 use crate::rule::Rule;
 
 /// Who is at the other end, and on what grounds.
@@ -33,8 +35,15 @@ pub(crate) struct Entry {
     /// What we showed: who we were when the connection was made.
     pub(crate) shown: Option<Arc<Own>>,
     pub(crate) opened: Timestamp,
-    /// The last moment at which it may be open.
-    pub(crate) expires: Timestamp,
+    /// Where the peer is.
+    pub(crate) address: Option<SocketAddr>,
+    /// By which a re-proof names it.
+    pub(crate) name: Option<ProofName>,
+    /// What was proven later, in place of what was at the beginning.
+    later: ArcSwapOption<Later>,
+    /// The last moment at which it may be open. Written under the register's lock only, and only forward.
+    expires: AtomicI64,
+    unprovable: AtomicBool,
     /// A second descriptor of the connection's socket, so that cutting needs nobody's help, whoever holds the first.
     /// None once the owner gave the connection up.
     socket: Mutex<Option<Socket>>,
@@ -51,7 +60,54 @@ struct Retirement {
     deadline: Timestamp,
 }
 
+/// What a re-proof has shown, where it lasts longer than what came before.
+#[derive(Clone, Debug)]
+struct Later {
+    at: Timestamp,
+    peer: Option<Verified>,
+    shown: Option<Arc<Own>>,
+}
+
 impl Entry {
+    /// The two credentials by which it stands, the peer's and our own, as they were proven last.
+    pub(crate) fn credentials<T>(
+        &self,
+        read: impl FnOnce(Option<&Verified>, Option<&Arc<Own>>) -> T,
+    ) -> T {
+        let later = self.later.load();
+        let proven = later.as_ref();
+        let peer = proven.and_then(|later| later.peer.as_ref());
+        let shown = proven.and_then(|later| later.shown.as_ref());
+        let first = self.standing.as_ref().map(|standing| &standing.peer);
+        read(peer.or(first), shown.or(self.shown.as_ref()))
+    }
+
+    /// The last moment at which it may be open.
+    pub(crate) fn expires(&self) -> Timestamp {
+        Timestamp::from_micros(self.expires.load(Ordering::Acquire))
+    }
+
+    /// The last moment at which the peer may let it be open: the end of what we showed.
+    pub(crate) fn shown_until(&self) -> Timestamp {
+        self.credentials(|_, own| own.map_or(Timestamp::LAST, |own| own.identity.expires()))
+    }
+
+    /// When its ends were proven last.
+    pub(crate) fn proven_at(&self) -> Timestamp {
+        self.later.load().as_ref().map_or(self.opened, |later| later.at)
+    }
+
+    /// Whether there is any use in trying to prove it anew.
+    pub(crate) fn may_be_proven(&self) -> bool {
+        let live = self.ended().is_none() && self.retiring().is_none();
+        live && !self.unprovable.load(Ordering::Relaxed)
+    }
+
+    /// The peer knows of no re-proof.
+    pub(crate) fn give_up_proof(&self) {
+        self.unprovable.store(true, Ordering::Relaxed);
+    }
+
     /// Why it was ended, if it was.
     pub(crate) fn ended(&self) -> Option<Code> {
         self.cut.get().copied()
@@ -101,6 +157,8 @@ pub(crate) struct Arrival {
     pub(crate) shown: Option<Arc<Own>>,
     pub(crate) opened: Timestamp,
     pub(crate) expires: Timestamp,
+    pub(crate) address: Option<SocketAddr>,
+    pub(crate) name: Option<ProofName>,
     pub(crate) socket: Socket,
 }
 
@@ -119,6 +177,7 @@ struct Live {
     next: u64,
     entries: HashMap<u64, Arc<Entry>>,
     by_end: BTreeSet<(Timestamp, u64)>, // INVARIANT: only numbers that `entries` holds
+    by_name: HashMap<ProofName, u64>,   // INVARIANT: likewise
     /// Those that retire and are not ended yet.
     draining: HashSet<u64>, // INVARIANT: likewise
 }
@@ -147,7 +206,11 @@ impl Register {
             standing: arrival.standing,
             shown: arrival.shown,
             opened: arrival.opened,
-            expires: arrival.expires,
+            address: arrival.address,
+            name: arrival.name,
+            later: ArcSwapOption::empty(),
+            expires: AtomicI64::new(arrival.expires.micros()),
+            unprovable: AtomicBool::new(false),
             socket: Mutex::new(Some(arrival.socket)),
             cut: OnceLock::new(),
             ended: CancellationToken::new(),
@@ -155,8 +218,12 @@ impl Register {
             retiring: CancellationToken::new(),
         });
         live.entries.insert(number, Arc::clone(&entry));
-        live.by_end.insert((entry.expires, number));
-        let first = live.by_end.first() == Some(&(entry.expires, number));
+        if let Some(name) = entry.name {
+            live.by_name.insert(name, number);
+        }
+        let key = (entry.expires(), number);
+        live.by_end.insert(key);
+        let first = live.by_end.first() == Some(&key);
         drop(live);
         if first {
             self.sooner.notify_one();
@@ -169,7 +236,10 @@ impl Register {
         entry.socket().take();
         let mut live = self.live();
         live.entries.remove(&entry.number);
-        live.by_end.remove(&(entry.expires, entry.number));
+        live.by_end.remove(&(entry.expires(), entry.number));
+        if let Some(name) = entry.name {
+            live.by_name.remove(&name);
+        }
         if let Some(Retirement { deadline, .. }) = entry.retirement.get() {
             live.by_end.remove(&(*deadline, entry.number));
             self.drained(&mut live, entry);
@@ -231,6 +301,48 @@ impl Register {
     /// How many connections revocations have ended or retired so far.
     pub(crate) fn revoked(&self) -> u64 {
         self.revoked.load(Ordering::Relaxed)
+    }
+
+    /// The one of this name.
+    pub(crate) fn named(&self, name: ProofName) -> Option<Arc<Entry>> {
+        let live = self.live();
+        let number = live.by_name.get(&name)?;
+        live.entries.get(number).cloned()
+    }
+
+    /// Lets what `proof` showed count for `held`, each of the two credentials where it lasts longer than before. False when
+    /// nothing does, or `held` may not go on anyway.
+    pub(crate) fn prove(&self, held: &Entry, proof: &Entry) -> bool {
+        let mut live = self.live();
+        if !live.entries.contains_key(&held.number) || !held.may_be_proven() {
+            return false;
+        }
+        let before = held.later.load_full();
+        let mut later = before.map_or_else(
+            || Later { at: held.opened, peer: None, shown: None },
+            |before| Later::clone(&before),
+        );
+        let (expires, longer) = (held.expires(), proof.expires());
+        let mut grew = false;
+        if expires < longer {
+            later.peer = proof.credentials(|peer, _| peer.cloned());
+            grew = true;
+        }
+        if held.shown_until() < proof.shown_until() {
+            later.shown = proof.credentials(|_, own| own.cloned());
+            grew = true;
+        }
+        if !grew {
+            return false;
+        }
+        later.at = proof.opened;
+        held.later.store(Some(Arc::new(later)));
+        if expires < longer {
+            live.by_end.remove(&(expires, held.number));
+            live.by_end.insert((longer, held.number));
+            held.expires.store(longer.micros(), Ordering::Release);
+        }
+        true
     }
 
     /// All that are live.

@@ -7,6 +7,7 @@ mod http;
 mod keep_alive;
 mod program;
 mod realm;
+mod reproof;
 mod revocation;
 mod rotation;
 mod streams;

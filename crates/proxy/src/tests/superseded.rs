@@ -142,8 +142,9 @@ async fn no_request_fails_while_credentials_are_superseded_under_load() {
     }
     over.store(true, Ordering::Relaxed);
     while let Some(answered) = load.join_next().await {
-        assert!(50 < answered.unwrap());
+        assert!(0 < answered.unwrap());
     }
+    assert!(300 < shop.program.reached());
     assert!(0 < shop.orders.plane.trust.revoked() + shop.web.plane.trust.revoked());
 }
 

@@ -68,7 +68,9 @@ impl Proxy {
             Arc::new(SeededEntropy::new(5)),
             sink,
         );
-        tokio::spawn(trust.run(stop.clone()));
+        tokio::spawn(trust.clone().run(stop.clone()));
+        // As the source does.
+        tokio::spawn(trust.keep_proven(|_fact| {}, stop.clone()));
         let (alarms, until) = (plane.alarms.clone(), stop.clone());
         tokio::spawn(async move { alarms.run(&until).await });
         let supervisor = Supervisor::new(&plane);

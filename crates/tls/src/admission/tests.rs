@@ -82,6 +82,8 @@ impl Door {
             shown: None,
             opened: START,
             expires,
+            address: None,
+            name: None,
             socket,
         })
     }
@@ -175,6 +177,22 @@ fn ten_thousand_connections_are_reviewed_quickly_and_only_the_denied_ones_end() 
     assert_eq!(door.trust.apply(door.open.clone()).cut, 0);
     let took = before.elapsed();
     assert!(took < Duration::from_secs(2), "a review of {} took {took:?}", places.len());
+    // A rule on somebody else: one question for each connection, and no policy.
+    let key = countersign_identity::KeyId::from_bytes([7; 32]);
+    let rule = Revocation {
+        target: Revoked::Key(key),
+        about: None,
+        reason: Reason::KeyCompromise,
+        at: START,
+        until: START,
+    };
+    let revocations = Arc::new(Revocations::new([("other".into(), Arc::new(rule))]));
+    let before = std::time::Instant::now();
+    let applied = door.trust.apply(Slice { revocations, ..door.open.clone() });
+    let ruled = before.elapsed();
+    println!("a rule among {} connections: {ruled:?}, all decisions: {took:?}", places.len());
+    assert_eq!(applied.cut, 0);
+    assert!(ruled < Duration::from_secs(1), "a rule among {} took {ruled:?}", places.len());
     assert_eq!(door.trust.apply(door.shut.clone()).cut, places.len());
     assert_eq!(door.trust.apply(door.shut.clone()).cut, 0, "each is ended once");
 }

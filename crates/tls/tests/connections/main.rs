@@ -6,6 +6,7 @@ mod ends;
 mod handshake;
 mod lifetime;
 mod realm;
+mod reproof;
 mod resumption;
 mod retirement;
 mod revocation;

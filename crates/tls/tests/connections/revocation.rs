@@ -78,7 +78,7 @@ async fn every_kind_of_rule_on_a_dialler_cuts_it_and_nobody_else_and_lets_it_in_
         // Our own certificate is under the same authorities, and of the same node.
         let wide = matches!(rule, Revoked::Authority(_) | Revoked::Node { .. });
 
-        let applied = shop.orders.apply(revoking(&shop.orders, LEAK, &[rule.clone()]));
+        let applied = shop.orders.apply(revoking(&shop.orders, LEAK, std::slice::from_ref(&rule)));
         let expected = if wide { 2 } else { 1 };
         assert_eq!((applied.cut, applied.draining), (expected, 0), "{rule}");
         assert_eq!(orders.stream.admitted().why_ended(), Some(Code::Revoked), "{rule}");
@@ -125,7 +125,7 @@ async fn every_kind_of_rule_on_a_server_cuts_it_and_nobody_else_and_dials_it_no_
         let (mut kept, mut keeper) = shake(caller, &to_other, &other, &door()).await.both();
 
         let rule = rules_on(&served, &shop.realm)[kind].clone();
-        let applied = caller.apply(revoking(caller, LEAK, &[rule.clone()]));
+        let applied = caller.apply(revoking(caller, LEAK, std::slice::from_ref(&rule)));
         assert_eq!((applied.cut, applied.draining, applied.own), (1, 0, None), "{rule}");
         assert_eq!(end_of(&mut near).await, Code::Revoked, "{rule}");
         assert_eq!(end_of(&mut far).await, Code::PeerClosed);
@@ -259,7 +259,7 @@ async fn our_own_revoked_credential_is_shown_no_more_and_ends_what_it_made_both_
             shake(&shop.orders, &to_web, &shop.web, &door()).await.both();
 
         let rule = rules_on(&svid, &shop.realm)[kind].clone();
-        let applied = shop.orders.apply(revoking(&shop.orders, LEAK, &[rule.clone()]));
+        let applied = shop.orders.apply(revoking(&shop.orders, LEAK, std::slice::from_ref(&rule)));
         assert_eq!(applied.cut, 2, "{rule}");
         assert_eq!(applied.own.unwrap().target, rule);
         for ours in [&mut orders_in, &mut orders_out] {

@@ -1,0 +1,273 @@
+//! Re-proof: how a connection that cannot be drained outlives the certificates by which it was made.
+//!
+//! Whoever dialled makes another mutual handshake with the same peer, by which both show what they have now, and names
+//! the connections that it holds open, each by a secret that only its two ends know (RFC 8446, 7.5). Each end then
+//! counts the ends of the certificates that it has just seen. The handshake is admitted like any other: policy and
+//! revocations are asked. It is for the same identity and the same purpose, and never shortens what there was.
+//!
+//! On the connection: a count (two bytes), as many names (32 bytes each), and as many answers (one byte each, 1 for
+//! proven).
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_identity::{Code, SpiffeId, Timestamp};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission;
+use crate::register::{Entry, Standing};
+use crate::{
+    Direction, Established, Expected, HandshakeFact, HandshakeFailure, Outbound, Purpose, Stream,
+    Trust, dial,
+};
+
+/// The application protocol that asks for a re-proof. A door that takes part offers it.
+pub const REPROOF_ALPN: &[u8] = b"countersign-reproof";
+/// How many connections one re-proof names at most.
+pub const REPROOF_NAMES_MAX: usize = 512;
+/// How long naming and answering may take, after the handshake.
+pub const REPROOF_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often whoever dials looks for connections that need it.
+const EVERY: Duration = Duration::from_millis(500);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+const LABEL: &str = "EXPORTER-countersign-reproof";
+const NAME_BYTES: usize = 32;
+
+/// By which the two ends of a connection, and nobody else, know it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ProofName([u8; NAME_BYTES]);
+
+impl ProofName {
+    /// None for what is itself a re-proof, and for what is broken already.
+    pub(crate) fn of(tls: &tokio_rustls::TlsStream<tokio::net::TcpStream>) -> Option<Self> {
+        use tokio_rustls::TlsStream;
+        let (secret, label) = ([0; NAME_BYTES], LABEL.as_bytes());
+        if tls.get_ref().1.alpn_protocol() == Some(REPROOF_ALPN) {
+            return None;
+        }
+        let exported = match tls {
+            TlsStream::Client(tls) => tls.get_ref().1.export_keying_material(secret, label, None),
+            TlsStream::Server(tls) => tls.get_ref().1.export_keying_material(secret, label, None),
+        };
+        exported.ok().map(Self)
+    }
+}
+
+impl fmt::Debug for ProofName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ProofName")
+    }
+}
+
+/// Why a re-proof came to nothing. What was open goes on until its own end.
+#[derive(Debug, thiserror::Error)]
+pub enum ReproofFault {
+    /// More than the bound.
+    #[error("{count} connections are named, over the limit of {REPROOF_NAMES_MAX}")]
+    Many {
+        /// How many.
+        count: usize,
+    },
+    /// Slow.
+    #[error("it was not done within {REPROOF_TIMEOUT:?}")]
+    Late,
+    /// Broken off.
+    #[error("the connection broke: {0}")]
+    Broken(#[from] io::Error),
+    /// An older version, or something else altogether.
+    #[error("the peer does not know of re-proof")]
+    NotSpoken,
+    /// No handshake.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeFailure),
+}
+
+/// Answers a peer that asks for a re-proof over this connection, and tells how many connections are proven by it.
+///
+/// # Errors
+/// When the peer names too many, breaks off, or takes too long.
+pub async fn answer_reproof(trust: &Trust, mut stream: Stream) -> Result<usize, ReproofFault> {
+    let exchange = async {
+        let count = usize::from(stream.read_u16().await?);
+        if REPROOF_NAMES_MAX < count {
+            return Err(ReproofFault::Many { count });
+        }
+        let mut names = vec![[0; NAME_BYTES]; count];
+        for name in &mut names {
+            stream.read_exact(name).await?;
+        }
+        let proof = stream.admitted().entry();
+        let proven = names.into_iter().map(|name| trust.prove_named(ProofName(name), proof));
+        let answers: Vec<u8> = proven.map(u8::from).collect();
+        stream.write_all(&answers).await?;
+        stream.shutdown().await?;
+        Ok(answers.iter().filter(|answer| **answer == 1).count())
+    };
+    within(trust, exchange).await
+}
+
+/// Connections to one peer that one handshake may prove.
+#[derive(Debug)]
+struct Due {
+    address: SocketAddr,
+    outbound: Outbound,
+    entries: Vec<Arc<Entry>>,
+}
+
+impl Trust {
+    /// Proves anew, in time, what we dialled and what is still open near its end, until told to stop. Each handshake is
+    /// reported. Runs beside what dials, where connections are to outlive certificates.
+    pub async fn keep_proven(
+        self: Arc<Self>,
+        report: impl Fn(HandshakeFact) + Clone + Send + Sync + 'static,
+        stop: CancellationToken,
+    ) {
+        loop {
+            let next = self.clock().now() + EVERY;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.clock().sleep_until(next) => {}
+            }
+            let mut rounds = JoinSet::new();
+            for due in self.due() {
+                let (trust, report) = (Arc::clone(&self), report.clone());
+                rounds.spawn(async move {
+                    let count = due.entries.len();
+                    match trust.reprove(&due, report).await {
+                        Ok(proven) => tracing::debug!(count, proven, "connections were re-proven"),
+                        Err(fault) => {
+                            tracing::info!(count, %fault, "connections were not re-proven");
+                            if matches!(fault, ReproofFault::NotSpoken) {
+                                due.entries.iter().for_each(|entry| entry.give_up_proof());
+                            }
+                        }
+                    }
+                });
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _all = async { while rounds.join_next().await.is_some() {} } => {}
+            }
+        }
+    }
+
+    /// What needs it, by peer and purpose; of each not more than can be named.
+    fn due(&self) -> Vec<Due> {
+        let Some(own) = self.valid_own() else { return Vec::new() };
+        let now = self.now();
+        let mut due: HashMap<(SocketAddr, Purpose, SpiffeId), Due> = HashMap::new();
+        for entry in self.register.entries() {
+            let Some((standing, address)) = wants_proof(&entry, now, own.identity.expires()) else {
+                continue;
+            };
+            let peer = standing.peer.id.clone();
+            let outbound = Outbound {
+                purpose: standing.rule.purpose.clone(),
+                alpn: vec![REPROOF_ALPN.to_vec()],
+                timeout: HANDSHAKE_TIMEOUT,
+                ..Outbound::control(Expected::Id(peer.clone()))
+            };
+            let key = (address, standing.rule.purpose.clone(), peer);
+            let due =
+                due.entry(key).or_insert_with(|| Due { address, outbound, entries: Vec::new() });
+            if due.entries.len() < REPROOF_NAMES_MAX {
+                due.entries.push(Arc::clone(&entry));
+            }
+        }
+        due.into_values().collect()
+    }
+
+    async fn reprove(
+        self: &Arc<Self>,
+        due: &Due,
+        report: impl Fn(HandshakeFact),
+    ) -> Result<usize, ReproofFault> {
+        let Established { mut stream, fact } = match dial(self, due.address, &due.outbound).await {
+            Ok(established) => established,
+            Err(failure) => {
+                report(HandshakeFact::clone(&failure.fact));
+                let not_spoken = failure.code == Code::NoSharedProtocol;
+                return Err(if not_spoken { ReproofFault::NotSpoken } else { failure.into() });
+            }
+        };
+        report(fact);
+        // A door of bytes that knows nothing of it would hand the names to the program behind it.
+        if stream.alpn() != Some(REPROOF_ALPN) {
+            return Err(ReproofFault::NotSpoken);
+        }
+        let exchange = async {
+            let named: Vec<_> = due.entries.iter().filter_map(|it| Some((it, it.name?))).collect();
+            let count = u16::try_from(named.len()).unwrap_or(u16::MAX);
+            let mut question = count.to_be_bytes().to_vec();
+            named.iter().for_each(|(_, name)| question.extend(name.0));
+            stream.write_all(&question).await?;
+            stream.flush().await?;
+            let mut answers = vec![0; named.len()];
+            stream.read_exact(&mut answers).await?;
+            let proof = stream.admitted().entry();
+            let held = named.iter().zip(answers).filter(|(_, answer)| *answer == 1);
+            Ok(held.filter(|((entry, _), _)| self.prove(entry, proof)).count())
+        };
+        within(self, exchange).await
+    }
+
+    fn prove_named(&self, name: ProofName, proof: &Entry) -> bool {
+        self.register.named(name).is_some_and(|held| self.prove(&held, proof))
+    }
+
+    /// Lets what `proof` showed count for `held`. Count first, decide second, as in admission: a slice that is applied
+    /// meanwhile sees the one, or is seen by the other.
+    fn prove(&self, held: &Arc<Entry>, proof: &Entry) -> bool {
+        if !same_ends(held, proof) || !self.register.prove(held, proof) {
+            return false;
+        }
+        admission::review_one(&self.register, held, &self.slice(), self.now())
+    }
+}
+
+/// Whether both are between the same two identities, for the same purpose, and dialled from the same side.
+fn same_ends(held: &Entry, proof: &Entry) -> bool {
+    let (Some(held_by), Some(proven_by)) = (&held.standing, &proof.standing) else { return false };
+    let local = |entry: &Entry| entry.shown.as_ref().map(|own| own.identity.id().clone());
+    held_by.rule.direction == proven_by.rule.direction
+        && held_by.rule.purpose == proven_by.rule.purpose
+        && held_by.peer.id == proven_by.peer.id
+        && local(held) == local(proof)
+}
+
+/// Whether we dialled it, and it is near an end that a handshake can move: after the moment at which HTTP has gone over
+/// to a successor, so that what is left cannot be drained.
+fn wants_proof(entry: &Entry, now: Timestamp, own: Timestamp) -> Option<(&Standing, SocketAddr)> {
+    let standing = entry.standing.as_ref()?;
+    let address = entry.address?;
+    let (theirs, ours) = (entry.expires(), entry.shown_until());
+    let life = theirs.min(ours).since(entry.proven_at());
+    let late = entry.proven_at() + life / 16 * 13 <= now;
+    // The nearer end is ours, and we have nothing newer: it would be of no use.
+    let useless = ours <= theirs && own <= ours;
+    let wanted = standing.rule.direction == Direction::Outbound
+        && entry.name.is_some()
+        && entry.may_be_proven()
+        && late
+        && !useless;
+    wanted.then_some((standing, address))
+}
+
+async fn within<T>(
+    trust: &Trust,
+    exchange: impl Future<Output = Result<T, ReproofFault>>,
+) -> Result<T, ReproofFault> {
+    let clock = trust.clock();
+    tokio::select! {
+        biased;
+        done = exchange => done,
+        () = clock.sleep_until(clock.now() + REPROOF_TIMEOUT) => Err(ReproofFault::Late),
+    }
+}

@@ -1,0 +1,244 @@
+//! Connections that outlive the certificates by which they were made, and what may not make them do so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_identity::{Clock, Code, Reason, Revoked, Timestamp};
+use countersign_tls::{
+    Established, Inbound, Outbound, REPROOF_ALPN, REPROOF_NAMES_MAX, REPROOF_TIMEOUT, ReproofFault,
+    Trust, accept, answer_reproof, dial,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::ends::{Shop, door, end_of, exchange, identity, revoking, shake, slice, trust};
+use crate::lifetime::{ANYBODY, run};
+use crate::realm::START;
+
+const LIFE: u64 = 3600;
+
+/// `orders` behind a door that stays open, and `web` with one connection to it.
+struct Standing {
+    shop: Shop,
+    web: Established,
+    orders: Established,
+    stop: CancellationToken,
+    address: std::net::SocketAddr,
+    _serving: JoinHandle<()>,
+}
+
+impl Standing {
+    async fn open(alpn: Vec<Vec<u8>>) -> Self {
+        let shop = Shop::with_policy(ANYBODY);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let outbound = shop.to_orders();
+        let (first, second) = tokio::join!(dial(&shop.web, address, &outbound), async {
+            let (tcp, _) = listener.accept().await.unwrap();
+            accept(&shop.orders, tcp, &door()).await
+        });
+        let (web, orders) = (first.unwrap(), second.unwrap());
+        let stop = CancellationToken::new();
+        for trust in [&shop.web, &shop.orders] {
+            let (_running, ends) = run(trust);
+            let stop = stop.clone();
+            tokio::spawn(async move {
+                stop.cancelled().await;
+                ends.cancel();
+            });
+        }
+        tokio::spawn(Arc::clone(&shop.web).keep_proven(|_fact| {}, stop.clone()));
+        let called = Arc::clone(&shop.orders);
+        let serving = tokio::spawn(async move {
+            let inbound = Inbound { alpn, ..door() };
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                let Ok(established) = accept(&called, tcp, &inbound).await else { continue };
+                let stream = established.stream;
+                if stream.alpn() == Some(REPROOF_ALPN) {
+                    answer_reproof(&called, stream).await.ok();
+                }
+            }
+        });
+        Self { shop, web, orders, stop, address, _serving: serving }
+    }
+
+    fn renew(&self) {
+        let now = self.shop.clock.now();
+        self.shop.web.set_identity(identity(&self.shop.realm.svid("/web", now, LIFE))).unwrap();
+        let orders = self.shop.realm.svid("/orders", now, LIFE);
+        self.shop.orders.set_identity(identity(&orders)).unwrap();
+    }
+
+    fn ends(&self) -> [Timestamp; 2] {
+        [&self.web, &self.orders].map(|end| end.stream.admitted().expires())
+    }
+
+    /// Lets time pass to shortly before the end, and waits until both sides count this one.
+    async fn proven_until(&self, end: Timestamp) {
+        let now = self.ends()[0].min(self.ends()[1]) - Duration::from_secs(60);
+        self.shop.clock.set(now);
+        let looking = async {
+            while self.ends() != [end; 2] {
+                self.shop.clock.advance(Duration::from_millis(50));
+                tokio::task::yield_now().await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), looking).await.expect("it is not proven");
+    }
+}
+
+fn after(secs: u64) -> Timestamp {
+    START + Duration::from_secs(secs)
+}
+
+/// Says what a dialler of re-proofs says, as `from`, and tells the answers; none when the door closes.
+async fn say(from: &Arc<Trust>, standing: &Standing, names: &[[u8; 32]]) -> Option<Vec<u8>> {
+    let outbound = Outbound { alpn: vec![REPROOF_ALPN.to_vec()], ..standing.shop.to_orders() };
+    let mut stream = dial(from, standing.address, &outbound).await.unwrap().stream;
+    let count = u16::try_from(names.len()).unwrap();
+    stream.write_all(&[&count.to_be_bytes()[..], &names.concat()].concat()).await.ok()?;
+    stream.flush().await.ok()?;
+    let mut answers = vec![0; names.len()];
+    stream.read_exact(&mut answers).await.ok()?;
+    Some(answers)
+}
+
+fn name_of(end: &Established) -> [u8; 32] {
+    end.stream.export("EXPORTER-countersign-reproof").unwrap()
+}
+
+#[tokio::test]
+async fn a_connection_outlives_many_lifetimes_of_its_certificates_and_none_of_a_revoked_one() {
+    let mut standing = Standing::open(vec![REPROOF_ALPN.to_vec()]).await;
+    assert_eq!(standing.ends(), [after(LIFE); 2]);
+    let first = standing.shop.web.identity().unwrap().leaf().key_id();
+    for _ in 0..5 {
+        let renewed = standing.ends()[0] - Duration::from_secs(LIFE / 2);
+        standing.shop.clock.set(renewed);
+        standing.renew();
+        standing.proven_until(renewed + Duration::from_secs(LIFE)).await;
+        exchange(&mut standing.web, &mut standing.orders).await;
+    }
+    let Standing { shop, web, orders, .. } = &mut standing;
+    assert!(after(3 * LIFE) < orders.stream.admitted().expires());
+    // It does not stand by its first certificate any more, but by the last one.
+    let rule = [Revoked::Key(first)];
+    assert_eq!(shop.orders.apply(revoking(&shop.orders, Reason::KeyCompromise, &rule)).cut, 0);
+    exchange(web, orders).await;
+    let last = shop.web.identity().unwrap().leaf().key_id();
+    let rule = [Revoked::Key(last)];
+    assert!(0 < shop.orders.apply(revoking(&shop.orders, Reason::KeyCompromise, &rule)).cut);
+    assert_eq!(end_of(orders).await, Code::Revoked);
+    assert_eq!(end_of(web).await, Code::PeerClosed);
+    standing.stop.cancel();
+}
+
+#[tokio::test]
+async fn our_own_last_credential_counts_as_well() {
+    let mut standing = Standing::open(vec![REPROOF_ALPN.to_vec()]).await;
+    standing.shop.clock.set(after(LIFE / 2));
+    standing.renew();
+    standing.proven_until(after(LIFE / 2 + LIFE)).await;
+    let Standing { shop, web, orders, .. } = &mut standing;
+    let own = [Revoked::Key(shop.orders.identity().unwrap().leaf().key_id())];
+    assert!(0 < shop.orders.apply(revoking(&shop.orders, Reason::KeyCompromise, &own)).cut);
+    assert_eq!(end_of(orders).await, Code::Revoked);
+    assert_eq!(end_of(web).await, Code::PeerClosed);
+    standing.stop.cancel();
+}
+
+#[tokio::test]
+async fn without_renewal_or_with_a_peer_that_knows_nothing_of_it_a_connection_ends_in_time() {
+    for alpn in [vec![REPROOF_ALPN.to_vec()], vec![b"h2".to_vec()], vec![]] {
+        let mut standing = Standing::open(alpn.clone()).await;
+        if alpn != [REPROOF_ALPN] {
+            standing.shop.clock.set(after(LIFE / 2));
+            standing.renew();
+        }
+        standing.shop.clock.set(after(LIFE - 60));
+        for _ in 0..40 {
+            standing.shop.clock.advance(Duration::from_secs(1));
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        assert_eq!(standing.ends(), [after(LIFE); 2]);
+        exchange(&mut standing.web, &mut standing.orders).await;
+        standing.shop.clock.set(after(LIFE) + Duration::from_micros(1));
+        standing.orders.stream.admitted().ended().await;
+        standing.web.stream.admitted().ended().await;
+        standing.stop.cancel();
+    }
+}
+
+#[tokio::test]
+async fn nobody_else_can_prove_a_connection_and_nothing_shortens_it() {
+    let standing = Standing::open(vec![REPROOF_ALPN.to_vec()]).await;
+    let Standing { shop, web, orders, .. } = &standing;
+    let name = name_of(web);
+    assert_eq!(name, name_of(orders));
+    // Somebody else who may come in, and even knows the name.
+    let payments = shop.realm.svid("/payments", START, 2 * LIFE);
+    let payments = trust(&shop.clock, slice(&[&shop.realm], ANYBODY), Some(&payments));
+    assert_eq!(say(&payments, &standing, &[name]).await, Some(vec![0]));
+    // A certificate that ends earlier, or at the same time.
+    let short = shop.realm.svid("/web", START, LIFE / 2);
+    shop.web.set_identity(identity(&short)).unwrap();
+    assert_eq!(say(&shop.web, &standing, &[name]).await, Some(vec![0]));
+    assert_eq!(standing.ends(), [after(LIFE); 2]);
+    // The right one, among names that nobody has.
+    let long = shop.realm.svid("/web", START, 2 * LIFE);
+    shop.web.set_identity(identity(&long)).unwrap();
+    assert_eq!(say(&shop.web, &standing, &[[1; 32], name, [2; 32]]).await, Some(vec![0, 1, 0]));
+    assert_eq!(orders.stream.admitted().expires(), after(2 * LIFE));
+    assert_eq!(say(&shop.web, &standing, &[name]).await, Some(vec![0]), "once is enough");
+    standing.stop.cancel();
+}
+
+#[tokio::test]
+async fn what_retires_or_was_ended_is_not_proven() {
+    let standing = Standing::open(vec![REPROOF_ALPN.to_vec()]).await;
+    let Standing { shop, web, orders, .. } = &standing;
+    let name = name_of(web);
+    let rule = [Revoked::Key(shop.web.identity().unwrap().leaf().key_id())];
+    shop.orders.apply(revoking(&shop.orders, Reason::Superseded, &rule));
+    let long = shop.realm.svid("/web", START, 2 * LIFE);
+    shop.web.set_identity(identity(&long)).unwrap();
+    assert_eq!(say(&shop.web, &standing, &[name]).await, Some(vec![0]));
+    assert!(orders.stream.admitted().why_retiring().is_some());
+    shop.orders.apply(revoking(&shop.orders, Reason::KeyCompromise, &rule));
+    assert_eq!(say(&shop.web, &standing, &[name]).await, Some(vec![0]));
+    assert_eq!(orders.stream.admitted().expires(), after(LIFE));
+    // Whoever is revoked proves nothing at all.
+    let rule = [Revoked::Key(long.chain.leaf().key_id())];
+    shop.orders.apply(revoking(&shop.orders, Reason::KeyCompromise, &rule));
+    assert_eq!(say(&shop.web, &standing, &[name]).await, None);
+    standing.stop.cancel();
+}
+
+#[tokio::test]
+async fn what_a_reproof_names_is_bounded_and_so_is_its_time() {
+    let shop = Shop::open();
+    let inbound = Inbound { alpn: vec![REPROOF_ALPN.to_vec()], ..door() };
+    let outbound = Outbound { alpn: vec![REPROOF_ALPN.to_vec()], ..shop.to_orders() };
+    let (mut web, orders) = shake(&shop.web, &outbound, &shop.orders, &inbound).await.both();
+    let count = u16::try_from(REPROOF_NAMES_MAX + 1).unwrap();
+    web.stream.write_all(&count.to_be_bytes()).await.unwrap();
+    web.stream.flush().await.unwrap();
+    let fault = answer_reproof(&shop.orders, orders.stream).await.unwrap_err();
+    assert!(matches!(fault, ReproofFault::Many { .. }), "{fault}");
+
+    let (mut web, orders) = shake(&shop.web, &outbound, &shop.orders, &inbound).await.both();
+    web.stream.write_all(&[0, 1, 7]).await.unwrap();
+    web.stream.flush().await.unwrap();
+    let called = Arc::clone(&shop.orders);
+    let waiting = tokio::spawn(async move { answer_reproof(&called, orders.stream).await });
+    while shop.clock.next_wake().is_none() {
+        tokio::task::yield_now().await;
+    }
+    shop.clock.advance(REPROOF_TIMEOUT);
+    let fault = waiting.await.unwrap().unwrap_err();
+    assert!(matches!(fault, ReproofFault::Late), "{fault}");
+}
