@@ -54,7 +54,7 @@ pub(crate) struct NodesPage {
     after: Option<NodeId>,
 }
 
-fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
+pub(crate) fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
     let query =
         query.map_err(|rejected| Problem::new(Code::NotUnderstood, rejected.body_text()))?;
     Ok(query.0)

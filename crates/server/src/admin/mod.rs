@@ -5,6 +5,7 @@ mod ask;
 pub(crate) mod change;
 mod openapi;
 mod problem;
+mod revoke;
 mod serve;
 mod socket;
 

@@ -5,6 +5,7 @@ mod edge;
 mod join;
 mod reference;
 mod renew;
+mod revoke;
 mod sign;
 mod start;
 mod sync;

@@ -11,11 +11,14 @@ use tonic::Response;
 
 use super::{Agent, Client, Realm, code, known, stranger, workload};
 
-fn item(workload: &str, key: &PrivateKey) -> v1::SignItem {
+pub(super) fn item(workload: &str, key: &PrivateKey) -> v1::SignItem {
     v1::SignItem { workload: workload.to_owned(), csr: make_csr(key).unwrap().into() }
 }
 
-async fn sign(client: &mut Client, items: Vec<v1::SignItem>) -> Vec<Result<v1::Issued, Code>> {
+pub(super) async fn sign(
+    client: &mut Client,
+    items: Vec<v1::SignItem>,
+) -> Vec<Result<v1::Issued, Code>> {
     let request = v1::SignRequest { items };
     let answer = client.node.sign(request).await.map(Response::into_inner).unwrap();
     let read = |result: v1::SignResult| match result.outcome.unwrap() {

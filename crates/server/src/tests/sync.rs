@@ -13,12 +13,12 @@ use tonic::{Status, Streaming};
 use super::{Agent, Client, Realm, code, policy, service, soon, stranger, trust_domain, workload};
 
 /// An agent's stream.
-struct Stream {
-    say: mpsc::Sender<v1::SyncRequest>,
-    told: Streaming<v1::SyncResponse>,
+pub(super) struct Stream {
+    pub(super) say: mpsc::Sender<v1::SyncRequest>,
+    pub(super) told: Streaming<v1::SyncResponse>,
 }
 
-async fn open(client: &mut Client, have: Option<Revision>) -> Result<Stream, Status> {
+pub(super) async fn open(client: &mut Client, have: Option<Revision>) -> Result<Stream, Status> {
     let (say, said) = mpsc::channel(8);
     let hello = v1::SyncHello { have: have.map(Into::into), ..Default::default() };
     say.send(v1::SyncRequest { step: Some(Asked::Hello(hello)) }).await.unwrap();
@@ -27,19 +27,19 @@ async fn open(client: &mut Client, have: Option<Revision>) -> Result<Stream, Sta
 }
 
 impl Stream {
-    async fn next(&mut self) -> Result<Step, Status> {
+    pub(super) async fn next(&mut self) -> Result<Step, Status> {
         let message = soon(self.told.message()).await?;
         Ok(message.expect("the stream goes on").step.unwrap())
     }
 
-    async fn snapshot(&mut self) -> v1::Snapshot {
+    pub(super) async fn snapshot(&mut self) -> v1::Snapshot {
         match self.next().await.unwrap() {
             Step::Snapshot(snapshot) => snapshot,
             other => panic!("expected a snapshot: {other:?}"),
         }
     }
 
-    async fn changes(&mut self) -> v1::Changes {
+    pub(super) async fn changes(&mut self) -> v1::Changes {
         loop {
             match self.next().await.unwrap() {
                 Step::Changes(changes) => return changes,
@@ -49,7 +49,7 @@ impl Stream {
         }
     }
 
-    async fn ack(&self, revision: Revision, points: Vec<v1::PointAck>) {
+    pub(super) async fn ack(&self, revision: Revision, points: Vec<v1::PointAck>) {
         let ack = v1::SyncAck { revision: Some(revision.into()), points, unaware: 0 };
         self.say.send(v1::SyncRequest { step: Some(Asked::Ack(ack)) }).await.unwrap();
     }
