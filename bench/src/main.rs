@@ -10,6 +10,7 @@ mod handshake;
 mod issue;
 #[path = "../../crates/cli/tests/support/load.rs"]
 mod load;
+mod revoked;
 mod rotation;
 mod small;
 
@@ -37,12 +38,14 @@ struct Arguments {
 
 type Bench = fn(Output) -> Result<()>;
 
-const FIGURES: [(&str, Bench); 5] = [
+const FIGURES: [(&str, Bench); 7] = [
     ("issue_embedded", issue::run),
     ("handshake", handshake::run),
     ("rotation_p99", rotation::run),
     ("verify", small::verify),
     ("decide", small::decide),
+    ("revoked_check", revoked::check),
+    ("revoked_cut", revoked::cut),
 ];
 
 fn main() -> ExitCode {

@@ -8,7 +8,7 @@ use countersign_api::v1::enforcement_client::EnforcementClient;
 use countersign_api::v1::enforcement_request::Step as Out;
 use countersign_api::v1::enforcement_response::Step as In;
 use countersign_identity::{Backoff, BackoffPolicy, Clock, Entropy, Timestamp};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Streaming};
@@ -16,7 +16,7 @@ use tonic::{Code, Streaming};
 use crate::endpoint::explain;
 use crate::fact::{Counted, Facts};
 use crate::keeper::{Acknowledgement, Keeper, Taken};
-use crate::slice::{SLICE_BYTES_MAX, decode};
+use crate::slice::SLICE_BYTES_MAX;
 use crate::workload_api::{LASTING, OPEN_TIMEOUT, RETRY, workload_request};
 use crate::{Endpoint, Enforcement, Point};
 
@@ -52,6 +52,8 @@ enum Event {
     Received(Result<Option<v1::EnforcementResponse>, tonic::Status>),
     Room(mpsc::OwnedPermit<v1::EnforcementRequest>),
     Fact(Option<Counted>),
+    /// Connections that retire were closed, or others retire.
+    Draining,
     StatusDue,
 }
 
@@ -143,6 +145,9 @@ struct Conversation<'a> {
     stream: Streaming<v1::EnforcementResponse>,
     outbox: Outbox,
     status_due: Timestamp,
+    /// What was said last on this stream.
+    acknowledged: Option<Acknowledgement>,
+    draining: watch::Receiver<usize>,
 }
 
 /// What waits for room on the stream. Bounded: acknowledgements are cumulative, so the newest stands for all.
@@ -161,8 +166,10 @@ impl Outbox {
 
     /// Acknowledgements first: somebody may be waiting for them.
     fn next(&mut self) -> Option<v1::EnforcementRequest> {
-        let step = if let Some(Acknowledgement { revision, cut }) = self.acknowledgement.take() {
-            Out::Acknowledge(v1::Acknowledge { revision: Some(revision.into()), cut, draining: 0 })
+        let step = if let Some(Acknowledgement { revision, cut, draining }) =
+            self.acknowledgement.take()
+        {
+            Out::Acknowledge(v1::Acknowledge { revision: Some(revision.into()), cut, draining })
         } else if let Some(status) = self.status.take() {
             Out::Status(status)
         } else if self.facts.is_empty() {
@@ -183,7 +190,9 @@ impl<'a> Conversation<'a> {
         stream: Streaming<v1::EnforcementResponse>,
     ) -> Self {
         let status_due = subscription.clock.now();
-        Self { subscription, requests, stream, outbox: Outbox::default(), status_due }
+        let draining = subscription.keeper.trust().draining();
+        let outbox = Outbox::default();
+        Self { subscription, requests, stream, outbox, status_due, acknowledged: None, draining }
     }
 
     async fn run(mut self, stop: &CancellationToken) -> Ended {
@@ -208,6 +217,7 @@ impl<'a> Conversation<'a> {
                     }
                 }
                 Event::Fact(Some(fact)) => self.add(fact),
+                Event::Draining => self.drained(),
                 Event::Fact(None) | Event::StatusDue => self.status_is_due(),
             }
         }
@@ -226,6 +236,7 @@ impl<'a> Conversation<'a> {
             Some(fact) = self.subscription.facts.queue.recv(), if facts_wanted => {
                 Event::Fact(Some(fact))
             }
+            Ok(()) = self.draining.changed(), if self.acknowledged.is_some() => Event::Draining,
             () = self.subscription.clock.sleep_until(self.status_due) => Event::StatusDue,
         }
     }
@@ -236,20 +247,16 @@ impl<'a> Conversation<'a> {
         let acknowledgement = match message.step {
             Some(In::Slice(slice)) => {
                 // Compiling policies takes long for a worker thread that others wait for.
-                let decoded = tokio::task::spawn_blocking(|| decode(slice)).await;
-                match decoded {
-                    Ok(Ok(decoded)) => match keeper.slice(decoded) {
-                        Taken::Enforced(acknowledgement) => Some(acknowledgement),
-                        Taken::Older => {
-                            let why = "the agent is behind what is enforced here";
-                            return Err(Ended::Lost(why.to_owned()));
-                        }
-                    },
-                    Ok(Err(bad)) => {
-                        keeper.bad_slice(bad.to_string());
-                        None
+                let taking = Arc::clone(keeper);
+                let taken = tokio::task::spawn_blocking(move || taking.slice(slice)).await;
+                match taken {
+                    Ok(Ok(Taken::Enforced(acknowledgement))) => Some(acknowledgement),
+                    Ok(Ok(Taken::Older)) => {
+                        let why = "the agent is behind what is enforced here";
+                        return Err(Ended::Lost(why.to_owned()));
                     }
-                    // A defect of ours, or the program ends. The slice was not applied, so it is not acknowledged.
+                    Ok(Err(_said)) => None,
+                    // A defect of ours, or the program ends. Whether it was applied is unknown, so it is not acknowledged.
                     Err(failed) => {
                         keeper.bad_slice(format!("it could not be read: {failed}"));
                         None
@@ -264,10 +271,31 @@ impl<'a> Conversation<'a> {
                 return Err(Ended::Lost("the agent is newer than this program".to_owned()));
             }
         };
-        if acknowledgement.is_some() {
-            self.outbox.acknowledgement = acknowledgement;
+        if let Some(acknowledgement) = acknowledgement {
+            self.acknowledge(acknowledgement);
         }
         Ok(())
+    }
+
+    fn acknowledge(&mut self, acknowledgement: Acknowledgement) {
+        self.acknowledged = Some(acknowledgement);
+        self.outbox.acknowledgement = Some(acknowledgement);
+    }
+
+    /// The end is told at once, since somebody may wait for it; the way there with the next status.
+    fn drained(&mut self) {
+        if *self.draining.borrow_and_update() == 0 {
+            self.tell_draining();
+        }
+    }
+
+    fn tell_draining(&mut self) {
+        let draining = u64::try_from(*self.draining.borrow()).unwrap_or(u64::MAX);
+        if let Some(said) = self.acknowledged
+            && said.draining != draining
+        {
+            self.acknowledge(Acknowledgement { draining, ..said });
+        }
     }
 
     fn add(&mut self, fact: Counted) {
@@ -278,6 +306,7 @@ impl<'a> Conversation<'a> {
 
     fn status_is_due(&mut self) {
         self.status_due = self.subscription.clock.now() + STATUS_EVERY;
+        self.tell_draining();
         let Subscription { point, keeper, .. } = &*self.subscription;
         self.outbox.status = Some(v1::ProcessStatus {
             name: point.name.to_string(),

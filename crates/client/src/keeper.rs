@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use countersign_identity::Revision;
+use countersign_api::v1;
+use countersign_identity::{Reason, Revision, Revocation, SpiffeId, Timestamp};
 use countersign_pki::{Bundle, Bundles};
 use countersign_policy::Policies;
-use countersign_tls::{Identity, Slice, Trust};
+use countersign_tls::{Applied, Identity, Slice, Trust};
 use tokio::sync::watch;
 
-use crate::slice::Decoded;
+use crate::slice::{BadSlice, Compiled, Decoded, decode, following};
 use crate::svid::{Unusable, Update};
 use crate::{Enforcement, IdentityStatus, Link, Services, Status, Topic};
 
@@ -40,6 +41,10 @@ struct Held {
     waiting: Option<Identity>,
     /// How many live connections changes have ended.
     cut: u64,
+    /// The policies of the last slice.
+    compiled: Arc<Compiled>,
+    /// The highest time seen: a clock that is set back does not end a revocation, nor one that is set forth and back.
+    latest: Timestamp,
 }
 
 /// What came of a slice.
@@ -57,6 +62,8 @@ pub(crate) enum Taken {
 pub(crate) struct Acknowledgement {
     pub(crate) revision: Revision,
     pub(crate) cut: u64,
+    /// Connections that a graceful revocation ends, and which are not closed yet.
+    pub(crate) draining: u64,
 }
 
 impl Keeper {
@@ -70,6 +77,8 @@ impl Keeper {
             behind: false,
             waiting: None,
             cut: 0,
+            compiled: Arc::new(Compiled::nothing()),
+            latest: trust.clock().now(),
         };
         let keeper = Self {
             trust,
@@ -143,8 +152,22 @@ impl Keeper {
         });
     }
 
-    /// A slice that could be read.
-    pub(crate) fn slice(&self, decoded: Decoded) -> Taken {
+    /// A slice of the agent's. Takes long when its policies have changed, or when many connections are live.
+    ///
+    /// # Errors
+    /// When it cannot be read. What was enforced before stays.
+    pub(crate) fn slice(&self, slice: v1::Slice) -> Result<Taken, BadSlice> {
+        let compiled = Arc::clone(&self.held().compiled);
+        match decode(slice, &compiled) {
+            Ok(decoded) => Ok(self.enforce(decoded)),
+            Err(bad) => {
+                self.bad_slice(bad.to_string());
+                Err(bad)
+            }
+        }
+    }
+
+    fn enforce(&self, decoded: Decoded) -> Taken {
         let mut held = self.held();
         let revision = decoded.slice.revision;
         if held.sliced && revision < held.reached {
@@ -155,13 +178,33 @@ impl Keeper {
             self.trouble(Topic::Slice, Some(why));
             return Taken::Older;
         }
-        let applied = self.trust.apply(decoded.slice);
+        held.latest = held.latest.max(self.trust.clock().now());
+        let slice = following(decoded.slice, &self.trust.slice(), held.latest);
+        let who = self.trust.identity().map(|own| own.id().clone());
+        let Applied { cut, own, .. } = self.trust.apply(slice);
         held.sliced = true;
         held.behind = false;
+        held.compiled = decoded.compiled;
         self.services.send_replace(Some(Arc::new(decoded.services)));
+        if let (Some(id), Some(rule)) = (who, own) {
+            self.revoked(&id, &rule);
+        }
         self.try_identity(&mut held);
         self.trouble(Topic::Slice, None);
-        Taken::Enforced(self.reached(&mut held, revision, applied.cut))
+        Taken::Enforced(self.reached(&mut held, revision, cut))
+    }
+
+    /// What we show was taken out of service. Trust has given it up already.
+    fn revoked(&self, id: &SpiffeId, rule: &Revocation) {
+        let Revocation { target, reason, .. } = rule;
+        let next = what_next(*reason);
+        let why =
+            format!("`{id}` is not shown any more, it is revoked by {target} ({reason}); {next}");
+        tracing::warn!(%why, "the own identity is revoked");
+        self.status.send_modify(|status| {
+            status.identity = None;
+            status.troubles.insert(Topic::Identity, why);
+        });
     }
 
     /// A slice that could not be read.
@@ -180,9 +223,11 @@ impl Keeper {
 
     fn reached(&self, held: &mut Held, revision: Revision, cut: usize) -> Acknowledgement {
         held.reached = revision;
+        held.latest = held.latest.max(self.trust.clock().now());
         held.cut = held.cut.saturating_add(u64::try_from(cut).unwrap_or(u64::MAX));
         self.status.send_modify(|status| status.revision = Some(revision));
-        Acknowledgement { revision, cut: held.cut }
+        let draining = u64::try_from(*self.trust.draining().borrow()).unwrap_or(u64::MAX);
+        Acknowledgement { revision, cut: held.cut, draining }
     }
 
     /// The program's own policies have changed.
@@ -227,7 +272,7 @@ impl Keeper {
             // No agent, no names: peers go by their SPIFFE IDs.
             names: Arc::new(HashMap::new()),
             policies: Arc::clone(&held.policies),
-            revocations: Arc::default(),
+            revocations: Arc::clone(&self.trust.slice().revocations),
         });
         held.cut = held.cut.saturating_add(u64::try_from(applied.cut).unwrap_or(u64::MAX));
     }
@@ -267,5 +312,18 @@ impl Keeper {
 impl fmt::Debug for Keeper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Keeper({:?})", self.trust)
+    }
+}
+
+/// What happens after a credential of our own was revoked, for whoever reads the status.
+const fn what_next(reason: Reason) -> &'static str {
+    match reason {
+        Reason::KeyCompromise | Reason::Superseded | Reason::Unspecified => {
+            "the agent brings another one by itself"
+        }
+        Reason::ProcessCompromise => "another one comes once an operator has resumed the identity",
+        Reason::NodeCompromise => "another one comes once the node has attested anew",
+        Reason::AuthorityCompromise => "another one comes once another authority signs",
+        Reason::CessationOfOperation | Reason::PrivilegeWithdrawn => "no other one comes",
     }
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use countersign_api::resource::{Kind, PolicyRecord, ServiceSpec, Spec};
 use countersign_api::v1;
-use countersign_identity::{Name, Revision, Revocation, Revocations, SpiffeId, TrustDomain};
+use countersign_identity::{
+    Name, Revision, Revocation, Revocations, SpiffeId, Timestamp, TrustDomain,
+};
 use countersign_pki::{Bundle, Bundles, Certificate};
 use countersign_policy::{Policies, PolicySource};
 use countersign_tls::Slice;
@@ -28,6 +30,22 @@ const REVOCATIONS_MAX: usize = 100_000;
 pub(crate) struct Decoded {
     pub(crate) slice: Slice,
     pub(crate) services: Services,
+    pub(crate) compiled: Arc<Compiled>,
+}
+
+/// Policies beside the texts that they were compiled from: compiling takes longer than anything else about a slice, and
+/// what takes a credential out of service comes with the same policies as the slice before.
+#[derive(Debug)]
+pub(crate) struct Compiled {
+    sources: Vec<PolicySource>,
+    policies: Arc<Policies>, // INVARIANT: of `sources`
+}
+
+impl Compiled {
+    /// No text, no policy.
+    pub(crate) fn nothing() -> Self {
+        Self { sources: Vec::new(), policies: Arc::new(Policies::none()) }
+    }
 }
 
 /// Why a slice is not enforced. What was enforced before stays.
@@ -49,8 +67,8 @@ pub(crate) enum BadSlice {
     Policies(String),
 }
 
-/// Reads a slice. Takes as long as its policies take to compile.
-pub(crate) fn decode(slice: v1::Slice) -> Result<Decoded, BadSlice> {
+/// Reads a slice. Takes as long as its policies take to compile, if they differ from those of the slice before.
+pub(crate) fn decode(slice: v1::Slice, before: &Arc<Compiled>) -> Result<Decoded, BadSlice> {
     check_counts(&slice)?;
     let revision = slice.revision.map(Revision::from).ok_or(BadSlice::NoRevision)?;
     let workload = slice.workload.parse().map_err(|why| caller(&why))?;
@@ -58,7 +76,7 @@ pub(crate) fn decode(slice: v1::Slice) -> Result<Decoded, BadSlice> {
     let bundles = bundles(slice.bundles)?;
     let ids = workloads(slice.workloads)?;
     let services = services(slice.services)?;
-    let policies = policies(slice.policies)?;
+    let compiled = policies(slice.policies, before)?;
     let revocations = revocations(slice.revocations)?;
     let mut names: HashMap<_, _> =
         ids.iter().map(|(name, id)| (id.clone(), name.clone())).collect();
@@ -76,10 +94,39 @@ pub(crate) fn decode(slice: v1::Slice) -> Result<Decoded, BadSlice> {
         revision,
         bundles: Arc::new(bundles),
         names: Arc::new(names),
-        policies: Arc::new(policies),
+        policies: Arc::clone(&compiled.policies),
         revocations: Arc::new(revocations),
     };
-    Ok(Decoded { slice, services: Services { revision, workload, id, services, ids } })
+    let services = Services { revision, workload, id, services, ids };
+    Ok(Decoded { slice, services, compiled })
+}
+
+/// The slice as it follows on the one in force: with every revocation of that one which is not moot, and with the very
+/// parts of it which did not change, so that nothing is decided anew because of them.
+pub(crate) fn following(slice: Slice, before: &Slice, now: Timestamp) -> Slice {
+    let rules = Arc::unwrap_or_clone(slice.revocations).keeping(&before.revocations, now);
+    let revocations = match same_rules(&rules, &before.revocations) {
+        true => Arc::clone(&before.revocations),
+        false => Arc::new(rules),
+    };
+    Slice {
+        bundles: unchanged(slice.bundles, &before.bundles),
+        names: unchanged(slice.names, &before.names),
+        revocations,
+        ..slice
+    }
+}
+
+fn unchanged<T: PartialEq>(new: Arc<T>, before: &Arc<T>) -> Arc<T> {
+    if new == *before { Arc::clone(before) } else { new }
+}
+
+fn same_rules(new: &Revocations, before: &Revocations) -> bool {
+    if new.len() != before.len() {
+        return false;
+    }
+    let before: HashMap<_, _> = before.iter().collect();
+    new.iter().all(|(name, rule)| before.get(name) == Some(&rule))
 }
 
 fn caller(why: &dyn std::error::Error) -> BadSlice {
@@ -157,7 +204,7 @@ fn services(wire: Vec<v1::Record>) -> Result<BTreeMap<Name, ServiceSpec>, BadSli
     Ok(services)
 }
 
-fn policies(wire: Vec<v1::Record>) -> Result<Policies, BadSlice> {
+fn policies(wire: Vec<v1::Record>, before: &Arc<Compiled>) -> Result<Arc<Compiled>, BadSlice> {
     let mut sources = Vec::with_capacity(wire.len());
     for record in wire {
         let name = name_of(&record, Kind::Policy)?;
@@ -165,23 +212,29 @@ fn policies(wire: Vec<v1::Record>) -> Result<Policies, BadSlice> {
             .map_err(|problem| bad_record(&record, &problem.to_string()))?;
         sources.push(PolicySource { name, text: policy.cedar.as_str().to_owned() });
     }
+    if sources == before.sources {
+        return Ok(Arc::clone(before));
+    }
     // The server has checked the names against all manifests. Here only some of them are known.
-    Policies::compile(&sources, None).map_err(|problems| {
+    let policies = Policies::compile(&sources, None).map_err(|problems| {
         let lines: Vec<_> = problems.iter().take(5).map(ToString::to_string).collect();
         BadSlice::Policies(lines.join("; "))
-    })
+    })?;
+    Ok(Arc::new(Compiled { sources, policies: Arc::new(policies) }))
 }
 
 /// A rule that cannot be read refuses the slice: to leave it out would un-revoke.
 fn revocations(wire: Vec<v1::Record>) -> Result<Revocations, BadSlice> {
-    let mut rules = Vec::with_capacity(wire.len());
+    let mut rules: HashMap<Arc<str>, _> = HashMap::with_capacity(wire.len());
     for record in wire {
         if record.kind != REVOCATION {
             return Err(bad_record(&record, &format!("expected a record of kind {REVOCATION}")));
         }
         let rule: Revocation = serde_json::from_slice(&record.value)
             .map_err(|problem| bad_record(&record, &problem.to_string()))?;
-        rules.push((Arc::from(record.name), Arc::new(rule)));
+        if rules.insert(Arc::from(record.name.as_str()), Arc::new(rule)).is_some() {
+            return Err(bad_record(&record, "it is there twice"));
+        }
     }
     Ok(Revocations::new(rules))
 }

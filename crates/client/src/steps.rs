@@ -9,7 +9,6 @@ use countersign_policy::Policies;
 use countersign_tls::{Identity, Trust};
 
 use crate::keeper::{Keeper, Taken};
-use crate::slice::decode;
 use crate::svid::Update;
 use crate::{Enforcement, Services, Status};
 
@@ -60,16 +59,12 @@ impl Steps {
 
     /// A slice of the Enforcement stream.
     pub fn slice(&self, slice: v1::Slice) -> Step {
-        let decoded = match decode(slice) {
-            Ok(decoded) => decoded,
-            Err(bad) => {
-                self.0.bad_slice(bad.to_string());
-                return Step::Refused(bad.to_string());
+        match self.0.slice(slice) {
+            Ok(Taken::Enforced(done)) => {
+                Step::Acknowledged { revision: done.revision, cut: done.cut }
             }
-        };
-        match self.0.slice(decoded) {
-            Taken::Enforced(done) => Step::Acknowledged { revision: done.revision, cut: done.cut },
-            Taken::Older => Step::Refused("it is older than what is enforced".to_owned()),
+            Ok(Taken::Older) => Step::Refused("it is older than what is enforced".to_owned()),
+            Err(bad) => Step::Refused(bad.to_string()),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Whether a chain that a peer shows proves a SPIFFE ID (SPIFFE X.509-SVID, section 5; RFC 5280, section 6).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::{Code, KeyId, SpiffeId, Timestamp};
@@ -46,6 +47,8 @@ pub struct Verified {
     pub issuer: KeyId,
     /// The root's key.
     pub anchor: KeyId,
+    /// The keys of all authorities on the path, upwards: the issuer's first, the root's last.
+    pub authorities: Arc<[KeyId]>,
     proof: Proof,
 }
 
@@ -58,13 +61,16 @@ impl Verified {
     fn assertion(id: SpiffeId, path: &[Certificate], anchor: &Certificate) -> Option<Self> {
         let leaf = path.first()?;
         let ends = path.iter().map(|certificate| certificate.validity().not_after);
+        let authorities: Arc<[_]> =
+            path.iter().skip(1).chain([anchor]).map(Certificate::key_id).collect();
         Some(Self {
             id,
             leaf: leaf.clone(),
             expires: ends.fold(anchor.validity().not_after, Timestamp::min),
             key: leaf.key_id(),
-            issuer: path.get(1).unwrap_or(anchor).key_id(),
+            issuer: *authorities.first()?,
             anchor: anchor.key_id(),
+            authorities,
             proof: Proof,
         })
     }

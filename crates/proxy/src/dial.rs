@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use countersign_identity::{Code, Name, SpiffeId, Timestamp};
-use countersign_tls::{Established, Expected, Outbound};
+use countersign_identity::{Code, Name, SpiffeId};
+use countersign_tls::{Admitted, Established, Expected, Outbound};
 use rustls::AlertDescription;
 use tokio::net::{TcpStream, UnixStream};
 
@@ -66,8 +66,8 @@ pub(crate) enum Want {
 pub(crate) struct Dialled {
     pub(crate) wire: Wire,
     pub(crate) spoken: Spoken,
-    /// When one of the two ends cuts it.
-    pub(crate) ends: Option<Timestamp>,
+    /// Under what it was admitted; none when it leads to the program of our own side.
+    pub(crate) admitted: Option<Admitted>,
     /// What the peer says of us, if anything.
     pub(crate) heard: Arc<Heard>,
 }
@@ -154,10 +154,9 @@ async fn mutual(plane: &Plane, address: &str, outbound: &Outbound) -> Result<Dia
                 plane.facts.report(fact);
                 let spoken = spoken(stream.alpn());
                 let heard = Arc::new(Heard::default());
-                let admitted = stream.admitted();
-                let ends = Some(admitted.expires().min(admitted.presented_ends()));
+                let admitted = Some(stream.admitted().clone());
                 let wire = Wire::listening(Kind::Mutual(Box::new(stream)), (), heard.clone());
-                return Ok(Dialled { wire, spoken, ends, heard });
+                return Ok(Dialled { wire, spoken, admitted, heard });
             }
             Err(refused) => {
                 failure = DialFailure { code: refused.code, detail: refused.detail };
@@ -181,7 +180,8 @@ async fn program(target: &Target, spoken: Spoken) -> Result<Dialled, DialFailure
     };
     match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(kind)) => {
-            Ok(Dialled { wire: Wire::new(kind, ()), spoken, ends: None, heard: Arc::default() })
+            let wire = Wire::new(kind, ());
+            Ok(Dialled { wire, spoken, admitted: None, heard: Arc::default() })
         }
         Ok(Err::<_, std::io::Error>(error)) => Err(DialFailure::unreachable(target, error)),
         Err(_elapsed) => Err(DialFailure::unreachable(target, "it did not answer in time")),

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use countersign_identity::{Code, Name, SpiffeId};
-use countersign_tls::{Direction, Established, HandshakeFact, Inbound, Stream};
-use http::{Request, Response};
+use countersign_tls::{Admitted, Direction, Established, HandshakeFact, Inbound, Stream};
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use tokio::net::TcpStream;
@@ -24,6 +25,7 @@ use crate::headers::peer_value;
 use crate::listener::{Arrived, Listener};
 use crate::metrics::{Meter, Open};
 use crate::plane::Plane;
+use crate::problem::problem;
 use crate::relay::Relay;
 use crate::retire::announced;
 use crate::route::Route;
@@ -142,7 +144,7 @@ impl Door {
     }
 
     async fn serve(&self, stream: Stream, from: SocketAddr, place: Place) {
-        let admitted = stream.admitted();
+        let admitted = stream.admitted().clone();
         let Some(id) = admitted.peer().map(|peer| peer.id.clone()) else { return };
         let Some(share) = self.shares.take(&id, CONNECTIONS_PER_PEER_MAX) else {
             return self.turn_away(from, "the limit on connections of this peer is reached");
@@ -161,14 +163,17 @@ impl Door {
                     meter: self.meter.clone(),
                     peer: Some(peer),
                 };
+                let retires = admitted.retires();
                 let announce = async {
                     tokio::select! {
                         () = alarm => {}
                         () = self.stop.cancelled() => {}
+                        _revoked = retires => {}
                     }
                 };
                 drop(route);
-                answer(wire, (spoken, Patience::Peer), relay, announce).await;
+                let how = (spoken, Patience::Peer);
+                answer(wire, how, (relay, Some(admitted)), announce).await;
             }
             Route::Bytes(upstream) => {
                 let upstream = upstream.clone();
@@ -228,24 +233,41 @@ impl Drop for Leaves<'_> {
     }
 }
 
-/// Answers the requests of one connection.
+/// Answers the requests of one connection, for as long as new ones may begin on it: always, when it is of the program
+/// of our own side.
 pub(crate) async fn answer<K: Unpin + Send + 'static>(
     wire: Wire<K>,
     how: (Spoken, Patience),
-    relay: Relay,
+    (relay, admitted): (Relay, Option<Admitted>),
     announce: impl Future<Output = ()>,
 ) {
     let session = Session::new();
     let tasks = relay.plane.tasks.clone();
-    let relay = Arc::new((relay, session.clone()));
+    let shared = Arc::new((relay, admitted, session.clone()));
     let service = service_fn(move |request: Request<Incoming>| {
-        let relay = relay.clone();
+        let shared = shared.clone();
         async move {
-            let response: Response<Body> = relay.0.answer(request, &relay.1).await;
-            Ok::<_, Infallible>(response)
+            let (relay, admitted, session) = &*shared;
+            if admitted.as_ref().is_some_and(|admitted| !admitted.takes_more()) {
+                return unread(request.version());
+            }
+            let response: Response<Body> = relay.answer(request, session).await;
+            Ok(response)
         }
     });
     serve(wire, how, service, session, (announce, &tasks)).await;
+}
+
+/// A request that came after its connection retired. The peer is told in a way that lets it send the request again over
+/// another connection, whatever it asks for: nobody has read it (RFC 9113, 8.7; RFC 9110, 15.5.20).
+fn unread(version: Version) -> Result<Response<Body>, h2::Error> {
+    if version == Version::HTTP_2 {
+        return Err(h2::Reason::REFUSED_STREAM.into());
+    }
+    let mut response = problem(Code::Revoked, "the connection takes no requests any more");
+    *response.status_mut() = StatusCode::MISDIRECTED_REQUEST;
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    Ok(response)
 }
 
 /// Joins a connection with one to `upstream`, for as long as both live.

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use countersign_identity::Timestamp;
+use countersign_tls::Admitted;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
@@ -22,8 +23,8 @@ pub(crate) struct State {
     /// Whether a response has come over it.
     pub(crate) answered: AtomicBool,
     pub(crate) heard: Arc<Heard>,
-    /// Whether the other end is a peer, who looks at our certificate.
-    pub(crate) mutual: bool,
+    /// Under what it was admitted; none when the other end is no peer, and does not look at our certificate.
+    pub(crate) admitted: Option<Admitted>,
 }
 
 /// An HTTP/2 connection.
@@ -76,6 +77,12 @@ impl State {
         Timestamp::from_micros(self.used.load(Ordering::Relaxed))
     }
 
+    /// Whether a request may begin on it, by what is enforced at this moment.
+    pub(crate) fn takes_more(&self) -> bool {
+        let retired = self.retired.load(Ordering::Acquire);
+        !retired && self.admitted.as_ref().is_none_or(Admitted::takes_more)
+    }
+
     pub(crate) fn touch(&self, now: Timestamp) {
         self.used.store(now.micros(), Ordering::Relaxed);
     }
@@ -95,6 +102,10 @@ impl Lease {
         &mut self,
         request: Request<Body>,
     ) -> Result<Response<Incoming>, SendFailure> {
+        // What is enforced may have changed since it was leased.
+        if !self.state().takes_more() {
+            return Err(SendFailure::Unsent(Box::new(request)));
+        }
         let sent = match &mut self.on {
             On::Line(line) => line.sender.try_send_request(request).await,
             On::Stream(slot) => slot.0.sender.clone().try_send_request(request).await,
@@ -108,7 +119,9 @@ impl Lease {
     pub(crate) fn may_refuse(&self) -> bool {
         match &self.on {
             On::Stream(_) => true,
-            On::Line(line) => line.state.mutual && !line.state.answered.load(Ordering::Acquire),
+            On::Line(line) => {
+                line.state.admitted.is_some() && !line.state.answered.load(Ordering::Acquire)
+            }
         }
     }
 
@@ -122,6 +135,15 @@ impl Lease {
         match &self.on {
             On::Line(line) => &line.state,
             On::Stream(slot) => &slot.0.state,
+        }
+    }
+
+    /// The other end reads nothing more that is sent over it.
+    pub(crate) fn leave(&self) {
+        let state = self.state();
+        state.retired.store(true, Ordering::Release);
+        if let Some(pool) = self.pool.upgrade() {
+            pool.forget(state.id);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use countersign_tls::{Direction, HandshakeFact};
+use countersign_tls::{Direction, HandshakeFact, Trust};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 /// The table: name, meaning. Counters get `_total` from the exposition format.
-pub const METRICS: [(&str, &str); 6] = [
+pub const METRICS: [(&str, &str); 8] = [
     ("countersign_proxy_handshakes", "Handshakes, by service, direction and outcome"),
     ("countersign_proxy_requests", "Requests answered, by service, direction and class of status"),
     ("countersign_proxy_connections", "Connections open now, by service and direction"),
@@ -22,6 +22,14 @@ pub const METRICS: [(&str, &str); 6] = [
     (
         "countersign_proxy_refused_connections",
         "Connections closed before any handshake, by service and reason",
+    ),
+    (
+        "countersign_proxy_connections_revoked",
+        "Connections that a revocation ended, or began to drain, the peer's credential or our own being covered",
+    ),
+    (
+        "countersign_proxy_connections_draining",
+        "Connections that a graceful revocation ends, and which are not closed yet",
     ),
     ("countersign_proxy_facts_dropped", "Facts that were counted and not reported"),
 ];
@@ -104,15 +112,22 @@ impl Metrics {
     }
 
     /// The exposition text.
-    pub(crate) fn text(&self) -> String {
+    pub(crate) fn text(&self, trust: &Trust) -> String {
         let mut registry = Registry::default();
         let inner = &*self.0;
-        let [handshakes, requests, connections, tunnels, refused, dropped] = METRICS;
+        let [handshakes, requests, connections, tunnels, refused, revoked, draining, dropped] =
+            METRICS;
+        // Counted where they happen, whoever holds the connection.
+        let (ended, retiring) = (Counter::<u64>::default(), Gauge::<i64>::default());
+        ended.inc_by(trust.revoked());
+        retiring.set(i64::try_from(*trust.draining().borrow()).unwrap_or(i64::MAX));
         registry.register(handshakes.0, handshakes.1, inner.handshakes.clone());
         registry.register(requests.0, requests.1, inner.requests.clone());
         registry.register(connections.0, connections.1, inner.connections.clone());
         registry.register(tunnels.0, tunnels.1, inner.tunnels.clone());
         registry.register(refused.0, refused.1, inner.refused.clone());
+        registry.register(revoked.0, revoked.1, ended);
+        registry.register(draining.0, draining.1, retiring);
         registry.register(dropped.0, dropped.1, inner.facts_dropped.clone());
         let mut text = String::new();
         if prometheus_client::encoding::text::encode(&mut text, &registry).is_err() {
@@ -155,6 +170,9 @@ const fn word(direction: Direction) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use countersign_identity::SystemClock;
+    use countersign_tls::Slice;
+
     use super::*;
 
     #[test]
@@ -169,7 +187,8 @@ mod tests {
         let labels =
             Outcome { service: "orders".into(), direction: "inbound", outcome: "admitted" };
         metrics.0.handshakes.get_or_create(&labels).inc();
-        let text = metrics.text();
+        let trust = Trust::new(Arc::new(SystemClock::new()), Slice::nothing());
+        let text = metrics.text(&trust);
         for (name, _) in METRICS {
             assert_eq!(text.matches(&format!("# HELP {name} ")).count(), 1, "{name}");
         }

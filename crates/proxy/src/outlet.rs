@@ -99,7 +99,7 @@ impl Outlet {
                 };
                 drop(route);
                 let how = (Spoken::Either, Patience::Program);
-                answer(wire, how, relay, self.stop.cancelled()).await;
+                answer(wire, how, (relay, None), self.stop.cancelled()).await;
             }
             Route::Bytes(upstream) => {
                 let upstream = upstream.clone();

@@ -150,7 +150,8 @@ impl Pool {
     fn take_from_shelf(self: &Arc<Self>) -> Option<Lease> {
         let now = self.plane.clock.now();
         let mut shelf = self.shelf();
-        shelf.shared.retain(|shared| !shared.sender.is_closed());
+        // The very moment that a peer is revoked, nothing goes to it any more: its connection's task may not know yet.
+        shelf.shared.retain(|shared| !shared.sender.is_closed() && shared.state.takes_more());
         let least = shelf
             .shared
             .iter()
@@ -164,7 +165,8 @@ impl Pool {
             return None;
         }
         while let Some(line) = shelf.idle.pop() {
-            if !line.sender.is_closed() && now.since(line.state.used()) < self.idle {
+            let fresh = now.since(line.state.used()) < self.idle;
+            if fresh && !line.sender.is_closed() && line.state.takes_more() {
                 line.state.touch(now);
                 return Some(Lease {
                     on: On::Line(line),
@@ -192,9 +194,12 @@ impl Pool {
             used: AtomicI64::new(now.micros()),
             answered: AtomicBool::new(false),
             heard: dialled.heard.clone(),
-            mutual: matches!(self.dialer, Dialer::Mutual { .. }),
+            admitted: dialled.admitted.clone(),
         });
-        let life = dialled.ends.map(|ends| Retirement::dialled(now, ends, self.plane.jitter()));
+        let life = dialled.admitted.as_ref().map(|admitted| {
+            let ends = admitted.expires().min(admitted.presented_ends());
+            Retirement::dialled(now, ends, self.plane.jitter())
+        });
         if want == Want::AnyHttp {
             self.shelf().spoken = Some(dialled.spoken);
         }
@@ -274,8 +279,10 @@ impl Pool {
     ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
         Box::pin(async move {
             let _turn = self.opening.lock().await;
-            let younger =
-                |shared: &Arc<Shared>| state.id < shared.state.id && !shared.sender.is_closed();
+            let younger = |shared: &Arc<Shared>| {
+                let stands = !shared.sender.is_closed() && shared.state.takes_more();
+                stands && state.id < shared.state.id
+            };
             let covered = {
                 let shelf = self.shelf();
                 shelf.closed || shelf.shared.iter().any(younger)
@@ -290,7 +297,7 @@ impl Pool {
         })
     }
 
-    fn forget(&self, id: u64) {
+    pub(crate) fn forget(&self, id: u64) {
         let mut shelf = self.shelf();
         shelf.shared.retain(|shared| shared.state.id != id);
         shelf.idle.retain(|line| line.state.id != id);
@@ -301,9 +308,7 @@ impl Pool {
         line.state.touch(self.plane.clock.now());
         let mut shelf = self.shelf();
         // Asked under the lock: the driving task marks first and then forgets, so one of the two sees the other.
-        let usable = !shelf.closed
-            && !line.state.retired.load(Ordering::Acquire)
-            && !line.sender.is_closed();
+        let usable = !shelf.closed && line.state.takes_more() && !line.sender.is_closed();
         if usable && shelf.idle.len() < IDLE_MAX {
             shelf.idle.push(line);
         }
@@ -325,21 +330,36 @@ async fn drive<C>(
     C: Future<Output = hyper::Result<()>>,
 {
     let mut connection = std::pin::pin!(connection);
-    let retire = async {
-        let Some(life) = life else { return std::future::pending().await };
-        plane.alarms.at(life.successor_due).await;
-        if plane.clock.now().since(state.used()) < IN_USE
-            && let Some(pool) = pool.upgrade()
-        {
-            tokio::select! {
-                () = pool.succeed(&state) => {}
-                () = plane.alarms.at(life.last_request) => {}
-            }
-        }
+    let leave = || {
         state.retired.store(true, Ordering::Release);
         if let Some(pool) = pool.upgrade() {
             pool.forget(state.id);
         }
+    };
+    let retire = async {
+        let last_request = tokio::select! {
+            // Revoked, and to be drained: from now on nothing may begin on it, whether the successor comes or not.
+            () = told_to_retire(&state) => {
+                leave();
+                None
+            }
+            life = due(&plane, life) => Some(life.last_request),
+        };
+        if plane.clock.now().since(state.used()) < IN_USE
+            && let Some(pool) = pool.upgrade()
+        {
+            let no_longer = async {
+                match last_request {
+                    Some(moment) => plane.alarms.at(moment).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = pool.succeed(&state) => {}
+                () = no_longer => {}
+            }
+        }
+        leave();
     };
     let ended = tokio::select! {
         ended = &mut connection => Some(ended),
@@ -355,6 +375,26 @@ async fn drive<C>(
     }
     if let Some(pool) = pool.upgrade() {
         pool.forget(state.id);
+    }
+}
+
+async fn told_to_retire(state: &State) {
+    match &state.admitted {
+        Some(admitted) => {
+            admitted.retires().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when a successor is due; never for what has no end.
+async fn due(plane: &Plane, life: Option<Retirement>) -> Retirement {
+    match life {
+        Some(life) => {
+            plane.alarms.at(life.successor_due).await;
+            life
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -1,6 +1,6 @@
 //! One connection on which we answer requests: its bounds, and how it is closed without losing one.
 
-use std::convert::Infallible;
+use std::error::Error;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -109,7 +109,8 @@ pub(crate) async fn serve<I, S>(
     (announce, tasks): (impl Future<Output = ()>, &Tasks),
 ) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<Body>> + Send + 'static,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
     S::Future: Send + 'static,
 {
     let io = TokioIo::new(io);

@@ -155,7 +155,10 @@ impl Upstream {
         let refusal = lease.refusal();
         let again = match failure {
             SendFailure::Unsent(request) => Some(*request),
-            SendFailure::NotRead => spare.again(),
+            SendFailure::NotRead => {
+                lease.leave();
+                spare.again()
+            }
             SendFailure::Lost(_) if refusal.is_some() => spare.again(),
             SendFailure::Lost(error) => {
                 let detail = format!("{dialer} ended the connection before it answered: {error}");

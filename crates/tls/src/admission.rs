@@ -1,13 +1,18 @@
 //! Whether a connection may exist: asked when it is made, and again whenever what is enforced changes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use countersign_identity::{Code, Timestamp};
+use countersign_identity::{Code, Ending, Timestamp};
 use countersign_pki::{Refused, Verified};
 
 use crate::register::{Arrival, Entry, Register, Standing};
+use crate::revoked::{Covered, revoked};
 use crate::rule::{decide, lasts};
 use crate::{Slice, Trust};
+
+/// How long a connection may take to finish what is under way when a graceful revocation ends it.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One admitted connection, for whoever steers it. It may be cloned freely and does not keep the
 /// connection in the register: the [`Stream`](crate::Stream) does.
@@ -39,6 +44,23 @@ impl Admitted {
         self.entry.ended()
     }
 
+    /// Resolves when nothing new may begin on the connection any more, with the reason. What is under way may be
+    /// finished; what is left after [`DRAIN_TIMEOUT`] is cut.
+    pub fn retires(&self) -> impl Future<Output = Code> + Send + 'static + use<> {
+        let entry = Arc::clone(&self.entry);
+        async move { entry.until_retiring().await }
+    }
+
+    /// Why nothing new may begin on it, if so.
+    pub fn why_retiring(&self) -> Option<Code> {
+        self.entry.retiring()
+    }
+
+    /// Whether something new may begin on it: we have neither ended it, nor does it retire.
+    pub fn takes_more(&self) -> bool {
+        self.why_ended().is_none() && self.why_retiring().is_none()
+    }
+
     /// When the handshake was done.
     pub fn opened(&self) -> Timestamp {
         self.entry.opened
@@ -51,7 +73,7 @@ impl Admitted {
 
     /// The last moment at which an honest peer lets it be open: the first end in the chain that we showed.
     pub fn presented_ends(&self) -> Timestamp {
-        self.entry.shown_until
+        self.entry.shown.as_ref().map_or(Timestamp::LAST, |own| own.identity.expires())
     }
 
     /// When to begin to put another connection in its place: three quarters of the way to the moment at which
@@ -85,8 +107,9 @@ pub(crate) fn admit(trust: &Trust, arrival: Arrival) -> Result<Place, Refused> {
     let admitted = Admitted { entry, policies: Arc::from([]) };
     // From here on, every way out takes the connection out of the register again.
     let mut place = Place { register, admitted };
-    let policies = verdict(&place.admitted.entry, &trust.slice(), trust.now())?;
-    if let Some(code) = place.admitted.entry.ended() {
+    let policies = newcomer(&place.admitted.entry, &trust.slice(), trust.now())?;
+    let entry = &place.admitted.entry;
+    if let Some(code) = entry.ended().or_else(|| entry.retiring()) {
         let why = "what is enforced changed while the connection was made".to_owned();
         return Err(Refused { code, why });
     }
@@ -94,22 +117,119 @@ pub(crate) fn admit(trust: &Trust, arrival: Arrival) -> Result<Place, Refused> {
     Ok(place)
 }
 
-/// Ends what the slice does not let exist, and tells how many those were.
-pub(crate) fn review(register: &Register, slice: &Slice, now: Timestamp) -> usize {
-    let entries = register.entries();
-    let denied = entries.iter().filter_map(|entry| {
-        let refused = verdict(entry, slice, now).err()?;
-        Some((entry, refused.code))
-    });
-    denied.filter(|(entry, code)| entry.end(*code)).count()
+/// What a review has to look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Changed {
+    /// The same things at a later revision. Everything in the register was decided on them, or is being decided.
+    Nothing,
+    /// The revocations alone: no policy has to be asked again.
+    Revocations,
+    /// Whatever decisions read.
+    Decisions,
 }
 
-fn verdict(entry: &Entry, slice: &Slice, now: Timestamp) -> Result<Vec<String>, Refused> {
-    let Some(Standing { rule, peer, local, context }) = &entry.standing else {
-        return Ok(Vec::new());
+impl Changed {
+    /// Told by identity of the parts, which is cheap, and never says that less changed than did.
+    pub(crate) fn between(before: &Slice, after: &Slice) -> Self {
+        let same = Arc::ptr_eq(&before.bundles, &after.bundles)
+            && Arc::ptr_eq(&before.names, &after.names)
+            && Arc::ptr_eq(&before.policies, &after.policies);
+        match (same, Arc::ptr_eq(&before.revocations, &after.revocations)) {
+            (true, true) => Self::Nothing,
+            (true, false) => Self::Revocations,
+            (false, _) => Self::Decisions,
+        }
+    }
+}
+
+/// What a review came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reviewed {
+    pub(crate) cut: usize,
+    pub(crate) draining: usize,
+}
+
+/// Ends or retires what the slice does not let exist.
+pub(crate) fn review(
+    register: &Register,
+    slice: &Slice,
+    changed: Changed,
+    now: Timestamp,
+) -> Reviewed {
+    let asked: fn(&Entry, &Slice, Timestamp) -> Option<Denied> = match changed {
+        Changed::Nothing => return Reviewed::default(),
+        Changed::Revocations => |entry, slice, _now| out_of_service(entry, slice),
+        Changed::Decisions => |entry, slice, now| verdict(entry, slice, now).err(),
     };
-    lasts(peer, now)?;
-    decide(rule, peer, local.as_ref(), context, slice)
+    let mut reviewed = Reviewed::default();
+    for entry in register.entries() {
+        let Some(Denied { refused, ending }) = asked(&entry, slice, now) else { continue };
+        match ending {
+            Ending::Cut => reviewed.cut += usize::from(register.end(&entry, refused.code)),
+            Ending::Drain => {
+                let deadline = entry.expires.min(now + DRAIN_TIMEOUT);
+                let began = register.retire(&entry, refused.code, deadline);
+                reviewed.draining += usize::from(began);
+            }
+        }
+    }
+    reviewed
+}
+
+/// Why a connection may not exist, and how it ends if it does.
+#[derive(Debug)]
+struct Denied {
+    refused: Refused,
+    ending: Ending,
+}
+
+impl From<Refused> for Denied {
+    fn from(refused: Refused) -> Self {
+        Self { refused, ending: Ending::Cut }
+    }
+}
+
+impl From<Covered> for Denied {
+    fn from(covered: Covered) -> Self {
+        Self { ending: covered.ending(), refused: covered.refused }
+    }
+}
+
+/// The verdict on a connection that is being made. However an existing one would end, this one does not begin.
+fn newcomer(entry: &Entry, slice: &Slice, now: Timestamp) -> Result<Vec<String>, Refused> {
+    if let Some(own) = &entry.shown
+        && let Err(covered) = revoked(&own.verified, &slice.revocations)
+    {
+        let why = format!("what we showed is not ours to show any more: {}", covered.refused.why);
+        return Err(Refused { code: Code::NoOwnIdentity, why });
+    }
+    verdict(entry, slice, now).map_err(|denied| denied.refused)
+}
+
+fn verdict(entry: &Entry, slice: &Slice, now: Timestamp) -> Result<Vec<String>, Denied> {
+    let graceful = match out_of_service(entry, slice) {
+        Some(denied) if denied.ending == Ending::Cut => return Err(denied),
+        graceful => graceful,
+    };
+    let policies = match &entry.standing {
+        Some(Standing { rule, peer, context }) => {
+            lasts(peer, now)?;
+            let local = entry.shown.as_ref().map(|own| own.identity.id());
+            decide(rule, peer, local, context, slice)?
+        }
+        None => Vec::new(),
+    };
+    // Last: what something else ends at once is not drained.
+    graceful.map_or(Ok(policies), Err)
+}
+
+/// What revocations say of the two credentials by which the connection was made, the peer's and our own.
+fn out_of_service(entry: &Entry, slice: &Slice) -> Option<Denied> {
+    let peer = entry.standing.as_ref().map(|standing| &standing.peer);
+    let own = entry.shown.as_ref().map(|own| &own.verified);
+    let presented = peer.into_iter().chain(own);
+    let covered = presented.filter_map(|it| revoked(it, &slice.revocations).err());
+    covered.max_by_key(Covered::ending).map(Denied::from)
 }
 
 pub(crate) fn too_many() -> Refused {

@@ -129,7 +129,7 @@ impl Attempt {
         outbound: &Outbound,
         timeout: Duration,
     ) -> Result<Established, HandshakeFailure> {
-        if outbound.present == Present::Required && self.trust.valid_identity().is_none() {
+        if outbound.present == Present::Required && self.trust.valid_own().is_none() {
             return Err(self.refuse(&no_own_identity()));
         }
         if let Err(error) = tune(&tcp) {
@@ -211,7 +211,7 @@ impl Attempt {
         if let Some(peer) = self.slot.peer() {
             self.fact.proven(peer);
         }
-        self.fact.local = self.slot.shown().map(|own| own.id().clone());
+        self.fact.local = self.slot.shown().map(|own| own.identity.id().clone());
         let now = self.trust.now();
         self.fact.failed(refused, now)
     }
@@ -233,7 +233,7 @@ impl Attempt {
         if let Some(peer) = place.admitted.peer() {
             self.fact.proven(peer);
         }
-        self.fact.local = self.slot.shown().map(|own| own.id().clone());
+        self.fact.local = self.slot.shown().map(|own| own.identity.id().clone());
         self.fact.took = self.trust.now().since(self.fact.at);
         Ok(Established { stream: Stream::new(tls, place), fact: self.fact })
     }
@@ -272,16 +272,14 @@ impl Attempt {
             return Err(Refused { code: Code::NoCertificate, why });
         }
         let expires = peer.as_ref().map_or(opened + ANONYMOUS_LIFE, |peer| peer.expires);
-        let shown = self.slot.shown();
         let standing = peer.map(|peer| Standing {
             rule: self.rule.clone(),
             context: context(&peer, self.fact.version, self.fact.group, &self.trust),
-            local: shown.map(|own| own.id().clone()),
             peer,
         });
-        let shown_until = shown.map_or(Timestamp::LAST, |own| own.expires());
+        let shown = self.slot.shown().cloned();
         let socket = second_descriptor(tls.get_ref().0)?;
-        Ok(Arrival { standing, opened, expires, shown_until, socket })
+        Ok(Arrival { standing, shown, opened, expires, socket })
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use countersign_identity::{Serial, SpiffeId, Timestamp};
-use countersign_pki::{Certificate, Chain};
+use countersign_pki::{Certificate, Chain, Verified};
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -84,6 +84,13 @@ impl Identity {
     pub fn certified_key(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.key)
     }
+}
+
+/// What we show, and what our own verifier found when it was taken.
+#[derive(Debug)]
+pub(crate) struct Own {
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) verified: Verified,
 }
 
 impl fmt::Debug for Identity {

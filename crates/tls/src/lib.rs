@@ -4,8 +4,8 @@
 //! [`Identity`], swapped on renewal). [`accept`], [`connect`] and [`dial`] make mutual TLS 1.3 connections under it. Each of
 //! them is *admitted*: entered in the register under what authenticated it, then decided on the slice that
 //! is current after that. [`Trust::apply`] swaps the slice and then scans the register, so one of the two
-//! always sees the other, and no connection outlives the trust that let it in. [`Trust::run`] ends
-//! connections when the certificate of their peer expires.
+//! always sees the other, and no connection outlives the trust that let it in: what a revocation covers is cut, or, when
+//! nothing leaked, told to retire. [`Trust::run`] ends connections when the certificate of their peer expires.
 //!
 //! Resumption, tickets and early data are off at both ends: every handshake is a full one, verified anew.
 //! Renewing one's own certificate never closes a connection.
@@ -44,17 +44,19 @@ mod handshake;
 mod identity;
 mod pinned;
 mod register;
+mod revoked;
 mod rule;
 mod stream;
 mod trust;
 mod verifier;
 
-pub use admission::Admitted;
+pub use admission::{Admitted, DRAIN_TIMEOUT};
 pub use alert::{code_of, code_of_io};
 pub use fact::{DETAIL_CHARS_MAX, Direction, HandshakeFact, HandshakeFailure};
 pub use handshake::{Established, accept, connect, dial};
 pub use identity::{BadOwnIdentity, Identity};
 pub use pinned::{FirstContact, Pinned, connect_pinned};
+pub use revoked::{Covered, revoked};
 pub use rule::{Clients, Expected, HANDSHAKE_TIMEOUT, Inbound, Outbound, Present, Purpose};
 pub use stream::Stream;
 pub use trust::{Applied, Limits, Slice, Trust};

@@ -1,16 +1,18 @@
 //! The live connections, and under what each of them was let in.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::Shutdown;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use countersign_identity::{Code, SpiffeId, Timestamp};
+use countersign_identity::{Code, Timestamp};
 use countersign_pki::Verified;
 use countersign_policy::Context;
 use socket2::Socket;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::identity::Own;
 use crate::rule::Rule;
 
 /// Who is at the other end, and on what grounds.
@@ -18,8 +20,6 @@ use crate::rule::Rule;
 pub(crate) struct Standing {
     pub(crate) rule: Rule,
     pub(crate) peer: Verified,
-    /// Who we were when the connection was made.
-    pub(crate) local: Option<SpiffeId>,
     /// What the handshake showed.
     pub(crate) context: Context,
 }
@@ -30,16 +30,25 @@ pub(crate) struct Entry {
     number: u64,
     /// None for a peer that showed nothing, where that is allowed.
     pub(crate) standing: Option<Standing>,
+    /// What we showed: who we were when the connection was made.
+    pub(crate) shown: Option<Arc<Own>>,
     pub(crate) opened: Timestamp,
     /// The last moment at which it may be open.
     pub(crate) expires: Timestamp,
-    /// The last moment at which the peer may let it be open: the end of what we showed.
-    pub(crate) shown_until: Timestamp,
     /// A second descriptor of the connection's socket, so that cutting needs nobody's help, whoever holds the first.
     /// None once the owner gave the connection up.
     socket: Mutex<Option<Socket>>,
     cut: OnceLock<Code>,
     ended: CancellationToken,
+    retirement: OnceLock<Retirement>,
+    retiring: CancellationToken,
+}
+
+/// Nothing new may begin, and at the deadline what is left is cut.
+#[derive(Clone, Copy, Debug)]
+struct Retirement {
+    code: Code,
+    deadline: Timestamp,
 }
 
 impl Entry {
@@ -54,8 +63,19 @@ impl Entry {
         self.ended().expect("the reason is set before the token is cancelled")
     }
 
+    /// Why nothing new may begin on it, if it retires.
+    pub(crate) fn retiring(&self) -> Option<Code> {
+        self.retirement.get().map(|retirement| retirement.code)
+    }
+
+    /// Resolves when nothing new may begin on it any more.
+    pub(crate) async fn until_retiring(&self) -> Code {
+        self.retiring.cancelled().await;
+        self.retiring().expect("the reason is set before the token is cancelled")
+    }
+
     /// Ends it, both ways and at once. True the first time.
-    pub(crate) fn end(&self, code: Code) -> bool {
+    fn end(&self, code: Code) -> bool {
         if self.cut.set(code).is_err() {
             return false;
         }
@@ -78,9 +98,9 @@ impl Entry {
 #[derive(Debug)]
 pub(crate) struct Arrival {
     pub(crate) standing: Option<Standing>,
+    pub(crate) shown: Option<Arc<Own>>,
     pub(crate) opened: Timestamp,
     pub(crate) expires: Timestamp,
-    pub(crate) shown_until: Timestamp,
     pub(crate) socket: Socket,
 }
 
@@ -90,6 +110,8 @@ pub(crate) struct Register {
     connections_max: usize,
     live: Mutex<Live>,
     sooner: Notify,
+    draining: watch::Sender<usize>,
+    revoked: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -97,11 +119,19 @@ struct Live {
     next: u64,
     entries: HashMap<u64, Arc<Entry>>,
     by_end: BTreeSet<(Timestamp, u64)>, // INVARIANT: only numbers that `entries` holds
+    /// Those that retire and are not ended yet.
+    draining: HashSet<u64>, // INVARIANT: likewise
 }
 
 impl Register {
     pub(crate) fn new(connections_max: usize) -> Self {
-        Self { connections_max, live: Mutex::default(), sooner: Notify::new() }
+        Self {
+            connections_max,
+            live: Mutex::default(),
+            sooner: Notify::new(),
+            draining: watch::Sender::new(0),
+            revoked: AtomicU64::new(0),
+        }
     }
 
     /// Enters a connection; none when there are too many already.
@@ -115,12 +145,14 @@ impl Register {
         let entry = Arc::new(Entry {
             number,
             standing: arrival.standing,
+            shown: arrival.shown,
             opened: arrival.opened,
             expires: arrival.expires,
-            shown_until: arrival.shown_until,
             socket: Mutex::new(Some(arrival.socket)),
             cut: OnceLock::new(),
             ended: CancellationToken::new(),
+            retirement: OnceLock::new(),
+            retiring: CancellationToken::new(),
         });
         live.entries.insert(number, Arc::clone(&entry));
         live.by_end.insert((entry.expires, number));
@@ -138,6 +170,67 @@ impl Register {
         let mut live = self.live();
         live.entries.remove(&entry.number);
         live.by_end.remove(&(entry.expires, entry.number));
+        if let Some(Retirement { deadline, .. }) = entry.retirement.get() {
+            live.by_end.remove(&(*deadline, entry.number));
+            self.drained(&mut live, entry);
+        }
+    }
+
+    /// Ends a connection at once. True the first time.
+    pub(crate) fn end(&self, entry: &Entry, code: Code) -> bool {
+        if !entry.end(code) {
+            return false;
+        }
+        if entry.retirement.get().is_some() {
+            self.drained(&mut self.live(), entry);
+        } else if code == Code::Revoked {
+            self.revoked.fetch_add(1, Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// Lets nothing new begin on a connection, and cuts it at the deadline. True the first time.
+    pub(crate) fn retire(&self, entry: &Entry, code: Code, deadline: Timestamp) -> bool {
+        let mut live = self.live();
+        let over = !live.entries.contains_key(&entry.number) || entry.ended().is_some();
+        if over || entry.retirement.set(Retirement { code, deadline }).is_err() {
+            return false;
+        }
+        let key = (deadline, entry.number);
+        live.by_end.insert(key);
+        let first = live.by_end.first() == Some(&key);
+        live.draining.insert(entry.number);
+        self.draining.send_replace(live.draining.len());
+        if entry.ended().is_some() {
+            // Ended between the two: whoever ended it may have looked before we were here.
+            self.drained(&mut live, entry);
+        }
+        drop(live);
+        if code == Code::Revoked {
+            self.revoked.fetch_add(1, Ordering::Relaxed);
+        }
+        entry.retiring.cancel();
+        if first {
+            self.sooner.notify_one();
+        }
+        true
+    }
+
+    /// It drains no longer: it is closed.
+    fn drained(&self, live: &mut Live, entry: &Entry) {
+        if live.draining.remove(&entry.number) {
+            self.draining.send_replace(live.draining.len());
+        }
+    }
+
+    /// How many retire and are not closed yet.
+    pub(crate) fn draining(&self) -> watch::Receiver<usize> {
+        self.draining.subscribe()
+    }
+
+    /// How many connections revocations have ended or retired so far.
+    pub(crate) fn revoked(&self) -> u64 {
+        self.revoked.load(Ordering::Relaxed)
     }
 
     /// All that are live.
@@ -164,8 +257,12 @@ impl Register {
             }
         };
         for entry in over {
-            let code = if entry.standing.is_some() { Code::Expired } else { Code::Unauthenticated };
-            entry.end(code);
+            let code = match (entry.retirement.get(), &entry.standing) {
+                (Some(retirement), _) if retirement.deadline < now => retirement.code,
+                (_, Some(_)) => Code::Expired,
+                (_, None) => Code::Unauthenticated,
+            };
+            self.end(&entry, code);
         }
         next
     }

@@ -2,19 +2,22 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use countersign_identity::{Clock, Name, Revision, Revocations, SpiffeId, Timestamp};
+use countersign_identity::{Clock, Name, Revision, Revocation, Revocations, SpiffeId, Timestamp};
 use countersign_pki::{Bundles, Refused, Role};
 use countersign_policy::Policies;
 use rustls::crypto::CryptoProvider;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::{self, Changed, Reviewed};
+use crate::identity::Own;
 use crate::register::Register;
-use crate::{Identity, admission, config};
+use crate::revoked::revoked;
+use crate::{Identity, config};
 
 /// All that verifiers enforce, at one revision. It is swapped as one value, so that no decision ever mixes two.
 #[derive(Clone)]
@@ -65,12 +68,16 @@ impl Limits {
 }
 
 /// What came of applying a slice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
     /// The revision that is enforced from now on.
     pub revision: Revision,
     /// How many live connections it ended.
     pub cut: usize,
+    /// How many live connections it told to retire.
+    pub draining: usize,
+    /// The rule by which we are not any more who we were: nothing is shown until there is another identity.
+    pub own: Option<Arc<Revocation>>,
 }
 
 /// What this process enforces and who it is; shared by all its connections.
@@ -80,7 +87,7 @@ pub struct Applied {
 pub struct Trust {
     clock: Arc<dyn Clock>,
     slice: ArcSwap<Slice>,
-    identity: ArcSwapOption<Identity>,
+    own: ArcSwapOption<Own>,
     pub(crate) register: Arc<Register>,
     pub(crate) handshakes: Arc<Semaphore>,
     provider: Arc<CryptoProvider>,
@@ -98,7 +105,7 @@ impl Trust {
         Arc::new(Self {
             clock,
             slice: ArcSwap::from_pointee(slice),
-            identity: ArcSwapOption::empty(),
+            own: ArcSwapOption::empty(),
             register: Arc::new(Register::new(limits.connections_max)),
             handshakes: Arc::new(Semaphore::new(limits.handshakes_max)),
             provider: config::provider(),
@@ -106,40 +113,59 @@ impl Trust {
         })
     }
 
-    /// Enforces this slice from now on, and ends the live connections that it does not let exist.
+    /// Enforces this slice from now on, and ends or retires the live connections that it does not let exist.
     ///
-    /// When this returns, no connection is admitted any more on the slice before, and all that the new one denies are
-    /// shut. Slices are taken in the order of the calls: that a revision does not go back is for the caller to see to,
-    /// who knows whether the state was restored.
+    /// When this returns, no connection is admitted any more on the slice before, all that the new one denies are shut or
+    /// draining, and an identity that it covers is not shown. Slices are taken in the order of the calls: that a revision
+    /// does not go back, and that no revocation is lost before its end ([`Revocations::keeping`]), is for the caller to
+    /// see to, who knows whether the state was restored.
+    ///
+    /// Parts that did not change should be the same `Arc`s as before: then only what did change is looked at.
     pub fn apply(&self, slice: Slice) -> Applied {
-        let _one_at_a_time = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
-        let revision = slice.revision;
+        let _one_at_a_time = self.one_at_a_time();
+        let slice = Arc::new(slice);
         // Swap, then scan. Whoever registers after the scan decides on the new slice (see `admission::admit`).
-        self.slice.store(Arc::new(slice));
-        let cut = admission::review(&self.register, &self.slice.load_full(), self.now());
-        Applied { revision, cut }
+        let before = self.slice.swap(Arc::clone(&slice));
+        let own = self.stop_showing(&slice);
+        let changed = Changed::between(&before, &slice);
+        let Reviewed { cut, draining } =
+            admission::review(&self.register, &slice, changed, self.now());
+        Applied { revision: slice.revision, cut, draining, own }
+    }
+
+    /// Gives up our own identity when a rule covers it, and tells the rule.
+    fn stop_showing(&self, slice: &Slice) -> Option<Arc<Revocation>> {
+        let own = self.own.load_full()?;
+        let covered = revoked(&own.verified, &slice.revocations).err()?;
+        self.own.store(None);
+        Some(covered.rule)
     }
 
     /// Shows this identity in every handshake from now on. Live connections stay.
     ///
     /// # Errors
-    /// When our own verifier does not accept it on the present slice. The identity before stays then.
+    /// When our own verifier does not accept it on the present slice, or a revocation covers it. The identity before
+    /// stays then.
     pub fn set_identity(&self, identity: Identity) -> Result<(), Refused> {
         let chain: Vec<&[u8]> = identity.chain().certificates().iter().map(|c| c.der()).collect();
-        let bundles = &self.slice().bundles;
+        // No slice comes between the question and the answer.
+        let _one_at_a_time = self.one_at_a_time();
+        let slice = self.slice();
         // Foreign issuers may write certificates for one of the roles alone.
-        let as_client = countersign_pki::verify(&chain, bundles, Role::Client, self.now());
-        as_client
-            .or_else(|refused| {
-                let as_server = countersign_pki::verify(&chain, bundles, Role::Server, self.now());
-                as_server.map_err(|_same| refused)
-            })
-            .map(|_verified| self.identity.store(Some(Arc::new(identity))))
+        let as_client = countersign_pki::verify(&chain, &slice.bundles, Role::Client, self.now());
+        let verified = as_client.or_else(|refused| {
+            let as_server =
+                countersign_pki::verify(&chain, &slice.bundles, Role::Server, self.now());
+            as_server.map_err(|_same| refused)
+        })?;
+        revoked(&verified, &slice.revocations).map_err(|covered| covered.refused)?;
+        self.own.store(Some(Arc::new(Own { identity: Arc::new(identity), verified })));
+        Ok(())
     }
 
     /// Shows nothing any more: new handshakes fail with `no-own-identity`.
     pub fn clear_identity(&self) {
-        self.identity.store(None);
+        self.own.store(None);
     }
 
     /// What is enforced now.
@@ -149,7 +175,7 @@ impl Trust {
 
     /// Who we are now; possibly expired.
     pub fn identity(&self) -> Option<Arc<Identity>> {
-        self.identity.load_full()
+        self.own.load_full().map(|own| Arc::clone(&own.identity))
     }
 
     /// How many connections are live.
@@ -157,13 +183,23 @@ impl Trust {
         self.register.len()
     }
 
+    /// How many connections retire and are not closed yet, to wait on.
+    pub fn draining(&self) -> watch::Receiver<usize> {
+        self.register.draining()
+    }
+
+    /// How many connections revocations have ended or retired so far.
+    pub fn revoked(&self) -> u64 {
+        self.register.revoked()
+    }
+
     /// The clock of this process.
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
     }
 
-    /// Ends connections when the certificate of their peer expires, until it is told to stop. Must always run
-    /// beside what uses this trust.
+    /// Ends connections when the certificate of their peer expires or their time to drain is over, until it is told to
+    /// stop. Must always run beside what uses this trust.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         loop {
             let next = self.register.sweep(self.now());
@@ -181,9 +217,13 @@ impl Trust {
         self.clock.now()
     }
 
-    pub(crate) fn valid_identity(&self) -> Option<Arc<Identity>> {
+    pub(crate) fn valid_own(&self) -> Option<Arc<Own>> {
         let now = self.now();
-        self.identity().filter(|own| now <= own.expires())
+        self.own.load_full().filter(|own| now <= own.identity.expires())
+    }
+
+    fn one_at_a_time(&self) -> MutexGuard<'_, ()> {
+        self.applying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn provider(&self) -> Arc<CryptoProvider> {

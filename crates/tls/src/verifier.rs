@@ -15,10 +15,12 @@ use rustls::{DigitallySignedStruct, DistinguishedName, Error, PeerMisbehaved, Si
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::aws_lc_rs as algorithms;
 
+use crate::Trust;
 use crate::alert::alerting;
 use crate::config::group_names;
+use crate::identity::Own;
+use crate::revoked::revoked;
 use crate::rule::{Clients, Present, Rule, decide, no_own_identity};
-use crate::{Identity, Trust};
 
 /// How a peer may prove possession of its key. One algorithm a scheme, so that a scheme fixes the curve
 /// (RFC 8446, 4.2.3). Which keys may be in a certificate at all is for `countersign_pki::verify` to say.
@@ -47,7 +49,7 @@ pub(crate) struct Slot {
     verified: OnceLock<Verified>,
     proven: OnceLock<()>,
     refused: OnceLock<Refused>,
-    shown: OnceLock<Arc<Identity>>,
+    shown: OnceLock<Arc<Own>>,
 }
 
 impl Slot {
@@ -62,7 +64,7 @@ impl Slot {
     }
 
     /// What we showed.
-    pub(crate) fn shown(&self) -> Option<&Arc<Identity>> {
+    pub(crate) fn shown(&self) -> Option<&Arc<Own>> {
         self.shown.get()
     }
 
@@ -128,7 +130,7 @@ impl Verifier {
             let why = "the peer's signature came before its certificates".to_owned();
             return Err(slot.refuse(Refused { code: Code::Internal, why }));
         };
-        let local = slot.shown().map(|own| own.id());
+        let local = slot.shown().map(|own| own.identity.id());
         self.foresee(peer, local).map_err(|refused| slot.refuse(refused))?;
         Ok(valid)
     }
@@ -139,6 +141,7 @@ impl Verifier {
     /// tried: refused is what none of them lets pass. Admission decides again, on what was really agreed.
     fn foresee(&self, peer: &Verified, local: Option<&SpiffeId>) -> Result<(), Refused> {
         let slice = self.trust.slice();
+        revoked(peer, &slice.revocations).map_err(|covered| covered.refused)?;
         let mut last = None;
         for group in group_names() {
             let context = context(peer, "1.3", group, &self.trust);
@@ -258,10 +261,12 @@ impl Shower {
         if self.present == Present::Nothing {
             return None;
         }
-        let own = self.trust.valid_identity();
+        let own = self.trust.valid_own();
         match (&self.slot, own) {
-            (Some(slot), Some(own)) => Some(slot.shown.get_or_init(|| own).certified_key()),
-            (None, Some(own)) => Some(own.certified_key()),
+            (Some(slot), Some(own)) => {
+                Some(slot.shown.get_or_init(|| own).identity.certified_key())
+            }
+            (None, Some(own)) => Some(own.identity.certified_key()),
             (Some(slot), None) if self.present == Present::Required => {
                 slot.refuse(no_own_identity());
                 None

@@ -145,6 +145,16 @@ impl Agent {
         }
     }
 
+    /// The same, with how many connections drain.
+    pub(crate) async fn acknowledged_draining(&mut self) -> (u64, u64, u64) {
+        loop {
+            if let Heard::Said(Said::Acknowledge(acknowledge)) = self.next().await {
+                let v1::Acknowledge { revision, cut, draining } = acknowledge;
+                return (revision.unwrap().number, cut, draining);
+            }
+        }
+    }
+
     /// The next message of facts.
     pub(crate) async fn facts(&mut self) -> v1::Facts {
         loop {

@@ -11,10 +11,11 @@ use tokio::io::AsyncReadExt;
 
 use crate::agent::{Agent, Heard, Offer};
 use crate::realm::Realm;
+use crate::revocation::{other_rule, record};
 use crate::world::{World, connect, now, options, policy, response, source, source_with, until};
 
 /// `orders` with its agent at revision 5, acknowledged.
-async fn orders(world: &mut World) -> Source {
+pub(crate) async fn orders(world: &mut World) -> Source {
     world.agent.give(world.wire(&world.svid("/orders")));
     world.agent.enforce(world.slice(5, "orders"));
     let orders = source(&world.agent).await;
@@ -24,7 +25,7 @@ async fn orders(world: &mut World) -> Source {
 }
 
 /// `web` with an agent of its own.
-async fn web(world: &World) -> (Source, Agent, tempfile::TempDir) {
+pub(crate) async fn web(world: &World) -> (Source, Agent, tempfile::TempDir) {
     let (agent, folder) = world.neighbour(Offer::Enforcement);
     agent.give(world.wire(&world.svid("/web")));
     agent.enforce(world.slice(5, "web"));
@@ -169,6 +170,27 @@ async fn a_slice_that_cannot_be_read_is_not_acknowledged_and_the_old_one_stays()
         (
             "two IDs for one name",
             Box::new(|slice| slice.workloads[0].name = slice.workloads[1].name.clone()),
+        ),
+        (
+            "a revocation of a later form",
+            Box::new(|slice| {
+                slice.revocations.push(record("r", &br#"{"target":{"host":"a"}}"#[..]))
+            }),
+        ),
+        (
+            "a revocation twice",
+            Box::new(|slice| {
+                let rule = serde_json::to_vec(&other_rule()).unwrap();
+                slice.revocations = vec![record("r", &rule), record("r", &rule)];
+            }),
+        ),
+        (
+            "a revocation of another kind",
+            Box::new(|slice| {
+                let mut record = record("r", &serde_json::to_vec(&other_rule()).unwrap());
+                record.kind = "Suspension".to_owned();
+                slice.revocations.push(record);
+            }),
         ),
         (
             "too many services",

@@ -7,5 +7,6 @@ mod door;
 mod enforcement;
 mod files;
 mod realm;
+mod revocation;
 mod workload_api;
 mod world;

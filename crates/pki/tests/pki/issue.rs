@@ -27,6 +27,8 @@ async fn what_we_issue_our_verifier_accepts_in_both_roles() {
                 assert_eq!(verified.key, key.public().id());
                 assert_eq!(verified.issuer, realm.issuer.key_id());
                 assert_eq!(verified.anchor, realm.root.key_id());
+                let path = [realm.issuer.key_id(), realm.root.key_id()];
+                assert_eq!(*verified.authorities, path, "upwards, the root included");
                 assert_eq!(verified.expires, now() + Duration::from_secs(3600));
                 assert_eq!(verified.provenance().unwrap().revision.to_string(), "1.412");
                 assert_eq!(verified.leaf.serial(), Some(serial(3)));

@@ -155,7 +155,7 @@ async fn a_connection_upgrades_and_becomes_a_tunnel() {
     eventually(connections).await;
 }
 
-async fn upgraded(caller: &mut Caller) -> TokioIo<hyper::upgrade::Upgraded> {
+pub(super) async fn upgraded(caller: &mut Caller) -> TokioIo<hyper::upgrade::Upgraded> {
     let request = Request::get("/upgrade")
         .header("host", "orders")
         .header("connection", "Upgrade")

@@ -7,6 +7,8 @@ mod http;
 mod keep_alive;
 mod program;
 mod realm;
+mod revocation;
 mod rotation;
 mod streams;
+mod superseded;
 mod world;

@@ -81,6 +81,7 @@ async fn answer(
 ) -> Result<Answer, Infallible> {
     match request.uri().path() {
         "/upgrade" => return Ok(upgrade(&mut request)),
+        "/endless" => return Ok(endless(request)),
         "/trailers" => return Ok(trailers(request).await),
         "/gate" => gate.acquire().await.unwrap().forget(),
         "/close" => {
@@ -128,6 +129,20 @@ fn upgrade(request: &mut Request<Incoming>) -> Answer {
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
     response.headers_mut().insert(UPGRADE, HeaderValue::from_static("echo"));
+    response
+}
+
+/// A beginning, whatever the body is, and no end.
+fn endless(request: Request<Incoming>) -> Answer {
+    use futures_util::StreamExt;
+    let beginning = futures_util::stream::iter([Ok(Frame::data(Bytes::from_static(b"one")))]);
+    // Held, so that a request whose body never ends is never ended by us.
+    let never = futures_util::stream::once(async move {
+        let _held = request;
+        std::future::pending().await
+    });
+    let mut response = Response::new(BodyExt::boxed(StreamBody::new(beginning.chain(never))));
+    response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
     response
 }
 

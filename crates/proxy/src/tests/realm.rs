@@ -29,7 +29,11 @@ pub(super) struct Svid {
 
 impl Realm {
     pub(super) async fn new(domain: &str, seed: u64) -> Arc<Self> {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        Self::on(Arc::new(SystemClock::new()), domain, seed).await
+    }
+
+    /// On another clock than the system's.
+    pub(super) async fn on(clock: Arc<dyn Clock>, domain: &str, seed: u64) -> Arc<Self> {
         let domain: TrustDomain = domain.parse().unwrap();
         let entropy = SeededEntropy::new(seed);
         let start = clock.now();

@@ -7,10 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use countersign_identity::{Code, Name, Revision, SeededEntropy};
+use countersign_identity::{
+    Clock, Code, Name, Reason, Revision, Revocation, Revocations, Revoked, SeededEntropy,
+    SystemClock,
+};
 use countersign_pki::Bundles;
 use countersign_policy::{Policies, PolicySource};
-use countersign_tls::{HandshakeFact, Slice, Trust};
+use countersign_tls::{Applied, HandshakeFact, Slice, Trust};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -83,6 +86,30 @@ impl Proxy {
     /// Lets other policies hold, and says how many connections that ended.
     pub(super) fn enforce(&self, policy: &str, revision: u64) -> usize {
         self.plane.trust.apply(slice(&self.realm, policy, revision)).cut
+    }
+
+    /// Takes this out of service, beside what was before.
+    pub(super) fn revoke(&self, reason: Reason, target: &Revoked) -> Applied {
+        let (at, before) = (self.realm.clock.now(), self.plane.trust.slice());
+        let until = at + Duration::from_secs(3600);
+        let rule = Revocation { target: target.clone(), about: None, reason, at, until };
+        let rules = Revocations::new([(format!("{reason} {target}").into(), Arc::new(rule))]);
+        let revocations = Arc::new(rules.keeping(&before.revocations, at));
+        self.plane.trust.apply(Slice { revocations, ..Slice::clone(&before) })
+    }
+
+    /// What covers the certificate that it shows now, and no other.
+    pub(super) fn own_key(&self) -> Revoked {
+        Revoked::Key(self.plane.trust.identity().unwrap().leaf().key_id())
+    }
+
+    pub(super) fn connections(&self) -> usize {
+        self.plane.trust.connections()
+    }
+
+    /// How many connections retire.
+    pub(super) fn draining(&self) -> usize {
+        *self.plane.trust.draining().borrow()
     }
 
     /// Opens these listeners and no others.
@@ -167,8 +194,13 @@ pub(super) struct Shop {
 
 impl Shop {
     pub(super) async fn open(protocol: Protocol) -> Self {
+        Self::open_on(Arc::new(SystemClock::new()), protocol).await
+    }
+
+    /// On another clock than the system's.
+    pub(super) async fn open_on(clock: Arc<dyn Clock>, protocol: Protocol) -> Self {
         let directory = directory();
-        let realm = Realm::new("shop.example", 1).await;
+        let realm = Realm::on(clock, "shop.example", 1).await;
         let program = Program::start(&directory.path().join("orders.sock"));
         let mut orders = Proxy::start(&realm, "orders", WEB_TO_ORDERS).await;
         orders.listen(&[inbound(&program.target(), protocol)], &[]);

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
-use countersign_identity::{Clock, Code, Revision, SimClock};
+use countersign_identity::{
+    Clock, Code, Reason, Revision, Revocation, Revocations, Revoked, SimClock,
+};
 use countersign_pki::{Bundles, Role, Verified, verify};
 use countersign_policy::{Context, Policies};
 use socket2::{Domain, Socket, Type};
@@ -27,6 +29,9 @@ struct Door {
     peer: Verified,
     open: Slice,
     shut: Slice,
+    /// As open, with a rule on the peer that cuts, or one that drains. Nothing else differs, so nothing else is looked at.
+    revoked: Slice,
+    superseded: Slice,
 }
 
 impl Door {
@@ -43,12 +48,22 @@ impl Door {
             policies: Arc::new(policies),
             revocations: Arc::default(),
         };
+        let key = peer.key;
         let open = with(Policies::allow_ids(vec![web.id.clone()]));
         let shut = with(Policies::none());
+        let ruled = |reason| {
+            let until = START + Duration::from_secs(3600);
+            let rule =
+                Revocation { target: Revoked::Key(key), about: None, reason, at: START, until };
+            let rules = [("r".into(), Arc::new(rule))];
+            Slice { revocations: Arc::new(Revocations::new(rules)), ..open.clone() }
+        };
+        let revoked = ruled(Reason::KeyCompromise);
+        let superseded = ruled(Reason::Superseded);
         let clock: Arc<dyn Clock> = Arc::new(SimClock::new(START));
         let limits = Limits { connections_max: 100_000, ..Limits::USUAL };
         let trust = Trust::with_limits(clock, open.clone(), limits);
-        Self { trust, peer, open, shut }
+        Self { trust, peer, open, shut, revoked, superseded }
     }
 
     /// None when this process may open no more files.
@@ -63,10 +78,10 @@ impl Door {
         let peer = self.peer.clone();
         let expires = peer.expires;
         Some(Arrival {
-            standing: Some(Standing { rule, peer, local: None, context }),
+            standing: Some(Standing { rule, peer, context }),
+            shown: None,
             opened: START,
             expires,
-            shown_until: expires,
             socket,
         })
     }
@@ -78,8 +93,7 @@ impl Door {
 
 /// Whatever the order of the two: what was admitted before or while the door was shut is ended when `apply` is done,
 /// and nothing is admitted after it.
-#[test]
-fn no_connection_slips_through_while_the_slice_changes() {
+fn race(shut: impl Fn(&Door) -> &Slice, code: Code, over: impl Fn(&Place) -> Option<Code>) {
     let door = Door::new();
     let (mut cut, mut refused) = (0, 0);
     for _ in 0..300 {
@@ -95,26 +109,42 @@ fn no_connection_slips_through_while_the_slice_changes() {
                 })
                 .collect();
             start.wait();
-            door.trust.apply(door.shut.clone());
+            door.trust.apply(shut(&door).clone());
             knockers.into_iter().flat_map(|k| k.join().unwrap()).collect::<Vec<_>>()
         });
         for outcome in &outcomes {
             match outcome {
                 Ok(place) => {
-                    assert_eq!(place.admitted.why_ended(), Some(Code::PolicyDenied));
+                    assert_eq!(over(place), Some(code));
                     cut += 1;
                 }
-                Err(code) => {
-                    assert_eq!(*code, Code::PolicyDenied);
+                Err(refusal) => {
+                    assert_eq!(*refusal, code);
                     refused += 1;
                 }
             }
         }
         drop(outcomes);
         assert_eq!(door.trust.connections(), 0, "everyone leaves the register");
+        assert_eq!(*door.trust.draining().borrow(), 0, "and is counted no more");
     }
     assert_eq!(cut + refused, 300 * THREADS * 4);
     assert!(0 < refused, "the race was never on");
+}
+
+#[test]
+fn no_connection_slips_through_while_the_slice_changes() {
+    race(|door| &door.shut, Code::PolicyDenied, |place| place.admitted.why_ended());
+}
+
+#[test]
+fn no_connection_slips_through_between_its_handshake_and_a_revocation() {
+    race(|door| &door.revoked, Code::Revoked, |place| place.admitted.why_ended());
+}
+
+#[test]
+fn no_connection_slips_through_between_its_handshake_and_a_graceful_revocation() {
+    race(|door| &door.superseded, Code::Revoked, |place| place.admitted.why_retiring());
 }
 
 #[test]
@@ -147,4 +177,24 @@ fn ten_thousand_connections_are_reviewed_quickly_and_only_the_denied_ones_end() 
     assert!(took < Duration::from_secs(2), "a review of {} took {took:?}", places.len());
     assert_eq!(door.trust.apply(door.shut.clone()).cut, places.len());
     assert_eq!(door.trust.apply(door.shut.clone()).cut, 0, "each is ended once");
+}
+
+#[test]
+fn what_did_not_change_is_not_looked_at_again_and_a_rule_alone_asks_no_policy() {
+    let door = Door::new();
+    let place = door.knock().unwrap();
+    let changed = |before: &Slice, after: &Slice| super::Changed::between(before, after);
+    let later = Slice { revision: Revision { incarnation: 1, number: 2 }, ..door.open.clone() };
+    assert_eq!(changed(&door.open, &later), super::Changed::Nothing);
+    assert_eq!(changed(&door.open, &door.revoked), super::Changed::Revocations);
+    assert_eq!(changed(&door.open, &door.shut), super::Changed::Decisions);
+    let other = Slice { bundles: Arc::default(), ..door.open.clone() };
+    assert_eq!(changed(&door.open, &other), super::Changed::Decisions);
+    let other = Slice { names: Arc::default(), ..door.open.clone() };
+    assert_eq!(changed(&door.open, &other), super::Changed::Decisions);
+    // Both at once: the policy that came with the rule counts as well.
+    let both = Slice { revocations: Arc::clone(&door.revoked.revocations), ..door.shut.clone() };
+    assert_eq!(changed(&door.open, &both), super::Changed::Decisions);
+    assert_eq!(door.trust.apply(door.revoked.clone()).cut, 1);
+    assert_eq!(place.admitted.why_ended(), Some(Code::Revoked));
 }

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use countersign_identity::{Clock, Code, Name, Revision, SimClock};
+use countersign_identity::{
+    Clock, Code, Name, NodeId, Reason, Revision, Revocation, Revocations, Revoked, SimClock,
+};
 use countersign_pki::Bundles;
 use countersign_policy::{Policies, PolicySource};
 use countersign_tls::{
@@ -49,6 +51,37 @@ pub(crate) fn slice(realms: &[&Realm], text: &str) -> Slice {
         policies: policies(text),
         revocations: Arc::default(),
     }
+}
+
+/// The first revision that a rule of the tests does not cover; their certificates carry 7.
+pub(crate) const CUT_OFF: Revision = Revision { incarnation: 1, number: 8 };
+
+/// Every kind of rule that covers this one's certificate.
+pub(crate) fn rules_on(svid: &Svid, realm: &Realm) -> [Revoked; 6] {
+    let leaf = svid.chain.leaf();
+    let node = NodeId::from_bytes([1; 16]);
+    [
+        Revoked::Serial(leaf.serial().unwrap()),
+        Revoked::Identity { id: svid.id.clone(), before: CUT_OFF },
+        Revoked::Key(leaf.key_id()),
+        Revoked::Node { id: node, tag: leaf.provenance().unwrap().node, before: CUT_OFF },
+        Revoked::Authority(realm.issuer.key_id()),
+        Revoked::Authority(realm.root.key_id()),
+    ]
+}
+
+/// What it enforces, and these rules.
+pub(crate) fn revoking(trust: &Trust, reason: Reason, targets: &[Revoked]) -> Slice {
+    let rule = |target: &Revoked| Revocation {
+        target: target.clone(),
+        about: None,
+        reason,
+        at: START,
+        until: START + std::time::Duration::from_secs(86_400),
+    };
+    let rules = targets.iter().map(|target| (target.to_string().into(), Arc::new(rule(target))));
+    let revocations = Arc::new(Revocations::new(rules));
+    Slice { revocations, ..Slice::clone(&trust.slice()) }
 }
 
 pub(crate) fn trust(clock: &Arc<SimClock>, slice: Slice, svid: Option<&Svid>) -> Arc<Trust> {

@@ -13,7 +13,7 @@ use countersign_tls::{
 };
 use tokio_util::sync::CancellationToken;
 
-const ANYBODY: &str = r#"@unscoped("test") permit (principal, action == Action::"connect", resource == Service::"orders");"#;
+pub(crate) const ANYBODY: &str = r#"@unscoped("test") permit (principal, action == Action::"connect", resource == Service::"orders");"#;
 
 #[tokio::test]
 async fn a_connection_survives_that_its_own_certificates_are_renewed() {
@@ -231,7 +231,7 @@ async fn handshakes_that_race_a_policy_change_leave_nothing_open() {
     }
 }
 
-fn run(trust: &Arc<Trust>) -> (tokio::task::JoinHandle<()>, CancellationToken) {
+pub(crate) fn run(trust: &Arc<Trust>) -> (tokio::task::JoinHandle<()>, CancellationToken) {
     let stop = CancellationToken::new();
     (tokio::spawn(Arc::clone(trust).run(stop.clone())), stop)
 }

@@ -7,3 +7,5 @@ mod handshake;
 mod lifetime;
 mod realm;
 mod resumption;
+mod retirement;
+mod revocation;

@@ -17,6 +17,9 @@ use countersign_pki::{
 /// 2026-09-21, and a few hours.
 pub(crate) const START: Timestamp = Timestamp::from_secs(1_790_000_000);
 
+/// Through which SVIDs are issued here.
+pub(crate) const NODE: NodeTag = NodeTag::from_bytes([7; 8]);
+
 /// A chain, leaf first, and the leaf's private key.
 pub(crate) struct Svid {
     pub(crate) id: SpiffeId,
@@ -54,6 +57,17 @@ impl Realm {
 
     /// An SVID that is issued at this moment.
     pub(crate) fn svid(&self, path: &str, issued: Timestamp, lifetime_secs: u64) -> Svid {
+        self.svid_from(path, issued, lifetime_secs, (NODE, 7))
+    }
+
+    /// An SVID that is issued at this moment through this node, authorised under this revision.
+    pub(crate) fn svid_from(
+        &self,
+        path: &str,
+        issued: Timestamp,
+        lifetime_secs: u64,
+        (node, number): (NodeTag, u64),
+    ) -> Svid {
         let id = self.domain.with_path(path).unwrap();
         let key = PrivateKey::generate(KeyKind::P256).unwrap();
         let lifetime = Lifetime::from_secs(lifetime_secs).unwrap();
@@ -64,10 +78,7 @@ impl Realm {
             issued,
             lifetime,
             dns_names: Vec::new(),
-            provenance: Provenance {
-                revision: Revision { incarnation: 1, number: 7 },
-                node: NodeTag::from_bytes([7; 8]),
-            },
+            provenance: Provenance { revision: Revision { incarnation: 1, number }, node },
             reserved: if id.is_reserved() { Reserved::Allow } else { Reserved::Refuse },
         };
         let profile = Profile { domain: self.domain.clone(), lifetime_max: lifetime };

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::ends::{Shop, door, tcp_pair};
+use crate::ends::{Shop, door, revoking, rules_on, tcp_pair};
 use crate::realm::{START, Svid};
-use countersign_identity::Code;
+use countersign_identity::{Code, Reason, Revoked};
 use countersign_tls::{Established, HandshakeFailure, accept, code_of_io};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
@@ -99,6 +99,25 @@ async fn a_client_that_wants_to_resume_makes_a_full_handshake_every_time() {
     shop.orders.apply(crate::ends::slice(&[&shop.realm], ""));
     let (server, _kind) = meet(&shop, &config).await;
     assert_eq!(server.unwrap_err().code, Code::PolicyDenied);
+}
+
+#[tokio::test]
+async fn what_a_client_remembers_from_before_a_revocation_is_of_no_use() {
+    let shop = Shop::open();
+    let web = shop.realm.svid("/web", START, 3600);
+    let mut config = Stranger::with(&web).config(&[&TLS13]);
+    config.resumption = Resumption::in_memory_sessions(16);
+    config.enable_early_data = true;
+    let config = Arc::new(config);
+    let (server, kind) = meet(&shop, &config).await;
+    assert_eq!((server.unwrap().fact.resumed, kind), (false, Some(HandshakeKind::Full)));
+    // Those that do not cover our own certificate as well.
+    for rule in &rules_on(&web, &shop.realm)[..3] {
+        let rule = std::slice::from_ref(rule);
+        shop.orders.apply(revoking(&shop.orders, Reason::Unspecified, rule));
+        let (server, _kind) = meet(&shop, &config).await;
+        assert_eq!(server.unwrap_err().code, Code::Revoked);
+    }
 }
 
 #[tokio::test]
@@ -220,6 +239,10 @@ async fn shared_configurations_refuse_and_rotate_as_well() {
     let leaf = renewed.leaf().der().to_vec();
     shop.orders.set_identity(renewed).unwrap();
     assert_eq!(meet().await.0, Ok((leaf, Some(HandshakeKind::Full))));
+
+    let web = shop.web.identity().unwrap().leaf().key_id();
+    shop.orders.apply(revoking(&shop.orders, Reason::Unspecified, &[Revoked::Key(web)]));
+    assert_eq!(meet().await, (Err(Code::PeerRefused), Err(Code::Revoked)));
 
     shop.orders.apply(crate::ends::slice(&[&shop.realm], ""));
     assert_eq!(meet().await, (Err(Code::PeerRefused), Err(Code::PolicyDenied)));
