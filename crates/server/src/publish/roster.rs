@@ -266,14 +266,9 @@ impl Roster {
         (standings, unaware)
     }
 
-    /// Takes what an agent says of its processes and credentials. It replaces what it said before.
-    pub(crate) fn report(
-        &self,
-        node: NodeId,
-        mut processes: Vec<v1::ProcessStatus>,
-        mut credentials: Vec<v1::CredentialStatus>,
-        now: Timestamp,
-    ) {
+    /// Takes what an agent says of its processes, credentials and clock. It replaces what it said before.
+    pub(crate) fn report(&self, node: NodeId, report: v1::ReportRequest, now: Timestamp) {
+        let v1::ReportRequest { mut processes, mut credentials, clock_micros, .. } = report;
         processes.truncate(STATUSES_MAX);
         processes.retain(|process| {
             process.name.len().max(process.kind.len()).max(process.version.len()) <= TEXT_BYTES_MAX
@@ -293,6 +288,10 @@ impl Roster {
         presence.seen = Some(now);
         presence.processes = processes;
         presence.credentials = credentials;
+        // A clock may be set while the stream is open; an older agent tells its clock only when it opens one.
+        if clock_micros != 0 {
+            presence.skew_micros = Some(clock_micros.saturating_sub(now.micros()));
+        }
     }
 
     /// What is known of each node.
@@ -352,6 +351,19 @@ mod tests {
             1,
             "the end of the older stream does not disconnect the newer"
         );
+    }
+
+    #[test]
+    fn clock_that_is_set_while_the_stream_is_open_is_told_with_the_next_report() {
+        let roster = Roster::default();
+        let hello = v1::SyncHello { clock_micros: now().micros(), ..v1::SyncHello::default() };
+        let _stream = roster.attend(NODE, &hello, now());
+        let skew = || roster.snapshot()[&NODE].skew_micros;
+        roster.report(NODE, v1::ReportRequest::default(), now());
+        assert_eq!(skew(), Some(0), "a report that tells no clock changes nothing");
+        let clock_micros = now().micros() - 600_000_000;
+        roster.report(NODE, v1::ReportRequest { clock_micros, ..Default::default() }, now());
+        assert_eq!(skew(), Some(-600_000_000));
     }
 
     #[tokio::test]

@@ -249,6 +249,7 @@ async fn status_shows_what_agents_acknowledge_and_report() {
             ..Default::default()
         }],
         credentials: vec![credential],
+        clock_micros: 0,
     };
     client.node.report(report).await.unwrap();
     let status = soon(async {

@@ -80,7 +80,11 @@ pub(crate) async fn sealed_status(
     Ok(Status {
         trust_domain: about.domain.clone(),
         revision: store.head().await?.revision,
-        server: server(about, true, log.head(store).await?),
+        // Agents are not let in, wherever they were told to come.
+        server: ServerStatus {
+            address: String::new(),
+            ..server(about, true, log.head(store).await?)
+        },
         nodes: Vec::new(),
         points: Vec::new(),
         workloads: Vec::new(),
