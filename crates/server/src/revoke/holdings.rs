@@ -10,7 +10,7 @@ use countersign_store::{IssuedRow, PAGE_MAX, Store};
 use crate::digest::node_tag;
 use crate::refusal::Refused;
 
-/// The rows of certificates that have not ended, by anybody's clock.
+/// The rows of SVIDs that have not ended, by anybody's clock. Authorities, which have no path, are not among them.
 #[derive(Debug, Default)]
 pub(crate) struct Holdings {
     rows: Vec<IssuedRow>,
@@ -28,7 +28,9 @@ pub(crate) async fn held(store: &dyn Store, now: Timestamp) -> Result<Holdings, 
         after = page.last().map(|issued| issued.row.serial);
         let last = page.len() < PAGE_MAX;
         let live = page.into_iter().map(|issued| issued.row);
-        rows.extend(live.filter(|row| now <= row.validity.not_after + SKEW_ALLOWED));
+        rows.extend(live.filter(|row| {
+            !row.spiffe_id.is_root() && now <= row.validity.not_after + SKEW_ALLOWED
+        }));
         if last {
             return Ok(Holdings { rows });
         }
