@@ -162,7 +162,15 @@ fn point_that_cannot_answer_is_missing_by_name_and_exposure_has_an_end() {
     let proxy = i32::try_from(proxy["pid"].as_u64().unwrap()).unwrap();
     signal(proxy, "STOP");
     let asked = up.run(&[
-        "revoke", ORDERS, "--reason", "superseded", "--wait", "--timeout", "3s", "--output", "json",
+        "revoke",
+        ORDERS,
+        "--reason",
+        "superseded",
+        "--wait",
+        "--timeout",
+        "3s",
+        "--output",
+        "json",
     ]);
     assert_eq!(asked.status.code(), Some(1), "not converged: {}", text(&asked.stderr));
     let done: Value = serde_json::from_slice(&asked.stdout).unwrap();

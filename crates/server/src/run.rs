@@ -208,7 +208,7 @@ struct Serving {
     control: Arc<Control>,
     trust: Arc<Trust>,
     authorities: Arc<ArcSwap<Authorities>>,
-    rotation: Rotation,
+    rotation: Arc<Rotation>,
     own: Own,
 }
 
@@ -245,7 +245,7 @@ impl Serving {
             stop: stop.clone(),
             tasks: TaskTracker::new(),
         });
-        let rotation = Rotation {
+        let rotation = Arc::new(Rotation {
             store: Arc::clone(&start.store),
             authorities: Arc::clone(&authorities),
             kek,
@@ -254,7 +254,8 @@ impl Serving {
             time: Arc::clone(&start.time),
             holder: start.domain.server.to_string(),
             lifetime: start.config.issuer_lifetime,
-        };
+            feed: control.feed.clone(),
+        });
         let path = format!("/countersign/server/{}", start.domain.server);
         let id = start.domain.trust_domain.with_path(&path).expect("a name is a path segment");
         let own = Own {
@@ -328,7 +329,7 @@ impl Parts {
         parts.spawn(feeder.run(after.clone()));
         parts.spawn(follow(control.feed.clone(), Arc::clone(&trust), after.clone()));
         spawn(&mut parts, Arc::clone(&trust).run(after.clone()));
-        spawn(&mut parts, rotation.run(after.clone()));
+        spawn(&mut parts, Arc::clone(&rotation).run(after.clone()));
         spawn(&mut parts, own.run(due, after.clone()));
         let (store, clock) = (Arc::clone(&start.store), Arc::clone(&start.around.clock));
         spawn(&mut parts, trim(store, clock, after.clone()));
@@ -353,7 +354,7 @@ impl Parts {
             store: start.store,
             log: LogTree::default(),
             operators: start.operators,
-            mode: Mode::Serving { control: Arc::clone(&control), authorities },
+            mode: Mode::Serving { control: Arc::clone(&control), authorities, rotation },
         });
         doors.spawn(serve(start.socket, admin, drain, stop.clone()));
         tracing::info!(listen = ?to_say.listen, admin = %to_say.admin.display(), "serving");

@@ -84,7 +84,7 @@ pub(crate) async fn status(Shared(admin): Shared<Arc<Admin>>) -> Result<Json<Sta
         Mode::Sealed { why } => {
             watch::sealed_status(&admin.about, &*admin.store, &admin.log, why).await?
         }
-        Mode::Serving { control, authorities } => {
+        Mode::Serving { control, authorities, .. } => {
             watch::status(&admin.about, control, &admin.log, authorities).await?
         }
     };

@@ -9,7 +9,7 @@ use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Extension, Query, State as Shared};
 use countersign_api::admin::{
     CONVERGENCE_WAIT_MILLIS_MAX, Convergence, ProblemDetails, ResumeRequest, RevisionResponse,
-    RevocationsResponse, RevokeRequest, RevokeResponse, SuspendRequest,
+    RevocationsResponse, RevokeRequest, RevokeResponse, SuspendRequest, Target,
 };
 use countersign_identity::Revision;
 use serde::Deserialize;
@@ -33,7 +33,16 @@ pub(crate) async fn revoke(
 ) -> Result<Json<RevokeResponse>, Problem> {
     let control = admin.control()?;
     let request: RevokeRequest = parse(body)?;
-    let work = revoke::revoke(Arc::clone(control), request, operator.actor());
+    let (rotation, working) = (Arc::clone(admin.rotation()?), Arc::clone(control));
+    let work = async move {
+        // The issuer that signs now has a successor first, or nothing could be issued anew.
+        for target in request.targets.iter().filter(|_target| !request.dry_run) {
+            if let Target::Authority(key) = target {
+                rotation.replace(*key).await?;
+            }
+        }
+        revoke::revoke(working, request, operator.actor()).await
+    };
     Ok(Json(control.whole(work).await?))
 }
 

@@ -70,9 +70,10 @@ impl Own {
         Ok(due)
     }
 
-    /// Whether a rule covers what is shown now.
+    /// Whether a rule covers what is shown now, or took it away.
     fn is_revoked(&self, state: &State) -> bool {
-        let Some(own) = self.trust.identity() else { return false };
+        // Whoever enforces the rule may have been faster, and shows nothing any more.
+        let Some(own) = self.trust.identity() else { return true };
         let leaf = own.chain().leaf();
         let authorities: Vec<_> =
             own.chain().certificates().iter().skip(1).map(|authority| authority.key_id()).collect();
@@ -94,7 +95,9 @@ impl Own {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.clock.sleep_until(due) => {}
-                Ok(_state) = states.wait_for(|state| self.is_revoked(state)) => {}
+                Ok(()) = states.changed() => if !self.is_revoked(&states.borrow_and_update()) {
+                    continue;
+                },
             }
             due = match self.renew().await {
                 Ok(due) => {

@@ -81,7 +81,7 @@ pub(super) fn leaked(reason: Reason) -> Leaked {
 ///
 /// # Errors
 /// When the reason does not fit the target, or the target is not of this trust domain.
-pub(super) fn plan(state: &State, wish: Wish) -> Result<Plan, Refused> {
+pub(super) fn plan(state: &State, wish: &Wish) -> Result<Plan, Refused> {
     let mut plan = Plan { rules: Vec::new(), suspensions: Vec::new(), ops: Vec::new() };
     let mut names = Names::after(state);
     let before = wish.before.unwrap_or_else(|| next(state));
@@ -121,12 +121,12 @@ pub(super) fn plan(state: &State, wish: Wish) -> Result<Plan, Refused> {
             Found::Other(Target::Authority(key)) => rule(Revoked::Authority(*key), None, until),
             Found::Other(Target::Serial(_)) => unreachable!("serials were looked up"),
         }
-        plan.suspensions.extend(suspended(target, &wish).map(|target| Suspension {
+        plan.suspensions.extend(suspended(target, wish).map(|target| Suspension {
             target,
             reason: wish.reason,
             at: wish.now,
         }));
-        plan.ops.extend(keys(target, &wish));
+        plan.ops.extend(keys(target, wish));
     }
     Ok(plan)
 }

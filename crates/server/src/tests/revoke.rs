@@ -11,6 +11,8 @@ use countersign_identity::{
     SpiffeId, Suspended,
 };
 use countersign_pki::{Certificate, KeyKind, PrivateKey, Verified};
+use countersign_tls::FirstContact;
+use tokio::net::TcpStream;
 
 use super::sign::{item, sign};
 use super::sync::open;
@@ -421,6 +423,55 @@ async fn issued_before_a_moment_covers_rather_more_than_less() {
     };
     let told = Revocations::new([("r".into(), told.into())]);
     assert!(covers(&told, &old) && !covers(&told, &new), "{:?}", rule.target);
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+async fn shows_itself(realm: &Realm, running: &Running) -> bool {
+    let contact = FirstContact {
+        pin: realm.trust,
+        domain: Some(super::DOMAIN.parse().unwrap()),
+        alpn: vec![b"h2".to_vec()],
+        timeout: Duration::from_secs(10),
+    };
+    let tcp = TcpStream::connect(running.address()).await.unwrap();
+    countersign_tls::connect_pinned(&realm.time(), tcp, &contact).await.is_ok()
+}
+
+#[tokio::test]
+async fn revoked_issuer_has_a_successor_first_and_what_it_signed_is_covered() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let mut client = agent.client(&realm, &running).await;
+    let old = svid(&agent, &realm, &mut client, "web").await;
+    let dry = RevokeRequest {
+        dry_run: true,
+        ..request(Target::Authority(old.issuer), Reason::AuthorityCompromise)
+    };
+    assert!(1 <= running.admin.revoke(&dry).await.unwrap().covered);
+    let answer = revoke(&running, Target::Authority(old.issuer), Reason::AuthorityCompromise).await;
+    assert_eq!(answer.rules[0].target, Revoked::Authority(old.issuer));
+    // What the server itself showed is covered as well: it shows its successor in a moment.
+    soon(async {
+        while !shows_itself(&realm, &running).await {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // So is what the agent shows: it comes anew.
+    let again = Agent::join(&realm, &running, &[]).await;
+    let mut client = again.client(&realm, &running).await;
+    let new = svid(&again, &realm, &mut client, "web").await;
+    assert_ne!(new.issuer, old.issuer);
+    let listed = running.admin.revocations().await.unwrap().rules;
+    let rules = Revocations::new(listed.into_iter().map(|rule| {
+        let (name, target, about) = (rule.name.as_str().into(), rule.target, rule.about);
+        let (reason, at, until) = (rule.reason, rule.at, rule.until);
+        (name, Revocation { target, about, reason, at, until }.into())
+    }));
+    assert!(covers(&rules, &old) && !covers(&rules, &new));
     running.stop().await;
     realm.verify_everything().await;
 }

@@ -10,7 +10,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{Agent, Client, Realm, code, policy, service, soon, stranger, trust_domain, workload};
+use super::{
+    Agent, Client, Realm, code, policy, service, soon, stranger, trust_domain, unknown_or_cut,
+    workload,
+};
 
 /// An agent's stream.
 pub(super) struct Stream {
@@ -147,10 +150,9 @@ async fn stream_ends_when_the_node_is_removed() {
             break status;
         }
     };
-    assert_eq!(code(&ended), Code::UnknownNode);
-    assert_eq!(ended.code(), tonic::Code::PermissionDenied);
+    unknown_or_cut(&ended);
     let refused = open(&mut client, None).await.err().unwrap();
-    assert_eq!(code(&refused), Code::UnknownNode);
+    unknown_or_cut(&refused);
     running.stop().await;
 }
 
@@ -296,9 +298,10 @@ async fn stream_that_waits_with_its_hello_does_not_slip_past_a_removal() {
     }
     running.admin.remove_node(agent.node).await.unwrap();
     let hello = Asked::Hello(v1::SyncHello::default());
-    say.send(v1::SyncRequest { step: Some(hello) }).await.unwrap();
+    // The stream may have been cut already.
+    let _cut = say.send(v1::SyncRequest { step: Some(hello) }).await;
     let refused = soon(opening).await.unwrap().unwrap_err();
-    assert_eq!(code(&refused), Code::UnknownNode);
+    unknown_or_cut(&refused);
     assert!(running.admin.status().await.unwrap().nodes.is_empty());
     running.stop().await;
 }

@@ -1,7 +1,7 @@
 //! The flags.
 
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
@@ -120,8 +120,8 @@ impl RevokeArguments {
     }
 }
 
-fn listed(path: &PathBuf) -> Result<Vec<Target>, Failure> {
-    let path = if path.as_os_str() == "-" { PathBuf::from("/dev/stdin") } else { path.clone() };
+fn listed(path: &Path) -> Result<Vec<Target>, Failure> {
+    let path = if path.as_os_str() == "-" { PathBuf::from("/dev/stdin") } else { path.to_owned() };
     let bytes = crate::commands::read_file(&path, LIST_BYTES_MAX)?;
     let text = String::from_utf8(bytes)
         .map_err(|_| Failure::not_understood(format!("`{}` is not UTF-8", path.display())))?;
