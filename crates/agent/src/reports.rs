@@ -150,6 +150,7 @@ impl Reports {
             dropped,
             processes: self.processes(),
             credentials,
+            clock_micros: self.clock.now().micros(),
         };
         if let Err(fault) = calls.report(report).await {
             tracing::debug!(why = %fault.why, "a report was not taken");

@@ -48,6 +48,7 @@ impl StatusService {
                 .clone()
                 .or(node.standing.trouble.clone())
                 .unwrap_or_default(),
+            guaranteed_seconds: view.guaranteed_budget().map_or(0, |budget| budget.as_secs()),
         }
     }
 }

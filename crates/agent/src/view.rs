@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use countersign_api::v1;
 use countersign_identity::{Code, Name, NodeId, SpiffeId, Timestamp};
@@ -74,6 +75,12 @@ impl View {
         let standing = self.standings.get(name).and_then(|standing| standing.trouble.clone());
         let trouble = self.link.trouble.clone().or(standing);
         trouble.unwrap_or_else(|| format!("the certificate of workload `{name}` is not there yet"))
+    }
+
+    /// The outage that whatever is in use is guaranteed to survive, whenever it begins.
+    pub(crate) fn guaranteed_budget(&self) -> Option<Duration> {
+        let lifetimes = self.svids.keys().filter_map(|name| self.replica.lifetime(name));
+        Some(lifetimes.min()?.guaranteed_budget())
     }
 
     /// How all credentials stand, as reports and `status` tell it.

@@ -3,6 +3,7 @@
 mod client;
 mod problem;
 mod requests;
+mod revocation;
 mod status;
 
 pub use self::client::{AdminClient, AdminError};
@@ -12,6 +13,11 @@ pub use self::requests::{
     CreateTokenResponse, EventView, EventsResponse, Handshake, HandshakeDirection,
     HandshakesResponse, LIST_MAX, NodeView, NodesResponse, ResourceView, ResourcesResponse,
     TOKEN_TTL, TrustFingerprint,
+};
+pub use self::revocation::{
+    CONVERGENCE_WAIT_MILLIS_MAX, Convergence, Leaked, MissingPoint, Reissue, ResumeRequest,
+    RevisionResponse, RevocationsResponse, RevokeRequest, RevokeResponse, RuleView, SuspendRequest,
+    SuspensionView, TARGETS_MAX, Target,
 };
 pub use self::status::{
     CredentialView, LogView, NodeStatus, OutageBudget, PointStatus, ProcessView, ServerStatus,

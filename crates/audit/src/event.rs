@@ -44,6 +44,9 @@ kinds! {
     SvidIssued "svid-issued" "A certificate is about to be signed; its contents are fixed by their digest.";
     RecordPut "record-put" "A record of the state was made or changed.";
     RecordRemoved "record-removed" "A record of the state was removed.";
+    Revoked "revoked" "An operator took credentials out of service.";
+    Suspended "suspended" "An operator stopped what would be issued.";
+    Resumed "resumed" "An operator lifted a suspension.";
     Summary "summary" "Many facts of one kind were counted, at most one such event a minute and reason.";
 }
 

@@ -5,6 +5,7 @@ mod fetch;
 mod id;
 mod lists;
 mod reference;
+mod revoke;
 mod status;
 mod verify;
 mod when;
@@ -72,6 +73,11 @@ enum Command {
         what: id::What,
     },
     Apply(apply::Arguments),
+    Revoke(revoke::RevokeArguments),
+    Revocations(revoke::RevocationsArguments),
+    Converged(revoke::ConvergedArguments),
+    Suspend(revoke::SuspendArguments),
+    Resume(revoke::ResumeArguments),
     /// Join tokens, with which machines enter the trust domain
     Token {
         #[command(subcommand)]
@@ -195,6 +201,11 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Id { what } => id::run(&what),
         Command::Apply(arguments) => wait(apply::run(&arguments, output)),
+        Command::Revoke(arguments) => wait(revoke::revoke(&arguments, output)),
+        Command::Revocations(arguments) => wait(revoke::revocations(&arguments, output)),
+        Command::Converged(arguments) => wait(revoke::converged(&arguments, output)),
+        Command::Suspend(arguments) => wait(revoke::suspend(&arguments, output)),
+        Command::Resume(arguments) => wait(revoke::resume(&arguments, output)),
         Command::Token { what: TokenCommand::Create { find, ttl, labels } } => {
             wait(lists::create_token(&find, ttl, labels, output))
         }

@@ -69,6 +69,21 @@ impl Find {
         }
     }
 
+    /// The socket of the agent that runs beside the server which is meant, when one is known.
+    pub(crate) fn agent_beside(&self) -> Result<Option<PathBuf>> {
+        if let Some(data) = &self.data {
+            return match whereabouts(&data.join("up.json"))? {
+                Some(found) => Ok(Some(socket_path(&found.agent)?)),
+                // The data directory of an agent, which has no server's socket in it.
+                None => Ok(Some(data.join("run").join("agent.sock")).filter(|path| path.exists())),
+            };
+        }
+        let Some(found) = last()? else { return Ok(None) };
+        // The last `up` of this user may be another trust domain than the one that is asked for.
+        let ours = self.admin_socket()? == socket_path(&found.admin)?;
+        Ok(if ours { Some(socket_path(&found.agent)?) } else { None })
+    }
+
     /// What `up` wrote, whether it runs or not.
     pub(crate) fn up_json(&self) -> Result<PathBuf> {
         match &self.data {

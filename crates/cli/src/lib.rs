@@ -3,6 +3,7 @@
 //! What a command does lives in the crates below; here are its words: flags, settings, manifests, what is
 //! printed, and the exit status.
 
+mod agent_channel;
 mod commands;
 mod exit;
 mod find;

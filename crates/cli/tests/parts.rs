@@ -2,126 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
+#[path = "support/domain.rs"]
+mod domain;
 mod support;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Output};
 
-use serde_json::Value;
-use support::{binary, folder, text, until};
-
-/// A part that says when it is ready, and is ended with the test.
-struct Part {
-    child: Child,
-    ready: Value,
-}
-
-impl Part {
-    fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(binary())
-            .args(arguments)
-            .args(["--output", "json", "--log-level", "warn"])
-            .envs(environment.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let ready: Value = serde_json::from_str(&line)
-            .unwrap_or_else(|error| panic!("{arguments:?} said `{line}`: {error}"));
-        assert_eq!(ready["event"], "ready", "{ready}");
-        Self { child, ready }
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        support::signal(i32::try_from(self.child.id()).unwrap(), "TERM");
-        let _reaped = self.child.wait();
-    }
-}
-
-fn run(arguments: &[&str]) -> Output {
-    Command::new(binary()).args(arguments).output().unwrap()
-}
-
-/// A trust domain of parts: a server, an agent that joined it, and a workload for every process of this user.
-struct Domain {
-    folder: tempfile::TempDir,
-    _server: Part,
-    _agent: Part,
-}
-
-impl Domain {
-    fn make() -> Self {
-        let folder = folder();
-        let place = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-        let server_data = place("server");
-        let made = run(&["init", "--data", &server_data, "--trust-domain", "prod.example"]);
-        assert!(made.status.success(), "{}", text(&made.stderr));
-        let server = Part::start(
-            &["server", "--data", &server_data, "--listen", "127.0.0.1:0", "--metrics", "off"],
-            &[],
-        );
-        let manifest = place("me.yaml");
-        let uid = text(&Command::new("id").arg("-u").output().unwrap().stdout);
-        let text_of = format!(
-            "apiVersion: countersign.dev/v1alpha1\nkind: Workload\nmetadata: {{name: me}}\n\
-             spec: {{selectors: [\"unix:uid:{}\"], lifetime: 5m}}\n",
-            uid.trim()
-        );
-        std::fs::write(&manifest, text_of).unwrap();
-        let admin = server.ready["admin"].as_str().unwrap().to_owned();
-        let applied = run(&["apply", &manifest, "--admin", &admin]);
-        assert!(applied.status.success(), "{}", text(&applied.stderr));
-
-        let token = run(&["token", "create", "--admin", &admin, "--output", "json"]);
-        let token: Value = serde_json::from_slice(&token.stdout).unwrap();
-        let listen = server.ready["listen"].as_str().unwrap();
-        let arguments = |data: &str, socket: &str| {
-            ["agent", "--data", data, "--server", listen, "--socket", socket]
-                .map(str::to_owned)
-                .to_vec()
-        };
-        let joined = arguments(&place("agent"), &place("run/agent.sock"));
-        let joined: Vec<&str> = joined.iter().map(String::as_str).collect();
-        let environment = [
-            ("COUNTERSIGN_JOIN", token["token"].as_str().unwrap()),
-            ("COUNTERSIGN_TRUST", token["trust"].as_str().unwrap()),
-        ];
-        let agent = Part::start(&joined, &environment);
-
-        let second = arguments(&place("thief"), &place("run2/agent.sock"));
-        let refused = Command::new(binary()).args(second).envs(environment).output().unwrap();
-        assert!(!refused.status.success(), "a token is good for one node");
-        assert!(text(&refused.stderr).contains("token"), "{}", text(&refused.stderr));
-        Self { folder, _server: server, _agent: agent }
-    }
-
-    fn socket(&self) -> String {
-        format!("unix://{}", self.folder.path().join("run/agent.sock").display())
-    }
-
-    /// The identity of this very process, in files.
-    fn credentials(&self) -> PathBuf {
-        let out = self.folder.path().join("me");
-        until("the identity is served", || {
-            let fetched = run(&[
-                "fetch",
-                "x509",
-                "--socket",
-                &self.socket(),
-                "--write",
-                out.to_str().unwrap(),
-            ]);
-            fetched.status.success().then_some(())
-        });
-        out
-    }
-}
+use domain::{Domain, Part};
+use support::text;
 
 /// A program that answers every connection with one page.
 fn program() -> String {

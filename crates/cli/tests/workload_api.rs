@@ -6,7 +6,7 @@ mod support;
 
 use std::process::{Command, Output, Stdio};
 
-use support::{Up, folder, python, text, until};
+use support::{Up, python, text, until};
 
 const FETCH: &str = r#"
 import sys
@@ -45,23 +45,6 @@ fn python_runs(up: &Up, script: &str) -> Output {
         .expect("the Python environment is made by `cargo xtask test`")
 }
 
-/// A workload for every process of this user.
-fn me(up: &Up, lifetime: &str) {
-    let state = folder();
-    let manifest = state.path().join("me.yaml");
-    let uid = text(&Command::new("id").arg("-u").output().unwrap().stdout);
-    std::fs::write(
-        &manifest,
-        format!(
-            "apiVersion: countersign.dev/v1alpha1\nkind: Workload\nmetadata: {{name: me}}\n\
-             spec: {{selectors: [\"unix:uid:{}\"], lifetime: {lifetime}}}\n",
-            uid.trim()
-        ),
-    )
-    .unwrap();
-    up.json(&["apply", manifest.to_str().unwrap()]);
-}
-
 #[test]
 fn an_unmodified_python_client_is_refused_then_gets_its_identity_then_loses_it() {
     let up = Up::shop();
@@ -69,7 +52,7 @@ fn an_unmodified_python_client_is_refused_then_gets_its_identity_then_loses_it()
     assert!(!refused.status.success());
     assert!(text(&refused.stderr).contains("PERMISSION_DENIED"), "{}", text(&refused.stderr));
 
-    me(&up, "5m");
+    up.make_me("5m");
     let said = until("the identity is served", || {
         let output = python_runs(&up, FETCH);
         output.status.success().then(|| text(&output.stdout))
@@ -85,7 +68,7 @@ fn an_unmodified_python_client_is_refused_then_gets_its_identity_then_loses_it()
 #[test]
 fn an_unmodified_python_client_follows_three_rotations_on_one_stream() {
     let up = Up::shop();
-    me(&up, "8s");
+    up.make_me("8s");
     until("the identity is served", || python_runs(&up, FETCH).status.success().then_some(()));
     let output = python_runs(&up, WATCH);
     assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));

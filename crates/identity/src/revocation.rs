@@ -293,6 +293,11 @@ impl Revocations {
         candidates.filter(covers).max_by_key(|rule| rule.reason.ending())
     }
 
+    /// Whether everything under this authority's key is out of service.
+    pub fn is_authority_revoked(&self, key: KeyId) -> bool {
+        self.authorities.contains_key(&key)
+    }
+
     /// Every rule with its name, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Revocation>)> {
         self.rules.iter()

@@ -12,6 +12,7 @@ use crate::attest::Throttle;
 use crate::issue::{Cause, Desk, Order, Svid, Wanted};
 use crate::publish::{Roster, Slices};
 use crate::refusal::Refused;
+use crate::revoke::Converging;
 use crate::state::{State, StateFeed};
 use crate::watch::Watch;
 
@@ -21,6 +22,7 @@ pub(crate) struct Control {
     pub(crate) feed: StateFeed,
     pub(crate) desk: Desk,
     pub(crate) roster: Roster,
+    pub(crate) converging: Converging,
     pub(crate) slices: Slices,
     pub(crate) throttle: Mutex<Throttle>,
     pub(crate) watch: Arc<Watch>,

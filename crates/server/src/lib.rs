@@ -20,6 +20,7 @@ mod init;
 mod issue;
 mod publish;
 mod refusal;
+mod revoke;
 mod run;
 mod source;
 mod state;

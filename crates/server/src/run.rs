@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use countersign_audit::{Entry, Event, EventKind};
 use countersign_identity::{Clock, Code, Entropy, SystemClock, SystemEntropy, Timestamp};
 use countersign_seal::{Kek, KekFile};
-use countersign_store::{Batch, SqliteStore, Store};
+use countersign_store::{Batch, PAGE_MAX, SqliteStore, Store};
 use countersign_tls::{Limits, Slice, Trust};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -26,6 +26,7 @@ use crate::edge::{Edge, NodeRoutes};
 use crate::issue::{Desk, Own};
 use crate::publish::{Roster, Slices};
 use crate::refusal::Refused;
+use crate::revoke::{Converging, prune};
 use crate::state::{Feeder, State, StateFeed};
 use crate::watch::{About, LogTree, TimeGuard, Watch, serve_metrics};
 
@@ -182,6 +183,7 @@ impl Start {
         };
         // 3. The parts, the issuer fresh before the first certificate of our own.
         let serving = Serving::new(&self, kek, authorities, feed, &stop);
+        recall(&serving.control).await?;
         let due = serving.prepare(&self).await?;
         // 4. Everything runs until stopped, or until one of the parts breaks.
         let parts = Parts { start: self, serving, feeder, listener, metrics, due };
@@ -206,7 +208,7 @@ struct Serving {
     control: Arc<Control>,
     trust: Arc<Trust>,
     authorities: Arc<ArcSwap<Authorities>>,
-    rotation: Rotation,
+    rotation: Arc<Rotation>,
     own: Own,
 }
 
@@ -234,6 +236,7 @@ impl Serving {
             feed,
             desk,
             roster: Roster::default(),
+            converging: Converging::default(),
             slices: Slices::default(),
             throttle: Mutex::new(Throttle::default()),
             watch: Arc::new(Watch::new(start.started)),
@@ -242,7 +245,7 @@ impl Serving {
             stop: stop.clone(),
             tasks: TaskTracker::new(),
         });
-        let rotation = Rotation {
+        let rotation = Arc::new(Rotation {
             store: Arc::clone(&start.store),
             authorities: Arc::clone(&authorities),
             kek,
@@ -251,7 +254,8 @@ impl Serving {
             time: Arc::clone(&start.time),
             holder: start.domain.server.to_string(),
             lifetime: start.config.issuer_lifetime,
-        };
+            feed: control.feed.clone(),
+        });
         let path = format!("/countersign/server/{}", start.domain.server);
         let id = start.domain.trust_domain.with_path(&path).expect("a name is a path segment");
         let own = Own {
@@ -283,6 +287,20 @@ impl Serving {
     }
 }
 
+/// Remembers the enforcement points on record: none of them is dead because the server was away.
+async fn recall(control: &Control) -> Result<(), StartError> {
+    let mut after = None;
+    loop {
+        let page = control.store.points(after.take(), PAGE_MAX).await?;
+        let last = page.len() < PAGE_MAX;
+        after = page.last().map(|row| row.key.clone());
+        control.roster.recall(page);
+        if last {
+            return Ok(());
+        }
+    }
+}
+
 /// All parts, ready to run.
 struct Parts {
     start: Start,
@@ -304,16 +322,18 @@ impl Parts {
         let Serving { control, trust, authorities, rotation, own } = serving;
         let about = start.about(to_say.listen);
         let drain = start.config.drain;
+        let holder = start.domain.server.to_string();
         // What requests in flight still need goes on until they have ended.
         let after = CancellationToken::new();
         let mut parts: JoinSet<Result<(), Refused>> = JoinSet::new();
         parts.spawn(feeder.run(after.clone()));
         parts.spawn(follow(control.feed.clone(), Arc::clone(&trust), after.clone()));
         spawn(&mut parts, Arc::clone(&trust).run(after.clone()));
-        spawn(&mut parts, rotation.run(after.clone()));
+        spawn(&mut parts, Arc::clone(&rotation).run(after.clone()));
         spawn(&mut parts, own.run(due, after.clone()));
         let (store, clock) = (Arc::clone(&start.store), Arc::clone(&start.around.clock));
         spawn(&mut parts, trim(store, clock, after.clone()));
+        spawn(&mut parts, prune(Arc::clone(&control), holder, after.clone()));
         spawn(&mut parts, watchdog(after.clone()));
         if let Some(listener) = metrics {
             spawn(&mut parts, serve_metrics(listener, Arc::clone(&control), after.clone()));
@@ -334,7 +354,7 @@ impl Parts {
             store: start.store,
             log: LogTree::default(),
             operators: start.operators,
-            mode: Mode::Serving { control: Arc::clone(&control), authorities },
+            mode: Mode::Serving { control: Arc::clone(&control), authorities, rotation },
         });
         doors.spawn(serve(start.socket, admin, drain, stop.clone()));
         tracing::info!(listen = ?to_say.listen, admin = %to_say.admin.display(), "serving");

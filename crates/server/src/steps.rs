@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use countersign_api::admin::{RevokeRequest, RevokeResponse};
 use countersign_api::resource::{self, TrustDomainSpec};
 use countersign_api::{v1, wire};
 use countersign_audit::{Event, EventKind};
@@ -33,7 +34,10 @@ use crate::config::{ISSUER_LIFETIME_SECS, ROOT_LIFETIME_SECS};
 use crate::control::Control;
 use crate::edge::Peer;
 use crate::issue::{Desk, sign};
-use crate::publish::{Leashed, Next, Publication, Roster, Slice, Slices, attend, expired, known};
+use crate::publish::{
+    Leashed, Next, Publication, Roster, Slice, Slices, attend, expired, hear, known,
+};
+use crate::revoke::{Converging, revoke};
 use crate::run::latest;
 use crate::state::{Feeder, State, Trouble};
 use crate::watch::{TimeGuard, Watch};
@@ -130,6 +134,7 @@ impl Steps {
             feed,
             desk,
             roster: Roster::default(),
+            converging: Converging::default(),
             slices: Slices::default(),
             throttle: Mutex::new(Throttle::default()),
             watch: Arc::new(Watch::new(clock.now())),
@@ -208,6 +213,15 @@ impl Steps {
         Ok(committed.revision)
     }
 
+    /// Takes credentials out of service.
+    ///
+    /// # Errors
+    /// As the server refuses it.
+    pub async fn revoke(&self, request: RevokeRequest) -> Result<RevokeResponse, Refused> {
+        let work = revoke(Arc::clone(&self.control), request, OPERATOR.to_owned());
+        self.while_advancing(work).await
+    }
+
     /// Makes a join token.
     ///
     /// # Errors
@@ -228,7 +242,8 @@ impl Steps {
     /// # Errors
     /// When there is none.
     pub async fn remove_node(&self, id: NodeId) -> Result<(), Refused> {
-        let batch = change::removal(id, OPERATOR.to_owned(), self.control.clock.now());
+        let state = self.control.feed.current();
+        let batch = change::removal(&state, id, OPERATOR, self.control.clock.now());
         self.control.store.commit(batch).await?;
         self.control.roster.remove(id);
         Ok(())
@@ -322,7 +337,7 @@ impl Steps {
         let control = &self.control;
         let now = control.clock.now();
         caller(&line.peer, &*control.store, &self.domain().trust_domain, now).await?;
-        control.roster.acknowledge(line.node, ack, line.publication.told(), now);
+        hear(control, line.node, ack, line.publication.told(), now).await;
         Ok(())
     }
 

@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use countersign_api::resource::{Kind, PolicyRecord, ServiceSpec, Spec, WorkloadSpec};
-use countersign_identity::{Name, Revision, Revocation, SpiffeId, Suspension, TrustDomain};
+use countersign_api::resource::{
+    Kind, PolicyRecord, ServiceSpec, Spec, TrustDomainSpec, WorkloadSpec,
+};
+use countersign_identity::{
+    Lifetime, Name, Revision, Revocation, SpiffeId, Suspension, TrustDomain,
+};
 use countersign_pki::Bundle;
 
 use super::record::{Record, RecordKey, RecordKind};
@@ -14,7 +18,7 @@ use super::record::{Record, RecordKey, RecordKind};
 pub struct Replica {
     revision: Revision,
     records: BTreeMap<RecordKey, Arc<[u8]>>,
-    domain: Option<TrustDomain>,
+    domain: Option<TrustDomainSpec>,
     bundles: BTreeMap<TrustDomain, Arc<Bundle>>,
     workloads: BTreeMap<Name, Arc<Workload>>,
     services: BTreeMap<Name, Arc<ServiceSpec>>,
@@ -129,7 +133,14 @@ impl Replica {
 
     /// The trust domain of this deployment.
     pub fn domain(&self) -> Option<&TrustDomain> {
-        self.domain.as_ref()
+        self.domain.as_ref().map(|spec| &spec.trust_domain)
+    }
+
+    /// How long the SVIDs of one of its workloads live, unless the issuer ends before.
+    pub fn lifetime(&self, name: &Name) -> Option<Lifetime> {
+        let domain = self.domain.as_ref()?;
+        let asked = self.workloads.get(name)?.spec.lifetime;
+        Some(asked.unwrap_or(domain.svid_lifetime).min(domain.lifetime_max))
     }
 
     /// The authorities, by trust domain.
@@ -139,7 +150,7 @@ impl Replica {
 
     /// The authorities of our own trust domain.
     pub fn own_bundle(&self) -> Option<&Arc<Bundle>> {
-        self.bundles.get(self.domain.as_ref()?)
+        self.bundles.get(self.domain()?)
     }
 
     /// The workloads that are open to this node.
@@ -181,12 +192,12 @@ impl Replica {
         }
     }
 
-    fn read_domain(&self) -> Option<TrustDomain> {
+    fn read_domain(&self) -> Option<TrustDomainSpec> {
         let mut domains =
             self.records.iter().filter(|(key, _)| key.kind == RecordKind::TrustDomain);
         let (_, value) = domains.next()?;
         match Spec::decode(Kind::TrustDomain, value) {
-            Ok(Spec::TrustDomain(spec)) => Some(spec.trust_domain),
+            Ok(Spec::TrustDomain(spec)) => Some(spec),
             Ok(Spec::Workload(_) | Spec::Service(_) | Spec::Policy(_)) | Err(_) => None,
         }
     }
@@ -252,7 +263,7 @@ impl Replica {
     }
 
     fn read_workload(&mut self, key: &RecordKey, value: &[u8]) -> bool {
-        let (Ok(name), Some(domain)) = (key.name.parse::<Name>(), &self.domain) else {
+        let (Ok(name), Some(domain)) = (key.name.parse::<Name>(), self.domain()) else {
             return false;
         };
         let Ok(Spec::Workload(spec)) = Spec::decode(Kind::Workload, value) else { return false };

@@ -11,11 +11,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use countersign_identity::{Code, Name, NodeId};
+use countersign_identity::{Code, Name, NodeId, Revision};
 
 use super::{
-    ApplyRequest, ApplyResponse, CreateTokenRequest, CreateTokenResponse, EventsResponse,
-    HandshakesResponse, NodesResponse, ProblemDetails, ResourcesResponse, Status,
+    ApplyRequest, ApplyResponse, Convergence, CreateTokenRequest, CreateTokenResponse,
+    EventsResponse, HandshakesResponse, NodesResponse, ProblemDetails, ResourcesResponse,
+    ResumeRequest, RevisionResponse, RevocationsResponse, RevokeRequest, RevokeResponse, Status,
+    SuspendRequest,
 };
 use crate::resource::Kind;
 
@@ -200,6 +202,52 @@ impl AdminClient {
     /// When the server cannot be asked, or refuses.
     pub async fn remove_node(&self, node: NodeId) -> Result<(), AdminError> {
         self.ask(Method::DELETE, &format!("/v1/nodes/{node}"), None).await.map(drop)
+    }
+
+    /// Takes credentials out of service.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses; nothing is half-done.
+    pub async fn revoke(&self, request: &RevokeRequest) -> Result<RevokeResponse, AdminError> {
+        self.post("/v1/revocations", request).await
+    }
+
+    /// What is out of service.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn revocations(&self) -> Result<RevocationsResponse, AdminError> {
+        self.get("/v1/revocations").await
+    }
+
+    /// Stops what would be issued.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn suspend(&self, request: &SuspendRequest) -> Result<RevisionResponse, AdminError> {
+        self.post("/v1/suspensions", request).await
+    }
+
+    /// Lifts a suspension.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or there is no such suspension.
+    pub async fn resume(&self, request: &ResumeRequest) -> Result<RevisionResponse, AdminError> {
+        self.post("/v1/resume", request).await
+    }
+
+    /// Who enforces a revision, or the newest; waits for at most so long until all do and nothing is to be issued anew.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn convergence(
+        &self,
+        revision: Option<Revision>,
+        wait: Duration,
+    ) -> Result<Convergence, AdminError> {
+        let wait = wait.as_millis();
+        let revision = revision.map(|revision| format!("&revision={revision}")).unwrap_or_default();
+        self.get(&format!("/v1/convergence?wait={wait}{revision}")).await
     }
 
     /// Removes a resource.

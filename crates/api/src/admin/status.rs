@@ -43,7 +43,8 @@ pub struct ServerStatus {
     /// Since when it runs.
     #[schema(value_type = String)]
     pub started_at: Timestamp,
-    /// Where agents reach it.
+    /// Where agents reach it. Absent while it is sealed: then nobody does.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub address: String,
     /// Whether it cannot open its keys, and so serves nothing but this.
     pub sealed: bool,

@@ -12,11 +12,10 @@ use countersign_api::workload::X509svidRequest;
 use countersign_api::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use countersign_identity::{Code, SpiffeId};
 use countersign_pki::{Bundle, Chain, PrivateKey, encode_private_key};
-use hyper_util::rt::TokioIo;
 use serde_json::json;
-use tonic::transport::Endpoint;
 
 use super::when;
+use crate::agent_channel;
 use crate::exit::{Exit, Failure};
 use crate::find::{self, Find};
 use crate::output::{self, Output};
@@ -99,21 +98,8 @@ fn socket(arguments: &X509) -> Result<PathBuf> {
 }
 
 async fn fetch(socket: &Path) -> Result<Vec<Svid>> {
-    let path = socket.to_owned();
-    let connector = tower::service_fn(move |_| {
-        let path = path.clone();
-        async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    // Asked first by hand, because the channel's own error does not say why.
-    tokio::net::UnixStream::connect(socket).await.map_err(|error| {
-        let why = crate::manifest::plain(&error);
-        let socket = socket.display();
-        Failure::unreachable(format!(
-            "no agent answers at `unix://{socket}`: {why}; is it running? `--socket unix:///…`, SPIFFE_ENDPOINT_SOCKET or `--data DIR` say where it is"
-        ))
-    })?;
-    let channel =
-        Endpoint::from_static("http://localhost").connect_with_connector(connector).await?;
+    let hint = "`--socket unix:///…`, SPIFFE_ENDPOINT_SOCKET or `--data DIR` say where it is";
+    let channel = agent_channel::open(socket, hint).await?;
     let mut client =
         SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(MESSAGE_SIZE_MAX);
     let mut request = tonic::Request::new(X509svidRequest {});

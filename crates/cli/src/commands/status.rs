@@ -1,21 +1,31 @@
 //! `countersign status`: who is alive, under which identity, until when.
 
+mod agent;
+
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
 use countersign_api::admin::{
-    Handshake, HandshakeDirection, HandshakesResponse, NodeStatus, PointStatus, Status,
+    AdminError, CredentialView, Handshake, HandshakeDirection, HandshakesResponse, NodeStatus,
+    PointStatus, ProcessView, Status,
 };
 use countersign_identity::{Clock, SystemClock, Timestamp};
 
+use self::agent::AgentWord;
 use super::when;
-use crate::exit::Exit;
-use crate::find::Find;
+use crate::exit::{Exit, Failure};
+use crate::find::{self, Find};
 use crate::output::{self, Output, Table};
 use crate::settings;
 
 /// Show who is alive, which identity, age and next renewal, revision, and outage budget
+///
+/// The server is asked first. While it is away, or does not answer within two seconds, the agent beside it is asked instead:
+/// it tells since when and why the server is away, what it holds for its own workloads, and the outage budget. Its word is an
+/// answer too, so the exit status is 0; a warning says whose word it is, and so does `"source"` in JSON (`server` or
+/// `agent`). The exit status is 3 when neither answers, and for `--handshakes` without the server, which alone knows them.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Show the latest handshakes instead, refused ones with their reason
@@ -34,12 +44,26 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with = "config")]
     watch: bool,
 
+    /// Ask this agent for its own node, `unix:///…`, and no server
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["data", "admin", "handshakes", "config"])]
+    agent: Option<String>,
+
     #[command(flatten)]
     find: Find,
 }
 
+/// A server's status, and that it is a server's.
+#[derive(serde::Serialize)]
+struct ServerWord<'a> {
+    source: &'static str,
+    #[serde(flatten)]
+    status: &'a Status,
+}
+
 /// How long `--watch` waits between two looks.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
+/// How long the server alone is waited for. After that the agent beside it is asked too.
+const SERVER_PATIENCE: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
     if arguments.config {
@@ -65,29 +89,96 @@ pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
 }
 
 async fn look(arguments: &Arguments, output: Output, now: Timestamp) -> Result<String> {
+    if let Some(agent) = &arguments.agent {
+        let word = agent::ask(&find::socket_path(agent)?).await?;
+        return said(&word, output, now);
+    }
     let client = arguments.find.client()?;
     if arguments.handshakes {
-        let response = client.handshakes(arguments.limit, None).await?;
+        let response = client.handshakes(arguments.limit, None).await.map_err(without_server)?;
         return Ok(match output {
             Output::Json => serde_json::to_string(&response)? + "\n",
             Output::Human => handshakes(&response),
         });
     }
-    let status = client.status().await?;
+    let mut asked = std::pin::pin!(client.status());
+    let why = match tokio::time::timeout(SERVER_PATIENCE, &mut asked).await {
+        Ok(Ok(status)) => return shown(&status, output, now),
+        Ok(Err(error)) if is_away(&error) => Some(error),
+        Ok(Err(error)) => return Err(error.into()),
+        Err(_elapsed) => None,
+    };
+    let beside = arguments.find.agent_beside()?;
+    match (instead(beside.as_deref(), why.as_ref()).await, why) {
+        (Some(Ok(word)), _) => said(&word, output, now),
+        (Some(Err(agent)), Some(error)) => {
+            Err(Failure::unreachable(format!("{error}; {agent}")).into())
+        }
+        (None, Some(error)) => Err(error.into()),
+        // Nobody else is there to ask, so a slow server has the rest of its time.
+        (Some(Err(_)) | None, None) => shown(&asked.await?, output, now),
+    }
+}
+
+/// The word of the agent beside a server that is away for this reason, or is late.
+async fn instead(agent: Option<&Path>, why: Option<&AdminError>) -> Option<Result<AgentWord>> {
+    let socket = agent?;
+    let why = match why {
+        Some(error) => error.to_string(),
+        None => format!("the server did not answer within {} s", SERVER_PATIENCE.as_secs()),
+    };
+    let warning = format!(
+        "{why}; so this is the word of the agent at `unix://{}`: of other machines, and of what is enforced, it knows nothing",
+        socket.display()
+    );
+    Some(agent::ask(socket).await.map(|word| word.because(warning)))
+}
+
+/// Whether the server is not there to be asked. One that refuses is.
+fn is_away(error: &AdminError) -> bool {
+    match error {
+        AdminError::Unreachable { .. }
+        | AdminError::Broken { .. }
+        | AdminError::TimedOut { .. } => true,
+        AdminError::NotAdmitted { .. }
+        | AdminError::NotUnderstood { .. }
+        | AdminError::Refused(_) => false,
+    }
+}
+
+fn without_server(error: AdminError) -> anyhow::Error {
+    if !is_away(&error) {
+        return error.into();
+    }
+    Failure::unreachable(format!(
+        "{error}; handshakes are told to the server and kept by it alone, so they are shown when it is back; \
+         `countersign status` without `--handshakes` tells what the agent knows meanwhile"
+    ))
+    .into()
+}
+
+fn shown(status: &Status, output: Output, now: Timestamp) -> Result<String> {
     Ok(match output {
-        Output::Json => serde_json::to_string(&status)? + "\n",
-        Output::Human => describe(&status, now),
+        Output::Json => serde_json::to_string(&ServerWord { source: "server", status })? + "\n",
+        Output::Human => describe(status, now),
+    })
+}
+
+fn said(word: &AgentWord, output: Output, now: Timestamp) -> Result<String> {
+    Ok(match output {
+        Output::Json => serde_json::to_string(word)? + "\n",
+        Output::Human => word.describe(now),
     })
 }
 
 fn describe(status: &Status, now: Timestamp) -> String {
     let server = &status.server;
     let mut text = format!(
-        "trust domain {}, revision {}\n\nserver {} at {}, up {}, {}, pid {}{}\n  log of {} events, root {}\n",
+        "trust domain {}, revision {}\n\nserver {}{}, up {}, {}, pid {}{}\n  log of {} events, root {}\n",
         status.trust_domain,
         status.revision,
         server.version,
-        server.address,
+        place_of(&server.address),
         when::span(now.since(server.started_at)),
         when::mebibytes(server.resident_bytes),
         server.pid,
@@ -141,9 +232,20 @@ fn describe_node(node: &NodeStatus, now: Timestamp) -> String {
         node.id,
         output::printable(&node.host)
     );
-    let mut processes = Table::new(["process", "kind", "pid", "memory", "connections"]);
-    for process in &node.processes {
-        processes.row([
+    text.push_str(&processes(&node.processes));
+    text.push_str(&credentials(&node.credentials, now));
+    text
+}
+
+/// A sealed server has no door for agents.
+fn place_of(address: &str) -> String {
+    if address.is_empty() { String::new() } else { format!(" at {address}") }
+}
+
+fn processes(processes: &[ProcessView]) -> String {
+    let mut table = Table::new(["process", "kind", "pid", "memory", "connections"]);
+    for process in processes {
+        table.row([
             process.name.clone(),
             process.kind.clone(),
             process.pid.to_string(),
@@ -151,12 +253,13 @@ fn describe_node(node: &NodeStatus, now: Timestamp) -> String {
             process.connections.to_string(),
         ]);
     }
-    if !processes.is_empty() {
-        text.push_str(&processes.render(2));
-    }
-    let mut credentials = Table::new(["identity", "age", "renews", "expires", "serial", "trouble"]);
-    for credential in &node.credentials {
-        credentials.row([
+    if table.is_empty() { String::new() } else { table.render(2) }
+}
+
+fn credentials(credentials: &[CredentialView], now: Timestamp) -> String {
+    let mut table = Table::new(["identity", "age", "renews", "expires", "serial", "trouble"]);
+    for credential in credentials {
+        table.row([
             credential.spiffe_id.to_string(),
             when::span(now.since(credential.issued_at)),
             when::relative(credential.renewal_at, now),
@@ -165,11 +268,7 @@ fn describe_node(node: &NodeStatus, now: Timestamp) -> String {
             credential.trouble.clone().unwrap_or_default(),
         ]);
     }
-    if !credentials.is_empty() {
-        text.push('\n');
-        text.push_str(&credentials.render(2));
-    }
-    text
+    if table.is_empty() { String::new() } else { format!("\n{}", table.render(2)) }
 }
 
 fn points(points: &[PointStatus]) -> String {

@@ -117,7 +117,12 @@ fn say(ready: &Ready, output: Output) -> String {
         }
         Output::Human => {
             let degraded = ready.degraded.iter().map(|why| format!("\n  warning: {why}"));
-            format!("ready: the Workload API is at {socket}{}", degraded.collect::<String>())
+            let metrics = ready.metrics.map(|at| format!(", metrics at http://{at}/metrics"));
+            format!(
+                "ready: the Workload API is at {socket}{}{}",
+                metrics.unwrap_or_default(),
+                degraded.collect::<String>()
+            )
         }
     }
 }

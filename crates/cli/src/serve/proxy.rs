@@ -233,6 +233,7 @@ fn say(ready: &Ready, output: Output) -> String {
                 .iter()
                 .map(|way| format!("  {} finds {} at {}", way.service, way.upstream, way.local));
             lines.extend(ways);
+            lines.extend(ready.metrics.map(|at| format!("  metrics at http://{at}/metrics")));
             lines.extend(ready.warnings.iter().map(|warning| format!("  warning: {warning}")));
             lines.join("\n")
         }

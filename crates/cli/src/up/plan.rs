@@ -1,12 +1,14 @@
 //! From resources to processes: which address each listens on, what each program is told.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use countersign_api::resource::{
-    Declaration, ListenAddress, Local, LoopbackAddress, Resource, ServiceSpec, Spec, WorkloadSpec,
+    Declaration, ListenAddress, Local, LoopbackAddress, Protocol, Resource, ServiceSpec, Spec,
+    WorkloadSpec,
 };
 use countersign_identity::{Name, SelectorKind, SpiffeId};
 
@@ -79,7 +81,7 @@ pub(crate) fn services(
     run: &Path,
     program: &Path,
 ) -> Vec<ServicePlan> {
-    let places = Places { run, program };
+    let places = Places { run, program, services: &declaration.services };
     let plan = |(name, spec): (&&Name, &&ServiceSpec)| {
         let workload = declaration.workloads.get(&spec.workload)?;
         let spiffe_id = workload.spiffe_id_in(&spec.workload, &declaration.domain);
@@ -91,6 +93,7 @@ pub(crate) fn services(
 struct Places<'a> {
     run: &'a Path,
     program: &'a Path,
+    services: &'a BTreeMap<&'a Name, &'a ServiceSpec>,
 }
 
 impl Places<'_> {
@@ -149,7 +152,7 @@ impl Places<'_> {
             let local = match &upstream.local {
                 Local::Unix => unix(&self.run.join(format!("{name}.{}.sock", upstream.service))),
                 Local::UnixAt(path) => unix(path.as_path()),
-                Local::Tcp(address) => format!("http://{address}"),
+                Local::Tcp(address) => format!("{}://{address}", self.scheme(&upstream.service)),
             };
             told.push((format!("UPSTREAM_{variable}"), local.into()));
         }
@@ -157,6 +160,14 @@ impl Places<'_> {
         let own = spec.environment.iter();
         told.extend(own.map(|(name, value)| (name.as_str().to_owned(), value.as_str().into())));
         told
+    }
+
+    /// What is spoken on the way to a service, as the scheme of an address.
+    fn scheme(&self, service: &Name) -> &'static str {
+        match self.services.get(service).map(|spec| spec.protocol) {
+            Some(Protocol::Tcp) => "tcp",
+            Some(Protocol::Http) | None => "http",
+        }
     }
 }
 
@@ -193,5 +204,64 @@ impl Awaited {
             Self::Unix(path) => tokio::net::UnixStream::connect(path).await.is_ok(),
             Self::Tcp(address) => tokio::net::TcpStream::connect(address).await.is_ok(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use countersign_api::resource::check;
+
+    use super::*;
+
+    const MANIFESTS: &str = "
+apiVersion: countersign.dev/v1alpha1
+kind: TrustDomain
+metadata: {name: shop}
+spec: {trustDomain: shop.example}
+---
+apiVersion: countersign.dev/v1alpha1
+kind: Workload
+metadata: {name: web}
+spec: {selectors: [\"launch:web\"]}
+---
+apiVersion: countersign.dev/v1alpha1
+kind: Service
+metadata: {name: web}
+spec:
+  workload: web
+  upstreams:
+    - {service: pages, local: \"127.0.0.1:8001\"}
+    - {service: my-database, local: \"127.0.0.1:8002\"}
+    - {service: cache, local: unix}
+---
+apiVersion: countersign.dev/v1alpha1
+kind: Service
+metadata: {name: pages}
+spec: {workload: web, listen: \"127.0.0.1:8444\", forward: unix}
+---
+apiVersion: countersign.dev/v1alpha1
+kind: Service
+metadata: {name: my-database}
+spec: {workload: web, protocol: tcp, listen: \"127.0.0.1:8445\", forward: unix}
+---
+apiVersion: countersign.dev/v1alpha1
+kind: Service
+metadata: {name: cache}
+spec: {workload: web, protocol: tcp, listen: \"127.0.0.1:8446\", forward: unix}
+";
+
+    #[test]
+    fn a_program_is_told_what_is_spoken_on_the_way_to_each_upstream() {
+        let resources = crate::manifest::read_text("a.yaml", MANIFESTS).unwrap();
+        let declaration = check(&resources, None).unwrap();
+        let plans = services(&declaration, Path::new("/run"), Path::new("/countersign"));
+        let web = plans.iter().find(|plan| plan.name.as_str() == "web").unwrap();
+        let told = |name: &str| {
+            let found = web.environment.iter().find(|(variable, _)| variable == name);
+            found.map(|(_, value)| value.to_str().unwrap())
+        };
+        assert_eq!(told("UPSTREAM_PAGES"), Some("http://127.0.0.1:8001"));
+        assert_eq!(told("UPSTREAM_MY_DATABASE"), Some("tcp://127.0.0.1:8002"));
+        assert_eq!(told("UPSTREAM_CACHE"), Some("unix:/run/web.cache.sock"));
     }
 }

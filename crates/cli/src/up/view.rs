@@ -17,12 +17,14 @@ pub(crate) struct View {
     output: Output,
     live: bool,
     since: Option<Timestamp>,
+    /// The end of the outage budget, as the server told it last. It lies no earlier when the server went away after that.
+    budget_ends: Option<Timestamp>,
 }
 
 impl View {
     pub(crate) fn new(output: Output) -> Self {
         let live = matches!(output, Output::Human) && std::io::stdout().is_terminal();
-        Self { output, live, since: None }
+        Self { output, live, since: None, budget_ends: None }
     }
 
     /// Whether there is a live line to draw.
@@ -91,8 +93,11 @@ impl View {
     ) {
         let up = self.since.map_or(Duration::ZERO, |since| now.since(since));
         let line = match status {
-            Some(status) => live_line(status, services, up, now),
-            None => format!("up {} · the server does not answer", whole(up)),
+            Some(status) => {
+                self.budget_ends = status.outage_budget.ends_at;
+                live_line(status, services, up, now)
+            }
+            None => away_line(up, self.budget_ends, now),
         };
         let width = usize::from(terminal_width());
         let line: String = line.chars().take(width.saturating_sub(1)).collect();
@@ -218,6 +223,13 @@ fn live_line(status: &Status, services: &[ServicePlan], up: Duration, now: Times
     )
 }
 
+fn away_line(up: Duration, budget_ends: Option<Timestamp>, now: Timestamp) -> String {
+    let left = budget_ends.map_or_else(String::new, |ends| {
+        format!(" · the first certificate expires in {}", whole(ends.since(now)))
+    });
+    format!("up {} · the server does not answer{left}", whole(up))
+}
+
 /// The end of a log, for the message about a process that does not come up.
 pub(crate) fn last_words(log: &Path) -> String {
     const LINES: usize = 5;
@@ -228,4 +240,20 @@ pub(crate) fn last_words(log: &Path) -> String {
     }
     let words: Vec<_> = lines.into_iter().rev().map(|line| format!("\n  {line}")).collect();
     format!(", and its log {} ends:{}", log.display(), words.concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_outage_budget_goes_down_while_the_server_does_not_answer() {
+        let (now, up) = (Timestamp::from_secs(1_000_000), Duration::from_secs(75));
+        let ends = Some(now + Duration::from_millis(12_900));
+        assert_eq!(
+            away_line(up, ends, now),
+            "up 1m15s · the server does not answer · the first certificate expires in 12s"
+        );
+        assert_eq!(away_line(up, None, now), "up 1m15s · the server does not answer");
+    }
 }

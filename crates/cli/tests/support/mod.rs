@@ -65,6 +65,16 @@ impl Up {
 
     /// `up DIR --data STATE` and more arguments.
     pub(crate) fn start(manifests: &Path, state: &Path, more: &[&str]) -> Self {
+        Self::start_in(manifests, state, more, &[])
+    }
+
+    /// The same, with more environment.
+    pub(crate) fn start_in(
+        manifests: &Path,
+        state: &Path,
+        more: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         let begin = Instant::now();
         let mut child = Command::new(binary())
             .arg("up")
@@ -73,6 +83,7 @@ impl Up {
             .arg(state)
             .args(more)
             .env("XDG_STATE_HOME", state.join("xdg"))
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -129,6 +140,18 @@ impl Up {
         })
     }
 
+    /// A workload `me` for every process of this user.
+    pub(crate) fn make_me(&self, lifetime: &str) {
+        let manifest = self.data.join("me.yaml");
+        std::fs::write(&manifest, manifest_of_me(lifetime)).unwrap();
+        self.json(&["apply", manifest.to_str().unwrap()]);
+    }
+
+    /// The server's process.
+    pub(crate) fn server(&self) -> i32 {
+        i32::try_from(self.json(&["status"])["server"]["pid"].as_u64().unwrap()).unwrap()
+    }
+
     pub(crate) fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).unwrap()
     }
@@ -160,6 +183,36 @@ impl Drop for Up {
             eprintln!("{}", logs(&self.data));
         }
     }
+}
+
+/// The manifest of a workload `me` for every process of this user.
+pub(crate) fn manifest_of_me(lifetime: &str) -> String {
+    let uid = nix::unistd::geteuid();
+    format!(
+        "apiVersion: countersign.dev/v1alpha1\nkind: Workload\nmetadata: {{name: me}}\n\
+         spec: {{selectors: [\"unix:uid:{uid}\"], lifetime: {lifetime}}}\n"
+    )
+}
+
+/// The shop with another lifetime for its SVIDs, and for agents.
+pub(crate) fn shop_with_lifetimes(to: &Path, svid: &str, agent: &str) -> PathBuf {
+    let folder = to.join("shop");
+    std::fs::create_dir(&folder).unwrap();
+    for entry in std::fs::read_dir(shop()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    std::fs::write(
+        folder.join("trust-domain.yaml"),
+        format!(
+            "apiVersion: countersign.dev/v1alpha1\nkind: TrustDomain\nmetadata: {{name: shop}}\n\
+             spec: {{trustDomain: shop.example, svidLifetime: {svid}, agentLifetime: {agent}}}\n"
+        ),
+    )
+    .unwrap();
+    folder
 }
 
 fn lines(stdout: ChildStdout) -> Receiver<Value> {

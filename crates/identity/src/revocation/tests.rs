@@ -34,7 +34,7 @@ fn shown(id: &SpiffeId, revision: Option<u64>) -> Presented<'_> {
 }
 
 #[track_caller]
-fn covers(target: Revoked, revision: Option<u64>, expected: bool) {
+fn covers(target: &Revoked, revision: Option<u64>, expected: bool) {
     let set = set(&[("r", &rule(target.clone(), Reason::KeyCompromise))]);
     let found = set.covering(&shown(&id("orders"), revision)).is_some();
     assert_eq!(found, expected, "{target} and a certificate of revision {revision:?}");
@@ -43,24 +43,24 @@ fn covers(target: Revoked, revision: Option<u64>, expected: bool) {
 #[test]
 fn cut_off_is_a_revision_and_whoever_carries_none_is_covered() {
     let orders = || Revoked::Identity { id: id("orders"), before: at(5) };
-    covers(orders(), Some(4), true);
-    covers(orders(), Some(5), false);
-    covers(orders(), None, true);
-    covers(Revoked::Identity { id: id("web"), before: at(5) }, Some(4), false);
+    covers(&orders(), Some(4), true);
+    covers(&orders(), Some(5), false);
+    covers(&orders(), None, true);
+    covers(&Revoked::Identity { id: id("web"), before: at(5) }, Some(4), false);
     let node = |tag| Revoked::Node { id: NodeId::from_bytes([3; 16]), tag, before: at(5) };
-    covers(node(NODE), Some(4), true);
-    covers(node(NODE), Some(5), false);
-    covers(node(NodeTag::from_bytes([9; 8])), Some(4), false);
+    covers(&node(NODE), Some(4), true);
+    covers(&node(NODE), Some(5), false);
+    covers(&node(NodeTag::from_bytes([9; 8])), Some(4), false);
 }
 
 #[test]
 fn serials_keys_and_authorities_have_no_cut_off() {
     for revision in [None, Some(1), Some(u64::MAX)] {
-        covers(Revoked::Serial(serial()), revision, true);
-        covers(Revoked::Key(KEY), revision, true);
-        covers(Revoked::Authority(ROOT), revision, true);
-        covers(Revoked::Authority(KEY), revision, false);
-        covers(Revoked::Key(ROOT), revision, false);
+        covers(&Revoked::Serial(serial()), revision, true);
+        covers(&Revoked::Key(KEY), revision, true);
+        covers(&Revoked::Authority(ROOT), revision, true);
+        covers(&Revoked::Authority(KEY), revision, false);
+        covers(&Revoked::Key(ROOT), revision, false);
     }
 }
 

@@ -7,11 +7,12 @@ use countersign_api::resource::{
     Kind, PolicyRecord, PolicyScope, Problem, Resource, ScopeNames, Spec, Tree, check,
 };
 use countersign_audit::{Event, EventKind};
-use countersign_identity::{Code, Name, Timestamp};
+use countersign_identity::{Code, Name, SpiffeId, Timestamp};
 use countersign_policy::{Declared, Names, Policies, PolicySource};
 use countersign_store::{Batch, Change, Kind as RecordKind, Record};
 use serde_json::Value;
 
+use crate::revoke::retired;
 use crate::state::{Key, State};
 
 /// A longer SPIFFE ID would not fit into the log's leaves.
@@ -46,11 +47,14 @@ pub(crate) struct Plan {
     pub(crate) changes: Vec<Change>,
     /// Whether it can take a right away.
     pub(crate) narrows: bool,
+    /// Identities that nothing declares any more: what they hold is revoked with the same revision.
+    pub(crate) retired: Vec<SpiffeId>,
 }
 
 impl Plan {
     /// What commits exactly this plan, if the state is still the one that it was made on.
-    pub(crate) fn batch(self, state: &State, actor: &str, now: Timestamp) -> Batch {
+    pub(crate) fn batch(mut self, state: &State, actor: &str, now: Timestamp) -> Batch {
+        self.changes.extend(retired(state, &self.retired, now));
         Batch {
             expected: Some(state.revision),
             narrows: self.narrows,
@@ -192,7 +196,8 @@ fn policy_problems(resources: &[Resource]) -> Vec<Problem> {
 }
 
 fn difference(state: &State, resources: &[Resource]) -> Plan {
-    let mut plan = Plan { shown: Vec::new(), changes: Vec::new(), narrows: false };
+    let retired = no_longer_declared(state, resources);
+    let mut plan = Plan { shown: Vec::new(), changes: Vec::new(), narrows: false, retired };
     let mut kept = HashSet::with_capacity(resources.len());
     for resource in resources {
         let kind = record_kind(resource.kind());
@@ -220,6 +225,18 @@ fn difference(state: &State, resources: &[Resource]) -> Plan {
         plan.shown.push(AppliedChange { action: Action::Remove, kind, name });
     }
     plan
+}
+
+/// The identities in force that none of these resources declares.
+fn no_longer_declared(state: &State, resources: &[Resource]) -> Vec<SpiffeId> {
+    let domain = &state.domain().trust_domain;
+    let declares = |resource: &Resource| match &resource.spec {
+        Spec::Workload(spec) => Some(spec.spiffe_id_in(&resource.name, domain)),
+        Spec::TrustDomain(_) | Spec::Service(_) | Spec::Policy(_) => None,
+    };
+    let declared: HashSet<SpiffeId> = resources.iter().filter_map(declares).collect();
+    let before = state.workloads().map(|(name, spec)| spec.spiffe_id_in(name, domain));
+    before.filter(|id| !declared.contains(id)).collect()
 }
 
 /// Whether a new resource of the kind can only add rights. A new policy may forbid.

@@ -54,7 +54,7 @@ pub(crate) struct NodesPage {
     after: Option<NodeId>,
 }
 
-fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
+pub(crate) fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
     let query =
         query.map_err(|rejected| Problem::new(Code::NotUnderstood, rejected.body_text()))?;
     Ok(query.0)
@@ -84,7 +84,7 @@ pub(crate) async fn status(Shared(admin): Shared<Arc<Admin>>) -> Result<Json<Sta
         Mode::Sealed { why } => {
             watch::sealed_status(&admin.about, &*admin.store, &admin.log, why).await?
         }
-        Mode::Serving { control, authorities } => {
+        Mode::Serving { control, authorities, .. } => {
             watch::status(&admin.about, control, &admin.log, authorities).await?
         }
     };

@@ -15,7 +15,7 @@ use countersign_api::admin::{
 use countersign_api::resource::Kind;
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, Name, NodeId, Revision, Timestamp};
-use countersign_store::{Batch, LABELS_MAX, Op, TokenRow};
+use countersign_store::{Batch, LABELS_MAX, Op, StoreError, TokenRow};
 use serde::de::DeserializeOwned;
 
 use crate::admin::Admin;
@@ -25,12 +25,11 @@ use crate::attest::JoinToken;
 use crate::authority::internal;
 use crate::control::Control;
 use crate::refusal::Refused;
+use crate::revoke::{removed, shown};
 use crate::state::State;
 
 /// How often a change is planned again because the state moved on, when no base was given.
 const ATTEMPTS_MAX: usize = 5;
-/// How long an answer waits until this server's own snapshot shows the change.
-const SHOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest life of a join token.
 const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(30 * 86_400);
 
@@ -40,12 +39,14 @@ pub(crate) struct Operator(pub(crate) u32);
 
 impl Operator {
     /// As the log says it.
-    fn actor(self) -> String {
+    pub(crate) fn actor(self) -> String {
         format!("operator:uid:{}", self.0)
     }
 }
 
-fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Problem> {
+pub(crate) fn parse<T: DeserializeOwned>(
+    body: Result<Bytes, BytesRejection>,
+) -> Result<T, Problem> {
     let body = body.map_err(|rejected| match rejected.status() {
         StatusCode::PAYLOAD_TOO_LARGE => Problem::new(
             Code::TooLarge,
@@ -174,15 +175,6 @@ async fn commit(
     Ok(ApplyResponse { revision: committed.revision, changes: shown_changes })
 }
 
-/// Waits until this server's own snapshot shows a revision, so that whoever asks next sees what was done. The
-/// change is durable in any case.
-async fn shown(control: &Control, revision: Revision) {
-    let reached = tokio::time::timeout(SHOWN_TIMEOUT, control.feed.reached(revision)).await;
-    if reached.is_err() {
-        tracing::warn!(%revision, "the snapshot is slow to show a committed revision");
-    }
-}
-
 /// Makes a join token, which is shown this once.
 #[utoipa::path(
     post, path = "/v1/join-tokens", request_body = CreateTokenRequest,
@@ -232,13 +224,22 @@ pub(crate) async fn remove_node(
 ) -> Result<StatusCode, Problem> {
     let control = admin.control()?;
     let id: NodeId = id.parse().map_err(not_understood)?;
-    let now = control.clock.now();
-    let batch = removal(id, operator.actor(), now);
     let (control, removing) = (Arc::clone(control), Arc::clone(control));
     let removed = control.whole(async move {
-        removing.store.commit(batch).await?;
-        removing.roster.remove(id);
-        Ok(())
+        for _attempt in 0..ATTEMPTS_MAX {
+            let state = removing.feed.current();
+            let batch = removal(&state, id, &operator.actor(), removing.clock.now());
+            match removing.store.commit(batch).await {
+                Ok(committed) => {
+                    removing.roster.remove(id);
+                    shown(&removing, committed.revision).await;
+                    return Ok(());
+                }
+                Err(StoreError::Conflict { current, .. }) => shown(&removing, current).await,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Refused::new(Code::StaleBase, "the state moved on again and again meanwhile"))
     });
     removed.await.map_err(|refused| match refused.code {
         Code::UnknownNode => Problem::new(Code::NotFound, refused.why),
@@ -249,9 +250,15 @@ pub(crate) async fn remove_node(
 }
 
 /// What removes a node.
-pub(crate) fn removal(id: NodeId, actor: String, now: Timestamp) -> Batch {
+pub(crate) fn removal(state: &State, id: NodeId, actor: &str, now: Timestamp) -> Batch {
     let event = Event::new(EventKind::NodeRemoved, now, actor, id.to_string());
-    // It takes rights away: what was authorised for the node before is authorised again.
-    let ops = vec![Op::RemoveNode { id }];
-    Batch { narrows: true, ops, events: vec![event], ..Batch::default() }
+    // It takes rights away: what was authorised for the node before is authorised again, and what it holds is revoked.
+    Batch {
+        expected: Some(state.revision),
+        narrows: true,
+        changes: removed(state, id, now),
+        ops: vec![Op::RemoveNode { id }],
+        events: vec![event],
+        ..Batch::default()
+    }
 }

@@ -5,6 +5,7 @@ mod ask;
 pub(crate) mod change;
 mod openapi;
 mod problem;
+mod revoke;
 mod serve;
 mod socket;
 
@@ -14,7 +15,7 @@ use arc_swap::ArcSwap;
 use countersign_identity::Code;
 use countersign_store::Store;
 
-use crate::authority::Authorities;
+use crate::authority::{Authorities, Rotation};
 use crate::control::Control;
 use crate::refusal::Refused;
 use crate::watch::{About, LogTree};
@@ -37,7 +38,11 @@ pub(crate) enum Mode {
     /// No: health and status are all that there is.
     Sealed { why: String },
     /// Yes.
-    Serving { control: Arc<Control>, authorities: Arc<ArcSwap<Authorities>> },
+    Serving {
+        control: Arc<Control>,
+        authorities: Arc<ArcSwap<Authorities>>,
+        rotation: Arc<Rotation>,
+    },
 }
 
 impl Admin {
@@ -45,6 +50,16 @@ impl Admin {
     fn control(&self) -> Result<&Arc<Control>, Refused> {
         match &self.mode {
             Mode::Serving { control, .. } => Ok(control),
+            Mode::Sealed { why } => {
+                Err(Refused::new(Code::Sealed, format!("the server is sealed: {why}")))
+            }
+        }
+    }
+
+    /// What succeeds the issuer, unless the server is sealed.
+    fn rotation(&self) -> Result<&Arc<Rotation>, Refused> {
+        match &self.mode {
+            Mode::Serving { rotation, .. } => Ok(rotation),
             Mode::Sealed { why } => {
                 Err(Refused::new(Code::Sealed, format!("the server is sealed: {why}")))
             }

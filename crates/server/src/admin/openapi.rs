@@ -4,7 +4,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use utoipa::OpenApi;
 
-use crate::admin::{ask, change};
+use crate::admin::{ask, change, revoke};
 
 /// Operators' interface.
 #[derive(OpenApi)]
@@ -28,6 +28,11 @@ use crate::admin::{ask, change};
         change::remove_resource,
         change::create_token,
         change::remove_node,
+        revoke::revoke,
+        revoke::revocations,
+        revoke::suspend,
+        revoke::resume,
+        revoke::convergence,
     )
 )]
 struct Description;

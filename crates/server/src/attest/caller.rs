@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use countersign_identity::{Code, Name, NodeId, SpiffeId, Timestamp, TrustDomain};
+use countersign_identity::{Code, Name, NodeId, SpiffeId, Suspended, Timestamp, TrustDomain};
 use countersign_pki::{PublicKey, Verified};
 use countersign_store::{NodeRow, Store};
 
 use crate::edge::Peer;
 use crate::refusal::Refused;
+use crate::state::State;
 
 /// The path under which agents have their identities.
 const AGENT_PATH: &str = "/countersign/agent/";
@@ -24,10 +25,30 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
+    /// Goes on only while no operator has suspended the node.
+    ///
+    /// # Errors
+    /// `suspended`.
+    pub(crate) fn not_suspended(&self, state: &State) -> Result<(), Refused> {
+        not_suspended(state, self.row.id)
+    }
+
     /// Its name.
     pub(crate) fn id(&self) -> NodeId {
         self.row.id
     }
+}
+
+/// Goes on only while no operator has suspended this node.
+///
+/// # Errors
+/// `suspended`.
+pub(crate) fn not_suspended(state: &State, node: NodeId) -> Result<(), Refused> {
+    if state.is_suspended(&Suspended::Node(node)) {
+        let why = format!("an operator suspended node `{node}`: it comes back by attesting anew");
+        return Err(Refused::new(Code::Suspended, why));
+    }
+    Ok(())
 }
 
 /// The identity of a node's agent.

@@ -6,7 +6,7 @@ pub(crate) mod renew;
 mod throttle;
 mod token;
 
-pub(crate) use caller::{Caller, caller, node_of};
+pub(crate) use caller::{Caller, agent_id, caller, node_of};
 pub(crate) use join::{chain, join};
 pub(crate) use renew::renew;
 pub(crate) use throttle::Throttle;

@@ -18,6 +18,7 @@ use countersign_store::{NodeRow, Op};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
+use crate::attest::caller::not_suspended;
 use crate::attest::join::{bundle, chain};
 use crate::authority::internal;
 use crate::control::Control;
@@ -190,6 +191,7 @@ pub(crate) async fn issue(
 ) -> Result<v1::Renewed, Refused> {
     let now = control.clock.now();
     let id = node.id;
+    not_suspended(&control.feed.current(), id)?;
     let generation = if proven.successor { node.generation + 1 } else { node.generation };
     let decide = |state: &State| {
         let details = serde_json::json!({

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use countersign_identity::{Clock, Entropy, Lifetime};
+use countersign_identity::{Clock, Code, Entropy, KeyId, Lifetime};
 use countersign_pki::{Issuer, KeyKind, PrivateKey, SoftwareSigner};
 use countersign_seal::Kek;
 use countersign_store::{Batch, Store};
@@ -17,6 +17,7 @@ use crate::authority::Authorities;
 use crate::authority::create::{Ceremony, copy, internal};
 use crate::authority::sealed::{ISSUER, Unsealed, keep, unseal};
 use crate::refusal::Refused;
+use crate::state::{State, StateFeed};
 use crate::watch::TimeGuard;
 
 /// How often the issuer's age is looked at.
@@ -35,23 +36,68 @@ pub(crate) struct Rotation {
     pub(crate) time: Arc<TimeGuard>,
     pub(crate) holder: String,
     pub(crate) lifetime: Lifetime,
+    pub(crate) feed: StateFeed,
 }
 
 impl Rotation {
     /// Looks now and then until stopped. What fails is told and tried again.
-    pub(crate) async fn run(self, stop: CancellationToken) {
+    pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
         // An issuer that lives for less than the usual pause is looked at more often.
         let look = LOOK.min(self.lifetime.duration() / 20);
+        let mut states = self.feed.watch();
         loop {
-            if let Err(refused) = self.look().await {
+            let revoked = self.is_revoked(&states.borrow_and_update());
+            // Another replica has put a successor in the place of one that is out of service.
+            let looked = if revoked { self.reload().await } else { self.look().await };
+            if let Err(refused) = looked {
                 tracing::warn!(code = %refused.code, why = %refused.why, "could not succeed the issuer");
             }
             let again = self.clock.now() + look;
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.clock.sleep_until(again) => {}
+                Ok(()) = states.changed() => {}
             }
         }
+    }
+
+    /// Whether the issuer that signs here is out of service.
+    fn is_revoked(&self, state: &State) -> bool {
+        let issuer = self.authorities.load().issuer.key_id();
+        state.revocations().is_authority_revoked(issuer)
+    }
+
+    /// Takes the issuer that the store keeps, if it is another.
+    async fn reload(&self) -> Result<(), Refused> {
+        let Unsealed::Open(kept) = unseal(&*self.store, &self.kek).await? else {
+            return Err(Refused::new(Code::Sealed, "the successor of the issuer does not open"));
+        };
+        if kept.issuer.key_id() == self.authorities.load().issuer.key_id() {
+            return Err(Refused::new(
+                Code::NotReady,
+                "the issuer is revoked, and has no successor",
+            ));
+        }
+        tracing::info!(issuer = %kept.issuer.key_id(), "took over the issuer that the store keeps");
+        self.authorities.store(Arc::new(kept));
+        Ok(())
+    }
+
+    /// Puts a successor in the place of this issuer, if it is the one that signs now.
+    ///
+    /// # Errors
+    /// When it is, and that did not happen.
+    pub(crate) async fn replace(&self, issuer: KeyId) -> Result<(), Refused> {
+        let authorities = self.authorities.load_full();
+        if authorities.issuer.key_id() != issuer {
+            return Ok(());
+        }
+        let now = self.time.trusted(self.clock.now())?;
+        if !self.store.lease(LEASE, &self.holder, LEASE_TIME, now).await? {
+            let why = "another server is about to succeed the issuer: try again in two minutes";
+            return Err(Refused::new(Code::Unavailable, why));
+        }
+        self.succeed(&authorities).await
     }
 
     /// Succeeds the issuer if that is due.

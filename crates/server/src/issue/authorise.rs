@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use countersign_api::resource::WorkloadSpec;
-use countersign_identity::{Code, Lifetime, Name, SpiffeId};
+use countersign_identity::{Code, Lifetime, Name, SpiffeId, Suspended};
 use countersign_pki::{DnsName, KeyKind};
 
 use crate::refusal::Refused;
@@ -31,7 +31,7 @@ pub(crate) fn open_to(spec: &WorkloadSpec, labels: &BTreeSet<Name>) -> bool {
 ///
 /// # Errors
 /// `unknown-workload`, in the same words whether there is none or it is not open to this node, so that a node
-/// cannot learn which workloads run elsewhere.
+/// cannot learn which workloads run elsewhere; `suspended` when an operator stopped its identity.
 pub(crate) fn authorise(
     state: &State,
     labels: &BTreeSet<Name>,
@@ -46,8 +46,13 @@ pub(crate) fn authorise(
         return Err(unknown());
     }
     let domain = state.domain();
+    let id = spec.spiffe_id_in(name, &domain.trust_domain);
+    if state.is_suspended(&Suspended::Identity(id.clone())) {
+        let why = format!("an operator suspended `{id}`: `countersign resume {id}` lifts it");
+        return Err(Refused::new(Code::Suspended, why));
+    }
     Ok(Grant {
-        id: spec.spiffe_id_in(name, &domain.trust_domain),
+        id,
         lifetime: spec.lifetime.unwrap_or(domain.svid_lifetime).min(domain.lifetime_max),
         key_kind: spec.key_type,
         dns_names: spec.dns_names.clone(),

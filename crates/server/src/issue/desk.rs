@@ -55,6 +55,8 @@ pub(crate) struct Order {
 /// A certificate that is recorded, signed and verified.
 #[derive(Clone, Debug)]
 pub(crate) struct Svid {
+    /// Whom it names.
+    pub(crate) id: SpiffeId,
     /// What is shown: leaf and issuer.
     pub(crate) chain: Vec<Certificate>,
     /// The moment from which lifetimes and renewals are reckoned.
@@ -187,5 +189,5 @@ async fn sign(
     if Some(&verified.id) != summary.id.as_ref() || verified.key != summary.key {
         return Err(internal("the certificate is not the one that was asked for".to_owned()));
     }
-    Ok(Svid { chain, issued: request.now, serial: summary.serial })
+    Ok(Svid { id: verified.id, chain, issued: request.now, serial: summary.serial })
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use countersign_identity::{
-    Backoff, BackoffPolicy, Clock, Entropy, Lifetime, SpiffeId, Spread, Timestamp, renewal_due,
+    Backoff, BackoffPolicy, Clock, Entropy, Lifetime, Presented, SpiffeId, Spread, Timestamp,
+    renewal_due,
 };
 use countersign_pki::{Chain, KeyKind, PrivateKey, ProvenKey, Reserved};
 use countersign_tls::{Identity, Trust};
@@ -69,13 +70,34 @@ impl Own {
         Ok(due)
     }
 
-    /// Renews when due, until stopped.
+    /// Whether a rule covers what is shown now, or took it away.
+    fn is_revoked(&self, state: &State) -> bool {
+        // Whoever enforces the rule may have been faster, and shows nothing any more.
+        let Some(own) = self.trust.identity() else { return true };
+        let leaf = own.chain().leaf();
+        let authorities: Vec<_> =
+            own.chain().certificates().iter().skip(1).map(|authority| authority.key_id()).collect();
+        let presented = Presented {
+            id: own.id(),
+            serial: leaf.serial(),
+            key: leaf.key_id(),
+            authorities: &authorities,
+            provenance: leaf.provenance().map(|from| (from.revision, from.node)),
+        };
+        state.revocations().covering(&presented).is_some()
+    }
+
+    /// Renews when due, and at once when what is shown is revoked, until stopped.
     pub(crate) async fn run(self, mut due: Timestamp, stop: CancellationToken) {
         let mut backoff = Backoff::new(BACKOFF);
+        let mut states = self.control.feed.watch();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.clock.sleep_until(due) => {}
+                Ok(()) = states.changed() => if !self.is_revoked(&states.borrow_and_update()) {
+                    continue;
+                },
             }
             due = match self.renew().await {
                 Ok(due) => {

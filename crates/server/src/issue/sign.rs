@@ -41,7 +41,11 @@ pub(crate) async fn sign(
         ));
     }
     let items = open(request.items).await;
-    let (svids, _state) = control.issue(|state| order(&control, &caller, state, &items)).await?;
+    let (svids, state) = control.issue(|state| order(&control, &caller, state, &items)).await?;
+    let now = control.clock.now();
+    for svid in svids.iter().flatten() {
+        control.converging.issued(&svid.id, caller.id(), state.revision, now);
+    }
     let results = svids.into_iter().map(|svid| result(&control, svid)).collect();
     Ok(v1::SignResponse { results })
 }
@@ -73,6 +77,7 @@ fn order(control: &Control, caller: &Caller, state: &State, items: &[Item]) -> O
 }
 
 fn decide(state: &State, caller: &Caller, item: &Item) -> Result<Wanted, Refused> {
+    caller.not_suspended(state)?;
     let grant = authorise(state, &caller.labels, &item.workload)?;
     let key = item.key.clone()?;
     let kind = key.public().kind();

@@ -15,7 +15,7 @@ use crate::watch::SERVER_POINT;
 pub(crate) fn report(
     control: &Control,
     caller: &Caller,
-    report: v1::ReportRequest,
+    mut report: v1::ReportRequest,
 ) -> Result<v1::ReportResponse, Refused> {
     if wire::FACTS_MAX < report.handshakes.len() {
         return Err(Refused::new(
@@ -28,10 +28,10 @@ pub(crate) fn report(
         ));
     }
     let now = control.clock.now();
-    let mut handshakes = report.handshakes;
+    let mut handshakes = std::mem::take(&mut report.handshakes);
     // Nobody else speaks for the server.
     handshakes.retain(|fact| fact.point != SERVER_POINT);
     control.watch.facts.observe(handshakes, report.dropped);
-    control.roster.report(caller.id(), report.processes, report.credentials, now);
+    control.roster.report(caller.id(), report, now);
     Ok(v1::ReportResponse {})
 }

@@ -5,10 +5,12 @@ use std::sync::{Mutex, PoisonError};
 
 use countersign_api::v1;
 use countersign_identity::{Code, NodeId, Revision, Timestamp};
+use countersign_store::{NAME_BYTES_MAX, PointKey, PointRow};
 
 use crate::publish::leash::{Leash, Leashed, leash};
 use crate::publish::slice::Slice;
 use crate::refusal::Refused;
+use crate::revoke::Advance;
 
 /// Enforcement points that are remembered for one node.
 const POINTS_MAX: usize = 1024;
@@ -40,11 +42,48 @@ pub(crate) struct Presence {
     /// When it was last heard of.
     pub(crate) seen: Option<Timestamp>,
     /// Its enforcement points, by identity and name: two programs may choose one name.
-    pub(crate) points: BTreeMap<(String, String), v1::PointAck>,
+    pub(crate) points: BTreeMap<(String, String), Point>,
+    /// Its processes that hold an SVID and cannot acknowledge.
+    pub(crate) unaware: u64,
     /// The processes that it reports.
     pub(crate) processes: Vec<v1::ProcessStatus>,
     /// The credentials that it holds.
     pub(crate) credentials: Vec<v1::CredentialStatus>,
+}
+
+/// An enforcement point, and what is known of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Point {
+    /// What was told of it last.
+    pub(crate) ack: v1::PointAck,
+    /// Whether its agent speaks for it now. What an agent does not speak of may have outlived a restart of the agent.
+    pub(crate) confirmed: bool,
+    /// Whether it is on record.
+    registered: bool,
+}
+
+/// How far one enforcement point has come.
+#[derive(Clone, Debug)]
+pub(crate) struct Standing {
+    /// Which.
+    pub(crate) key: PointKey,
+    /// What it has acknowledged.
+    pub(crate) revision: Option<Revision>,
+    /// Connections that a graceful revocation ends, and which are not closed yet.
+    pub(crate) draining: u64,
+    /// Whether its agent speaks for it now.
+    pub(crate) confirmed: bool,
+    /// When its agent was last heard of.
+    pub(crate) seen: Option<Timestamp>,
+}
+
+/// What came of an acknowledgement.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    /// Points that have acknowledged more than before.
+    pub(crate) advances: Vec<Advance>,
+    /// Points that said goodbye.
+    pub(crate) gone: Vec<PointKey>,
 }
 
 impl Presence {
@@ -68,8 +107,9 @@ impl Roster {
         let number = table.streams;
         let presence = table.nodes.entry(node).or_default();
         presence.seen = Some(now);
-        // An agent tells all its points in every acknowledgement; what an earlier stream told may be gone.
-        presence.points.clear();
+        // An agent tells all its points in every acknowledgement. What an earlier stream told of lives on until somebody
+        // says that it is gone: a stream that was lost must not make fewer points of many.
+        presence.points.values_mut().for_each(|point| point.confirmed = false);
         presence.skew_micros = Some(hello.clock_micros.saturating_sub(now.micros()));
         if let Some((_, older)) = presence.stream.replace((number, leash)) {
             older.end(Refused::new(Code::Unavailable, "a newer stream of the same node took over"));
@@ -84,6 +124,7 @@ impl Roster {
             && presence.stream.as_ref().is_some_and(|(current, _)| *current == number)
         {
             presence.stream = None;
+            presence.points.values_mut().for_each(|point| point.confirmed = false);
         }
     }
 
@@ -106,6 +147,58 @@ impl Roster {
         }
     }
 
+    /// Remembers points that are on record, from before this server started.
+    pub(crate) fn recall(&self, rows: Vec<PointRow>) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        for PointRow { key: PointKey { node, spiffe_id, name }, .. } in rows {
+            let presence = table.nodes.entry(node).or_default();
+            let id = spiffe_id.to_string();
+            let ack =
+                v1::PointAck { point: name.clone(), spiffe_id: id.clone(), ..Default::default() };
+            let point = Point { ack, confirmed: false, registered: true };
+            presence.points.entry((id, name)).or_insert(point);
+        }
+    }
+
+    /// The points of an acknowledgement that are not on record yet.
+    pub(crate) fn unregistered(
+        &self,
+        node: NodeId,
+        ack: &v1::SyncAck,
+        told: Option<&Slice>,
+    ) -> Vec<PointKey> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(presence) = table.nodes.get(&node) else { return Vec::new() };
+        let room = POINTS_MAX.saturating_sub(presence.points.len());
+        let new = ack.points.iter().filter(|point| !point.gone && is_fine(point, told));
+        let new = new.filter(|point| {
+            let known = presence.points.get(&(point.spiffe_id.clone(), point.point.clone()));
+            known.is_none_or(|known| !known.registered)
+        });
+        new.filter_map(|point| key(node, point)).take(room.max(1)).collect()
+    }
+
+    /// These points are on record.
+    pub(crate) fn registered(&self, keys: &[PointKey]) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        for PointKey { node, spiffe_id, name } in keys {
+            let Some(presence) = table.nodes.get_mut(node) else { continue };
+            if let Some(point) = presence.points.get_mut(&(spiffe_id.to_string(), name.clone())) {
+                point.registered = true;
+            }
+        }
+    }
+
+    /// These points are gone.
+    pub(crate) fn forget(&self, keys: &[PointKey]) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        for PointKey { node, spiffe_id, name } in keys {
+            if let Some(presence) = table.nodes.get_mut(node) {
+                presence.points.remove(&(spiffe_id.to_string(), name.clone()));
+            }
+        }
+    }
+
     /// Takes an acknowledgement of what a stream was told. Acknowledgements are cumulative: an older one changes nothing;
     /// one of what was not told, or for an identity that does not belong to the node, is none.
     pub(crate) fn acknowledge(
@@ -114,37 +207,68 @@ impl Roster {
         ack: v1::SyncAck,
         told: Option<&Slice>,
         now: Timestamp,
-    ) {
+    ) -> Heard {
         let was_told = |revision: &Revision| told.is_some_and(|told| *revision <= told.revision);
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(presence) = table.nodes.get_mut(&node) else { return };
+        let mut heard = Heard::default();
+        let Some(presence) = table.nodes.get_mut(&node) else { return heard };
         presence.seen = Some(now);
+        presence.unaware = ack.unaware;
         let revision = ack.revision.map(read).filter(was_told);
         presence.revision = presence.revision.max(revision);
-        let own = |id: &str| told.is_some_and(|told| told.is_own(id));
-        presence.points.retain(|(id, _), _| own(id));
-        for mut point in ack.points {
-            if TEXT_BYTES_MAX < point.point.len() || !own(&point.spiffe_id) {
+        for point in presence.points.values_mut() {
+            point.confirmed = false;
+        }
+        for mut ack in ack.points {
+            if !is_fine(&ack, told) {
                 continue;
             }
-            point.revision = point.revision.filter(|revision| was_told(&read(*revision)));
-            let key = (point.spiffe_id.clone(), point.point.clone());
-            if point.gone {
-                presence.points.remove(&key);
-            } else if presence.points.len() < POINTS_MAX || presence.points.contains_key(&key) {
-                presence.points.insert(key, point);
+            ack.revision = ack.revision.filter(|revision| was_told(&read(*revision)));
+            let place = (ack.spiffe_id.clone(), ack.point.clone());
+            if ack.gone {
+                if presence.points.remove(&place).is_some() {
+                    heard.gone.extend(key(node, &ack));
+                }
+                continue;
             }
+            if POINTS_MAX <= presence.points.len() && !presence.points.contains_key(&place) {
+                continue;
+            }
+            let point = presence.points.entry(place).or_default();
+            let (from, cut) = (point.ack.revision.map(read), point.ack.cut);
+            let to = ack.revision.map(read).max(from);
+            if let Some(to) = to.filter(|to| from < Some(*to)) {
+                heard.advances.push(Advance { from, to, cut: ack.cut.saturating_sub(cut) });
+            }
+            ack.revision = to.map(Into::into);
+            point.ack = ack;
+            point.confirmed = true;
         }
+        heard
     }
 
-    /// Takes what an agent says of its processes and credentials. It replaces what it said before.
-    pub(crate) fn report(
-        &self,
-        node: NodeId,
-        mut processes: Vec<v1::ProcessStatus>,
-        mut credentials: Vec<v1::CredentialStatus>,
-        now: Timestamp,
-    ) {
+    /// How far every point has come, and how many processes cannot say.
+    pub(crate) fn standings(&self) -> (Vec<Standing>, u64) {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut standings = Vec::new();
+        for (node, presence) in &table.nodes {
+            standings.extend(presence.points.values().filter_map(|point| {
+                Some(Standing {
+                    key: key(*node, &point.ack)?,
+                    revision: point.ack.revision.map(read),
+                    draining: point.ack.draining,
+                    confirmed: point.confirmed,
+                    seen: presence.seen,
+                })
+            }));
+        }
+        let unaware = table.nodes.values().map(|presence| presence.unaware).sum();
+        (standings, unaware)
+    }
+
+    /// Takes what an agent says of its processes, credentials and clock. It replaces what it said before.
+    pub(crate) fn report(&self, node: NodeId, report: v1::ReportRequest, now: Timestamp) {
+        let v1::ReportRequest { mut processes, mut credentials, clock_micros, .. } = report;
         processes.truncate(STATUSES_MAX);
         processes.retain(|process| {
             process.name.len().max(process.kind.len()).max(process.version.len()) <= TEXT_BYTES_MAX
@@ -164,6 +288,10 @@ impl Roster {
         presence.seen = Some(now);
         presence.processes = processes;
         presence.credentials = credentials;
+        // A clock may be set while the stream is open; an older agent tells its clock only when it opens one.
+        if clock_micros != 0 {
+            presence.skew_micros = Some(clock_micros.saturating_sub(now.micros()));
+        }
     }
 
     /// What is known of each node.
@@ -176,6 +304,16 @@ impl Roster {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.nodes.values().filter(|presence| presence.connected()).count()
     }
+}
+
+/// Whether a point's name is one, and its identity may be held on the node.
+fn is_fine(point: &v1::PointAck, told: Option<&Slice>) -> bool {
+    point.point.len() <= NAME_BYTES_MAX && told.is_some_and(|told| told.is_own(&point.spiffe_id))
+}
+
+fn key(node: NodeId, point: &v1::PointAck) -> Option<PointKey> {
+    let spiffe_id = point.spiffe_id.parse().ok()?;
+    Some(PointKey { node, spiffe_id, name: point.point.clone() })
 }
 
 fn read(revision: v1::Revision) -> Revision {
@@ -213,6 +351,19 @@ mod tests {
             1,
             "the end of the older stream does not disconnect the newer"
         );
+    }
+
+    #[test]
+    fn clock_that_is_set_while_the_stream_is_open_is_told_with_the_next_report() {
+        let roster = Roster::default();
+        let hello = v1::SyncHello { clock_micros: now().micros(), ..v1::SyncHello::default() };
+        let _stream = roster.attend(NODE, &hello, now());
+        let skew = || roster.snapshot()[&NODE].skew_micros;
+        roster.report(NODE, v1::ReportRequest::default(), now());
+        assert_eq!(skew(), Some(0), "a report that tells no clock changes nothing");
+        let clock_micros = now().micros() - 600_000_000;
+        roster.report(NODE, v1::ReportRequest { clock_micros, ..Default::default() }, now());
+        assert_eq!(skew(), Some(-600_000_000));
     }
 
     #[tokio::test]
@@ -254,7 +405,9 @@ mod tests {
         );
         assert_eq!(roster.snapshot()[&NODE].points.len(), 2);
         let _newer = roster.attend(NODE, &hello, now());
-        assert!(roster.snapshot()[&NODE].points.is_empty(), "a new stream tells anew");
+        let standings = roster.standings().0;
+        assert_eq!(standings.len(), 2, "a new stream makes no point dead");
+        assert!(standings.iter().all(|point| !point.confirmed));
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use countersign_api::v1;
 use countersign_api::v1::sync_request::Step as Asked;
-use countersign_identity::{Code, Timestamp};
+use countersign_identity::{Code, NodeId, Timestamp};
+use countersign_store::{Batch, Op, PointKey, PointRow};
 use futures_util::Stream;
 use tokio::sync::watch;
 use tonic::{Status, Streaming};
@@ -17,6 +18,7 @@ use crate::publish::leash::Leashed;
 use crate::publish::publication::{Next, Publication};
 use crate::publish::slice::Slice;
 use crate::refusal::Refused;
+use crate::revoke::forget;
 use crate::state::State;
 
 /// How long a caller may take to say hello.
@@ -125,6 +127,7 @@ impl Live {
                 return Err(expired(self.caller.expires));
             }
             let state = Arc::clone(&self.states.borrow_and_update());
+            self.caller.not_suspended(&state)?;
             let current = self.control.slices.at(&state, &self.caller.labels);
             let until = match self.publication.next(&current, now) {
                 Next::Say(step) => return Ok(Some(step)),
@@ -163,7 +166,7 @@ impl Live {
         match message.step {
             Some(Asked::Ack(ack)) => {
                 let told = self.publication.told();
-                self.control.roster.acknowledge(self.caller.id(), ack, told, now);
+                hear(&self.control, self.caller.id(), ack, told, now).await;
                 Ok(())
             }
             Some(Asked::Hello(_)) | None => {
@@ -177,6 +180,33 @@ impl Drop for Live {
     fn drop(&mut self) {
         self.control.roster.leave(self.caller.id(), self.number);
     }
+}
+
+/// Takes an acknowledgement: points that are new are on record before they count, and those that are gone are taken off.
+pub(crate) async fn hear(
+    control: &Control,
+    node: NodeId,
+    ack: v1::SyncAck,
+    told: Option<&Slice>,
+    now: Timestamp,
+) {
+    let new = control.roster.unregistered(node, &ack, told);
+    let mut registered = false;
+    if !new.is_empty() {
+        let row = |key: &PointKey| PointRow { key: key.clone(), registered_at: now };
+        let ops = new.iter().map(|key| Op::PutPoint(row(key))).collect();
+        match control.store.commit(Batch { ops, ..Batch::default() }).await {
+            Ok(_committed) => registered = true,
+            // It counts all the same, and is put on record with its next acknowledgement.
+            Err(error) => tracing::warn!(%node, %error, "enforcement points are not on record yet"),
+        }
+    }
+    let heard = control.roster.acknowledge(node, ack, told, now);
+    if registered {
+        control.roster.registered(&new);
+    }
+    control.converging.advanced(&heard.advances, now);
+    forget(control, heard.gone).await;
 }
 
 pub(crate) fn expired(at: Timestamp) -> Refused {

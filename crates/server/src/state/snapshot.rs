@@ -6,7 +6,9 @@ use countersign_api::resource::{
     PolicyRecord, PolicySpec, Resource, ServiceSpec, Spec, TrustDomainSpec, WorkloadSpec,
 };
 use countersign_api::{resource, v1};
-use countersign_identity::{Name, Revision, Revocation, Revocations, Suspension, TrustDomain};
+use countersign_identity::{
+    Name, Revision, Revocation, Revocations, Suspended, Suspension, TrustDomain,
+};
 use countersign_pki::{Bundle, Bundles, Profile};
 use countersign_store::{Change, Kind, Record, Snapshot};
 
@@ -162,6 +164,25 @@ impl State {
     /// What was issued and is out of service.
     pub(crate) fn revocations(&self) -> Arc<Revocations> {
         Arc::clone(&self.revocations)
+    }
+
+    /// What is not issued any more.
+    pub(crate) fn suspensions(&self) -> impl Iterator<Item = &Suspension> {
+        let of_kind = self.records.range(Key::new(Kind::Suspension, "")..);
+        of_kind.map_while(|(_, entry)| match &entry.parsed {
+            Parsed::Suspension(suspension) => Some(suspension),
+            Parsed::Workload { .. }
+            | Parsed::Service { .. }
+            | Parsed::Policy { .. }
+            | Parsed::TrustDomain { .. }
+            | Parsed::Bundle(_)
+            | Parsed::Revocation(_) => None,
+        })
+    }
+
+    /// Whether this is not issued any more.
+    pub(crate) fn is_suspended(&self, target: &Suspended) -> bool {
+        self.suspensions().any(|suspension| suspension.target == *target)
     }
 
     /// The bundle of a trust domain.

@@ -5,6 +5,7 @@ mod edge;
 mod join;
 mod reference;
 mod renew;
+mod revoke;
 mod sign;
 mod start;
 mod sync;
@@ -273,6 +274,24 @@ impl Agent {
 #[track_caller]
 pub(super) fn code(status: &Status) -> Code {
     refusal_of(status).unwrap_or_else(|| panic!("no refusal of ours: {status:?}")).code
+}
+
+/// Of a node that was removed: the call says so, or the connection was cut before it could, since what the node showed is revoked.
+#[track_caller]
+pub(super) fn unknown_or_cut(status: &Status) {
+    match refusal_of(status) {
+        Some(refusal) => assert_eq!(refusal.code, Code::UnknownNode, "{status:?}"),
+        None => assert!(
+            matches!(
+                status.code(),
+                tonic::Code::Unavailable
+                    | tonic::Code::Unknown
+                    | tonic::Code::Internal
+                    | tonic::Code::Cancelled
+            ),
+            "{status:?}"
+        ),
+    }
 }
 
 /// A bound on what a test waits for, so that a defect is a failure and no hang.

@@ -8,6 +8,7 @@ use countersign_api::admin::{
     CredentialView, LogView, NodeStatus, OutageBudget, PointStatus, ProcessView, ServerStatus,
     Status, WorkloadStatus,
 };
+use countersign_api::v1;
 use countersign_audit::Tree;
 use countersign_identity::{NodeId, Revision, Sha256, Timestamp, TrustDomain};
 use countersign_store::{NodeRow, PAGE_MAX, Store};
@@ -79,7 +80,11 @@ pub(crate) async fn sealed_status(
     Ok(Status {
         trust_domain: about.domain.clone(),
         revision: store.head().await?.revision,
-        server: server(about, true, log.head(store).await?),
+        // Agents are not let in, wherever they were told to come.
+        server: ServerStatus {
+            address: String::new(),
+            ..server(about, true, log.head(store).await?)
+        },
         nodes: Vec::new(),
         points: Vec::new(),
         workloads: Vec::new(),
@@ -156,13 +161,14 @@ fn node(row: NodeRow, presence: Presence) -> NodeStatus {
 
 fn points_of(node: NodeId, presence: &Presence) -> Vec<PointStatus> {
     let points = presence.points.values().filter_map(|point| {
-        let process = presence.processes.iter().find(|process| process.name == point.point);
+        let v1::PointAck { point: name, spiffe_id, revision, .. } = &point.ack;
+        let process = presence.processes.iter().find(|process| process.name == *name);
         Some(PointStatus {
-            name: point.point.clone(),
-            spiffe_id: point.spiffe_id.parse().ok()?,
+            name: name.clone(),
+            spiffe_id: spiffe_id.parse().ok()?,
             node,
-            revision: point.revision.map(Revision::from),
-            live: presence.connected(),
+            revision: revision.map(Revision::from),
+            live: point.confirmed,
             resident_bytes: process.map_or(0, |process| process.resident_bytes),
             connections: process.map_or(0, |process| process.connections),
         })

@@ -24,6 +24,11 @@ impl TimeGuard {
         self.highest.fetch_max(at.micros(), Ordering::Relaxed);
     }
 
+    /// The highest time that was seen, `now` included: for what must happen whatever the clock says, and must not end early.
+    pub(crate) fn highest(&self, now: Timestamp) -> Timestamp {
+        now.max(Timestamp::from_micros(self.highest.load(Ordering::Relaxed)))
+    }
+
     /// The time, if it may be believed.
     ///
     /// # Errors

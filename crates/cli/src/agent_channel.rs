@@ -1,0 +1,30 @@
+//! A gRPC channel to an agent's socket.
+
+use std::path::Path;
+
+use anyhow::Result;
+use hyper_util::rt::TokioIo;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::exit::Failure;
+
+/// Connects to the agent whose socket this is; `hint` says how its place is given.
+///
+/// # Errors
+/// When nobody answers there.
+pub(crate) async fn open(socket: &Path, hint: &str) -> Result<Channel> {
+    // Asked first by hand, because the channel's own error does not say why.
+    tokio::net::UnixStream::connect(socket).await.map_err(|error| {
+        let why = crate::manifest::plain(&error);
+        let socket = socket.display();
+        Failure::unreachable(format!(
+            "no agent answers at `unix://{socket}`: {why}; is it running? {hint}"
+        ))
+    })?;
+    let path = socket.to_owned();
+    let connector = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    Ok(Endpoint::from_static("http://localhost").connect_with_connector(connector).await?)
+}

@@ -1,0 +1,154 @@
+//! `countersign revoke` and what belongs to it: credentials are taken out of service, and who enforces it is told.
+
+mod arguments;
+mod bar;
+mod shown;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use countersign_api::admin::{
+    AdminClient, Convergence, Reissue, ResumeRequest, RevokeRequest, SuspendRequest,
+};
+use countersign_identity::{Clock as _, Revision, SystemClock};
+
+pub(crate) use arguments::{
+    ConvergedArguments, ResumeArguments, RevocationsArguments, RevokeArguments, SuspendArguments,
+};
+
+use crate::exit::Exit;
+use crate::output::{self, Output};
+use bar::Bar;
+use shown::Outcome;
+
+/// How long one question about convergence waits, so that progress is seen.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Takes credentials out of service.
+pub(crate) async fn revoke(arguments: &RevokeArguments, output: Output) -> Result<Exit> {
+    let request = RevokeRequest {
+        targets: arguments.targets()?,
+        reason: arguments.reason()?,
+        issued_before: arguments.issued_before,
+        reissue: if arguments.no_reissue { Reissue::No } else { Reissue::ByReason },
+        dry_run: arguments.dry_run,
+    };
+    let client = arguments.find.client()?;
+    let response = client.revoke(&request).await?;
+    if arguments.dry_run {
+        print(output, &response, || shown::dry_run(&response))?;
+        return Ok(Exit::Done);
+    }
+    if output == Output::Human {
+        // Said before anything is waited for: it is durable, whatever comes next.
+        output::write(shown::revoked(&response, request.reason).as_bytes())?;
+    }
+    let wait = if arguments.wait { arguments.timeout.duration() } else { Duration::ZERO };
+    let convergence =
+        follow(&client, Some(response.revision), wait, output, Until::Reissued).await?;
+    let outcome = Outcome::of(&convergence, Some(&response));
+    match output {
+        Output::Json => output::json(&outcome)?,
+        Output::Human => output::write(shown::outcome(&convergence, Some(&response)).as_bytes())?,
+    }
+    let done = !arguments.wait || convergence.is_converged();
+    Ok(if done { Exit::Done } else { Exit::No })
+}
+
+/// What is waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// Every live point enforces it.
+    Converged,
+    /// And whoever is to have a new credential has it.
+    Reissued,
+}
+
+/// Asks again and again until it is so, or the time is over.
+async fn follow(
+    client: &AdminClient,
+    revision: Option<Revision>,
+    wait: Duration,
+    output: Output,
+    until: Until,
+) -> Result<Convergence> {
+    let clock = SystemClock::new();
+    let ends = clock.now() + wait;
+    let mut bar = Bar::new(output);
+    // The same revision all the time, also when none was named.
+    let mut named = revision;
+    loop {
+        let left = ends.since(clock.now()).min(LOOK);
+        let convergence = client.convergence(named, left).await?;
+        named = Some(convergence.revision);
+        bar.show(&convergence);
+        let reissued = until == Until::Converged || !convergence.reissue_pending;
+        if (convergence.is_converged() && reissued) || ends <= clock.now() {
+            bar.clear();
+            return Ok(convergence);
+        }
+    }
+}
+
+/// Lists what is out of service, who does not know yet, and when exposure ends.
+pub(crate) async fn revocations(arguments: &RevocationsArguments, output: Output) -> Result<Exit> {
+    let client = arguments.find.client()?;
+    let response = client.revocations().await?;
+    let convergence = client.convergence(None, Duration::ZERO).await?;
+    match output {
+        Output::Json => output::json(&shown::Listing::of(&response, &convergence))?,
+        Output::Human => {
+            let now = SystemClock::new().now();
+            output::write(shown::listing(&response, &convergence, now).as_bytes())?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// Says who enforces what; yes only when all live enforcement points do.
+pub(crate) async fn converged(arguments: &ConvergedArguments, output: Output) -> Result<Exit> {
+    let client = arguments.find.client()?;
+    let wait = if arguments.wait { arguments.timeout.duration() } else { Duration::ZERO };
+    let convergence = follow(&client, arguments.revision, wait, output, Until::Converged).await?;
+    match output {
+        Output::Json => output::json(&Outcome::of(&convergence, None))?,
+        Output::Human => output::write(shown::outcome(&convergence, None).as_bytes())?,
+    }
+    Ok(if convergence.is_converged() { Exit::Done } else { Exit::No })
+}
+
+/// Stops what would be issued.
+pub(crate) async fn suspend(arguments: &SuspendArguments, output: Output) -> Result<Exit> {
+    let request =
+        SuspendRequest { target: arguments.target.suspended()?, reason: arguments.reason };
+    let response = arguments.find.client()?.suspend(&request).await?;
+    print(output, &response, || {
+        format!(
+            "suspended at revision {}: nothing is issued until `countersign resume`; what is out stays in service until it is revoked or ends\n",
+            response.revision
+        )
+    })?;
+    Ok(Exit::Done)
+}
+
+/// Lifts a suspension.
+pub(crate) async fn resume(arguments: &ResumeArguments, output: Output) -> Result<Exit> {
+    let request = ResumeRequest { target: arguments.target.suspended()? };
+    let response = arguments.find.client()?.resume(&request).await?;
+    print(output, &response, || {
+        format!("resumed at revision {}; what was revoked stays revoked\n", response.revision)
+    })?;
+    Ok(Exit::Done)
+}
+
+fn print<T: serde::Serialize>(
+    output: Output,
+    value: &T,
+    human: impl FnOnce() -> String,
+) -> Result<()> {
+    match output {
+        Output::Json => output::json(value)?,
+        Output::Human => output::write(human().as_bytes())?,
+    }
+    Ok(())
+}

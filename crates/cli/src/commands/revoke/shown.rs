@@ -1,0 +1,276 @@
+//! What is printed.
+
+use countersign_api::admin::{
+    Convergence, MissingPoint, RevocationsResponse, RevokeResponse, RuleView, SuspensionView,
+};
+use countersign_identity::{NodeId, Reason, Revision, SpiffeId, Suspended, Timestamp};
+use serde::Serialize;
+
+use crate::commands::when;
+use crate::output::{Table, printable};
+
+/// Missing points that are named.
+const MISSING_SHOWN_MAX: usize = 10;
+
+/// How far a revision has come, for scripts.
+#[derive(Debug, Serialize)]
+pub(super) struct Outcome {
+    revision: Revision,
+    live: u64,
+    enforcing: u64,
+    slowest_ms: Option<u64>,
+    connections_cut: Option<u64>,
+    reissued_ms: Option<u64>,
+    reissue_pending: bool,
+    exposure_ends: Option<Timestamp>,
+    missing: Vec<Missing>,
+    unaware: u64,
+    draining: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revoked: Option<Revocation>,
+}
+
+/// What was revoked.
+#[derive(Debug, Serialize)]
+struct Revocation {
+    leaked: &'static str,
+    not_ruled_out: String,
+    covered: u64,
+    identities: Vec<SpiffeId>,
+    rules: Vec<RuleView>,
+    suspended: Vec<SuspensionView>,
+}
+
+#[derive(Debug, Serialize)]
+struct Missing {
+    point: String,
+    spiffe_id: SpiffeId,
+    node: NodeId,
+    revision: Option<Revision>,
+    since: Option<Timestamp>,
+}
+
+impl From<&MissingPoint> for Missing {
+    fn from(missing: &MissingPoint) -> Self {
+        let MissingPoint { point, spiffe_id, node, revision, since } = missing.clone();
+        Self { point, spiffe_id, node, revision, since }
+    }
+}
+
+impl Outcome {
+    pub(super) fn of(convergence: &Convergence, revoked: Option<&RevokeResponse>) -> Self {
+        Self {
+            revision: convergence.revision,
+            live: convergence.live,
+            enforcing: convergence.enforcing,
+            slowest_ms: convergence.slowest_millis,
+            connections_cut: convergence.connections_cut,
+            reissued_ms: convergence.reissued_millis,
+            reissue_pending: convergence.reissue_pending,
+            exposure_ends: convergence.exposure_ends,
+            missing: convergence.missing.iter().map(Missing::from).collect(),
+            unaware: convergence.unaware,
+            draining: convergence.draining,
+            revoked: revoked.map(|response| Revocation {
+                leaked: response.leaked.as_str(),
+                not_ruled_out: response.not_ruled_out.clone(),
+                covered: response.covered,
+                identities: response.identities.clone(),
+                rules: response.rules.clone(),
+                suspended: response.suspended.clone(),
+            }),
+        }
+    }
+}
+
+/// What is out of service, for scripts.
+#[derive(Debug, Serialize)]
+pub(super) struct Listing<'a> {
+    revision: Revision,
+    rules: &'a [RuleView],
+    suspensions: &'a [SuspensionView],
+    convergence: Outcome,
+}
+
+impl<'a> Listing<'a> {
+    pub(super) fn of(response: &'a RevocationsResponse, convergence: &Convergence) -> Self {
+        Self {
+            revision: response.revision,
+            rules: &response.rules,
+            suspensions: &response.suspensions,
+            convergence: Outcome::of(convergence, None),
+        }
+    }
+}
+
+/// What a revocation would do.
+pub(super) fn dry_run(response: &RevokeResponse) -> String {
+    let mut text = format!(
+        "would be taken out of service: {} that could still be used, of {}\n",
+        count(response.covered, "certificate"),
+        identities(&response.identities)
+    );
+    for rule in &response.rules {
+        text.push_str(&format!("  {}\n", rule.target));
+    }
+    text.push_str(&said(response));
+    text.push_str("nothing was changed\n");
+    text
+}
+
+/// What was done, before anybody is waited for.
+pub(super) fn revoked(response: &RevokeResponse, reason: Reason) -> String {
+    let of = identities(&response.identities);
+    let certificates = count(response.covered, "certificate");
+    let head = format!("revoked {certificates} of {of} ({reason})\n");
+    head + &said(response)
+}
+
+fn said(response: &RevokeResponse) -> String {
+    let mut text = format!("taken to have leaked: {}\n", response.leaked.as_str());
+    text.push_str(&format!("not ruled out: {}\n", response.not_ruled_out));
+    for suspension in &response.suspended {
+        let subject = subject(&suspension.target);
+        text.push_str(&format!("suspended: {subject} gets nothing new until it is resumed\n"));
+    }
+    text
+}
+
+/// How far it has come, in one line; and below it what is still open, until when it matters.
+pub(super) fn outcome(convergence: &Convergence, revoked: Option<&RevokeResponse>) -> String {
+    let mut parts = vec![
+        format!("revision {}", convergence.revision),
+        format!("{} of {} enforcing", convergence.enforcing, convergence.live),
+    ];
+    parts.extend(convergence.slowest_millis.map(|millis| format!("slowest {millis} ms")));
+    parts.extend(
+        convergence.connections_cut.map(|cut| format!("{} cut", count(cut, "live connection"))),
+    );
+    if convergence.draining != 0 {
+        parts.push(format!("{} draining", count(convergence.draining, "connection")));
+    }
+    if let (Some(millis), Some(response)) = (convergence.reissued_millis, revoked) {
+        parts.push(format!("{} re-issued in {millis} ms", identities(&response.identities)));
+    }
+    if convergence.reissue_pending {
+        parts.push("a new credential is still to come".to_owned());
+    }
+    let mut text = parts.join(" · ") + "\n";
+    for missing in convergence.missing.iter().take(MISSING_SHOWN_MAX) {
+        text.push_str(&missing_line(missing));
+    }
+    if MISSING_SHOWN_MAX < convergence.missing.len() {
+        let more = convergence.missing.len() - MISSING_SHOWN_MAX;
+        text.push_str(&format!("  and {more} more\n"));
+    }
+    if convergence.unaware != 0 {
+        let unaware = convergence.unaware;
+        text.push_str(&format!("  {unaware} unaware: they hold an SVID and cannot acknowledge\n"));
+    }
+    if let Some(ends) = convergence.exposure_ends {
+        text.push_str(&format!("  exposure ends at {ends}: after that it cannot matter\n"));
+    }
+    text
+}
+
+fn missing_line(missing: &MissingPoint) -> String {
+    let MissingPoint { point, spiffe_id, node, revision, since } = missing;
+    let has = revision.map_or_else(|| "nothing".to_owned(), |revision| revision.to_string());
+    let heard = since.map_or_else(String::new, |since| format!(", last heard of at {since}"));
+    format!(
+        "  missing: {} for {spiffe_id} on node {node}, enforces {has}{heard}\n",
+        printable(point)
+    )
+}
+
+/// What is out of service.
+pub(super) fn listing(
+    response: &RevocationsResponse,
+    convergence: &Convergence,
+    now: Timestamp,
+) -> String {
+    let mut rules = Table::new(["rule", "covers", "reason", "made", "kept until"]);
+    for rule in &response.rules {
+        rules.row([
+            rule.name.clone(),
+            rule.target.to_string(),
+            rule.reason.to_string(),
+            when::relative(rule.at, now),
+            rule.until.to_string(),
+        ]);
+    }
+    let mut text = if rules.is_empty() { String::new() } else { rules.render(0) + "\n" };
+    let mut suspensions = Table::new(["suspended", "reason", "since"]);
+    for suspension in &response.suspensions {
+        suspensions.row([
+            subject(&suspension.target),
+            suspension.reason.to_string(),
+            when::relative(suspension.at, now),
+        ]);
+    }
+    if !suspensions.is_empty() {
+        text.push_str(&(suspensions.render(0) + "\n"));
+    }
+    if text.is_empty() {
+        text.push_str("nothing is out of service\n");
+    }
+    text + &outcome(convergence, None)
+}
+
+fn subject(target: &Suspended) -> String {
+    match target {
+        Suspended::Identity(id) => id.to_string(),
+        Suspended::Node(node) => format!("node {node}"),
+    }
+}
+
+/// One identity by the end of its path, several by their count.
+fn identities(ids: &[SpiffeId]) -> String {
+    match ids {
+        [] => "nobody".to_owned(),
+        [id] => id.path().rsplit('/').next().unwrap_or_default().to_owned(),
+        several => format!("{} identities", several.len()),
+    }
+}
+
+fn count(number: u64, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn convergence(json: serde_json::Value) -> Convergence {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn report_ends_in_certainty() {
+        let all = convergence(serde_json::json!({
+            "revision": "1.412", "live": 3, "enforcing": 3, "missing": [], "unaware": 0, "draining": 0,
+            "connectionsCut": 2, "slowestMillis": 41, "reissuedMillis": 118, "reissuePending": false,
+        }));
+        let response: RevokeResponse = serde_json::from_value(serde_json::json!({
+            "revision": "1.412", "leaked": "key", "notRuledOut": "", "rules": [], "suspended": [],
+            "covered": 2, "identities": ["spiffe://shop.example/orders"],
+        }))
+        .unwrap();
+        assert_eq!(
+            outcome(&all, Some(&response)),
+            "revision 1.412 · 3 of 3 enforcing · slowest 41 ms · 2 live connections cut · orders re-issued in 118 ms\n"
+        );
+        let some = convergence(serde_json::json!({
+            "revision": "1.412", "live": 2, "enforcing": 1, "unaware": 1, "draining": 0, "reissuePending": false,
+            "missing": [{"point": "web", "spiffeId": "spiffe://shop.example/web", "node": "0a".repeat(16)}],
+            "exposureEnds": "2026-11-25T14:32:07Z",
+        }));
+        let text = outcome(&some, None);
+        assert!(text.contains("missing: web for spiffe://shop.example/web"), "{text}");
+        assert!(text.contains("1 unaware: they hold an SVID and cannot acknowledge"), "{text}");
+        assert!(
+            text.ends_with("exposure ends at 2026-11-25T14:32:07Z: after that it cannot matter\n"),
+            "{text}"
+        );
+    }
+}

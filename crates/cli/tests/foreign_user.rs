@@ -1,0 +1,135 @@
+//! Callers of another user, really: processes of uid 65534 at sockets whose path lets them in.
+//!
+//! Only root can start such processes (CI is root). Without it the test looks at what keeps others out before they could be
+//! refused: the folder of the sockets.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use support::{Up, binary, folder, shop, text, until};
+
+/// `nobody` of every Debian.
+const FOREIGN: u32 = 65534;
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+fn open_up(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// A shop whose sockets lie in a folder of this test, so that nothing else is opened with them.
+struct Opened {
+    up: Up,
+    run: PathBuf,
+    /// A copy of the program where everybody may run it.
+    program: PathBuf,
+    folder: tempfile::TempDir,
+}
+
+impl Opened {
+    fn start() -> Self {
+        let folder = folder();
+        let runtime = folder.path().join("rt");
+        std::fs::create_dir(&runtime).unwrap();
+        let environment = [("XDG_RUNTIME_DIR", runtime.to_str().unwrap())];
+        let up = Up::start_in(&shop(), &folder.path().join("data"), &[], &environment);
+        let run = socket(&up, "admin").parent().unwrap().to_owned();
+        assert!(run.starts_with(&runtime), "the sockets are in {}", run.display());
+        let program = folder.path().join("countersign");
+        // Its own folder may be closed to others.
+        if std::fs::hard_link(binary(), &program).is_err() {
+            std::fs::copy(binary(), &program).unwrap();
+        }
+        Self { up, run, program, folder }
+    }
+
+    /// Opens every folder above the sockets, and the sockets themselves.
+    fn open(&self) {
+        let top = self.folder.path();
+        for folder in self.run.ancestors().take_while(|folder| folder.starts_with(top)) {
+            open_up(folder, 0o755);
+        }
+        for entry in std::fs::read_dir(&self.run).unwrap() {
+            open_up(&entry.unwrap().path(), 0o666);
+        }
+    }
+
+    fn as_foreigner(&self, arguments: &[&str]) -> Output {
+        let state = self.folder.path().join("none");
+        let mut command = Command::new(&self.program);
+        command.args(arguments).env("XDG_STATE_HOME", state).current_dir("/");
+        command.uid(FOREIGN).gid(FOREIGN).output().unwrap()
+    }
+}
+
+fn socket(up: &Up, name: &str) -> PathBuf {
+    up.ready[name].as_str().unwrap().strip_prefix("unix://").unwrap().into()
+}
+
+/// One request on a Unix socket: curl's exit status, and the status of the answer.
+fn curl(socket: &Path, path: &str, uid: u32) -> (Option<i32>, String) {
+    let mut command = Command::new("curl");
+    command.args(["-s", "--max-time", "20", "-o", "/dev/null", "-w", "%{http_code}"]);
+    command.arg("--unix-socket").arg(socket).arg(format!("http://localhost{path}"));
+    command.current_dir("/");
+    if uid != 0 {
+        command.uid(uid).gid(uid);
+    }
+    let output = command.output().unwrap();
+    (output.status.code(), text(&output.stdout))
+}
+
+/// What curl says of a connection that was made, and closed without an answer.
+const CLOSED: [Option<i32>; 2] = [Some(52), Some(56)];
+
+#[test]
+fn a_process_of_another_user_reaches_the_sockets_and_is_refused_at_each() {
+    let shop = Opened::start();
+    assert_eq!(mode(&shop.run), 0o700, "nobody else gets to the sockets by their path");
+    if !nix::unistd::geteuid().is_root() {
+        println!("not root: only the mode of the sockets' folder was looked at, no foreign caller");
+        return;
+    }
+    shop.open();
+    let (admin, agent) = (socket(&shop.up, "admin"), socket(&shop.up, "agent"));
+    let outbound = shop.run.join("web.orders.sock");
+
+    // The way to orders: whoever may use it *is* web.
+    let path = "/orders/1";
+    until("our own user is let in", || (curl(&outbound, path, 0).1 == "200").then_some(()));
+    let (ended, answer) = curl(&outbound, path, FOREIGN);
+    assert!(CLOSED.contains(&ended) && answer == "000", "curl ended with {ended:?}, got {answer}");
+    let told = until("the refusal is a fact", || {
+        let told = shop.up.json(&["status", "--handshakes"]).to_string();
+        told.contains("the caller runs as uid 65534").then_some(told)
+    });
+    assert!(told.contains("\"forbidden\""), "{told}");
+
+    // The operators' socket.
+    assert_eq!(curl(&admin, "/v1/status", 0).1, "200");
+    assert_eq!(curl(&admin, "/v1/status", FOREIGN), (Some(0), "403".to_owned()));
+    let address = |path: &Path| format!("unix://{}", path.display());
+    let refused = shop.as_foreigner(&["status", "--admin", &address(&admin)]);
+    says(&refused, "uid 65534");
+
+    // The agent's status; and it gives an identity to nobody that matches no workload.
+    let refused = shop.as_foreigner(&["status", "--agent", &address(&agent)]);
+    says(&refused, "not for uid 65534");
+    let refused = shop.as_foreigner(&["fetch", "x509", "--socket", &address(&agent)]);
+    says(&refused, "matches no workload");
+}
+
+#[track_caller]
+fn says(refused: &Output, words: &str) {
+    let told = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{told}{}", text(&refused.stdout));
+    assert!(told.contains(words), "expected `{words}` in: {told}");
+}

@@ -1,0 +1,211 @@
+//! Revocation as an operator does it: real processes, curl and openssl as outsiders.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+
+mod support;
+
+use std::io::Read as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::{Up, folder, shop, signal, text, until};
+
+const ORDERS: &str = "spiffe://shop.example/orders";
+
+/// A policy that lets `me` use `orders`.
+const ME_TO_ORDERS: &str = r#"
+apiVersion: countersign.dev/v1alpha1
+kind: Policy
+metadata: {name: me-to-orders}
+spec:
+  cedar: |
+    permit (principal == Workload::"me", action == Action::"connect", resource == Service::"orders");
+"#;
+
+/// A domain in which this user's processes are `me`, with its SVID in files, as a thief has it who took them.
+fn stolen(state: &Path) -> Up {
+    let up = Up::start(&shop(), &state.join("data"), &[]);
+    up.make_me("10m");
+    let policy = state.join("policy.yaml");
+    std::fs::write(&policy, ME_TO_ORDERS).unwrap();
+    up.json(&["apply", policy.to_str().unwrap()]);
+    let out = state.join("me");
+    until("the SVID of `me` is served", || {
+        let fetched = up.run(&["fetch", "x509", "--write", out.to_str().unwrap()]);
+        fetched.status.success().then_some(())
+    });
+    up
+}
+
+/// A connection to the door of `orders` that shows the stolen SVID and stays open.
+fn dial(up: &Up, state: &Path) -> Child {
+    let me = state.join("me");
+    Command::new("openssl")
+        .args(["s_client", "-connect", &up.address("orders"), "-quiet", "-verify_quiet"])
+        .arg("-cert")
+        .arg(me.join("svid.pem"))
+        .arg("-cert_chain")
+        .arg(me.join("svid.pem"))
+        .arg("-key")
+        .arg(me.join("key.pem"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// What became of a connection that is expected to end.
+#[track_caller]
+fn said_at_end(mut child: Child, within: Duration) -> String {
+    let begin = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(begin.elapsed() < within, "the connection is still open after {within:?}");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    let (mut out, mut err) = (String::new(), String::new());
+    child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    out + &err
+}
+
+fn serial_of(state: &Path) -> String {
+    let output = Command::new("openssl")
+        .args(["x509", "-noout", "-serial", "-in"])
+        .arg(state.join("me/svid.pem"))
+        .output()
+        .unwrap();
+    text(&output.stdout).trim().trim_start_matches("serial=").to_ascii_lowercase()
+}
+
+fn connections(up: &Up, point: &str) -> u64 {
+    let status = up.json(&["status"]);
+    let points = status["points"].as_array().unwrap();
+    let point = points.iter().find(|found| found["name"] == point).unwrap();
+    point["connections"].as_u64().unwrap()
+}
+
+#[test]
+fn one_command_refuses_cuts_reissues_and_proves_it() {
+    let up = Up::shop();
+    assert_eq!(up.get("web", "/").0, 200);
+    let serial = |up: &Up| {
+        let status = up.json(&["status"]);
+        let held = status["nodes"][0]["credentials"].as_array().unwrap().clone();
+        let orders = held.into_iter().find(|held| held["spiffeId"] == ORDERS).unwrap();
+        orders["serial"].as_str().unwrap().to_owned()
+    };
+    let before = serial(&up);
+    let done = up.json(&["revoke", ORDERS, "--reason", "key-compromise", "--wait"]);
+    assert_eq!((done["live"].as_u64(), done["enforcing"].as_u64()), (Some(3), Some(3)), "{done}");
+    assert!(1 <= done["connections_cut"].as_u64().unwrap(), "{done}");
+    assert!(done["slowest_ms"].as_u64().unwrap() < 1000, "{done}");
+    assert!(done["reissued_ms"].as_u64().unwrap() < 5000, "{done}");
+    assert_eq!((&done["missing"], &done["exposure_ends"]), (&Value::Array(vec![]), &Value::Null));
+    println!("slowest {} ms, re-issued in {} ms", done["slowest_ms"], done["reissued_ms"]);
+    until("the new SVID is in use", || (serial(&up) != before).then_some(()));
+    until("orders serves again", || (up.get("web", "/").0 == 200).then_some(()));
+    let listed = up.json(&["revocations"]);
+    assert_eq!(listed["rules"][0]["target"]["identity"]["id"], ORDERS, "{listed}");
+}
+
+#[test]
+fn stolen_credential_is_refused_by_the_reason_revoked_and_its_live_connection_is_cut() {
+    let state = folder();
+    let up = stolen(state.path());
+    let mut live = until("the stolen SVID is let in", || {
+        let mut child = dial(&up, state.path());
+        let open = until_some(Duration::from_secs(5), || {
+            (1 <= connections(&up, "orders-proxy")).then_some(())
+        });
+        if open.is_none() {
+            let _gone = child.kill();
+            child.wait().unwrap();
+            return None;
+        }
+        Some(child)
+    });
+    assert!(live.try_wait().unwrap().is_none(), "it is open");
+    let serial = serial_of(state.path());
+    let done = up.json(&["revoke", "--serial", &serial, "--reason", "key-compromise", "--wait"]);
+    assert_eq!(done["live"], done["enforcing"], "{done}");
+    said_at_end(live, Duration::from_secs(2));
+    let refused = said_at_end(dial(&up, state.path()), Duration::from_secs(10));
+    assert!(refused.contains("certificate revoked"), "{refused}");
+    until("the refusal is seen with its reason", || {
+        let seen = up.json(&["status", "--handshakes"]);
+        let seen = seen["handshakes"].as_array().unwrap();
+        seen.iter().any(|seen| seen["code"] == "revoked").then_some(())
+    });
+    assert_eq!(up.get("web", "/").0, 200, "nobody else is concerned");
+}
+
+fn until_some<T>(within: Duration, look: impl Fn() -> Option<T>) -> Option<T> {
+    let begin = Instant::now();
+    while begin.elapsed() < within {
+        if let Some(found) = look() {
+            return Some(found);
+        }
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    None
+}
+
+#[test]
+fn point_that_cannot_answer_is_missing_by_name_and_exposure_has_an_end() {
+    let up = Up::shop();
+    let status = up.json(&["status"]);
+    let processes = status["nodes"][0]["processes"].as_array().unwrap();
+    let proxy = processes.iter().find(|process| process["name"] == "payments-proxy").unwrap();
+    let proxy = i32::try_from(proxy["pid"].as_u64().unwrap()).unwrap();
+    signal(proxy, "STOP");
+    let asked = up.run(&[
+        "revoke",
+        ORDERS,
+        "--reason",
+        "superseded",
+        "--wait",
+        "--timeout",
+        "3s",
+        "--output",
+        "json",
+    ]);
+    assert_eq!(asked.status.code(), Some(1), "not converged: {}", text(&asked.stderr));
+    let done: Value = serde_json::from_slice(&asked.stdout).unwrap();
+    assert_eq!((done["live"].as_u64(), done["enforcing"].as_u64()), (Some(3), Some(2)), "{done}");
+    assert_eq!(done["missing"][0]["point"], "payments-proxy", "{done}");
+    assert!(done["exposure_ends"].is_string(), "{done}");
+    assert_eq!(up.run(&["converged"]).status.code(), Some(1));
+    signal(proxy, "CONT");
+    let done = up.json(&["converged", "--wait"]);
+    assert_eq!((done["enforcing"].as_u64(), &done["missing"]), (Some(3), &Value::Array(vec![])));
+}
+
+#[test]
+fn suspended_identity_gets_nothing_until_it_is_resumed() {
+    let up = Up::shop();
+    assert_eq!(up.get("web", "/").0, 200);
+    let done = up.json(&["revoke", ORDERS, "--reason", "process-compromise", "--wait"]);
+    assert_eq!(done["revoked"]["suspended"][0]["target"]["identity"], ORDERS, "{done}");
+    until("nothing answers for orders", || (up.get("web", "/").0 != 200).then_some(()));
+    up.json(&["resume", ORDERS]);
+    until("orders serves again", || (up.get("web", "/").0 == 200).then_some(()));
+}
+
+#[test]
+fn what_cannot_be_revoked_is_said_in_a_sentence() {
+    let up = Up::shop();
+    let said = |arguments: &[&str], status: i32, words: &str| {
+        let output = up.run(arguments);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(words), "{arguments:?}: {}", text(&output.stderr));
+    };
+    said(&["revoke", ORDERS], 2, "say why with `--reason`");
+    said(&["revoke", "--reason", "key-compromise"], 2, "nothing is named");
+    said(&["revoke", ORDERS, "--reason", "because"], 2, "expected one of");
+    said(&["revoke", "--serial", &"40".repeat(16), "--reason", "superseded"], 1, "on record");
+    said(&["revoke", ORDERS, "--reason", "node-compromise"], 2, "`--node`");
+    said(&["resume", ORDERS], 1, "is not suspended");
+}

@@ -1,0 +1,90 @@
+//! Which certificates are out and could still be used.
+
+use std::collections::{BTreeSet, HashMap};
+
+use countersign_identity::{
+    NodeId, NodeTag, Presented, Revocations, SKEW_ALLOWED, Serial, SpiffeId, Timestamp,
+};
+use countersign_store::{IssuedRow, PAGE_MAX, Store};
+
+use crate::digest::node_tag;
+use crate::refusal::Refused;
+
+/// The rows of SVIDs that have not ended, by anybody's clock. Authorities, which have no path, are not among them.
+#[derive(Debug, Default)]
+pub(crate) struct Holdings {
+    rows: Vec<IssuedRow>,
+}
+
+/// Reads what is out. It takes the time that the number of live certificates takes.
+///
+/// # Errors
+/// When the store does not answer.
+pub(crate) async fn held(store: &dyn Store, now: Timestamp) -> Result<Holdings, Refused> {
+    let mut rows = Vec::new();
+    let mut after: Option<Serial> = None;
+    loop {
+        let page = store.issued_after(after, PAGE_MAX).await?;
+        after = page.last().map(|issued| issued.row.serial);
+        let last = page.len() < PAGE_MAX;
+        let live = page.into_iter().map(|issued| issued.row);
+        rows.extend(live.filter(|row| {
+            !row.spiffe_id.is_root() && now <= row.validity.not_after + SKEW_ALLOWED
+        }));
+        if last {
+            return Ok(Holdings { rows });
+        }
+    }
+}
+
+impl Holdings {
+    /// Those that these rules cover.
+    pub(crate) fn covered(&self, rules: &Revocations) -> Self {
+        let rows = self.rows.iter().filter(|row| is_covered(row, rules)).cloned();
+        Self { rows: rows.collect() }
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> u64 {
+        self.rows.len() as u64
+    }
+
+    /// The last moment at which any of them is valid.
+    pub(crate) fn last_end(&self) -> Option<Timestamp> {
+        self.rows.iter().map(|row| row.validity.not_after).max()
+    }
+
+    /// Whom they name.
+    pub(crate) fn identities(&self) -> BTreeSet<SpiffeId> {
+        self.rows.iter().map(|row| row.spiffe_id.clone()).collect()
+    }
+
+    /// Who holds them, as far as that is a node.
+    pub(crate) fn holders(&self) -> BTreeSet<(SpiffeId, NodeId)> {
+        let holder = |row: &IssuedRow| Some((row.spiffe_id.clone(), row.node?));
+        self.rows.iter().filter_map(holder).collect()
+    }
+
+    /// When the last credential of each identity on each node ends.
+    pub(crate) fn last_ends(&self) -> HashMap<(NodeId, SpiffeId), Timestamp> {
+        let mut ends: HashMap<_, Timestamp> = HashMap::new();
+        for row in &self.rows {
+            let Some(node) = row.node else { continue };
+            let end = ends.entry((node, row.spiffe_id.clone())).or_insert(Timestamp::EPOCH);
+            *end = (*end).max(row.validity.not_after);
+        }
+        ends
+    }
+}
+
+fn is_covered(row: &IssuedRow, rules: &Revocations) -> bool {
+    let tag = row.node.map_or(NodeTag::from_bytes([0; 8]), node_tag);
+    let presented = Presented {
+        id: &row.spiffe_id,
+        serial: Some(row.serial),
+        key: row.key,
+        authorities: &[row.issuer],
+        provenance: Some((row.revision, tag)),
+    };
+    rules.covering(&presented).is_some()
+}

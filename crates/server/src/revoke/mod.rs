@@ -1,0 +1,14 @@
+//! What was issued is taken out of service, and what would be issued is stopped; who enforces it, and until when it
+//! matters if somebody does not (design, section 11).
+
+mod converge;
+mod holdings;
+mod order;
+mod plan;
+mod prune;
+
+pub(crate) use converge::{Advance, Converging, converged, forget};
+pub(crate) use holdings::held;
+pub(crate) use order::{Suspending, in_force, revoke, shown, suspend};
+pub(crate) use plan::{removed, retired};
+pub(crate) use prune::prune;

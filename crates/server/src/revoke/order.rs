@@ -1,0 +1,301 @@
+//! An operator's order, from what it names to what is committed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_api::admin::{
+    RevisionResponse, RevocationsResponse, RevokeRequest, RevokeResponse, TARGETS_MAX, Target,
+};
+use countersign_audit::{Entry, Event, EventKind};
+use countersign_identity::{Code, Revision, SKEW_ALLOWED, Suspended, Suspension, Timestamp};
+use countersign_store::{Batch, Change, Committed, Kind};
+
+use crate::attest::node_of;
+use crate::authority::internal;
+use crate::control::Control;
+use crate::refusal::Refused;
+use crate::revoke::converge::Watched;
+use crate::revoke::holdings::{Holdings, held};
+use crate::revoke::plan::{
+    Found, Plan, Wish, leaked, plan, rule_view, suspension_change, suspension_name,
+    suspension_subject, suspension_view,
+};
+use crate::state::State;
+
+/// How often an order is planned again because the state moved on. Every other writer makes way within as many commits.
+const ATTEMPTS_MAX: usize = 50;
+/// How long to wait for the snapshot to show what is committed.
+const SHOWN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Takes credentials out of service.
+///
+/// Not to be torn: callers run it in a task of its own.
+///
+/// # Errors
+/// When a target is unknown or does not fit the reason; nothing is half-done.
+pub(crate) async fn revoke(
+    control: Arc<Control>,
+    request: RevokeRequest,
+    actor: String,
+) -> Result<RevokeResponse, Refused> {
+    check(&request)?;
+    for _attempt in 0..ATTEMPTS_MAX {
+        let state = control.feed.current();
+        let now = control.desk.time.highest(control.clock.now());
+        let plan = plan(&state, &wish(&control, &request, now).await?)?;
+        if request.dry_run {
+            let covered = covered(&control, &plan).await?;
+            return Ok(answer(state.revision, &request, &plan, &covered));
+        }
+        let revision = Revision { number: state.revision.number + 1, ..state.revision };
+        control.converging.begin(revision, control.clock.now());
+        match control.store.commit(plan.batch(&state, &actor, now)).await {
+            Ok(committed) => return finish(&control, &request, &plan, &committed).await,
+            Err(error) => {
+                control.converging.give_up(revision);
+                let refused = Refused::from(error);
+                if refused.code != Code::StaleBase {
+                    return Err(refused);
+                }
+                catch_up(&control).await?;
+            }
+        }
+    }
+    Err(Refused::new(Code::StaleBase, "the state moved on again and again meanwhile"))
+}
+
+fn check(request: &RevokeRequest) -> Result<(), Refused> {
+    if request.targets.is_empty() {
+        return Err(Refused::new(Code::NotUnderstood, "nothing is named that is to be revoked"));
+    }
+    if TARGETS_MAX < request.targets.len() {
+        let found = request.targets.len();
+        let why = format!("{found} targets are over the limit of {TARGETS_MAX} a request");
+        return Err(Refused::new(Code::TooLarge, why));
+    }
+    Ok(())
+}
+
+/// What the revocation comes to, once it is durable.
+async fn finish(
+    control: &Control,
+    request: &RevokeRequest,
+    plan: &Plan,
+    committed: &Committed,
+) -> Result<RevokeResponse, Refused> {
+    let at = control.clock.now();
+    control.desk.time.recorded(at);
+    // Looked at now: nothing that it covers is recorded any more, so this is all.
+    let covered = covered(control, plan).await?;
+    let exposure_ends = covered.last_end().map(|end| end + SKEW_ALLOWED);
+    let reissue = reissued(&control.feed.current(), plan, &covered);
+    let watched = Watched { reissue, exposure_ends };
+    control.converging.committed(committed.revision, at, watched);
+    shown(control, committed.revision).await;
+    tracing::warn!(revision = %committed.revision, rules = plan.rules.len(), "credentials were revoked");
+    Ok(answer(committed.revision, request, plan, &covered))
+}
+
+/// Who is to be issued anew: whoever held something, unless that is stopped.
+fn reissued(
+    state: &State,
+    plan: &Plan,
+    covered: &Holdings,
+) -> std::collections::BTreeSet<(countersign_identity::SpiffeId, countersign_identity::NodeId)> {
+    let domain = &state.domain().trust_domain;
+    let stopped = |target: &Suspended| {
+        state.is_suspended(target)
+            || plan.suspensions.iter().any(|suspension| suspension.target == *target)
+    };
+    let mut holders = covered.holders();
+    holders.retain(|(id, node)| {
+        let workload = node_of(id, domain).is_none();
+        let declared = state.workloads().any(|(name, spec)| spec.spiffe_id_in(name, domain) == *id);
+        workload
+            && declared
+            && !stopped(&Suspended::Identity(id.clone()))
+            && !stopped(&Suspended::Node(*node))
+    });
+    holders
+}
+
+async fn covered(control: &Control, plan: &Plan) -> Result<Holdings, Refused> {
+    Ok(held(&*control.store, control.clock.now()).await?.covered(&plan.set()))
+}
+
+fn answer(
+    revision: Revision,
+    request: &RevokeRequest,
+    plan: &Plan,
+    covered: &Holdings,
+) -> RevokeResponse {
+    let leaked = leaked(request.reason);
+    RevokeResponse {
+        revision,
+        leaked,
+        not_ruled_out: leaked.not_ruled_out().to_owned(),
+        rules: plan.rules.iter().map(|(name, rule)| rule_view(name, rule)).collect(),
+        suspended: plan.suspensions.iter().map(suspension_view).collect(),
+        covered: covered.count(),
+        identities: covered.identities().into_iter().collect(),
+        exposure_ends: covered.last_end().map(|end| end + SKEW_ALLOWED),
+    }
+}
+
+/// Looks up what the order names.
+async fn wish(control: &Control, request: &RevokeRequest, now: Timestamp) -> Result<Wish, Refused> {
+    let mut targets = Vec::with_capacity(request.targets.len());
+    for target in &request.targets {
+        targets.push(found(control, target, request.dry_run).await?);
+    }
+    let serials_only = targets.iter().all(|target| matches!(target, Found::Serial(_)));
+    let last_end = if serials_only { None } else { held(&*control.store, now).await?.last_end() };
+    let before = match request.issued_before {
+        Some(moment) => Some(first_after(control, moment + SKEW_ALLOWED).await?),
+        None => None,
+    };
+    let (reason, reissue) = (request.reason, request.reissue);
+    Ok(Wish { targets, reason, reissue, before: before.flatten(), last_end, now })
+}
+
+async fn found(control: &Control, target: &Target, dry_run: bool) -> Result<Found, Refused> {
+    let unknown = |what: String| Err(Refused::new(Code::NotFound, what));
+    match target {
+        Target::Serial(serial) => match control.store.issued(*serial).await? {
+            Some(issued) => Ok(Found::Serial(issued.row)),
+            None => unknown(format!(
+                "no certificate with serial `{serial}` is on record: it was never issued here, or has expired"
+            )),
+        },
+        Target::Node(node) => match control.store.node(*node).await? {
+            Some(_row) => Ok(Found::Other(target.clone())),
+            None => unknown(format!(
+                "node `{node}` is not registered; `countersign node list` shows them"
+            )),
+        },
+        Target::Authority(key) => {
+            let authorities = control.desk.authorities.load();
+            if authorities.root.key_id() == *key {
+                let why = "the root signs everything that is in service: rotate it first";
+                return Err(Refused::new(Code::Forbidden, why));
+            }
+            if authorities.issuer.key_id() == *key && !dry_run {
+                let why = "this issuer signs now, and has no successor yet";
+                return Err(Refused::new(Code::Forbidden, why));
+            }
+            Ok(Found::Other(target.clone()))
+        }
+        Target::Identity(_) | Target::Key(_) => Ok(Found::Other(target.clone())),
+    }
+}
+
+/// The first revision that was committed after this moment, by the log; none when there is none yet.
+async fn first_after(control: &Control, moment: Timestamp) -> Result<Option<Revision>, Refused> {
+    let size = control.store.head().await?.log_size;
+    let (mut low, mut high) = (0, size);
+    // The log's times do not go back by more than the allowed skew, which was added.
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let events = control.store.events(middle, 1).await?;
+        let Some(event) = events.first() else { break };
+        let entry = Entry::parse(&event.leaf).map_err(internal)?;
+        if entry.at <= moment {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    let events = control.store.events(low, 1).await?;
+    let Some(event) = events.first() else { return Ok(None) };
+    let revision = Entry::parse(&event.leaf).map_err(internal)?.revision;
+    // What was authorised at that event's own revision may have been issued before it.
+    Ok(Some(Revision { number: revision.number + 1, ..revision }))
+}
+
+/// Suspends something, or lifts it.
+///
+/// # Errors
+/// When there is nothing to lift.
+pub(crate) async fn suspend(
+    control: Arc<Control>,
+    change: Suspending,
+    actor: String,
+) -> Result<RevisionResponse, Refused> {
+    for _attempt in 0..ATTEMPTS_MAX {
+        let state = control.feed.current();
+        let now = control.desk.time.highest(control.clock.now());
+        let batch = change.batch(&state, &actor, now)?;
+        match control.store.commit(batch).await {
+            Ok(committed) => {
+                shown(&control, committed.revision).await;
+                return Ok(RevisionResponse { revision: committed.revision });
+            }
+            Err(error) => {
+                let refused = Refused::from(error);
+                if refused.code != Code::StaleBase {
+                    return Err(refused);
+                }
+                catch_up(&control).await?;
+            }
+        }
+    }
+    Err(Refused::new(Code::StaleBase, "the state moved on again and again meanwhile"))
+}
+
+/// A change of what is suspended.
+pub(crate) enum Suspending {
+    /// Nothing more is issued.
+    Begin(Suspended, countersign_identity::Reason),
+    /// It is issued again.
+    End(Suspended),
+}
+
+impl Suspending {
+    fn batch(&self, state: &State, actor: &str, now: Timestamp) -> Result<Batch, Refused> {
+        let (changes, event, narrows) = match self {
+            Self::Begin(target, reason) => {
+                let suspension = Suspension { target: target.clone(), reason: *reason, at: now };
+                let details = serde_json::json!({ "reason": reason });
+                let event =
+                    Event::new(EventKind::Suspended, now, actor, suspension_subject(target));
+                (vec![suspension_change(&suspension)], event.with_details(details), true)
+            }
+            Self::End(target) => {
+                if !state.is_suspended(target) {
+                    let subject = suspension_subject(target);
+                    let why = format!("`{subject}` is not suspended");
+                    return Err(Refused::new(Code::NotFound, why));
+                }
+                let name = suspension_name(target);
+                let remove = Change::Remove { kind: Kind::Suspension, name };
+                let event = Event::new(EventKind::Resumed, now, actor, suspension_subject(target));
+                (vec![remove], event, false)
+            }
+        };
+        let events = vec![event];
+        Ok(Batch { expected: Some(state.revision), narrows, changes, events, ..Batch::default() })
+    }
+}
+
+/// What is out of service.
+pub(crate) fn in_force(state: &State) -> RevocationsResponse {
+    let rules = state.revocations();
+    let mut rules: Vec<_> = rules.iter().map(|(name, rule)| rule_view(name, rule)).collect();
+    rules.sort_by(|one, next| (next.at, &next.name).cmp(&(one.at, &one.name)));
+    let suspensions = state.suspensions().map(suspension_view).collect();
+    RevocationsResponse { revision: state.revision, rules, suspensions }
+}
+
+async fn catch_up(control: &Control) -> Result<(), Refused> {
+    let head = control.store.head().await?.revision;
+    shown(control, head).await;
+    Ok(())
+}
+
+/// Waits until this server's own snapshot shows a revision. It is durable in any case.
+pub(crate) async fn shown(control: &Control, revision: Revision) {
+    let reached = tokio::time::timeout(SHOWN_TIMEOUT, control.feed.reached(revision)).await;
+    if reached.is_err() {
+        tracing::warn!(%revision, "the snapshot is slow to show a committed revision");
+    }
+}

@@ -1,0 +1,61 @@
+//! Rules that cannot cover anything any more are dropped, so that the set stays small.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_audit::{Event, EventKind};
+use countersign_identity::Timestamp;
+use countersign_store::{Batch, Change, Kind};
+use tokio_util::sync::CancellationToken;
+
+use crate::control::Control;
+use crate::refusal::Refused;
+use crate::state::State;
+
+/// How often it is looked for such rules.
+const LOOK: Duration = Duration::from_secs(60);
+/// Rules that one commit drops.
+const RULES_MAX: usize = 1000;
+/// The lease under which one replica does it.
+const LEASE: &str = "revoke/prune";
+const LEASE_TIME: Duration = Duration::from_secs(120);
+
+/// Looks now and then until stopped. What fails is told and tried again.
+pub(crate) async fn prune(control: Arc<Control>, holder: String, stop: CancellationToken) {
+    loop {
+        if let Err(refused) = look(&control, &holder).await {
+            tracing::warn!(code = %refused.code, why = %refused.why, "could not drop rules that are moot");
+        }
+        let again = control.clock.now() + LOOK;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = control.clock.sleep_until(again) => {}
+        }
+    }
+}
+
+async fn look(control: &Control, holder: &str) -> Result<(), Refused> {
+    // A clock that may not be believed takes nothing away.
+    let now = control.desk.time.trusted(control.clock.now())?;
+    let state = control.feed.current();
+    let moot = moot(&state, now);
+    if moot.is_empty() || !control.store.lease(LEASE, holder, LEASE_TIME, now).await? {
+        return Ok(());
+    }
+    let event = |name: &String| {
+        let subject = format!("{}/{name}", Kind::Revocation);
+        Event::new(EventKind::RecordRemoved, now, "server", subject)
+    };
+    let events = moot.iter().map(event).collect();
+    let remove = |name| Change::Remove { kind: Kind::Revocation, name };
+    let changes = moot.into_iter().map(remove).collect();
+    let batch = Batch { expected: Some(state.revision), changes, events, ..Batch::default() };
+    control.store.commit(batch).await?;
+    Ok(())
+}
+
+fn moot(state: &State, now: Timestamp) -> Vec<String> {
+    let rules = state.revocations();
+    let moot = rules.iter().filter(|(_, rule)| rule.is_moot(now));
+    moot.map(|(name, _)| name.to_string()).take(RULES_MAX).collect()
+}
