@@ -76,9 +76,7 @@ fn an_agent_whose_clock_is_set_back_ten_minutes_goes_on_and_status_says_that_it_
     assert!(skew(&before).abs() < 5_000 && !warned(&before), "{before}");
 
     clock.set("-600");
-    let status = until("the clock is told to be off", || {
-        Some(domain.status()).filter(|status| warned(status))
-    });
+    let status = until("the clock is told to be off", || Some(domain.status()).filter(warned));
     assert!((-605_000..=-595_000).contains(&skew(&status)), "{status}");
     let fetched = domain.fetch();
     assert!(fetched.status.success(), "it goes on: {}", text(&fetched.stderr));
@@ -97,9 +95,7 @@ fn an_agent_whose_clock_is_set_an_hour_ahead_recovers_by_itself_once_it_is_right
     clock.set("+3600");
     // All that it holds is expired to it. That is no refusal: it cannot know.
     until("it serves nothing", || (domain.fetch().status.code() == Some(3)).then_some(()));
-    let status = until("the clock is told to be off", || {
-        Some(domain.status()).filter(|status| warned(status))
-    });
+    let status = until("the clock is told to be off", || Some(domain.status()).filter(warned));
     assert!((3_595_000..=3_605_000).contains(&skew(&status)), "{status}");
 
     clock.set("+0");
