@@ -7,5 +7,5 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|text: &str| {
     let source = PolicySource { name: "fuzz".parse().expect("a name"), text: text.to_owned() };
     let compiled = Policies::compile(&[source], None);
-    assert_eq!(compiled.is_ok() && scope(text).is_err(), false, "what compiles has a scope");
+    assert!(compiled.is_err() || scope(text).is_ok(), "what compiles has a scope");
 });

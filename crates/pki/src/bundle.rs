@@ -238,7 +238,12 @@ fn authority(position: usize, key: &Value) -> Result<Option<Certificate>, BadBun
     let Some(first) = first else { return Ok(None) };
     let der = first.as_str().and_then(|text| STANDARD.decode(text).ok());
     let der = der.ok_or_else(|| malformed("`x5c` does not hold base64"))?;
-    Certificate::parse(&der).map(Some).map_err(|bad| BadBundle::Certificate { position, bad })
+    let certificate =
+        Certificate::parse(&der).map_err(|bad| BadBundle::Certificate { position, bad })?;
+    // The key is the certificate's, whatever kind the entry names. One of an unknown kind verifies nothing, and
+    // would be lost without a word when the bundle is written again.
+    let known = algorithm::VerifyingKey::from_spki(certificate.spki()).is_ok();
+    Ok(known.then_some(certificate))
 }
 
 fn jwk(authority: &Certificate) -> Value {

@@ -1,6 +1,7 @@
 //! `countersign status`: who is alive, under which identity, until when.
 
 mod agent;
+mod handshakes;
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,12 +9,12 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use countersign_api::admin::{
-    AdminError, CredentialView, Handshake, HandshakeDirection, HandshakesResponse, NodeStatus,
-    PointStatus, ProcessView, Status,
+    AdminError, CredentialView, NodeStatus, PointStatus, ProcessView, Status,
 };
 use countersign_identity::{Clock, SystemClock, Timestamp};
 
 use self::agent::AgentWord;
+use self::handshakes::handshakes;
 use super::when;
 use crate::exit::{Exit, Failure};
 use crate::find::{self, Find};
@@ -64,6 +65,8 @@ struct ServerWord<'a> {
 const WATCH_EVERY: Duration = Duration::from_secs(2);
 /// How long the server alone is waited for. After that the agent beside it is asked too.
 const SERVER_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the server is waited for where nobody else can answer.
+const HANDSHAKES_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
     if arguments.config {
@@ -95,7 +98,13 @@ async fn look(arguments: &Arguments, output: Output, now: Timestamp) -> Result<S
     }
     let client = arguments.find.client()?;
     if arguments.handshakes {
-        let response = client.handshakes(arguments.limit, None).await.map_err(without_server)?;
+        let asked = client.handshakes(arguments.limit, None);
+        let answer =
+            tokio::time::timeout(HANDSHAKES_TIMEOUT, asked).await.unwrap_or_else(|_elapsed| {
+                let path = client.socket().to_owned();
+                Err(AdminError::TimedOut { path, limit: HANDSHAKES_TIMEOUT })
+            });
+        let response = answer.map_err(without_server)?;
         return Ok(match output {
             Output::Json => serde_json::to_string(&response)? + "\n",
             Output::Human => handshakes(&response),
@@ -298,50 +307,6 @@ fn workloads(status: &Status) -> String {
         ]);
     }
     if table.is_empty() { String::new() } else { format!("\n{}", table.render(0)) }
-}
-
-fn handshakes(response: &HandshakesResponse) -> String {
-    let mut table =
-        Table::new(["at", "at the door of", "peer", "outcome", "count", "took", "tls", "detail"]);
-    for handshake in &response.handshakes {
-        table.row([
-            handshake.at.to_string(),
-            place(handshake),
-            peer(handshake),
-            handshake.code.map_or_else(|| "admitted".to_owned(), |code| format!("refused: {code}")),
-            handshake.count.to_string(),
-            format!("{} µs", handshake.micros),
-            format!("{} {}", handshake.version, handshake.group).trim().to_owned(),
-            handshake.detail.clone(),
-        ]);
-    }
-    if table.is_empty() {
-        return "no handshake was seen yet\n".to_owned();
-    }
-    let lost = match response.dropped {
-        0 => String::new(),
-        dropped => {
-            format!("\n{dropped} handshakes were not told, because there were too many at once\n")
-        }
-    };
-    table.render(0) + &lost
-}
-
-fn place(handshake: &Handshake) -> String {
-    let door = if handshake.service.is_empty() { &handshake.point } else { &handshake.service };
-    match handshake.direction {
-        HandshakeDirection::Inbound => door.clone(),
-        HandshakeDirection::Outbound => format!("{door} (dialled)"),
-    }
-}
-
-fn peer(handshake: &Handshake) -> String {
-    let name = match handshake.direction {
-        HandshakeDirection::Inbound => &handshake.peer_id,
-        // For a dialled door, who dialled is what one looks for.
-        HandshakeDirection::Outbound => &handshake.local_id,
-    };
-    if name.is_empty() { handshake.peer_address.clone() } else { name.clone() }
 }
 
 #[cfg(test)]

@@ -84,6 +84,22 @@ async fn other_uses_and_kinds_of_keys_are_passed_over() {
     assert_eq!(empty.refresh_hint, Duration::from_secs(300));
 }
 
+/// Found by fuzzing: such an authority was read, and lost when the bundle was written.
+#[tokio::test]
+async fn an_authority_whose_certificate_holds_an_unknown_kind_of_key_is_passed_over_at_once() {
+    let realm = Realm::new("shop.example", KeyKind::Ed25519).await;
+    let mut entry =
+        serde_json::from_str::<Value>(&realm.bundle().to_json()).unwrap()["keys"][0].clone();
+    let mut der = STANDARD.decode(entry["x5c"][0].as_str().unwrap()).unwrap();
+    // Ed25519's key becomes one of 1.3.101.113 (Ed448) by its identifier.
+    let spki = der.windows(10).position(|part| part == b"\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00");
+    der[spki.unwrap() + 6] = 0x71;
+    entry["x5c"][0] = STANDARD.encode(&der).into();
+    let read = parse(&json!({"keys": [entry]})).unwrap();
+    assert_eq!(read.authorities.len(), 0);
+    assert_eq!(parse(&serde_json::from_str(&read.to_json()).unwrap()), Ok(read));
+}
+
 #[tokio::test]
 async fn only_the_first_certificate_of_an_entry_counts() {
     let first = entry().await;

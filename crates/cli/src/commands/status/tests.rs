@@ -1,3 +1,4 @@
+use countersign_api::admin::HandshakesResponse;
 use serde_json::json;
 
 use super::*;

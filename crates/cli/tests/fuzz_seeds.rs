@@ -1,0 +1,195 @@
+//! A short run of every fuzz target on every seed, and on changes of it: for each test run, without the minutes that the
+//! coverage-guided build takes (`cargo xtask fuzz`). Always the same changes, so that what fails fails again.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+#![expect(
+    unused_attributes,
+    reason = "the targets are programs of their own, with `no_main`, elsewhere"
+)]
+
+// The targets are compiled as they are: they take their macro from this crate in place of libFuzzer's.
+extern crate self as libfuzzer_sys;
+
+mod support;
+
+#[path = "../../../fuzz/fuzz_targets/authority_filter.rs"]
+mod authority_filter;
+#[path = "../../../fuzz/fuzz_targets/bundle.rs"]
+mod bundle;
+#[path = "../../../fuzz/fuzz_targets/certificate.rs"]
+mod certificate;
+#[path = "../../../fuzz/fuzz_targets/chain.rs"]
+mod chain;
+#[path = "../../../fuzz/fuzz_targets/csr.rs"]
+mod csr;
+#[path = "../../../fuzz/fuzz_targets/manifest.rs"]
+mod manifest;
+#[path = "../../../fuzz/fuzz_targets/policy.rs"]
+mod policy;
+#[path = "../../../fuzz/fuzz_targets/spiffe_id.rs"]
+mod spiffe_id;
+
+use std::time::{Duration, Instant};
+
+/// How a target's input is made of bytes. `None`: of these it cannot be made.
+pub(crate) trait Input<'a>: Sized {
+    /// The input.
+    fn of(bytes: &'a [u8]) -> Option<Self>;
+}
+
+impl<'a> Input<'a> for &'a [u8] {
+    fn of(bytes: &'a [u8]) -> Option<Self> {
+        Some(bytes)
+    }
+}
+
+impl<'a> Input<'a> for &'a str {
+    fn of(bytes: &'a [u8]) -> Option<Self> {
+        std::str::from_utf8(bytes).ok()
+    }
+}
+
+impl<'a> Input<'a> for (bool, u8, &'a [u8]) {
+    fn of(bytes: &'a [u8]) -> Option<Self> {
+        let [greets, cut, rest @ ..] = bytes else { return None };
+        Some((greets & 1 == 1, *cut, rest))
+    }
+}
+
+/// What libFuzzer's macro of the name is in the targets' own programs.
+#[macro_export]
+macro_rules! fuzz_target {
+    (|$input:ident: $kind:ty| $body:block) => {
+        pub(crate) fn run(bytes: &[u8]) {
+            fn one($input: $kind) $body
+            if let Some(input) = <$kind as $crate::Input>::of(bytes) {
+                one(input);
+            }
+        }
+    };
+}
+
+/// How long changes of the seeds are tried, for each target.
+const CHANGES_FOR: Duration = Duration::from_secs(2);
+/// The longest input that a change makes.
+const INPUT_BYTES_MAX: usize = 16 * 1024;
+
+/// Small numbers that are always the same: xorshift.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 16).unwrap() % bound.max(1)
+    }
+
+    fn byte(&mut self) -> u8 {
+        const TELLING: [u8; 8] = [0, 1, 0x7f, 0x80, 0xff, b'/', b':', b'"'];
+        match self.below(2) {
+            0 => TELLING[self.below(TELLING.len())],
+            _ => u8::try_from(self.below(256)).unwrap(),
+        }
+    }
+
+    /// One change: a byte, a bit, a part that is gone, doubled, or of another seed.
+    fn change(&mut self, bytes: &mut Vec<u8>, other: &[u8]) {
+        let (from, to) = (self.below(bytes.len() + 1), self.below(bytes.len() + 1));
+        let (from, to) = (from.min(to), from.max(to));
+        match self.below(6) {
+            0 if from < bytes.len() => bytes[from] = self.byte(),
+            1 if from < bytes.len() => bytes[from] ^= 1 << self.below(8),
+            2 => drop(bytes.drain(from..to.min(from + 16))),
+            3 => {
+                let part = bytes[from..to].to_vec();
+                bytes.splice(to..to, part);
+            }
+            4 => {
+                let start = self.below(other.len() + 1);
+                let end = start + self.below(other.len() - start + 1);
+                bytes.splice(from..to.min(from + 16), other[start..end].iter().copied());
+            }
+            _ => bytes.insert(from, self.byte()),
+        }
+        bytes.truncate(INPUT_BYTES_MAX);
+    }
+}
+
+/// Shows the input under which a target panicked.
+struct Shown<'a>(&'a [u8]);
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the input was b\"{}\"", self.0.escape_ascii());
+        }
+    }
+}
+
+#[track_caller]
+fn holds(target: &str, run: fn(&[u8])) {
+    let folder = support::root().join("fuzz/corpus").join(target);
+    let mut paths: Vec<_> =
+        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    let seeds: Vec<_> = paths.iter().map(|path| std::fs::read(path).unwrap()).collect();
+    assert!(3 <= seeds.len(), "{target} has too few seeds");
+    for seed in &seeds {
+        let _shown = Shown(seed);
+        run(seed);
+    }
+    let mut chance = Chance(0x5eed_0000_0000_0001);
+    let (begin, mut tries) = (Instant::now(), 0_u64);
+    while begin.elapsed() < CHANGES_FOR {
+        let mut bytes = seeds[chance.below(seeds.len())].clone();
+        let other = &seeds[chance.below(seeds.len())];
+        for _ in 0..=chance.below(4) {
+            chance.change(&mut bytes, other);
+        }
+        let _shown = Shown(&bytes);
+        run(&bytes);
+        tries += 1;
+    }
+    println!("{target}: {} seeds, {tries} changes of them", seeds.len());
+}
+
+#[test]
+fn the_authority_filter_target_holds_near_its_seeds() {
+    holds("authority_filter", authority_filter::run);
+}
+
+#[test]
+fn the_bundle_target_holds_near_its_seeds() {
+    holds("bundle", bundle::run);
+}
+
+#[test]
+fn the_certificate_target_holds_near_its_seeds() {
+    holds("certificate", certificate::run);
+}
+
+#[test]
+fn the_chain_target_holds_near_its_seeds() {
+    holds("chain", chain::run);
+}
+
+#[test]
+fn the_csr_target_holds_near_its_seeds() {
+    holds("csr", csr::run);
+}
+
+#[test]
+fn the_manifest_target_holds_near_its_seeds() {
+    holds("manifest", manifest::run);
+}
+
+#[test]
+fn the_policy_target_holds_near_its_seeds() {
+    holds("policy", policy::run);
+}
+
+#[test]
+fn the_spiffe_id_target_holds_near_its_seeds() {
+    holds("spiffe_id", spiffe_id::run);
+}
