@@ -28,9 +28,14 @@ pub(crate) fn run(seconds: u32, only: Option<&str>) -> Result<()> {
         let found = folder.join("target/corpus").join(&target);
         std::fs::create_dir_all(&found)
             .with_context(|| format!("cannot make {}", found.display()))?;
+        // What fails is kept where no commit takes it by accident.
+        let artifacts = folder.join("artifacts").join(&target);
+        std::fs::create_dir_all(&artifacts)
+            .with_context(|| format!("cannot make {}", artifacts.display()))?;
         let program = folder.join("target").join(TARGET).join("release").join(&target);
         let mut fuzz = std::process::Command::new(program);
         fuzz.arg(format!("-max_total_time={seconds}"));
+        fuzz.arg(format!("-artifact_prefix={}/", artifacts.display()));
         fuzz.args([
             "-use_value_profile=1",
             "-rss_limit_mb=2048",
