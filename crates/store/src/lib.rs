@@ -13,6 +13,8 @@ mod batch;
 mod bounds;
 mod error;
 mod memory;
+mod postgres;
+mod queue;
 mod rows;
 mod sql;
 mod sqlite;
@@ -32,6 +34,7 @@ pub use bounds::{
 };
 pub use error::{Result, StoreError};
 pub use memory::MemoryStore;
+pub use postgres::{BadUrl, Password, PostgresStore, PostgresUrl};
 pub use rows::{
     Commit, Details, Feed, Head, Issued, IssuedRow, NodeRow, Snapshot, StoredEvent, TokenRow,
     Trimmed,
@@ -95,4 +98,10 @@ pub trait Store: Send + Sync + 'static {
     /// Drops what nobody can need any more: rows of certificates and tokens that ended more than the allowed skew
     /// ago. At most a bounded count at once; call again while [`Trimmed::more`] is true. The log is not touched.
     async fn trim(&self, now: Timestamp) -> Result<Trimmed>;
+
+    /// What an operator should know of what the store does not promise; nothing when every acknowledged write is
+    /// durable against all that this kind of store is meant to survive.
+    async fn caveats(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
 }

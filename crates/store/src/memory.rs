@@ -11,7 +11,7 @@ use imbl::{OrdMap, Vector};
 use tokio::sync::watch;
 
 use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name};
-use crate::transact::{Lease, Tables, lease_end, trim, write};
+use crate::transact::{Lease, Tables, Upkeep, lease_end, trim, write};
 use crate::{
     Batch, Change, Commit, Committed, Details, Feed, Head, Issued, IssuedRow, Kind, NodeRow,
     PAGE_MAX, Record, Result, Snapshot, Store, StoredEvent, TokenRow, Trimmed,
@@ -28,25 +28,24 @@ pub struct MemoryStore {
 
 /// All tables. Persistent maps: a copy costs nothing, so that a batch works on one and puts it in place whole.
 #[derive(Clone)]
-struct State {
-    head: Head,
-    records: OrdMap<(Kind, String), Arc<[u8]>>,
-    commits: OrdMap<u64, Vector<Change>>,
-    secrets: OrdMap<String, Arc<[u8]>>,
-    tokens: OrdMap<Sha256, TokenRow>,
-    nodes: OrdMap<NodeId, NodeRow>,
-    keys: OrdMap<Vec<u8>, NodeId>,
-    issued: OrdMap<Serial, Issued>,
-    leases: OrdMap<String, (String, Timestamp)>,
-    log: Vector<Arc<StoredEvent>>,
+pub(crate) struct State {
+    pub(crate) head: Head,
+    pub(crate) records: OrdMap<(Kind, String), Arc<[u8]>>,
+    pub(crate) commits: OrdMap<u64, Vector<Change>>,
+    pub(crate) secrets: OrdMap<String, Arc<[u8]>>,
+    pub(crate) tokens: OrdMap<Sha256, TokenRow>,
+    pub(crate) nodes: OrdMap<NodeId, NodeRow>,
+    pub(crate) keys: OrdMap<Vec<u8>, NodeId>,
+    pub(crate) issued: OrdMap<Serial, Issued>,
+    pub(crate) leases: OrdMap<String, (String, Timestamp)>,
+    pub(crate) log: Vector<Arc<StoredEvent>>,
 }
 
-impl MemoryStore {
-    /// An empty store, at the beginning of its first incarnation.
-    pub fn new(entropy: Arc<dyn Entropy>) -> Self {
-        let start = Revision { incarnation: 1, number: 0 };
-        let state = State {
-            head: Head { revision: start, fence: start, log_size: 0 },
+impl State {
+    /// No rows at all.
+    pub(crate) fn empty(head: Head) -> Self {
+        Self {
+            head,
             records: OrdMap::new(),
             commits: OrdMap::new(),
             secrets: OrdMap::new(),
@@ -56,7 +55,15 @@ impl MemoryStore {
             issued: OrdMap::new(),
             leases: OrdMap::new(),
             log: Vector::new(),
-        };
+        }
+    }
+}
+
+impl MemoryStore {
+    /// An empty store, at the beginning of its first incarnation.
+    pub fn new(entropy: Arc<dyn Entropy>) -> Self {
+        let start = Revision { incarnation: 1, number: 0 };
+        let state = State::empty(Head { revision: start, fence: start, log_size: 0 });
         Self { state: Mutex::new(state), hint: watch::Sender::new(start), entropy }
     }
 
@@ -296,7 +303,9 @@ impl Tables for State {
     fn node(&mut self, id: NodeId) -> Result<Option<NodeRow>> {
         Ok(self.nodes.get(&id).cloned())
     }
+}
 
+impl Upkeep for State {
     fn take_lease(&mut self, lease: &Lease<'_>) -> Result<bool> {
         let free = self
             .leases

@@ -21,8 +21,9 @@ use tokio::sync::{oneshot, watch};
 use self::files::Lock;
 use self::readers::Readers;
 use self::tables::{Open, all, one};
-use self::writer::{Job, OwnedLease, Queue, Writer, ended};
+use self::writer::Writer;
 use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name};
+use crate::queue::{Job, OwnedLease, Queue, ended};
 use crate::transact::lease_end;
 use crate::{
     Batch, Change, Commit, Committed, Feed, Head, Issued, NodeRow, PAGE_MAX, Record, Result,

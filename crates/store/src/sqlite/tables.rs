@@ -5,7 +5,7 @@ use countersign_identity::{NodeId, Serial, Sha256, Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, Params, Row};
 
 use super::rows::{self, broken, failed, labels_text, signed};
-use crate::transact::{Lease, Tables};
+use crate::transact::{Lease, Tables, Upkeep};
 use crate::{Change, Head, IssuedRow, Kind, NodeRow, Record, Result, TokenRow, sql};
 
 /// The writer's connection inside a transaction.
@@ -183,7 +183,9 @@ impl Tables for Open<'_> {
     fn node(&mut self, id: NodeId) -> Result<Option<NodeRow>> {
         one(self.0, sql::NODE, [id.as_bytes()], rows::node)
     }
+}
 
+impl Upkeep for Open<'_> {
     fn take_lease(&mut self, lease: &Lease<'_>) -> Result<bool> {
         let (until, now) = (lease.until.micros(), lease.now.micros());
         Ok(self.run(sql::TAKE_LEASE, (lease.name, lease.holder, until, now))? == 1)

@@ -1,4 +1,4 @@
-//! Whatever is done to them, SQLite and memory answer the same.
+//! Whatever is done to them, every backend and memory answer the same.
 
 use std::sync::Arc;
 
@@ -123,23 +123,35 @@ async fn contents(store: &dyn Store) -> String {
     )
 }
 
-async fn same(steps: Vec<Step>) -> Result<(), TestCaseError> {
-    let (memory, sqlite) = (Fixture::memory(), Fixture::sqlite());
-    let (memory, sqlite): (Arc<dyn Store>, Arc<dyn Store>) =
-        (Arc::clone(&memory.store), Arc::clone(&sqlite.store));
+async fn same(other: Fixture, steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let memory = Fixture::memory();
+    let (memory, other): (Arc<dyn Store>, Arc<dyn Store>) =
+        (Arc::clone(&memory.store), Arc::clone(&other.store));
     for step in steps {
         let expected = apply(&*memory, step.clone()).await;
-        prop_assert_eq!(apply(&*sqlite, step.clone()).await, expected, "{:?}", step);
+        prop_assert_eq!(apply(&*other, step.clone()).await, expected, "{:?}", step);
     }
-    prop_assert_eq!(contents(&*sqlite).await, contents(&*memory).await);
+    prop_assert_eq!(contents(&*other).await, contents(&*memory).await);
     Ok(())
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(work)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn sqlite_and_memory_answer_the_same(steps in proptest::collection::vec(step(), 0..40)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(same(steps))?;
+        block_on(same(Fixture::sqlite(), steps))?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn postgres_and_memory_answer_the_same(steps in proptest::collection::vec(step(), 0..40)) {
+        block_on(async { same(Fixture::postgres("read committed").await, steps).await })?;
     }
 }
