@@ -10,6 +10,9 @@ mod handshake;
 mod issue;
 #[path = "../../crates/cli/tests/support/load.rs"]
 mod load;
+#[path = "../../crates/store/tests/support/postgres.rs"]
+#[expect(dead_code, clippy::unwrap_used, reason = "it is the tests' own")]
+mod postgres;
 mod rotation;
 mod small;
 
@@ -37,8 +40,9 @@ struct Arguments {
 
 type Bench = fn(Output) -> Result<()>;
 
-const FIGURES: [(&str, Bench); 5] = [
-    ("issue_embedded", issue::run),
+const FIGURES: [(&str, Bench); 6] = [
+    ("issue_embedded", issue::embedded),
+    ("issue_postgres", issue::postgres),
     ("handshake", handshake::run),
     ("rotation_p99", rotation::run),
     ("verify", small::verify),

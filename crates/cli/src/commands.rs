@@ -6,6 +6,7 @@ mod id;
 mod lists;
 mod reference;
 mod status;
+mod store;
 mod verify;
 mod when;
 
@@ -87,6 +88,11 @@ enum Command {
         #[command(subcommand)]
         what: ResourceCommand,
     },
+    /// Where the state is kept
+    Store {
+        #[command(subcommand)]
+        what: StoreCommand,
+    },
     /// The events of the audit log, oldest first
     Events {
         #[command(flatten)]
@@ -126,6 +132,11 @@ enum Command {
         /// `web`, `orders` or `payments`
         role: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum StoreCommand {
+    Copy(store::Arguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -207,6 +218,9 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         }
         Command::Resource { what: ResourceCommand::Remove { find, kind, name } } => {
             wait(lists::remove_resource(&find, kind, &name, output))
+        }
+        Command::Store { what: StoreCommand::Copy(arguments) } => {
+            wait(store::copy(&arguments, output))
         }
         Command::Events { find, limit, after } => wait(lists::events(&find, limit, after, output)),
         Command::Address { find, arguments } => {

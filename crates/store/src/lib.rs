@@ -11,6 +11,7 @@
 
 mod batch;
 mod bounds;
+mod copy;
 mod error;
 mod memory;
 mod postgres;
@@ -32,6 +33,7 @@ pub use bounds::{
     BATCH_ROWS_MAX, FEED_COMMITS_MAX, HOST_BYTES_MAX, KEY_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX,
     PAGE_MAX, VALUE_BYTES_MAX,
 };
+pub use copy::{Copied, Place, copy};
 pub use error::{Result, StoreError};
 pub use memory::MemoryStore;
 pub use postgres::{BadUrl, Password, PostgresStore, PostgresUrl};

@@ -12,6 +12,7 @@ mod session;
 mod target;
 mod text;
 mod tls;
+mod transfer;
 mod writer;
 
 use std::fmt;
@@ -30,6 +31,7 @@ use self::readers::{Readers, Unread};
 use self::seen::Seen;
 use self::session::{Command, Session, Target, command};
 pub use self::target::{BadUrl, Password, PostgresUrl};
+pub(crate) use self::transfer::{Reading, Writing};
 use self::writer::Writer;
 use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name};
 use crate::queue::{Job, OwnedLease, Queue, ended};

@@ -211,6 +211,17 @@ impl Session {
         self.client.query(&statement, &values).await.map_err(failed)
     }
 
+    /// The rows of a statement that is sent once.
+    pub(super) async fn rows_of(
+        &self,
+        text: &str,
+        values: &[Box<dyn ToSql + Sync + Send>],
+    ) -> std::result::Result<Vec<Row>, Fault> {
+        let values: Vec<&(dyn ToSql + Sync)> =
+            values.iter().map(|value| &**value as &(dyn ToSql + Sync)).collect();
+        self.client.query(text, &values).await.map_err(|error| Fault::new(&error))
+    }
+
     /// Sends a beginning, all commands and an end at once, and gives the rows of each command: one round trip.
     ///
     /// The outcome is that of the first that failed; what came after it failed because of it.

@@ -24,12 +24,16 @@ use crate::{Batch, Committed, Result, StoreError, Trimmed};
 
 /// How long an answer of the database may take; longer than it gives itself for a statement.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How much longer, for each statement that is sent along.
+const STATEMENT_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long a transaction is run again when it meets others, before its callers hear that they should come again.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long to wait before running it again, at most.
 const PAUSE_MAX: Duration = Duration::from_millis(20);
 /// So many transactions after one that met another replica begin by waiting for the head row, instead of hoping.
 const WARY_COUNT: u32 = 32;
+/// How many rows are thought about well within the database's patience with an open transaction.
+const USUAL_ROWS_MAX: usize = 10_000;
 /// What a replica listens to.
 pub(super) const CHANNEL: &str = "countersign";
 
@@ -148,14 +152,15 @@ impl Writer {
         batches: &[Batch],
         attempt: u32,
     ) -> Run<(Vec<Result<Written>>, bool)> {
-        // 1. What the batches depend on. Locked where another replica is known to write.
-        let locked = 0 < attempt || 0 < self.wary;
+        // 1. What the batches depend on. Inside a transaction that has the head row where another replica is known to
+        // write; otherwise outside of any, so that none is open while this thinks.
+        let plan = if 0 < attempt || 0 < self.wary { Plan::Locked } else { Plan::Hopeful };
         let wanted = Wanted::of(batches);
-        let head = if locked { text::HEAD_LOCKED } else { text::HEAD };
         let careful = 0 < attempt;
         let floor = self.seen.floor();
-        let commands = wanted.commands(head, careful);
-        let answers = match self.round(Some("BEGIN"), &commands, None, RollBack::Needed).await {
+        let commands = wanted.commands(plan.head(), careful);
+        let read = self.round(plan.begin(batches), &commands, None, plan.open_after_reading());
+        let answers = match read.await {
             Ok(answers) => answers,
             // Nothing was written yet.
             Err(Trouble::Race(error) | Trouble::Lost(error)) => return Run::Again(error),
@@ -169,12 +174,12 @@ impl Writer {
         let (draft, outcomes) = match drafted {
             Ok(drafted) => drafted,
             Err(error) => {
-                self.roll_back().await;
+                self.roll_back(plan.open_after_reading()).await;
                 return Run::Failed(error);
             }
         };
         // 3. All of it, with the head row's guard first and COMMIT last.
-        match self.send(&draft).await {
+        match self.send(&draft, plan).await {
             Ok(()) => {}
             Err(Trouble::Race(error)) => {
                 self.wary = WARY_COUNT;
@@ -209,7 +214,7 @@ impl Writer {
         Ok((draft, outcomes))
     }
 
-    async fn send(&mut self, draft: &Draft) -> std::result::Result<(), Trouble> {
+    async fn send(&mut self, draft: &Draft, plan: Plan) -> std::result::Result<(), Trouble> {
         let gathered = Rows::of(draft);
         let rows = match &gathered {
             Ok(rows) => rows.commands(),
@@ -233,15 +238,19 @@ impl Writer {
         });
         match commands {
             Err(error) => {
-                self.roll_back().await;
+                self.roll_back(plan.open_after_reading()).await;
                 Err(Trouble::Refused(error))
             }
             Ok(commands) if commands.is_empty() => {
-                self.roll_back().await;
+                self.roll_back(plan.open_after_reading()).await;
                 Ok(())
             }
             Ok(commands) => {
-                self.round(None, &commands, Some("COMMIT"), RollBack::Sent).await.map(drop)
+                let begin = match plan {
+                    Plan::Hopeful => Some("BEGIN"),
+                    Plan::Locked => None,
+                };
+                self.round(begin, &commands, Some("COMMIT"), Open::No).await.map(drop)
             }
         }
     }
@@ -283,7 +292,7 @@ impl Writer {
         let deadline = Instant::now() + RETRY_TIMEOUT;
         let mut attempt = 0;
         loop {
-            match self.round(begin, commands, end, RollBack::Sent).await {
+            match self.round(begin, commands, end, Open::No).await {
                 Ok(rows) => return Ok(rows),
                 Err(Trouble::Race(_)) if Instant::now() < deadline => {}
                 Err(Trouble::Race(error) | Trouble::Refused(error) | Trouble::Lost(error)) => {
@@ -301,9 +310,9 @@ impl Writer {
         begin: Option<&str>,
         commands: &[Command<'_>],
         end: Option<&str>,
-        roll_back: RollBack,
+        open: Open,
     ) -> std::result::Result<Vec<Vec<tokio_postgres::Row>>, Trouble> {
-        // Inside a transaction a new connection would be outside of it.
+        // In the middle of a transaction a new connection would be outside of it.
         let fresh = begin.is_some() || end.is_none();
         if fresh && self.session.as_ref().is_none_or(Session::is_closed) {
             self.session = None;
@@ -313,10 +322,11 @@ impl Writer {
         let Some(session) = &self.session else { return Err(Trouble::Lost(ended())) };
         // What it warned of before is not about this.
         session.was_warned();
-        let sent = timeout(ANSWER_TIMEOUT, session.together(begin, commands, end)).await;
-        let sent = sent.unwrap_or_else(|_late| {
-            Err(Fault::Lost { why: format!("no answer in {ANSWER_TIMEOUT:?}") })
-        });
+        let count = u32::try_from(commands.len()).unwrap_or(u32::MAX);
+        let patience = ANSWER_TIMEOUT.saturating_add(STATEMENT_TIMEOUT.saturating_mul(count));
+        let sent = timeout(patience, session.together(begin, commands, end)).await;
+        let sent = sent
+            .unwrap_or_else(|_late| Err(Fault::Lost { why: format!("no answer in {patience:?}") }));
         // A COMMIT that did not wait for its standbys to the end says so by a warning only.
         let warned = end.is_some() && session.was_warned();
         match sent {
@@ -330,10 +340,7 @@ impl Writer {
                 Err(Trouble::Lost(fault.error()))
             }
             Err(fault) => {
-                match roll_back {
-                    RollBack::Needed => self.roll_back().await,
-                    RollBack::Sent => {}
-                }
+                self.roll_back(open).await;
                 if fault.is_of_a_race() {
                     let why = format!("others write, too: {}", fault.clone().error());
                     return Err(Trouble::Race(StoreError::Unavailable { why }));
@@ -343,8 +350,8 @@ impl Writer {
         }
     }
 
-    async fn roll_back(&mut self) {
-        let Some(session) = &self.session else { return };
+    async fn roll_back(&mut self, open: Open) {
+        let (Open::Yes, Some(session)) = (open, &self.session) else { return };
         let rolled_back = timeout(ANSWER_TIMEOUT, session.run("ROLLBACK")).await;
         if !matches!(rolled_back, Ok(Ok(()))) {
             // Closing the connection does it as well.
@@ -371,11 +378,45 @@ impl Writer {
     }
 }
 
-/// Whether a transaction is still open when one of its statements was refused.
+/// Whether a transaction is still open after a round trip, also when one of its statements was refused.
 #[derive(Clone, Copy)]
-enum RollBack {
-    /// It is.
-    Needed,
-    /// What ends it was sent along.
-    Sent,
+enum Open {
+    Yes,
+    No,
+}
+
+/// How a transaction goes about the head row.
+#[derive(Clone, Copy)]
+enum Plan {
+    /// Reads it, and finds out at the end whether it was still so.
+    Hopeful,
+    /// Has it from the beginning.
+    Locked,
+}
+
+impl Plan {
+    fn head(self) -> &'static str {
+        match self {
+            Self::Hopeful => text::HEAD,
+            Self::Locked => text::HEAD_LOCKED,
+        }
+    }
+
+    /// With what the first round trip begins.
+    fn begin(self, batches: &[Batch]) -> Option<&'static str> {
+        let rows = batches.iter().map(|batch| batch.changes.len() + batch.events.len());
+        match self {
+            Self::Hopeful => None,
+            Self::Locked if rows.sum::<usize>() <= USUAL_ROWS_MAX => Some("BEGIN"),
+            // Thinking about so many takes longer than the database usually waits.
+            Self::Locked => Some("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 5000"),
+        }
+    }
+
+    fn open_after_reading(self) -> Open {
+        match self {
+            Self::Hopeful => Open::No,
+            Self::Locked => Open::Yes,
+        }
+    }
 }

@@ -5,6 +5,7 @@ mod readers;
 mod rows;
 mod schema;
 mod tables;
+mod transfer;
 mod writer;
 
 use std::fmt;
@@ -21,6 +22,7 @@ use tokio::sync::{oneshot, watch};
 use self::files::Lock;
 use self::readers::Readers;
 use self::tables::{Open, all, one};
+pub(crate) use self::transfer::{Reading, Writing};
 use self::writer::Writer;
 use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name};
 use crate::queue::{Job, OwnedLease, Queue, ended};

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what a test sets up may fail loudly")]
 
+mod copies;
 mod crash;
 mod equality;
 mod files;
@@ -13,6 +14,7 @@ mod replicas;
 mod revisions;
 #[path = "../support/postgres.rs"]
 mod server;
+mod tls;
 
 use std::sync::Arc;
 

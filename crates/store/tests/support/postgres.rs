@@ -27,7 +27,7 @@ if [ "$end" != keep ]; then rm -rf "$2"; fi
 "#;
 
 /// A database server.
-pub struct Cluster {
+pub(crate) struct Cluster {
     folder: PathBuf,
     listen: Listen,
     keeper: Mutex<Option<Keeper>>,
@@ -42,7 +42,7 @@ struct Keeper {
 
 /// Where a server listens beside its Unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Listen {
+pub(crate) enum Listen {
     /// Nowhere.
     Nowhere,
     /// At this port of the loopback address.
@@ -79,15 +79,22 @@ fn as_user(program: &Path) -> Command {
     command
 }
 
+/// Makes a file the server's own.
+pub(crate) fn give_away(path: &Path) {
+    if let Some((uid, gid)) = user() {
+        std::os::unix::fs::chown(path, Some(uid), Some(gid)).unwrap();
+    }
+}
+
 impl Cluster {
     /// The one that the tests of this process share, each with databases of its own.
-    pub fn shared() -> &'static Self {
+    pub(crate) fn shared() -> &'static Self {
         static SHARED: OnceLock<Cluster> = OnceLock::new();
         SHARED.get_or_init(|| Self::start(Listen::Nowhere, &[]))
     }
 
     /// Makes one and starts it, with more lines of its configuration.
-    pub fn start(listen: Listen, settings: &[&str]) -> Self {
+    pub(crate) fn start(listen: Listen, settings: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("cspg").tempdir_in("/tmp").unwrap().keep();
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
         if let Some((uid, gid)) = user() {
@@ -112,7 +119,7 @@ impl Cluster {
     }
 
     /// Starts the server that was stopped, and waits until it answers.
-    pub fn resume(&self) {
+    pub(crate) fn resume(&self) {
         let (address, port) = match self.listen {
             Listen::Nowhere => ("", "5432".to_owned()),
             Listen::Loopback(port) => ("127.0.0.1", port.to_string()),
@@ -144,7 +151,7 @@ impl Cluster {
     }
 
     /// Stops the server as a power cut does: nobody is waited for.
-    pub fn crash(&self) {
+    pub(crate) fn crash(&self) {
         if let Some(mut keeper) = self.keeper().take() {
             keeper.input.take().unwrap().write_all(b"keep\n").unwrap();
             keeper.shell.wait().unwrap();
@@ -152,12 +159,12 @@ impl Cluster {
     }
 
     /// The process of the server, to be signalled.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.keeper().as_ref().expect("it runs").pid
     }
 
     /// Stops every process of the server where it is, or lets it go on.
-    pub fn signal_all(&self, signal: &str) {
+    pub(crate) fn signal_all(&self, signal: &str) {
         let main = self.pid().to_string();
         let children = Command::new("ps").args(["-o", "pid=", "--ppid", &main]).output().unwrap();
         let children = String::from_utf8(children.stdout).unwrap();
@@ -168,7 +175,7 @@ impl Cluster {
     }
 
     /// Runs SQL, each statement by itself.
-    pub fn psql(&self, database: &str, sql: &str) -> Output {
+    pub(crate) fn psql(&self, database: &str, sql: &str) -> Output {
         let port = match self.listen {
             Listen::Nowhere => 5432,
             Listen::Loopback(port) => port,
@@ -185,14 +192,14 @@ impl Cluster {
 
     /// Runs SQL that must succeed, and gives what it printed.
     #[track_caller]
-    pub fn sql(&self, database: &str, sql: &str) -> String {
+    pub(crate) fn sql(&self, database: &str, sql: &str) -> String {
         let output = self.psql(database, sql);
         assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
     /// A new database in which transactions are isolated like this unless they say otherwise; its name.
-    pub fn database(&self, isolation: &str) -> String {
+    pub(crate) fn database(&self, isolation: &str) -> String {
         let name = format!("t{}", self.databases.fetch_add(1, Ordering::Relaxed));
         self.sql("postgres", &format!("CREATE DATABASE {name}"));
         self.sql(
@@ -203,7 +210,7 @@ impl Cluster {
     }
 
     /// What `--store` is told to find a database by the Unix socket.
-    pub fn url(&self, database: &str) -> String {
+    pub(crate) fn url(&self, database: &str) -> String {
         let port = match self.listen {
             Listen::Nowhere => 5432,
             Listen::Loopback(port) => port,
@@ -212,12 +219,12 @@ impl Cluster {
     }
 
     /// What the server has logged.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
     /// The server's folder.
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 }
