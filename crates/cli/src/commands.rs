@@ -136,7 +136,7 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum StoreCommand {
-    Copy(store::Arguments),
+    Copy(Box<store::Arguments>),
 }
 
 #[derive(Debug, Subcommand)]

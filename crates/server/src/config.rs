@@ -20,6 +20,7 @@ pub const ROOT_LIFETIME_SECS: u64 = 365 * 86_400;
 
 /// Where a trust domain's state is kept.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::large_enum_variant, reason = "a process has one")]
 pub enum StoreAt {
     /// In the data directory, for one server.
     #[default]

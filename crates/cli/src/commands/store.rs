@@ -18,10 +18,10 @@ use crate::serve::password;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Where it is: a data directory, or `postgres://USER@HOST/DATABASE?…`
-    #[arg(long, value_name = "DIR|URL")]
+    #[arg(long, value_name = "PLACE")]
     from: Named,
     /// Where it is to be: a data directory without a state, or an empty database
-    #[arg(long, value_name = "DIR|URL")]
+    #[arg(long, value_name = "PLACE")]
     to: Named,
     /// The file of the database's password [default: as PGPASSFILE or PGPASSWORD say]
     #[arg(long, value_name = "FILE", env = "COUNTERSIGN_STORE_PASSWORD_FILE")]
