@@ -9,16 +9,40 @@ use anyhow::{Context, Result};
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Clock, SystemClock, SystemEntropy};
 use countersign_pki::{KeyKind, PrivateKey, make_csr, open_csr};
-use countersign_store::{Batch, IssuedRow, SqliteStore, Store};
+use countersign_store::{Batch, IssuedRow, Password, PostgresStore, SqliteStore, Store};
 
 use crate::credentials::Domain;
 use crate::figure::{Better, Figure, Output, rate};
+use crate::postgres::{Cluster, Listen};
 
 /// Callers at once, as agents batch them.
 const CALLERS: usize = 64;
 const SPAN: Duration = Duration::from_secs(4);
 
-pub(crate) fn run(output: Output) -> Result<()> {
+/// With the state in the data directory.
+pub(crate) fn embedded(output: Output) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().to_owned();
+    measure("issue_embedded", output, async move {
+        Ok(Arc::new(SqliteStore::create(&path, Arc::new(SystemEntropy))?) as Arc<dyn Store>)
+    })
+}
+
+/// With the state in a PostgreSQL on the same machine.
+pub(crate) fn postgres(output: Output) -> Result<()> {
+    let cluster = Cluster::start(Listen::Nowhere, &[]);
+    let url = cluster.url(&cluster.database("read committed")).parse()?;
+    measure("issue_postgres", output, async move {
+        let store = PostgresStore::create(url, Password::None, Arc::new(SystemEntropy)).await?;
+        Ok(Arc::new(store) as Arc<dyn Store>)
+    })
+}
+
+fn measure(
+    name: &'static str,
+    output: Output,
+    store: impl Future<Output = Result<Arc<dyn Store>>>,
+) -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(cores).enable_all().build()?;
@@ -28,11 +52,10 @@ pub(crate) fn run(output: Output) -> Result<()> {
     let csr = Arc::new(make_csr(&key)?);
 
     let limit = crypto_alone(cores, &csr, &key);
-    let folder = tempfile::tempdir()?;
-    let store = Arc::new(SqliteStore::create(folder.path(), Arc::new(SystemEntropy))?);
+    let store = runtime.block_on(store)?;
     let value = runtime.block_on(issue_for(&domain, &store, &csr))?;
     Figure {
-        name: "issue_embedded",
+        name,
         value,
         unit: "certificates/s",
         limit,
@@ -60,7 +83,7 @@ fn crypto_alone(cores: usize, csr: &[u8], key: &PrivateKey) -> f64 {
 
 async fn issue_for(
     domain: &Arc<Domain>,
-    store: &Arc<SqliteStore>,
+    store: &Arc<dyn Store>,
     csr: &Arc<Vec<u8>>,
 ) -> Result<f64> {
     let issued = Arc::new(AtomicU64::new(0));

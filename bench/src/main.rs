@@ -10,6 +10,9 @@ mod handshake;
 mod issue;
 #[path = "../../crates/cli/tests/support/load.rs"]
 mod load;
+#[path = "../../crates/store/tests/support/postgres.rs"]
+#[expect(dead_code, clippy::unwrap_used, reason = "it is the tests' own")]
+mod postgres;
 mod revoked;
 mod rotation;
 mod small;
@@ -38,8 +41,9 @@ struct Arguments {
 
 type Bench = fn(Output) -> Result<()>;
 
-const FIGURES: [(&str, Bench); 7] = [
-    ("issue_embedded", issue::run),
+const FIGURES: [(&str, Bench); 8] = [
+    ("issue_embedded", issue::embedded),
+    ("issue_postgres", issue::postgres),
     ("handshake", handshake::run),
     ("rotation_p99", rotation::run),
     ("verify", small::verify),

@@ -29,8 +29,9 @@ const LAYERS: [(&str, u8); 17] = [
 ];
 
 /// A crate that is drawn to keep a dependency out of all others: nobody else may name it.
-const KEPT: [(&str, &str); 5] = [
+const KEPT: [(&str, &str); 6] = [
     ("rusqlite", "countersign-store"),
+    ("tokio-postgres", "countersign-store"),
     ("cedar-policy", "countersign-policy"),
     ("prost", "countersign-api"),
     ("tonic-prost", "countersign-api"),
@@ -38,8 +39,9 @@ const KEPT: [(&str, &str); 5] = [
 ];
 
 /// What no program exposed to the network as a proxy is may ever link.
-const PROXY_REFUSES: [&str; 5] = [
+const PROXY_REFUSES: [&str; 6] = [
     "rusqlite",
+    "tokio-postgres",
     "countersign-store",
     "countersign-server",
     "countersign-agent",

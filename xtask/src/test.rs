@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use crate::shell::{cargo, root, step};
 
 /// Debian packages that tests call: outside opinions and outside clients.
-const PACKAGES: [&str; 5] = ["openssl", "curl", "python3-venv", "ca-certificates", "libfaketime"];
+const PACKAGES: [&str; 6] =
+    ["openssl", "curl", "python3-venv", "ca-certificates", "libfaketime", "postgresql"];
 
 /// Outside clients from PyPI, unmodified.
 const PYTHON: [&str; 1] = ["spiffe==0.3.2"];

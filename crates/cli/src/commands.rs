@@ -7,6 +7,7 @@ mod lists;
 mod reference;
 mod revoke;
 mod status;
+mod store;
 mod verify;
 mod when;
 
@@ -93,6 +94,11 @@ enum Command {
         #[command(subcommand)]
         what: ResourceCommand,
     },
+    /// Where the state is kept
+    Store {
+        #[command(subcommand)]
+        what: StoreCommand,
+    },
     /// The events of the audit log, oldest first
     Events {
         #[command(flatten)]
@@ -132,6 +138,11 @@ enum Command {
         /// `web`, `orders` or `payments`
         role: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum StoreCommand {
+    Copy(Box<store::Arguments>),
 }
 
 #[derive(Debug, Subcommand)]
@@ -218,6 +229,9 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         }
         Command::Resource { what: ResourceCommand::Remove { find, kind, name } } => {
             wait(lists::remove_resource(&find, kind, &name, output))
+        }
+        Command::Store { what: StoreCommand::Copy(arguments) } => {
+            wait(store::copy(&arguments, output))
         }
         Command::Events { find, limit, after } => wait(lists::events(&find, limit, after, output)),
         Command::Address { find, arguments } => {

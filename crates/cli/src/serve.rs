@@ -4,6 +4,7 @@ mod agent;
 mod proxy;
 mod run;
 mod server;
+mod store;
 
 use std::error::Error;
 
@@ -13,6 +14,7 @@ pub(crate) use self::agent::{AgentProgram, agent};
 pub(crate) use self::proxy::{ProxyProgram, proxy};
 pub(crate) use self::run::example;
 pub(crate) use self::server::{InitProgram, ServerProgram, init, server};
+pub(crate) use self::store::password;
 
 /// The code of an error that the programs know.
 pub(crate) fn code_of(cause: &(dyn Error + 'static)) -> Option<Code> {

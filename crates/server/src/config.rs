@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use countersign_identity::{Code, KeyId, Lifetime, TrustDomain};
-use countersign_store::StoreError;
+use countersign_store::{Password, PostgresUrl, StoreError};
 
 /// Where agents connect when nothing else is said. Loopback, because an address that the world reaches is a
 /// decision which an operator should have made.
@@ -18,11 +18,29 @@ pub const ISSUER_LIFETIME_SECS: u64 = 7 * 86_400;
 /// How long a root lives.
 pub const ROOT_LIFETIME_SECS: u64 = 365 * 86_400;
 
+/// Where a trust domain's state is kept.
+#[derive(Clone, Debug, Default)]
+#[expect(clippy::large_enum_variant, reason = "a process has one")]
+pub enum StoreAt {
+    /// In the data directory, for one server.
+    #[default]
+    Directory,
+    /// In a database, for any number of servers. The data directory then holds only what is this server's own.
+    Postgres {
+        /// Where it is.
+        url: PostgresUrl,
+        /// Where the password is, if it asks for one.
+        password: Password,
+    },
+}
+
 /// How to run a server.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The data directory that [`crate::init`] made.
     pub data: PathBuf,
+    /// Where the state is kept.
+    pub store: StoreAt,
     /// Where agents connect. Port 0 takes a free one, which [`Ready`] tells.
     pub listen: SocketAddr,
     /// The operators' socket; `DATA/run/admin.sock` when absent.
@@ -42,6 +60,7 @@ impl Config {
     pub fn new(data: impl Into<PathBuf>, listen: SocketAddr) -> Self {
         Self {
             data: data.into(),
+            store: StoreAt::Directory,
             listen,
             admin: None,
             metrics: None,
@@ -62,6 +81,10 @@ impl Config {
 pub struct InitConfig {
     /// The data directory: missing, or empty.
     pub data: PathBuf,
+    /// Where the state is kept.
+    pub store: StoreAt,
+    /// The key that seals the authorities of a trust domain which the store holds already: one more server of it is made.
+    pub kek: Option<PathBuf>,
     /// The name under which identities are issued, for good.
     pub trust_domain: TrustDomain,
     /// How long the root lives.
@@ -75,6 +98,8 @@ impl InitConfig {
     pub fn new(data: impl Into<PathBuf>, trust_domain: TrustDomain) -> Self {
         Self {
             data: data.into(),
+            store: StoreAt::Directory,
+            kek: None,
             trust_domain,
             root_lifetime: lifetime(ROOT_LIFETIME_SECS),
             issuer_lifetime: lifetime(ISSUER_LIFETIME_SECS),
@@ -166,6 +191,27 @@ pub enum StartError {
         /// In the directory's own description.
         expected: String,
     },
+    /// `init` on a database in use.
+    #[error(
+        "`{place}` already holds a trust domain; give its key with `--kek` to add a server to it, or choose another database"
+    )]
+    StoreExists {
+        /// The database.
+        place: String,
+    },
+    /// A key that does not open what the store holds.
+    #[error("`{path}` does not open the keys in the store: {why}")]
+    WrongKek {
+        /// The key's file.
+        path: PathBuf,
+        /// What did not fit.
+        why: String,
+    },
+    /// One more server, without saying of which store.
+    #[error(
+        "`--kek` adds a server to a trust domain in a database; name the database with `--store`"
+    )]
+    KekWithoutStore,
     /// Others may write to the directory.
     #[error("`{path}` has mode {mode:03o}, which lets others change it; run `chmod go-w` on it")]
     Exposed {
@@ -252,15 +298,18 @@ impl StartError {
     /// The code, from which the exit status follows.
     pub fn code(&self) -> Code {
         match self {
-            Self::DataExists { .. } | Self::DataNotEmpty { .. } | Self::SocketTaken { .. } => {
-                Code::AlreadyExists
-            }
+            Self::DataExists { .. }
+            | Self::DataNotEmpty { .. }
+            | Self::StoreExists { .. }
+            | Self::SocketTaken { .. } => Code::AlreadyExists,
             Self::NotASocket { .. } => Code::AlreadyExists,
             Self::NoData { .. }
             | Self::Exposed { .. }
             | Self::ForeignData { .. }
             | Self::NewerData { .. }
             | Self::WrongDomain { .. }
+            | Self::WrongKek { .. }
+            | Self::KekWithoutStore
             | Self::LongSocketPath { .. } => Code::NotUnderstood,
             Self::Listen { source, .. } | Self::Socket { source, .. } => match source.kind() {
                 io::ErrorKind::AddrInUse => Code::AlreadyExists,

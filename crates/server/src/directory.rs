@@ -116,6 +116,24 @@ pub(crate) fn make(data: &Path) -> Result<(), StartError> {
     std::fs::set_permissions(data, private).map_err(failed)
 }
 
+/// Copies a secret into the directory, for its owner only.
+///
+/// # Errors
+/// When there is one already, or the system refuses.
+pub(crate) fn copy_private(from: &Path, to: &Path) -> Result<(), StartError> {
+    let failed =
+        |action, path: &Path, source| StartError::File { action, path: path.into(), source };
+    let secret = std::fs::read(from).map(zeroize::Zeroizing::new);
+    let secret = secret.map_err(|source| failed("read", from, source))?;
+    let options = &mut std::fs::OpenOptions::new();
+    let file = options.write(true).create_new(true).mode(0o600).open(to);
+    let written = file.and_then(|mut file| {
+        file.write_all(&secret)?;
+        file.sync_all()
+    });
+    written.map_err(|source| failed("write", to, source))
+}
+
 /// Whether nobody but its owner, who we are, can put other keys or another state in its place.
 ///
 /// # Errors

@@ -25,17 +25,20 @@ mod run;
 mod source;
 mod state;
 pub mod steps;
+mod storage;
 #[cfg(test)]
 mod tests;
 mod watch;
 
 pub use config::{
     Config, DRAIN, ISSUER_LIFETIME_SECS, InitConfig, InitReport, LISTEN, ROOT_LIFETIME_SECS, Ready,
-    StartError, admin_path,
+    StartError, StoreAt, admin_path,
 };
+pub use countersign_store::{BadUrl, Copied, Password, Place, PostgresUrl};
 pub use init::init;
 pub use refusal::Refused;
 pub use run::run;
+pub use storage::copy_store;
 
 /// The OpenAPI description of the operators' interface, for the reference.
 pub fn openapi() -> String {

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use countersign_audit::{Entry, Event, EventKind};
 use countersign_identity::{Clock, Code, Entropy, SystemClock, SystemEntropy, Timestamp};
 use countersign_seal::{Kek, KekFile};
-use countersign_store::{Batch, PAGE_MAX, SqliteStore, Store};
+use countersign_store::{Batch, PAGE_MAX, Store};
 use countersign_tls::{Limits, Slice, Trust};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::{Admin, AdminSocket, Mode, Operators, serve};
 use crate::attest::Throttle;
 use crate::authority::{Authorities, Rotation, Unsealed, internal, unseal};
-use crate::config::{Config, Ready, StartError, kek_path};
+use crate::config::{Config, Ready, StartError, StoreAt, kek_path};
 use crate::control::Control;
 use crate::directory::{self, Domain};
 use crate::edge::{Edge, NodeRoutes};
@@ -28,10 +28,9 @@ use crate::publish::{Roster, Slices};
 use crate::refusal::Refused;
 use crate::revoke::{Converging, prune};
 use crate::state::{Feeder, State, StateFeed};
+use crate::storage::{self, Upkeep};
 use crate::watch::{About, LogTree, TimeGuard, Watch, serve_metrics};
 
-/// How often rows that nobody can need any more are dropped.
-const TRIM_PAUSE: Duration = Duration::from_secs(600);
 /// Connections on the agents' port.
 const CONNECTIONS_MAX: usize = 32_768;
 /// Handshakes under way: more than the edge lets strangers in, so that the edge decides who waits.
@@ -97,8 +96,7 @@ impl Start {
         let domain = Domain::read(&config.data)?;
         directory::check_private(&config.data)?;
         // 2. The store, which tells of another server on the same directory.
-        let store = SqliteStore::open(&config.data, Arc::clone(&around.entropy))?;
-        let store: Arc<dyn Store> = Arc::new(store);
+        let store = storage::open(&config.store, &config.data, Arc::clone(&around.entropy)).await?;
         // 3. The operators' socket, so that they can ask from here on.
         let socket = AdminSocket::bind(&config.admin_path())?;
         let operators = Operators::of(&config.data).map_err(|source| StartError::File {
@@ -240,6 +238,7 @@ impl Serving {
             slices: Slices::default(),
             throttle: Mutex::new(Throttle::default()),
             watch: Arc::new(Watch::new(start.started)),
+            pulse: Arc::default(),
             clock: Arc::clone(&clock),
             entropy: Arc::clone(&entropy),
             stop: stop.clone(),
@@ -331,8 +330,15 @@ impl Parts {
         spawn(&mut parts, Arc::clone(&trust).run(after.clone()));
         spawn(&mut parts, Arc::clone(&rotation).run(after.clone()));
         spawn(&mut parts, own.run(due, after.clone()));
-        let (store, clock) = (Arc::clone(&start.store), Arc::clone(&start.around.clock));
-        spawn(&mut parts, trim(store, clock, after.clone()));
+        let upkeep = Upkeep {
+            store: Arc::clone(&start.store),
+            clock: Arc::clone(&start.around.clock),
+            replica: start.domain.server.to_string(),
+        };
+        if let StoreAt::Postgres { .. } = start.config.store {
+            spawn(&mut parts, upkeep.clone().pulse(Arc::clone(&control.pulse), after.clone()));
+        }
+        spawn(&mut parts, upkeep.trim(after.clone()));
         spawn(&mut parts, prune(Arc::clone(&control), holder, after.clone()));
         spawn(&mut parts, watchdog(after.clone()));
         if let Some(listener) = metrics {
@@ -428,24 +434,6 @@ async fn follow(
             enforced = now;
             let applied = trust.apply(trusting(&state));
             tracing::info!(revision = %applied.revision, cut = applied.cut, "what is trusted changed");
-        }
-    }
-}
-
-/// Drops what nobody can need any more, now and then.
-async fn trim(store: Arc<dyn Store>, clock: Arc<dyn Clock>, stop: CancellationToken) {
-    loop {
-        let more = match store.trim(clock.now()).await {
-            Ok(trimmed) => trimmed.more,
-            Err(error) => {
-                tracing::warn!(%error, "could not trim the store");
-                false
-            }
-        };
-        let pause = if more { Duration::from_secs(1) } else { TRIM_PAUSE };
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
         }
     }
 }

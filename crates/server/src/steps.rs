@@ -138,6 +138,7 @@ impl Steps {
             slices: Slices::default(),
             throttle: Mutex::new(Throttle::default()),
             watch: Arc::new(Watch::new(clock.now())),
+            pulse: Arc::default(),
             clock,
             entropy,
             stop: CancellationToken::new(),

@@ -11,8 +11,11 @@
 
 mod batch;
 mod bounds;
+mod copy;
 mod error;
 mod memory;
+mod postgres;
+mod queue;
 mod rows;
 mod sql;
 mod sqlite;
@@ -30,8 +33,10 @@ pub use bounds::{
     BATCH_ROWS_MAX, FEED_COMMITS_MAX, HOST_BYTES_MAX, KEY_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX,
     PAGE_MAX, VALUE_BYTES_MAX,
 };
+pub use copy::{Copied, Place, copy};
 pub use error::{Result, StoreError};
 pub use memory::MemoryStore;
+pub use postgres::{BadUrl, Password, PostgresStore, PostgresUrl};
 pub use rows::{
     Commit, Details, Feed, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow, Snapshot,
     StoredEvent, TokenRow, Trimmed,
@@ -98,4 +103,10 @@ pub trait Store: Send + Sync + 'static {
     /// Drops what nobody can need any more: rows of certificates and tokens that ended more than the allowed skew
     /// ago. At most a bounded count at once; call again while [`Trimmed::more`] is true. The log is not touched.
     async fn trim(&self, now: Timestamp) -> Result<Trimmed>;
+
+    /// What an operator should know of what the store does not promise; nothing when every acknowledged write is
+    /// durable against all that this kind of store is meant to survive.
+    async fn caveats(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
 }

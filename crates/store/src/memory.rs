@@ -11,7 +11,7 @@ use imbl::{OrdMap, Vector};
 use tokio::sync::watch;
 
 use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name};
-use crate::transact::{Lease, Tables, lease_end, trim, write};
+use crate::transact::{Lease, Tables, Upkeep, lease_end, trim, write};
 use crate::{
     Batch, Change, Commit, Committed, Details, Feed, Head, Issued, IssuedRow, KeysOf, Kind,
     NodeRow, PAGE_MAX, PointKey, PointRow, Record, Result, Snapshot, Store, StoredEvent, TokenRow,
@@ -29,27 +29,26 @@ pub struct MemoryStore {
 
 /// All tables. Persistent maps: a copy costs nothing, so that a batch works on one and puts it in place whole.
 #[derive(Clone)]
-struct State {
-    head: Head,
-    records: OrdMap<(Kind, String), Arc<[u8]>>,
-    commits: OrdMap<u64, Vector<Change>>,
-    secrets: OrdMap<String, Arc<[u8]>>,
-    tokens: OrdMap<Sha256, TokenRow>,
-    nodes: OrdMap<NodeId, NodeRow>,
-    keys: OrdMap<Vec<u8>, NodeId>,
-    issued: OrdMap<Serial, Issued>,
-    points: OrdMap<PointKey, PointRow>,
-    revoked_keys: OrdMap<KeyId, Timestamp>,
-    leases: OrdMap<String, (String, Timestamp)>,
-    log: Vector<Arc<StoredEvent>>,
+pub(crate) struct State {
+    pub(crate) head: Head,
+    pub(crate) records: OrdMap<(Kind, String), Arc<[u8]>>,
+    pub(crate) commits: OrdMap<u64, Vector<Change>>,
+    pub(crate) secrets: OrdMap<String, Arc<[u8]>>,
+    pub(crate) tokens: OrdMap<Sha256, TokenRow>,
+    pub(crate) nodes: OrdMap<NodeId, NodeRow>,
+    pub(crate) keys: OrdMap<Vec<u8>, NodeId>,
+    pub(crate) issued: OrdMap<Serial, Issued>,
+    pub(crate) points: OrdMap<PointKey, PointRow>,
+    pub(crate) revoked_keys: OrdMap<KeyId, Timestamp>,
+    pub(crate) leases: OrdMap<String, (String, Timestamp)>,
+    pub(crate) log: Vector<Arc<StoredEvent>>,
 }
 
-impl MemoryStore {
-    /// An empty store, at the beginning of its first incarnation.
-    pub fn new(entropy: Arc<dyn Entropy>) -> Self {
-        let start = Revision { incarnation: 1, number: 0 };
-        let state = State {
-            head: Head { revision: start, fence: start, log_size: 0 },
+impl State {
+    /// No rows at all.
+    pub(crate) fn empty(head: Head) -> Self {
+        Self {
+            head,
             records: OrdMap::new(),
             commits: OrdMap::new(),
             secrets: OrdMap::new(),
@@ -61,7 +60,15 @@ impl MemoryStore {
             revoked_keys: OrdMap::new(),
             leases: OrdMap::new(),
             log: Vector::new(),
-        };
+        }
+    }
+}
+
+impl MemoryStore {
+    /// An empty store, at the beginning of its first incarnation.
+    pub fn new(entropy: Arc<dyn Entropy>) -> Self {
+        let start = Revision { incarnation: 1, number: 0 };
+        let state = State::empty(Head { revision: start, fence: start, log_size: 0 });
         Self { state: Mutex::new(state), hint: watch::Sender::new(start), entropy }
     }
 
@@ -348,7 +355,9 @@ impl Tables for State {
     fn is_key_revoked(&mut self, key: KeyId) -> Result<bool> {
         Ok(self.revoked_keys.contains_key(&key))
     }
+}
 
+impl Upkeep for State {
     fn take_lease(&mut self, lease: &Lease<'_>) -> Result<bool> {
         let free = self
             .leases

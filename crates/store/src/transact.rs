@@ -40,6 +40,10 @@ pub(crate) trait Tables {
     fn remove_points(&mut self, node: NodeId) -> Result<()>;
     fn revoke_keys(&mut self, of: &KeysOf, at: Timestamp) -> Result<()>;
     fn is_key_revoked(&mut self, key: KeyId) -> Result<bool>;
+}
+
+/// The rows that no batch touches, inside a transaction. Each method is one statement.
+pub(crate) trait Upkeep {
     fn take_lease(&mut self, lease: &Lease<'_>) -> Result<bool>;
     fn trim_issued(&mut self, before: Serial, ended: Timestamp, limit: usize) -> Result<usize>;
     fn trim_tokens(&mut self, ended: Timestamp, limit: usize) -> Result<usize>;
@@ -208,7 +212,7 @@ fn exists(what: String) -> StoreError {
 }
 
 /// Drops what ended more than the allowed skew before `now`.
-pub(crate) fn trim(tables: &mut impl Tables, now: Timestamp) -> Result<Trimmed> {
+pub(crate) fn trim(tables: &mut impl Upkeep, now: Timestamp) -> Result<Trimmed> {
     let ended = now - SKEW_ALLOWED;
     let issued = tables.trim_issued(first_serial(ended)?, ended, TRIM_ROWS_MAX)?;
     let tokens = tables.trim_tokens(ended, TRIM_ROWS_MAX)?;
@@ -218,7 +222,7 @@ pub(crate) fn trim(tables: &mut impl Tables, now: Timestamp) -> Result<Trimmed> 
 
 /// The first serial that a certificate issued at this moment can have. None issued since can have ended before it, so
 /// that a trim reads only the older part of the table and needs no index on the end.
-fn first_serial(at: Timestamp) -> Result<Serial> {
+pub(crate) fn first_serial(at: Timestamp) -> Result<Serial> {
     Ok(Serial::draw(at, &Zeros)?)
 }
 

@@ -7,13 +7,27 @@ use std::path::PathBuf;
 use anyhow::Result;
 use countersign_api::admin::TrustFingerprint;
 use countersign_identity::{Code, DurationText, Lifetime, TrustDomain};
-use countersign_server::{Config, InitConfig, Ready, StartError};
+use countersign_server::{Config, InitConfig, Ready, StartError, StoreAt};
 use serde_json::json;
 
 use super::run::{Dump, Logging, harden, run};
+use super::store::store_at;
 use crate::exit::Exit;
 use crate::output::{self, Output};
 use crate::settings::{Field, Program, Settings, remember};
+
+/// Where the state is kept.
+pub(super) const STORE: Field = Field::one(
+    "store",
+    "URL",
+    "The database of the state, `postgres://USER@HOST/DATABASE?sslrootcert=FILE`, never with a password [default: in the data directory]",
+);
+/// What the database asks for.
+pub(super) const PASSWORD_FILE: Field = Field::one(
+    "store-password-file",
+    "FILE",
+    "The file of the database's password, read at each connection [default: as PGPASSFILE or PGPASSWORD say]",
+);
 
 /// `countersign init`.
 #[derive(Clone, Debug)]
@@ -23,6 +37,13 @@ impl Program for InitProgram {
     const NAME: &'static str = "init";
     const FIELDS: &'static [Field] = &[
         Field::one("data", "DIR", "The data directory to make: missing, or empty"),
+        STORE,
+        PASSWORD_FILE,
+        Field::one(
+            "kek",
+            "FILE",
+            "The key of a trust domain that the database holds already: makes the data directory of one more server",
+        ),
         Field::one(
             "trust-domain",
             "NAME",
@@ -41,6 +62,8 @@ impl Program for ServerProgram {
     const NAME: &'static str = "server";
     const FIELDS: &'static [Field] = &[
         Field::one("data", "DIR", "The data directory that `countersign init` made"),
+        STORE,
+        PASSWORD_FILE,
         Field::one("listen", "ADDRESS", "Where agents connect, `IP:PORT`; port 0 takes a free one")
             .or(countersign_server::LISTEN),
         Field::one(
@@ -89,6 +112,8 @@ fn listen(resolved: &mut crate::settings::Resolved) -> Option<SocketAddr> {
 pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<Exit> {
     let mut resolved = settings.resolve()?;
     let data = resolved.required::<PathBuf>("data");
+    let store = store_at(&mut resolved)?;
+    let kek = resolved.optional::<PathBuf>("kek");
     let trust_domain = resolved.required::<TrustDomain>("trust-domain");
     let root_lifetime = resolved.required::<Lifetime>("root-lifetime");
     let issuer_lifetime = resolved.required::<Lifetime>("issuer-lifetime");
@@ -99,7 +124,12 @@ pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<E
     else {
         return Ok(Exit::NotUnderstood);
     };
-    let config = InitConfig { data: data.clone(), trust_domain, root_lifetime, issuer_lifetime };
+    let of_store = match &store {
+        StoreAt::Directory => String::new(),
+        StoreAt::Postgres { url, .. } => format!(" --store '{url}'"),
+    };
+    let config =
+        InitConfig { data: data.clone(), store, kek, trust_domain, root_lifetime, issuer_lifetime };
     harden(Dump::Never)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(countersign_server::init(config))?;
@@ -109,7 +139,7 @@ pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<E
             "event": "initialized", "trustDomain": report.trust_domain, "trust": trust, "data": data,
         }))?,
         Output::Human => output::line(&format!(
-            "trust domain {} is made in {}\n  root {trust}\nnext: countersign server --data {}",
+            "trust domain {} is made in {}\n  root {trust}\nnext: countersign server --data {}{of_store}",
             report.trust_domain,
             data.display(),
             data.display()
@@ -121,6 +151,7 @@ pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<E
 pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Result<Exit> {
     let mut resolved = settings.resolve()?;
     let data = resolved.required::<PathBuf>("data");
+    let store = store_at(&mut resolved)?;
     let listen = listen(&mut resolved);
     let admin = resolved.optional::<PathBuf>("admin-socket");
     let metrics = resolved.required::<MaybeAddress>("metrics");
@@ -138,15 +169,15 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
         return Ok(Exit::NotUnderstood);
     };
     let advertise = advertise.map(|address| address.to_string());
-    let config =
-        Config { data: data.clone(), listen, admin, metrics, advertise, issuer_lifetime, drain };
+    let data_given = data.clone();
+    let config = Config { data, store, listen, admin, metrics, advertise, issuer_lifetime, drain };
     run(
         logging,
         Dump::Never,
         output,
         |stop, ready| countersign_server::run(config, stop, ready),
         |ready, output| {
-            remember(&data, ServerProgram::NAME, &resolved);
+            remember(&data_given, ServerProgram::NAME, &resolved);
             say(&ready, output)
         },
     )

@@ -74,6 +74,7 @@ pub(crate) async fn ready(Shared(admin): Shared<Arc<Admin>>) -> Result<&'static 
         return Err(Problem::new(Code::NotReady, "the server is stopping"));
     }
     control.desk.time.trusted(control.clock.now())?;
+    control.pulse.beats()?;
     Ok("ready\n")
 }
 

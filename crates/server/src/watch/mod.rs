@@ -2,6 +2,7 @@
 
 mod facts;
 mod metrics;
+mod pulse;
 mod status;
 mod time;
 
@@ -16,6 +17,7 @@ use countersign_tls::{Direction, HandshakeFact};
 
 pub(crate) use facts::{Fact, Facts};
 pub(crate) use metrics::{metric_table, serve_metrics};
+pub(crate) use pulse::Pulse;
 pub(crate) use status::{About, LogTree, sealed_status, status};
 pub(crate) use time::TimeGuard;
 

@@ -114,6 +114,7 @@ pub(crate) async fn status(
     if let Err(refused) = control.desk.time.trusted(now) {
         warnings.push(refused.why);
     }
+    warnings.extend(control.pulse.warnings());
     let workloads = workloads(&state, &nodes);
     Ok(Status {
         trust_domain: about.domain.clone(),

@@ -5,6 +5,7 @@ mod readers;
 mod rows;
 mod schema;
 mod tables;
+mod transfer;
 mod writer;
 
 use std::fmt;
@@ -21,8 +22,10 @@ use tokio::sync::{oneshot, watch};
 use self::files::Lock;
 use self::readers::Readers;
 use self::tables::{Open, all, one};
-use self::writer::{Job, OwnedLease, Queue, Writer, ended};
+pub(crate) use self::transfer::{Reading, Writing};
+use self::writer::Writer;
 use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name};
+use crate::queue::{Job, OwnedLease, Queue, ended};
 use crate::transact::lease_end;
 use crate::{
     Batch, Change, Commit, Committed, Feed, Head, Issued, NodeRow, PAGE_MAX, PointKey, PointRow,

@@ -8,8 +8,8 @@ use tokio::sync::Semaphore;
 
 use super::files;
 use super::rows::failed;
-use super::writer::ended;
 use crate::Result;
+use crate::queue::ended;
 
 /// How many reads run at the same time; more wait for their turn.
 const READERS_MAX: usize = 4;

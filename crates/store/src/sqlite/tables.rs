@@ -5,7 +5,7 @@ use countersign_identity::{KeyId, NodeId, Serial, Sha256, Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, Params, Row};
 
 use super::rows::{self, broken, failed, labels_text, signed};
-use crate::transact::{Lease, Tables};
+use crate::transact::{Lease, Tables, Upkeep};
 use crate::{
     Change, Head, IssuedRow, KeysOf, Kind, NodeRow, PointKey, PointRow, Record, Result, TokenRow,
     sql,
@@ -217,7 +217,9 @@ impl Tables for Open<'_> {
     fn is_key_revoked(&mut self, key: KeyId) -> Result<bool> {
         Ok(one(self.0, sql::IS_KEY_REVOKED, [key.as_bytes()], |_row| Ok(()))?.is_some())
     }
+}
 
+impl Upkeep for Open<'_> {
     fn take_lease(&mut self, lease: &Lease<'_>) -> Result<bool> {
         let (until, now) = (lease.until.micros(), lease.now.micros());
         Ok(self.run(sql::TAKE_LEASE, (lease.name, lease.holder, until, now))? == 1)

@@ -9,9 +9,11 @@ use countersign_identity::{
     KeyId, NodeId, Revision, SeededEntropy, Serial, Sha256, Timestamp, Validity,
 };
 use countersign_store::{
-    Batch, Change, IssuedRow, Kind, MemoryStore, NodeRow, Op, Record, SqliteStore, Store,
-    StoreError, TokenRow,
+    Batch, Change, IssuedRow, Kind, MemoryStore, NodeRow, Op, Password, PostgresStore, Record,
+    SqliteStore, Store, StoreError, TokenRow,
 };
+
+use crate::server::Cluster;
 
 /// A store, and the folder that it lives in, if any.
 pub(crate) struct Fixture {
@@ -63,6 +65,23 @@ impl Fixture {
         let folder = folder();
         Self { store: Arc::new(create(folder.path())), _folder: Some(folder) }
     }
+
+    pub(crate) async fn postgres(isolation: &str) -> Self {
+        let database = Cluster::shared().database(isolation);
+        Self { store: Arc::new(create_at(Cluster::shared(), &database, 1).await), _folder: None }
+    }
+}
+
+/// A new store in a database.
+pub(crate) async fn create_at(cluster: &Cluster, database: &str, seed: u64) -> PostgresStore {
+    let url = cluster.url(database).parse().unwrap();
+    PostgresStore::create(url, Password::None, entropy(seed)).await.unwrap()
+}
+
+/// One more replica on a database.
+pub(crate) async fn open_at(cluster: &Cluster, database: &str, seed: u64) -> PostgresStore {
+    let url = cluster.url(database).parse().unwrap();
+    PostgresStore::open(url, Password::None, entropy(seed)).await.unwrap()
 }
 
 /// Noon of the day on which nothing special happens.

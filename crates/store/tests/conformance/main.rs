@@ -2,13 +2,19 @@
 
 #![expect(clippy::unwrap_used, reason = "what a test sets up may fail loudly")]
 
+mod copies;
 mod crash;
 mod equality;
 mod files;
 mod fixture;
 mod log;
 mod nodes;
+mod outage;
+mod replicas;
 mod revisions;
+#[path = "../support/postgres.rs"]
+mod server;
+mod tls;
 
 use std::sync::Arc;
 
@@ -30,6 +36,22 @@ macro_rules! claims {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $claim() {
                 crate::check(crate::Fixture::sqlite(), crate::$topic::$claim).await;
+            })*
+        }
+
+        mod postgres_read_committed {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $claim() {
+                let fixture = crate::Fixture::postgres("read committed").await;
+                crate::check(fixture, crate::$topic::$claim).await;
+            })*
+        }
+
+        mod postgres_serializable {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $claim() {
+                let fixture = crate::Fixture::postgres("serializable").await;
+                crate::check(fixture, crate::$topic::$claim).await;
             })*
         }
     };

@@ -1,0 +1,83 @@
+//! `countersign store copy`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::Result;
+use countersign_server::{BadUrl, Copied, Place, PostgresUrl};
+use serde_json::json;
+
+use crate::exit::Exit;
+use crate::output::{self, Output};
+use crate::serve::password;
+
+/// Copy a trust domain's state from a data directory to a database, or back, and check that all of it came
+///
+/// No server may run on either. Every row is counted at both places, and the log's root is computed anew at both. What
+/// lies beside the state in a data directory (`kek`, `domain.json`) stays where it is and is still needed.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Where it is: a data directory, or `postgres://USER@HOST/DATABASE?…`
+    #[arg(long, value_name = "PLACE")]
+    from: Named,
+    /// Where it is to be: a data directory without a state, or an empty database
+    #[arg(long, value_name = "PLACE")]
+    to: Named,
+    /// The file of the database's password [default: as PGPASSFILE or PGPASSWORD say]
+    #[arg(long, value_name = "FILE", env = "COUNTERSIGN_STORE_PASSWORD_FILE")]
+    store_password_file: Option<PathBuf>,
+}
+
+/// A place as it was named.
+#[derive(Clone, Debug)]
+enum Named {
+    Directory(PathBuf),
+    Database(PostgresUrl),
+}
+
+impl FromStr for Named {
+    type Err = BadUrl;
+
+    fn from_str(text: &str) -> Result<Self, BadUrl> {
+        if text.contains("://") {
+            return text.parse().map(Self::Database);
+        }
+        Ok(Self::Directory(text.into()))
+    }
+}
+
+impl Named {
+    fn place(&self, file: Option<&PathBuf>) -> Result<Place> {
+        Ok(match self {
+            Self::Directory(path) => Place::Directory(path.clone()),
+            Self::Database(url) => Place::Database(url.clone(), password(file.cloned())?),
+        })
+    }
+}
+
+pub(crate) async fn copy(arguments: &Arguments, output: Output) -> Result<Exit> {
+    let file = arguments.store_password_file.as_ref();
+    let (from, to) = (arguments.from.place(file)?, arguments.to.place(file)?);
+    let Copied { tables, verification } = countersign_server::copy_store(&from, &to).await?;
+    let head = verification.head;
+    match output {
+        Output::Json => {
+            let rows: serde_json::Map<_, _> =
+                tables.iter().map(|(name, rows)| ((*name).to_owned(), json!(rows))).collect();
+            output::json(&json!({
+                "event": "copied", "revision": head.revision, "logSize": head.log_size,
+                "logRoot": verification.root, "rows": rows,
+            }))?;
+        }
+        Output::Human => {
+            for (name, rows) in &tables {
+                output::line(&format!("{rows:>10}  {name}"))?;
+            }
+            output::line(&format!(
+                "the same at both places: revision {}, log of {} entries with root {}",
+                head.revision, head.log_size, verification.root
+            ))?;
+        }
+    }
+    Ok(Exit::Done)
+}

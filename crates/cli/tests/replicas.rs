@@ -1,0 +1,288 @@
+//! Two servers on one PostgreSQL, as processes: agents of both, the death of one, and an outage of the database.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+
+#[path = "../../store/tests/support/postgres.rs"]
+#[expect(dead_code, reason = "the store's own tests use the rest of it")]
+mod postgres;
+mod support;
+
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use postgres::{Cluster, Listen};
+use serde_json::Value;
+use support::{binary, folder, text, until};
+
+/// A part that says when it is ready, and is ended with the test.
+struct Part {
+    child: Child,
+    ready: Value,
+}
+
+impl Part {
+    fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut child = Command::new(binary())
+            .args(arguments)
+            .args(["--output", "json", "--log-level", "warn"])
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let ready: Value = serde_json::from_str(&line)
+            .unwrap_or_else(|error| panic!("{arguments:?} said `{line}`: {error}"));
+        assert_eq!(ready["event"], "ready", "{ready}");
+        Self { child, ready }
+    }
+
+    fn admin(&self) -> &str {
+        self.ready["admin"].as_str().unwrap()
+    }
+
+    fn listen(&self) -> &str {
+        self.ready["listen"].as_str().unwrap()
+    }
+
+    /// What `/ready` answers.
+    fn readiness(&self) -> (String, String) {
+        let socket = self.admin().strip_prefix("unix://").unwrap();
+        let asked = Command::new("curl")
+            .args(["-sS", "--max-time", "10", "-w", "\n%{http_code}", "--unix-socket", socket])
+            .arg("http://server/ready")
+            .output()
+            .unwrap();
+        let answer = text(&asked.stdout);
+        let (body, status) = answer.rsplit_once('\n').unwrap();
+        (status.to_owned(), body.to_owned())
+    }
+
+    fn status(&self) -> Value {
+        let output = run(&["status", "--admin", self.admin(), "--output", "json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+    }
+
+    /// Waits until a node that it serves has a revision, and says how long that took.
+    fn node_has(&self, revision: &Value) -> Duration {
+        let begin = Instant::now();
+        until("the agent has the revision", || {
+            let status = self.status();
+            let nodes = status["nodes"].as_array()?;
+            let has = |node: &&Value| node["connected"] == true && node["revision"] == *revision;
+            nodes.iter().find(has).map(drop)
+        });
+        begin.elapsed()
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            support::signal(i32::try_from(self.child.id()).unwrap(), "TERM");
+            let _reaped = self.child.wait();
+        }
+    }
+}
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(binary()).args(arguments).output().unwrap()
+}
+
+#[track_caller]
+fn done(arguments: &[&str]) -> Value {
+    let output = run(&[arguments, &["--output", "json"]].concat());
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// A trust domain in a database, with data directories for two servers.
+struct Domain {
+    folder: tempfile::TempDir,
+    cluster: Cluster,
+    url: String,
+}
+
+impl Domain {
+    fn make() -> Self {
+        let cluster = Cluster::start(Listen::Nowhere, &[]);
+        let database = cluster.database("read committed");
+        let url = cluster.url(&database);
+        let domain = Self { folder: folder(), cluster, url };
+        domain.init("one", &[]);
+        let kek = domain.place("one/kek");
+        domain.init("two", &["--kek", &kek]);
+        domain
+    }
+
+    fn place(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn init(&self, name: &str, more: &[&str]) -> Value {
+        let data = self.place(name);
+        let fixed = ["init", "--data", &data, "--store", &self.url];
+        done(&[&fixed[..], &["--trust-domain", "prod.example"], more].concat())
+    }
+
+    fn server(&self, name: &str) -> Part {
+        let data = self.place(name);
+        let fixed = ["server", "--data", &data, "--store", &self.url];
+        Part::start(&[&fixed[..], &["--listen", "127.0.0.1:0", "--metrics", "off"]].concat(), &[])
+    }
+
+    /// A new agent that knows these servers and joins at the first.
+    fn agent(&self, name: &str, servers: &[&Part]) -> Part {
+        let token = done(&["token", "create", "--admin", servers[0].admin()]);
+        let (data, socket) = (self.place(name), self.place(&format!("{name}-run/agent.sock")));
+        let mut arguments = vec!["agent", "--data", &data, "--socket", &socket];
+        for server in servers {
+            arguments.extend(["--server", server.listen()]);
+        }
+        let environment = [
+            ("COUNTERSIGN_JOIN", token["token"].as_str().unwrap()),
+            ("COUNTERSIGN_TRUST", token["trust"].as_str().unwrap()),
+        ];
+        Part::start(&arguments, &environment)
+    }
+
+    /// Declares a workload for every process of this user; gives the revision.
+    fn apply(&self, server: &Part, name: &str) -> Value {
+        let manifest = self.place(&format!("{name}.yaml"));
+        let uid = text(&Command::new("id").arg("-u").output().unwrap().stdout);
+        let declared = format!(
+            "apiVersion: countersign.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}}}\n\
+             spec: {{selectors: [\"unix:uid:{}\"], lifetime: 5m}}\n",
+            uid.trim()
+        );
+        std::fs::write(&manifest, declared).unwrap();
+        done(&["apply", &manifest, "--admin", server.admin()])["revision"].clone()
+    }
+
+    fn fetch(&self, agent: &str) -> bool {
+        let socket = format!("unix://{}", self.place(&format!("{agent}-run/agent.sock")));
+        run(&["fetch", "x509", "--socket", &socket]).status.success()
+    }
+}
+
+#[test]
+fn a_change_through_one_server_reaches_the_agent_of_the_other_and_the_agent_survives_its_server() {
+    let domain = Domain::make();
+    let (one, two) = (domain.server("one"), domain.server("two"));
+    let far = domain.agent("far", &[&two]);
+    let near = domain.agent("near", &[&one, &two]);
+    // Through each server to the agent of the other.
+    for (round, (by, at)) in [(&one, &two), (&two, &one), (&one, &two)].into_iter().enumerate() {
+        let revision = domain.apply(by, &format!("w{round}"));
+        let took = at.node_has(&revision);
+        assert!(took < Duration::from_secs(1), "round {round} took {took:?}");
+    }
+    until("both agents serve", || (domain.fetch("near") && domain.fetch("far")).then_some(()));
+
+    // The server of the near agent dies without a word. The agent goes on at the other, from its revision.
+    one.kill();
+    let revision = domain.apply(&two, "after");
+    until("the agent has moved over", || {
+        let status = two.status();
+        let nodes = status["nodes"].as_array()?;
+        let up_to_date = |node: &&Value| node["connected"] == true && node["revision"] == revision;
+        (nodes.iter().filter(up_to_date).count() == 2).then_some(())
+    });
+    assert!(domain.fetch("near"));
+    // And the one that comes back serves again.
+    let one = domain.server("one");
+    let revision = domain.apply(&one, "again");
+    two.node_has(&revision);
+    drop((near, far));
+}
+
+#[test]
+fn readiness_tells_of_a_database_that_is_away_and_of_its_return() {
+    let domain = Domain::make();
+    let (one, two) = (domain.server("one"), domain.server("two"));
+    assert_eq!(one.readiness(), ("200".to_owned(), "ready\n".to_owned()));
+    let warnings = one.status()["warnings"].to_string();
+    assert!(warnings.contains("synchronous_standby_names"), "{warnings}");
+    let ready = |is: bool| {
+        until(if is { "both are ready" } else { "none is ready" }, || {
+            let all = [&one, &two].map(|server| server.readiness().0 == "200");
+            (all == [is; 2]).then_some(())
+        });
+    };
+    for round in 0..2 {
+        let before = domain.apply(&one, &format!("steady{round}"));
+        domain.cluster.crash();
+        ready(false);
+        let (_, why) = one.readiness();
+        assert!(why.contains("not-ready"), "{why}");
+        domain.cluster.resume();
+        ready(true);
+        assert_eq!(one.status()["revision"], before, "what was acknowledged is there");
+    }
+    // A database that hangs is away, too.
+    domain.cluster.signal_all("STOP");
+    ready(false);
+    domain.cluster.signal_all("CONT");
+    ready(true);
+    domain.apply(&two, "after");
+}
+
+#[test]
+fn a_server_is_added_by_the_key_of_its_trust_domain_only() {
+    let domain = Domain::make();
+    let refuse = |name: &str, more: &[&str], why: &str| {
+        let data = domain.place(name);
+        let fixed = ["init", "--data", &data, "--store", &domain.url];
+        let output = run(&[&fixed[..], more].concat());
+        assert!(!output.status.success(), "{name}");
+        let said = text(&output.stderr);
+        assert!(said.contains(why), "{name}: {said}");
+        assert!(!PathBuf::from(data).join("domain.json").exists(), "{name}");
+    };
+    refuse("three", &["--trust-domain", "prod.example"], "give its key with `--kek`");
+    let other = done(&["init", "--data", &domain.place("other"), "--trust-domain", "prod.example"]);
+    assert_eq!(other["event"], "initialized");
+    let (right, wrong) = (domain.place("one/kek"), domain.place("other/kek"));
+    refuse("four", &["--trust-domain", "prod.example", "--kek", &wrong], "does not open");
+    refuse("five", &["--trust-domain", "else.example", "--kek", &right], "holds state of");
+}
+
+#[test]
+fn a_password_is_refused_among_the_arguments_and_not_repeated() {
+    let folder = folder();
+    let data = folder.path().join("d").to_str().unwrap().to_owned();
+    let url = "postgres://cs:hunter2@127.0.0.1/state?sslmode=disable";
+    for command in ["init", "server"] {
+        let output = run(&[command, "--data", &data, "--store", url]);
+        let said = text(&output.stderr);
+        assert!(said.contains("a password has no place in `--store`"), "{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+}
+
+#[test]
+fn a_trust_domain_moves_from_its_database_to_a_directory_and_goes_on() {
+    let domain = Domain::make();
+    let server = domain.server("one");
+    let agent = domain.agent("near", &[&server]);
+    let revision = domain.apply(&server, "web");
+    server.node_has(&revision);
+    drop((agent, server));
+    let data = domain.place("one");
+    let copied = done(&["store", "copy", "--from", &domain.url, "--to", &data]);
+    assert_eq!((&copied["event"], &copied["revision"]), (&Value::from("copied"), &revision));
+    let log = copied["logRoot"].clone();
+    let fixed = ["server", "--data", &data, "--listen", "127.0.0.1:0", "--metrics", "off"];
+    let server = Part::start(&fixed, &[]);
+    assert_eq!(server.status()["revision"], revision);
+    assert_ne!(server.status()["server"]["log"]["root"], log, "its start is on the log");
+    domain.apply(&server, "orders");
+}

@@ -1,0 +1,291 @@
+//! Moving a trust domain's state from one backend to another, row by row, and checking that all of it came.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use countersign_identity::Entropy;
+
+use crate::postgres::{self, Password, PostgresStore, PostgresUrl};
+use crate::sqlite::{self, SqliteStore};
+use crate::{Head, Result, Store, StoreError, Verification, verify_everything};
+
+/// Where a state is, or is to be.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// In a data directory.
+    Directory(PathBuf),
+    /// In a database.
+    Database(PostgresUrl, Password),
+}
+
+/// What was copied, and found to be the same at both places.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// Each table and its rows.
+    pub tables: Vec<(&'static str, u64)>,
+    /// What both places were found to hold.
+    pub verification: Verification,
+}
+
+/// A table as every backend has it; the first columns are its key.
+pub(crate) struct Table {
+    pub(crate) name: &'static str,
+    pub(crate) keys: usize,
+    pub(crate) columns: &'static [(&'static str, Type)],
+}
+
+/// What a column holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Type {
+    Number,
+    Text,
+    Bytes,
+}
+
+/// What a column of one row holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cell {
+    Null,
+    Number(i64),
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+/// One row, in the order of its table's columns.
+pub(crate) type Line = Vec<Cell>;
+
+/// How many rows are read and written at once: a page of the largest values stays in bounds.
+pub(crate) const LINES_MAX: usize = 200;
+
+use Type::{Bytes, Number, Text};
+
+/// Every table but the head row, which goes last. Leases end by themselves, and are those of the servers at the old
+/// place; they are not copied.
+pub(crate) const TABLES: &[Table] = &[
+    Table {
+        name: "records",
+        keys: 2,
+        columns: &[("kind", Text), ("name", Text), ("value", Bytes)],
+    },
+    Table { name: "commits", keys: 1, columns: &[("number", Number)] },
+    Table {
+        name: "changes",
+        keys: 2,
+        columns: &[
+            ("number", Number),
+            ("position", Number),
+            ("kind", Text),
+            ("name", Text),
+            ("value", Bytes),
+        ],
+    },
+    Table {
+        name: "log",
+        keys: 1,
+        columns: &[
+            ("log_index", Number),
+            ("leaf", Bytes),
+            ("hash", Bytes),
+            ("details", Bytes),
+            ("salt", Bytes),
+        ],
+    },
+    Table {
+        name: "issued",
+        keys: 1,
+        columns: &[
+            ("serial", Bytes),
+            ("tbs", Bytes),
+            ("spiffe_id", Text),
+            ("key_id", Bytes),
+            ("issuer", Bytes),
+            ("node", Bytes),
+            ("not_before", Number),
+            ("not_after", Number),
+            ("incarnation", Number),
+            ("number", Number),
+            ("log_index", Number),
+        ],
+    },
+    Table { name: "secrets", keys: 1, columns: &[("name", Text), ("sealed", Bytes)] },
+    Table {
+        name: "tokens",
+        keys: 1,
+        columns: &[("hash", Bytes), ("expires", Number), ("labels", Text), ("spent", Number)],
+    },
+    Table {
+        name: "nodes",
+        keys: 1,
+        columns: &[
+            ("id", Bytes),
+            ("spiffe_id", Text),
+            ("key_spki", Bytes),
+            ("generation", Number),
+            ("labels", Text),
+            ("host", Text),
+            ("attested_at", Number),
+            ("seen_at", Number),
+        ],
+    },
+    Table { name: "revoked_keys", keys: 1, columns: &[("key_id", Bytes), ("since", Number)] },
+    Table {
+        name: "points",
+        keys: 3,
+        columns: &[("node", Bytes), ("spiffe_id", Text), ("name", Text), ("registered_at", Number)],
+    },
+];
+
+impl Table {
+    /// The columns' names with commas between.
+    pub(crate) fn names(&self) -> String {
+        self.columns.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The statement for the next page: after this key, or from the beginning.
+    pub(crate) fn page(&self, follows: bool) -> String {
+        let keys = self.columns[..self.keys].iter().map(|(name, _)| *name).collect::<Vec<_>>();
+        let keys = keys.join(", ");
+        let mut text = format!("SELECT {} FROM {}", self.names(), self.name);
+        if follows {
+            let values: Vec<_> = (1..=self.keys).map(|place| format!("${place}")).collect();
+            // Writing to a string cannot fail.
+            let _ = write!(text, " WHERE ({keys}) > ({})", values.join(", "));
+        }
+        let _ = write!(text, " ORDER BY {keys} LIMIT {LINES_MAX}");
+        text
+    }
+}
+
+/// Where rows are read from. Every page is of one state.
+enum Source {
+    Directory(sqlite::Reading),
+    Database(postgres::Reading),
+}
+
+/// Where rows are written to; nothing is there before `finish`.
+enum Target {
+    Directory(sqlite::Writing),
+    Database(postgres::Writing),
+}
+
+impl Source {
+    async fn open(place: &Place) -> Result<Self> {
+        Ok(match place {
+            Place::Directory(path) => Self::Directory(sqlite::Reading::open(path)?),
+            Place::Database(url, password) => {
+                Self::Database(postgres::Reading::open(url.clone(), password.clone()).await?)
+            }
+        })
+    }
+
+    async fn head(&self) -> Result<Head> {
+        match self {
+            Self::Directory(reading) => reading.head(),
+            Self::Database(reading) => reading.head().await,
+        }
+    }
+
+    async fn page(&self, table: &Table, after: Option<&[Cell]>) -> Result<Vec<Line>> {
+        match self {
+            Self::Directory(reading) => reading.page(table, after),
+            Self::Database(reading) => reading.page(table, after).await,
+        }
+    }
+}
+
+impl Target {
+    async fn create(place: &Place, entropy: Arc<dyn Entropy>) -> Result<Self> {
+        Ok(match place {
+            Place::Directory(path) => Self::Directory(sqlite::Writing::create(path, entropy)?),
+            Place::Database(url, password) => {
+                let writing = postgres::Writing::create(url.clone(), password.clone(), entropy);
+                Self::Database(writing.await?)
+            }
+        })
+    }
+
+    async fn put(&self, table: &Table, lines: &[Line]) -> Result<()> {
+        match self {
+            Self::Directory(writing) => writing.put(table, lines),
+            Self::Database(writing) => writing.put(table, lines).await,
+        }
+    }
+
+    async fn finish(self, head: &Head) -> Result<()> {
+        match self {
+            Self::Directory(writing) => writing.finish(head),
+            Self::Database(writing) => writing.finish(head).await,
+        }
+    }
+}
+
+/// Copies a state to a place that has none, and checks both against each other: every count, and the root of the log.
+///
+/// No server may run on the old place. Blocks its thread where a place is a directory.
+///
+/// # Errors
+/// When there is a state at the new place, the old one was written to meanwhile, or the two differ.
+pub async fn copy(from: &Place, to: &Place, entropy: Arc<dyn Entropy>) -> Result<Copied> {
+    let source = Source::open(from).await?;
+    let head = source.head().await?;
+    let target = Target::create(to, Arc::clone(&entropy)).await?;
+    let mut tables = Vec::new();
+    for table in TABLES {
+        let put = async |page: &[Line]| target.put(table, page).await;
+        tables.push((table.name, lines(&source, table, put).await?));
+    }
+    target.finish(&head).await?;
+    drop(source);
+    let (old, old_tables) = look(from, Arc::clone(&entropy)).await?;
+    let (new, new_tables) = look(to, entropy).await?;
+    if old.head != head {
+        let what =
+            "the state was written to while it was copied: stop its servers first".to_owned();
+        return Err(StoreError::Unavailable { why: what });
+    }
+    if old != new || old_tables != new_tables || tables != new_tables {
+        let what =
+            format!("the copy is not the same: {old:?} {old_tables:?}, {new:?} {new_tables:?}");
+        return Err(StoreError::Broken { what });
+    }
+    Ok(Copied { tables, verification: new })
+}
+
+/// Hands on all rows of a table, page by page; says how many there were.
+async fn lines(
+    source: &Source,
+    table: &Table,
+    each: impl AsyncFn(&[Line]) -> Result<()>,
+) -> Result<u64> {
+    let mut count = 0;
+    let mut after: Option<Line> = None;
+    loop {
+        let page = source.page(table, after.as_deref()).await?;
+        let Some(last) = page.last() else { return Ok(count) };
+        after = Some(last[..table.keys].to_vec());
+        count += page.len() as u64;
+        each(&page).await?;
+    }
+}
+
+/// Checks a place as a whole, and counts its rows.
+async fn look(
+    place: &Place,
+    entropy: Arc<dyn Entropy>,
+) -> Result<(Verification, Vec<(&'static str, u64)>)> {
+    let store: Box<dyn Store> = match place {
+        Place::Directory(path) => Box::new(SqliteStore::open(path, entropy)?),
+        Place::Database(url, password) => {
+            Box::new(PostgresStore::open(url.clone(), password.clone(), entropy).await?)
+        }
+    };
+    let verification = verify_everything(&*store).await?;
+    drop(store);
+    let source = Source::open(place).await?;
+    let mut tables = Vec::new();
+    for table in TABLES {
+        tables.push((table.name, lines(&source, table, async |_page: &[Line]| Ok(())).await?));
+    }
+    Ok((verification, tables))
+}

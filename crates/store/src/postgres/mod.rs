@@ -1,0 +1,437 @@
+//! The store on PostgreSQL: many replicas on one database.
+
+mod draft;
+mod flush;
+mod follow;
+mod passfile;
+mod readers;
+mod rows;
+mod schema;
+mod seen;
+mod session;
+mod target;
+mod text;
+mod tls;
+mod transfer;
+mod writer;
+
+use std::fmt;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use countersign_identity::{Entropy, NodeId, Revision, Serial, Sha256, Timestamp};
+use futures_util::FutureExt as _;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio_postgres::Row;
+
+use self::readers::{Readers, Unread};
+use self::seen::Seen;
+use self::session::{Command, Session, Target, command};
+pub use self::target::{BadUrl, Password, PostgresUrl};
+pub(crate) use self::transfer::{Reading, Writing};
+use self::writer::Writer;
+use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name};
+use crate::queue::{Job, OwnedLease, Queue, ended};
+use crate::transact::lease_end;
+use crate::{
+    Batch, Change, Commit, Committed, Feed, Head, Issued, NodeRow, PAGE_MAX, PointKey, PointRow,
+    Record, Result, Snapshot, Store, StoreError, StoredEvent, TokenRow, Trimmed, sql,
+};
+
+/// A store in a database: durable, for any number of processes at a time.
+///
+/// Needs a Tokio runtime with time for reading. Dropping it waits until what was queued is written.
+pub struct PostgresStore {
+    queue: Arc<Queue>,
+    readers: Arc<Readers>,
+    hint: watch::Receiver<Revision>,
+    seen: Arc<Seen>,
+    target: Target,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl PostgresStore {
+    /// Makes the tables of a new store in a database that has none, and opens it. A beginning that was cut off before
+    /// anything was committed is gone on with.
+    ///
+    /// # Errors
+    /// When there is a store with something in it, or the database cannot be written.
+    pub async fn create(
+        url: PostgresUrl,
+        password: Password,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<Self> {
+        Self::start(Target { url, password }, entropy, Opening::Create).await
+    }
+
+    /// Opens the store of a database. It never makes one: an empty store in place of the expected one would be a trust
+    /// domain that has forgotten everything.
+    ///
+    /// # Errors
+    /// When there is none, the database does not answer, it is of a newer version, or its log is torn.
+    pub async fn open(
+        url: PostgresUrl,
+        password: Password,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<Self> {
+        Self::start(Target { url, password }, entropy, Opening::Open).await
+    }
+
+    async fn start(target: Target, entropy: Arc<dyn Entropy>, opening: Opening) -> Result<Self> {
+        let queue = Arc::new(Queue::new());
+        let (tell, told) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("store-writer".to_owned());
+        let (work, at) = (Arc::clone(&queue), target.clone());
+        let thread = thread.spawn(move || serve(&at, work, entropy, opening, tell));
+        let thread = thread.map_err(|why| StoreError::Unavailable {
+            why: format!("a thread for writing: {why}"),
+        })?;
+        let Served { runtime, seen, hint } = told.await.map_err(|_dropped| ended())??;
+        let readers = Arc::new(Readers::new(target.clone(), runtime));
+        Ok(Self { queue, readers, hint, seen, target, writer: Some(thread) })
+    }
+
+    /// Hands a job to the writer and waits for its answer.
+    async fn write<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job) -> Result<T> {
+        let (answer, answered) = oneshot::channel();
+        self.queue.put(job(answer)).await?;
+        answered.await.map_err(|_dropped| ended())?
+    }
+
+    /// The rows of one statement, which is made anew for each attempt.
+    async fn rows(&self, make: impl Fn() -> Command<'static> + Send + Sync) -> Result<Vec<Row>> {
+        let make = &make;
+        self.readers
+            .read(move |session| {
+                let command = make();
+                async move { Ok(session.rows(&command).await?) }.boxed()
+            })
+            .await
+    }
+
+    async fn one<T>(
+        &self,
+        make: impl Fn() -> Command<'static> + Send + Sync,
+        read: impl Fn(&Row) -> Result<T>,
+    ) -> Result<Option<T>> {
+        self.rows(make).await?.first().map(read).transpose()
+    }
+
+    async fn all<T>(
+        &self,
+        make: impl Fn() -> Command<'static> + Send + Sync,
+        read: impl Fn(&Row) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        self.rows(make).await?.iter().map(read).collect()
+    }
+}
+
+/// Says what a closure is, where the compiler cannot tell.
+fn command_of<F: Fn() -> Command<'static> + Send + Sync>(make: F) -> F {
+    make
+}
+
+/// Whether a store is to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opening {
+    Create,
+    Open,
+}
+
+/// What the writing thread tells once it serves.
+struct Served {
+    runtime: Handle,
+    seen: Arc<Seen>,
+    hint: watch::Receiver<Revision>,
+}
+
+/// The writing thread: its runtime moves the bytes of every connection, so that they all end with it.
+fn serve(
+    target: &Target,
+    queue: Arc<Queue>,
+    entropy: Arc<dyn Entropy>,
+    opening: Opening,
+    tell: oneshot::Sender<Result<Served>>,
+) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(why) => {
+            // Whoever opens the store may have given up waiting.
+            let _ = tell.send(Err(StoreError::Unavailable { why: why.to_string() }));
+            return;
+        }
+    };
+    runtime.block_on(async {
+        let (session, head) = match prepare(target, opening).await {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                let _ = tell.send(Err(error));
+                return;
+            }
+        };
+        let seen = Arc::new(Seen::new(head));
+        let (hint, hinted) = watch::channel(head.revision);
+        let following = follow::follow(target.clone(), hint.clone(), Arc::clone(&seen));
+        // Ends with the runtime, which ends with this thread.
+        let _following = tokio::spawn(following);
+        let served = Served { runtime: Handle::current(), seen: Arc::clone(&seen), hint: hinted };
+        if tell.send(Ok(served)).is_err() {
+            return;
+        }
+        let (target, session) = (target.clone(), Some(session));
+        Writer { target, session, queue, hint, seen, entropy, wary: 0 }.run().await;
+    });
+}
+
+/// Connects, brings the schema to this version, and checks that the log has exactly the leaves that the head row counts.
+async fn prepare(target: &Target, opening: Opening) -> Result<(Session, Head)> {
+    let session = Session::connect(target, Arc::new(Notify::new())).await?;
+    let place = target.url.to_string();
+    let made = match opening {
+        Opening::Create => schema::create(&session, &place).await,
+        Opening::Open => schema::migrate(&session, &place).await,
+    };
+    let existed = match made {
+        Err(StoreError::AlreadyExists { .. }) => {
+            schema::migrate(&session, &place).await?;
+            true
+        }
+        other => other.map(|()| opening == Opening::Open)?,
+    };
+    let commands = [command!(sql::HEAD), command!(sql::LAST_LEAF)];
+    let read = session.together(Some(READ_ONLY), &commands, Some("COMMIT")).await;
+    let answers = read.map_err(session::Fault::error)?;
+    let row = |answer: usize| answers.get(answer).and_then(|rows: &Vec<Row>| rows.first());
+    let head = rows::head(row(0).ok_or_else(|| rows::broken("there is no head row"))?)?;
+    let leaves = row(1).map(|row| rows::number(row, 0)).transpose()?.map_or(0, |last| last + 1);
+    if leaves != head.log_size {
+        let size = head.log_size;
+        let what = format!("the log has {leaves} leaves, the head row counts {size}");
+        return Err(StoreError::Broken { what });
+    }
+    if existed && opening == Opening::Create && (0 < head.log_size || 0 < head.revision.number) {
+        return Err(StoreError::AlreadyExists { what: format!("store `{place}`") });
+    }
+    Ok((session, head))
+}
+
+/// All statements of one read see the same state, whatever the database's usual isolation is.
+const READ_ONLY: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+impl fmt::Debug for PostgresStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PostgresStore at {}", *self.hint.borrow())
+    }
+}
+
+impl Drop for PostgresStore {
+    fn drop(&mut self) {
+        self.queue.close();
+        let writer = self.writer.take().map(JoinHandle::join);
+        if let Some(Err(_panic)) = writer {
+            tracing::error!("the store's writer had ended by a panic");
+        }
+    }
+}
+
+fn limited(limit: usize, most: usize) -> i64 {
+    i64::try_from(limit.min(most)).unwrap_or(i64::MAX)
+}
+
+fn change((kind, name, value): (crate::Kind, String, Option<Vec<u8>>)) -> Change {
+    match value {
+        Some(value) => Change::Put(Record { kind, name, value }),
+        None => Change::Remove { kind, name },
+    }
+}
+
+/// The commits after a revision, inside one read transaction of two round trips.
+async fn feed(
+    session: &Session,
+    after: Revision,
+    limit: usize,
+) -> std::result::Result<(Head, Feed), Unread> {
+    let limit = u64::try_from(limit.min(PAGE_MAX)).unwrap_or(u64::MAX);
+    // A revision that does not fit was never reached.
+    let number = i64::try_from(after.number).unwrap_or(i64::MAX);
+    let most = number.saturating_add_unsigned(limit);
+    let full = rows::signed(FEED_CHANGES_MAX as u64 - 1)?;
+    let commands = [
+        command!(sql::HEAD),
+        command!(sql::FIRST_COMMIT),
+        command!(sql::CHANGES_END, number, most, full),
+    ];
+    let answers = session.together(Some(READ_ONLY), &commands, None).await?;
+    let row = |answer: usize| answers.get(answer).and_then(|rows: &Vec<Row>| rows.first());
+    let head = rows::head(row(0).ok_or_else(|| rows::broken("there is no head row"))?)?;
+    let first = row(1).map(|row| rows::number(row, 0)).transpose()?;
+    if !head.feeds(after, first) {
+        session.run("COMMIT").await?;
+        return Ok((head, Feed::SnapshotNeeded));
+    }
+    let last = head.revision.number.min(after.number + limit);
+    let last = row(2).map(|row| rows::number(row, 0)).transpose()?.unwrap_or(last);
+    // Numbers have no gaps, so a commit without changes is one whose number has no rows.
+    let commit = |number| Commit { revision: Revision { number, ..after }, changes: Vec::new() };
+    let mut commits: Vec<Commit> = (after.number + 1..=last).map(commit).collect();
+    let commands = [command!(sql::CHANGES, number, rows::signed(last)?)];
+    for row in session.together(None, &commands, Some("COMMIT")).await?.iter().flatten() {
+        let parts = (rows::parsed(row, 1)?, rows::column(row, 2)?, rows::column(row, 3)?);
+        let place = usize::try_from(rows::number(row, 0)? - after.number - 1);
+        let commit = commits.get_mut(place.unwrap_or(usize::MAX));
+        commit.ok_or_else(|| rows::broken("a change out of order"))?.changes.push(change(parts));
+    }
+    Ok((head, Feed::Changes(commits)))
+}
+
+async fn snapshot(session: &Session) -> std::result::Result<(Head, Snapshot), Unread> {
+    let commands = [command!(sql::HEAD), command!(sql::RECORDS)];
+    let answers = session.together(Some(READ_ONLY), &commands, Some("COMMIT")).await?;
+    let row = answers.first().and_then(|rows| rows.first());
+    let head = rows::head(row.ok_or_else(|| rows::broken("there is no head row"))?)?;
+    let mut records = Vec::new();
+    for row in answers.get(1).into_iter().flatten() {
+        let (kind, name) = (rows::parsed(row, 0)?, rows::column(row, 1)?);
+        records.push(Record { kind, name, value: rows::column(row, 2)? });
+    }
+    // A database sorts by its own language.
+    records.sort_by(|one, next| (one.kind, &one.name).cmp(&(next.kind, &next.name)));
+    Ok((head, Snapshot { revision: head.revision, records }))
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn head(&self) -> Result<Head> {
+        let floor = self.seen.floor();
+        let head = self.one(|| command!(sql::HEAD), rows::head).await?;
+        let head = head.ok_or_else(|| rows::broken("there is no head row"))?;
+        self.seen.check(&floor, &head).map(|()| head)
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot> {
+        let floor = self.seen.floor();
+        let (head, found) = self.readers.read(|session| snapshot(session).boxed()).await?;
+        self.seen.check(&floor, &head).map(|()| found)
+    }
+
+    async fn changes(&self, after: Revision, limit: usize) -> Result<Feed> {
+        let floor = self.seen.floor();
+        let read = self.readers.read(move |session| feed(session, after, limit).boxed());
+        let (head, found) = read.await?;
+        self.seen.check(&floor, &head).map(|()| found)
+    }
+
+    fn hint(&self) -> watch::Receiver<Revision> {
+        self.hint.clone()
+    }
+
+    async fn commit(&self, batch: Batch) -> Result<Committed> {
+        check(&batch)?;
+        self.write(|answer| Job::Commit { batch, answer }).await
+    }
+
+    async fn secret(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let name = name.to_owned();
+        let read = |row: &Row| rows::column(row, 0);
+        self.one(move || command!(sql::SECRET, name.clone()), read).await
+    }
+
+    async fn node(&self, id: NodeId) -> Result<Option<NodeRow>> {
+        self.one(move || command!(sql::NODE, id.as_bytes().to_vec()), rows::node).await
+    }
+
+    async fn nodes(&self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeRow>> {
+        // No bytes are before all bytes.
+        let after = after.map_or(Vec::new(), |id| id.as_bytes().to_vec());
+        let limit = limited(limit, PAGE_MAX);
+        self.all(move || command!(sql::NODES, after.clone(), limit), rows::node).await
+    }
+
+    async fn points(&self, after: Option<PointKey>, limit: usize) -> Result<Vec<PointRow>> {
+        // No bytes are before all bytes.
+        let after = after.map_or((Vec::new(), String::new(), String::new()), |key| {
+            (key.node.as_bytes().to_vec(), key.spiffe_id.to_string(), key.name)
+        });
+        let limit = limited(limit, PAGE_MAX);
+        let page = move || {
+            let (node, id, name) = after.clone();
+            command!(sql::POINTS, node, id, name, limit)
+        };
+        self.all(page, rows::point).await
+    }
+
+    async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>> {
+        self.one(move || command!(sql::TOKEN, hash.as_bytes().to_vec()), rows::token).await
+    }
+
+    async fn issued(&self, serial: Serial) -> Result<Option<Issued>> {
+        self.one(move || command!(sql::ISSUED, serial.as_bytes().to_vec()), rows::issued).await
+    }
+
+    async fn issued_after(&self, after: Option<Serial>, limit: usize) -> Result<Vec<Issued>> {
+        let after = after.map_or(Vec::new(), |serial| serial.as_bytes().to_vec());
+        let limit = limited(limit, PAGE_MAX);
+        self.all(move || command!(sql::ISSUED_AFTER, after.clone(), limit), rows::issued).await
+    }
+
+    async fn events(&self, from: u64, limit: usize) -> Result<Vec<StoredEvent>> {
+        let Ok(from) = i64::try_from(from) else { return Ok(Vec::new()) };
+        let limit = limited(limit, PAGE_MAX);
+        self.all(move || command!(sql::EVENTS, from, limit), rows::event).await
+    }
+
+    async fn leaf_hashes(&self, from: u64, limit: usize) -> Result<Vec<Sha256>> {
+        let Ok(from) = i64::try_from(from) else { return Ok(Vec::new()) };
+        let limit = limited(limit, HASHES_MAX);
+        let read = |row: &Row| rows::sha256(row, 1);
+        self.all(move || command!(sql::LEAF_HASHES, from, limit), read).await
+    }
+
+    async fn lease(&self, name: &str, holder: &str, ttl: Duration, now: Timestamp) -> Result<bool> {
+        check_name("bytes of a lease's name", name)?;
+        check_name("bytes of a lease's holder", holder)?;
+        let (name, holder) = (name.to_owned(), holder.to_owned());
+        let lease = OwnedLease { name, holder, until: lease_end(now, ttl), now };
+        self.write(|answer| Job::Lease { lease, answer }).await
+    }
+
+    async fn trim(&self, now: Timestamp) -> Result<Trimmed> {
+        self.write(|answer| Job::Trim { now, answer }).await
+    }
+
+    async fn caveats(&self) -> Result<Vec<String>> {
+        let rows = self.rows(command_of(|| command!(text::PROMISES))).await?;
+        let row = rows.first().ok_or_else(|| rows::broken("the database has no settings"))?;
+        let setting = |place| rows::column::<String>(row, place);
+        let mut caveats = Vec::new();
+        if setting(2)? == "off" {
+            caveats.push(
+                "the database runs with `fsync = off`: a crash of its machine loses acknowledged writes"
+                    .to_owned(),
+            );
+        }
+        if setting(3)? == "off" {
+            caveats.push(
+                "the database runs with `full_page_writes = off`: a crash of its machine may tear pages"
+                    .to_owned(),
+            );
+        }
+        if setting(0)?.trim().is_empty() {
+            caveats.push(
+                "the database has no synchronous standby (`synchronous_standby_names` is empty): when its machine is \
+                 lost, or a standby takes over, acknowledged writes may be lost"
+                    .to_owned(),
+            );
+        }
+        if self.target.url.is_exposed() {
+            caveats.push(
+                "the way to the database is not protected (`sslmode=disable`); use `sslmode=verify-full`"
+                    .to_owned(),
+            );
+        }
+        Ok(caveats)
+    }
+}

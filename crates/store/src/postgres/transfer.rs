@@ -1,0 +1,129 @@
+//! Rows of PostgreSQL as they are, for copying.
+
+use std::sync::Arc;
+
+use countersign_identity::Entropy;
+use tokio::sync::Notify;
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+
+use super::rows::{broken, column, head, signed};
+use super::session::{Fault, Session, Target, command};
+use super::{Password, PostgresStore, PostgresUrl};
+use crate::copy::{Cell, Line, Table, Type};
+use crate::{Head, Result, sql};
+
+/// A copy takes its time, and nobody waits for it.
+const READING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
+    SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
+const WRITING: &str = "BEGIN; SET LOCAL statement_timeout = 0; \
+    SET LOCAL idle_in_transaction_session_timeout = 0";
+
+/// A database that is read, as it was at one moment.
+pub(crate) struct Reading(Session);
+
+/// A database that is filled in one transaction.
+pub(crate) struct Writing(Session);
+
+type Value = Box<dyn ToSql + Sync + Send>;
+
+fn value(cell: &Cell) -> Value {
+    match cell {
+        Cell::Null => Box::new(None::<i64>),
+        Cell::Number(number) => Box::new(*number),
+        Cell::Text(text) => Box::new(text.clone()),
+        Cell::Bytes(bytes) => Box::new(bytes.clone()),
+    }
+}
+
+fn cell(row: &Row, place: usize, kind: Type) -> Result<Cell> {
+    Ok(match kind {
+        Type::Number => column::<Option<i64>>(row, place)?.map_or(Cell::Null, Cell::Number),
+        Type::Text => column::<Option<String>>(row, place)?.map_or(Cell::Null, Cell::Text),
+        Type::Bytes => column::<Option<Vec<u8>>>(row, place)?.map_or(Cell::Null, Cell::Bytes),
+    })
+}
+
+impl Reading {
+    /// Opens a database that has a store.
+    pub(crate) async fn open(url: PostgresUrl, password: Password) -> Result<Self> {
+        let target = Target { url, password };
+        let session = Session::connect(&target, Arc::new(Notify::new())).await?;
+        super::schema::migrate(&session, &target.url.to_string()).await?;
+        session.run(READING).await.map_err(Fault::error)?;
+        Ok(Self(session))
+    }
+
+    pub(crate) async fn head(&self) -> Result<Head> {
+        let rows = self.0.rows(&command!(sql::HEAD)).await.map_err(Fault::error)?;
+        head(rows.first().ok_or_else(|| broken("there is no head row"))?)
+    }
+
+    pub(crate) async fn page(&self, table: &Table, after: Option<&[Cell]>) -> Result<Vec<Line>> {
+        let keys: Vec<Value> = after.unwrap_or_default().iter().map(value).collect();
+        let rows = self.0.rows_of(&table.page(after.is_some()), &keys).await;
+        let line = |row: &Row| {
+            let kinds = table.columns.iter().enumerate();
+            kinds.map(|(place, (_, kind))| cell(row, place, *kind)).collect()
+        };
+        rows.map_err(Fault::error)?.iter().map(line).collect()
+    }
+}
+
+impl Writing {
+    /// Makes a new store in a database that has none.
+    pub(crate) async fn create(
+        url: PostgresUrl,
+        password: Password,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<Self> {
+        drop(PostgresStore::create(url.clone(), password.clone(), entropy).await?);
+        let target = Target { url, password };
+        let session = Session::connect(&target, Arc::new(Notify::new())).await?;
+        session.run(WRITING).await.map_err(Fault::error)?;
+        Ok(Self(session))
+    }
+
+    pub(crate) async fn put(&self, table: &Table, lines: &[Line]) -> Result<()> {
+        let kinds = table.columns.iter().enumerate();
+        let (mut casts, mut values): (Vec<String>, Vec<Value>) = (Vec::new(), Vec::new());
+        for (place, (_, kind)) in kinds {
+            let cells = lines.iter().map(|line| &line[place]);
+            let (cast, value): (_, Value) = match kind {
+                Type::Number => ("BIGINT", Box::new(cells.map(number).collect::<Vec<_>>())),
+                Type::Text => ("TEXT", Box::new(cells.map(text).collect::<Vec<_>>())),
+                Type::Bytes => ("BYTEA", Box::new(cells.map(bytes).collect::<Vec<_>>())),
+            };
+            casts.push(format!("${}::{cast}[]", place + 1));
+            values.push(value);
+        }
+        let (name, names, casts) = (table.name, table.names(), casts.join(", "));
+        let text = format!("INSERT INTO {name} ({names}) SELECT * FROM UNNEST({casts})");
+        self.0.rows_of(&text, &values).await.map(drop).map_err(Fault::error)
+    }
+
+    pub(crate) async fn finish(self, head: &Head) -> Result<()> {
+        let text = "UPDATE head SET incarnation = $1, number = $2, fence = $3, log_size = $4, \
+                    writes = writes + 1";
+        let values: [Value; 4] = [
+            Box::new(signed(head.revision.incarnation)?),
+            Box::new(signed(head.revision.number)?),
+            Box::new(signed(head.fence.number)?),
+            Box::new(signed(head.log_size)?),
+        ];
+        self.0.rows_of(text, &values).await.map_err(Fault::error)?;
+        self.0.run("COMMIT").await.map_err(Fault::error)
+    }
+}
+
+fn number(cell: &Cell) -> Option<i64> {
+    if let Cell::Number(number) = cell { Some(*number) } else { None }
+}
+
+fn text(cell: &Cell) -> Option<String> {
+    if let Cell::Text(text) = cell { Some(text.clone()) } else { None }
+}
+
+fn bytes(cell: &Cell) -> Option<Vec<u8>> {
+    if let Cell::Bytes(bytes) = cell { Some(bytes.clone()) } else { None }
+}

@@ -1,0 +1,104 @@
+//! Rows of SQLite as they are, for copying.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use countersign_identity::Entropy;
+use rusqlite::types::{Value, ValueRef};
+use rusqlite::{Connection, params_from_iter};
+
+use super::files::{self, Lock};
+use super::rows::{broken, failed, signed};
+use super::tables::{Open, all};
+use crate::copy::{Cell, Line, Table};
+use crate::{Head, Result};
+
+/// A directory that is read, with nobody else on it.
+pub(crate) struct Reading {
+    connection: Connection,
+    _lock: Lock,
+}
+
+/// A directory that is filled in one transaction.
+pub(crate) struct Writing {
+    connection: Connection,
+    _lock: Lock,
+}
+
+fn cell(value: ValueRef<'_>) -> Result<Cell> {
+    Ok(match value {
+        ValueRef::Null => Cell::Null,
+        ValueRef::Integer(number) => Cell::Number(number),
+        ValueRef::Text(text) => {
+            let text = String::from_utf8(text.to_vec());
+            Cell::Text(text.map_err(|bad| broken(bad.to_string()))?)
+        }
+        ValueRef::Blob(bytes) => Cell::Bytes(bytes.to_vec()),
+        ValueRef::Real(number) => return Err(broken(format!("`{number}` is not a whole number"))),
+    })
+}
+
+fn value(cell: &Cell) -> Value {
+    match cell {
+        Cell::Null => Value::Null,
+        Cell::Number(number) => Value::Integer(*number),
+        Cell::Text(text) => Value::Text(text.clone()),
+        Cell::Bytes(bytes) => Value::Blob(bytes.clone()),
+    }
+}
+
+impl Reading {
+    /// Opens a directory that has a store.
+    pub(crate) fn open(directory: &Path) -> Result<Self> {
+        files::check_modes(directory)?;
+        let lock = Lock::take(directory)?;
+        files::check_header(directory, &lock)?;
+        Ok(Self { connection: files::open_writer(&files::database(directory))?, _lock: lock })
+    }
+
+    pub(crate) fn head(&self) -> Result<Head> {
+        Open(&self.connection).head()
+    }
+
+    pub(crate) fn page(&self, table: &Table, after: Option<&[Cell]>) -> Result<Vec<Line>> {
+        let keys = params_from_iter(after.unwrap_or_default().iter().map(value));
+        all(&self.connection, &table.page(after.is_some()), keys, |row| {
+            let place = 0..table.columns.len();
+            place.map(|place| cell(row.get_ref(place).map_err(failed)?)).collect()
+        })
+    }
+}
+
+impl Writing {
+    /// Makes a new store in a directory that has none.
+    pub(crate) fn create(directory: &Path, _entropy: Arc<dyn Entropy>) -> Result<Self> {
+        let lock = Lock::take(directory)?;
+        files::create(directory, &lock)?;
+        let connection = files::open_writer(&files::database(directory))?;
+        Open(&connection).bracket("BEGIN IMMEDIATE")?;
+        Ok(Self { connection, _lock: lock })
+    }
+
+    pub(crate) fn put(&self, table: &Table, lines: &[Line]) -> Result<()> {
+        let places: Vec<_> = (1..=table.columns.len()).map(|place| format!("${place}")).collect();
+        let (names, places) = (table.names(), places.join(", "));
+        let text = format!("INSERT INTO {} ({names}) VALUES ({places})", table.name);
+        let mut statement = self.connection.prepare_cached(&text).map_err(failed)?;
+        for line in lines {
+            statement.execute(params_from_iter(line.iter().map(value))).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn finish(self, head: &Head) -> Result<()> {
+        let values = (
+            signed(head.revision.incarnation)?,
+            signed(head.revision.number)?,
+            signed(head.fence.number)?,
+            signed(head.log_size)?,
+        );
+        let text = "UPDATE head SET incarnation = $1, number = $2, fence = $3, log_size = $4";
+        self.connection.execute(text, values).map_err(failed)?;
+        Open(&self.connection).bracket("COMMIT")
+    }
+}

@@ -1,0 +1,183 @@
+//! What is true when the database goes away, is killed, or stands still, while replicas write.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use countersign_identity::{Code, Serial};
+use countersign_store::{PAGE_MAX, PostgresStore, Store, verify_everything};
+use tokio::task::JoinSet;
+
+use crate::fixture::{at, create_at, issuing, open_at, putting, row};
+use crate::server::{Cluster, Listen};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Callers that write until they are told to end, and remember what was acknowledged.
+struct Traffic {
+    ending: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicU64>,
+    work: JoinSet<(BTreeSet<Serial>, u64)>,
+}
+
+impl Traffic {
+    fn begin(stores: &[Arc<PostgresStore>]) -> Self {
+        let (ending, acknowledged) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let mut work = JoinSet::new();
+        for caller in 0..8_u64 {
+            let store = Arc::clone(&stores[usize::try_from(caller).unwrap() % stores.len()]);
+            let (ending, acknowledged) = (Arc::clone(&ending), Arc::clone(&acknowledged));
+            work.spawn(async move {
+                let (mut serials, mut failed) = (BTreeSet::new(), 0);
+                for turn in 0.. {
+                    if ending.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let one = row(caller * 1_000_000 + turn, 0, at(0));
+                    let serial = one.serial;
+                    match store.commit(issuing([one])).await {
+                        Ok(committed) => {
+                            assert_eq!(committed.receipts.len(), 1);
+                            assert!(serials.insert(serial));
+                            acknowledged.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Err(error) => {
+                            assert_eq!(error.code(), Code::Unavailable, "{error}");
+                            failed += 1;
+                            tokio::task::yield_now().await;
+                        }
+                    }
+                }
+                (serials, failed)
+            });
+        }
+        Self { ending, acknowledged, work }
+    }
+
+    /// Waits until so many more were acknowledged.
+    async fn flows(&self, more: u64) {
+        let enough = self.acknowledged.load(Ordering::Relaxed) + more;
+        let begin = Instant::now();
+        while self.acknowledged.load(Ordering::Relaxed) < enough {
+            assert!(begin.elapsed() < PATIENCE, "writing does not go on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Ends it; every acknowledged certificate must be there, and everything must fit together.
+    async fn verify(self, store: &dyn Store) -> u64 {
+        self.ending.store(true, Ordering::Relaxed);
+        let (mut acknowledged, mut failed) = (BTreeSet::new(), 0);
+        for (serials, failures) in self.work.join_all().await {
+            acknowledged.extend(serials);
+            failed += failures;
+        }
+        let whole = verify_everything(store).await.unwrap();
+        let mut kept = BTreeSet::new();
+        let mut after = None;
+        loop {
+            let page = store.issued_after(after, PAGE_MAX).await.unwrap();
+            let Some(last) = page.last() else { break };
+            after = Some(last.row.serial);
+            kept.extend(page.iter().map(|issued| issued.row.serial));
+        }
+        assert_eq!(kept.len(), whole.issued, "no certificate is recorded twice");
+        let lost: Vec<_> = acknowledged.difference(&kept).collect();
+        assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+        failed
+    }
+}
+
+async fn replicas(cluster: &Cluster) -> (String, Vec<Arc<PostgresStore>>) {
+    let database = cluster.database("read committed");
+    let one = Arc::new(create_at(cluster, &database, 1).await);
+    let two = Arc::new(open_at(cluster, &database, 2).await);
+    (database, vec![one, two])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_cut_in_the_middle_of_commits_lose_no_acknowledged_write() {
+    let cluster = Cluster::shared();
+    let (database, stores) = replicas(cluster).await;
+    let traffic = Traffic::begin(&stores);
+    for _round in 0..15 {
+        traffic.flows(20).await;
+        let cut = format!(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+             WHERE datname = '{database}' AND application_name = 'countersign'"
+        );
+        cluster.sql("postgres", &cut);
+    }
+    traffic.flows(50).await;
+    traffic.verify(&*stores[1]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_crashes_and_comes_back_has_every_acknowledged_write() {
+    let cluster = Cluster::start(Listen::Nowhere, &[]);
+    let (_database, stores) = replicas(&cluster).await;
+    let traffic = Traffic::begin(&stores);
+    for _round in 0..3 {
+        traffic.flows(100).await;
+        cluster.crash();
+        let refused = stores[0].commit(putting("web", "1")).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+        cluster.resume();
+    }
+    traffic.flows(100).await;
+    let failed = traffic.verify(&*stores[0]).await;
+    assert!(0 < failed, "some heard that the database was away");
+    drop(stores);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_stands_still_is_unavailable_and_then_goes_on() {
+    let cluster = Cluster::start(Listen::Nowhere, &[]);
+    let (_database, stores) = replicas(&cluster).await;
+    let traffic = Traffic::begin(&stores);
+    traffic.flows(100).await;
+    cluster.signal_all("STOP");
+    let begin = Instant::now();
+    let refused = stores[0].commit(putting("web", "1")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    let waited = begin.elapsed();
+    let refused = stores[0].head().await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    cluster.signal_all("CONT");
+    assert!(waited < Duration::from_secs(15), "{waited:?}");
+    traffic.flows(100).await;
+    traffic.verify(&*stores[1]).await;
+    drop(stores);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_that_hangs_with_the_head_row_stops_nobody_for_long() {
+    let cluster = Cluster::shared();
+    let (database, stores) = replicas(cluster).await;
+    // As a replica does that is stopped between its two round trips: our time-outs end its transaction.
+    let hold =
+        "SET idle_in_transaction_session_timeout = 900; BEGIN; SELECT * FROM head FOR UPDATE";
+    let url = cluster.url(&database);
+    let folder = cluster.folder().to_owned();
+    let mut held = std::process::Command::new("psql")
+        .args(["-X", "-q", "-U", "cs", "-d", &database, "-h"])
+        .arg(folder)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    use std::io::{BufRead as _, Write as _};
+    let mut input = held.stdin.take().unwrap();
+    writeln!(input, "{hold};").unwrap();
+    let mut line = String::new();
+    std::io::BufReader::new(held.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let begin = Instant::now();
+    let committed = stores[0].commit(putting("web", "1")).await;
+    let waited = begin.elapsed();
+    drop(input);
+    held.wait().unwrap();
+    assert_eq!(committed.unwrap().revision, at(1), "{url}");
+    assert!(waited < Duration::from_secs(3), "{waited:?}");
+}

@@ -1,0 +1,231 @@
+//! Two replicas on one database, at the same time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_audit::{Event, EventKind};
+use countersign_store::{
+    Batch, Feed, Op, PAGE_MAX, PostgresStore, Store, StoreError, verify_everything,
+};
+use tokio::task::JoinSet;
+
+use crate::fixture::{
+    after, at, create_at, digest, doing, issuing, node, node_id, noon, open_at, putting, row, token,
+};
+use crate::server::Cluster;
+
+/// Both isolations that a database may have by default.
+const ISOLATIONS: [&str; 2] = ["read committed", "serializable"];
+
+async fn pair(isolation: &str) -> [Arc<PostgresStore>; 2] {
+    let cluster = Cluster::shared();
+    let database = cluster.database(isolation);
+    let one = create_at(cluster, &database, 1).await;
+    [Arc::new(one), Arc::new(open_at(cluster, &database, 2).await)]
+}
+
+async fn both_agree(stores: &[Arc<PostgresStore>; 2]) -> countersign_store::Verification {
+    let one = verify_everything(&*stores[0]).await.unwrap();
+    assert_eq!(one, verify_everything(&*stores[1]).await.unwrap());
+    one
+}
+
+/// Reads the feed to a revision, and checks that nothing is left out and nothing comes twice.
+async fn read_to(store: &dyn Store, last: u64) {
+    let mut hint = store.hint();
+    let mut seen = at(0);
+    while seen.number < last {
+        let Feed::Changes(commits) = store.changes(seen, 7).await.unwrap() else {
+            panic!("the feed goes on")
+        };
+        if commits.is_empty() {
+            hint.changed().await.unwrap();
+        }
+        for commit in commits {
+            assert_eq!(commit.revision.number, seen.number + 1, "no gap and no step back");
+            seen = commit.revision;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_on_two_replicas_make_one_order() {
+    const WRITERS: u64 = 8;
+    const EACH: u64 = 20;
+    for isolation in ISOLATIONS {
+        let stores = pair(isolation).await;
+        let mut work = JoinSet::new();
+        for writer in 0..WRITERS {
+            let store = Arc::clone(&stores[usize::try_from(writer % 2).unwrap()]);
+            work.spawn(async move {
+                for turn in 0..EACH {
+                    let mut batch = putting(&format!("w{writer}"), &turn.to_string());
+                    let mut issued = issuing([row(writer * EACH + turn, 0, at(0))]);
+                    batch.events.append(&mut issued.events);
+                    batch.issued = issued.issued;
+                    let committed = store.commit(batch).await.unwrap();
+                    assert_eq!(committed.receipts.len(), 1);
+                }
+            });
+        }
+        for store in &stores {
+            let store = Arc::clone(store);
+            work.spawn(async move { read_to(&*store, WRITERS * EACH).await });
+        }
+        work.join_all().await;
+        let whole = both_agree(&stores).await;
+        assert_eq!(whole.head.revision, at(WRITERS * EACH), "{isolation}");
+        assert_eq!(whole.head.log_size, 2 * WRITERS * EACH);
+        assert_eq!(whole.issued, usize::try_from(WRITERS * EACH).unwrap());
+    }
+}
+
+/// ATTACKS 3: a token shown to two replicas at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_token_raced_on_two_replicas_is_spent_once() {
+    for isolation in ISOLATIONS {
+        let stores = pair(isolation).await;
+        let made: Vec<Op> = (0..8).map(|seed| Op::CreateToken(token(seed))).collect();
+        stores[0].commit(doing(made)).await.unwrap();
+        let mut callers = JoinSet::new();
+        for caller in 0..32_u8 {
+            let store = Arc::clone(&stores[usize::from(caller % 2)]);
+            let seed = u64::from(caller / 4);
+            let spend = Op::SpendToken { hash: digest(seed), now: noon() };
+            let mut batch = doing([spend, Op::PutNode(node(caller))]);
+            batch.events = vec![Event::new(EventKind::NodeAttested, noon(), "server", "a node")];
+            callers.spawn(async move { store.commit(batch).await.map(|_committed| seed) });
+        }
+        let outcomes = callers.join_all().await;
+        let mut won: Vec<u64> = outcomes.iter().filter_map(|one| one.clone().ok()).collect();
+        won.sort_unstable();
+        assert_eq!(won, (0..8).collect::<Vec<_>>(), "{isolation}: each token exactly once");
+        let lost = outcomes.into_iter().filter_map(Result::err);
+        assert!(lost.into_iter().all(|error| error == StoreError::TokenSpent));
+        assert_eq!(stores[1].nodes(None, PAGE_MAX).await.unwrap().len(), 8);
+        assert_eq!(both_agree(&stores).await.head.log_size, 8);
+    }
+}
+
+/// ATTACKS 4: two clones of a node, each at another replica.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_clones_at_two_replicas_one_goes_on() {
+    for isolation in ISOLATIONS {
+        let stores = pair(isolation).await;
+        stores[0].commit(doing([Op::PutNode(node(1))])).await.unwrap();
+        let mut clones = JoinSet::new();
+        for clone in 10..20_u8 {
+            let store = Arc::clone(&stores[usize::from(clone % 2)]);
+            let (id, key_spki) = (node_id(1), vec![clone; 91]);
+            let batch =
+                doing([Op::UpdateNode { id, expect_generation: 1, key_spki, at: after(5) }]);
+            clones.spawn(async move { store.commit(batch).await.is_ok() });
+        }
+        let won = clones.join_all().await.into_iter().filter(|won| *won).count();
+        assert_eq!(won, 1, "{isolation}");
+        assert_eq!(stores[1].node(node_id(1)).await.unwrap().unwrap().generation, 2);
+    }
+}
+
+/// ATTACKS 13: the fence stands for every replica.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_replica_takes_away_the_other_does_not_issue() {
+    for isolation in ISOLATIONS {
+        let stores = pair(isolation).await;
+        stores[0].commit(putting("web", "1")).await.unwrap();
+        stores[1].commit(issuing([row(1, 0, at(1))])).await.unwrap();
+        let narrowing = Batch { narrows: true, ..putting("web", "2") };
+        stores[0].commit(narrowing).await.unwrap();
+        let refused = stores[1].commit(issuing([row(2, 0, at(1))])).await.unwrap_err();
+        assert_eq!(refused, StoreError::Fenced { authorised_at: at(1), fence: at(2) });
+        both_agree(&stores).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_one_replica_reaches_the_other_within_a_second() {
+    let stores = pair("read committed").await;
+    for round in 1..=5 {
+        let mut hint = stores[1].hint();
+        hint.mark_unchanged();
+        let revision = stores[0].commit(putting("web", &round.to_string())).await.unwrap().revision;
+        let heard = hint.wait_for(|known| revision <= *known);
+        tokio::time::timeout(Duration::from_secs(1), heard).await.unwrap().unwrap();
+        assert_eq!(stores[1].snapshot().await.unwrap().revision, revision);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_duty_is_done_by_one_of_many_replicas() {
+    for isolation in ISOLATIONS {
+        let stores = pair(isolation).await;
+        let mut callers = JoinSet::new();
+        for caller in 0..16_usize {
+            let store = Arc::clone(&stores[caller % 2]);
+            callers.spawn(async move {
+                let holder = format!("server-{caller}");
+                store.lease("trim", &holder, Duration::from_secs(60), noon()).await.unwrap()
+            });
+        }
+        let taken = callers.join_all().await.into_iter().filter(|taken| *taken).count();
+        assert_eq!(taken, 1, "{isolation}");
+        let late = stores[1].lease("trim", "late", Duration::from_secs(60), after(61)).await;
+        assert!(late.unwrap(), "a lease that ended is free");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_is_made_once_and_never_by_opening() {
+    let cluster = Cluster::shared();
+    let database = cluster.database("read committed");
+    let open = |seed| {
+        let url = cluster.url(&database).parse().unwrap();
+        let password = countersign_store::Password::None;
+        PostgresStore::open(url, password, crate::fixture::entropy(seed))
+    };
+    let missing = open(1).await.unwrap_err();
+    assert!(matches!(missing, StoreError::Missing { .. }), "{missing}");
+    let store = create_at(cluster, &database, 1).await;
+    store.commit(putting("web", "1")).await.unwrap();
+    let url = cluster.url(&database).parse().unwrap();
+    let again =
+        PostgresStore::create(url, countersign_store::Password::None, crate::fixture::entropy(1));
+    let again = again.await.unwrap_err();
+    assert!(matches!(again, StoreError::AlreadyExists { .. }), "{again}");
+    cluster.sql(&database, "UPDATE countersign_schema SET version = 99");
+    let newer = open(1).await.unwrap_err();
+    assert!(matches!(newer, StoreError::NewerSchema { found: 99, .. }), "{newer}");
+    cluster.sql(&database, "UPDATE countersign_schema SET version = 1; DELETE FROM log");
+    let torn = open(1).await.unwrap_err();
+    assert!(matches!(torn, StoreError::Broken { .. }), "{torn}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_lost_its_tail_is_noticed_and_written_to_no_more() {
+    let cluster = Cluster::shared();
+    let database = cluster.database("read committed");
+    let store = create_at(cluster, &database, 1).await;
+    for round in 0..3 {
+        store.commit(putting("web", &round.to_string())).await.unwrap();
+    }
+    // As a standby that was behind by one commit would have it.
+    cluster.sql(
+        &database,
+        "BEGIN; UPDATE head SET number = 2, log_size = 2; DELETE FROM log WHERE log_index = 2; \
+         DELETE FROM changes WHERE number = 3; DELETE FROM commits WHERE number = 3; COMMIT",
+    );
+    let refused = store.commit(putting("web", "new")).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Broken { .. }), "{refused}");
+    assert!(matches!(store.head().await.unwrap_err(), StoreError::Broken { .. }));
+    assert_eq!(cluster.sql(&database, "SELECT number FROM head"), "2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_database_does_not_promise_is_said() {
+    let cluster = Cluster::shared();
+    let database = cluster.database("read committed");
+    let store = create_at(cluster, &database, 1).await;
+    let caveats = store.caveats().await.unwrap();
+    assert_eq!(caveats.len(), 1, "{caveats:?}");
+    assert!(caveats[0].contains("synchronous_standby_names"), "{caveats:?}");
+}
