@@ -196,6 +196,7 @@ impl World {
             key,
             chain: attested.chain,
             issued: attested.issued,
+            bundle: attested.bundle,
         };
         let mut points = BTreeMap::new();
         if self.settings.services {
