@@ -102,7 +102,9 @@ impl StartRefused {
     pub fn code(&self) -> Code {
         match self {
             Self::Disk(DiskFault::Locked(_)) => Code::AlreadyExists,
-            Self::Disk(DiskFault::Io { .. } | DiskFault::Key(_)) => Code::Internal,
+            Self::Disk(DiskFault::Io { .. } | DiskFault::Unfinished(_) | DiskFault::Key(_)) => {
+                Code::Internal
+            }
             Self::Disk(
                 DiskFault::Open { .. }
                 | DiskFault::Foreign { .. }

@@ -4,23 +4,25 @@
 //! node-GENERATION.key   the registered key, PKCS#8 DER, 0600; one of the next generation is a successor on its way
 //! node.json             the node's id, the generation in force, its SVID and the bundle
 //! snapshot.json         the last records, with their revision
+//! revocations.json      the revocations in force, also those that no server speaks of any more
 //! lock                  held while an agent runs
 //! ```
 //!
 //! Every file is written beside its place, synced, and renamed, and the directory synced after: a crash leaves the old
 //! or the new, never a part. A key is durable before the server hears of it, so no crash can lose a registered key.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use countersign_identity::{NodeId, Revision};
+use countersign_identity::{NodeId, Revision, Revocation, Revocations, Timestamp};
 use countersign_pki::{Bundle, Certificate, Chain, KeyFault, PrivateKey};
 use zeroize::Zeroizing;
 
-use crate::core::{Record, Replica};
+use crate::core::{Credential, Record, Remembered, Replica};
 
 /// The agent's data directory, held by this process alone.
 #[derive(Debug)]
@@ -41,7 +43,7 @@ pub(crate) struct Node {
     /// Its SVID; possibly expired.
     pub chain: Chain,
     /// When the SVID was issued: its validity begins earlier, by the backdate.
-    pub issued: countersign_identity::Timestamp,
+    pub issued: Timestamp,
     /// The authorities of its trust domain.
     pub bundle: Bundle,
 }
@@ -100,6 +102,9 @@ pub enum DiskFault {
         /// Its format.
         found: u32,
     },
+    /// The task that wrote broke.
+    #[error("a write was not finished: {0}")]
+    Unfinished(String),
     /// A key could not be made.
     #[error("no key can be made: {0}")]
     Key(#[from] KeyFault),
@@ -114,7 +119,7 @@ struct NodeFile {
     format: u32,
     id: NodeId,
     generation: u64,
-    issued: countersign_identity::Timestamp,
+    issued: Timestamp,
     chain: String,
     trust_domain: countersign_identity::TrustDomain,
     bundle: String,
@@ -135,6 +140,16 @@ struct RecordFile {
     kind: String,
     name: String,
     value: String,
+}
+
+/// Apart from the snapshot: it is small, so it is durable before the revision is acknowledged, and a snapshot that cannot
+/// be read takes no rule away.
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RulesFile {
+    format: u32,
+    seen: Timestamp,
+    rules: BTreeMap<Arc<str>, Arc<Revocation>>,
 }
 
 /// Read before the rest of a file, so that a newer format is told by its number.
@@ -272,8 +287,35 @@ impl Disk {
         self.remove(&key_name(generation))
     }
 
+    /// What an earlier life wrote down.
+    ///
+    /// # Errors
+    /// When the revocations are there and cannot be read: to go on without them would lift them.
+    pub(crate) fn remembered(&self) -> Result<Remembered, DiskFault> {
+        let replica = self.snapshot();
+        let path = self.path.join("revocations.json");
+        let Some(text) = self.read("revocations.json")? else {
+            return Ok(Remembered { replica, ..Remembered::nothing() });
+        };
+        check_format(&path, &text)?;
+        let file: RulesFile = serde_json::from_slice(&text)
+            .map_err(|why| DiskFault::Broken { path, why: why.to_string() })?;
+        Ok(Remembered { replica, rules: Arc::new(Revocations::new(file.rules)), seen: file.seen })
+    }
+
+    /// Writes the revocations down, with the highest time that was seen.
+    ///
+    /// # Errors
+    /// When the system says no. The ones before stay then.
+    pub(crate) fn keep_rules(&self, rules: &Revocations, seen: Timestamp) -> Result<(), DiskFault> {
+        let rules = rules.iter().map(|(name, rule)| (Arc::clone(name), Arc::clone(rule)));
+        let file = RulesFile { format: FORMAT, seen, rules: rules.collect() };
+        let bytes = serde_json::to_vec(&file).expect("texts and numbers are JSON");
+        self.write("revocations.json", &bytes)
+    }
+
     /// The last records that were written down. What is not understood counts as nothing: a server tells it again.
-    pub(crate) fn snapshot(&self) -> Option<Replica> {
+    fn snapshot(&self) -> Option<Replica> {
         let text = self.read("snapshot.json").ok()??;
         let file: SnapshotFile = serde_json::from_slice(&text).ok()?;
         if file.format != FORMAT {
@@ -360,14 +402,10 @@ fn check_format(path: &Path, text: &[u8]) -> Result<(), DiskFault> {
 }
 
 impl Node {
-    /// The term of its SVID.
-    pub(crate) fn term(&self) -> crate::core::Term {
-        let ends = self.chain.certificates().iter().map(|one| one.validity().not_after);
-        crate::core::Term {
-            digest: self.chain.leaf().fingerprint(),
-            issued: self.issued,
-            expires: ends.min().expect("a chain is never empty"),
-        }
+    /// Its SVID, without the key.
+    pub(crate) fn credential(&self) -> Credential {
+        let id = self.leaf().spiffe_id().unwrap_or_else(|_bad| self.bundle.domain.id());
+        Credential::remembered(id, &self.chain, &self.bundle, self.issued)
     }
 
     /// The leaf of its SVID.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{Clock, Code, Entropy, Name, Revision};
+use countersign_identity::{Clock, Code, Entropy, Name, Revision, Revocations, Timestamp};
 use countersign_pki::{Bundle, Bundles};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -12,8 +12,8 @@ use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::core::{Action, Event, Outcome, Replica, State, SyncMessage, Workload};
-use crate::disk::{Disk, Node};
+use crate::core::{Action, Event, Knowledge, Outcome, Replica, State, SyncMessage, Workload};
+use crate::disk::{Disk, DiskFault, Node};
 use crate::renewal::{self, Registered, Signed};
 use crate::reports::Reports;
 use crate::server_link::{Calls, LinkFault, ServerLink, Session};
@@ -43,6 +43,8 @@ pub(crate) struct Driver {
     tell: mpsc::Sender<Happened>,
     tasks: JoinSet<()>,
     remembering: Remembering,
+    /// The revision that may be acknowledged.
+    enforced: Option<Revision>,
 }
 
 /// A session in use. Dropping it ends its tasks and its connection.
@@ -58,17 +60,24 @@ enum Happened {
     Said(u64, Result<SyncMessage, LinkFault>),
     Signed(Vec<Signed>),
     NodeRenewed(Result<Node, LinkFault>),
-    Remembered,
+    /// These revocations are on the disk.
+    RulesKept(Arc<Revocations>),
+    Remembered(Result<(), DiskFault>),
 }
 
-/// Whether records are being written, and which come next.
-#[derive(Default)]
+/// Whether records are being written, and what is to come next.
 struct Remembering {
     busy: bool,
-    next: Option<Arc<Replica>>,
+    again: bool,
+    /// After a failure.
+    retry: Option<Timestamp>,
+    /// The revocations that are on the disk.
+    rules: Arc<Revocations>,
 }
 
 const HAPPENED_MAX: usize = 64;
+/// How long to wait after the disk refused something.
+const DISK_RETRY: Duration = Duration::from_secs(2);
 /// A stream that says nothing at all for so long after it was opened is of no use.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -80,6 +89,9 @@ impl Driver {
         view: watch::Sender<Option<Arc<View>>>,
     ) -> Self {
         let (tell, happened) = mpsc::channel(HAPPENED_MAX);
+        // All that the machine begins with came from the disk.
+        let rules = Arc::clone(state.replica().rules());
+        let remembering = Remembering { busy: false, again: false, retry: None, rules };
         Self {
             around,
             state,
@@ -92,21 +104,24 @@ impl Driver {
             happened,
             tell,
             tasks: JoinSet::new(),
-            remembering: Remembering::default(),
+            remembering,
+            enforced: None,
         }
     }
 
     /// Runs until stopped.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
+        self.around.link.revoke(self.state.replica().rules());
         self.publish();
         self.step(Event::Woke);
         loop {
             let wake = self.state.next_wake(self.around.clock.now());
+            let wake = self.remembering.retry.map_or(wake, |retry| retry.min(wake));
             let clock = Arc::clone(&self.around.clock);
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(happened) = self.happened.recv() => self.handle(happened),
-                () = clock.sleep_until(wake) => self.step(Event::Woke),
+                () = clock.sleep_until(wake) => self.woke(),
                 Some(_done) = self.tasks.join_next() => {}
             }
         }
@@ -125,6 +140,7 @@ impl Driver {
             }
             Happened::Opened(_, Err(fault)) | Happened::Said(_, Err(fault)) => {
                 let server = self.server(self.state.link().server);
+                let refused = self.state.link().refused;
                 if fault.code == Code::StaleGeneration {
                     tracing::debug!(server, "the stream ends for the renewed certificate's");
                 } else {
@@ -134,24 +150,51 @@ impl Driver {
                 if fault.code == Code::StaleGeneration {
                     self.step(Event::KeySucceeded);
                 }
-                self.step(Event::Closed { why: fault.why });
+                self.step(Event::Closed { code: fault.code, why: fault.why });
+                self.tell_if_shut_out(refused);
                 self.publish();
             }
             Happened::Said(_, Ok(message)) => self.step(Event::Said(message)),
             Happened::Signed(signed) => self.signed(signed),
             Happened::NodeRenewed(Ok(node)) => {
-                tracing::info!(expires = %node.term().expires, "the agent's own certificate was renewed");
-                let term = node.term();
+                let credential = node.credential();
+                let expires = credential.term.expires;
+                tracing::info!(%expires, "the agent's own certificate was renewed");
                 self.node = node;
-                self.step(Event::NodeRenewed(term));
+                self.step(Event::NodeRenewed(credential));
                 self.publish();
             }
             Happened::NodeRenewed(Err(fault)) => {
                 tracing::warn!(code = %fault.code, why = %fault.why, "the agent's own certificate was not renewed");
-                self.step(Event::NodeRenewalFailed { why: fault.why });
+                let refused = self.state.link().refused;
+                self.step(Event::NodeRenewalFailed { code: fault.code, why: fault.why });
+                self.tell_if_shut_out(refused);
                 self.publish();
             }
-            Happened::Remembered => self.remembered(),
+            Happened::RulesKept(rules) => {
+                self.remembering.rules = rules;
+                self.publish();
+            }
+            Happened::Remembered(kept) => self.remembered(kept),
+        }
+    }
+
+    fn woke(&mut self) {
+        self.step(Event::Woke);
+        let now = self.around.clock.now();
+        if self.remembering.retry.is_some_and(|retry| retry <= now) {
+            self.remembering.retry = None;
+            self.remember();
+        }
+    }
+
+    /// Says it once, and not at each try.
+    fn tell_if_shut_out(&self, before: Option<Code>) {
+        if let Some(code) = self.state.link().refused.filter(|code| before != Some(*code)) {
+            tracing::error!(
+                node = %self.node.id, %code,
+                "the servers refuse this node: what is held is served until it ends, and nothing new comes"
+            );
         }
     }
 
@@ -173,6 +216,7 @@ impl Driver {
             Action::RenewNode { server } => self.renew_node(server),
             Action::Sign(workloads) => self.sign(workloads),
             Action::Publish => {
+                self.around.link.revoke(self.state.replica().rules());
                 self.check_bundle();
                 self.publish();
             }
@@ -239,8 +283,9 @@ impl Driver {
         let mut outcomes = Vec::new();
         for Signed { name, outcome, svid } in signed {
             match &outcome {
-                Outcome::Issued { id, term } => {
-                    tracing::info!(%id, expires = %term.expires, "an SVID was issued");
+                Outcome::Issued(credential) => {
+                    let (id, expires) = (&credential.shown.id, credential.term.expires);
+                    tracing::info!(%id, %expires, "an SVID was issued");
                 }
                 Outcome::Refused(Code::UnknownWorkload, why) => {
                     tracing::debug!(workload = %name, %why, "a workload of other nodes");
@@ -295,12 +340,24 @@ impl Driver {
             .filter_map(|name| Some((name.clone(), state.refusal(name)?.clone())))
             .collect();
         let spiffe_id = self.node.leaf().spiffe_id();
+        if self.is_enforced() {
+            self.enforced = Some(state.replica().revision());
+        }
         let view = View {
             knowledge: state.knowledge(),
             replica: Arc::clone(state.replica()),
+            enforced: self.enforced,
             svids: self.svids.clone(),
             refusals,
             standings: state.standings().map(|(name, one)| (name.clone(), one)).collect(),
+            ours: state
+                .replica()
+                .workloads()
+                .keys()
+                .filter(|name| state.is_ours(name))
+                .cloned()
+                .collect(),
+            reissued: state.reissued(),
             node: NodeView {
                 id: self.node.id,
                 spiffe_id: spiffe_id.unwrap_or_else(|_bad| self.node.bundle.domain.id()),
@@ -312,29 +369,68 @@ impl Driver {
         self.view.send_replace(Some(Arc::new(view)));
     }
 
+    /// Whether this agent may say that it enforces its revision: a server has said it in this life, all of it was understood,
+    /// and no crash can take a revocation of it away.
+    fn is_enforced(&self) -> bool {
+        let replica = self.state.replica();
+        self.state.knowledge() == Knowledge::Synced
+            && replica.is_understood()
+            && Arc::ptr_eq(replica.rules(), &self.remembering.rules)
+    }
+
     fn remember(&mut self) {
-        let replica = Arc::clone(self.state.replica());
         if self.remembering.busy {
-            self.remembering.next = Some(replica);
+            self.remembering.again = true;
             return;
         }
         self.remembering.busy = true;
+        let (replica, seen) = (Arc::clone(self.state.replica()), self.state.seen());
+        let rules = Some(Arc::clone(replica.rules()));
+        let rules = rules.filter(|rules| !Arc::ptr_eq(rules, &self.remembering.rules));
         let (disk, tell) = (Arc::clone(&self.around.disk), self.tell.clone());
         self.tasks.spawn(async move {
-            let kept = tokio::task::spawn_blocking(move || disk.keep_snapshot(&replica)).await;
-            if let Ok(Err(why)) = kept {
-                tracing::error!(%why, "the records were not written down");
-            }
-            tell.send(Happened::Remembered).await.ok();
+            let kept = keep(disk, rules, replica, seen, &tell).await;
+            tell.send(Happened::Remembered(kept)).await.ok();
         });
     }
 
-    fn remembered(&mut self) {
+    fn remembered(&mut self, kept: Result<(), DiskFault>) {
         self.remembering.busy = false;
-        if self.remembering.next.take().is_some() {
+        if let Err(why) = kept {
+            tracing::error!(%why, "the records were not written down");
+            self.remembering.again = false;
+            self.remembering.retry = Some(self.around.clock.now() + DISK_RETRY);
+        }
+        if std::mem::take(&mut self.remembering.again) {
             self.remember();
         }
     }
+}
+
+/// Writes records down: the revocations first, because their revision is acknowledged only then.
+async fn keep(
+    disk: Arc<Disk>,
+    rules: Option<Arc<Revocations>>,
+    replica: Arc<Replica>,
+    seen: Timestamp,
+    tell: &mpsc::Sender<Happened>,
+) -> Result<(), DiskFault> {
+    if let Some(rules) = rules {
+        let (disk, written) = (Arc::clone(&disk), Arc::clone(&rules));
+        on_disk(move || disk.keep_rules(&written, seen)).await?;
+        // Nobody hears it when the agent stops meanwhile.
+        tell.send(Happened::RulesKept(rules)).await.ok();
+    }
+    on_disk(move || disk.keep_snapshot(&replica)).await
+}
+
+async fn on_disk(
+    write: impl FnOnce() -> Result<(), DiskFault> + Send + 'static,
+) -> Result<(), DiskFault> {
+    // A write that panicked is a defect, and the runtime's end cancels none that has begun.
+    tokio::task::spawn_blocking(write)
+        .await
+        .unwrap_or_else(|broken| Err(DiskFault::Unfinished(broken.to_string())))
 }
 
 /// Brings a session's messages to the driver, until it ends.

@@ -18,7 +18,7 @@ use crate::reports::resident_bytes;
 use crate::view::View;
 
 /// Name, kind and meaning of every metric of the agent.
-pub const METRICS: [(&str, &str, &str); 7] = [
+pub const METRICS: [(&str, &str, &str); 11] = [
     ("countersign_agent_connected", "gauge", "1 while a server is reached"),
     ("countersign_agent_revision_number", "gauge", "the revision that is served"),
     ("countersign_agent_svids", "gauge", "SVIDs held for workloads"),
@@ -26,6 +26,18 @@ pub const METRICS: [(&str, &str, &str); 7] = [
     ("countersign_agent_outage_budget_seconds", "gauge", "until the first SVID held expires"),
     ("countersign_agent_points", "gauge", "enforcement points with an open stream"),
     ("countersign_agent_resident_bytes", "gauge", "memory of this process"),
+    ("countersign_agent_revocations", "gauge", "revocations in force on this node"),
+    (
+        "countersign_agent_svids_reissued_total",
+        "counter",
+        "SVIDs that took the place of revoked ones",
+    ),
+    (
+        "countersign_agent_unaware_processes",
+        "gauge",
+        "processes that hold an SVID and cannot say what they enforce",
+    ),
+    ("countersign_agent_refused", "gauge", "1 while the servers refuse this node itself"),
 ];
 
 /// What the page is made of.
@@ -80,6 +92,10 @@ impl Exposition {
             budget.to_string(),
             number(self.points.open()),
             resident_bytes().to_string(),
+            number(view.map_or(0, |view| view.replica.rules().len())),
+            view.map_or(0, |view| view.reissued).to_string(),
+            self.points.unaware().to_string(),
+            number(usize::from(view.is_some_and(|view| view.link.refused.is_some()))),
         ];
         let mut page = String::new();
         for ((name, kind, meaning), value) in METRICS.iter().zip(values) {

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use countersign_identity::{Clock, Code, Name};
-use countersign_pki::{Bundle, Bundles, Chain, KeyKind, PrivateKey, Role, make_csr, verify};
+use countersign_pki::{
+    Bundle, Bundles, Chain, KeyKind, PrivateKey, Role, Verified, make_csr, verify,
+};
 
-use crate::core::{Outcome, Term, Workload};
+use crate::core::{Credential, Outcome, Workload};
 use crate::disk::{Disk, Node};
 use crate::server_link::{
     AttestAsk, Calls, LinkFault, NodeCredential, RenewAsk, ServerLink, SignAnswer, SignItem,
@@ -212,24 +214,23 @@ fn outcome(
         SignAnswer::Refused(code, why) => return without(Outcome::Refused(code, why)),
         SignAnswer::Broken(why) => return without(Outcome::Failed(why)),
     };
-    let expires = match check(workload, &key, &chain, bundles, clock) {
-        Ok(expires) => expires,
+    let verified = match check(workload, &key, &chain, bundles, clock) {
+        Ok(verified) => verified,
         Err(why) => return without(Outcome::Failed(why)),
     };
-    let term = Term { digest: chain.leaf().fingerprint(), issued, expires };
-    let id = workload.id.clone();
-    let svid = Svid { id: id.clone(), chain, key, term };
-    Signed { name, outcome: Outcome::Issued { id, term }, svid: Some(svid) }
+    let credential = Credential::verified(&chain, &verified, issued);
+    let svid = Svid { id: workload.id.clone(), chain, key, term: credential.term };
+    Signed { name, outcome: Outcome::Issued(credential), svid: Some(svid) }
 }
 
-/// Our own verifier's word on a new SVID: its end, or why it is not taken.
+/// Our own verifier's word on a new SVID, or why it is not taken.
 fn check(
     workload: &Workload,
     key: &PrivateKey,
     chain: &Chain,
     bundles: &Bundles,
     clock: &dyn Clock,
-) -> Result<countersign_identity::Timestamp, String> {
+) -> Result<Verified, String> {
     if chain.leaf().spki() != key.public().spki() {
         return Err("the server's certificate is for another key".to_owned());
     }
@@ -238,7 +239,7 @@ fn check(
     if verified.id != workload.id {
         return Err(format!("the server issued `{}`, expected `{}`", verified.id, workload.id));
     }
-    Ok(verified.expires)
+    Ok(verified)
 }
 
 /// Whether a held SVID is still one that verifiers accept.

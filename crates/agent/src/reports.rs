@@ -89,24 +89,33 @@ const FACTS_GATHER: Duration = Duration::from_millis(20);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Statuses are told at least this often.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
-/// Changes of what the points enforce are gathered for so long.
-const ACKS_GATHER: Duration = Duration::from_millis(20);
+/// Between two acknowledgements at least, and as much more for each point that they name: one alone goes out at once, a
+/// crowd of them together, and telling all points over and over does not become the work itself.
+const ACKS_APART: Duration = Duration::from_millis(2);
+const ACKS_APART_PER_POINT: Duration = Duration::from_micros(5);
 
 impl Reports {
     /// Acknowledges what this agent serves, and what its points enforce, on one session.
     pub(crate) async fn acknowledge(self, acks: mpsc::Sender<v1::SyncAck>, mut views: Views) {
         let mut changed = self.points.changed();
+        let mut told = None;
+        let mut next_at = self.clock.now();
         loop {
-            let revision = match &*views.borrow_and_update() {
-                Some(view) if view.knowledge == crate::core::Knowledge::Synced => {
-                    Some(view.replica.revision().into())
-                }
-                Some(_) | None => None,
-            };
+            self.clock.sleep_until(next_at).await;
+            // Marked before it is read: what comes while it is read is looked at again.
             changed.mark_unchanged();
+            let revision = views.borrow_and_update().as_ref().and_then(|view| view.enforced);
             let points = self.points.acknowledgements();
-            if acks.send(v1::SyncAck { revision, points, unaware: 0 }).await.is_err() {
-                return;
+            let apart = u32::try_from(points.len()).unwrap_or(u32::MAX);
+            let apart = ACKS_APART + ACKS_APART_PER_POINT * apart;
+            let unaware = self.points.unaware();
+            let ack = v1::SyncAck { revision: revision.map(Into::into), points, unaware };
+            if told.as_ref() != Some(&ack) {
+                if acks.send(ack.clone()).await.is_err() {
+                    return;
+                }
+                told = Some(ack);
+                next_at = self.clock.now() + apart;
             }
             let ended = tokio::select! {
                 view = views.changed() => view.is_err(),
@@ -115,7 +124,6 @@ impl Reports {
             if ended {
                 return;
             }
-            self.clock.sleep_until(self.clock.now() + ACKS_GATHER).await;
         }
     }
 

@@ -127,9 +127,11 @@ pub async fn run_on(
     }
 
     // 4. The machine and what it remembers; from here on it keeps everything fresh by itself.
-    let settings = Settings { servers: config.servers.len(), batch_max: SIGN_BATCH_MAX };
+    let servers = config.servers.len();
+    let settings = Settings { node: node.id, servers, batch_max: SIGN_BATCH_MAX };
     let now = ground.clock.now();
-    let state = State::new(settings, node.term(), disk.snapshot(), now);
+    let remembered = disk.remembered().map_err(StartRefused::Disk)?;
+    let state = State::new(settings, node.credential(), remembered, now);
     let around = Surroundings {
         clock: Arc::clone(&ground.clock),
         entropy: Arc::clone(&ground.entropy),
@@ -341,7 +343,7 @@ impl Parts {
             .http2_max_pending_accept_reset_streams(Some(RESETS_PENDING_MAX))
             .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .add_service(WorkloadApi::guarded(self.reception.clone()))
+            .add_service(WorkloadApi::guarded(self.reception.clone(), reports.points.clone()))
             .add_service(enforcement)
             .add_service(status)
             .add_service(health)

@@ -42,14 +42,27 @@ impl StatusService {
             processes: self.reports.processes(),
             svid_expires_micros: micros(node.standing.term.map(|term| term.expires)),
             budget_ends_micros: micros(view.budget_ends),
-            trouble: view
-                .link
-                .trouble
-                .clone()
-                .or(node.standing.trouble.clone())
-                .unwrap_or_default(),
+            trouble: trouble(view),
             guaranteed_seconds: view.guaranteed_budget().map_or(0, |budget| budget.as_secs()),
         }
+    }
+}
+
+/// What somebody has to look at first.
+fn trouble(view: &View) -> String {
+    let trouble = view.link.trouble.clone().or(view.node.standing.trouble.clone());
+    match (view.link.refused, trouble) {
+        (Some(code), trouble) => format!(
+            "the servers refuse this node ({code}): {}",
+            trouble.unwrap_or_else(|| code.meaning().to_owned())
+        ),
+        (None, Some(trouble)) => trouble,
+        (None, None) if !view.replica.is_understood() => {
+            "the server sends a revocation or suspension that this version does not understand: \
+             it needs an update"
+                .to_owned()
+        }
+        (None, None) => String::new(),
     }
 }
 

@@ -1,12 +1,12 @@
 //! What the agent serves at one moment: one value, published as a whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::v1;
-use countersign_identity::{Code, Name, NodeId, SpiffeId, Timestamp};
+use countersign_identity::{Code, Name, NodeId, Revision, SpiffeId, Timestamp};
 use countersign_pki::{Chain, PrivateKey};
 
 use crate::core::{Knowledge, LinkView, Replica, Standing, Term, Workload};
@@ -16,10 +16,16 @@ use crate::core::{Knowledge, LinkView, Replica, Standing, Term, Workload};
 pub(crate) struct View {
     pub(crate) knowledge: Knowledge,
     pub(crate) replica: Arc<Replica>,
+    /// The revision that may be acknowledged: it is in force here, and its revocations are on the disk.
+    pub(crate) enforced: Option<Revision>,
     pub(crate) svids: BTreeMap<Name, Arc<Svid>>,
     /// The server's word that a workload gets nothing, where nothing is held.
     pub(crate) refusals: BTreeMap<Name, (Code, String)>,
     pub(crate) standings: BTreeMap<Name, Standing>,
+    /// The workloads that the server has issued for on this node.
+    pub(crate) ours: BTreeSet<Name>,
+    /// How many SVIDs took the place of revoked ones.
+    pub(crate) reissued: u64,
     pub(crate) node: NodeView,
     pub(crate) link: LinkView,
     pub(crate) budget_ends: Option<Timestamp>,
@@ -52,7 +58,46 @@ pub(crate) enum Holdings {
     Refused(Code, String),
 }
 
+/// Of a caller that matches some workloads, which of them it is here.
+#[derive(Debug)]
+pub(crate) enum Own {
+    /// These, whether an SVID is held just now or not.
+    These(Vec<Arc<Workload>>),
+    /// Nobody has said yet.
+    Pending,
+    /// The server gives nothing for any of them.
+    Refused(Code, String),
+}
+
 impl View {
+    /// Which of these workloads a caller is on this node. One whose SVID was revoked is itself still: what it enforces must
+    /// not wait for the next.
+    pub(crate) fn own(&self, workloads: &[Arc<Workload>], now: Timestamp) -> Own {
+        let mut own = Vec::new();
+        let mut refused = None;
+        for workload in workloads {
+            let svid = self.svids.get(&workload.name).filter(|svid| now <= svid.term.expires);
+            match (svid, self.refusals.get(&workload.name)) {
+                (Some(_), _) => own.push(Arc::clone(workload)),
+                (None, Some((code, why))) => refused = Some((*code, why.clone())),
+                (None, None) if self.ours.contains(&workload.name) => {
+                    own.push(Arc::clone(workload));
+                }
+                (None, None) => return Own::Pending,
+            }
+        }
+        match refused {
+            Some((code, why)) if own.is_empty() => Own::Refused(code, why),
+            Some(_) | None => Own::These(own),
+        }
+    }
+
+    /// When the last of the SVIDs that are held for these workloads ends.
+    pub(crate) fn last_expiry(&self, workloads: &[Arc<Workload>]) -> Option<Timestamp> {
+        let held = workloads.iter().filter_map(|workload| self.svids.get(&workload.name));
+        held.map(|svid| svid.term.expires).max()
+    }
+
     /// What a caller that is these workloads is given now.
     pub(crate) fn holdings(&self, workloads: &[Arc<Workload>], now: Timestamp) -> Holdings {
         let mut svids = Vec::new();
@@ -73,7 +118,8 @@ impl View {
 
     fn why_pending(&self, name: &Name) -> String {
         let standing = self.standings.get(name).and_then(|standing| standing.trouble.clone());
-        let trouble = self.link.trouble.clone().or(standing);
+        // What is known of this very workload says more than that the server is away.
+        let trouble = standing.or_else(|| self.link.trouble.clone());
         trouble.unwrap_or_else(|| format!("the certificate of workload `{name}` is not there yet"))
     }
 

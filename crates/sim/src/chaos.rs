@@ -8,6 +8,7 @@ use countersign_identity::{Code, Name};
 use crate::machine::Machine;
 use crate::manifests::{name, policy, workload};
 use crate::messages::Reply;
+use crate::revocations::Leaked;
 use crate::world::{World, skewed};
 
 /// Something that befalls the world.
@@ -22,7 +23,16 @@ pub(crate) enum Fault {
     Sleeps(usize, u64),
     ClockSteps(usize, i64),
     Changes(usize),
+    Revokes(usize, Leaked),
+    Suspends(usize),
+    Resumes(usize),
+    Trims,
+    LosesARule,
 }
+
+/// What may leak in a world that goes on.
+const LEAKS: [Leaked; 5] =
+    [Leaked::Serial, Leaked::Key, Leaked::Identity, Leaked::Node, Leaked::OtherAuthority];
 
 impl World {
     /// Lets faults and changes befall the world at random for this long.
@@ -38,7 +48,7 @@ impl World {
             }
             let machine = usize::try_from(self.below(machines)).unwrap_or(0);
             let lasts = 200 + self.below(40_000);
-            match self.below(12) {
+            match self.below(20) {
                 0 => {
                     self.fault_in(at, Fault::ServerStops);
                     self.fault_in(at + lasts / 2, Fault::ServerStarts);
@@ -57,9 +67,26 @@ impl World {
                     self.fault_in(at, Fault::ClockSteps(machine, step));
                     self.fault_in(at + lasts, Fault::ClockSteps(machine, 0));
                 }
+                6..=9 => self.leak_in(at, machine),
+                10 => {
+                    self.fault_in(at, Fault::Suspends(machine));
+                    self.fault_in(at + lasts, Fault::Resumes(machine));
+                }
+                11 | 12 => self.fault_in(at, Fault::Trims),
+                13 => self.fault_in(at, Fault::LosesARule),
                 _ => self.fault_in(at, Fault::Changes(machine)),
             }
+            // Whatever else goes on, things leak.
+            if self.below(2) == 0 {
+                let later = self.below(3000);
+                self.leak_in(at + later, machine);
+            }
         }
+    }
+
+    fn leak_in(&mut self, millis: u64, machine: usize) {
+        let leaked = LEAKS[usize::try_from(self.below(5)).unwrap_or(0)];
+        self.fault_in(millis, Fault::Revokes(machine, leaked));
     }
 
     /// Everything is well again: whatever is broken is mended, and messages travel.
@@ -78,7 +105,21 @@ impl World {
                 self.befall(Fault::Restarts(index));
             }
         }
+        self.resume_all();
         self.tell("all is well");
+    }
+
+    /// Ends every agent's process and starts it again.
+    pub fn restart_agents(&mut self) {
+        for index in 0..self.machines.len() {
+            self.befall(Fault::Crashes(index));
+            self.befall(Fault::Restarts(index));
+        }
+    }
+
+    /// Sets the clock of one machine by so many microseconds from the true time.
+    pub fn set_clock(&mut self, index: usize, skew: i64) {
+        self.befall(Fault::ClockSteps(index, skew));
     }
 
     /// Stops the server for this long, without any other fault.
@@ -111,7 +152,10 @@ impl World {
             }
             Fault::Rejoins(index) => self.machines[index].cut_off = false,
             Fault::Crashes(index) => {
+                // The snapshot may be older than what was in force; revocations are written before anybody hears of them.
+                let unwritten = self.below(2) == 0;
                 let machine = &mut self.machines[index];
+                machine.disk.crash(unwritten);
                 machine.life = None;
                 machine.lives += 1;
                 machine.points.values_mut().for_each(crate::points::Point::lost_agent);
@@ -136,6 +180,20 @@ impl World {
                 self.schedule(index);
             }
             Fault::Changes(index) => self.change(index),
+            Fault::Revokes(..)
+            | Fault::Suspends(_)
+            | Fault::Resumes(_)
+            | Fault::Trims
+            | Fault::LosesARule
+                if !self.control.is_up() => {}
+            Fault::Revokes(index, leaked) => {
+                let number = self.below(self.settings.workloads as u64);
+                self.revoke(index, usize::try_from(number).unwrap_or(0), leaked);
+            }
+            Fault::Suspends(index) => self.suspend(index, 0),
+            Fault::Resumes(index) => self.resume(index, 0),
+            Fault::Trims => self.trim_rules(),
+            Fault::LosesARule => self.lose_a_rule(),
         }
     }
 

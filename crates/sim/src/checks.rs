@@ -24,11 +24,16 @@ impl World {
             assert_eq!(acknowledged, Some(revision), "a{index} has not said so");
             for name in state.replica().workloads().keys() {
                 // Of workloads elsewhere only the names are known here.
-                let open = name.as_str().starts_with(&format!("w{index}-"));
+                let here = name.as_str().starts_with(&format!("w{index}-"));
+                let open = here && !self.suspended.contains(name.as_str());
                 let served = life.svids.get(name).filter(|svid| {
                     state.holds(name, &svid.term.digest) && machine.now() <= svid.term.expires
                 });
                 assert_eq!(served.is_some(), open, "a{index} and `{name}`");
+                let covered = served.is_some_and(|svid| {
+                    self.covered_at(&svid.credential, Some(state.replica().revision()))
+                });
+                assert!(!covered, "a{index} serves `{name}`, which is revoked");
             }
             assert!(life.svids.keys().all(|name| state.replica().workloads().contains_key(name)));
             for point in machine.points.values() {

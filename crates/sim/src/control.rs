@@ -10,7 +10,7 @@ use countersign_identity::{
 use countersign_seal::Kek;
 use countersign_server::Refused;
 use countersign_server::steps::{Ground, Line, Steps, Told, begin};
-use countersign_store::{MemoryStore, Store};
+use countersign_store::{Batch, MemoryStore, Store};
 use tokio::runtime::Runtime;
 
 use crate::keys;
@@ -113,6 +113,18 @@ impl Control {
     pub(crate) fn call<T>(&self, call: impl AsyncFnOnce(&Steps) -> T) -> T {
         let steps = self.steps.as_ref().expect("the server is up");
         self.runtime.block_on(call(steps))
+    }
+
+    /// The revision that the next change gets.
+    pub(crate) fn next_revision(&self) -> Revision {
+        let head = self.runtime.block_on(self.store.head()).expect("the store answers");
+        Revision { number: head.revision.number + 1, ..head.revision }
+    }
+
+    /// Writes to the store, as an operator's command does.
+    pub(crate) fn commit(&self, batch: Batch) -> Revision {
+        let committed = self.runtime.block_on(self.store.commit(batch));
+        committed.expect("the store takes what is in order").revision
     }
 
     /// Lets the snapshot catch up.

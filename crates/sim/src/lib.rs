@@ -25,9 +25,11 @@ mod manifests;
 mod messages;
 mod network;
 mod points;
+mod revocations;
 mod trace;
 mod world;
 
 pub use links::LinkReport;
+pub use revocations::Leaked;
 pub use trace::Trace;
 pub use world::{Renewal, Settings, World};

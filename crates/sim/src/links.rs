@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{Code, Name, Timestamp};
+use countersign_identity::{Code, Name, Presented, Revocations, Timestamp};
 use countersign_proxy::retire::{Jitter, Retirement, announced};
 use countersign_tls::{Admitted, Established, Expected, Inbound, Outbound, Trust, accept, dial};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,6 +33,10 @@ pub struct LinkReport {
     pub cut: usize,
     /// Ended because a certificate did.
     pub expired: usize,
+    /// Ended because what one of its ends had shown was revoked.
+    pub revoked: usize,
+    /// Refused because what one of its ends showed was revoked.
+    pub turned_away: usize,
 }
 
 impl Link {
@@ -89,6 +93,20 @@ impl Link {
         [self.dialled.stream.admitted(), self.accepted.stream.admitted()]
     }
 
+    /// Whether these rules cover what one of its ends has shown.
+    fn is_revoked(&self, rules: &Revocations) -> bool {
+        self.ends().into_iter().filter_map(Admitted::peer).any(|peer| {
+            let presented = Presented {
+                id: &peer.id,
+                serial: peer.leaf.serial(),
+                key: peer.key,
+                authorities: &[peer.issuer, peer.anchor],
+                provenance: peer.provenance().map(|one| (one.revision, one.node)),
+            };
+            rules.covering(&presented).is_some()
+        })
+    }
+
     /// Why one of its ends ended it, if one did.
     pub(crate) fn ended(&self) -> [Option<Code>; 2] {
         self.ends().map(Admitted::why_ended)
@@ -116,9 +134,11 @@ impl World {
         for point in machine.points.values_mut() {
             changed |= point.look(&life.state, life.svids.get(&point.name));
         }
+        self.check_rules(index);
         if changed {
             self.check_links();
         }
+        self.try_thieves(index);
         if self.links_wanted && !self.links.iter().any(|link| link.from == index) {
             self.dial(index);
         }
@@ -144,8 +164,12 @@ impl World {
                 let allowed = point.policies.contains(&format!("p{}", link.from));
                 let admitted = link.ends()[side];
                 let over = admitted.expires() < self.machines[machine].now();
+                let revoked = link.is_revoked(&point.steps.trust().slice().revocations);
                 match link.ended()[side] {
-                    None => assert!(allowed && !over, "a connection outlives its right"),
+                    None => {
+                        assert!(allowed && !over && !revoked, "a connection outlives its right");
+                    }
+                    Some(Code::Revoked) => assert!(revoked, "a connection is cut by no rule"),
                     Some(Code::PolicyDenied) => {
                         assert!(!allowed, "a connection is cut for nothing");
                     }
@@ -162,6 +186,7 @@ impl World {
             self.tell(&format!("link of a{} ends: {code}", link.from));
             match code {
                 Code::PolicyDenied => self.report.cut += 1,
+                Code::Revoked => self.report.revoked += 1,
                 _ => self.report.expired += 1,
             }
         }
@@ -186,6 +211,8 @@ impl World {
         if !has_identity(ours) || !has_identity(theirs) {
             return;
         }
+        let revoked = self.is_refused_by(from, to) || self.is_refused_by(to, from);
+        let (ours, theirs) = (point(from), point(to));
         let name = format!("p{from}");
         let allowed = ours.policies.contains(&name) && theirs.policies.contains(&name);
         let expected = format!("spiffe://shop.example/{}", theirs.name);
@@ -194,6 +221,7 @@ impl World {
         match made {
             Ok(link) => {
                 assert!(allowed, "a{from} may not call a{to}, and does");
+                assert!(!revoked, "a{from} calls a{to} with what is revoked there");
                 let machine_now = self.machines[from].now();
                 let due = link.successor_due(u8::try_from(self.below(256)).unwrap_or(0));
                 self.links.push(link);
@@ -203,6 +231,10 @@ impl World {
                 if machine_now + Duration::from_millis(10) < due {
                     self.succeed_at(from, due);
                 }
+            }
+            Err(Code::Revoked) => {
+                assert!(revoked, "a{from} may not call a{to} by no rule");
+                self.report.turned_away += 1;
             }
             Err(code) => {
                 assert!(!allowed, "a{from} may call a{to}, and cannot: {code}");

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_agent::core::{Action, Event, Outcome, Replica, Settings, State, Term, Workload};
-use countersign_agent::server_link::{SignAnswer, wire};
+use countersign_agent::core::{
+    Action, Credential, Event, Outcome, Remembered, Replica, Settings, State, Term, Workload,
+};
+use countersign_agent::server_link::{Renewed, SignAnswer, wire};
 use countersign_api::v1;
 use countersign_identity::{Clock, Code, Name, NodeId, SeededEntropy, SimClock, Timestamp};
 use countersign_pki::{Bundle, Bundles, Chain, PrivateKey, Role, make_csr, verify};
@@ -40,7 +42,9 @@ pub(crate) struct Disk {
     pub(crate) node: Node,
     /// The key that shall follow, written down before the server hears of it.
     successor: Option<Arc<PrivateKey>>,
-    pub(crate) snapshot: Option<Replica>,
+    pub(crate) remembered: Remembered,
+    /// The records that were written down before those.
+    older: Option<Replica>,
 }
 
 /// The node as it was registered.
@@ -50,6 +54,7 @@ pub(crate) struct Node {
     pub(crate) key: Arc<PrivateKey>,
     pub(crate) chain: Chain,
     pub(crate) issued: Timestamp,
+    pub(crate) bundle: Bundle,
 }
 
 /// One life of an agent.
@@ -69,6 +74,7 @@ pub(crate) struct Svid {
     pub(crate) chain: Chain,
     pub(crate) key: PrivateKey,
     pub(crate) term: Term,
+    pub(crate) credential: Credential,
 }
 
 enum Call {
@@ -80,13 +86,9 @@ enum Call {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Node {
-    fn term(&self) -> Term {
-        let ends = self.chain.certificates().iter().map(|one| one.validity().not_after);
-        Term {
-            digest: self.chain.leaf().fingerprint(),
-            issued: self.issued,
-            expires: ends.min().expect("a chain is never empty"),
-        }
+    fn credential(&self) -> Credential {
+        let id = self.chain.leaf().spiffe_id().expect("an agent has an identity");
+        Credential::remembered(id, &self.chain, &self.bundle, self.issued)
     }
 
     fn shown(&self) -> Vec<bytes::Bytes> {
@@ -97,7 +99,14 @@ impl Node {
 impl Disk {
     /// What an attestation leaves behind.
     pub(crate) fn of(node: Node) -> Self {
-        Self { node, successor: None, snapshot: None }
+        Self { node, successor: None, remembered: Remembered::nothing(), older: None }
+    }
+
+    /// The process ends, perhaps before its last records are written.
+    pub(crate) fn crash(&mut self, unwritten: bool) {
+        if unwritten && self.older.is_some() {
+            self.remembered.replica = self.older.take();
+        }
     }
 }
 
@@ -109,9 +118,10 @@ impl Machine {
     /// The agent's process begins.
     pub(crate) fn start(&mut self, effects: &mut Vec<Effect>) {
         self.lives += 1;
-        let settings = Settings { servers: 1, batch_max: 256 };
-        let (term, remembered) = (self.disk.node.term(), self.disk.snapshot.clone());
-        let state = State::new(settings, term, remembered, self.now());
+        let node = &self.disk.node;
+        let settings = Settings { node: node.id, servers: 1, batch_max: 256 };
+        let remembered = self.disk.remembered.clone();
+        let state = State::new(settings, node.credential(), remembered, self.now());
         self.life = Some(Life {
             state,
             svids: BTreeMap::new(),
@@ -183,7 +193,7 @@ impl Machine {
         if code == Code::StaleGeneration {
             self.step(Event::KeySucceeded, effects);
         }
-        self.step(Event::Closed { why }, effects);
+        self.step(Event::Closed { code, why }, effects);
     }
 
     fn said(&mut self, message: v1::SyncResponse, records: &Records, effects: &mut Vec<Effect>) {
@@ -230,6 +240,11 @@ impl Machine {
                 let workload = workload.unwrap_or_else(|| panic!("`{name}` is held and withdrawn"));
                 let id = svid.chain.leaf().spiffe_id().expect("it was verified");
                 assert_eq!(id, workload.id, "a{} serves `{name}` as somebody else", self.index);
+                let rules = life.state.replica().rules();
+                let rule = rules.covering(&svid.credential.shown.presented());
+                assert!(rule.is_none(), "a{} serves `{name}`, which {rule:?} covers", self.index);
+                let refusal = life.state.refusal(name);
+                assert!(refusal.is_none(), "a{} serves `{name}`, which is refused", self.index);
             }
         }
     }
@@ -258,7 +273,15 @@ impl Machine {
             Action::RenewNode { server: _ } => self.renew(effects),
             Action::Sign(workloads) => self.sign(workloads, effects),
             Action::Publish => self.publish(effects),
-            Action::Remember => self.disk.snapshot = Some(Replica::clone(life.state.replica())),
+            Action::Remember => {
+                let replica = life.state.replica();
+                self.disk.older = self.disk.remembered.replica.take();
+                self.disk.remembered = Remembered {
+                    replica: Some(Replica::clone(replica)),
+                    rules: Arc::clone(replica.rules()),
+                    seen: life.state.seen(),
+                };
+            }
         }
     }
 
@@ -324,7 +347,7 @@ impl Machine {
         }
         for (name, outcome) in &outcomes {
             let what = match outcome {
-                Outcome::Issued { term, .. } => format!("gets `{name}` {}", term.digest),
+                Outcome::Issued(one) => format!("gets `{name}` {}", one.term.digest),
                 Outcome::Refused(code, _) => format!("is refused `{name}`: {code}"),
                 Outcome::Failed(why) => format!("fails to get `{name}`: {why}"),
             };
@@ -388,7 +411,7 @@ impl Machine {
             }
             Err((code, why)) => {
                 effects.push(Effect::Trace(format!("a{} is not renewed: {code}", self.index)));
-                self.step(Event::NodeRenewalFailed { why }, effects);
+                self.step(Event::NodeRenewalFailed { code, why }, effects);
                 return;
             }
             Ok(renewed) => wire::renewed(renewed).expect("our own server is understood"),
@@ -398,16 +421,17 @@ impl Machine {
         assert_eq!(renewed.chain.leaf().spki(), successor.public().spki());
         let bundles = Bundles::of(renewed.bundle.clone());
         if let Err(refused) = verify(&renewed.chain.ders(), &bundles, Role::Client, now) {
-            self.step(Event::NodeRenewalFailed { why: refused.why }, effects);
+            let (code, why) = (refused.code, refused.why);
+            self.step(Event::NodeRenewalFailed { code, why }, effects);
             return;
         }
         let id = self.disk.node.id;
-        let countersign_agent::server_link::Renewed { chain, issued, generation, .. } = renewed;
-        self.disk.node = Node { id, generation, key: successor, chain, issued };
+        let Renewed { chain, issued, generation, bundle } = renewed;
+        self.disk.node = Node { id, generation, key: successor, chain, issued, bundle };
         self.disk.successor = None;
         effects.push(Effect::Trace(format!("a{} is of generation {generation}", self.index)));
-        let term = self.disk.node.term();
-        self.step(Event::NodeRenewed(term), effects);
+        let credential = self.disk.node.credential();
+        self.step(Event::NodeRenewed(credential), effects);
     }
 
     /// What is served has changed: as the driver, forget what is not held, and tell the points.
@@ -448,11 +472,10 @@ fn judge(
     assert_eq!(chain.leaf().spki(), key.public().spki(), "the server took another key");
     match verify(&chain.ders(), bundles, Role::Client, now) {
         Ok(verified) => {
-            let digest = chain.leaf().fingerprint();
-            let term = Term { digest, issued, expires: verified.expires };
-            let outcome = Outcome::Issued { id: workload.id.clone(), term };
+            let credential = Credential::verified(&chain, &verified, issued);
             assert_eq!(verified.id, workload.id, "the server issued another identity");
-            (outcome, Some(Svid { chain, key, term }))
+            let svid = Svid { chain, key, term: credential.term, credential: credential.clone() };
+            (Outcome::Issued(credential), Some(svid))
         }
         Err(refused) => (Outcome::Failed(refused.why), None),
     }

@@ -1,10 +1,11 @@
 //! The enforcement points of a machine: what a proxy beside each service is told, and what it makes of it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use countersign::steps::{Step, Steps};
 use countersign_agent::core::{Knowledge, State};
-use countersign_agent::enforcement::cut;
+use countersign_agent::enforcement::{cut, withdrawn};
 use countersign_api::v1;
 use countersign_identity::{Clock, Name, Revision, Sha256, SimClock};
 use countersign_pki::Bundle;
@@ -20,10 +21,14 @@ pub(crate) struct Point {
     /// Ends the task that ends connections.
     stop: CancellationToken,
     sent: Option<(v1::Slice, Revision)>,
-    shown: Option<Sha256>,
+    pub(crate) shown: Option<Sha256>,
     pub(crate) enforced: Option<Revision>,
     /// The policies of the last slice that it took.
     pub(crate) policies: Vec<String>,
+    /// The rules that it has had.
+    pub(crate) had: BTreeSet<String>,
+    /// At which of its revisions, and of how many rules, it was looked at last.
+    pub(crate) checked: (Option<Revision>, usize),
 }
 
 impl Point {
@@ -34,7 +39,9 @@ impl Point {
         on.spawn(Arc::clone(&trust).run(stop.clone()));
         let steps = Steps::new(trust);
         let (sent, shown, enforced) = (None, None, None);
-        Self { name, steps, stop, sent, shown, enforced, policies: Vec::new() }
+        let (policies, had) = (Vec::new(), BTreeSet::new());
+        let checked = (None, 0);
+        Self { name, steps, stop, sent, shown, enforced, policies, had, checked }
     }
 
     /// The agent's process is gone; the next one tells everything anew.
@@ -54,6 +61,12 @@ impl Point {
             }
             return false;
         };
+        if let Some((_code, why)) = state.refusal(&self.name) {
+            if self.shown.take().is_some() {
+                self.steps.withdraw(why);
+            }
+            return self.tell(withdrawn(replica, workload), replica.revision());
+        }
         let changed = self.tell(cut(replica, std::slice::from_ref(workload)), replica.revision());
         let bundle = replica.own_bundle();
         if let (Some(svid), Some(bundle)) = (svid, bundle)

@@ -1,11 +1,11 @@
 //! The queue of what is due, and what happens to each thing in it.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_agent::core::Term;
+use countersign_agent::core::{Credential, Term};
 use countersign_api::v1;
 use countersign_identity::{Name, SeededEntropy, SimClock, Timestamp};
 use countersign_pki::make_csr;
@@ -20,6 +20,7 @@ use crate::machine::{Disk, Machine, Node, Svid};
 use crate::manifests::{manifest, name, policy, service, workload};
 use crate::messages::{Effect, Reply, Request};
 use crate::points::Point;
+use crate::revocations::{Committed, Thief};
 use crate::trace::Trace;
 
 /// What a world is made of.
@@ -62,6 +63,17 @@ pub struct World {
     pub(crate) links: Vec<Link>,
     pub(crate) links_wanted: bool,
     pub(crate) report: LinkReport,
+    /// The rules that are not moot yet.
+    pub(crate) rules: Vec<Committed>,
+    /// How many rules there were that are moot.
+    pub(crate) numbered: usize,
+    /// The workloads for which nothing is issued.
+    pub(crate) suspended: BTreeSet<String>,
+    /// All SVIDs that were served and have not ended.
+    pub(crate) served: Vec<Credential>,
+    /// Those who have something that is revoked, and have not tried it yet.
+    pub(crate) thieves: Vec<Thief>,
+    pub(crate) thwarted: usize,
     pub(crate) chance: SeededEntropy,
     /// Messages travel without loss.
     pub(crate) calm: bool,
@@ -120,6 +132,12 @@ impl World {
             links: Vec::new(),
             links_wanted: settings.services,
             report: LinkReport::default(),
+            rules: Vec::new(),
+            numbered: 0,
+            suspended: BTreeSet::new(),
+            served: Vec::new(),
+            thieves: Vec::new(),
+            thwarted: 0,
             chance: SeededEntropy::new(settings.seed),
             calm: true,
             begun: BEGINNING,
@@ -196,6 +214,7 @@ impl World {
             key,
             chain: attested.chain,
             issued: attested.issued,
+            bundle: attested.bundle,
         };
         let mut points = BTreeMap::new();
         if self.settings.services {
@@ -361,7 +380,10 @@ impl World {
             }
             Effect::Trace(what) => self.tell(&what),
             Effect::Renews(_name, term) => self.renews(index, term),
-            Effect::Serves(svid) => self.serves(&svid),
+            Effect::Serves(svid) => {
+                self.serves(&svid);
+                self.remember_served(svid.credential.clone());
+            }
         }
     }
 

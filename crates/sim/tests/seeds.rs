@@ -1,5 +1,5 @@
 //! Runs in which everything goes wrong at random, and all must be well in the end. A failure names its seed;
-//! `COUNTERSIGN_SEED=7 cargo test -p countersign-sim` repeats that run alone.
+//! `COUNTERSIGN_SEED=7 cargo test -p countersign-sim` repeats that run alone; `COUNTERSIGN_SEEDS=500` tries so many.
 
 use std::time::Duration;
 
@@ -54,7 +54,11 @@ fn run(seed: u64) -> World {
 fn seeds() -> Vec<u64> {
     match std::env::var("COUNTERSIGN_SEED") {
         Ok(seed) => vec![seed.parse().expect("COUNTERSIGN_SEED is a number")],
-        Err(_) => (1..=SEEDS).collect(),
+        Err(_) => {
+            let seeds = std::env::var("COUNTERSIGN_SEEDS").ok();
+            let seeds = seeds.map(|count| count.parse().expect("COUNTERSIGN_SEEDS is a number"));
+            (1..=seeds.unwrap_or(SEEDS)).collect()
+        }
     }
 }
 
@@ -62,13 +66,22 @@ fn seeds() -> Vec<u64> {
 fn whatever_goes_wrong_all_agents_end_with_what_the_server_says() {
     let mut made = 0;
     let mut cut = 0;
+    let mut rules = 0;
+    let mut reissued = 0;
+    let mut thwarted = 0;
     for seed in seeds() {
         let world = run(seed);
         made += world.links().made;
         cut += world.links().cut;
+        rules += world.rules_made();
+        reissued += world.reissued();
+        thwarted += world.thwarted();
     }
     println!("{made} connections were made, {cut} cut by policy");
-    assert!(0 < made);
+    println!(
+        "{rules} rules were made, {reissued} SVIDs took the place of revoked ones, {thwarted} thieves were refused"
+    );
+    assert!(0 < made && 0 < rules && 0 < thwarted);
 }
 
 #[test]

@@ -1,33 +1,14 @@
 //! One credential that must be kept fresh: when to ask for it, and when to stop trying.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::{
-    Backoff, BackoffPolicy, Code, Entropy, SKEW_ALLOWED, Sha256, Spread, Timestamp, renewal_due,
+    Backoff, BackoffPolicy, Code, Entropy, Revocation, Revocations, SKEW_ALLOWED, Timestamp,
     retry_ends,
 };
 
-/// What the machine knows of a credential that is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Term {
-    /// SHA-256 of the leaf, by which this credential is told from the ones before it.
-    pub digest: Sha256,
-    /// The moment of issue, by the server's clock.
-    pub issued: Timestamp,
-    /// The end of the whole chain: never beyond the issuer's.
-    pub expires: Timestamp,
-}
-
-impl Term {
-    /// When its successor is due.
-    pub fn due(&self) -> Timestamp {
-        renewal_due(self.issued, self.expires, Spread::of(&self.digest))
-    }
-
-    fn lifetime(&self) -> Duration {
-        self.expires.since(self.issued)
-    }
-}
+use super::credential::{Credential, Term};
 
 /// How one duty stands, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,15 +25,23 @@ pub(super) struct Duty {
     held: Option<Held>,
     /// What is held is not what the manifest asks for any more.
     outdated: bool,
+    /// A revocation covers what was held last, and its successor is not there yet.
+    covered: bool,
+    /// How many successors in a row were covered themselves.
+    stale: u32,
+    /// The server's word that nothing is issued, until it takes that back.
+    suspended: Option<(Code, String)>,
+    /// The server has issued it to this node before, and has not said that it belongs to others.
+    ours: bool,
     backoff: Backoff,
     retry: Option<Timestamp>,
     refusal: Option<(Code, String)>,
     trouble: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Held {
-    term: Term,
+    credential: Credential,
     /// By our own clock, so that a clock that was set back is noticed.
     since: Timestamp,
 }
@@ -69,6 +58,10 @@ impl Duty {
         Self {
             held: None,
             outdated: false,
+            covered: false,
+            stale: 0,
+            suspended: None,
+            ours: false,
             backoff: Backoff::new(RETRY),
             retry: None,
             refusal: None,
@@ -76,17 +69,42 @@ impl Duty {
         }
     }
 
-    pub(super) fn holding(term: Term, now: Timestamp) -> Self {
-        Self { held: Some(Held { term, since: now }), ..Self::new() }
+    pub(super) fn holding(credential: Credential, now: Timestamp) -> Self {
+        Self { held: Some(Held { credential, since: now }), ours: true, ..Self::new() }
     }
 
     pub(super) fn term(&self) -> Option<Term> {
-        self.held.map(|held| held.term)
+        self.held.as_ref().map(|held| held.credential.term)
     }
 
     /// The server's word that there is nothing to have.
     pub(super) fn refusal(&self) -> Option<&(Code, String)> {
-        self.refusal.as_ref()
+        self.suspended.as_ref().or(self.refusal.as_ref())
+    }
+
+    /// Whether issuance was stopped by a record that is in force.
+    pub(super) fn is_suspended(&self) -> bool {
+        self.suspended.is_some()
+    }
+
+    /// Whether the server has issued it to this node, so that the workload is one of ours also while nothing is held.
+    pub(super) fn is_ours(&self) -> bool {
+        self.ours
+    }
+
+    /// Whether a revocation covers what is or was held, and nothing has taken its place yet.
+    pub(super) fn is_covered(&self) -> bool {
+        self.covered
+    }
+
+    /// Whose turn it is when several are due: those without any come first, and those that were answered in vain after them.
+    pub(super) fn turn(&self) -> (bool, u32) {
+        (self.held.is_some(), self.stale)
+    }
+
+    /// The rule that covers what is held.
+    pub(super) fn covering(&self, rules: &Revocations) -> Option<Arc<Revocation>> {
+        rules.covering(&self.held.as_ref()?.credential.shown.presented()).cloned()
     }
 
     /// Whether the server said that this workload is not open to this node.
@@ -101,17 +119,20 @@ impl Duty {
 
     /// When to ask next.
     pub(super) fn due(&self, now: Timestamp) -> Timestamp {
+        if self.is_suspended() {
+            return Timestamp::LAST;
+        }
         let wanted = match &self.held {
             None => Timestamp::EPOCH,
             // Set back by more than any skew: what is held may not be valid yet for anybody.
             Some(held) if now + SKEW_ALLOWED < held.since => Timestamp::EPOCH,
             Some(_) if self.outdated => Timestamp::EPOCH,
-            Some(held) => held.term.due(),
+            Some(held) => held.credential.term.due(),
         };
         match (self.retry, &self.held) {
             (None, _) => wanted,
             (Some(retry), None) => wanted.max(retry),
-            (Some(retry), Some(Held { term, .. })) => {
+            (Some(retry), Some(Held { credential: Credential { term, .. }, .. })) => {
                 let at = wanted.max(retry);
                 // A failed renewal is not tried again in the last 20th; after the end it is a new request.
                 if retry_ends(term.issued, term.expires) < at { at.max(term.expires) } else { at }
@@ -119,8 +140,73 @@ impl Duty {
         }
     }
 
-    pub(super) fn obtained(&mut self, term: Term, now: Timestamp) {
-        *self = Self::holding(term, now);
+    pub(super) fn obtained(&mut self, credential: Credential, now: Timestamp) {
+        *self = Self::holding(credential, now);
+    }
+
+    /// A revocation covers what a workload holds: it is served no longer, and its successor is due at once.
+    pub(super) fn revoke(&mut self, rule: &Revocation) {
+        self.lose();
+        self.cover(rule);
+    }
+
+    /// A revocation covers the agent's own credential. It stays known, because its key is the registered one still.
+    pub(super) fn cover(&mut self, rule: &Revocation) {
+        self.covered = true;
+        self.outdated = self.held.is_some();
+        self.retry = None;
+        self.refusal = None;
+        self.backoff.reset();
+        self.trouble =
+            Some(format!("the certificate was revoked ({}): {}", rule.reason, rule.target));
+    }
+
+    /// The server says that the agent's own credential is revoked, by a rule that this agent does not know.
+    pub(super) fn cover_unseen(&mut self) {
+        self.covered = true;
+        self.outdate();
+    }
+
+    /// The successor that came is covered itself: it was authorised before the rule was made.
+    pub(super) fn came_covered(
+        &mut self,
+        rule: &Revocation,
+        now: Timestamp,
+        entropy: &dyn Entropy,
+    ) {
+        let why = format!("the server issued what is revoked ({}): {}", rule.reason, rule.target);
+        self.covered = true;
+        self.stale = self.stale.saturating_add(1);
+        // Once is the race of an answer that was under way; whoever does it again is behind.
+        match self.stale {
+            0 | 1 => self.trouble = Some(why),
+            2.. => self.failed(why, now, entropy),
+        }
+    }
+
+    /// What was revoked may have become possible: a rule or an authority has changed.
+    pub(super) fn try_again_if_covered(&mut self) {
+        if self.covered && self.held.is_none() {
+            self.retry = None;
+            self.backoff.reset();
+        }
+    }
+
+    /// The server's word that nothing is issued any more: what is held is withdrawn.
+    pub(super) fn suspend(&mut self, why: String) {
+        self.lose();
+        self.refusal = None;
+        self.trouble = Some(why.clone());
+        self.suspended = Some((Code::Suspended, why));
+    }
+
+    /// The suspension was lifted: an SVID is due at once.
+    pub(super) fn resume(&mut self) {
+        self.suspended = None;
+        self.refusal = None;
+        self.retry = None;
+        self.trouble = None;
+        self.backoff.reset();
     }
 
     /// The manifest changed: a successor is due at once, and until then what is held goes on.
@@ -140,7 +226,7 @@ impl Duty {
     pub(super) fn failed(&mut self, why: String, now: Timestamp, entropy: &dyn Entropy) {
         let wait = self.backoff.failed(now, entropy).since(now);
         // Scaled, not cut, so that the jitter stays.
-        let longest = self.held.map_or(RETRY.longest, |held| held.term.lifetime() / 20);
+        let longest = self.term().map_or(RETRY.longest, |term| term.lifetime() / 20);
         let wait = match longest < RETRY.longest {
             true => {
                 wait.mul_f64(longest.as_secs_f64() / RETRY.longest.as_secs_f64()).max(longest / 8)
@@ -159,7 +245,13 @@ impl Duty {
         entropy: &dyn Entropy,
     ) {
         self.failed(why.clone(), now, entropy);
+        if code == Code::Suspended {
+            // The record that says so is not here yet; what is held is withdrawn on the server's word.
+            self.held = None;
+            self.outdated = false;
+        }
         if code == Code::UnknownWorkload {
+            self.ours = false;
             // It runs on other nodes only; this one merely knows its name, as a peer's.
             self.retry = Some(now + ELSEWHERE_RETRY);
             self.trouble = None;
@@ -179,7 +271,7 @@ impl Duty {
     ) {
         self.retry = None;
         self.backoff.reset();
-        let Some(Held { term, .. }) = self.held else { return };
+        let Some(term) = self.term() else { return };
         let left = retry_ends(term.issued, term.expires).since(now) * 3 / 4;
         // Where nothing is left to wait in, it is asked for at once.
         if !self.outdated && term.due() <= now && !left.is_zero() {

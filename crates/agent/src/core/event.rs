@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use countersign_identity::{Code, Name, Revision, SpiffeId, Timestamp};
+use countersign_identity::{Code, Name, NodeId, Revision, Revocations, Timestamp};
 
-use super::duty::Term;
+use super::credential::Credential;
 use super::record::{Record, RecordKey};
-use super::replica::Workload;
+use super::replica::{Replica, Workload};
 
 /// What happened.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub enum Event {
     Opened,
     /// The stream could not be opened, or has ended.
     Closed {
+        /// Why, for the machine.
+        code: Code,
         /// Why, for people.
         why: String,
     },
@@ -27,10 +29,12 @@ pub enum Event {
     /// The server refuses the agent's own SVID because its key has a successor.
     KeySucceeded,
     /// The agent's own SVID was renewed.
-    NodeRenewed(Term),
+    NodeRenewed(Credential),
     /// It was not.
     NodeRenewalFailed {
-        /// Why.
+        /// Why, for the machine.
+        code: Code,
+        /// Why, for people.
         why: String,
     },
     /// The verifier does not accept these held SVIDs under the present bundle any more.
@@ -46,6 +50,8 @@ pub enum SyncMessage {
         revision: Revision,
         /// All of it.
         records: Vec<Record>,
+        /// The server's clock, when it tells it.
+        clock: Option<Timestamp>,
     },
     /// What changed.
     Changes {
@@ -60,6 +66,8 @@ pub enum SyncMessage {
     Mark {
         /// Which.
         revision: Revision,
+        /// The server's clock, when it tells it.
+        clock: Option<Timestamp>,
     },
 }
 
@@ -67,12 +75,7 @@ pub enum SyncMessage {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It was issued, and our own verifier accepts it.
-    Issued {
-        /// The identity in it.
-        id: SpiffeId,
-        /// Its term.
-        term: Term,
-    },
+    Issued(Credential),
     /// The server refuses.
     Refused(Code, String),
     /// No answer, or one that our verifier does not accept.
@@ -115,6 +118,24 @@ pub enum Knowledge {
     Synced,
 }
 
+/// What an earlier life wrote down.
+#[derive(Clone, Debug)]
+pub struct Remembered {
+    /// The records.
+    pub replica: Option<Replica>,
+    /// The revocations that were in force.
+    pub rules: Arc<Revocations>,
+    /// The highest time that was seen.
+    pub seen: Timestamp,
+}
+
+impl Remembered {
+    /// Of a first life.
+    pub fn nothing() -> Self {
+        Self { replica: None, rules: Arc::default(), seen: Timestamp::EPOCH }
+    }
+}
+
 /// How the link to a server stands, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkView {
@@ -124,11 +145,15 @@ pub struct LinkView {
     pub disconnected: Option<Timestamp>,
     /// Why.
     pub trouble: Option<String>,
+    /// The word by which servers refuse this node itself, since they do.
+    pub refused: Option<Code>,
 }
 
 /// What does not change while the machine runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
+    /// Which node this is.
+    pub node: NodeId,
     /// How many servers there are.
     pub servers: usize,
     /// The most SVIDs that one request asks for.

@@ -1,13 +1,14 @@
 //! The agent's copy of its slice of the state, at one revision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use countersign_api::resource::{
     Kind, PolicyRecord, ServiceSpec, Spec, TrustDomainSpec, WorkloadSpec,
 };
+use countersign_api::v1;
 use countersign_identity::{
-    Lifetime, Name, Revision, Revocation, SpiffeId, Suspension, TrustDomain,
+    Lifetime, Name, Revision, Revocation, Revocations, SpiffeId, Suspension, Timestamp, TrustDomain,
 };
 use countersign_pki::Bundle;
 
@@ -23,8 +24,13 @@ pub struct Replica {
     workloads: BTreeMap<Name, Arc<Workload>>,
     services: BTreeMap<Name, Arc<ServiceSpec>>,
     policies: BTreeMap<Arc<str>, Arc<PolicyEntry>>,
+    /// As the server says it now.
     revocations: BTreeMap<Arc<str>, Arc<Revocation>>,
     suspensions: BTreeMap<Arc<str>, Suspension>,
+    /// Records that take rights away, and that this version cannot read.
+    unread: BTreeSet<RecordKey>,
+    /// All revocations in force: what the server says, and what it may not lift by leaving it out.
+    rules: Arc<Revocations>,
 }
 
 /// A workload that is open to this node.
@@ -59,15 +65,34 @@ pub struct Behind {
 }
 
 impl Replica {
-    /// A copy of this state.
+    /// A copy of this state, and of no other.
     pub fn of(revision: Revision, records: impl IntoIterator<Item = Record>) -> Self {
         let records = records.into_iter().map(|record| (record.key, record.value)).collect();
         let mut replica = Self { revision, records, ..Self::default() };
         replica.read_all();
+        replica.read_rules(&Arc::default(), Timestamp::EPOCH);
         replica
     }
 
-    /// Applies changes that lead to `revision`.
+    /// With those of older rules as well that nobody may have lifted by `now`.
+    #[must_use]
+    pub fn keeping(mut self, older: &Arc<Revocations>, now: Timestamp) -> Self {
+        self.read_rules(older, now);
+        self
+    }
+
+    /// Lets go of rules that the server does not speak of any more, once nothing that they cover can be valid. True when
+    /// there was one.
+    pub fn forget_moot(&mut self, now: Timestamp) -> bool {
+        let moot = self.kept().any(|(_, rule)| rule.is_moot(now));
+        if moot {
+            let rules = Arc::clone(&self.rules);
+            self.read_rules(&rules, now);
+        }
+        moot
+    }
+
+    /// Applies changes that lead to `revision`. A revocation that they withdraw stays until it is moot at `now`.
     ///
     /// # Errors
     /// When that is not after the present revision.
@@ -76,16 +101,18 @@ impl Replica {
         revision: Revision,
         put: Vec<Record>,
         gone: &[RecordKey],
+        now: Timestamp,
     ) -> Result<(), Behind> {
         if revision <= self.revision {
             return Err(Behind { offered: revision, have: self.revision });
         }
         self.revision = revision;
-        let touches_domain = put
-            .iter()
-            .map(|record| &record.key)
-            .chain(gone)
-            .any(|key| key.kind == RecordKind::TrustDomain);
+        let touches = |kind| {
+            let mut keys = put.iter().map(|record| &record.key).chain(gone);
+            keys.any(|key| key.kind == kind)
+        };
+        let touches_domain = touches(RecordKind::TrustDomain);
+        let touches_rules = touches(RecordKind::Revocation);
         for key in gone {
             self.records.remove(key);
             self.forget(key);
@@ -100,6 +127,10 @@ impl Replica {
         if touches_domain {
             // The identities of workloads without an explicit one hang from the domain.
             self.read_all();
+        }
+        if touches_rules {
+            let before = Arc::clone(&self.rules);
+            self.read_rules(&before, now);
         }
         Ok(())
     }
@@ -168,14 +199,47 @@ impl Replica {
         &self.policies
     }
 
-    /// What was issued and is out of service, by the names of the records.
-    pub fn revocations(&self) -> &BTreeMap<Arc<str>, Arc<Revocation>> {
-        &self.revocations
+    /// What was issued and is out of service.
+    pub fn rules(&self) -> &Arc<Revocations> {
+        &self.rules
+    }
+
+    /// The revocations as records. One that this version does not understand is among them: whoever enforces and cannot
+    /// read it goes on with what it had, and does not say that it enforces the new.
+    pub fn rule_records(&self) -> Vec<v1::Record> {
+        let told = self.records.iter().filter(|(key, _)| key.kind == RecordKind::Revocation);
+        let told = told.map(|(key, value)| (&key.name, value.to_vec()));
+        let kept = self.kept().map(|(name, rule)| (name, encoded(rule)));
+        // Of two under one name the one that could not be read goes on: it stops whoever cannot read it either.
+        let all: BTreeMap<_, _> = kept.chain(told).collect();
+        let record = |(name, value): (&Arc<str>, Vec<u8>)| v1::Record {
+            kind: RecordKind::Revocation.to_string(),
+            name: name.to_string(),
+            value: value.into(),
+        };
+        all.into_iter().map(record).collect()
+    }
+
+    /// Whether every record that takes rights away was understood. Otherwise nobody may say that this revision is in force.
+    pub fn is_understood(&self) -> bool {
+        self.unread.is_empty()
     }
 
     /// What is not issued any more.
     pub fn suspensions(&self) -> impl Iterator<Item = &Suspension> {
         self.suspensions.values()
+    }
+
+    /// The rules that the server does not speak of any more.
+    fn kept(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Revocation>)> {
+        self.rules.iter().filter(|(name, _)| !self.revocations.contains_key(*name))
+    }
+
+    fn read_rules(&mut self, before: &Arc<Revocations>, now: Timestamp) {
+        let told = self.revocations.iter().map(|(name, rule)| (Arc::clone(name), Arc::clone(rule)));
+        let rules = Revocations::new(told).keeping(before, now);
+        // Whoever holds the set sees by its address whether it is another.
+        self.rules = if same(&rules, before) { Arc::clone(before) } else { Arc::new(rules) };
     }
 
     fn read_all(&mut self) {
@@ -185,6 +249,7 @@ impl Replica {
         self.policies.clear();
         self.revocations.clear();
         self.suspensions.clear();
+        self.unread.clear();
         self.domain = self.read_domain();
         for (key, value) in std::mem::take(&mut self.records) {
             self.read(&key, &value);
@@ -215,9 +280,11 @@ impl Replica {
             }
             RecordKind::Revocation => {
                 self.revocations.remove(&key.name);
+                self.unread.remove(key);
             }
             RecordKind::Suspension => {
                 self.suspensions.remove(&key.name);
+                self.unread.remove(key);
             }
         }
     }
@@ -239,20 +306,23 @@ impl Replica {
             }
             RecordKind::Revocation => {
                 let rule = serde_json::from_slice(value).ok().map(Arc::new);
-                let understood = rule.is_some();
                 self.revocations.extend(rule.map(|rule| (Arc::clone(&key.name), rule)));
-                understood
+                self.revocations.contains_key(&key.name) || self.unread(key)
             }
             RecordKind::Suspension => {
                 let suspension = serde_json::from_slice(value).ok();
-                let understood = suspension.is_some();
                 self.suspensions.extend(suspension.map(|one| (Arc::clone(&key.name), one)));
-                understood
+                self.suspensions.contains_key(&key.name) || self.unread(key)
             }
         };
         if !understood {
             tracing::warn!(record = %key, "a record was not understood, so nothing is granted by it");
         }
+    }
+
+    fn unread(&mut self, key: &RecordKey) -> bool {
+        self.unread.insert(key.clone());
+        false
     }
 
     fn read_bundle(&mut self, key: &RecordKey, value: &[u8]) -> bool {
@@ -278,4 +348,14 @@ impl Replica {
         self.services.insert(name, Arc::new(spec));
         true
     }
+}
+
+/// A rule as it travels.
+fn encoded(rule: &Revocation) -> Vec<u8> {
+    serde_json::to_vec(rule).expect("texts and numbers are JSON")
+}
+
+fn same(one: &Revocations, other: &Revocations) -> bool {
+    let named: HashMap<_, _> = other.iter().collect();
+    one.len() == other.len() && one.iter().all(|(name, rule)| named.get(name) == Some(&rule))
 }

@@ -1,14 +1,23 @@
 //! The machine.
 
+mod link;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{Backoff, BackoffPolicy, Code, Entropy, Name, SKEW_ALLOWED, Timestamp};
+use countersign_identity::{Backoff, Code, Entropy, Name, SKEW_ALLOWED, Timestamp};
+use link::{Link, RECONNECT};
 
-use super::duty::{Duty, Standing, Term};
-use super::event::{Action, Event, Knowledge, LinkView, Outcome, Settings, SyncMessage};
+use super::credential::Credential;
+use super::duty::{Duty, Standing};
+use super::event::{
+    Action, Event, Knowledge, LinkView, Outcome, Remembered, Settings, SyncMessage,
+};
 use super::replica::{Replica, Workload};
+use super::shut_out::ShutOut;
+use super::suspensions::Suspensions;
+use super::times::Times;
 
 /// The machine's state.
 #[derive(Debug)]
@@ -30,36 +39,27 @@ pub struct State {
     signing: BTreeMap<Name, Arc<Workload>>,
     /// When the machine was asked last, by a clock that may be set back.
     asked: Timestamp,
+    times: Times,
+    /// How many workloads got a new SVID in place of a revoked one.
+    reissued: u64,
+    shut_out: ShutOut,
 }
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Link {
-    Down { retry: Timestamp },
-    Opening,
-    Open { synced: bool },
-}
-
-/// A server that was lost is tried again within this, or a 25th of the shortest lifetime held, if that is shorter: the
-/// guaranteed outage budget ends a 20th of the lifetime before the SVID does, and within that it must be renewed.
-const RECONNECT: BackoffPolicy =
-    BackoffPolicy { first: Duration::from_millis(400), longest: Duration::from_secs(10) };
-/// A renewal of the node's SVID that takes longer than this holds nothing else back any more.
-const RENEWAL_MOMENT: Duration = Duration::from_secs(1);
-const RECONNECT_SHORTEST: Duration = Duration::from_millis(200);
 
 impl State {
     /// A machine that holds the agent's own SVID, and what an earlier life wrote down.
     pub fn new(
         settings: Settings,
-        node: Term,
-        remembered: Option<Replica>,
+        node: Credential,
+        remembered: Remembered,
         now: Timestamp,
     ) -> Self {
-        let knowledge =
-            if remembered.is_some() { Knowledge::Remembered } else { Knowledge::Nothing };
+        let Remembered { replica, rules, seen } = remembered;
+        let knowledge = if replica.is_some() { Knowledge::Remembered } else { Knowledge::Nothing };
+        let times = Times::new(seen);
+        let replica = replica.unwrap_or_default().keeping(&rules, times.for_rules(now));
         let mut state = Self {
             settings,
-            replica: Arc::new(remembered.unwrap_or_default()),
+            replica: Arc::new(replica),
             knowledge,
             link: Link::Down { retry: now },
             server: 0,
@@ -72,8 +72,13 @@ impl State {
             duties: BTreeMap::new(),
             signing: BTreeMap::new(),
             asked: now,
+            times,
+            reissued: 0,
+            shut_out: ShutOut::new(),
         };
         state.take_duties(&Replica::default());
+        state.suspend();
+        state.revoke();
         state
     }
 
@@ -84,17 +89,22 @@ impl State {
             self.clock_set_back(now);
         }
         self.asked = now;
+        self.times.see(now);
         match event {
             Event::Woke => {}
             Event::Opened => self.opened(now, entropy),
-            Event::Closed { why } => self.closed(why, now, entropy),
+            Event::Closed { code, why } => self.closed(code, why, now, entropy),
             Event::Said(message) => self.said(message, now, entropy, &mut actions),
             Event::Signed(outcomes) => self.signed(outcomes, now, entropy, &mut actions),
             // The answer to a renewal was lost: no stream opens before the successor is in use, however fresh the SVID.
             Event::KeySucceeded if self.renewing_node.is_none() => self.node.outdate(),
             Event::KeySucceeded => {}
-            Event::NodeRenewed(term) => self.node_renewed(term, now, &mut actions),
-            Event::NodeRenewalFailed { why } => self.node_renewal_failed(why, now, entropy),
+            Event::NodeRenewed(credential) => {
+                self.node_renewed(credential, now, entropy, &mut actions);
+            }
+            Event::NodeRenewalFailed { code, why } => {
+                self.node_renewal_failed(code, why, now, entropy);
+            }
             Event::Unusable(names) => {
                 for name in &names {
                     if let Some(duty) = self.duties.get_mut(name) {
@@ -145,10 +155,27 @@ impl State {
         term.is_some_and(|term| term.digest == *digest)
     }
 
-    /// Why the server gives nothing for the workload, when it said so and nothing is held.
+    /// Why the server gives nothing for the workload, when it said so and nothing is held. A suspension that an earlier life
+    /// wrote down may have been lifted since.
     pub fn refusal(&self, name: &Name) -> Option<&(Code, String)> {
         let duty = self.duties.get(name)?;
-        if duty.term().is_some() { None } else { duty.refusal() }
+        let is_old = duty.is_suspended() && self.knowledge != Knowledge::Synced;
+        if duty.term().is_some() || is_old { None } else { duty.refusal() }
+    }
+
+    /// Whether the server has issued for this workload to this node, also when nothing is held just now.
+    pub fn is_ours(&self, name: &Name) -> bool {
+        self.duties.get(name).is_some_and(Duty::is_ours)
+    }
+
+    /// How many workloads got a new SVID in place of a revoked one.
+    pub fn reissued(&self) -> u64 {
+        self.reissued
+    }
+
+    /// The highest time that was seen.
+    pub fn seen(&self) -> Timestamp {
+        self.times.seen()
     }
 
     /// How the credential of each workload that is open to this node stands.
@@ -168,72 +195,13 @@ impl State {
             server: self.server,
             disconnected: self.disconnected,
             trouble: self.trouble.clone(),
+            refused: self.shut_out.code(),
         }
     }
 
     /// When the first credential now in use expires if the server stays away: the end of the outage budget.
     pub fn first_expiry(&self) -> Option<Timestamp> {
         self.duties.values().filter_map(|duty| Some(duty.term()?.expires)).min()
-    }
-
-    fn opened(&mut self, now: Timestamp, entropy: &dyn Entropy) {
-        let absence = self.disconnected.map_or(Duration::ZERO, |since| now.since(since));
-        self.link = Link::Open { synced: false };
-        self.trouble = None;
-        self.node.fresh_chance(now, absence, entropy);
-        for duty in self.duties.values_mut() {
-            duty.fresh_chance(now, absence, entropy);
-        }
-    }
-
-    /// Waits that were reckoned on the clock before would last as long as the step.
-    fn clock_set_back(&mut self, now: Timestamp) {
-        if let Link::Down { retry } = &mut self.link {
-            *retry = (*retry).min(now);
-        }
-        self.node.forget_waits();
-        self.duties.values_mut().for_each(Duty::forget_waits);
-        self.renewing_node = self.renewing_node.map(|since| since.min(now));
-        self.disconnected = self.disconnected.map(|since| since.min(now));
-    }
-
-    fn closed(&mut self, why: String, now: Timestamp, entropy: &dyn Entropy) {
-        let was_synced = self.link == Link::Open { synced: true };
-        if was_synced {
-            self.backoff.reset();
-            self.tried = 0;
-        }
-        self.disconnected.get_or_insert(now);
-        self.trouble = Some(why);
-        self.signing.clear();
-        self.server = (self.server + 1) % self.settings.servers.max(1);
-        self.tried += 1;
-        let retry = if self.tried < self.settings.servers && !was_synced {
-            now
-        } else {
-            self.tried = 0;
-            let wait = self.backoff.failed(now, entropy).since(now);
-            now + self.scaled(wait)
-        };
-        self.link = Link::Down { retry };
-    }
-
-    /// Short lifetimes cannot wait for the longest backoff. The wait is scaled, not cut, so that its jitter stays.
-    fn scaled(&self, wait: Duration) -> Duration {
-        let shortest = self
-            .duties
-            .values()
-            .filter_map(|duty| duty.term())
-            .map(|term| term.expires.since(term.issued) / 25)
-            .min()
-            .unwrap_or(RECONNECT.longest)
-            .max(RECONNECT_SHORTEST);
-        if shortest < RECONNECT.longest && shortest < wait {
-            wait.mul_f64(shortest.as_secs_f64() / RECONNECT.longest.as_secs_f64())
-                .max(shortest / 2 + wait / 40)
-        } else {
-            wait
-        }
     }
 
     fn said(
@@ -246,35 +214,56 @@ impl State {
         if !matches!(self.link, Link::Open { .. }) {
             return;
         }
+        self.times.told(match &message {
+            SyncMessage::Snapshot { clock, .. } | SyncMessage::Mark { clock, .. } => *clock,
+            SyncMessage::Changes { .. } => None,
+        });
+        let rules_until = self.times.for_rules(now);
         let before = Arc::clone(&self.replica);
         let is_mark = matches!(message, SyncMessage::Mark { .. });
         let applied = match message {
             SyncMessage::Snapshot { revision, .. } if revision < before.revision() => {
                 Err(super::replica::Behind { offered: revision, have: before.revision() })
             }
-            SyncMessage::Snapshot { revision, records } => {
-                self.replica = Arc::new(Replica::of(revision, records));
+            SyncMessage::Snapshot { revision, records, .. } => {
+                // A snapshot that lacks a rule does not lift it: the server may have been restored.
+                let snapshot = Replica::of(revision, records);
+                self.replica = Arc::new(snapshot.keeping(before.rules(), rules_until));
                 Ok(())
             }
             SyncMessage::Changes { revision, put, gone } => {
-                Arc::make_mut(&mut self.replica).change(revision, put, &gone)
+                Arc::make_mut(&mut self.replica).change(revision, put, &gone, rules_until)
             }
-            SyncMessage::Mark { revision } => Arc::make_mut(&mut self.replica).mark(revision),
+            SyncMessage::Mark { revision, .. } => {
+                let replica = Arc::make_mut(&mut self.replica);
+                replica.mark(revision).inspect(|()| {
+                    replica.forget_moot(rules_until);
+                })
+            }
         };
         if let Err(behind) = applied {
             actions.push(Action::Close);
-            self.closed(behind.to_string(), now, entropy);
+            self.closed(Code::StaleBase, behind.to_string(), now, entropy);
             return;
         }
+        self.shut_out.let_in();
         self.link = Link::Open { synced: true };
         self.disconnected = None;
         self.tried = 0;
         self.backoff.reset();
-        if !is_mark {
+        let moved = !is_mark || !Arc::ptr_eq(before.rules(), self.replica.rules());
+        if moved {
             self.take_duties(&before);
+            self.suspend();
+            self.revoke();
+            let same_rules = Arc::ptr_eq(before.rules(), self.replica.rules());
+            if !same_rules || before.own_bundle() != self.replica.own_bundle() {
+                // What is covered by all that the server signs may be signed by another authority now.
+                self.duties.values_mut().for_each(Duty::try_again_if_covered);
+            }
             actions.push(Action::Remember);
         }
-        let news = !is_mark
+        let news = moved
             || self.knowledge != Knowledge::Synced
             || before.revision() != self.replica.revision();
         self.knowledge = Knowledge::Synced;
@@ -298,6 +287,33 @@ impl State {
         }
     }
 
+    /// Withdraws what the server says is not issued any more, and asks again for what it issues again.
+    fn suspend(&mut self) {
+        let suspensions = Suspensions::of(&self.replica, self.settings.node);
+        for (name, workload) in self.replica.workloads() {
+            let Some(duty) = self.duties.get_mut(name) else { continue };
+            match suspensions.why(&workload.id) {
+                Some(_) if duty.is_suspended() => {}
+                Some(why) => duty.suspend(why),
+                None if duty.is_suspended() => duty.resume(),
+                None => {}
+            }
+        }
+    }
+
+    /// Serves nothing any more that a revocation covers: its successor is due at once.
+    fn revoke(&mut self) {
+        let rules = Arc::clone(self.replica.rules());
+        for duty in self.duties.values_mut() {
+            if let Some(rule) = duty.covering(&rules) {
+                duty.revoke(&rule);
+            }
+        }
+        if let Some(rule) = self.node.covering(&rules).filter(|_| !self.node.is_covered()) {
+            self.node.cover(&rule);
+        }
+    }
+
     fn signed(
         &mut self,
         outcomes: Vec<(Name, Outcome)>,
@@ -306,17 +322,26 @@ impl State {
         actions: &mut Vec<Action>,
     ) {
         actions.push(Action::Publish);
+        let rules = Arc::clone(self.replica.rules());
         for (name, outcome) in outcomes {
             let asked = self.signing.remove(&name);
             // Withdrawn meanwhile, or asked under a stream that was lost since: nobody waits for it.
             let (Some(duty), Some(asked)) = (self.duties.get_mut(&name), asked) else { continue };
             let Some(workload) = self.replica.workloads().get(&name) else { continue };
             match outcome {
-                Outcome::Issued { id, .. } if id != workload.id => {
-                    duty.failed(format!("the server issued `{id}`"), now, entropy);
+                // Authorised before the suspension, and withdrawn by it.
+                Outcome::Issued(_) if duty.is_suspended() => {}
+                Outcome::Issued(credential) if credential.shown.id != workload.id => {
+                    let why = format!("the server issued `{}`", credential.shown.id);
+                    duty.failed(why, now, entropy);
                 }
-                Outcome::Issued { term, .. } => {
-                    duty.obtained(term, now);
+                Outcome::Issued(credential) => {
+                    if let Some(rule) = rules.covering(&credential.shown.presented()) {
+                        duty.came_covered(rule, now, entropy);
+                        continue;
+                    }
+                    self.reissued += u64::from(duty.is_covered());
+                    duty.obtained(credential, now);
                     if asks_for_another(&asked, workload) {
                         duty.outdate();
                     }
@@ -324,30 +349,6 @@ impl State {
                 Outcome::Refused(code, why) => duty.refused(code, why, now, entropy),
                 Outcome::Failed(why) => duty.failed(why, now, entropy),
             }
-        }
-    }
-
-    fn node_renewed(&mut self, term: Term, now: Timestamp, actions: &mut Vec<Action>) {
-        self.renewing_node = None;
-        self.node.obtained(term, now);
-        match self.link {
-            // It was needed to open a stream at all.
-            Link::Down { .. } => self.link = Link::Down { retry: now },
-            Link::Opening => {}
-            // The server refuses calls under the key before; the new stream takes the place of the old.
-            Link::Open { .. } => {
-                self.signing.clear();
-                self.link = Link::Opening;
-                actions.push(self.open());
-            }
-        }
-    }
-
-    fn node_renewal_failed(&mut self, why: String, now: Timestamp, entropy: &dyn Entropy) {
-        self.renewing_node = None;
-        self.node.failed(why.clone(), now, entropy);
-        if let Link::Down { .. } = self.link {
-            self.closed(why, now, entropy);
         }
     }
 
@@ -391,28 +392,12 @@ impl State {
         }
     }
 
-    /// From when SVIDs may be asked for: not just while the node's own is renewed, because the server refuses calls under
-    /// the key before as soon as it knows the successor, and a renewal takes a moment only.
-    fn signs_from(&self) -> Timestamp {
-        self.renewing_node.map_or(Timestamp::EPOCH, |since| since + RENEWAL_MOMENT)
-    }
-
-    fn needs_renewal(&self, now: Timestamp) -> bool {
-        self.node.term().is_none_or(|term| term.expires < now) || self.node.due(now) <= now
-    }
-
-    fn open(&self) -> Action {
-        let have = (self.knowledge != Knowledge::Nothing).then(|| self.replica.revision());
-        Action::Open { server: self.server, have }
-    }
-
     fn sign(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
-        // Those without any come first.
-        let mut due: Vec<(bool, &Name)> = self
+        let mut due: Vec<((bool, u32), &Name)> = self
             .duties
             .iter()
             .filter(|(_, duty)| duty.due(now) <= now)
-            .map(|(name, duty)| (duty.term().is_some(), name))
+            .map(|(name, duty)| (duty.turn(), name))
             .collect();
         due.sort();
         let batch: Vec<Arc<Workload>> = due

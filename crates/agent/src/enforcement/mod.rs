@@ -4,13 +4,15 @@
 //! own services need and nothing else. An acknowledgement counts for the point whose stream sent it, and only up to the
 //! revision that was sent to it.
 
+mod holders;
 mod points;
 mod service;
 pub(crate) mod slice;
 
+pub(crate) use holders::Holding;
 pub(crate) use points::Points;
 pub(crate) use service::EnforcementService;
-pub use slice::cut;
+pub use slice::{cut, withdrawn};
 
 /// How many points one process may have.
 const POINTS_MAX: usize = 8;

@@ -1,6 +1,6 @@
 //! The enforcement points on this node: what each has acknowledged, and what its process costs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use countersign_api::{v1, wire};
@@ -8,6 +8,7 @@ use countersign_identity::{Clock, Code, Revision, SpiffeId, Timestamp};
 use tokio::sync::watch;
 
 use super::POINTS_MAX;
+use super::holders::{Holders, Holding};
 use crate::attest::Caller;
 
 /// All points. A lost stream does not end one; the end of its process does.
@@ -17,6 +18,7 @@ pub(crate) struct Points(Arc<Shared>);
 struct Shared {
     clock: Arc<dyn Clock>,
     points: Mutex<BTreeMap<Key, Point>>,
+    holders: Holders,
     changed: watch::Sender<()>,
 }
 
@@ -35,6 +37,8 @@ struct Point {
     acknowledged: Option<Revision>,
     cut: u64,
     draining: u64,
+    /// Until when it can present a credential that it was given here.
+    presents_until: Timestamp,
     status: v1::ProcessStatus,
     gone: Option<Timestamp>,
 }
@@ -104,7 +108,30 @@ fn make_room(
 impl Points {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
         let changed = watch::channel(()).0;
-        Self(Arc::new(Shared { clock, points: Mutex::default(), changed }))
+        let holders = Holders::default();
+        Self(Arc::new(Shared { clock, points: Mutex::default(), holders, changed }))
+    }
+
+    /// One stream of a process that is given SVIDs.
+    pub(crate) fn holding(&self, caller: &Arc<dyn Caller>) -> Holding {
+        Holding::begin(self.clone(), caller)
+    }
+
+    pub(super) fn holders(&self) -> &Holders {
+        &self.0.holders
+    }
+
+    pub(super) fn wake(&self) {
+        self.0.changed.send_replace(());
+    }
+
+    /// How many processes hold SVIDs and have no point: they verify as they please, and nobody hears of it.
+    pub(crate) fn unaware(&self) -> u64 {
+        let points = self.lock();
+        let live = points.values().filter(|point| point.gone.is_none());
+        let pids: BTreeSet<u32> = live.map(|point| point.caller.peer().pid).collect();
+        drop(points);
+        self.0.holders.without(&pids)
     }
 
     /// Registers a point of this caller. A stream of the same process under the same name takes over; of another live
@@ -152,6 +179,7 @@ impl Points {
             acknowledged: None,
             cut: same.as_ref().map_or(0, |point| point.cut),
             draining: 0,
+            presents_until: Timestamp::LAST,
             status: same.map_or(status, |point| point.status),
             gone: None,
         };
@@ -194,12 +222,14 @@ impl Points {
         self.lock().values().filter(|point| point.open).count()
     }
 
-    /// Looks for points whose process has ended, and forgets those that were told long enough.
+    /// Looks for points whose process has ended, or can present nothing any more, and forgets those that were told long
+    /// enough; and likewise for those who hold SVIDs.
     pub(crate) fn sweep(&self) {
         let now = self.0.clock.now();
-        let mut changed = false;
+        let mut changed = self.0.holders.sweep(now);
+        let ended = |point: &Point| point.presents_until < now || point.caller.alive().is_err();
         self.lock().retain(|_, point| {
-            if point.gone.is_none() && !point.open && point.caller.alive().is_err() {
+            if point.gone.is_none() && !point.open && ended(point) {
                 point.gone = Some(now);
                 changed = true;
             }
@@ -229,6 +259,22 @@ impl Registered {
             point.draining = draining;
         });
         self.points.0.changed.send_replace(());
+    }
+
+    /// Its process has SVIDs until then; none: what it was given before stays.
+    pub(crate) fn presents(&self, until: Option<Timestamp>) {
+        let Some(until) = until else { return };
+        self.change(|point| point.presents_until = until);
+    }
+
+    /// The point said that it enforces nothing any more and lets nothing in.
+    pub(crate) fn goodbye(&self) {
+        let now = self.points.0.clock.now();
+        self.change(|point| {
+            point.open = false;
+            point.gone = Some(now);
+        });
+        self.points.wake();
     }
 
     /// Takes what the process costs. Who it is was attested, not told.

@@ -16,9 +16,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::points::Registered;
 use super::{Points, slice};
+use crate::core::Workload;
 use crate::reception::{Counted, Reception, Unknown, Visitor, visitor};
 use crate::reports::Facts;
-use crate::view::{Holdings, View};
+use crate::view::{Own, View};
 
 /// The service.
 pub(crate) struct EnforcementService {
@@ -33,6 +34,9 @@ const REQUEST_BYTES_MAX: usize = 1024 * 1024;
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 /// At most one mark a second.
 const MARK_EVERY: Duration = Duration::from_secs(1);
+/// Who ends a stream in an orderly way waits for our end of it; one that was dropped is reset a moment later. For so long
+/// it is not known which of the two it is: only the first is a goodbye.
+const GOODBYE_GRACE: Duration = Duration::from_millis(50);
 /// How long a first slice may be waited for, while this agent is about to know.
 const FIRST_SLICE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -70,6 +74,9 @@ impl Enforcement for EnforcementService {
             incoming: request.into_inner(),
             registered: None,
             register: None,
+            own: None,
+            leaves: None,
+            ends_with: None,
             deadline: now + REGISTER_TIMEOUT,
             sent: None,
             mark_due: None,
@@ -92,6 +99,12 @@ struct Conversation {
     incoming: Streaming<v1::EnforcementRequest>,
     register: Option<v1::Register>,
     registered: Option<Registered>,
+    /// The workload that it was registered for.
+    own: Option<Arc<Workload>>,
+    /// When it will have said goodbye.
+    leaves: Option<Timestamp>,
+    /// What its stream ends with, once the last slice is on its way.
+    ends_with: Option<Status>,
     deadline: Timestamp,
     sent: Option<Sent>,
     mark_due: Option<Timestamp>,
@@ -112,16 +125,41 @@ enum Event {
     Stopped,
     Late,
     MarkDue,
+    Left,
+}
+
+/// Who the caller is at one moment.
+enum Who {
+    /// These workloads.
+    These(Vec<Arc<Workload>>),
+    /// What it was, but the server issues nothing for it any more.
+    Refused(Status),
+    /// None, on the server's word.
+    Nobody(Status),
+    /// That cannot be known now.
+    CannotKnow,
 }
 
 impl Conversation {
     /// The next message to the point; `None` at the end.
     async fn next(&mut self) -> Result<Option<Out>, Status> {
         loop {
+            if let Some(status) = self.ends_with.take() {
+                return Err(status);
+            }
             let message = match self.event().await {
                 Event::Stopped => return Ok(None),
+                Event::Left => {
+                    if let Some(registered) = &self.registered {
+                        registered.goodbye();
+                    }
+                    return Ok(None);
+                }
                 Event::Heard(heard) => match heard? {
-                    None => return Ok(None),
+                    None => {
+                        self.leaves = Some(self.reception.clock.now() + GOODBYE_GRACE);
+                        None
+                    }
                     Some(request) => {
                         self.hear(request)?;
                         // The first slice follows the registration at once.
@@ -144,6 +182,10 @@ impl Conversation {
     async fn event(&mut self) -> Event {
         let clock = Arc::clone(&self.reception.clock);
         let mark_due = self.mark_due.unwrap_or(Timestamp::LAST);
+        if let Some(leaves) = self.leaves {
+            clock.sleep_until(leaves).await;
+            return Event::Left;
+        }
         tokio::select! {
             heard = self.incoming.message() => Event::Heard(heard),
             changed = self.views.changed(), if self.register.is_some() => {
@@ -201,53 +243,87 @@ impl Conversation {
         }
     }
 
-    /// Attests the caller anew, and says what is new for it.
+    /// Says what is new for the caller, as whom it is now.
     async fn look(&mut self) -> Result<Option<Out>, Status> {
         let Some(register) = self.register.clone() else { return Ok(None) };
         let Some(view) = self.views.borrow_and_update().clone() else { return Ok(None) };
-        let caller = Arc::clone(&self.visitor.caller);
-        let workloads = match self.reception.who(&caller, &view).await {
-            Ok(workloads) => workloads,
-            Err(Unknown::CannotKnow(Code::NotReady, _)) => return Ok(None),
-            Err(unknown) => return Err(unknown.status(caller.peer())),
-        };
-        // Only what the server issues to this node: a workload of others may have selectors that hold here, too.
-        let workloads: Vec<_> = match view.holdings(&workloads, self.reception.clock.now()) {
-            Holdings::Svids(svids) => svids.into_iter().map(|(workload, _)| workload).collect(),
-            Holdings::Pending(_) => return Ok(None),
-            Holdings::Refused(code, why) => {
-                return Err(wire::refusal_status(tonic::Code::PermissionDenied, code, &why));
+        let slice = match (self.who(&view).await?, &self.own) {
+            (Who::CannotKnow, _) => return Ok(None),
+            (Who::These(workloads), _) => {
+                let Some(own) = workloads.first() else { return Ok(None) };
+                let registered = self.registered(&register, own)?;
+                registered.presents(view.last_expiry(&workloads));
+                slice::cut(&view.replica, &workloads)
+            }
+            (Who::Refused(status) | Who::Nobody(status), None) => return Err(status),
+            // The stream stays, so that the point can say that it enforces this, and what comes after.
+            (Who::Refused(_), Some(own)) => slice::withdrawn(&view.replica, own),
+            (Who::Nobody(status), Some(own)) => {
+                self.ends_with = Some(status);
+                slice::withdrawn(&view.replica, own)
             }
         };
-        let Some(own) = workloads.first() else { return Ok(None) };
-        if self.registered.is_none() {
-            let registered =
-                self.points.register(&caller, &own.id, &register).map_err(|refused| {
+        Ok(self.tell(slice, view.replica.revision()))
+    }
+
+    /// Attests the caller anew. Only what the server issues to this node counts: a workload of others may have selectors
+    /// that hold here, too.
+    async fn who(&self, view: &View) -> Result<Who, Status> {
+        let caller = &self.visitor.caller;
+        let workloads = match self.reception.who(caller, view).await {
+            Ok(workloads) => workloads,
+            Err(Unknown::CannotKnow(Code::NotReady, _)) => return Ok(Who::CannotKnow),
+            Err(nobody @ Unknown::Nobody) => return Ok(Who::Nobody(nobody.status(caller.peer()))),
+            Err(unknown @ Unknown::CannotKnow(..)) => return Err(unknown.status(caller.peer())),
+        };
+        Ok(match view.own(&workloads, self.reception.clock.now()) {
+            Own::These(own) => Who::These(own),
+            Own::Pending => Who::CannotKnow,
+            Own::Refused(code, why) => {
+                Who::Refused(wire::refusal_status(tonic::Code::PermissionDenied, code, &why))
+            }
+        })
+    }
+
+    fn registered(
+        &mut self,
+        register: &v1::Register,
+        own: &Arc<Workload>,
+    ) -> Result<&Registered, Status> {
+        let registered = match self.registered.take() {
+            Some(registered) => registered,
+            None => {
+                let caller = &self.visitor.caller;
+                self.points.register(caller, &own.id, register).map_err(|refused| {
                     let grpc = tonic::Code::ResourceExhausted;
                     wire::refusal_status(grpc, refused.code(), &refused.to_string())
-                })?;
-            self.registered = Some(registered);
-        }
-        let revision = view.replica.revision();
-        let mut slice = slice::cut(&view.replica, &workloads);
+                })?
+            }
+        };
+        self.own = Some(Arc::clone(own));
+        Ok(self.registered.insert(registered))
+    }
+
+    /// The message that brings the point from what it was told last to this; none when nothing is to be said yet.
+    fn tell(&mut self, mut slice: v1::Slice, revision: Revision) -> Option<Out> {
         slice.revision = None;
         let now = self.reception.clock.now();
         match &mut self.sent {
-            Some(sent) if sent.slice == slice && revision <= sent.revision => Ok(None),
+            Some(sent) if sent.slice == slice && revision <= sent.revision => None,
             Some(sent) if sent.slice == slice && now < sent.at + MARK_EVERY => {
                 self.mark_due = Some(sent.at + MARK_EVERY);
-                Ok(None)
+                None
             }
             Some(sent) if sent.slice == slice => {
                 sent.revision = revision;
                 sent.at = now;
-                Ok(Some(Out::EnforceMark(Mark { revision: Some(revision.into()) })))
+                Some(Out::EnforceMark(Mark { revision: Some(revision.into()) }))
             }
             Some(_) | None => {
                 let whole = v1::Slice { revision: Some(revision.into()), ..slice.clone() };
                 self.sent = Some(Sent { slice, revision, at: now });
                 self.mark_due = None;
-                Ok(Some(Out::Slice(whole)))
+                Some(Out::Slice(whole))
             }
         }
     }

@@ -25,7 +25,7 @@ pub fn cut(replica: &Replica, workloads: &[Arc<Workload>]) -> v1::Slice {
         spiffe_id: own.id.to_string(),
         bundles: replica.bundles().values().map(|bundle| bundle_of(bundle)).collect(),
         workloads: named(replica, &scope, &policies),
-        revocations: revocations(replica),
+        revocations: replica.rule_records(),
         services: scope
             .own
             .iter()
@@ -40,6 +40,19 @@ pub fn cut(replica: &Replica, workloads: &[Arc<Workload>]) -> v1::Slice {
                 value: entry.value.to_vec().into(),
             })
             .collect(),
+    }
+}
+
+/// What a point is told whose caller's SVIDs the server withdrew: nothing is allowed, so nothing is let in or out any more,
+/// and all that lives ends, for that reason. The rules stay, so that nothing is lifted by it.
+pub fn withdrawn(replica: &Replica, own: &Workload) -> v1::Slice {
+    v1::Slice {
+        revision: Some(replica.revision().into()),
+        workload: own.name.to_string(),
+        spiffe_id: own.id.to_string(),
+        bundles: replica.bundles().values().map(|bundle| bundle_of(bundle)).collect(),
+        revocations: replica.rule_records(),
+        ..v1::Slice::default()
     }
 }
 
@@ -110,19 +123,6 @@ fn named(
         .map(|workload| v1::NamedWorkload {
             name: workload.name.to_string(),
             spiffe_id: workload.id.to_string(),
-        })
-        .collect()
-}
-
-/// All of the node's. One that this version does not understand is passed on as well: whoever enforces and cannot read it
-/// goes on with what it had, and does not say that it enforces the new.
-fn revocations(replica: &Replica) -> Vec<v1::Record> {
-    let rules = replica.records().filter(|(key, _)| key.kind == RecordKind::Revocation);
-    rules
-        .map(|(key, value)| v1::Record {
-            kind: RecordKind::Revocation.to_string(),
-            name: key.name.to_string(),
-            value: value.to_vec().into(),
         })
         .collect()
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use countersign_api::renewal::{EXPORTER_LABEL, renewal_statement};
 use countersign_api::v1::node_client::NodeClient;
 use countersign_api::{v1, wire as api_wire};
-use countersign_identity::{Clock, Code, Revision, Sha256, TrustDomain};
+use countersign_identity::{Clock, Code, Revision, Revocations, Sha256, TrustDomain};
 use countersign_pki::{Bundle, Bundles};
 use countersign_tls::{
     Expected, FirstContact, HANDSHAKE_TIMEOUT, Identity, Outbound, Present, Slice, Stream, Trust,
@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
 
+use super::alert::{Alerted, Alerts};
 use super::channel::{self, DIAL_TIMEOUT};
 use super::wire::{self, broken, fault};
 use super::{
@@ -29,7 +30,14 @@ use super::{
 pub struct GrpcLink {
     clock: Arc<dyn Clock>,
     trust: Arc<Trust>,
-    domain: Mutex<Option<TrustDomain>>,
+    trusted: Mutex<Trusted>,
+}
+
+/// What servers are verified by.
+#[derive(Default)]
+struct Trusted {
+    bundle: Option<Bundle>,
+    rules: Arc<Revocations>,
 }
 
 /// A unary call takes at most this long; signing waits for the server's disk.
@@ -41,12 +49,22 @@ const ACKS_MAX: usize = 4;
 impl GrpcLink {
     /// A link that trusts nobody yet. `trust` must be run beside it ([`Trust::run`]).
     pub fn new(clock: Arc<dyn Clock>, trust: Arc<Trust>) -> Self {
-        Self { clock, trust, domain: Mutex::new(None) }
+        Self { clock, trust, trusted: Mutex::default() }
     }
 
     fn domain(&self) -> Result<TrustDomain, LinkFault> {
-        let domain = self.domain.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let trusted = self.trusted.lock().unwrap_or_else(PoisonError::into_inner);
+        let domain = trusted.bundle.as_ref().map(|bundle| bundle.domain.clone());
         domain.ok_or_else(|| LinkFault::new(Code::NotReady, "no trust domain is known yet"))
+    }
+
+    /// Changes what servers are verified by, and enforces it. Under the lock, so that neither half is lost to the other.
+    fn enforce(&self, change: impl FnOnce(&mut Trusted)) {
+        let mut trusted = self.trusted.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut trusted);
+        let bundles = Arc::new(trusted.bundle.clone().map(Bundles::of).unwrap_or_default());
+        let revocations = Arc::clone(&trusted.rules);
+        self.trust.apply(Slice { bundles, revocations, ..Slice::nothing() });
     }
 
     async fn dial(
@@ -63,7 +81,9 @@ impl GrpcLink {
         for address in channel::resolve(server).await? {
             match dial(&self.trust, address, &outbound).await {
                 Ok(established) => return Ok(established.stream),
-                Err(failure) => last = Some(LinkFault::new(failure.code, failure.detail)),
+                Err(failure) => {
+                    last = Some(LinkFault::new(of_server(failure.code), failure.detail));
+                }
             }
         }
         Err(last
@@ -78,15 +98,21 @@ impl ServerLink for GrpcLink {
         credential: Option<NodeCredential<'_>>,
         bundle: &Bundle,
     ) -> Result<(), LinkFault> {
-        *self.domain.lock().unwrap_or_else(PoisonError::into_inner) = Some(bundle.domain.clone());
-        let bundles = Arc::new(Bundles::of(bundle.clone()));
-        self.trust.apply(Slice { bundles, ..Slice::nothing() });
+        self.enforce(|trusted| trusted.bundle = Some(bundle.clone()));
         let Some(NodeCredential { chain, key }) = credential else { return Ok(()) };
         let identity = Identity::new(chain.clone(), key.pkcs8())
             .map_err(|why| LinkFault::new(Code::Internal, why.to_string()))?;
         self.trust
             .set_identity(identity)
             .map_err(|refused| LinkFault::new(refused.code, refused.why))
+    }
+
+    fn revoke(&self, rules: &Arc<Revocations>) {
+        let known = |trusted: &Trusted| Arc::ptr_eq(&trusted.rules, rules);
+        if known(&self.trusted.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return;
+        }
+        self.enforce(|trusted| trusted.rules = Arc::clone(rules));
     }
 
     async fn attest(&self, server: &str, ask: AttestAsk) -> Result<Attested, LinkFault> {
@@ -139,7 +165,9 @@ impl ServerLink for GrpcLink {
 
     async fn open(&self, server: &str, have: Option<Revision>) -> Result<Session, LinkFault> {
         let stream = self.dial(server, self.domain()?, Present::Required).await?;
-        let channel = channel::over(stream).await?;
+        let (stream, alerts) = Alerted::new(stream);
+        let refused = |fault: LinkFault| alerts.explain(fault);
+        let channel = channel::over(stream).await.map_err(refused)?;
         let mut client =
             NodeClient::new(channel).max_decoding_message_size(api_wire::MESSAGE_SIZE_MAX);
         let (outgoing, requests) = mpsc::channel(ACKS_MAX);
@@ -153,10 +181,11 @@ impl ServerLink for GrpcLink {
             .try_send(hello)
             .map_err(|_full| LinkFault::new(Code::Internal, "the stream is full"))?;
         let opening = client.sync(ReceiverStream::new(requests));
-        let incoming = timely(opening).await?;
+        let incoming = timely(opening).await.map_err(refused)?;
         let (acks, ack_queue) = mpsc::channel(ACKS_MAX);
         let (messages, message_queue) = mpsc::channel(MESSAGES_MAX);
-        let pump = Pump { incoming, outgoing, ack_queue, messages, clock: Arc::clone(&self.clock) };
+        let clock = Arc::clone(&self.clock);
+        let pump = Pump { incoming, outgoing, ack_queue, messages, alerts, clock };
         Ok(Session {
             messages: ReceiverStream::new(message_queue),
             acks,
@@ -164,6 +193,11 @@ impl ServerLink for GrpcLink {
             pump: AbortOnDropHandle::new(tokio::spawn(pump.run())),
         })
     }
+}
+
+/// The code of a dial that failed. That a server's certificate is revoked says nothing about ours: for us it is away.
+fn of_server(code: Code) -> Code {
+    if code == Code::Revoked { Code::Unavailable } else { code }
 }
 
 /// A call and its time limit; takes the answer out of its envelope.
@@ -230,6 +264,7 @@ struct Pump {
     outgoing: mpsc::Sender<v1::SyncRequest>,
     ack_queue: mpsc::Receiver<v1::SyncAck>,
     messages: mpsc::Sender<Result<crate::core::SyncMessage, LinkFault>>,
+    alerts: Alerts,
     clock: Arc<dyn Clock>,
 }
 
@@ -265,7 +300,7 @@ impl Pump {
                 wire::sync_message(response)
             }
             Ok(None) => Err(LinkFault::new(Code::Unavailable, "the server ended the stream")),
-            Err(status) => Err(fault(&status)),
+            Err(status) => Err(self.alerts.explain(fault(&status))),
         }
     }
 

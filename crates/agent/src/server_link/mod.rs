@@ -1,5 +1,6 @@
 //! What the agent asks of a server. Over gRPC and TLS, or of a simulation in the same process.
 
+mod alert;
 mod channel;
 mod grpc;
 pub mod wire;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use countersign_api::v1;
-use countersign_identity::{Code, KeyId, Name, NodeId, Revision, Timestamp};
+use countersign_identity::{Code, KeyId, Name, NodeId, Revision, Revocations, Timestamp};
 use countersign_pki::{Bundle, Chain, PrivateKey};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -32,6 +33,10 @@ pub trait ServerLink: Send + Sync + 'static {
         credential: Option<NodeCredential<'_>>,
         bundle: &Bundle,
     ) -> Result<(), LinkFault>;
+
+    /// From now on, talks to no server whose certificate these rules cover; connections to such end. The next set replaces
+    /// this one.
+    fn revoke(&self, rules: &Arc<Revocations>);
 
     /// Proves a new node, once.
     async fn attest(&self, server: &str, ask: AttestAsk) -> Result<Attested, LinkFault>;

@@ -89,10 +89,12 @@ pub fn sync_message(response: v1::SyncResponse) -> Result<SyncMessage, LinkFault
     let revision = |field: Option<v1::Revision>| -> Result<Revision, LinkFault> {
         wire::revision(field).map_err(broken)
     };
+    let clock = server_clock(&response);
     match response.step {
         Some(Step::Snapshot(snapshot)) => Ok(SyncMessage::Snapshot {
             revision: revision(snapshot.revision)?,
             records: records(&snapshot.records)?,
+            clock,
         }),
         Some(Step::Changes(changes)) => Ok(SyncMessage::Changes {
             revision: revision(changes.revision)?,
@@ -103,7 +105,9 @@ pub fn sync_message(response: v1::SyncResponse) -> Result<SyncMessage, LinkFault
                 .map(|key| RecordKey::read(&key.kind, &key.name).map_err(broken))
                 .collect::<Result<_, _>>()?,
         }),
-        Some(Step::Mark(mark)) => Ok(SyncMessage::Mark { revision: revision(mark.revision)? }),
+        Some(Step::Mark(mark)) => {
+            Ok(SyncMessage::Mark { revision: revision(mark.revision)?, clock })
+        }
         None => Err(broken("a step of an unknown kind")),
     }
 }

@@ -27,12 +27,14 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status};
 
 use crate::core::Workload;
+use crate::enforcement::{Holding, Points};
 use crate::reception::{Counted, Reception, Unknown, Visitor, visitor};
 use crate::view::{Holdings, View};
 
 /// The service.
 pub(crate) struct WorkloadApi {
     reception: Reception,
+    points: Points,
 }
 
 type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send + 'static>>;
@@ -48,8 +50,8 @@ const REQUEST_BYTES_MAX: usize = 64 * 1024;
 
 impl WorkloadApi {
     /// The service, behind its guard against requests that somebody else was made to send.
-    pub(crate) fn guarded(reception: Reception) -> Guarded {
-        let server = SpiffeWorkloadApiServer::new(Self { reception })
+    pub(crate) fn guarded(reception: Reception, points: Points) -> Guarded {
+        let server = SpiffeWorkloadApiServer::new(Self { reception, points })
             .max_decoding_message_size(REQUEST_BYTES_MAX);
         InterceptedService::new(server, check_header)
     }
@@ -58,6 +60,7 @@ impl WorkloadApi {
         &self,
         visitor: Visitor,
         make: fn(&View, &[Arc<Workload>], Timestamp) -> Made<T>,
+        holding: Option<Holding>,
     ) -> Result<Response<Messages<T>>, Status> {
         let place = self.reception.stream_place(visitor.caller.peer())?;
         let mut views = self.reception.views.clone();
@@ -68,6 +71,7 @@ impl WorkloadApi {
             views,
             visitor,
             make,
+            holding,
             last: None,
             deadline,
             _place: place,
@@ -108,6 +112,8 @@ struct Answers<T> {
     views: watch::Receiver<Option<Arc<View>>>,
     visitor: Visitor,
     make: fn(&View, &[Arc<Workload>], Timestamp) -> Made<T>,
+    /// Counts the process among those who hold SVIDs, where the stream gives any.
+    holding: Option<Holding>,
     last: Option<Sha256>,
     deadline: Timestamp,
     _place: Counted<u32>,
@@ -142,10 +148,16 @@ impl<T> Answers<T> {
     }
 
     /// Attests the caller anew: it may have run another program since, or be gone.
-    async fn look(&self, view: &View) -> Result<Made<T>, Status> {
+    async fn look(&mut self, view: &View) -> Result<Made<T>, Status> {
         let caller = &self.visitor.caller;
         match self.reception.who(caller, view).await {
-            Ok(workloads) => Ok((self.make)(view, &workloads, self.reception.clock.now())),
+            Ok(workloads) => {
+                let made = (self.make)(view, &workloads, self.reception.clock.now());
+                if let (Made::Message(..), Some(holding)) = (&made, &mut self.holding) {
+                    holding.given(view.last_expiry(&workloads));
+                }
+                Ok(made)
+            }
             Err(Unknown::CannotKnow(Code::NotReady, why)) => Ok(Made::Pending(why)),
             Err(unknown) => Err(unknown.status(caller.peer())),
         }
@@ -162,14 +174,16 @@ impl SpiffeWorkloadApi for WorkloadApi {
         &self,
         request: Request<X509svidRequest>,
     ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
-        self.stream(visitor(&request)?, svids)
+        let visitor = visitor(&request)?;
+        let holding = self.points.holding(&visitor.caller);
+        self.stream(visitor, svids, Some(holding))
     }
 
     async fn fetch_x509_bundles(
         &self,
         request: Request<X509BundlesRequest>,
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
-        self.stream(visitor(&request)?, bundles)
+        self.stream(visitor(&request)?, bundles, None)
     }
 
     async fn fetch_jwtsvid(

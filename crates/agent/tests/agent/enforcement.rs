@@ -12,13 +12,13 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::world::{Agent, World, acknowledged, selectors};
 
-struct Point {
+pub(crate) struct Point {
     send: mpsc::Sender<v1::EnforcementRequest>,
     stream: tonic::Streaming<v1::EnforcementResponse>,
 }
 
 impl Point {
-    async fn register(agent: &Agent, name: &str) -> Self {
+    pub(crate) async fn register(agent: &Agent, name: &str) -> Self {
         let (send, requests) = mpsc::channel(16);
         let mut client = EnforcementClient::new(agent.channel().await);
         let point = Self {
@@ -34,30 +34,37 @@ impl Point {
         point
     }
 
-    async fn say(&self, step: Out) {
+    /// Says that nothing more comes, and waits for the agent's end of the stream.
+    pub(crate) async fn leave(self) {
+        let Self { send, mut stream } = self;
+        drop(send);
+        while let Ok(Some(_)) = stream.message().await {}
+    }
+
+    pub(crate) async fn say(&self, step: Out) {
         self.send.send(v1::EnforcementRequest { step: Some(step) }).await.unwrap();
     }
 
-    async fn hear(&mut self) -> Result<In, tonic::Status> {
+    pub(crate) async fn hear(&mut self) -> Result<In, tonic::Status> {
         let response = self.stream.message().await?.expect("the stream goes on");
         Ok(response.step.unwrap())
     }
 
-    async fn slice(&mut self) -> v1::Slice {
+    pub(crate) async fn slice(&mut self) -> v1::Slice {
         match self.hear().await.unwrap() {
             In::Slice(slice) => slice,
             In::EnforceMark(mark) => panic!("a slice was expected, and not {mark:?}"),
         }
     }
 
-    async fn acknowledge(&self, revision: v1::Revision, cut: u64) {
+    pub(crate) async fn acknowledge(&self, revision: v1::Revision, cut: u64) {
         self.say(Out::Acknowledge(v1::Acknowledge { revision: Some(revision), cut, draining: 0 }))
             .await;
     }
 }
 
 /// web → orders → payments, and a bystander.
-async fn shop() -> World {
+pub(crate) async fn shop() -> World {
     let world = World::new().await;
     let server = &world.server;
     for name in ["orders", "payments", "bystander"] {

@@ -5,6 +5,8 @@
 
 mod enforcement;
 mod hostile;
+mod link;
+mod revocation;
 mod server;
 mod start;
 mod workload_api;

@@ -1,29 +1,29 @@
 //! A server in this process: it issues real certificates, and can be taken away.
 
+mod link;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use countersign_agent::core::{Record, RecordKey, SyncMessage};
-use countersign_agent::server_link::{
-    AttestAsk, Attested, Calls, LinkFault, NodeCredential, RenewAsk, Renewed, ServerLink, Session,
-    SignAnswer, SignItem,
-};
+use countersign_agent::server_link::LinkFault;
 use countersign_api::v1;
 use countersign_identity::{
-    Clock, Code, KeyId, Lifetime, NodeId, NodeTag, Revision, SeededEntropy, Serial, SimClock,
-    SpiffeId, Timestamp, TrustDomain,
+    Clock, Code, KeyId, Lifetime, NodeId, NodeTag, Reason, Revision, Revocation, Revocations,
+    Revoked, SeededEntropy, Serial, SimClock, SpiffeId, Suspended, Suspension, Timestamp,
+    TrustDomain,
 };
 use countersign_pki::{
     AuthorityDraft, Bundle, Certificate, Chain, Draft, Issuer, KeyKind, PrivateKey, Profile,
-    ProvenKey, Provenance, Receipt, Reserved, Reviewed, SoftwareSigner, open_csr,
+    ProvenKey, Provenance, Receipt, Reserved, Reviewed, SoftwareSigner,
 };
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::task::AbortOnDropHandle;
 
-const NODE: NodeId = NodeId::from_bytes([5; 16]);
+pub(crate) const NODE: NodeId = NodeId::from_bytes([5; 16]);
+pub(crate) const TAG: NodeTag = NodeTag::from_bytes([7; 8]);
+/// How long after it was made something can be valid that a rule covers.
+pub(crate) const RULE_LASTS: Duration = Duration::from_secs(3600);
 
 #[derive(Clone)]
 pub(crate) struct Server(Arc<Shared>);
@@ -37,6 +37,7 @@ struct Shared {
     entropy: SeededEntropy,
     state: Mutex<State>,
     acks: watch::Sender<v1::SyncAck>,
+    acks_taken: std::sync::atomic::AtomicUsize,
     reports: watch::Sender<Vec<v1::ReportRequest>>,
 }
 
@@ -62,6 +63,25 @@ struct State {
     issued: usize,
     have: Vec<Option<Revision>>,
     renewals: usize,
+    incarnation: u64,
+    /// The number under which it authorises, when that is behind.
+    authorises_at: Option<u64>,
+    suspended: Vec<String>,
+    refuses_node: Option<Code>,
+    renewals_tried: usize,
+    rules: Arc<Revocations>,
+    svids: Vec<Chain>,
+}
+
+impl State {
+    fn revision(&self) -> Revision {
+        Revision { incarnation: self.incarnation, number: self.number }
+    }
+
+    fn authorises(&self) -> Revision {
+        let number = self.authorises_at.unwrap_or(self.number);
+        Revision { number, ..self.revision() }
+    }
 }
 
 impl Server {
@@ -94,6 +114,13 @@ impl Server {
             issued: 0,
             have: Vec::new(),
             renewals: 0,
+            incarnation: 1,
+            authorises_at: None,
+            suspended: Vec::new(),
+            refuses_node: None,
+            renewals_tried: 0,
+            rules: Arc::default(),
+            svids: Vec::new(),
         };
         let server = Self(Arc::new(Shared {
             clock,
@@ -104,6 +131,7 @@ impl Server {
             entropy,
             state: Mutex::new(state),
             acks: watch::channel(v1::SyncAck::default()).0,
+            acks_taken: std::sync::atomic::AtomicUsize::new(0),
             reports: watch::channel(Vec::new()).0,
         }));
         let value = br#"{"agentLifetime":"24h","lifetimeMax":"24h","svidLifetime":"1h","trustDomain":"shop.example"}"#;
@@ -136,7 +164,7 @@ impl Server {
         let mut state = self.lock();
         state.number += 1;
         state.records.insert(record.key.clone(), record.clone());
-        let revision = Revision { incarnation: 1, number: state.number };
+        let revision = state.revision();
         let message = SyncMessage::Changes { revision, put: vec![record], gone: Vec::new() };
         push(&mut state, &Ok(message));
     }
@@ -146,7 +174,7 @@ impl Server {
         let mut state = self.lock();
         state.number += 1;
         state.records.remove(&key);
-        let revision = Revision { incarnation: 1, number: state.number };
+        let revision = state.revision();
         let message = SyncMessage::Changes { revision, put: Vec::new(), gone: vec![key] };
         push(&mut state, &Ok(message));
     }
@@ -173,6 +201,82 @@ impl Server {
     /// This workload is not open to this node.
     pub(crate) fn send_elsewhere(&self, name: &str) {
         self.lock().elsewhere.push(name.to_owned());
+    }
+
+    /// Nothing has changed, and this is the time.
+    pub(crate) fn mark(&self) {
+        let mut state = self.lock();
+        let (revision, clock) = (state.revision(), Some(self.0.clock.now()));
+        push(&mut state, &Ok(SyncMessage::Mark { revision, clock }));
+    }
+
+    /// A rule in force from now on.
+    pub(crate) fn revoke(&self, name: &str, target: Revoked, reason: Reason) {
+        let at = self.0.clock.now();
+        let rule = Revocation { target, about: None, reason, at, until: at + RULE_LASTS };
+        self.put_value("Revocation", name, &serde_json::to_vec(&rule).unwrap());
+    }
+
+    /// Nothing is issued for this identity from now on.
+    pub(crate) fn suspend(&self, name: &str) {
+        let target = Suspended::Identity(self.0.domain.with_path(&format!("/{name}")).unwrap());
+        let suspension =
+            Suspension { target, reason: Reason::ProcessCompromise, at: self.0.clock.now() };
+        self.lock().suspended.push(name.to_owned());
+        self.put_value("Suspension", name, &serde_json::to_vec(&suspension).unwrap());
+    }
+
+    /// As [`suspend`](Self::suspend), while the record is not on its way yet.
+    pub(crate) fn refuse_as_suspended(&self, name: &str) {
+        self.lock().suspended.push(name.to_owned());
+    }
+
+    pub(crate) fn resume(&self, name: &str) {
+        self.lock().suspended.retain(|one| one != name);
+        self.remove("Suspension", name);
+    }
+
+    /// The first revision that a rule does not cover which is made now.
+    pub(crate) fn next(&self) -> Revision {
+        let state = self.lock();
+        Revision { incarnation: state.incarnation, number: state.number + 1 }
+    }
+
+    /// SVIDs are authorised on an old snapshot, or not any more.
+    pub(crate) fn authorise_at(&self, number: Option<u64>) {
+        self.lock().authorises_at = number;
+    }
+
+    /// The node itself is refused from now on, on its stream and when it renews.
+    pub(crate) fn refuse_node(&self, code: Option<Code>) {
+        let mut state = self.lock();
+        state.refuses_node = code;
+        if let Some(code) = code {
+            push(&mut state, &Err(LinkFault::new(code, "this node is refused")));
+            state.streams.clear();
+        }
+    }
+
+    /// A backup is put in place: another incarnation, without these records.
+    pub(crate) fn restore_without(&self, kind: &str, name: &str) {
+        let mut state = self.lock();
+        state.incarnation += 1;
+        state.number = 1;
+        state.records.remove(&RecordKey::read(kind, name).unwrap());
+    }
+
+    /// What the agent was told last that servers are verified by.
+    pub(crate) fn rules(&self) -> Arc<Revocations> {
+        Arc::clone(&self.lock().rules)
+    }
+
+    pub(crate) fn renewals_tried(&self) -> usize {
+        self.lock().renewals_tried
+    }
+
+    /// All that was issued for workloads.
+    pub(crate) fn svids(&self) -> Vec<Chain> {
+        self.lock().svids.clone()
     }
 
     /// The next attestation is recorded, and its answer lost.
@@ -210,6 +314,11 @@ impl Server {
         self.0.acks.subscribe()
     }
 
+    /// How many acknowledgements have come.
+    pub(crate) fn acks_taken(&self) -> usize {
+        self.0.acks_taken.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     pub(crate) fn reports(&self) -> watch::Receiver<Vec<v1::ReportRequest>> {
         self.0.reports.subscribe()
     }
@@ -238,10 +347,7 @@ impl Server {
             issued,
             lifetime,
             dns_names: Vec::new(),
-            provenance: Provenance {
-                revision: Revision { incarnation: 1, number: 1 },
-                node: NodeTag::from_bytes([7; 8]),
-            },
+            provenance: Provenance { revision: self.lock().authorises(), node: TAG },
             reserved,
         };
         let profile = Profile { domain: self.0.domain.clone(), lifetime_max: lifetime };
@@ -252,6 +358,14 @@ impl Server {
         let issuer = Issuer::from_certificate(certificate.clone()).unwrap();
         let leaf = sign(draft.review(&profile, &issuer).unwrap(), &key).await;
         Chain::from_ders([leaf.der(), certificate.der()]).unwrap()
+    }
+
+    /// An SVID of this path under a key of its own.
+    pub(crate) async fn identity(&self, path: &str) -> (Chain, PrivateKey) {
+        let id = self.0.domain.with_path(path).unwrap();
+        let key = PrivateKey::generate(KeyKind::P256).unwrap();
+        let lifetime = Duration::from_secs(3600);
+        (self.svid(&id, ProvenKey::of(&key), lifetime, Reserved::Allow).await, key)
     }
 
     async fn node_svid(&self, key: ProvenKey) -> Chain {
@@ -287,139 +401,4 @@ async fn make_issuer(
 async fn sign(reviewed: Reviewed, signer: &SoftwareSigner) -> Certificate {
     let receipt = Receipt::assertion(reviewed.summary().tbs, 0);
     reviewed.sign(receipt, signer).await.unwrap()
-}
-
-#[async_trait]
-impl ServerLink for Server {
-    fn present(
-        &self,
-        _credential: Option<NodeCredential<'_>>,
-        _bundle: &Bundle,
-    ) -> Result<(), LinkFault> {
-        Ok(())
-    }
-
-    async fn attest(&self, _server: &str, ask: AttestAsk) -> Result<Attested, LinkFault> {
-        self.check_up()?;
-        if self.lock().tokens.pop().is_none() {
-            return Err(LinkFault::new(Code::SpentToken, "the join token was used already"));
-        }
-        let key = open_csr(&ask.csr).unwrap();
-        {
-            let mut state = self.lock();
-            if state.node_key == Some(key.public().id()) {
-                // Nothing of it is done, so the token stays.
-                state.tokens.push("token".to_owned());
-                return Err(LinkFault::new(Code::AlreadyExists, "the key is registered"));
-            }
-            state.node_key = Some(key.public().id());
-            if std::mem::take(&mut state.lose_next_attestation) {
-                return Err(LinkFault::new(Code::TimedOut, "the answer was lost"));
-            }
-        }
-        let issued = self.0.clock.now();
-        let chain = self.node_svid(key).await;
-        Ok(Attested { node: NODE, chain, issued, bundle: self.bundle(), generation: 1 })
-    }
-
-    async fn renew(&self, _server: &str, ask: RenewAsk) -> Result<Renewed, LinkFault> {
-        self.check_up()?;
-        let fault = |code| Err(LinkFault::new(code, "renewal refused"));
-        let proven = {
-            let mut state = self.lock();
-            if ask.generation < state.generation {
-                return fault(Code::StaleGeneration);
-            }
-            if state.generation < ask.generation || state.node_key != Some(ask.key.public().id()) {
-                return fault(Code::BadPossession);
-            }
-            let proven = if ask.successor_csr.is_empty() {
-                ProvenKey::of(&ask.key)
-            } else {
-                state.generation += 1;
-                open_csr(&ask.successor_csr).unwrap()
-            };
-            state.node_key = Some(proven.public().id());
-            state.renewals += 1;
-            if std::mem::take(&mut state.lose_next_renewal) {
-                return fault(Code::TimedOut);
-            }
-            proven
-        };
-        let generation = self.generation();
-        let issued = self.0.clock.now();
-        let chain = self.node_svid(proven).await;
-        Ok(Renewed { chain, issued, bundle: self.bundle(), generation })
-    }
-
-    async fn open(&self, _server: &str, have: Option<Revision>) -> Result<Session, LinkFault> {
-        self.check_up()?;
-        let (stream, messages) = mpsc::channel(64);
-        let (acks, mut ack_queue) = mpsc::channel::<v1::SyncAck>(4);
-        {
-            let mut state = self.lock();
-            state.have.push(have);
-            let revision = Revision { incarnation: 1, number: state.number };
-            let records = state.records.values().cloned().collect();
-            stream.try_send(Ok(SyncMessage::Snapshot { revision, records })).unwrap();
-            state.streams.push(stream);
-        }
-        let published = self.0.acks.clone();
-        let pump = tokio::spawn(async move {
-            while let Some(ack) = ack_queue.recv().await {
-                published.send_replace(ack);
-            }
-        });
-        Ok(Session {
-            messages: ReceiverStream::new(messages),
-            acks,
-            calls: Arc::new(self.clone()),
-            pump: AbortOnDropHandle::new(pump),
-        })
-    }
-}
-
-#[async_trait]
-impl Calls for Server {
-    async fn sign(&self, items: Vec<SignItem>) -> Result<Vec<SignAnswer>, LinkFault> {
-        self.check_up()?;
-        let mut answers = Vec::new();
-        for item in items {
-            let key = RecordKey::read("Workload", item.workload.as_str()).unwrap();
-            let (known, signs, lifetime, wrong) = {
-                let state = self.lock();
-                (
-                    state.records.get(&key).cloned(),
-                    state.signs,
-                    state.lifetime,
-                    state.wrong_identity,
-                )
-            };
-            if self.lock().elsewhere.contains(&item.workload.to_string()) {
-                answers.push(SignAnswer::Refused(Code::UnknownWorkload, "not here".to_owned()));
-                continue;
-            }
-            let Some(record) = known.filter(|_| signs) else {
-                answers.push(SignAnswer::Refused(Code::LongLifetime, "over the limit".to_owned()));
-                continue;
-            };
-            let spec: serde_json::Value = serde_json::from_slice(&record.value).unwrap();
-            let path = if wrong { "/admin".to_owned() } else { format!("/{}", item.workload) };
-            let id = spec["spiffeId"].as_str().map_or_else(
-                || self.0.domain.with_path(&path).unwrap(),
-                |text| text.parse().unwrap(),
-            );
-            let proven = open_csr(&item.csr).unwrap();
-            let chain = self.svid(&id, proven, lifetime, Reserved::Refuse).await;
-            self.lock().issued += 1;
-            answers.push(SignAnswer::Issued { chain, issued: self.0.clock.now() });
-        }
-        Ok(answers)
-    }
-
-    async fn report(&self, report: v1::ReportRequest) -> Result<(), LinkFault> {
-        self.check_up()?;
-        self.0.reports.send_modify(|reports| reports.push(report));
-        Ok(())
-    }
 }

@@ -1,197 +1,15 @@
-//! The agent's machine under simulated time: no keys, no sockets, no waiting.
-
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! Credentials are kept fresh, whatever servers and clocks do.
 
 use std::time::Duration;
 
 use countersign_agent::core::{
-    Action, Event, Knowledge, Outcome, Record, RecordKey, Replica, Settings, State, SyncMessage,
-    Term,
+    Action, Event, Knowledge, Outcome, RecordKey, Remembered, Replica, State, SyncMessage,
 };
-use countersign_identity::{Code, Name, Revision, SeededEntropy, Sha256, SpiffeId, Timestamp};
+use countersign_identity::{Code, Revision, SeededEntropy, Timestamp};
 
-const START: Timestamp = Timestamp::from_secs(1_800_000_000);
-
-fn secs(count: u64) -> Duration {
-    Duration::from_secs(count)
-}
-
-fn name(text: &str) -> Name {
-    text.parse().unwrap()
-}
-
-fn id(text: &str) -> SpiffeId {
-    format!("spiffe://shop.example/{text}").parse().unwrap()
-}
-
-fn revision(number: u64) -> Revision {
-    Revision { incarnation: 1, number }
-}
-
-fn digest(seed: u64) -> Sha256 {
-    let mut bytes = [0; 32];
-    // The first two bytes are the spread.
-    let mixed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    bytes[..8].copy_from_slice(&mixed.to_be_bytes());
-    bytes[8..16].copy_from_slice(&seed.to_be_bytes());
-    Sha256::from_bytes(bytes)
-}
-
-fn domain() -> Record {
-    let value = br#"{"agentLifetime":"24h","lifetimeMax":"24h","svidLifetime":"1h","trustDomain":"shop.example"}"#;
-    Record::read("TrustDomain", "shop", value).unwrap()
-}
-
-fn workload(name: &str) -> Record {
-    workload_with(name, "")
-}
-
-fn workload_with(name: &str, more: &str) -> Record {
-    let value = format!(r#"{{"keyType":"ecdsa-p256","selectors":["launch:{name}"]{more}}}"#);
-    Record::read("Workload", name, value.as_bytes()).unwrap()
-}
-
-/// An agent's machine, and a server that answers as told.
-struct World {
-    now: Timestamp,
-    state: State,
-    entropy: SeededEntropy,
-    lifetime: Duration,
-    node_lifetime: Duration,
-    issued: u64,
-    server_up: bool,
-    /// When something was asked of the server.
-    opened: Vec<Timestamp>,
-    signed: Vec<(Timestamp, Name)>,
-    node_renewed: Vec<Timestamp>,
-    records: Vec<Record>,
-    revision: u64,
-}
-
-impl World {
-    fn new(seed: u64, lifetime: Duration) -> Self {
-        let node_lifetime = secs(86_400);
-        let node = Term { digest: digest(seed), issued: START, expires: START + node_lifetime };
-        let settings = Settings { servers: 1, batch_max: 256 };
-        Self {
-            now: START,
-            state: State::new(settings, node, None, START),
-            entropy: SeededEntropy::new(seed),
-            lifetime,
-            node_lifetime,
-            issued: seed * 1_000_000,
-            server_up: true,
-            opened: Vec::new(),
-            signed: Vec::new(),
-            node_renewed: Vec::new(),
-            records: vec![domain(), workload("web")],
-            revision: 7,
-        }
-    }
-
-    fn event(&mut self, event: Event) {
-        let mut actions = self.state.step(event, self.now, &self.entropy);
-        while !actions.is_empty() {
-            let mut next = Vec::new();
-            for action in actions {
-                if let Some(event) = self.act(action) {
-                    next.extend(self.state.step(event, self.now, &self.entropy));
-                }
-            }
-            actions = next;
-        }
-        self.check();
-    }
-
-    fn act(&mut self, action: Action) -> Option<Event> {
-        match action {
-            Action::Open { .. } => {
-                self.opened.push(self.now);
-                if !self.server_up {
-                    return Some(Event::Closed { why: "away".to_owned() });
-                }
-                let opened = self.state.step(Event::Opened, self.now, &self.entropy);
-                assert!(
-                    opened.iter().all(|action| matches!(action, Action::RenewNode { .. })),
-                    "{opened:?}"
-                );
-                for action in opened {
-                    if let Some(event) = self.act(action) {
-                        // Its own actions are those of a reopened stream, which is open already.
-                        self.state.step(event, self.now, &self.entropy);
-                        self.state.step(Event::Opened, self.now, &self.entropy);
-                    }
-                }
-                Some(Event::Said(self.snapshot()))
-            }
-            Action::Close | Action::Publish | Action::Remember => None,
-            Action::RenewNode { .. } => {
-                if !self.server_up {
-                    return Some(Event::NodeRenewalFailed { why: "away".to_owned() });
-                }
-                self.node_renewed.push(self.now);
-                let lifetime = self.node_lifetime;
-                Some(Event::NodeRenewed(self.term(lifetime)))
-            }
-            Action::Sign(workloads) => {
-                let mut outcomes = Vec::new();
-                for workload in workloads {
-                    self.signed.push((self.now, workload.name.clone()));
-                    let lifetime = self.lifetime;
-                    let term = self.term(lifetime);
-                    outcomes.push((
-                        workload.name.clone(),
-                        Outcome::Issued { id: workload.id.clone(), term },
-                    ));
-                }
-                Some(Event::Signed(outcomes))
-            }
-        }
-    }
-
-    fn term(&mut self, lifetime: Duration) -> Term {
-        self.issued += 1;
-        Term { digest: digest(self.issued), issued: self.now, expires: self.now + lifetime }
-    }
-
-    fn snapshot(&self) -> SyncMessage {
-        SyncMessage::Snapshot { revision: revision(self.revision), records: self.records.clone() }
-    }
-
-    /// After every step: nothing that has expired is held, and the machine does not spin.
-    fn check(&self) {
-        for (name, standing) in self.state.standings() {
-            if let Some(term) = standing.term {
-                assert!(self.now <= term.expires, "{name} holds what expired");
-            }
-        }
-        assert!(self.now < self.state.next_wake(self.now), "at {} it wakes at once", self.now);
-    }
-
-    /// Lets time pass, waking the machine whenever it asks.
-    fn pass(&mut self, span: Duration) {
-        let end = self.now + span;
-        loop {
-            let wake = self.state.next_wake(self.now);
-            if end < wake {
-                break;
-            }
-            self.now = wake;
-            self.event(Event::Woke);
-        }
-        self.now = end;
-    }
-
-    fn fall(&mut self) {
-        self.server_up = false;
-        self.event(Event::Closed { why: "away".to_owned() });
-    }
-
-    fn held(&self, name: &str) -> Option<Term> {
-        let mut standings = self.state.standings();
-        standings.find(|(one, _)| one.as_str() == name).and_then(|(_, standing)| standing.term)
-    }
-}
+use crate::world::{
+    START, World, away, domain, id, name, node, revision, secs, settings, workload, workload_with,
+};
 
 #[test]
 fn svids_are_fetched_before_anybody_asks() {
@@ -241,9 +59,7 @@ fn an_outage_up_to_the_budget_is_survived_and_told_throughout() {
 fn after_an_outage_longer_than_everything_the_agent_comes_back_by_itself() {
     let mut world = World::new(3, secs(60));
     world.node_lifetime = secs(120);
-    let node = Term { digest: digest(9), issued: START, expires: START + secs(120) };
-    let settings = Settings { servers: 1, batch_max: 256 };
-    world.state = State::new(settings, node, None, START);
+    world.state = State::new(settings(1), node(9, secs(120)), Remembered::nothing(), START);
     world.event(Event::Woke);
     world.fall();
     world.pass(secs(3600));
@@ -310,8 +126,8 @@ fn what_was_asked_before_the_withdrawal_is_not_held_when_it_arrives_after() {
     let gone = vec![RecordKey::read("Workload", "web").unwrap()];
     let message = SyncMessage::Changes { revision: revision(8), put: Vec::new(), gone };
     world.state.step(Event::Said(message), START, &entropy);
-    let term = world.term(secs(60));
-    let outcome = Outcome::Issued { id: id("web"), term };
+    let issued = world.issue(id("web"), secs(60));
+    let (term, outcome) = (issued.term, Outcome::Issued(issued));
     world.state.step(Event::Signed(vec![(name("web"), outcome)]), START, &entropy);
     assert!(!world.state.holds(&name("web"), &term.digest));
 }
@@ -336,8 +152,8 @@ fn an_answer_for_another_identity_is_not_held() {
     world.state.step(Event::Woke, START, &entropy);
     world.state.step(Event::Opened, START, &entropy);
     world.state.step(Event::Said(world.snapshot()), START, &entropy);
-    let term = world.term(secs(60));
-    let outcome = Outcome::Issued { id: id("admin"), term };
+    let issued = world.issue(id("admin"), secs(60));
+    let (term, outcome) = (issued.term, Outcome::Issued(issued));
     world.state.step(Event::Signed(vec![(name("web"), outcome)]), START, &entropy);
     assert!(!world.state.holds(&name("web"), &term.digest));
 }
@@ -377,7 +193,7 @@ fn a_server_that_fell_behind_is_refused_and_what_is_held_stays() {
     let mut world = World::new(11, secs(60));
     world.event(Event::Woke);
     let held = world.held("web");
-    let old = SyncMessage::Snapshot { revision: revision(3), records: vec![domain()] };
+    let old = SyncMessage::Snapshot { revision: revision(3), records: vec![domain()], clock: None };
     let actions = world.state.step(Event::Said(old), world.now, &world.entropy);
     assert!(actions.contains(&Action::Close));
     assert_eq!(world.held("web"), held);
@@ -391,7 +207,8 @@ fn a_new_incarnation_is_taken_even_with_a_lower_number() {
     let mut world = World::new(12, secs(60));
     world.event(Event::Woke);
     let revision = Revision { incarnation: 2, number: 1 };
-    let restored = SyncMessage::Snapshot { revision, records: vec![domain(), workload("web")] };
+    let records = vec![domain(), workload("web")];
+    let restored = SyncMessage::Snapshot { revision, records, clock: None };
     world.event(Event::Said(restored));
     assert_eq!(world.state.replica().revision(), revision);
 }
@@ -442,9 +259,8 @@ fn more_workloads_than_one_request_takes_are_all_served() {
 #[test]
 fn a_remembered_state_is_known_and_gone_on_from() {
     let remembered = Replica::of(revision(5), [domain(), workload("web")]);
-    let node = Term { digest: digest(1), issued: START, expires: START + secs(3600) };
-    let settings = Settings { servers: 1, batch_max: 256 };
-    let mut state = State::new(settings, node, Some(remembered), START);
+    let remembered = Remembered { replica: Some(remembered), ..Remembered::nothing() };
+    let mut state = State::new(settings(1), node(1, secs(3600)), remembered, START);
     assert_eq!(state.knowledge(), Knowledge::Remembered);
     let actions = state.step(Event::Woke, START, &SeededEntropy::new(1));
     assert_eq!(actions, [Action::Open { server: 0, have: Some(revision(5)) }]);
@@ -452,15 +268,13 @@ fn a_remembered_state_is_known_and_gone_on_from() {
 
 #[test]
 fn every_server_is_tried_before_waiting() {
-    let node = Term { digest: digest(1), issued: START, expires: START + secs(3600) };
-    let settings = Settings { servers: 3, batch_max: 256 };
-    let mut state = State::new(settings, node, None, START);
+    let mut state = State::new(settings(3), node(1, secs(3600)), Remembered::nothing(), START);
     let entropy = SeededEntropy::new(1);
     let mut tried = Vec::new();
     let mut actions = state.step(Event::Woke, START, &entropy);
     while let Some(Action::Open { server, .. }) = actions.first() {
         tried.push(*server);
-        actions = state.step(Event::Closed { why: "away".to_owned() }, START, &entropy);
+        actions = state.step(away(), START, &entropy);
     }
     assert_eq!(tried, [0, 1, 2]);
     assert!(START < state.next_wake(START));

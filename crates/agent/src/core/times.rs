@@ -1,0 +1,34 @@
+//! By which time revocations end.
+
+use countersign_identity::Timestamp;
+
+/// The highest time seen by our own clock, in this life and the ones before it, and the last that the server told.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    seen: Timestamp,
+    told: Option<Timestamp>,
+}
+
+impl Times {
+    pub(super) fn new(seen: Timestamp) -> Self {
+        Self { seen, told: None }
+    }
+
+    pub(super) fn see(&mut self, now: Timestamp) {
+        self.seen = self.seen.max(now);
+    }
+
+    pub(super) fn told(&mut self, clock: Option<Timestamp>) {
+        self.told = clock.or(self.told);
+    }
+
+    pub(super) fn seen(&self) -> Timestamp {
+        self.seen
+    }
+
+    /// The moment at which a rule that the server left out counts as moot: both clocks must have passed its end, so that
+    /// neither, when it is set forward, lifts one. Before the server has told its own, none ends.
+    pub(super) fn for_rules(&self, now: Timestamp) -> Timestamp {
+        self.told.map_or(Timestamp::EPOCH, |told| told.min(self.seen.max(now)))
+    }
+}
