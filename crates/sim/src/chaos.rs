@@ -173,9 +173,14 @@ impl World {
                 }
             }
             Fault::ClockSteps(index, skew) => {
-                self.machines[index].skew = skew;
                 let now = skewed(self.control.clock_now(), skew);
-                self.machines[index].clock.set(now);
+                let machine = &mut self.machines[index];
+                if skew < machine.skew {
+                    // Whoever sleeps on a clock that is set back is woken by it, and looks again.
+                    machine.wake = machine.wake.min(now);
+                }
+                machine.skew = skew;
+                machine.clock.set(now);
                 self.sweep();
                 self.schedule(index);
             }
