@@ -7,7 +7,6 @@ use countersign_identity::{Code, Name};
 
 use crate::machine::Machine;
 use crate::manifests::{name, policy, workload};
-use crate::messages::Reply;
 use crate::revocations::Leaked;
 use crate::world::{World, skewed};
 
@@ -133,13 +132,8 @@ impl World {
         self.tell(&format!("{fault:?}"));
         match fault {
             Fault::ServerStops => {
-                for (index, life, session) in self.control.stop() {
-                    let why = "the server went away".to_owned();
-                    self.answer(
-                        index,
-                        life,
-                        Reply::Ended { session, code: Code::Unavailable, why },
-                    );
+                for key in self.control.stop() {
+                    self.hang_up(key, Code::Unavailable, "the server went away".to_owned());
                 }
             }
             Fault::ServerStarts if self.control.is_up() => {}
