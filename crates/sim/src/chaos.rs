@@ -7,7 +7,6 @@ use countersign_identity::{Code, Name};
 
 use crate::machine::Machine;
 use crate::manifests::{name, policy, workload};
-use crate::messages::Reply;
 use crate::revocations::Leaked;
 use crate::world::{World, skewed};
 
@@ -133,13 +132,8 @@ impl World {
         self.tell(&format!("{fault:?}"));
         match fault {
             Fault::ServerStops => {
-                for (index, life, session) in self.control.stop() {
-                    let why = "the server went away".to_owned();
-                    self.answer(
-                        index,
-                        life,
-                        Reply::Ended { session, code: Code::Unavailable, why },
-                    );
+                for key in self.control.stop() {
+                    self.hang_up(key, Code::Unavailable, "the server went away".to_owned());
                 }
             }
             Fault::ServerStarts if self.control.is_up() => {}
@@ -173,9 +167,14 @@ impl World {
                 }
             }
             Fault::ClockSteps(index, skew) => {
-                self.machines[index].skew = skew;
                 let now = skewed(self.control.clock_now(), skew);
-                self.machines[index].clock.set(now);
+                let machine = &mut self.machines[index];
+                if skew < machine.skew {
+                    // Whoever sleeps on a clock that is set back is woken by it, and looks again.
+                    machine.wake = machine.wake.min(now);
+                }
+                machine.skew = skew;
+                machine.clock.set(now);
                 self.sweep();
                 self.schedule(index);
             }

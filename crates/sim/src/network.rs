@@ -128,9 +128,7 @@ impl World {
                     self.push(at, Due::Comes(index, life, Box::new(said)));
                 }
                 Asked::Waits(until) => return self.push(until, Due::Line(key)),
-                Asked::Ended(code, why) => {
-                    return self.answer(index, life, Reply::Ended { session, code, why });
-                }
+                Asked::Ended(code, why) => return self.hang_up(key, code, why),
                 Asked::Gone => return,
             }
         }
@@ -138,12 +136,29 @@ impl World {
 
     /// The connection of a stream breaks: the server sees it now, the agent some time later.
     pub(crate) fn break_line(&mut self, key: LineKey) {
-        let (index, life, session) = key;
         self.control.close(key);
+        self.goes_silent(key, Code::Unavailable, "the connection broke".to_owned());
+    }
+
+    /// The server ends a stream, and says why. When that is lost, the agent finds it out by itself.
+    pub(crate) fn hang_up(&mut self, key: LineKey, code: Code, why: String) {
+        let (index, life, session) = key;
+        if self.is_lost(index) {
+            let why = "the connection broke".to_owned();
+            return self.goes_silent(key, Code::Unavailable, why);
+        }
+        let delay = self.delay();
+        let ended = Reply::Ended { session, code, why };
+        self.in_millis(delay, Due::Comes(index, life, Box::new(ended)));
+    }
+
+    /// Nobody answers pings any more.
+    fn goes_silent(&mut self, (index, life, session): LineKey, code: Code, why: String) {
         let later = 50 + self.below(15_000);
-        let why = "the connection broke".to_owned();
-        let ended = Reply::Ended { session, code: Code::Unavailable, why };
-        self.in_millis(later, Due::Comes(index, life, Box::new(ended)));
+        self.in_millis(
+            later,
+            Due::Comes(index, life, Box::new(Reply::Ended { session, code, why })),
+        );
     }
 
     /// The snapshot catches up with the store some time later.

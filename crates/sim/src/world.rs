@@ -320,8 +320,10 @@ impl World {
             Due::Wake(index, _) | Due::Comes(index, _, _)
                 if self.machines[index].asleep.is_some_and(|until| self.now < until) =>
             {
+                // It may be woken before that. All that waits for it waits for one moment, and so keeps its order.
                 let until = self.machines[index].asleep.unwrap_or(self.now);
-                self.push(until, due);
+                let second = Duration::from_secs(self.elapsed().as_secs() + 1);
+                self.push(until.min(self.begun + second), due);
             }
             Due::Wake(index, life) => self.wake(index, life),
             Due::Comes(index, life, reply) => {
