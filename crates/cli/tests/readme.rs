@@ -110,4 +110,5 @@ fn the_next_five_minutes_go_as_they_are_written() {
         );
     }
     assert_eq!(fetched, 1);
+    until("the shop goes on", || (up.get("web", "/").0 == 200).then_some(()));
 }

@@ -1,5 +1,6 @@
 //! Which workloads a process is.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -77,9 +78,55 @@ pub fn answer(candidates: &Candidates, facts: &Facts) -> Answer {
     if found.is_empty() {
         return Answer::Nobody;
     }
-    let rank = |workload: &Arc<Workload>| -> (std::cmp::Reverse<usize>, Name) {
-        (std::cmp::Reverse(workload.spec.selectors.len()), workload.name.clone())
-    };
     found.sort_by_key(rank);
     Answer::Is(found)
+}
+
+/// Its place among several that one process is: first the one that says most of it. A program that its launcher vouches
+/// for stays what it is when somebody declares a workload for every process of its user.
+fn rank(workload: &Arc<Workload>) -> (Reverse<u8>, Reverse<usize>, Name) {
+    let selectors = &workload.spec.selectors;
+    let strongest = selectors.iter().map(|selector| strength(selector.kind())).max().unwrap_or(0);
+    (Reverse(strongest), Reverse(selectors.len()), workload.name.clone())
+}
+
+/// How much a fact says: of whom the process is, of what it runs now, of who started it.
+fn strength(kind: SelectorKind) -> u8 {
+    match kind {
+        SelectorKind::UnixUid
+        | SelectorKind::UnixGid
+        | SelectorKind::UnixUser
+        | SelectorKind::UnixGroup => 0,
+        SelectorKind::UnixPath | SelectorKind::UnixSha256 => 1,
+        SelectorKind::Launch | SelectorKind::SystemdUnit | SelectorKind::ContainerId => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use countersign_api::resource::{Kind, Spec};
+
+    use super::*;
+
+    fn workload(name: &str, selectors: &str) -> Arc<Workload> {
+        let value = format!(r#"{{"selectors":{selectors}}}"#);
+        let Ok(Spec::Workload(spec)) = Spec::decode(Kind::Workload, value.as_bytes()) else {
+            panic!("{value} is not a workload");
+        };
+        let id = format!("spiffe://shop.example/{name}").parse().unwrap();
+        Arc::new(Workload { name: name.parse().unwrap(), id, spec })
+    }
+
+    #[test]
+    fn launchers_word_comes_before_the_user_whatever_the_names_are() {
+        let mut found = [
+            workload("anybody", r#"["unix:uid:0"]"#),
+            workload("everybody", r#"["unix:uid:0","unix:gid:0"]"#),
+            workload("by-path", r#"["unix:path:/bin/orders"]"#),
+            workload("orders", r#"["launch:orders"]"#),
+        ];
+        found.sort_by_key(rank);
+        let names: Vec<_> = found.iter().map(|workload| workload.name.as_str()).collect();
+        assert_eq!(names, ["orders", "by-path", "everybody", "anybody"]);
+    }
 }
