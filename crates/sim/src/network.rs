@@ -60,8 +60,7 @@ impl World {
                 let delay = self.delay();
                 let at = self.control.in_order(key, self.now + Duration::from_millis(delay));
                 if self.is_lost(index) {
-                    self.control.close(key);
-                    return;
+                    return self.break_line(key);
                 }
                 self.push(at, Due::Comes(index, life, Box::new(reply)));
                 if opened {

@@ -46,6 +46,7 @@ pub(crate) struct Committed {
 /// Somebody with the key of a revoked SVID.
 pub(crate) struct Thief {
     from: usize,
+    rule: String,
     revision: Revision,
     credential: Credential,
     trust: Arc<Trust>,
@@ -87,7 +88,7 @@ impl World {
         self.put(Kind::Revocation, &name, &rule, before);
         let rule = Arc::new(rule);
         if number == 0 && leaked != Leaked::OtherAuthority {
-            self.steal(index, before);
+            self.steal(index, name.clone(), before);
         }
         self.rules.push(Committed { name, revision: before, rule, lost: false });
     }
@@ -253,7 +254,7 @@ impl World {
     }
 
     /// Somebody has the key of what was just revoked, and waits for a door.
-    fn steal(&mut self, index: usize, revision: Revision) {
+    fn steal(&mut self, index: usize, rule: String, revision: Revision) {
         let machine = &self.machines[index];
         let (Some(life), Some(point)) = (&machine.life, machine.points.values().next()) else {
             return;
@@ -265,7 +266,7 @@ impl World {
         let identity = Identity::new(svid.chain.clone(), svid.key.pkcs8());
         if trust.set_identity(identity.expect("its key is its own")).is_ok() {
             let credential = svid.credential.clone();
-            self.thieves.push(Thief { from: index, revision, credential, trust });
+            self.thieves.push(Thief { from: index, rule, revision, credential, trust });
         }
     }
 
@@ -275,14 +276,19 @@ impl World {
         let victim = (to + self.machines.len() - 1) % self.machines.len();
         let Some(point) = self.machines[to].points.values().next() else { return };
         let (name, enforced) = (point.name.clone(), point.enforced);
-        let trust = Arc::clone(point.steps.trust());
+        let (trust, had) = (Arc::clone(point.steps.trust()), point.had.clone());
         let now = self.now;
         let (tried, wait) = std::mem::take(&mut self.thieves)
             .into_iter()
             .filter(|thief| now <= thief.credential.term.expires)
             .partition(|thief: &Thief| thief.from == victim && Some(thief.revision) <= enforced);
         self.thieves = wait;
-        for Thief { from, revision, credential, trust: thief } in tried {
+        for Thief { from, rule, revision, credential, trust: thief } in tried {
+            // Who never heard of a rule before the store lost it cannot enforce it.
+            let lost = self.rules.iter().any(|one| one.name == rule && one.lost);
+            if lost && !had.contains(&rule) {
+                continue;
+            }
             let expected = format!("spiffe://shop.example/{name}");
             let trusts = (&thief, &trust);
             let made = Link::make(self.control.runtime(), (from, to), trusts, &name, &expected);

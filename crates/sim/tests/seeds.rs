@@ -1,5 +1,6 @@
 //! Runs in which everything goes wrong at random, and all must be well in the end. A failure names its seed;
-//! `COUNTERSIGN_SEED=7 cargo test -p countersign-sim` repeats that run alone; `COUNTERSIGN_SEEDS=500` tries so many.
+//! `COUNTERSIGN_SEED=7 cargo test -p countersign-sim` repeats that run alone; `COUNTERSIGN_SEEDS=500` tries so many,
+//! and `COUNTERSIGN_LINES=1000` prints so much of the trace.
 
 use std::time::Duration;
 
@@ -30,7 +31,9 @@ struct Told<'a>(&'a mut World, u64);
 impl Drop for Told<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}\nCOUNTERSIGN_SEED={}", self.0.trace().tail(60), self.1);
+            let lines = std::env::var("COUNTERSIGN_LINES").ok().and_then(|text| text.parse().ok());
+            let tail = self.0.trace().tail(lines.unwrap_or(60));
+            eprintln!("{tail}\nCOUNTERSIGN_SEED={}", self.1);
         }
     }
 }
