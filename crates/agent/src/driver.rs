@@ -129,6 +129,14 @@ impl Driver {
         drop(self.session.take());
         drop(self.happened);
         while self.tasks.join_next().await.is_some() {}
+        // What waited behind it is written now: an orderly end takes no rule away, acknowledged or not.
+        if self.remembering.again || self.remembering.retry.is_some() {
+            let (replica, disk) = (Arc::clone(self.state.replica()), self.around.disk);
+            let rules = Some(Arc::clone(replica.rules()));
+            if let Err(why) = keep(disk, rules, replica, self.state.seen(), &self.tell).await {
+                tracing::error!(%why, "the records were not written down");
+            }
+        }
     }
 
     fn handle(&mut self, happened: Happened) {

@@ -210,7 +210,13 @@ impl Machine {
                 .records()
                 .map(|(key, value)| ((key.kind.to_string(), key.name.to_string()), value.to_vec()))
                 .collect();
-            assert!(held == *records, "a{} is not what the server said it is", self.index);
+            let other = |(key, value): &(&(String, String), &Vec<u8>)| {
+                held.get(*key) != Some(*value) || records.get(*key) != Some(*value)
+            };
+            let differing: Vec<_> =
+                held.iter().chain(records).filter(other).map(|(key, _)| key).collect();
+            let (index, revision) = (self.index, replica.revision());
+            assert!(differing.is_empty(), "a{index} has {differing:?} otherwise at {revision}");
             let revision = Some(replica.revision().into());
             let ack = v1::SyncAck { revision, points: Vec::new(), unaware: 0 };
             effects.push(Effect::Send(Request::Ack { session: life.session, ack }));

@@ -47,6 +47,8 @@ impl World {
             return self.turned_away(index, life, &request);
         }
         match request {
+            // A stream is opened once: TCP would not deliver the same opening twice.
+            Request::Open { session, .. } if !self.opened.insert((index, life, session)) => {}
             Request::Open { session, chain, hello } => {
                 let (key, label) = ((index, life, session), self.machines[index].label.clone());
                 let reply = match self.control.open(key, &label, &chain, &hello) {

@@ -60,6 +60,8 @@ pub struct World {
     pub(crate) settings: Settings,
     pub(crate) control: Control,
     pub(crate) machines: Vec<Machine>,
+    /// The streams whose opening has reached the server.
+    pub(crate) opened: BTreeSet<LineKey>,
     pub(crate) links: Vec<Link>,
     pub(crate) links_wanted: bool,
     pub(crate) report: LinkReport,
@@ -129,6 +131,7 @@ impl World {
         let mut world = Self {
             control,
             machines: Vec::new(),
+            opened: BTreeSet::new(),
             links: Vec::new(),
             links_wanted: settings.services,
             report: LinkReport::default(),

@@ -84,7 +84,8 @@ fn whatever_goes_wrong_all_agents_end_with_what_the_server_says() {
     println!(
         "{rules} rules were made, {reissued} SVIDs took the place of revoked ones, {thwarted} thieves were refused"
     );
-    assert!(0 < made && 0 < rules && 0 < thwarted);
+    // One seed alone may have no use for all of it.
+    assert!(seeds().len() == 1 || (0 < made && 0 < rules && 0 < thwarted));
 }
 
 #[test]
