@@ -2,22 +2,25 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::{Code, Timestamp};
 use countersign_pki::Refused;
-use rustls::{HandshakeKind, ProtocolVersion};
+use rustls::server::Acceptor;
+use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
 use rustls_pki_types::ServerName;
 use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+use tokio_rustls::server::TlsStream as ServerStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor, TlsConnector, TlsStream};
 
 use crate::admission::{admit, too_many};
 use crate::alert::{code_of_io, sentence};
 use crate::register::{Arrival, Standing};
-use crate::reproof::ProofName;
+use crate::reproof::{ProofName, REPROOF_ALPN};
 use crate::rule::{Clients, Inbound, Outbound, Present, Rule, no_own_identity};
 use crate::verifier::{Slot, context};
 use crate::{HandshakeFact, HandshakeFailure, Stream, Trust, config};
@@ -59,12 +62,43 @@ pub async fn accept(
     if let Err(error) = tune(&tcp) {
         return Err(attempt.broken(&error));
     }
-    let shaking = TlsAcceptor::from(config).accept(tcp).into_fallible();
+    let bytes_only = inbound.alpn == [REPROOF_ALPN];
+    let shaking = async {
+        if bytes_only {
+            return shake_for_bytes(tcp, config).await;
+        }
+        TlsAcceptor::from(config).accept(tcp).into_fallible().await
+    };
     let done = attempt.within(inbound.timeout, shaking).await;
     match done {
         Ok(tls) => attempt.finish(tls.into(), inbound.clients == Clients::Optional),
         Err(refused) => Err(attempt.refuse(&refused)),
     }
+}
+
+/// The handshake at a door behind which only bytes travel: by ALPN it answers who comes to re-prove, and nobody else. What
+/// another client names there is a matter of the programs at both ends (RFC 7301, 3.2, would have us refuse it).
+async fn shake_for_bytes(
+    tcp: TcpStream,
+    config: Arc<ServerConfig>,
+) -> Result<ServerStream<TcpStream>, (io::Error, TcpStream)> {
+    let mut hello = pin!(LazyConfigAcceptor::new(Acceptor::default(), tcp));
+    let start = match hello.as_mut().await {
+        Ok(start) => start,
+        Err(error) => {
+            let tcp = hello.take_io().expect("it was not accepted, and is taken back once");
+            return Err((error, tcp));
+        }
+    };
+    let mut named = start.client_hello().alpn().into_iter().flatten();
+    let config = if named.any(|name| name == REPROOF_ALPN) {
+        config
+    } else {
+        let mut silent = Arc::unwrap_or_clone(config);
+        silent.alpn_protocols.clear();
+        Arc::new(silent)
+    };
+    start.into_stream(config).into_fallible().await
 }
 
 /// Makes a mutual TLS connection with somebody whom we reached, and admits it.

@@ -112,6 +112,16 @@ fn name_of(end: &Established) -> [u8; 32] {
 }
 
 #[tokio::test]
+async fn a_door_for_bytes_lets_in_who_names_a_protocol_of_their_own() {
+    let shop = Shop::with_policy(ANYBODY);
+    let inbound = Inbound { alpn: vec![REPROOF_ALPN.to_vec()], ..door() };
+    let outbound = Outbound { alpn: vec![b"postgresql".to_vec()], ..shop.to_orders() };
+    let (mut web, mut orders) = shake(&shop.web, &outbound, &shop.orders, &inbound).await.both();
+    assert_eq!(web.stream.alpn(), None);
+    exchange(&mut web, &mut orders).await;
+}
+
+#[tokio::test]
 async fn a_connection_outlives_many_lifetimes_of_its_certificates_and_none_of_a_revoked_one() {
     let mut standing = Standing::open(vec![REPROOF_ALPN.to_vec()]).await;
     assert_eq!(standing.ends(), [after(LIFE); 2]);
