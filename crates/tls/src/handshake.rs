@@ -90,8 +90,11 @@ async fn shake_for_bytes(
             return Err((error, tcp));
         }
     };
-    let mut named = start.client_hello().alpn().into_iter().flatten();
-    let config = if named.any(|name| name == REPROOF_ALPN) {
+    let reproves = {
+        let hello = start.client_hello();
+        hello.alpn().into_iter().flatten().any(|name| name == REPROOF_ALPN)
+    };
+    let config = if reproves {
         config
     } else {
         let mut silent = Arc::unwrap_or_clone(config);
