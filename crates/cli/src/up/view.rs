@@ -202,7 +202,9 @@ fn next_commands(services: &[ServicePlan]) -> Vec<String> {
     commands.extend(front.map(|front| format!("curl http://{front}/")));
     let door = services.iter().find_map(|service| service.door);
     commands.extend(door.map(|door| {
-        format!("openssl s_client -ign_eof -connect {door} </dev/null; {program} status --handshakes")
+        format!(
+            "openssl s_client -ign_eof -connect {door} </dev/null; {program} status --handshakes"
+        )
     }));
     commands
 }

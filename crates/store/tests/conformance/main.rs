@@ -63,6 +63,8 @@ async fn check<F: Future<Output = ()>>(fixture: Fixture, claim: impl FnOnce(Shar
 }
 
 claims! {
+    nodes::a_revoked_key_is_refused_for_ever_whoever_names_it
+    nodes::points_are_on_record_until_they_are_gone
     nodes::a_join_token_raced_by_many_is_spent_once
     nodes::a_join_token_is_refused_when_unknown_expired_or_spent
     revisions::a_change_made_for_another_revision_is_a_conflict

@@ -4,12 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_audit::{Event, EventKind};
-use countersign_identity::Code;
-use countersign_store::{Op, PAGE_MAX, StoreError, VALUE_BYTES_MAX};
+use countersign_identity::{Code, KeyId};
+use countersign_store::{
+    IssuedRow, KeysOf, Op, PAGE_MAX, PointKey, PointRow, StoreError, VALUE_BYTES_MAX,
+};
 use tokio::task::JoinSet;
 
 use crate::Shared;
-use crate::fixture::{after, digest, doing, node, node_id, noon, number, put, putting, token};
+use crate::fixture::{
+    after, at, digest, doing, issuing, node, node_id, noon, number, put, putting, row, token,
+};
 
 /// ATTACKS 3.
 pub(crate) async fn a_join_token_raced_by_many_is_spent_once(store: Shared) {
@@ -191,4 +195,65 @@ pub(crate) async fn too_much_at_once_is_refused(store: Shared) {
     let refused = store.lease(&long, "a", Duration::ZERO, noon()).await.unwrap_err();
     assert_eq!(refused.code(), Code::TooLarge);
     assert_eq!(number(&store).await, 0);
+}
+
+/// ATTACKS 13: by itself, by a certificate's serial, by an identity, and by a node, in the transaction that says so.
+pub(crate) async fn a_revoked_key_is_refused_for_ever_whoever_names_it(store: Shared) {
+    let distinct = |seed: u8| IssuedRow {
+        spiffe_id: format!("spiffe://shop.example/w{seed}").parse().unwrap(),
+        key: KeyId::from_bytes([seed; 32]),
+        node: Some(node_id(seed)),
+        ..row(u64::from(seed), 0, at(0))
+    };
+    let rows: Vec<_> = (1..=5).map(distinct).collect();
+    store.commit(issuing(rows.clone())).await.unwrap();
+    let again = |of: usize, seed: u64| {
+        let next = row(seed, 60, at(0));
+        issuing([IssuedRow { serial: next.serial, tbs: next.tbs, ..rows[of].clone() }])
+    };
+    let revoke = |of: KeysOf| doing([Op::RevokeKeys { of, at: noon() }]);
+    store.commit(revoke(KeysOf::Key(rows[0].key))).await.unwrap();
+    store.commit(revoke(KeysOf::Serial(rows[1].serial))).await.unwrap();
+    for of in [0, 1] {
+        let refused = store.commit(again(of, 20 + of as u64)).await.unwrap_err();
+        assert_eq!(refused, StoreError::KeyRevoked(rows[of].key));
+    }
+    store.commit(again(2, 30)).await.unwrap();
+    store.commit(revoke(KeysOf::Identity(rows[2].spiffe_id.clone()))).await.unwrap();
+    let refused = store.commit(again(2, 31)).await.unwrap_err();
+    assert_eq!(refused, StoreError::KeyRevoked(rows[2].key));
+    store.commit(revoke(KeysOf::Node(node_id(4)))).await.unwrap();
+    let refused = store.commit(again(3, 32)).await.unwrap_err();
+    assert_eq!(refused, StoreError::KeyRevoked(rows[3].key));
+    store.commit(again(4, 33)).await.unwrap();
+    // Twice is once, and a trim forgets none.
+    store.commit(revoke(KeysOf::Key(rows[0].key))).await.unwrap();
+    store.trim(after(10_000_000)).await.unwrap();
+    assert!(store.commit(again(0, 40)).await.is_err());
+}
+
+pub(crate) async fn points_are_on_record_until_they_are_gone(store: Shared) {
+    let id = |path: &str| format!("spiffe://shop.example/{path}").parse().unwrap();
+    let key = |seed, path, name: &str| PointKey {
+        node: node_id(seed),
+        spiffe_id: id(path),
+        name: name.to_owned(),
+    };
+    let point = |seed, path, name| PointRow { key: key(seed, path, name), registered_at: noon() };
+    store.commit(doing([Op::PutNode(node(1)), Op::PutNode(node(2))])).await.unwrap();
+    let rows = [point(1, "orders", "a"), point(1, "web", "a"), point(2, "web", "b")];
+    store.commit(doing(rows.clone().map(Op::PutPoint))).await.unwrap();
+    let later = PointRow { registered_at: after(5), ..point(1, "web", "a") };
+    store.commit(doing([Op::PutPoint(later)])).await.unwrap();
+    assert_eq!(store.points(None, PAGE_MAX).await.unwrap(), rows, "the first word stays");
+    let rest = store.points(Some(rows[0].key.clone()), 1).await.unwrap();
+    assert_eq!(rest, rows[1..2]);
+    store.commit(doing([Op::RemovePoint(rows[1].key.clone())])).await.unwrap();
+    store.commit(doing([Op::RemovePoint(rows[1].key.clone())])).await.unwrap();
+    store.commit(doing([Op::RemoveNode { id: node_id(2) }])).await.unwrap();
+    assert_eq!(
+        store.points(None, PAGE_MAX).await.unwrap(),
+        rows[..1],
+        "a node takes its points along"
+    );
 }
