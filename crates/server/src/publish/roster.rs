@@ -262,7 +262,8 @@ impl Roster {
                 })
             }));
         }
-        let unaware = table.nodes.values().map(|presence| presence.unaware).sum();
+        let unaware = table.nodes.values().map(|presence| presence.unaware);
+        let unaware = unaware.fold(0, u64::saturating_add);
         (standings, unaware)
     }
 

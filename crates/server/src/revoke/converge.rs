@@ -101,7 +101,8 @@ impl Converging {
             for watch in all.iter_mut() {
                 if watch.revision <= advance.to && advance.from < Some(watch.revision) {
                     watch.slowest = Some(now);
-                    watch.cut += advance.cut;
+                    // Told by points, which may tell anything.
+                    watch.cut = watch.cut.saturating_add(advance.cut);
                 }
             }
         }
@@ -184,7 +185,7 @@ async fn look(control: &Control, revision: Revision) -> Result<Convergence, Refu
         enforcing: 0,
         missing: Vec::new(),
         unaware,
-        draining: points.iter().map(|point| point.draining).sum(),
+        draining: points.iter().map(|point| point.draining).fold(0, u64::saturating_add),
         connections_cut: None,
         slowest_millis: None,
         reissued_millis: None,

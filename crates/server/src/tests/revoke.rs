@@ -475,3 +475,33 @@ async fn revoked_issuer_has_a_successor_first_and_what_it_signed_is_covered() {
     running.stop().await;
     realm.verify_everything().await;
 }
+
+#[tokio::test]
+async fn counts_that_a_point_and_an_agent_make_up_do_not_overflow() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[]), service("web", &[])]).await;
+    let mut lines = Vec::new();
+    for _agent in 0..2 {
+        let agent = Agent::join(&realm, &running, &[]).await;
+        let (client, mut stream) = point_ack(&realm, &running, &agent).await;
+        lines.push((client, stream.say.clone()));
+        tokio::spawn(async move { while stream.next().await.is_ok() {} });
+    }
+    convergence_until(&running, None, |now| now.enforcing == 2).await;
+    let answer = revoke(&running, Target::Identity(id("web")), Reason::Superseded).await;
+    for (_client, say) in &lines {
+        let point = v1::PointAck { cut: u64::MAX, draining: u64::MAX, ..web_at(answer.revision) };
+        let ack = v1::SyncAck {
+            revision: Some(answer.revision.into()),
+            points: vec![point],
+            unaware: u64::MAX,
+        };
+        let step = Some(v1::sync_request::Step::Ack(ack));
+        soon(say.send(v1::SyncRequest { step })).await.unwrap();
+    }
+    let all = convergence_until(&running, Some(answer.revision), |now| now.is_converged()).await;
+    assert_eq!((all.unaware, all.draining), (u64::MAX, u64::MAX));
+    assert_eq!(all.connections_cut, Some(u64::MAX));
+    running.stop().await;
+}
