@@ -7,8 +7,10 @@ use countersign_api::admin::{
     RevisionResponse, RevocationsResponse, RevokeRequest, RevokeResponse, TARGETS_MAX, Target,
 };
 use countersign_audit::{Entry, Event, EventKind};
-use countersign_identity::{Code, Revision, SKEW_ALLOWED, Suspended, Suspension, Timestamp};
-use countersign_store::{Batch, Change, Committed, Kind};
+use countersign_identity::{
+    Code, KeyId, Revision, SKEW_ALLOWED, Serial, Suspended, Suspension, Timestamp,
+};
+use countersign_store::{Batch, Change, Committed, Kind, PAGE_MAX, Store};
 
 use crate::attest::node_of;
 use crate::authority::internal;
@@ -183,9 +185,31 @@ async fn found(control: &Control, target: &Target, dry_run: bool) -> Result<Foun
                 let why = "this issuer signs now, and has no successor yet";
                 return Err(Refused::new(Code::Forbidden, why));
             }
-            Ok(Found::Other(target.clone()))
+            drop(authorities);
+            match authority_ends(&*control.store, *key).await? {
+                Some(ends) => Ok(Found::Authority(*key, ends)),
+                None => unknown(format!(
+                    "no authority of this trust domain with key `{key}` is on record: none was made here, or it has expired"
+                )),
+            }
         }
         Target::Identity(_) | Target::Key(_) => Ok(Found::Other(target.clone())),
+    }
+}
+
+/// When the certificate of an authority ends, by the rows that are kept.
+async fn authority_ends(store: &dyn Store, key: KeyId) -> Result<Option<Timestamp>, Refused> {
+    let mut after: Option<Serial> = None;
+    let mut ends: Option<Timestamp> = None;
+    loop {
+        let page = store.issued_after(after, PAGE_MAX).await?;
+        after = page.last().map(|issued| issued.row.serial);
+        let rows = page.iter().map(|issued| &issued.row);
+        let of_it = rows.filter(|row| row.key == key && row.spiffe_id.is_root());
+        ends = of_it.map(|row| row.validity.not_after).max().max(ends);
+        if page.len() < PAGE_MAX {
+            return Ok(ends);
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use countersign_api::admin::{Leaked, Reissue, RuleView, SuspensionView, Target};
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{
-    Code, NodeId, Reason, Revision, Revocation, Revocations, Revoked, SpiffeId, Suspended,
+    Code, KeyId, NodeId, Reason, Revision, Revocation, Revocations, Revoked, SpiffeId, Suspended,
     Suspension, Timestamp,
 };
 use countersign_store::{Batch, Change, IssuedRow, KeysOf, Kind, Op, Record};
@@ -42,6 +42,8 @@ fn next(state: &State) -> Revision {
 /// A target with what is known of it.
 pub(super) enum Found {
     Serial(IssuedRow),
+    /// An authority, and when its own certificate ends: until then who has its key can make more.
+    Authority(KeyId, Timestamp),
     Other(Target),
 }
 
@@ -118,8 +120,12 @@ pub(super) fn plan(state: &State, wish: &Wish) -> Result<Plan, Refused> {
                 rule(Revoked::Node { id: *node, tag: node_tag(*node), before }, None, until);
                 rule(Revoked::Identity { id: agent.clone(), before }, Some(agent), until);
             }
-            Found::Other(Target::Authority(key)) => rule(Revoked::Authority(*key), None, until),
-            Found::Other(Target::Serial(_)) => unreachable!("serials were looked up"),
+            Found::Authority(key, ends) => {
+                rule(Revoked::Authority(*key), None, until.max(*ends));
+            }
+            Found::Other(Target::Serial(_) | Target::Authority(_)) => {
+                unreachable!("serials and authorities were looked up")
+            }
         }
         plan.suspensions.extend(suspended(target, wish).map(|target| Suspension {
             target,
@@ -134,7 +140,7 @@ pub(super) fn plan(state: &State, wish: &Wish) -> Result<Plan, Refused> {
 fn fits(target: &Found, reason: Reason) -> Result<(), Refused> {
     let wrong = match (reason, target) {
         (Reason::NodeCompromise, Found::Other(Target::Node(_)))
-        | (Reason::AuthorityCompromise, Found::Other(Target::Authority(_))) => return Ok(()),
+        | (Reason::AuthorityCompromise, Found::Authority(..)) => return Ok(()),
         (Reason::NodeCompromise, _) => "a node: name it with `--node`",
         (Reason::AuthorityCompromise, _) => "an authority: name it with `--authority`",
         _ => return Ok(()),
@@ -168,7 +174,7 @@ fn suspended(target: &Found, wish: &Wish) -> Option<Suspended> {
         Found::Other(Target::Node(node)) if !stays || leaked(wish.reason) != Leaked::Nothing => {
             Some(Suspended::Node(*node))
         }
-        Found::Serial(_) | Found::Other(_) => None,
+        Found::Serial(_) | Found::Authority(..) | Found::Other(_) => None,
     }
 }
 
@@ -182,7 +188,9 @@ fn keys(target: &Found, wish: &Wish) -> Option<Op> {
         Found::Other(Target::Identity(id)) => KeysOf::Identity(id.clone()),
         Found::Other(Target::Key(key)) => KeysOf::Key(*key),
         Found::Other(Target::Node(node)) => KeysOf::Node(*node),
-        Found::Other(Target::Authority(_) | Target::Serial(_)) => return None,
+        Found::Authority(..) | Found::Other(Target::Authority(_) | Target::Serial(_)) => {
+            return None;
+        }
     };
     Some(Op::RevokeKeys { of, at: wish.now })
 }

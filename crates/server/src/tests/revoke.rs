@@ -453,6 +453,11 @@ async fn revoked_issuer_has_a_successor_first_and_what_it_signed_is_covered() {
     assert!(1 <= running.admin.revoke(&dry).await.unwrap().covered);
     let answer = revoke(&running, Target::Authority(old.issuer), Reason::AuthorityCompromise).await;
     assert_eq!(answer.rules[0].target, Revoked::Authority(old.issuer));
+    // Who has its key can make certificates that end when the issuer does.
+    assert!(realm.clock.now() + Duration::from_secs(6 * 86_400) < answer.rules[0].until);
+    let unknown = "aa".repeat(32).parse().unwrap();
+    let asked = request(Target::Authority(unknown), Reason::AuthorityCompromise);
+    refused(running.admin.revoke(&asked).await, Code::NotFound);
     // What the server itself showed is covered as well: it shows its successor in a moment.
     soon(async {
         while !shows_itself(&realm, &running).await {
