@@ -37,7 +37,7 @@ use crate::issue::{Desk, sign};
 use crate::publish::{
     Leashed, Next, Publication, Roster, Slice, Slices, attend, expired, hear, known,
 };
-use crate::revoke::{Converging, revoke};
+use crate::revoke::{Converging, held, revoke};
 use crate::run::latest;
 use crate::state::{Feeder, State, Trouble};
 use crate::watch::{TimeGuard, Watch};
@@ -209,7 +209,9 @@ impl Steps {
             return Ok(state.revision);
         }
         let now = self.control.clock.now();
-        let committed = self.control.store.commit(plan.batch(state, OPERATOR, now)).await?;
+        let last_end = held(&*self.control.store, now).await?.last_end();
+        let batch = plan.batch(state, OPERATOR, last_end, now);
+        let committed = self.control.store.commit(batch).await?;
         self.control.desk.time.recorded(now);
         Ok(committed.revision)
     }
@@ -244,7 +246,9 @@ impl Steps {
     /// When there is none.
     pub async fn remove_node(&self, id: NodeId) -> Result<(), Refused> {
         let state = self.control.feed.current();
-        let batch = change::removal(&state, id, OPERATOR, self.control.clock.now());
+        let now = self.control.clock.now();
+        let last_end = held(&*self.control.store, now).await?.last_end();
+        let batch = change::removal(&state, id, OPERATOR, last_end, now);
         self.control.store.commit(batch).await?;
         self.control.roster.remove(id);
         Ok(())

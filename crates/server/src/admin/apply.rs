@@ -53,8 +53,16 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// What commits exactly this plan, if the state is still the one that it was made on.
-    pub(crate) fn batch(mut self, state: &State, actor: &str, now: Timestamp) -> Batch {
-        self.changes.extend(retired(state, &self.retired, now));
+    ///
+    /// `last_end` is the last end of anything that is out.
+    pub(crate) fn batch(
+        mut self,
+        state: &State,
+        actor: &str,
+        last_end: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Batch {
+        self.changes.extend(retired(state, &self.retired, last_end, now));
         Batch {
             expected: Some(state.revision),
             narrows: self.narrows,

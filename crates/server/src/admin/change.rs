@@ -25,7 +25,7 @@ use crate::attest::JoinToken;
 use crate::authority::internal;
 use crate::control::Control;
 use crate::refusal::Refused;
-use crate::revoke::{removed, shown};
+use crate::revoke::{held, removed, shown};
 use crate::state::State;
 
 /// How often a change is planned again because the state moved on, when no base was given.
@@ -167,7 +167,11 @@ async fn commit(
 ) -> Result<ApplyResponse, Refused> {
     let now = control.clock.now();
     let shown_changes = plan.shown.clone();
-    let batch = plan.batch(state, &operator.actor(), now);
+    let last_end = match plan.retired.is_empty() {
+        true => None,
+        false => held(&*control.store, now).await?.last_end(),
+    };
+    let batch = plan.batch(state, &operator.actor(), last_end, now);
     let store = Arc::clone(&control.store);
     let committed = control.whole(async move { Ok(store.commit(batch).await?) }).await?;
     control.desk.time.recorded(now);
@@ -228,7 +232,9 @@ pub(crate) async fn remove_node(
     let removed = control.whole(async move {
         for _attempt in 0..ATTEMPTS_MAX {
             let state = removing.feed.current();
-            let batch = removal(&state, id, &operator.actor(), removing.clock.now());
+            let now = removing.clock.now();
+            let last_end = held(&*removing.store, now).await?.last_end();
+            let batch = removal(&state, id, &operator.actor(), last_end, now);
             match removing.store.commit(batch).await {
                 Ok(committed) => {
                     removing.roster.remove(id);
@@ -250,13 +256,19 @@ pub(crate) async fn remove_node(
 }
 
 /// What removes a node.
-pub(crate) fn removal(state: &State, id: NodeId, actor: &str, now: Timestamp) -> Batch {
+pub(crate) fn removal(
+    state: &State,
+    id: NodeId,
+    actor: &str,
+    last_end: Option<Timestamp>,
+    now: Timestamp,
+) -> Batch {
     let event = Event::new(EventKind::NodeRemoved, now, actor, id.to_string());
     // It takes rights away: what was authorised for the node before is authorised again, and what it holds is revoked.
     Batch {
         expected: Some(state.revision),
         narrows: true,
-        changes: removed(state, id, now),
+        changes: removed(state, id, last_end, now),
         ops: vec![Op::RemoveNode { id }],
         events: vec![event],
         ..Batch::default()

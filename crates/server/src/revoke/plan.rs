@@ -87,9 +87,7 @@ pub(super) fn plan(state: &State, wish: &Wish) -> Result<Plan, Refused> {
     let mut plan = Plan { rules: Vec::new(), suspensions: Vec::new(), ops: Vec::new() };
     let mut names = Names::after(state);
     let before = wish.before.unwrap_or_else(|| next(state));
-    // Whatever is being recorded right now ends by then as well.
-    let longest = wish.now + state.profile().lifetime_max.duration();
-    let until = wish.last_end.map_or(longest, |end| end.max(longest));
+    let until = kept_until(state, wish.last_end, wish.now);
     for target in &wish.targets {
         fits(target, wish.reason)?;
         let mut rule = |target: Revoked, about: Option<SpiffeId>, until: Timestamp| {
@@ -195,10 +193,22 @@ fn keys(target: &Found, wish: &Wish) -> Option<Op> {
     Some(Op::RevokeKeys { of, at: wish.now })
 }
 
+/// The last moment at which anything could be valid that a rule of now covers: what is out, which may have been issued
+/// under a longer limit than today's, and what is being recorded right now.
+fn kept_until(state: &State, last_end: Option<Timestamp>, now: Timestamp) -> Timestamp {
+    let longest = now + state.profile().lifetime_max.duration();
+    last_end.map_or(longest, |end| end.max(longest))
+}
+
 /// The rules that take out of service what an identity holds whose manifest is removed.
-pub(crate) fn retired(state: &State, ids: &[SpiffeId], now: Timestamp) -> Vec<Change> {
+pub(crate) fn retired(
+    state: &State,
+    ids: &[SpiffeId],
+    last_end: Option<Timestamp>,
+    now: Timestamp,
+) -> Vec<Change> {
     let mut names = Names::after(state);
-    let until = now + state.profile().lifetime_max.duration();
+    let until = kept_until(state, last_end, now);
     let rule = |id: &SpiffeId| {
         let target = Revoked::Identity { id: id.clone(), before: next(state) };
         let reason = Reason::CessationOfOperation;
@@ -209,13 +219,18 @@ pub(crate) fn retired(state: &State, ids: &[SpiffeId], now: Timestamp) -> Vec<Ch
 }
 
 /// The rules that take out of service what was issued through a node that is removed, and its agent's own.
-pub(crate) fn removed(state: &State, node: NodeId, now: Timestamp) -> Vec<Change> {
+pub(crate) fn removed(
+    state: &State,
+    node: NodeId,
+    last_end: Option<Timestamp>,
+    now: Timestamp,
+) -> Vec<Change> {
     let before = next(state);
     let id = agent_id(&state.domain().trust_domain, node);
     let own = Revoked::Identity { id: id.clone(), before };
     let through = Revoked::Node { id: node, tag: node_tag(node), before };
     let reason = Reason::CessationOfOperation;
-    let until = now + state.profile().lifetime_max.duration();
+    let until = kept_until(state, last_end, now);
     let mut names = Names::after(state);
     let mut rule = |target, about| {
         let rule = Revocation { target, about, reason, at: now, until };

@@ -510,3 +510,29 @@ async fn counts_that_a_point_and_an_agent_make_up_do_not_overflow() {
     assert_eq!(all.connections_cut, Some(u64::MAX));
     running.stop().await;
 }
+
+#[tokio::test]
+async fn rule_of_a_removed_workload_outlasts_what_was_issued_under_a_longer_limit() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let long = serde_json::json!({
+        "apiVersion": "countersign.dev/v1alpha1", "kind": "Workload", "metadata": { "name": "web" },
+        "spec": { "selectors": ["launch:web"], "lifetime": "20h" },
+    });
+    running.apply(vec![long]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let mut client = agent.client(&realm, &running).await;
+    let held = svid(&agent, &realm, &mut client, "web").await;
+    let short = serde_json::json!({
+        "apiVersion": "countersign.dev/v1alpha1", "kind": "TrustDomain", "metadata": { "name": "shop" },
+        "spec": { "trustDomain": super::DOMAIN, "lifetimeMax": "1h", "svidLifetime": "1h", "agentLifetime": "1h" },
+    });
+    let web = workload("web", &[]);
+    running.apply(vec![short, web]).await;
+    let kind = countersign_api::resource::Kind::Workload;
+    running.admin.remove_resource(kind, &"web".parse().unwrap()).await.unwrap();
+    let rules = running.admin.revocations().await.unwrap().rules;
+    assert!(held.expires <= rules[0].until, "{} ends before {}", rules[0].until, held.expires);
+    running.stop().await;
+    realm.verify_everything().await;
+}
