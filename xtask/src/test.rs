@@ -19,7 +19,8 @@ pub(crate) fn run(install: bool, filter: Option<&str>) -> Result<()> {
         python()?;
     }
     step("release build", &mut cargo(&["build", "--release"]))?;
-    let mut tests = cargo(&["test", "--workspace"]);
+    // All of them, so that one run names every failure.
+    let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"]);
     tests.args(filter);
     tests.env("COUNTERSIGN_BIN", root().join("target/release/countersign"));
     tests.env("COUNTERSIGN_PYTHON", python_bin());
