@@ -25,6 +25,8 @@ const SENDING_MAX: usize = 8;
 /// Facts in one message.
 const FACTS_MAX: usize = 128;
 const STATUS_EVERY: Duration = Duration::from_secs(3);
+/// How long the agent may take to take note of a goodbye. A program that ends must not hang on an agent that does.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 /// An agent that does not offer the service may be succeeded by one that does.
 const NOT_OFFERED_RETRY: BackoffPolicy =
     BackoffPolicy { first: Duration::from_secs(30), longest: Duration::from_secs(300) };
@@ -199,7 +201,7 @@ impl<'a> Conversation<'a> {
         loop {
             match self.next_event(stop).await {
                 Event::Stop => {
-                    self.say_goodbye();
+                    self.say_goodbye().await;
                     return Ended::Stopped;
                 }
                 Event::Received(Ok(Some(message))) => {
@@ -318,14 +320,26 @@ impl<'a> Conversation<'a> {
         });
     }
 
-    /// Hands over what there is room for. The end of the stream itself says that the point is gone.
-    fn say_goodbye(&mut self) {
+    /// Lets nobody in any more, hands over what there is room for, and ends its half of the stream, which says that the
+    /// point is gone. The agent's end says that it has heard: a stream that was dropped is a lost one, which says nothing.
+    async fn say_goodbye(mut self) {
+        self.subscription.keeper.close();
         while let Ok(fact) = self.subscription.facts.queue.try_recv() {
             self.add(fact);
         }
         while let Some(request) = self.outbox.next() {
             if self.requests.try_send(request).is_err() {
-                return;
+                break;
+            }
+        }
+        let Self { subscription, requests, mut stream, .. } = self;
+        drop(requests);
+        let late = subscription.clock.now() + GOODBYE_TIMEOUT;
+        let heard = async { while let Ok(Some(_said)) = stream.message().await {} };
+        tokio::select! {
+            () = heard => {}
+            () = subscription.clock.sleep_until(late) => {
+                tracing::info!("the agent did not hear the goodbye; it sees the process end");
             }
         }
     }

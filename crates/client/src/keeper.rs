@@ -246,6 +246,13 @@ impl Keeper {
         }
     }
 
+    /// Trusts nobody from now on, shows nothing, and ends all live connections: who says goodbye lets nothing in any more.
+    pub(crate) fn close(&self) {
+        let held = self.held();
+        self.trust.close();
+        drop(held);
+    }
+
     pub(crate) fn link(&self, link: Link) {
         self.status.send_modify(|status| status.link = link);
     }

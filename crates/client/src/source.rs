@@ -44,8 +44,9 @@ pub struct NotReady;
 
 /// Who this process is, whom it trusts and who may talk to it, kept current.
 ///
-/// It ends when it is [shut down](Self::shutdown) or dropped. What was made of its [`trust`](Self::trust) goes on
-/// with the last state after that, and must not be used for long: nothing is renewed any more.
+/// It ends when it is [shut down](Self::shutdown), which also ends what was made of its [`trust`](Self::trust), or
+/// dropped: then that goes on with the last state, and must not be used for long, since nothing is renewed any more, and
+/// the agent waits for the process to end.
 #[derive(Debug)]
 pub struct Source {
     keeper: Arc<Keeper>,
@@ -225,7 +226,8 @@ impl Source {
         self.reporter.clone()
     }
 
-    /// Ends it: says goodbye to the agent, and waits for its tasks.
+    /// Ends it, after the program has finished what was under way: from here on nothing is let in, what is still open is
+    /// cut, and the agent is told that it need not wait for this point any more.
     pub async fn shutdown(mut self) {
         self.stop.cancel();
         while let Some(ended) = self.tasks.join_next().await {

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use countersign_identity::{Clock, Name, Revision, Revocation, Revocations, SpiffeId, Timestamp};
+use countersign_identity::{
+    Clock, Code, Name, Revision, Revocation, Revocations, SpiffeId, Timestamp,
+};
 use countersign_pki::{Bundles, Refused, Role};
 use countersign_policy::Policies;
 use rustls::crypto::CryptoProvider;
@@ -91,7 +93,14 @@ pub struct Trust {
     pub(crate) register: Arc<Register>,
     pub(crate) handshakes: Arc<Semaphore>,
     provider: Arc<CryptoProvider>,
-    applying: Mutex<()>,
+    applying: Mutex<Life>,
+}
+
+/// Whether anything may still be let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Open,
+    Closed,
 }
 
 impl Trust {
@@ -109,7 +118,7 @@ impl Trust {
             register: Arc::new(Register::new(limits.connections_max)),
             handshakes: Arc::new(Semaphore::new(limits.handshakes_max)),
             provider: config::provider(),
-            applying: Mutex::new(()),
+            applying: Mutex::new(Life::Open),
         })
     }
 
@@ -122,8 +131,11 @@ impl Trust {
     ///
     /// Parts that did not change should be the same `Arc`s as before: then only what did change is looked at.
     pub fn apply(&self, slice: Slice) -> Applied {
-        let _one_at_a_time = self.one_at_a_time();
-        let slice = Arc::new(slice);
+        let life = self.one_at_a_time();
+        let slice = Arc::new(match *life {
+            Life::Open => slice,
+            Life::Closed => Slice { revision: slice.revision, ..Slice::nothing() },
+        });
         // Swap, then scan. Whoever registers after the scan decides on the new slice (see `admission::admit`).
         let before = self.slice.swap(Arc::clone(&slice));
         let own = self.stop_showing(&slice);
@@ -131,6 +143,14 @@ impl Trust {
         let Reviewed { cut, draining } =
             admission::review(&self.register, &slice, changed, self.now());
         Applied { revision: slice.revision, cut, draining, own }
+    }
+
+    /// Ends what was let in on a certificate, and lets nothing begin any more, for good: from now on nobody is trusted and
+    /// nothing is shown, whatever is applied.
+    pub fn close(&self) {
+        *self.one_at_a_time() = Life::Closed;
+        self.own.store(None);
+        self.apply(Slice::nothing());
     }
 
     /// Gives up our own identity when a rule covers it, and tells the rule.
@@ -149,7 +169,11 @@ impl Trust {
     pub fn set_identity(&self, identity: Identity) -> Result<(), Refused> {
         let chain: Vec<&[u8]> = identity.chain().certificates().iter().map(|c| c.der()).collect();
         // No slice comes between the question and the answer.
-        let _one_at_a_time = self.one_at_a_time();
+        let life = self.one_at_a_time();
+        if *life == Life::Closed {
+            let why = "this process shows nothing any more".to_owned();
+            return Err(Refused { code: Code::NoOwnIdentity, why });
+        }
         let slice = self.slice();
         // Foreign issuers may write certificates for one of the roles alone.
         let as_client = countersign_pki::verify(&chain, &slice.bundles, Role::Client, self.now());
@@ -222,7 +246,7 @@ impl Trust {
         self.own.load_full().filter(|own| now <= own.identity.expires())
     }
 
-    fn one_at_a_time(&self) -> MutexGuard<'_, ()> {
+    fn one_at_a_time(&self) -> MutexGuard<'_, Life> {
         self.applying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -7,6 +7,7 @@ use countersign_api::v1;
 use countersign_api::v1::enforcement_client::EnforcementClient;
 use countersign_api::v1::enforcement_request::Step as Out;
 use countersign_api::v1::enforcement_response::Step as In;
+use countersign_identity::Clock as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -199,6 +200,28 @@ async fn a_lost_stream_does_not_end_a_point_and_the_end_of_its_process_does() {
             world.server.acks().borrow().points.iter().any(|one| one.gone)
         })
         .await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_goodbye_ends_a_point_at_once_though_its_process_lives() {
+    let world = shop().await;
+    let agent = world.agent().await;
+    let mut point = Point::register(&agent, "proxy-web").await;
+    let revision = point.slice().await.revision.unwrap();
+    point.acknowledge(revision, 0).await;
+    let told = |gone: bool| {
+        world.clock.advance(Duration::from_millis(10));
+        let ack = world.server.acks().borrow().clone();
+        ack.points.iter().any(|one| one.revision.is_some() && one.gone == gone)
+    };
+    world.until("it is known", || told(false)).await;
+    let begin = world.clock.now();
+    let leaving = tokio::spawn(point.leave());
+    world.until("it is told as gone", || told(true)).await;
+    let took = world.clock.now().since(begin);
+    assert!(took < Duration::from_secs(1), "took {took:?}");
+    leaving.await.unwrap();
     agent.stop().await;
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::time::Duration;
 
 use countersign_api::v1;
 use countersign_api::v1::enforcement_request::Step as Said;
@@ -16,11 +17,12 @@ use countersign_api::workload::{
     ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svidRequest,
     X509svidResponse,
 };
+use futures_util::{StreamExt as _, stream};
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::Stream;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
-use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -32,7 +34,10 @@ type Script<T> = watch::Sender<Option<Result<T, Status>>>;
 #[derive(Debug, PartialEq)]
 pub(crate) enum Heard {
     Said(Said),
+    /// The stream was ended in an orderly way.
     Goodbye,
+    /// It broke, or was dropped.
+    Lost,
 }
 
 /// Whether the agent has the Enforcement service.
@@ -50,6 +55,29 @@ pub(crate) struct Agent {
     heard_sender: mpsc::UnboundedSender<Heard>,
     heard: mpsc::UnboundedReceiver<Heard>,
     runtime: Option<Runtime>,
+    hung: Option<std::sync::mpsc::Sender<()>>,
+}
+
+/// Who ends a stream in an orderly way waits for the other end; one that was dropped is reset within this time.
+const GRACE: Duration = Duration::from_millis(50);
+
+/// Notes how a stream ended.
+struct Listener {
+    heard: mpsc::UnboundedSender<Heard>,
+    last: Heard,
+}
+
+impl Listener {
+    fn hears_goodbye(mut self) {
+        self.last = Heard::Goodbye;
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let last = std::mem::replace(&mut self.last, Heard::Lost);
+        self.heard.send(last).unwrap_or(());
+    }
 }
 
 #[derive(Clone)]
@@ -70,6 +98,7 @@ impl Agent {
             heard_sender,
             heard,
             runtime: None,
+            hung: None,
         };
         agent.run();
         agent
@@ -100,6 +129,14 @@ impl Agent {
             );
         runtime.spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
         self.runtime = Some(runtime);
+    }
+
+    /// Answers nothing any more, and ends nothing, as a stopped process does.
+    pub(crate) fn hang(&mut self) {
+        let (going_on, hung) = std::sync::mpsc::channel::<()>();
+        // It has one thread.
+        self.runtime.as_ref().unwrap().spawn(async move { hung.recv() });
+        self.hung = Some(going_on);
     }
 
     /// Ends at once, with all its streams, as a killed process does.
@@ -134,6 +171,16 @@ impl Agent {
 
     pub(crate) async fn next(&mut self) -> Heard {
         self.heard.recv().await.unwrap()
+    }
+
+    /// How the stream that is open now ends.
+    pub(crate) async fn end(&mut self) -> Heard {
+        loop {
+            match self.next().await {
+                Heard::Said(_) => {}
+                end @ (Heard::Goodbye | Heard::Lost) => return end,
+            }
+        }
     }
 
     /// The next acknowledgement, past statuses and facts.
@@ -251,13 +298,22 @@ impl EnforcementService for Service {
         check_header(&request)?;
         let mut requests = request.into_inner();
         let heard = self.heard.clone();
+        let (over, ended) = oneshot::channel::<()>();
         tokio::spawn(async move {
             while let Some(Ok(request)) = requests.next().await {
                 // The test may be over.
                 heard.send(Heard::Said(request.step.unwrap())).unwrap_or(());
             }
-            heard.send(Heard::Goodbye).unwrap_or(());
+            tokio::time::sleep(GRACE).await;
+            drop(over);
         });
-        Ok(Response::new(follow(self.steps.clone())))
+        let listener = Listener { heard: self.heard.clone(), last: Heard::Lost };
+        let goodbye = async move {
+            listener.hears_goodbye();
+            None
+        };
+        let said = follow(self.steps.clone()).take_until(ended).map(Some);
+        let steps = said.chain(stream::once(goodbye)).filter_map(std::future::ready);
+        Ok(Response::new(Box::pin(steps)))
     }
 }

@@ -12,7 +12,9 @@ use tokio::io::AsyncReadExt;
 use crate::agent::{Agent, Heard, Offer};
 use crate::realm::Realm;
 use crate::revocation::{other_rule, record};
-use crate::world::{World, connect, now, options, policy, response, source, source_with, until};
+use crate::world::{
+    World, connect, connect_to, now, options, policy, response, source, source_with, until,
+};
 
 /// `orders` with its agent at revision 5, acknowledged.
 pub(crate) async fn orders(world: &mut World) -> Source {
@@ -68,7 +70,36 @@ async fn the_point_registers_and_tells_its_status_and_its_services() {
     assert_eq!(id.as_str(), "spiffe://shop.example/orders");
     assert_eq!(services.id_of(&"payments".parse().unwrap()), None);
     source.shutdown().await;
-    while world.agent.next().await != Heard::Goodbye {}
+    assert_eq!(world.agent.end().await, Heard::Goodbye);
+}
+
+#[tokio::test]
+async fn who_says_goodbye_lets_nobody_in_any_more_and_who_is_dropped_says_nothing() {
+    let mut world = World::new(Offer::Enforcement);
+    let (web, mut agent, _folder) = web(&world).await;
+    let orders = orders(&mut world).await;
+    let (client, server) = connect(&web, &orders).await;
+    let (mut client, _server) = (client.unwrap(), server.unwrap());
+    let trust = orders.trust();
+    orders.shutdown().await;
+    assert_eq!(world.agent.end().await, Heard::Goodbye);
+    // The end may come as an error or as the end of the stream.
+    assert_eq!(client.read_to_end(&mut Vec::new()).await.unwrap_or(0), 0);
+    assert_eq!(trust.connections(), 1, "its owner still holds what was shut");
+    let (_, server) = connect_to(&web, &trust).await;
+    assert!(server.is_err(), "what was made of it before lets nobody in");
+    drop(web);
+    assert_eq!(agent.end().await, Heard::Lost);
+}
+
+#[tokio::test]
+async fn an_agent_that_hangs_keeps_no_program_from_its_end() {
+    let mut world = World::new(Offer::Enforcement);
+    let orders = orders(&mut world).await;
+    world.agent.hang();
+    let begin = std::time::Instant::now();
+    orders.shutdown().await;
+    assert!(begin.elapsed() < std::time::Duration::from_secs(5));
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use countersign::{
-    Authorization, Expected, HandshakeFailure, Inbound, Outbound, Source, Status, Stream,
+    Authorization, Expected, HandshakeFailure, Inbound, Outbound, Source, Status, Stream, Trust,
     WorkloadApiOptions, accept, dial,
 };
 use countersign_api::resource::{PolicyRecord, PolicyScope, ScopeNames};
@@ -115,12 +115,20 @@ pub(crate) async fn connect(
     from: &Source,
     to: &Source,
 ) -> (Result<Stream, HandshakeFailure>, Result<Stream, HandshakeFailure>) {
+    connect_to(from, &to.trust()).await
+}
+
+/// The same, to what was made of a source.
+pub(crate) async fn connect_to(
+    from: &Source,
+    to: &Arc<Trust>,
+) -> (Result<Stream, HandshakeFailure>, Result<Stream, HandshakeFailure>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let inbound = Inbound::service("orders".parse().unwrap());
     let orders = Expected::Id("spiffe://shop.example/orders".parse().unwrap());
     let outbound = Outbound::service("orders".parse().unwrap(), orders);
-    let trust = to.trust();
+    let trust = Arc::clone(to);
     let server = async move {
         let (tcp, _) = listener.accept().await.unwrap();
         accept(&trust, tcp, &inbound).await.map(|established| established.stream)

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use countersign_identity::{Code, NodeId, NodeTag, Reason, Revision, Revoked};
 use countersign_pki::Chain;
 use countersign_tls::{
-    Clients, Established, Expected, Identity, Inbound, Outbound, Present, Trust, accept, dial,
+    Clients, Established, Expected, Identity, Inbound, Outbound, Present, Slice, Trust, accept,
+    dial,
 };
 use rustls::AlertDescription;
 use tokio::io::AsyncReadExt;
@@ -320,5 +321,23 @@ async fn handshakes_that_race_a_revocation_leave_nothing_open() {
             }
         }
         assert_eq!(orders.connections(), 0);
+    }
+}
+
+#[tokio::test]
+async fn who_has_closed_lets_nothing_in_and_opens_for_nothing_that_comes_later() {
+    let shop = Shop::open();
+    let (_web, mut orders) = shop.shake().await.both();
+    let held = Slice::clone(&shop.orders.slice());
+    let svid = shop.realm.svid("/orders", START, 3600);
+    shop.orders.close();
+    end_of(&mut orders).await;
+    assert!(orders.stream.admitted().why_ended().is_some());
+    for _ in 0..2 {
+        assert!(shop.shake().await.server.is_err());
+        // A slice or a renewed certificate that was under way.
+        shop.orders.apply(held.clone());
+        let refused = shop.orders.set_identity(identity(&svid)).unwrap_err();
+        assert_eq!(refused.code, Code::NoOwnIdentity);
     }
 }
