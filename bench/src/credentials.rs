@@ -69,7 +69,11 @@ impl Domain {
     }
 
     pub(crate) fn profile(&self) -> Result<Profile> {
-        Ok(Profile { domain: self.domain.clone(), lifetime_max: Lifetime::from_secs(86_400)? })
+        Ok(Profile {
+            domain: self.domain.clone(),
+            lifetime_max: Lifetime::from_secs(86_400)?,
+            pointers: None,
+        })
     }
 
     pub(crate) async fn issue(&self, path: &str) -> Result<Credential> {

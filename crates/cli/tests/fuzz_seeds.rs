@@ -20,10 +20,14 @@ mod bundle;
 mod certificate;
 #[path = "../../../fuzz/fuzz_targets/chain.rs"]
 mod chain;
+#[path = "../../../fuzz/fuzz_targets/crl.rs"]
+mod crl;
 #[path = "../../../fuzz/fuzz_targets/csr.rs"]
 mod csr;
 #[path = "../../../fuzz/fuzz_targets/manifest.rs"]
 mod manifest;
+#[path = "../../../fuzz/fuzz_targets/ocsp_request.rs"]
+mod ocsp_request;
 #[path = "../../../fuzz/fuzz_targets/policy.rs"]
 mod policy;
 #[path = "../../../fuzz/fuzz_targets/spiffe_id.rs"]
@@ -175,6 +179,11 @@ fn the_chain_target_holds_near_its_seeds() {
 }
 
 #[test]
+fn the_crl_target_holds_near_its_seeds() {
+    holds("crl", crl::run);
+}
+
+#[test]
 fn the_csr_target_holds_near_its_seeds() {
     holds("csr", csr::run);
 }
@@ -182,6 +191,11 @@ fn the_csr_target_holds_near_its_seeds() {
 #[test]
 fn the_manifest_target_holds_near_its_seeds() {
     holds("manifest", manifest::run);
+}
+
+#[test]
+fn the_ocsp_request_target_holds_near_its_seeds() {
+    holds("ocsp_request", ocsp_request::run);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use countersign_identity::{Code, KeyId, Serial, Sha256, SpiffeId, Timestamp, Val
 
 use crate::algorithm::{BadKey, NoSignature, VerifyingKey, split_spki};
 use crate::der::{self, BadDer, Reader, Value};
-use crate::extension::{BadExtension, Extensions, check_name};
+use crate::extension::{BadExtension, Extensions, Purpose, check_name};
 use crate::key::sha256;
 use crate::{Provenance, PublicKey, Refused};
 
@@ -226,6 +226,13 @@ impl Certificate {
             && extensions.key_usage.is_some_and(|usage| usage.cert_sign())
     }
 
+    /// Whether it may sign answers about its issuer's certificates, and nothing else.
+    pub fn is_ocsp_responder(&self) -> bool {
+        let extensions = &self.0.extensions;
+        extensions.purposes.as_deref() == Some(&[Purpose::OcspSigning])
+            && !extensions.basic.is_some_and(|basic| basic.authority)
+    }
+
     /// How many authorities may follow below this one, if that is limited.
     pub(crate) fn path_length(&self) -> Option<u64> {
         self.0.extensions.basic.and_then(|basic| basic.path_length)
@@ -332,7 +339,7 @@ impl<'a> Contents<'a> {
     }
 }
 
-fn algorithm<'a>(fields: &mut Reader<'a>) -> Result<Value<'a>, BadDer> {
+pub(crate) fn algorithm<'a>(fields: &mut Reader<'a>) -> Result<Value<'a>, BadDer> {
     let algorithm = fields.take(der::SEQUENCE, "signature algorithm")?;
     algorithm.inside().take(der::OID, "signature algorithm")?.oid()?;
     Ok(algorithm)
@@ -350,7 +357,7 @@ fn validity(value: &Value<'_>) -> Result<Validity, BadDer> {
 }
 
 /// `YYMMDDHHMMSSZ` through 2049, `YYYYMMDDHHMMSSZ` from 2050 on (RFC 5280, 4.1.2.5).
-fn time(value: &Value<'_>) -> Result<Timestamp, BadDer> {
+pub(crate) fn time(value: &Value<'_>) -> Result<Timestamp, BadDer> {
     let bad = || value.bad("a time that is not in the form of RFC 5280");
     let (digits, zulu) = value.content.split_at(value.content.len().saturating_sub(1));
     if zulu != b"Z" || !digits.iter().all(u8::is_ascii_digit) {

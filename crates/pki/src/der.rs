@@ -8,7 +8,9 @@ pub(crate) const BOOLEAN: u8 = 0x01;
 pub(crate) const INTEGER: u8 = 0x02;
 pub(crate) const BIT_STRING: u8 = 0x03;
 pub(crate) const OCTET_STRING: u8 = 0x04;
+pub(crate) const NULL: u8 = 0x05;
 pub(crate) const OID: u8 = 0x06;
+pub(crate) const ENUMERATED: u8 = 0x0a;
 pub(crate) const UTF8_STRING: u8 = 0x0c;
 pub(crate) const SEQUENCE: u8 = 0x30;
 pub(crate) const SET: u8 = 0x31;
@@ -174,9 +176,12 @@ impl<'a> Reader<'a> {
             [tag, 0x82, high @ 1..=0xff, low, ..] => {
                 (tag, 4, usize::from(high) << 8 | usize::from(low))
             }
-            // Nothing of ours is over 64 KiB, so longer forms are not read at all.
+            [tag, 0x83, high @ 1..=0xff, middle, low, ..] => {
+                (tag, 5, usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low))
+            }
+            // Nothing of ours is over 16 MiB, a long revocation list included, so longer forms are not read at all.
             [_, 0x80..=0xff, ..] => {
-                return Err(self.bad("a length that is not in its shortest form, or over 64 KiB"));
+                return Err(self.bad("a length that is not in its shortest form, or over 16 MiB"));
             }
             [] | [_] => return Err(self.bad("the end, where a value was expected")),
         };
@@ -264,9 +269,13 @@ mod tests {
 
     #[test]
     fn lengths_have_one_form() {
-        for (header, length) in
-            [(&[4, 0][..], 0), (&[4, 1], 1), (&[4, 0x81, 0x80], 128), (&[4, 0x82, 1, 0], 256)]
-        {
+        for (header, length) in [
+            (&[4, 0][..], 0),
+            (&[4, 1], 1),
+            (&[4, 0x81, 0x80], 128),
+            (&[4, 0x82, 1, 0], 256),
+            (&[4, 0x83, 1, 0, 0], 65_536),
+        ] {
             let bytes = [header, &vec![0; length]].concat();
             assert_eq!(read(&bytes).content.len(), length);
         }
@@ -275,6 +284,7 @@ mod tests {
             &[4, 0x81, 0x7f],
             &[4, 0x82, 0, 0xff],
             &[4, 0x83, 0, 1, 0],
+            &[4, 0x84, 1, 0, 0, 0],
             &[4, 0xff],
             &[4, 1],
             &[4],
@@ -289,7 +299,7 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back() {
-        for length in [0, 1, 127, 128, 255, 256, 40_000] {
+        for length in [0, 1, 127, 128, 255, 256, 40_000, 70_000] {
             let content = vec![7; length];
             let written = write(OCTET_STRING, &[&content]);
             let mut reader = Reader::new(&written);

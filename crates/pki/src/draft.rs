@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use countersign_identity::{Code, Lifetime, Serial, SpiffeId, Timestamp, TrustDomain};
 
-use crate::{Issuer, ProvenKey, Provenance, PublicKey, Reviewed};
+use crate::{Issuer, Pointers, ProvenKey, Provenance, PublicKey, Reviewed};
 
 /// The rules of a trust domain for what is issued in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct Profile {
     pub domain: TrustDomain,
     /// The longest lifetime.
     pub lifetime_max: Lifetime,
+    /// What certificates say about where their revocation is told; nothing when nobody asked for it.
+    pub pointers: Option<Pointers>,
 }
 
 /// Whether a draft may name what lies under `/countersign`.
@@ -65,6 +67,22 @@ pub struct AuthorityDraft {
     pub(crate) issued: Timestamp,
     pub(crate) lifetime: Lifetime,
     pub(crate) parent: Option<Issuer>,
+}
+
+/// The certificate of a delegated OCSP responder before it is reviewed: it signs answers about an issuer's certificates,
+/// and nothing else.
+#[derive(Clone, Debug)]
+pub struct ResponderDraft {
+    /// Whose certificates it answers for.
+    pub issuer: Issuer,
+    /// Its key.
+    pub key: PublicKey,
+    /// The serial number.
+    pub serial: Serial,
+    /// The moment of issue.
+    pub issued: Timestamp,
+    /// How long it is to live from then: short, because nobody asks whether it is revoked; less if the issuer ends before.
+    pub lifetime: Lifetime,
 }
 
 /// Why a certificate is not issued. None of these is a fault of the server.
@@ -121,6 +139,8 @@ pub enum Refusal {
 
 /// The most DNS names in one certificate.
 pub(crate) const DNS_NAMES_MAX: usize = 32;
+/// The longest life of a responder's certificate, which cannot be revoked (`id-pkix-ocsp-nocheck`).
+const RESPONDER_LIFETIME_SECS_MAX: u64 = 7 * 86_400;
 
 impl Refusal {
     /// The stable code.
@@ -208,7 +228,26 @@ impl Draft {
             return Err(Refusal::IssuerKey);
         }
         issuer.check(&profile.domain, self.issued)?;
-        Ok(Reviewed::leaf(&self, issuer))
+        Ok(Reviewed::leaf(&self, issuer, profile.pointers.as_ref()))
+    }
+}
+
+impl ResponderDraft {
+    /// Checks the rules for responders.
+    ///
+    /// # Errors
+    /// With the first rule that it breaks.
+    pub fn review(self) -> Result<Reviewed, Refusal> {
+        let limit =
+            Lifetime::from_secs(RESPONDER_LIFETIME_SECS_MAX).expect("it is within the range");
+        if limit < self.lifetime {
+            return Err(Refusal::LongLifetime { asked: self.lifetime, limit });
+        }
+        if self.key == *self.issuer.key() {
+            return Err(Refusal::IssuerKey);
+        }
+        self.issuer.check(self.issuer.domain(), self.issued)?;
+        Ok(Reviewed::responder(&self))
     }
 }
 

@@ -76,6 +76,7 @@ pub(crate) struct KeyUsage {
 pub(crate) enum Purpose {
     ServerAuth,
     ClientAuth,
+    OcspSigning,
     Any,
     Other,
 }
@@ -234,7 +235,7 @@ impl Extensions {
 }
 
 /// The one value of this tag inside an extension.
-fn only<'a>(octets: &Value<'a>, tag: u8, name: &str) -> Result<Value<'a>, BadDer> {
+pub(crate) fn only<'a>(octets: &Value<'a>, tag: u8, name: &str) -> Result<Value<'a>, BadDer> {
     let mut reader = octets.inside();
     let value = reader.take(tag, name)?;
     reader.end(name)?;
@@ -260,6 +261,7 @@ fn purposes(octets: &Value<'_>) -> Result<Vec<Purpose>, BadDer> {
         purposes.push(match reader.take(der::OID, "purpose")?.oid()? {
             oid::SERVER_AUTH => Purpose::ServerAuth,
             oid::CLIENT_AUTH => Purpose::ClientAuth,
+            oid::OCSP_SIGNING => Purpose::OcspSigning,
             oid::ANY_EXTENDED_KEY_USAGE => Purpose::Any,
             _ => Purpose::Other,
         });
@@ -267,7 +269,7 @@ fn purposes(octets: &Value<'_>) -> Result<Vec<Purpose>, BadDer> {
     if purposes.is_empty() { Err(list.bad("an empty extended key usage")) } else { Ok(purposes) }
 }
 
-fn authority_key_id(octets: &Value<'_>) -> Result<Option<Vec<u8>>, BadDer> {
+pub(crate) fn authority_key_id(octets: &Value<'_>) -> Result<Option<Vec<u8>>, BadDer> {
     let mut fields = only(octets, der::SEQUENCE, "authority key identifier")?.inside();
     let key_id = fields.optional(der::context(0), "key identifier")?;
     fields.optional(der::context_constructed(1), "issuer names")?;

@@ -31,7 +31,7 @@
 //!     provenance: Provenance { revision: Revision::default(), node: NodeTag::from_bytes([7; 8]) },
 //!     reserved: Reserved::Refuse,
 //! };
-//! let profile = Profile { domain: domain.clone(), lifetime_max: "24h".parse()? };
+//! let profile = Profile { domain: domain.clone(), lifetime_max: "24h".parse()?, pointers: None };
 //! let reviewed = draft.review(&profile, &root)?;
 //! let receipt = Receipt::assertion(reviewed.summary().tbs, 1);
 //! let leaf = reviewed.sign(receipt, &root_key).await?;
@@ -44,12 +44,17 @@
 //! # }
 //! ```
 //!
+//! What is taken out of service is told to the rest of the world by lists ([`CrlDraft`]) and by answers to questions
+//! ([`OcspAnswer`]), both of which [`Signer`]s sign as they sign certificates.
+//!
 //! The crate refuses to know files, sockets, clocks, databases and TLS.
 
 mod algorithm;
 mod bundle;
 mod certificate;
 mod chain;
+mod crl;
+mod crl_read;
 mod csr;
 mod der;
 mod draft;
@@ -58,9 +63,12 @@ mod issuer;
 mod json;
 mod key;
 mod names;
+mod ocsp;
+mod ocsp_answer;
 mod oid;
 mod path;
 mod pem;
+mod pointers;
 mod refused;
 mod sign;
 mod signer;
@@ -71,12 +79,24 @@ pub use algorithm::BadKey;
 pub use bundle::{BadBundle, Bundle, Bundles};
 pub use certificate::{BadCertificate, Certificate};
 pub use chain::{BadChain, CHAIN_CERTIFICATES_MAX, Chain};
+pub use crl::{CrlDraft, CrlNumber, CrlOf, RevokedSerial};
+pub use crl_read::{BadCrl, CRL_BYTES_MAX, Crl};
 pub use csr::{CSR_BYTES_MAX, CsrRefused, ProvenKey, make_csr, open_csr};
-pub use draft::{AuthorityDraft, BadDnsName, DnsName, Draft, Profile, Refusal, Reserved};
+pub use draft::{
+    AuthorityDraft, BadDnsName, DnsName, Draft, Profile, Refusal, Reserved, ResponderDraft,
+};
 pub use extension::Provenance;
 pub use issuer::Issuer;
 pub use key::{BadKeyKind, BadSignature, KeyFault, KeyKind, PrivateKey, PublicKey, SignFault};
-pub use pem::{BadPem, decode_certificates, encode_certificate, encode_private_key};
+pub use ocsp::{
+    BadOcspRequest, OCSP_QUESTIONS_MAX, OCSP_REQUEST_BYTES_MAX, OcspIssuer, OcspQuestion,
+    OcspRequest,
+};
+pub use ocsp_answer::{OcspAnswer, OcspFault, OcspStatus};
+pub use pem::{BadPem, decode_certificates, encode_certificate, encode_crl, encode_private_key};
+pub use pointers::{
+    BadShard, BadShards, BadViewsUrl, OcspNamed, Pointers, SHARDS_MAX, Shard, Shards, ViewsUrl,
+};
 pub use refused::Refused;
 pub use sign::{Receipt, Reviewed, Summary};
 pub use signer::{Signer, SoftwareSigner};

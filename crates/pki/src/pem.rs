@@ -9,6 +9,7 @@ use crate::{KeyFault, PrivateKey};
 /// The longest text that is read.
 const PEM_BYTES_MAX: usize = 1024 * 1024;
 const CERTIFICATE: &str = "CERTIFICATE";
+const CRL: &str = "X509 CRL";
 const PRIVATE_KEY: &str = "PRIVATE KEY";
 const LINE: usize = 64;
 
@@ -63,6 +64,11 @@ pub fn decode_certificates(text: &str) -> Result<Vec<Vec<u8>>, BadPem> {
 /// Writes a certificate.
 pub fn encode_certificate(der: &[u8]) -> String {
     encode(CERTIFICATE, der)
+}
+
+/// Writes a revocation list.
+pub fn encode_crl(der: &[u8]) -> String {
+    encode(CRL, der)
 }
 
 /// Writes a private key as unencrypted PKCS#8.

@@ -3,9 +3,9 @@
 use countersign_identity::{KeyId, Serial, Sha256, SpiffeId, Validity};
 
 use crate::der;
-use crate::draft::{AuthorityDraft, Draft};
+use crate::draft::{AuthorityDraft, Draft, ResponderDraft};
 use crate::key::sha256;
-use crate::{Certificate, Issuer, Provenance, PublicKey, SignFault, Signer, write};
+use crate::{Certificate, Issuer, Pointers, Provenance, PublicKey, SignFault, Signer, write};
 
 /// The final contents of a certificate, which passed review and wait to be recorded and signed.
 ///
@@ -51,7 +51,7 @@ pub struct Summary {
     pub serial: Serial,
     /// SHA-256 of the complete TBSCertificate.
     pub tbs: Sha256,
-    /// Whose it is; `None` for an authority.
+    /// Whose it is; `None` for an authority and for a responder.
     pub id: Option<SpiffeId>,
     /// The certified key.
     pub key: KeyId,
@@ -59,7 +59,7 @@ pub struct Summary {
     pub validity: Validity,
     /// The key that signs it.
     pub issuer: KeyId,
-    /// Under which revision it was authorised, and for which node; `None` for an authority.
+    /// Under which revision it was authorised, and for which node; `None` unless it is an SVID.
     pub provenance: Option<Provenance>,
 }
 
@@ -90,9 +90,9 @@ impl Receipt {
 }
 
 impl Reviewed {
-    pub(crate) fn leaf(draft: &Draft, issuer: &Issuer) -> Self {
+    pub(crate) fn leaf(draft: &Draft, issuer: &Issuer, pointers: Option<&Pointers>) -> Self {
         let validity = write::validity(draft.issued, draft.lifetime, Some(issuer));
-        let tbs = write::leaf(draft, issuer, validity);
+        let tbs = write::leaf(draft, issuer, validity, pointers);
         let summary = Summary {
             serial: draft.serial,
             tbs: Sha256::from_bytes(sha256(&tbs)),
@@ -119,6 +119,21 @@ impl Reviewed {
             provenance: None,
         };
         Self { tbs, summary, signed_by }
+    }
+
+    pub(crate) fn responder(draft: &ResponderDraft) -> Self {
+        let validity = write::validity(draft.issued, draft.lifetime, Some(&draft.issuer));
+        let tbs = write::responder(draft, validity);
+        let summary = Summary {
+            serial: draft.serial,
+            tbs: Sha256::from_bytes(sha256(&tbs)),
+            id: None,
+            key: draft.key.id(),
+            validity,
+            issuer: draft.issuer.key_id(),
+            provenance: None,
+        };
+        Self { tbs, summary, signed_by: draft.issuer.key().clone() }
     }
 
     /// What to record.
@@ -168,7 +183,12 @@ impl Reviewed {
         if certificate.tbs() != self.tbs || certificate.validity() != self.summary.validity {
             return Err(bad("it does not hold what was reviewed".to_owned()));
         }
-        let Some(id) = &self.summary.id else { return Ok(()) };
+        let Some(id) = &self.summary.id else {
+            return match certificate.is_authority() || certificate.is_ocsp_responder() {
+                true => Ok(()),
+                false => Err(bad("it is neither an authority's nor a responder's".to_owned())),
+            };
+        };
         match crate::check_leaf(certificate.der()) {
             Ok(found) if found == *id => Ok(()),
             Ok(found) => Err(bad(format!("it names `{found}`"))),

@@ -2,9 +2,10 @@
 
 use countersign_identity::{Lifetime, Serial, Timestamp, TrustDomain, Validity, backdate};
 
-use crate::draft::{AuthorityDraft, Draft};
+use crate::crl::distribution_points;
+use crate::draft::{AuthorityDraft, Draft, ResponderDraft};
 use crate::key::sha256;
-use crate::{Issuer, PublicKey, der, oid};
+use crate::{Issuer, Pointers, PublicKey, der, oid};
 
 const VERSION_3: &[u8] = &[0xa0, 0x03, 0x02, 0x01, 0x02];
 const EMPTY_SEQUENCE: &[u8] = &[0x30, 0x00];
@@ -28,7 +29,12 @@ pub(crate) fn validity(issued: Timestamp, lifetime: Lifetime, issuer: Option<&Is
 }
 
 /// The contents of an SVID.
-pub(crate) fn leaf(draft: &Draft, issuer: &Issuer, validity: Validity) -> Vec<u8> {
+pub(crate) fn leaf(
+    draft: &Draft,
+    issuer: &Issuer,
+    validity: Validity,
+    pointers: Option<&Pointers>,
+) -> Vec<u8> {
     let purposes = der::write(
         der::SEQUENCE,
         &[&der::write(der::OID, &[oid::SERVER_AUTH]), &der::write(der::OID, &[oid::CLIENT_AUTH])],
@@ -45,6 +51,7 @@ pub(crate) fn leaf(draft: &Draft, issuer: &Issuer, validity: Validity) -> Vec<u8
         critical(oid::SUBJECT_ALT_NAME, &der::write(der::SEQUENCE, &[&names])),
         authority_key_id(&issuer_key_id(issuer)),
         subject_key_id(draft.key.public()),
+        pointing(pointers, issuer, draft.serial),
         plain(oid::PROVENANCE, &draft.provenance.to_der()),
     ];
     Tbs {
@@ -54,6 +61,43 @@ pub(crate) fn leaf(draft: &Draft, issuer: &Issuer, validity: Validity) -> Vec<u8
         validity,
         subject: EMPTY_SEQUENCE,
         key: draft.key.public(),
+        extensions: &extensions.concat(),
+    }
+    .write()
+}
+
+/// Where revocation is told: `CRLDistributionPoints`, and the responder in `AuthorityInfoAccess` (RFC 5280, 4.2.1.13
+/// and 4.2.2.1).
+fn pointing(pointers: Option<&Pointers>, issuer: &Issuer, serial: Serial) -> Vec<u8> {
+    let Some(pointers) = pointers else { return Vec::new() };
+    let list = distribution_points(&pointers.list_for(issuer.key_id(), serial));
+    let list = plain(oid::CRL_DISTRIBUTION_POINTS, &list);
+    let Some(responder) = pointers.responder() else { return list };
+    let method = der::write(der::OID, &[oid::OCSP]);
+    let place = der::write(der::context(6), &[responder.as_bytes()]);
+    let access = der::write(der::SEQUENCE, &[&der::write(der::SEQUENCE, &[&method, &place])]);
+    [list, plain(oid::AUTHORITY_INFO_ACCESS, &access)].concat()
+}
+
+/// The contents of an OCSP responder's certificate (RFC 6960, 4.2.2.2). It names no SPIFFE ID, so it is no SVID.
+pub(crate) fn responder(draft: &ResponderDraft, validity: Validity) -> Vec<u8> {
+    let subject = authority_name(draft.issuer.domain(), "OCSP responder");
+    let purposes = der::write(der::SEQUENCE, &[&der::write(der::OID, &[oid::OCSP_SIGNING])]);
+    let extensions = [
+        critical(oid::BASIC_CONSTRAINTS, EMPTY_SEQUENCE),
+        critical(oid::KEY_USAGE, SIGNS_MESSAGES),
+        critical(oid::EXTENDED_KEY_USAGE, &purposes),
+        authority_key_id(&issuer_key_id(&draft.issuer)),
+        subject_key_id(&draft.key),
+        plain(oid::OCSP_NO_CHECK, &der::write(der::NULL, &[])),
+    ];
+    Tbs {
+        serial: draft.serial,
+        algorithm: draft.issuer.key().kind().signature_algorithm(),
+        issuer: draft.issuer.certificate().subject(),
+        validity,
+        subject: &subject,
+        key: &draft.key,
         extensions: &extensions.concat(),
     }
     .write()
@@ -120,28 +164,28 @@ impl Tbs<'_> {
     }
 }
 
-fn critical(id: &[u8], value: &[u8]) -> Vec<u8> {
+pub(crate) fn critical(id: &[u8], value: &[u8]) -> Vec<u8> {
     let id = der::write(der::OID, &[id]);
     der::write(der::SEQUENCE, &[&id, TRUE, &der::write(der::OCTET_STRING, &[value])])
 }
 
-fn plain(id: &[u8], value: &[u8]) -> Vec<u8> {
+pub(crate) fn plain(id: &[u8], value: &[u8]) -> Vec<u8> {
     let id = der::write(der::OID, &[id]);
     der::write(der::SEQUENCE, &[&id, &der::write(der::OCTET_STRING, &[value])])
 }
 
 /// The first 20 bytes of the key id (RFC 7093, 2, method 4, shortened to the usual length).
-fn key_id(key: &PublicKey) -> Vec<u8> {
+pub(crate) fn key_id(key: &PublicKey) -> Vec<u8> {
     sha256(key.spki())[..20].to_vec()
 }
 
 /// What the issuer's own certificate calls its key.
-fn issuer_key_id(issuer: &Issuer) -> Vec<u8> {
+pub(crate) fn issuer_key_id(issuer: &Issuer) -> Vec<u8> {
     let written = issuer.certificate().extensions().subject_key_id.clone();
     written.unwrap_or_else(|| key_id(issuer.key()))
 }
 
-fn authority_key_id(key_id: &[u8]) -> Vec<u8> {
+pub(crate) fn authority_key_id(key_id: &[u8]) -> Vec<u8> {
     let field = der::write(der::context(0), &[key_id]);
     plain(oid::AUTHORITY_KEY_ID, &der::write(der::SEQUENCE, &[&field]))
 }
@@ -166,7 +210,7 @@ fn authority_name(domain: &TrustDomain, word: &str) -> Vec<u8> {
 }
 
 /// UTCTime through 2049, GeneralizedTime from 2050 on (RFC 5280, 4.1.2.5).
-fn time(moment: Timestamp) -> Vec<u8> {
+pub(crate) fn time(moment: Timestamp) -> Vec<u8> {
     let (year, month, day, hour, minute, second) = moment.civil();
     let rest = format!("{month:02}{day:02}{hour:02}{minute:02}{second:02}Z");
     if (1950..2050).contains(&year) {

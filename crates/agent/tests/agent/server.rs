@@ -350,7 +350,8 @@ impl Server {
             provenance: Provenance { revision: self.lock().authorises(), node: TAG },
             reserved,
         };
-        let profile = Profile { domain: self.0.domain.clone(), lifetime_max: lifetime };
+        let profile =
+            Profile { domain: self.0.domain.clone(), lifetime_max: lifetime, pointers: None };
         let (certificate, key) = {
             let issuer = self.0.issuer.lock().unwrap();
             (issuer.certificate.clone(), Arc::clone(&issuer.key))

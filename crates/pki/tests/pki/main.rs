@@ -6,5 +6,6 @@ mod attacks;
 mod bundles;
 mod issue;
 mod parsers;
+mod status;
 mod support;
 mod vectors;

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use countersign_identity::KeyId;
 use countersign_pki::{
-    Bundle, Certificate, Chain, PrivateKey, PublicKey, Role, check_leaf, decode_certificates,
-    open_csr, verify_pinned,
+    Bundle, Certificate, Chain, Crl, OcspRequest, PrivateKey, PublicKey, Role, check_leaf,
+    decode_certificates, open_csr, verify_pinned,
 };
 use der::Decode as _;
 use proptest::prelude::*;
@@ -32,6 +32,8 @@ fn every_parser(bytes: &[u8]) {
     drop(Certificate::parse(bytes));
     drop(check_leaf(bytes));
     drop(open_csr(bytes));
+    drop(Crl::parse(bytes));
+    drop(OcspRequest::parse(bytes));
     drop(PublicKey::from_spki(bytes));
     drop(PrivateKey::from_pkcs8(bytes));
     drop(Bundle::parse_json(domain(), bytes));

@@ -53,7 +53,7 @@ impl Realm {
     }
 
     pub(crate) fn profile(&self) -> Profile {
-        Profile { domain: self.domain.clone(), lifetime_max: lifetime("24h") }
+        Profile { domain: self.domain.clone(), lifetime_max: lifetime("24h"), pointers: None }
     }
 
     pub(crate) fn draft(&self, path: &str, key: &PrivateKey) -> Draft {

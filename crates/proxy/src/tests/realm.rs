@@ -81,7 +81,8 @@ impl Realm {
             },
             reserved: Reserved::Refuse,
         };
-        let profile = Profile { domain: self.domain.clone(), lifetime_max: lifetime };
+        let profile =
+            Profile { domain: self.domain.clone(), lifetime_max: lifetime, pointers: None };
         let issuer = Issuer::from_certificate(self.issuer.clone()).unwrap();
         let leaf = sign(draft.review(&profile, &issuer).unwrap(), &self.issuer_key).await;
         let chain = Chain::from_ders([leaf.der(), self.issuer.der()]).unwrap();

@@ -153,7 +153,7 @@ impl State {
     pub(crate) fn profile(&self) -> Profile {
         let spec = self.domain();
         let lifetime_max = spec.lifetime_max.max(spec.agent_lifetime);
-        Profile { domain: spec.trust_domain.clone(), lifetime_max }
+        Profile { domain: spec.trust_domain.clone(), lifetime_max, pointers: None }
     }
 
     /// The anchors of every trust domain, for verification.

@@ -81,7 +81,8 @@ impl Realm {
             provenance: Provenance { revision: Revision { incarnation: 1, number }, node },
             reserved: if id.is_reserved() { Reserved::Allow } else { Reserved::Refuse },
         };
-        let profile = Profile { domain: self.domain.clone(), lifetime_max: lifetime };
+        let profile =
+            Profile { domain: self.domain.clone(), lifetime_max: lifetime, pointers: None };
         let issuer = Issuer::from_certificate(self.issuer.clone()).unwrap();
         let leaf = sign(draft.review(&profile, &issuer).unwrap(), &self.issuer_key);
         let ders = [leaf.der(), self.issuer.der(), self.root.der()];

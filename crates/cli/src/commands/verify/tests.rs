@@ -42,7 +42,7 @@ fn made() -> (String, String) {
         reserved: Reserved::Refuse,
     };
     let issuer = Issuer::from_certificate(root.clone()).unwrap();
-    let profile = Profile { domain, lifetime_max: day };
+    let profile = Profile { domain, lifetime_max: day, pointers: None };
     let leaf = signed(draft.review(&profile, &issuer).unwrap(), &signer);
     (encode_certificate(root.der()), encode_certificate(leaf.der()))
 }
