@@ -16,6 +16,7 @@ const SETS: [(&str, &[&str]); 2] = [
             "countersign/v1/node.proto",
             "countersign/v1/enforcement.proto",
             "countersign/v1/agent_status.proto",
+            "countersign/v1/replica.proto",
         ],
     ),
 ];

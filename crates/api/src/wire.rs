@@ -71,6 +71,20 @@ impl From<v1::Revision> for Revision {
     }
 }
 
+/// A server's report as it is kept for the others.
+pub fn replica_report_bytes(report: &v1::ReplicaReport) -> Vec<u8> {
+    report.encode_to_vec()
+}
+
+/// Another server's report.
+///
+/// # Errors
+/// When the bytes are none.
+pub fn replica_report(bytes: &[u8]) -> Result<v1::ReplicaReport, BadWire> {
+    v1::ReplicaReport::decode(bytes)
+        .map_err(|why| BadWire::Malformed { field: "report", why: why.to_string() })
+}
+
 /// The revision of a message that must have one.
 ///
 /// # Errors

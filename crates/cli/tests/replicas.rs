@@ -78,6 +78,10 @@ impl Part {
         begin.elapsed()
     }
 
+    fn signal(&self, name: &str) {
+        support::signal(i32::try_from(self.child.id()).unwrap(), name);
+    }
+
     fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -167,6 +171,13 @@ impl Domain {
         done(&["apply", &manifest, "--admin", server.admin()])["revision"].clone()
     }
 
+    /// A proxy beside an agent: an enforcement point.
+    fn proxy(&self, agent: &str) -> Part {
+        let socket = format!("unix://{}", self.place(&format!("{agent}-run/agent.sock")));
+        let run = self.place(&format!("{agent}-proxy"));
+        Part::start(&["proxy", "--name", agent, "--agent", &socket, "--run-dir", &run], &[])
+    }
+
     fn fetch(&self, agent: &str) -> bool {
         let socket = format!("unix://{}", self.place(&format!("{agent}-run/agent.sock")));
         run(&["fetch", "x509", "--socket", &socket]).status.success()
@@ -202,6 +213,62 @@ fn a_change_through_one_server_reaches_the_agent_of_the_other_and_the_agent_surv
     let revision = domain.apply(&one, "again");
     two.node_has(&revision);
     drop((near, far));
+}
+
+/// Revokes `web` through this server, and waits for all points, or for so long.
+fn revoke(through: &Part, reason: &str, timeout: &str) -> (Option<i32>, Value) {
+    let id = "spiffe://prod.example/web";
+    let fixed = ["revoke", id, "--reason", reason, "--wait", "--timeout", timeout];
+    let output = run(&[&fixed[..], &["--admin", through.admin(), "--output", "json"]].concat());
+    let outcome = serde_json::from_slice(&output.stdout);
+    (output.status.code(), outcome.unwrap_or_else(|_| panic!("{}", text(&output.stderr))))
+}
+
+#[track_caller]
+fn enforcing(outcome: &Value, live: u64, enforcing: u64) {
+    let found = (outcome["live"].as_u64(), outcome["enforcing"].as_u64());
+    assert_eq!(found, (Some(live), Some(enforcing)), "{outcome}");
+}
+
+#[test]
+fn one_report_counts_the_points_of_both_servers_and_the_death_of_one_makes_them_no_fewer() {
+    let domain = Domain::make();
+    let (one, two) = (domain.server("one"), domain.server("two"));
+    let far = domain.agent("far", &[&two]);
+    let near = domain.agent("near", &[&one, &two]);
+    domain.apply(&one, "web");
+    let (near_point, far_point) = (domain.proxy("near"), domain.proxy("far"));
+    let live = |server: &Part| {
+        let output = run(&["converged", "--admin", server.admin(), "--output", "json"]);
+        let outcome: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        outcome["live"].as_u64()
+    };
+    for server in [&one, &two] {
+        until("both points are counted", || (live(server) == Some(2)).then_some(()));
+    }
+    for through in [&one, &two] {
+        let (status, outcome) = revoke(through, "key-compromise", "20s");
+        enforcing(&outcome, 2, 2);
+        assert_eq!((status, &outcome["missing"]), (Some(0), &Value::Array(vec![])), "{outcome}");
+        assert!(outcome["slowest_ms"].as_u64().unwrap() < 1000, "{outcome}");
+        assert!(outcome["reissued_ms"].as_u64().unwrap() < 10_000, "{outcome}");
+        assert_eq!(outcome["exposure_ends"], Value::Null, "{outcome}");
+        println!("slowest {}, re-issued in {} ms", outcome["slowest_ms"], outcome["reissued_ms"]);
+    }
+    // A server dies, while its agent cannot go over to the other.
+    near.signal("STOP");
+    one.kill();
+    let (status, outcome) = revoke(&two, "superseded", "2s");
+    enforcing(&outcome, 2, 1);
+    assert_eq!((status, &outcome["missing"][0]["point"]), (Some(1), &Value::from("near")));
+    assert!(outcome["exposure_ends"].is_string(), "{outcome}");
+    near.signal("CONT");
+    let outcome = done(&["converged", "--wait", "--admin", two.admin()]);
+    enforcing(&outcome, 2, 2);
+    // Who says goodbye is not waited for.
+    drop(near_point);
+    until("one is left", || (live(&two) == Some(1)).then_some(()));
+    drop((far_point, near, far));
 }
 
 #[test]

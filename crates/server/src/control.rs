@@ -12,7 +12,7 @@ use crate::attest::Throttle;
 use crate::issue::{Cause, Desk, Order, Svid, Wanted};
 use crate::publish::{Roster, Slices};
 use crate::refusal::Refused;
-use crate::revoke::Converging;
+use crate::revoke::{Converging, Replicas};
 use crate::state::{State, StateFeed};
 use crate::watch::{Pulse, Watch};
 
@@ -23,6 +23,8 @@ pub(crate) struct Control {
     pub(crate) desk: Desk,
     pub(crate) roster: Roster,
     pub(crate) converging: Converging,
+    /// The other servers, where the store is one that several share.
+    pub(crate) replicas: Option<Replicas>,
     pub(crate) slices: Slices,
     pub(crate) throttle: Mutex<Throttle>,
     pub(crate) watch: Arc<Watch>,

@@ -26,7 +26,7 @@ use crate::edge::{Edge, NodeRoutes};
 use crate::issue::{Desk, Own};
 use crate::publish::{Roster, Slices};
 use crate::refusal::Refused;
-use crate::revoke::{Converging, prune};
+use crate::revoke::{Converging, Replicas, prune, talk};
 use crate::state::{Feeder, State, StateFeed};
 use crate::storage::{self, Upkeep};
 use crate::watch::{About, LogTree, TimeGuard, Watch, serve_metrics};
@@ -229,12 +229,15 @@ impl Serving {
         };
         let limits = Limits { connections_max: CONNECTIONS_MAX, handshakes_max: HANDSHAKES_MAX };
         let trust = Trust::with_limits(Arc::clone(&clock), trusting(&feed.current()), limits);
+        let shared = matches!(start.config.store, StoreAt::Postgres { .. });
+        let replicas = shared.then(|| Replicas::new(start.domain.server.to_string()));
         let control = Arc::new(Control {
             store: Arc::clone(&start.store),
             feed,
             desk,
             roster: Roster::default(),
             converging: Converging::default(),
+            replicas,
             slices: Slices::default(),
             throttle: Mutex::new(Throttle::default()),
             watch: Arc::new(Watch::new(start.started)),
@@ -337,6 +340,7 @@ impl Parts {
         };
         if let StoreAt::Postgres { .. } = start.config.store {
             spawn(&mut parts, upkeep.clone().pulse(Arc::clone(&control.pulse), after.clone()));
+            spawn(&mut parts, talk(Arc::clone(&control), after.clone()));
         }
         spawn(&mut parts, upkeep.trim(after.clone()));
         spawn(&mut parts, prune(Arc::clone(&control), holder, after.clone()));

@@ -135,6 +135,7 @@ impl Steps {
             desk,
             roster: Roster::default(),
             converging: Converging::default(),
+            replicas: None,
             slices: Slices::default(),
             throttle: Mutex::new(Throttle::default()),
             watch: Arc::new(Watch::new(clock.now())),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use countersign_audit::EventKind;
 use countersign_identity::{Name, Serial};
 
-use crate::{Batch, Change, Op, PointRow, Result, StoreError};
+use crate::{Batch, Change, Op, PointRow, ReportRow, Result, StoreError};
 
 /// The longest name of a record, a secret, a lease or a lease's holder.
 pub const NAME_BYTES_MAX: usize = 255;
@@ -18,6 +18,8 @@ pub const BATCH_ROWS_MAX: usize = 50_000;
 pub const KEY_BYTES_MAX: usize = 1024;
 /// The longest host name of a node.
 pub const HOST_BYTES_MAX: usize = 255;
+/// The longest report of a replica: of about a hundred thousand enforcement points.
+pub const REPORT_BYTES_MAX: usize = 4 << 20;
 /// How many labels a node or a token may have.
 pub const LABELS_MAX: usize = 64;
 /// How many rows a page may have.
@@ -40,6 +42,12 @@ fn within(what: &'static str, found: usize, limit: usize) -> Result<()> {
 /// Checks a name of a record, a secret, a lease or a lease's holder.
 pub(crate) fn check_name(what: &'static str, name: &str) -> Result<()> {
     within(what, name.len(), NAME_BYTES_MAX)
+}
+
+/// Checks a replica's report.
+pub(crate) fn check_report(report: &ReportRow) -> Result<()> {
+    check_name("bytes of a replica's name", &report.replica)?;
+    within("bytes of a replica's report", report.body.len(), REPORT_BYTES_MAX)
 }
 
 fn check_labels(labels: &[Name]) -> Result<()> {

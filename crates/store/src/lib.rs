@@ -1,7 +1,8 @@
 //! A trust domain's state: an ordered map with a change feed, and the log beside it.
 //!
 //! What verifiers enforce and agents serve are records `(kind, name) -> value` under one [`Revision`]. Nodes, join
-//! tokens, sealed secrets, leases and issued certificates are tables beside it, which do not move the revision.
+//! tokens, sealed secrets, leases, replicas' reports and issued certificates are tables beside it, which do not move the
+//! revision.
 //! Every audit event is written in the transaction of the change that it tells of. All writing goes through
 //! [`Store::commit`], one atomic [`Batch`] of plain data at a time, which makes batches fit to be committed together
 //! and to be run again.
@@ -31,15 +32,15 @@ use tokio::sync::watch;
 pub use batch::{Batch, Change, Committed, KeysOf, Kind, Op, Record, UnknownKind};
 pub use bounds::{
     BATCH_ROWS_MAX, FEED_COMMITS_MAX, HOST_BYTES_MAX, KEY_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX,
-    PAGE_MAX, VALUE_BYTES_MAX,
+    PAGE_MAX, REPORT_BYTES_MAX, VALUE_BYTES_MAX,
 };
 pub use copy::{Copied, Place, copy};
 pub use error::{Result, StoreError};
 pub use memory::MemoryStore;
 pub use postgres::{BadUrl, Password, PostgresStore, PostgresUrl};
 pub use rows::{
-    Commit, Details, Feed, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow, Snapshot,
-    StoredEvent, TokenRow, Trimmed,
+    Commit, Details, Feed, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow, ReportRow,
+    Snapshot, StoredEvent, TokenRow, Trimmed,
 };
 pub use sqlite::SqliteStore;
 pub use verify::{Verification, verify_everything};
@@ -99,6 +100,16 @@ pub trait Store: Send + Sync + 'static {
     /// Takes or renews a lease for a periodic duty; true when `holder` has it until `now + ttl`. A `ttl` of zero gives
     /// it up.
     async fn lease(&self, name: &str, holder: &str, ttl: Duration, now: Timestamp) -> Result<bool>;
+
+    /// Puts a replica's report in place of its one before; true when it is on record now, false when one of the same or
+    /// a later version is.
+    async fn report(&self, report: ReportRow) -> Result<bool>;
+
+    /// The version of every replica's report, in the order of the replicas' names.
+    async fn report_versions(&self) -> Result<Vec<(String, u64)>>;
+
+    /// The report of this replica.
+    async fn report_of(&self, replica: &str) -> Result<Option<ReportRow>>;
 
     /// Drops what nobody can need any more: rows of certificates and tokens that ended more than the allowed skew
     /// ago. At most a bounded count at once; call again while [`Trimmed::more`] is true. The log is not touched.

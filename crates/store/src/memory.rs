@@ -10,12 +10,12 @@ use countersign_identity::{Entropy, KeyId, NodeId, Revision, Serial, Sha256, Tim
 use imbl::{OrdMap, Vector};
 use tokio::sync::watch;
 
-use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name};
+use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name, check_report};
 use crate::transact::{Lease, Tables, Upkeep, lease_end, trim, write};
 use crate::{
     Batch, Change, Commit, Committed, Details, Feed, Head, Issued, IssuedRow, KeysOf, Kind,
-    NodeRow, PAGE_MAX, PointKey, PointRow, Record, Result, Snapshot, Store, StoredEvent, TokenRow,
-    Trimmed,
+    NodeRow, PAGE_MAX, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store, StoredEvent,
+    TokenRow, Trimmed,
 };
 
 /// A store that forgets when it is dropped.
@@ -41,6 +41,7 @@ pub(crate) struct State {
     pub(crate) points: OrdMap<PointKey, PointRow>,
     pub(crate) revoked_keys: OrdMap<KeyId, Timestamp>,
     pub(crate) leases: OrdMap<String, (String, Timestamp)>,
+    pub(crate) reports: OrdMap<String, ReportRow>,
     pub(crate) log: Vector<Arc<StoredEvent>>,
 }
 
@@ -59,6 +60,7 @@ impl State {
             points: OrdMap::new(),
             revoked_keys: OrdMap::new(),
             leases: OrdMap::new(),
+            reports: OrdMap::new(),
             log: Vector::new(),
         }
     }
@@ -187,6 +189,21 @@ impl Store for MemoryStore {
         check_name("bytes of a lease's holder", holder)?;
         let lease = Lease { name, holder, until: lease_end(now, ttl), now };
         self.transact(|state| state.take_lease(&lease))
+    }
+
+    async fn report(&self, report: ReportRow) -> Result<bool> {
+        check_report(&report)?;
+        self.transact(|state| state.put_report(&report))
+    }
+
+    async fn report_versions(&self) -> Result<Vec<(String, u64)>> {
+        let state = self.state();
+        let all = state.reports.iter().map(|(replica, row)| (replica.clone(), row.version));
+        Ok(all.take(PAGE_MAX).collect())
+    }
+
+    async fn report_of(&self, replica: &str) -> Result<Option<ReportRow>> {
+        Ok(self.state().reports.get(replica).cloned())
     }
 
     async fn trim(&self, now: Timestamp) -> Result<Trimmed> {
@@ -367,6 +384,15 @@ impl Upkeep for State {
             self.leases.insert(lease.name.to_owned(), (lease.holder.to_owned(), lease.until));
         }
         Ok(free)
+    }
+
+    fn put_report(&mut self, report: &ReportRow) -> Result<bool> {
+        let before = self.reports.get(&report.replica);
+        let newer = before.is_none_or(|before| before.version < report.version);
+        if newer {
+            self.reports.insert(report.replica.clone(), report.clone());
+        }
+        Ok(newer)
     }
 
     fn trim_issued(&mut self, before: Serial, ended: Timestamp, limit: usize) -> Result<usize> {

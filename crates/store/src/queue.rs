@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use countersign_identity::Timestamp;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::{Batch, Committed, Result, StoreError, Trimmed};
+use crate::{Batch, Committed, ReportRow, Result, StoreError, Trimmed};
 
 /// How many jobs may wait in each queue; more callers wait for room.
 const WAITING_MAX: usize = 1024;
@@ -17,6 +17,7 @@ const GROUP_ROWS_MAX: usize = 10_000;
 pub(crate) enum Job {
     Commit { batch: Batch, answer: oneshot::Sender<Result<Committed>> },
     Lease { lease: OwnedLease, answer: oneshot::Sender<Result<bool>> },
+    Report { report: ReportRow, answer: oneshot::Sender<Result<bool>> },
     Trim { now: Timestamp, answer: oneshot::Sender<Result<Trimmed>> },
 }
 
@@ -147,7 +148,7 @@ impl Job {
                 let beside = batch.issued.len() + batch.ops.len();
                 1 + batch.changes.len() + batch.events.len() + beside
             }
-            Self::Lease { .. } => 1,
+            Self::Lease { .. } | Self::Report { .. } => 1,
             Self::Trim { .. } => GROUP_ROWS_MAX,
         }
     }

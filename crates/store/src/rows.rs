@@ -152,6 +152,24 @@ pub struct PointRow {
     pub registered_at: Timestamp,
 }
 
+/// What one replica tells the others of the enforcement points that it hears.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ReportRow {
+    /// Whose.
+    pub replica: String,
+    /// Which of its reports: each has a higher number than the one before.
+    pub version: u64,
+    /// What it says, in the server's own form.
+    pub body: Vec<u8>,
+}
+
+impl fmt::Debug for ReportRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { replica, version, body } = self;
+        write!(f, "ReportRow {{ {replica}, version: {version}, body: {} bytes }}", body.len())
+    }
+}
+
 /// A join token, known by its digest only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenRow {

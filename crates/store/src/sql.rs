@@ -95,6 +95,15 @@ pub(crate) const TAKE_LEASE: &str = "INSERT INTO leases (name, holder, ends) VAL
      ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, ends = excluded.ends \
      WHERE leases.holder = excluded.holder OR leases.ends <= $4";
 
+/// What comes late changes nothing.
+pub(crate) const PUT_REPORT: &str = "INSERT INTO reports (replica, version, body) \
+     VALUES ($1, $2, $3) ON CONFLICT (replica) \
+     DO UPDATE SET version = excluded.version, body = excluded.body \
+     WHERE reports.version < excluded.version";
+pub(crate) const REPORT_VERSIONS: &str =
+    "SELECT replica, version FROM reports ORDER BY replica LIMIT $1";
+pub(crate) const REPORT: &str = "SELECT replica, version, body FROM reports WHERE replica = $1";
+
 /// Every statement, so that a test can prepare each and look at its parameters.
 #[cfg(test)]
 pub(crate) const ALL: &[&str] = &[
@@ -140,4 +149,7 @@ pub(crate) const ALL: &[&str] = &[
     REVOKE_KEYS_OF_NODE,
     IS_KEY_REVOKED,
     TAKE_LEASE,
+    PUT_REPORT,
+    REPORT_VERSIONS,
+    REPORT,
 ];

@@ -11,7 +11,7 @@ use countersign_pki::Receipt;
 use crate::bounds::{FEED_TRIM_STEP, TRIM_ROWS_MAX, positions};
 use crate::{
     Batch, Change, Committed, FEED_COMMITS_MAX, Head, IssuedRow, KeysOf, Kind, NodeRow, Op,
-    PointKey, PointRow, Record, Result, StoreError, TokenRow, Trimmed,
+    PointKey, PointRow, Record, ReportRow, Result, StoreError, TokenRow, Trimmed,
 };
 
 /// The rows of one backend, inside a transaction. Each method is one statement.
@@ -45,6 +45,7 @@ pub(crate) trait Tables {
 /// The rows that no batch touches, inside a transaction. Each method is one statement.
 pub(crate) trait Upkeep {
     fn take_lease(&mut self, lease: &Lease<'_>) -> Result<bool>;
+    fn put_report(&mut self, report: &ReportRow) -> Result<bool>;
     fn trim_issued(&mut self, before: Serial, ended: Timestamp, limit: usize) -> Result<usize>;
     fn trim_tokens(&mut self, ended: Timestamp, limit: usize) -> Result<usize>;
 }

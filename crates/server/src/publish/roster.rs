@@ -1,6 +1,6 @@
 //! Who is connected, what they have acknowledged, and what they last said of themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 use countersign_api::v1;
@@ -35,6 +35,9 @@ struct Table {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Presence {
     stream: Option<(u64, Leash)>,
+    /// When its newest stream was opened, by its own clock. Of the servers that speak of a node the one counts that has
+    /// its newest stream, and the node's clock is the one that they all know.
+    opened_micros: i64,
     /// The state that the agent serves.
     pub(crate) revision: Option<Revision>,
     /// How far its clock is ahead of ours.
@@ -77,6 +80,17 @@ pub(crate) struct Standing {
     pub(crate) seen: Option<Timestamp>,
 }
 
+/// What the other servers are told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// The points that agents speak for now, by what they have acknowledged.
+    pub(crate) reached: BTreeMap<Option<Revision>, Vec<PointKey>>,
+    /// Each node with when its stream was opened, and how many of its processes cannot say.
+    pub(crate) nodes: Vec<(NodeId, i64, u64)>,
+    /// Connections that drain.
+    pub(crate) draining: u64,
+}
+
 /// What came of an acknowledgement.
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
@@ -107,6 +121,7 @@ impl Roster {
         let number = table.streams;
         let presence = table.nodes.entry(node).or_default();
         presence.seen = Some(now);
+        presence.opened_micros = hello.clock_micros;
         // An agent tells all its points in every acknowledgement. What an earlier stream told of lives on until somebody
         // says that it is gone: a stream that was lost must not make fewer points of many.
         presence.points.values_mut().for_each(|point| point.confirmed = false);
@@ -147,7 +162,7 @@ impl Roster {
         }
     }
 
-    /// Remembers points that are on record, from before this server started.
+    /// Remembers points that are on record, from before this server started or by another one.
     pub(crate) fn recall(&self, rows: Vec<PointRow>) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         for PointRow { key: PointKey { node, spiffe_id, name }, .. } in rows {
@@ -156,7 +171,7 @@ impl Roster {
             let ack =
                 v1::PointAck { point: name.clone(), spiffe_id: id.clone(), ..Default::default() };
             let point = Point { ack, confirmed: false, registered: true };
-            presence.points.entry((id, name)).or_insert(point);
+            presence.points.entry((id, name)).or_insert(point).registered = true;
         }
     }
 
@@ -247,8 +262,8 @@ impl Roster {
         heard
     }
 
-    /// How far every point has come, and how many processes cannot say.
-    pub(crate) fn standings(&self) -> (Vec<Standing>, u64) {
+    /// How far every point has come.
+    pub(crate) fn standings(&self) -> Vec<Standing> {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let mut standings = Vec::new();
         for (node, presence) in &table.nodes {
@@ -262,9 +277,62 @@ impl Roster {
                 })
             }));
         }
-        let unaware = table.nodes.values().map(|presence| presence.unaware);
-        let unaware = unaware.fold(0, u64::saturating_add);
-        (standings, unaware)
+        standings
+    }
+
+    /// How many processes of each node cannot say what they enforce, and when the stream was opened that told it.
+    pub(crate) fn unaware(&self) -> HashMap<NodeId, (i64, u64)> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = |(node, presence): (&NodeId, &Presence)| {
+            (*node, (presence.opened_micros, presence.unaware))
+        };
+        table.nodes.iter().map(told).collect()
+    }
+
+    /// What the other servers are told: of the nodes that are connected here, and the points that they speak for.
+    pub(crate) fn told(&self) -> Told {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = Told::default();
+        for (node, presence) in table.nodes.iter().filter(|(_, presence)| presence.connected()) {
+            told.nodes.push((*node, presence.opened_micros, presence.unaware));
+            for point in presence.points.values().filter(|point| point.confirmed) {
+                let Some(key) = key(*node, &point.ack) else { continue };
+                let reached = told.reached.entry(point.ack.revision.map(read)).or_default();
+                reached.push(key);
+                told.draining = told.draining.saturating_add(point.ack.draining);
+            }
+        }
+        told
+    }
+
+    /// The points that were put on record.
+    pub(crate) fn on_record(&self) -> BTreeSet<PointKey> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let points = table.nodes.iter().flat_map(|(node, presence)| {
+            let registered = presence.points.values().filter(|point| point.registered);
+            registered.filter_map(|point| key(*node, &point.ack))
+        });
+        points.collect()
+    }
+
+    /// Learns what others have put on record, and taken off. `before` are those that were on record before `rows` were
+    /// read: of what came later, they say nothing.
+    pub(crate) fn reconcile(&self, before: BTreeSet<PointKey>, rows: Vec<PointRow>) {
+        let kept: BTreeSet<&PointKey> = rows.iter().map(|row| &row.key).collect();
+        let gone: Vec<PointKey> = before.into_iter().filter(|key| !kept.contains(key)).collect();
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        for PointKey { node, spiffe_id, name } in gone {
+            let Some(presence) = table.nodes.get_mut(&node) else { continue };
+            let place = (spiffe_id.to_string(), name);
+            match presence.points.get_mut(&place) {
+                // Its agent speaks for it here: it is put on record again with its next acknowledgement.
+                Some(point) if point.confirmed => point.registered = false,
+                Some(_) => drop(presence.points.remove(&place)),
+                None => {}
+            }
+        }
+        drop(table);
+        self.recall(rows);
     }
 
     /// Takes what an agent says of its processes, credentials and clock. It replaces what it said before.
@@ -406,7 +474,7 @@ mod tests {
         );
         assert_eq!(roster.snapshot()[&NODE].points.len(), 2);
         let _newer = roster.attend(NODE, &hello, now());
-        let standings = roster.standings().0;
+        let standings = roster.standings();
         assert_eq!(standings.len(), 2, "a new stream makes no point dead");
         assert!(standings.iter().all(|point| !point.confirmed));
     }

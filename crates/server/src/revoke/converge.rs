@@ -1,34 +1,43 @@
 //! Who enforces a revision: watched from its commit on, so that nothing that happens in between is missed.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use countersign_api::admin::{Convergence, MissingPoint};
-use countersign_identity::{NodeId, Revision, Revocations, SKEW_ALLOWED, SpiffeId, Timestamp};
-use countersign_store::{Batch, Op, PointKey};
+use countersign_identity::{
+    NodeId, Revision, Revocations, SKEW_ALLOWED, Serial, SpiffeId, Timestamp,
+};
+use countersign_store::{Batch, Op, PAGE_MAX, PointKey};
 use tokio::sync::watch;
 
+use crate::authority::internal;
 use crate::control::Control;
 use crate::publish::Standing;
 use crate::refusal::Refused;
 use crate::revoke::held;
+use crate::revoke::replicas::{CutCount, Heard};
 
 /// Revisions that are watched at once; the oldest gives way.
 const WATCHED_MAX: usize = 64;
 /// New credentials that are remembered for one of them.
 const ISSUED_MAX: usize = 100_000;
+/// Ways from one revision to another on which connections were ended, and which are remembered.
+const CUTS_MAX: usize = 64;
+/// How often it is looked again what other servers have heard and issued, while somebody waits for it.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// The latest revisions that took rights away, and how far they have come.
 #[derive(Debug)]
 pub(crate) struct Converging {
     watched: Mutex<VecDeque<Watch>>,
+    cuts: Mutex<VecDeque<CutCount>>,
     moved: watch::Sender<()>,
 }
 
 impl Default for Converging {
     fn default() -> Self {
-        Self { watched: Mutex::default(), moved: watch::Sender::new(()) }
+        Self { watched: Mutex::default(), cuts: Mutex::default(), moved: watch::Sender::new(()) }
     }
 }
 
@@ -39,6 +48,8 @@ struct Watch {
     slowest: Option<Timestamp>,
     cut: u64,
     issued: HashMap<(SpiffeId, NodeId), Timestamp>,
+    /// Up to when it was read what other servers have issued.
+    read: Timestamp,
     watched: Watched,
 }
 
@@ -76,6 +87,7 @@ impl Converging {
             slowest: None,
             cut: 0,
             issued: HashMap::new(),
+            read: now,
             watched: Watched::default(),
         });
     }
@@ -107,8 +119,46 @@ impl Converging {
             }
         }
         drop(all);
+        self.count_cuts(advances);
         if !advances.is_empty() {
             self.moved.send_replace(());
+        }
+    }
+
+    fn count_cuts(&self, advances: &[Advance]) {
+        let mut cuts = self.cuts.lock().unwrap_or_else(PoisonError::into_inner);
+        for Advance { from, to, cut } in advances.iter().filter(|advance| advance.cut != 0) {
+            match cuts.iter_mut().find(|count| count.from == *from && count.to == *to) {
+                Some(count) => count.cut = count.cut.saturating_add(*cut),
+                None => {
+                    if CUTS_MAX <= cuts.len() {
+                        cuts.pop_front();
+                    }
+                    cuts.push_back(CutCount { from: *from, to: *to, cut: *cut });
+                }
+            }
+        }
+    }
+
+    /// How many connections points have ended, by the way on which they did, for the other servers.
+    pub(crate) fn cuts(&self) -> Vec<CutCount> {
+        let cuts = self.cuts.lock().unwrap_or_else(PoisonError::into_inner);
+        cuts.iter().copied().collect()
+    }
+
+    /// From when on it is to be read what was issued, if anybody is still to be issued anew.
+    fn to_read(&self, revision: Revision, now: Timestamp) -> Option<Timestamp> {
+        let all = self.watched();
+        let watch = all.iter().find(|watch| watch.revision == revision)?;
+        let mut wanted = watch.watched.reissue.iter();
+        let pending = wanted.any(|holder| !watch.issued.contains_key(holder));
+        let again = watch.read + LOOK_AGAIN <= now;
+        (pending && again).then(|| watch.read - SKEW_ALLOWED)
+    }
+
+    fn read(&self, revision: Revision, at: Timestamp) {
+        if let Some(watch) = self.watched().iter_mut().find(|watch| watch.revision == revision) {
+            watch.read = at;
         }
     }
 
@@ -117,8 +167,9 @@ impl Converging {
         let mut moved = false;
         for watch in self.watched().iter_mut() {
             let room = watch.issued.len() < ISSUED_MAX;
-            if watch.revision <= revision && room {
-                watch.issued.entry((id.clone(), node)).or_insert(now);
+            let holder = (id.clone(), node);
+            if watch.revision <= revision && room && !watch.issued.contains_key(&holder) {
+                watch.issued.insert(holder, now);
                 moved = true;
             }
         }
@@ -171,6 +222,8 @@ pub(crate) async fn converged(
         }
         tokio::select! {
             changed = moved.changed() => if changed.is_err() { return Ok(answer) },
+            () = control.clock.sleep_until(control.clock.now() + LOOK_AGAIN),
+                if control.replicas.is_some() => {}
             () = control.clock.sleep_until(until) => return look(control, revision).await,
             () = control.stop.cancelled() => return Ok(answer),
         }
@@ -178,14 +231,17 @@ pub(crate) async fn converged(
 }
 
 async fn look(control: &Control, revision: Revision) -> Result<Convergence, Refused> {
-    let (points, unaware) = control.roster.standings();
+    let heard = listen(control, revision).await?;
+    let points: Vec<Standing> =
+        control.roster.standings().into_iter().map(|point| joined(point, &heard)).collect();
+    let draining = points.iter().map(|point| point.draining).fold(0, u64::saturating_add);
     let mut answer = Convergence {
         revision,
         live: 0,
         enforcing: 0,
         missing: Vec::new(),
-        unaware,
-        draining: points.iter().map(|point| point.draining).fold(0, u64::saturating_add),
+        unaware: heard.unaware(control.roster.unaware()),
+        draining: draining.saturating_add(heard.draining()),
         connections_cut: None,
         slowest_millis: None,
         reissued_millis: None,
@@ -199,12 +255,55 @@ async fn look(control: &Control, revision: Revision) -> Result<Convergence, Refu
     answer.live = answer.enforcing + missing.len() as u64;
     answer.missing = missing.into_iter().map(view).collect();
     control.converging.fill(&mut answer);
+    let cut = answer.connections_cut;
+    answer.connections_cut = cut.map(|cut| cut.saturating_add(heard.cut(revision)));
     if answer.missing.is_empty() && answer.unaware == 0 {
         answer.exposure_ends = None;
     } else if answer.exposure_ends.is_none() {
         answer.exposure_ends = exposure(control, revision).await?;
     }
     Ok(answer)
+}
+
+/// What other servers have heard and done, where there are any.
+async fn listen(control: &Control, revision: Revision) -> Result<Arc<Heard>, Refused> {
+    let Some(replicas) = &control.replicas else { return Ok(Arc::default()) };
+    let now = control.clock.now();
+    replicas.look(&*control.store, &control.roster, &control.converging, now).await?;
+    if let Some(from) = control.converging.to_read(revision, now) {
+        read_issued(control, from).await?;
+        control.converging.read(revision, now);
+    }
+    Ok(replicas.heard())
+}
+
+/// Takes note of what was issued since, by whichever server.
+async fn read_issued(control: &Control, from: Timestamp) -> Result<(), Refused> {
+    let mut after = Some(Serial::draw(from, &*control.entropy).map_err(internal)?);
+    loop {
+        let page = control.store.issued_after(after, PAGE_MAX).await?;
+        let now = control.clock.now();
+        for row in page.iter().map(|issued| &issued.row) {
+            if let Some(node) = row.node {
+                control.converging.issued(&row.spiffe_id, node, row.revision, now);
+            }
+        }
+        after = page.last().map(|issued| issued.row.serial);
+        if page.len() < PAGE_MAX {
+            return Ok(());
+        }
+    }
+}
+
+/// What is known of a point, here and elsewhere.
+pub(super) fn joined(point: Standing, heard: &Heard) -> Standing {
+    let Some(spoken) = heard.of(&point.key) else { return point };
+    Standing {
+        revision: point.revision.max(spoken.revision),
+        confirmed: point.confirmed || spoken.now,
+        seen: point.seen.max(Some(spoken.seen)),
+        ..point
+    }
 }
 
 /// Leaves out those that are gone: nobody speaks for them any more, and the last credential that they can present has

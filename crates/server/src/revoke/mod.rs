@@ -6,9 +6,11 @@ mod holdings;
 mod order;
 mod plan;
 mod prune;
+mod replicas;
 
 pub(crate) use converge::{Advance, Converging, converged, forget};
 pub(crate) use holdings::held;
 pub(crate) use order::{Suspending, in_force, revoke, shown, suspend};
 pub(crate) use plan::{removed, retired};
 pub(crate) use prune::prune;
+pub(crate) use replicas::{Replicas, talk};

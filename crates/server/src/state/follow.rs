@@ -83,13 +83,21 @@ impl Feeder {
     /// When the state holds what this version does not understand. What the store cannot answer for now is tried again.
     pub(crate) async fn run(self, stop: CancellationToken) -> Result<(), Refused> {
         let mut hint = self.store.hint();
+        let mut away = false;
         loop {
-            match self.advance().await {
-                Ok(true) => continue,
-                Ok(false) => {}
-                Err(Trouble::Store(error)) => {
+            let advanced = self.advance().await;
+            match &advanced {
+                Ok(_) if std::mem::take(&mut away) => {
+                    tracing::info!("the store answers again");
+                }
+                Err(Trouble::Store(error)) if !std::mem::replace(&mut away, true) => {
                     tracing::warn!(error = %error.why, "the store does not answer; going on with what is known");
                 }
+                Ok(_) | Err(_) => {}
+            }
+            match advanced {
+                Ok(true) => continue,
+                Ok(false) | Err(Trouble::Store(_)) => {}
                 Err(Trouble::State(refused)) => return Err(refused),
             }
             tokio::select! {

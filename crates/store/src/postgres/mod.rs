@@ -33,12 +33,12 @@ use self::session::{Command, Session, Target, command};
 pub use self::target::{BadUrl, Password, PostgresUrl};
 pub(crate) use self::transfer::{Reading, Writing};
 use self::writer::Writer;
-use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name};
+use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name, check_report};
 use crate::queue::{Job, OwnedLease, Queue, ended};
 use crate::transact::lease_end;
 use crate::{
     Batch, Change, Commit, Committed, Feed, Head, Issued, NodeRow, PAGE_MAX, PointKey, PointRow,
-    Record, Result, Snapshot, Store, StoreError, StoredEvent, TokenRow, Trimmed, sql,
+    Record, ReportRow, Result, Snapshot, Store, StoreError, StoredEvent, TokenRow, Trimmed, sql,
 };
 
 /// A store in a database: durable, for any number of processes at a time.
@@ -396,6 +396,21 @@ impl Store for PostgresStore {
         let (name, holder) = (name.to_owned(), holder.to_owned());
         let lease = OwnedLease { name, holder, until: lease_end(now, ttl), now };
         self.write(|answer| Job::Lease { lease, answer }).await
+    }
+
+    async fn report(&self, report: ReportRow) -> Result<bool> {
+        check_report(&report)?;
+        self.write(|answer| Job::Report { report, answer }).await
+    }
+
+    async fn report_versions(&self) -> Result<Vec<(String, u64)>> {
+        let most = limited(PAGE_MAX, PAGE_MAX);
+        self.all(move || command!(sql::REPORT_VERSIONS, most), rows::report_version).await
+    }
+
+    async fn report_of(&self, replica: &str) -> Result<Option<ReportRow>> {
+        let replica = replica.to_owned();
+        self.one(move || command!(sql::REPORT, replica.clone()), rows::report).await
     }
 
     async fn trim(&self, now: Timestamp) -> Result<Trimmed> {

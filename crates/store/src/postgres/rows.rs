@@ -7,8 +7,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::FromSqlOwned;
 
 use crate::{
-    Details, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow, Result, StoreError, StoredEvent,
-    TokenRow,
+    Details, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow, ReportRow, Result, StoreError,
+    StoredEvent, TokenRow,
 };
 
 pub(super) fn broken(what: impl Into<String>) -> StoreError {
@@ -79,6 +79,15 @@ pub(super) fn point(row: &Row) -> Result<PointRow> {
     let node = NodeId::from_bytes(bytes(row, 0)?);
     let key = PointKey { node, spiffe_id: parsed(row, 1)?, name: column(row, 2)? };
     Ok(PointRow { key, registered_at: moment(row, 3)? })
+}
+
+pub(super) fn report_version(row: &Row) -> Result<(String, u64)> {
+    Ok((column(row, 0)?, number(row, 1)?))
+}
+
+pub(super) fn report(row: &Row) -> Result<ReportRow> {
+    let (replica, version) = report_version(row)?;
+    Ok(ReportRow { replica, version, body: column(row, 2)? })
 }
 
 pub(super) fn node(row: &Row) -> Result<NodeRow> {

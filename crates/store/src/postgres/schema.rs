@@ -49,6 +49,8 @@ CREATE TABLE revoked_keys (key_id BYTEA PRIMARY KEY, since BIGINT NOT NULL);
 CREATE TABLE points (
     node BYTEA NOT NULL, spiffe_id TEXT NOT NULL, name TEXT NOT NULL,
     registered_at BIGINT NOT NULL, PRIMARY KEY (node, spiffe_id, name));
+CREATE TABLE reports (
+    replica TEXT PRIMARY KEY, version BIGINT NOT NULL, body BYTEA NOT NULL);
 ";
 
 const MARK: &str = "CREATE TABLE countersign_schema (version BIGINT NOT NULL); \

@@ -20,7 +20,7 @@ use super::text;
 use crate::bounds::TRIM_ROWS_MAX;
 use crate::queue::{Ending, Job, OwnedLease, Queue, ended};
 use crate::transact::{Written, first_serial, write};
-use crate::{Batch, Committed, Result, StoreError, Trimmed};
+use crate::{Batch, Committed, ReportRow, Result, StoreError, Trimmed};
 
 /// How long an answer of the database may take; longer than it gives itself for a statement.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -83,7 +83,7 @@ impl Writer {
             for job in group {
                 match job {
                     Job::Commit { batch, answer } => batches.push((batch, answer)),
-                    Job::Lease { .. } | Job::Trim { .. } => others.push(job),
+                    Job::Lease { .. } | Job::Report { .. } | Job::Trim { .. } => others.push(job),
                 }
             }
             if !batches.is_empty() {
@@ -100,6 +100,10 @@ impl Writer {
         match job {
             Job::Lease { lease, answer } => {
                 let outcome = self.lease(&lease).await;
+                let _ = answer.send(outcome);
+            }
+            Job::Report { report, answer } => {
+                let outcome = self.report(&report).await;
                 let _ = answer.send(outcome);
             }
             Job::Trim { now, answer } => {
@@ -259,6 +263,13 @@ impl Writer {
         let OwnedLease { name, holder, until, now } = lease;
         let values = (until.micros(), now.micros());
         let commands = [command!(text::TAKE_LEASE, name, holder, values.0, values.1)];
+        let rows = self.again(None, &commands, None).await?;
+        Ok(rows.first().is_some_and(|rows| !rows.is_empty()))
+    }
+
+    async fn report(&mut self, report: &ReportRow) -> Result<bool> {
+        let ReportRow { replica, version, body } = report;
+        let commands = [command!(text::PUT_REPORT, replica, signed(*version)?, body)];
         let rows = self.again(None, &commands, None).await?;
         Ok(rows.first().is_some_and(|rows| !rows.is_empty()))
     }

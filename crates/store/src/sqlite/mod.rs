@@ -24,12 +24,12 @@ use self::readers::Readers;
 use self::tables::{Open, all, one};
 pub(crate) use self::transfer::{Reading, Writing};
 use self::writer::Writer;
-use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name};
+use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name, check_report};
 use crate::queue::{Job, OwnedLease, Queue, ended};
 use crate::transact::lease_end;
 use crate::{
     Batch, Change, Commit, Committed, Feed, Head, Issued, NodeRow, PAGE_MAX, PointKey, PointRow,
-    Record, Result, Snapshot, Store, StoreError, StoredEvent, TokenRow, Trimmed, sql,
+    Record, ReportRow, Result, Snapshot, Store, StoreError, StoredEvent, TokenRow, Trimmed, sql,
 };
 
 /// A store in a directory: durable, for one process at a time.
@@ -274,6 +274,26 @@ impl Store for SqliteStore {
         let (name, holder) = (name.to_owned(), holder.to_owned());
         let lease = OwnedLease { name, holder, until: lease_end(now, ttl), now };
         self.write(|answer| Job::Lease { lease, answer }).await
+    }
+
+    async fn report(&self, report: ReportRow) -> Result<bool> {
+        check_report(&report)?;
+        self.write(|answer| Job::Report { report, answer }).await
+    }
+
+    async fn report_versions(&self) -> Result<Vec<(String, u64)>> {
+        let read = |connection: &Connection| {
+            let most = [limited(PAGE_MAX, PAGE_MAX)];
+            all(connection, sql::REPORT_VERSIONS, most, rows::report_version)
+        };
+        self.readers.read(read).await
+    }
+
+    async fn report_of(&self, replica: &str) -> Result<Option<ReportRow>> {
+        let replica = replica.to_owned();
+        let read =
+            move |connection: &Connection| one(connection, sql::REPORT, [replica], rows::report);
+        self.readers.read(read).await
     }
 
     async fn trim(&self, now: Timestamp) -> Result<Trimmed> {

@@ -5,8 +5,8 @@ use countersign_identity::{KeyId, Name, NodeId, Serial, Sha256, SpiffeId, Timest
 use rusqlite::{ErrorCode, Row};
 
 use crate::{
-    Details, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow, Result, StoreError, StoredEvent,
-    TokenRow,
+    Details, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow, ReportRow, Result, StoreError,
+    StoredEvent, TokenRow,
 };
 
 /// Sorts an error of SQLite: what goes away by itself or by an operator's hand, and what is damage or a defect.
@@ -109,6 +109,15 @@ pub(super) fn point(row: &Row<'_>) -> Result<PointRow> {
     let node = NodeId::from_bytes(bytes(row, 0)?);
     let key = PointKey { node, spiffe_id: parsed(row, 1)?, name: column(row, 2)? };
     Ok(PointRow { key, registered_at: moment(row, 3)? })
+}
+
+pub(super) fn report_version(row: &Row<'_>) -> Result<(String, u64)> {
+    Ok((column(row, 0)?, unsigned(column(row, 1)?)?))
+}
+
+pub(super) fn report(row: &Row<'_>) -> Result<ReportRow> {
+    let (replica, version) = report_version(row)?;
+    Ok(ReportRow { replica, version, body: column(row, 2)? })
 }
 
 pub(super) fn token(row: &Row<'_>) -> Result<TokenRow> {

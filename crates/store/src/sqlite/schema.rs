@@ -52,6 +52,8 @@ CREATE TABLE revoked_keys (key_id BLOB PRIMARY KEY, since BIGINT NOT NULL) WITHO
 CREATE TABLE points (
     node BLOB NOT NULL, spiffe_id TEXT NOT NULL, name TEXT NOT NULL,
     registered_at BIGINT NOT NULL, PRIMARY KEY (node, spiffe_id, name)) WITHOUT ROWID;
+CREATE TABLE reports (
+    replica TEXT PRIMARY KEY, version BIGINT NOT NULL, body BLOB NOT NULL);
 ";
 
 /// Whether the open file is a store of ours, or an SQLite database of somebody else.

@@ -7,8 +7,8 @@ use rusqlite::{Connection, OptionalExtension as _, Params, Row};
 use super::rows::{self, broken, failed, labels_text, signed};
 use crate::transact::{Lease, Tables, Upkeep};
 use crate::{
-    Change, Head, IssuedRow, KeysOf, Kind, NodeRow, PointKey, PointRow, Record, Result, TokenRow,
-    sql,
+    Change, Head, IssuedRow, KeysOf, Kind, NodeRow, PointKey, PointRow, Record, ReportRow, Result,
+    TokenRow, sql,
 };
 
 /// The writer's connection inside a transaction.
@@ -223,6 +223,11 @@ impl Upkeep for Open<'_> {
     fn take_lease(&mut self, lease: &Lease<'_>) -> Result<bool> {
         let (until, now) = (lease.until.micros(), lease.now.micros());
         Ok(self.run(sql::TAKE_LEASE, (lease.name, lease.holder, until, now))? == 1)
+    }
+
+    fn put_report(&mut self, report: &ReportRow) -> Result<bool> {
+        let ReportRow { replica, version, body } = report;
+        Ok(self.run(sql::PUT_REPORT, (replica, signed(*version)?, body))? == 1)
     }
 
     fn trim_issued(&mut self, before: Serial, ended: Timestamp, limit: usize) -> Result<usize> {

@@ -40,6 +40,10 @@ impl Job {
                 let taken = isolated(open, head, |open, _head| open.take_lease(&lease));
                 answer(caller, taken, |taken| taken)
             }
+            Self::Report { report, answer: caller } => {
+                let put = isolated(open, head, |open, _head| open.put_report(&report));
+                answer(caller, put, |put| put)
+            }
             Self::Trim { now, answer: caller } => {
                 let trimmed = isolated(open, head, |open, _head| trim(open, now));
                 answer(caller, trimmed, |trimmed| trimmed)

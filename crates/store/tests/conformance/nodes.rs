@@ -6,7 +6,8 @@ use std::time::Duration;
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, KeyId};
 use countersign_store::{
-    IssuedRow, KeysOf, Op, PAGE_MAX, PointKey, PointRow, StoreError, VALUE_BYTES_MAX,
+    IssuedRow, KeysOf, Op, PAGE_MAX, PointKey, PointRow, REPORT_BYTES_MAX, ReportRow, StoreError,
+    VALUE_BYTES_MAX,
 };
 use tokio::task::JoinSet;
 
@@ -147,6 +148,31 @@ pub(crate) async fn a_lease_is_held_by_one_until_it_ends(store: Shared) {
     assert!(!take("rotate", "a", 20).await, "and the former holder has lost it");
     assert!(store.lease("rotate", "b", Duration::ZERO, after(21)).await.unwrap());
     assert!(take("rotate", "a", 21).await, "who gives it up leaves it to the others at once");
+}
+
+pub(crate) async fn a_replicas_report_is_replaced_whole_by_a_later_one_only(store: Shared) {
+    let report = |replica: &str, version, body: &[u8]| ReportRow {
+        replica: replica.to_owned(),
+        version,
+        body: body.to_vec(),
+    };
+    let put = async |row: &ReportRow| store.report(row.clone()).await.unwrap();
+    assert_eq!(store.report_versions().await.unwrap(), []);
+    assert_eq!(store.report_of("a").await.unwrap(), None);
+    let (first, large) = (report("b", 7, b"seven"), report("b", 9, &vec![9; 500_000]));
+    assert!(put(&first).await);
+    assert!(put(&report("a", 1, b"")).await);
+    assert!(put(&large).await);
+    for late in [&first, &report("b", 9, b"another nine")] {
+        assert!(!put(late).await, "{late:?}");
+    }
+    let versions = [("a".to_owned(), 1), ("b".to_owned(), 9)];
+    assert_eq!(store.report_versions().await.unwrap(), versions);
+    assert_eq!(store.report_of("b").await.unwrap(), Some(large));
+    let revision = store.head().await.unwrap().revision;
+    assert_eq!(revision.number, 0, "it moves no revision");
+    let much = report("a", 2, &vec![0; REPORT_BYTES_MAX + 1]);
+    assert!(matches!(store.report(much).await.unwrap_err(), StoreError::TooLarge { .. }));
 }
 
 /// ATTACKS 27.
