@@ -1,11 +1,16 @@
 //! What operators ask of a server over its admin socket: HTTP and JSON.
 
+mod authority;
 mod client;
 mod problem;
 mod requests;
 mod revocation;
 mod status;
 
+pub use self::authority::{
+    AuthoritiesResponse, Cause, GateView, Goal, IssuerView, OrderView, PlannedStep, RecoverRequest,
+    RecoverResponse, RootState, RootView, RotateRequest, Step, StepRequest, StepView,
+};
 pub use self::client::{AdminClient, AdminError};
 pub use self::problem::{BadProblem, ProblemDetails};
 pub use self::requests::{

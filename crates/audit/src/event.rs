@@ -37,6 +37,8 @@ kinds! {
     IncarnationBegan "incarnation-began" "The store began a new life, and this log with it.";
     ServerStarted "server-started" "A server opened the store and began to serve.";
     AuthorityCreated "authority-created" "A key that signs was made, and its certificate is about to be signed.";
+    AuthorityWalked "authority-walked" "An authority took a step of its walk: prepared, published, active, superseded, retired, tainted, or back.";
+    WalkOrdered "walk-ordered" "An operator, or the schedule, ordered a rotation or a recovery, or it came to its end.";
     TokenCreated "token-created" "An operator made a join token.";
     NodeAttested "node-attested" "A machine proved itself and was registered.";
     NodeRenewed "node-renewed" "A registered machine renewed, or brought the successor of its key.";

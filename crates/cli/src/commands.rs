@@ -1,6 +1,7 @@
 //! The subcommands and their flags.
 
 mod apply;
+mod authority;
 mod fetch;
 mod id;
 mod lists;
@@ -79,6 +80,17 @@ enum Command {
     Converged(revoke::ConvergedArguments),
     Suspend(revoke::SuspendArguments),
     Resume(revoke::ResumeArguments),
+    /// The keys that sign: roots and issuers, and how far each has walked
+    Authority {
+        #[command(subcommand)]
+        what: authority::What,
+    },
+    /// Put a new authority in the place of an old one
+    Rotate {
+        #[command(subcommand)]
+        what: authority::Rotate,
+    },
+    Recover(authority::RecoverArguments),
     /// Join tokens, with which machines enter the trust domain
     Token {
         #[command(subcommand)]
@@ -217,6 +229,9 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Converged(arguments) => wait(revoke::converged(&arguments, output)),
         Command::Suspend(arguments) => wait(revoke::suspend(&arguments, output)),
         Command::Resume(arguments) => wait(revoke::resume(&arguments, output)),
+        Command::Authority { what } => wait(authority::authority(&what, output)),
+        Command::Rotate { what } => wait(authority::rotate(&what, output)),
+        Command::Recover(arguments) => wait(authority::recover(&arguments, output)),
         Command::Token { what: TokenCommand::Create { find, ttl, labels } } => {
             wait(lists::create_token(&find, ttl, labels, output))
         }

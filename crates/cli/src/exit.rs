@@ -38,7 +38,7 @@ impl Exit {
             Code::NotUnderstood | Code::InvalidManifest | Code::InvalidPolicy | Code::TooLarge => {
                 Self::NotUnderstood
             }
-            Code::StaleBase | Code::AlreadyExists => Self::Conflict,
+            Code::StaleBase | Code::AlreadyExists | Code::NotConverged => Self::Conflict,
             other => match other.fault() {
                 Fault::Caller | Fault::Peer => Self::No,
                 Fault::Outage => Self::Unreachable,

@@ -57,6 +57,7 @@ codes! {
     NotFound "not-found" Caller "There is no such thing.";
     AlreadyExists "already-exists" Caller "There is one of that name.";
     StaleBase "stale-base" Caller "The state moved on since the base that the change was made for.";
+    NotConverged "not-converged" Caller "Not everybody has done yet what this waits for.";
     InvalidManifest "invalid-manifest" Caller "A manifest breaks a rule.";
     InvalidPolicy "invalid-policy" Caller "A policy does not compile or names what no manifest declares.";
     TooLarge "too-large" Caller "The request is over a bound in size, count or depth.";

@@ -21,6 +21,11 @@ const REFRESH_HINT_MAX: Duration = Duration::from_secs(31 * 86_400);
 const USE_X509: &str = "x509-svid";
 const SEQUENCE: &str = "spiffe_sequence";
 const HINT: &str = "spiffe_refresh_hint";
+/// Ours, and of no meaning to others: what the standard does not know is passed over (section 4.1).
+const RETIRING: &str = "countersign_retiring";
+const REISSUE_WITHIN: &str = "countersign_reissue_within_ms";
+/// No bundle holds so many roots.
+const RETIRING_MAX: usize = 64;
 
 /// The authorities of one trust domain. The document itself does not say of which.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +38,10 @@ pub struct Bundle {
     pub sequence: u64,
     /// How long until a copy should be looked at again.
     pub refresh_hint: Duration,
+    /// Roots that are trusted still and on their way out: what they vouch for is to be issued anew.
+    pub retiring: Vec<KeyId>,
+    /// The span over which that is to be spread, so that a fleet does not come at once.
+    pub reissue_within: Duration,
 }
 
 /// The bundles that a verifier trusts, one a trust domain. Anchors are never pooled.
@@ -88,7 +97,15 @@ impl From<BadJson> for BadBundle {
 impl Bundle {
     /// A bundle of these authorities, with the usual refresh hint.
     pub fn new(domain: TrustDomain, authorities: Vec<Certificate>, sequence: u64) -> Self {
-        Self { domain, authorities, sequence, refresh_hint: REFRESH_HINT }
+        let (refresh_hint, retiring) = (REFRESH_HINT, Vec::new());
+        Self {
+            domain,
+            authorities,
+            sequence,
+            refresh_hint,
+            retiring,
+            reissue_within: Duration::ZERO,
+        }
     }
 
     /// Reads the JSON document of this trust domain.
@@ -115,7 +132,16 @@ impl Bundle {
         }
         let sequence = number(&members, SEQUENCE)?.unwrap_or(0);
         let hint = number(&members, HINT)?.map_or(REFRESH_HINT, Duration::from_secs);
-        Ok(Self { domain, authorities, sequence, refresh_hint: hint.min(REFRESH_HINT_MAX) })
+        let within =
+            number(&members, REISSUE_WITHIN)?.map_or(Duration::ZERO, Duration::from_millis);
+        Ok(Self {
+            domain,
+            authorities,
+            sequence,
+            refresh_hint: hint.min(REFRESH_HINT_MAX),
+            retiring: retiring(&members)?,
+            reissue_within: within.min(REFRESH_HINT_MAX),
+        })
     }
 
     /// Reads a PEM text that holds the authorities and nothing else.
@@ -141,8 +167,15 @@ impl Bundle {
     /// Writes the JSON document.
     pub fn to_json(&self) -> String {
         let keys: Vec<Value> = self.authorities.iter().map(jwk).collect();
-        json!({ "keys": keys, SEQUENCE: self.sequence, HINT: self.refresh_hint.as_secs() })
-            .to_string()
+        let mut document =
+            json!({ "keys": keys, SEQUENCE: self.sequence, HINT: self.refresh_hint.as_secs() });
+        if !self.retiring.is_empty() {
+            let retiring: Vec<_> = self.retiring.iter().map(ToString::to_string).collect();
+            document[RETIRING] = json!(retiring);
+            document[REISSUE_WITHIN] =
+                json!(u64::try_from(self.reissue_within.as_millis()).unwrap_or(u64::MAX));
+        }
+        document.to_string()
     }
 
     /// Writes the authorities as PEM.
@@ -216,6 +249,21 @@ fn number(members: &Map<String, Value>, name: &str) -> Result<Option<u64>, BadBu
             None => Err(BadBundle::Malformed(format!("`{name}` is not a whole number from 0"))),
         },
     }
+}
+
+/// The roots on their way out.
+fn retiring(members: &Map<String, Value>) -> Result<Vec<KeyId>, BadBundle> {
+    let malformed = |why: String| BadBundle::Malformed(format!("`{RETIRING}` {why}"));
+    let values = match members.get(RETIRING) {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(values)) if values.len() <= RETIRING_MAX => values,
+        Some(_) => return Err(malformed(format!("is not a list of at most {RETIRING_MAX} keys"))),
+    };
+    let key = |value: &Value| {
+        let text = value.as_str().ok_or_else(|| malformed("does not hold texts".to_owned()))?;
+        text.parse().map_err(|bad| malformed(format!("holds no key id: {bad}")))
+    };
+    values.iter().map(key).collect()
 }
 
 /// The certificate of one entry; `None` for an entry that is to be passed over (section 4.2).

@@ -10,6 +10,7 @@ use crate::algorithm::{BadKey, NoSignature, VerifyingKey, split_spki};
 use crate::der::{self, BadDer, Reader, Value};
 use crate::extension::{BadExtension, Extensions, Purpose, check_name};
 use crate::key::sha256;
+use crate::pem;
 use crate::{Provenance, PublicKey, Refused};
 
 /// The longest certificate that is read.
@@ -86,6 +87,24 @@ impl From<BadExtension> for BadCertificate {
 }
 
 impl Certificate {
+    /// Reads a PEM text that holds one certificate and nothing else.
+    ///
+    /// # Errors
+    /// When it holds none, several, something else, or a broken one.
+    pub fn from_pem(text: &str) -> Result<Self, BadCertificate> {
+        let malformed = |why: String| BadCertificate::Malformed(why);
+        let ders = pem::decode_certificates(text).map_err(|bad| malformed(bad.to_string()))?;
+        let [der] = ders.as_slice() else {
+            return Err(malformed(format!("{} certificates, expected 1", ders.len())));
+        };
+        Self::parse(der)
+    }
+
+    /// Writes it as PEM.
+    pub fn to_pem(&self) -> String {
+        pem::encode_certificate(self.der())
+    }
+
     /// Reads one certificate, and nothing after it.
     ///
     /// # Errors

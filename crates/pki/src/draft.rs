@@ -66,6 +66,7 @@ pub struct AuthorityDraft {
     pub(crate) serial: Serial,
     pub(crate) issued: Timestamp,
     pub(crate) lifetime: Lifetime,
+    pub(crate) rank: Rank,
     pub(crate) parent: Option<Issuer>,
 }
 
@@ -83,6 +84,15 @@ pub struct ResponderDraft {
     pub issued: Timestamp,
     /// How long it is to live from then: short, because nobody asks whether it is revoked; less if the issuer ends before.
     pub lifetime: Lifetime,
+}
+
+/// What an authority may sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rank {
+    /// Issuers.
+    Root,
+    /// SVIDs.
+    Issuer,
 }
 
 /// Why a certificate is not issued. None of these is a fault of the server.
@@ -260,7 +270,20 @@ impl AuthorityDraft {
         issued: Timestamp,
         lifetime: Lifetime,
     ) -> Self {
-        Self { domain, key, serial, issued, lifetime, parent: None }
+        Self { domain, key, serial, issued, lifetime, rank: Rank::Root, parent: None }
+    }
+
+    /// A newer root's key, certified by an older root: whoever knows only the older one reaches the newer through it
+    /// (RFC 4210, 4.4, "new with old").
+    pub fn cross(
+        older: &Issuer,
+        newer: &Issuer,
+        serial: Serial,
+        issued: Timestamp,
+        lifetime: Lifetime,
+    ) -> Self {
+        let draft = Self::issuer(older, newer.key().clone(), serial, issued, lifetime);
+        Self { rank: Rank::Root, ..draft }
     }
 
     /// An issuer, which a root signs: valid for 7 days by design, it signs SVIDs only.
@@ -278,6 +301,7 @@ impl AuthorityDraft {
             serial,
             issued,
             lifetime,
+            rank: Rank::Issuer,
             parent: Some(parent),
         }
     }

@@ -1,7 +1,6 @@
 //! Whether a chain that a peer shows proves a SPIFFE ID (SPIFFE X.509-SVID, section 5; RFC 5280, section 6).
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use countersign_identity::{Code, KeyId, SpiffeId, Timestamp};
 
@@ -152,12 +151,8 @@ pub fn verify_pinned(
         .ok_or_else(|| {
             Refused::new(Code::BadSignature, "the pinned root is not signed by its own key")
         })?;
-    let bundle = Bundle {
-        domain: leaf.spiffe_id()?.trust_domain().clone(),
-        authorities: vec![root],
-        sequence: 0,
-        refresh_hint: Duration::from_secs(300),
-    };
+    let domain = leaf.spiffe_id()?.trust_domain().clone();
+    let bundle = Bundle::new(domain, vec![root], 0);
     let bundles = Bundles::of(bundle.clone());
     Ok((verify(chain, &bundles, role, now)?, bundle))
 }

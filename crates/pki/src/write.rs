@@ -3,7 +3,7 @@
 use countersign_identity::{Lifetime, Serial, Timestamp, TrustDomain, Validity, backdate};
 
 use crate::crl::distribution_points;
-use crate::draft::{AuthorityDraft, Draft, ResponderDraft};
+use crate::draft::{AuthorityDraft, Draft, Rank, ResponderDraft};
 use crate::key::sha256;
 use crate::{Issuer, Pointers, PublicKey, der, oid};
 
@@ -105,7 +105,10 @@ pub(crate) fn responder(draft: &ResponderDraft, validity: Validity) -> Vec<u8> {
 
 /// The contents of a root's or an issuer's certificate.
 pub(crate) fn authority(draft: &AuthorityDraft, validity: Validity) -> Vec<u8> {
-    let (word, path_length) = if draft.parent.is_none() { ("root", 1) } else { ("issuer", 0) };
+    let (word, path_length) = match draft.rank {
+        Rank::Root => ("root", 1),
+        Rank::Issuer => ("issuer", 0),
+    };
     let subject = authority_name(&draft.domain, word);
     let constraints = der::write(der::SEQUENCE, &[TRUE, &der::write_unsigned(&[path_length])]);
     let name = der::write(der::context(6), &[draft.domain.id().as_str().as_bytes()]);

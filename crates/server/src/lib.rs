@@ -21,6 +21,7 @@ mod issue;
 mod publish;
 mod refusal;
 mod revoke;
+mod rotate;
 mod run;
 mod source;
 mod state;

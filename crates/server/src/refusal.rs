@@ -71,6 +71,7 @@ fn answers(code: Code) -> (tonic::Code, StatusCode) {
         Code::NotFound => (Grpc::NotFound, StatusCode::NOT_FOUND),
         Code::AlreadyExists => (Grpc::AlreadyExists, StatusCode::CONFLICT),
         Code::StaleBase => (Grpc::Aborted, StatusCode::CONFLICT),
+        Code::NotConverged => (Grpc::FailedPrecondition, StatusCode::CONFLICT),
         Code::TooLarge => (Grpc::InvalidArgument, StatusCode::PAYLOAD_TOO_LARGE),
         Code::RateLimited | Code::TooManyConnections => {
             (Grpc::ResourceExhausted, StatusCode::TOO_MANY_REQUESTS)

@@ -27,6 +27,7 @@ use crate::issue::{Desk, Own};
 use crate::publish::{Roster, Slices};
 use crate::refusal::Refused;
 use crate::revoke::{Converging, Replicas, prune, talk};
+use crate::rotate::Walker;
 use crate::state::{Feeder, State, StateFeed};
 use crate::storage::{self, Upkeep};
 use crate::watch::{About, LogTree, TimeGuard, Watch, serve_metrics};
@@ -207,6 +208,7 @@ struct Serving {
     trust: Arc<Trust>,
     authorities: Arc<ArcSwap<Authorities>>,
     rotation: Arc<Rotation>,
+    walker: Arc<Walker>,
     own: Own,
 }
 
@@ -258,6 +260,7 @@ impl Serving {
             lifetime: start.config.issuer_lifetime,
             feed: control.feed.clone(),
         });
+        let walker = Arc::new(Walker::new(Arc::clone(&control), Arc::clone(&rotation)));
         let path = format!("/countersign/server/{}", start.domain.server);
         let id = start.domain.trust_domain.with_path(&path).expect("a name is a path segment");
         let own = Own {
@@ -268,7 +271,7 @@ impl Serving {
             clock,
             entropy,
         };
-        Self { control, trust, authorities, rotation, own }
+        Self { control, trust, authorities, rotation, walker, own }
     }
 
     /// Succeeds the issuer if that is due, records the start, and issues the first credential of our own. While
@@ -321,7 +324,7 @@ impl Parts {
         stop: CancellationToken,
     ) -> Result<(), StartError> {
         let Self { start, serving, feeder, listener, metrics, due } = self;
-        let Serving { control, trust, authorities, rotation, own } = serving;
+        let Serving { control, trust, authorities, rotation, walker, own } = serving;
         let about = start.about(to_say.listen);
         let drain = start.config.drain;
         let holder = start.domain.server.to_string();
@@ -332,6 +335,7 @@ impl Parts {
         parts.spawn(follow(control.feed.clone(), Arc::clone(&trust), after.clone()));
         spawn(&mut parts, Arc::clone(&trust).run(after.clone()));
         spawn(&mut parts, Arc::clone(&rotation).run(after.clone()));
+        spawn(&mut parts, Arc::clone(&walker).run(after.clone()));
         spawn(&mut parts, own.run(due, after.clone()));
         let upkeep = Upkeep {
             store: Arc::clone(&start.store),
@@ -364,7 +368,7 @@ impl Parts {
             store: start.store,
             log: LogTree::default(),
             operators: start.operators,
-            mode: Mode::Serving { control: Arc::clone(&control), authorities, rotation },
+            mode: Mode::Serving { control: Arc::clone(&control), authorities, rotation, walker },
         });
         doors.spawn(serve(start.socket, admin, drain, stop.clone()));
         tracing::info!(listen = ?to_say.listen, admin = %to_say.admin.display(), "serving");

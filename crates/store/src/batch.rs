@@ -24,6 +24,8 @@ pub enum Kind {
     Suspension,
     /// A realm's own settings.
     TrustDomain,
+    /// How far the authorities have walked, in one record.
+    Walk,
     /// One identity and who may be it.
     Workload,
 }
@@ -31,19 +33,20 @@ pub enum Kind {
 /// A text that is none of the kinds of this version.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is not a kind of record: expected `Bundle`, `Policy`, `Revocation`, `Service`, `Suspension`, `TrustDomain` or `Workload`"
+    "`{0}` is not a kind of record: expected `Bundle`, `Policy`, `Revocation`, `Service`, `Suspension`, `TrustDomain`, `Walk` or `Workload`"
 )]
 pub struct UnknownKind(String);
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Bundle,
         Self::Policy,
         Self::Revocation,
         Self::Service,
         Self::Suspension,
         Self::TrustDomain,
+        Self::Walk,
         Self::Workload,
     ];
 
@@ -51,6 +54,7 @@ impl Kind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::TrustDomain => "TrustDomain",
+            Self::Walk => "Walk",
             Self::Workload => "Workload",
             Self::Service => "Service",
             Self::Policy => "Policy",

@@ -59,6 +59,7 @@ fn certificate_error(code: Code) -> CertificateError {
         | Code::NotFound
         | Code::AlreadyExists
         | Code::StaleBase
+        | Code::NotConverged
         | Code::InvalidManifest
         | Code::InvalidPolicy
         | Code::TooLarge

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::{
-    Backoff, BackoffPolicy, Code, Entropy, Revocation, Revocations, SKEW_ALLOWED, Timestamp,
+    Backoff, BackoffPolicy, Code, Entropy, KeyId, Revocation, Revocations, SKEW_ALLOWED, Timestamp,
     retry_ends,
 };
 
@@ -214,6 +214,26 @@ impl Duty {
         self.outdated = self.held.is_some();
         self.retry = None;
         self.refusal = None;
+    }
+
+    /// Roots are on their way out: a successor of what they vouch for is due, at a moment drawn from a span, so that a fleet
+    /// that is told at once does not ask at once.
+    pub(super) fn leave_roots(
+        &mut self,
+        roots: &[KeyId],
+        within: Duration,
+        now: Timestamp,
+        entropy: &dyn Entropy,
+    ) {
+        let Some(Held { credential, .. }) = &self.held else { return };
+        let anchor = credential.shown.authorities.last();
+        if self.outdated || !anchor.is_some_and(|anchor| roots.contains(anchor)) {
+            return;
+        }
+        let Term { issued, expires, .. } = credential.term;
+        let left = retry_ends(issued, expires).since(now) * 3 / 4;
+        self.outdated = true;
+        self.retry = Some(now + share(within.min(left), entropy));
     }
 
     /// What is held is of no use any more.

@@ -19,6 +19,9 @@ use super::shut_out::ShutOut;
 use super::suspensions::Suspensions;
 use super::times::Times;
 
+/// How soon to ask again a server that issued under a root which is on its way out.
+const STRAGGLER_RETRY: Duration = Duration::from_secs(5);
+
 /// The machine's state.
 #[derive(Debug)]
 pub struct State {
@@ -261,6 +264,7 @@ impl State {
                 // What is covered by all that the server signs may be signed by another authority now.
                 self.duties.values_mut().for_each(Duty::try_again_if_covered);
             }
+            self.leave_roots(now, entropy);
             actions.push(Action::Remember);
         }
         let news = moved
@@ -314,6 +318,17 @@ impl State {
         }
     }
 
+    /// Asks anew for what a root vouches for that is on its way out.
+    fn leave_roots(&mut self, now: Timestamp, entropy: &dyn Entropy) {
+        let replica = Arc::clone(&self.replica);
+        let Some(bundle) = replica.own_bundle().filter(|bundle| !bundle.retiring.is_empty()) else {
+            return;
+        };
+        for duty in self.duties.values_mut().chain([&mut self.node]) {
+            duty.leave_roots(&bundle.retiring, bundle.reissue_within, now, entropy);
+        }
+    }
+
     fn signed(
         &mut self,
         outcomes: Vec<(Name, Outcome)>,
@@ -342,6 +357,10 @@ impl State {
                     }
                     self.reissued += u64::from(duty.is_covered());
                     duty.obtained(credential, now);
+                    if let Some(bundle) = self.replica.own_bundle() {
+                        // From a server that does not know yet: not asked again at once.
+                        duty.leave_roots(&bundle.retiring, STRAGGLER_RETRY, now, entropy);
+                    }
                     if asks_for_another(&asked, workload) {
                         duty.outdate();
                     }

@@ -14,9 +14,10 @@ use tokio::net::UnixStream;
 use countersign_identity::{Code, Name, NodeId, Revision};
 
 use super::{
-    ApplyRequest, ApplyResponse, Convergence, CreateTokenRequest, CreateTokenResponse,
-    EventsResponse, HandshakesResponse, NodesResponse, ProblemDetails, ResourcesResponse,
-    ResumeRequest, RevisionResponse, RevocationsResponse, RevokeRequest, RevokeResponse, Status,
+    ApplyRequest, ApplyResponse, AuthoritiesResponse, Convergence, CreateTokenRequest,
+    CreateTokenResponse, EventsResponse, HandshakesResponse, NodesResponse, ProblemDetails,
+    RecoverRequest, RecoverResponse, ResourcesResponse, ResumeRequest, RevisionResponse,
+    RevocationsResponse, RevokeRequest, RevokeResponse, RotateRequest, Status, Step, StepRequest,
     SuspendRequest,
 };
 use crate::resource::Kind;
@@ -234,6 +235,56 @@ impl AdminClient {
     /// When the server cannot be asked, or there is no such suspension.
     pub async fn resume(&self, request: &ResumeRequest) -> Result<RevisionResponse, AdminError> {
         self.post("/v1/resume", request).await
+    }
+
+    /// Every authority, and what is under way.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn authorities(&self) -> Result<AuthoritiesResponse, AdminError> {
+        self.get("/v1/authorities").await
+    }
+
+    /// Takes one step of the roots' walk.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or the step's gate is not open.
+    pub async fn walk(
+        &self,
+        step: Step,
+        request: &StepRequest,
+    ) -> Result<RevisionResponse, AdminError> {
+        self.post(&format!("/v1/authorities/{step}"), request).await
+    }
+
+    /// Orders the rotation of the root, step after step.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or another walk is under way.
+    pub async fn rotate_root(
+        &self,
+        request: &RotateRequest,
+    ) -> Result<RevisionResponse, AdminError> {
+        self.post("/v1/rotations/root", request).await
+    }
+
+    /// Puts a new issuer in the place of the one that signs now.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn rotate_issuer(
+        &self,
+        request: &RotateRequest,
+    ) -> Result<RevisionResponse, AdminError> {
+        self.post("/v1/rotations/issuer", request).await
+    }
+
+    /// Recovers from an authority's leaked key, or says what that comes to.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn recover(&self, request: &RecoverRequest) -> Result<RecoverResponse, AdminError> {
+        self.post("/v1/recoveries", request).await
     }
 
     /// Who enforces a revision, or the newest; waits for at most so long until all do and nothing is to be issued anew.

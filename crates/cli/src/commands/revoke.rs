@@ -1,7 +1,7 @@
 //! `countersign revoke` and what belongs to it: credentials are taken out of service, and who enforces it is told.
 
 mod arguments;
-mod bar;
+pub(super) mod bar;
 mod shown;
 
 use std::time::Duration;
@@ -52,6 +52,22 @@ pub(crate) async fn revoke(arguments: &RevokeArguments, output: Output) -> Resul
         Output::Human => output::write(shown::outcome(&convergence, Some(&response)).as_bytes())?,
     }
     let done = !arguments.wait || convergence.is_converged();
+    Ok(if done { Exit::Done } else { Exit::No })
+}
+
+/// Waits until a revision that took an authority out of service is enforced, and everybody has something new.
+pub(super) async fn prove(
+    client: &AdminClient,
+    revision: Revision,
+    wait: Duration,
+    output: Output,
+) -> Result<Exit> {
+    let convergence = follow(client, Some(revision), wait, output, Until::Reissued).await?;
+    match output {
+        Output::Json => output::json(&Outcome::of(&convergence, None))?,
+        Output::Human => output::write(shown::outcome(&convergence, None).as_bytes())?,
+    }
+    let done = convergence.is_converged() && !convergence.reissue_pending;
     Ok(if done { Exit::Done } else { Exit::No })
 }
 

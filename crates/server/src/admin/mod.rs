@@ -2,6 +2,7 @@
 
 pub(crate) mod apply;
 mod ask;
+mod authority;
 pub(crate) mod change;
 mod openapi;
 mod problem;
@@ -18,6 +19,7 @@ use countersign_store::Store;
 use crate::authority::{Authorities, Rotation};
 use crate::control::Control;
 use crate::refusal::Refused;
+use crate::rotate::Walker;
 use crate::watch::{About, LogTree};
 
 pub(crate) use openapi::text as openapi_text;
@@ -42,6 +44,7 @@ pub(crate) enum Mode {
         control: Arc<Control>,
         authorities: Arc<ArcSwap<Authorities>>,
         rotation: Arc<Rotation>,
+        walker: Arc<Walker>,
     },
 }
 
@@ -60,6 +63,16 @@ impl Admin {
     fn rotation(&self) -> Result<&Arc<Rotation>, Refused> {
         match &self.mode {
             Mode::Serving { rotation, .. } => Ok(rotation),
+            Mode::Sealed { why } => {
+                Err(Refused::new(Code::Sealed, format!("the server is sealed: {why}")))
+            }
+        }
+    }
+
+    /// Who walks the authorities, unless the server is sealed.
+    fn walker(&self) -> Result<&Arc<Walker>, Refused> {
+        match &self.mode {
+            Mode::Serving { walker, .. } => Ok(walker),
             Mode::Sealed { why } => {
                 Err(Refused::new(Code::Sealed, format!("the server is sealed: {why}")))
             }

@@ -4,7 +4,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use utoipa::OpenApi;
 
-use crate::admin::{ask, change, revoke};
+use crate::admin::{ask, authority, change, revoke};
 
 /// Operators' interface.
 #[derive(OpenApi)]
@@ -33,6 +33,11 @@ use crate::admin::{ask, change, revoke};
         revoke::suspend,
         revoke::resume,
         revoke::convergence,
+        authority::authorities,
+        authority::step,
+        authority::rotate_root,
+        authority::rotate_issuer,
+        authority::recover,
     )
 )]
 struct Description;

@@ -12,6 +12,7 @@ use countersign_store::{Batch, Change, IssuedRow, Kind, Op, Record, Store};
 
 use crate::authority::sealed::{ISSUER, ROOT, keep};
 use crate::refusal::Refused;
+use crate::rotate::Walk;
 
 /// Who makes authorities.
 const ACTOR: &str = "server";
@@ -70,7 +71,11 @@ pub(crate) struct Ceremony<'a> {
 }
 
 impl Ceremony<'_> {
-    async fn root(
+    /// A root's certificate, recorded and signed by itself.
+    ///
+    /// # Errors
+    /// When the store or the system refuses.
+    pub(crate) async fn root(
         &self,
         domain: &TrustDomain,
         signer: &dyn Signer,
@@ -95,6 +100,21 @@ impl Ceremony<'_> {
         let (key, serial) = (key.public().clone(), self.serial()?);
         let draft = AuthorityDraft::issuer(parent, key, serial, self.now, lifetime);
         self.record(draft.review().map_err(internal)?, parent.domain(), parent_signer).await
+    }
+
+    /// A newer root's key, recorded and certified by an older root.
+    ///
+    /// # Errors
+    /// As for a root.
+    pub(crate) async fn cross(
+        &self,
+        older: &Issuer,
+        older_signer: &dyn Signer,
+        newer: &Issuer,
+        lifetime: Lifetime,
+    ) -> Result<Certificate, Refused> {
+        let draft = AuthorityDraft::cross(older, newer, self.serial()?, self.now, lifetime);
+        self.record(draft.review().map_err(internal)?, older.domain(), older_signer).await
     }
 
     /// Records an authority, and only then lets `signer` sign it.
@@ -137,6 +157,7 @@ fn beginning(domain: &TrustDomain, root: &Certificate, ops: Vec<Op>, now: Timest
             value: Spec::TrustDomain(TrustDomainSpec::of(domain.clone())).encode(),
         },
         Record { kind: Kind::Bundle, name: domain.to_string(), value: bundle.to_json().into() },
+        Walk::first(root, now).record(),
     ];
     let event = |record: &Record| {
         let subject = format!("{}/{}", record.kind, record.name);

@@ -9,10 +9,9 @@ use std::sync::Arc;
 use countersign_identity::{KeyId, Timestamp, Validity};
 use countersign_pki::{Certificate, Issuer, Signer};
 
-pub(crate) use create::internal;
-pub(crate) use create::{Ceremony, First, create_first, create_first_of};
+pub(crate) use create::{Ceremony, First, copy, create_first, create_first_of, internal};
 pub(crate) use rotate::Rotation;
-pub(crate) use sealed::{Unsealed, unseal};
+pub(crate) use sealed::{ISSUER, ROOT, Unsealed, destroy, keep, open_authority, root_name, unseal};
 
 /// The authorities of this trust domain that sign now, swapped as one value.
 pub(crate) struct Authorities {

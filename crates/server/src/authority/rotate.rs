@@ -46,9 +46,9 @@ impl Rotation {
         let look = LOOK.min(self.lifetime.duration() / 20);
         let mut states = self.feed.watch();
         loop {
-            let revoked = self.is_revoked(&states.borrow_and_update());
-            // Another replica has put a successor in the place of one that is out of service.
-            let looked = if revoked { self.reload().await } else { self.look().await };
+            let outdated = self.is_outdated(&states.borrow_and_update());
+            // Another replica has put a successor in the place of one that is out of service, or under another root.
+            let looked = if outdated { self.reload().await } else { self.look().await };
             if let Err(refused) = looked {
                 tracing::warn!(code = %refused.code, why = %refused.why, "could not succeed the issuer");
             }
@@ -61,10 +61,12 @@ impl Rotation {
         }
     }
 
-    /// Whether the issuer that signs here is out of service.
-    fn is_revoked(&self, state: &State) -> bool {
-        let issuer = self.authorities.load().issuer.key_id();
-        state.revocations().is_authority_revoked(issuer)
+    /// Whether the issuer that signs here is out of service, or stands under a root that signs no more.
+    fn is_outdated(&self, state: &State) -> bool {
+        let authorities = self.authorities.load();
+        let active = state.walk().and_then(|walk| Ok(walk.active()?.key)).ok();
+        state.revocations().is_authority_revoked(authorities.issuer.key_id())
+            || active.is_some_and(|active| active != authorities.root.key_id())
     }
 
     /// Takes the issuer that the store keeps, if it is another.

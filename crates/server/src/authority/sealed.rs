@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use countersign_identity::{Code, Entropy};
+use countersign_identity::{Code, Entropy, KeyId};
 use countersign_pki::{Certificate, Issuer, PrivateKey, SoftwareSigner};
 use countersign_seal::{Kek, OpenRefused};
 use countersign_store::{Op, Store};
@@ -15,6 +15,16 @@ use crate::refusal::Refused;
 pub(crate) const ROOT: &str = "authority/root";
 /// Where the issuer is kept that signs now.
 pub(crate) const ISSUER: &str = "authority/issuer";
+
+/// Where a root is kept that does not sign now.
+pub(crate) fn root_name(key: KeyId) -> String {
+    format!("{ROOT}/{key}")
+}
+
+/// The operation that destroys the key of an authority: its name is kept, its bytes are not.
+pub(crate) fn destroy(name: String) -> Op {
+    Op::PutSecret { name, sealed: Vec::new() }
+}
 
 /// What opening the sealed authorities came to.
 #[derive(Debug)]
@@ -30,7 +40,7 @@ pub(crate) enum Unsealed {
 /// # Errors
 /// When the system gives no randomness.
 pub(crate) fn keep(
-    name: &'static str,
+    name: &str,
     certificate: &Certificate,
     key: &PrivateKey,
     kek: &Kek,
@@ -71,6 +81,21 @@ pub(crate) async fn unseal(store: &dyn Store, kek: &Kek) -> Result<Unsealed, Ref
     }))
 }
 
+/// Opens one authority.
+///
+/// # Errors
+/// When the store does not answer, its key was destroyed, or it does not open.
+pub(crate) async fn open_authority(
+    store: &dyn Store,
+    name: &str,
+    kek: &Kek,
+) -> Result<(Certificate, PrivateKey), Refused> {
+    match open(store, name, kek).await? {
+        Opened::Authority(certificate, key) => Ok((certificate, key)),
+        Opened::Refused(refused) => Err(Refused::new(Code::Sealed, refused.to_string())),
+    }
+}
+
 enum Opened {
     Authority(Certificate, PrivateKey),
     Refused(OpenRefused),
@@ -79,6 +104,9 @@ enum Opened {
 async fn open(store: &dyn Store, name: &str, kek: &Kek) -> Result<Opened, Refused> {
     let sealed =
         store.secret(name).await?.ok_or_else(|| broken(&format!("the store holds no `{name}`")))?;
+    if sealed.is_empty() {
+        return Err(broken(&format!("the key of `{name}` was destroyed when it retired")));
+    }
     let plain = match countersign_seal::open(kek, name, &sealed) {
         Ok(plain) => plain,
         Err(refused) => return Ok(Opened::Refused(refused)),

@@ -7,7 +7,7 @@ use countersign_identity::{
     Backoff, BackoffPolicy, Clock, Entropy, Lifetime, Presented, SpiffeId, Spread, Timestamp,
     renewal_due,
 };
-use countersign_pki::{Chain, KeyKind, PrivateKey, ProvenKey, Reserved};
+use countersign_pki::{Certificate, Chain, KeyKind, PrivateKey, ProvenKey, Reserved};
 use countersign_tls::{Identity, Trust};
 use tokio_util::sync::CancellationToken;
 
@@ -59,7 +59,8 @@ impl Own {
         let (svid, _state) = self.control.issue_one(decide).await?;
         // A joining agent knows the root by its fingerprint only, so the server shows it too.
         let root = self.authorities.load().root_certificate().clone();
-        let certificates = svid.chain.iter().cloned().chain([root]).collect();
+        let certificates =
+            svid.chain.iter().cloned().chain([root]).chain(self.crosses()?).collect();
         let chain = Chain::from_certificates(certificates).map_err(internal)?;
         let leaf = chain.leaf().clone();
         let identity = Identity::new(chain, key.pkcs8()).map_err(internal)?;
@@ -68,6 +69,26 @@ impl Own {
             renewal_due(svid.issued, leaf.validity().not_after, Spread::of(&leaf.fingerprint()));
         tracing::info!(id = %self.id, serial = %svid.serial, renewal = %due, "own credential issued");
         Ok(due)
+    }
+
+    /// The active root's key as older roots certify it, so that an agent which missed a rotation finds its way.
+    fn crosses(&self) -> Result<Option<Certificate>, Refused> {
+        let state = self.control.feed.current();
+        let (walk, now) = (state.walk()?, self.clock.now());
+        let cross = walk.active()?.cross()?;
+        Ok(cross.filter(|cross| cross.validity().contains(now)))
+    }
+
+    /// Whether what is shown now stands under a root that is on its way out, while another signs already.
+    fn is_outdated(&self, state: &State) -> bool {
+        let Some(own) = self.trust.identity() else { return true };
+        let Some(issuer) = own.chain().certificates().get(1) else { return true };
+        let now = self.authorities.load();
+        issuer.key_id() != now.issuer.key_id()
+            && state.walk().is_ok_and(|walk| {
+                walk.retiring()
+                    .any(|root| own.chain().certificates().iter().any(|it| it.key_id() == root.key))
+            })
     }
 
     /// Whether a rule covers what is shown now, or took it away.
@@ -95,8 +116,11 @@ impl Own {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.clock.sleep_until(due) => {}
-                Ok(()) = states.changed() => if !self.is_revoked(&states.borrow_and_update()) {
-                    continue;
+                Ok(()) = states.changed() => {
+                    let state = Arc::clone(&states.borrow_and_update());
+                    if !self.is_revoked(&state) && !self.is_outdated(&state) {
+                        continue;
+                    }
                 },
             }
             due = match self.renew().await {

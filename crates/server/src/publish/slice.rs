@@ -149,7 +149,10 @@ fn needed(state: &State, own: &BTreeSet<&str>) -> imbl::HashMap<Key, Arc<Entry>>
                 wanted
             }
             // Decided below, when it is known who is named.
-            Parsed::Workload { .. } | Parsed::Revocation(_) | Parsed::Suspension(_) => false,
+            Parsed::Workload { .. }
+            | Parsed::Revocation(_)
+            | Parsed::Suspension(_)
+            | Parsed::Walk(_) => false,
         };
         if wanted {
             let abroad = key.kind == Kind::Service && !own_services.contains(&*key.name);
@@ -194,7 +197,8 @@ fn out_of_service(
         | Parsed::Service { .. }
         | Parsed::Policy { .. }
         | Parsed::TrustDomain { .. }
-        | Parsed::Bundle(_) => false,
+        | Parsed::Bundle(_)
+        | Parsed::Walk(_) => false,
     };
     let of_kind = |kind| {
         let first = Key::new(kind, "");

@@ -230,7 +230,11 @@ pub(crate) async fn converged(
     }
 }
 
-async fn look(control: &Control, revision: Revision) -> Result<Convergence, Refused> {
+/// Says who enforces a revision, now.
+///
+/// # Errors
+/// When the store does not answer.
+pub(crate) async fn look(control: &Control, revision: Revision) -> Result<Convergence, Refused> {
     let heard = listen(control, revision).await?;
     let points: Vec<Standing> =
         control.roster.standings().into_iter().map(|point| joined(point, &heard)).collect();

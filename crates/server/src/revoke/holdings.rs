@@ -77,7 +77,7 @@ impl Holdings {
     }
 }
 
-fn is_covered(row: &IssuedRow, rules: &Revocations) -> bool {
+pub(crate) fn is_covered(row: &IssuedRow, rules: &Revocations) -> bool {
     let tag = row.node.map_or(NodeTag::from_bytes([0; 8]), node_tag);
     let presented = Presented {
         id: &row.spiffe_id,

@@ -8,9 +8,9 @@ mod plan;
 mod prune;
 mod replicas;
 
-pub(crate) use converge::{Advance, Converging, converged, forget};
-pub(crate) use holdings::held;
+pub(crate) use converge::{Advance, Converging, Watched, converged, forget, look};
+pub(crate) use holdings::{held, is_covered};
 pub(crate) use order::{Suspending, in_force, revoke, shown, suspend};
-pub(crate) use plan::{removed, retired};
+pub(crate) use plan::{condemned, removed, retired};
 pub(crate) use prune::prune;
 pub(crate) use replicas::{Replicas, talk};

@@ -218,6 +218,23 @@ pub(crate) fn retired(
     ids.iter().map(rule).collect()
 }
 
+/// What takes authorities out of service that end at these moments, and with them all that they signed.
+///
+/// # Errors
+/// When the reason does not fit.
+pub(crate) fn condemned(
+    state: &State,
+    authorities: &[(KeyId, Timestamp)],
+    reason: Reason,
+    last_end: Option<Timestamp>,
+    actor: &str,
+    now: Timestamp,
+) -> Result<Batch, Refused> {
+    let targets = authorities.iter().map(|(key, ends)| Found::Authority(*key, *ends)).collect();
+    let wish = Wish { targets, reason, reissue: Reissue::ByReason, before: None, last_end, now };
+    Ok(plan(state, &wish)?.batch(state, actor, now))
+}
+
 /// The rules that take out of service what was issued through a node that is removed, and its agent's own.
 pub(crate) fn removed(
     state: &State,

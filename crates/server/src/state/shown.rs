@@ -42,7 +42,8 @@ impl Entry {
             | Parsed::TrustDomain { .. }
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
-            | Parsed::Suspension(_) => return None,
+            | Parsed::Suspension(_)
+            | Parsed::Walk(_) => return None,
         };
         let wire = v1::Record { value: spec.encode().into(), ..self.wire.clone() };
         (wire != self.wire).then(|| Arc::new(Self { wire, parsed, shown: Shown::default() }))
@@ -58,7 +59,8 @@ impl Entry {
             | Parsed::TrustDomain { .. }
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
-            | Parsed::Suspension(_) => None,
+            | Parsed::Suspension(_)
+            | Parsed::Walk(_) => None,
         }
     }
 
@@ -77,7 +79,8 @@ impl Entry {
             | Parsed::TrustDomain { .. }
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
-            | Parsed::Suspension(_) => None,
+            | Parsed::Suspension(_)
+            | Parsed::Walk(_) => None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One snapshot of the state: every record, parsed once, ready to be decided on and to be sent.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use countersign_api::resource::{
@@ -13,6 +14,8 @@ use countersign_pki::{Bundle, Bundles, Profile};
 use countersign_store::{Change, Kind, Record, Snapshot};
 
 use super::shown::Shown;
+use crate::refusal::Refused;
+use crate::rotate::Walk;
 
 /// What names a record.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,6 +62,7 @@ pub(crate) enum Parsed {
     Bundle(Bundle),
     Revocation(Arc<Revocation>),
     Suspension(Suspension),
+    Walk(Arc<Walk>),
 }
 
 /// Why records do not make a state. The server then stops rather than decide on half of it.
@@ -83,6 +87,7 @@ pub(crate) struct State {
     domain: Arc<Entry>, // INVARIANT: of kind TrustDomain
     bundles: Arc<Bundles>,
     revocations: Arc<Revocations>,
+    walk: Option<Arc<Walk>>,
 }
 
 impl State {
@@ -97,8 +102,8 @@ impl State {
             records.insert(key, entry);
         }
         let (domain, bundles) = (domain(&records)?, bundles(&records)?);
-        let revocations = revocations(&records);
-        Ok(Self { revision: snapshot.revision, records, domain, bundles, revocations })
+        let (revocations, walk) = (revocations(&records), walk(&records));
+        Ok(Self { revision: snapshot.revision, records, domain, bundles, revocations, walk })
     }
 
     /// The state after these changes, of which `revision` is the last.
@@ -111,29 +116,33 @@ impl State {
         changes: Vec<Change>,
     ) -> Result<Self, BadState> {
         let mut records = self.records.clone();
-        let (mut domain_moved, mut bundles_moved, mut rules_moved) = (false, false, false);
+        let mut moved = BTreeSet::new();
         for change in changes {
             match change {
                 Change::Put(record) => {
                     let (key, entry) = parse(record)?;
-                    domain_moved |= key.kind == Kind::TrustDomain;
-                    bundles_moved |= key.kind == Kind::Bundle;
-                    rules_moved |= key.kind == Kind::Revocation;
+                    moved.insert(key.kind);
                     records.insert(key, entry);
                 }
                 Change::Remove { kind, name } => {
-                    domain_moved |= kind == Kind::TrustDomain;
-                    bundles_moved |= kind == Kind::Bundle;
-                    rules_moved |= kind == Kind::Revocation;
+                    moved.insert(kind);
                     records.remove(&Key::new(kind, &name));
                 }
             }
         }
-        let domain = if domain_moved { domain(&records)? } else { Arc::clone(&self.domain) };
-        let bundles = if bundles_moved { bundles(&records)? } else { Arc::clone(&self.bundles) };
-        let revocations =
-            if rules_moved { revocations(&records) } else { Arc::clone(&self.revocations) };
-        Ok(Self { revision, records, domain, bundles, revocations })
+        let moved = |kind| moved.contains(&kind);
+        let Self { domain: old_domain, bundles: old_bundles, .. } = self;
+        Ok(Self {
+            domain: if moved(Kind::TrustDomain) { domain(&records)? } else { old_domain.clone() },
+            bundles: if moved(Kind::Bundle) { bundles(&records)? } else { old_bundles.clone() },
+            revocations: match moved(Kind::Revocation) {
+                true => revocations(&records),
+                false => Arc::clone(&self.revocations),
+            },
+            walk: if moved(Kind::Walk) { walk(&records) } else { self.walk.clone() },
+            revision,
+            records,
+        })
     }
 
     /// The trust domain and its lifetimes.
@@ -145,7 +154,8 @@ impl State {
             | Parsed::Policy { .. }
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
-            | Parsed::Suspension(_) => unreachable!("the field holds the trust domain's record"),
+            | Parsed::Suspension(_)
+            | Parsed::Walk(_) => unreachable!("the field holds the trust domain's record"),
         }
     }
 
@@ -176,7 +186,8 @@ impl State {
             | Parsed::Policy { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Bundle(_)
-            | Parsed::Revocation(_) => None,
+            | Parsed::Revocation(_)
+            | Parsed::Walk(_) => None,
         })
     }
 
@@ -194,8 +205,19 @@ impl State {
             | Parsed::Policy { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Revocation(_)
-            | Parsed::Suspension(_) => None,
+            | Parsed::Suspension(_)
+            | Parsed::Walk(_) => None,
         }
+    }
+
+    /// How far the authorities have walked.
+    ///
+    /// # Errors
+    /// When the store holds no word of it.
+    pub(crate) fn walk(&self) -> Result<&Arc<Walk>, Refused> {
+        let missing =
+            || Refused::new(countersign_identity::Code::Internal, "the state holds no `Walk`");
+        self.walk.as_ref().ok_or_else(missing)
     }
 
     /// The workload of this name.
@@ -207,7 +229,8 @@ impl State {
             | Parsed::TrustDomain { .. }
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
-            | Parsed::Suspension(_) => None,
+            | Parsed::Suspension(_)
+            | Parsed::Walk(_) => None,
         }
     }
 
@@ -220,7 +243,8 @@ impl State {
             | Parsed::TrustDomain { .. }
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
-            | Parsed::Suspension(_) => None,
+            | Parsed::Suspension(_)
+            | Parsed::Walk(_) => None,
         })
     }
 
@@ -240,7 +264,9 @@ impl Entry {
                 (name, Spec::Policy(PolicySpec { cedar: record.cedar.clone() }))
             }
             Parsed::TrustDomain { name, spec } => (name, Spec::TrustDomain(spec.clone())),
-            Parsed::Bundle(_) | Parsed::Revocation(_) | Parsed::Suspension(_) => return None,
+            Parsed::Bundle(_) | Parsed::Revocation(_) | Parsed::Suspension(_) | Parsed::Walk(_) => {
+                return None;
+            }
         };
         Some(Resource { name: name.clone(), spec })
     }
@@ -269,7 +295,8 @@ fn bundles(records: &Records) -> Result<Arc<Bundles>, BadState> {
         | Parsed::Policy { .. }
         | Parsed::TrustDomain { .. }
         | Parsed::Revocation(_)
-        | Parsed::Suspension(_) => None,
+        | Parsed::Suspension(_)
+        | Parsed::Walk(_) => None,
     });
     let bundles = Bundles::new(bundles.collect());
     bundles.map(Arc::new).map_err(|bad| BadState::Bundles(bad.to_string()))
@@ -285,9 +312,25 @@ fn revocations(records: &Records) -> Arc<Revocations> {
         | Parsed::Policy { .. }
         | Parsed::TrustDomain { .. }
         | Parsed::Bundle(_)
-        | Parsed::Suspension(_) => None,
+        | Parsed::Suspension(_)
+        | Parsed::Walk(_) => None,
     });
     Arc::new(Revocations::new(rules))
+}
+
+/// The one record of the authorities' walk.
+fn walk(records: &Records) -> Option<Arc<Walk>> {
+    let (_, entry) = records.range(Key::new(Kind::Walk, "")..).next()?;
+    match &entry.parsed {
+        Parsed::Walk(walk) => Some(Arc::clone(walk)),
+        Parsed::Workload { .. }
+        | Parsed::Service { .. }
+        | Parsed::Policy { .. }
+        | Parsed::TrustDomain { .. }
+        | Parsed::Bundle(_)
+        | Parsed::Revocation(_)
+        | Parsed::Suspension(_) => None,
+    }
 }
 
 fn parse(record: Record) -> Result<(Key, Arc<Entry>), BadState> {
@@ -322,6 +365,10 @@ fn understand(kind: Kind, name: &str, value: &[u8]) -> Result<Parsed, String> {
         Kind::Suspension => {
             let suspension = serde_json::from_slice(value).map_err(|bad| bad.to_string())?;
             return Ok(Parsed::Suspension(suspension));
+        }
+        Kind::Walk => {
+            let walk = serde_json::from_slice(value).map_err(|bad| bad.to_string())?;
+            return Ok(Parsed::Walk(Arc::new(walk)));
         }
         Kind::Workload => resource::Kind::Workload,
         Kind::Service => resource::Kind::Service,

@@ -4,7 +4,6 @@
 
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use countersign_identity::{
     Lifetime, NodeTag, Revision, SeededEntropy, Serial, SpiffeId, Timestamp, TrustDomain,
@@ -108,12 +107,7 @@ impl Realm {
     }
 
     pub(crate) fn bundle(&self) -> Bundle {
-        Bundle {
-            domain: self.domain.clone(),
-            authorities: vec![self.root.clone()],
-            sequence: 1,
-            refresh_hint: Duration::from_secs(60),
-        }
+        Bundle::new(self.domain.clone(), vec![self.root.clone()], 1)
     }
 }
 

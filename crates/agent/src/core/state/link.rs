@@ -115,6 +115,7 @@ impl State {
             }
             return;
         }
+        self.leave_roots(now, entropy);
         match self.link {
             // It was needed to open a stream at all.
             Link::Down { retry } => {

@@ -9,25 +9,30 @@ use crate::output::Output;
 const WIDTH: u64 = 30;
 
 /// The line. It is written to standard error, and only to a terminal.
-pub(super) struct Bar {
+pub(in crate::commands) struct Bar {
     shown: bool,
     wanted: bool,
 }
 
 impl Bar {
-    pub(super) fn new(output: Output) -> Self {
+    pub(in crate::commands) fn new(output: Output) -> Self {
         let wanted = output == Output::Human && std::io::stderr().is_terminal();
         Self { shown: false, wanted }
     }
 
     pub(super) fn show(&mut self, convergence: &Convergence) {
+        self.say(&line(convergence));
+    }
+
+    /// Shows this text in the place of the one before.
+    pub(in crate::commands) fn say(&mut self, text: &str) {
         if self.wanted {
             self.shown = true;
-            self.write(&format!("\r\x1b[K{}", line(convergence)));
+            self.write(&format!("\r\x1b[K{text}"));
         }
     }
 
-    pub(super) fn clear(&self) {
+    pub(in crate::commands) fn clear(&self) {
         if self.shown {
             self.write("\r\x1b[K");
         }
@@ -42,10 +47,15 @@ impl Bar {
 
 fn line(convergence: &Convergence) -> String {
     let Convergence { live, enforcing, .. } = convergence;
-    let done = if *live == 0 { WIDTH } else { WIDTH * enforcing / live };
-    let bar: String = (0..WIDTH).map(|place| if place < done { '█' } else { '░' }).collect();
+    let bar = share(*enforcing, *live);
     let pending = if convergence.reissue_pending { ", waiting for new credentials" } else { "" };
     format!("{bar} {enforcing} of {live} enforcing{pending}")
+}
+
+/// So much of so much, drawn.
+pub(in crate::commands) fn share(done: u64, of: u64) -> String {
+    let done = if of == 0 { WIDTH } else { WIDTH * done.min(of) / of };
+    (0..WIDTH).map(|place| if place < done { '█' } else { '░' }).collect()
 }
 
 #[cfg(test)]

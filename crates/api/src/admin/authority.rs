@@ -1,0 +1,293 @@
+//! The authorities: where each is on its walk, what is under way, and what a recovery comes to.
+
+use std::fmt;
+
+use countersign_identity::{KeyId, Revision, Timestamp};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+macro_rules! words {
+    ($(#[$about:meta])* $type:ident { $($(#[$doc:meta])* $name:ident $text:literal;)* }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+        #[serde(rename_all = "camelCase")]
+        pub enum $type { $($(#[$doc])* $name,)* }
+
+        impl $type {
+            /// The stable word.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+words! {
+    /// Where a root is on its walk.
+    RootState {
+        /// Made, and known to nobody yet.
+        Prepared "prepared";
+        /// In every bundle; signs nothing yet.
+        Published "published";
+        /// It signs the issuer.
+        Active "active";
+        /// It signs nothing any more; what it vouches for is issued anew.
+        Retiring "retiring";
+        /// In no bundle any more.
+        Retired "retired";
+    }
+}
+
+words! {
+    /// Why an authority must not be trusted any more.
+    Cause {
+        /// Something newer takes its place: issued anew first, dropped last.
+        Superseded "superseded";
+        /// Somebody else has its key: dropped as soon as there is another.
+        Compromised "compromised";
+    }
+}
+
+words! {
+    /// One step of a walk.
+    Step {
+        /// A new root is made, and cross-certified by the one before it.
+        Prepare "prepare";
+        /// It goes into every bundle.
+        Publish "publish";
+        /// It signs a new issuer, which signs everything from then on.
+        Activate "activate";
+        /// Nothing is left that only the old root vouches for: what it vouches for goes out of service.
+        Supersede "supersede";
+        /// The old root leaves every bundle.
+        Retire "retire";
+        /// At once: what the old root vouches for goes out of service, and it leaves every bundle.
+        Condemn "condemn";
+        /// Everybody has a credential under the new root.
+        Reissue "reissue";
+        /// Every enforcement point has done all of it.
+        Confirm "confirm";
+        /// One rotation is taken back.
+        Rollback "rollback";
+        /// A root is marked as one that must not be trusted.
+        Taint "taint";
+    }
+}
+
+words! {
+    /// To what end authorities walk.
+    Goal {
+        /// A new root in the place of an old one.
+        Rotate "rotate";
+        /// An old root leaves.
+        Retire "retire";
+        /// A root whose key leaked leaves at once.
+        Recover "recover";
+    }
+}
+
+/// Every authority, and what is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuthoritiesResponse {
+    /// The current revision.
+    #[schema(value_type = String)]
+    pub revision: Revision,
+    /// The roots, oldest first.
+    pub roots: Vec<RootView>,
+    /// The issuers that have not ended, oldest first.
+    pub issuers: Vec<IssuerView>,
+    /// What is under way.
+    pub order: Option<OrderView>,
+    /// What was under way before.
+    pub last: Option<OrderView>,
+}
+
+/// A root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RootView {
+    /// Its key.
+    #[schema(value_type = String)]
+    pub key: KeyId,
+    /// Where it is.
+    pub state: RootState,
+    /// Since when.
+    #[schema(value_type = String)]
+    pub since: Timestamp,
+    /// Why it must not be trusted any more.
+    pub tainted: Option<Cause>,
+    /// When its certificate ends.
+    #[schema(value_type = String)]
+    pub expires: Timestamp,
+    /// The revision that put it into the bundle; none for the first root.
+    #[schema(value_type = Option<String>)]
+    pub published: Option<Revision>,
+    /// SVIDs that it vouches for, that have not ended and are not revoked.
+    pub credentials: u64,
+}
+
+/// An issuer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct IssuerView {
+    /// Its key.
+    #[schema(value_type = String)]
+    pub key: KeyId,
+    /// The root that signed it.
+    #[schema(value_type = String)]
+    pub root: KeyId,
+    /// Whether it signs now.
+    pub active: bool,
+    /// Whether it is revoked.
+    pub revoked: bool,
+    /// When its certificate ends.
+    #[schema(value_type = String)]
+    pub expires: Timestamp,
+    /// SVIDs that it signed, that have not ended and are not revoked.
+    pub credentials: u64,
+}
+
+/// A walk that was ordered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OrderView {
+    /// To what end.
+    pub goal: Goal,
+    /// The root that has to go.
+    #[schema(value_type = String)]
+    pub from: KeyId,
+    /// Who ordered it.
+    pub actor: String,
+    /// Why, in words.
+    pub reason: Option<String>,
+    /// When.
+    #[schema(value_type = String)]
+    pub begun: Timestamp,
+    /// When it came to its end.
+    #[schema(value_type = Option<String>)]
+    pub ended: Option<Timestamp>,
+    /// Its steps, in order.
+    pub steps: Vec<StepView>,
+    /// Until which step it can be taken back; none when it cannot any more.
+    pub revocable_until: Option<Step>,
+}
+
+/// A step of a walk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StepView {
+    /// Which.
+    pub step: Step,
+    /// When it was taken.
+    #[schema(value_type = Option<String>)]
+    pub at: Option<Timestamp>,
+    /// The revision that it made.
+    #[schema(value_type = Option<String>)]
+    pub revision: Option<Revision>,
+    /// The words of who forced it.
+    pub forced: Option<String>,
+    /// What it waits for, when it is the next.
+    pub gate: Option<GateView>,
+}
+
+/// What a step waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GateView {
+    /// A sentence.
+    pub why: String,
+    /// How much of it has happened.
+    pub done: u64,
+    /// Of how much.
+    pub of: u64,
+    /// Who is missing, by name; at most a hundred.
+    pub missing: Vec<String>,
+    /// When it opens by itself, at the latest, if that is known.
+    #[schema(value_type = Option<String>)]
+    pub until: Option<Timestamp>,
+}
+
+/// Asks for one step of a walk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StepRequest {
+    /// Which root, for `retire` and `taint`; the oldest that is on its way out when none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub authority: Option<KeyId>,
+    /// Why, for `taint`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
+    /// Words that go on record, to take the step although its gate is not open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub force: Option<String>,
+}
+
+/// Asks for a rotation.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RotateRequest {
+    /// Why, in words that go on record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Asks for a recovery from an authority's leaked key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RecoverRequest {
+    /// The authority whose key leaked: a root or an issuer.
+    #[schema(value_type = String)]
+    pub compromised: KeyId,
+    /// Whether only to say what would happen.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Why, in words that go on record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What a recovery comes to, before or after it was ordered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RecoverResponse {
+    /// The authority whose key leaked.
+    #[schema(value_type = String)]
+    pub compromised: KeyId,
+    /// Whether it is a root; otherwise an issuer.
+    pub is_root: bool,
+    /// What is done, in this order.
+    pub plan: Vec<PlannedStep>,
+    /// SVIDs that it vouches for now, which are refused from the step `condemn` on until they are issued anew.
+    pub credentials: u64,
+    /// Whose they are.
+    pub identities: Vec<String>,
+    /// Enforcement points that are told.
+    pub points: u64,
+    /// Verifiers that cannot acknowledge.
+    pub unaware: u64,
+    /// The revision that took it out of service, when it is an issuer and this was no dry run.
+    #[schema(value_type = Option<String>)]
+    pub revision: Option<Revision>,
+}
+
+/// A step that a recovery is going to take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedStep {
+    /// Which.
+    pub step: Step,
+    /// What it does, and what it waits for.
+    pub what: String,
+    /// Whether it can be taken back.
+    pub revocable: bool,
+    /// How long it takes at most when nobody is missing, in milliseconds, if that is known.
+    pub at_most_millis: Option<u64>,
+}

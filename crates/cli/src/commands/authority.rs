@@ -1,0 +1,251 @@
+//! `countersign authority`, `rotate` and `recover`: the keys that sign are succeeded, in time or because one leaked.
+
+mod arguments;
+mod shown;
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use anyhow::Result;
+use countersign_api::admin::{
+    AdminClient, AuthoritiesResponse, Goal, OrderView, RecoverRequest, RotateRequest, Step,
+    StepRequest,
+};
+use countersign_identity::{Clock as _, Code, KeyId, SystemClock};
+
+pub(crate) use arguments::{RecoverArguments, Rotate, What};
+
+use crate::commands::revoke::bar::Bar;
+use crate::exit::{Exit, Failure};
+use crate::find::Find;
+use crate::output::{self, Output};
+use arguments::{Named, Waiting};
+
+/// How often a walk that is waited for is looked at.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Lists the authorities, or takes one step of the roots' walk.
+pub(crate) async fn authority(what: &What, output: Output) -> Result<Exit> {
+    match what {
+        What::List { find } => {
+            let response = find.client()?.authorities().await?;
+            let now = SystemClock::new().now();
+            print(output, &response, || shown::listing(&response, now))?;
+            Ok(Exit::Done)
+        }
+        What::Prepare(step) => take(&step.find, Step::Prepare, None, &step.force, output).await,
+        What::Publish(step) => take(&step.find, Step::Publish, None, &step.force, output).await,
+        What::Activate(step) => take(&step.find, Step::Activate, None, &step.force, output).await,
+        What::Rollback(step) => take(&step.find, Step::Rollback, None, &step.force, output).await,
+        What::Retire { authority, step, wait } => {
+            let request = request(&step.find, authority.as_ref(), &step.force).await?;
+            walk(&step.find, Step::Retire, &request, wait, output).await
+        }
+        What::Taint { authority, cause, step, wait } => {
+            let request = request(&step.find, Some(authority), &step.force).await?;
+            let request = StepRequest { cause: Some(cause.cause()), ..request };
+            walk(&step.find, Step::Taint, &request, wait, output).await
+        }
+    }
+}
+
+async fn request(
+    find: &Find,
+    authority: Option<&Named>,
+    force: &Option<String>,
+) -> Result<StepRequest> {
+    let authority = match authority {
+        Some(named) => Some(resolve(&find.client()?, named).await?),
+        None => None,
+    };
+    Ok(StepRequest { authority, cause: None, force: force.clone() })
+}
+
+async fn take(
+    find: &Find,
+    step: Step,
+    authority: Option<KeyId>,
+    force: &Option<String>,
+    output: Output,
+) -> Result<Exit> {
+    let request = StepRequest { authority, cause: None, force: force.clone() };
+    walk(find, step, &request, &Waiting::no(), output).await
+}
+
+async fn walk(
+    find: &Find,
+    step: Step,
+    request: &StepRequest,
+    waiting: &Waiting,
+    output: Output,
+) -> Result<Exit> {
+    let client = find.client()?;
+    let response = client.walk(step, request).await?;
+    if !waiting.wait {
+        print(output, &response, || format!("{step}: done at revision {}\n", response.revision))?;
+        return Ok(Exit::Done);
+    }
+    follow(&client, waiting, output).await
+}
+
+/// Puts a new authority in the place of an old one.
+pub(crate) async fn rotate(what: &Rotate, output: Output) -> Result<Exit> {
+    match what {
+        Rotate::Root { reason, wait, find } => {
+            let client = find.client()?;
+            let response = client.rotate_root(&RotateRequest { reason: reason.clone() }).await?;
+            if wait.wait {
+                return follow(&client, wait, output).await;
+            }
+            print(output, &response, || {
+                format!(
+                    "the rotation is under way from revision {} on: `countersign authority list` shows it\n",
+                    response.revision
+                )
+            })?;
+        }
+        Rotate::Issuer { reason, find } => {
+            let client = find.client()?;
+            let response = client.rotate_issuer(&RotateRequest { reason: reason.clone() }).await?;
+            print(output, &response, || {
+                "another issuer signs from now on; what the one before signed stays in service\n"
+                    .to_owned()
+            })?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// Says what a recovery comes to; then does it, and proves it.
+pub(crate) async fn recover(arguments: &RecoverArguments, output: Output) -> Result<Exit> {
+    let client = arguments.find.client()?;
+    let compromised = resolve(&client, &arguments.compromised).await?;
+    let reason = arguments.reason.clone();
+    let plan = RecoverRequest { compromised, dry_run: true, reason: reason.clone() };
+    let planned = client.recover(&plan).await?;
+    if output == Output::Human {
+        output::write(shown::plan(&planned).as_bytes())?;
+    }
+    if arguments.dry_run {
+        if output == Output::Json {
+            output::json(&planned)?;
+        }
+        return Ok(Exit::Done);
+    }
+    confirm(arguments.yes)?;
+    let begun = client.recover(&RecoverRequest { dry_run: false, ..plan }).await?;
+    match begun.revision {
+        // An issuer is replaced and revoked at once; what is left is to see it everywhere.
+        Some(revision) => {
+            crate::commands::revoke::prove(&client, revision, arguments.wait.timeout(), output)
+                .await
+        }
+        None => follow(&client, &arguments.wait, output).await,
+    }
+}
+
+fn confirm(yes: bool) -> Result<()> {
+    if yes {
+        return Ok(());
+    }
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        let why = "this is the plan; `--yes` carries it out where nobody can be asked";
+        return Err(Failure::not_understood(why).into());
+    }
+    eprint!("carry it out? (yes) ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    match answer.trim() {
+        "yes" => Ok(()),
+        _ => Err(Failure::new(Code::Forbidden, "nothing was changed").into()),
+    }
+}
+
+/// Shows each gate until the walk has come to its end.
+async fn follow(client: &AdminClient, waiting: &Waiting, output: Output) -> Result<Exit> {
+    let clock = SystemClock::new();
+    let ends = clock.now() + waiting.timeout();
+    let mut bar = Bar::new(output);
+    let mut told = 0;
+    loop {
+        let response = client.authorities().await?;
+        let order = response.order.as_ref().or(response.last.as_ref());
+        let Some(order) = order else {
+            bar.clear();
+            return rolled_back();
+        };
+        if output == Output::Human {
+            told = tell(order, told, &bar)?;
+        }
+        if response.order.is_none() {
+            bar.clear();
+            return ended(order, &response, output);
+        }
+        bar.say(&shown::gate(order));
+        if ends <= clock.now() {
+            bar.clear();
+            print(output, order, || format!("not done in time: {}\n", shown::gate(order)))?;
+            return Ok(Exit::No);
+        }
+        clock.sleep_until(clock.now() + LOOK).await;
+    }
+}
+
+/// Tells the steps that were taken since.
+fn tell(order: &OrderView, told: usize, bar: &Bar) -> Result<usize> {
+    let done: Vec<_> = order.steps.iter().filter(|step| step.at.is_some()).collect();
+    for step in done.iter().skip(told) {
+        bar.clear();
+        output::line(&shown::step(step, order))?;
+    }
+    Ok(done.len().max(told))
+}
+
+fn ended(order: &OrderView, response: &AuthoritiesResponse, output: Output) -> Result<Exit> {
+    print(output, order, || shown::ended(order, response))?;
+    let proven = order.steps.iter().any(|step| step.step == Step::Confirm && step.at.is_some());
+    Ok(if proven || order.goal == Goal::Retire { Exit::Done } else { Exit::No })
+}
+
+fn rolled_back() -> Result<Exit> {
+    Err(Failure::new(Code::Forbidden, "the walk was taken back").into())
+}
+
+/// The one authority of this name: its key id, or how it begins.
+async fn resolve(client: &AdminClient, named: &Named) -> Result<KeyId> {
+    if let Some(key) = named.key() {
+        return Ok(key);
+    }
+    let response = client.authorities().await?;
+    let roots = response.roots.iter().map(|root| root.key);
+    let keys = roots.chain(response.issuers.iter().map(|issuer| issuer.key));
+    let mut fitting: Vec<_> = keys.filter(|key| named.fits(key)).collect();
+    fitting.dedup();
+    match fitting.as_slice() {
+        [key] => Ok(*key),
+        [] => Err(Failure::new(
+            Code::NotFound,
+            format!(
+                "no authority's key begins with `{named}`; `countersign authority list` shows them"
+            ),
+        )
+        .into()),
+        several => Err(Failure::not_understood(format!(
+            "`{named}` fits {} authorities: write more of the key",
+            several.len()
+        ))
+        .into()),
+    }
+}
+
+fn print<T: serde::Serialize>(
+    output: Output,
+    value: &T,
+    human: impl FnOnce() -> String,
+) -> Result<()> {
+    match output {
+        Output::Json => output::json(value)?,
+        Output::Human => output::write(human().as_bytes())?,
+    }
+    Ok(())
+}

@@ -1,0 +1,194 @@
+//! The flags.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use countersign_api::admin::Cause;
+use countersign_identity::{KeyId, Lifetime};
+
+use crate::find::Find;
+
+/// The fewest letters of a key that name an authority.
+const PREFIX_MIN: usize = 8;
+
+/// An authority as an operator names it: `authority:KEY`, a key id, or how one begins.
+#[derive(Clone, Debug)]
+pub(crate) struct Named(String); // INVARIANT: 8 to 64 of 0-9 a-f
+
+impl FromStr for Named {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let key = text.strip_prefix("authority:").unwrap_or(text);
+        let is_hex = key.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if is_hex && (PREFIX_MIN..=64).contains(&key.len()) {
+            return Ok(Self(key.to_owned()));
+        }
+        Err(format!(
+            "expected the key id of an authority, or at least {PREFIX_MIN} of its letters, as `countersign authority list` shows it"
+        ))
+    }
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Named {
+    /// The key, when it is written out.
+    pub(super) fn key(&self) -> Option<KeyId> {
+        self.0.parse().ok()
+    }
+
+    /// Whether this key begins so.
+    pub(super) fn fits(&self, key: &KeyId) -> bool {
+        key.to_string().starts_with(&self.0)
+    }
+}
+
+/// Why a root must not be trusted any more.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum CauseWord {
+    /// Something newer takes its place: issue anew first, drop last
+    Superseded,
+    /// Somebody else has its key: drop it as soon as there is another
+    Compromised,
+}
+
+impl CauseWord {
+    pub(super) fn cause(self) -> Cause {
+        match self {
+            Self::Superseded => Cause::Superseded,
+            Self::Compromised => Cause::Compromised,
+        }
+    }
+}
+
+/// What every step has.
+#[derive(Debug, Args)]
+pub(crate) struct StepArguments {
+    /// Take the step although its gate is not open; the words go on record
+    #[arg(long, value_name = "WORDS")]
+    pub(super) force: Option<String>,
+
+    #[command(flatten)]
+    pub(super) find: Find,
+}
+
+/// Whether to wait, and for how long.
+#[derive(Debug, Args)]
+pub(crate) struct Waiting {
+    /// Wait for the end, and show each gate; exit status 1 when it does not come in time
+    #[arg(long)]
+    pub(super) wait: bool,
+
+    /// How long to wait
+    #[arg(long, default_value = "2h", value_name = "SPAN")]
+    timeout: Lifetime,
+}
+
+impl Waiting {
+    pub(super) fn no() -> Self {
+        Self { wait: false, timeout: Lifetime::from_secs(1).expect("a second is a lifetime") }
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout.duration()
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum What {
+    /// Every root and issuer: where it is on its walk, what it vouches for, what is under way
+    List {
+        #[command(flatten)]
+        find: Find,
+    },
+    /// Make a new root, cross-certified by the one that is active
+    Prepare(StepArguments),
+    /// Put the new root into every bundle
+    Publish(StepArguments),
+    /// Let the new root sign, once every live enforcement point trusts it
+    Activate(StepArguments),
+    /// Take the old root out of service and out of every bundle, once nothing depends on it
+    Retire {
+        /// Which root [default: the oldest that is on its way out]
+        #[arg(value_name = "AUTHORITY")]
+        authority: Option<Named>,
+        #[command(flatten)]
+        wait: Waiting,
+        #[command(flatten)]
+        step: StepArguments,
+    },
+    /// Say that a root must not be trusted any more, and why; the walk that follows from it begins at once
+    Taint {
+        /// Which root
+        #[arg(value_name = "AUTHORITY")]
+        authority: Named,
+        /// Why
+        #[arg(long, value_enum)]
+        cause: CauseWord,
+        #[command(flatten)]
+        wait: Waiting,
+        #[command(flatten)]
+        step: StepArguments,
+    },
+    /// Go back by one rotation: possible until the old root's word counts no more
+    Rollback(StepArguments),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Rotate {
+    /// The whole walk of a new root: prepare, publish, activate, supersede, retire; each step when its gate opens
+    Root {
+        /// Why, in words that go on record
+        #[arg(long, value_name = "WORDS")]
+        reason: Option<String>,
+        #[command(flatten)]
+        wait: Waiting,
+        #[command(flatten)]
+        find: Find,
+    },
+    /// A new issuer under the same root, at once
+    Issuer {
+        /// Why, in words that go on record
+        #[arg(long, value_name = "WORDS")]
+        reason: Option<String>,
+        #[command(flatten)]
+        find: Find,
+    },
+}
+
+/// Recover from an authority's leaked key: plan, replace, revoke, re-issue, prove
+///
+/// Shows the plan first. A new authority takes the place of the old one; everything that the old one vouches for is
+/// refused and its live connections are cut; everybody is issued anew. A server that is killed half-way goes on when
+/// it is back.
+#[derive(Debug, Args)]
+pub(crate) struct RecoverArguments {
+    /// The authority whose key leaked: `authority:KEY`, a key id, or how one begins
+    #[arg(long, value_name = "AUTHORITY")]
+    pub(super) compromised: Named,
+
+    /// Only show the plan
+    #[arg(long)]
+    pub(super) dry_run: bool,
+
+    /// Do not ask whether to carry out the plan
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(super) yes: bool,
+
+    /// Why, in words that go on record
+    #[arg(long, value_name = "WORDS")]
+    pub(super) reason: Option<String>,
+
+    #[command(flatten)]
+    pub(super) wait: Waiting,
+
+    #[command(flatten)]
+    pub(super) find: Find,
+}

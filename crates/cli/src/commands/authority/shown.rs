@@ -1,0 +1,141 @@
+//! What is printed.
+
+use countersign_api::admin::{
+    AuthoritiesResponse, Goal, OrderView, RecoverResponse, RootView, StepView,
+};
+use countersign_identity::{KeyId, Timestamp};
+
+use crate::commands::revoke::bar::share;
+use crate::commands::when;
+use crate::output::{Table, printable};
+
+/// How much of a key is shown where the whole is shown elsewhere.
+const SHORT: usize = 16;
+/// Missing holders that are named.
+const MISSING_SHOWN_MAX: usize = 5;
+/// Identities that are named.
+const IDENTITIES_SHOWN_MAX: usize = 10;
+
+/// Every authority.
+pub(super) fn listing(response: &AuthoritiesResponse, now: Timestamp) -> String {
+    let mut roots = Table::new(["ROOT", "STATE", "SINCE", "ENDS", "SVIDS"]);
+    for root in &response.roots {
+        roots.row([
+            root.key.to_string(),
+            state(root),
+            when::relative(root.since, now),
+            when::relative(root.expires, now),
+            root.credentials.to_string(),
+        ]);
+    }
+    let mut issuers = Table::new(["ISSUER", "STATE", "ROOT", "ENDS", "SVIDS"]);
+    for issuer in &response.issuers {
+        let state = match (issuer.revoked, issuer.active) {
+            (true, _) => "revoked",
+            (false, true) => "active",
+            (false, false) => "succeeded",
+        };
+        issuers.row([
+            issuer.key.to_string(),
+            state.to_owned(),
+            short(&issuer.root),
+            when::relative(issuer.expires, now),
+            issuer.credentials.to_string(),
+        ]);
+    }
+    let mut text = format!("{}\n{}", roots.render(0), issuers.render(0));
+    if let Some(order) = &response.order {
+        text.push_str(&format!("\n{} of root {} is under way\n", order.goal, short(&order.from)));
+        for one in &order.steps {
+            text.push_str(&format!("  {}\n", progress(one)));
+        }
+        if let Some(until) = order.revocable_until {
+            text.push_str(&format!("  `authority rollback` takes it back until `{until}`\n"));
+        }
+    }
+    text
+}
+
+fn state(root: &RootView) -> String {
+    match root.tainted {
+        Some(cause) => format!("{}, tainted: {cause}", root.state),
+        None => root.state.to_string(),
+    }
+}
+
+fn short(key: &KeyId) -> String {
+    key.to_string().chars().take(SHORT).collect()
+}
+
+fn progress(step: &StepView) -> String {
+    let name = step.step.as_str();
+    let forced = step.forced.as_ref().map(|words| format!(" (forced: {})", printable(words)));
+    let forced = forced.unwrap_or_default();
+    match (&step.revision, &step.gate) {
+        (Some(revision), _) => format!("{name:<10} done at revision {revision}{forced}"),
+        (None, Some(gate)) => format!("{name:<10} waits: {}{forced}", printable(&gate.why)),
+        (None, None) => format!("{name:<10} –{forced}"),
+    }
+}
+
+/// A step that was taken.
+pub(super) fn step(step: &StepView, order: &OrderView) -> String {
+    let took = step.at.map(|at| at.since(order.begun).as_millis()).unwrap_or_default();
+    format!("{}, {took} ms after the order", progress(step))
+}
+
+/// The gate that is waited for, in one line.
+pub(super) fn gate(order: &OrderView) -> String {
+    let waiting = order.steps.iter().find_map(|step| Some((step.step, step.gate.as_ref()?)));
+    let Some((step, gate)) = waiting else { return format!("{} goes on", order.goal) };
+    let mut names = gate.missing.iter().take(MISSING_SHOWN_MAX).map(|name| printable(name));
+    let missing = names.by_ref().collect::<Vec<_>>().join(", ");
+    let missing = if missing.is_empty() { missing } else { format!("; missing: {missing}") };
+    let until = gate.until.map(|at| format!("; opens by itself at {at}")).unwrap_or_default();
+    let bar = share(gate.done, gate.of);
+    format!("{bar} {step} waits: {}{missing}{until}", printable(&gate.why))
+}
+
+/// The end of a walk.
+pub(super) fn ended(order: &OrderView, response: &AuthoritiesResponse) -> String {
+    let took = order.ended.map(|at| at.since(order.begun)).unwrap_or_default();
+    let active = response.roots.iter().find(|root| root.state.as_str() == "active");
+    let active = active.map(|root| short(&root.key)).unwrap_or_default();
+    let what = match order.goal {
+        Goal::Rotate => "rotated: nothing under the old root is accepted any more",
+        Goal::Retire => "retired: nothing under the old root is accepted any more",
+        Goal::Recover => "recovered: nothing under the compromised root is accepted any more",
+    };
+    format!("{what}; root {active} signs; {} after the order\n", when::span(took))
+}
+
+/// What a recovery comes to.
+pub(super) fn plan(response: &RecoverResponse) -> String {
+    let kind = if response.is_root { "root" } else { "issuer" };
+    let mut text = format!("recovery from the leaked key of {kind} {}\n", response.compromised);
+    for (number, one) in (1..).zip(&response.plan) {
+        let revocable = if one.revocable { "" } else { " (final)" };
+        let at_most = one.at_most_millis.map(|millis| format!(", at most {millis} ms"));
+        let at_most = at_most.unwrap_or_default();
+        text.push_str(&format!("  {number}. {}{revocable}: {}{at_most}\n", one.step, one.what));
+    }
+    let identities: Vec<_> = response
+        .identities
+        .iter()
+        .take(IDENTITIES_SHOWN_MAX)
+        .map(|identity| printable(identity))
+        .collect();
+    text.push_str(&format!(
+        "affected: {} SVIDs of {} identities; {} enforcement points are told; {} verifiers cannot acknowledge\n",
+        response.credentials,
+        response.identities.len(),
+        response.points,
+        response.unaware
+    ));
+    if !identities.is_empty() {
+        let more = response.identities.len().saturating_sub(identities.len());
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        text.push_str(&format!("  {}{more}\n", identities.join(", ")));
+    }
+    text
+}

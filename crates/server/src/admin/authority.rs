@@ -1,0 +1,101 @@
+//! The routes about authorities.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Extension, Path, State as Shared};
+use countersign_api::admin::{
+    AuthoritiesResponse, Goal, ProblemDetails, RecoverRequest, RecoverResponse, RevisionResponse,
+    RotateRequest, Step, StepRequest,
+};
+use countersign_identity::Code;
+
+use crate::admin::Admin;
+use crate::admin::change::{Operator, parse};
+use crate::admin::problem::Problem;
+use crate::rotate;
+
+/// Every authority, where it is on its walk, and what is under way.
+#[utoipa::path(get, path = "/v1/authorities", responses((status = 200, body = AuthoritiesResponse), (status = "default", body = ProblemDetails)))]
+pub(crate) async fn authorities(
+    Shared(admin): Shared<Arc<Admin>>,
+) -> Result<Json<AuthoritiesResponse>, Problem> {
+    Ok(Json(rotate::shown(admin.walker()?).await?))
+}
+
+/// Takes one step of the roots' walk: `prepare`, `publish`, `activate`, `retire`, `taint` or `rollback`.
+#[utoipa::path(
+    post, path = "/v1/authorities/{step}", request_body = StepRequest,
+    params(("step" = String, Path, description = "The step")),
+    responses((status = 200, body = RevisionResponse), (status = "default", body = ProblemDetails))
+)]
+pub(crate) async fn step(
+    Shared(admin): Shared<Arc<Admin>>,
+    Extension(operator): Extension<Operator>,
+    Path(step): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<RevisionResponse>, Problem> {
+    let walker = Arc::clone(admin.walker()?);
+    let step: Step = serde_json::from_value(step.clone().into()).map_err(|_bad| {
+        let why = format!("`{step}` is not a step of an authority's walk");
+        Problem::new(Code::NotUnderstood, why)
+    })?;
+    let request: StepRequest = parse(body)?;
+    let work = async move { walker.asked(step, request, &operator.actor()).await };
+    let revision = admin.control()?.whole(work).await?;
+    Ok(Json(RevisionResponse { revision }))
+}
+
+/// Orders the whole rotation of the root: each step is taken when its gate opens.
+#[utoipa::path(
+    post, path = "/v1/rotations/root", request_body = RotateRequest,
+    responses((status = 200, body = RevisionResponse), (status = "default", body = ProblemDetails))
+)]
+pub(crate) async fn rotate_root(
+    Shared(admin): Shared<Arc<Admin>>,
+    Extension(operator): Extension<Operator>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<RevisionResponse>, Problem> {
+    let (walker, control) = (Arc::clone(admin.walker()?), admin.control()?);
+    let RotateRequest { reason } = parse(body)?;
+    let from = control.feed.current().walk()?.active()?.key;
+    let work = async move { walker.order(Goal::Rotate, from, &operator.actor(), reason).await };
+    Ok(Json(RevisionResponse { revision: control.whole(work).await? }))
+}
+
+/// Puts a new issuer in the place of the one that signs now.
+#[utoipa::path(
+    post, path = "/v1/rotations/issuer", request_body = RotateRequest,
+    responses((status = 200, body = RevisionResponse), (status = "default", body = ProblemDetails))
+)]
+pub(crate) async fn rotate_issuer(
+    Shared(admin): Shared<Arc<Admin>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<RevisionResponse>, Problem> {
+    let (rotation, control) = (Arc::clone(admin.rotation()?), admin.control()?);
+    let RotateRequest { reason: _recorded_nowhere } = parse(body)?;
+    let work = async move {
+        let issuer = rotation.authorities.load().issuer.key_id();
+        rotation.replace(issuer).await
+    };
+    control.whole(work).await?;
+    Ok(Json(RevisionResponse { revision: control.feed.current().revision }))
+}
+
+/// Recovers from an authority's leaked key, or says what that comes to.
+#[utoipa::path(
+    post, path = "/v1/recoveries", request_body = RecoverRequest,
+    responses((status = 200, body = RecoverResponse), (status = "default", body = ProblemDetails))
+)]
+pub(crate) async fn recover(
+    Shared(admin): Shared<Arc<Admin>>,
+    Extension(operator): Extension<Operator>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<RecoverResponse>, Problem> {
+    let (walker, control) = (Arc::clone(admin.walker()?), admin.control()?);
+    let request: RecoverRequest = parse(body)?;
+    let work = async move { rotate::recover(&walker, request, &operator.actor()).await };
+    Ok(Json(control.whole(work).await?))
+}

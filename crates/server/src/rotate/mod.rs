@@ -1,0 +1,16 @@
+//! Authorities walk: a new root in the place of an old one, gated on acknowledgements; out of service at once when its key
+//! has leaked (design, section 6).
+//!
+//! `walk` is the pure machine, `ledger` what is out under which authority, `walker` the hands: it takes the steps that the
+//! machine allows, each as one commit for the very revision that it was decided on.
+
+mod ledger;
+mod recover;
+mod shown;
+mod walk;
+mod walker;
+
+pub(crate) use recover::recover;
+pub(crate) use shown::shown;
+pub(crate) use walk::Walk;
+pub(crate) use walker::Walker;

@@ -1,0 +1,131 @@
+//! The authorities, for people.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use countersign_api::admin::{
+    AuthoritiesResponse, GateView, Goal, IssuerView, OrderView, RootState, RootView, Step, StepView,
+};
+use countersign_identity::KeyId;
+use countersign_store::IssuedRow;
+
+use crate::refusal::Refused;
+use crate::rotate::ledger::Ledger;
+use crate::rotate::walk::{Gate, Order, Root, Walk};
+use crate::rotate::walker::{MISSING_MAX, Walker};
+use crate::state::State;
+
+/// Every authority, and what is under way.
+///
+/// # Errors
+/// When the store does not answer.
+pub(crate) async fn shown(walker: &Walker) -> Result<AuthoritiesResponse, Refused> {
+    let control = &walker.control;
+    let state = control.feed.current();
+    let walk = Arc::clone(state.walk()?);
+    let ledger = Ledger::read(&*control.store, &walk, control.clock.now()).await?;
+    let counts = ledger.counts(&state.revocations());
+    let count = |key: &KeyId| counts.get(key).copied().unwrap_or_default();
+    let under = |root: KeyId| {
+        let issuers: BTreeSet<_> = ledger.issuers_of(root).map(|row| row.key).collect();
+        issuers.iter().map(count).sum()
+    };
+    let roots = walk.roots.iter().map(|root| root_view(root, under(root.key)));
+    let active = walker.rotation.authorities.load().issuer.key_id();
+    let issuers =
+        ledger.issuers().iter().map(|row| issuer_view(row, &state, active, count(&row.key)));
+    Ok(AuthoritiesResponse {
+        revision: state.revision,
+        roots: roots.collect::<Result<_, _>>()?,
+        issuers: issuers.collect(),
+        order: match &walk.order {
+            Some(order) => Some(under_way(walker, &state, &walk, order).await?),
+            None => None,
+        },
+        last: walk.last.as_ref().map(|order| order_view(order, None, None)),
+    })
+}
+
+fn root_view(root: &Root, credentials: u64) -> Result<RootView, Refused> {
+    Ok(RootView {
+        key: root.key,
+        state: root.state,
+        since: root.since,
+        tainted: root.tainted,
+        expires: root.certificate()?.validity().not_after,
+        published: root.published,
+        credentials,
+    })
+}
+
+fn issuer_view(row: &IssuedRow, state: &State, active: KeyId, credentials: u64) -> IssuerView {
+    IssuerView {
+        key: row.key,
+        root: row.issuer,
+        active: row.key == active,
+        revoked: state.revocations().is_authority_revoked(row.key),
+        expires: row.validity.not_after,
+        credentials,
+    }
+}
+
+async fn under_way(
+    walker: &Walker,
+    state: &State,
+    walk: &Walk,
+    order: &Order,
+) -> Result<OrderView, Refused> {
+    let Some(step) = walk.next() else { return Ok(order_view(order, None, None)) };
+    let gate = walker.gate(state, walk, step).await?;
+    Ok(order_view(order, Some((step, gate)), revocable_until(walk, order)))
+}
+
+/// As long as the old root's word counts, it can sign again.
+fn revocable_until(walk: &Walk, order: &Order) -> Option<Step> {
+    let from = walk.root(order.from)?;
+    let last = match order.goal {
+        Goal::Rotate | Goal::Retire => Step::Supersede,
+        Goal::Recover => Step::Condemn,
+    };
+    let is_open = from.superseded.is_none() && from.state != RootState::Retired;
+    is_open.then_some(last)
+}
+
+/// An order, with the gate of its next step.
+pub(super) fn order_view(
+    order: &Order,
+    next: Option<(Step, Gate)>,
+    revocable_until: Option<Step>,
+) -> OrderView {
+    let view = |step: &Step| {
+        let done = order.done.iter().rfind(|done| done.step == *step);
+        let gate = next.as_ref().filter(|(at, _)| at == step).map(|(_, gate)| gate_view(gate));
+        StepView {
+            step: *step,
+            at: done.map(|done| done.at),
+            revision: done.map(|done| done.revision),
+            forced: order.forced.get(step).cloned(),
+            gate: gate.flatten(),
+        }
+    };
+    OrderView {
+        goal: order.goal,
+        from: order.from,
+        actor: order.actor.clone(),
+        reason: order.reason.clone(),
+        begun: order.begun,
+        ended: order.ended,
+        steps: order.steps().iter().map(view).collect(),
+        revocable_until,
+    }
+}
+
+fn gate_view(gate: &Gate) -> Option<GateView> {
+    match gate.clone() {
+        Gate::Open => None,
+        Gate::Waits { why, done, of, mut missing, until } => {
+            missing.truncate(MISSING_MAX);
+            Some(GateView { why, done, of, missing, until })
+        }
+    }
+}

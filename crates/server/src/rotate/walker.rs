@@ -1,0 +1,670 @@
+//! The hands of the walk: each step is one commit for the revision that it was decided on.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use countersign_api::admin::{Cause, Convergence, Goal, RootState, Step, StepRequest};
+use countersign_audit::{Event, EventKind};
+use countersign_identity::{Code, KeyId, Lifetime, Reason, Revision, Timestamp, backdate};
+use countersign_pki::{Certificate, Issuer, KeyKind, PrivateKey, SoftwareSigner};
+use countersign_store::{Batch, Change, Kind, Record};
+use tokio_util::sync::CancellationToken;
+
+use crate::authority::{
+    Authorities, Ceremony, ISSUER, ROOT, Rotation, copy, destroy, internal, keep, open_authority,
+    root_name,
+};
+use crate::control::Control;
+use crate::refusal::Refused;
+use crate::revoke::{Watched, condemned, look, shown};
+use crate::rotate::ledger::Ledger;
+use crate::rotate::walk::{Facts, Gate, Order, REASON_BYTES_MAX, Root, Walk};
+use crate::state::State;
+
+/// How often a walk that is under way is looked at.
+const TICK: Duration = Duration::from_millis(200);
+/// How often the schedule is looked at.
+const LOOK: Duration = Duration::from_secs(30);
+/// The lease under which one replica walks.
+const LEASE: &str = "authority/walk";
+const LEASE_TIME: Duration = Duration::from_secs(10);
+/// A root's successor is prepared so long before the root ends.
+const PREPARE_BEFORE: Duration = Duration::from_secs(60 * 86_400);
+/// Certificates that one core issues in a second, with much to spare: a mass re-issue is spread accordingly.
+const ISSUES_PER_CORE: u64 = 1000;
+/// Who walks by the schedule.
+const SCHEDULE: &str = "schedule";
+/// Names of who is missing that an answer holds.
+pub(super) const MISSING_MAX: usize = 100;
+
+/// Who takes the steps.
+pub(crate) struct Walker {
+    pub(crate) control: Arc<Control>,
+    pub(crate) rotation: Arc<Rotation>,
+    memory: Mutex<Memory>,
+}
+
+/// What is known only here, and found out again after a restart.
+#[derive(Debug, Default)]
+struct Memory {
+    leased_until: Option<Timestamp>,
+    /// Since when nothing is left under the root that has to go.
+    settled: Option<(KeyId, Timestamp)>,
+    /// What was said last, so that it is said once.
+    said: Option<String>,
+}
+
+/// A step that is about to be committed.
+struct Draft {
+    walk: Walk,
+    batch: Batch,
+    /// What signs after it.
+    authorities: Option<Authorities>,
+}
+
+impl Walker {
+    pub(crate) fn new(control: Arc<Control>, rotation: Arc<Rotation>) -> Self {
+        Self { control, rotation, memory: Mutex::default() }
+    }
+
+    /// Takes the steps of what was ordered, each when its gate opens, until stopped. What fails is told and tried again.
+    pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut states = self.control.feed.watch();
+        loop {
+            let walking = match self.tick().await {
+                Ok(walking) => walking,
+                Err(refused) if refused.code == Code::StaleBase => true,
+                Err(refused) => {
+                    self.say(&format!("a walk of the authorities waits: {}", refused.why));
+                    true
+                }
+            };
+            states.mark_unchanged();
+            let again = self.control.clock.now() + if walking { TICK } else { LOOK };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.control.clock.sleep_until(again) => {}
+                Ok(()) = states.changed(), if !walking => {}
+            }
+        }
+    }
+
+    /// Looks once; says whether something is under way.
+    ///
+    /// # Errors
+    /// When a step that was due did not happen.
+    pub(crate) async fn tick(&self) -> Result<bool, Refused> {
+        let state = self.control.feed.current();
+        let walk = Arc::clone(state.walk()?);
+        if walk.order.is_none() {
+            return self.schedule(&walk).await;
+        }
+        if !self.leads().await? {
+            return Ok(true);
+        }
+        let Some(step) = walk.next() else {
+            self.finish(&state, &walk).await?;
+            return Ok(true);
+        };
+        match self.gate(&state, &walk, step).await? {
+            Gate::Open => {
+                let actor = walk.order.as_ref().map_or(SCHEDULE, |order| &order.actor).to_owned();
+                self.take(step, &actor, None).await?;
+            }
+            Gate::Waits { why, .. } => self.say(&format!("waiting to {step}: {why}")),
+        }
+        Ok(true)
+    }
+
+    /// Begins the rotation that the age of the root asks for.
+    async fn schedule(&self, walk: &Walk) -> Result<bool, Refused> {
+        let now = self.control.clock.now();
+        let active = walk.active()?;
+        let validity = active.certificate()?.validity();
+        // A root that lives shorter than the usual notice is succeeded in the last quarter of its life.
+        let notice = PREPARE_BEFORE.min(validity.not_after.since(validity.not_before) / 4);
+        if now + notice < validity.not_after || !self.leads().await? {
+            return Ok(false);
+        }
+        let reason = Some(format!("the root ends at {}", validity.not_after));
+        self.order(Goal::Rotate, active.key, SCHEDULE, reason).await?;
+        Ok(true)
+    }
+
+    /// Whether this replica is the one that walks.
+    async fn leads(&self) -> Result<bool, Refused> {
+        let now = self.rotation.time.trusted(self.control.clock.now())?;
+        let until = self.memory().leased_until;
+        if until.is_some_and(|until| now + LEASE_TIME / 2 < until) {
+            return Ok(true);
+        }
+        let holder = &self.rotation.holder;
+        let led = self.control.store.lease(LEASE, holder, LEASE_TIME, now).await?;
+        self.memory().leased_until = led.then(|| now + LEASE_TIME);
+        Ok(led)
+    }
+
+    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn say(&self, what: &str) {
+        let mut memory = self.memory();
+        if memory.said.as_deref() != Some(what) {
+            tracing::info!("{what}");
+            memory.said = Some(what.to_owned());
+        }
+    }
+
+    /// Whether a step may be taken now, and what it waits for.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub(crate) async fn gate(
+        &self,
+        state: &State,
+        walk: &Walk,
+        step: Step,
+    ) -> Result<Gate, Refused> {
+        let now = self.control.clock.now();
+        let facts = self.facts(state, walk, step, now).await?;
+        Ok(walk.gate(step, &facts, now))
+    }
+
+    async fn facts(
+        &self,
+        state: &State,
+        walk: &Walk,
+        step: Step,
+        now: Timestamp,
+    ) -> Result<Facts, Refused> {
+        let mut facts = Facts { lifetime: Some(state.domain().lifetime_max), ..Facts::default() };
+        if let Some(revision) = walk.awaited(step) {
+            let Convergence { live, enforcing, missing, unaware, draining, .. } =
+                look(&self.control, revision).await?;
+            let missing = missing.into_iter().take(MISSING_MAX);
+            facts.missing =
+                missing.map(|point| format!("{} of {}", point.point, point.spiffe_id)).collect();
+            (facts.live, facts.enforcing) = (live, enforcing);
+            (facts.unaware, facts.draining) = (unaware, draining);
+        }
+        if matches!(step, Step::Supersede | Step::Reissue)
+            && let Some(from) = walk.order.as_ref().map(|order| order.from)
+        {
+            let ledger = Ledger::read(&*self.control.store, walk, now).await?;
+            let issuers = ledger.issuers_of(from).map(|row| row.key).collect();
+            facts.left = ledger.left(&issuers, state);
+            facts.settled_from = self.settled(from, facts.left.is_empty(), now);
+        }
+        Ok(facts)
+    }
+
+    /// Since when nothing is left under a root.
+    fn settled(&self, from: KeyId, is_settled: bool, now: Timestamp) -> Option<Timestamp> {
+        let mut memory = self.memory();
+        memory.settled = match memory.settled {
+            Some((root, since)) if is_settled && root == from => Some((root, since)),
+            _ if is_settled => Some((from, now)),
+            _ => None,
+        };
+        memory.settled.map(|(_, since)| since)
+    }
+
+    /// Orders a walk.
+    ///
+    /// # Errors
+    /// When another is under way, or the root is none that could go.
+    pub(crate) async fn order(
+        &self,
+        goal: Goal,
+        from: KeyId,
+        actor: &str,
+        reason: Option<String>,
+    ) -> Result<Revision, Refused> {
+        check_words(reason.as_deref())?;
+        let now = self.rotation.time.trusted(self.control.clock.now())?;
+        let state = self.control.feed.current();
+        let mut walk = Walk::clone(state.walk()?);
+        walk.begin(Order::new(goal, from, actor, reason.clone(), now))?;
+        let details = serde_json::json!({ "goal": goal, "reason": reason });
+        let event = Event::new(EventKind::WalkOrdered, now, actor, from.to_string());
+        let batch = Batch { events: vec![event.with_details(details)], ..Batch::default() };
+        self.commit(&state, Draft { walk, batch, authorities: None }, now).await
+    }
+
+    /// The order has come to its end.
+    async fn finish(&self, state: &State, walk: &Walk) -> Result<(), Refused> {
+        let now = self.control.clock.now();
+        let mut walk = walk.clone();
+        let (actor, from, goal) = match &walk.order {
+            Some(order) => (order.actor.clone(), order.from, order.goal),
+            None => return Ok(()),
+        };
+        walk.end(now);
+        let details = serde_json::json!({ "goal": goal, "ended": now });
+        let event = Event::new(EventKind::WalkOrdered, now, actor, from.to_string());
+        let batch = Batch { events: vec![event.with_details(details)], ..Batch::default() };
+        self.commit(state, Draft { walk, batch, authorities: None }, now).await?;
+        tracing::info!(root = %from, %goal, "a walk of the authorities has come to its end");
+        Ok(())
+    }
+
+    /// Takes one step, whatever its gate says; `force` are the words of who wanted that.
+    ///
+    /// # Errors
+    /// When the roots are not where the step begins; nothing is half-done.
+    pub(crate) async fn take(
+        &self,
+        step: Step,
+        actor: &str,
+        force: Option<&str>,
+    ) -> Result<Revision, Refused> {
+        let now = self.rotation.time.trusted(self.control.clock.now())?;
+        let state = self.control.feed.current();
+        let walk = Walk::clone(state.walk()?);
+        let from = walk.order.as_ref().map(|order| order.from);
+        let mut draft = match step {
+            Step::Prepare => self.prepare(walk, now).await?,
+            Step::Publish => self.publish(&state, walk, now)?,
+            Step::Activate => self.activate(&state, walk, now).await?,
+            Step::Supersede => self.supersede(&state, walk, actor, now).await?,
+            Step::Retire => self.retire(&state, walk, now)?,
+            Step::Condemn => self.condemn(&state, walk, actor, now).await?,
+            Step::Rollback => self.rollback(&state, walk, now).await?,
+            Step::Reissue | Step::Confirm => {
+                Draft { walk, batch: Batch::default(), authorities: None }
+            }
+            Step::Taint => return Err(internal("a taint names its root")),
+        };
+        draft.walk.did(step, next(&state), now);
+        let subject = subject(step, &draft.walk, from);
+        let details = serde_json::json!({ "step": step, "force": force });
+        let event = Event::new(EventKind::AuthorityWalked, now, actor, subject.clone());
+        draft.batch.events.push(event.with_details(details));
+        let narrows = draft.batch.narrows;
+        let revision = next(&state);
+        if narrows {
+            self.control.converging.begin(revision, now);
+        }
+        match self.commit(&state, draft, now).await {
+            Ok(revision) => {
+                if narrows {
+                    let at = self.control.clock.now();
+                    self.control.converging.committed(revision, at, Watched::default());
+                }
+                tracing::info!(%step, root = %subject, %revision, "an authority walked");
+                Ok(revision)
+            }
+            Err(refused) => {
+                self.control.converging.give_up(revision);
+                Err(refused)
+            }
+        }
+    }
+
+    /// What an operator asks: one step, when its gate is open or with words for why it is forced.
+    ///
+    /// # Errors
+    /// `not-converged` when the gate is not open; others when the step does not fit.
+    pub(crate) async fn asked(
+        &self,
+        step: Step,
+        request: StepRequest,
+        actor: &str,
+    ) -> Result<Revision, Refused> {
+        let StepRequest { authority, cause, force } = request;
+        check_words(force.as_deref())?;
+        let state = self.control.feed.current();
+        let walk = Arc::clone(state.walk()?);
+        match step {
+            Step::Retire => {
+                let oldest = walk.retiring().next().map(|root| root.key);
+                let from = authority.or(oldest).ok_or_else(|| {
+                    Refused::new(Code::NotFound, "no root is retiring: activate another first")
+                })?;
+                if walk.order.is_none() {
+                    let revision = self.order(Goal::Retire, from, actor, force.clone()).await?;
+                    if force.is_none() {
+                        return Ok(revision);
+                    }
+                }
+                let state = self.control.feed.current();
+                let walk = Arc::clone(state.walk()?);
+                self.forced(&state, &walk, force, actor).await
+            }
+            Step::Taint => self.taint(authority, cause, actor, force).await,
+            Step::Rollback => self.take(step, actor, force.as_deref()).await,
+            Step::Prepare | Step::Publish | Step::Activate => {
+                if force.is_none()
+                    && let Gate::Waits { why, until, .. } =
+                        self.gate(&state, &said(&walk), step).await?
+                {
+                    let until = until.map(|at| format!("; it opens by itself at {at}"));
+                    let until = until.unwrap_or_default();
+                    let why = format!(
+                        "cannot {step} yet: {why}{until}; `--force WORDS` goes on all the same"
+                    );
+                    return Err(Refused::new(Code::NotConverged, why));
+                }
+                self.take(step, actor, force.as_deref()).await
+            }
+            Step::Supersede | Step::Condemn | Step::Reissue | Step::Confirm => {
+                let why =
+                    format!("`{step}` is a step of a rotation or a recovery, not one by itself");
+                Err(Refused::new(Code::NotUnderstood, why))
+            }
+        }
+    }
+
+    /// Does not wait for the gate of the next step of the order.
+    async fn forced(
+        &self,
+        state: &State,
+        walk: &Walk,
+        force: Option<String>,
+        actor: &str,
+    ) -> Result<Revision, Refused> {
+        let now = self.rotation.time.trusted(self.control.clock.now())?;
+        let mut walk = walk.clone();
+        let step = walk.next();
+        let (Some(order), Some(step), Some(words)) = (&mut walk.order, step, force) else {
+            let why = "a walk is under way, and goes on by itself; `--force WORDS` does not wait for its next gate";
+            return Err(Refused::new(Code::AlreadyExists, why));
+        };
+        let details = serde_json::json!({ "step": step, "force": words });
+        let event = Event::new(EventKind::AuthorityWalked, now, actor, order.from.to_string());
+        order.forced.insert(step, words);
+        let batch = Batch { events: vec![event.with_details(details)], ..Batch::default() };
+        self.commit(state, Draft { walk, batch, authorities: None }, now).await
+    }
+
+    async fn taint(
+        &self,
+        authority: Option<KeyId>,
+        cause: Option<Cause>,
+        actor: &str,
+        force: Option<String>,
+    ) -> Result<Revision, Refused> {
+        let (Some(key), Some(cause)) = (authority, cause) else {
+            let why = "a taint names a root and its cause, `superseded` or `compromised`";
+            return Err(Refused::new(Code::NotUnderstood, why));
+        };
+        let state = self.control.feed.current();
+        let walk = state.walk()?;
+        let root = walk.root(key).ok_or_else(|| {
+            Refused::new(Code::NotFound, format!("no root with key `{key}` is on record"))
+        })?;
+        let goal = match (cause, root.state) {
+            (Cause::Compromised, _) => Goal::Recover,
+            (Cause::Superseded, RootState::Retiring) => Goal::Retire,
+            (Cause::Superseded, _) => Goal::Rotate,
+        };
+        let reason = force.or_else(|| Some(format!("tainted: {cause}")));
+        check_words(reason.as_deref())?;
+        let now = self.rotation.time.trusted(self.control.clock.now())?;
+        let mut walk = Walk::clone(walk);
+        walk.taint(key, cause)?;
+        walk.begin(Order::new(goal, key, actor, reason.clone(), now))?;
+        let details = serde_json::json!({ "step": Step::Taint, "cause": cause, "reason": reason });
+        let event = Event::new(EventKind::AuthorityWalked, now, actor, key.to_string());
+        let batch = Batch { events: vec![event.with_details(details)], ..Batch::default() };
+        self.commit(&state, Draft { walk, batch, authorities: None }, now).await
+    }
+
+    async fn commit(
+        &self,
+        state: &State,
+        draft: Draft,
+        now: Timestamp,
+    ) -> Result<Revision, Refused> {
+        let Draft { walk, mut batch, authorities } = draft;
+        batch.expected = Some(state.revision);
+        batch.changes.push(Change::Put(walk.record()));
+        let store = Arc::clone(&self.control.store);
+        let committed = self.control.whole(async move { Ok(store.commit(batch).await?) }).await;
+        let revision = match committed {
+            Ok(committed) => committed.revision,
+            Err(refused) => {
+                // Whoever was faster is seen before the next try.
+                let head = self.control.store.head().await?.revision;
+                shown(&self.control, head).await;
+                return Err(refused);
+            }
+        };
+        self.control.desk.time.recorded(now);
+        if let Some(authorities) = authorities {
+            self.rotation.authorities.store(Arc::new(authorities));
+        }
+        shown(&self.control, revision).await;
+        Ok(revision)
+    }
+
+    async fn prepare(&self, mut walk: Walk, now: Timestamp) -> Result<Draft, Refused> {
+        if let Some(next) = walk.successor() {
+            let why = format!("root `{}` is {} already: go on with it", next.key, next.state);
+            return Err(Refused::new(Code::AlreadyExists, why));
+        }
+        let key = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
+        let signer = SoftwareSigner::from(copy(&key)?);
+        let ceremony = self.ceremony(now);
+        let authorities = self.rotation.authorities.load_full();
+        let active = walk.active()?.certificate()?;
+        let lifetime = lifetime_of(&active)?;
+        let domain = authorities.root.domain().clone();
+        let root = ceremony.root(&domain, &signer, lifetime).await?;
+        let newer = Issuer::from_certificate(root.clone()).map_err(internal)?;
+        let (older, older_signer) = (&authorities.root, &*authorities.root_signer);
+        let cross = ceremony.cross(older, older_signer, &newer, lifetime).await?;
+        let name = root_name(newer.key_id());
+        let ops = vec![keep(&name, &root, &key, &self.rotation.kek, &*self.control.entropy)?];
+        walk.prepare(Root::prepared(&root, Some(&cross), now), now)?;
+        Ok(Draft { walk, batch: Batch { ops, ..Batch::default() }, authorities: None })
+    }
+
+    fn publish(&self, state: &State, mut walk: Walk, now: Timestamp) -> Result<Draft, Refused> {
+        walk.publish(next(state), now)?;
+        let changes = vec![self.bundle(state, &walk, Duration::ZERO)?];
+        Ok(Draft { walk, batch: Batch { changes, ..Batch::default() }, authorities: None })
+    }
+
+    async fn activate(
+        &self,
+        state: &State,
+        mut walk: Walk,
+        now: Timestamp,
+    ) -> Result<Draft, Refused> {
+        let (before, active) = walk.activate(now)?;
+        self.enthrone(state, walk, before, active, now).await
+    }
+
+    async fn rollback(
+        &self,
+        state: &State,
+        mut walk: Walk,
+        now: Timestamp,
+    ) -> Result<Draft, Refused> {
+        let (back, leaving, was) = walk.rollback(now)?;
+        if let Some(back) = back {
+            return self.enthrone(state, walk, leaving, back, now).await;
+        }
+        let changes = match was {
+            RootState::Published => vec![self.bundle(state, &walk, Duration::ZERO)?],
+            RootState::Prepared | RootState::Active | RootState::Retiring | RootState::Retired => {
+                Vec::new()
+            }
+        };
+        // It is trusted nowhere any more: a bundle that shrinks takes rights away.
+        let narrows = was == RootState::Published;
+        let batch =
+            Batch { changes, narrows, ops: vec![destroy(root_name(leaving))], ..Batch::default() };
+        Ok(Draft { walk, batch, authorities: None })
+    }
+
+    /// Puts a root in the place of the one that signs now, with an issuer of its own.
+    async fn enthrone(
+        &self,
+        state: &State,
+        walk: Walk,
+        before: KeyId,
+        active: KeyId,
+        now: Timestamp,
+    ) -> Result<Draft, Refused> {
+        let (store, kek) = (&*self.control.store, &self.rotation.kek);
+        let entropy = &*self.control.entropy;
+        // 1. Both keys; the one before stays at hand, for a rollback.
+        let (old, old_key) = open_authority(store, ROOT, kek).await?;
+        let (root, root_key) = open_authority(store, &root_name(active), kek).await?;
+        if old.key_id() != before || root.key_id() != active {
+            return Err(internal("a kept root is not the one on record"));
+        }
+        // 2. An issuer under the new one.
+        let parent = Issuer::from_certificate(root.clone()).map_err(internal)?;
+        let signer = SoftwareSigner::from(copy(&root_key)?);
+        let key = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
+        let lifetime = self.rotation.lifetime;
+        let issuer = self.ceremony(now).issuer(&parent, &signer, &key, lifetime).await?;
+        // 3. All of it at once.
+        let ops = vec![
+            keep(&root_name(before), &old, &old_key, kek, entropy)?,
+            keep(ROOT, &root, &root_key, kek, entropy)?,
+            keep(ISSUER, &issuer, &key, kek, entropy)?,
+        ];
+        let within = self.spread(&walk, before, now).await?;
+        let changes = vec![self.bundle(state, &walk, within)?];
+        let authorities = Authorities {
+            root: parent,
+            root_signer: Arc::new(signer),
+            issuer: Issuer::from_certificate(issuer).map_err(internal)?,
+            signer: Arc::new(SoftwareSigner::from(key)),
+        };
+        let batch = Batch { changes, ops, ..Batch::default() };
+        Ok(Draft { walk, batch, authorities: Some(authorities) })
+    }
+
+    /// The span over which everything under a root is issued anew: as long as this machine needs for it.
+    async fn spread(&self, walk: &Walk, root: KeyId, now: Timestamp) -> Result<Duration, Refused> {
+        let ledger = Ledger::read(&*self.control.store, walk, now).await?;
+        let issuers: BTreeSet<_> = ledger.issuers_of(root).map(|row| row.key).collect();
+        let count = ledger.signed_by(&issuers, &self.control.feed.current().revocations()).len();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let rate = ISSUES_PER_CORE * cores as u64;
+        Ok(Duration::from_millis(count as u64 * 1000 / rate))
+    }
+
+    async fn supersede(
+        &self,
+        state: &State,
+        mut walk: Walk,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Draft, Refused> {
+        let from = ordered(&walk)?;
+        walk.supersede(from, next(state))?;
+        let ledger = Ledger::read(&*self.control.store, &walk, now).await?;
+        let issuers: Vec<_> =
+            ledger.issuers_of(from).map(|row| (row.key, row.validity.not_after)).collect();
+        let batch = condemned(state, &issuers, Reason::Superseded, ledger.last_end(), actor, now)?;
+        Ok(Draft { walk, batch, authorities: None })
+    }
+
+    fn retire(&self, state: &State, mut walk: Walk, now: Timestamp) -> Result<Draft, Refused> {
+        let from = ordered(&walk)?;
+        walk.retire(from, next(state), now)?;
+        let changes = vec![self.bundle(state, &walk, Duration::ZERO)?];
+        // Nobody can use it again, we included.
+        let ops = vec![destroy(root_name(from))];
+        let batch = Batch { changes, ops, narrows: true, ..Batch::default() };
+        Ok(Draft { walk, batch, authorities: None })
+    }
+
+    async fn condemn(
+        &self,
+        state: &State,
+        mut walk: Walk,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Draft, Refused> {
+        let from = ordered(&walk)?;
+        let ends = walk.root(from).map(Root::certificate).transpose()?;
+        let ends = ends.map_or(now, |certificate| certificate.validity().not_after);
+        walk.condemn(from, next(state), now)?;
+        let ledger = Ledger::read(&*self.control.store, &walk, now).await?;
+        let issuers = ledger.issuers_of(from).map(|row| (row.key, row.validity.not_after));
+        // Who has the root's key makes issuers that no log holds.
+        let keys: Vec<_> = issuers.chain([(from, ends)]).collect();
+        let reason = Reason::AuthorityCompromise;
+        let mut batch = condemned(state, &keys, reason, ledger.last_end(), actor, now)?;
+        batch.changes.push(self.bundle(state, &walk, Duration::ZERO)?);
+        batch.ops.push(destroy(root_name(from)));
+        Ok(Draft { walk, batch, authorities: None })
+    }
+
+    fn bundle(&self, state: &State, walk: &Walk, within: Duration) -> Result<Change, Refused> {
+        let domain = &state.domain().trust_domain;
+        let before = state.bundle(domain).ok_or_else(|| internal("the state holds no bundle"))?;
+        let bundle = walk.bundle(before, within)?;
+        let (name, value) = (domain.to_string(), bundle.to_json().into());
+        Ok(Change::Put(Record { kind: Kind::Bundle, name, value }))
+    }
+
+    fn ceremony(&self, now: Timestamp) -> Ceremony<'_> {
+        Ceremony { store: &*self.control.store, entropy: &*self.control.entropy, now }
+    }
+}
+
+/// The walk as if nobody had to be asked.
+fn said(walk: &Walk) -> Walk {
+    let mut walk = walk.clone();
+    if let Some(order) = &mut walk.order {
+        order.asks = false;
+    }
+    walk
+}
+
+fn check_words(words: Option<&str>) -> Result<(), Refused> {
+    match words.map(str::trim) {
+        Some("") => Err(Refused::new(Code::NotUnderstood, "the reason is empty: say it in words")),
+        Some(words) if REASON_BYTES_MAX < words.len() => {
+            let why = format!(
+                "a reason of {} bytes is over the limit of {REASON_BYTES_MAX}",
+                words.len()
+            );
+            Err(Refused::new(Code::TooLarge, why))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn ordered(walk: &Walk) -> Result<KeyId, Refused> {
+    let order = walk.order.as_ref().ok_or_else(|| internal("no walk is ordered"))?;
+    Ok(order.from)
+}
+
+/// The root that a step is about, as the log says it.
+fn subject(step: Step, walk: &Walk, from: Option<KeyId>) -> String {
+    let root = match step {
+        Step::Prepare | Step::Publish => walk.successor().map(|root| root.key),
+        Step::Activate | Step::Rollback => walk.active().ok().map(|root| root.key),
+        Step::Supersede
+        | Step::Retire
+        | Step::Condemn
+        | Step::Reissue
+        | Step::Confirm
+        | Step::Taint => from,
+    };
+    root.map_or_else(|| "roots".to_owned(), |root| root.to_string())
+}
+
+/// The revision that the next commit makes.
+fn next(state: &State) -> Revision {
+    Revision { number: state.revision.number + 1, ..state.revision }
+}
+
+/// How long a root was made to live.
+fn lifetime_of(root: &Certificate) -> Result<Lifetime, Refused> {
+    let validity = root.validity();
+    let whole = validity.not_after.since(validity.not_before).as_secs();
+    let backdated = backdate(Lifetime::from_secs(whole).map_err(internal)?);
+    Lifetime::from_secs(whole.saturating_sub(backdated.as_secs())).map_err(internal)
+}
