@@ -126,6 +126,10 @@ pub struct RootView {
     /// When its certificate ends.
     #[schema(value_type = String)]
     pub expires: Timestamp,
+    /// Whether it is in the bundle.
+    pub trusted: bool,
+    /// Its certificate, PEM.
+    pub certificate: String,
     /// The revision that put it into the bundle; none for the first root.
     #[schema(value_type = Option<String>)]
     pub published: Option<Revision>,

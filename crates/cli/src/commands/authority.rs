@@ -85,7 +85,7 @@ async fn walk(
         print(output, &response, || format!("{step}: done at revision {}\n", response.revision))?;
         return Ok(Exit::Done);
     }
-    follow(&client, waiting, output).await
+    follow(&client, waiting.timeout(), output).await
 }
 
 /// Puts a new authority in the place of an old one.
@@ -95,7 +95,7 @@ pub(crate) async fn rotate(what: &Rotate, output: Output) -> Result<Exit> {
             let client = find.client()?;
             let response = client.rotate_root(&RotateRequest { reason: reason.clone() }).await?;
             if wait.wait {
-                return follow(&client, wait, output).await;
+                return follow(&client, wait.timeout(), output).await;
             }
             print(output, &response, || {
                 format!(
@@ -134,13 +134,17 @@ pub(crate) async fn recover(arguments: &RecoverArguments, output: Output) -> Res
     }
     confirm(arguments.yes)?;
     let begun = client.recover(&RecoverRequest { dry_run: false, ..plan }).await?;
+    if arguments.begin_only {
+        print(output, &begun, || {
+            "the recovery is under way: `countersign authority list` shows it\n".to_owned()
+        })?;
+        return Ok(Exit::Done);
+    }
+    let timeout = arguments.timeout.duration();
     match begun.revision {
         // An issuer is replaced and revoked at once; what is left is to see it everywhere.
-        Some(revision) => {
-            crate::commands::revoke::prove(&client, revision, arguments.wait.timeout(), output)
-                .await
-        }
-        None => follow(&client, &arguments.wait, output).await,
+        Some(revision) => crate::commands::revoke::prove(&client, revision, timeout, output).await,
+        None => follow(&client, timeout, output).await,
     }
 }
 
@@ -162,9 +166,9 @@ fn confirm(yes: bool) -> Result<()> {
 }
 
 /// Shows each gate until the walk has come to its end.
-async fn follow(client: &AdminClient, waiting: &Waiting, output: Output) -> Result<Exit> {
+async fn follow(client: &AdminClient, timeout: Duration, output: Output) -> Result<Exit> {
     let clock = SystemClock::new();
-    let ends = clock.now() + waiting.timeout();
+    let ends = clock.now() + timeout;
     let mut bar = Bar::new(output);
     let mut told = 0;
     loop {

@@ -1,6 +1,7 @@
 //! The order in which a trust domain comes up, lives and goes down.
 
 use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -64,6 +65,8 @@ async fn up(arguments: &Arguments, output: Output) -> Result<Exit> {
     let layout = Layout::prepare(&arguments.data())?;
     let mut ports = Ports::open(&layout.data);
     plan::fix_ports(&mut resources, &mut ports)?;
+    // Fixed for the whole run: agents must find a server that was started again.
+    let server = ports.give("server.listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let declaration = resource::check(&resources, None).map_err(manifest::Problems::from)?;
     let domain = declaration.domain.clone();
@@ -80,7 +83,7 @@ async fn up(arguments: &Arguments, output: Output) -> Result<Exit> {
         arguments.manifests.canonicalize().context("cannot resolve the manifests' folder")?;
     let mut stage = Stage {
         view: View::new(output),
-        cast: Cast { layout, program, folder },
+        cast: Cast { layout, program, folder, server },
         tiers: [Tier::new(), Tier::new(), Tier::new(), Tier::new()],
         nursery,
         inbox,
@@ -95,6 +98,8 @@ struct Cast {
     layout: Layout,
     program: PathBuf,
     folder: PathBuf,
+    /// Where the server listens for agents.
+    server: SocketAddr,
 }
 
 /// The tiers in the order in which they are stopped.
@@ -305,9 +310,8 @@ impl Cast {
 
     fn server(&self) -> Program {
         let mut arguments: Vec<OsString> =
-            ["server", "--output", "json", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
-                .map(Into::into)
-                .into();
+            ["server", "--output", "json", "--metrics", "127.0.0.1:0"].map(Into::into).into();
+        arguments.extend(["--listen".into(), self.server.to_string().into()]);
         arguments.extend(["--data".into(), self.layout.server().into_os_string()]);
         arguments.extend(["--admin-socket".into(), self.layout.admin_socket().into_os_string()]);
         self.own("server", arguments)

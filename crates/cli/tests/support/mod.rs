@@ -147,6 +147,14 @@ impl Up {
         self.json(&["apply", manifest.to_str().unwrap()]);
     }
 
+    /// The roots that the trust domain's own verifiers trust, as PEM.
+    pub(crate) fn bundle_pem(&self) -> String {
+        let listed = self.json(&["authority", "list"]);
+        let roots = listed["roots"].as_array().unwrap();
+        let trusted = roots.iter().filter(|root| root["trusted"] == true);
+        trusted.map(|root| root["certificate"].as_str().unwrap()).collect()
+    }
+
     /// The server's process.
     pub(crate) fn server(&self) -> i32 {
         i32::try_from(self.json(&["status"])["server"]["pid"].as_u64().unwrap()).unwrap()

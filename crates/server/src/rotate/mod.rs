@@ -7,6 +7,8 @@
 mod ledger;
 mod recover;
 mod shown;
+#[cfg(test)]
+mod tests;
 mod walk;
 mod walker;
 

@@ -53,6 +53,8 @@ fn root_view(root: &Root, credentials: u64) -> Result<RootView, Refused> {
         since: root.since,
         tainted: root.tainted,
         expires: root.certificate()?.validity().not_after,
+        trusted: root.is_trusted(),
+        certificate: root.certificate.clone(),
         published: root.published,
         credentials,
     })

@@ -192,6 +192,11 @@ impl Root {
         self.cross.as_deref().map(parse).transpose()
     }
 
+    /// Whether it is in the bundle.
+    pub(crate) fn is_trusted(&self) -> bool {
+        matches!(self.state, RootState::Published | RootState::Active | RootState::Retiring)
+    }
+
     fn becomes(&mut self, state: RootState, at: Timestamp) {
         (self.state, self.since) = (state, at);
     }
@@ -562,11 +567,12 @@ impl Walk {
     /// # Errors
     /// When the record does not hold the certificates.
     pub(crate) fn bundle(&self, before: &Bundle, within: Duration) -> Result<Bundle, Refused> {
-        let trusted = |root: &&Root| {
-            matches!(root.state, RootState::Published | RootState::Active | RootState::Retiring)
-        };
-        let authorities =
-            self.roots.iter().filter(trusted).map(Root::certificate).collect::<Result<_, _>>()?;
+        let authorities = self
+            .roots
+            .iter()
+            .filter(|root| root.is_trusted())
+            .map(Root::certificate)
+            .collect::<Result<_, _>>()?;
         let retiring: Vec<_> = self.retiring().map(|root| root.key).collect();
         Ok(Bundle {
             authorities,
@@ -649,11 +655,25 @@ fn acknowledged(facts: &Facts) -> Gate {
         return Gate::Open;
     }
     Gate::Waits {
-        why: format!("{} of {} enforcement points have it", facts.enforcing, facts.live),
+        why: format!(
+            "{} of {} enforcement points have it{}",
+            facts.enforcing,
+            facts.live,
+            named(&facts.missing)
+        ),
         done: facts.enforcing,
         of: facts.live,
         missing: facts.missing.clone(),
         until: None,
+    }
+}
+
+/// The first of those who are missing.
+fn named(missing: &[String]) -> String {
+    let Some(first) = missing.first() else { return String::new() };
+    match missing.len() {
+        1 => format!("; missing: {first}"),
+        several => format!("; missing: {first} and {} more", several - 1),
     }
 }
 
@@ -663,7 +683,11 @@ fn reissued(facts: &Facts, now: Timestamp) -> Gate {
         let mut missing: Vec<_> = left.iter().map(|left| left.holder.clone()).collect();
         missing.dedup();
         return Gate::Waits {
-            why: format!("{} credentials under the old root have no successor yet", left.len()),
+            why: format!(
+                "{} credentials under the old root have no successor yet{}",
+                left.len(),
+                named(&missing)
+            ),
             done: 0,
             of: left.len() as u64,
             missing,

@@ -6,6 +6,7 @@ mod join;
 mod reference;
 mod renew;
 mod revoke;
+mod rotate;
 mod sign;
 mod start;
 mod sync;

@@ -186,8 +186,13 @@ pub(crate) struct RecoverArguments {
     #[arg(long, value_name = "WORDS")]
     pub(super) reason: Option<String>,
 
-    #[command(flatten)]
-    pub(super) wait: Waiting,
+    /// Do not wait for the end; `countersign authority list` shows how far it is
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(super) begin_only: bool,
+
+    /// How long to wait; exit status 1 when it is not over in time
+    #[arg(long, default_value = "2h", value_name = "SPAN")]
+    pub(super) timeout: Lifetime,
 
     #[command(flatten)]
     pub(super) find: Find,

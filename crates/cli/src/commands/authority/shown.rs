@@ -11,8 +11,6 @@ use crate::output::{Table, printable};
 
 /// How much of a key is shown where the whole is shown elsewhere.
 const SHORT: usize = 16;
-/// Missing holders that are named.
-const MISSING_SHOWN_MAX: usize = 5;
 /// Identities that are named.
 const IDENTITIES_SHOWN_MAX: usize = 10;
 
@@ -88,12 +86,9 @@ pub(super) fn step(step: &StepView, order: &OrderView) -> String {
 pub(super) fn gate(order: &OrderView) -> String {
     let waiting = order.steps.iter().find_map(|step| Some((step.step, step.gate.as_ref()?)));
     let Some((step, gate)) = waiting else { return format!("{} goes on", order.goal) };
-    let mut names = gate.missing.iter().take(MISSING_SHOWN_MAX).map(|name| printable(name));
-    let missing = names.by_ref().collect::<Vec<_>>().join(", ");
-    let missing = if missing.is_empty() { missing } else { format!("; missing: {missing}") };
     let until = gate.until.map(|at| format!("; opens by itself at {at}")).unwrap_or_default();
     let bar = share(gate.done, gate.of);
-    format!("{bar} {step} waits: {}{missing}{until}", printable(&gate.why))
+    format!("{bar} {step} waits: {}{until}", printable(&gate.why))
 }
 
 /// The end of a walk.

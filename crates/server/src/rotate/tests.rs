@@ -1,0 +1,246 @@
+//! The machine by itself: every gate, and that no path skips one.
+
+use std::time::Duration;
+
+use countersign_api::admin::{Cause, Goal, RootState, Step};
+use countersign_identity::{KeyId, Lifetime, Revision, Timestamp};
+
+use super::walk::{DRAIN, Facts, Gate, Left, Order, REACHABLE, Root, SETTLE, Walk};
+
+const START: Timestamp = Timestamp::from_secs(1_795_262_400);
+
+fn key(number: u8) -> KeyId {
+    format!("{number:02x}").repeat(32).parse().unwrap()
+}
+
+fn revision(number: u64) -> Revision {
+    format!("1.{number}").parse().unwrap()
+}
+
+fn root(number: u8, state: RootState) -> Root {
+    Root {
+        key: key(number),
+        certificate: String::new(),
+        cross: None,
+        state,
+        since: START,
+        tainted: None,
+        published: None,
+        superseded: None,
+        dropped: None,
+    }
+}
+
+fn begun(goal: Goal) -> Walk {
+    let mut walk = Walk { roots: vec![root(1, RootState::Active)], order: None, last: None };
+    walk.begin(Order::new(goal, key(1), "operator", None, START)).unwrap();
+    walk
+}
+
+/// Takes the step that is next, as its commit would.
+fn take(walk: &mut Walk, step: Step, number: u64, at: Timestamp) {
+    let revision = revision(number);
+    match step {
+        Step::Prepare => walk.prepare(root(2, RootState::Prepared), at).unwrap(),
+        Step::Publish => drop(walk.publish(revision, at).unwrap()),
+        Step::Activate => drop(walk.activate(at).unwrap()),
+        Step::Supersede => walk.supersede(key(1), revision).unwrap(),
+        Step::Retire => walk.retire(key(1), revision, at).unwrap(),
+        Step::Condemn => walk.condemn(key(1), revision, at).unwrap(),
+        Step::Reissue | Step::Confirm => {}
+        Step::Rollback | Step::Taint => unreachable!("no order holds them"),
+    }
+    walk.did(step, revision, at);
+}
+
+fn states(walk: &Walk) -> Vec<RootState> {
+    walk.roots.iter().map(|root| root.state).collect()
+}
+
+fn waits(gate: &Gate) -> &str {
+    match gate {
+        Gate::Waits { why, .. } => why,
+        Gate::Open => panic!("the gate is open"),
+    }
+}
+
+fn points(enforcing: u64, live: u64) -> Facts {
+    let missing = (enforcing..live).map(|number| format!("point {number}")).collect();
+    Facts { live, enforcing, missing, ..Facts::default() }
+}
+
+#[test]
+fn rotation_takes_every_step_once_and_ends() {
+    let mut walk = begun(Goal::Rotate);
+    let mut taken = Vec::new();
+    while let Some(step) = walk.next() {
+        taken.push(step);
+        take(&mut walk, step, taken.len() as u64, START);
+        assert!(taken.len() < 10, "{taken:?}");
+    }
+    assert_eq!(taken, walk.order.as_ref().unwrap().steps());
+    assert_eq!(states(&walk), [RootState::Retired, RootState::Active]);
+    walk.end(START);
+    assert!(walk.order.is_none() && walk.last.is_some());
+}
+
+#[test]
+fn recovery_condemns_as_soon_as_another_root_signs() {
+    let mut walk = begun(Goal::Recover);
+    let mut taken = Vec::new();
+    while let Some(step) = walk.next() {
+        taken.push(step);
+        take(&mut walk, step, taken.len() as u64, START);
+        assert!(taken.len() < 10, "{taken:?}");
+    }
+    assert_eq!(taken, walk.order.as_ref().unwrap().steps());
+    assert_eq!(states(&walk), [RootState::Retired, RootState::Active]);
+    assert_eq!(walk.root(key(1)).unwrap().tainted, Some(Cause::Compromised));
+}
+
+#[test]
+fn order_goes_on_from_what_is_on_record_wherever_it_was_interrupted() {
+    for goal in [Goal::Rotate, Goal::Recover] {
+        let mut walk = begun(goal);
+        let steps = walk.order.as_ref().unwrap().steps();
+        for (number, expected) in (1..).zip(steps) {
+            let written = serde_json::to_vec(&walk).unwrap();
+            walk = serde_json::from_slice(&written).unwrap();
+            assert_eq!(walk.next(), Some(*expected), "{goal}");
+            take(&mut walk, *expected, number, START);
+        }
+        assert_eq!(walk.next(), None);
+    }
+}
+
+#[test]
+fn root_signs_only_when_every_live_point_has_the_bundle() {
+    let mut walk = begun(Goal::Rotate);
+    take(&mut walk, Step::Prepare, 1, START);
+    take(&mut walk, Step::Publish, 2, START);
+    assert_eq!(walk.awaited(Step::Activate), Some(revision(2)));
+    let gate = walk.gate(Step::Activate, &points(2, 3), START + Duration::from_secs(86_400));
+    assert!(waits(&gate).contains("2 of 3 enforcement points have it; missing: point 2"));
+    assert!(walk.gate(Step::Activate, &points(3, 3), START).is_open());
+}
+
+#[test]
+fn verifiers_that_cannot_acknowledge_are_given_one_renewal() {
+    let mut walk = begun(Goal::Rotate);
+    take(&mut walk, Step::Prepare, 1, START);
+    take(&mut walk, Step::Publish, 2, START);
+    let lifetime = Some(Lifetime::from_secs(3600).unwrap());
+    let facts = Facts { unaware: 2, lifetime, ..points(3, 3) };
+    let told = START + Duration::from_secs(1800);
+    match walk.gate(Step::Activate, &facts, START) {
+        Gate::Waits { until, .. } => assert_eq!(until, Some(told)),
+        Gate::Open => panic!("two have not been told"),
+    }
+    assert!(walk.gate(Step::Activate, &facts, told).is_open());
+}
+
+#[test]
+fn recovery_does_not_wait_for_who_does_not_answer() {
+    let mut walk = begun(Goal::Recover);
+    take(&mut walk, Step::Prepare, 1, START);
+    take(&mut walk, Step::Publish, 2, START);
+    let facts = Facts { unaware: 5, ..points(1, 3) };
+    assert!(!walk.gate(Step::Activate, &facts, START).is_open());
+    assert!(walk.gate(Step::Activate, &facts, START + REACHABLE).is_open());
+}
+
+#[test]
+fn nothing_is_taken_out_of_service_that_somebody_still_needs() {
+    let mut walk = begun(Goal::Rotate);
+    for (number, step) in [(1, Step::Prepare), (2, Step::Publish), (3, Step::Activate)] {
+        take(&mut walk, step, number, START);
+    }
+    let until = START + Duration::from_secs(3600);
+    let facts = Facts {
+        left: vec![Left { holder: "spiffe://shop.example/orders".to_owned(), until }],
+        ..Facts::default()
+    };
+    let gate = walk.gate(Step::Supersede, &facts, START);
+    assert!(waits(&gate).contains("spiffe://shop.example/orders"), "{gate:?}");
+    // What nobody renewed has ended by anybody's clock.
+    let over = until + countersign_identity::SKEW_ALLOWED + Duration::from_micros(1);
+    assert!(walk.gate(Step::Supersede, &facts, over).is_open());
+    // The latest successors get a moment to be shown.
+    let settling = Facts { settled_from: Some(START), ..Facts::default() };
+    assert!(!walk.gate(Step::Supersede, &settling, START).is_open());
+    assert!(walk.gate(Step::Supersede, &settling, START + SETTLE).is_open());
+}
+
+#[test]
+fn old_root_leaves_when_its_connections_are_drained_or_had_their_time() {
+    let mut walk = begun(Goal::Rotate);
+    let steps = [Step::Prepare, Step::Publish, Step::Activate, Step::Supersede];
+    for (number, step) in (1..).zip(steps) {
+        take(&mut walk, step, number, START);
+    }
+    assert_eq!(walk.awaited(Step::Retire), Some(revision(4)));
+    let draining = Facts { draining: 2, ..points(3, 3) };
+    assert!(!walk.gate(Step::Retire, &draining, START).is_open());
+    assert!(walk.gate(Step::Retire, &draining, START + DRAIN).is_open());
+    assert!(!walk.gate(Step::Retire, &points(2, 3), START + DRAIN).is_open(), "one is missing");
+    assert!(walk.gate(Step::Retire, &points(3, 3), START).is_open());
+}
+
+#[test]
+fn words_open_the_gate_that_they_were_said_for_and_no_other() {
+    let mut walk = begun(Goal::Rotate);
+    take(&mut walk, Step::Prepare, 1, START);
+    take(&mut walk, Step::Publish, 2, START);
+    let order = walk.order.as_mut().unwrap();
+    order.forced.insert(Step::Activate, "it burns".to_owned());
+    assert!(walk.gate(Step::Activate, &points(0, 3), START).is_open());
+    assert!(!walk.gate(Step::Confirm, &points(0, 3), START).is_open());
+}
+
+#[test]
+fn rollback_is_possible_until_the_old_roots_word_counts_no_more() {
+    let mut walk = begun(Goal::Rotate);
+    take(&mut walk, Step::Prepare, 1, START);
+    let mut prepared = walk.clone();
+    assert_eq!(prepared.rollback(START).unwrap(), (None, key(2), RootState::Prepared));
+    assert_eq!(states(&prepared), [RootState::Active]);
+
+    take(&mut walk, Step::Publish, 2, START);
+    take(&mut walk, Step::Activate, 3, START);
+    let mut active = walk.clone();
+    assert_eq!(active.rollback(START).unwrap(), (Some(key(1)), key(2), RootState::Active));
+    assert_eq!(states(&active), [RootState::Active, RootState::Retiring]);
+    assert!(active.order.is_none(), "the order is taken back with it");
+
+    take(&mut walk, Step::Supersede, 4, START);
+    assert!(walk.rollback(START).is_err());
+    take(&mut walk, Step::Retire, 5, START);
+    assert!(walk.rollback(START).is_err());
+}
+
+#[test]
+fn compromised_root_is_never_gone_back_to() {
+    let mut walk = begun(Goal::Recover);
+    walk.taint(key(1), Cause::Compromised).unwrap();
+    for (number, step) in [(1, Step::Prepare), (2, Step::Publish), (3, Step::Activate)] {
+        take(&mut walk, step, number, START);
+    }
+    assert!(walk.rollback(START).is_err());
+}
+
+#[test]
+fn one_walk_at_a_time_and_each_root_where_the_step_begins() {
+    let mut walk = begun(Goal::Rotate);
+    assert!(walk.begin(Order::new(Goal::Recover, key(1), "other", None, START)).is_err());
+    assert!(walk.publish(revision(1), START).is_err(), "none is prepared");
+    assert!(walk.activate(START).is_err(), "none is published");
+    assert!(walk.supersede(key(1), revision(1)).is_err(), "it signs");
+    assert!(walk.condemn(key(1), revision(1), START).is_err(), "it signs");
+    take(&mut walk, Step::Prepare, 1, START);
+    assert!(walk.prepare(root(3, RootState::Prepared), START).is_err(), "there is one already");
+    assert!(walk.activate(START).is_err(), "it is not published");
+    take(&mut walk, Step::Publish, 2, START);
+    take(&mut walk, Step::Activate, 3, START);
+    assert!(walk.retire(key(1), revision(4), START).is_err(), "what it vouches for is in service");
+    assert!(walk.taint(key(9), Cause::Superseded).is_err(), "nobody knows it");
+}
