@@ -44,8 +44,8 @@ impl Ledger {
                 }
                 match row.spiffe_id.is_root() {
                     false => ledger.leaves.push(row),
-                    // A cross-certificate is a row for a root's key.
-                    true if walk.is_root(row.key) => {}
+                    // A cross-certificate is a row for a root's key; what an issuer signed for itself is no issuer.
+                    true if walk.is_root(row.key) || !walk.is_root(row.issuer) => {}
                     true => ledger.issuers.push(row),
                 }
             }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::admin::{
-    Cause, PlannedStep, RecoverRequest, RecoverResponse, Reissue, RevokeRequest, RootState, Step,
-    StepRequest, Target,
+    Cause, Convergence, PlannedStep, RecoverRequest, RecoverResponse, Reissue, RevokeRequest,
+    RootState, Step, StepRequest, Target,
 };
 use countersign_identity::{Code, KeyId, Reason, Revision};
 
 use crate::refusal::Refused;
-use crate::revoke::revoke;
+use crate::revoke::{look, revoke};
 use crate::rotate::ledger::Ledger;
 use crate::rotate::walk::{REACHABLE, Walk};
 use crate::rotate::walker::Walker;
@@ -39,14 +39,14 @@ pub(crate) async fn recover(
     };
     let affected = ledger.signed_by(&issuers, &state.revocations());
     let identities: BTreeSet<_> = affected.iter().map(|row| row.spiffe_id.to_string()).collect();
-    let (points, unaware) = control.roster.standings();
+    let Convergence { live: points, unaware, .. } = look(control, state.revision).await?;
     let mut response = RecoverResponse {
         compromised,
         is_root,
         plan,
         credentials: affected.len() as u64,
         identities: identities.into_iter().collect(),
-        points: points.len() as u64,
+        points,
         unaware,
         revision: None,
     };

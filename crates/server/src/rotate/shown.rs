@@ -79,7 +79,7 @@ async fn under_way(
 ) -> Result<OrderView, Refused> {
     let Some(step) = walk.next() else { return Ok(order_view(order, None, None)) };
     let gate = walker.gate(state, walk, step).await?;
-    Ok(order_view(order, Some((step, gate)), revocable_until(walk, order)))
+    Ok(order_view(order, Some((step, &gate)), revocable_until(walk, order)))
 }
 
 /// As long as the old root's word counts, it can sign again.
@@ -94,14 +94,14 @@ fn revocable_until(walk: &Walk, order: &Order) -> Option<Step> {
 }
 
 /// An order, with the gate of its next step.
-pub(super) fn order_view(
+fn order_view(
     order: &Order,
-    next: Option<(Step, Gate)>,
+    next: Option<(Step, &Gate)>,
     revocable_until: Option<Step>,
 ) -> OrderView {
     let view = |step: &Step| {
         let done = order.done.iter().rfind(|done| done.step == *step);
-        let gate = next.as_ref().filter(|(at, _)| at == step).map(|(_, gate)| gate_view(gate));
+        let gate = next.filter(|(at, _)| at == step).map(|(_, gate)| gate_view(gate));
         StepView {
             step: *step,
             at: done.map(|done| done.at),

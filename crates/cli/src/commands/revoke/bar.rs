@@ -54,7 +54,7 @@ fn line(convergence: &Convergence) -> String {
 
 /// So much of so much, drawn.
 pub(in crate::commands) fn share(done: u64, of: u64) -> String {
-    let done = if of == 0 { WIDTH } else { WIDTH * done.min(of) / of };
+    let done = (WIDTH * done.min(of)).checked_div(of).unwrap_or(WIDTH);
     (0..WIDTH).map(|place| if place < done { '█' } else { '░' }).collect()
 }
 
