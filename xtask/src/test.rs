@@ -10,8 +10,8 @@ use crate::shell::{cargo, root, step};
 const PACKAGES: [&str; 6] =
     ["openssl", "curl", "python3-venv", "ca-certificates", "libfaketime", "postgresql"];
 
-/// Outside clients from PyPI, unmodified.
-const PYTHON: [&str; 1] = ["spiffe==0.3.2"];
+/// Outside clients and outside opinions from PyPI, unmodified.
+const PYTHON: [&str; 2] = ["spiffe==0.3.2", "pkilint==0.13.3"];
 
 pub(crate) fn run(install: bool, filter: Option<&str>) -> Result<()> {
     if install {

@@ -2,6 +2,7 @@
 
 mod authority;
 mod client;
+mod list;
 mod problem;
 mod requests;
 mod revocation;
@@ -12,6 +13,7 @@ pub use self::authority::{
     RecoverResponse, RootState, RootView, RotateRequest, Step, StepRequest, StepView,
 };
 pub use self::client::{AdminClient, AdminError};
+pub use self::list::CrlResponse;
 pub use self::problem::{BadProblem, ProblemDetails};
 pub use self::requests::{
     Action, AppliedChange, ApplyRequest, ApplyResponse, BadFingerprint, CreateTokenRequest,

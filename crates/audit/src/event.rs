@@ -39,6 +39,7 @@ kinds! {
     AuthorityCreated "authority-created" "A key that signs was made, and its certificate is about to be signed.";
     AuthorityWalked "authority-walked" "An authority took a step of its walk: prepared, published, active, superseded, retired, tainted, or back.";
     WalkOrdered "walk-ordered" "An operator, or the schedule, ordered a rotation or a recovery, or it came to its end.";
+    ResponderCreated "responder-created" "A server made a key for its OCSP answers, and its certificate is about to be signed.";
     TokenCreated "token-created" "An operator made a join token.";
     NodeAttested "node-attested" "A machine proved itself and was registered.";
     NodeRenewed "node-renewed" "A registered machine renewed, or brought the successor of its key.";

@@ -2,6 +2,7 @@
 
 mod apply;
 mod authority;
+mod crl;
 mod fetch;
 mod id;
 mod lists;
@@ -78,6 +79,7 @@ enum Command {
     Revoke(revoke::RevokeArguments),
     Revocations(revoke::RevocationsArguments),
     Converged(revoke::ConvergedArguments),
+    Crl(crl::Arguments),
     Suspend(revoke::SuspendArguments),
     Resume(revoke::ResumeArguments),
     /// The keys that sign: roots and issuers, and how far each has walked
@@ -227,6 +229,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Revoke(arguments) => wait(revoke::revoke(&arguments, output)),
         Command::Revocations(arguments) => wait(revoke::revocations(&arguments, output)),
         Command::Converged(arguments) => wait(revoke::converged(&arguments, output)),
+        Command::Crl(arguments) => wait(crl::run(&arguments, output)),
         Command::Suspend(arguments) => wait(revoke::suspend(&arguments, output)),
         Command::Resume(arguments) => wait(revoke::resume(&arguments, output)),
         Command::Authority { what } => wait(authority::authority(&what, output)),

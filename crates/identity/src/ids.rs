@@ -126,6 +126,14 @@ impl Serial {
         Ok(Self(bytes))
     }
 
+    /// The moment for which it was drawn. Whoever made it up chose it, so it only tells where to look.
+    pub fn drawn_for(&self) -> Timestamp {
+        let [first, rest @ ..] = self.0.first_chunk::<8>().expect("16 bytes begin with 8");
+        let mut micros = [first & 0x3f; 8];
+        micros[1..].copy_from_slice(rest);
+        Timestamp::from_micros(i64::from_be_bytes(micros))
+    }
+
     /// Takes 16 bytes; `None` when the first bit is set or all are zero.
     pub fn from_bytes(bytes: [u8; 16]) -> Option<Self> {
         Self::checked(bytes)
@@ -169,6 +177,13 @@ mod tests {
         let early = Serial::draw(Timestamp::from_micros(1_000_000), &entropy).unwrap();
         let late = Serial::draw(Timestamp::from_micros(1_000_001), &entropy).unwrap();
         assert!(early < late);
+    }
+
+    #[test]
+    fn serials_tell_their_moment() {
+        let moment = Timestamp::from_micros(1_795_262_400_123_456);
+        let serial = Serial::draw(moment, &SeededEntropy::new(1)).unwrap();
+        assert_eq!(serial.drawn_for(), moment);
     }
 
     #[test]

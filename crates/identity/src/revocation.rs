@@ -271,6 +271,18 @@ impl Revocations {
 
     /// The rule that covers what was presented; of several, one that cuts.
     pub fn covering(&self, presented: &Presented<'_>) -> Option<&Arc<Revocation>> {
+        self.all_covering(presented).max_by_key(|rule| rule.reason.ending())
+    }
+
+    /// The rule by which what was presented went out of service first.
+    pub fn first_covering(&self, presented: &Presented<'_>) -> Option<&Arc<Revocation>> {
+        self.all_covering(presented).min_by_key(|rule| (rule.at, rule.reason))
+    }
+
+    fn all_covering<'a, 'b>(
+        &'a self,
+        presented: &'b Presented<'b>,
+    ) -> impl Iterator<Item = &'a Arc<Revocation>> + use<'a, 'b> {
         let before = |cut_off: &Revision| {
             // Without a revision it cannot be shown to be newer.
             presented.provenance.is_none_or(|(revision, _)| revision < *cut_off)
@@ -284,13 +296,13 @@ impl Revocations {
                 .flatten()
                 .chain(authorities)
                 .flatten();
-        let covers = |rule: &&Arc<Revocation>| match &rule.target {
+        let covers = move |rule: &&'a Arc<Revocation>| match &rule.target {
             Revoked::Serial(_) | Revoked::Key(_) | Revoked::Authority(_) => true,
             Revoked::Identity { before: cut_off, .. } | Revoked::Node { before: cut_off, .. } => {
                 before(cut_off)
             }
         };
-        candidates.filter(covers).max_by_key(|rule| rule.reason.ending())
+        candidates.filter(covers)
     }
 
     /// Whether everything under this authority's key is out of service.

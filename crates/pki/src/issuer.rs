@@ -49,6 +49,11 @@ impl Issuer {
         self.key.id()
     }
 
+    /// Whether it signs other authorities: a root does, an issuer does not.
+    pub fn signs_authorities(&self) -> bool {
+        self.certificate.path_length() != Some(0)
+    }
+
     /// The trust domain that it signs for.
     pub fn domain(&self) -> &TrustDomain {
         &self.domain
@@ -70,7 +75,7 @@ impl Issuer {
 
     /// Whether it may sign another authority at this moment.
     pub(crate) fn check_may_certify_issuers(&self, issued: Timestamp) -> Result<(), Refusal> {
-        if self.certificate.path_length() == Some(0) {
+        if !self.signs_authorities() {
             return Err(Refusal::Issuer("may not sign other authorities".to_owned()));
         }
         self.check(&self.domain, issued)

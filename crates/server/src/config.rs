@@ -47,6 +47,8 @@ pub struct Config {
     pub admin: Option<PathBuf>,
     /// Where metrics are served; nowhere when absent.
     pub metrics: Option<SocketAddr>,
+    /// Where revocation lists and OCSP are served over plain HTTP; nowhere when absent.
+    pub views: Option<SocketAddr>,
     /// The address that agents are told to dial; where the server listens when absent.
     pub advertise: Option<String>,
     /// How long an issuer that this server makes lives.
@@ -64,6 +66,7 @@ impl Config {
             listen,
             admin: None,
             metrics: None,
+            views: None,
             advertise: None,
             issuer_lifetime: lifetime(ISSUER_LIFETIME_SECS),
             drain: DRAIN,
@@ -125,6 +128,8 @@ pub struct Ready {
     pub admin: PathBuf,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
+    /// Where revocation lists and OCSP are served.
+    pub views: Option<SocketAddr>,
 }
 
 fn lifetime(secs: u64) -> Lifetime {

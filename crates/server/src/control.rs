@@ -14,6 +14,7 @@ use crate::publish::{Roster, Slices};
 use crate::refusal::Refused;
 use crate::revoke::{Converging, Replicas};
 use crate::state::{State, StateFeed};
+use crate::views::Views;
 use crate::watch::{Pulse, Watch};
 
 /// The control plane at work. Each capability has a folder of its own and takes what it needs from here.
@@ -29,6 +30,7 @@ pub(crate) struct Control {
     pub(crate) throttle: Mutex<Throttle>,
     pub(crate) watch: Arc<Watch>,
     pub(crate) pulse: Arc<Pulse>,
+    pub(crate) views: Views,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) stop: CancellationToken,

@@ -2,8 +2,8 @@
 //!
 //! [`init`] begins a trust domain in a data directory; [`run`] serves it: gRPC over TLS for agents, HTTP and JSON on
 //! a Unix socket for operators. A folder for each capability: `attest` (nodes prove themselves), `issue` (who gets which
-//! certificate), `publish` (what each agent is told), `admin` (what operators ask), `watch` (what is seen), `state`
-//! (the snapshot that all decide on), `authority` (the keys that sign), `edge` (the agents' port).
+//! certificate), `publish` (what each agent is told), `views` (lists and OCSP for the rest of the world), `admin` (what
+//! operators ask), `watch` (what is seen), `state` (the snapshot that all decide on), `authority` (the keys that sign), `edge` (the agents' port).
 //!
 //! One path leads from a write to an agent: store → feed → snapshot → push. It refuses to know SQL, Cedar's evaluation and
 //! processes on nodes.
@@ -29,6 +29,7 @@ pub mod steps;
 mod storage;
 #[cfg(test)]
 mod tests;
+mod views;
 mod watch;
 
 pub use config::{

@@ -30,6 +30,7 @@ use crate::revoke::{Converging, Replicas, prune, talk};
 use crate::rotate::Walker;
 use crate::state::{Feeder, State, StateFeed};
 use crate::storage::{self, Upkeep};
+use crate::views::{Keeper, Views, ViewsDoor};
 use crate::watch::{About, LogTree, TimeGuard, Watch, serve_metrics};
 
 /// Connections on the agents' port.
@@ -129,6 +130,7 @@ impl Start {
             domain: self.domain.trust_domain.clone(),
             address: address.unwrap_or_default(),
             started: self.started,
+            views: None,
         }
     }
 
@@ -148,7 +150,7 @@ impl Start {
         });
         tell(
             ready,
-            Ready { listen: None, admin: self.config.admin_path(), metrics: None },
+            Ready { listen: None, admin: self.config.admin_path(), metrics: None, views: None },
             "sealed",
         );
         serve(self.socket, admin, self.config.drain, stop).await;
@@ -168,24 +170,20 @@ impl Start {
         self.check(&feed.current())?;
         // 2. Every address, before anything begins that would have to be ended again.
         let listener = listen(self.config.listen).await?;
-        let metrics = match self.config.metrics {
-            Some(address) => Some(listen(address).await?),
-            None => None,
-        };
+        let (metrics, metrics_at) = maybe_listen(self.config.metrics).await?;
+        let (views, views_at) = maybe_listen(self.config.views).await?;
         let ready_to_say = Ready {
             listen: Some(local(&listener, self.config.listen)?),
             admin: self.config.admin_path(),
-            metrics: match (&metrics, self.config.metrics) {
-                (Some(listener), Some(address)) => Some(local(listener, address)?),
-                (Some(_) | None, _) => None,
-            },
+            metrics: metrics_at,
+            views: views_at,
         };
         // 3. The parts, the issuer fresh before the first certificate of our own.
         let serving = Serving::new(&self, kek, authorities, feed, &stop);
         recall(&serving.control).await?;
         let due = serving.prepare(&self).await?;
         // 4. Everything runs until stopped, or until one of the parts breaks.
-        let parts = Parts { start: self, serving, feeder, listener, metrics, due };
+        let parts = Parts { start: self, serving, feeder, listener, metrics, views, due };
         parts.run(ready, ready_to_say, stop).await
     }
 
@@ -244,6 +242,7 @@ impl Serving {
             throttle: Mutex::new(Throttle::default()),
             watch: Arc::new(Watch::new(start.started)),
             pulse: Arc::default(),
+            views: Views::default(),
             clock: Arc::clone(&clock),
             entropy: Arc::clone(&entropy),
             stop: stop.clone(),
@@ -313,6 +312,7 @@ struct Parts {
     feeder: Feeder,
     listener: TcpListener,
     metrics: Option<TcpListener>,
+    views: Option<TcpListener>,
     due: Timestamp,
 }
 
@@ -323,9 +323,9 @@ impl Parts {
         to_say: Ready,
         stop: CancellationToken,
     ) -> Result<(), StartError> {
-        let Self { start, serving, feeder, listener, metrics, due } = self;
+        let Self { start, serving, feeder, listener, metrics, views, due } = self;
         let Serving { control, trust, authorities, rotation, walker, own } = serving;
-        let about = start.about(to_say.listen);
+        let about = About { views: to_say.views, ..start.about(to_say.listen) };
         let drain = start.config.drain;
         let holder = start.domain.server.to_string();
         // What requests in flight still need goes on until they have ended.
@@ -336,6 +336,12 @@ impl Parts {
         spawn(&mut parts, Arc::clone(&trust).run(after.clone()));
         spawn(&mut parts, Arc::clone(&rotation).run(after.clone()));
         spawn(&mut parts, Arc::clone(&walker).run(after.clone()));
+        let keeper = Keeper {
+            control: Arc::clone(&control),
+            rotation: Arc::clone(&rotation),
+            responders_of: views.as_ref().map(|_listener| own.id.clone()),
+        };
+        spawn(&mut parts, keeper.run(after.clone()));
         spawn(&mut parts, own.run(due, after.clone()));
         let upkeep = Upkeep {
             store: Arc::clone(&start.store),
@@ -363,6 +369,9 @@ impl Parts {
             drain,
         };
         doors.spawn(edge.run(stop.clone()));
+        if let Some(listener) = views {
+            doors.spawn(ViewsDoor { listener, control: Arc::clone(&control) }.run(stop.clone()));
+        }
         let admin = Arc::new(Admin {
             about,
             store: start.store,
@@ -475,6 +484,16 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+}
+
+/// An address that may be nowhere, with where it is in the end.
+async fn maybe_listen(
+    address: Option<SocketAddr>,
+) -> Result<(Option<TcpListener>, Option<SocketAddr>), StartError> {
+    let Some(address) = address else { return Ok((None, None)) };
+    let listener = listen(address).await?;
+    let at = local(&listener, address)?;
+    Ok((Some(listener), Some(at)))
 }
 
 fn local(listener: &TcpListener, address: SocketAddr) -> Result<SocketAddr, StartError> {

@@ -140,6 +140,7 @@ impl Steps {
             throttle: Mutex::new(Throttle::default()),
             watch: Arc::new(Watch::new(clock.now())),
             pulse: Arc::default(),
+            views: crate::views::Views::default(),
             clock,
             entropy,
             stop: CancellationToken::new(),

@@ -11,14 +11,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use countersign_identity::{Code, Name, NodeId, Revision};
+use countersign_identity::{Code, KeyId, Name, NodeId, Revision};
 
 use super::{
     ApplyRequest, ApplyResponse, AuthoritiesResponse, Convergence, CreateTokenRequest,
-    CreateTokenResponse, EventsResponse, HandshakesResponse, NodesResponse, ProblemDetails,
-    RecoverRequest, RecoverResponse, ResourcesResponse, ResumeRequest, RevisionResponse,
-    RevocationsResponse, RevokeRequest, RevokeResponse, RotateRequest, Status, Step, StepRequest,
-    SuspendRequest,
+    CreateTokenResponse, CrlResponse, EventsResponse, HandshakesResponse, NodesResponse,
+    ProblemDetails, RecoverRequest, RecoverResponse, ResourcesResponse, ResumeRequest,
+    RevisionResponse, RevocationsResponse, RevokeRequest, RevokeResponse, RotateRequest, Status,
+    Step, StepRequest, SuspendRequest,
 };
 use crate::resource::Kind;
 
@@ -299,6 +299,20 @@ impl AdminClient {
         let wait = wait.as_millis();
         let revision = revision.map(|revision| format!("&revision={revision}")).unwrap_or_default();
         self.get(&format!("/v1/convergence?wait={wait}{revision}")).await
+    }
+
+    /// A revocation list: the whole one, what changed, or a part; of the issuer that signs now when none is named.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or has no such list.
+    pub async fn crl(
+        &self,
+        issuer: Option<KeyId>,
+        part: Option<&str>,
+    ) -> Result<CrlResponse, AdminError> {
+        let issuer = issuer.map(|issuer| format!("&issuer={issuer}")).unwrap_or_default();
+        let part = part.unwrap_or("whole");
+        self.get(&format!("/v1/crl?part={part}{issuer}")).await
     }
 
     /// Removes a resource.

@@ -46,6 +46,9 @@ pub struct ServerStatus {
     /// Where agents reach it. Absent while it is sealed: then nobody does.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub address: String,
+    /// Where it serves revocation lists and OCSP. Absent when it does not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub views: String,
     /// Whether it cannot open its keys, and so serves nothing but this.
     pub sealed: bool,
     /// Its audit log.

@@ -153,6 +153,47 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A number that may be absent, written as a number. The outer `None` means that it was there and wrong.
+    pub(super) fn number<T>(
+        &mut self,
+        key: &'static str,
+        problems: &mut Problems,
+    ) -> Option<Option<T>>
+    where
+        T: FromStr<Err: std::fmt::Display>,
+    {
+        let Some(entry) = self.take(key) else { return Some(None) };
+        let place = self.place_of(key);
+        let Node::Number(text) = &entry.value.node else {
+            let found = entry.value.node.kind();
+            problems.add(&place, format!("expected a number, without quotes, found {found}"));
+            return None;
+        };
+        text.parse().map_err(|error: T::Err| problems.add(&place, error.to_string())).ok().map(Some)
+    }
+
+    /// `true` or `false`; nothing when it is absent. The outer `None` means that it was there and wrong.
+    pub(super) fn switch(
+        &mut self,
+        key: &'static str,
+        problems: &mut Problems,
+    ) -> Option<Option<bool>> {
+        let Some(entry) = self.take(key) else { return Some(None) };
+        let Node::Bool(value) = &entry.value.node else {
+            let found = entry.value.node.kind();
+            let message = format!("expected `true` or `false`, without quotes, found {found}");
+            problems.add(&self.place_of(key), message);
+            return None;
+        };
+        Some(Some(*value))
+    }
+
+    /// A tree of its own that may be absent.
+    pub(super) fn optional_child(&mut self, key: &'static str) -> Option<(&'a Tree, String)> {
+        let entry = self.take(key)?;
+        Some((&entry.value, join(&self.path, key)))
+    }
+
     /// A list, empty when absent. `None` when any item was wrong.
     pub(super) fn list<T>(
         &mut self,

@@ -23,6 +23,9 @@ text_schema! {
     /// A span of time with units, largest first, `90s`, `15m` or `1h30m`.
     #[schemars(extend("pattern" = r"^([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$"))]
     LifetimeText
+    /// An address of plain HTTP, `http://crl.shop.example:8880`.
+    #[schemars(extend("pattern" = r"^http://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._-]+)*/?$"))]
+    ViewsUrlText
     /// A DNS label: 1 to 63 of a-z, 0-9 and `-`, a letter or digit first and last.
     #[schemars(extend("pattern" = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"))]
     NameText
@@ -33,6 +36,12 @@ text_schema! {
 #[schemars(extend("minItems" = 1, "maxItems" = 16))]
 #[expect(dead_code, reason = "stands for the schema of a list only")]
 pub(super) struct SelectorTexts(Vec<String>);
+
+/// Into how many lists.
+#[derive(JsonSchema)]
+#[schemars(extend("enum" = [1, 2, 4, 8, 16, 32, 64, 128, 256]))]
+#[expect(dead_code, reason = "stands for the schema of a number only")]
+pub(super) struct ShardsNumber(u16);
 
 /// The kind of a key.
 #[derive(JsonSchema)]

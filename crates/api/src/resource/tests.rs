@@ -44,14 +44,19 @@ fn the_smallest_manifests_are_accepted() {
 fn the_largest_manifests_are_accepted() {
     accepted(
         "TrustDomain",
-        json!({ "trustDomain": "shop.example", "svidLifetime": "10m", "agentLifetime": "1h", "lifetimeMax": "2h" }),
+        json!({
+            "trustDomain": "shop.example", "svidLifetime": "10m", "agentLifetime": "1h", "lifetimeMax": "2h",
+            "revocationViews": {
+                "url": "http://crl.shop.example:8880", "shards": 4, "ocsp": false, "interval": "5m", "validity": "30m",
+            },
+        }),
     );
     accepted(
         "Workload",
         json!({
             "spiffeId": "spiffe://shop.example/web", "selectors": ["launch:web", "unix:uid:1000"],
             "lifetime": "15m", "keyType": "ed25519", "dnsNames": ["web.example"], "nodes": ["edge"],
-            "hint": "main",
+            "hint": "main", "crl": true,
         }),
     );
     accepted(
@@ -159,6 +164,56 @@ fn lifetimes_over_the_limit_are_refused() {
 }
 
 #[test]
+fn revocation_views_that_leave_a_gap_or_name_nothing_useful_are_refused() {
+    let refused = |views: serde_json::Value, expected: &[(&str, &str)]| {
+        refused("TrustDomain", json!({ "trustDomain": "a", "revocationViews": views }), expected);
+    };
+    refused(
+        json!({ "url": "https://a", "shards": 3, "ocsp": "no", "interval": "5s", "validity": 5 }),
+        &[
+            ("spec.revocationViews.url", "an address of plain HTTP"),
+            ("spec.revocationViews.shards", "`3` is not a number of shards"),
+            (
+                "spec.revocationViews.ocsp",
+                "expected `true` or `false`, without quotes, found the text `no`",
+            ),
+            ("spec.revocationViews.validity", "the number `5`; quote it"),
+        ],
+    );
+    refused(json!({ "shards": "4" }), &[("spec.revocationViews.shards", "without quotes")]);
+    refused(
+        json!({ "interval": "5s" }),
+        &[("spec.revocationViews.interval", "write `10s` or more")],
+    );
+    refused(
+        json!({ "interval": "5m", "validity": "9m" }),
+        &[("spec.revocationViews.validity", "less than twice `interval`, which is `5m`")],
+    );
+    refused(json!([]), &[("spec.revocationViews", "expected fields")]);
+    refused(json!({ "urls": "http://a" }), &[("spec.revocationViews.urls", "did you mean `url`?")]);
+    let views = |views: serde_json::Value| {
+        let spec = accepted("TrustDomain", json!({ "trustDomain": "a", "revocationViews": views }));
+        let Spec::TrustDomain(spec) = spec.spec else { panic!("it is a trust domain") };
+        spec.revocation_views.expect("it is there")
+    };
+    assert_eq!(views(json!({})), RevocationViews::default());
+    assert!(views(json!({})).pointers().is_none());
+    assert_eq!(views(json!({ "interval": "2h" })).validity.to_string(), "4h");
+    assert_eq!(views(json!({ "validity": "20m" })).interval.to_string(), "10m");
+}
+
+#[test]
+fn lists_for_a_workload_are_off_unless_asked_for() {
+    let spec = accepted("Workload", json!({ "selectors": ["launch:a"] }));
+    assert!(matches!(spec.spec, Spec::Workload(WorkloadSpec { crl: false, .. })));
+    refused(
+        "Workload",
+        json!({ "selectors": ["launch:a"], "crl": "yes" }),
+        &[("spec.crl", "expected `true` or `false`")],
+    );
+}
+
+#[test]
 fn a_manifest_of_endless_fields_costs_little_and_says_little() {
     let entries = (0..200_000).map(|index| Entry {
         key: format!("field-{}", index / 2),
@@ -198,8 +253,8 @@ fn encoding_is_canonical() {
 #[test]
 fn schemas_name_exactly_the_fields_that_the_reader_knows() {
     for (kind, fields) in [
-        (Kind::TrustDomain, "agentLifetime lifetimeMax svidLifetime trustDomain"),
-        (Kind::Workload, "dnsNames hint keyType lifetime nodes selectors spiffeId"),
+        (Kind::TrustDomain, "agentLifetime lifetimeMax revocationViews svidLifetime trustDomain"),
+        (Kind::Workload, "crl dnsNames hint keyType lifetime nodes selectors spiffeId"),
         (Kind::Service, "addresses command environment forward listen protocol upstreams workload"),
         (Kind::Policy, "cedar cedarFile"),
     ] {

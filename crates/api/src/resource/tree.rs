@@ -101,6 +101,16 @@ impl Tree {
 }
 
 impl Node {
+    /// What it is, for messages where a text is not what was expected.
+    pub(super) fn kind(&self) -> String {
+        match self {
+            Self::Null => "nothing".to_owned(),
+            Self::Bool(value) => format!("`{value}`"),
+            Self::Number(number) => format!("the number `{}`", super::problem::shorten(number)),
+            Self::Text(_) | Self::List(_) | Self::Map(_) => self.describe(),
+        }
+    }
+
     /// What it is, for messages.
     pub fn describe(&self) -> String {
         match self {

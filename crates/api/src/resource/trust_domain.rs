@@ -3,6 +3,7 @@
 use countersign_identity::{Lifetime, TrustDomain};
 use serde::Serialize;
 
+use super::RevocationViews;
 use super::reader::{Fields, Problems};
 
 /// The lifetime of workloads' SVIDs, when nothing else is said: an hour, so that renewals are rare enough
@@ -30,6 +31,10 @@ pub struct TrustDomainSpec {
     /// The longest lifetime that any SVID may have.
     #[schemars(with = "Option<super::schema::LifetimeText>")]
     pub lifetime_max: Lifetime,
+    /// Revocation lists and OCSP, for the rest of the world; absent: certificates name neither.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<RevocationViews>")]
+    pub revocation_views: Option<RevocationViews>,
 }
 
 fn lifetime(text: &str) -> Lifetime {
@@ -44,6 +49,7 @@ impl TrustDomainSpec {
             svid_lifetime: lifetime(SVID_LIFETIME),
             agent_lifetime: lifetime(AGENT_LIFETIME),
             lifetime_max: lifetime(LIFETIME_MAX),
+            revocation_views: None,
         }
     }
 
@@ -52,6 +58,10 @@ impl TrustDomainSpec {
         let svid_lifetime = fields.optional("svidLifetime", problems);
         let agent_lifetime = fields.optional("agentLifetime", problems);
         let lifetime_max = fields.optional("lifetimeMax", problems);
+        let views = match fields.optional_child("revocationViews") {
+            Some((tree, path)) => RevocationViews::read(tree, &path, problems).map(Some),
+            None => Some(None),
+        };
         let defaults = Self::of(trust_domain?);
         let lifetime_max = lifetime_max?.unwrap_or(defaults.lifetime_max);
         let spec = Self {
@@ -59,6 +69,7 @@ impl TrustDomainSpec {
             svid_lifetime: svid_lifetime?.unwrap_or(defaults.svid_lifetime.min(lifetime_max)),
             agent_lifetime: agent_lifetime?.unwrap_or(defaults.agent_lifetime.min(lifetime_max)),
             lifetime_max,
+            revocation_views: views?,
             ..defaults
         };
         for (key, lifetime) in

@@ -45,6 +45,11 @@ pub struct WorkloadSpec {
     #[serde(skip_serializing_if = "is_empty")]
     #[schemars(with = "Option<String>")]
     pub hint: Hint,
+    /// Whether its processes get revocation lists in the `crl` fields of the Workload API; `false` by default, since
+    /// clients differ in what a list that is missing or old does to them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(with = "Option<bool>")]
+    pub crl: bool,
 }
 
 fn is_empty(hint: &Hint) -> bool {
@@ -67,6 +72,7 @@ impl WorkloadSpec {
         let dns_names = fields.set("dnsNames", SELECTORS_MAX, problems);
         let nodes = fields.set("nodes", SELECTORS_MAX, problems);
         let hint = fields.optional("hint", problems);
+        let crl = fields.switch("crl", problems);
         if selectors.as_ref().is_some_and(Vec::is_empty) {
             let message = "needs at least one selector, or no process could be it: write `[launch:NAME]` or `[unix:uid:1000]`";
             problems.add(&fields.place_of("selectors"), message);
@@ -94,6 +100,7 @@ impl WorkloadSpec {
             dns_names: dns_names?,
             nodes: nodes?,
             hint: hint?.unwrap_or_default(),
+            crl: crl?.unwrap_or(false),
         })
     }
 }

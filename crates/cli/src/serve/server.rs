@@ -78,6 +78,12 @@ impl Program for ServerProgram {
         )
         .or("127.0.0.1:9464"),
         Field::one(
+            "views",
+            "ADDRESS",
+            "Where revocation lists and OCSP are served over plain HTTP, `IP:PORT`; `off` for nowhere",
+        )
+        .or("off"),
+        Field::one(
             "advertise",
             "ADDRESS",
             "The address that agents are told to dial [default: where it listens]",
@@ -155,6 +161,7 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
     let listen = listen(&mut resolved);
     let admin = resolved.optional::<PathBuf>("admin-socket");
     let metrics = resolved.required::<MaybeAddress>("metrics");
+    let views = resolved.required::<MaybeAddress>("views");
     let advertise = resolved.optional::<countersign_api::resource::HostPort>("advertise");
     let issuer_lifetime = resolved.required::<Lifetime>("issuer-lifetime");
     let drain = resolved.required::<DurationText>("drain");
@@ -165,12 +172,15 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
     else {
         return Ok(Exit::NotUnderstood);
     };
-    let (Some(DurationText(drain)), Some(logging)) = (drain, logging) else {
+    let (Some(DurationText(drain)), Some(MaybeAddress(views)), Some(logging)) =
+        (drain, views, logging)
+    else {
         return Ok(Exit::NotUnderstood);
     };
     let advertise = advertise.map(|address| address.to_string());
     let data_given = data.clone();
-    let config = Config { data, store, listen, admin, metrics, advertise, issuer_lifetime, drain };
+    let config =
+        Config { data, store, listen, admin, metrics, views, advertise, issuer_lifetime, drain };
     run(
         logging,
         Dump::Never,
@@ -187,15 +197,22 @@ fn say(ready: &Ready, output: Output) -> String {
     let admin = format!("unix://{}", ready.admin.display());
     match (output, ready.listen) {
         (Output::Json, listen) => {
-            json!({ "event": "ready", "listen": listen, "admin": admin, "metrics": ready.metrics })
-                .to_string()
+            let (metrics, views) = (ready.metrics, ready.views);
+            json!({
+                "event": "ready", "listen": listen, "admin": admin, "metrics": metrics, "views": views,
+            })
+            .to_string()
         }
         (Output::Human, Some(listen)) => {
             let metrics = ready
                 .metrics
                 .map(|at| format!(", metrics at http://{at}/metrics"))
                 .unwrap_or_default();
-            format!("ready: agents at {listen}, operators at {admin}{metrics}")
+            let views = ready
+                .views
+                .map(|at| format!(", lists and OCSP at http://{at}"))
+                .unwrap_or_default();
+            format!("ready: agents at {listen}, operators at {admin}{metrics}{views}")
         }
         (Output::Human, None) => {
             format!("SEALED: the keys cannot be opened; operators at {admin} learn why")

@@ -69,17 +69,25 @@ impl Domain {
 
     /// With this lifetime for the workload, and this environment for the agent.
     pub(crate) fn make_with(lifetime: &str, agents: &[(&str, &str)]) -> Self {
+        Self::make_of(agents, &[], |_ready| support::manifest_of_me(lifetime))
+    }
+
+    /// With this environment for the agent, more arguments for the server, and these manifests once it is ready.
+    pub(crate) fn make_of(
+        agents: &[(&str, &str)],
+        server_arguments: &[&str],
+        manifests: impl FnOnce(&Value) -> String,
+    ) -> Self {
         let folder = folder();
         let place = |name: &str| text_of(&folder.path().join(name));
         let server_data = place("server");
         let made = run(&["init", "--data", &server_data, "--trust-domain", "prod.example"]);
         assert!(made.status.success(), "{}", text(&made.stderr));
-        let server = Part::start(
-            &["server", "--data", &server_data, "--listen", "127.0.0.1:0", "--metrics", "off"],
-            &[],
-        );
+        let arguments =
+            ["server", "--data", &server_data, "--listen", "127.0.0.1:0", "--metrics", "off"];
+        let server = Part::start(&[&arguments, server_arguments].concat(), &[]);
         let manifest = place("me.yaml");
-        std::fs::write(&manifest, support::manifest_of_me(lifetime)).unwrap();
+        std::fs::write(&manifest, manifests(&server.ready)).unwrap();
         let admin = server.ready["admin"].as_str().unwrap().to_owned();
         let applied = run(&["apply", &manifest, "--admin", &admin]);
         assert!(applied.status.success(), "{}", text(&applied.stderr));

@@ -4,6 +4,7 @@ pub(crate) mod apply;
 mod ask;
 mod authority;
 pub(crate) mod change;
+mod list;
 mod openapi;
 mod problem;
 mod revoke;

@@ -4,7 +4,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use utoipa::OpenApi;
 
-use crate::admin::{ask, authority, change, revoke};
+use crate::admin::{ask, authority, change, list, revoke};
 
 /// Operators' interface.
 #[derive(OpenApi)]
@@ -38,6 +38,7 @@ use crate::admin::{ask, authority, change, revoke};
         authority::rotate_root,
         authority::rotate_issuer,
         authority::recover,
+        list::crl,
     )
 )]
 struct Description;

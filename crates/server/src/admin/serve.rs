@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::change::Operator;
 use crate::admin::problem::Problem;
-use crate::admin::{Admin, AdminSocket, ask, authority, change, openapi, revoke};
+use crate::admin::{Admin, AdminSocket, ask, authority, change, list, openapi, revoke};
 
 /// The largest body: the manifests of some ten thousand workloads.
 pub(crate) const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -56,6 +56,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/rotations/root", post(authority::rotate_root))
         .route("/v1/rotations/issuer", post(authority::rotate_issuer))
         .route("/v1/recoveries", post(authority::recover))
+        .route("/v1/crl", get(list::crl))
         .fallback(|| async { Problem::new(Code::NotFound, "there is no such route") })
         .method_not_allowed_fallback(|| async {
             Problem::new(Code::NotUnderstood, "the route has no such method")
@@ -178,6 +179,7 @@ mod tests {
                 domain: "shop.example".parse().unwrap(),
                 address: String::new(),
                 started: Timestamp::EPOCH,
+                views: None,
             },
             store: Arc::new(MemoryStore::new(Arc::new(SystemEntropy))),
             log: LogTree::default(),
@@ -216,7 +218,7 @@ mod tests {
     async fn no_route_answers_a_foreign_uid() {
         let unknown = [("get".to_owned(), "/".to_owned()), ("post".to_owned(), "/live".to_owned())];
         let routes = described();
-        assert_eq!(routes.len(), 23, "{routes:?}");
+        assert_eq!(routes.len(), 24, "{routes:?}");
         for (method, path) in routes.into_iter().chain(unknown) {
             let (status, body) = ask(FOREIGN, &method, &path).await;
             assert_eq!(status, StatusCode::FORBIDDEN, "{method} {path}");

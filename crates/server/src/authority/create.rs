@@ -10,7 +10,7 @@ use countersign_pki::{
 use countersign_seal::Kek;
 use countersign_store::{Batch, Change, IssuedRow, Kind, Op, Record, Store};
 
-use crate::authority::sealed::{ISSUER, ROOT, keep};
+use crate::authority::sealed::{ISSUER, ROOT, issuer_name, keep};
 use crate::refusal::Refused;
 use crate::rotate::Walk;
 
@@ -57,6 +57,7 @@ pub(crate) async fn create_first_of(
     let ops = vec![
         keep(ROOT, &root, root_key, kek, ceremony.entropy)?,
         keep(ISSUER, &issuer, issuer_key, kek, ceremony.entropy)?,
+        keep(&issuer_name(issuer.key_id()), &issuer, issuer_key, kek, ceremony.entropy)?,
     ];
     ceremony.store.commit(beginning(&domain, &root, ops, ceremony.now)).await?;
     Ok(parent.key_id())

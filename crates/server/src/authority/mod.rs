@@ -11,7 +11,9 @@ use countersign_pki::{Certificate, Issuer, Signer};
 
 pub(crate) use create::{Ceremony, First, copy, create_first, create_first_of, internal};
 pub(crate) use rotate::Rotation;
-pub(crate) use sealed::{ISSUER, ROOT, Unsealed, destroy, keep, open_authority, root_name, unseal};
+pub(crate) use sealed::{
+    ISSUER, ROOT, Unsealed, destroy, issuer_name, keep, open_authority, root_name, unseal,
+};
 
 /// The authorities of this trust domain that sign now, swapped as one value.
 pub(crate) struct Authorities {
@@ -25,7 +27,21 @@ pub(crate) struct Authorities {
     pub(crate) signer: Arc<dyn Signer>,
 }
 
+/// An authority and what signs for it.
+#[derive(Clone)]
+pub(crate) struct Signing {
+    pub(crate) issuer: Issuer,
+    pub(crate) signer: Arc<dyn Signer>,
+}
+
 impl Authorities {
+    /// The authority of this key, if it is one of these.
+    pub(crate) fn signing(&self, key: KeyId) -> Option<Signing> {
+        let pairs = [(&self.issuer, &self.signer), (&self.root, &self.root_signer)];
+        let (issuer, signer) = pairs.into_iter().find(|(issuer, _)| issuer.key_id() == key)?;
+        Some(Signing { issuer: issuer.clone(), signer: Arc::clone(signer) })
+    }
+
     /// The name of the root's key, which joining agents are told to trust.
     pub(crate) fn trust(&self) -> KeyId {
         self.root.key_id()

@@ -13,9 +13,9 @@ use countersign_seal::Kek;
 use countersign_store::{Batch, Store};
 use tokio_util::sync::CancellationToken;
 
-use crate::authority::Authorities;
 use crate::authority::create::{Ceremony, copy, internal};
-use crate::authority::sealed::{ISSUER, Unsealed, keep, unseal};
+use crate::authority::sealed::{ISSUER, Unsealed, former, issuer_name, keep, unseal};
+use crate::authority::{Authorities, Signing};
 use crate::refusal::Refused;
 use crate::state::{State, StateFeed};
 use crate::watch::TimeGuard;
@@ -85,6 +85,18 @@ impl Rotation {
         Ok(())
     }
 
+    /// What signs about the certificates of this authority: the root, the issuer, or one that a successor has taken the
+    /// place of. Nothing when it is none of ours, or its key is gone.
+    ///
+    /// # Errors
+    /// When the store does not answer, or what it keeps does not open.
+    pub(crate) async fn signing(&self, key: KeyId) -> Result<Option<Signing>, Refused> {
+        match self.authorities.load().signing(key) {
+            Some(signing) => Ok(Some(signing)),
+            None => former(&*self.store, &self.kek, key).await,
+        }
+    }
+
     /// Puts a successor in the place of this issuer, if it is the one that signs now.
     ///
     /// # Errors
@@ -132,8 +144,12 @@ impl Rotation {
         let ceremony = Ceremony { store, entropy, now };
         let (root, signer) = (&authorities.root, &*authorities.root_signer);
         let certificate = ceremony.issuer(root, signer, &key, self.lifetime).await?;
-        let kept = keep(ISSUER, &certificate, &key, &self.kek, entropy)?;
-        store.commit(Batch { ops: vec![kept], ..Batch::default() }).await?;
+        let named = issuer_name(certificate.key_id());
+        let ops = vec![
+            keep(ISSUER, &certificate, &key, &self.kek, entropy)?,
+            keep(&named, &certificate, &key, &self.kek, entropy)?,
+        ];
+        store.commit(Batch { ops, ..Batch::default() }).await?;
         let next = Authorities {
             root: root.clone(),
             root_signer: Arc::clone(&authorities.root_signer),

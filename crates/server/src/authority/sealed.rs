@@ -8,7 +8,7 @@ use countersign_seal::{Kek, OpenRefused};
 use countersign_store::{Op, Store};
 use zeroize::Zeroizing;
 
-use crate::authority::Authorities;
+use crate::authority::{Authorities, Signing};
 use crate::refusal::Refused;
 
 /// Where the root is kept.
@@ -24,6 +24,12 @@ pub(crate) fn root_name(key: KeyId) -> String {
 /// The operation that destroys the key of an authority: its name is kept, its bytes are not.
 pub(crate) fn destroy(name: String) -> Op {
     Op::PutSecret { name, sealed: Vec::new() }
+}
+
+/// Where each issuer is kept besides, from its beginning: a successor takes the other place, and what this one signed is
+/// out for longer.
+pub(crate) fn issuer_name(key: KeyId) -> String {
+    format!("{ISSUER}/{key}")
 }
 
 /// What opening the sealed authorities came to.
@@ -94,6 +100,27 @@ pub(crate) async fn open_authority(
         Opened::Authority(certificate, key) => Ok((certificate, key)),
         Opened::Refused(refused) => Err(Refused::new(Code::Sealed, refused.to_string())),
     }
+}
+
+/// Opens an authority that signs no more, or not yet; nothing when none of this key is kept, or its key was destroyed.
+///
+/// # Errors
+/// When the store does not answer, or what is kept does not open.
+pub(crate) async fn former(
+    store: &dyn Store,
+    kek: &Kek,
+    key: KeyId,
+) -> Result<Option<Signing>, Refused> {
+    for name in [issuer_name(key), root_name(key)] {
+        if store.secret(&name).await?.is_none_or(|sealed| sealed.is_empty()) {
+            continue;
+        }
+        let (certificate, private) = open_authority(store, &name, kek).await?;
+        let issuer = Issuer::from_certificate(certificate);
+        let issuer = issuer.map_err(|bad| broken(&bad.to_string()))?;
+        return Ok(Some(Signing { issuer, signer: Arc::new(SoftwareSigner::from(private)) }));
+    }
+    Ok(None)
 }
 
 enum Opened {

@@ -12,8 +12,8 @@ use countersign_store::{Batch, Change, Kind, Record};
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::{
-    Authorities, Ceremony, ISSUER, ROOT, Rotation, copy, destroy, internal, keep, open_authority,
-    root_name,
+    Authorities, Ceremony, ISSUER, ROOT, Rotation, copy, destroy, internal, issuer_name, keep,
+    open_authority, root_name,
 };
 use crate::control::Control;
 use crate::refusal::Refused;
@@ -529,6 +529,7 @@ impl Walker {
             keep(&root_name(before), &old, &old_key, kek, entropy)?,
             keep(ROOT, &root, &root_key, kek, entropy)?,
             keep(ISSUER, &issuer, &key, kek, entropy)?,
+            keep(&issuer_name(issuer.key_id()), &issuer, &key, kek, entropy)?,
         ];
         let within = self.spread(&walk, before, now).await?;
         let changes = vec![self.bundle(state, &walk, within)?];

@@ -100,5 +100,6 @@ fn named(spec: &WorkloadSpec) -> WorkloadSpec {
         dns_names: Vec::new(),
         nodes: Vec::new(),
         hint: Hint::default(),
+        crl: false,
     }
 }

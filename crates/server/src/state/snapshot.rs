@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use countersign_api::resource::{
-    PolicyRecord, PolicySpec, Resource, ServiceSpec, Spec, TrustDomainSpec, WorkloadSpec,
+    PolicyRecord, PolicySpec, Resource, RevocationViews, ServiceSpec, Spec, TrustDomainSpec,
+    WorkloadSpec,
 };
 use countersign_api::{resource, v1};
 use countersign_identity::{
@@ -163,7 +164,8 @@ impl State {
     pub(crate) fn profile(&self) -> Profile {
         let spec = self.domain();
         let lifetime_max = spec.lifetime_max.max(spec.agent_lifetime);
-        Profile { domain: spec.trust_domain.clone(), lifetime_max, pointers: None }
+        let pointers = spec.revocation_views.as_ref().and_then(RevocationViews::pointers);
+        Profile { domain: spec.trust_domain.clone(), lifetime_max, pointers }
     }
 
     /// The anchors of every trust domain, for verification.

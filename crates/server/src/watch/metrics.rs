@@ -26,7 +26,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Every metric: name, type, help. A name is written here and nowhere else.
-const METRICS: [(Metric, &str, &str, &str); 12] = {
+const METRICS: [(Metric, &str, &str, &str); 15] = {
     use Metric::*;
     [
         (Resident, "countersign_server_resident_bytes", "gauge", "Resident memory of the process."),
@@ -86,6 +86,24 @@ const METRICS: [(Metric, &str, &str, &str); 12] = {
             "counter",
             "Calls of agents, by method and how they ended.",
         ),
+        (
+            ListsPublished,
+            "countersign_server_revocation_lists_total",
+            "counter",
+            "Times that the revocation lists of an authority were made.",
+        ),
+        (
+            ListEntries,
+            "countersign_server_revocation_list_entries_count",
+            "gauge",
+            "Certificates on the revocation lists of all authorities.",
+        ),
+        (
+            OcspAnswers,
+            "countersign_server_ocsp_answers_total",
+            "counter",
+            "OCSP requests, by what was answered.",
+        ),
     ]
 };
 
@@ -103,6 +121,9 @@ enum Metric {
     IssueRefused,
     AttestationRefused,
     Calls,
+    ListsPublished,
+    ListEntries,
+    OcspAnswers,
 }
 
 /// Name, type and help of every metric.
@@ -150,23 +171,40 @@ fn samples(metric: Metric, control: &Control) -> Vec<Sample> {
         }
         Metric::FactsLost => single(watch.facts.totals().1),
         Metric::Issued => single(watch.issued.load(Ordering::Relaxed)),
+        Metric::ListsPublished => single(watch.lists.load(Ordering::Relaxed)),
+        Metric::ListEntries => {
+            size(control.views.now().all().map(|view| view.lists.whole.count).sum())
+        }
         Metric::IssueRefused => counted(&|count| match count {
             Count::IssueRefused(code) => Some(format!("{{code=\"{code}\"}}")),
-            Count::TurnedAway(_) | Count::AttestationRefused(_) | Count::Called(..) => None,
+            Count::TurnedAway(_)
+            | Count::AttestationRefused(_)
+            | Count::Called(..)
+            | Count::Asked(_) => None,
         }),
         Metric::AttestationRefused => counted(&|count| match count {
             Count::AttestationRefused(code) => {
                 Some(format!("{{stage=\"attestation\",code=\"{code}\"}}"))
             }
             Count::TurnedAway(code) => Some(format!("{{stage=\"connection\",code=\"{code}\"}}")),
-            Count::IssueRefused(_) | Count::Called(..) => None,
+            Count::IssueRefused(_) | Count::Called(..) | Count::Asked(_) => None,
         }),
         Metric::Calls => counted(&|count| match count {
             Count::Called(call, code) => {
                 let code = code.map_or("ok", countersign_identity::Code::as_str);
                 Some(format!("{{method=\"{call}\",code=\"{code}\"}}"))
             }
-            Count::TurnedAway(_) | Count::AttestationRefused(_) | Count::IssueRefused(_) => None,
+            Count::TurnedAway(_)
+            | Count::AttestationRefused(_)
+            | Count::IssueRefused(_)
+            | Count::Asked(_) => None,
+        }),
+        Metric::OcspAnswers => counted(&|count| match count {
+            Count::Asked(outcome) => Some(format!("{{outcome=\"{outcome}\"}}")),
+            Count::TurnedAway(_)
+            | Count::AttestationRefused(_)
+            | Count::IssueRefused(_)
+            | Count::Called(..) => None,
         }),
     }
 }

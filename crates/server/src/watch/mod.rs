@@ -31,6 +31,7 @@ pub(crate) struct Watch {
     pub(crate) started: Timestamp,
     connections: AtomicUsize,
     issued: AtomicU64,
+    lists: AtomicU64,
     counts: Mutex<BTreeMap<Count, u64>>, // INVARIANT: its keys are of closed sets
     failures: Mutex<Failures>,
 }
@@ -56,6 +57,8 @@ pub(crate) enum Count {
     IssueRefused(Code),
     /// A call that ended, by its method; without a code, well.
     Called(&'static str, Option<Code>),
+    /// A question about certificates, by what came of it.
+    Asked(&'static str),
 }
 
 /// A connection that is open. Dropped, it is not.
@@ -70,6 +73,7 @@ impl Watch {
             started,
             connections: AtomicUsize::new(0),
             issued: AtomicU64::new(0),
+            lists: AtomicU64::new(0),
             counts: Mutex::default(),
             failures: Mutex::default(),
         }
@@ -116,6 +120,16 @@ impl Watch {
     /// A call ended.
     pub(crate) fn called(&self, call: &'static str, code: Option<Code>) {
         self.count(Count::Called(call, code));
+    }
+
+    /// Revocation lists of one authority were made.
+    pub(crate) fn list_published(&self) {
+        self.lists.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A question about certificates was answered, or not.
+    pub(crate) fn asked(&self, outcome: &'static str) {
+        self.count(Count::Asked(outcome));
     }
 
     /// A connection opened.

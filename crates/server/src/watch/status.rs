@@ -1,6 +1,7 @@
 //! Who is alive, with which identity, until when.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -36,6 +37,8 @@ pub(crate) struct About {
     pub(crate) domain: TrustDomain,
     pub(crate) address: String,
     pub(crate) started: Timestamp,
+    /// Where revocation lists and OCSP are served.
+    pub(crate) views: Option<SocketAddr>,
 }
 
 /// The log's tree, kept up to date as it is asked for.
@@ -65,6 +68,7 @@ fn server(about: &About, sealed: bool, log: LogView) -> ServerStatus {
         resident_bytes: resident_bytes(),
         started_at: about.started,
         address: about.address.clone(),
+        views: about.views.map(|views| views.to_string()).unwrap_or_default(),
         sealed,
         log,
     }
