@@ -8,6 +8,7 @@ mod credentials;
 mod figure;
 mod handshake;
 mod issue;
+mod lists;
 #[path = "../../crates/cli/tests/support/load.rs"]
 mod load;
 #[path = "../../crates/store/tests/support/postgres.rs"]
@@ -41,7 +42,7 @@ struct Arguments {
 
 type Bench = fn(Output) -> Result<()>;
 
-const FIGURES: [(&str, Bench); 8] = [
+const FIGURES: [(&str, Bench); 9] = [
     ("issue_embedded", issue::embedded),
     ("issue_postgres", issue::postgres),
     ("handshake", handshake::run),
@@ -50,6 +51,7 @@ const FIGURES: [(&str, Bench); 8] = [
     ("decide", small::decide),
     ("revoked_check", revoked::check),
     ("revoked_cut", revoked::cut),
+    ("crl_100k", lists::run),
 ];
 
 fn main() -> ExitCode {

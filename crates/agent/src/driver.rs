@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::core::{Action, Event, Knowledge, Outcome, Replica, State, SyncMessage, Workload};
 use crate::disk::{Disk, DiskFault, Node};
+use crate::lists::{self, RevocationLists};
 use crate::renewal::{self, Registered, Signed};
 use crate::reports::Reports;
 use crate::server_link::{Calls, LinkFault, ServerLink, Session};
@@ -45,12 +46,13 @@ pub(crate) struct Driver {
     remembering: Remembering,
     /// The revision that may be acknowledged.
     enforced: Option<Revision>,
+    lists: Option<Arc<RevocationLists>>,
 }
 
 /// A session in use. Dropping it ends its tasks and its connection.
 struct OpenSession {
     calls: Arc<dyn Calls>,
-    _tasks: [AbortOnDropHandle<()>; 3],
+    _tasks: [AbortOnDropHandle<()>; 4],
     _pump: AbortOnDropHandle<()>,
 }
 
@@ -60,6 +62,7 @@ enum Happened {
     Said(u64, Result<SyncMessage, LinkFault>),
     Signed(Vec<Signed>),
     NodeRenewed(Result<Node, LinkFault>),
+    Listed(Arc<RevocationLists>),
     /// These revocations are on the disk.
     RulesKept(Arc<Revocations>),
     Remembered(Result<(), DiskFault>),
@@ -106,6 +109,7 @@ impl Driver {
             tasks: JoinSet::new(),
             remembering,
             enforced: None,
+            lists: None,
         }
     }
 
@@ -183,6 +187,10 @@ impl Driver {
                 self.remembering.rules = rules;
                 self.publish();
             }
+            Happened::Listed(lists) => {
+                self.lists = Some(lists);
+                self.publish();
+            }
             Happened::Remembered(kept) => self.remembered(kept),
         }
     }
@@ -257,10 +265,14 @@ impl Driver {
         let reports = &self.around.reports;
         let acknowledge = reports.clone().acknowledge(acks, self.view.subscribe());
         let report = reports.clone().report(Arc::clone(&calls), self.view.subscribe());
+        let (clock, tell) = (Arc::clone(&self.around.clock), self.tell.clone());
+        let views = self.view.subscribe();
+        let lists = lists::follow(Arc::clone(&calls), views, clock, tell, Happened::Listed);
         let tasks = [
             AbortOnDropHandle::new(tokio::spawn(forward)),
             AbortOnDropHandle::new(tokio::spawn(acknowledge)),
             AbortOnDropHandle::new(tokio::spawn(report)),
+            AbortOnDropHandle::new(tokio::spawn(lists)),
         ];
         self.session = Some(OpenSession { calls, _tasks: tasks, _pump: pump });
     }
@@ -373,6 +385,7 @@ impl Driver {
             },
             link: state.link(),
             budget_ends: state.first_expiry(),
+            lists: self.lists.clone(),
         };
         self.view.send_replace(Some(Arc::new(view)));
     }

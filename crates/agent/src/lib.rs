@@ -16,6 +16,7 @@ mod disk;
 mod driver;
 pub mod enforcement;
 pub mod launcher;
+mod lists;
 mod metrics;
 mod reception;
 mod renewal;

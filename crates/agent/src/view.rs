@@ -10,6 +10,7 @@ use countersign_identity::{Code, Name, NodeId, Revision, SpiffeId, Timestamp};
 use countersign_pki::{Chain, PrivateKey};
 
 use crate::core::{Knowledge, LinkView, Replica, Standing, Term, Workload};
+use crate::lists::RevocationLists;
 
 /// Everything that answers are made of.
 #[derive(Clone, Debug)]
@@ -29,6 +30,8 @@ pub(crate) struct View {
     pub(crate) node: NodeView,
     pub(crate) link: LinkView,
     pub(crate) budget_ends: Option<Timestamp>,
+    /// Revocation lists for programs that read them, once the server gave any.
+    pub(crate) lists: Option<Arc<RevocationLists>>,
 }
 
 /// The agent itself.
@@ -70,6 +73,12 @@ pub(crate) enum Own {
 }
 
 impl View {
+    /// Whether a workload of this node has programs that read revocation lists.
+    pub(crate) fn wants_lists(&self) -> bool {
+        let mut workloads = self.replica.workloads().iter();
+        workloads.any(|(name, workload)| workload.spec.crl && self.ours.contains(name))
+    }
+
     /// Which of these workloads a caller is on this node. One whose SVID was revoked is itself still: what it enforces must
     /// not wait for the next.
     pub(crate) fn own(&self, workloads: &[Arc<Workload>], now: Timestamp) -> Own {

@@ -389,6 +389,45 @@ fn port_for_lists_serves_lists_and_answers_and_nothing_else() {
 }
 
 #[test]
+fn workload_that_asks_gets_the_lists_with_its_identity() {
+    let manifests =
+        |_ready: &Value| manifest_of_me("1h").replace("lifetime:", "crl: true, lifetime:");
+    let domain = Domain::make_of(&[], &[], manifests);
+    let folder = domain.credentials();
+    let verify = |leaf: &Path| {
+        let chain = std::fs::read_to_string(folder.join("svid.pem")).unwrap();
+        let end = "-----END CERTIFICATE-----\n";
+        std::fs::write(folder.join("issuer.pem"), chain.split_once(end).unwrap().1).unwrap();
+        let output = Command::new("openssl")
+            .args(["verify", "-crl_check_all", "-CAfile", "bundle.pem", "-untrusted", "issuer.pem"])
+            .args(["-CRLfile", "crl.pem"])
+            .arg(leaf)
+            .current_dir(&folder)
+            .output()
+            .unwrap();
+        text(&output.stdout) + &text(&output.stderr)
+    };
+    let old = domain.folder.path().join("old.pem");
+    std::fs::copy(folder.join("svid.pem"), &old).unwrap();
+    holds(&verify(&old), "old.pem: OK");
+    let admin = domain.admin();
+    let revoked = run(&[
+        "revoke",
+        "spiffe://prod.example/me",
+        "--reason",
+        "key-compromise",
+        "--admin",
+        &admin,
+    ]);
+    assert!(revoked.status.success(), "{}", text(&revoked.stderr));
+    support::until("the lists tell it, and the successor is good by them", || {
+        domain.credentials();
+        let (old, new) = (verify(&old), verify(&folder.join("svid.pem")));
+        (old.contains("certificate revoked") && new.contains("svid.pem: OK")).then_some(())
+    });
+}
+
+#[test]
 fn lists_come_from_the_operators_socket_when_the_port_is_closed() {
     let domain = Domain::make();
     let credentials = domain.credentials();

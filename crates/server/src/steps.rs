@@ -42,6 +42,8 @@ use crate::run::latest;
 use crate::state::{Feeder, State, Trouble};
 use crate::watch::{TimeGuard, Watch};
 
+pub use crate::views::revocation_list;
+
 /// What a server stands on.
 #[derive(Clone)]
 pub struct Ground {

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use countersign_api::renewal::{EXPORTER_LABEL, renewal_statement};
 use countersign_api::v1::node_client::NodeClient;
 use countersign_api::{v1, wire as api_wire};
@@ -338,5 +339,11 @@ impl Calls for GrpcCalls {
     async fn report(&self, report: v1::ReportRequest) -> Result<(), LinkFault> {
         let mut client = self.client.clone();
         timely(client.report(report)).await.map(|_answer| ())
+    }
+
+    async fn lists(&self, revision: Revision) -> Result<Vec<Bytes>, LinkFault> {
+        let mut client = self.client.clone();
+        let request = v1::ListsRequest { revision: Some(revision.into()) };
+        timely(client.lists(request)).await.map(|answer| answer.lists)
     }
 }

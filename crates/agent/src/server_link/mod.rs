@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use countersign_api::v1;
 use countersign_identity::{Code, KeyId, Name, NodeId, Revision, Revocations, Timestamp};
 use countersign_pki::{Bundle, Chain, PrivateKey};
@@ -189,6 +190,9 @@ pub trait Calls: Send + Sync + 'static {
 
     /// Passes facts and statuses on. They may be lost.
     async fn report(&self, report: v1::ReportRequest) -> Result<(), LinkFault>;
+
+    /// The revocation lists of all authorities, in DER, which tell at least the revocations of this revision.
+    async fn lists(&self, revision: Revision) -> Result<Vec<Bytes>, LinkFault>;
 }
 
 /// One SVID that is asked for.

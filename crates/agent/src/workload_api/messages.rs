@@ -14,7 +14,12 @@ use crate::view::{Svid, View};
 /// All identities of a caller, the default one first.
 pub(super) fn svids(view: &View, svids: &[(Arc<Workload>, Arc<Svid>)]) -> Made<X509svidResponse> {
     let mut context = Context::new(&SHA256);
-    let mut message = X509svidResponse::default();
+    let wants = svids.iter().any(|(workload, _)| workload.spec.crl);
+    let crl = match lists(view, wants, &mut context) {
+        Ok(crl) => crl,
+        Err(why) => return Made::Pending(why),
+    };
+    let mut message = X509svidResponse { crl, ..X509svidResponse::default() };
     for (workload, svid) in svids {
         let Some(bundle) = view.replica.bundles().get(svid.id.trust_domain()) else {
             return Made::Pending(format!(
@@ -48,12 +53,31 @@ pub(super) fn svids(view: &View, svids: &[(Arc<Workload>, Arc<Svid>)]) -> Made<X
     Made::Message(message, finish(context))
 }
 
+/// The revocation lists for a caller that wants them. It is given nothing without them: a program that was told to
+/// check would take what it cannot check for bad, or for good.
+fn lists(view: &View, wants: bool, context: &mut Context) -> Result<Vec<Vec<u8>>, String> {
+    if !wants {
+        return Ok(Vec::new());
+    }
+    let lists = view.lists.as_ref().ok_or("no revocation lists are there yet")?;
+    context.update(lists.digest.as_bytes());
+    Ok(lists.ders.iter().map(|der| der.to_vec()).collect())
+}
+
 /// The bundles of every trust domain that the caller may verify peers of.
-pub(super) fn bundles(view: &View) -> Made<X509BundlesResponse> {
+pub(super) fn bundles(
+    view: &View,
+    svids: &[(Arc<Workload>, Arc<Svid>)],
+) -> Made<X509BundlesResponse> {
     if view.replica.own_bundle().is_none() {
         return Made::Pending("no bundle is there yet".to_owned());
     }
     let mut context = Context::new(&SHA256);
+    let wants = svids.iter().any(|(workload, _)| workload.spec.crl);
+    let crl = match lists(view, wants, &mut context) {
+        Ok(crl) => crl,
+        Err(why) => return Made::Pending(why),
+    };
     let mut bundles = HashMap::new();
     for (domain, bundle) in view.replica.bundles() {
         let bundle = bundle.authorities_der_concat();
@@ -61,7 +85,7 @@ pub(super) fn bundles(view: &View) -> Made<X509BundlesResponse> {
         context.update(&bundle);
         bundles.insert(domain.id().to_string(), bundle);
     }
-    Made::Message(X509BundlesResponse { crl: Vec::new(), bundles }, finish(context))
+    Made::Message(X509BundlesResponse { crl, bundles }, finish(context))
 }
 
 fn finish(context: Context) -> Sha256 {

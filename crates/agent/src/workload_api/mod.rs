@@ -219,7 +219,7 @@ fn svids(view: &View, workloads: &[Arc<Workload>], now: Timestamp) -> Made<X509s
 /// Bundles are for those who have an identity.
 fn bundles(view: &View, workloads: &[Arc<Workload>], now: Timestamp) -> Made<X509BundlesResponse> {
     match view.holdings(workloads, now) {
-        Holdings::Svids(_) => messages::bundles(view),
+        Holdings::Svids(svids) => messages::bundles(view, &svids),
         Holdings::Pending(why) => Made::Pending(why),
         Holdings::Refused(code, why) => Made::Refused(code, why),
     }

@@ -15,8 +15,9 @@ use countersign_identity::{
     TrustDomain,
 };
 use countersign_pki::{
-    AuthorityDraft, Bundle, Certificate, Chain, Draft, Issuer, KeyKind, PrivateKey, Profile,
-    ProvenKey, Provenance, Receipt, Reserved, Reviewed, SoftwareSigner,
+    AuthorityDraft, Bundle, Certificate, Chain, CrlDraft, CrlNumber, CrlOf, Draft, Issuer, KeyKind,
+    PrivateKey, Profile, ProvenKey, Provenance, Receipt, Reserved, Reviewed, RevokedSerial,
+    SoftwareSigner,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -71,6 +72,8 @@ struct State {
     renewals_tried: usize,
     rules: Arc<Revocations>,
     svids: Vec<Chain>,
+    /// The revocation lists that it gives, and whose revocations they tell.
+    lists: Option<(Revision, Vec<bytes::Bytes>)>,
 }
 
 impl State {
@@ -121,6 +124,7 @@ impl Server {
             renewals_tried: 0,
             rules: Arc::default(),
             svids: Vec::new(),
+            lists: None,
         };
         let server = Self(Arc::new(Shared {
             clock,
@@ -215,6 +219,26 @@ impl Server {
         let at = self.0.clock.now();
         let rule = Revocation { target, about: None, reason, at, until: at + RULE_LASTS };
         self.put_value("Revocation", name, &serde_json::to_vec(&rule).unwrap());
+    }
+
+    /// Gives the root's list with these serials from now on, as one that tells all revocations so far.
+    pub(crate) async fn tell_lists(&self, revoked: &[RevokedSerial]) -> bytes::Bytes {
+        let (now, revision) = (self.0.clock.now(), self.lock().revision());
+        let root = Issuer::from_certificate(self.0.root.clone()).unwrap();
+        let draft = CrlDraft {
+            issuer: &root,
+            number: CrlNumber::new(revision, now),
+            this_update: now,
+            next_update: now + RULE_LASTS,
+            of: CrlOf::Authorities,
+            part: None,
+            base: None,
+            freshest: None,
+            entries: revoked,
+        };
+        let list = bytes::Bytes::from(draft.sign(&self.0.root_key).await.unwrap());
+        self.lock().lists = Some((revision, vec![list.clone()]));
+        list
     }
 
     /// Nothing is issued for this identity from now on.

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use countersign_api::wire::refusal_of;
 use countersign_api::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
-use countersign_api::workload::{JwtsvidRequest, X509svidRequest};
-use countersign_identity::Code;
+use countersign_api::workload::{JwtsvidRequest, X509svidRequest, X509svidResponse};
+use countersign_identity::{Clock, Code, Reason, Revoked, SeededEntropy, Serial};
+use countersign_pki::RevokedSerial;
 use futures_util::StreamExt;
 use spiffe::WorkloadApiError;
 use tonic::{Request, metadata::MetadataValue};
 
-use crate::world::{World, selectors};
+use crate::world::{Agent, World, selectors};
 
 #[tokio::test]
 async fn a_process_that_matches_gets_its_identity_and_the_bundle() {
@@ -38,6 +39,61 @@ async fn one_process_with_several_identities_gets_the_most_narrowly_described_fi
     let ids: Vec<String> = svids.iter().map(|svid| svid.spiffe_id().path().to_owned()).collect();
     // A launcher's word says more than the user.
     assert_eq!(ids, ["/exact", "/web", "/any"]);
+    agent.stop().await;
+}
+
+/// A stream of a client that looks at revocation lists.
+async fn raw(agent: &Agent) -> tonic::Streaming<X509svidResponse> {
+    let mut client = SpiffeWorkloadApiClient::new(agent.channel().await);
+    let mut request = Request::new(X509svidRequest {});
+    request.metadata_mut().insert("workload.spiffe.io", MetadataValue::from_static("true"));
+    client.fetch_x509svid(request).await.unwrap().into_inner()
+}
+
+#[tokio::test]
+async fn lists_are_given_to_workloads_that_ask_and_follow_each_revocation() {
+    let world = World::new().await;
+    let first = world.server.tell_lists(&[]).await;
+    let agent = world.agent().await;
+    let plain = raw(&agent).await.message().await.unwrap().unwrap();
+    assert!(plain.crl.is_empty(), "nobody asked");
+    // Asked for, the identity comes with lists, and not without.
+    world.server.put_workload("web", &["launch:web"], r#","crl":true"#);
+    world.server.tell_lists(&[]).await;
+    let mut stream = raw(&agent).await;
+    let mut message = stream.message().await.unwrap().unwrap();
+    while message.crl.is_empty() {
+        message = stream.message().await.unwrap().unwrap();
+    }
+    assert_eq!(message.crl.len(), 1);
+    assert_ne!(message.crl[0], first);
+    // A revocation is in them as soon as the server has it in its own, and until then the older ones go on.
+    let other = Serial::draw(world.clock.now(), &SeededEntropy::new(9)).unwrap();
+    world.server.revoke("r", Revoked::Serial(other), Reason::KeyCompromise);
+    world.pass(Duration::from_secs(2)).await;
+    let revoked =
+        RevokedSerial { serial: other, at: world.clock.now(), reason: Reason::KeyCompromise };
+    let next = world.server.tell_lists(&[revoked]).await;
+    world.pass(Duration::from_secs(6)).await;
+    let message = stream.message().await.unwrap().unwrap();
+    assert_eq!(message.crl, [next.to_vec()]);
+    let bundles = agent.client().await.fetch_x509_bundles().await;
+    assert!(bundles.is_ok(), "a stock client takes lists as they are");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn identity_that_needs_lists_waits_for_them() {
+    let world = World::new().await;
+    world.server.put_workload("web", &["launch:web"], r#","crl":true"#);
+    let agent = world.agent().await;
+    let stream = raw(&agent);
+    let asked = async { stream.await.message().await };
+    let (answer, ()) = tokio::join!(asked, world.pass(Duration::from_secs(5)));
+    assert_eq!(answer.unwrap_err().code(), tonic::Code::Unavailable);
+    world.server.tell_lists(&[]).await;
+    world.pass(Duration::from_secs(6)).await;
+    assert_eq!(raw(&agent).await.message().await.unwrap().unwrap().crl.len(), 1);
     agent.stop().await;
 }
 

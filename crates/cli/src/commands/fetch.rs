@@ -11,7 +11,7 @@ use countersign_api::wire::{MESSAGE_SIZE_MAX, refusal_of};
 use countersign_api::workload::X509svidRequest;
 use countersign_api::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use countersign_identity::{Code, SpiffeId};
-use countersign_pki::{Bundle, Chain, PrivateKey, encode_private_key};
+use countersign_pki::{Bundle, Chain, PrivateKey, encode_crl, encode_private_key};
 use serde_json::json;
 
 use super::when;
@@ -32,7 +32,7 @@ pub(crate) struct X509 {
     #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["data", "admin"])]
     socket: Option<String>,
 
-    /// Write svid.pem, svid-key.pem (0600) and bundle.pem into this folder, replaced as one set
+    /// Write svid.pem, svid-key.pem (0600), bundle.pem, and crl.pem if the workload asks for lists, into this folder, replaced as one set
     #[arg(long, value_name = "DIR")]
     write: Option<PathBuf>,
 
@@ -61,7 +61,7 @@ struct Svid {
 pub(crate) async fn run(what: &What, output: Output) -> Result<Exit> {
     let What::X509(arguments) = what;
     let socket = socket(arguments)?;
-    let svids =
+    let (svids, crls) =
         tokio::time::timeout(ANSWER_TIMEOUT, fetch(&socket)).await.map_err(|_elapsed| {
             let message =
                 format!("the agent at `unix://{}` did not answer within 10 s", socket.display());
@@ -69,18 +69,23 @@ pub(crate) async fn run(what: &What, output: Output) -> Result<Exit> {
         })??;
     let chosen = choose(&svids, arguments.id.as_ref())?;
     if let Some(folder) = &arguments.write {
-        files::write(
-            folder,
-            &[
-                ("svid.pem", chosen.chain.pem().as_bytes(), 0o644),
-                ("svid-key.pem", encode_private_key(&chosen.key).as_bytes(), 0o600),
-                ("bundle.pem", chosen.bundle.to_pem().as_bytes(), 0o644),
-            ],
-        )?;
+        let (chain, bundle) = (chosen.chain.pem(), chosen.bundle.to_pem());
+        let (key, lists) = (encode_private_key(&chosen.key), pem_of(&crls));
+        let mut set = vec![
+            ("svid.pem", chain.as_bytes(), 0o644),
+            ("svid-key.pem", key.as_bytes(), 0o600),
+            ("bundle.pem", bundle.as_bytes(), 0o644),
+        ];
+        if !crls.is_empty() {
+            set.push(("crl.pem", lists.as_bytes(), 0o644));
+        }
+        files::write(folder, &set)?;
     }
     match output {
-        Output::Json => output::json(&as_json(&svids, arguments.write.as_deref()))?,
-        Output::Human => output::write(describe(&svids, arguments.write.as_deref()).as_bytes())?,
+        Output::Json => output::json(&as_json(&svids, &crls, arguments.write.as_deref()))?,
+        Output::Human => {
+            output::write(describe(&svids, &crls, arguments.write.as_deref()).as_bytes())?;
+        }
     }
     Ok(Exit::Done)
 }
@@ -97,7 +102,8 @@ fn socket(arguments: &X509) -> Result<PathBuf> {
     arguments.find.agent_socket()
 }
 
-async fn fetch(socket: &Path) -> Result<Vec<Svid>> {
+/// The identities, and the revocation lists if this process's workload asks for them.
+async fn fetch(socket: &Path) -> Result<(Vec<Svid>, Vec<Vec<u8>>)> {
     let hint = "`--socket unix:///…`, SPIFFE_ENDPOINT_SOCKET or `--data DIR` say where it is";
     let channel = agent_channel::open(socket, hint).await?;
     let mut client =
@@ -110,7 +116,12 @@ async fn fetch(socket: &Path) -> Result<Vec<Svid>> {
     let Some(message) = message else {
         return Err(Failure::unreachable("the agent ended the stream without an answer").into());
     };
-    message.svids.into_iter().map(open).collect()
+    let svids = message.svids.into_iter().map(open).collect::<Result<_>>()?;
+    Ok((svids, message.crl))
+}
+
+fn pem_of(crls: &[Vec<u8>]) -> String {
+    crls.iter().map(|der| encode_crl(der)).collect()
 }
 
 /// What a refusal of the agent means for whoever asked.
@@ -173,7 +184,7 @@ fn choose<'a>(svids: &'a [Svid], id: Option<&SpiffeId>) -> Result<&'a Svid, Fail
     })
 }
 
-fn as_json(svids: &[Svid], written: Option<&Path>) -> serde_json::Value {
+fn as_json(svids: &[Svid], crls: &[Vec<u8>], written: Option<&Path>) -> serde_json::Value {
     let svid = |svid: &Svid| {
         let leaf = svid.chain.leaf();
         json!({
@@ -187,10 +198,11 @@ fn as_json(svids: &[Svid], written: Option<&Path>) -> serde_json::Value {
             "bundle": svid.bundle.to_pem(),
         })
     };
-    json!({ "svids": svids.iter().map(svid).collect::<Vec<_>>(), "written": written })
+    let svids: Vec<_> = svids.iter().map(svid).collect();
+    json!({ "svids": svids, "crls": crls.len(), "written": written })
 }
 
-fn describe(svids: &[Svid], written: Option<&Path>) -> String {
+fn describe(svids: &[Svid], crls: &[Vec<u8>], written: Option<&Path>) -> String {
     use countersign_identity::Clock as _;
     let now = countersign_identity::SystemClock::new().now();
     let mut text = String::new();
@@ -225,8 +237,9 @@ fn describe(svids: &[Svid], written: Option<&Path>) -> String {
     }
     if let Some(folder) = written {
         text.push_str(&format!(
-            "written to {}: svid.pem, svid-key.pem, bundle.pem\n",
-            folder.display()
+            "written to {}: svid.pem, svid-key.pem, bundle.pem{}\n",
+            folder.display(),
+            if crls.is_empty() { "" } else { ", crl.pem" }
         ));
     }
     text

@@ -16,7 +16,7 @@ use crate::attest::{Caller, caller};
 use crate::control::Control;
 use crate::edge::Peer;
 use crate::refusal::Refused;
-use crate::{attest, issue, publish};
+use crate::{attest, issue, publish, views};
 
 /// The largest message of a caller with an identity: a full report.
 const MESSAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
@@ -152,5 +152,17 @@ impl Node for NodeService {
             publish::report(&self.control, &caller, request.into_inner())
         };
         self.within("report", work).await
+    }
+
+    #[tracing::instrument(name = "lists", skip_all)]
+    async fn lists(
+        &self,
+        request: Request<v1::ListsRequest>,
+    ) -> Result<Response<v1::ListsResponse>, Status> {
+        let work = async {
+            self.caller(&*peer(&request)?).await?;
+            views::lists_for_agents(&self.control, &request.into_inner()).await
+        };
+        self.within("lists", work).await
     }
 }

@@ -10,6 +10,7 @@ mod rotate;
 mod sign;
 mod start;
 mod sync;
+mod views;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

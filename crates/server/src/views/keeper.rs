@@ -7,10 +7,11 @@ use std::time::Duration;
 use countersign_api::resource::RevocationViews;
 use countersign_identity::{Code, KeyId, Revision, Revocations, SpiffeId, Timestamp};
 use countersign_pki::CrlOf;
+use countersign_store::Batch;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::authority::{Rotation, Signing};
+use crate::authority::{Rotation, Signing, destroy, issuer_name};
 use crate::control::Control;
 use crate::refusal::Refused;
 use crate::state::State;
@@ -68,6 +69,11 @@ impl Views {
 }
 
 impl Shown {
+    /// Whose revocations are told.
+    pub(crate) fn revision(&self) -> Revision {
+        self.revision
+    }
+
     /// What is told about one authority's certificates.
     pub(crate) fn of(&self, authority: KeyId) -> Option<&Arc<View>> {
         self.authorities.get(&authority)
@@ -136,13 +142,16 @@ impl Keeper {
 
     async fn look(&self, state: &State, kept: &mut Kept) -> Result<(), Refused> {
         // A list of a time that is over already would be told as the newest.
-        let now = self.control.desk.time.trusted(self.control.clock.now())?;
+        let time = &self.control.desk.time;
+        let now = time.highest(time.trusted(self.control.clock.now())?);
         let basis = Basis {
             rules: state.revocations(),
             views: state.domain().revocation_views.clone().unwrap_or_default(),
             issuer: self.control.desk.authorities.load().issuer.key_id(),
         };
-        let scheduled = kept.due.is_none_or(|due| due <= now);
+        // Other spans begin at once, or a list of a shorter one would end before the next that was due.
+        let tuned = kept.of.as_ref().is_none_or(|of| of.views != basis.views);
+        let scheduled = tuned || kept.due.is_none_or(|due| due <= now);
         let changed = !kept.of.as_ref().is_some_and(|of| of.is(&basis));
         let responders = self.responders_of.is_some()
             && kept.responders.values().any(|responder| responder.is_due(now));
@@ -193,10 +202,31 @@ impl Round<'_> {
             };
             authorities.insert(key, Arc::new(self.view(&signing, set, kept).await?));
         }
+        self.forget(&authorities, kept).await?;
         kept.histories.retain(|key, _| authorities.contains_key(key));
         kept.signing.retain(|key, _| authorities.contains_key(key));
         kept.responders.retain(|key, _| authorities.contains_key(key));
         Ok(authorities)
+    }
+
+    /// Destroys the keys of former issuers whose last certificate has ended: there is nothing more to tell about them.
+    async fn forget(
+        &self,
+        authorities: &BTreeMap<KeyId, Arc<View>>,
+        kept: &Kept,
+    ) -> Result<(), Refused> {
+        let past = kept.signing.iter().filter(|(key, signing)| {
+            !authorities.contains_key(key) && !signing.issuer.signs_authorities()
+        });
+        let ops: Vec<_> = past.map(|(key, _)| destroy(issuer_name(*key))).collect();
+        if !ops.is_empty() {
+            tracing::info!(
+                count = ops.len(),
+                "destroyed the keys of issuers that have nothing out any more"
+            );
+            self.keeper.control.store.commit(Batch { ops, ..Batch::default() }).await?;
+        }
+        Ok(())
     }
 
     /// What signs for an authority.

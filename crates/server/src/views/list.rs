@@ -80,7 +80,7 @@ impl History {
     /// On which list the changes build, and what they are. Every whole list that anybody may still hold is that one or
     /// a later one; when this server has not run for long enough to know, all is told, which goes with every list.
     fn changes(&self, listed: &[Listed], now: Timestamp) -> (CrlNumber, Vec<RevokedSerial>) {
-        let known = self.0.iter().rev().find(|past| past.next_update <= now);
+        let known = self.0.iter().take_while(|past| past.next_update <= now).last();
         let is_new = |listed: &&Listed| {
             known.is_none_or(|base| {
                 let serial = &listed.revoked.serial;
@@ -102,7 +102,7 @@ impl History {
             listed: Arc::clone(&lists.listed),
         });
         // The newest of those that nobody may hold any more is what changes build on.
-        while self.0.get(1).is_some_and(|second| second.next_update <= now) {
+        while self.0.iter().take(2).filter(|past| past.next_update <= now).count() == 2 {
             self.0.pop_front();
         }
     }

@@ -9,10 +9,12 @@ mod http_date;
 mod keeper;
 mod list;
 mod listen;
+mod measured;
 mod ocsp;
 mod responder;
 mod sets;
 
-pub(crate) use fetched::{Which, fetch};
+pub(crate) use fetched::{Which, fetch, lists_for_agents};
 pub(crate) use keeper::{Keeper, Views};
 pub(crate) use listen::ViewsDoor;
+pub use measured::revocation_list;

@@ -171,4 +171,11 @@ impl Calls for Server {
         self.0.reports.send_modify(|reports| reports.push(report));
         Ok(())
     }
+
+    async fn lists(&self, revision: Revision) -> Result<Vec<bytes::Bytes>, LinkFault> {
+        self.check_up()?;
+        let told = self.lock().lists.clone().filter(|(at, _)| revision <= *at);
+        told.map(|(_, lists)| lists)
+            .ok_or_else(|| LinkFault::new(Code::NotReady, "the lists are not there yet"))
+    }
 }
