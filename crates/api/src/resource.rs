@@ -5,6 +5,7 @@
 //! once, each with its place and its remedy, and gives types that cannot hold a bad value.
 
 mod address;
+mod authority;
 mod check;
 mod policy;
 mod problem;
@@ -26,6 +27,7 @@ use serde::Serialize;
 pub use self::address::{
     BadAddress, HostPort, ListenAddress, Local, LoopbackAddress, SOCKET_PATH_BYTES_MAX, SocketPath,
 };
+pub use self::authority::{Approval, AuthoritySpec, UnknownApproval};
 pub use self::check::{Declaration, Unread, check, check_beside};
 pub use self::policy::{BadPolicyRecord, PolicyRecord, PolicyScope, PolicySpec, ScopeNames};
 pub(crate) use self::problem::shorten;
@@ -48,6 +50,8 @@ pub const API_VERSION: &str = "countersign.dev/v1alpha1";
 pub enum Kind {
     /// The trust domain and its lifetimes.
     TrustDomain,
+    /// How authorities are made and succeeded.
+    Authority,
     /// A SPIFFE ID and what a process must show to be it.
     Workload,
     /// A door of a workload, or the doors that it knocks at.
@@ -58,17 +62,21 @@ pub enum Kind {
 
 /// A text that is none of the kinds.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a kind: expected one of `TrustDomain`, `Workload`, `Service`, `Policy`")]
+#[error(
+    "`{0}` is not a kind: expected one of `TrustDomain`, `Authority`, `Workload`, `Service`, `Policy`"
+)]
 pub struct UnknownKind(String);
 
 impl Kind {
     /// Every kind, in the order in which lists show them.
-    pub const ALL: [Self; 4] = [Self::TrustDomain, Self::Workload, Self::Service, Self::Policy];
+    pub const ALL: [Self; 5] =
+        [Self::TrustDomain, Self::Authority, Self::Workload, Self::Service, Self::Policy];
 
     /// The word in manifests and records.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::TrustDomain => "TrustDomain",
+            Self::Authority => "Authority",
             Self::Workload => "Workload",
             Self::Service => "Service",
             Self::Policy => "Policy",
@@ -109,6 +117,8 @@ impl<'de> serde::Deserialize<'de> for Kind {
 pub enum Spec {
     /// See [`Kind::TrustDomain`].
     TrustDomain(TrustDomainSpec),
+    /// See [`Kind::Authority`].
+    Authority(AuthoritySpec),
     /// See [`Kind::Workload`].
     Workload(WorkloadSpec),
     /// See [`Kind::Service`].
@@ -190,6 +200,7 @@ impl Spec {
     pub fn kind(&self) -> Kind {
         match self {
             Self::TrustDomain(_) => Kind::TrustDomain,
+            Self::Authority(_) => Kind::Authority,
             Self::Workload(_) => Kind::Workload,
             Self::Service(_) => Kind::Service,
             Self::Policy(_) => Kind::Policy,
@@ -202,6 +213,7 @@ impl Spec {
             Kind::TrustDomain => {
                 TrustDomainSpec::read(&mut fields, problems).map(Self::TrustDomain)
             }
+            Kind::Authority => AuthoritySpec::read(&mut fields, problems).map(Self::Authority),
             Kind::Workload => WorkloadSpec::read(&mut fields, problems).map(Self::Workload),
             Kind::Service => ServiceSpec::read(&mut fields, problems).map(Self::Service),
             Kind::Policy => PolicySpec::read(&mut fields, problems).map(Self::Policy),
@@ -214,6 +226,7 @@ impl Spec {
     pub fn json(&self) -> serde_json::Value {
         let value = match self {
             Self::TrustDomain(spec) => serde_json::to_value(spec),
+            Self::Authority(spec) => serde_json::to_value(spec),
             Self::Workload(spec) => serde_json::to_value(spec),
             Self::Service(spec) => serde_json::to_value(spec),
             Self::Policy(spec) => serde_json::to_value(spec),

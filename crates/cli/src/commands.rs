@@ -133,7 +133,7 @@ enum Command {
     },
     /// Print the JSON Schema of a kind of manifest, for editors
     Schema {
-        /// `TrustDomain`, `Workload`, `Service` or `Policy`
+        /// `TrustDomain`, `Authority`, `Workload`, `Service` or `Policy`
         kind: Kind,
     },
     /// Print the completions of a shell

@@ -237,7 +237,7 @@ fn field<'a>(tree: &'a mut Tree, path: &[&str]) -> Option<&'a mut Tree> {
 fn cedar_of(resource: &Resource) -> Option<&str> {
     match &resource.spec {
         Spec::Policy(spec) => Some(spec.cedar.as_str()),
-        Spec::TrustDomain(_) | Spec::Workload(_) | Spec::Service(_) => None,
+        Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Workload(_) | Spec::Service(_) => None,
     }
 }
 

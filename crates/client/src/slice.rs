@@ -189,7 +189,7 @@ fn services(wire: Vec<v1::Record>) -> Result<BTreeMap<Name, ServiceSpec>, BadSli
         let name = name_of(&record, Kind::Service)?;
         let spec = match Spec::decode(Kind::Service, &record.value) {
             Ok(Spec::Service(spec)) => spec,
-            Ok(Spec::TrustDomain(_) | Spec::Workload(_) | Spec::Policy(_)) => {
+            Ok(Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Workload(_) | Spec::Policy(_)) => {
                 return Err(bad_record(&record, "it is of another kind"));
             }
             Err(problems) => {

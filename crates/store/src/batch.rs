@@ -12,6 +12,8 @@ use crate::{IssuedRow, NodeRow, PointKey, PointRow, TokenRow};
 /// The kinds of records, in the order of their words. Closed: a kind of a later version is refused, never skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
+    /// How authorities are made and succeeded.
+    Authority,
     /// The public keys that are trusted for one trust domain.
     Bundle,
     /// Who may do what to whom.
@@ -33,13 +35,14 @@ pub enum Kind {
 /// A text that is none of the kinds of this version.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is not a kind of record: expected `Bundle`, `Policy`, `Revocation`, `Service`, `Suspension`, `TrustDomain`, `Walk` or `Workload`"
+    "`{0}` is not a kind of record: expected `Authority`, `Bundle`, `Policy`, `Revocation`, `Service`, `Suspension`, `TrustDomain`, `Walk` or `Workload`"
 )]
 pub struct UnknownKind(String);
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
+        Self::Authority,
         Self::Bundle,
         Self::Policy,
         Self::Revocation,
@@ -53,6 +56,7 @@ impl Kind {
     /// The stable word.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Authority => "Authority",
             Self::TrustDomain => "TrustDomain",
             Self::Walk => "Walk",
             Self::Workload => "Workload",

@@ -263,7 +263,8 @@ impl Replica {
         let (_, value) = domains.next()?;
         match Spec::decode(Kind::TrustDomain, value) {
             Ok(Spec::TrustDomain(spec)) => Some(spec),
-            Ok(Spec::Workload(_) | Spec::Service(_) | Spec::Policy(_)) | Err(_) => None,
+            Ok(Spec::Authority(_) | Spec::Workload(_) | Spec::Service(_) | Spec::Policy(_))
+            | Err(_) => None,
         }
     }
 

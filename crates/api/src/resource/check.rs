@@ -61,13 +61,18 @@ pub fn check_beside<'a>(
     let mut problems = Vec::new();
     repeated_names(resources, &mut problems);
     let settings = settings(resources, domain, unread, &mut problems);
+    let authorities = resources.iter().filter(|one| one.kind() == Kind::Authority);
+    for second in authorities.skip(1) {
+        let message = "there is a second `Authority`: keep one of the two".to_owned();
+        problems.push(about(Kind::Authority, &second.name, "", message));
+    }
     let mut workloads = BTreeMap::new();
     let mut services = BTreeMap::new();
     for resource in resources {
         match &resource.spec {
             Spec::Workload(spec) => drop(workloads.insert(&resource.name, spec)),
             Spec::Service(spec) => drop(services.insert(&resource.name, spec)),
-            Spec::TrustDomain(_) | Spec::Policy(_) => {}
+            Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Policy(_) => {}
         }
     }
     match settings {

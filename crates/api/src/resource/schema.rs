@@ -2,7 +2,9 @@
 
 use schemars::JsonSchema;
 
-use super::{API_VERSION, Kind, PolicySpec, ServiceSpec, TrustDomainSpec, WorkloadSpec};
+use super::{
+    API_VERSION, AuthoritySpec, Kind, PolicySpec, ServiceSpec, TrustDomainSpec, WorkloadSpec,
+};
 
 macro_rules! text_schema {
     ($($(#[$doc:meta])* $name:ident)*) => {$(
@@ -66,6 +68,7 @@ pub(super) enum ProtocolText {
 pub fn schema(kind: Kind) -> serde_json::Value {
     let spec = match kind {
         Kind::TrustDomain => schemars::schema_for!(TrustDomainSpec),
+        Kind::Authority => schemars::schema_for!(AuthoritySpec),
         Kind::Workload => schemars::schema_for!(WorkloadSpec),
         Kind::Service => schemars::schema_for!(ServiceSpec),
         Kind::Policy => schemars::schema_for!(PolicySpec),

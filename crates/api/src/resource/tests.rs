@@ -251,9 +251,30 @@ fn encoding_is_canonical() {
 }
 
 #[test]
+fn authority_has_defaults_that_fit_and_refuses_what_does_not() {
+    let spec = accepted("Authority", json!({ "rootLifetime": "30d" }));
+    let Spec::Authority(spec) = spec.spec else { panic!("it is an authority") };
+    assert_eq!(spec.prepare_before.to_string(), "15d");
+    assert_eq!(spec.issuer_lifetime.to_string(), "7d");
+    for (fields, said) in [
+        (
+            json!({ "rootLifetime": "1d", "issuerLifetime": "7d" }),
+            "does not fit into `rootLifetime`",
+        ),
+        (json!({ "rootLifetime": "60d", "prepareBefore": "60d" }), "does not fit"),
+        (json!({ "approve": "maybe" }), "write `automatic` or `operator`"),
+        (json!({ "keyType": "rsa" }), "rsa"),
+    ] {
+        let problems = Resource::read(&manifest("Authority", &fields)).expect_err(said);
+        assert!(problems.iter().any(|one| one.message.contains(said)), "{problems:?}");
+    }
+}
+
+#[test]
 fn schemas_name_exactly_the_fields_that_the_reader_knows() {
     for (kind, fields) in [
         (Kind::TrustDomain, "agentLifetime lifetimeMax revocationViews svidLifetime trustDomain"),
+        (Kind::Authority, "approve issuerLifetime keyType prepareBefore rootLifetime"),
         (Kind::Workload, "crl dnsNames hint keyType lifetime nodes selectors spiffeId"),
         (Kind::Service, "addresses command environment forward listen protocol upstreams workload"),
         (Kind::Policy, "cedar cedarFile"),

@@ -94,6 +94,9 @@ pub(crate) async fn resources(find: &Find, kind: Option<Kind>, output: Output) -
         let text = |field: &str| resource.spec[field].as_str().unwrap_or_default().to_owned();
         let what = match resource.kind {
             Kind::TrustDomain => text("trustDomain"),
+            Kind::Authority => {
+                format!("roots of {}, issuers of {}", text("rootLifetime"), text("issuerLifetime"))
+            }
             Kind::Workload => match text("spiffeId") {
                 id if id.is_empty() => format!("the trust domain's /{}", resource.name),
                 id => id,

@@ -138,7 +138,7 @@ fn names(set: &[Resource], kind: Kind) -> BTreeSet<Name> {
     let of_kind = |resource: &&Resource| match &resource.spec {
         Spec::Workload(_) => kind == Kind::Workload,
         Spec::Service(_) => kind == Kind::Service,
-        Spec::TrustDomain(_) | Spec::Policy(_) => false,
+        Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Policy(_) => false,
     };
     set.iter().filter(of_kind).map(|resource| resource.name.clone()).collect()
 }

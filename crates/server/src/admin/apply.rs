@@ -117,9 +117,10 @@ pub(crate) fn put(
             .collect(),
     };
     for resource in resources {
-        if resource.kind() == Kind::TrustDomain {
+        let of = resource.kind();
+        if matches!(of, Kind::TrustDomain | Kind::Authority) {
             // There is one, whatever it is named.
-            declared.retain(|(kind, _), _| *kind != Kind::TrustDomain);
+            declared.retain(|(kind, _), _| *kind != of);
         }
         declared.insert((resource.kind(), resource.name.clone()), resource);
     }
@@ -189,7 +190,7 @@ fn policy_problems(resources: &[Resource]) -> Vec<Problem> {
         Spec::Policy(spec) => {
             Some(PolicySource { name: resource.name.clone(), text: spec.cedar.as_str().to_owned() })
         }
-        Spec::TrustDomain(_) | Spec::Workload(_) | Spec::Service(_) => None,
+        Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Workload(_) | Spec::Service(_) => None,
     };
     let sources: Vec<PolicySource> = resources.iter().filter_map(source).collect();
     let Err(problems) = Policies::compile(&sources, Some(&declared)) else { return Vec::new() };
@@ -240,7 +241,7 @@ fn no_longer_declared(state: &State, resources: &[Resource]) -> Vec<SpiffeId> {
     let domain = &state.domain().trust_domain;
     let declares = |resource: &Resource| match &resource.spec {
         Spec::Workload(spec) => Some(spec.spiffe_id_in(&resource.name, domain)),
-        Spec::TrustDomain(_) | Spec::Service(_) | Spec::Policy(_) => None,
+        Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Service(_) | Spec::Policy(_) => None,
     };
     let declared: HashSet<SpiffeId> = resources.iter().filter_map(declares).collect();
     let before = state.workloads().map(|(name, spec)| spec.spiffe_id_in(name, domain));
@@ -251,13 +252,14 @@ fn no_longer_declared(state: &State, resources: &[Resource]) -> Vec<SpiffeId> {
 fn is_harmless_when_new(kind: Kind) -> bool {
     match kind {
         Kind::Workload | Kind::Service => true,
-        Kind::Policy | Kind::TrustDomain => false,
+        Kind::Policy | Kind::TrustDomain | Kind::Authority => false,
     }
 }
 
 fn record_kind(kind: Kind) -> RecordKind {
     match kind {
         Kind::TrustDomain => RecordKind::TrustDomain,
+        Kind::Authority => RecordKind::Authority,
         Kind::Workload => RecordKind::Workload,
         Kind::Service => RecordKind::Service,
         Kind::Policy => RecordKind::Policy,

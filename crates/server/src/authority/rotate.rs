@@ -137,19 +137,34 @@ impl Rotation {
         self.succeed(&authorities).await
     }
 
+    /// Which key the next issuer gets, and how long it lives: as declared, or as this server was told.
+    pub(crate) fn next_issuer(&self) -> (KeyKind, Lifetime) {
+        let declared = self.feed.current().declared_authority();
+        declared
+            .map_or((KeyKind::P256, self.lifetime), |spec| (spec.key_type, spec.issuer_lifetime))
+    }
+
     async fn succeed(&self, authorities: &Authorities) -> Result<(), Refused> {
         let now = self.clock.now();
-        let key = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
+        let (key_type, lifetime) = self.next_issuer();
+        let key = PrivateKey::generate(key_type).map_err(internal)?;
         let (store, entropy) = (&*self.store, &*self.entropy);
         let ceremony = Ceremony { store, entropy, now };
         let (root, signer) = (&authorities.root, &*authorities.root_signer);
-        let certificate = ceremony.issuer(root, signer, &key, self.lifetime).await?;
+        let certificate = ceremony.issuer(root, signer, &key, lifetime).await?;
         let named = issuer_name(certificate.key_id());
         let ops = vec![
             keep(ISSUER, &certificate, &key, &self.kek, entropy)?,
             keep(&named, &certificate, &key, &self.kek, entropy)?,
         ];
-        store.commit(Batch { ops, ..Batch::default() }).await?;
+        // Only if the root that signed it is the one that signs still, whoever else is at work.
+        let state = self.feed.current();
+        if state.walk()?.active()?.key != root.key_id() {
+            let why = "another root signs meanwhile; its own issuer is taken over";
+            return Err(Refused::new(Code::StaleBase, why));
+        }
+        let expected = Some(state.revision);
+        store.commit(Batch { expected, ops, ..Batch::default() }).await?;
         let next = Authorities {
             root: root.clone(),
             root_signer: Arc::clone(&authorities.root_signer),

@@ -150,6 +150,7 @@ fn needed(state: &State, own: &BTreeSet<&str>) -> imbl::HashMap<Key, Arc<Entry>>
             }
             // Decided below, when it is known who is named.
             Parsed::Workload { .. }
+            | Parsed::Authority { .. }
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
             | Parsed::Walk(_) => false,
@@ -197,6 +198,7 @@ fn out_of_service(
         | Parsed::Service { .. }
         | Parsed::Policy { .. }
         | Parsed::TrustDomain { .. }
+        | Parsed::Authority { .. }
         | Parsed::Bundle(_)
         | Parsed::Walk(_) => false,
     };

@@ -178,7 +178,7 @@ async fn found(control: &Control, target: &Target, dry_run: bool) -> Result<Foun
         Target::Authority(key) => {
             let authorities = control.desk.authorities.load();
             if authorities.root.key_id() == *key {
-                let why = "the root signs everything that is in service: rotate it first";
+                let why = "the root signs everything that is in service: `countersign recover --compromised` puts another in its place first";
                 return Err(Refused::new(Code::Forbidden, why));
             }
             if authorities.issuer.key_id() == *key && !dry_run {

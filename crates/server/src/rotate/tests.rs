@@ -229,9 +229,21 @@ fn compromised_root_is_never_gone_back_to() {
 }
 
 #[test]
+fn recovery_does_not_wait_for_a_rotation_that_is_under_way() {
+    let mut walk = begun(Goal::Rotate);
+    for (number, step) in [(1, Step::Prepare), (2, Step::Publish), (3, Step::Activate)] {
+        take(&mut walk, step, number, START);
+    }
+    walk.begin(Order::new(Goal::Recover, key(1), "operator", None, START)).unwrap();
+    assert_eq!(walk.next(), Some(Step::Condemn), "another root signs already");
+    assert_eq!(walk.last.as_ref().unwrap().goal, Goal::Rotate);
+    assert!(walk.begin(Order::new(Goal::Recover, key(2), "operator", None, START)).is_err());
+}
+
+#[test]
 fn one_walk_at_a_time_and_each_root_where_the_step_begins() {
     let mut walk = begun(Goal::Rotate);
-    assert!(walk.begin(Order::new(Goal::Recover, key(1), "other", None, START)).is_err());
+    assert!(walk.begin(Order::new(Goal::Rotate, key(1), "other", None, START)).is_err());
     assert!(walk.publish(revision(1), START).is_err(), "none is prepared");
     assert!(walk.activate(START).is_err(), "none is published");
     assert!(walk.supersede(key(1), revision(1)).is_err(), "it signs");

@@ -533,7 +533,11 @@ impl Walk {
     /// # Errors
     /// When another is under way.
     pub(crate) fn begin(&mut self, order: Order) -> Result<(), Refused> {
-        if let Some(under_way) = &self.order {
+        // What leaked does not wait for what is merely due.
+        let urgent = order.goal == Goal::Recover;
+        if let Some(under_way) = &self.order
+            && (!urgent || under_way.goal == Goal::Recover)
+        {
             let why = format!(
                 "a walk to {} ordered by {} at {} is under way: let it end, or roll it back",
                 under_way.goal, under_way.actor, under_way.begun
@@ -544,7 +548,9 @@ impl Walk {
         if root.state == RootState::Retired && order.goal != Goal::Recover {
             return Err(wrong_state(root, "rotate", "in the bundle"));
         }
-        self.order = Some(order);
+        if let Some(before) = self.order.replace(order) {
+            self.last = Some(before);
+        }
         Ok(())
     }
 

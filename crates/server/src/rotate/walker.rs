@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_api::admin::{Cause, Convergence, Goal, RootState, Step, StepRequest};
+use countersign_api::resource::Approval;
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, KeyId, Lifetime, Reason, Revision, Timestamp, backdate};
 use countersign_pki::{Certificate, Issuer, KeyKind, PrivateKey, SoftwareSigner};
@@ -29,8 +30,6 @@ const LOOK: Duration = Duration::from_secs(30);
 /// The lease under which one replica walks.
 const LEASE: &str = "authority/walk";
 const LEASE_TIME: Duration = Duration::from_secs(10);
-/// A root's successor is prepared so long before the root ends.
-const PREPARE_BEFORE: Duration = Duration::from_secs(60 * 86_400);
 /// Certificates that one core issues in a second, with much to spare: a mass re-issue is spread accordingly.
 const ISSUES_PER_CORE: u64 = 1000;
 /// Who walks by the schedule.
@@ -48,6 +47,8 @@ pub(crate) struct Walker {
 /// What is known only here, and found out again after a restart.
 #[derive(Debug, Default)]
 struct Memory {
+    /// How long the last look at everything that is out took.
+    effort: Duration,
     leased_until: Option<Timestamp>,
     /// Since when nothing is left under the root that has to go.
     settled: Option<(KeyId, Timestamp)>,
@@ -81,7 +82,9 @@ impl Walker {
                 }
             };
             states.mark_unchanged();
-            let again = self.control.clock.now() + if walking { TICK } else { LOOK };
+            // Where a look is work, the work is a tenth of the time at most.
+            let pause = if walking { TICK.max(self.memory().effort * 10) } else { LOOK };
+            let again = self.control.clock.now() + pause;
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.control.clock.sleep_until(again) => {}
@@ -122,13 +125,20 @@ impl Walker {
         let now = self.control.clock.now();
         let active = walk.active()?;
         let validity = active.certificate()?.validity();
+        let spec = self.control.feed.current().authority();
         // A root that lives shorter than the usual notice is succeeded in the last quarter of its life.
-        let notice = PREPARE_BEFORE.min(validity.not_after.since(validity.not_before) / 4);
+        let life = validity.not_after.since(validity.not_before);
+        let notice = spec.prepare_before.duration();
+        let notice = if life <= notice { life / 4 } else { notice };
         if now + notice < validity.not_after || !self.leads().await? {
             return Ok(false);
         }
         let reason = Some(format!("the root ends at {}", validity.not_after));
-        self.order(Goal::Rotate, active.key, SCHEDULE, reason).await?;
+        let order = Order {
+            asks: spec.approve == Approval::Operator,
+            ..Order::new(Goal::Rotate, active.key, SCHEDULE, reason, now)
+        };
+        self.begin(order).await?;
         Ok(true)
     }
 
@@ -193,6 +203,7 @@ impl Walker {
             && let Some(from) = walk.order.as_ref().map(|order| order.from)
         {
             let ledger = Ledger::read(&*self.control.store, walk, now).await?;
+            self.memory().effort = self.control.clock.now().since(now);
             let issuers = ledger.issuers_of(from).map(|row| row.key).collect();
             facts.left = ledger.left(&issuers, state);
             facts.settled_from = self.settled(from, facts.left.is_empty(), now);
@@ -224,10 +235,16 @@ impl Walker {
     ) -> Result<Revision, Refused> {
         check_words(reason.as_deref())?;
         let now = self.rotation.time.trusted(self.control.clock.now())?;
+        self.begin(Order::new(goal, from, actor, reason, now)).await
+    }
+
+    async fn begin(&self, order: Order) -> Result<Revision, Refused> {
+        let now = order.begun;
         let state = self.control.feed.current();
         let mut walk = Walk::clone(state.walk()?);
-        walk.begin(Order::new(goal, from, actor, reason.clone(), now))?;
-        let details = serde_json::json!({ "goal": goal, "reason": reason });
+        let details = serde_json::json!({ "goal": order.goal, "reason": order.reason });
+        let (actor, from) = (order.actor.clone(), order.from);
+        walk.begin(order)?;
         let event = Event::new(EventKind::WalkOrdered, now, actor, from.to_string());
         let batch = Batch { events: vec![event.with_details(details)], ..Batch::default() };
         self.commit(&state, Draft { walk, batch, authorities: None }, now).await
@@ -335,10 +352,12 @@ impl Walker {
             }
             Step::Taint => self.taint(authority, cause, actor, force).await,
             Step::Rollback => self.take(step, actor, force.as_deref()).await,
+            Step::Activate if walk.order.as_ref().is_some_and(|order| order.asks) => {
+                self.approve(&state, &walk, actor, force).await
+            }
             Step::Prepare | Step::Publish | Step::Activate => {
                 if force.is_none()
-                    && let Gate::Waits { why, until, .. } =
-                        self.gate(&state, &said(&walk), step).await?
+                    && let Gate::Waits { why, until, .. } = self.gate(&state, &walk, step).await?
                 {
                     let until = until.map(|at| format!("; it opens by itself at {at}"));
                     let until = until.unwrap_or_default();
@@ -355,6 +374,30 @@ impl Walker {
                 Err(Refused::new(Code::NotUnderstood, why))
             }
         }
+    }
+
+    /// An operator's word lets the walk that the schedule ordered go on; its gate is waited for all the same.
+    async fn approve(
+        &self,
+        state: &State,
+        walk: &Walk,
+        actor: &str,
+        force: Option<String>,
+    ) -> Result<Revision, Refused> {
+        let now = self.rotation.time.trusted(self.control.clock.now())?;
+        let mut walk = walk.clone();
+        let Some(order) = &mut walk.order else {
+            return Err(internal("no walk is ordered"));
+        };
+        order.asks = false;
+        let details =
+            serde_json::json!({ "step": Step::Activate, "approved": true, "force": force });
+        if let Some(words) = force {
+            order.forced.insert(Step::Activate, words);
+        }
+        let event = Event::new(EventKind::AuthorityWalked, now, actor, order.from.to_string());
+        let batch = Batch { events: vec![event.with_details(details)], ..Batch::default() };
+        self.commit(state, Draft { walk, batch, authorities: None }, now).await
     }
 
     /// Does not wait for the gate of the next step of the order.
@@ -396,6 +439,10 @@ impl Walker {
             Refused::new(Code::NotFound, format!("no root with key `{key}` is on record"))
         })?;
         let goal = match (cause, root.state) {
+            // Nothing depends on it yet.
+            (Cause::Superseded, RootState::Prepared | RootState::Published) => {
+                return self.take(Step::Rollback, actor, force.as_deref()).await;
+            }
             (Cause::Compromised, _) => Goal::Recover,
             (Cause::Superseded, RootState::Retiring) => Goal::Retire,
             (Cause::Superseded, _) => Goal::Rotate,
@@ -445,12 +492,17 @@ impl Walker {
             let why = format!("root `{}` is {} already: go on with it", next.key, next.state);
             return Err(Refused::new(Code::AlreadyExists, why));
         }
-        let key = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
+        let spec = self.control.feed.current().declared_authority();
+        let key_type = spec.as_ref().map_or(KeyKind::P256, |spec| spec.key_type);
+        let key = PrivateKey::generate(key_type).map_err(internal)?;
         let signer = SoftwareSigner::from(copy(&key)?);
         let ceremony = self.ceremony(now);
         let authorities = self.rotation.authorities.load_full();
-        let active = walk.active()?.certificate()?;
-        let lifetime = lifetime_of(&active)?;
+        // Nothing declared: as long as the one before.
+        let lifetime = match spec {
+            Some(spec) => spec.root_lifetime,
+            None => lifetime_of(&walk.active()?.certificate()?)?,
+        };
         let domain = authorities.root.domain().clone();
         let root = ceremony.root(&domain, &signer, lifetime).await?;
         let newer = Issuer::from_certificate(root.clone()).map_err(internal)?;
@@ -521,8 +573,8 @@ impl Walker {
         // 2. An issuer under the new one.
         let parent = Issuer::from_certificate(root.clone()).map_err(internal)?;
         let signer = SoftwareSigner::from(copy(&root_key)?);
-        let key = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
-        let lifetime = self.rotation.lifetime;
+        let (key_type, lifetime) = self.rotation.next_issuer();
+        let key = PrivateKey::generate(key_type).map_err(internal)?;
         let issuer = self.ceremony(now).issuer(&parent, &signer, &key, lifetime).await?;
         // 3. All of it at once.
         let ops = vec![
@@ -612,15 +664,6 @@ impl Walker {
     fn ceremony(&self, now: Timestamp) -> Ceremony<'_> {
         Ceremony { store: &*self.control.store, entropy: &*self.control.entropy, now }
     }
-}
-
-/// The walk as if nobody had to be asked.
-fn said(walk: &Walk) -> Walk {
-    let mut walk = walk.clone();
-    if let Some(order) = &mut walk.order {
-        order.asks = false;
-    }
-    walk
 }
 
 fn check_words(words: Option<&str>) -> Result<(), Refused> {

@@ -40,6 +40,7 @@ impl Entry {
             Parsed::Service { spec, .. } => Spec::Service(spec.clone()),
             Parsed::Policy { .. }
             | Parsed::TrustDomain { .. }
+            | Parsed::Authority { .. }
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
@@ -57,6 +58,7 @@ impl Entry {
             Parsed::Workload { .. }
             | Parsed::Policy { .. }
             | Parsed::TrustDomain { .. }
+            | Parsed::Authority { .. }
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
@@ -77,6 +79,7 @@ impl Entry {
             }
             Parsed::Policy { .. }
             | Parsed::TrustDomain { .. }
+            | Parsed::Authority { .. }
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)

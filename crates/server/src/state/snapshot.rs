@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use countersign_api::resource::{
-    PolicyRecord, PolicySpec, Resource, RevocationViews, ServiceSpec, Spec, TrustDomainSpec,
+    AuthoritySpec, PolicyRecord, PolicySpec, Resource, RevocationViews, ServiceSpec, Spec, TrustDomainSpec,
     WorkloadSpec,
 };
 use countersign_api::{resource, v1};
@@ -60,6 +60,7 @@ pub(crate) enum Parsed {
     Service { name: Name, spec: ServiceSpec },
     Policy { name: Name, record: PolicyRecord },
     TrustDomain { name: Name, spec: TrustDomainSpec },
+    Authority { name: Name, spec: AuthoritySpec },
     Bundle(Bundle),
     Revocation(Arc<Revocation>),
     Suspension(Suspension),
@@ -150,7 +151,8 @@ impl State {
     pub(crate) fn domain(&self) -> &TrustDomainSpec {
         match &self.domain.parsed {
             Parsed::TrustDomain { spec, .. } => spec,
-            Parsed::Workload { .. }
+            Parsed::Authority { .. }
+            | Parsed::Workload { .. }
             | Parsed::Service { .. }
             | Parsed::Policy { .. }
             | Parsed::Bundle(_)
@@ -187,6 +189,7 @@ impl State {
             | Parsed::Service { .. }
             | Parsed::Policy { .. }
             | Parsed::TrustDomain { .. }
+            | Parsed::Authority { .. }
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
             | Parsed::Walk(_) => None,
@@ -206,6 +209,7 @@ impl State {
             | Parsed::Service { .. }
             | Parsed::Policy { .. }
             | Parsed::TrustDomain { .. }
+            | Parsed::Authority { .. }
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
             | Parsed::Walk(_) => None,
@@ -222,6 +226,27 @@ impl State {
         self.walk.as_ref().ok_or_else(missing)
     }
 
+    /// How authorities are made and succeeded, as declared or by default.
+    pub(crate) fn authority(&self) -> AuthoritySpec {
+        self.declared_authority().unwrap_or_default()
+    }
+
+    /// The same, if it is declared.
+    pub(crate) fn declared_authority(&self) -> Option<AuthoritySpec> {
+        let (_, first) = self.records.range(Key::new(Kind::Authority, "")..).next()?;
+        match &first.parsed {
+            Parsed::Authority { spec, .. } => Some(spec.clone()),
+            Parsed::Workload { .. }
+            | Parsed::Service { .. }
+            | Parsed::Policy { .. }
+            | Parsed::TrustDomain { .. }
+            | Parsed::Bundle(_)
+            | Parsed::Revocation(_)
+            | Parsed::Suspension(_)
+            | Parsed::Walk(_) => None,
+        }
+    }
+
     /// The workload of this name.
     pub(crate) fn workload(&self, name: &str) -> Option<(&Name, &WorkloadSpec)> {
         match &self.records.get(&Key::new(Kind::Workload, name))?.parsed {
@@ -229,6 +254,7 @@ impl State {
             Parsed::Service { .. }
             | Parsed::Policy { .. }
             | Parsed::TrustDomain { .. }
+            | Parsed::Authority { .. }
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
@@ -243,6 +269,7 @@ impl State {
             Parsed::Service { .. }
             | Parsed::Policy { .. }
             | Parsed::TrustDomain { .. }
+            | Parsed::Authority { .. }
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
@@ -266,6 +293,7 @@ impl Entry {
                 (name, Spec::Policy(PolicySpec { cedar: record.cedar.clone() }))
             }
             Parsed::TrustDomain { name, spec } => (name, Spec::TrustDomain(spec.clone())),
+            Parsed::Authority { name, spec } => (name, Spec::Authority(spec.clone())),
             Parsed::Bundle(_) | Parsed::Revocation(_) | Parsed::Suspension(_) | Parsed::Walk(_) => {
                 return None;
             }
@@ -296,6 +324,7 @@ fn bundles(records: &Records) -> Result<Arc<Bundles>, BadState> {
         | Parsed::Service { .. }
         | Parsed::Policy { .. }
         | Parsed::TrustDomain { .. }
+        | Parsed::Authority { .. }
         | Parsed::Revocation(_)
         | Parsed::Suspension(_)
         | Parsed::Walk(_) => None,
@@ -313,6 +342,7 @@ fn revocations(records: &Records) -> Arc<Revocations> {
         | Parsed::Service { .. }
         | Parsed::Policy { .. }
         | Parsed::TrustDomain { .. }
+        | Parsed::Authority { .. }
         | Parsed::Bundle(_)
         | Parsed::Suspension(_)
         | Parsed::Walk(_) => None,
@@ -329,6 +359,7 @@ fn walk(records: &Records) -> Option<Arc<Walk>> {
         | Parsed::Service { .. }
         | Parsed::Policy { .. }
         | Parsed::TrustDomain { .. }
+        | Parsed::Authority { .. }
         | Parsed::Bundle(_)
         | Parsed::Revocation(_)
         | Parsed::Suspension(_) => None,
@@ -375,6 +406,7 @@ fn understand(kind: Kind, name: &str, value: &[u8]) -> Result<Parsed, String> {
         Kind::Workload => resource::Kind::Workload,
         Kind::Service => resource::Kind::Service,
         Kind::TrustDomain => resource::Kind::TrustDomain,
+        Kind::Authority => resource::Kind::Authority,
     };
     let spec = Spec::decode(kind, value).map_err(|problems| {
         problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
@@ -384,6 +416,7 @@ fn understand(kind: Kind, name: &str, value: &[u8]) -> Result<Parsed, String> {
         Spec::Workload(spec) => Parsed::Workload { name, spec },
         Spec::Service(spec) => Parsed::Service { name, spec },
         Spec::TrustDomain(spec) => Parsed::TrustDomain { name, spec },
+        Spec::Authority(spec) => Parsed::Authority { name, spec },
         Spec::Policy(_) => unreachable!("policies were read above"),
     })
 }

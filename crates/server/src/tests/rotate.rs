@@ -166,3 +166,56 @@ async fn words_that_force_a_step_are_not_empty_and_not_a_book() {
     assert_eq!(authorities(&running).await.roots.len(), 1, "nothing was made");
     running.stop().await;
 }
+
+#[tokio::test]
+async fn schedule_prepares_in_time_with_what_is_declared_and_asks_an_operator_before_it_signs() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running
+        .apply(vec![serde_json::json!({
+            "apiVersion": "countersign.dev/v1alpha1", "kind": "Authority",
+            "metadata": { "name": "roots" },
+            "spec": {
+                "keyType": "ed25519", "rootLifetime": "100d", "prepareBefore": "30d",
+                "approve": "operator",
+            },
+        })])
+        .await;
+    let day = Duration::from_secs(86_400);
+    let first = in_state(&authorities(&running).await, RootState::Active);
+    // The first root lives for a year. Day by day, as renewals of the server's own credential need it.
+    for _day in 0..334 {
+        realm.clock.advance(day);
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(authorities(&running).await.roots.len(), 1, "31 days are left");
+    realm.clock.advance(day * 2);
+    let waiting = soon(async {
+        loop {
+            realm.clock.advance(Duration::from_secs(1));
+            tokio::task::yield_now().await;
+            let listed = authorities(&running).await;
+            if listed.roots.iter().any(|root| root.state == RootState::Published) {
+                return listed;
+            }
+        }
+    })
+    .await;
+    let order = waiting.order.unwrap();
+    assert_eq!(order.actor, "schedule");
+    let gate = order.steps.iter().find_map(|step| step.gate.as_ref()).unwrap();
+    assert!(gate.why.contains("an operator has to say"), "{}", gate.why);
+    assert_eq!(in_state(&authorities(&running).await, RootState::Active), first);
+
+    running.admin.walk(Step::Activate, &StepRequest::default()).await.unwrap();
+    let ended = until_ended(&realm, &running).await;
+    let new = ended.roots.iter().find(|root| root.state == RootState::Active).unwrap();
+    assert_eq!(in_state(&ended, RootState::Retired), first);
+    let certificate = countersign_pki::Certificate::from_pem(&new.certificate).unwrap();
+    let key = certificate.public_key().unwrap();
+    assert_eq!(key.kind(), countersign_pki::KeyKind::Ed25519);
+    let validity = certificate.validity();
+    assert_eq!(validity.not_after.since(new.since).as_secs() / 86_400, 99, "its 100 days run");
+    running.stop().await;
+    realm.verify_everything().await;
+}

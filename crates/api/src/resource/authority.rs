@@ -1,0 +1,128 @@
+//! How the authorities of the trust domain are made and succeeded.
+
+use countersign_identity::Lifetime;
+use countersign_pki::KeyKind;
+use serde::Serialize;
+
+use super::reader::{Fields, Problems};
+
+/// The life of a root.
+const ROOT_LIFETIME: &str = "365d";
+/// The life of an issuer.
+const ISSUER_LIFETIME: &str = "7d";
+/// How long before its end a root's successor is prepared.
+const PREPARE_BEFORE: &str = "60d";
+
+/// Who lets a new root sign.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Approval {
+    /// Nobody has to be asked: the gates decide.
+    #[default]
+    Automatic,
+    /// An operator says `countersign authority activate`.
+    Operator,
+}
+
+/// A text that is neither of the two.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a way to approve: write `automatic` or `operator`")]
+pub struct UnknownApproval(String);
+
+impl std::str::FromStr for Approval {
+    type Err = UnknownApproval;
+
+    fn from_str(text: &str) -> Result<Self, UnknownApproval> {
+        match text {
+            "automatic" => Ok(Self::Automatic),
+            "operator" => Ok(Self::Operator),
+            other => Err(UnknownApproval(other.chars().take(80).collect())),
+        }
+    }
+}
+
+/// How authorities are made and succeeded. There is at most one of the kind; what is active already stays as it was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
+pub struct AuthoritySpec {
+    /// The kind of key that the next root and the next issuers get.
+    #[schemars(with = "Option<super::schema::KeyTypeText>")]
+    pub key_type: KeyKind,
+    /// How long the next root lives.
+    #[schemars(with = "Option<super::schema::LifetimeText>")]
+    pub root_lifetime: Lifetime,
+    /// How long the next issuers live.
+    #[schemars(with = "Option<super::schema::LifetimeText>")]
+    pub issuer_lifetime: Lifetime,
+    /// How long before the end of the active root its successor is prepared.
+    #[schemars(with = "Option<super::schema::LifetimeText>")]
+    pub prepare_before: Lifetime,
+    /// Who lets the new root sign.
+    #[schemars(with = "Option<Approval>")]
+    pub approve: Approval,
+}
+
+fn lifetime(text: &str) -> Lifetime {
+    text.parse().expect("the constants of this file are lifetimes, as its test shows")
+}
+
+impl Default for AuthoritySpec {
+    fn default() -> Self {
+        Self {
+            key_type: KeyKind::P256,
+            root_lifetime: lifetime(ROOT_LIFETIME),
+            issuer_lifetime: lifetime(ISSUER_LIFETIME),
+            prepare_before: lifetime(PREPARE_BEFORE),
+            approve: Approval::Automatic,
+        }
+    }
+}
+
+impl AuthoritySpec {
+    pub(super) fn read(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<Self> {
+        let key_type = fields.optional("keyType", problems);
+        let root_lifetime = fields.optional("rootLifetime", problems);
+        let issuer_lifetime = fields.optional("issuerLifetime", problems);
+        let prepare_before = fields.optional("prepareBefore", problems);
+        let approve = fields.optional("approve", problems);
+        let defaults = Self::default();
+        let root_lifetime = root_lifetime?.unwrap_or(defaults.root_lifetime);
+        let spec = Self {
+            key_type: key_type?.unwrap_or(defaults.key_type),
+            root_lifetime,
+            issuer_lifetime: issuer_lifetime?
+                .unwrap_or(defaults.issuer_lifetime.min(root_lifetime)),
+            prepare_before: prepare_before?
+                .unwrap_or_else(|| defaults.prepare_before.min(half(root_lifetime))),
+            approve: approve?.unwrap_or_default(),
+        };
+        for (key, lifetime) in
+            [("issuerLifetime", spec.issuer_lifetime), ("prepareBefore", spec.prepare_before)]
+        {
+            if root_lifetime <= lifetime && key == "prepareBefore" || root_lifetime < lifetime {
+                let message = format!(
+                    "`{lifetime}` does not fit into `rootLifetime`, which is `{root_lifetime}`: write less"
+                );
+                problems.add(&fields.place_of(key), message);
+            }
+        }
+        Some(spec)
+    }
+}
+
+fn half(of: Lifetime) -> Lifetime {
+    Lifetime::from_secs((of.duration().as_secs() / 2).max(1)).unwrap_or(of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_lifetimes_that_fit_into_each_other() {
+        let spec = AuthoritySpec::default();
+        assert!(spec.issuer_lifetime < spec.root_lifetime);
+        assert!(spec.prepare_before < spec.root_lifetime);
+    }
+}
