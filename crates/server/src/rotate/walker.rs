@@ -25,6 +25,8 @@ use crate::state::State;
 
 /// How often a walk that is under way is looked at.
 const TICK: Duration = Duration::from_millis(200);
+/// A look that took long, or during which the clock was set, delays the next by no more.
+const EFFORT_MAX: Duration = Duration::from_secs(5);
 /// How often the schedule is looked at.
 const LOOK: Duration = Duration::from_secs(30);
 /// The lease under which one replica walks.
@@ -83,7 +85,8 @@ impl Walker {
             };
             states.mark_unchanged();
             // Where a look is work, the work is a tenth of the time at most.
-            let pause = if walking { TICK.max(self.memory().effort * 10) } else { LOOK };
+            let effort = (self.memory().effort * 10).min(EFFORT_MAX);
+            let pause = if walking { TICK.max(effort) } else { LOOK };
             let again = self.control.clock.now() + pause;
             tokio::select! {
                 () = stop.cancelled() => return,
