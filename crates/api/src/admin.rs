@@ -9,8 +9,9 @@ mod revocation;
 mod status;
 
 pub use self::authority::{
-    AuthoritiesResponse, Cause, GateView, Goal, IssuerView, OrderView, PlannedStep, RecoverRequest,
-    RecoverResponse, RootState, RootView, RotateRequest, Step, StepRequest, StepView,
+    AuthoritiesResponse, Cause, GateView, Goal, IssuerView, OrderView, PlannedStep, ProofView,
+    REPORT_TYPE, RecoverRequest, RecoverResponse, RootState, RootView, RotateRequest, Step,
+    StepRequest, StepView,
 };
 pub use self::client::{AdminClient, AdminError};
 pub use self::list::CrlResponse;

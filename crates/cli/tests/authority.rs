@@ -175,6 +175,22 @@ fn recovery_from_a_leaked_root_goes_on_after_the_server_is_killed_and_nothing_ol
     assert_eq!(verified(&up.address("orders"), &fresh), Some(true), "under the new root");
     let listed = up.json(&["revocations"]);
     assert!(listed["rules"].to_string().contains(&old), "{listed}");
+
+    // 4. The report says so, signed by the new root, and by nobody else.
+    let report = state.path().join("report.json");
+    let (report, fresh) = (report.to_str().unwrap(), fresh.to_str().unwrap());
+    up.run(&["authority", "report", "--out", report]);
+    let check = |trusted: &str| {
+        let arguments =
+            ["authority", "check-report", report, "--bundle", trusted, "--output", "json"];
+        Command::new(support::binary()).args(arguments).output().unwrap()
+    };
+    let said: Value = serde_json::from_slice(&check(fresh).stdout).unwrap();
+    assert_eq!(said["walk"]["goal"], "recover", "{said}");
+    assert_eq!(said["activeRoot"], Value::from(new), "{said}");
+    let proof = &said["walk"]["proof"];
+    assert_eq!((&proof["live"], &proof["enforcing"]), (&Value::from(3), &Value::from(3)), "{said}");
+    assert_eq!(check(bundle.to_str().unwrap()).status.code(), Some(1), "the old root did not");
     let again = up.run(&["recover", "--compromised", &named, "--yes"]);
     assert_eq!(again.status.code(), Some(1), "{}", text(&again.stderr));
 }

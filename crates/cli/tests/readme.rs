@@ -99,6 +99,7 @@ fn the_next_five_minutes_go_as_they_are_written() {
             c if c.starts_with("cat > me.yaml") => (0, ""),
             c if c.contains("apply me.yaml") => (0, "me"),
             c if c.contains("revoke spiffe://shop.example/orders") => (0, "3 of 3 enforcing"),
+            c if c.contains("rotate root") => (0, "3 of 3 enforcing"),
             c if c.contains("verify me/svid.pem") => (0, "\"accepted\""),
             other => panic!("the README has a command that this test does not know: {other}"),
         };

@@ -61,6 +61,7 @@ mod draft;
 mod extension;
 mod issuer;
 mod json;
+mod jws;
 mod key;
 mod names;
 mod ocsp;
@@ -87,6 +88,7 @@ pub use draft::{
 };
 pub use extension::Provenance;
 pub use issuer::Issuer;
+pub use jws::Jws;
 pub use key::{BadKeyKind, BadSignature, KeyFault, KeyKind, PrivateKey, PublicKey, SignFault};
 pub use ocsp::{
     BadOcspRequest, OCSP_QUESTIONS_MAX, OCSP_REQUEST_BYTES_MAX, OcspIssuer, OcspQuestion,

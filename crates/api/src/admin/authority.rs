@@ -181,6 +181,26 @@ pub struct OrderView {
     pub steps: Vec<StepView>,
     /// Until which step it can be taken back; none when it cannot any more.
     pub revocable_until: Option<Step>,
+    /// Who had done all of it, at the end.
+    pub proof: Option<ProofView>,
+}
+
+/// The media type of a signed report, without `application/`.
+pub const REPORT_TYPE: &str = "countersign-report+json";
+
+/// Who enforces what a walk came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProofView {
+    /// The revision that took the old root out of every bundle.
+    #[schema(value_type = String)]
+    pub revision: Revision,
+    /// Enforcement points that were live at the end.
+    pub live: u64,
+    /// Those that had acknowledged it.
+    pub enforcing: u64,
+    /// Verifiers that cannot acknowledge.
+    pub unaware: u64,
 }
 
 /// A step of a walk.

@@ -245,6 +245,14 @@ impl AdminClient {
         self.get("/v1/authorities").await
     }
 
+    /// The last walk that came to its end, signed by the active root, as it came.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or none has come to its end yet.
+    pub async fn report(&self) -> Result<Bytes, AdminError> {
+        self.ask(Method::GET, "/v1/authorities/report", None).await
+    }
+
     /// Takes one step of the roots' walk.
     ///
     /// # Errors

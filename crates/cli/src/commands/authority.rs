@@ -4,17 +4,20 @@ mod arguments;
 mod shown;
 
 use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
 use countersign_api::admin::{
-    AdminClient, AuthoritiesResponse, Goal, OrderView, RecoverRequest, RotateRequest, Step,
-    StepRequest,
+    AdminClient, AuthoritiesResponse, Goal, OrderView, REPORT_TYPE, RecoverRequest, RotateRequest,
+    Step, StepRequest,
 };
 use countersign_identity::{Clock as _, Code, KeyId, SystemClock};
+use countersign_pki::{Chain, Jws};
 
 pub(crate) use arguments::{RecoverArguments, Rotate, What};
 
+use crate::commands::read_file;
 use crate::commands::revoke::bar::Bar;
 use crate::exit::{Exit, Failure};
 use crate::find::Find;
@@ -23,6 +26,8 @@ use arguments::{Named, Waiting};
 
 /// How often a walk that is waited for is looked at.
 const LOOK: Duration = Duration::from_millis(250);
+/// The longest report or bundle that is read.
+const REPORT_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Lists the authorities, or takes one step of the roots' walk.
 pub(crate) async fn authority(what: &What, output: Output) -> Result<Exit> {
@@ -37,6 +42,20 @@ pub(crate) async fn authority(what: &What, output: Output) -> Result<Exit> {
         What::Publish(step) => take(&step.find, Step::Publish, None, &step.force, output).await,
         What::Activate(step) => take(&step.find, Step::Activate, None, &step.force, output).await,
         What::Rollback(step) => take(&step.find, Step::Rollback, None, &step.force, output).await,
+        What::Report { out, find } => {
+            let report = find.client()?.report().await?;
+            match out {
+                Some(path) => std::fs::write(path, &report).map_err(|error| {
+                    Failure::new(
+                        Code::Internal,
+                        format!("cannot write {}: {error}", path.display()),
+                    )
+                })?,
+                None => output::line(&String::from_utf8_lossy(&report))?,
+            }
+            Ok(Exit::Done)
+        }
+        What::CheckReport { report, bundle } => check_report(report, bundle, output),
         What::Retire { authority, step, wait } => {
             let request = request(&step.find, authority.as_ref(), &step.force).await?;
             walk(&step.find, Step::Retire, &request, wait, output).await
@@ -46,6 +65,26 @@ pub(crate) async fn authority(what: &What, output: Output) -> Result<Exit> {
             let request = StepRequest { cause: Some(cause.cause()), ..request };
             walk(&step.find, Step::Taint, &request, wait, output).await
         }
+    }
+}
+
+/// Says what a report says, if one of these authorities signed it.
+fn check_report(report: &Path, bundle: &PathBuf, output: Output) -> Result<Exit> {
+    let report = if report.as_os_str() == "-" { Path::new("/dev/stdin") } else { report };
+    let report = report.to_owned();
+    let signed = Jws::parse(&read_file(&report, REPORT_BYTES_MAX)?)
+        .map_err(|refused| Failure::new(refused.code, refused.why))?;
+    let pem = String::from_utf8(read_file(bundle, REPORT_BYTES_MAX)?)
+        .map_err(|_| Failure::not_understood(format!("`{}` is not UTF-8", bundle.display())))?;
+    let trusted = Chain::from_pem(&pem)
+        .map_err(|bad| Failure::not_understood(format!("`{}`: {bad}", bundle.display())))?;
+    match signed.verify(REPORT_TYPE, trusted.certificates()) {
+        Ok(document) => {
+            let document: serde_json::Value = serde_json::from_slice(&document)?;
+            print(output, &document, || format!("{document:#}\n"))?;
+            Ok(Exit::Done)
+        }
+        Err(refused) => Err(Failure::new(refused.code, refused.why).into()),
     }
 }
 

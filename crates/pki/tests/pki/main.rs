@@ -5,6 +5,7 @@
 mod attacks;
 mod bundles;
 mod issue;
+mod jws;
 mod parsers;
 mod status;
 mod support;

@@ -11,6 +11,7 @@ use countersign_api::admin::{
     RotateRequest, Step, StepRequest,
 };
 use countersign_identity::Code;
+use countersign_pki::Jws;
 
 use crate::admin::Admin;
 use crate::admin::change::{Operator, parse};
@@ -23,6 +24,12 @@ pub(crate) async fn authorities(
     Shared(admin): Shared<Arc<Admin>>,
 ) -> Result<Json<AuthoritiesResponse>, Problem> {
     Ok(Json(rotate::shown(admin.walker()?).await?))
+}
+
+/// The last rotation or recovery that came to its end, as a JSON Web Signature of the active root.
+#[utoipa::path(get, path = "/v1/authorities/report", responses((status = 200, description = "A JSON Web Signature in the flattened JSON form (RFC 7515, 7.2.2)"), (status = "default", body = ProblemDetails)))]
+pub(crate) async fn report(Shared(admin): Shared<Arc<Admin>>) -> Result<Json<Jws>, Problem> {
+    Ok(Json(rotate::report(admin.walker()?).await?))
 }
 
 /// Takes one step of the roots' walk: `prepare`, `publish`, `activate`, `retire`, `taint` or `rollback`.

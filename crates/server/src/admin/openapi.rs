@@ -34,6 +34,7 @@ use crate::admin::{ask, authority, change, list, revoke};
         revoke::resume,
         revoke::convergence,
         authority::authorities,
+        authority::report,
         authority::step,
         authority::rotate_root,
         authority::rotate_issuer,

@@ -13,6 +13,6 @@ mod walk;
 mod walker;
 
 pub(crate) use recover::recover;
-pub(crate) use shown::shown;
+pub(crate) use shown::{report, shown};
 pub(crate) use walk::Walk;
 pub(crate) use walker::Walker;

@@ -4,14 +4,17 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use countersign_api::admin::{
-    AuthoritiesResponse, GateView, Goal, IssuerView, OrderView, RootState, RootView, Step, StepView,
+    AuthoritiesResponse, GateView, Goal, IssuerView, OrderView, ProofView, REPORT_TYPE, RootState,
+    RootView, Step, StepView,
 };
-use countersign_identity::KeyId;
+use countersign_identity::{Code, KeyId};
+use countersign_pki::Jws;
 use countersign_store::IssuedRow;
 
+use crate::authority::internal;
 use crate::refusal::Refused;
 use crate::rotate::ledger::Ledger;
-use crate::rotate::walk::{Gate, Order, Root, Walk};
+use crate::rotate::walk::{Gate, Order, Proof, Root, Walk};
 use crate::rotate::walker::{MISSING_MAX, Walker};
 use crate::state::State;
 
@@ -44,6 +47,28 @@ pub(crate) async fn shown(walker: &Walker) -> Result<AuthoritiesResponse, Refuse
         },
         last: walk.last.as_ref().map(|order| order_view(order, None, None)),
     })
+}
+
+/// The last walk that came to its end, signed by the root that is active.
+///
+/// # Errors
+/// When none did, or the signer fails.
+pub(crate) async fn report(walker: &Walker) -> Result<Jws, Refused> {
+    let state = walker.control.feed.current();
+    let walk = state.walk()?;
+    let ended = walk.last.as_ref().filter(|order| order.ended.is_some()).ok_or_else(|| {
+        Refused::new(Code::NotFound, "no rotation and no recovery has come to its end yet")
+    })?;
+    let report = serde_json::json!({
+        "trustDomain": state.domain().trust_domain,
+        "revision": state.revision,
+        "activeRoot": walk.active()?.key,
+        "walk": order_view(ended, None, None),
+    });
+    let authorities = walker.rotation.authorities.load_full();
+    let (root, signer) = (authorities.root_certificate(), &*authorities.root_signer);
+    let signed = Jws::sign(report.to_string().as_bytes(), REPORT_TYPE, root, signer).await;
+    signed.map_err(internal)
 }
 
 fn root_view(root: &Root, credentials: u64) -> Result<RootView, Refused> {
@@ -119,6 +144,12 @@ fn order_view(
         ended: order.ended,
         steps: order.steps().iter().map(view).collect(),
         revocable_until,
+        proof: order.proof.clone().map(|Proof { revision, live, enforcing, unaware }| ProofView {
+            revision,
+            live,
+            enforcing,
+            unaware,
+        }),
     }
 }
 

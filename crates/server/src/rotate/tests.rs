@@ -80,7 +80,7 @@ fn rotation_takes_every_step_once_and_ends() {
     }
     assert_eq!(taken, walk.order.as_ref().unwrap().steps());
     assert_eq!(states(&walk), [RootState::Retired, RootState::Active]);
-    walk.end(START);
+    walk.end(None, START);
     assert!(walk.order.is_none() && walk.last.is_some());
 }
 

@@ -85,6 +85,22 @@ pub(crate) struct Order {
     pub(crate) asks: bool,
     /// What was done, in order.
     pub(crate) done: Vec<Done>,
+    /// Who had done all of it, at the end.
+    pub(crate) proof: Option<Proof>,
+}
+
+/// Who enforces what a walk came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Proof {
+    /// The revision that they have to have reached.
+    pub(crate) revision: Revision,
+    /// Enforcement points that are live.
+    pub(crate) live: u64,
+    /// Those that have acknowledged it.
+    pub(crate) enforcing: u64,
+    /// Verifiers that cannot acknowledge.
+    pub(crate) unaware: u64,
 }
 
 /// A step that was taken.
@@ -562,9 +578,9 @@ impl Walk {
     }
 
     /// The order has come to its end.
-    pub(crate) fn end(&mut self, at: Timestamp) {
+    pub(crate) fn end(&mut self, proof: Option<Proof>, at: Timestamp) {
         if let Some(order) = self.order.take() {
-            self.last = Some(Order { ended: Some(at), ..order });
+            self.last = Some(Order { ended: Some(at), proof, ..order });
         }
     }
 
@@ -621,6 +637,7 @@ impl Order {
             forced: BTreeMap::new(),
             asks: false,
             done: Vec::new(),
+            proof: None,
         }
     }
 

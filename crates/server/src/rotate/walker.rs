@@ -20,7 +20,7 @@ use crate::control::Control;
 use crate::refusal::Refused;
 use crate::revoke::{Watched, condemned, look, shown};
 use crate::rotate::ledger::Ledger;
-use crate::rotate::walk::{Facts, Gate, Order, REASON_BYTES_MAX, Root, Walk};
+use crate::rotate::walk::{Facts, Gate, Order, Proof, REASON_BYTES_MAX, Root, Walk};
 use crate::state::State;
 
 /// How often a walk that is under way is looked at.
@@ -192,7 +192,9 @@ impl Walker {
         step: Step,
         now: Timestamp,
     ) -> Result<Facts, Refused> {
-        let mut facts = Facts { lifetime: Some(state.domain().lifetime_max), ..Facts::default() };
+        let usual = state.domain().svid_lifetime;
+        let lifetimes = state.workloads().map(|(_, spec)| spec.lifetime.unwrap_or(usual));
+        let mut facts = Facts { lifetime: lifetimes.max(), ..Facts::default() };
         if let Some(revision) = walk.awaited(step) {
             let Convergence { live, enforcing, missing, unaware, draining, .. } =
                 look(&self.control, revision).await?;
@@ -261,8 +263,17 @@ impl Walker {
             Some(order) => (order.actor.clone(), order.from, order.goal),
             None => return Ok(()),
         };
-        walk.end(now);
-        let details = serde_json::json!({ "goal": goal, "ended": now });
+        let dropped = walk.root(from).and_then(|root| root.dropped);
+        let proof = match dropped {
+            Some(revision) => {
+                let Convergence { live, enforcing, unaware, .. } =
+                    look(&self.control, revision).await?;
+                Some(Proof { revision, live, enforcing, unaware })
+            }
+            None => None,
+        };
+        walk.end(proof.clone(), now);
+        let details = serde_json::json!({ "goal": goal, "ended": now, "proof": proof });
         let event = Event::new(EventKind::WalkOrdered, now, actor, from.to_string());
         let batch = Batch { events: vec![event.with_details(details)], ..Batch::default() };
         self.commit(state, Draft { walk, batch, authorities: None }, now).await?;

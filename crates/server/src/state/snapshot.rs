@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use countersign_api::resource::{
-    AuthoritySpec, PolicyRecord, PolicySpec, Resource, RevocationViews, ServiceSpec, Spec, TrustDomainSpec,
-    WorkloadSpec,
+    AuthoritySpec, PolicyRecord, PolicySpec, Resource, RevocationViews, ServiceSpec, Spec,
+    TrustDomainSpec, WorkloadSpec,
 };
 use countersign_api::{resource, v1};
 use countersign_identity::{

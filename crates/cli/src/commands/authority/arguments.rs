@@ -1,6 +1,7 @@
 //! The flags.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -136,6 +137,23 @@ pub(crate) enum What {
         wait: Waiting,
         #[command(flatten)]
         step: StepArguments,
+    },
+    /// The last rotation or recovery that came to its end, signed by the active root (a JSON Web Signature)
+    Report {
+        /// Where to write it [default: standard output]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        #[command(flatten)]
+        find: Find,
+    },
+    /// Check a report's signature, and print what it says
+    CheckReport {
+        /// The report; `-` is standard input
+        #[arg(value_name = "FILE")]
+        report: PathBuf,
+        /// The authorities that may have signed it, PEM
+        #[arg(long, value_name = "FILE")]
+        bundle: PathBuf,
     },
     /// Go back by one rotation: possible until the old root's word counts no more
     Rollback(StepArguments),

@@ -101,7 +101,14 @@ pub(super) fn ended(order: &OrderView, response: &AuthoritiesResponse) -> String
         Goal::Retire => "retired: nothing under the old root is accepted any more",
         Goal::Recover => "recovered: nothing under the compromised root is accepted any more",
     };
-    format!("{what}; root {active} signs; {} after the order\n", when::span(took))
+    let proof = order.proof.as_ref().map(|proof| {
+        format!(
+            "revision {} · {} of {} enforcing · {} unaware\n",
+            proof.revision, proof.enforcing, proof.live, proof.unaware
+        )
+    });
+    let proof = proof.unwrap_or_default();
+    format!("{what}; root {active} signs; {} after the order\n{proof}", when::span(took))
 }
 
 /// What a recovery comes to.

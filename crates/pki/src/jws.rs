@@ -1,0 +1,163 @@
+//! Documents that an authority signs: JSON Web Signatures in the flattened JSON form (RFC 7515, 7.2.2), so that any JOSE
+//! library can check them.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use countersign_identity::Code;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::der::{self, Reader};
+use crate::{Certificate, KeyKind, PublicKey, Refused, SignFault, Signer, json};
+
+/// The longest document that is read, as it travels.
+const JWS_BYTES_MAX: usize = 1024 * 1024;
+/// Half of an ECDSA signature on P-256.
+const HALF: usize = 32;
+
+/// A signed document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Jws {
+    /// What is signed, in base64url.
+    payload: String,
+    /// How it is signed, in base64url: `alg`, `typ` and `x5c`.
+    protected: String,
+    /// The signature, in base64url.
+    signature: String,
+}
+
+impl Jws {
+    /// Signs a document of this media type (without `application/`) for an authority.
+    ///
+    /// # Errors
+    /// When the signer is not the authority's, or fails.
+    pub async fn sign(
+        document: &[u8],
+        media_type: &str,
+        authority: &Certificate,
+        signer: &dyn Signer,
+    ) -> Result<Self, SignFault> {
+        let key = signer.public();
+        if key.id() != authority.key_id() {
+            return Err(SignFault::WrongKey { expected: authority.key_id(), found: key.id() });
+        }
+        let header = json!({
+            "alg": algorithm(key.kind()), "typ": media_type, "x5c": [STANDARD.encode(authority.der())],
+        });
+        let payload = URL_SAFE_NO_PAD.encode(document);
+        let protected = URL_SAFE_NO_PAD.encode(header.to_string());
+        let signature = signer.sign(format!("{protected}.{payload}").as_bytes()).await?;
+        let signature = match key.kind() {
+            KeyKind::Ed25519 => signature,
+            KeyKind::P256 => halves(&signature).ok_or(SignFault::BadSignature)?,
+        };
+        Ok(Self { payload, protected, signature: URL_SAFE_NO_PAD.encode(signature) })
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// When it is over 1 MiB, or not of the form.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Refused> {
+        if JWS_BYTES_MAX < bytes.len() {
+            let why = format!("a signed document of {} bytes is over {JWS_BYTES_MAX}", bytes.len());
+            return Err(Refused::new(Code::TooLarge, why));
+        }
+        let value = json::parse(bytes).map_err(|bad| malformed(&bad.to_string()))?;
+        serde_json::from_value(value).map_err(|bad| malformed(&bad.to_string()))
+    }
+
+    /// The document, when one of these authorities signed it as one of this media type.
+    ///
+    /// # Errors
+    /// When the key is none of theirs, the algorithm is not that key's, or the signature does not verify.
+    pub fn verify(&self, media_type: &str, trusted: &[Certificate]) -> Result<Vec<u8>, Refused> {
+        let header = decode(&self.protected)?;
+        let header = json::parse(&header).map_err(|bad| malformed(&bad.to_string()))?;
+        let (algorithm_named, certificate) = read_header(&header, media_type)?;
+        // What the document shows is a claim: the key is taken from what is trusted.
+        let found = trusted.iter().find(|authority| authority.der() == certificate);
+        let authority = found.ok_or_else(|| {
+            let why = "it is signed by an authority that is not among those that are trusted";
+            Refused::new(Code::UnknownIssuer, why)
+        })?;
+        let key = authority
+            .public_key()
+            .map_err(|bad| Refused::new(Code::WeakAlgorithm, bad.to_string()))?;
+        if algorithm_named != algorithm(key.kind()) {
+            let why = format!("`{algorithm_named}` is not the algorithm of the authority's key");
+            return Err(Refused::new(Code::WeakAlgorithm, why));
+        }
+        let message = format!("{}.{}", self.protected, self.payload);
+        check(&key, message.as_bytes(), &decode(&self.signature)?)?;
+        decode(&self.payload)
+    }
+}
+
+fn read_header<'a>(header: &'a Value, media_type: &str) -> Result<(&'a str, Vec<u8>), Refused> {
+    let members = header.as_object().ok_or_else(|| malformed("the header is no object"))?;
+    // Closed: a member that is not understood may change what the others mean (`crit`, `jku`, `jwk`, `b64`).
+    if let Some(unknown) =
+        members.keys().find(|name| !["alg", "typ", "x5c"].contains(&name.as_str()))
+    {
+        return Err(malformed(&format!("the header has a member `{}`", unknown.escape_debug())));
+    }
+    if members.get("typ").and_then(Value::as_str) != Some(media_type) {
+        return Err(malformed(&format!("the header's `typ` is not `{media_type}`")));
+    }
+    let text = |name: &str| members.get(name).and_then(Value::as_str);
+    let algorithm = text("alg").ok_or_else(|| malformed("the header has no `alg`"))?;
+    let certificates = members.get("x5c").and_then(Value::as_array).map(Vec::as_slice);
+    let Some([Value::String(certificate)]) = certificates else {
+        return Err(malformed("the header's `x5c` does not hold one certificate"));
+    };
+    let der = STANDARD.decode(certificate).map_err(|_bad| malformed("`x5c` is not base64"))?;
+    Ok((algorithm, der))
+}
+
+fn check(key: &PublicKey, message: &[u8], signature: &[u8]) -> Result<(), Refused> {
+    let bad = || Refused::new(Code::BadSignature, "the signature does not verify");
+    let signature = match key.kind() {
+        KeyKind::Ed25519 => signature.to_vec(),
+        KeyKind::P256 => {
+            let (first, second) = signature.split_at_checked(HALF).ok_or_else(bad)?;
+            if second.len() != HALF {
+                return Err(bad());
+            }
+            let integers = [der::write_unsigned(first), der::write_unsigned(second)];
+            der::write(der::SEQUENCE, &[&integers[0], &integers[1]])
+        }
+    };
+    key.verify(message, &signature).map_err(|_bad| bad())
+}
+
+/// The name of the algorithm (RFC 7518, 3.1; RFC 8037, 3.1).
+const fn algorithm(kind: KeyKind) -> &'static str {
+    match kind {
+        KeyKind::P256 => "ES256",
+        KeyKind::Ed25519 => "EdDSA",
+    }
+}
+
+/// The two numbers of an ECDSA signature, each in 32 bytes (RFC 7518, 3.4).
+fn halves(signature: &[u8]) -> Option<Vec<u8>> {
+    let mut reader = Reader::new(signature);
+    let mut numbers = reader.take(der::SEQUENCE, "signature").ok()?.inside();
+    let mut both = Vec::with_capacity(2 * HALF);
+    for _number in 0..2 {
+        let number = numbers.take(der::INTEGER, "number").ok()?.integer().ok()?;
+        let digits = number.strip_prefix(&[0]).unwrap_or(number);
+        both.extend(std::iter::repeat_n(0, HALF.checked_sub(digits.len())?));
+        both.extend_from_slice(digits);
+    }
+    Some(both)
+}
+
+fn decode(text: &str) -> Result<Vec<u8>, Refused> {
+    URL_SAFE_NO_PAD.decode(text).map_err(|_bad| malformed("a part is not base64url"))
+}
+
+fn malformed(why: &str) -> Refused {
+    Refused::new(Code::NotUnderstood, format!("the signed document does not parse: {why}"))
+}
