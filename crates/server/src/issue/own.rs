@@ -23,6 +23,9 @@ const BACKOFF: BackoffPolicy = BackoffPolicy {
     longest: std::time::Duration::from_secs(60),
 };
 
+/// How soon to look again whether the issuer under the new root is here.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
+
 /// The longest life of the server's own credential.
 fn lifetime_max() -> Lifetime {
     Lifetime::from_secs(86_400).expect("a day is a lifetime")
@@ -79,16 +82,18 @@ impl Own {
         Ok(cross.filter(|cross| cross.validity().contains(now)))
     }
 
-    /// Whether what is shown now stands under a root that is on its way out, while another signs already.
-    fn is_outdated(&self, state: &State) -> bool {
+    /// Whether what is shown now stands under a root that is on its way out.
+    fn is_leaving(&self, state: &State) -> bool {
+        let (Some(own), Ok(walk)) = (self.trust.identity(), state.walk()) else { return false };
+        let shown = own.chain().certificates();
+        walk.retiring().any(|root| shown.iter().any(|one| one.key_id() == root.key))
+    }
+
+    /// Whether another issuer signs here by now than the one that signed what is shown.
+    fn is_succeeded(&self) -> bool {
         let Some(own) = self.trust.identity() else { return true };
-        let Some(issuer) = own.chain().certificates().get(1) else { return true };
-        let now = self.authorities.load();
-        issuer.key_id() != now.issuer.key_id()
-            && state.walk().is_ok_and(|walk| {
-                walk.retiring()
-                    .any(|root| own.chain().certificates().iter().any(|it| it.key_id() == root.key))
-            })
+        let issuer = own.chain().certificates().get(1).map(Certificate::key_id);
+        issuer != Some(self.authorities.load().issuer.key_id())
     }
 
     /// Whether a rule covers what is shown now, or took it away.
@@ -112,16 +117,25 @@ impl Own {
     pub(crate) async fn run(self, mut due: Timestamp, stop: CancellationToken) {
         let mut backoff = Backoff::new(BACKOFF);
         let mut states = self.control.feed.watch();
+        let mut again = Timestamp::LAST;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.clock.sleep_until(due) => {}
-                Ok(()) = states.changed() => {
-                    let state = Arc::clone(&states.borrow_and_update());
-                    if !self.is_revoked(&state) && !self.is_outdated(&state) {
-                        continue;
-                    }
-                },
+                () = self.clock.sleep_until(due.min(again)) => {}
+                Ok(()) = states.changed() => {}
+            }
+            let state = Arc::clone(&states.borrow_and_update());
+            let now = self.clock.now();
+            again = Timestamp::LAST;
+            if now < due && !self.is_revoked(&state) {
+                if !self.is_leaving(&state) {
+                    continue;
+                }
+                if !self.is_succeeded() {
+                    // The state says already what this server does in a moment.
+                    again = now + LOOK_AGAIN;
+                    continue;
+                }
             }
             due = match self.renew().await {
                 Ok(due) => {
