@@ -18,6 +18,7 @@ use crate::lists::{self, RevocationLists};
 use crate::renewal::{self, Registered, Signed};
 use crate::reports::Reports;
 use crate::server_link::{Calls, LinkFault, ServerLink, Session};
+use crate::trial::Trials;
 use crate::view::{NodeView, Svid, View};
 
 /// Everything that the driver needs from outside.
@@ -52,7 +53,7 @@ pub(crate) struct Driver {
 /// A session in use. Dropping it ends its tasks and its connection.
 struct OpenSession {
     calls: Arc<dyn Calls>,
-    _tasks: [AbortOnDropHandle<()>; 4],
+    _tasks: [AbortOnDropHandle<()>; 5],
     _pump: AbortOnDropHandle<()>,
 }
 
@@ -268,11 +269,14 @@ impl Driver {
         let (clock, tell) = (Arc::clone(&self.around.clock), self.tell.clone());
         let views = self.view.subscribe();
         let lists = lists::follow(Arc::clone(&calls), views, clock, tell, Happened::Listed);
+        let (clock, points) = (Arc::clone(&self.around.clock), reports.points.clone());
+        let trials = Trials { clock, points }.run(Arc::clone(&calls), self.view.subscribe());
         let tasks = [
             AbortOnDropHandle::new(tokio::spawn(forward)),
             AbortOnDropHandle::new(tokio::spawn(acknowledge)),
             AbortOnDropHandle::new(tokio::spawn(report)),
             AbortOnDropHandle::new(tokio::spawn(lists)),
+            AbortOnDropHandle::new(tokio::spawn(trials)),
         ];
         self.session = Some(OpenSession { calls, _tasks: tasks, _pump: pump });
     }

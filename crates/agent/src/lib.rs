@@ -25,6 +25,7 @@ mod run;
 pub mod server_link;
 mod socket;
 mod status;
+mod trial;
 mod view;
 mod workload_api;
 

@@ -11,6 +11,7 @@ use crate::core::{Credential, Outcome, Workload};
 use crate::disk::{Disk, Node};
 use crate::server_link::{
     AttestAsk, Calls, LinkFault, NodeCredential, RenewAsk, ServerLink, SignAnswer, SignItem,
+    Subject,
 };
 use crate::view::Svid;
 
@@ -197,7 +198,7 @@ pub(crate) async fn sign(
 fn request(workload: &Workload) -> Result<(PrivateKey, SignItem), LinkFault> {
     let key = PrivateKey::generate(workload.spec.key_type).map_err(|why| ours(&why))?;
     let csr = make_csr(&key).map_err(|why| ours(&why))?;
-    Ok((key, SignItem { workload: workload.name.clone(), csr }))
+    Ok((key, SignItem { subject: Subject::Workload(workload.name.clone()), csr }))
 }
 
 fn outcome(

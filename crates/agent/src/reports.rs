@@ -175,6 +175,7 @@ impl Reports {
             resident_bytes: resident_bytes(),
             connections: 0,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            doors: Vec::new(),
         };
         std::iter::once(own).chain(self.points.statuses()).collect()
     }

@@ -23,9 +23,9 @@ pub use self::requests::{
     TOKEN_TTL, TrustFingerprint,
 };
 pub use self::revocation::{
-    CONVERGENCE_WAIT_MILLIS_MAX, Convergence, Leaked, MissingPoint, Reissue, ResumeRequest,
-    RevisionResponse, RevocationsResponse, RevokeRequest, RevokeResponse, RuleView, SuspendRequest,
-    SuspensionView, TARGETS_MAX, Target,
+    CONVERGENCE_WAIT_MILLIS_MAX, CanaryView, Convergence, Leaked, MissingPoint, Reissue,
+    ResumeRequest, RevisionResponse, RevocationsResponse, RevokeRequest, RevokeResponse, RuleView,
+    SuspendRequest, SuspensionView, TARGETS_MAX, Target, TrialView, UnverifiedPoint, VerifiedPoint,
 };
 pub use self::status::{
     CredentialView, LogView, NodeStatus, OutageBudget, PointStatus, ProcessView, ServerStatus,

@@ -255,6 +255,13 @@ fn one_report_counts_the_points_of_both_servers_and_the_death_of_one_makes_them_
         assert_eq!(outcome["exposure_ends"], Value::Null, "{outcome}");
         println!("slowest {}, re-issued in {} ms", outcome["slowest_ms"], outcome["reissued_ms"]);
     }
+    // Trials reach the points of both, through either. These have no doors.
+    for through in [&one, &two] {
+        let tried = done(&["converged", "--verify", "--admin", through.admin()]);
+        let why: Vec<&Value> =
+            tried["unverified"].as_array().unwrap().iter().map(|point| &point["why"]).collect();
+        assert_eq!(why, ["no door", "no door"], "{tried}");
+    }
     // A server dies, while its agent cannot go over to the other.
     near.signal("STOP");
     one.kill();

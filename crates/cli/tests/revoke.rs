@@ -161,6 +161,56 @@ fn point_that_cannot_answer_is_missing_by_name_and_exposure_has_an_end() {
 }
 
 #[test]
+fn trial_shows_which_points_do_what_they_say_and_which_only_said_so() {
+    let up = Up::shop();
+    let done = up.json(&["revoke", ORDERS, "--reason", "key-compromise", "--wait", "--verify"]);
+    assert_eq!((done["live"].as_u64(), done["enforcing"].as_u64()), (Some(3), Some(3)), "{done}");
+    let tried = |done: &Value| {
+        let mut names = Vec::new();
+        for tried in done["verified"].as_array().unwrap() {
+            let outcomes = (tried["covered"].as_str(), tried["uncovered"].as_str());
+            assert_eq!(outcomes, (Some("refused"), Some("accepted")), "{tried}");
+            names.push(tried["point"].as_str().unwrap().to_owned());
+        }
+        names.sort();
+        let only_said = done["unverified"].as_array().unwrap().clone();
+        (names, only_said)
+    };
+    let (names, only_said) = tried(&done);
+    assert_eq!(names, ["orders-proxy", "payments-proxy"], "{done}");
+    assert_eq!(only_said.len(), 1, "{done}");
+    assert_eq!(
+        (&only_said[0]["point"], &only_said[0]["why"]),
+        (&"web-proxy".into(), &"no door".into())
+    );
+    // The doors have seen the canaries for what they are, and the log has their certificates.
+    let seen = up.json(&["status", "--handshakes"]);
+    let seen = seen["handshakes"].as_array().unwrap();
+    let canary = |seen: &&Value| seen["peerId"].as_str().is_some_and(|id| id.contains("/canary/"));
+    let codes: Vec<&str> =
+        seen.iter().filter(canary).filter_map(|seen| seen["code"].as_str()).collect();
+    assert!(codes.contains(&"canary") && codes.contains(&"revoked"), "{codes:?}");
+    assert_eq!(codes.len(), seen.iter().filter(canary).count(), "none was let in: {seen:?}");
+    // Again, of an older revision, by itself.
+    let revision = done["revision"].as_str().unwrap();
+    let again = up.json(&["converged", revision, "--verify"]);
+    assert_eq!(tried(&again).0, names, "{again}");
+    // A point that hangs proves nothing, and is not waited for without end.
+    let status = up.json(&["status"]);
+    let processes = status["nodes"][0]["processes"].as_array().unwrap();
+    let proxy = processes.iter().find(|process| process["name"] == "payments-proxy").unwrap();
+    let proxy = i32::try_from(proxy["pid"].as_u64().unwrap()).unwrap();
+    signal(proxy, "STOP");
+    let asked = up.run(&["converged", "--verify", "--timeout", "3s", "--output", "json"]);
+    signal(proxy, "CONT");
+    assert_eq!(asked.status.code(), Some(1), "{}", text(&asked.stderr));
+    let asked: Value = serde_json::from_slice(&asked.stdout).unwrap();
+    assert_eq!(asked["missing"][0]["point"], "payments-proxy", "{asked}");
+    assert_eq!(asked["unverified"].as_array().unwrap().len(), 2, "{asked}");
+    assert_eq!(up.get("web", "/").0, 200);
+}
+
+#[test]
 fn suspended_identity_gets_nothing_until_it_is_resumed() {
     let up = Up::shop();
     assert_eq!(up.get("web", "/").0, 200);

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tonic::transport::server::Connected;
 
-use crate::{Reporter, Source};
+use crate::{Announcement, Reporter, Source};
 
 /// Handshakes under way at one door. More callers wait in the kernel's queue.
 const HANDSHAKES_MAX: usize = 256;
@@ -62,6 +62,7 @@ pub struct Door {
     inbound: Arc<Inbound>,
     reporter: Reporter,
     handshakes: JoinSet<Option<Connection>>,
+    _announced: Option<Announcement>,
 }
 
 /// An admitted connection. It ends when the peer loses the right to it.
@@ -86,7 +87,9 @@ impl Door {
         if !inbound.alpn.is_empty() {
             inbound.alpn.push(REPROOF_ALPN.to_vec());
         }
+        let announced = listener.local_addr().ok().map(|address| source.announce(address));
         Self {
+            _announced: announced,
             listener,
             trust: source.trust(),
             inbound: Arc::new(inbound),

@@ -1,5 +1,6 @@
 //! The stream of slices, acknowledgements and facts.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -150,6 +151,7 @@ struct Conversation<'a> {
     /// What was said last on this stream.
     acknowledged: Option<Acknowledgement>,
     draining: watch::Receiver<usize>,
+    doors: watch::Receiver<Vec<SocketAddr>>,
 }
 
 /// What waits for room on the stream. Bounded: acknowledgements are cumulative, so the newest stands for all.
@@ -193,8 +195,18 @@ impl<'a> Conversation<'a> {
     ) -> Self {
         let status_due = subscription.clock.now();
         let draining = subscription.keeper.trust().draining();
+        let doors = subscription.keeper.doors();
         let outbox = Outbox::default();
-        Self { subscription, requests, stream, outbox, status_due, acknowledged: None, draining }
+        Self {
+            subscription,
+            requests,
+            stream,
+            outbox,
+            status_due,
+            acknowledged: None,
+            draining,
+            doors,
+        }
     }
 
     async fn run(mut self, stop: &CancellationToken) -> Ended {
@@ -239,6 +251,8 @@ impl<'a> Conversation<'a> {
                 Event::Fact(Some(fact))
             }
             Ok(()) = self.draining.changed(), if self.acknowledged.is_some() => Event::Draining,
+            // Where it lets peers in is told at once: it may be about to be tried there.
+            Ok(()) = self.doors.changed() => Event::StatusDue,
             () = self.subscription.clock.sleep_until(self.status_due) => Event::StatusDue,
         }
     }
@@ -317,6 +331,7 @@ impl<'a> Conversation<'a> {
             resident_bytes: resident_bytes(),
             connections: u64::try_from(keeper.trust().connections()).unwrap_or(u64::MAX),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            doors: self.doors.borrow_and_update().iter().map(ToString::to_string).collect(),
         });
     }
 

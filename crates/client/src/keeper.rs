@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use countersign_api::v1;
@@ -23,6 +24,30 @@ pub(crate) struct Keeper {
     status: watch::Sender<Status>,
     services: watch::Sender<Option<Arc<Services>>>,
     held: Mutex<Held>,
+    /// Where peers are let in, each as often as it was said.
+    doors: watch::Sender<Vec<SocketAddr>>,
+}
+
+/// That peers are let in somewhere, until it is dropped.
+pub(crate) struct Announced {
+    keeper: Arc<Keeper>,
+    door: SocketAddr,
+}
+
+impl fmt::Debug for Announced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Announced({})", self.door)
+    }
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        self.keeper.doors.send_modify(|doors| {
+            if let Some(place) = doors.iter().position(|door| *door == self.door) {
+                doors.swap_remove(place);
+            }
+        });
+    }
 }
 
 struct Held {
@@ -85,6 +110,7 @@ impl Keeper {
             status: watch::Sender::new(status),
             services: watch::Sender::new(None),
             held: Mutex::new(held),
+            doors: watch::Sender::default(),
         };
         keeper.apply_local(&mut keeper.held());
         keeper
@@ -96,6 +122,17 @@ impl Keeper {
 
     pub(crate) fn status(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
+    }
+
+    /// Peers are let in here from now on, until what is given back is dropped.
+    pub(crate) fn announce(self: &Arc<Self>, door: SocketAddr) -> Announced {
+        self.doors.send_modify(|doors| doors.push(door));
+        Announced { keeper: Arc::clone(self), door }
+    }
+
+    /// Where peers are let in.
+    pub(crate) fn doors(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.doors.subscribe()
     }
 
     pub(crate) fn services(&self) -> watch::Receiver<Option<Arc<Services>>> {

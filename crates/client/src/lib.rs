@@ -65,7 +65,7 @@ pub use fact::Reporter;
 pub use files::FilesFault;
 pub use options::{Choice, FileOptions, Point, PointKind, WorkloadApiOptions};
 pub use services::Services;
-pub use source::{NotReady, Source, SourceFault};
+pub use source::{Announcement, NotReady, Source, SourceFault};
 pub use status::{Enforcement, IdentityStatus, Link, Status, Topic};
 
 pub use rustls;

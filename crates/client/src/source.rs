@@ -1,5 +1,6 @@
 //! The source itself.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use countersign_identity::{Clock, Name};
@@ -221,6 +222,12 @@ impl Source {
         self.reporter.report(fact);
     }
 
+    /// Says that this process lets peers in at this address, until what is given back is dropped: there the agent can try
+    /// out whether it refuses what it should. A [`Door`](crate::Door) says so by itself.
+    pub fn announce(&self, door: SocketAddr) -> Announcement {
+        Announcement { _announced: self.keeper.announce(door) }
+    }
+
     /// What tasks report handshakes with.
     pub fn reporter(&self) -> Reporter {
         self.reporter.clone()
@@ -243,6 +250,12 @@ impl Drop for Source {
         // The set of tasks aborts them as it is dropped.
         self.stop.cancel();
     }
+}
+
+/// That peers are let in somewhere. Dropping it takes it back.
+#[derive(Debug)]
+pub struct Announcement {
+    _announced: crate::keeper::Announced,
 }
 
 async fn blocking<T: Send + 'static>(

@@ -98,6 +98,7 @@ codes! {
     Expired "expired" Peer "A certificate's validity has ended.";
     NotYetValid "not-yet-valid" Peer "A certificate's validity has not begun.";
     Revoked "revoked" Peer "A revocation covers the certificate.";
+    Canary "canary" Peer "A canary was let through the verifier and answered; it is let in nowhere.";
     UnexpectedPeer "unexpected-peer" Peer "The peer is somebody else than the one that was dialled.";
     PolicyDenied "policy-denied" Peer "No policy allows it, or one forbids it.";
     PolicyError "policy-error" Peer "A policy could not be evaluated, which denies.";

@@ -6,6 +6,7 @@
 //! that cannot hold a bad value; time and chance enter through [`Clock`] and [`Entropy`] only.
 
 mod backoff;
+mod canary;
 mod clock;
 mod code;
 mod entropy;
@@ -21,6 +22,7 @@ mod spiffe_id;
 mod timestamp;
 
 pub use backoff::{Backoff, BackoffPolicy};
+pub use canary::{Canary, Trial};
 pub use clock::{Clock, Sleep, SystemClock};
 pub use code::{Code, Fault, UnknownCode};
 pub use entropy::{Entropy, EntropyLost, SeededEntropy, SystemEntropy};

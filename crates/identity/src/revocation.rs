@@ -315,6 +315,11 @@ impl Revocations {
         self.rules.iter()
     }
 
+    /// The rule of this name.
+    pub fn named(&self, name: &str) -> Option<&Arc<Revocation>> {
+        self.rules.get(name)
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.rules.len()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use countersign::{
-    Enforcement, FileOptions, Point, PointKind, Services, Source, WorkloadApiOptions,
+    Announcement, Enforcement, FileOptions, Point, PointKind, Services, Source, WorkloadApiOptions,
 };
 use countersign_identity::{Clock, Entropy, SystemClock, SystemEntropy};
 use countersign_tls::Trust;
@@ -176,6 +176,7 @@ async fn supervise(
         ready.send(Ready { point: config.name.clone(), id, inbound, outbound, metrics, warnings });
     notify(&[sd_notify::NotifyState::Ready]);
     let mut retry = false;
+    let mut _announced = announce(source, supervisor);
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -193,11 +194,18 @@ async fn supervise(
             () = tokio::time::sleep(REBIND_EVERY), if retry => {}
         }
         let faults = supervisor.reconcile(&plan);
+        _announced = announce(source, supervisor);
         for fault in &faults {
             tracing::error!(%fault, "a listener is missing; it is tried again");
         }
         retry = !faults.is_empty();
     }
+}
+
+/// Tells the agent where peers are let in.
+fn announce(source: &Source, supervisor: &Supervisor) -> Vec<Announcement> {
+    let (inbound, _outbound) = supervisor.bound();
+    inbound.iter().map(|door| source.announce(door.listen)).collect()
 }
 
 async fn first_plan(

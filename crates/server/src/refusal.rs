@@ -65,9 +65,11 @@ fn answers(code: Code) -> (tonic::Code, StatusCode) {
         Code::UnknownWorkload | Code::NoMatch | Code::Suspended | Code::PolicyDenied => {
             (Grpc::PermissionDenied, StatusCode::FORBIDDEN)
         }
-        Code::Revoked | Code::UnexpectedPeer | Code::PolicyError | Code::PeerRefused => {
-            (Grpc::PermissionDenied, StatusCode::FORBIDDEN)
-        }
+        Code::Revoked
+        | Code::Canary
+        | Code::UnexpectedPeer
+        | Code::PolicyError
+        | Code::PeerRefused => (Grpc::PermissionDenied, StatusCode::FORBIDDEN),
         Code::NotFound => (Grpc::NotFound, StatusCode::NOT_FOUND),
         Code::AlreadyExists => (Grpc::AlreadyExists, StatusCode::CONFLICT),
         Code::StaleBase => (Grpc::Aborted, StatusCode::CONFLICT),

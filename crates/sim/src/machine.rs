@@ -311,7 +311,11 @@ impl Machine {
             }
             let key = keys::key(&self.keys);
             let csr = make_csr(&key).expect("Ed25519 signs").into();
-            items.push(v1::SignItem { workload: workload.name.to_string(), csr });
+            items.push(v1::SignItem {
+                workload: workload.name.to_string(),
+                csr,
+                ..Default::default()
+            });
             asked.push((workload, key));
         }
         let call = self.call(Call::Sign(asked), effects);

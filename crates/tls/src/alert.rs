@@ -53,6 +53,7 @@ fn certificate_error(code: Code) -> CertificateError {
         | Code::Unauthenticated
         | Code::ForeignDomain
         | Code::ReservedPath
+        | Code::Canary
         | Code::TooManyConnections => E::ApplicationVerificationFailure,
         // No verifier of ours says these of a peer. Should one do so, the peer is refused without a reason.
         Code::NotUnderstood

@@ -11,8 +11,9 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 
 use crate::Trust;
+use crate::canary::CANARY_ALPN;
 use crate::rule::{Clients, Inbound, Outbound, Present, Rule};
-use crate::verifier::{ALGORITHMS, Shower, Slot, Verifier};
+use crate::verifier::{ALGORITHMS, Asked, Shower, Slot, Verifier};
 
 /// Best first. The hybrid costs a handshake 6 % more, and keeps what is recorded today from being read by a
 /// quantum computer later.
@@ -43,11 +44,16 @@ pub(crate) fn server(
     trust: &Arc<Trust>,
     inbound: &Inbound,
     slot: Option<&Arc<Slot>>,
+    asked: Asked,
 ) -> Arc<ServerConfig> {
     let verifier = Verifier {
         trust: Arc::clone(trust),
         rule: Rule::inbound(inbound),
-        clients: inbound.clients,
+        clients: match asked {
+            Asked::Entry => inbound.clients,
+            Asked::Trial => Clients::Required,
+        },
+        asked,
         slot: slot.cloned(),
     };
     let shower =
@@ -57,7 +63,10 @@ pub(crate) fn server(
         .expect("every suite and group of ours is of TLS 1.3")
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(shower));
-    config.alpn_protocols.clone_from(&inbound.alpn);
+    config.alpn_protocols = match asked {
+        Asked::Entry => inbound.alpn.clone(),
+        Asked::Trial => vec![CANARY_ALPN.to_vec()],
+    };
     // A resumed session would not be verified again (RFC 8446, 2.2). rustls has it on by default.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -75,6 +84,7 @@ pub(crate) fn client(
         trust: Arc::clone(trust),
         rule: Rule::outbound(outbound),
         clients: Clients::Required,
+        asked: Asked::Entry,
         slot: slot.cloned(),
     };
     let shower =
@@ -108,7 +118,7 @@ impl Trust {
     /// Peers are verified, and policy asked, at each handshake, on the slice that is current then. But such connections
     /// are *not* in the register: what they were admitted under is not looked at again, and they are not ended.
     pub fn server_config(self: &Arc<Self>, inbound: &Inbound) -> Arc<ServerConfig> {
-        server(self, inbound, None)
+        server(self, inbound, None, Asked::Entry)
     }
 
     /// A rustls configuration for those who dial by other means than [`connect`](crate::connect), with the same limits as

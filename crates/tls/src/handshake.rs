@@ -9,20 +9,21 @@ use std::time::Duration;
 use countersign_identity::{Code, Timestamp};
 use countersign_pki::Refused;
 use rustls::server::Acceptor;
-use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
+use rustls::{HandshakeKind, ProtocolVersion};
 use rustls_pki_types::ServerName;
 use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream as ServerStream;
-use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor, TlsConnector, TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector, TlsStream};
 
 use crate::admission::{admit, too_many};
 use crate::alert::{code_of_io, sentence};
+use crate::canary::{self, CANARY_ALPN};
 use crate::register::{Arrival, Standing};
 use crate::reproof::{ProofName, REPROOF_ALPN};
 use crate::rule::{Clients, Inbound, Outbound, Present, Rule, no_own_identity};
-use crate::verifier::{Slot, context};
+use crate::verifier::{Asked, Slot, context};
 use crate::{HandshakeFact, HandshakeFailure, Stream, Trust, config};
 
 /// An admitted connection, and what its handshake showed.
@@ -58,30 +59,28 @@ pub async fn accept(
     let Ok(_permit) = trust.handshakes.try_acquire() else {
         return Err(attempt.refuse(&too_many()));
     };
-    let config = config::server(trust, inbound, Some(&attempt.slot));
     if let Err(error) = tune(&tcp) {
         return Err(attempt.broken(&error));
     }
-    let bytes_only = inbound.alpn == [REPROOF_ALPN];
-    let shaking = async {
-        if bytes_only {
-            return shake_for_bytes(tcp, config).await;
-        }
-        TlsAcceptor::from(config).accept(tcp).into_fallible().await
-    };
-    let done = attempt.within(inbound.timeout, shaking).await;
-    match done {
-        Ok(tls) => attempt.finish(tls.into(), inbound.clients == Clients::Optional),
+    let shaking = shake(trust, tcp, inbound, &attempt.slot);
+    match attempt.within(inbound.timeout, shaking).await {
+        Ok((tls, Asked::Entry)) => attempt.finish(tls.into(), inbound.clients == Clients::Optional),
+        Ok((tls, Asked::Trial)) => Err(attempt.try_canary(tls, inbound.timeout).await),
         Err(refused) => Err(attempt.refuse(&refused)),
     }
 }
 
-/// The handshake at a door behind which only bytes travel: by ALPN it answers who comes to re-prove, and nobody else. What
-/// another client names there is a matter of the programs at both ends (RFC 7301, 3.2, would have us refuse it).
-async fn shake_for_bytes(
+/// The handshake, by what the caller's first message asks for.
+///
+/// A canary names its protocol and no other. At a door behind which only bytes travel, our own protocols are answered by
+/// name and nobody else's: what another client names there is a matter of the programs at both ends (RFC 7301, 3.2,
+/// would have us refuse it).
+async fn shake(
+    trust: &Arc<Trust>,
     tcp: TcpStream,
-    config: Arc<ServerConfig>,
-) -> Result<ServerStream<TcpStream>, (io::Error, TcpStream)> {
+    inbound: &Inbound,
+    slot: &Arc<Slot>,
+) -> Result<(ServerStream<TcpStream>, Asked), (io::Error, TcpStream)> {
     let mut hello = pin!(LazyConfigAcceptor::new(Acceptor::default(), tcp));
     let start = match hello.as_mut().await {
         Ok(start) => start,
@@ -90,18 +89,19 @@ async fn shake_for_bytes(
             return Err((error, tcp));
         }
     };
-    let reproves = {
+    let named: Vec<Vec<u8>> = {
         let hello = start.client_hello();
-        hello.alpn().into_iter().flatten().any(|name| name == REPROOF_ALPN)
+        hello.alpn().into_iter().flatten().map(<[u8]>::to_vec).collect()
     };
-    let config = if reproves {
-        config
-    } else {
+    let asked = if named == [CANARY_ALPN] { Asked::Trial } else { Asked::Entry };
+    let mut config = config::server(trust, inbound, Some(slot), asked);
+    let bytes_only = inbound.alpn == [REPROOF_ALPN];
+    if asked == Asked::Entry && bytes_only && !named.iter().any(|name| name == REPROOF_ALPN) {
         let mut silent = Arc::unwrap_or_clone(config);
         silent.alpn_protocols.clear();
-        Arc::new(silent)
-    };
-    start.into_stream(config).into_fallible().await
+        config = Arc::new(silent);
+    }
+    Ok((start.into_stream(config).into_fallible().await?, asked))
 }
 
 /// Makes a mutual TLS connection with somebody whom we reached, and admits it.
@@ -274,6 +274,35 @@ impl Attempt {
         self.fact.local = self.slot.shown().map(|own| own.identity.id().clone());
         self.fact.took = self.trust.now().since(self.fact.at);
         Ok(Established { stream: Stream::new(tls, place), fact: self.fact })
+    }
+
+    /// Answers a canary that got through the verifier, on the slice that is current now, and lets it go.
+    async fn try_canary(
+        mut self,
+        tls: ServerStream<TcpStream>,
+        timeout: Duration,
+    ) -> HandshakeFailure {
+        let tls = TlsStream::from(tls);
+        self.observe(&tls);
+        let TlsStream::Server(tls) = tls else { unreachable!("it was one") };
+        let slice = self.trust.slice();
+        let peer = self.slot.peer().filter(|_peer| !self.fact.resumed);
+        let alive = peer.ok_or_else(|| Refused {
+            code: Code::NoCertificate,
+            why: "the peer showed no certificate".to_owned(),
+        });
+        if let Err(refused) = alive.and_then(|peer| canary::alive(peer, &slice)) {
+            return self.refuse(&refused);
+        }
+        let clock = Arc::clone(self.trust.clock());
+        let said = tokio::select! {
+            said = canary::answer(tls, slice.revision) => said,
+            () = clock.sleep_until(clock.now() + timeout) => {
+                let why = "the canary did not take its answer in time".to_owned();
+                Refused { code: Code::HandshakeTimeout, why }
+            }
+        };
+        self.refuse(&said)
     }
 
     /// What the two ends agreed on.

@@ -7,6 +7,7 @@ use countersign_identity::{Name, SpiffeId, Timestamp, TrustDomain};
 use countersign_pki::{Refused, Verified};
 use countersign_policy::{ConnectRequest, Context, Principal, Verdict};
 
+use crate::canary::let_in_nowhere;
 use crate::{Direction, Slice};
 
 /// How long a handshake may take when nobody says otherwise.
@@ -173,6 +174,7 @@ pub(crate) fn decide(
     slice: &Slice,
 ) -> Result<Vec<String>, Refused> {
     holds(peer, slice)?;
+    let_in_nowhere(peer)?;
     if let Some(expected) = &rule.expected
         && !expected.admits(&peer.id)
     {
@@ -203,7 +205,7 @@ pub(crate) fn decide(
 }
 
 /// Whether the peer is still vouched for: the authority that its chain led to is in the bundle of its trust domain.
-fn holds(peer: &Verified, slice: &Slice) -> Result<(), Refused> {
+pub(crate) fn holds(peer: &Verified, slice: &Slice) -> Result<(), Refused> {
     let domain = peer.id.trust_domain();
     let Some(bundle) = slice.bundles.get(domain) else {
         let why = format!("there is no bundle for trust domain `{domain}`");

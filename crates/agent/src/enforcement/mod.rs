@@ -10,7 +10,7 @@ mod service;
 pub(crate) mod slice;
 
 pub(crate) use holders::Holding;
-pub(crate) use points::Points;
+pub(crate) use points::{Points, Tryable};
 pub(crate) use service::EnforcementService;
 pub use slice::{cut, withdrawn};
 

@@ -1,10 +1,11 @@
 //! The enforcement points on this node: what each has acknowledged, and what its process costs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use countersign_api::{v1, wire};
-use countersign_identity::{Clock, Code, Revision, SpiffeId, Timestamp};
+use countersign_identity::{Clock, Code, Revision, SpiffeId, Timestamp, Trial};
 use tokio::sync::watch;
 
 use super::POINTS_MAX;
@@ -19,6 +20,7 @@ struct Shared {
     clock: Arc<dyn Clock>,
     points: Mutex<BTreeMap<Key, Point>>,
     holders: Holders,
+    last_held: Mutex<Option<Trial>>,
     changed: watch::Sender<()>,
 }
 
@@ -40,7 +42,23 @@ struct Point {
     /// Until when it can present a credential that it was given here.
     presents_until: Timestamp,
     status: v1::ProcessStatus,
+    /// Where it lets peers in; none before it has said so.
+    doors: Option<Vec<SocketAddr>>,
+    /// What the latest trial has shown of it.
+    tried: Option<v1::TrialResult>,
     gone: Option<Timestamp>,
+}
+
+/// A point that a trial has still to be held at.
+#[derive(Clone, Debug)]
+pub(crate) struct Tryable {
+    pub(crate) spiffe_id: SpiffeId,
+    name: String,
+    stream: u64,
+    /// Where it lets peers in; none before it has said so.
+    pub(crate) doors: Option<Vec<SocketAddr>>,
+    /// Whether it has said that it enforces what the trial is about.
+    pub(crate) enforces: bool,
 }
 
 /// One stream's right to speak for its point. Dropping it loses the stream, not the point.
@@ -55,6 +73,8 @@ const NODE_POINTS_MAX: usize = 4096;
 /// For so long a point that ended is told as gone, so that also a server that was away hears it.
 const GONE_KEPT: std::time::Duration = std::time::Duration::from_secs(120);
 const NAME_BYTES_MAX: usize = 64;
+/// Doors of one point that are tried.
+const DOORS_MAX: usize = 4;
 
 /// Why a point is not registered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -109,7 +129,8 @@ impl Points {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
         let changed = watch::channel(()).0;
         let holders = Holders::default();
-        Self(Arc::new(Shared { clock, points: Mutex::default(), holders, changed }))
+        let (points, last_held) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Shared { clock, points, holders, last_held, changed }))
     }
 
     /// One stream of a process that is given SVIDs.
@@ -181,6 +202,8 @@ impl Points {
             draining: 0,
             presents_until: Timestamp::LAST,
             status: same.map_or(status, |point| point.status),
+            doors: None,
+            tried: None,
             gone: None,
         };
         points.insert(key.clone(), point);
@@ -203,6 +226,7 @@ impl Points {
             cut: point.cut,
             gone: point.gone.is_some(),
             draining: point.draining,
+            tried: point.tried.clone(),
         };
         self.lock().iter().map(of).collect()
     }
@@ -215,6 +239,44 @@ impl Points {
             .filter(|point| point.gone.is_none())
             .map(|point| point.status.clone())
             .collect()
+    }
+
+    /// The newest trial that was held to its end.
+    pub(crate) fn last_held(&self) -> Option<Trial> {
+        *self.0.last_held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This trial was held to its end.
+    pub(crate) fn held(&self, trial: Trial) {
+        *self.0.last_held.lock().unwrap_or_else(PoisonError::into_inner) = Some(trial);
+    }
+
+    /// The points with a stream at which this trial is still to be held.
+    pub(crate) fn to_try(&self, trial: Trial) -> Vec<Tryable> {
+        let held = Some(v1::Revision::from(trial.0));
+        let points = self.lock();
+        let open = points.iter().filter(|(_, point)| point.open && point.gone.is_none());
+        let left =
+            open.filter(|(_, point)| point.tried.as_ref().is_none_or(|tried| tried.trial != held));
+        let tryable = left.map(|(key, point)| Tryable {
+            spiffe_id: key.spiffe_id.clone(),
+            name: key.name.clone(),
+            stream: point.stream,
+            doors: point.doors.clone(),
+            enforces: Some(trial.0) <= point.acknowledged,
+        });
+        tryable.collect()
+    }
+
+    /// What a trial has shown of a point, if it is still the one that was tried.
+    pub(crate) fn tried(&self, tryable: &Tryable, result: v1::TrialResult) {
+        let key = Key { spiffe_id: tryable.spiffe_id.clone(), name: tryable.name.clone() };
+        let mut points = self.lock();
+        if let Some(point) = points.get_mut(&key).filter(|point| point.stream == tryable.stream) {
+            point.tried = Some(result);
+        }
+        drop(points);
+        self.wake();
     }
 
     /// How many points have a stream.
@@ -282,6 +344,8 @@ impl Registered {
         self.change(|point| {
             point.status.resident_bytes = status.resident_bytes;
             point.status.connections = status.connections;
+            let doors = status.doors.iter().filter_map(|door| door.parse().ok());
+            point.doors = Some(doors.take(DOORS_MAX).collect());
         });
     }
 

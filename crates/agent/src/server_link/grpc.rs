@@ -24,7 +24,7 @@ use super::channel::{self, DIAL_TIMEOUT};
 use super::wire::{self, broken, fault};
 use super::{
     AttestAsk, Attested, Calls, LinkFault, NodeCredential, RenewAsk, Renewed, ServerLink, Session,
-    SignAnswer, SignItem,
+    SignAnswer, SignItem, Subject,
 };
 
 /// Reaches servers over the network. What it trusts and shows is what [`ServerLink::present`] said last.
@@ -327,7 +327,13 @@ impl Calls for GrpcCalls {
         let asked = items.len();
         let items = items
             .into_iter()
-            .map(|item| v1::SignItem { workload: item.workload.to_string(), csr: item.csr.into() })
+            .map(|SignItem { subject, csr }| {
+                let (workload, canary) = match subject {
+                    Subject::Workload(name) => (name.to_string(), String::new()),
+                    Subject::Canary(id) => (String::new(), id.to_string()),
+                };
+                v1::SignItem { workload, csr: csr.into(), canary }
+            })
             .collect();
         let answer = timely(client.sign(v1::SignRequest { items })).await?;
         if answer.results.len() != asked {

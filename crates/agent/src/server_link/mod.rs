@@ -11,7 +11,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use countersign_api::v1;
-use countersign_identity::{Code, KeyId, Name, NodeId, Revision, Revocations, Timestamp};
+use countersign_identity::{Code, KeyId, Name, NodeId, Revision, Revocations, SpiffeId, Timestamp};
 use countersign_pki::{Bundle, Chain, PrivateKey};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -198,10 +198,19 @@ pub trait Calls: Send + Sync + 'static {
 /// One SVID that is asked for.
 #[derive(Clone, Debug)]
 pub struct SignItem {
-    /// The manifest's name.
-    pub workload: Name,
+    /// For whom.
+    pub subject: Subject,
     /// The request signed by its key.
     pub csr: Vec<u8>,
+}
+
+/// For whom an SVID is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// A workload, by its manifest's name.
+    Workload(Name),
+    /// A canary of a trial.
+    Canary(SpiffeId),
 }
 
 /// The answer to one item.

@@ -9,5 +9,6 @@ mod link;
 mod revocation;
 mod server;
 mod start;
+mod trial;
 mod workload_api;
 mod world;

@@ -390,7 +390,8 @@ impl Server {
         let id = self.0.domain.with_path(path).unwrap();
         let key = PrivateKey::generate(KeyKind::P256).unwrap();
         let lifetime = Duration::from_secs(3600);
-        (self.svid(&id, ProvenKey::of(&key), lifetime, Reserved::Allow).await, key)
+        let reserved = if id.is_reserved() { Reserved::Allow } else { Reserved::Refuse };
+        (self.svid(&id, ProvenKey::of(&key), lifetime, reserved).await, key)
     }
 
     async fn node_svid(&self, key: ProvenKey) -> Chain {

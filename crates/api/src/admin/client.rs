@@ -323,6 +323,28 @@ impl AdminClient {
         self.get(&format!("/v1/crl?part={part}{issuer}")).await
     }
 
+    /// Begins a trial, named by its revision: agents show canaries at the doors of their enforcement points.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn try_out(&self) -> Result<RevisionResponse, AdminError> {
+        self.post("/v1/trials", &serde_json::json!({})).await
+    }
+
+    /// As [`convergence`](Self::convergence), with what a trial has shown; waits for that as well.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn tried_out(
+        &self,
+        revision: Revision,
+        trial: Revision,
+        wait: Duration,
+    ) -> Result<Convergence, AdminError> {
+        let wait = wait.as_millis();
+        self.get(&format!("/v1/convergence?wait={wait}&revision={revision}&trial={trial}")).await
+    }
+
     /// Removes a resource.
     ///
     /// # Errors

@@ -264,9 +264,97 @@ pub struct Convergence {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub exposure_ends: Option<Timestamp>,
+    /// What a trial has shown, when one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialView>,
+}
+
+/// What a trial has shown: an acknowledgement is a claim, and this is the proof.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TrialView {
+    /// The revision of its own rule.
+    #[schema(value_type = String)]
+    pub revision: Revision,
+    /// The points that were tried.
+    pub verified: Vec<VerifiedPoint>,
+    /// Those that were not: they only said that they enforce.
+    pub unverified: Vec<UnverifiedPoint>,
+    /// Whether any of them is still to be tried.
+    pub pending: bool,
+}
+
+/// A point at whose door canaries were shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VerifiedPoint {
+    /// Its name.
+    pub point: String,
+    /// For which identity it enforces.
+    #[schema(value_type = String)]
+    pub spiffe_id: SpiffeId,
+    /// Through which node.
+    #[schema(value_type = String)]
+    pub node: NodeId,
+    /// Where.
+    pub door: String,
+    /// What became of the canary that the trial's rule covers.
+    pub covered: CanaryView,
+    /// What became of the other.
+    pub uncovered: CanaryView,
+    /// What else is to be said of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+impl VerifiedPoint {
+    /// Whether it does what it says: refuses the one as revoked, and lets the other through its verifier.
+    pub fn holds(&self) -> bool {
+        self.covered == CanaryView::Refused
+            && self.uncovered == CanaryView::Accepted
+            && self.why.is_none()
+    }
+}
+
+/// What became of a canary at a door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum CanaryView {
+    /// Refused, by the reason `revoked`.
+    Refused,
+    /// Let through the verifier, and answered.
+    Accepted,
+    /// Neither.
+    Unclear,
+}
+
+/// A point that was not tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UnverifiedPoint {
+    /// Its name.
+    pub point: String,
+    /// For which identity it enforces.
+    #[schema(value_type = String)]
+    pub spiffe_id: SpiffeId,
+    /// Through which node.
+    #[schema(value_type = String)]
+    pub node: NodeId,
+    /// Why not.
+    pub why: String,
 }
 
 impl Convergence {
+    /// Whether a trial was asked for that has not come to all points yet.
+    pub fn is_tried_out_later(&self) -> bool {
+        self.trial.as_ref().is_some_and(|trial| trial.pending)
+    }
+
+    /// Whether no trial contradicts what a point says.
+    pub fn is_as_claimed(&self) -> bool {
+        self.trial.iter().flat_map(|trial| &trial.verified).all(VerifiedPoint::holds)
+    }
+
     /// Whether every live enforcement point has acknowledged.
     pub fn is_converged(&self) -> bool {
         self.missing.is_empty()

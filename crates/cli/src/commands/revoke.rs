@@ -44,14 +44,18 @@ pub(crate) async fn revoke(arguments: &RevokeArguments, output: Output) -> Resul
         output::write(shown::revoked(&response, request.reason).as_bytes())?;
     }
     let wait = if arguments.wait { arguments.timeout.duration() } else { Duration::ZERO };
-    let convergence =
-        follow(&client, Some(response.revision), wait, output, Until::Reissued).await?;
+    let asked = Asked {
+        revision: Some(response.revision),
+        trial: trial(&client, arguments.verify).await?,
+        until: Until::Reissued,
+    };
+    let convergence = follow(&client, asked, wait, output).await?;
     let outcome = Outcome::of(&convergence, Some(&response));
     match output {
         Output::Json => output::json(&outcome)?,
         Output::Human => output::write(shown::outcome(&convergence, Some(&response)).as_bytes())?,
     }
-    let done = !arguments.wait || convergence.is_converged();
+    let done = !arguments.wait || convergence.is_converged() && convergence.is_as_claimed();
     Ok(if done { Exit::Done } else { Exit::No })
 }
 
@@ -62,7 +66,8 @@ pub(super) async fn prove(
     wait: Duration,
     output: Output,
 ) -> Result<Exit> {
-    let convergence = follow(client, Some(revision), wait, output, Until::Reissued).await?;
+    let asked = Asked { revision: Some(revision), trial: None, until: Until::Reissued };
+    let convergence = follow(client, asked, wait, output).await?;
     match output {
         Output::Json => output::json(&Outcome::of(&convergence, None))?,
         Output::Human => output::write(shown::outcome(&convergence, None).as_bytes())?,
@@ -80,26 +85,43 @@ enum Until {
     Reissued,
 }
 
+/// What is asked about.
+#[derive(Clone, Copy)]
+struct Asked {
+    /// Which revision; the newest when none is named.
+    revision: Option<Revision>,
+    trial: Option<Revision>,
+    until: Until,
+}
+
+/// Begins a trial, if one is wanted.
+async fn trial(client: &AdminClient, wanted: bool) -> Result<Option<Revision>> {
+    Ok(if wanted { Some(client.try_out().await?.revision) } else { None })
+}
+
 /// Asks again and again until it is so, or the time is over.
 async fn follow(
     client: &AdminClient,
-    revision: Option<Revision>,
+    asked: Asked,
     wait: Duration,
     output: Output,
-    until: Until,
 ) -> Result<Convergence> {
     let clock = SystemClock::new();
     let ends = clock.now() + wait;
     let mut bar = Bar::new(output);
     // The same revision all the time, also when none was named.
-    let mut named = revision;
+    let mut named = asked.revision;
     loop {
         let left = ends.since(clock.now()).min(LOOK);
-        let convergence = client.convergence(named, left).await?;
+        let convergence = match (named, asked.trial) {
+            (Some(revision), Some(trial)) => client.tried_out(revision, trial, left).await?,
+            (_, _) => client.convergence(named, left).await?,
+        };
         named = Some(convergence.revision);
         bar.show(&convergence);
-        let reissued = until == Until::Converged || !convergence.reissue_pending;
-        if (convergence.is_converged() && reissued) || ends <= clock.now() {
+        let reissued = asked.until == Until::Converged || !convergence.reissue_pending;
+        let tried = !convergence.is_tried_out_later();
+        if (convergence.is_converged() && reissued && tried) || ends <= clock.now() {
             bar.clear();
             return Ok(convergence);
         }
@@ -124,13 +146,22 @@ pub(crate) async fn revocations(arguments: &RevocationsArguments, output: Output
 /// Says who enforces what; yes only when all live enforcement points do.
 pub(crate) async fn converged(arguments: &ConvergedArguments, output: Output) -> Result<Exit> {
     let client = arguments.find.client()?;
-    let wait = if arguments.wait { arguments.timeout.duration() } else { Duration::ZERO };
-    let convergence = follow(&client, arguments.revision, wait, output, Until::Converged).await?;
+    let wait = arguments.wait || arguments.verify;
+    let wait = if wait { arguments.timeout.duration() } else { Duration::ZERO };
+    let mut asked = Asked {
+        revision: arguments.revision,
+        trial: trial(&client, arguments.verify).await?,
+        until: Until::Converged,
+    };
+    // Of the newest, the trial's own is the newest.
+    asked.revision = asked.revision.or(asked.trial);
+    let convergence = follow(&client, asked, wait, output).await?;
     match output {
         Output::Json => output::json(&Outcome::of(&convergence, None))?,
         Output::Human => output::write(shown::outcome(&convergence, None).as_bytes())?,
     }
-    Ok(if convergence.is_converged() { Exit::Done } else { Exit::No })
+    let yes = convergence.is_converged() && convergence.is_as_claimed();
+    Ok(if yes { Exit::Done } else { Exit::No })
 }
 
 /// Stops what would be issued.

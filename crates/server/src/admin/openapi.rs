@@ -40,6 +40,7 @@ use crate::admin::{ask, authority, change, list, revoke};
         authority::rotate_issuer,
         authority::recover,
         list::crl,
+        revoke::try_out,
     )
 )]
 struct Description;

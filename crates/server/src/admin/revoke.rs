@@ -103,6 +103,20 @@ pub(crate) struct Asked {
     revision: Option<Revision>,
     /// For how many milliseconds to wait until all enforce it.
     wait: Option<u64>,
+    /// A trial whose results to tell, and to wait for.
+    #[param(value_type = Option<String>)]
+    trial: Option<Revision>,
+}
+
+/// Begins a trial: agents show canaries at the doors of their enforcement points.
+#[utoipa::path(post, path = "/v1/trials", responses((status = 200, body = RevisionResponse), (status = "default", body = ProblemDetails)))]
+pub(crate) async fn try_out(
+    Shared(admin): Shared<Arc<Admin>>,
+    Extension(operator): Extension<Operator>,
+) -> Result<Json<RevisionResponse>, Problem> {
+    let control = admin.control()?;
+    let work = revoke::try_out(Arc::clone(control), operator.actor());
+    Ok(Json(control.whole(work).await?))
 }
 
 /// Who enforces a revision.
@@ -112,8 +126,8 @@ pub(crate) async fn convergence(
     asked: Result<Query<Asked>, QueryRejection>,
 ) -> Result<Json<Convergence>, Problem> {
     let control = admin.control()?;
-    let Asked { revision, wait } = query(asked)?;
+    let Asked { revision, wait, trial } = query(asked)?;
     let revision = revision.unwrap_or_else(|| control.feed.current().revision);
     let wait = Duration::from_millis(wait.unwrap_or(0).min(CONVERGENCE_WAIT_MILLIS_MAX));
-    Ok(Json(revoke::converged(control, revision, wait).await?))
+    Ok(Json(revoke::converged(control, revision, trial, wait).await?))
 }

@@ -58,6 +58,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/rotations/issuer", post(authority::rotate_issuer))
         .route("/v1/recoveries", post(authority::recover))
         .route("/v1/crl", get(list::crl))
+        .route("/v1/trials", post(revoke::try_out))
         .fallback(|| async { Problem::new(Code::NotFound, "there is no such route") })
         .method_not_allowed_fallback(|| async {
             Problem::new(Code::NotUnderstood, "the route has no such method")

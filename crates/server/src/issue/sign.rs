@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use countersign_api::v1::sign_result::Outcome;
 use countersign_api::{v1, wire};
-use countersign_identity::Code;
+use countersign_identity::{Code, Lifetime, Revocation, SpiffeId, Timestamp, Trial};
 use countersign_pki::{ProvenKey, Reserved};
 use countersign_store::Op;
 
@@ -22,6 +22,7 @@ const TURN: usize = 16;
 /// One item of a request, its key proven.
 struct Item {
     workload: String,
+    canary: String,
     key: Result<ProvenKey, Refused>,
 }
 
@@ -59,14 +60,15 @@ async fn open(items: Vec<v1::SignItem>) -> Vec<Item> {
         }
         let key = countersign_pki::open_csr(&item.csr)
             .map_err(|refused| Refused::new(refused.code(), refused.to_string()));
-        opened.push(Item { workload: item.workload, key });
+        opened.push(Item { workload: item.workload, canary: item.canary, key });
     }
     opened
 }
 
 /// Authorises each item on one snapshot.
 fn order(control: &Control, caller: &Caller, state: &State, items: &[Item]) -> Order {
-    let wanted = items.iter().map(|item| decide(state, caller, item)).collect();
+    let wanted =
+        items.iter().map(|item| decide(state, caller, item, control.clock.now())).collect();
     let id = caller.id();
     let ops = vec![
         Op::ExpectNode { id, generation: caller.row.generation },
@@ -76,8 +78,11 @@ fn order(control: &Control, caller: &Caller, state: &State, items: &[Item]) -> O
     Order { wanted, cause: Cause { actor, node: Some(id), ops, events: Vec::new() } }
 }
 
-fn decide(state: &State, caller: &Caller, item: &Item) -> Result<Wanted, Refused> {
+fn decide(state: &State, caller: &Caller, item: &Item, now: Timestamp) -> Result<Wanted, Refused> {
     caller.not_suspended(state)?;
+    if !item.canary.is_empty() {
+        return canary(state, item, now);
+    }
     let grant = authorise(state, &caller.labels, &item.workload)?;
     let key = item.key.clone()?;
     let kind = key.public().kind();
@@ -93,6 +98,30 @@ fn decide(state: &State, caller: &Caller, item: &Item) -> Result<Wanted, Refused
         lifetime: grant.lifetime,
         dns_names: grant.dns_names,
         reserved: Reserved::Refuse,
+    })
+}
+
+/// One of the two canaries of a trial that an operator has just begun. It is let in nowhere, whatever it is shown for.
+fn canary(state: &State, item: &Item, now: Timestamp) -> Result<Wanted, Refused> {
+    let unknown = || Refused::new(Code::NotFound, "no trial that is under way has this canary");
+    let id: SpiffeId = item.canary.parse().map_err(|_not_an_id| unknown())?;
+    let (trial, _canary) = Trial::of(&id).ok_or_else(unknown)?;
+    let domain = &state.domain().trust_domain;
+    let begun = |rule: &Revocation| {
+        Trial::begun_by(rule) == Some(trial) && rule.at <= now && now < rule.at + Trial::TIME
+    };
+    let rules = state.revocations();
+    let known = rules.named(&format!("{}.0", trial.0)).is_some_and(|rule| begun(rule));
+    if !known || id.trust_domain() != domain {
+        return Err(unknown());
+    }
+    let lifetime = Lifetime::from_secs(Trial::CANARY_LIFETIME.as_secs());
+    Ok(Wanted {
+        id,
+        key: item.key.clone()?,
+        lifetime: lifetime.map_err(|bad| Refused::new(Code::Internal, bad.to_string()))?,
+        dns_names: Vec::new(),
+        reserved: Reserved::Allow,
     })
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
-use countersign_api::v1;
+use countersign_api::{v1, wire};
 use countersign_identity::{Code, NodeId, Revision, Timestamp};
 use countersign_store::{NAME_BYTES_MAX, PointKey, PointRow};
 
@@ -78,6 +78,8 @@ pub(crate) struct Standing {
     pub(crate) confirmed: bool,
     /// When its agent was last heard of.
     pub(crate) seen: Option<Timestamp>,
+    /// What the latest trial has shown of it.
+    pub(crate) tried: Option<v1::TrialResult>,
 }
 
 /// What the other servers are told.
@@ -87,6 +89,8 @@ pub(crate) struct Told {
     pub(crate) reached: BTreeMap<Option<Revision>, Vec<PointKey>>,
     /// Each node with when its stream was opened, and how many of its processes cannot say.
     pub(crate) nodes: Vec<(NodeId, i64, u64)>,
+    /// What trials have shown.
+    pub(crate) trials: Vec<(PointKey, v1::TrialResult)>,
     /// Connections that drain.
     pub(crate) draining: u64,
 }
@@ -256,6 +260,10 @@ impl Roster {
                 heard.advances.push(Advance { from, to, cut: ack.cut.saturating_sub(cut) });
             }
             ack.revision = to.map(Into::into);
+            if let Some(tried) = &mut ack.tried {
+                tried.door = wire::clip(&tried.door, TEXT_BYTES_MAX);
+                tried.why = wire::clip(&tried.why, TEXT_BYTES_MAX);
+            }
             point.ack = ack;
             point.confirmed = true;
         }
@@ -274,6 +282,7 @@ impl Roster {
                     draining: point.ack.draining,
                     confirmed: point.confirmed,
                     seen: presence.seen,
+                    tried: point.ack.tried.clone(),
                 })
             }));
         }
@@ -297,6 +306,8 @@ impl Roster {
             told.nodes.push((*node, presence.opened_micros, presence.unaware));
             for point in presence.points.values().filter(|point| point.confirmed) {
                 let Some(key) = key(*node, &point.ack) else { continue };
+                let tried = point.ack.tried.clone();
+                told.trials.extend(tried.map(|tried| (key.clone(), tried)));
                 let reached = told.reached.entry(point.ack.revision.map(read)).or_default();
                 reached.push(key);
                 told.draining = told.draining.saturating_add(point.ack.draining);

@@ -4,7 +4,10 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use countersign_api::admin::{Convergence, MissingPoint};
+use countersign_api::admin::{
+    CanaryView, Convergence, MissingPoint, TrialView, UnverifiedPoint, VerifiedPoint,
+};
+use countersign_api::v1;
 use countersign_identity::{
     NodeId, Revision, Revocations, SKEW_ALLOWED, Serial, SpiffeId, Timestamp,
 };
@@ -16,7 +19,7 @@ use crate::control::Control;
 use crate::publish::Standing;
 use crate::refusal::Refused;
 use crate::revoke::held;
-use crate::revoke::replicas::{CutCount, Heard};
+use crate::revoke::replicas::{CutCount, Heard, trial_of};
 
 /// Revisions that are watched at once; the oldest gives way.
 const WATCHED_MAX: usize = 64;
@@ -210,31 +213,36 @@ impl Converging {
 pub(crate) async fn converged(
     control: &Control,
     revision: Revision,
+    trial: Option<Revision>,
     wait: Duration,
 ) -> Result<Convergence, Refused> {
     let mut moved = control.converging.moved.subscribe();
     let until = control.clock.now() + wait;
     loop {
         moved.mark_unchanged();
-        let answer = look(control, revision).await?;
-        if answer.is_converged() && !answer.reissue_pending {
+        let answer = look(control, revision, trial).await?;
+        if answer.is_converged() && !answer.reissue_pending && !answer.is_tried_out_later() {
             return Ok(answer);
         }
         tokio::select! {
             changed = moved.changed() => if changed.is_err() { return Ok(answer) },
             () = control.clock.sleep_until(control.clock.now() + LOOK_AGAIN),
                 if control.replicas.is_some() => {}
-            () = control.clock.sleep_until(until) => return look(control, revision).await,
+            () = control.clock.sleep_until(until) => return look(control, revision, trial).await,
             () = control.stop.cancelled() => return Ok(answer),
         }
     }
 }
 
-/// Says who enforces a revision, now.
+/// Says who enforces a revision, now, and what a trial has shown.
 ///
 /// # Errors
 /// When the store does not answer.
-pub(crate) async fn look(control: &Control, revision: Revision) -> Result<Convergence, Refused> {
+pub(crate) async fn look(
+    control: &Control,
+    revision: Revision,
+    trial: Option<Revision>,
+) -> Result<Convergence, Refused> {
     let heard = listen(control, revision).await?;
     let points: Vec<Standing> =
         control.roster.standings().into_iter().map(|point| joined(point, &heard)).collect();
@@ -251,12 +259,14 @@ pub(crate) async fn look(control: &Control, revision: Revision) -> Result<Conver
         reissued_millis: None,
         reissue_pending: false,
         exposure_ends: None,
+        trial: None,
     };
     let (enforcing, others): (Vec<_>, Vec<_>) =
         points.into_iter().partition(|point| Some(revision) <= point.revision);
     answer.enforcing = enforcing.len() as u64;
     let missing = living(control, others).await?;
     answer.live = answer.enforcing + missing.len() as u64;
+    answer.trial = trial.map(|trial| tried_out(trial, enforcing.iter().chain(&missing)));
     answer.missing = missing.into_iter().map(view).collect();
     control.converging.fill(&mut answer);
     let cut = answer.connections_cut;
@@ -302,7 +312,10 @@ async fn read_issued(control: &Control, from: Timestamp) -> Result<(), Refused> 
 /// What is known of a point, here and elsewhere.
 pub(super) fn joined(point: Standing, heard: &Heard) -> Standing {
     let Some(spoken) = heard.of(&point.key) else { return point };
+    let elsewhere = heard.tried(&point.key);
+    let newer = elsewhere.filter(|tried| point.tried.as_ref().and_then(trial_of) < trial_of(tried));
     Standing {
+        tried: newer.cloned().or(point.tried),
         revision: point.revision.max(spoken.revision),
         confirmed: point.confirmed || spoken.now,
         seen: point.seen.max(Some(spoken.seen)),
@@ -336,6 +349,62 @@ pub(crate) async fn forget(control: &Control, gone: Vec<PointKey>) {
     let ops = gone.into_iter().map(Op::RemovePoint).collect();
     if let Err(error) = control.store.commit(Batch { ops, ..Batch::default() }).await {
         tracing::warn!(%error, "points that are gone are still on record; they are looked at again");
+    }
+}
+
+/// What a trial has shown of these points, and of which of them it has shown nothing.
+fn tried_out<'a>(trial: Revision, points: impl Iterator<Item = &'a Standing>) -> TrialView {
+    let mut view =
+        TrialView { revision: trial, verified: Vec::new(), unverified: Vec::new(), pending: false };
+    for Standing { key, revision, tried, .. } in points {
+        let PointKey { node, spiffe_id, name } = key.clone();
+        let unverified = |why: &str| UnverifiedPoint {
+            point: name.clone(),
+            spiffe_id: spiffe_id.clone(),
+            node,
+            why: why.to_owned(),
+        };
+        match tried.as_ref().filter(|tried| trial_of(tried) == Some(trial)) {
+            None if *revision < Some(trial) => {
+                view.pending = true;
+                view.unverified
+                    .push(unverified("it has not said that it enforces the trial's rule"));
+            }
+            None => {
+                view.pending = true;
+                view.unverified.push(unverified("its agent has not tried it yet"));
+            }
+            Some(tried) => match (outcome(tried.covered()), outcome(tried.uncovered())) {
+                (Some(covered), Some(uncovered)) => view.verified.push(VerifiedPoint {
+                    point: name,
+                    spiffe_id,
+                    node,
+                    door: tried.door.clone(),
+                    covered,
+                    uncovered,
+                    why: (!tried.why.is_empty()).then(|| tried.why.clone()),
+                }),
+                (Some(CanaryView::Accepted), None) => view.verified.push(VerifiedPoint {
+                    point: name,
+                    spiffe_id,
+                    node,
+                    door: tried.door.clone(),
+                    covered: CanaryView::Accepted,
+                    uncovered: CanaryView::Unclear,
+                    why: Some(tried.why.clone()),
+                }),
+                (Some(_) | None, _) => view.unverified.push(unverified(&tried.why)),
+            },
+        }
+    }
+    view
+}
+
+fn outcome(outcome: v1::CanaryOutcome) -> Option<CanaryView> {
+    match outcome {
+        v1::CanaryOutcome::Revoked => Some(CanaryView::Refused),
+        v1::CanaryOutcome::Alive => Some(CanaryView::Accepted),
+        v1::CanaryOutcome::Unspecified => None,
     }
 }
 

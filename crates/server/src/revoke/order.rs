@@ -8,7 +8,7 @@ use countersign_api::admin::{
 };
 use countersign_audit::{Entry, Event, EventKind};
 use countersign_identity::{
-    Code, KeyId, Revision, SKEW_ALLOWED, Serial, Suspended, Suspension, Timestamp,
+    Canary, Code, KeyId, Revision, SKEW_ALLOWED, Serial, Suspended, Suspension, Timestamp, Trial,
 };
 use countersign_store::{Batch, Change, Committed, Kind, PAGE_MAX, Store};
 
@@ -19,7 +19,7 @@ use crate::refusal::Refused;
 use crate::revoke::converge::Watched;
 use crate::revoke::holdings::{Holdings, held};
 use crate::revoke::plan::{
-    Found, Plan, Wish, leaked, plan, rule_view, suspension_change, suspension_name,
+    Found, Plan, Wish, leaked, plan, record, rule_view, suspension_change, suspension_name,
     suspension_subject, suspension_view,
 };
 use crate::state::State;
@@ -264,6 +264,52 @@ pub(crate) async fn suspend(
         }
     }
     Err(Refused::new(Code::StaleBase, "the state moved on again and again meanwhile"))
+}
+
+/// Begins a trial: a rule of its own revision, which covers one of the canaries that agents get for it. The operator who
+/// asks for it is on the log, as for any other rule.
+///
+/// # Errors
+/// When nothing can be recorded.
+pub(crate) async fn try_out(
+    control: Arc<Control>,
+    actor: String,
+) -> Result<RevisionResponse, Refused> {
+    for _attempt in 0..ATTEMPTS_MAX {
+        let state = control.feed.current();
+        let now = control.desk.time.trusted(control.clock.now())?;
+        match control.store.commit(trial_batch(&state, &actor, now)).await {
+            Ok(committed) => {
+                control.desk.time.recorded(now);
+                shown(&control, committed.revision).await;
+                return Ok(RevisionResponse { revision: committed.revision });
+            }
+            Err(error) => {
+                let refused = Refused::from(error);
+                if refused.code != Code::StaleBase {
+                    return Err(refused);
+                }
+                catch_up(&control).await?;
+            }
+        }
+    }
+    Err(Refused::new(Code::StaleBase, "the state moved on again and again meanwhile"))
+}
+
+fn trial_batch(state: &State, actor: &str, now: Timestamp) -> Batch {
+    let revision = Revision { number: state.revision.number + 1, ..state.revision };
+    let domain = &state.domain().trust_domain;
+    let rule = Trial(revision).rule(domain, now);
+    let subject = Trial(revision).id(domain, Canary::Covered);
+    let details = serde_json::json!({ "trial": revision });
+    let event = Event::new(EventKind::Revoked, now, actor, subject.as_str()).with_details(details);
+    Batch {
+        expected: Some(state.revision),
+        narrows: true,
+        changes: vec![Change::Put(record(format!("{revision}.0"), &rule))],
+        events: vec![event],
+        ..Batch::default()
+    }
 }
 
 /// A change of what is suspended.

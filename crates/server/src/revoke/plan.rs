@@ -256,7 +256,8 @@ pub(crate) fn removed(
     vec![rule(through, None), rule(own, Some(id))]
 }
 
-fn record(name: String, rule: &Revocation) -> Record {
+/// The record of a rule.
+pub(super) fn record(name: String, rule: &Revocation) -> Record {
     let value = serde_json::to_vec(rule).expect("a rule always has a JSON form");
     Record { kind: Kind::Revocation, name, value }
 }

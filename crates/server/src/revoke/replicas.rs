@@ -87,6 +87,7 @@ pub(crate) struct Heard {
     points: HashMap<PointName, Spoken>,
     nodes: HashMap<NodeId, (i64, u64)>,
     cuts: Vec<CutCount>,
+    trials: HashMap<PointName, v1::TrialResult>,
     draining: u64,
 }
 
@@ -105,6 +106,11 @@ impl Heard {
     /// What the others say of this point, if any of them does.
     pub(crate) fn of(&self, key: &PointKey) -> Option<Spoken> {
         self.points.get(&name(key)).copied()
+    }
+
+    /// What the latest trial has shown of this point elsewhere.
+    pub(crate) fn tried(&self, key: &PointKey) -> Option<&v1::TrialResult> {
+        self.trials.get(&name(key))
     }
 
     /// How many connections the others' points have ended on their way past this revision.
@@ -154,6 +160,15 @@ impl Heard {
             let told = (node.opened_micros, node.unaware);
             let newest = self.nodes.entry(id).or_insert(told);
             *newest = if newest.0 < told.0 { told } else { *newest };
+        }
+        for trial in &body.trials {
+            let (Ok(name), Some(tried)) = (PointName::try_from(&*trial.point), &trial.tried) else {
+                continue;
+            };
+            let newest = self.trials.entry(name).or_insert_with(|| tried.clone());
+            if trial_of(newest) < trial_of(tried) {
+                newest.clone_from(tried);
+            }
         }
         let counts = body.cuts.iter().filter_map(|count| {
             let to = count.to?.into();
@@ -308,12 +323,22 @@ fn report(told: &Told, cuts: &[CutCount]) -> v1::ReplicaReport {
         to: Some((*to).into()),
         cut: *cut,
     });
+    let trials = told.trials.iter().map(|(key, tried)| v1::ReportedTrial {
+        point: name(key).to_vec().into(),
+        tried: Some(tried.clone()),
+    });
     v1::ReplicaReport {
         reached: reached.collect(),
         nodes: nodes.collect(),
         cuts: cuts.collect(),
+        trials: trials.collect(),
         draining: told.draining,
     }
+}
+
+/// Of which trial it is.
+pub(super) fn trial_of(tried: &v1::TrialResult) -> Option<Revision> {
+    tried.trial.map(Into::into)
 }
 
 /// By which a report names a point. A node chooses the rest of the key, but speaks for none of another node.

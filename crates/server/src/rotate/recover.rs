@@ -39,7 +39,7 @@ pub(crate) async fn recover(
     };
     let affected = ledger.signed_by(&issuers, &state.revocations());
     let identities: BTreeSet<_> = affected.iter().map(|row| row.spiffe_id.to_string()).collect();
-    let Convergence { live: points, unaware, .. } = look(control, state.revision).await?;
+    let Convergence { live: points, unaware, .. } = look(control, state.revision, None).await?;
     let mut response = RecoverResponse {
         compromised,
         is_root,

@@ -197,7 +197,7 @@ impl Walker {
         let mut facts = Facts { lifetime: lifetimes.max(), ..Facts::default() };
         if let Some(revision) = walk.awaited(step) {
             let Convergence { live, enforcing, missing, unaware, draining, .. } =
-                look(&self.control, revision).await?;
+                look(&self.control, revision, None).await?;
             let missing = missing.into_iter().take(MISSING_MAX);
             facts.missing =
                 missing.map(|point| format!("{} of {}", point.point, point.spiffe_id)).collect();

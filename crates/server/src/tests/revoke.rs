@@ -7,8 +7,8 @@ use countersign_api::admin::{
 };
 use countersign_api::v1;
 use countersign_identity::{
-    Clock as _, Code, Presented, Reason, Revision, Revocation, Revocations, Revoked, SKEW_ALLOWED,
-    SpiffeId, Suspended,
+    Canary, Clock as _, Code, Presented, Reason, Revision, Revocation, Revocations, Revoked,
+    SKEW_ALLOWED, SpiffeId, Suspended, Trial,
 };
 use countersign_pki::{Certificate, KeyKind, PrivateKey, Verified};
 use countersign_tls::FirstContact;
@@ -533,6 +533,118 @@ async fn rule_of_a_removed_workload_outlasts_what_was_issued_under_a_longer_limi
     running.admin.remove_resource(kind, &"web".parse().unwrap()).await.unwrap();
     let rules = running.admin.revocations().await.unwrap().rules;
     assert!(held.expires <= rules[0].until, "{} ends before {}", rules[0].until, held.expires);
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+fn canary_item(canary: &SpiffeId) -> v1::SignItem {
+    v1::SignItem { canary: canary.to_string(), ..item("", &key()) }
+}
+
+#[tokio::test]
+async fn canaries_are_had_for_a_trial_that_has_just_begun_and_are_recorded_and_short_lived() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let mut client = agent.client(&realm, &running).await;
+    let mut stream = open(&mut client, None).await.unwrap();
+    stream.snapshot().await;
+    let domain = "shop.example".parse().unwrap();
+    let early = Trial(Revision { incarnation: 1, number: 3 });
+    let ask = async |client: &mut Client, id: &SpiffeId| {
+        sign(client, vec![canary_item(id)]).await.remove(0)
+    };
+    for canary in [Canary::Covered, Canary::Uncovered] {
+        let id = early.id(&domain, canary);
+        assert_eq!(ask(&mut client, &id).await, Err(Code::NotFound), "nobody asked for a trial");
+    }
+    let trial = Trial(running.admin.try_out().await.unwrap().revision);
+    let told = rules(&stream.changes().await.put);
+    let mut covered = Vec::new();
+    for canary in [Canary::Covered, Canary::Uncovered] {
+        let issued = ask(&mut client, &trial.id(&domain, canary)).await.unwrap();
+        let verified = agent.verify(&realm, &issued.chain);
+        assert!(verified.expires <= realm.clock.now() + Trial::CANARY_LIFETIME);
+        covered.push(covers(&told, &verified));
+    }
+    assert_eq!(covered, [true, false]);
+    let others = [
+        "spiffe://shop.example/countersign/server/one",
+        "spiffe://shop.example/countersign/canary/x",
+        "spiffe://shop.example/web",
+        "spiffe://other.example/countersign/canary/1.3/covered",
+    ];
+    for other in others {
+        assert_eq!(ask(&mut client, &other.parse().unwrap()).await, Err(Code::NotFound), "{other}");
+    }
+    realm.clock.advance(Trial::TIME);
+    let id = trial.id(&domain, Canary::Uncovered);
+    assert_eq!(ask(&mut client, &id).await, Err(Code::NotFound), "it is over");
+    running.stop().await;
+    let issued = realm.verify_everything().await;
+    assert_eq!(issued.iter().filter(|one| one.row.spiffe_id.is_canary()).count(), 2);
+}
+
+use v1::CanaryOutcome::{Alive, Revoked as Refused, Unspecified};
+
+#[tokio::test]
+async fn trial_that_contradicts_what_a_point_says_is_told_as_such() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[]), service("web", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let (_client, mut stream) = point_ack(&realm, &running, &agent).await;
+    convergence_until(&running, None, |now| now.enforcing == 1).await;
+    let trial = running.admin.try_out().await.unwrap().revision;
+    let ask = async || running.admin.tried_out(trial, trial, Duration::ZERO).await.unwrap();
+    let before = ask().await.trial.unwrap();
+    assert!(before.pending && before.verified.is_empty());
+    assert_eq!(before.unverified.len(), 1);
+    stream.changes().await;
+    let result = |covered: v1::CanaryOutcome, uncovered: v1::CanaryOutcome, why: &str| {
+        let mut result = v1::TrialResult {
+            trial: Some(trial.into()),
+            door: "127.0.0.1:1".to_owned(),
+            why: why.to_owned(),
+            ..Default::default()
+        };
+        result.set_covered(covered);
+        result.set_uncovered(uncovered);
+        result
+    };
+    let cases = [
+        (result(Refused, Alive, ""), 1, true),
+        (result(Alive, Alive, ""), 1, false),
+        (result(Refused, Refused, ""), 1, false),
+        (result(Alive, Unspecified, "it hung up"), 1, false),
+        (result(Refused, Alive, "the door enforces 1.1 only"), 1, false),
+        (result(Unspecified, Unspecified, "no door"), 0, true),
+        (result(Refused, Unspecified, "it hung up"), 0, true),
+    ];
+    for (tried, verified, holds) in cases {
+        let ack = v1::PointAck { tried: Some(tried.clone()), ..web_at(trial) };
+        stream.ack(trial, vec![ack]).await;
+        let seen = soon(async {
+            loop {
+                let seen = ask().await;
+                let view = seen.trial.clone().unwrap();
+                let said = view.unverified.first().map(|point| point.why.clone());
+                let of_this = said.is_none_or(|why| why == tried.why);
+                let outcomes = view.verified.first().map(|point| (point.covered, point.uncovered));
+                if !view.pending
+                    && of_this
+                    && seen.is_as_claimed() == holds
+                    && view.verified.len() == verified
+                {
+                    return (seen, outcomes);
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        assert!(seen.0.is_converged(), "what it says is counted as before: {seen:?}");
+    }
     running.stop().await;
     realm.verify_everything().await;
 }

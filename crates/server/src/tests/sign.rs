@@ -12,7 +12,11 @@ use tonic::Response;
 use super::{Agent, Client, Realm, code, known, stranger, unknown_or_cut, workload};
 
 pub(super) fn item(workload: &str, key: &PrivateKey) -> v1::SignItem {
-    v1::SignItem { workload: workload.to_owned(), csr: make_csr(key).unwrap().into() }
+    v1::SignItem {
+        workload: workload.to_owned(),
+        csr: make_csr(key).unwrap().into(),
+        ..Default::default()
+    }
 }
 
 pub(super) async fn sign(
@@ -81,9 +85,9 @@ async fn key_or_name_that_does_not_fit_is_refused_item_by_item() {
     let mut forged = make_csr(&key).unwrap();
     *forged.last_mut().unwrap() ^= 1;
     let items = vec![
-        v1::SignItem { workload: "web".to_owned(), csr: Bytes::from(forged) },
+        v1::SignItem { workload: "web".to_owned(), csr: Bytes::from(forged), ..Default::default() },
         item("web", &wrong_kind),
-        v1::SignItem { workload: "web".to_owned(), csr: Bytes::new() },
+        v1::SignItem { workload: "web".to_owned(), csr: Bytes::new(), ..Default::default() },
         item("countersign/server/x", &key),
         item("../web", &key),
         item("*", &key),

@@ -225,6 +225,7 @@ async fn status_shows_what_agents_acknowledge_and_report() {
         cut: 0,
         gone: false,
         draining: 0,
+        ..Default::default()
     };
     stream.ack(applied.revision, vec![point]).await;
     let credential = v1::CredentialStatus {

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use countersign_agent::core::{RecordKey, SyncMessage};
 use countersign_agent::server_link::{
     AttestAsk, Attested, Calls, LinkFault, NodeCredential, RenewAsk, Renewed, ServerLink, Session,
-    SignAnswer, SignItem,
+    SignAnswer, SignItem, Subject,
 };
 use countersign_api::v1;
 use countersign_identity::{Clock, Code, Revision, Revocations};
@@ -127,7 +127,18 @@ impl Calls for Server {
         self.check_up()?;
         let mut answers = Vec::new();
         for item in items {
-            let key = RecordKey::read("Workload", item.workload.as_str()).unwrap();
+            let workload = match item.subject {
+                Subject::Workload(name) => name,
+                Subject::Canary(id) => {
+                    let proven = open_csr(&item.csr).unwrap();
+                    let chain = self
+                        .svid(&id, proven, std::time::Duration::from_secs(60), Reserved::Allow)
+                        .await;
+                    answers.push(SignAnswer::Issued { chain, issued: self.0.clock.now() });
+                    continue;
+                }
+            };
+            let key = RecordKey::read("Workload", workload.as_str()).unwrap();
             let (known, signs, lifetime, wrong) = {
                 let state = self.lock();
                 (
@@ -137,11 +148,11 @@ impl Calls for Server {
                     state.wrong_identity,
                 )
             };
-            if self.lock().suspended.contains(&item.workload.to_string()) {
+            if self.lock().suspended.contains(&workload.to_string()) {
                 answers.push(SignAnswer::Refused(Code::Suspended, "suspended".to_owned()));
                 continue;
             }
-            if self.lock().elsewhere.contains(&item.workload.to_string()) {
+            if self.lock().elsewhere.contains(&workload.to_string()) {
                 answers.push(SignAnswer::Refused(Code::UnknownWorkload, "not here".to_owned()));
                 continue;
             }
@@ -150,7 +161,7 @@ impl Calls for Server {
                 continue;
             };
             let spec: serde_json::Value = serde_json::from_slice(&record.value).unwrap();
-            let path = if wrong { "/admin".to_owned() } else { format!("/{}", item.workload) };
+            let path = if wrong { "/admin".to_owned() } else { format!("/{workload}") };
             let id = spec["spiffeId"].as_str().map_or_else(
                 || self.0.domain.with_path(&path).unwrap(),
                 |text| text.parse().unwrap(),

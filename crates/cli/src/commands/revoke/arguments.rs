@@ -68,6 +68,11 @@ pub(crate) struct RevokeArguments {
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) wait: bool,
 
+    /// Try it out: show two canaries at the door of each enforcement point, one that a rule of the same moment covers and one
+    /// that none does; exit status 1 when a door does not do what its point says
+    #[arg(long, requires = "wait")]
+    pub(super) verify: bool,
+
     /// How long to wait
     #[arg(long, default_value = "30s", value_name = "SPAN")]
     pub(super) timeout: Lifetime,
@@ -163,6 +168,11 @@ pub(crate) struct ConvergedArguments {
     /// Wait until all do
     #[arg(long)]
     pub(super) wait: bool,
+
+    /// Try it out with canaries at the doors of all points, and wait for that; exit status 1 when a door does not do what
+    /// its point says
+    #[arg(long)]
+    pub(super) verify: bool,
 
     /// How long to wait
     #[arg(long, default_value = "30s", value_name = "SPAN")]

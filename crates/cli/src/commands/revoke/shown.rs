@@ -1,7 +1,8 @@
 //! What is printed.
 
 use countersign_api::admin::{
-    Convergence, MissingPoint, RevocationsResponse, RevokeResponse, RuleView, SuspensionView,
+    CanaryView, Convergence, MissingPoint, RevocationsResponse, RevokeResponse, RuleView,
+    SuspensionView, TrialView, UnverifiedPoint, VerifiedPoint,
 };
 use countersign_identity::{NodeId, Reason, Revision, SpiffeId, Suspended, Timestamp};
 use serde::Serialize;
@@ -27,6 +28,10 @@ pub(super) struct Outcome {
     unaware: u64,
     draining: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    verified: Option<Vec<Tried>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unverified: Option<Vec<Untried>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     revoked: Option<Revocation>,
 }
 
@@ -50,6 +55,40 @@ struct Missing {
     since: Option<Timestamp>,
 }
 
+#[derive(Debug, Serialize)]
+struct Tried {
+    point: String,
+    spiffe_id: SpiffeId,
+    node: NodeId,
+    door: String,
+    covered: CanaryView,
+    uncovered: CanaryView,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Untried {
+    point: String,
+    spiffe_id: SpiffeId,
+    node: NodeId,
+    why: String,
+}
+
+impl From<&VerifiedPoint> for Tried {
+    fn from(tried: &VerifiedPoint) -> Self {
+        let VerifiedPoint { point, spiffe_id, node, door, covered, uncovered, why } = tried.clone();
+        Self { point, spiffe_id, node, door, covered, uncovered, why }
+    }
+}
+
+impl From<&UnverifiedPoint> for Untried {
+    fn from(untried: &UnverifiedPoint) -> Self {
+        let UnverifiedPoint { point, spiffe_id, node, why } = untried.clone();
+        Self { point, spiffe_id, node, why }
+    }
+}
+
 impl From<&MissingPoint> for Missing {
     fn from(missing: &MissingPoint) -> Self {
         let MissingPoint { point, spiffe_id, node, revision, since } = missing.clone();
@@ -71,6 +110,14 @@ impl Outcome {
             missing: convergence.missing.iter().map(Missing::from).collect(),
             unaware: convergence.unaware,
             draining: convergence.draining,
+            verified: convergence
+                .trial
+                .as_ref()
+                .map(|trial| trial.verified.iter().map(Tried::from).collect()),
+            unverified: convergence
+                .trial
+                .as_ref()
+                .map(|trial| trial.unverified.iter().map(Untried::from).collect()),
             revoked: revoked.map(|response| Revocation {
                 leaked: response.leaked.as_str(),
                 not_ruled_out: response.not_ruled_out.clone(),
@@ -163,6 +210,7 @@ pub(super) fn outcome(convergence: &Convergence, revoked: Option<&RevokeResponse
         let more = convergence.missing.len() - MISSING_SHOWN_MAX;
         text.push_str(&format!("  and {more} more\n"));
     }
+    text.push_str(&convergence.trial.as_ref().map(tried).unwrap_or_default());
     if convergence.unaware != 0 {
         let unaware = convergence.unaware;
         text.push_str(&format!("  {unaware} unaware: they hold an SVID and cannot acknowledge\n"));
@@ -171,6 +219,48 @@ pub(super) fn outcome(convergence: &Convergence, revoked: Option<&RevokeResponse
         text.push_str(&format!("  exposure ends at {ends}: after that it cannot matter\n"));
     }
     text
+}
+
+/// What was tried, what does not do as it says, and what was not tried.
+fn tried(trial: &TrialView) -> String {
+    let (as_said, otherwise): (Vec<_>, Vec<_>) =
+        trial.verified.iter().partition(|point| point.holds());
+    let mut text = format!(
+        "  tried: {} of {} refused the canary that is covered and let the other through\n",
+        as_said.len(),
+        count((trial.verified.len() + trial.unverified.len()) as u64, "point"),
+    );
+    for point in otherwise {
+        let VerifiedPoint { point, spiffe_id, node, door, covered, uncovered, .. } = point;
+        text.push_str(&format!(
+            "  contradicted: {} for {spiffe_id} on node {node} at {}: the covered canary was {}, the other {}\n",
+            printable(point),
+            printable(door),
+            word(*covered),
+            word(*uncovered),
+        ));
+    }
+    for untried in trial.unverified.iter().take(MISSING_SHOWN_MAX) {
+        let UnverifiedPoint { point, spiffe_id, node, why } = untried;
+        text.push_str(&format!(
+            "  only said: {} for {spiffe_id} on node {node}: {}\n",
+            printable(point),
+            printable(why)
+        ));
+    }
+    if MISSING_SHOWN_MAX < trial.unverified.len() {
+        let more = trial.unverified.len() - MISSING_SHOWN_MAX;
+        text.push_str(&format!("  and {more} more that only said so\n"));
+    }
+    text
+}
+
+fn word(outcome: CanaryView) -> &'static str {
+    match outcome {
+        CanaryView::Refused => "refused as revoked",
+        CanaryView::Accepted => "let through",
+        CanaryView::Unclear => "neither let through nor refused as revoked",
+    }
 }
 
 fn missing_line(missing: &MissingPoint) -> String {

@@ -1,0 +1,241 @@
+//! Trials: an operator asks whether enforcement points refuse what they say they refuse, and the agent tries it out at
+//! their doors, with a canary that the trial's own rule covers and one that it does not.
+//!
+//! What the doors are, the points say. So a door is tried only on this machine, only while a trial is asked for, and only
+//! what is proven there by the point's own certificate counts.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_api::v1::{self, CanaryOutcome};
+use countersign_identity::{Canary, Clock, Revocations, Timestamp, Trial};
+use countersign_pki::{Bundle, Bundles, Chain, KeyKind, PrivateKey, make_csr};
+use countersign_tls::{CanaryAnswer, Identity, Slice, show_canary};
+use futures_util::{StreamExt as _, stream};
+use tokio::sync::watch;
+
+use crate::enforcement::{Points, Tryable};
+use crate::server_link::{Calls, SignAnswer, SignItem, Subject};
+use crate::view::View;
+
+/// How long after a trial has begun points are tried that are slow to say that they enforce it.
+const TRY_TIME: Duration = Duration::from_secs(40);
+/// How often it is looked for points that can be tried now.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long a door may take for one canary.
+const DOOR_TIMEOUT: Duration = Duration::from_secs(3);
+/// Points that are tried at the same time.
+const TRIED_AT_ONCE_MAX: usize = 8;
+
+/// Holds the trials that operators ask for.
+#[derive(Clone)]
+pub(crate) struct Trials {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) points: Points,
+}
+
+/// What is shown, and by what the doors are verified.
+struct Birds {
+    covered: Identity,
+    uncovered: Identity,
+    trusting: Slice,
+}
+
+impl Trials {
+    /// Holds each new trial, with what one session gives. A trial that a session leaves unfinished is held by the next.
+    pub(crate) async fn run(
+        self,
+        calls: Arc<dyn Calls>,
+        mut views: watch::Receiver<Option<Arc<View>>>,
+    ) {
+        let mut rules = Arc::default();
+        loop {
+            let view = views.borrow_and_update().clone();
+            // Looked through only when they are others than before: there may be many.
+            let view = view.filter(|view| !Arc::ptr_eq(&rules, view.replica.rules()));
+            if let Some(view) = &view {
+                rules = Arc::clone(view.replica.rules());
+            }
+            if let Some(view) = view
+                && let Some((trial, began)) = self.due(&view)
+            {
+                self.hold(trial, began, &*calls, &view).await;
+                self.points.held(trial);
+            }
+            if views.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The newest trial, if it was not held yet, and when it began.
+    fn due(&self, view: &View) -> Option<(Trial, Timestamp)> {
+        let now = self.clock.now();
+        let begun = view.replica.rules().iter().filter_map(|(_, rule)| {
+            let trial = Trial::begun_by(rule)?;
+            (now < rule.at + Trial::TIME).then_some((trial, rule.at))
+        });
+        let newest = begun.max_by_key(|(trial, _)| *trial)?;
+        (self.points.last_held() < Some(newest.0)).then_some(newest)
+    }
+
+    async fn hold(&self, trial: Trial, began: Timestamp, calls: &dyn Calls, view: &View) {
+        let birds = match self.birds(trial, calls, view).await {
+            Ok(birds) => Ok(birds),
+            Err(why) => {
+                tracing::warn!(trial = %trial.0, %why, "there are no canaries for a trial");
+                Err(format!("there was no canary to be shown: {why}"))
+            }
+        };
+        // The clock that began it may be another than ours.
+        let late = began.max(self.clock.now()) + TRY_TIME;
+        loop {
+            let mut pending = 0;
+            let mut ready = Vec::new();
+            for point in self.points.to_try(trial) {
+                if point.enforces && point.doors.is_some() {
+                    ready.push(point);
+                } else {
+                    pending += 1;
+                }
+            }
+            let trying = stream::iter(ready).map(|point| self.try_out(trial, point, &birds));
+            let () = trying.buffer_unordered(TRIED_AT_ONCE_MAX).collect().await;
+            if pending == 0 || late <= self.clock.now() {
+                return;
+            }
+            self.clock.sleep_until(self.clock.now() + LOOK_EVERY).await;
+        }
+    }
+
+    /// Gets the two canaries, and whom to trust at doors.
+    async fn birds(&self, trial: Trial, calls: &dyn Calls, view: &View) -> Result<Birds, String> {
+        let domain = view.node.spiffe_id.trust_domain();
+        let mut keys = Vec::new();
+        let mut items = Vec::new();
+        for canary in [Canary::Covered, Canary::Uncovered] {
+            let key = PrivateKey::generate(KeyKind::P256).map_err(|why| why.to_string())?;
+            let csr = make_csr(&key).map_err(|why| why.to_string())?;
+            items.push(SignItem { subject: Subject::Canary(trial.id(domain, canary)), csr });
+            keys.push(key);
+        }
+        let answers = calls.sign(items).await.map_err(|fault| fault.why)?;
+        let mut birds = keys.into_iter().zip(answers).map(|(key, answer)| match answer {
+            SignAnswer::Issued { chain, .. } => identity(chain, &key),
+            SignAnswer::Refused(_, why) | SignAnswer::Broken(why) => Err(why),
+        });
+        let missing = || Err("the server did not answer for both".to_owned());
+        let covered = birds.next().unwrap_or_else(missing)?;
+        let uncovered = birds.next().unwrap_or_else(missing)?;
+        Ok(Birds { covered, uncovered, trusting: trusting(view)? })
+    }
+
+    async fn try_out(&self, trial: Trial, point: Tryable, birds: &Result<Birds, String>) {
+        let mut result = v1::TrialResult { trial: Some(trial.0.into()), ..Default::default() };
+        let doors = point.doors.clone().unwrap_or_default();
+        match birds {
+            Err(why) => result.why.clone_from(why),
+            Ok(_) if doors.is_empty() => "no door".clone_into(&mut result.why),
+            Ok(birds) => {
+                for door in doors {
+                    self.try_door(trial, &point, door, birds, &mut result).await;
+                    // Of several doors the one that is told is the one that does not do what its point says.
+                    if !is_as_claimed(&result) {
+                        break;
+                    }
+                }
+            }
+        }
+        self.points.tried(&point, result);
+    }
+
+    async fn try_door(
+        &self,
+        trial: Trial,
+        point: &Tryable,
+        door: SocketAddr,
+        birds: &Birds,
+        result: &mut v1::TrialResult,
+    ) {
+        result.door = door.to_string();
+        let Some(at) = on_this_machine(door) else {
+            "the door is not on this machine".clone_into(&mut result.why);
+            return;
+        };
+        let mut outcomes = [CanaryOutcome::Unspecified; 2];
+        for (canary, outcome) in [&birds.covered, &birds.uncovered].into_iter().zip(&mut outcomes) {
+            let (clock, slice) = (&self.clock, birds.trusting.clone());
+            let to = (at, &point.spiffe_id);
+            match show_canary(clock, slice, canary.clone(), to, DOOR_TIMEOUT).await {
+                CanaryAnswer::Revoked => *outcome = CanaryOutcome::Revoked,
+                CanaryAnswer::Alive(at) if at < trial.0 => {
+                    result.why = format!("the door enforces {at} only");
+                    *outcome = CanaryOutcome::Alive;
+                }
+                CanaryAnswer::Alive(_) => *outcome = CanaryOutcome::Alive,
+                CanaryAnswer::Unclear(why) => result.why = why,
+            }
+        }
+        let [covered, uncovered] = outcomes;
+        result.set_covered(covered);
+        result.set_uncovered(uncovered);
+    }
+}
+
+fn is_as_claimed(result: &v1::TrialResult) -> bool {
+    result.why.is_empty()
+        && result.covered() == CanaryOutcome::Revoked
+        && result.uncovered() == CanaryOutcome::Alive
+}
+
+fn identity(chain: Chain, key: &PrivateKey) -> Result<Identity, String> {
+    Identity::new(chain, key.pkcs8()).map_err(|why| why.to_string())
+}
+
+/// By what doors are verified: all that is enforced on this node but the rules of trials, by which we could not show what
+/// they cover.
+fn trusting(view: &View) -> Result<Slice, String> {
+    let bundles = view.replica.bundles().values().map(|bundle| Bundle::clone(bundle)).collect();
+    let bundles = Bundles::new(bundles).map_err(|why| why.to_string())?;
+    let rules = view.replica.rules().iter();
+    let rules = rules.filter(|(_, rule)| Trial::begun_by(rule).is_none());
+    let rules = rules.map(|(name, rule)| (Arc::clone(name), Arc::clone(rule)));
+    Ok(Slice {
+        revision: view.replica.revision(),
+        bundles: Arc::new(bundles),
+        revocations: Arc::new(Revocations::new(rules)),
+        ..Slice::nothing()
+    })
+}
+
+/// Where a door is reached, if it is one of this machine's addresses: an agent dials nobody else on a workload's word.
+fn on_this_machine(door: SocketAddr) -> Option<SocketAddr> {
+    let ip = match door.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    let one = !ip.is_multicast() && ip != IpAddr::V4(Ipv4Addr::BROADCAST) && door.port() != 0;
+    // The kernel lets nobody have an address that is not the machine's.
+    let ours = one && UdpSocket::bind((ip, 0)).is_ok();
+    ours.then(|| SocketAddr::new(ip, door.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn door_is_tried_on_this_machine_only() {
+        let reached = |door: &str| on_this_machine(door.parse().unwrap());
+        assert_eq!(reached("0.0.0.0:8443"), "127.0.0.1:8443".parse().ok());
+        assert_eq!(reached("127.0.0.1:8443"), "127.0.0.1:8443".parse().ok());
+        for elsewhere in
+            ["192.0.2.1:443", "169.254.169.254:80", "224.0.0.1:443", "255.255.255.255:1"]
+        {
+            assert_eq!(reached(elsewhere), None, "{elsewhere}");
+        }
+        assert_eq!(reached("127.0.0.1:0"), None);
+    }
+}
