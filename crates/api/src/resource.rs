@@ -34,7 +34,9 @@ pub(crate) use self::problem::shorten;
 pub use self::problem::{Position, Problem};
 pub use self::revocation_views::RevocationViews;
 pub use self::schema::schema;
-pub use self::service::{Protocol, ServiceSpec, UPSTREAMS_MAX, Upstream};
+pub use self::service::{
+    Connections, Expired, Protocol, ServiceSpec, UPSTREAMS_MAX, UnknownExpired, Upstream,
+};
 pub use self::text::{Argument, BadText, CEDAR_BYTES_MAX, CedarText, EnvName, EnvValue, Hint};
 pub use self::tree::{BadTree, Entry, Node, TREE_DEPTH_MAX, Tree};
 pub use self::trust_domain::TrustDomainSpec;

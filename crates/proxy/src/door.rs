@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use countersign_identity::{Code, Name, SpiffeId};
 use countersign_tls::{
-    Admitted, Direction, Established, HandshakeFact, Inbound, REPROOF_ALPN, Stream,
+    Admitted, Direction, Established, Expired, HandshakeFact, Inbound, REPROOF_ALPN, Stream,
 };
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
@@ -41,6 +41,7 @@ pub(crate) struct Door {
     plane: Arc<Plane>,
     service: Name,
     route: Arc<ArcSwap<Route>>,
+    expired: Arc<ArcSwap<Expired>>,
     meter: Meter,
     places: Arc<Semaphore>,
     shares: Shares<SpiffeId>,
@@ -63,7 +64,7 @@ impl Door {
     pub(crate) fn new(
         plane: &Arc<Plane>,
         service: Name,
-        route: Arc<ArcSwap<Route>>,
+        (route, expired): (Arc<ArcSwap<Route>>, Arc<ArcSwap<Expired>>),
         (stop, inside): (CancellationToken, mpsc::Sender<Infallible>),
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -71,6 +72,7 @@ impl Door {
             meter: plane.metrics.meter(service.as_str(), Direction::Inbound),
             service,
             route,
+            expired,
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             shares: Shares::new(),
             under_way: Mutex::default(),
@@ -120,6 +122,7 @@ impl Door {
     ) -> Option<Stream> {
         let mut inbound = Inbound::service(self.service.clone());
         inbound.timeout = HANDSHAKE_TIMEOUT;
+        inbound.expired = **self.expired.load();
         inbound.alpn = match &**self.route.load() {
             Route::Requests(_) => protocols(Want::AnyHttp),
             Route::Bytes(_) => protocols(Want::Raw),

@@ -5,8 +5,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use countersign::Services;
-use countersign_api::resource::{Local, Protocol as Spec, ServiceSpec, Upstream};
+use countersign_api::resource::{
+    Expired as SpecExpired, Local, Protocol as Spec, ServiceSpec, Upstream,
+};
 use countersign_identity::{Name, SpiffeId};
+use countersign_tls::Expired;
 
 use crate::config::{FixedInbound, FixedOutbound, LocalPlace, Protocol};
 use crate::dial::{Dialer, Target};
@@ -25,6 +28,8 @@ pub(crate) struct Plan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DoorPlan {
     pub(crate) listen: SocketAddr,
+    /// What becomes of connections that outlive their peers' certificates; of those that are made from then on.
+    pub(crate) expired: Expired,
     pub(crate) leads: Leads,
 }
 
@@ -64,8 +69,10 @@ impl Plan {
                 protocol: door.protocol,
                 ways: vec![Dialer::Program(door.forward.clone())],
             };
-            let before =
-                plan.doors.insert(door.service.clone(), DoorPlan { listen: door.listen, leads });
+            let before = plan.doors.insert(
+                door.service.clone(),
+                DoorPlan { listen: door.listen, expired: Expired::End, leads },
+            );
             if before.is_some() {
                 plan.problems.push(format!(
                     "service `{}` has two doors: give each its own name",
@@ -74,7 +81,8 @@ impl Plan {
             }
         }
         for outlet in outbound {
-            let ways = mutual(&outlet.service, &outlet.peer, outlet.addresses.clone());
+            let ways =
+                mutual(&outlet.service, &outlet.peer, outlet.addresses.clone(), Expired::End);
             let leads = Leads { protocol: outlet.protocol, ways };
             let key = (outlet.service.clone(), outlet.service.clone());
             let before =
@@ -115,7 +123,8 @@ impl Plan {
         };
         let leads =
             Leads { protocol: protocol(spec.protocol), ways: vec![Dialer::Program(forward)] };
-        self.doors.insert(name.clone(), DoorPlan { listen: listen.0, leads });
+        let expired = expired(spec);
+        self.doors.insert(name.clone(), DoorPlan { listen: listen.0, expired, leads });
     }
 
     fn add_outlet(
@@ -146,15 +155,30 @@ impl Plan {
             Local::Tcp(address) => LocalPlace::Tcp(address.socket_addr()),
         };
         let addresses = addresses.iter().map(ToString::to_string).collect();
-        let leads =
-            Leads { protocol: protocol(spec.protocol), ways: mutual(called, peer, addresses) };
+        let leads = Leads {
+            protocol: protocol(spec.protocol),
+            ways: mutual(called, peer, addresses, expired(spec)),
+        };
         self.outlets.insert((name.clone(), called.clone()), OutletPlan { local, leads });
     }
 }
 
-fn mutual(service: &Name, peer: &SpiffeId, addresses: Vec<String>) -> Vec<Dialer> {
-    let way = |address| Dialer::Mutual { service: service.clone(), peer: peer.clone(), address };
+fn mutual(
+    service: &Name,
+    peer: &SpiffeId,
+    addresses: Vec<String>,
+    expired: Expired,
+) -> Vec<Dialer> {
+    let way =
+        |address| Dialer::Mutual { service: service.clone(), peer: peer.clone(), address, expired };
     addresses.into_iter().map(way).collect()
+}
+
+const fn expired(spec: &ServiceSpec) -> Expired {
+    match spec.connections.expired {
+        SpecExpired::End => Expired::End,
+        SpecExpired::Keep => Expired::Keep,
+    }
 }
 
 const fn protocol(spec: Spec) -> Protocol {
@@ -218,7 +242,7 @@ mod tests {
             ),
             (
                 "payments",
-                serde_json::json!({"workload": "payments", "listen": "127.0.0.1:7002", "forward": "unix"}),
+                serde_json::json!({"workload": "payments", "listen": "127.0.0.1:7002", "forward": "unix", "connections": {"expired": "keep"}}),
             ),
             (
                 "bank",
@@ -228,7 +252,7 @@ mod tests {
         assert_eq!(plan.problems, [""; 0]);
         let door = &plan.doors[&name("orders")];
         assert_eq!(plan.doors.len(), 1, "not those of others");
-        assert_eq!(door.listen.port(), 7001);
+        assert_eq!((door.listen.port(), door.expired), (7001, Expired::End));
         assert_eq!(door.leads.ways, [Dialer::Program(Target::Unix("/run/c/orders.sock".into()))]);
         let payments = &plan.outlets[&(name("orders"), name("payments"))];
         assert_eq!(payments.local, LocalPlace::Unix("/run/c/orders.payments.sock".into()));

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use countersign_identity::Name;
+use countersign_tls::Expired;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -24,12 +25,18 @@ use crate::upstream::Carries;
 /// What is open now.
 pub(crate) struct Supervisor {
     plane: Arc<Plane>,
-    doors: BTreeMap<Name, Running<DoorPlan, BoundInbound>>,
+    doors: BTreeMap<Name, Open>,
     outlets: BTreeMap<(Name, Name), Running<OutletPlan, BoundOutbound>>,
     /// Held by every door and by everything that came in through one.
     inside: mpsc::Sender<Infallible>,
     /// Ends when nobody is left inside.
     empty: mpsc::Receiver<Infallible>,
+}
+
+/// A door, and what becomes of the connections that are made through it.
+struct Open {
+    running: Running<DoorPlan, BoundInbound>,
+    expired: Arc<ArcSwap<Expired>>,
 }
 
 struct Running<P, B> {
@@ -52,8 +59,10 @@ impl Supervisor {
         // Close first: a listener may move from one name to another.
         self.doors.retain(|name, door| {
             kept(
-                plan.doors.get(name).is_some_and(|planned| planned.listen == door.plan.listen),
-                &door.stop,
+                plan.doors
+                    .get(name)
+                    .is_some_and(|planned| planned.listen == door.running.plan.listen),
+                &door.running.stop,
             )
         });
         self.outlets.retain(|name, outlet| {
@@ -73,7 +82,7 @@ impl Supervisor {
 
     /// What is open, with real ports.
     pub(crate) fn bound(&self) -> (Vec<BoundInbound>, Vec<BoundOutbound>) {
-        let inbound = self.doors.values().map(|door| door.bound.clone()).collect();
+        let inbound = self.doors.values().map(|door| door.running.bound.clone()).collect();
         let outbound = self.outlets.values().map(|outlet| outlet.bound.clone()).collect();
         (inbound, outbound)
     }
@@ -87,7 +96,7 @@ impl Supervisor {
         let began = Instant::now();
         drop(inside);
         for (_, door) in doors {
-            door.stop.cancel();
+            door.running.stop.cancel();
         }
         // Nothing is ever sent: it resolves with the last one who leaves, or is given up.
         let _ = tokio::time::timeout(grace / 5 * 4, empty.recv()).await;
@@ -98,8 +107,9 @@ impl Supervisor {
     }
 
     fn set_door(&mut self, name: &Name, planned: &DoorPlan) -> Result<(), ListenFault> {
-        if let Some(door) = self.doors.get_mut(name) {
+        if let Some(Open { running: door, expired }) = self.doors.get_mut(name) {
             if door.plan != *planned {
+                expired.store(Arc::new(planned.expired));
                 door.route.store(Arc::new(route(&self.plane, &planned.leads)));
                 door.plan = planned.clone();
             }
@@ -108,17 +118,19 @@ impl Supervisor {
         let listener = Listener::tcp(planned.listen)?;
         let listen = listener.address().unwrap_or(planned.listen);
         let route = Arc::new(ArcSwap::from_pointee(route(&self.plane, &planned.leads)));
+        let expired = Arc::new(ArcSwap::from_pointee(planned.expired));
         let stop = CancellationToken::new();
         let door = Door::new(
             &self.plane,
             name.clone(),
-            route.clone(),
+            (route.clone(), expired.clone()),
             (stop.clone(), self.inside.clone()),
         );
         self.plane.tasks.start(door.run(listener));
         tracing::info!(service = %name, %listen, "the door is open");
         let bound = BoundInbound { service: name.clone(), listen };
-        self.doors.insert(name.clone(), Running { plan: planned.clone(), bound, route, stop });
+        let running = Running { plan: planned.clone(), bound, route, stop };
+        self.doors.insert(name.clone(), Open { running, expired });
         Ok(())
     }
 

@@ -194,7 +194,11 @@ fn finish(register: &Register, entry: &Entry, denied: &Denied, now: Timestamp) -
     let code = denied.refused.code;
     match denied.ending {
         Ending::Cut => register.end(entry, code),
-        Ending::Drain => register.retire(entry, code, entry.expires().min(now + DRAIN_TIMEOUT)),
+        Ending::Drain => {
+            let drained = now + DRAIN_TIMEOUT;
+            let deadline = if entry.outlives() { drained } else { drained.min(entry.expires()) };
+            register.retire(entry, code, deadline)
+        }
     }
 }
 
@@ -236,7 +240,9 @@ fn verdict(entry: &Entry, slice: &Slice, now: Timestamp) -> Result<Vec<String>, 
     let policies = match &entry.standing {
         Some(Standing { rule, context, .. }) => entry.credentials(|peer, own| {
             let Some(peer) = peer else { return Ok(Vec::new()) };
-            lasts(peer, now)?;
+            if !entry.outlives() {
+                lasts(peer, now)?;
+            }
             decide(rule, peer, own.map(|own| own.identity.id()), context, slice)
         })?,
         None => Vec::new(),

@@ -116,8 +116,7 @@ mod tests {
 
     #[test]
     fn a_detail_is_bounded_whatever_the_peer_chose_to_be_called() {
-        let rule =
-            Rule { direction: Direction::Inbound, purpose: Purpose::Control, expected: None };
+        let rule = Rule::inbound(&crate::Inbound::control());
         let fact = HandshakeFact::begin(Timestamp::EPOCH, &rule, None);
         let refused = Refused { code: Code::PolicyDenied, why: "é".repeat(5000) };
         let failure = fact.failed(&refused, Timestamp::EPOCH + Duration::from_millis(3));

@@ -62,6 +62,8 @@ pub use identity::{BadOwnIdentity, Identity};
 pub use pinned::{FirstContact, Pinned, connect_pinned};
 pub use reproof::{REPROOF_ALPN, REPROOF_NAMES_MAX, REPROOF_TIMEOUT, ReproofFault, answer_reproof};
 pub use revoked::{Covered, revoked};
-pub use rule::{Clients, Expected, HANDSHAKE_TIMEOUT, Inbound, Outbound, Present, Purpose};
+pub use rule::{
+    Clients, Expected, Expired, HANDSHAKE_TIMEOUT, Inbound, Outbound, Present, Purpose,
+};
 pub use stream::Stream;
 pub use trust::{Applied, Limits, Slice, Trust};

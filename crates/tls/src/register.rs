@@ -13,9 +13,10 @@ use socket2::Socket;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::Direction;
 use crate::identity::Own;
 use crate::reproof::ProofName;
-use crate::rule::Rule;
+use crate::rule::{Expired, Rule};
 
 /// Who is at the other end, and on what grounds.
 #[derive(Debug)]
@@ -106,6 +107,16 @@ impl Entry {
     /// The peer knows of no re-proof.
     pub(crate) fn give_up_proof(&self) {
         self.unprovable.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it may go on when the peer's certificate has expired: the service says so, and the peer cannot prove it
+    /// anew. One that did so once can, and has lost the right to show what it showed when it does not any more.
+    pub(crate) fn outlives(&self) -> bool {
+        let kept = self.standing.as_ref().filter(|standing| standing.rule.expired == Expired::Keep);
+        kept.is_some_and(|standing| match standing.rule.direction {
+            Direction::Inbound => self.later.load().is_none(),
+            Direction::Outbound => self.unprovable.load(Ordering::Relaxed),
+        })
     }
 
     /// Why it was ended, if it was.
@@ -369,6 +380,10 @@ impl Register {
             }
         };
         for entry in over {
+            let retired = entry.retirement.get().is_some_and(|it| it.deadline < now);
+            if !retired && entry.outlives() {
+                continue;
+            }
             let code = match (entry.retirement.get(), &entry.standing) {
                 (Some(retirement), _) if retirement.deadline < now => retirement.code,
                 (_, Some(_)) => Code::Expired,

@@ -79,6 +79,17 @@ pub enum Present {
     Nothing,
 }
 
+/// What becomes of a connection when the certificate that its peer showed has expired, and the peer is one that cannot
+/// prove it anew. What revocation and policy end, they end in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Expired {
+    /// It ends.
+    #[default]
+    End,
+    /// It goes on.
+    Keep,
+}
+
 /// How to treat those who dial us.
 #[derive(Clone, Debug)]
 pub struct Inbound {
@@ -90,6 +101,8 @@ pub struct Inbound {
     pub alpn: Vec<Vec<u8>>,
     /// How long a handshake may take.
     pub timeout: Duration,
+    /// What becomes of connections that outlive their peers' certificates.
+    pub expired: Expired,
 }
 
 impl Inbound {
@@ -104,7 +117,13 @@ impl Inbound {
     }
 
     const fn to(purpose: Purpose) -> Self {
-        Self { purpose, clients: Clients::Required, alpn: Vec::new(), timeout: HANDSHAKE_TIMEOUT }
+        Self {
+            purpose,
+            clients: Clients::Required,
+            alpn: Vec::new(),
+            timeout: HANDSHAKE_TIMEOUT,
+            expired: Expired::End,
+        }
     }
 }
 
@@ -121,6 +140,8 @@ pub struct Outbound {
     pub alpn: Vec<Vec<u8>>,
     /// How long the handshake may take; [`dial`](crate::dial) counts the way there as well.
     pub timeout: Duration,
+    /// What becomes of connections that outlive their peers' certificates.
+    pub expired: Expired,
 }
 
 impl Outbound {
@@ -136,7 +157,14 @@ impl Outbound {
 
     const fn to(purpose: Purpose, expected: Expected) -> Self {
         let present = Present::Required;
-        Self { purpose, expected, present, alpn: Vec::new(), timeout: HANDSHAKE_TIMEOUT }
+        Self {
+            purpose,
+            expected,
+            present,
+            alpn: Vec::new(),
+            timeout: HANDSHAKE_TIMEOUT,
+            expired: Expired::End,
+        }
     }
 }
 
@@ -148,17 +176,20 @@ pub(crate) struct Rule {
     pub(crate) direction: Direction,
     pub(crate) purpose: Purpose,
     pub(crate) expected: Option<Expected>,
+    pub(crate) expired: Expired,
 }
 
 impl Rule {
     pub(crate) fn inbound(inbound: &Inbound) -> Self {
         let purpose = inbound.purpose.clone();
-        Self { direction: Direction::Inbound, purpose, expected: None }
+        let expired = inbound.expired;
+        Self { direction: Direction::Inbound, purpose, expected: None, expired }
     }
 
     pub(crate) fn outbound(outbound: &Outbound) -> Self {
         let expected = Some(outbound.expected.clone());
-        Self { direction: Direction::Outbound, purpose: outbound.purpose.clone(), expected }
+        let (purpose, expired) = (outbound.purpose.clone(), outbound.expired);
+        Self { direction: Direction::Outbound, purpose, expected, expired }
     }
 }
 

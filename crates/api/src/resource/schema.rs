@@ -64,6 +64,14 @@ pub(super) enum ProtocolText {
     Tcp,
 }
 
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "stands for the schema of a word only")]
+#[schemars(rename_all = "camelCase")]
+pub(super) enum ExpiredText {
+    End,
+    Keep,
+}
+
 /// The JSON Schema of a kind's manifests.
 pub fn schema(kind: Kind) -> serde_json::Value {
     let spec = match kind {

@@ -64,6 +64,65 @@ impl Serialize for Protocol {
     }
 }
 
+/// What becomes of a connection that outlives the certificate of a peer which cannot prove it anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Expired {
+    /// It ends.
+    #[default]
+    End,
+    /// It goes on, until revocation or policy end it.
+    Keep,
+}
+
+/// A text that is neither.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not what may become of a connection: expected `end` or `keep`")]
+pub struct UnknownExpired(String);
+
+impl fmt::Display for Expired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::End => "end",
+            Self::Keep => "keep",
+        })
+    }
+}
+
+impl FromStr for Expired {
+    type Err = UnknownExpired;
+
+    fn from_str(text: &str) -> Result<Self, UnknownExpired> {
+        match text {
+            "end" => Ok(Self::End),
+            "keep" => Ok(Self::Keep),
+            _ => Err(UnknownExpired(shorten(text))),
+        }
+    }
+}
+
+impl Serialize for Expired {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// How long connections of a service live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
+pub struct Connections {
+    /// What becomes of one that outlives the certificate of a peer which cannot prove it anew: `end` (the default) or
+    /// `keep`. Revocation and policy end it in any case.
+    #[schemars(with = "Option<super::schema::ExpiredText>")]
+    pub expired: Expired,
+}
+
+impl Connections {
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// What a workload serves, and which services it calls.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -87,6 +146,10 @@ pub struct ServiceSpec {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Option<Vec<String>>")]
     pub addresses: Vec<HostPort>,
+    /// How long its connections live, at both ends.
+    #[serde(skip_serializing_if = "Connections::is_usual")]
+    #[schemars(with = "Option<Connections>")]
+    pub connections: Connections,
     /// The services that it calls.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Option<Vec<Upstream>>")]
@@ -135,6 +198,7 @@ impl ServiceSpec {
         let listen = fields.optional::<ListenAddress>("listen", problems);
         let forward = fields.optional::<Local>("forward", problems);
         let addresses = fields.set("addresses", ADDRESSES_MAX, problems);
+        let connections = read_connections(fields, problems);
         let upstreams = fields.list("upstreams", UPSTREAMS_MAX, problems, read_upstream);
         let command = fields.list("command", ARGUMENTS_MAX, problems, |tree, place, problems| {
             parse(tree, place, problems)
@@ -159,11 +223,22 @@ impl ServiceSpec {
             listen: listen?,
             forward: forward?,
             addresses: addresses?,
+            connections: connections?,
             upstreams: upstreams?,
             command: command?,
             environment: environment?,
         })
     }
+}
+
+fn read_connections(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<Connections> {
+    let Some((tree, path)) = fields.optional_child("connections") else {
+        return Some(Connections::default());
+    };
+    let mut fields = Fields::open(tree, &path, problems)?;
+    let expired = fields.optional("expired", problems);
+    fields.close(problems);
+    Some(Connections { expired: expired?.unwrap_or_default() })
 }
 
 fn read_upstream(tree: &Tree, place: &Place, problems: &mut Problems) -> Option<Upstream> {

@@ -41,6 +41,20 @@ fn the_smallest_manifests_are_accepted() {
 }
 
 #[test]
+fn what_becomes_of_expired_connections_is_one_of_two_words() {
+    accepted("Service", json!({ "workload": "web", "connections": { "expired": "keep" } }));
+    accepted("Service", json!({ "workload": "web", "connections": { "expired": "end" } }));
+    accepted("Service", json!({ "workload": "web", "connections": {} }));
+    for (connections, field, words) in [
+        (json!({ "expired": "forgive" }), "spec.connections.expired", "`end` or `keep`"),
+        (json!({ "expires": "keep" }), "spec.connections.expires", "unknown field"),
+    ] {
+        let spec = json!({ "workload": "web", "connections": connections });
+        refused("Service", spec, &[(field, words)]);
+    }
+}
+
+#[test]
 fn the_largest_manifests_are_accepted() {
     accepted(
         "TrustDomain",

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ends::{
-    Shop, WEB_TO_ORDERS, clock, door, end_of, exchange, identity, shake, slice, tcp_pair, trust,
+    Shop, WEB_TO_ORDERS, clock, door, end_of, exchange, identity, revoking, rules_on, shake, slice,
+    tcp_pair, trust,
 };
 use crate::realm::{Realm, START};
-use countersign_identity::{Clock, Code};
+use countersign_identity::{Clock, Code, Reason};
 use countersign_tls::{
-    Clients, Established, Inbound, Limits, Outbound, Present, Slice, Trust, accept,
+    Clients, DRAIN_TIMEOUT, Established, Expired, Inbound, Limits, Outbound, Present, Slice, Trust,
+    accept,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -55,6 +57,57 @@ async fn a_connection_ends_when_its_peers_certificate_expires_and_not_before() {
     assert_eq!(end_of(&mut web).await, Code::PeerClosed);
     stop.cancel();
     running.await.unwrap();
+}
+
+#[tokio::test]
+async fn where_the_service_keeps_them_only_revocation_and_policy_end_what_has_expired() {
+    let keep = Inbound { expired: Expired::Keep, ..door() };
+    let later = Duration::from_secs(100_000);
+    let open = async || {
+        let shop = Shop::open();
+        let svid = shop.realm.svid("/web", START, 60);
+        shop.web.set_identity(identity(&svid)).unwrap();
+        let (running, stop) = run(&shop.orders);
+        let (mut web, mut orders) =
+            shake(&shop.web, &shop.to_orders(), &shop.orders, &keep).await.both();
+        shop.clock.advance(later);
+        exchange(&mut web, &mut orders).await;
+        // What is decided anew is decided without regard to the end.
+        assert_eq!(shop.orders.apply(slice(&[&shop.realm], WEB_TO_ORDERS)).cut, 0);
+        exchange(&mut web, &mut orders).await;
+        assert_eq!(orders.stream.admitted().why_ended(), None);
+        (shop, svid, orders, (running, stop))
+    };
+    let (shop, _, mut orders, (running, stop)) = open().await;
+    assert_eq!(shop.orders.apply(slice(&[&shop.realm], "")).cut, 1);
+    assert_eq!(end_of(&mut orders).await, Code::PolicyDenied);
+    stop.cancel();
+    running.await.unwrap();
+    for kind in 0..6 {
+        let (shop, svid, mut orders, (running, stop)) = open().await;
+        let rule = rules_on(&svid, &shop.realm)[kind].clone();
+        let slice = revoking(&shop.orders, Reason::KeyCompromise, &[rule]);
+        assert_eq!(shop.orders.apply(slice).cut, 1, "rule {kind}");
+        assert_eq!(end_of(&mut orders).await, Code::Revoked);
+        stop.cancel();
+        running.await.unwrap();
+    }
+    // A graceful cause gives it the time that it gives others.
+    let (shop, svid, orders, (running, stop)) = open().await;
+    let rule = rules_on(&svid, &shop.realm)[0].clone();
+    let slice = revoking(&shop.orders, Reason::Superseded, &[rule]);
+    assert_eq!(shop.orders.apply(slice).draining, 1);
+    assert_eq!(orders.stream.admitted().why_ended(), None);
+    shop.clock.advance(DRAIN_TIMEOUT + Duration::from_secs(1));
+    assert_eq!(orders.stream.admitted().ended().await, Code::Revoked);
+    stop.cancel();
+    running.await.unwrap();
+    // Whoever comes anew with what has expired is refused.
+    let (shop, _, _orders, _run) = open().await;
+    let fresh = shop.realm.svid("/orders", shop.clock.now(), 60);
+    shop.orders.set_identity(identity(&fresh)).unwrap();
+    let shaken = shake(&shop.web, &shop.to_orders(), &shop.orders, &keep).await;
+    assert!(shaken.server.is_err());
 }
 
 #[tokio::test]

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use countersign_identity::{Clock, Code, Reason, Revoked, Timestamp};
 use countersign_tls::{
-    Established, Inbound, Outbound, REPROOF_ALPN, REPROOF_NAMES_MAX, REPROOF_TIMEOUT, ReproofFault,
-    Trust, accept, answer_reproof, dial,
+    Established, Expired, Inbound, Outbound, REPROOF_ALPN, REPROOF_NAMES_MAX, REPROOF_TIMEOUT,
+    ReproofFault, Trust, accept, answer_reproof, dial,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -31,13 +31,17 @@ struct Standing {
 
 impl Standing {
     async fn open(alpn: Vec<Vec<u8>>) -> Self {
+        Self::open_to(alpn, Expired::End).await
+    }
+
+    async fn open_to(alpn: Vec<Vec<u8>>, expired: Expired) -> Self {
         let shop = Shop::with_policy(ANYBODY);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let outbound = shop.to_orders();
         let (first, second) = tokio::join!(dial(&shop.web, address, &outbound), async {
             let (tcp, _) = listener.accept().await.unwrap();
-            accept(&shop.orders, tcp, &door()).await
+            accept(&shop.orders, tcp, &Inbound { expired, ..door() }).await
         });
         let (web, orders) = (first.unwrap(), second.unwrap());
         let stop = CancellationToken::new();
@@ -119,6 +123,19 @@ async fn a_door_for_bytes_lets_in_who_names_a_protocol_of_their_own() {
     let (mut web, mut orders) = shake(&shop.web, &outbound, &shop.orders, &inbound).await.both();
     assert_eq!(web.stream.alpn(), None);
     exchange(&mut web, &mut orders).await;
+}
+
+#[tokio::test]
+async fn peer_that_proved_its_connection_once_can_and_is_not_kept_when_it_does_not_any_more() {
+    let mut standing = Standing::open_to(vec![REPROOF_ALPN.to_vec()], Expired::Keep).await;
+    let renewed = after(LIFE / 2);
+    standing.shop.clock.set(renewed);
+    standing.renew();
+    standing.proven_until(renewed + Duration::from_secs(LIFE)).await;
+    exchange(&mut standing.web, &mut standing.orders).await;
+    standing.shop.clock.set(renewed + Duration::from_secs(LIFE + 1));
+    assert_eq!(standing.orders.stream.admitted().ended().await, Code::Expired);
+    standing.stop.cancel();
 }
 
 #[tokio::test]
