@@ -60,7 +60,8 @@ impl Trials {
             if let Some(view) = view
                 && let Some((trial, began)) = self.due(&view)
             {
-                self.hold(trial, began, &*calls, &view).await;
+                let newer = views.clone();
+                self.hold((trial, began), &*calls, &view, newer).await;
                 self.points.held(trial);
             }
             if views.changed().await.is_err() {
@@ -80,7 +81,14 @@ impl Trials {
         (self.points.last_held() < Some(newest.0)).then_some(newest)
     }
 
-    async fn hold(&self, trial: Trial, began: Timestamp, calls: &dyn Calls, view: &View) {
+    /// Until all points were tried, it is late, or another trial has begun: a point that hangs keeps nobody waiting.
+    async fn hold(
+        &self,
+        (trial, began): (Trial, Timestamp),
+        calls: &dyn Calls,
+        view: &View,
+        views: watch::Receiver<Option<Arc<View>>>,
+    ) {
         let birds = match self.birds(trial, calls, view).await {
             Ok(birds) => Ok(birds),
             Err(why) => {
@@ -102,7 +110,13 @@ impl Trials {
             }
             let trying = stream::iter(ready).map(|point| self.try_out(trial, point, &birds));
             let () = trying.buffer_unordered(TRIED_AT_ONCE_MAX).collect().await;
-            if pending == 0 || late <= self.clock.now() {
+            let latest = views
+                .borrow()
+                .clone()
+                .filter(|latest| !Arc::ptr_eq(latest.replica.rules(), view.replica.rules()));
+            let due = latest.and_then(|latest| self.due(&latest));
+            let newer = due.is_some_and(|(newest, _)| trial < newest);
+            if pending == 0 || newer || late <= self.clock.now() {
                 return;
             }
             self.clock.sleep_until(self.clock.now() + LOOK_EVERY).await;
