@@ -267,7 +267,7 @@ impl Walker {
         let proof = match dropped {
             Some(revision) => {
                 let Convergence { live, enforcing, unaware, .. } =
-                    look(&self.control, revision).await?;
+                    look(&self.control, revision, None).await?;
                 Some(Proof { revision, live, enforcing, unaware })
             }
             None => None,
