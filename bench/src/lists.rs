@@ -42,7 +42,7 @@ async fn slowest() -> Result<f64> {
     let now = SystemClock::new().now();
     let domain = Domain::make(now).await?;
     let folder = tempfile::tempdir()?;
-    let store = SqliteStore::open(folder.path(), Arc::new(SystemEntropy))?;
+    let store = SqliteStore::create(folder.path(), Arc::new(SystemEntropy))?;
     let mut rules = Vec::with_capacity(REVOKED);
     for _batch in 0..REVOKED / BATCH {
         let rows = (0..BATCH).map(|_| row(&domain, now)).collect::<Result<Vec<_>>>()?;
@@ -77,7 +77,7 @@ fn row(domain: &Domain, now: Timestamp) -> Result<IssuedRow> {
         issuer: domain.issuer.key_id(),
         node: None,
         validity: Validity { not_before: now, not_after: now + lifetime.duration() },
-        revision: Revision { incarnation: 1, number: 1 },
+        revision: Revision { incarnation: 1, number: 0 },
     })
 }
 
