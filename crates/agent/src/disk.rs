@@ -4,7 +4,7 @@
 //! node-GENERATION.key   the registered key, PKCS#8 DER, 0600; one of the next generation is a successor on its way
 //! node.json             the node's id, the generation in force, its SVID and the bundle
 //! snapshot.json         the last records, with their revision
-//! revocations.json      the revocations in force, also those that no server speaks of any more
+//! revocations.json      the revocations in force, also those that no server speaks of any more, and their signatures
 //! lock                  held while an agent runs
 //! ```
 //!
@@ -22,7 +22,8 @@ use countersign_identity::{NodeId, Revision, Revocation, Revocations, Timestamp}
 use countersign_pki::{Bundle, Certificate, Chain, KeyFault, PrivateKey};
 use zeroize::Zeroizing;
 
-use crate::core::{Credential, Record, Remembered, Replica};
+use crate::core::{Credential, Record, RecordKey, Remembered, Replica};
+use crate::keepsakes::{Keepsake, Keepsakes};
 
 /// The agent's data directory, held by this process alone.
 #[derive(Debug)]
@@ -150,6 +151,19 @@ struct RulesFile {
     format: u32,
     seen: Timestamp,
     rules: BTreeMap<Arc<str>, Arc<Revocation>>,
+    /// What can be handed back to a server that lost its tail.
+    #[serde(default)]
+    signed: Vec<SignedFile>,
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SignedFile {
+    kind: String,
+    name: String,
+    value: String,
+    signature: Vec<u8>,
+    incarnation: u64,
 }
 
 /// Read before the rest of a file, so that a newer format is told by its number.
@@ -303,13 +317,46 @@ impl Disk {
         Ok(Remembered { replica, rules: Arc::new(Revocations::new(file.rules)), seen: file.seen })
     }
 
-    /// Writes the revocations down, with the highest time that was seen.
+    /// The rules with their signatures that an earlier life wrote down.
+    ///
+    /// # Errors
+    /// When they are there and cannot be read.
+    pub(crate) fn keepsakes(&self) -> Result<Keepsakes, DiskFault> {
+        let path = self.path.join("revocations.json");
+        let Some(text) = self.read("revocations.json")? else { return Ok(Keepsakes::default()) };
+        let broken = |why: String| DiskFault::Broken { path: path.clone(), why };
+        let file: RulesFile =
+            serde_json::from_slice(&text).map_err(|why| broken(why.to_string()))?;
+        let read = |one: SignedFile| -> Result<_, DiskFault> {
+            let key =
+                RecordKey::read(&one.kind, &one.name).map_err(|bad| broken(bad.to_string()))?;
+            let (value, signature) = (one.value.into_bytes().into(), one.signature.into());
+            Ok((key, Keepsake { value, signature, incarnation: one.incarnation }))
+        };
+        Ok(Keepsakes::of(file.signed.into_iter().map(read).collect::<Result<Vec<_>, _>>()?))
+    }
+
+    /// Writes the revocations down, with the signatures by which they can be handed back and the highest time that was
+    /// seen.
     ///
     /// # Errors
     /// When the system says no. The ones before stay then.
-    pub(crate) fn keep_rules(&self, rules: &Revocations, seen: Timestamp) -> Result<(), DiskFault> {
+    pub(crate) fn keep_rules(
+        &self,
+        rules: &Revocations,
+        keepsakes: &Keepsakes,
+        seen: Timestamp,
+    ) -> Result<(), DiskFault> {
+        let signed = keepsakes.iter().map(|(key, keepsake)| SignedFile {
+            kind: key.kind.to_string(),
+            name: key.name.to_string(),
+            value: String::from_utf8_lossy(&keepsake.value).into_owned(),
+            signature: keepsake.signature.to_vec(),
+            incarnation: keepsake.incarnation,
+        });
+        let signed = signed.collect();
         let rules = rules.iter().map(|(name, rule)| (Arc::clone(name), Arc::clone(rule)));
-        let file = RulesFile { format: FORMAT, seen, rules: rules.collect() };
+        let file = RulesFile { format: FORMAT, seen, rules: rules.collect(), signed };
         let bytes = serde_json::to_vec(&file).expect("texts and numbers are JSON");
         self.write("revocations.json", &bytes)
     }

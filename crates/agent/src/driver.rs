@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use countersign_api::v1;
 use countersign_identity::{Clock, Code, Entropy, Name, Revision, Revocations, Timestamp};
 use countersign_pki::{Bundle, Bundles};
 use tokio::sync::{mpsc, watch};
@@ -14,6 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::core::{Action, Event, Knowledge, Outcome, Replica, State, SyncMessage, Workload};
 use crate::disk::{Disk, DiskFault, Node};
+use crate::keepsakes::Keepsakes;
 use crate::lists::{self, RevocationLists};
 use crate::renewal::{self, Registered, Signed};
 use crate::reports::Reports;
@@ -48,6 +50,10 @@ pub(crate) struct Driver {
     /// The revision that may be acknowledged.
     enforced: Option<Revision>,
     lists: Option<Arc<RevocationLists>>,
+    /// Rules with their signatures, to be handed back to a server whose store lost its tail.
+    keepsakes: Arc<Keepsakes>,
+    /// The session on which they were compared last.
+    handed: u64,
 }
 
 /// A session in use. Dropping it ends its tasks and its connection.
@@ -64,8 +70,8 @@ enum Happened {
     Signed(Vec<Signed>),
     NodeRenewed(Result<Node, LinkFault>),
     Listed(Arc<RevocationLists>),
-    /// These revocations are on the disk.
-    RulesKept(Arc<Revocations>),
+    /// These revocations are on the disk, with these signatures.
+    RulesKept(Arc<Revocations>, Arc<Keepsakes>),
     Remembered(Result<(), DiskFault>),
 }
 
@@ -77,9 +83,13 @@ struct Remembering {
     retry: Option<Timestamp>,
     /// The revocations that are on the disk.
     rules: Arc<Revocations>,
+    /// Their signatures that are there.
+    keepsakes: Arc<Keepsakes>,
 }
 
 const HAPPENED_MAX: usize = 64;
+/// Rules that are handed back in one request.
+const HAND_BACK_MAX: usize = 256;
 /// How long to wait after the disk refused something.
 const DISK_RETRY: Duration = Duration::from_secs(2);
 /// A stream that says nothing at all for so long after it was opened is of no use.
@@ -89,13 +99,15 @@ impl Driver {
     pub(crate) fn new(
         around: Surroundings,
         state: State,
-        node: Node,
+        (node, keepsakes): (Node, Keepsakes),
         view: watch::Sender<Option<Arc<View>>>,
     ) -> Self {
+        let keepsakes = Arc::new(keepsakes);
         let (tell, happened) = mpsc::channel(HAPPENED_MAX);
         // All that the machine begins with came from the disk.
         let rules = Arc::clone(state.replica().rules());
-        let remembering = Remembering { busy: false, again: false, retry: None, rules };
+        let (busy, again, on_disk) = (false, false, Arc::clone(&keepsakes));
+        let remembering = Remembering { busy, again, retry: None, rules, keepsakes: on_disk };
         Self {
             around,
             state,
@@ -111,6 +123,8 @@ impl Driver {
             remembering,
             enforced: None,
             lists: None,
+            keepsakes,
+            handed: 0,
         }
     }
 
@@ -137,7 +151,7 @@ impl Driver {
         // What waited behind it is written now: an orderly end takes no rule away, acknowledged or not.
         if self.remembering.again || self.remembering.retry.is_some() {
             let (replica, disk) = (Arc::clone(self.state.replica()), self.around.disk);
-            let rules = Some(Arc::clone(replica.rules()));
+            let rules = Some((Arc::clone(replica.rules()), Arc::clone(&self.keepsakes)));
             if let Err(why) = keep(disk, rules, replica, self.state.seen(), &self.tell).await {
                 tracing::error!(%why, "the records were not written down");
             }
@@ -167,7 +181,12 @@ impl Driver {
                 self.tell_if_shut_out(refused);
                 self.publish();
             }
-            Happened::Said(_, Ok(message)) => self.step(Event::Said(message)),
+            Happened::Said(_, Ok(SyncMessage::Signed(signed))) => {
+                // The message that holds these rules is the next one; they are written down with it.
+                let incarnation = self.state.replica().revision().incarnation;
+                Arc::make_mut(&mut self.keepsakes).learn(signed, incarnation);
+            }
+            Happened::Said(_, Ok(message)) => self.said(message),
             Happened::Signed(signed) => self.signed(signed),
             Happened::NodeRenewed(Ok(node)) => {
                 let credential = node.credential();
@@ -184,8 +203,9 @@ impl Driver {
                 self.tell_if_shut_out(refused);
                 self.publish();
             }
-            Happened::RulesKept(rules) => {
+            Happened::RulesKept(rules, keepsakes) => {
                 self.remembering.rules = rules;
+                self.remembering.keepsakes = keepsakes;
                 self.publish();
             }
             Happened::Listed(lists) => {
@@ -194,6 +214,44 @@ impl Driver {
             }
             Happened::Remembered(kept) => self.remembered(kept),
         }
+    }
+
+    fn said(&mut self, message: SyncMessage) {
+        let is_mark = matches!(message, SyncMessage::Mark { .. });
+        self.step(Event::Said(message));
+        if self.session.is_none() {
+            return;
+        }
+        let replica = Arc::clone(self.state.replica());
+        if !is_mark {
+            let settled = self.keepsakes.settled(&replica, self.state.seen());
+            if settled != *self.keepsakes {
+                self.keepsakes = Arc::new(settled);
+                self.remember();
+            }
+        }
+        // Once a session: what is missing later was withdrawn by the server's own word.
+        if std::mem::replace(&mut self.handed, self.sessions) != self.sessions {
+            self.hand_back(self.keepsakes.missing(&replica));
+        }
+    }
+
+    /// Hands rules back that the server's state lacks. What fails is handed back on the next session.
+    fn hand_back(&mut self, missing: Vec<v1::SignedRecord>) {
+        let Some(session) = self.session.as_ref().filter(|_| !missing.is_empty()) else { return };
+        let calls = Arc::clone(&session.calls);
+        self.tasks.spawn(async move {
+            for some in missing.chunks(HAND_BACK_MAX) {
+                match calls.hand_back(some.to_vec()).await {
+                    Ok(0) => {}
+                    Ok(taken) => tracing::warn!(taken, "the server took back rules that it had lost"),
+                    Err(fault) => {
+                        tracing::warn!(code = %fault.code, why = %fault.why, "rules that the server lacks could not be handed back");
+                        return;
+                    }
+                }
+            }
+        });
     }
 
     fn woke(&mut self) {
@@ -401,6 +459,7 @@ impl Driver {
         self.state.knowledge() == Knowledge::Synced
             && replica.is_understood()
             && Arc::ptr_eq(replica.rules(), &self.remembering.rules)
+            && Arc::ptr_eq(&self.keepsakes, &self.remembering.keepsakes)
     }
 
     fn remember(&mut self) {
@@ -410,8 +469,10 @@ impl Driver {
         }
         self.remembering.busy = true;
         let (replica, seen) = (Arc::clone(self.state.replica()), self.state.seen());
-        let rules = Some(Arc::clone(replica.rules()));
-        let rules = rules.filter(|rules| !Arc::ptr_eq(rules, &self.remembering.rules));
+        let rules = (Arc::clone(replica.rules()), Arc::clone(&self.keepsakes));
+        let on_disk = Arc::ptr_eq(&rules.0, &self.remembering.rules)
+            && Arc::ptr_eq(&rules.1, &self.remembering.keepsakes);
+        let rules = (!on_disk).then_some(rules);
         let (disk, tell) = (Arc::clone(&self.around.disk), self.tell.clone());
         self.tasks.spawn(async move {
             let kept = keep(disk, rules, replica, seen, &tell).await;
@@ -435,16 +496,17 @@ impl Driver {
 /// Writes records down: the revocations first, because their revision is acknowledged only then.
 async fn keep(
     disk: Arc<Disk>,
-    rules: Option<Arc<Revocations>>,
+    rules: Option<(Arc<Revocations>, Arc<Keepsakes>)>,
     replica: Arc<Replica>,
     seen: Timestamp,
     tell: &mpsc::Sender<Happened>,
 ) -> Result<(), DiskFault> {
-    if let Some(rules) = rules {
-        let (disk, written) = (Arc::clone(&disk), Arc::clone(&rules));
-        on_disk(move || disk.keep_rules(&written, seen)).await?;
+    if let Some((rules, keepsakes)) = rules {
+        let (disk, written, signed) =
+            (Arc::clone(&disk), Arc::clone(&rules), Arc::clone(&keepsakes));
+        on_disk(move || disk.keep_rules(&written, &signed, seen)).await?;
         // Nobody hears it when the agent stops meanwhile.
-        tell.send(Happened::RulesKept(rules)).await.ok();
+        tell.send(Happened::RulesKept(rules, keepsakes)).await.ok();
     }
     on_disk(move || disk.keep_snapshot(&replica)).await
 }

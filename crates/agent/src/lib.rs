@@ -15,6 +15,7 @@ pub mod core;
 mod disk;
 mod driver;
 pub mod enforcement;
+mod keepsakes;
 pub mod launcher;
 mod lists;
 mod metrics;

@@ -131,6 +131,7 @@ pub async fn run_on(
     let settings = Settings { node: node.id, servers, batch_max: SIGN_BATCH_MAX };
     let now = ground.clock.now();
     let remembered = disk.remembered().map_err(StartRefused::Disk)?;
+    let keepsakes = disk.keepsakes().map_err(StartRefused::Disk)?;
     let state = State::new(settings, node.credential(), remembered, now);
     let around = Surroundings {
         clock: Arc::clone(&ground.clock),
@@ -140,7 +141,7 @@ pub async fn run_on(
         servers: config.servers,
         reports: parts.reports.clone(),
     };
-    let driver = Driver::new(around, state, node, publish);
+    let driver = Driver::new(around, state, (node, keepsakes), publish);
     let driving = tokio::spawn(driver.run(stop.clone()));
 
     // 5. Ready once the first SVIDs are there, or it is known that no server can be reached.

@@ -28,6 +28,6 @@ pub use self::revocation::{
     SuspendRequest, SuspensionView, TARGETS_MAX, Target, TrialView, UnverifiedPoint, VerifiedPoint,
 };
 pub use self::status::{
-    CredentialView, LogView, NodeStatus, OutageBudget, PointStatus, ProcessView, ServerStatus,
-    Status, WorkloadStatus,
+    CredentialView, IncarnationView, LogView, NodeStatus, OutageBudget, PointStatus, ProcessView,
+    ServerStatus, Status, WorkloadStatus,
 };

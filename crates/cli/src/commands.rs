@@ -2,6 +2,7 @@
 
 mod apply;
 mod authority;
+mod backup;
 mod crl;
 mod fetch;
 mod id;
@@ -93,6 +94,13 @@ enum Command {
         what: authority::Rotate,
     },
     Recover(authority::RecoverArguments),
+    Backup(Box<backup::BackupArguments>),
+    Restore(Box<backup::RestoreArguments>),
+    /// Issue again at once, after a restore or a lost tail of the store, before the hold-off is over
+    ResumeIssuing {
+        #[command(flatten)]
+        find: Find,
+    },
     /// Join tokens, with which machines enter the trust domain
     Token {
         #[command(subcommand)]
@@ -157,6 +165,7 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum StoreCommand {
     Copy(Box<store::Arguments>),
+    Verify(Box<store::VerifyArguments>),
 }
 
 #[derive(Debug, Subcommand)]
@@ -235,6 +244,9 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Authority { what } => wait(authority::authority(&what, output)),
         Command::Rotate { what } => wait(authority::rotate(&what, output)),
         Command::Recover(arguments) => wait(authority::recover(&arguments, output)),
+        Command::Backup(arguments) => wait(backup::backup(&arguments, output)),
+        Command::Restore(arguments) => wait(backup::restore(&arguments, output)),
+        Command::ResumeIssuing { find } => wait(backup::resume_issuing(&find, output)),
         Command::Token { what: TokenCommand::Create { find, ttl, labels } } => {
             wait(lists::create_token(&find, ttl, labels, output))
         }
@@ -250,6 +262,9 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         }
         Command::Store { what: StoreCommand::Copy(arguments) } => {
             wait(store::copy(&arguments, output))
+        }
+        Command::Store { what: StoreCommand::Verify(arguments) } => {
+            wait(store::verify(&arguments, output))
         }
         Command::Events { find, limit, after } => wait(lists::events(&find, limit, after, output)),
         Command::Address { find, arguments } => {

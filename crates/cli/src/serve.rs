@@ -16,6 +16,11 @@ pub(crate) use self::run::example;
 pub(crate) use self::server::{InitProgram, ServerProgram, init, server};
 pub(crate) use self::store::password;
 
+/// Keeps keys out of core dumps and away from other processes of this user.
+pub(crate) fn harden_process() -> anyhow::Result<()> {
+    run::harden(run::Dump::Never)
+}
+
 /// The code of an error that the programs know.
 pub(crate) fn code_of(cause: &(dyn Error + 'static)) -> Option<Code> {
     if cause.is::<crate::up::Taken>() {

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{KeyId, NodeId, NodeTag, Revision, SKEW_ALLOWED, Serial, SpiffeId, Timestamp};
+use crate::{
+    KeyId, NodeId, NodeTag, Revision, SKEW_ALLOWED, Serial, SpiffeId, Timestamp, TrustDomain,
+};
 
 /// A text that is none of the reasons of this version.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -141,6 +143,14 @@ pub enum Revoked {
     /// Every certificate under this authority's key. There is no cut-off: who holds the key chooses what its
     /// certificates say.
     Authority(KeyId),
+    /// Every certificate of a trust domain that carries a lower revision, and every one that carries none: what an
+    /// earlier incarnation of its store has issued.
+    Earlier {
+        /// Whose.
+        domain: TrustDomain,
+        /// The first revision that is not covered.
+        before: Revision,
+    },
 }
 
 impl fmt::Display for Revoked {
@@ -151,6 +161,9 @@ impl fmt::Display for Revoked {
             Self::Key(key) => write!(f, "key {key}"),
             Self::Node { id, before, .. } => write!(f, "node {id} before {before}"),
             Self::Authority(key) => write!(f, "authority {key}"),
+            Self::Earlier { domain, before } => {
+                write!(f, "everything of {domain} before {before}")
+            }
         }
     }
 }
@@ -225,6 +238,7 @@ pub struct Revocations {
     keys: Index<KeyId>,
     nodes: Index<NodeTag>,
     authorities: Index<KeyId>,
+    domains: Index<TrustDomain>,
 }
 
 type Index<K> = HashMap<K, Vec<Arc<Revocation>>>;
@@ -266,6 +280,7 @@ impl Revocations {
             Revoked::Key(key) => enter(&mut self.keys, *key, rule),
             Revoked::Node { tag, .. } => enter(&mut self.nodes, *tag, rule),
             Revoked::Authority(key) => enter(&mut self.authorities, *key, rule),
+            Revoked::Earlier { domain, .. } => enter(&mut self.domains, domain.clone(), rule),
         }
     }
 
@@ -290,17 +305,15 @@ impl Revocations {
         let serials = presented.serial.and_then(|serial| self.serials.get(&serial));
         let nodes = presented.provenance.and_then(|(_, tag)| self.nodes.get(&tag));
         let authorities = presented.authorities.iter().filter_map(|key| self.authorities.get(key));
-        let candidates =
-            [serials, self.identities.get(presented.id), self.keys.get(&presented.key), nodes]
-                .into_iter()
-                .flatten()
-                .chain(authorities)
-                .flatten();
+        let (identity, key) = (self.identities.get(presented.id), self.keys.get(&presented.key));
+        let domain = self.domains.get(presented.id.trust_domain());
+        let candidates = [serials, identity, key, nodes, domain];
+        let candidates = candidates.into_iter().flatten().chain(authorities).flatten();
         let covers = move |rule: &&'a Arc<Revocation>| match &rule.target {
             Revoked::Serial(_) | Revoked::Key(_) | Revoked::Authority(_) => true,
-            Revoked::Identity { before: cut_off, .. } | Revoked::Node { before: cut_off, .. } => {
-                before(cut_off)
-            }
+            Revoked::Identity { before: cut_off, .. }
+            | Revoked::Node { before: cut_off, .. }
+            | Revoked::Earlier { before: cut_off, .. } => before(cut_off),
         };
         candidates.filter(covers)
     }

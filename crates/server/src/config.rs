@@ -13,6 +13,8 @@ use countersign_store::{Password, PostgresUrl, StoreError};
 pub const LISTEN: &str = "127.0.0.1:8443";
 /// How long requests in flight may take to end when the server stops.
 pub const DRAIN: Duration = Duration::from_secs(10);
+/// How long nothing is issued after a new incarnation began, so that agents can hand back what they remember.
+pub const HOLD_OFF: Duration = Duration::from_secs(60);
 /// How long an issuer lives (design, section 6).
 pub const ISSUER_LIFETIME_SECS: u64 = 7 * 86_400;
 /// How long a root lives.
@@ -55,6 +57,10 @@ pub struct Config {
     pub issuer_lifetime: Lifetime,
     /// How long requests in flight may take to end when the server stops.
     pub drain: Duration,
+    /// How long nothing is issued after a new incarnation began.
+    pub hold_off: Duration,
+    /// A folder in a second place, where every rule is written as well; none when absent.
+    pub journal: Option<PathBuf>,
 }
 
 impl Config {
@@ -70,6 +76,8 @@ impl Config {
             advertise: None,
             issuer_lifetime: lifetime(ISSUER_LIFETIME_SECS),
             drain: DRAIN,
+            hold_off: HOLD_OFF,
+            journal: None,
         }
     }
 
@@ -291,6 +299,20 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// A backup where there is a file already.
+    #[error("`{path}` exists already; a backup never replaces a file")]
+    BackupExists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A backup that cannot be restored.
+    #[error("`{path}` cannot be restored: {why}")]
+    BadBackup {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The store does not open or does not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -306,6 +328,7 @@ impl StartError {
             Self::DataExists { .. }
             | Self::DataNotEmpty { .. }
             | Self::StoreExists { .. }
+            | Self::BackupExists { .. }
             | Self::SocketTaken { .. } => Code::AlreadyExists,
             Self::NotASocket { .. } => Code::AlreadyExists,
             Self::NoData { .. }
@@ -314,6 +337,7 @@ impl StartError {
             | Self::NewerData { .. }
             | Self::WrongDomain { .. }
             | Self::WrongKek { .. }
+            | Self::BadBackup { .. }
             | Self::KekWithoutStore
             | Self::LongSocketPath { .. } => Code::NotUnderstood,
             Self::Listen { source, .. } | Self::Socket { source, .. } => match source.kind() {

@@ -3,12 +3,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use countersign_identity::{Clock, Code, Entropy};
+use countersign_identity::{Clock, Code, Entropy, Revision};
 use countersign_store::Store;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::attest::Throttle;
+use crate::incarnation::{Journal, LogKey};
 use crate::issue::{Cause, Desk, Order, Svid, Wanted};
 use crate::publish::{Roster, Slices};
 use crate::refusal::Refused;
@@ -31,6 +33,12 @@ pub(crate) struct Control {
     pub(crate) watch: Arc<Watch>,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) views: Views,
+    /// What vouches for rules and revisions; none in a simulation that has none.
+    pub(crate) log_key: Option<Arc<LogKey>>,
+    /// A revision that was reached and that the store does not know.
+    pub(crate) lost: watch::Sender<Option<Revision>>,
+    /// A second place for rules, if one is kept.
+    pub(crate) journal: Option<Arc<Journal>>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) stop: CancellationToken,
@@ -56,6 +64,12 @@ impl Control {
         for _attempt in 0..ATTEMPTS_MAX {
             let state = self.feed.current();
             let order = decide(&state);
+            // A server's own credential is not held off: agents hand back over a connection that shows it.
+            if let Some(life) = state.life()
+                && order.cause.node.is_some()
+            {
+                life.issues(self.clock.now())?;
+            }
             match self.desk.issue(&state, order).await {
                 Ok(svids) => return Ok((svids, state)),
                 Err(refused) if refused.code == Code::Fenced => self.catch_up().await?,

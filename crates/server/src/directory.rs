@@ -77,21 +77,27 @@ impl Domain {
     /// # Errors
     /// When the system refuses.
     pub(crate) fn write(&self, data: &Path) -> Result<(), StartError> {
-        let path = domain_path(data);
-        let unfinished = path.with_extension("json.new");
-        let failed = |source| StartError::File { action: "write", path: path.clone(), source };
         let text =
             serde_json::to_vec_pretty(self).expect("texts and numbers always have a JSON form");
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&unfinished)
-            .map_err(failed)?;
-        file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
-        std::fs::rename(&unfinished, &path).map_err(failed)?;
-        std::fs::File::open(data).and_then(|directory| directory.sync_all()).map_err(failed)
+        write_whole(&domain_path(data), &text)
     }
+}
+
+/// Writes a file for its owner only, so that it is there as a whole or not at all.
+///
+/// # Errors
+/// When the system refuses.
+pub(crate) fn write_whole(path: &Path, text: &[u8]) -> Result<(), StartError> {
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".new");
+    let failed = |source| StartError::File { action: "write", path: path.to_owned(), source };
+    let options = &mut std::fs::OpenOptions::new();
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished);
+    let mut file = file.map_err(failed)?;
+    file.write_all(text).and_then(|()| file.sync_all()).map_err(failed)?;
+    std::fs::rename(&unfinished, path).map_err(failed)?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::File::open(folder).and_then(|directory| directory.sync_all()).map_err(failed)
 }
 
 /// Makes a directory for a new trust domain, mode 0700. An empty one is taken as it is.

@@ -10,6 +10,7 @@ use countersign_store::StoreError;
 use crate::authority::{Ceremony, First, Unsealed, create_first, internal, unseal};
 use crate::config::{InitConfig, InitReport, StartError, StoreAt, kek_path};
 use crate::directory::{self, Domain};
+use crate::incarnation::LogKey;
 use crate::state::State;
 use crate::storage;
 
@@ -59,7 +60,10 @@ async fn first(
     let domain = config.trust_domain.clone();
     let (root_lifetime, issuer_lifetime) = (config.root_lifetime, config.issuer_lifetime);
     let first = First { ceremony, kek: &kek, domain, root_lifetime, issuer_lifetime };
-    Ok(create_first(first).await?)
+    let trust = create_first(first).await?;
+    // 3. What vouches for rules and revisions after a loss.
+    LogKey::open_or_make(&*store, &kek, &*entropy).await?;
+    Ok(trust)
 }
 
 /// One more server of the trust domain that the store holds, by its key.

@@ -11,11 +11,13 @@
 mod admin;
 mod attest;
 mod authority;
+mod backup;
 mod config;
 mod control;
 mod digest;
 mod directory;
 mod edge;
+mod incarnation;
 mod init;
 mod issue;
 mod publish;
@@ -32,15 +34,18 @@ mod tests;
 mod views;
 mod watch;
 
-pub use config::{
-    Config, DRAIN, ISSUER_LIFETIME_SECS, InitConfig, InitReport, LISTEN, ROOT_LIFETIME_SECS, Ready,
-    StartError, StoreAt, admin_path,
+pub use backup::{
+    BackupConfig, BackupReport, Progress, RestoreConfig, RestoreReport, backup, restore,
 };
-pub use countersign_store::{BadUrl, Copied, Password, Place, PostgresUrl};
+pub use config::{
+    Config, DRAIN, HOLD_OFF, ISSUER_LIFETIME_SECS, InitConfig, InitReport, LISTEN,
+    ROOT_LIFETIME_SECS, Ready, StartError, StoreAt, admin_path,
+};
+pub use countersign_store::{BadUrl, Copied, Password, Place, PostgresUrl, Verification};
 pub use init::init;
 pub use refusal::Refused;
 pub use run::run;
-pub use storage::copy_store;
+pub use storage::{copy_store, verify_store};
 
 /// The OpenAPI description of the operators' interface, for the reference.
 pub fn openapi() -> String {

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use countersign_audit::{Entry, Event, EventKind};
-use countersign_identity::{Clock, Code, Entropy, SystemClock, SystemEntropy, Timestamp};
+use countersign_identity::{
+    Clock, Code, Entropy, Incarnation, SystemClock, SystemEntropy, Timestamp,
+};
 use countersign_seal::{Kek, KekFile};
 use countersign_store::{Batch, PAGE_MAX, Store};
 use countersign_tls::{Limits, Slice, Trust};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,6 +25,7 @@ use crate::config::{Config, Ready, StartError, StoreAt, kek_path};
 use crate::control::Control;
 use crate::directory::{self, Domain};
 use crate::edge::{Edge, NodeRoutes};
+use crate::incarnation::{Beginning, Cause, Found, Journal, LogKey, Seen, begin, remember, settle};
 use crate::issue::{Desk, Own};
 use crate::publish::{Roster, Slices};
 use crate::refusal::Refused;
@@ -165,7 +168,9 @@ impl Start {
         stop: CancellationToken,
         ready: oneshot::Sender<Ready>,
     ) -> Result<(), StartError> {
-        // 1. The snapshot, and whether it is this directory's.
+        // 1. Whether the store is behind what was seen of it; then the snapshot, and whether it is this directory's.
+        self.go_on().await?;
+        let log_key = LogKey::open_or_make(&*self.store, &kek, &*self.around.entropy).await?;
         let (feeder, feed) = Feeder::start(Arc::clone(&self.store)).await?;
         self.check(&feed.current())?;
         // 2. Every address, before anything begins that would have to be ended again.
@@ -179,12 +184,29 @@ impl Start {
             views: views_at,
         };
         // 3. The parts, the issuer fresh before the first certificate of our own.
-        let serving = Serving::new(&self, kek, authorities, feed, &stop);
+        let keys = Keys { kek, authorities, log_key: Arc::new(log_key) };
+        let serving = Serving::new(&self, keys, feed, &stop);
         recall(&serving.control).await?;
         let due = serving.prepare(&self).await?;
         // 4. Everything runs until stopped, or until one of the parts breaks.
         let parts = Parts { start: self, serving, feeder, listener, metrics, views, due };
         parts.run(ready, ready_to_say, stop).await
+    }
+
+    /// Begins a new incarnation when the store lost something that this server has seen.
+    async fn go_on(&self) -> Result<(), StartError> {
+        let Some(seen) = Seen::read(&self.config.data) else { return Ok(()) };
+        let Found::Behind(seen) = seen.compare(&*self.store).await? else { return Ok(()) };
+        tracing::error!(seen = %seen.revision, leaves = seen.log_size, "the store is behind what was seen of it");
+        self.begin(seen.revision.incarnation).await?;
+        Ok(())
+    }
+
+    async fn begin(&self, seen: Incarnation) -> Result<(), Refused> {
+        let (store, now) = (&*self.store, self.around.clock.now());
+        let (cause, hold_off) = (Cause::Behind, self.config.hold_off);
+        let beginning = Beginning { store, cause, now, hold_off, seen, rules: Vec::new() };
+        begin(beginning).await.map(drop)
     }
 
     fn check(&self, state: &State) -> Result<(), StartError> {
@@ -200,6 +222,13 @@ impl Start {
     }
 }
 
+/// What was opened by the key-encryption key.
+struct Keys {
+    kek: Kek,
+    authorities: Authorities,
+    log_key: Arc<LogKey>,
+}
+
 /// What an unsealed server works with.
 struct Serving {
     control: Arc<Control>,
@@ -211,13 +240,10 @@ struct Serving {
 }
 
 impl Serving {
-    fn new(
-        start: &Start,
-        kek: Kek,
-        authorities: Authorities,
-        feed: StateFeed,
-        stop: &CancellationToken,
-    ) -> Self {
+    fn new(start: &Start, keys: Keys, feed: StateFeed, stop: &CancellationToken) -> Self {
+        let Keys { kek, authorities, log_key } = keys;
+        let journal = start.config.journal.as_deref();
+        let journal = journal.map(|folder| Arc::new(Journal::new(folder, &start.domain.server)));
         let Surroundings { clock, entropy } = start.around.clone();
         let authorities = Arc::new(ArcSwap::from_pointee(authorities));
         let desk = Desk {
@@ -243,6 +269,9 @@ impl Serving {
             watch: Arc::new(Watch::new(start.started)),
             pulse: Arc::default(),
             views: Views::default(),
+            log_key: Some(log_key),
+            lost: watch::Sender::new(None),
+            journal,
             clock: Arc::clone(&clock),
             entropy: Arc::clone(&entropy),
             stop: stop.clone(),
@@ -354,6 +383,17 @@ impl Parts {
         }
         spawn(&mut parts, upkeep.trim(after.clone()));
         spawn(&mut parts, prune(Arc::clone(&control), holder, after.clone()));
+        spawn(
+            &mut parts,
+            settle(Arc::clone(&control), start.domain.server.to_string(), after.clone()),
+        );
+        let (data, store) = (start.config.data.clone(), Arc::clone(&start.store));
+        parts.spawn(remember(data, store, after.clone()));
+        if let (Some(journal), Some(key)) = (&control.journal, &control.log_key) {
+            let (journal, key) = (Arc::clone(journal), Arc::clone(key));
+            spawn(&mut parts, journal.run(key, control.feed.clone(), after.clone()));
+        }
+        spawn(&mut parts, recover(Arc::clone(&control), start.config.hold_off, after.clone()));
         spawn(&mut parts, watchdog(after.clone()));
         if let Some(listener) = metrics {
             spawn(&mut parts, serve_metrics(listener, Arc::clone(&control), after.clone()));
@@ -451,6 +491,27 @@ async fn follow(
             enforced = now;
             let applied = trust.apply(trusting(&state));
             tracing::info!(revision = %applied.revision, cut = applied.cut, "what is trusted changed");
+        }
+    }
+}
+
+/// Begins a new incarnation when an agent has shown that the store lost its tail.
+async fn recover(control: Arc<Control>, hold_off: Duration, stop: CancellationToken) {
+    let mut lost = control.lost.subscribe();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = lost.changed() => if changed.is_err() { return },
+        }
+        let Some(reached) = *lost.borrow_and_update() else { continue };
+        tracing::error!(%reached, "the store is behind what an agent has seen");
+        let (store, now) = (&*control.store, control.clock.now());
+        let (cause, seen) = (Cause::Behind, reached.incarnation);
+        let beginning = Beginning { store, cause, now, hold_off, seen, rules: Vec::new() };
+        if let Err(refused) = begin(beginning).await {
+            tracing::error!(code = %refused.code, why = %refused.why, "could not begin a new incarnation");
+            // The next agent that comes says so again.
+            control.lost.send_replace(None);
         }
     }
 }

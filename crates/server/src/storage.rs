@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::{Clock, Entropy, SystemEntropy};
-use countersign_store::{Copied, Place, PostgresStore, SqliteStore, Store, StoreError};
+use countersign_store::{
+    Copied, Place, PostgresStore, SqliteStore, Store, StoreError, Verification, verify_everything,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{StartError, StoreAt};
@@ -56,6 +58,21 @@ pub(crate) async fn create(
 /// When there is a state at the new place, a server runs on the old one, or the two differ.
 pub async fn copy_store(from: &Place, to: &Place) -> Result<Copied, StartError> {
     Ok(countersign_store::copy(from, to, Arc::new(SystemEntropy)).await?)
+}
+
+/// Checks a whole state against itself, also while servers run on it.
+///
+/// # Errors
+/// When there is none, or something in it does not fit.
+pub async fn verify_store(place: &Place) -> Result<Verification, StartError> {
+    let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
+    Ok(match place {
+        Place::Directory(path) => verify_everything(&*SqliteStore::observe(path)?).await?,
+        Place::Database(url, password) => {
+            let store = PostgresStore::open(url.clone(), password.clone(), entropy).await?;
+            verify_everything(&store).await?
+        }
+    })
 }
 
 /// The periodic duties towards the store.

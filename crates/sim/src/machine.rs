@@ -264,7 +264,9 @@ impl Machine {
                 life.heard = false;
                 let (session, clock_micros) = (life.session, self.clock.now().micros());
                 let version = "sim".to_owned();
-                let hello = v1::SyncHello { have: have.map(Into::into), version, clock_micros };
+                let have_wire = have.map(Into::into);
+                let hello =
+                    v1::SyncHello { have: have_wire, version, clock_micros, ..Default::default() };
                 let chain = self.disk.node.shown();
                 effects.push(Effect::Trace(format!("a{} opens from {have:?}", self.index)));
                 effects.push(Effect::Send(Request::Open { session, chain, hello }));
@@ -396,7 +398,8 @@ impl Machine {
         effects: &mut Vec<Effect>,
     ) {
         let node = self.disk.node.id;
-        let hello = v1::RenewHello { node_id: node.as_bytes().to_vec().into(), generation };
+        let node_id = node.as_bytes().to_vec().into();
+        let hello = v1::RenewHello { node_id, generation, chain: Vec::new() };
         let ask = RenewAsk { node, generation, key, csr };
         let call = self.call(Call::Renew { generation }, effects);
         effects.push(Effect::Send(Request::Renew { call, hello, ask }));

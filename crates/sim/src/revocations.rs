@@ -329,6 +329,9 @@ fn covers(rule: &Revocation, credential: &Credential) -> bool {
             shown.provenance.is_some_and(|(_, through)| through == *tag) && before(cut_off)
         }
         Revoked::Authority(key) => shown.authorities.contains(key),
+        Revoked::Earlier { domain, before: cut_off } => {
+            shown.id.trust_domain() == domain && before(cut_off)
+        }
     }
 }
 

@@ -4,7 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use countersign_audit::Event;
-use countersign_identity::{KeyId, NodeId, Revision, Serial, Sha256, SpiffeId, Timestamp};
+use countersign_identity::{
+    Incarnation, KeyId, NodeId, Revision, Serial, Sha256, SpiffeId, Timestamp,
+};
 use countersign_pki::Receipt;
 
 use crate::{IssuedRow, NodeRow, PointKey, PointRow, TokenRow};
@@ -16,6 +18,8 @@ pub enum Kind {
     Authority,
     /// The public keys that are trusted for one trust domain.
     Bundle,
+    /// The present life of the store, when it followed another.
+    Incarnation,
     /// Who may do what to whom.
     Policy,
     /// What was issued and is out of service.
@@ -35,15 +39,16 @@ pub enum Kind {
 /// A text that is none of the kinds of this version.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is not a kind of record: expected `Authority`, `Bundle`, `Policy`, `Revocation`, `Service`, `Suspension`, `TrustDomain`, `Walk` or `Workload`"
+    "`{0}` is not a kind of record: expected `Authority`, `Bundle`, `Incarnation`, `Policy`, `Revocation`, `Service`, `Suspension`, `TrustDomain`, `Walk` or `Workload`"
 )]
 pub struct UnknownKind(String);
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Authority,
         Self::Bundle,
+        Self::Incarnation,
         Self::Policy,
         Self::Revocation,
         Self::Service,
@@ -63,6 +68,7 @@ impl Kind {
             Self::Service => "Service",
             Self::Policy => "Policy",
             Self::Bundle => "Bundle",
+            Self::Incarnation => "Incarnation",
             Self::Revocation => "Revocation",
             Self::Suspension => "Suspension",
         }
@@ -130,12 +136,14 @@ pub enum Op {
     },
     /// Registers a new node, whose id and key must both be new.
     PutNode(NodeRow),
-    /// Registers the successor of a node's key, and counts the generation up by one.
+    /// Registers another key of a node, its successor or one that a lost tail knew.
     UpdateNode {
         /// Which node.
         id: NodeId,
-        /// The generation that the caller proved; any other is refused.
+        /// The generation on record; any other is refused.
         expect_generation: u64,
+        /// The generation of the other key.
+        generation: u64,
         /// The successor, as SubjectPublicKeyInfo.
         key_spki: Vec<u8>,
         /// When it was seen.
@@ -213,7 +221,7 @@ impl fmt::Debug for Op {
 
 /// One atomic piece of writing.
 ///
-/// It moves the revision when it holds changes or narrows, and only then.
+/// It moves the revision when it holds changes, narrows or begins an incarnation, and only then.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// The revision that the changes were made for; at any other they are a conflict.
@@ -222,6 +230,9 @@ pub struct Batch {
     pub authorised_at: Option<Revision>,
     /// Whether this takes rights away: it then goes before what waits, and moves the fence.
     pub narrows: bool,
+    /// The incarnation that this begins, greater than the one before: revisions and the log start anew with it, and
+    /// what the log held is kept as a past one.
+    pub begins: Option<Incarnation>,
     /// Changes of the map, in order.
     pub changes: Vec<Change>,
     /// What the log says of it, in order.

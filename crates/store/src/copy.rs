@@ -92,6 +92,18 @@ pub(crate) const TABLES: &[Table] = &[
         ],
     },
     Table {
+        name: "past_log",
+        keys: 2,
+        columns: &[
+            ("incarnation", Number),
+            ("log_index", Number),
+            ("leaf", Bytes),
+            ("hash", Bytes),
+            ("details", Bytes),
+            ("salt", Bytes),
+        ],
+    },
+    Table {
         name: "issued",
         keys: 1,
         columns: &[
@@ -158,18 +170,26 @@ impl Table {
 }
 
 /// Where rows are read from. Every page is of one state.
-enum Source {
+pub(crate) enum Source {
     Directory(sqlite::Reading),
     Database(postgres::Reading),
 }
 
 /// Where rows are written to; nothing is there before `finish`.
-enum Target {
+pub(crate) enum Target {
     Directory(sqlite::Writing),
     Database(postgres::Writing),
 }
 
 impl Source {
+    /// Reads what servers write meanwhile, as it was at one moment.
+    pub(crate) async fn observe(place: &Place) -> Result<Self> {
+        Ok(match place {
+            Place::Directory(path) => Self::Directory(sqlite::Reading::observe(path)?),
+            Place::Database(_, _) => Self::open(place).await?,
+        })
+    }
+
     async fn open(place: &Place) -> Result<Self> {
         Ok(match place {
             Place::Directory(path) => Self::Directory(sqlite::Reading::open(path)?),
@@ -179,14 +199,14 @@ impl Source {
         })
     }
 
-    async fn head(&self) -> Result<Head> {
+    pub(crate) async fn head(&self) -> Result<Head> {
         match self {
             Self::Directory(reading) => reading.head(),
             Self::Database(reading) => reading.head().await,
         }
     }
 
-    async fn page(&self, table: &Table, after: Option<&[Cell]>) -> Result<Vec<Line>> {
+    pub(crate) async fn page(&self, table: &Table, after: Option<&[Cell]>) -> Result<Vec<Line>> {
         match self {
             Self::Directory(reading) => reading.page(table, after),
             Self::Database(reading) => reading.page(table, after).await,
@@ -195,7 +215,7 @@ impl Source {
 }
 
 impl Target {
-    async fn create(place: &Place, entropy: Arc<dyn Entropy>) -> Result<Self> {
+    pub(crate) async fn create(place: &Place, entropy: Arc<dyn Entropy>) -> Result<Self> {
         Ok(match place {
             Place::Directory(path) => Self::Directory(sqlite::Writing::create(path, entropy)?),
             Place::Database(url, password) => {
@@ -205,14 +225,14 @@ impl Target {
         })
     }
 
-    async fn put(&self, table: &Table, lines: &[Line]) -> Result<()> {
+    pub(crate) async fn put(&self, table: &Table, lines: &[Line]) -> Result<()> {
         match self {
             Self::Directory(writing) => writing.put(table, lines),
             Self::Database(writing) => writing.put(table, lines).await,
         }
     }
 
-    async fn finish(self, head: &Head) -> Result<()> {
+    pub(crate) async fn finish(self, head: &Head) -> Result<()> {
         match self {
             Self::Directory(writing) => writing.finish(head),
             Self::Database(writing) => writing.finish(head).await,
@@ -253,10 +273,10 @@ pub async fn copy(from: &Place, to: &Place, entropy: Arc<dyn Entropy>) -> Result
 }
 
 /// Hands on all rows of a table, page by page; says how many there were.
-async fn lines(
+pub(crate) async fn lines(
     source: &Source,
     table: &Table,
-    each: impl AsyncFn(&[Line]) -> Result<()>,
+    mut each: impl AsyncFnMut(&[Line]) -> Result<()>,
 ) -> Result<u64> {
     let mut count = 0;
     let mut after: Option<Line> = None;
@@ -270,7 +290,7 @@ async fn lines(
 }
 
 /// Checks a place as a whole, and counts its rows.
-async fn look(
+pub(crate) async fn look(
     place: &Place,
     entropy: Arc<dyn Entropy>,
 ) -> Result<(Verification, Vec<(&'static str, u64)>)> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use countersign_audit::LeafRefused;
 use countersign_identity::{Code, EntropyLost, KeyId, NodeId, Revision, Serial};
 
-use crate::Kind;
+use crate::{Head, Kind};
 
 /// What the store's methods return.
 pub type Result<T> = std::result::Result<T, StoreError>;
@@ -133,6 +133,18 @@ pub enum StoreError {
         /// What does not fit.
         what: String,
     },
+    /// The store is at an older state than one that was seen: a backup was put in its place, or a standby that was behind
+    /// took over. To go on as if nothing were lost would give one revision two meanings.
+    #[error(
+        "the database is at {}, but {} were seen before: it was restored, or a standby that was behind took over",
+        told(.found), told(.seen)
+    )]
+    WentBack {
+        /// What is there now.
+        found: Head,
+        /// What was there.
+        seen: Head,
+    },
     /// The storage did not answer, or is full.
     #[error("the storage is not available: {why}")]
     Unavailable {
@@ -152,6 +164,10 @@ fn process(pid: &Option<u32>) -> String {
     pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
 }
 
+fn told(head: &Head) -> String {
+    format!("revision {}, {} leaves", head.revision, head.log_size)
+}
+
 impl StoreError {
     /// The stable word for it.
     pub const fn code(&self) -> Code {
@@ -167,7 +183,7 @@ impl StoreError {
             Self::AlreadyExists { .. } => Code::AlreadyExists,
             Self::KeyRevoked(_) => Code::RevokedKey,
             Self::TooLarge { .. } | Self::Leaf(_) => Code::TooLarge,
-            Self::Mismatched { .. } | Self::Broken { .. } => Code::Internal,
+            Self::Mismatched { .. } | Self::Broken { .. } | Self::WentBack { .. } => Code::Internal,
             Self::Missing { .. } => Code::NotReady,
             Self::Exposed { .. } | Self::NotAStore { .. } | Self::NewerSchema { .. } => {
                 Code::NotUnderstood
@@ -179,7 +195,10 @@ impl StoreError {
     /// Whether the storage failed, and not the batch: then the whole transaction is void.
     pub(crate) const fn is_of_storage(&self) -> bool {
         match self {
-            Self::Broken { .. } | Self::Unavailable { .. } | Self::Entropy(_) => true,
+            Self::Broken { .. }
+            | Self::WentBack { .. }
+            | Self::Unavailable { .. }
+            | Self::Entropy(_) => true,
             Self::Conflict { .. }
             | Self::Fenced { .. }
             | Self::RecordUnknown { .. }

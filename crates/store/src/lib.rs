@@ -10,6 +10,7 @@
 //! This is the only crate that knows SQL. It refuses to know what a record's value means, how secrets are sealed,
 //! and what time it is.
 
+mod backup;
 mod batch;
 mod bounds;
 mod copy;
@@ -26,9 +27,10 @@ mod verify;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use countersign_identity::{NodeId, Revision, Serial, Sha256, Timestamp};
+use countersign_identity::{Incarnation, NodeId, Revision, Serial, Sha256, Timestamp};
 use tokio::sync::watch;
 
+pub use backup::{Dumped, Dumping, Filling, Page};
 pub use batch::{Batch, Change, Committed, KeysOf, Kind, Op, Record, UnknownKind};
 pub use bounds::{
     BATCH_ROWS_MAX, FEED_COMMITS_MAX, HOST_BYTES_MAX, KEY_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX,
@@ -42,7 +44,7 @@ pub use rows::{
     Commit, Details, Feed, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow, ReportRow,
     Snapshot, StoredEvent, TokenRow, Trimmed,
 };
-pub use sqlite::SqliteStore;
+pub use sqlite::{Observed, SqliteStore};
 pub use verify::{Verification, verify_everything};
 
 /// Where a trust domain's state is kept.
@@ -96,6 +98,17 @@ pub trait Store: Send + Sync + 'static {
 
     /// The hashes of the log's leaves from this index on; up to 16 pages of them at once.
     async fn leaf_hashes(&self, from: u64, limit: usize) -> Result<Vec<Sha256>>;
+
+    /// The log of a past incarnation from this index on.
+    async fn past_events(
+        &self,
+        incarnation: Incarnation,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>>;
+
+    /// The first past incarnation after this one whose log is kept.
+    async fn past_incarnation(&self, after: Incarnation) -> Result<Option<Incarnation>>;
 
     /// Takes or renews a lease for a periodic duty; true when `holder` has it until `now + ttl`. A `ttl` of zero gives
     /// it up.

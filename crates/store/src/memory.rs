@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use countersign_audit::Leaf;
-use countersign_identity::{Entropy, KeyId, NodeId, Revision, Serial, Sha256, Timestamp};
+use countersign_identity::{
+    Entropy, Incarnation, KeyId, NodeId, Revision, Serial, Sha256, Timestamp,
+};
 use imbl::{OrdMap, Vector};
 use tokio::sync::watch;
 
@@ -43,6 +45,7 @@ pub(crate) struct State {
     pub(crate) leases: OrdMap<String, (String, Timestamp)>,
     pub(crate) reports: OrdMap<String, ReportRow>,
     pub(crate) log: Vector<Arc<StoredEvent>>,
+    pub(crate) past: OrdMap<Incarnation, Vector<Arc<StoredEvent>>>,
 }
 
 impl State {
@@ -62,6 +65,7 @@ impl State {
             leases: OrdMap::new(),
             reports: OrdMap::new(),
             log: Vector::new(),
+            past: OrdMap::new(),
         }
     }
 }
@@ -69,9 +73,9 @@ impl State {
 impl MemoryStore {
     /// An empty store, at the beginning of its first incarnation.
     pub fn new(entropy: Arc<dyn Entropy>) -> Self {
-        let start = Revision { incarnation: 1, number: 0 };
-        let state = State::empty(Head { revision: start, fence: start, log_size: 0 });
-        Self { state: Mutex::new(state), hint: watch::Sender::new(start), entropy }
+        let head = Head::of(1);
+        let hint = watch::Sender::new(head.revision);
+        Self { state: Mutex::new(State::empty(head)), hint, entropy }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -184,6 +188,22 @@ impl Store for MemoryStore {
         Ok(self.log(from, limit.min(HASHES_MAX), |event| event.hash))
     }
 
+    async fn past_events(
+        &self,
+        incarnation: Incarnation,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>> {
+        let state = self.state();
+        let log = state.past.get(&incarnation).into_iter().flatten();
+        let page = log.filter(|event| from <= event.index).take(limit.min(PAGE_MAX));
+        Ok(page.map(|event| StoredEvent::clone(event)).collect())
+    }
+
+    async fn past_incarnation(&self, after: Incarnation) -> Result<Option<Incarnation>> {
+        Ok(self.state().past.range(after + 1..).next().map(|(incarnation, _)| *incarnation))
+    }
+
     async fn lease(&self, name: &str, holder: &str, ttl: Duration, now: Timestamp) -> Result<bool> {
         check_name("bytes of a lease's name", name)?;
         check_name("bytes of a lease's holder", holder)?;
@@ -261,6 +281,13 @@ impl Tables for State {
         Ok(())
     }
 
+    fn close_incarnation(&mut self, past: Incarnation) -> Result<()> {
+        self.commits = OrdMap::new();
+        self.tokens = OrdMap::new();
+        self.past.insert(past, std::mem::take(&mut self.log));
+        Ok(())
+    }
+
     fn add_leaf(&mut self, index: u64, leaf: Leaf) -> Result<()> {
         let Leaf { bytes, hash, details, salt } = leaf;
         let details = Some(Details { json: details, salt });
@@ -300,7 +327,14 @@ impl Tables for State {
         Ok(new)
     }
 
-    fn succeed_key(&mut self, id: NodeId, old: u64, key: &[u8], at: Timestamp) -> Result<bool> {
+    fn succeed_key(
+        &mut self,
+        id: NodeId,
+        old: u64,
+        key: (u64, &[u8]),
+        at: Timestamp,
+    ) -> Result<bool> {
+        let (generation, key) = key;
         let free = self.keys.get(key).is_none_or(|owner| *owner == id);
         let Some(row) = self.nodes.get_mut(&id).filter(|row| free && row.generation == old) else {
             return Ok(false);
@@ -308,7 +342,7 @@ impl Tables for State {
         self.keys.remove(&row.key_spki);
         self.keys.insert(key.to_vec(), id);
         row.key_spki = key.to_vec();
-        row.generation += 1;
+        row.generation = generation;
         row.seen_at = row.seen_at.max(at);
         Ok(true)
     }

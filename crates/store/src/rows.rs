@@ -4,7 +4,7 @@ use std::fmt;
 
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{
-    KeyId, Name, NodeId, Revision, Serial, Sha256, SpiffeId, Timestamp, Validity,
+    Incarnation, KeyId, Name, NodeId, Revision, Serial, Sha256, SpiffeId, Timestamp, Validity,
 };
 
 use crate::{Change, Record};
@@ -21,6 +21,12 @@ pub struct Head {
 }
 
 impl Head {
+    /// That of an incarnation in which nothing has happened yet.
+    pub(crate) fn of(incarnation: Incarnation) -> Self {
+        let revision = Revision { incarnation, number: 0 };
+        Self { revision, fence: revision, log_size: 0 }
+    }
+
     /// Whether the feed can go on after a revision, given the first commit that is kept.
     pub(crate) fn feeds(&self, after: Revision, first_kept: Option<u64>) -> bool {
         let first = first_kept.unwrap_or(self.revision.number + 1);

@@ -6,8 +6,8 @@
 pub(crate) const HEAD: &str =
     "SELECT incarnation, number, fence, log_size FROM head WHERE singleton = 1";
 /// Guarded by what was read, so that a transaction which lost a race changes no row.
-pub(crate) const MOVE_HEAD: &str = "UPDATE head SET number = $1, fence = $2, log_size = $3 \
-     WHERE singleton = 1 AND incarnation = $4 AND number = $5 AND log_size = $6";
+pub(crate) const MOVE_HEAD: &str = "UPDATE head SET incarnation = $1, number = $2, fence = $3, \
+     log_size = $4 WHERE singleton = 1 AND incarnation = $5 AND number = $6 AND log_size = $7";
 
 pub(crate) const RECORDS: &str = "SELECT kind, name, value FROM records ORDER BY kind, name";
 pub(crate) const PUT_RECORD: &str = "INSERT INTO records (kind, name, value) VALUES ($1, $2, $3) \
@@ -33,6 +33,18 @@ pub(crate) const LEAF_HASHES: &str =
 pub(crate) const LAST_LEAF: &str = "SELECT log_index FROM log ORDER BY log_index DESC LIMIT 1";
 pub(crate) const ADD_LEAF: &str =
     "INSERT INTO log (log_index, leaf, hash, details, salt) VALUES ($1, $2, $3, $4, $5)";
+
+/// What an incarnation's end does: its log becomes a past one, its feed is over.
+pub(crate) const KEEP_LOG: &str = "INSERT INTO past_log (incarnation, log_index, leaf, hash, details, salt) \
+     SELECT CAST($1 AS BIGINT), log_index, leaf, hash, details, salt FROM log";
+pub(crate) const EMPTY_LOG: &str = "DELETE FROM log";
+pub(crate) const EMPTY_COMMITS: &str = "DELETE FROM commits";
+pub(crate) const EMPTY_CHANGES: &str = "DELETE FROM changes";
+pub(crate) const EMPTY_TOKENS: &str = "DELETE FROM tokens";
+pub(crate) const PAST_EVENTS: &str = "SELECT log_index, leaf, hash, details, salt FROM past_log \
+     WHERE incarnation = $1 AND $2 <= log_index ORDER BY log_index LIMIT $3";
+pub(crate) const PAST_INCARNATION: &str = "SELECT incarnation FROM past_log \
+     WHERE $1 < incarnation ORDER BY incarnation LIMIT 1";
 
 pub(crate) const ISSUED: &str = "SELECT serial, tbs, spiffe_id, key_id, issuer, node, not_before, \
      not_after, incarnation, number, log_index FROM issued WHERE serial = $1";
@@ -64,10 +76,10 @@ pub(crate) const NODES: &str = "SELECT id, spiffe_id, key_spki, generation, labe
      attested_at, seen_at FROM nodes WHERE $1 < id ORDER BY id LIMIT $2";
 pub(crate) const ADD_NODE: &str = "INSERT INTO nodes (id, spiffe_id, key_spki, generation, labels, \
      host, attested_at, seen_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING";
-pub(crate) const SUCCEED_KEY: &str = "UPDATE nodes SET key_spki = $1, generation = generation + 1, \
-     seen_at = CASE WHEN seen_at < $2 THEN $2 ELSE seen_at END \
-     WHERE id = $3 AND generation = $4 AND NOT EXISTS \
-     (SELECT 1 FROM nodes AS other WHERE other.key_spki = $1 AND other.id <> $3)";
+pub(crate) const SUCCEED_KEY: &str = "UPDATE nodes SET key_spki = $1, generation = $2, \
+     seen_at = CASE WHEN seen_at < $3 THEN $3 ELSE seen_at END \
+     WHERE id = $4 AND generation = $5 AND NOT EXISTS \
+     (SELECT 1 FROM nodes AS other WHERE other.key_spki = $1 AND other.id <> $4)";
 pub(crate) const REMOVE_NODE: &str = "DELETE FROM nodes WHERE id = $1";
 pub(crate) const TOUCH_NODE: &str =
     "UPDATE nodes SET seen_at = CASE WHEN seen_at < $1 THEN $1 ELSE seen_at END WHERE id = $2";
@@ -123,6 +135,13 @@ pub(crate) const ALL: &[&str] = &[
     LEAF_HASHES,
     LAST_LEAF,
     ADD_LEAF,
+    KEEP_LOG,
+    EMPTY_LOG,
+    EMPTY_COMMITS,
+    EMPTY_CHANGES,
+    EMPTY_TOKENS,
+    PAST_EVENTS,
+    PAST_INCARNATION,
     ISSUED,
     ISSUED_AFTER,
     ADD_ISSUED,

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use countersign_audit::Leaf;
 use countersign_identity::{
-    Entropy, EntropyLost, KeyId, NodeId, Revision, SKEW_ALLOWED, Serial, Sha256, Timestamp,
+    Entropy, EntropyLost, Incarnation, KeyId, NodeId, Revision, SKEW_ALLOWED, Serial, Sha256,
+    Timestamp,
 };
 use countersign_pki::Receipt;
 
@@ -24,6 +25,9 @@ pub(crate) trait Tables {
     fn add_commit(&mut self, number: u64) -> Result<()>;
     fn add_change(&mut self, number: u64, position: usize, change: &Change) -> Result<()>;
     fn trim_feed(&mut self, up_to: u64) -> Result<()>;
+    /// Empties the feed, makes the log that of a past incarnation, and drops the join tokens: which of them were
+    /// spent since is not known.
+    fn close_incarnation(&mut self, past: Incarnation) -> Result<()>;
     fn add_leaf(&mut self, index: u64, leaf: Leaf) -> Result<()>;
     fn add_issued(&mut self, row: &IssuedRow, index: u64) -> Result<bool>;
     fn put_secret(&mut self, name: &str, sealed: &[u8]) -> Result<()>;
@@ -31,7 +35,13 @@ pub(crate) trait Tables {
     fn spend_token(&mut self, hash: Sha256, now: Timestamp) -> Result<bool>;
     fn token(&mut self, hash: Sha256) -> Result<Option<TokenRow>>;
     fn add_node(&mut self, row: &NodeRow) -> Result<bool>;
-    fn succeed_key(&mut self, id: NodeId, old: u64, key: &[u8], at: Timestamp) -> Result<bool>;
+    fn succeed_key(
+        &mut self,
+        id: NodeId,
+        old: u64,
+        key: (u64, &[u8]),
+        at: Timestamp,
+    ) -> Result<bool>;
     fn remove_node(&mut self, id: NodeId) -> Result<bool>;
     fn touch_node(&mut self, id: NodeId, at: Timestamp) -> Result<bool>;
     fn node(&mut self, id: NodeId) -> Result<Option<NodeRow>>;
@@ -84,13 +94,17 @@ pub(crate) fn write(
     entropy: &dyn Entropy,
 ) -> Result<Written> {
     let next = moved(head, batch)?;
+    if batch.begins.is_some() {
+        tables.close_incarnation(head.revision.incarnation)?;
+    }
+    let first_index = next.log_size - batch.events.len() as u64;
     for op in &batch.ops {
         apply(tables, op)?;
     }
     if head.revision != next.revision {
         change(tables, next.revision.number, &batch.changes)?;
     }
-    for (event, index) in batch.events.iter().zip(head.log_size..) {
+    for (event, index) in batch.events.iter().zip(first_index..) {
         let mut salt = [0; 16];
         entropy.fill(&mut salt)?;
         tables.add_leaf(index, Leaf::new(event, next.revision, salt)?)?;
@@ -100,13 +114,12 @@ pub(crate) fn write(
         if tables.is_key_revoked(row.key)? {
             return Err(StoreError::KeyRevoked(row.key));
         }
-        let index = head.log_size + position as u64;
+        let index = first_index + position as u64;
         if !tables.add_issued(row, index)? {
             return Err(exists(format!("a certificate with serial `{}`", row.serial)));
         }
         issued.push((row.tbs, index));
     }
-    let first_index = head.log_size;
     *head = next;
     Ok(Written { revision: next.revision, first_index, issued })
 }
@@ -118,10 +131,18 @@ fn moved(head: &Head, batch: &Batch) -> Result<Head> {
         return Err(StoreError::Conflict { expected, current });
     }
     let mut next = *head;
-    if batch.narrows || !batch.changes.is_empty() {
+    if let Some(incarnation) = batch.begins {
+        if incarnation <= current.incarnation {
+            let expected = Revision { incarnation, number: 0 };
+            return Err(StoreError::Conflict { expected, current });
+        }
+        next = Head::of(incarnation);
+    }
+    if batch.begins.is_some() || batch.narrows || !batch.changes.is_empty() {
         next.revision.number += 1;
     }
-    if batch.narrows {
+    // What was authorised in an earlier incarnation is authorised again.
+    if batch.begins.is_some() || batch.narrows {
         next.fence = next.revision;
     }
     next.log_size += batch.events.len() as u64;
@@ -180,8 +201,8 @@ fn apply(tables: &mut impl Tables, op: &Op) -> Result<()> {
             let written = tables.add_node(row)?;
             written.then_some(()).ok_or_else(|| exists(format!("node `{}` or its key", row.id)))
         }
-        Op::UpdateNode { id, expect_generation, key_spki, at } => {
-            if tables.succeed_key(*id, *expect_generation, key_spki, *at)? {
+        Op::UpdateNode { id, expect_generation, generation, key_spki, at } => {
+            if tables.succeed_key(*id, *expect_generation, (*generation, key_spki), *at)? {
                 return Ok(());
             }
             expect(tables, *id, *expect_generation)?;

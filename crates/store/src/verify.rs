@@ -1,9 +1,11 @@
 //! Checks the whole store against itself.
 
-use countersign_audit::{Entry, Tree, body, leaf_hash};
-use countersign_identity::{Revision, Sha256};
+use std::collections::BTreeMap;
 
-use crate::{Feed, Head, PAGE_MAX, Result, Store, StoreError, StoredEvent};
+use countersign_audit::{Entry, EventKind, Tree, body, leaf_hash};
+use countersign_identity::{Incarnation, Revision, Sha256};
+
+use crate::{Feed, Head, Issued, PAGE_MAX, Result, Store, StoreError, StoredEvent};
 
 /// What was found to be in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +21,8 @@ pub struct Verification {
 }
 
 /// Reads everything and checks it: each leaf against its hash, its details and the order of revisions, the log
-/// against the head row, each issued row against its leaf, and the feed for gaps.
+/// against the head row, each issued row against its leaf, the feed for gaps, and the logs of past incarnations, of which
+/// each names the one before.
 ///
 /// May run while others write; it checks what was there when it began. It reads in pages, but takes the time that
 /// the size of the log takes.
@@ -28,7 +31,9 @@ pub struct Verification {
 /// [`StoreError::Broken`] names the first thing that does not fit.
 pub async fn verify_everything(store: &dyn Store) -> Result<Verification> {
     let head = store.head().await?;
-    let root = check_log(store, &head).await?;
+    let past = check_past(store, &head).await?;
+    let root = check_log(store, Log::Present(&head)).await?.root();
+    check_beginning(store, Log::Present(&head), &past).await?;
     let issued = check_issued(store, &head).await?;
     let snapshot = store.snapshot().await?;
     if snapshot.revision < head.revision {
@@ -46,21 +51,91 @@ fn broken(what: String) -> StoreError {
     StoreError::Broken { what }
 }
 
-async fn check_log(store: &dyn Store, head: &Head) -> Result<Sha256> {
-    let mut tree = Tree::new();
-    let mut latest = Revision { number: 0, ..head.revision };
-    while tree.size() < head.log_size {
-        let page = store.events(tree.size(), PAGE_MAX).await?;
-        if page.is_empty() {
-            let (leaves, size) = (tree.size(), head.log_size);
-            return Err(broken(format!("the log ends at {leaves}, the head row counts {size}")));
+/// A log, of this incarnation or of one that is over.
+#[derive(Clone, Copy)]
+enum Log<'a> {
+    Present(&'a Head),
+    Past(Incarnation),
+}
+
+impl Log<'_> {
+    async fn page(self, store: &dyn Store, from: u64, limit: usize) -> Result<Vec<StoredEvent>> {
+        match self {
+            Self::Present(_) => store.events(from, limit).await,
+            Self::Past(incarnation) => store.past_events(incarnation, from, limit).await,
         }
-        for event in page.iter().take_while(|event| event.index < head.log_size) {
-            latest = check_event(event, tree.size(), latest, head.revision)?;
+    }
+
+    /// The latest revision that its leaves may be of.
+    fn latest(self) -> Revision {
+        match self {
+            Self::Present(head) => head.revision,
+            Self::Past(incarnation) => Revision { incarnation, number: u64::MAX },
+        }
+    }
+}
+
+async fn check_log(store: &dyn Store, log: Log<'_>) -> Result<Tree> {
+    let mut tree = Tree::new();
+    let mut latest = Revision { number: 0, ..log.latest() };
+    let end = if let Log::Present(head) = log { Some(head.log_size) } else { None };
+    while end.is_none_or(|end| tree.size() < end) {
+        let page = log.page(store, tree.size(), PAGE_MAX).await?;
+        match (page.is_empty(), end) {
+            (false, _) => {}
+            (true, None) => break,
+            (true, Some(size)) => {
+                let leaves = tree.size();
+                return Err(broken(format!(
+                    "the log ends at {leaves}, the head row counts {size}"
+                )));
+            }
+        }
+        for event in page.iter().take_while(|event| end.is_none_or(|end| event.index < end)) {
+            latest = check_event(event, tree.size(), latest, log.latest())?;
             tree.push(event.hash);
         }
     }
-    Ok(tree.root())
+    Ok(tree)
+}
+
+/// The logs of incarnations that are over, each with its size and root.
+type Past = BTreeMap<Incarnation, (u64, Sha256)>;
+
+async fn check_past(store: &dyn Store, head: &Head) -> Result<Past> {
+    let mut past = Past::new();
+    let mut after = 0;
+    while let Some(incarnation) = store.past_incarnation(after).await? {
+        if head.revision.incarnation <= incarnation {
+            return Err(broken(format!("the log of incarnation {incarnation} is not over")));
+        }
+        let tree = check_log(store, Log::Past(incarnation)).await?;
+        check_beginning(store, Log::Past(incarnation), &past).await?;
+        past.insert(incarnation, (tree.size(), tree.root()));
+        after = incarnation;
+    }
+    Ok(past)
+}
+
+/// A log that follows another names that one's size and root in its first leaf, as long as its details are kept.
+async fn check_beginning(store: &dyn Store, log: Log<'_>, past: &Past) -> Result<()> {
+    let Some((before, (size, root))) = past.last_key_value() else { return Ok(()) };
+    let first = log.page(store, 0, 1).await?;
+    let Some(first) = first.first() else { return Ok(()) };
+    let entry = Entry::parse(&first.leaf).map_err(|why| broken(format!("leaf 0: {why}")))?;
+    let Some(details) = &first.details else { return Ok(()) };
+    let told: serde_json::Value =
+        serde_json::from_slice(&details.json).map_err(|why| broken(format!("leaf 0: {why}")))?;
+    let names = entry.kind == EventKind::IncarnationBegan
+        && told["from"]["incarnation"] == *before
+        && told["from"]["logSize"] == *size
+        && told["from"]["logRoot"] == root.to_string();
+    names.then_some(()).ok_or_else(|| {
+        broken(format!(
+            "the log of incarnation {} does not begin with the size and root of the one before",
+            log.latest().incarnation
+        ))
+    })
 }
 
 /// Checks one event against its place; tells the revision that it is of.
@@ -96,9 +171,15 @@ async fn check_issued(store: &dyn Store, head: &Head) -> Result<usize> {
         let page = store.issued_after(after, PAGE_MAX).await?;
         let Some(last) = page.last() else { return Ok(count) };
         after = Some(last.row.serial);
-        for issued in page.iter().filter(|issued| issued.index < head.log_size) {
+        let incarnation = head.revision.incarnation;
+        let known = |issued: &&Issued| {
+            issued.row.revision.incarnation != incarnation || issued.index < head.log_size
+        };
+        for issued in page.iter().filter(known) {
             let serial = issued.row.serial;
-            let event = store.events(issued.index, 1).await?;
+            let of = issued.row.revision.incarnation;
+            let log = if of == incarnation { Log::Present(head) } else { Log::Past(of) };
+            let event = log.page(store, issued.index, 1).await?;
             let entry = event.first().and_then(|event| Entry::parse(&event.leaf).ok());
             let agrees = entry.is_some_and(|entry| {
                 entry.serial == Some(serial) && entry.tbs == Some(issued.row.tbs)

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::{
-    Backoff, BackoffPolicy, Code, Entropy, KeyId, Revocation, Revocations, SKEW_ALLOWED, Timestamp,
-    retry_ends,
+    Backoff, BackoffPolicy, Code, Entropy, Incarnation, KeyId, Revocation, Revocations,
+    SKEW_ALLOWED, Timestamp, retry_ends,
 };
 
 use super::credential::{Credential, Term};
@@ -234,6 +234,25 @@ impl Duty {
         let left = retry_ends(issued, expires).since(now) * 3 / 4;
         self.outdated = true;
         self.retry = Some(now + share(within.min(left), entropy));
+    }
+
+    /// What an earlier incarnation has issued is asked for anew, at a moment drawn from a quarter of its lifetime: the whole
+    /// fleet does so, and has one lifetime for it.
+    pub(super) fn outdate_earlier(
+        &mut self,
+        current: Incarnation,
+        now: Timestamp,
+        entropy: &dyn Entropy,
+    ) {
+        let Some(Held { credential: Credential { term, shown }, .. }) = &self.held else { return };
+        let term = *term;
+        let earlier = shown.provenance.is_some_and(|(of, _)| of.incarnation < current);
+        if !earlier || self.outdated {
+            return;
+        }
+        self.outdate();
+        let left = retry_ends(term.issued, term.expires).since(now) * 3 / 4;
+        self.retry = Some(now + share(left.min(term.lifetime() / 4), entropy));
     }
 
     /// What is held is of no use any more.

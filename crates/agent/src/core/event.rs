@@ -5,7 +5,7 @@ use std::sync::Arc;
 use countersign_identity::{Code, Name, NodeId, Revision, Revocations, Timestamp};
 
 use super::credential::Credential;
-use super::record::{Record, RecordKey};
+use super::record::{Record, RecordKey, SignedRecord};
 use super::replica::{Replica, Workload};
 
 /// What happened.
@@ -69,6 +69,8 @@ pub enum SyncMessage {
         /// The server's clock, when it tells it.
         clock: Option<Timestamp>,
     },
+    /// The signatures of rules in the message that follows. The machine has no use for them; they are kept beside it.
+    Signed(Vec<SignedRecord>),
 }
 
 /// What became of the request for one SVID.

@@ -19,6 +19,6 @@ pub use credential::{Credential, Shown, Term};
 pub use duty::Standing;
 pub use event::{Action, Event, Knowledge, LinkView, Outcome, Remembered, Settings, SyncMessage};
 pub use matching::{Answer, Candidates, answer};
-pub use record::{BadRecord, Record, RecordKey, RecordKind};
+pub use record::{BadRecord, Record, RecordKey, RecordKind, SignedRecord};
 pub use replica::{Behind, PolicyEntry, Replica, Workload};
 pub use state::State;

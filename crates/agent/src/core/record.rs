@@ -75,6 +75,15 @@ pub struct Record {
     pub value: Arc<[u8]>,
 }
 
+/// A record that takes rights away, with the signature of the trust domain's log key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignedRecord {
+    /// The record.
+    pub record: Record,
+    /// By which any server of the trust domain knows that it was made.
+    pub signature: Arc<[u8]>,
+}
+
 const VALUE_BYTES_MAX: usize = 512 * 1024;
 const NAME_BYTES_MAX: usize = 255;
 

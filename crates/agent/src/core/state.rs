@@ -214,12 +214,12 @@ impl State {
         entropy: &dyn Entropy,
         actions: &mut Vec<Action>,
     ) {
-        if !matches!(self.link, Link::Open { .. }) {
+        if !matches!(self.link, Link::Open { .. }) || matches!(message, SyncMessage::Signed(_)) {
             return;
         }
         self.times.told(match &message {
             SyncMessage::Snapshot { clock, .. } | SyncMessage::Mark { clock, .. } => *clock,
-            SyncMessage::Changes { .. } => None,
+            SyncMessage::Changes { .. } | SyncMessage::Signed(_) => None,
         });
         let rules_until = self.times.for_rules(now);
         let before = Arc::clone(&self.replica);
@@ -243,6 +243,7 @@ impl State {
                     replica.forget_moot(rules_until);
                 })
             }
+            SyncMessage::Signed(_) => Ok(()),
         };
         if let Err(behind) = applied {
             actions.push(Action::Close);
@@ -265,6 +266,7 @@ impl State {
                 self.duties.values_mut().for_each(Duty::try_again_if_covered);
             }
             self.leave_roots(now, entropy);
+            self.renew_earlier(now, entropy);
             actions.push(Action::Remember);
         }
         let news = moved
@@ -273,6 +275,14 @@ impl State {
         self.knowledge = Knowledge::Synced;
         if news {
             actions.push(Action::Publish);
+        }
+    }
+
+    /// Asks anew for what an earlier incarnation of the server's store has issued: it may know nothing of it.
+    fn renew_earlier(&mut self, now: Timestamp, entropy: &dyn Entropy) {
+        let current = self.replica.revision().incarnation;
+        for duty in self.duties.values_mut().chain([&mut self.node]) {
+            duty.outdate_earlier(current, now, entropy);
         }
     }
 

@@ -32,6 +32,24 @@ pub struct GrpcLink {
     clock: Arc<dyn Clock>,
     trust: Arc<Trust>,
     trusted: Mutex<Trusted>,
+    witnessed: Arc<Witnessed>,
+}
+
+/// The highest revision that a server has vouched for, so that one whose store lost its tail can be told.
+#[derive(Default)]
+struct Witnessed(Mutex<Option<(Revision, Bytes)>>);
+
+impl Witnessed {
+    fn get(&self) -> Option<(Revision, Bytes)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn see(&self, more: (Revision, Bytes)) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref().is_none_or(|(reached, _)| *reached < more.0) {
+            *known = Some(more);
+        }
+    }
 }
 
 /// What servers are verified by.
@@ -50,7 +68,7 @@ const ACKS_MAX: usize = 4;
 impl GrpcLink {
     /// A link that trusts nobody yet. `trust` must be run beside it ([`Trust::run`]).
     pub fn new(clock: Arc<dyn Clock>, trust: Arc<Trust>) -> Self {
-        Self { clock, trust, trusted: Mutex::default() }
+        Self { clock, trust, trusted: Mutex::default(), witnessed: Arc::default() }
     }
 
     fn domain(&self) -> Result<TrustDomain, LinkFault> {
@@ -161,7 +179,12 @@ impl ServerLink for GrpcLink {
             .export(EXPORTER_LABEL)
             .map_err(|code| LinkFault::new(code, "the TLS connection gives no exporter value"))?;
         let mut client = NodeClient::new(channel::over(stream).await?);
-        timed(renew(&mut client, &ask, &exporter)).await
+        // Where the server has lost the registered key, the certificate that it made for it tells of it.
+        let shown = self.trust.identity().map(|identity| {
+            let ders = identity.chain().ders().into_iter();
+            ders.map(Bytes::copy_from_slice).collect()
+        });
+        timed(renew(&mut client, &ask, shown.unwrap_or_default(), &exporter)).await
     }
 
     async fn open(&self, server: &str, have: Option<Revision>) -> Result<Session, LinkFault> {
@@ -172,10 +195,13 @@ impl ServerLink for GrpcLink {
         let mut client =
             NodeClient::new(channel).max_decoding_message_size(api_wire::MESSAGE_SIZE_MAX);
         let (outgoing, requests) = mpsc::channel(ACKS_MAX);
+        let (reached, witness) = self.witnessed.get().unzip();
         let hello = v1::SyncHello {
             have: have.map(Into::into),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             clock_micros: self.clock.now().micros(),
+            reached: reached.map(Into::into),
+            witness: witness.unwrap_or_default(),
         };
         let hello = v1::SyncRequest { step: Some(v1::sync_request::Step::Hello(hello)) };
         outgoing
@@ -186,7 +212,8 @@ impl ServerLink for GrpcLink {
         let (acks, ack_queue) = mpsc::channel(ACKS_MAX);
         let (messages, message_queue) = mpsc::channel(MESSAGES_MAX);
         let clock = Arc::clone(&self.clock);
-        let pump = Pump { incoming, outgoing, ack_queue, messages, alerts, clock };
+        let witnessed = Arc::clone(&self.witnessed);
+        let pump = Pump { incoming, outgoing, ack_queue, messages, alerts, clock, witnessed };
         Ok(Session {
             messages: ReceiverStream::new(message_queue),
             acks,
@@ -219,14 +246,15 @@ async fn timed<T>(call: impl Future<Output = Result<T, LinkFault>>) -> Result<T,
 async fn renew(
     client: &mut NodeClient<Channel>,
     ask: &RenewAsk,
+    chain: Vec<Bytes>,
     exporter: &[u8; 32],
 ) -> Result<Renewed, LinkFault> {
     use v1::renew_request::Step as Out;
     use v1::renew_response::Step as In;
     let (outgoing, requests) = mpsc::channel(2);
     let closed = |_closed| LinkFault::new(Code::Unavailable, "the server ended the renewal");
-    let hello =
-        v1::RenewHello { node_id: ask.node.as_bytes().to_vec().into(), generation: ask.generation };
+    let node_id = ask.node.as_bytes().to_vec().into();
+    let hello = v1::RenewHello { node_id, generation: ask.generation, chain };
     outgoing.send(v1::RenewRequest { step: Some(Out::Hello(hello)) }).await.map_err(closed)?;
     let answer = client.renew(ReceiverStream::new(requests)).await;
     let mut incoming = answer.map_err(|status| fault(&status))?.into_inner();
@@ -267,6 +295,7 @@ struct Pump {
     messages: mpsc::Sender<Result<crate::core::SyncMessage, LinkFault>>,
     alerts: Alerts,
     clock: Arc<dyn Clock>,
+    witnessed: Arc<Witnessed>,
 }
 
 impl Pump {
@@ -298,6 +327,9 @@ impl Pump {
         match message {
             Ok(Some(response)) => {
                 self.compare_clocks(&response);
+                if let Some(witness) = wire::witness(&response) {
+                    self.witnessed.see(witness);
+                }
                 wire::sync_message(response)
             }
             Ok(None) => Err(LinkFault::new(Code::Unavailable, "the server ended the stream")),
@@ -351,5 +383,11 @@ impl Calls for GrpcCalls {
         let mut client = self.client.clone();
         let request = v1::ListsRequest { revision: Some(revision.into()) };
         timely(client.lists(request)).await.map(|answer| answer.lists)
+    }
+
+    async fn hand_back(&self, records: Vec<v1::SignedRecord>) -> Result<u64, LinkFault> {
+        let mut client = self.client.clone();
+        let answer = timely(client.hand_back(v1::HandBackRequest { records })).await?;
+        Ok(answer.taken)
     }
 }

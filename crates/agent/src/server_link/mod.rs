@@ -193,6 +193,12 @@ pub trait Calls: Send + Sync + 'static {
 
     /// The revocation lists of all authorities, in DER, which tell at least the revocations of this revision.
     async fn lists(&self, revision: Revision) -> Result<Vec<Bytes>, LinkFault>;
+
+    /// Hands back rules that the server's state lacks. Says how many of them were new to it.
+    async fn hand_back(&self, _records: Vec<v1::SignedRecord>) -> Result<u64, LinkFault> {
+        // A simulated server loses nothing.
+        Ok(0)
+    }
 }
 
 /// One SVID that is asked for.

@@ -6,7 +6,7 @@ use countersign_identity::{Code, Revision, SpiffeId, Timestamp, TrustDomain};
 use countersign_pki::{Bundle, Chain};
 
 use super::{Attested, LinkFault, Renewed, SignAnswer};
-use crate::core::{Record, RecordKey, SyncMessage};
+use crate::core::{Record, RecordKey, SignedRecord, SyncMessage};
 
 /// An answer that is not understood. It is the server's fault, and trying another may help.
 pub(super) fn broken(why: impl std::fmt::Display) -> LinkFault {
@@ -108,8 +108,28 @@ pub fn sync_message(response: v1::SyncResponse) -> Result<SyncMessage, LinkFault
         Some(Step::Mark(mark)) => {
             Ok(SyncMessage::Mark { revision: revision(mark.revision)?, clock })
         }
+        Some(Step::Signed(signed)) => {
+            let read = |one: &v1::SignedRecord| -> Result<SignedRecord, LinkFault> {
+                let record = Record::read(&one.kind, &one.name, &one.value).map_err(broken)?;
+                Ok(SignedRecord { record, signature: one.signature[..].into() })
+            };
+            signed.records.iter().map(read).collect::<Result<_, _>>().map(SyncMessage::Signed)
+        }
         None => Err(broken("a step of an unknown kind")),
     }
+}
+
+/// The revision that a message vouches for, and the server's signature over it.
+pub(super) fn witness(response: &v1::SyncResponse) -> Option<(Revision, Bytes)> {
+    use v1::sync_response::Step;
+    let (revision, witness) = match response.step.as_ref()? {
+        Step::Snapshot(snapshot) => (snapshot.revision, &snapshot.witness),
+        Step::Changes(changes) => (changes.revision, &changes.witness),
+        Step::Mark(mark) => (mark.revision, &mark.witness),
+        Step::Signed(_) => return None,
+    };
+    let revision = revision?.into();
+    (!witness.is_empty()).then(|| (revision, witness.clone()))
 }
 
 /// The server's clock in a message, when it tells it.
@@ -118,7 +138,7 @@ pub(super) fn server_clock(response: &v1::SyncResponse) -> Option<Timestamp> {
     let micros = match response.step.as_ref()? {
         Step::Snapshot(snapshot) => snapshot.clock_micros,
         Step::Mark(mark) => mark.clock_micros,
-        Step::Changes(_) => 0,
+        Step::Changes(_) | Step::Signed(_) => 0,
     };
     (micros != 0).then(|| Timestamp::from_micros(micros))
 }

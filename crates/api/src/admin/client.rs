@@ -295,6 +295,14 @@ impl AdminClient {
         self.post("/v1/recoveries", request).await
     }
 
+    /// Ends the time after the beginning of an incarnation in which nothing is issued.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or issuing is not held off.
+    pub async fn resume_issuing(&self) -> Result<RevisionResponse, AdminError> {
+        self.post("/v1/resume-issuing", &serde_json::json!({})).await
+    }
+
     /// Who enforces a revision, or the newest; waits for at most so long until all do and nothing is to be issued anew.
     ///
     /// # Errors

@@ -26,6 +26,9 @@ pub struct Status {
     pub workloads: Vec<WorkloadStatus>,
     /// How long the server may stay away.
     pub outage_budget: OutageBudget,
+    /// The present incarnation of the store, when it followed another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<IncarnationView>,
     /// What an operator should know, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -181,6 +184,31 @@ pub struct WorkloadStatus {
     pub guaranteed_budget_seconds: u64,
     /// How many SVIDs agents hold for it now.
     pub held: u64,
+}
+
+/// A life of the store that followed another, which it had not seen to its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct IncarnationView {
+    /// Why it began.
+    pub cause: String,
+    /// When.
+    #[schema(value_type = String)]
+    pub began_at: Timestamp,
+    /// The last revision of the one before that the store knows.
+    #[schema(value_type = String)]
+    pub from: Revision,
+    /// The log of the one before.
+    pub log_before: LogView,
+    /// Until when nothing is issued; absent: it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub held_until: Option<Timestamp>,
+    /// When what is of an earlier incarnation is covered.
+    #[schema(value_type = String)]
+    pub covered_at: Timestamp,
+    /// Whether it is.
+    pub covered: bool,
 }
 
 /// How long the control plane may stay away until the first credential in use expires.

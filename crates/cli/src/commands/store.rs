@@ -1,10 +1,10 @@
-//! `countersign store copy`.
+//! `countersign store copy` and `countersign store verify`.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::Result;
-use countersign_server::{BadUrl, Copied, Place, PostgresUrl};
+use countersign_server::{BadUrl, Copied, Place, PostgresUrl, Verification};
 use serde_json::json;
 
 use crate::exit::Exit;
@@ -78,6 +78,37 @@ pub(crate) async fn copy(arguments: &Arguments, output: Output) -> Result<Exit> 
                 head.revision, head.log_size, verification.root
             ))?;
         }
+    }
+    Ok(Exit::Done)
+}
+
+/// Check a trust domain's whole state against itself, also while servers run on it
+///
+/// Every leaf of the log is read and the log's root computed anew; revisions and the feed must be in order, every issued row
+/// must be what its leaf says, and the log of each incarnation must begin with the root of the one before.
+#[derive(Debug, clap::Args)]
+pub(crate) struct VerifyArguments {
+    /// Where it is: a data directory, or `postgres://USER@HOST/DATABASE?…`
+    #[arg(value_name = "PLACE")]
+    at: Named,
+    /// The file of the database's password [default: as PGPASSFILE or PGPASSWORD say]
+    #[arg(long, value_name = "FILE", env = "COUNTERSIGN_STORE_PASSWORD_FILE")]
+    store_password_file: Option<PathBuf>,
+}
+
+pub(crate) async fn verify(arguments: &VerifyArguments, output: Output) -> Result<Exit> {
+    let place = arguments.at.place(arguments.store_password_file.as_ref())?;
+    let Verification { head, root, records, issued } =
+        countersign_server::verify_store(&place).await?;
+    match output {
+        Output::Json => output::json(&json!({
+            "event": "verified", "revision": head.revision, "logSize": head.log_size, "logRoot": root,
+            "records": records, "issued": issued,
+        }))?,
+        Output::Human => output::line(&format!(
+            "in order: revision {}, {records} records, {issued} issued certificates, log of {} entries with root {root}",
+            head.revision, head.log_size
+        ))?,
     }
     Ok(Exit::Done)
 }

@@ -92,6 +92,17 @@ impl Program for ServerProgram {
             .or("7d"),
         Field::one("drain", "SPAN", "How long requests in flight may take when the server stops")
             .or("10s"),
+        Field::one(
+            "hold-off",
+            "SPAN",
+            "How long nothing is issued when the store was found behind what had been seen of it",
+        )
+        .or("60s"),
+        Field::one(
+            "journal",
+            "DIR",
+            "A folder in a second place, where every revocation and suspension is written as well [default: none]",
+        ),
     ];
 }
 
@@ -165,6 +176,8 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
     let advertise = resolved.optional::<countersign_api::resource::HostPort>("advertise");
     let issuer_lifetime = resolved.required::<Lifetime>("issuer-lifetime");
     let drain = resolved.required::<DurationText>("drain");
+    let hold_off = resolved.required::<DurationText>("hold-off");
+    let journal = resolved.optional::<PathBuf>("journal");
     let logging = Logging::resolve(&mut resolved);
     resolved.finish()?;
     let (Some(data), Some(listen), Some(MaybeAddress(metrics)), Some(issuer_lifetime)) =
@@ -172,15 +185,29 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
     else {
         return Ok(Exit::NotUnderstood);
     };
-    let (Some(DurationText(drain)), Some(MaybeAddress(views)), Some(logging)) =
-        (drain, views, logging)
+    let (Some(DurationText(drain)), Some(MaybeAddress(views)), Some(DurationText(hold_off))) =
+        (drain, views, hold_off)
     else {
+        return Ok(Exit::NotUnderstood);
+    };
+    let Some(logging) = logging else {
         return Ok(Exit::NotUnderstood);
     };
     let advertise = advertise.map(|address| address.to_string());
     let data_given = data.clone();
-    let config =
-        Config { data, store, listen, admin, metrics, views, advertise, issuer_lifetime, drain };
+    let config = Config {
+        data,
+        store,
+        listen,
+        admin,
+        metrics,
+        views,
+        advertise,
+        issuer_lifetime,
+        drain,
+        hold_off,
+        journal,
+    };
     run(
         logging,
         Dump::Never,

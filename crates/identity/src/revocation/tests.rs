@@ -65,6 +65,21 @@ fn serials_keys_and_authorities_have_no_cut_off() {
 }
 
 #[test]
+fn what_is_of_an_earlier_incarnation_is_covered_in_its_own_domain_only() {
+    let begun = Revision { incarnation: 2, number: 0 };
+    let earlier =
+        |domain: &str| Revoked::Earlier { domain: domain.parse().unwrap(), before: begun };
+    covers(&earlier("shop.example"), Some(u64::MAX), true);
+    covers(&earlier("shop.example"), None, true);
+    covers(&earlier("other.example"), Some(1), false);
+    let set = set(&[("r", &rule(earlier("shop.example"), Reason::Superseded))]);
+    let orders = id("orders");
+    let new = Revision { incarnation: 2, number: 1 };
+    let presented = Presented { provenance: Some((new, NODE)), ..shown(&orders, None) };
+    assert_eq!(set.covering(&presented), None);
+}
+
+#[test]
 fn of_several_rules_one_that_cuts_decides() {
     let before = |number| Revoked::Identity { id: id("orders"), before: at(number) };
     let graceful = rule(before(9), Reason::Superseded);

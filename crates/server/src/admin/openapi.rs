@@ -32,6 +32,7 @@ use crate::admin::{ask, authority, change, list, revoke};
         revoke::revocations,
         revoke::suspend,
         revoke::resume,
+        revoke::resume_issuing,
         revoke::convergence,
         authority::authorities,
         authority::report,

@@ -19,6 +19,7 @@ use crate::admin::ask::query;
 use crate::admin::change::{Operator, parse};
 use crate::admin::problem::Problem;
 use crate::control::Control;
+use crate::incarnation;
 use crate::revoke::{self, Suspending};
 
 /// Takes credentials out of service, as one revision or not at all.
@@ -82,6 +83,17 @@ pub(crate) async fn resume(
     let control = admin.control()?;
     let ResumeRequest { target } = parse(body)?;
     suspending(control, operator, Suspending::End(target)).await
+}
+
+/// Ends the time after the beginning of an incarnation in which nothing is issued.
+#[utoipa::path(post, path = "/v1/resume-issuing", responses((status = 200, body = RevisionResponse), (status = "default", body = ProblemDetails)))]
+pub(crate) async fn resume_issuing(
+    Shared(admin): Shared<Arc<Admin>>,
+    Extension(operator): Extension<Operator>,
+) -> Result<Json<RevisionResponse>, Problem> {
+    let control = admin.control()?;
+    let work = incarnation::resume_issuing(Arc::clone(control), operator.actor());
+    Ok(Json(control.whole(work).await?))
 }
 
 async fn suspending(

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use countersign_identity::{Code, Name, NodeId, SpiffeId, Suspended, Timestamp, TrustDomain};
-use countersign_pki::{PublicKey, Verified};
+use countersign_pki::{Certificate, PublicKey, Verified};
 use countersign_store::{NodeRow, Store};
 
 use crate::edge::Peer;
@@ -85,7 +85,7 @@ pub(crate) async fn caller(
     }
     // The certificate of a key that has a successor may still run: the key counts, not the certificate.
     let registered = PublicKey::from_spki(&row.key_spki).map_err(crate::authority::internal)?;
-    if registered.id() != verified.key {
+    if registered.id() != verified.key && !was_lost(&verified.leaf, store).await? {
         return Err(Refused::new(
             Code::StaleGeneration,
             "the certificate's key has a successor: come with the certificate of that one",
@@ -93,6 +93,18 @@ pub(crate) async fn caller(
     }
     let labels = row.labels.iter().cloned().collect();
     Ok(Caller { row, labels, expires })
+}
+
+/// Whether a verified certificate was issued in an earlier incarnation, and its record lost with the tail of the store.
+/// Then the store may have lost as well that its key succeeded the one on record.
+pub(crate) async fn was_lost(leaf: &Certificate, store: &dyn Store) -> Result<bool, Refused> {
+    let (Some(serial), Some(provenance)) = (leaf.serial(), leaf.provenance()) else {
+        return Ok(false);
+    };
+    let current = store.head().await?.revision;
+    // Rows are kept until their certificates have ended, so one that is missing was never written here.
+    Ok(provenance.revision.incarnation < current.incarnation
+        && store.issued(serial).await?.is_none())
 }
 
 fn agent(

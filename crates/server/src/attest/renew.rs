@@ -12,13 +12,13 @@ use countersign_api::v1::renew_request::Step as Asked;
 use countersign_api::v1::renew_response::Step as Told;
 use countersign_api::{v1, wire};
 use countersign_audit::{Event, EventKind};
-use countersign_identity::{Code, NodeId, Timestamp};
-use countersign_pki::{ProvenKey, PublicKey, Reserved};
+use countersign_identity::{Code, NodeId, Presented, Revoked, Timestamp};
+use countersign_pki::{ProvenKey, PublicKey, Reserved, Role};
 use countersign_store::{NodeRow, Op};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
-use crate::attest::caller::not_suspended;
+use crate::attest::caller::{not_suspended, was_lost};
 use crate::attest::join::{bundle, chain};
 use crate::authority::internal;
 use crate::control::Control;
@@ -79,6 +79,11 @@ async fn proven(
     };
     let id = wire::node_id(&hello.node_id).map_err(not_understood)?;
     let row = control.store.node(id).await?;
+    let on_record = row.as_ref().map_or(0, |row| row.generation);
+    let row = match row {
+        Some(row) => Some(remembered(control, &hello, row).await?),
+        None => None,
+    };
     let node = renewable(id, row, hello.generation, control.clock.now())?;
     // 2. A nonce, for it to sign.
     let mut nonce: Nonce = [0; 32];
@@ -90,8 +95,44 @@ async fn proven(
     let Asked::Proof(proof) = step(asked).await? else {
         return Err(not_understood("expected the renewal's proof"));
     };
-    let proven = prove(&node, &nonce, &peer.exporter, &proof)?;
+    let proven = Proven { on_record, ..prove(&node, &nonce, &peer.exporter, &proof)? };
     Ok((node, proven))
+}
+
+/// The node's record as its own certificate shows it, when that was issued before the store lost its tail: the key that is
+/// on record was succeeded since.
+async fn remembered(
+    control: &Control,
+    hello: &v1::RenewHello,
+    row: NodeRow,
+) -> Result<NodeRow, Refused> {
+    if hello.generation <= row.generation || hello.chain.is_empty() {
+        return Ok(row);
+    }
+    let state = control.feed.current();
+    let chain: Vec<&[u8]> = hello.chain.iter().map(AsRef::as_ref).collect();
+    let now = control.clock.now();
+    let verified = countersign_pki::verify(&chain, state.bundles(), Role::Client, now)?;
+    if verified.id != row.spiffe_id || !was_lost(&verified.leaf, &*control.store).await? {
+        return Ok(row);
+    }
+    let presented = Presented {
+        id: &verified.id,
+        serial: verified.leaf.serial(),
+        key: verified.key,
+        authorities: &verified.authorities,
+        provenance: verified.leaf.provenance().map(|from| (from.revision, from.node)),
+    };
+    // That it is of an earlier incarnation is what it comes for.
+    let rules = state.revocations();
+    let rule = rules.covering(&presented);
+    if let Some(rule) = rule.filter(|rule| !matches!(rule.target, Revoked::Earlier { .. })) {
+        let why = format!("the node's certificate is revoked ({}): {}", rule.reason, rule.target);
+        return Err(Refused::new(Code::Revoked, why));
+    }
+    tracing::warn!(node = %row.id, generation = hello.generation, "a node has a key that the store has lost");
+    let key_spki = verified.leaf.spki().to_vec();
+    Ok(NodeRow { key_spki, generation: hello.generation, ..row })
 }
 
 async fn step(asked: &mut Streaming<v1::RenewRequest>) -> Result<Asked, Refused> {
@@ -150,6 +191,8 @@ pub(crate) fn renewable(
 pub(crate) struct Proven {
     key: ProvenKey,
     successor: bool,
+    /// The generation on record, where the store has lost that of the key which is proven.
+    on_record: u64,
 }
 
 /// Checks a renewal's proof. A pure function of what both ends know.
@@ -170,7 +213,7 @@ pub(crate) fn prove(
             )
         })?;
     if proof.successor_csr.is_empty() {
-        return Ok(Proven { key, successor: false });
+        return Ok(Proven { key, successor: false, on_record: node.generation });
     }
     let successor = countersign_pki::open_csr(&proof.successor_csr)
         .map_err(|refused| Refused::new(refused.code(), refused.to_string()))?;
@@ -180,7 +223,7 @@ pub(crate) fn prove(
             "the successor is the registered key itself",
         ));
     }
-    Ok(Proven { key: successor, successor: true })
+    Ok(Proven { key: successor, successor: true, on_record: node.generation })
 }
 
 /// Records the successor, if there is one, together with the certificate, and makes the certificate.
@@ -219,10 +262,14 @@ pub(crate) async fn issue(
 
 /// What must become true with the new certificate: the successor registered, or the generation still the proven one.
 fn ops(node: &NodeRow, proven: &Proven, at: Timestamp) -> Vec<Op> {
-    let (id, generation) = (node.id, node.generation);
-    if !proven.successor {
-        return vec![Op::ExpectNode { id, generation }, Op::TouchNode { id, at }];
+    let (id, expect_generation) = (node.id, proven.on_record);
+    if !proven.successor && expect_generation == node.generation {
+        return vec![
+            Op::ExpectNode { id, generation: expect_generation },
+            Op::TouchNode { id, at },
+        ];
     }
+    let generation = node.generation + u64::from(proven.successor);
     let key_spki = proven.key.public().spki().to_vec();
-    vec![Op::UpdateNode { id, expect_generation: generation, key_spki, at }]
+    vec![Op::UpdateNode { id, expect_generation, generation, key_spki, at }]
 }

@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::attest::{Caller, caller};
 use crate::control::Control;
 use crate::edge::Peer;
+use crate::incarnation::hand_back;
 use crate::refusal::Refused;
 use crate::{attest, issue, publish, views};
 
@@ -140,6 +141,19 @@ impl Node for NodeService {
             self.control.whole(work).await
         };
         self.within("sign", work).await
+    }
+
+    #[tracing::instrument(name = "hand_back", skip_all)]
+    async fn hand_back(
+        &self,
+        request: Request<v1::HandBackRequest>,
+    ) -> Result<Response<v1::HandBackResponse>, Status> {
+        let work = async {
+            let caller = self.caller(&*peer(&request)?).await?;
+            let control = Arc::clone(&self.control);
+            self.control.whole(hand_back(control, caller, request.into_inner())).await
+        };
+        self.within("hand_back", work).await
     }
 
     #[tracing::instrument(name = "report", skip_all)]

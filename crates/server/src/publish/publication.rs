@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use countersign_api::v1;
 use countersign_api::v1::sync_response::Step;
 use countersign_identity::{Revision, Timestamp};
@@ -44,13 +45,16 @@ impl Publication {
 
     /// Decides what the reader is told at `now`, when its slice is `current`.
     pub(crate) fn next(&mut self, current: &Arc<Slice>, now: Timestamp) -> Next {
-        let Some(told) = &self.told else {
+        // Of another incarnation there is no difference to tell: whoever had it begins anew.
+        let same = |told: &&Arc<Slice>| told.revision.incarnation == current.revision.incarnation;
+        let Some(told) = self.told.as_ref().filter(same) else {
             self.spoken = now;
             self.told = Some(Arc::clone(current));
             return Next::Say(Step::Snapshot(v1::Snapshot {
                 revision: Some(revision(current.revision)),
                 records: current.wire_records(),
                 clock_micros: now.micros(),
+                witness: Bytes::new(),
             }));
         };
         // A clock that was set back must not silence a stream.
@@ -71,12 +75,14 @@ impl Publication {
         Next::Say(Step::Mark(v1::Mark {
             revision: Some(revision(current.revision)),
             clock_micros: now.micros(),
+            witness: Bytes::new(),
         }))
     }
 }
 
 fn changes(at: Revision, delta: &Delta) -> v1::Changes {
-    v1::Changes { revision: Some(revision(at)), put: delta.put.clone(), gone: delta.gone.clone() }
+    let (put, gone) = (delta.put.clone(), delta.gone.clone());
+    v1::Changes { revision: Some(revision(at)), put, gone, witness: Bytes::new() }
 }
 
 fn revision(revision: Revision) -> v1::Revision {

@@ -154,6 +154,8 @@ fn needed(state: &State, own: &BTreeSet<&str>) -> imbl::HashMap<Key, Arc<Entry>>
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
             | Parsed::Walk(_) => false,
+            // What servers do among themselves.
+            Parsed::Incarnation(_) => false,
         };
         if wanted {
             let abroad = key.kind == Kind::Service && !own_services.contains(&*key.name);
@@ -193,7 +195,9 @@ fn out_of_service(
         Parsed::Suspension(Suspension { target: Suspended::Identity(id), .. }) => {
             name_of.get(id).is_some_and(|name| own.contains(name))
         }
-        Parsed::Suspension(Suspension { target: Suspended::Node(_), .. })
+        // Nobody else could hand it back after a loss: the node itself is not told anything any more.
+        Parsed::Suspension(Suspension { target: Suspended::Node(_), .. }) => true,
+        Parsed::Incarnation(_)
         | Parsed::Workload { .. }
         | Parsed::Service { .. }
         | Parsed::Policy { .. }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use countersign_api::v1;
 use countersign_api::v1::sync_request::Step as Asked;
+use countersign_api::v1::sync_response::Step as Told;
 use countersign_identity::{Code, NodeId, Timestamp};
 use countersign_store::{Batch, Op, PointKey, PointRow};
 use futures_util::Stream;
@@ -34,6 +35,8 @@ struct Live {
     leashed: Leashed,
     inbound: Streaming<v1::SyncRequest>,
     number: u64,
+    /// What is said next, after the signatures of what it holds.
+    signed: Option<Told>,
 }
 
 /// What can wake a stream.
@@ -62,11 +65,14 @@ pub(crate) async fn sync_stream(
     let Some(Asked::Hello(hello)) = step else {
         return Err(Refused::new(Code::NotUnderstood, "expected the stream's hello first"));
     };
+    behind(&control, &hello)?;
     let states = control.feed.watch();
     let (caller, number, leashed) = attend(&control, &peer, caller, &hello).await?;
     let publication = Publication::new(known(&control, &caller, &hello), control.clock.now());
     tracing::info!(node = %caller.id(), version = %hello.version, "agent connected");
-    let live = Live { control, peer, caller, publication, states, leashed, inbound, number };
+    let signed = None;
+    let live =
+        Live { control, peer, caller, publication, states, leashed, inbound, number, signed };
     Ok(futures_util::stream::unfold(Some(live), |live| async move {
         let mut live = live?;
         match live.next().await {
@@ -107,6 +113,30 @@ pub(crate) async fn attend(
     }
 }
 
+/// Notices that the store is behind what the caller has seen, in the word of a server of this trust domain. Then a new
+/// incarnation begins, rather than that an older state is served.
+fn behind(control: &Control, hello: &v1::SyncHello) -> Result<(), Refused> {
+    let Some(reached) = hello.reached.map(countersign_identity::Revision::from) else {
+        return Ok(());
+    };
+    let current = control.feed.current().revision;
+    let Some(key) = &control.log_key else { return Ok(()) };
+    if reached <= current || !key.was_reached(reached, &hello.witness) {
+        return Ok(());
+    }
+    control.lost.send_if_modified(|lost| {
+        let more = lost.is_none_or(|known| known < reached);
+        if more {
+            *lost = Some(reached);
+        }
+        more
+    });
+    let why = format!(
+        "the store is at revision {current}, and an agent has seen {reached}: a new incarnation is about to begin"
+    );
+    Err(Refused::new(Code::Unavailable, why))
+}
+
 /// The slice that the caller says it has, if that can still be known.
 pub(crate) fn known(
     control: &Control,
@@ -115,12 +145,19 @@ pub(crate) fn known(
 ) -> Option<Arc<Slice>> {
     let have = hello.have.as_ref()?;
     let state = control.feed.at((*have).into())?;
+    let incarnation = control.feed.current().revision.incarnation;
+    if state.revision.incarnation != incarnation {
+        return None;
+    }
     Some(control.slices.then(&state, &caller.labels))
 }
 
 impl Live {
     /// The next thing to tell; `None` when the caller has gone.
-    async fn next(&mut self) -> Result<Option<v1::sync_response::Step>, Refused> {
+    async fn next(&mut self) -> Result<Option<Told>, Refused> {
+        if let Some(step) = self.signed.take() {
+            return Ok(Some(step));
+        }
         loop {
             let now = self.control.clock.now();
             if self.caller.expires < now {
@@ -130,7 +167,7 @@ impl Live {
             self.caller.not_suspended(&state)?;
             let current = self.control.slices.at(&state, &self.caller.labels);
             let until = match self.publication.next(&current, now) {
-                Next::Say(step) => return Ok(Some(step)),
+                Next::Say(step) => return Ok(Some(self.vouched(step))),
                 Next::Wait(until) => until.min(self.caller.expires + Duration::from_micros(1)),
             };
             match self.event(until.since(now)).await {
@@ -146,6 +183,29 @@ impl Live {
                 Event::Asked(Ok(None) | Err(_)) => return Ok(None),
             }
         }
+    }
+
+    /// Vouches for a message by the log key. The signatures of its rules come before it, so that whoever keeps the rules
+    /// can keep them with their signatures from the first.
+    fn vouched(&mut self, mut step: Told) -> Told {
+        let Some(key) = &self.control.log_key else { return step };
+        let (revision, witness, records) = match &mut step {
+            Told::Snapshot(snapshot) => {
+                (snapshot.revision, &mut snapshot.witness, snapshot.records.as_slice())
+            }
+            Told::Changes(changes) => {
+                (changes.revision, &mut changes.witness, changes.put.as_slice())
+            }
+            Told::Mark(mark) => (mark.revision, &mut mark.witness, &[][..]),
+            Told::Signed(_) => return step,
+        };
+        *witness = revision.map(|revision| key.witness(revision.into())).unwrap_or_default();
+        let records = key.sign(records);
+        if records.is_empty() {
+            return step;
+        }
+        self.signed = Some(step);
+        Told::Signed(v1::Signed { records })
     }
 
     async fn event(&mut self, wait: Duration) -> Event {

@@ -362,10 +362,15 @@ async fn catch_up(control: &Control) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Waits until this server's own snapshot shows a revision. It is durable in any case.
+/// Waits until this server's own snapshot shows a revision, and the journal has its rules, where one is kept. It is durable
+/// in any case.
 pub(crate) async fn shown(control: &Control, revision: Revision) {
     let reached = tokio::time::timeout(SHOWN_TIMEOUT, control.feed.reached(revision)).await;
     if reached.is_err() {
         tracing::warn!(%revision, "the snapshot is slow to show a committed revision");
+    }
+    let Some(journal) = &control.journal else { return };
+    if tokio::time::timeout(SHOWN_TIMEOUT, journal.reached(revision)).await.is_err() {
+        tracing::error!(%revision, "the journal of rules does not have a committed revision yet");
     }
 }

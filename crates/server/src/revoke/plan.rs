@@ -263,7 +263,7 @@ pub(super) fn record(name: String, rule: &Revocation) -> Record {
 }
 
 /// The name of the one suspension that a target can have.
-pub(super) fn suspension_name(target: &Suspended) -> String {
+pub(crate) fn suspension_name(target: &Suspended) -> String {
     match target {
         Suspended::Identity(id) => format!("identity-{}", sha256(id.as_str().as_bytes())),
         Suspended::Node(node) => format!("node-{node}"),
@@ -271,7 +271,7 @@ pub(super) fn suspension_name(target: &Suspended) -> String {
 }
 
 /// What makes a suspension.
-pub(super) fn suspension_change(suspension: &Suspension) -> Change {
+pub(crate) fn suspension_change(suspension: &Suspension) -> Change {
     let value = serde_json::to_vec(suspension).expect("a suspension always has a JSON form");
     let name = suspension_name(&suspension.target);
     Change::Put(Record { kind: Kind::Suspension, name, value })
@@ -326,6 +326,7 @@ fn subject(rule: &Revocation) -> String {
         Revoked::Identity { id, .. } => id.to_string(),
         Revoked::Key(key) | Revoked::Authority(key) => key.to_string(),
         Revoked::Node { id, .. } => id.to_string(),
+        Revoked::Earlier { domain, .. } => domain.to_string(),
     }
 }
 

@@ -136,9 +136,11 @@ fn is_stopped(row: &IssuedRow, state: &State) -> bool {
 fn others(rules: &Revocations, authorities: &BTreeSet<KeyId>) -> Arc<Revocations> {
     let kept = rules.iter().filter(|(_, rule)| match &rule.target {
         Revoked::Authority(key) => !authorities.contains(key),
-        Revoked::Serial(_) | Revoked::Identity { .. } | Revoked::Key(_) | Revoked::Node { .. } => {
-            true
-        }
+        Revoked::Serial(_)
+        | Revoked::Identity { .. }
+        | Revoked::Key(_)
+        | Revoked::Node { .. }
+        | Revoked::Earlier { .. } => true,
     });
     Arc::new(Revocations::new(kept.map(|(name, rule)| (Arc::clone(name), Arc::clone(rule)))))
 }

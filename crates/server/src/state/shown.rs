@@ -44,7 +44,8 @@ impl Entry {
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
-            | Parsed::Walk(_) => return None,
+            | Parsed::Walk(_)
+            | Parsed::Incarnation(_) => return None,
         };
         let wire = v1::Record { value: spec.encode().into(), ..self.wire.clone() };
         (wire != self.wire).then(|| Arc::new(Self { wire, parsed, shown: Shown::default() }))
@@ -62,7 +63,8 @@ impl Entry {
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
-            | Parsed::Walk(_) => None,
+            | Parsed::Walk(_)
+            | Parsed::Incarnation(_) => None,
         }
     }
 
@@ -83,7 +85,8 @@ impl Entry {
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
-            | Parsed::Walk(_) => None,
+            | Parsed::Walk(_)
+            | Parsed::Incarnation(_) => None,
         }
     }
 }

@@ -9,12 +9,13 @@ use countersign_api::resource::{
 };
 use countersign_api::{resource, v1};
 use countersign_identity::{
-    Name, Revision, Revocation, Revocations, Suspended, Suspension, TrustDomain,
+    Lifetime, Name, Revision, Revocation, Revocations, Suspended, Suspension, TrustDomain,
 };
 use countersign_pki::{Bundle, Bundles, Profile};
 use countersign_store::{Change, Kind, Record, Snapshot};
 
 use super::shown::Shown;
+use crate::incarnation::{CURRENT, Life};
 use crate::refusal::Refused;
 use crate::rotate::Walk;
 
@@ -65,6 +66,7 @@ pub(crate) enum Parsed {
     Revocation(Arc<Revocation>),
     Suspension(Suspension),
     Walk(Arc<Walk>),
+    Incarnation(Arc<Life>),
 }
 
 /// Why records do not make a state. The server then stops rather than decide on half of it.
@@ -158,7 +160,8 @@ impl State {
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
-            | Parsed::Walk(_) => unreachable!("the field holds the trust domain's record"),
+            | Parsed::Walk(_)
+            | Parsed::Incarnation(_) => unreachable!("the field holds the trust domain's record"),
         }
     }
 
@@ -168,6 +171,30 @@ impl State {
         let lifetime_max = spec.lifetime_max.max(spec.agent_lifetime);
         let pointers = spec.revocation_views.as_ref().and_then(RevocationViews::pointers);
         Profile { domain: spec.trust_domain.clone(), lifetime_max, pointers }
+    }
+
+    /// The longest life of an SVID that is issued now.
+    pub(crate) fn longest_svid(&self) -> Lifetime {
+        let spec = self.domain();
+        let asked = self.workloads().filter_map(|(_, workload)| workload.lifetime);
+        let longest = asked.max().map_or(spec.svid_lifetime, |asked| asked.max(spec.svid_lifetime));
+        longest.min(spec.lifetime_max)
+    }
+
+    /// This incarnation, when it followed another.
+    pub(crate) fn life(&self) -> Option<Arc<Life>> {
+        match &self.records.get(&Key::new(Kind::Incarnation, CURRENT))?.parsed {
+            Parsed::Incarnation(life) => Some(Arc::clone(life)),
+            Parsed::Workload { .. }
+            | Parsed::Service { .. }
+            | Parsed::Policy { .. }
+            | Parsed::TrustDomain { .. }
+            | Parsed::Bundle(_)
+            | Parsed::Revocation(_)
+            | Parsed::Suspension(_)
+            | Parsed::Walk(_)
+            | Parsed::Authority { .. } => None,
+        }
     }
 
     /// The anchors of every trust domain, for verification.
@@ -185,7 +212,8 @@ impl State {
         let of_kind = self.records.range(Key::new(Kind::Suspension, "")..);
         of_kind.map_while(|(_, entry)| match &entry.parsed {
             Parsed::Suspension(suspension) => Some(suspension),
-            Parsed::Workload { .. }
+            Parsed::Incarnation(_)
+            | Parsed::Workload { .. }
             | Parsed::Service { .. }
             | Parsed::Policy { .. }
             | Parsed::TrustDomain { .. }
@@ -212,7 +240,8 @@ impl State {
             | Parsed::Authority { .. }
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
-            | Parsed::Walk(_) => None,
+            | Parsed::Walk(_)
+            | Parsed::Incarnation(_) => None,
         }
     }
 
@@ -243,7 +272,8 @@ impl State {
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
-            | Parsed::Walk(_) => None,
+            | Parsed::Walk(_)
+            | Parsed::Incarnation(_) => None,
         }
     }
 
@@ -258,7 +288,8 @@ impl State {
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
-            | Parsed::Walk(_) => None,
+            | Parsed::Walk(_)
+            | Parsed::Incarnation(_) => None,
         }
     }
 
@@ -273,7 +304,8 @@ impl State {
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
-            | Parsed::Walk(_) => None,
+            | Parsed::Walk(_)
+            | Parsed::Incarnation(_) => None,
         })
     }
 
@@ -294,9 +326,11 @@ impl Entry {
             }
             Parsed::TrustDomain { name, spec } => (name, Spec::TrustDomain(spec.clone())),
             Parsed::Authority { name, spec } => (name, Spec::Authority(spec.clone())),
-            Parsed::Bundle(_) | Parsed::Revocation(_) | Parsed::Suspension(_) | Parsed::Walk(_) => {
-                return None;
-            }
+            Parsed::Bundle(_)
+            | Parsed::Revocation(_)
+            | Parsed::Suspension(_)
+            | Parsed::Walk(_)
+            | Parsed::Incarnation(_) => return None,
         };
         Some(Resource { name: name.clone(), spec })
     }
@@ -327,7 +361,8 @@ fn bundles(records: &Records) -> Result<Arc<Bundles>, BadState> {
         | Parsed::Authority { .. }
         | Parsed::Revocation(_)
         | Parsed::Suspension(_)
-        | Parsed::Walk(_) => None,
+        | Parsed::Walk(_)
+        | Parsed::Incarnation(_) => None,
     });
     let bundles = Bundles::new(bundles.collect());
     bundles.map(Arc::new).map_err(|bad| BadState::Bundles(bad.to_string()))
@@ -345,7 +380,8 @@ fn revocations(records: &Records) -> Arc<Revocations> {
         | Parsed::Authority { .. }
         | Parsed::Bundle(_)
         | Parsed::Suspension(_)
-        | Parsed::Walk(_) => None,
+        | Parsed::Walk(_)
+        | Parsed::Incarnation(_) => None,
     });
     Arc::new(Revocations::new(rules))
 }
@@ -362,7 +398,8 @@ fn walk(records: &Records) -> Option<Arc<Walk>> {
         | Parsed::Authority { .. }
         | Parsed::Bundle(_)
         | Parsed::Revocation(_)
-        | Parsed::Suspension(_) => None,
+        | Parsed::Suspension(_)
+        | Parsed::Incarnation(_) => None,
     }
 }
 
@@ -402,6 +439,10 @@ fn understand(kind: Kind, name: &str, value: &[u8]) -> Result<Parsed, String> {
         Kind::Walk => {
             let walk = serde_json::from_slice(value).map_err(|bad| bad.to_string())?;
             return Ok(Parsed::Walk(Arc::new(walk)));
+        }
+        Kind::Incarnation => {
+            let life = serde_json::from_slice(value).map_err(|bad| bad.to_string())?;
+            return Ok(Parsed::Incarnation(Arc::new(life)));
         }
         Kind::Workload => resource::Kind::Workload,
         Kind::Service => resource::Kind::Service,

@@ -2,6 +2,7 @@
 
 mod admin;
 mod edge;
+mod incarnation;
 mod join;
 mod reference;
 mod renew;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use countersign_api::renewal::renewal_statement;
 use countersign_api::v1;
 use countersign_api::v1::renew_request::Step as Asked;
@@ -20,6 +21,7 @@ struct Claim<'a> {
     node: NodeId,
     generation: u64,
     key: &'a PrivateKey,
+    chain: Vec<Bytes>,
     successor: Option<&'a PrivateKey>,
     /// In place of the nonce that the server sends.
     nonce: Option<[u8; 32]>,
@@ -33,6 +35,7 @@ impl<'a> Claim<'a> {
             node: agent.node,
             generation: agent.generation,
             key: &agent.key,
+            chain: Vec::new(),
             successor: None,
             nonce: None,
             exporter: None,
@@ -49,6 +52,7 @@ async fn renew(client: &mut Client, claim: Claim<'_>) -> Result<v1::Renewed, Sta
     let hello = v1::RenewHello {
         node_id: claim.node.as_bytes().to_vec().into(),
         generation: claim.generation,
+        chain: claim.chain,
     };
     say.send(request(Asked::Hello(hello))).await.unwrap();
     let mut answers = client.node.renew(ReceiverStream::new(said)).await?.into_inner();
@@ -67,6 +71,18 @@ async fn renew(client: &mut Client, claim: Claim<'_>) -> Result<v1::Renewed, Sta
         panic!("no certificate")
     };
     Ok(renewed)
+}
+
+/// Brings a successor of the node's key, with the certificate of the present one.
+pub(super) async fn succeed(
+    realm: &Realm,
+    running: &Running,
+    agent: &Agent,
+    successor: &PrivateKey,
+) -> v1::Renewed {
+    let chain = agent.chain.clone();
+    let claim = Claim { chain, successor: Some(successor), ..Claim::honest(agent) };
+    fresh(realm, running, claim).await.unwrap()
 }
 
 async fn fresh(realm: &Realm, running: &Running, claim: Claim<'_>) -> Result<v1::Renewed, Status> {

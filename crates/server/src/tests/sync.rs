@@ -19,20 +19,31 @@ use super::{
 pub(super) struct Stream {
     pub(super) say: mpsc::Sender<v1::SyncRequest>,
     pub(super) told: Streaming<v1::SyncResponse>,
+    /// The rules that came with their signatures.
+    pub(super) signed: Vec<v1::SignedRecord>,
 }
 
 pub(super) async fn open(client: &mut Client, have: Option<Revision>) -> Result<Stream, Status> {
-    let (say, said) = mpsc::channel(8);
     let hello = v1::SyncHello { have: have.map(Into::into), ..Default::default() };
+    open_with(client, hello).await
+}
+
+pub(super) async fn open_with(client: &mut Client, hello: v1::SyncHello) -> Result<Stream, Status> {
+    let (say, said) = mpsc::channel(8);
     say.send(v1::SyncRequest { step: Some(Asked::Hello(hello)) }).await.unwrap();
     let told = client.node.sync(ReceiverStream::new(said)).await?.into_inner();
-    Ok(Stream { say, told })
+    Ok(Stream { say, told, signed: Vec::new() })
 }
 
 impl Stream {
     pub(super) async fn next(&mut self) -> Result<Step, Status> {
-        let message = soon(self.told.message()).await?;
-        Ok(message.expect("the stream goes on").step.unwrap())
+        loop {
+            let message = soon(self.told.message()).await?;
+            match message.expect("the stream goes on").step.unwrap() {
+                Step::Signed(signed) => self.signed.extend(signed.records),
+                step => return Ok(step),
+            }
+        }
     }
 
     pub(super) async fn snapshot(&mut self) -> v1::Snapshot {
@@ -46,7 +57,7 @@ impl Stream {
         loop {
             match self.next().await.unwrap() {
                 Step::Changes(changes) => return changes,
-                Step::Mark(_) => {}
+                Step::Mark(_) | Step::Signed(_) => {}
                 Step::Snapshot(_) => panic!("a second snapshot"),
             }
         }

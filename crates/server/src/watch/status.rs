@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use countersign_api::admin::{
-    CredentialView, LogView, NodeStatus, OutageBudget, PointStatus, ProcessView, ServerStatus,
-    Status, WorkloadStatus,
+    CredentialView, IncarnationView, LogView, NodeStatus, OutageBudget, PointStatus, ProcessView,
+    ServerStatus, Status, WorkloadStatus,
 };
 use countersign_api::v1;
 use countersign_audit::Tree;
@@ -16,6 +16,7 @@ use countersign_store::{NodeRow, PAGE_MAX, Store};
 
 use crate::authority::Authorities;
 use crate::control::Control;
+use crate::incarnation::Life;
 use crate::publish::Presence;
 use crate::refusal::Refused;
 use crate::state::State;
@@ -93,6 +94,7 @@ pub(crate) async fn sealed_status(
         points: Vec::new(),
         workloads: Vec::new(),
         outage_budget: OutageBudget { guaranteed_seconds: 0, ends_at: None },
+        incarnation: None,
         warnings: vec![format!("the server is sealed: {why}")],
     })
 }
@@ -119,17 +121,32 @@ pub(crate) async fn status(
         warnings.push(refused.why);
     }
     warnings.extend(control.pulse.warnings());
+    let life = state.life();
+    warnings.extend(life.as_ref().and_then(|life| life.issues(now).err()).map(|held| held.why));
     let workloads = workloads(&state, &nodes);
     Ok(Status {
         trust_domain: about.domain.clone(),
         revision: state.revision,
         server: server(about, false, log.head(&*control.store).await?),
         outage_budget: outage_budget(&state, &nodes),
+        incarnation: life.map(|life| incarnation(&life, now)),
         workloads,
         points,
         nodes,
         warnings,
     })
+}
+
+fn incarnation(life: &Life, now: Timestamp) -> IncarnationView {
+    IncarnationView {
+        cause: life.cause.sentence().to_owned(),
+        began_at: life.began,
+        from: life.from.revision,
+        log_before: LogView { size: life.from.log_size, root: life.from.log_root },
+        held_until: life.holds(now),
+        covered_at: life.cover_at,
+        covered: life.covered,
+    }
 }
 
 async fn all_nodes(store: &dyn Store) -> Result<Vec<NodeRow>, Refused> {

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 
 use countersign_audit::Leaf;
-use countersign_identity::{KeyId, NodeId, Serial, Sha256, Timestamp};
+use countersign_identity::{Incarnation, KeyId, NodeId, Serial, Sha256, Timestamp};
 use imbl::{OrdMap, OrdSet, Vector};
 use tokio_postgres::Row;
 
@@ -118,6 +118,8 @@ pub(super) struct Touched {
     pub(super) tokens: OrdSet<Sha256>,
     pub(super) nodes: OrdSet<NodeId>,
     pub(super) feed_trimmed: Option<u64>,
+    /// The incarnation that is over with this.
+    pub(super) closed: Option<Incarnation>,
     /// What is written without having been read, in order.
     pub(super) unread: Vector<Unread>,
 }
@@ -209,6 +211,12 @@ impl Tables for Draft {
         Ok(())
     }
 
+    fn close_incarnation(&mut self, past: Incarnation) -> Result<()> {
+        // The rows of it are in the database, and nothing of it is in this draft: such a batch goes alone.
+        self.touched.closed = Some(past);
+        Ok(())
+    }
+
     fn add_leaf(&mut self, index: u64, leaf: Leaf) -> Result<()> {
         self.state.add_leaf(index, leaf)
     }
@@ -253,7 +261,13 @@ impl Tables for Draft {
         Ok(written)
     }
 
-    fn succeed_key(&mut self, id: NodeId, old: u64, key: &[u8], at: Timestamp) -> Result<bool> {
+    fn succeed_key(
+        &mut self,
+        id: NodeId,
+        old: u64,
+        key: (u64, &[u8]),
+        at: Timestamp,
+    ) -> Result<bool> {
         let written = self.state.succeed_key(id, old, key, at)?;
         if written {
             self.touched.nodes.insert(id);

@@ -1,5 +1,6 @@
 //! What a draft has written, as few statements of many rows each.
 
+use countersign_identity::Incarnation;
 use imbl::Vector;
 use tokio_postgres::types::ToSql;
 
@@ -44,6 +45,7 @@ pub(super) struct Rows<'a> {
     added_nodes: Vec<(&'a NodeRow, String)>,
     seen_nodes: Vec<&'a NodeRow>,
     feed_trimmed: Option<u64>,
+    closed: Option<Incarnation>,
     unread: &'a Vector<Unread>,
 }
 
@@ -64,6 +66,7 @@ impl<'a> Rows<'a> {
             added_nodes: Vec::new(),
             seen_nodes: Vec::new(),
             feed_trimmed: touched.feed_trimmed,
+            closed: touched.closed,
             unread: &touched.unread,
         };
         for key in &touched.records {
@@ -107,6 +110,11 @@ impl<'a> Rows<'a> {
     /// The statements, in an order in which no row is in the way of another.
     pub(super) fn commands(&self) -> Result<Vec<Command<'_>>> {
         let mut all = Vec::new();
+        if let Some(past) = self.closed {
+            all.push(command!(sql::KEEP_LOG, signed(past)?));
+            all.extend([command!(sql::EMPTY_LOG), command!(sql::EMPTY_COMMITS)]);
+            all.extend([command!(sql::EMPTY_CHANGES), command!(sql::EMPTY_TOKENS)]);
+        }
         for rows in self.removed_records.chunks(ROWS_MAX) {
             let columns = [column(rows, |row| row.0), column(rows, |row| row.1)];
             all.push(Command::new(text::REMOVE_RECORDS, columns));

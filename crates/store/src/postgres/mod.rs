@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use countersign_identity::{Entropy, NodeId, Revision, Serial, Sha256, Timestamp};
+use countersign_identity::{Entropy, Incarnation, NodeId, Revision, Serial, Sha256, Timestamp};
 use futures_util::FutureExt as _;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot, watch};
@@ -388,6 +388,25 @@ impl Store for PostgresStore {
         let limit = limited(limit, HASHES_MAX);
         let read = |row: &Row| rows::sha256(row, 1);
         self.all(move || command!(sql::LEAF_HASHES, from, limit), read).await
+    }
+
+    async fn past_events(
+        &self,
+        incarnation: Incarnation,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>> {
+        let (Ok(incarnation), Ok(from)) = (i64::try_from(incarnation), i64::try_from(from)) else {
+            return Ok(Vec::new());
+        };
+        let limit = limited(limit, PAGE_MAX);
+        self.all(move || command!(sql::PAST_EVENTS, incarnation, from, limit), rows::event).await
+    }
+
+    async fn past_incarnation(&self, after: Incarnation) -> Result<Option<Incarnation>> {
+        let Ok(after) = i64::try_from(after) else { return Ok(None) };
+        let read = |row: &Row| rows::number(row, 0);
+        self.one(move || command!(sql::PAST_INCARNATION, after), read).await
     }
 
     async fn lease(&self, name: &str, holder: &str, ttl: Duration, now: Timestamp) -> Result<bool> {

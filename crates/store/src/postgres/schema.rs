@@ -7,7 +7,7 @@ use super::session::{Fault, Session, command};
 use crate::{Result, StoreError};
 
 /// The steps from each version to the next; the first makes version 1 of nothing.
-const STEPS: &[&str] = &[STEP_1, STEP_2];
+const STEPS: &[&str] = &[STEP_1, STEP_2, STEP_3];
 
 // Times are BIGINT, ids BYTEA: nothing whose order or meaning a database's settings could change.
 const STEP_1: &str = "
@@ -51,6 +51,13 @@ CREATE TABLE points (
     registered_at BIGINT NOT NULL, PRIMARY KEY (node, spiffe_id, name));
 CREATE TABLE reports (
     replica TEXT PRIMARY KEY, version BIGINT NOT NULL, body BYTEA NOT NULL);
+";
+
+const STEP_3: &str = "
+-- The logs of incarnations that are over.
+CREATE TABLE past_log (
+    incarnation BIGINT NOT NULL, log_index BIGINT NOT NULL, leaf BYTEA NOT NULL, hash BYTEA NOT NULL,
+    details BYTEA, salt BYTEA, PRIMARY KEY (incarnation, log_index));
 ";
 
 const MARK: &str = "CREATE TABLE countersign_schema (version BIGINT NOT NULL); \

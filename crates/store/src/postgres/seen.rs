@@ -29,15 +29,7 @@ impl Seen {
         if found.revision.incarnation == floor.revision.incarnation && lost(floor)
             || found.revision.incarnation < floor.revision.incarnation
         {
-            let told =
-                |head: &Head| format!("revision {}, {} leaves", head.revision, head.log_size);
-            let what = format!(
-                "the database is at {}, but {} were seen before: it was restored, or a standby that was behind \
-                 took over",
-                told(found),
-                told(floor)
-            );
-            return Err(StoreError::Broken { what });
+            return Err(StoreError::WentBack { found: *found, seen: *floor });
         }
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if (seen.revision, seen.log_size) < (found.revision, found.log_size) {
@@ -77,7 +69,7 @@ mod tests {
         assert_eq!(seen.floor(), head(1, 6, 10));
         for behind in [head(1, 5, 10), head(1, 6, 9), head(0, 7, 11)] {
             let error = seen.check(&seen.floor(), &behind).unwrap_err();
-            assert!(matches!(error, StoreError::Broken { .. }), "{error}");
+            assert!(matches!(error, StoreError::WentBack { .. }), "{error}");
         }
         seen.check(&seen.floor(), &head(2, 0, 0)).unwrap();
         assert_eq!(seen.floor(), head(2, 0, 0));

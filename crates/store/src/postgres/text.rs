@@ -7,8 +7,8 @@ pub(super) const HEAD_LOCKED: &str =
     "SELECT incarnation, number, fence, log_size, writes FROM head WHERE singleton = 1 FOR UPDATE";
 /// Breaks the row's CHECK when another has written since it was read, which takes the whole transaction back, also
 /// where all of it was sent at once.
-pub(super) const MOVE_HEAD: &str = "UPDATE head SET number = $1, fence = $2, log_size = $3, \
-     writes = CASE WHEN incarnation = $4 AND writes = $5 THEN writes + 1 ELSE -1 END \
+pub(super) const MOVE_HEAD: &str = "UPDATE head SET incarnation = $1, number = $2, fence = $3, \
+     log_size = $4, writes = CASE WHEN incarnation = $5 AND writes = $6 THEN writes + 1 ELSE -1 END \
      WHERE singleton = 1";
 /// For what needs no guard, and yet must not come between another's reading and writing.
 pub(super) const COUNT_WRITE: &str = "UPDATE head SET writes = writes + 1 WHERE singleton = 1";

@@ -20,7 +20,7 @@ use super::text;
 use crate::bounds::TRIM_ROWS_MAX;
 use crate::queue::{Ending, Job, OwnedLease, Queue, ended};
 use crate::transact::{Written, first_serial, write};
-use crate::{Batch, Committed, ReportRow, Result, StoreError, Trimmed};
+use crate::{Batch, Committed, ReportRow, Result, StoreError, Trimmed, sql};
 
 /// How long an answer of the database may take; longer than it gives itself for a statement.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,6 +34,11 @@ const PAUSE_MAX: Duration = Duration::from_millis(20);
 const WARY_COUNT: u32 = 32;
 /// How many rows are thought about well within the database's patience with an open transaction.
 const USUAL_ROWS_MAX: usize = 10_000;
+/// The end of an incarnation moves its whole log.
+const BEGIN_PATIENTLY: &str = "BEGIN; SET LOCAL statement_timeout = 0; \
+     SET LOCAL idle_in_transaction_session_timeout = 5000";
+/// How long that may take.
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(600);
 /// What a replica listens to.
 pub(super) const CHANNEL: &str = "countersign";
 
@@ -82,6 +87,8 @@ impl Writer {
             let mut others = Vec::new();
             for job in group {
                 match job {
+                    // Its leaves are numbered anew, so nothing is drafted together with it.
+                    Job::Commit { ref batch, .. } if batch.begins.is_some() => others.push(job),
                     Job::Commit { batch, answer } => batches.push((batch, answer)),
                     Job::Lease { .. } | Job::Report { .. } | Job::Trim { .. } => others.push(job),
                 }
@@ -231,6 +238,7 @@ impl Writer {
             }
             let mut commands = vec![command!(
                 text::MOVE_HEAD,
+                signed(after.revision.incarnation)?,
                 signed(after.revision.number)?,
                 signed(after.fence.number)?,
                 signed(after.log_size)?,
@@ -251,6 +259,7 @@ impl Writer {
             }
             Ok(commands) => {
                 let begin = match plan {
+                    Plan::Hopeful if draft.touched.closed.is_some() => Some(BEGIN_PATIENTLY),
                     Plan::Hopeful => Some("BEGIN"),
                     Plan::Locked => None,
                 };
@@ -334,7 +343,9 @@ impl Writer {
         // What it warned of before is not about this.
         session.was_warned();
         let count = u32::try_from(commands.len()).unwrap_or(u32::MAX);
-        let patience = ANSWER_TIMEOUT.saturating_add(STATEMENT_TIMEOUT.saturating_mul(count));
+        let closing = commands.iter().any(|command| command.text == sql::KEEP_LOG);
+        let usual = ANSWER_TIMEOUT.saturating_add(STATEMENT_TIMEOUT.saturating_mul(count));
+        let patience = if closing { CLOSING_TIMEOUT } else { usual };
         let sent = timeout(patience, session.together(begin, commands, end)).await;
         let sent = sent
             .unwrap_or_else(|_late| Err(Fault::Lost { why: format!("no answer in {patience:?}") }));
@@ -418,6 +429,9 @@ impl Plan {
         let rows = batches.iter().map(|batch| batch.changes.len() + batch.events.len());
         match self {
             Self::Hopeful => None,
+            Self::Locked if batches.iter().any(|batch| batch.begins.is_some()) => {
+                Some(BEGIN_PATIENTLY)
+            }
             Self::Locked if rows.sum::<usize>() <= USUAL_ROWS_MAX => Some("BEGIN"),
             // Thinking about so many takes longer than the database usually waits.
             Self::Locked => Some("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 5000"),

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use countersign_identity::{Entropy, NodeId, Revision, Serial, Sha256, Timestamp};
+use countersign_identity::{Entropy, Incarnation, NodeId, Revision, Serial, Sha256, Timestamp};
 use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
@@ -41,7 +41,19 @@ pub struct SqliteStore {
     hint: watch::Receiver<Revision>,
     writer: Option<JoinHandle<()>>,
     // Last, so that it is released after all connections are closed.
-    _lock: Lock,
+    _lock: Option<Lock>,
+}
+
+/// A store that is only read.
+#[derive(Debug)]
+pub struct Observed(SqliteStore);
+
+impl std::ops::Deref for Observed {
+    type Target = dyn Store;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
 }
 
 impl SqliteStore {
@@ -68,6 +80,21 @@ impl SqliteStore {
         Self::open_locked(directory, lock, entropy)
     }
 
+    /// Opens the store of a directory to read it, also while a server runs on it. Every write is refused.
+    ///
+    /// # Errors
+    /// When there is none, or others may read it.
+    pub fn observe(directory: &Path) -> Result<Observed> {
+        files::check_modes(directory)?;
+        let path = files::database(directory);
+        files::open_reader(&path)?;
+        let queue = Arc::new(Queue::new());
+        queue.close();
+        let (_hint, hint) = watch::channel(Revision::default());
+        let readers = Arc::new(Readers::new(path));
+        Ok(Observed(Self { queue, readers, hint, writer: None, _lock: None }))
+    }
+
     fn open_locked(directory: &Path, lock: Lock, entropy: Arc<dyn Entropy>) -> Result<Self> {
         let path = files::database(directory);
         let connection = files::open_writer(&path)?;
@@ -80,7 +107,7 @@ impl SqliteStore {
             why: format!("a thread for writing: {why}"),
         })?;
         let readers = Arc::new(Readers::new(path));
-        Ok(Self { queue, readers, hint: hinted, writer: Some(thread), _lock: lock })
+        Ok(Self { queue, readers, hint: hinted, writer: Some(thread), _lock: Some(lock) })
     }
 
     /// Hands a job to the writer and waits for its answer.
@@ -264,6 +291,30 @@ impl Store for SqliteStore {
         let read = move |connection: &Connection| {
             let page = (from, limited(limit, HASHES_MAX));
             all(connection, sql::LEAF_HASHES, page, |row| rows::sha256(row, 1))
+        };
+        self.readers.read(read).await
+    }
+
+    async fn past_events(
+        &self,
+        incarnation: Incarnation,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>> {
+        let (Ok(incarnation), Ok(from)) = (i64::try_from(incarnation), i64::try_from(from)) else {
+            return Ok(Vec::new());
+        };
+        let read = move |connection: &Connection| {
+            let page = (incarnation, from, limited(limit, PAGE_MAX));
+            all(connection, sql::PAST_EVENTS, page, rows::event)
+        };
+        self.readers.read(read).await
+    }
+
+    async fn past_incarnation(&self, after: Incarnation) -> Result<Option<Incarnation>> {
+        let Ok(after) = i64::try_from(after) else { return Ok(None) };
+        let read = move |connection: &Connection| {
+            one(connection, sql::PAST_INCARNATION, [after], |row| rows::number(row, 0))
         };
         self.readers.read(read).await
     }

@@ -9,7 +9,7 @@ use crate::{Result, StoreError};
 const APPLICATION_ID: i64 = 0x4353_474e;
 
 /// The steps from each version to the next; the first makes version 1 of nothing.
-const STEPS: &[&str] = &[STEP_1, STEP_2];
+const STEPS: &[&str] = &[STEP_1, STEP_2, STEP_3];
 
 const STEP_1: &str = "
 CREATE TABLE schema (version BIGINT NOT NULL);
@@ -54,6 +54,13 @@ CREATE TABLE points (
     registered_at BIGINT NOT NULL, PRIMARY KEY (node, spiffe_id, name)) WITHOUT ROWID;
 CREATE TABLE reports (
     replica TEXT PRIMARY KEY, version BIGINT NOT NULL, body BLOB NOT NULL);
+";
+
+const STEP_3: &str = "
+-- The logs of incarnations that are over.
+CREATE TABLE past_log (
+    incarnation BIGINT NOT NULL, log_index BIGINT NOT NULL, leaf BLOB NOT NULL, hash BLOB NOT NULL,
+    details BLOB, salt BLOB, PRIMARY KEY (incarnation, log_index)) WITHOUT ROWID;
 ";
 
 /// Whether the open file is a store of ours, or an SQLite database of somebody else.

@@ -1,7 +1,7 @@
 //! The tables of a transaction on SQLite.
 
 use countersign_audit::Leaf;
-use countersign_identity::{KeyId, NodeId, Serial, Sha256, Timestamp};
+use countersign_identity::{Incarnation, KeyId, NodeId, Serial, Sha256, Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, Params, Row};
 
 use super::rows::{self, broken, failed, labels_text, signed};
@@ -36,6 +36,7 @@ impl Open<'_> {
         let moved = self.run(
             sql::MOVE_HEAD,
             (
+                signed(to.revision.incarnation)?,
                 signed(to.revision.number)?,
                 signed(to.fence.number)?,
                 signed(to.log_size)?,
@@ -106,6 +107,15 @@ impl Tables for Open<'_> {
         self.run(sql::TRIM_CHANGES, [up_to]).map(|_some| ())
     }
 
+    fn close_incarnation(&mut self, past: Incarnation) -> Result<()> {
+        self.run(sql::KEEP_LOG, [signed(past)?])?;
+        let tables = [sql::EMPTY_LOG, sql::EMPTY_COMMITS, sql::EMPTY_CHANGES, sql::EMPTY_TOKENS];
+        for text in tables {
+            self.run(text, [])?;
+        }
+        Ok(())
+    }
+
     fn add_leaf(&mut self, index: u64, leaf: Leaf) -> Result<()> {
         let Leaf { bytes, hash, details, salt } = leaf;
         self.run(sql::ADD_LEAF, (signed(index)?, bytes, hash.as_bytes(), details, salt))
@@ -169,10 +179,17 @@ impl Tables for Open<'_> {
         Ok(written == 1)
     }
 
-    fn succeed_key(&mut self, id: NodeId, old: u64, key: &[u8], at: Timestamp) -> Result<bool> {
+    fn succeed_key(
+        &mut self,
+        id: NodeId,
+        old: u64,
+        key: (u64, &[u8]),
+        at: Timestamp,
+    ) -> Result<bool> {
         // No row has a generation that does not fit.
         let Ok(old) = i64::try_from(old) else { return Ok(false) };
-        Ok(self.run(sql::SUCCEED_KEY, (key, at.micros(), id.as_bytes(), old))? == 1)
+        let values = (key.1, signed(key.0)?, at.micros(), id.as_bytes(), old);
+        Ok(self.run(sql::SUCCEED_KEY, values)? == 1)
     }
 
     fn remove_node(&mut self, id: NodeId) -> Result<bool> {

@@ -1,4 +1,4 @@
-//! Rows of SQLite as they are, for copying.
+//! Rows of SQLite as they are, for copying and for backups.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::{Head, Result};
 /// A directory that is read, with nobody else on it.
 pub(crate) struct Reading {
     connection: Connection,
-    _lock: Lock,
+    _lock: Option<Lock>,
 }
 
 /// A directory that is filled in one transaction.
@@ -53,7 +53,19 @@ impl Reading {
         files::check_modes(directory)?;
         let lock = Lock::take(directory)?;
         files::check_header(directory, &lock)?;
-        Ok(Self { connection: files::open_writer(&files::database(directory))?, _lock: lock })
+        let connection = files::open_writer(&files::database(directory))?;
+        Ok(Self { connection, _lock: Some(lock) })
+    }
+
+    /// Opens a directory that has a store, also while a server runs on it, and reads it as it is now to the end.
+    pub(crate) fn observe(directory: &Path) -> Result<Self> {
+        files::check_modes(directory)?;
+        let connection = files::open_reader(&files::database(directory))?;
+        let reading = Self { connection, _lock: None };
+        Open(&reading.connection).bracket("BEGIN")?;
+        // The first statement chooses the state that all others see.
+        reading.head()?;
+        Ok(reading)
     }
 
     pub(crate) fn head(&self) -> Result<Head> {

@@ -32,7 +32,13 @@ fn op() -> impl Strategy<Value = Op> {
         }),
         (id.clone(), 1..3_u64, id.clone(), -5..5_i64).prop_map(|(id, generation, key, secs)| {
             let (expect_generation, key_spki) = (generation, vec![key; 91]);
-            Op::UpdateNode { id: node_id(id), expect_generation, key_spki, at: after(secs) }
+            Op::UpdateNode {
+                id: node_id(id),
+                expect_generation,
+                generation: expect_generation + 1,
+                key_spki,
+                at: after(secs),
+            }
         }),
         (id.clone(), 1..3_u64)
             .prop_map(|(id, generation)| Op::ExpectNode { id: node_id(id), generation }),
@@ -62,7 +68,7 @@ prop_compose! {
         if summary {
             events.push(Event::new(EventKind::Summary, noon(), "server", "facts"));
         }
-        Batch { expected, authorised_at, narrows, changes, events, issued: rows, ops }
+        Batch { expected, authorised_at, narrows, changes, events, issued: rows, ops, begins: None }
     }
 }
 

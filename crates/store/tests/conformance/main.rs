@@ -71,6 +71,7 @@ claims! {
     revisions::what_was_authorised_before_rights_were_taken_away_is_fenced
     revisions::a_certificate_from_the_future_is_refused
     revisions::taking_rights_away_beside_the_map_moves_the_revision_too
+    revisions::a_new_incarnation_begins_anew_and_keeps_the_log_before
     revisions::only_changes_move_the_revision
     revisions::a_refused_batch_leaves_nothing_behind
     revisions::nobody_sees_a_revision_before_the_one_before_it

@@ -58,7 +58,13 @@ pub(crate) async fn an_older_generation_of_a_nodes_key_is_refused(store: Shared)
     store.commit(doing([Op::PutNode(node(1))])).await.unwrap();
     let succeed = |expect_generation, key: u8| {
         let (id, key_spki) = (node_id(1), vec![key; 91]);
-        doing([Op::UpdateNode { id, expect_generation, key_spki, at: after(5) }])
+        doing([Op::UpdateNode {
+            id,
+            expect_generation,
+            generation: expect_generation + 1,
+            key_spki,
+            at: after(5),
+        }])
     };
     let mut clones = JoinSet::new();
     for clone in 10..20 {
@@ -87,7 +93,7 @@ pub(crate) async fn an_older_generation_of_a_nodes_key_is_refused(store: Shared)
 pub(crate) async fn a_key_of_another_node_is_refused(store: Shared) {
     store.commit(doing([Op::PutNode(node(1)), Op::PutNode(node(2))])).await.unwrap();
     let (id, key_spki) = (node_id(2), vec![1; 91]);
-    let steal = Op::UpdateNode { id, expect_generation: 1, key_spki, at: noon() };
+    let steal = Op::UpdateNode { id, expect_generation: 1, generation: 2, key_spki, at: noon() };
     assert_eq!(store.commit(doing([steal])).await.unwrap_err().code(), Code::AlreadyExists);
     let mut copy = node(3);
     copy.key_spki = vec![2; 91];
@@ -97,7 +103,7 @@ pub(crate) async fn a_key_of_another_node_is_refused(store: Shared) {
     assert_eq!(refused.code(), Code::AlreadyExists);
     // A key that its node has given up, or that is gone with its node, is nobody's.
     let (id, key_spki) = (node_id(1), vec![7; 91]);
-    let succeed = Op::UpdateNode { id, expect_generation: 1, key_spki, at: noon() };
+    let succeed = Op::UpdateNode { id, expect_generation: 1, generation: 2, key_spki, at: noon() };
     store.commit(doing([succeed, Op::RemoveNode { id: node_id(2) }])).await.unwrap();
     let mut third = node(3);
     third.key_spki = vec![1; 91];
@@ -117,7 +123,7 @@ pub(crate) async fn a_removed_node_is_unknown_to_everything(store: Shared) {
     let key_spki = vec![5; 91];
     for op in [
         Op::TouchNode { id, at: noon() },
-        Op::UpdateNode { id, expect_generation: 1, key_spki, at: noon() },
+        Op::UpdateNode { id, expect_generation: 1, generation: 2, key_spki, at: noon() },
         Op::ExpectNode { id, generation: 1 },
         Op::RemoveNode { id },
     ] {

@@ -117,8 +117,13 @@ async fn of_clones_at_two_replicas_one_goes_on() {
         for clone in 10..20_u8 {
             let store = Arc::clone(&stores[usize::from(clone % 2)]);
             let (id, key_spki) = (node_id(1), vec![clone; 91]);
-            let batch =
-                doing([Op::UpdateNode { id, expect_generation: 1, key_spki, at: after(5) }]);
+            let batch = doing([Op::UpdateNode {
+                id,
+                expect_generation: 1,
+                generation: 2,
+                key_spki,
+                at: after(5),
+            }]);
             clones.spawn(async move { store.commit(batch).await.is_ok() });
         }
         let won = clones.join_all().await.into_iter().filter(|won| *won).count();
@@ -215,8 +220,8 @@ async fn a_database_that_lost_its_tail_is_noticed_and_written_to_no_more() {
          DELETE FROM changes WHERE number = 3; DELETE FROM commits WHERE number = 3; COMMIT",
     );
     let refused = store.commit(putting("web", "new")).await.unwrap_err();
-    assert!(matches!(refused, StoreError::Broken { .. }), "{refused}");
-    assert!(matches!(store.head().await.unwrap_err(), StoreError::Broken { .. }));
+    assert!(matches!(refused, StoreError::WentBack { .. }), "{refused}");
+    assert!(matches!(store.head().await.unwrap_err(), StoreError::WentBack { .. }));
     assert_eq!(cluster.sql(&database, "SELECT number FROM head"), "2");
 }
 

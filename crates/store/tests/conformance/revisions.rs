@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, Revision};
 use countersign_store::{
     Batch, Change, FEED_COMMITS_MAX, Feed, Kind, Op, Record, StoreError, verify_everything,
@@ -11,7 +12,8 @@ use tokio::task::JoinSet;
 
 use crate::Shared;
 use crate::fixture::{
-    after, at, digest, doing, issuing, node, node_id, number, put, putting, remove, row, token,
+    after, at, digest, doing, issuing, node, node_id, noon, number, put, putting, remove, row,
+    token,
 };
 
 pub(crate) async fn a_change_made_for_another_revision_is_a_conflict(store: Shared) {
@@ -243,4 +245,47 @@ pub(crate) async fn the_hint_follows_the_revision(store: Shared) {
     let revision = store.commit(putting("web", "1")).await.unwrap().revision;
     // Whoever was answered finds the hint moved.
     assert_eq!(*hint.borrow_and_update(), revision);
+}
+
+/// A new incarnation: revisions and the log begin anew, and nothing of the one before is lost or goes on.
+pub(crate) async fn a_new_incarnation_begins_anew_and_keeps_the_log_before(store: Shared) {
+    for round in 0..3 {
+        store.commit(putting(&format!("w{round}"), "1")).await.unwrap();
+    }
+    store.commit(issuing([row(1, 0, at(3))])).await.unwrap();
+    let before = verify_everything(&*store).await.unwrap();
+    let events = store.events(0, 10).await.unwrap();
+    let began = |incarnation| {
+        let from = serde_json::json!({
+            "incarnation": 1, "logSize": before.head.log_size, "logRoot": before.root,
+        });
+        let event = Event::new(EventKind::IncarnationBegan, noon(), "server", "store");
+        let event = event.with_details(serde_json::json!({ "from": from }));
+        let (expected, begins) = (Some(before.head.revision), Some(incarnation));
+        let batch = Batch { expected, begins, narrows: true, ..Batch::default() };
+        Batch { changes: vec![put("began", "1")], events: vec![event], ..batch }
+    };
+    let refused = store.commit(began(1)).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Conflict { .. }), "{refused}");
+
+    let committed = store.commit(began(7)).await.unwrap();
+    let first = Revision { incarnation: 7, number: 1 };
+    assert_eq!((committed.revision, committed.first_index), (first, 0));
+    let head = store.head().await.unwrap();
+    assert_eq!((head.revision, head.fence, head.log_size), (first, first, 1));
+    assert_eq!(store.changes(at(3), 10).await.unwrap(), Feed::SnapshotNeeded);
+    assert_eq!(store.snapshot().await.unwrap().records.len(), 4);
+    assert_eq!(store.past_incarnation(0).await.unwrap(), Some(1));
+    assert_eq!(store.past_incarnation(1).await.unwrap(), None);
+    assert_eq!(store.past_events(1, 0, 10).await.unwrap(), events);
+    let fenced = store.commit(issuing([row(2, 1, at(3))])).await.unwrap_err();
+    assert!(matches!(fenced, StoreError::Fenced { .. }), "{fenced}");
+    // Once more is a conflict, and what follows goes on in the new one.
+    let again = store.commit(began(8)).await.unwrap_err();
+    assert!(matches!(again, StoreError::Conflict { .. }), "{again}");
+    store.commit(issuing([row(3, 2, first)])).await.unwrap();
+    let next = store.commit(putting("web", "2")).await.unwrap();
+    assert_eq!(next.revision, Revision { number: 2, ..first });
+    let after = verify_everything(&*store).await.unwrap();
+    assert_eq!((after.issued, after.head.log_size), (2, 3));
 }

@@ -57,7 +57,7 @@ pub(crate) fn slice(realms: &[&Realm], text: &str) -> Slice {
 pub(crate) const CUT_OFF: Revision = Revision { incarnation: 1, number: 8 };
 
 /// Every kind of rule that covers this one's certificate.
-pub(crate) fn rules_on(svid: &Svid, realm: &Realm) -> [Revoked; 6] {
+pub(crate) fn rules_on(svid: &Svid, realm: &Realm) -> [Revoked; 7] {
     let leaf = svid.chain.leaf();
     let node = NodeId::from_bytes([1; 16]);
     [
@@ -67,6 +67,7 @@ pub(crate) fn rules_on(svid: &Svid, realm: &Realm) -> [Revoked; 6] {
         Revoked::Node { id: node, tag: leaf.provenance().unwrap().node, before: CUT_OFF },
         Revoked::Authority(realm.issuer.key_id()),
         Revoked::Authority(realm.root.key_id()),
+        Revoked::Earlier { domain: svid.id.trust_domain().clone(), before: CUT_OFF },
     ]
 }
 

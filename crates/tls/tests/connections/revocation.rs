@@ -68,7 +68,7 @@ async fn alert(from: &Arc<Trust>, outbound: &Outbound, to: &Arc<Trust>) -> Alert
 
 #[tokio::test]
 async fn every_kind_of_rule_on_a_dialler_cuts_it_and_nobody_else_and_lets_it_in_no_more() {
-    for kind in 0..6 {
+    for kind in 0..7 {
         let crowd = Crowd::gather();
         let Crowd { shop, svid, .. } = &crowd;
         let (mut web, mut orders) = shop.shake().await.both();
@@ -77,7 +77,8 @@ async fn every_kind_of_rule_on_a_dialler_cuts_it_and_nobody_else_and_lets_it_in_
         exchange(&mut guest, &mut host).await;
         let rule = rules_on(svid, &shop.realm)[kind].clone();
         // Our own certificate is under the same authorities, and of the same node.
-        let wide = matches!(rule, Revoked::Authority(_) | Revoked::Node { .. });
+        let wide =
+            matches!(rule, Revoked::Authority(_) | Revoked::Node { .. } | Revoked::Earlier { .. });
 
         let applied = shop.orders.apply(revoking(&shop.orders, LEAK, std::slice::from_ref(&rule)));
         let expected = if wide { 2 } else { 1 };
@@ -291,8 +292,10 @@ async fn our_own_revoked_credential_is_shown_no_more_and_ends_what_it_made_both_
                 shop.orders.set_identity(identity(&renewed)).unwrap();
                 shop.shake().await.both();
             }
-            // The other end is of the same node, and was not re-issued.
-            Revoked::Node { .. } => shop.orders.set_identity(identity(&renewed)).unwrap(),
+            // The other end is of the same node or incarnation, and was not re-issued.
+            Revoked::Node { .. } | Revoked::Earlier { .. } => {
+                shop.orders.set_identity(identity(&renewed)).unwrap();
+            }
         }
     }
 }

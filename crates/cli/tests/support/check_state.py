@@ -1,0 +1,124 @@
+"""Checks a trust domain's SQLite state from outside, by its published formats alone.
+
+    check_state.py STATE.DB LOG_SIZE [CERTIFICATE.DER …]
+
+Recomputes the log's root from its leaves (RFC 6962), looks whether revisions are in order, whether each issued row is what
+its leaf says, whether each log names the size and root of the one before, and where each certificate is recorded. Prints JSON.
+"""
+
+import hashlib
+import json
+import sqlite3
+import sys
+
+
+def leaf_hash(leaf):
+    return hashlib.sha256(b"\0" + leaf).digest()
+
+
+def root(hashes):
+    """The compact range: complete subtrees, the largest first."""
+    peaks = []
+    for height_0 in hashes:
+        node, height = height_0, 0
+        while peaks and peaks[-1][1] == height:
+            node = hashlib.sha256(b"\1" + peaks.pop()[0] + node).digest()
+            height += 1
+        peaks.append((node, height))
+    if not peaks:
+        return hashlib.sha256(b"").hexdigest()
+    node = peaks.pop()[0]
+    while peaks:
+        node = hashlib.sha256(b"\1" + peaks.pop()[0] + node).digest()
+    return node.hex()
+
+
+def to_be_signed(der):
+    """The first element of the certificate's sequence, with its head."""
+
+    def head(at):
+        length = der[at + 1]
+        if length < 0x80:
+            return at + 2, length
+        count = length & 0x7F
+        return at + 2 + count, int.from_bytes(der[at + 2 : at + 2 + count], "big")
+
+    start, _ = head(0)
+    inner, length = head(start)
+    return der[start : inner + length]
+
+
+def main():
+    path, size, certificates = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+    problems = []
+    database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
+    database.execute("BEGIN")
+    incarnation, number, fence, log_size = database.execute(
+        "SELECT incarnation, number, fence, log_size FROM head"
+    ).fetchone()
+    logs = {}
+    for of, index, leaf, kept, details, salt in database.execute(
+        "SELECT incarnation, log_index, leaf, hash, details, salt FROM past_log ORDER BY incarnation, log_index"
+    ):
+        logs.setdefault(of, []).append((index, leaf, kept, details, salt))
+    logs[incarnation] = database.execute(
+        "SELECT log_index, leaf, hash, details, salt FROM log ORDER BY log_index"
+    ).fetchall()
+    if len(logs[incarnation]) != log_size:
+        problems.append(f"the log has {len(logs[incarnation])} leaves, the head row counts {log_size}")
+    recorded, before, at_size = {}, None, None
+    for of in sorted(logs):
+        hashes, latest = [], 0
+        for place, (index, leaf, kept, details, salt) in enumerate(logs[of]):
+            if index != place or leaf_hash(leaf) != kept:
+                problems.append(f"leaf {of}/{place} is not what it is kept as")
+            entry = json.loads(leaf)
+            if entry["incarnation"] != of or entry["revision"] < latest:
+                problems.append(f"leaf {of}/{place} is out of order")
+            if details is not None and hashlib.sha256(salt + details).hexdigest() != entry["body"]:
+                problems.append(f"the details of leaf {of}/{place} are not those that it names")
+            latest = entry["revision"]
+            if "tbs" in entry:
+                recorded[entry["serial"]] = (of, place, entry["tbs"])
+            hashes.append(kept)
+        if before is not None:
+            told = json.loads(logs[of][0][3])["from"]
+            if (told["incarnation"], told["logSize"], told["logRoot"]) != before:
+                problems.append(f"the log of {of} does not name the one before")
+        before = (of, len(hashes), root(hashes))
+        if of == incarnation:
+            at_size = root(hashes[:size])
+            if number < latest:
+                problems.append("the log is ahead of the head row")
+    if number < fence:
+        problems.append("the fence is ahead of the head row")
+    for serial, tbs, of, index in database.execute(
+        "SELECT serial, tbs, incarnation, log_index FROM issued"
+    ):
+        if recorded.get(serial.hex()) != (of, index, tbs.hex()):
+            problems.append(f"certificate {serial.hex()} is not what its leaf says")
+    commits = [row[0] for row in database.execute("SELECT number FROM commits ORDER BY number")]
+    if commits and commits != list(range(commits[0], number + 1)):
+        problems.append("the feed has a gap")
+    digests = {tbs: of for of, _, tbs in recorded.values()}
+    found = {}
+    for name in certificates:
+        with open(name, "rb") as file:
+            digest = hashlib.sha256(to_be_signed(file.read())).hexdigest()
+        found[name] = digests.get(digest)
+    print(
+        json.dumps(
+            {
+                "problems": problems,
+                "incarnation": incarnation,
+                "number": number,
+                "size": log_size,
+                "rootAt": at_size,
+                "serials": {serial: of for serial, (of, _, _) in recorded.items()},
+                "certificates": found,
+            }
+        )
+    )
+
+
+main()

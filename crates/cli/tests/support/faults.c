@@ -1,0 +1,122 @@
+/* Makes the writes of a process fail, or be late, as a page of shared memory says.
+
+   Loaded with LD_PRELOAD by the tests that look at crash safety. Only regular files count whose path has the part that
+   FAULTS_PATH names, and none of the standard streams. The page (FAULTS_PAGE, at least 28 bytes) holds numbers of 32 bits:
+   whether any of it holds, then of 1000 writes, syncs and renames how many fail, by which errno, how many microseconds each
+   waits before, and the seed of the chance by which they are chosen. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+struct page { volatile uint32_t on, writes, syncs, renames, error, delay, seed; };
+
+static struct page *page;
+static const char *part;
+static uint32_t count;
+
+__attribute__((constructor)) static void begin(void) {
+    const char *path = getenv("FAULTS_PAGE");
+    part = getenv("FAULTS_PATH");
+    if (!path || !part) return;
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0) return;
+    void *at = mmap(0, sizeof *page, PROT_READ, MAP_SHARED, file, 0);
+    if (at != MAP_FAILED) page = at;
+    close(file);
+}
+
+static uint32_t chance(void) {
+    uint64_t x = ((uint64_t)page->seed << 32) ^ ((uint64_t)getpid() << 16)
+        ^ __atomic_fetch_add(&count, 1, __ATOMIC_RELAXED);
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return (uint32_t)((x ^ (x >> 31)) % 1000);
+}
+
+/* Whether this call is to fail; waits first when it is to be late. */
+static int fails(uint32_t of_thousand) {
+    uint32_t delay = page->delay;
+    if (delay) {
+        struct timespec time = { delay / 1000000, (long)(delay % 1000000) * 1000 };
+        nanosleep(&time, 0);
+    }
+    if (chance() < of_thousand) {
+        errno = (int)page->error;
+        return 1;
+    }
+    return 0;
+}
+
+static int counts(int file) {
+    if (!page || !page->on || file <= 2) return 0;
+    int before = errno;
+    char link[64], path[PATH_MAX];
+    struct stat status;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    int yes = 0 < length && fstat(file, &status) == 0
+        && (S_ISREG(status.st_mode) || S_ISDIR(status.st_mode));
+    if (yes) {
+        path[length] = 0;
+        yes = strstr(path, part) != 0;
+    }
+    errno = before;
+    return yes;
+}
+
+#define REAL(name, type, ...) static type (*real)(__VA_ARGS__); \
+    if (!real) real = (type (*)(__VA_ARGS__))dlsym(RTLD_NEXT, #name)
+
+ssize_t write(int file, const void *bytes, size_t length) {
+    REAL(write, ssize_t, int, const void *, size_t);
+    if (counts(file) && fails(page->writes)) return -1;
+    return real(file, bytes, length);
+}
+
+ssize_t writev(int file, const struct iovec *parts, int many) {
+    REAL(writev, ssize_t, int, const struct iovec *, int);
+    if (counts(file) && fails(page->writes)) return -1;
+    return real(file, parts, many);
+}
+
+ssize_t pwrite(int file, const void *bytes, size_t length, off_t at) {
+    REAL(pwrite, ssize_t, int, const void *, size_t, off_t);
+    if (counts(file) && fails(page->writes)) return -1;
+    return real(file, bytes, length, at);
+}
+
+ssize_t pwrite64(int file, const void *bytes, size_t length, off64_t at) {
+    REAL(pwrite64, ssize_t, int, const void *, size_t, off64_t);
+    if (counts(file) && fails(page->writes)) return -1;
+    return real(file, bytes, length, at);
+}
+
+int fsync(int file) {
+    REAL(fsync, int, int);
+    if (counts(file) && fails(page->syncs)) return -1;
+    return real(file);
+}
+
+int fdatasync(int file) {
+    REAL(fdatasync, int, int);
+    if (counts(file) && fails(page->syncs)) return -1;
+    return real(file);
+}
+
+int rename(const char *from, const char *to) {
+    REAL(rename, int, const char *, const char *);
+    if (page && page->on && strstr(to, part) && fails(page->renames)) return -1;
+    return real(from, to);
+}

@@ -1,0 +1,15 @@
+//! A trust domain in one sealed file, and back.
+
+mod file;
+mod make;
+mod restore;
+
+#[cfg(test)]
+pub(crate) use make::backup_at;
+pub use make::{BackupConfig, BackupReport, backup};
+pub use restore::{RestoreConfig, RestoreReport, restore};
+#[cfg(test)]
+pub(crate) use restore::{put_old, restore_at};
+
+/// Says how far it is: the table, and how many of its rows are done.
+pub type Progress<'a> = &'a mut (dyn FnMut(&str, u64) + Send);

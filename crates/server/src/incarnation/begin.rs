@@ -1,0 +1,143 @@
+//! The beginning of an incarnation.
+
+use std::time::Duration;
+
+use countersign_audit::{Event, EventKind, Tree};
+use countersign_identity::{Incarnation, Sha256, Timestamp};
+use countersign_store::{Batch, PAGE_MAX, Store, StoreError};
+
+use super::hand_back::{Handed, taken_back};
+use super::life::{Before, Cause, Life, cover_at};
+use crate::refusal::Refused;
+use crate::revoke::held;
+use crate::run::latest;
+use crate::state::State;
+
+/// How often it is tried again because a replica that does not know yet has written.
+const ATTEMPTS_MAX: usize = 5;
+/// Hashes of leaves that are read at once.
+const HASHES_MAX: usize = 16 * PAGE_MAX;
+
+/// What a new incarnation begins with.
+pub(crate) struct Beginning<'a> {
+    pub(crate) store: &'a dyn Store,
+    pub(crate) cause: Cause,
+    pub(crate) now: Timestamp,
+    pub(crate) hold_off: Duration,
+    /// The greatest incarnation that anybody has seen.
+    pub(crate) seen: Incarnation,
+    /// Rules that a journal remembers.
+    pub(crate) rules: Vec<Handed>,
+}
+
+/// Begins a new incarnation of a store, unless another replica has done it. Says what it is, when it was done here.
+///
+/// # Errors
+/// When the store does not answer, or others go on writing to it.
+pub(crate) async fn begin(beginning: Beginning<'_>) -> Result<Option<Life>, Refused> {
+    let Beginning { store, now, seen, .. } = beginning;
+    let before = store.head().await?.revision.incarnation;
+    for _attempt in 0..ATTEMPTS_MAX {
+        let head = store.head().await?;
+        if before < head.revision.incarnation && seen < head.revision.incarnation {
+            return Ok(None);
+        }
+        let state = State::from_snapshot(store.snapshot().await?)?;
+        let log_root = root(store, head.log_size).await?;
+        let from = Before {
+            incarnation: head.revision.incarnation,
+            revision: head.revision,
+            log_size: head.log_size,
+            log_root,
+            at: latest(store).await.map_err(crate::authority::internal)?,
+        };
+        let last_end = held(store, now).await?.last_end();
+        let incarnation = next(head.revision.incarnation.max(seen), now);
+        let life = life(&beginning, &state, from, last_end);
+        match store.commit(batch(&state, &life, incarnation, &beginning)).await {
+            Ok(committed) => {
+                let (revision, root) = (committed.revision, life.from.log_root);
+                tracing::warn!(%revision, before = %life.from.revision, %root, "a new incarnation has begun");
+                return Ok(Some(life));
+            }
+            Err(StoreError::Conflict { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let why = "others write to the store while a new incarnation is to begin: stop its servers";
+    Err(Refused::new(countersign_identity::Code::StaleBase, why))
+}
+
+/// A number that no other life of this store has, also when one backup is restored twice: the time, which is greater than
+/// any number counted up from one.
+fn next(before: Incarnation, now: Timestamp) -> Incarnation {
+    (before + 1).max(u64::try_from(now.secs()).unwrap_or(0))
+}
+
+fn life(
+    beginning: &Beginning<'_>,
+    state: &State,
+    from: Before,
+    last_end: Option<Timestamp>,
+) -> Life {
+    let Beginning { cause, now, hold_off, .. } = *beginning;
+    let longest = now + state.profile().lifetime_max.duration();
+    Life {
+        cause,
+        began: now,
+        from,
+        hold_until: now + hold_off,
+        resumed: None,
+        cover_at: cover_at(now, hold_off, state.longest_svid().duration()),
+        until: last_end.map_or(longest, |end| end.max(longest)),
+        covered: false,
+    }
+}
+
+fn batch(state: &State, life: &Life, incarnation: Incarnation, beginning: &Beginning<'_>) -> Batch {
+    let subject = state.domain().trust_domain.id().to_string();
+    let details = serde_json::json!({
+        "cause": life.cause, "from": life.from, "holdUntil": life.hold_until,
+    });
+    let event = Event::new(EventKind::IncarnationBegan, life.began, "server", subject);
+    let mut batch = Batch {
+        expected: Some(state.revision),
+        narrows: true,
+        begins: Some(incarnation),
+        changes: vec![life.change()],
+        events: vec![event.with_details(details)],
+        ..Batch::default()
+    };
+    let back = taken_back(state, Some(life), &beginning.rules, "journal", life.began);
+    batch.changes.extend(back.changes);
+    batch.events.extend(back.events);
+    batch.ops.extend(back.ops);
+    batch
+}
+
+/// The root of the log, computed from its leaves.
+async fn root(store: &dyn Store, size: u64) -> Result<Sha256, Refused> {
+    let mut tree = Tree::new();
+    while tree.size() < size {
+        let hashes = store.leaf_hashes(tree.size(), HASHES_MAX).await?;
+        if hashes.is_empty() {
+            return Err(crate::authority::internal("the log has fewer leaves than are counted"));
+        }
+        let missing = usize::try_from(size - tree.size()).unwrap_or(usize::MAX);
+        hashes.into_iter().take(missing).for_each(|hash| tree.push(hash));
+    }
+    Ok(tree.root())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_backup_restored_twice_never_lives_the_same_life() {
+        let now = Timestamp::from_secs(1_795_262_400);
+        assert_eq!(next(1, now), 1_795_262_400);
+        assert_eq!(next(1_795_262_400, now), 1_795_262_401);
+        assert_eq!(next(7, Timestamp::from_secs(-5)), 8);
+    }
+}

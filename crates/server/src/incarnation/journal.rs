@@ -1,0 +1,182 @@
+//! A second place for rules: each is appended and durable there before an operator hears that it was made.
+//!
+//! One line a rule, signed like those that agents keep, so that whoever can write to the place can invent none.
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use countersign_api::v1;
+use countersign_identity::{Name, Revision};
+use countersign_store::Kind;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::log_key::LogKey;
+use crate::config::StartError;
+use crate::directory::write_whole;
+use crate::state::{State, StateFeed};
+
+/// How soon a failed write is tried again.
+const AGAIN: Duration = Duration::from_secs(2);
+/// How much of one journal is read.
+const BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// One rule on its line.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Line {
+    kind: String,
+    name: String,
+    value: String,
+    signature: String,
+}
+
+/// Names and values of rules that are in a journal.
+type Known = HashSet<(String, Bytes)>;
+
+/// The journal of one server.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    path: PathBuf,
+    reached: watch::Sender<Option<Revision>>,
+}
+
+impl Journal {
+    /// The journal of this server in a folder that exists.
+    pub(crate) fn new(folder: &Path, server: &Name) -> Self {
+        let path = folder.join(format!("rules-{server}.jsonl"));
+        Self { path, reached: watch::Sender::new(None) }
+    }
+
+    /// Waits until every rule up to a revision is in it.
+    pub(crate) async fn reached(&self, revision: Revision) {
+        let mut reached = self.reached.subscribe();
+        // The sender is here.
+        let _there = reached.wait_for(|at| at.is_some_and(|at| revision <= at)).await;
+    }
+
+    /// Writes every rule of each state until stopped. Begins with a file that holds those in force and no others.
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        key: Arc<LogKey>,
+        feed: StateFeed,
+        stop: CancellationToken,
+    ) {
+        let mut states = feed.watch();
+        let mut written: Option<Known> = None;
+        loop {
+            let state = Arc::clone(&states.borrow_and_update());
+            let rules = key.sign(&rules(&state));
+            let (journal, known) = (Arc::clone(&self), written.take());
+            let writing = tokio::task::spawn_blocking(move || journal.write(&rules, known)).await;
+            match writing.map_err(|broken| broken.to_string()) {
+                Ok(Ok(known)) => {
+                    written = Some(known);
+                    self.reached.send_replace(Some(state.revision));
+                }
+                Ok(Err(error)) => tracing::error!(%error, "the journal of rules is not written"),
+                Err(error) => tracing::error!(error, "the journal of rules is not written"),
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Ok(()) = states.changed() => {}
+                () = tokio::time::sleep(AGAIN), if written.is_none() => {}
+            }
+        }
+    }
+
+    /// Appends what is not known to be in it; without such knowledge it is written anew.
+    fn write(&self, rules: &[v1::SignedRecord], known: Option<Known>) -> Result<Known, StartError> {
+        let key = |rule: &v1::SignedRecord| (rule.name.clone(), rule.value.clone());
+        let Some(mut known) = known else {
+            let text: Vec<u8> = rules.iter().flat_map(line).collect();
+            write_whole(&self.path, &text)?;
+            return Ok(rules.iter().map(key).collect());
+        };
+        let new: Vec<_> = rules.iter().filter(|rule| !known.contains(&key(rule))).collect();
+        if new.is_empty() {
+            return Ok(known);
+        }
+        let failed = |source| StartError::File { action: "write", path: self.path.clone(), source };
+        let mut options = OpenOptions::new();
+        let mut file = options.append(true).mode(0o600).open(&self.path).map_err(failed)?;
+        let text: Vec<u8> = new.iter().copied().flat_map(line).collect();
+        file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
+        known.extend(new.into_iter().map(key));
+        Ok(known)
+    }
+}
+
+/// The records of a state that take rights away.
+fn rules(state: &State) -> Vec<v1::Record> {
+    let is_rule = |kind| matches!(kind, Kind::Revocation | Kind::Suspension);
+    let rules = state.records.iter().filter(|(key, _)| is_rule(key.kind));
+    rules.map(|(_, entry)| entry.wire.clone()).collect()
+}
+
+fn line(record: &v1::SignedRecord) -> Vec<u8> {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let line = Line {
+        kind: record.kind.clone(),
+        name: record.name.clone(),
+        value: String::from_utf8_lossy(&record.value).into_owned(),
+        signature: hex(&record.signature),
+    };
+    let mut text = serde_json::to_vec(&line).expect("texts always have a JSON form");
+    text.push(b'\n');
+    text
+}
+
+/// Reads the journals of a folder. Says, too, how many lines were not rules of this trust domain: a torn last line is
+/// one, and so is a forged one.
+///
+/// # Errors
+/// When the folder or a journal cannot be read.
+pub(crate) fn read_journals(
+    folder: &Path,
+    key: &LogKey,
+) -> Result<(Vec<v1::SignedRecord>, usize), StartError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| StartError::File { action: "read", path, source }
+    };
+    let (mut rules, mut refused) = (Vec::new(), 0);
+    for entry in std::fs::read_dir(folder).map_err(failed(folder))? {
+        let path = entry.map_err(failed(folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if !name.starts_with("rules-") || !name.ends_with(".jsonl") {
+            continue;
+        }
+        let mut text = Vec::new();
+        let file = File::open(&path).map_err(failed(&path))?;
+        std::io::Read::read_to_end(&mut std::io::Read::take(file, BYTES_MAX), &mut text)
+            .map_err(failed(&path))?;
+        for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            match read_line(line).filter(|record| key.made(record)) {
+                Some(record) => rules.push(record),
+                None => refused += 1,
+            }
+        }
+    }
+    Ok((rules, refused))
+}
+
+fn read_line(line: &[u8]) -> Option<v1::SignedRecord> {
+    let Line { kind, name, value, signature } = serde_json::from_slice(line).ok()?;
+    let digits = signature.as_bytes().chunks(2);
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let signature: Option<Vec<u8>> = digits.map(byte).collect();
+    Some(v1::SignedRecord {
+        kind,
+        name,
+        value: value.into_bytes().into(),
+        signature: signature?.into(),
+    })
+}

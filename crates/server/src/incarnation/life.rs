@@ -1,0 +1,101 @@
+//! What the state says of its own incarnation.
+
+use std::time::Duration;
+
+use countersign_identity::{Code, Incarnation, Revision, Sha256, Timestamp};
+use countersign_store::{Change, Kind, Record};
+use serde::{Deserialize, Serialize};
+
+use crate::refusal::Refused;
+
+/// The name of the one record of its kind.
+pub(crate) const CURRENT: &str = "current";
+
+/// Why an incarnation began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Cause {
+    /// A backup was restored.
+    Restored,
+    /// The store was found behind what had been seen of it.
+    Behind,
+}
+
+impl Cause {
+    /// As people read it.
+    pub(crate) const fn sentence(self) -> &'static str {
+        match self {
+            Self::Restored => "a backup was restored",
+            Self::Behind => "the store was behind what had been seen of it",
+        }
+    }
+}
+
+/// What is known of the life before: the end of it that the store has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Before {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) revision: Revision,
+    pub(crate) log_size: u64,
+    pub(crate) log_root: Sha256,
+    /// When its last event was written.
+    pub(crate) at: Timestamp,
+}
+
+/// An incarnation that followed another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Life {
+    pub(crate) cause: Cause,
+    pub(crate) began: Timestamp,
+    pub(crate) from: Before,
+    /// Nothing is issued before.
+    pub(crate) hold_until: Timestamp,
+    /// When an operator ended the hold-off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) resumed: Option<Timestamp>,
+    /// When what is of an earlier incarnation is covered.
+    pub(crate) cover_at: Timestamp,
+    /// The last moment at which anything of it could be valid.
+    pub(crate) until: Timestamp,
+    /// Whether it is covered.
+    pub(crate) covered: bool,
+}
+
+impl Life {
+    /// Until when nothing is issued, if that is so now.
+    pub(crate) fn holds(&self, now: Timestamp) -> Option<Timestamp> {
+        (self.resumed.is_none() && now < self.hold_until).then_some(self.hold_until)
+    }
+
+    /// Goes on only when issuing is not held off.
+    ///
+    /// # Errors
+    /// `not-ready`, with the moment from which it is.
+    pub(crate) fn issues(&self, now: Timestamp) -> Result<(), Refused> {
+        let Some(until) = self.holds(now) else { return Ok(()) };
+        let (began, cause) = (self.began, self.cause.sentence());
+        let why = format!(
+            "a new incarnation began at {began} ({cause}): nothing is issued until {until}, so that agents can hand \
+             back the revocations that they remember; `countersign resume-issuing` ends the wait"
+        );
+        Err(Refused::new(Code::NotReady, why))
+    }
+
+    /// Whether a suspension made at this moment may have been lost with the tail.
+    pub(crate) fn may_have_lost(&self, at: Timestamp) -> bool {
+        self.from.at <= at + countersign_identity::SKEW_ALLOWED && !self.covered
+    }
+
+    /// The record that says all this.
+    pub(crate) fn change(&self) -> Change {
+        let value = serde_json::to_vec(self).expect("a life always has a JSON form");
+        Change::Put(Record { kind: Kind::Incarnation, name: CURRENT.to_owned(), value })
+    }
+}
+
+/// When what is of an earlier incarnation is covered: one SVID lifetime after issuing may begin.
+pub(super) fn cover_at(now: Timestamp, hold_off: Duration, lifetime: Duration) -> Timestamp {
+    now + hold_off + lifetime
+}

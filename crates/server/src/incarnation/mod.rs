@@ -1,0 +1,21 @@
+//! A store that lost its tail (a restored backup, a standby that was behind) begins a new life (design, section 5).
+//!
+//! Its log starts anew and names the one before, nothing is issued during a hold-off, revocations and suspensions are
+//! taken back from the agents that remember them, everything is issued anew, and what is of an earlier incarnation is
+//! covered one SVID lifetime later.
+
+mod begin;
+mod hand_back;
+mod journal;
+mod life;
+mod log_key;
+mod seen;
+mod settle;
+
+pub(crate) use begin::{Beginning, begin};
+pub(crate) use hand_back::{Handed, hand_back};
+pub(crate) use journal::{Journal, read_journals};
+pub(crate) use life::{CURRENT, Cause, Life};
+pub(crate) use log_key::LogKey;
+pub(crate) use seen::{Found, Seen, remember};
+pub(crate) use settle::{resume_issuing, settle};

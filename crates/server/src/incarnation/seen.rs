@@ -1,0 +1,181 @@
+//! What this server has seen of its store, kept beside it: by this a store is noticed that lost its tail.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_identity::{Revision, Sha256};
+use countersign_store::{Head, Store, StoreError};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::StartError;
+use crate::directory::write_whole;
+use crate::refusal::Refused;
+
+/// How often it is written down when it moved.
+const PAUSE: Duration = Duration::from_secs(1);
+const FORMAT: u64 = 1;
+
+/// The highest state that was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Seen {
+    format: u64,
+    pub(crate) revision: Revision,
+    pub(crate) log_size: u64,
+    /// The log's last leaf. Leaves are salted, so a log that went another way has another one at its place.
+    leaf: Option<Sha256>,
+}
+
+/// How a store stands to what was seen of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// It goes on from there, or nothing was seen yet.
+    Same,
+    /// It lost something.
+    Behind(Seen),
+}
+
+fn path(data: &Path) -> PathBuf {
+    data.join("seen.json")
+}
+
+impl Seen {
+    /// What an earlier life of this server wrote down. What cannot be read counts as nothing: agents may know more.
+    pub(crate) fn read(data: &Path) -> Option<Self> {
+        let text = std::fs::read(path(data)).ok()?;
+        let seen: Self = serde_json::from_slice(&text).ok()?;
+        (seen.format == FORMAT).then_some(seen)
+    }
+
+    /// The store as it is now.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub(crate) async fn look(store: &dyn Store) -> Result<Self, StoreError> {
+        let Head { revision, log_size, .. } = store.head().await?;
+        let last = log_size.checked_sub(1);
+        let leaf = match last {
+            Some(last) => store.leaf_hashes(last, 1).await?.first().copied(),
+            None => None,
+        };
+        Ok(Self { format: FORMAT, revision, log_size, leaf })
+    }
+
+    /// Writes it down.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(crate) fn write(&self, data: &Path) -> Result<(), StartError> {
+        let text = serde_json::to_vec(self).expect("texts and numbers always have a JSON form");
+        write_whole(&path(data), &text)
+    }
+
+    /// Compares a store with what was seen of it.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub(crate) async fn compare(self, store: &dyn Store) -> Result<Found, StoreError> {
+        let head = store.head().await?;
+        let (now, then) = (head.revision, self.revision);
+        if then.incarnation < now.incarnation {
+            return Ok(Found::Same);
+        }
+        if now < then || head.log_size < self.log_size {
+            return Ok(Found::Behind(self));
+        }
+        // It may have gone on without the tail.
+        let Some(last) = self.log_size.checked_sub(1) else { return Ok(Found::Same) };
+        let leaf = store.leaf_hashes(last, 1).await?.first().copied();
+        Ok(if leaf == self.leaf { Found::Same } else { Found::Behind(self) })
+    }
+}
+
+/// Writes down what is seen, now and then, until stopped, and once more then.
+///
+/// # Errors
+/// When the store has lost its tail under this server. It is written down then, so that the server's next life begins a new
+/// incarnation.
+pub(crate) async fn remember(
+    data: PathBuf,
+    store: Arc<dyn Store>,
+    stop: CancellationToken,
+) -> Result<(), Refused> {
+    let mut written = None;
+    loop {
+        let stopped = tokio::select! {
+            () = stop.cancelled() => true,
+            () = tokio::time::sleep(PAUSE) => false,
+        };
+        match Seen::look(&*store).await {
+            Ok(seen) if written.as_ref() != Some(&seen) => {
+                written = write_down(&data, &seen).await.then_some(seen);
+            }
+            Ok(_) => {}
+            Err(error @ StoreError::WentBack { seen: Head { revision, log_size, .. }, .. }) => {
+                let seen = Seen { format: FORMAT, revision, log_size, leaf: None };
+                write_down(&data, &seen).await;
+                return Err(error.into());
+            }
+            Err(error) => tracing::debug!(%error, "the store does not say how far it is"),
+        }
+        if stopped {
+            return Ok(());
+        }
+    }
+}
+
+async fn write_down(data: &Path, seen: &Seen) -> bool {
+    let (data, seen) = (data.to_owned(), seen.clone());
+    let writing = tokio::task::spawn_blocking(move || seen.write(&data)).await;
+    match writing.map_err(|broken| broken.to_string()) {
+        Ok(Ok(())) => return true,
+        Ok(Err(error)) => tracing::warn!(%error, "could not write down what was seen"),
+        Err(error) => tracing::warn!(error, "could not write down what was seen"),
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use countersign_audit::{Event, EventKind};
+    use countersign_identity::{SystemEntropy, Timestamp};
+    use countersign_store::{Batch, MemoryStore};
+
+    use super::*;
+
+    async fn grown(leaves: usize) -> MemoryStore {
+        let store = MemoryStore::new(Arc::new(SystemEntropy));
+        for _ in 0..leaves {
+            let event = Event::new(EventKind::Summary, Timestamp::EPOCH, "server", "facts");
+            store.commit(Batch { events: vec![event], ..Batch::default() }).await.unwrap();
+        }
+        store
+    }
+
+    #[tokio::test]
+    async fn a_store_that_lost_its_tail_is_noticed_also_when_it_has_grown_since() {
+        let store = grown(3).await;
+        let seen = Seen::look(&store).await.unwrap();
+        assert_eq!(seen.clone().compare(&store).await.unwrap(), Found::Same);
+        for other in [grown(2).await, grown(3).await, grown(9).await] {
+            assert_eq!(seen.clone().compare(&other).await.unwrap(), Found::Behind(seen.clone()));
+        }
+        let more = Batch { narrows: true, ..Batch::default() };
+        store.commit(more).await.unwrap();
+        assert_eq!(seen.compare(&store).await.unwrap(), Found::Same);
+    }
+
+    #[test]
+    fn what_was_written_is_read_and_nonsense_is_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let revision = Revision { incarnation: 2, number: 5 };
+        let seen = Seen { format: FORMAT, revision, log_size: 9, leaf: None };
+        assert_eq!(Seen::read(folder.path()), None);
+        seen.write(folder.path()).unwrap();
+        assert_eq!(Seen::read(folder.path()), Some(seen));
+        std::fs::write(path(folder.path()), "{").unwrap();
+        assert_eq!(Seen::read(folder.path()), None);
+    }
+}

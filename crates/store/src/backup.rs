@@ -1,0 +1,277 @@
+//! A trust domain's state as bytes, page by page: what a backup holds, the same whichever backend it comes from.
+//!
+//! A page is the name of its table, the number of its rows, and the cells of each row in the order of the columns. Who
+//! seals the pages and where they lie is not known here.
+
+use std::sync::Arc;
+
+use countersign_audit::Tree;
+use countersign_identity::{Entropy, Sha256};
+
+use crate::copy::{Cell, Line, Source, TABLES, Table, Target, Type, lines, look};
+use crate::{Head, Place, Result, StoreError, Verification};
+
+/// A state that is being read, as it was at one moment, also while servers write.
+pub struct Dumping {
+    source: Source,
+    head: Head,
+}
+
+/// What was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dumped {
+    /// Each table and its rows.
+    pub tables: Vec<(&'static str, u64)>,
+    /// The root of the log.
+    pub root: Sha256,
+}
+
+/// Some rows of one table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Of which.
+    pub table: &'static str,
+    /// How many.
+    pub rows: u64,
+    /// All of it, the name of the table included.
+    pub bytes: Vec<u8>,
+}
+
+/// A place that is being filled; nothing is there before it is finished.
+pub struct Filling {
+    target: Target,
+    place: Place,
+    entropy: Arc<dyn Entropy>,
+}
+
+const NULL: u8 = 0;
+const NUMBER: u8 = 1;
+const TEXT: u8 = 2;
+const BYTES: u8 = 3;
+
+impl Dumping {
+    /// Opens a state that is there. Blocks its thread where the place is a directory.
+    ///
+    /// # Errors
+    /// When there is none, or it does not answer.
+    pub async fn open(place: &Place) -> Result<Self> {
+        let source = Source::observe(place).await?;
+        let head = source.head().await?;
+        Ok(Self { source, head })
+    }
+
+    /// The head row of the moment.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// Hands on every row of the moment.
+    ///
+    /// # Errors
+    /// When the store stops answering, or `each` fails.
+    pub async fn pages<E: From<StoreError>>(
+        &self,
+        mut each: impl FnMut(Page) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Dumped, E> {
+        let mut tree = Tree::new();
+        let mut tables = Vec::new();
+        for table in TABLES {
+            let mut failed = None;
+            let put = async |page: &[Line]| {
+                if table.name == "log" {
+                    for line in page {
+                        tree.push(leaf_hash(line)?);
+                    }
+                }
+                let written = each(encode(table, page));
+                written.map_err(|why| {
+                    failed = Some(why);
+                    StoreError::Unavailable { why: String::new() }
+                })
+            };
+            let read = lines(&self.source, table, put).await;
+            if let Some(why) = failed {
+                return Err(why);
+            }
+            tables.push((table.name, read?));
+        }
+        Ok(Dumped { tables, root: tree.root() })
+    }
+}
+
+impl Page {
+    /// Reads what a page says of itself, and all of its rows.
+    ///
+    /// # Errors
+    /// When it is not a page of this version.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let (table, rows) = decode(bytes)?;
+        Ok(Self { table: table.name, rows: rows.len() as u64, bytes: bytes.to_vec() })
+    }
+}
+
+impl Filling {
+    /// Begins a new state at a place that has none.
+    ///
+    /// # Errors
+    /// When there is one, or the place cannot be written.
+    pub async fn create(place: Place, entropy: Arc<dyn Entropy>) -> Result<Self> {
+        let target = Target::create(&place, Arc::clone(&entropy)).await?;
+        Ok(Self { target, place, entropy })
+    }
+
+    /// Takes the rows of a page.
+    ///
+    /// # Errors
+    /// When it is none, or the place cannot be written.
+    pub async fn put(&self, page: &[u8]) -> Result<()> {
+        let (table, rows) = decode(page)?;
+        self.target.put(table, &rows).await
+    }
+
+    /// Makes all of it durable, and checks it as a whole against what the backup says of itself.
+    ///
+    /// # Errors
+    /// When the place cannot be written, or holds something else than was dumped.
+    pub async fn finish(
+        self,
+        head: &Head,
+        dumped: &[(String, u64)],
+        root: Sha256,
+    ) -> Result<Verification> {
+        self.target.finish(head).await?;
+        let (verification, tables) = look(&self.place, self.entropy).await?;
+        let same = tables.len() == dumped.len()
+            && tables.iter().all(|(name, rows)| {
+                dumped.iter().any(|(other, count)| other == name && count == rows)
+            });
+        if !same || verification.root != root || verification.head != *head {
+            let what = "what was restored is not what the backup says of itself".to_owned();
+            return Err(StoreError::Broken { what });
+        }
+        Ok(verification)
+    }
+}
+
+fn broken(what: &str) -> StoreError {
+    StoreError::Broken { what: format!("a page of a backup is not understood: {what}") }
+}
+
+fn leaf_hash(line: &Line) -> Result<Sha256> {
+    let hash = if let Some(Cell::Bytes(bytes)) = line.get(2) { bytes.as_slice() } else { &[] };
+    let hash = hash.try_into().map_err(|_| broken("a leaf without its hash"))?;
+    Ok(Sha256::from_bytes(hash))
+}
+
+fn encode(table: &Table, lines: &[Line]) -> Page {
+    let mut bytes = Vec::new();
+    long(&mut bytes, table.name.as_bytes());
+    bytes.extend_from_slice(&length(lines.len()));
+    for cell in lines.iter().flatten() {
+        match cell {
+            Cell::Null => bytes.push(NULL),
+            Cell::Number(number) => {
+                bytes.push(NUMBER);
+                bytes.extend_from_slice(&number.to_be_bytes());
+            }
+            Cell::Text(text) => {
+                bytes.push(TEXT);
+                long(&mut bytes, text.as_bytes());
+            }
+            Cell::Bytes(some) => {
+                bytes.push(BYTES);
+                long(&mut bytes, some);
+            }
+        }
+    }
+    Page { table: table.name, rows: lines.len() as u64, bytes }
+}
+
+fn length(count: usize) -> [u8; 4] {
+    u32::try_from(count).expect("a page is shorter than 4 GiB").to_be_bytes()
+}
+
+fn long(bytes: &mut Vec<u8>, some: &[u8]) {
+    bytes.extend_from_slice(&length(some.len()));
+    bytes.extend_from_slice(some);
+}
+
+/// What is left of a page that is read.
+struct Rest<'a>(&'a [u8]);
+
+impl<'a> Rest<'a> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let (first, rest) = self.0.split_first_chunk().ok_or_else(|| broken("it is cut off"))?;
+        self.0 = rest;
+        Ok(*first)
+    }
+
+    fn length(&mut self) -> Result<usize> {
+        let length = u32::from_be_bytes(self.array()?);
+        usize::try_from(length).map_err(|_| broken("it is too long"))
+    }
+
+    fn some(&mut self) -> Result<&'a [u8]> {
+        let length = self.length()?;
+        let (some, rest) =
+            self.0.split_at_checked(length).ok_or_else(|| broken("it is cut off"))?;
+        self.0 = rest;
+        Ok(some)
+    }
+
+    fn text(&mut self) -> Result<&'a str> {
+        std::str::from_utf8(self.some()?).map_err(|_| broken("a text is not UTF-8"))
+    }
+
+    fn cell(&mut self, kind: Type) -> Result<Cell> {
+        let [tag] = self.array()?;
+        match (tag, kind) {
+            (NULL, _) => Ok(Cell::Null),
+            (NUMBER, Type::Number) => Ok(Cell::Number(i64::from_be_bytes(self.array()?))),
+            (TEXT, Type::Text) => Ok(Cell::Text(self.text()?.to_owned())),
+            (BYTES, Type::Bytes) => Ok(Cell::Bytes(self.some()?.to_vec())),
+            _ => Err(broken("a cell is not of its column's type")),
+        }
+    }
+}
+
+fn decode(bytes: &[u8]) -> Result<(&'static Table, Vec<Line>)> {
+    let mut rest = Rest(bytes);
+    let name = rest.text()?;
+    let table = TABLES.iter().find(|table| table.name == name);
+    let table = table.ok_or_else(|| broken("it is of a table that this version does not know"))?;
+    let count = rest.length()?;
+    let mut lines = Vec::new();
+    for _ in 0..count {
+        let cells = table.columns.iter().map(|(_, kind)| rest.cell(*kind));
+        lines.push(cells.collect::<Result<Line>>()?);
+    }
+    if !rest.0.is_empty() {
+        return Err(broken("there is more than its rows"));
+    }
+    Ok((table, lines))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_read_as_it_was_written_and_no_part_of_it_alone() {
+        let table = TABLES.iter().find(|table| table.name == "tokens").unwrap();
+        let line = vec![
+            Cell::Bytes(vec![0, 255]),
+            Cell::Number(-7),
+            Cell::Text("[\"a\"]".to_owned()),
+            Cell::Null,
+        ];
+        let page = encode(table, &[line.clone(), line.clone()]);
+        let (read, lines) = decode(&page.bytes).unwrap();
+        assert_eq!((read.name, lines), ("tokens", vec![line.clone(), line]));
+        for end in 0..page.bytes.len() {
+            assert!(decode(&page.bytes[..end]).is_err(), "cut at {end}");
+        }
+        let more = [&page.bytes[..], &[0]].concat();
+        assert!(decode(&more).is_err());
+    }
+}
