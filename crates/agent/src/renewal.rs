@@ -88,6 +88,7 @@ pub(crate) struct Registered {
     pub(crate) id: countersign_identity::NodeId,
     pub(crate) generation: u64,
     pub(crate) key: Arc<PrivateKey>,
+    pub(crate) chain: Chain,
     pub(crate) bundle: Bundle,
 }
 
@@ -97,6 +98,7 @@ impl Registered {
             id: node.id,
             generation: node.generation,
             key: Arc::clone(&node.key),
+            chain: node.chain.clone(),
             bundle: node.bundle.clone(),
         }
     }
@@ -119,6 +121,7 @@ pub(crate) async fn renew_node(
         generation,
         key: Arc::clone(key),
         successor_csr,
+        chain: now.chain.clone(),
         domain: now.bundle.domain.clone(),
     };
     let csr = make_csr(&successor).map_err(|why| ours(&why))?;

@@ -65,8 +65,8 @@ enum Fault {
     Failing { writes: u32, syncs: u32, renames: u32, lasts: Duration },
     /// Each system call is late, for a while.
     Slow { each: Duration, lasts: Duration },
-    /// Yesterday's backup takes the place of the state.
-    Restore,
+    /// Yesterday's backup takes the place of the state, with the journal of rules or without.
+    Restore { journal: bool },
     /// The clock of every process steps by so many seconds, for good.
     Clock(i64),
 }
@@ -84,7 +84,7 @@ impl Fault {
                 Self::Failing { writes, syncs, renames, lasts: dice.millis(300, 1500) }
             }
             8 => Self::Slow { each: dice.millis(2, 60), lasts: dice.millis(500, 1500) },
-            9 | 10 => Self::Restore,
+            9 | 10 => Self::Restore { journal: dice.below(2) == 0 },
             _ => Self::Clock(*dice.one_of(&[5, 40, -10, 20])),
         }
     }
@@ -215,6 +215,7 @@ impl World {
         };
         world.set_clock(0);
         world.disk = Disk::mount(&world.data());
+        std::fs::create_dir(world.journal()).unwrap();
         world.start();
         world.up().make_me("30s");
         until("the state is backed up", || world.back_up());
@@ -223,6 +224,10 @@ impl World {
 
     fn data(&self) -> PathBuf {
         self.folder.path().join("data")
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.folder.path().join("journal")
     }
 
     fn up(&self) -> &Up {
@@ -247,6 +252,7 @@ impl World {
             ("FAULTS_PAGE", self.faults.page.to_str().unwrap().to_owned()),
             ("FAULTS_PATH", self.data().to_str().unwrap().to_owned()),
             ("FAKETIME_TIMESTAMP_FILE", self.clock.to_str().unwrap().to_owned()),
+            ("COUNTERSIGN_JOURNAL", self.journal().to_str().unwrap().to_owned()),
             ("FAKETIME_NO_CACHE", "1".to_owned()),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
         ]
@@ -346,7 +352,7 @@ impl World {
                 self.faults.set([1, 0, 0, 0, 5, micros, seed]);
                 wait(*lasts);
             }
-            Fault::Restore => {}
+            Fault::Restore { .. } => {}
             Fault::Clock(step) => {
                 // No further back than what counts as skew: beyond that nothing is issued until the time has come.
                 let too_far = self.ahead + step < self.furthest - 12;
@@ -358,11 +364,12 @@ impl World {
     }
 
     /// Puts yesterday's backup in the place of the state.
-    fn restore(&mut self) {
+    fn restore(&mut self, journal: bool) {
         drop(self.up.take());
-        // What a live agent holds must come back; of the rest nobody can tell.
-        let held = std::fs::read_to_string(self.data().join("agent/revocations.json")).unwrap();
-        self.rules.retain(|target, _| held.contains(target.as_str()));
+        // What a live agent or the journal holds must come back; of the rest nobody can tell.
+        let held = std::fs::read_to_string(self.data().join("agent/revocations.json"));
+        let held = held.unwrap_or_default();
+        self.rules.retain(|target, _| journal || held.contains(&format!("{target}\\\"")));
         let server = self.data().join("server");
         let kek = self.folder.path().join("kek");
         if !kek.exists() {
@@ -374,7 +381,11 @@ impl World {
         let (file, server, kek) =
             (file.to_str().unwrap(), server.to_str().unwrap(), kek.to_str().unwrap());
         let fixed = ["restore", file, "--data", server, "--kek", kek];
-        let restored = self.run(&[&fixed[..], &["--hold-off", "1s", "--output", "json"]].concat());
+        let more = ["--hold-off", "1s", "--output", "json"];
+        let folder = self.journal();
+        let from = ["--journal", folder.to_str().unwrap()];
+        let from = if journal { &from[..] } else { &[] };
+        let restored = self.run(&[&fixed[..], &more[..], from].concat());
         assert!(restored.status.success(), "{}", text(&restored.stderr));
         let told: Value = serde_json::from_slice(&restored.stdout).unwrap();
         assert!(told["lostFrom"].is_string() && told["lostUntil"].is_string(), "{told}");
@@ -425,11 +436,20 @@ impl World {
         self.check_from_outside(&status);
         // 3. No rule that was acknowledged is missing.
         let up = self.up();
-        let rules = up.json(&["revocations"]);
-        let targets = rules["rules"].to_string();
-        for (target, revision) in &self.rules {
-            assert!(targets.contains(target), "{target} of {revision} is missing: {targets}");
+        let mut missing = Vec::new();
+        let begin = Instant::now();
+        // What an agent hands back takes a moment.
+        while begin.elapsed() < Duration::from_secs(10) {
+            let targets = up.json(&["revocations"])["rules"].to_string();
+            let absent = |target: &&String| !targets.contains(&format!("{target}\""));
+            missing = self.rules.keys().filter(absent).cloned().collect();
+            if missing.is_empty() {
+                break;
+            }
         }
+        let of = |target: &String| format!("{target} of revision {}", self.rules[target]);
+        let missing: Vec<String> = missing.iter().map(of).collect();
+        assert!(missing.is_empty(), "rules are missing: {missing:?}");
         // 4. No change is half there.
         let resources = up.json(&["resource", "list"]).to_string();
         for pair in 0..self.pairs {
@@ -558,8 +578,8 @@ fn what_was_promised_holds_after_every_crash() {
         world.rules.extend(rules);
         world.pairs = pairs;
         let outcome = load.stop();
-        if let Fault::Restore = fault {
-            world.restore();
+        if let Fault::Restore { journal } = fault {
+            world.restore(journal);
         } else {
             world.revive();
         }

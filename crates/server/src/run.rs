@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use countersign_audit::{Entry, Event, EventKind};
-use countersign_identity::{
-    Clock, Code, Entropy, Incarnation, SystemClock, SystemEntropy, Timestamp,
-};
+use countersign_identity::{Clock, Code, Entropy, SystemClock, SystemEntropy, Timestamp};
 use countersign_seal::{Kek, KekFile};
 use countersign_store::{Batch, PAGE_MAX, Store};
 use countersign_tls::{Limits, Slice, Trust};
@@ -25,7 +23,9 @@ use crate::config::{Config, Ready, StartError, StoreAt, kek_path};
 use crate::control::Control;
 use crate::directory::{self, Domain};
 use crate::edge::{Edge, NodeRoutes};
-use crate::incarnation::{Beginning, Cause, Found, Journal, LogKey, Seen, begin, remember, settle};
+use crate::incarnation::{
+    Beginning, Cause, Found, Handed, Journal, LogKey, Seen, begin, read_journals, remember, settle,
+};
 use crate::issue::{Desk, Own};
 use crate::publish::{Roster, Slices};
 use crate::refusal::Refused;
@@ -169,8 +169,8 @@ impl Start {
         ready: oneshot::Sender<Ready>,
     ) -> Result<(), StartError> {
         // 1. Whether the store is behind what was seen of it; then the snapshot, and whether it is this directory's.
-        self.go_on().await?;
         let log_key = LogKey::open_or_make(&*self.store, &kek, &*self.around.entropy).await?;
+        self.go_on(&log_key).await?;
         let (feeder, feed) = Feeder::start(Arc::clone(&self.store)).await?;
         self.check(&feed.current())?;
         // 2. Every address, before anything begins that would have to be ended again.
@@ -194,19 +194,25 @@ impl Start {
     }
 
     /// Begins a new incarnation when the store lost something that this server has seen.
-    async fn go_on(&self) -> Result<(), StartError> {
+    async fn go_on(&self, log_key: &LogKey) -> Result<(), StartError> {
         let Some(seen) = Seen::read(&self.config.data) else { return Ok(()) };
         let Found::Behind(seen) = seen.compare(&*self.store).await? else { return Ok(()) };
         tracing::error!(seen = %seen.revision, leaves = seen.log_size, "the store is behind what was seen of it");
-        self.begin(seen.revision.incarnation).await?;
+        let rules = match &self.config.journal {
+            Some(folder) => read_journals(folder, log_key)?.0,
+            None => Vec::new(),
+        };
+        let rules: Result<Vec<Handed>, Refused> = rules.iter().map(Handed::read).collect();
+        let beginning = Beginning {
+            store: &*self.store,
+            cause: Cause::Behind,
+            now: self.around.clock.now(),
+            hold_off: self.config.hold_off,
+            seen: seen.revision.incarnation,
+            rules: rules?,
+        };
+        begin(beginning).await?;
         Ok(())
-    }
-
-    async fn begin(&self, seen: Incarnation) -> Result<(), Refused> {
-        let (store, now) = (&*self.store, self.around.clock.now());
-        let (cause, hold_off) = (Cause::Behind, self.config.hold_off);
-        let beginning = Beginning { store, cause, now, hold_off, seen, rules: Vec::new() };
-        begin(beginning).await.map(drop)
     }
 
     fn check(&self, state: &State) -> Result<(), StartError> {
@@ -391,7 +397,8 @@ impl Parts {
         parts.spawn(remember(data, store, after.clone()));
         if let (Some(journal), Some(key)) = (&control.journal, &control.log_key) {
             let (journal, key) = (Arc::clone(journal), Arc::clone(key));
-            spawn(&mut parts, journal.run(key, control.feed.clone(), after.clone()));
+            let clock = Arc::clone(&start.around.clock);
+            spawn(&mut parts, journal.run(key, control.feed.clone(), clock, after.clone()));
         }
         spawn(&mut parts, recover(Arc::clone(&control), start.config.hold_off, after.clone()));
         spawn(&mut parts, watchdog(after.clone()));

@@ -236,11 +236,12 @@ impl Duty {
         self.retry = Some(now + share(within.min(left), entropy));
     }
 
-    /// What an earlier incarnation has issued is asked for anew, at a moment drawn from a quarter of its lifetime: the whole
-    /// fleet does so, and has one lifetime for it.
+    /// What an earlier incarnation has issued is asked for anew, at a moment drawn from a span, so that a fleet that is told
+    /// at once does not ask at once.
     pub(super) fn outdate_earlier(
         &mut self,
         current: Incarnation,
+        within: Duration,
         now: Timestamp,
         entropy: &dyn Entropy,
     ) {
@@ -252,7 +253,7 @@ impl Duty {
         }
         self.outdate();
         let left = retry_ends(term.issued, term.expires).since(now) * 3 / 4;
-        self.retry = Some(now + share(left.min(term.lifetime() / 4), entropy));
+        self.retry = Some(now + share(left.min(within), entropy));
     }
 
     /// What is held is of no use any more.

@@ -167,6 +167,11 @@ impl Replica {
         self.domain.as_ref().map(|spec| &spec.trust_domain)
     }
 
+    /// How long SVIDs live for which nothing else is asked.
+    pub fn usual_lifetime(&self) -> Option<Lifetime> {
+        self.domain.as_ref().map(|domain| domain.svid_lifetime)
+    }
+
     /// How long the SVIDs of one of its workloads live, unless the issuer ends before.
     pub fn lifetime(&self, name: &Name) -> Option<Lifetime> {
         let domain = self.domain.as_ref()?;

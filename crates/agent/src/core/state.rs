@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{Backoff, Code, Entropy, Name, SKEW_ALLOWED, Timestamp};
+use countersign_identity::{Backoff, Code, Entropy, Lifetime, Name, SKEW_ALLOWED, Timestamp};
 use link::{Link, RECONNECT};
 
 use super::credential::Credential;
@@ -281,8 +281,10 @@ impl State {
     /// Asks anew for what an earlier incarnation of the server's store has issued: it may know nothing of it.
     fn renew_earlier(&mut self, now: Timestamp, entropy: &dyn Entropy) {
         let current = self.replica.revision().incarnation;
+        // What is of an earlier incarnation is covered one such lifetime after issuing goes on.
+        let lifetime = self.replica.usual_lifetime().map_or(Duration::ZERO, Lifetime::duration);
         for duty in self.duties.values_mut().chain([&mut self.node]) {
-            duty.outdate_earlier(current, now, entropy);
+            duty.outdate_earlier(current, lifetime / 4, now, entropy);
         }
     }
 

@@ -179,12 +179,7 @@ impl ServerLink for GrpcLink {
             .export(EXPORTER_LABEL)
             .map_err(|code| LinkFault::new(code, "the TLS connection gives no exporter value"))?;
         let mut client = NodeClient::new(channel::over(stream).await?);
-        // Where the server has lost the registered key, the certificate that it made for it tells of it.
-        let shown = self.trust.identity().map(|identity| {
-            let ders = identity.chain().ders().into_iter();
-            ders.map(Bytes::copy_from_slice).collect()
-        });
-        timed(renew(&mut client, &ask, shown.unwrap_or_default(), &exporter)).await
+        timed(renew(&mut client, &ask, &exporter)).await
     }
 
     async fn open(&self, server: &str, have: Option<Revision>) -> Result<Session, LinkFault> {
@@ -246,7 +241,6 @@ async fn timed<T>(call: impl Future<Output = Result<T, LinkFault>>) -> Result<T,
 async fn renew(
     client: &mut NodeClient<Channel>,
     ask: &RenewAsk,
-    chain: Vec<Bytes>,
     exporter: &[u8; 32],
 ) -> Result<Renewed, LinkFault> {
     use v1::renew_request::Step as Out;
@@ -254,6 +248,7 @@ async fn renew(
     let (outgoing, requests) = mpsc::channel(2);
     let closed = |_closed| LinkFault::new(Code::Unavailable, "the server ended the renewal");
     let node_id = ask.node.as_bytes().to_vec().into();
+    let chain = ask.chain.ders().into_iter().map(Bytes::copy_from_slice).collect();
     let hello = v1::RenewHello { node_id, generation: ask.generation, chain };
     outgoing.send(v1::RenewRequest { step: Some(Out::Hello(hello)) }).await.map_err(closed)?;
     let answer = client.renew(ReceiverStream::new(requests)).await;

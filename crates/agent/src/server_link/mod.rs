@@ -153,6 +153,8 @@ pub struct RenewAsk {
     pub key: Arc<PrivateKey>,
     /// The request signed by the key that shall follow; empty: the key stays.
     pub successor_csr: Vec<u8>,
+    /// The node's last SVID, also when it has ended: it tells of the registered key where the server has lost that.
+    pub chain: Chain,
     /// The node's trust domain.
     pub domain: countersign_identity::TrustDomain,
 }

@@ -13,7 +13,7 @@ use countersign_api::v1::renew_response::Step as Told;
 use countersign_api::{v1, wire};
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, NodeId, Presented, Revoked, Timestamp};
-use countersign_pki::{ProvenKey, PublicKey, Reserved, Role};
+use countersign_pki::{Certificate, ProvenKey, PublicKey, Reserved, Role};
 use countersign_store::{NodeRow, Op};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -112,8 +112,17 @@ async fn remembered(
     let state = control.feed.current();
     let chain: Vec<&[u8]> = hello.chain.iter().map(AsRef::as_ref).collect();
     let now = control.clock.now();
-    let verified = countersign_pki::verify(&chain, state.bundles(), Role::Client, now)?;
-    if verified.id != row.spiffe_id || !was_lost(&verified.leaf, &*control.store).await? {
+    let leaf = chain.first().and_then(|leaf| Certificate::parse(leaf).ok());
+    let Some(validity) = leaf.map(|leaf| leaf.validity()) else { return Ok(row) };
+    // It proves what was registered, not that it may be used: it may have ended since.
+    let at = now.min(validity.not_after);
+    let verified = countersign_pki::verify(&chain, state.bundles(), Role::Client, at);
+    let Some(verified) = verified.ok().filter(|verified| verified.id == row.spiffe_id) else {
+        return Ok(row);
+    };
+    // The record of one that has ended may be gone for good; that of the lost span never was there.
+    let in_lost_span = || state.life().is_some_and(|life| life.from.at < validity.not_before);
+    if !was_lost(&verified.leaf, &*control.store).await? || (at < now && !in_lost_span()) {
         return Ok(row);
     }
     let presented = Presented {

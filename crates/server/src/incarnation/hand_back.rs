@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use countersign_api::v1;
 use countersign_audit::{Event, EventKind};
@@ -52,6 +53,19 @@ impl Handed {
         };
         let rule = rule.map_err(|why| bad(why.to_string()))?;
         Ok(Self { name: record.name.clone(), value, rule })
+    }
+}
+
+/// How long a suspension is kept in a journal that the state does not speak of.
+const SUSPENSION_KEPT: Duration = Duration::from_secs(30 * 86_400);
+
+impl Handed {
+    /// Whether a state that lost it could still need it.
+    pub(super) fn could_matter(&self, now: Timestamp) -> bool {
+        match &self.rule {
+            Rule::Revocation(rule) => !rule.is_moot(now),
+            Rule::Suspension(suspension) => now < suspension.at + SUSPENSION_KEPT,
+        }
     }
 }
 

@@ -2,9 +2,9 @@
 //!
 //! One line a rule, signed like those that agents keep, so that whoever can write to the place can invent none.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use countersign_api::v1;
-use countersign_identity::{Name, Revision};
+use countersign_identity::{Clock, Name, Revision, Timestamp};
 use countersign_store::Kind;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::hand_back::Handed;
 use super::log_key::LogKey;
 use crate::config::StartError;
 use crate::directory::write_whole;
@@ -25,6 +26,7 @@ use crate::state::{State, StateFeed};
 
 /// How soon a failed write is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
+const SUSPENSION: &str = Kind::Suspension.as_str();
 /// How much of one journal is read.
 const BYTES_MAX: u64 = 256 * 1024 * 1024;
 
@@ -38,8 +40,14 @@ struct Line {
     signature: String,
 }
 
-/// Names and values of rules that are in a journal.
-type Known = HashSet<(String, Bytes)>;
+/// Kind, name and value of a rule.
+type RuleKey = (String, String, Bytes);
+
+/// What is in a journal, and what of it the state said last.
+struct Written {
+    lines: BTreeMap<RuleKey, v1::SignedRecord>,
+    in_state: HashSet<RuleKey>,
+}
 
 /// The journal of one server.
 #[derive(Debug)]
@@ -62,23 +70,29 @@ impl Journal {
         let _there = reached.wait_for(|at| at.is_some_and(|at| revision <= at)).await;
     }
 
-    /// Writes every rule of each state until stopped. Begins with a file that holds those in force and no others.
+    /// Writes every rule of each state until stopped. What an earlier life wrote and the state does not know stays in it, as
+    /// long as it could matter: the state may have lost it.
     pub(crate) async fn run(
         self: Arc<Self>,
         key: Arc<LogKey>,
         feed: StateFeed,
+        clock: Arc<dyn Clock>,
         stop: CancellationToken,
     ) {
         let mut states = feed.watch();
-        let mut written: Option<Known> = None;
+        let mut written: Option<Written> = None;
         loop {
             let state = Arc::clone(&states.borrow_and_update());
             let rules = key.sign(&rules(&state));
-            let (journal, known) = (Arc::clone(&self), written.take());
-            let writing = tokio::task::spawn_blocking(move || journal.write(&rules, known)).await;
-            match writing.map_err(|broken| broken.to_string()) {
-                Ok(Ok(known)) => {
-                    written = Some(known);
+            let (journal, key, before) = (Arc::clone(&self), Arc::clone(&key), written.take());
+            let now = clock.now();
+            let writing = tokio::task::spawn_blocking(move || match before {
+                None => journal.begin(&key, rules, now),
+                Some(before) => journal.go_on(before, rules),
+            });
+            match writing.await.map_err(|broken| broken.to_string()) {
+                Ok(Ok(done)) => {
+                    written = Some(done);
                     self.reached.send_replace(Some(state.revision));
                 }
                 Ok(Err(error)) => tracing::error!(%error, "the journal of rules is not written"),
@@ -92,26 +106,56 @@ impl Journal {
         }
     }
 
-    /// Appends what is not known to be in it; without such knowledge it is written anew.
-    fn write(&self, rules: &[v1::SignedRecord], known: Option<Known>) -> Result<Known, StartError> {
-        let key = |rule: &v1::SignedRecord| (rule.name.clone(), rule.value.clone());
-        let Some(mut known) = known else {
-            let text: Vec<u8> = rules.iter().flat_map(line).collect();
-            write_whole(&self.path, &text)?;
-            return Ok(rules.iter().map(key).collect());
-        };
-        let new: Vec<_> = rules.iter().filter(|rule| !known.contains(&key(rule))).collect();
-        if new.is_empty() {
-            return Ok(known);
+    /// Writes it anew: what is in force, and what is in it already and could still matter.
+    fn begin(
+        &self,
+        log_key: &LogKey,
+        rules: Vec<v1::SignedRecord>,
+        now: Timestamp,
+    ) -> Result<Written, StartError> {
+        let mut kept = Vec::new();
+        if self.path.exists() {
+            read_file(&self.path, log_key, &mut kept)?;
         }
-        let failed = |source| StartError::File { action: "write", path: self.path.clone(), source };
-        let mut options = OpenOptions::new();
-        let mut file = options.append(true).mode(0o600).open(&self.path).map_err(failed)?;
-        let text: Vec<u8> = new.iter().copied().flat_map(line).collect();
-        file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
-        known.extend(new.into_iter().map(key));
-        Ok(known)
+        kept.retain(|record| Handed::read(record).is_ok_and(|handed| handed.could_matter(now)));
+        let in_state = rules.iter().map(key).collect();
+        let lines = kept.into_iter().chain(rules).map(|rule| (key(&rule), rule)).collect();
+        self.write_anew(Written { lines, in_state })
     }
+
+    fn write_anew(&self, written: Written) -> Result<Written, StartError> {
+        let text: Vec<u8> = written.lines.values().flat_map(line).collect();
+        write_whole(&self.path, &text)?;
+        Ok(written)
+    }
+
+    /// Appends what is new; writes it anew without the suspensions that were lifted.
+    fn go_on(&self, before: Written, rules: Vec<v1::SignedRecord>) -> Result<Written, StartError> {
+        let Written { mut lines, in_state: was } = before;
+        let in_state: HashSet<RuleKey> = rules.iter().map(key).collect();
+        let lifted = was.difference(&in_state).filter(|(kind, _, _)| kind == SUSPENSION);
+        let lifted: Vec<RuleKey> = lifted.cloned().collect();
+        let new: Vec<_> =
+            rules.into_iter().filter(|rule| !lines.contains_key(&key(rule))).collect();
+        let text: Vec<u8> = new.iter().flat_map(line).collect();
+        lines.extend(new.into_iter().map(|rule| (key(&rule), rule)));
+        if !lifted.is_empty() {
+            lines.retain(|key, _| !lifted.contains(key));
+            return self.write_anew(Written { lines, in_state });
+        }
+        if !text.is_empty() {
+            let failed =
+                |source| StartError::File { action: "write", path: self.path.clone(), source };
+            let mut options = OpenOptions::new();
+            let mut file = options.append(true).mode(0o600).open(&self.path).map_err(failed)?;
+            file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
+        }
+        Ok(Written { lines, in_state })
+    }
+}
+
+fn key(rule: &v1::SignedRecord) -> RuleKey {
+    (rule.kind.clone(), rule.name.clone(), rule.value.clone())
 }
 
 /// The records of a state that take rights away.
@@ -154,18 +198,29 @@ pub(crate) fn read_journals(
         if !name.starts_with("rules-") || !name.ends_with(".jsonl") {
             continue;
         }
-        let mut text = Vec::new();
-        let file = File::open(&path).map_err(failed(&path))?;
-        std::io::Read::read_to_end(&mut std::io::Read::take(file, BYTES_MAX), &mut text)
-            .map_err(failed(&path))?;
-        for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            match read_line(line).filter(|record| key.made(record)) {
-                Some(record) => rules.push(record),
-                None => refused += 1,
-            }
-        }
+        refused += read_file(&path, key, &mut rules)?;
     }
     Ok((rules, refused))
+}
+
+/// Reads the rules of one journal. Says how many lines are none.
+fn read_file(
+    path: &Path,
+    key: &LogKey,
+    rules: &mut Vec<v1::SignedRecord>,
+) -> Result<usize, StartError> {
+    let failed = |source| StartError::File { action: "read", path: path.to_owned(), source };
+    let mut text = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(BYTES_MAX).read_to_end(&mut text).map_err(failed)?;
+    let mut refused = 0;
+    for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        match read_line(line).filter(|record| key.made(record)) {
+            Some(record) => rules.push(record),
+            None => refused += 1,
+        }
+    }
+    Ok(refused)
 }
 
 fn read_line(line: &[u8]) -> Option<v1::SignedRecord> {

@@ -241,11 +241,6 @@ async fn a_server_whose_store_is_behind_what_an_agent_has_seen_begins_a_new_inca
     let report = realm.restore(&realm.restoring("e")).await.unwrap();
     let old = realm.data().join("state.db");
     std::fs::remove_file(realm.data().join("seen.json")).unwrap();
-    for ending in ["", "-wal", "-shm"] {
-        let mut path = old.clone().into_os_string();
-        path.push(ending);
-        let _absent = std::fs::remove_file(path);
-    }
     realm.put_old_store(&old).await;
     let running = realm.serve().await;
     let status = running.admin.status().await.unwrap();
@@ -285,6 +280,11 @@ impl Realm {
     async fn put_old_store(&self, at: &std::path::Path) {
         let kek = countersign_seal::KekFile::open(&self.data().join("kek")).unwrap();
         let folder = at.parent().unwrap();
+        for ending in ["", "-wal", "-shm"] {
+            let mut path = at.as_os_str().to_owned();
+            path.push(ending);
+            let _absent = std::fs::remove_file(path);
+        }
         crate::backup::put_old(&self.place("backup"), &kek, folder).await.unwrap();
     }
 }
@@ -298,11 +298,6 @@ async fn a_server_that_remembers_more_than_its_store_begins_a_new_incarnation_by
     running.apply(vec![workload("orders", &[])]).await;
     running.stop().await;
     let old = realm.data().join("state.db");
-    for ending in ["", "-wal", "-shm"] {
-        let mut path = old.clone().into_os_string();
-        path.push(ending);
-        let _absent = std::fs::remove_file(path);
-    }
     realm.put_old_store(&old).await;
     let running = realm.serve().await;
     let status = running.admin.status().await.unwrap();
@@ -372,7 +367,12 @@ async fn a_node_whose_key_was_succeeded_after_the_backup_is_let_in_and_renews() 
     running.apply(vec![workload("web", &[])]).await;
     let mut agent = Agent::join(&realm, &running, &[]).await;
     let early = (agent.chain.clone(), agent.key.pkcs8().to_vec());
+    let mut asleep = Agent::join(&realm, &running, &[]).await;
     realm.save().await;
+    realm.clock.advance(Duration::from_secs(120));
+    let successor = key();
+    let renewed = super::renew::succeed(&realm, &running, &asleep, &successor).await;
+    (asleep.chain, asleep.key, asleep.generation) = (renewed.chain, successor, renewed.generation);
     let successor = key();
     let renewed = super::renew::succeed(&realm, &running, &agent, &successor).await;
     (agent.chain, agent.key, agent.generation) = (renewed.chain, successor, renewed.generation);
@@ -400,6 +400,10 @@ async fn a_node_whose_key_was_succeeded_after_the_backup_is_let_in_and_renews() 
         Err(refused) => refused,
     };
     assert_eq!(code(&refused), Code::StaleGeneration);
+    // So does one that was away until what it holds was covered, and has ended.
+    realm.clock.advance(Duration::from_secs(26 * 3600));
+    let late = super::renew::succeed(&realm, &running, &asleep, &key()).await;
+    assert_eq!(late.generation, asleep.generation + 1);
     running.stop().await;
 }
 
@@ -428,4 +432,36 @@ async fn a_journal_in_a_second_place_brings_back_what_no_agent_remembers() {
     let answer = running.admin.revocations().await.unwrap();
     assert_eq!((answer.rules.len(), answer.suspensions.len()), (1, 1));
     running.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_with_a_journal_whose_store_went_back_takes_its_rules_from_there() {
+    let realm = Realm::begin().await;
+    let folder = realm.place("journal");
+    std::fs::create_dir(&folder).unwrap();
+    let config = || Config { journal: Some(folder.clone()), ..realm.config() };
+    let running = realm.start(config()).await.unwrap();
+    running.apply(vec![workload("web", &[]), workload("orders", &[])]).await;
+    realm.save().await;
+    let id = |name: &str| format!("spiffe://shop.example/{name}").parse().unwrap();
+    revoke(&running, Target::Identity(id("web")), Reason::ProcessCompromise).await;
+    revoke(&running, Target::Identity(id("orders")), Reason::ProcessCompromise).await;
+    // What was lifted does not come back.
+    let target = countersign_identity::Suspended::Identity(id("web"));
+    running.admin.resume(&countersign_api::admin::ResumeRequest { target }).await.unwrap();
+    running.stop().await;
+    realm.put_old_store(&realm.data().join("state.db")).await;
+    // Nor is anything lost when it goes unnoticed at first.
+    let seen = realm.data().join("seen.json");
+    let aside = realm.place("seen.aside");
+    std::fs::rename(&seen, &aside).unwrap();
+    let running = realm.start(config()).await.unwrap();
+    assert_eq!(running.admin.revocations().await.unwrap().rules.len(), 0);
+    running.stop().await;
+    std::fs::rename(&aside, &seen).unwrap();
+    let running = realm.start(config()).await.unwrap();
+    let answer = running.admin.revocations().await.unwrap();
+    assert_eq!((answer.rules.len(), answer.suspensions.len()), (2, 1), "{answer:?}");
+    running.stop().await;
+    realm.verify_everything().await;
 }

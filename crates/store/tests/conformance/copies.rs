@@ -2,7 +2,8 @@
 
 use countersign_audit::{Event, EventKind};
 use countersign_store::{
-    Batch, Op, Password, Place, SqliteStore, Store, StoreError, copy, verify_everything,
+    Batch, Dumping, Filling, Op, Password, Place, SqliteStore, Store, StoreError, copy,
+    verify_everything,
 };
 
 use crate::fixture::{
@@ -94,4 +95,50 @@ async fn a_copy_replaces_nothing() {
     drop(SqliteStore::create(two.path(), entropy(1)).unwrap());
     let refused = copy(&from, &Place::Directory(two.path().into()), entropy(1)).await.unwrap_err();
     assert!(matches!(refused, StoreError::AlreadyExists { .. }), "{refused}");
+}
+
+/// What a backup does: the rows of one moment as bytes, from a store that is in use, into another backend and back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_that_is_dumped_while_it_is_written_to_fills_another_backend() {
+    let (one, two, cluster) = (folder(), folder(), Cluster::shared());
+    let store = create(one.path());
+    fill(&store).await;
+    let before = verify_everything(&store).await.unwrap();
+    let from = serde_json::json!({
+        "incarnation": 1, "logSize": before.head.log_size, "logRoot": before.root,
+    });
+    let event = Event::new(EventKind::IncarnationBegan, noon(), "server", "store");
+    let event = event.with_details(serde_json::json!({ "from": from }));
+    let began = Batch { begins: Some(3), events: vec![event], ..putting("began", "1") };
+    store.commit(began).await.unwrap();
+    let all = contents(&store).await;
+    let database = cluster.database("read committed");
+    let url = cluster.url(&database).parse().unwrap();
+    let database_place = Place::Database(url, Password::None);
+    let mut from = Place::Directory(one.path().into());
+    for to in [database_place, Place::Directory(two.path().into())] {
+        let dumping = Dumping::open(&from).await.unwrap();
+        let head = *dumping.head();
+        // Only the first is written to meanwhile; what comes after the moment is not in it.
+        if matches!(&from, Place::Directory(_)) {
+            store.commit(putting("later", "1")).await.unwrap();
+        }
+        let mut pages = Vec::new();
+        let dumped = dumping.pages(|page| {
+            pages.push(page.bytes);
+            Ok::<(), StoreError>(())
+        });
+        let dumped = dumped.await.unwrap();
+        let filling = Filling::create(to.clone(), entropy(7)).await.unwrap();
+        for page in &pages {
+            filling.put(page).await.unwrap();
+        }
+        let tables: Vec<_> =
+            dumped.tables.iter().map(|(name, rows)| ((*name).to_owned(), *rows)).collect();
+        let filled = filling.finish(&head, &tables, dumped.root).await.unwrap();
+        assert_eq!((filled.head, filled.root), (head, dumped.root));
+        from = to;
+    }
+    assert_eq!(contents(&open(two.path())).await, all);
+    assert_ne!(contents(&store).await, all, "it went on");
 }

@@ -61,7 +61,7 @@ pub(crate) async fn an_older_generation_of_a_nodes_key_is_refused(store: Shared)
         doing([Op::UpdateNode {
             id,
             expect_generation,
-            generation: expect_generation + 1,
+            generation: expect_generation.wrapping_add(1),
             key_spki,
             at: after(5),
         }])
