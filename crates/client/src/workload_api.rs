@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_api::workload::X509svidRequest;
 use countersign_api::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use countersign_api::workload::{X509svidRequest, X509svidResponse};
 use countersign_identity::{Backoff, BackoffPolicy, Clock, Entropy};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request};
 
 use crate::endpoint::explain;
 use crate::keeper::Keeper;
+use crate::svid::Unusable;
 use crate::{Choice, Endpoint, Link, svid};
 
 /// The largest message: 64 SVIDs and 1,024 bundles fit many times.
@@ -21,6 +22,8 @@ pub(crate) const RETRY: BackoffPolicy =
 /// A stream that lasted this long counts as a success: one that ends at once each time must not be
 /// opened again without a pause.
 pub(crate) const LASTING: Duration = Duration::from_secs(2);
+/// How soon an SVID that could not be used is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How long an agent may take to accept a stream.
 pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -73,11 +76,20 @@ impl WorkloadApi {
             Ok(response) => response.into_inner(),
             Err(status) => return self.refused(&status),
         };
+        // What is not valid yet to a clock that was set back becomes so, and the agent does not say it again.
+        let mut unusable: Option<X509svidResponse> = None;
         loop {
-            match stream.message().await {
+            let again = self.clock.now() + LOOK_AGAIN;
+            let next = tokio::select! {
+                next = stream.message() => next,
+                () = self.clock.sleep_until(again), if unusable.is_some() => Ok(unusable.take()),
+            };
+            match next {
                 Ok(Some(message)) => {
                     self.keeper.link(Link::Connected);
-                    self.keeper.update(svid::read(message, &self.choice, self.clock.now()));
+                    let read = svid::read(message.clone(), &self.choice, self.clock.now());
+                    unusable = matches!(read, Err(Unusable::Bad(_))).then_some(message);
+                    self.keeper.update(read);
                 }
                 Ok(None) => return "the agent ended the stream".to_owned(),
                 Err(status) => return self.refused(&status),

@@ -46,6 +46,22 @@ async fn a_renewed_svid_is_shown_and_open_connections_live_on() {
 }
 
 #[tokio::test]
+async fn svid_that_is_not_valid_yet_is_shown_as_soon_as_it_is() {
+    let world = World::new(Offer::WorkloadApiOnly);
+    // Backdated by 30 s, it begins in two: as after a clock was set back.
+    let ahead = std::time::Duration::from_secs(32);
+    let svid = world.realm.svid("/web", now() + ahead, 600);
+    world.agent.give(world.wire(&svid));
+    let source = source_with(&world.agent, ids(&[])).await;
+    let status = until(&source, |status| status.troubles.contains_key(&Topic::Identity)).await;
+    assert!(status.identity.is_none(), "it is not valid yet");
+    // The agent says it once.
+    let status = until(&source, |status| status.identity.is_some()).await;
+    assert_eq!(status.identity.unwrap().serial, Some(svid.serial()));
+    assert_eq!(status.troubles.len(), 0);
+}
+
+#[tokio::test]
 async fn only_permission_denied_withdraws_an_identity() {
     let mut world = World::new(Offer::WorkloadApiOnly);
     let svid = world.svid("/web");
