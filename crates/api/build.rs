@@ -38,6 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         fs::write(out.join(format!("{name}.bin")), descriptors.encode_to_vec())?;
         tonic_prost_build::configure()
             .bytes(".countersign.v1")
+            .codec_path("crate::codec::LeanCodec")
             .skip_debug(SECRET)
             .compile_fds(descriptors)?;
     }

@@ -21,6 +21,7 @@
 //! ```
 
 pub mod admin;
+mod codec;
 mod generated;
 pub mod renewal;
 pub mod resource;
@@ -28,3 +29,5 @@ mod secret_debug;
 pub mod wire;
 
 pub use generated::{v1, workload};
+/// What makes bytes of a message and reads them, for whoever speaks the wire without a generated client.
+pub use prost::Message;
