@@ -6,11 +6,13 @@
 
 mod credentials;
 mod figure;
+mod fleet;
 mod handshake;
 mod issue;
 mod lists;
 #[path = "../../crates/cli/tests/support/load.rs"]
 mod load;
+mod plot;
 #[path = "../../crates/store/tests/support/postgres.rs"]
 #[expect(dead_code, clippy::unwrap_used, reason = "it is the tests' own")]
 mod postgres;
@@ -30,8 +32,14 @@ struct Arguments {
     /// How figures are printed
     #[arg(long, default_value = "human")]
     output: Output,
-    /// Run only this figure
+    /// Run only this figure, or only those of a `fleet`
     name: Option<String>,
+    /// How many agents a fleet has
+    #[arg(long, default_value_t = 10_000)]
+    agents: usize,
+    /// Where the distribution is drawn as SVG, for the figures that have one: a file, or a folder for several
+    #[arg(long, value_name = "FILE")]
+    plot: Option<std::path::PathBuf>,
     /// Be one end of a measurement; used by the benchmarks themselves
     #[arg(long, hide = true)]
     be: Option<handshake::End>,
@@ -76,8 +84,16 @@ fn run(arguments: &Arguments) -> Result<()> {
             ran = true;
         }
     }
+    let of_fleet: Vec<_> =
+        fleet::NAMES.into_iter().filter(|name| wanted(name) || wanted("fleet")).collect();
+    if !of_fleet.is_empty() {
+        let (output, agents) = (arguments.output, arguments.agents);
+        fleet::run(&of_fleet, &fleet::Options { output, agents, plot: arguments.plot.clone() })?;
+        ran = true;
+    }
     if !ran {
-        let names: Vec<_> = FIGURES.iter().map(|(name, _)| *name).collect();
+        let names = FIGURES.iter().map(|(name, _)| *name);
+        let names: Vec<_> = names.chain(fleet::NAMES).chain(["fleet"]).collect();
         bail!("no figure of that name: expected one of {}", names.join(", "));
     }
     Ok(())

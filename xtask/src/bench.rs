@@ -11,7 +11,18 @@ pub(crate) enum Output {
     Json,
 }
 
-pub(crate) fn run(output: Output, name: Option<&str>) -> Result<()> {
+/// What a fleet is measured with; everything else has no choices.
+#[derive(clap::Args)]
+pub(crate) struct FleetArguments {
+    /// How many agents a fleet has
+    #[arg(long)]
+    agents: Option<usize>,
+    /// Where the distribution is drawn as SVG: a file, or a folder for several
+    #[arg(long, value_name = "FILE")]
+    plot: Option<std::path::PathBuf>,
+}
+
+pub(crate) fn run(output: Output, name: Option<&str>, fleet: &FleetArguments) -> Result<()> {
     let format = match output {
         Output::Human => "human",
         Output::Json => "json",
@@ -20,6 +31,12 @@ pub(crate) fn run(output: Output, name: Option<&str>) -> Result<()> {
     step_quietly(&mut cargo(&["build", "--quiet", "--release"]))?;
     let mut bench = cargo(&["run", "--quiet", "--release", "--package", "countersign-bench", "--"]);
     bench.args(["--output", format]).args(name);
+    if let Some(agents) = fleet.agents {
+        bench.args(["--agents", &agents.to_string()]);
+    }
+    if let Some(plot) = &fleet.plot {
+        bench.arg("--plot").arg(std::path::absolute(plot)?);
+    }
     match output {
         Output::Human => step("benchmarks", &mut bench),
         // One object a line and nothing else.

@@ -41,8 +41,10 @@ enum Command {
         /// `json` prints one object a line
         #[arg(long, default_value = "human")]
         output: bench::Output,
-        /// Run only this figure
+        /// Run only this figure, or only those of a `fleet`
         name: Option<String>,
+        #[command(flatten)]
+        fleet: bench::FleetArguments,
     },
     /// Run every fuzz target for some seconds
     Fuzz {
@@ -70,7 +72,7 @@ fn run(command: Command) -> Result<()> {
         Command::Test { no_install, filter } => test::run(!no_install, filter.as_deref()),
         Command::Layers => layers::run(),
         Command::Gen => generate::run(),
-        Command::Bench { output, name } => bench::run(output, name.as_deref()),
+        Command::Bench { output, name, fleet } => bench::run(output, name.as_deref(), &fleet),
         Command::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
     }
 }
