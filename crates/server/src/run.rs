@@ -1,6 +1,7 @@
 //! A server's life: open, unseal, serve, stop.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -24,7 +25,8 @@ use crate::control::Control;
 use crate::directory::{self, Domain};
 use crate::edge::{Edge, NodeRoutes};
 use crate::incarnation::{
-    Beginning, Cause, Found, Handed, Journal, LogKey, Seen, begin, read_journals, remember, settle,
+    Beginning, Cause, Found, Handed, Journal, LogKey, Seen, begin, first_start, read_journals,
+    remember, settle,
 };
 use crate::issue::{Desk, Own};
 use crate::publish::{Roster, Slices};
@@ -171,6 +173,7 @@ impl Start {
         // 1. Whether the store is behind what was seen of it; then the snapshot, and whether it is this directory's.
         let log_key = LogKey::open_or_make(&*self.store, &kek, &*self.around.entropy).await?;
         self.go_on(&log_key).await?;
+        first_start(&*self.store, self.around.clock.now()).await?;
         let (feeder, feed) = Feeder::start(Arc::clone(&self.store)).await?;
         self.check(&feed.current())?;
         // 2. Every address, before anything begins that would have to be ended again.
@@ -209,6 +212,8 @@ impl Start {
             now: self.around.clock.now(),
             hold_off: self.config.hold_off,
             seen: seen.revision.incarnation,
+            // It may be behind by being another one.
+            reached: None,
             rules: rules?,
         };
         begin(beginning).await?;
@@ -400,7 +405,8 @@ impl Parts {
             let clock = Arc::clone(&start.around.clock);
             spawn(&mut parts, journal.run(key, control.feed.clone(), clock, after.clone()));
         }
-        spawn(&mut parts, recover(Arc::clone(&control), start.config.hold_off, after.clone()));
+        let (hold_off, journal) = (start.config.hold_off, start.config.journal.clone());
+        spawn(&mut parts, recover(Arc::clone(&control), hold_off, journal, after.clone()));
         spawn(&mut parts, watchdog(after.clone()));
         if let Some(listener) = metrics {
             spawn(&mut parts, serve_metrics(listener, Arc::clone(&control), after.clone()));
@@ -503,7 +509,12 @@ async fn follow(
 }
 
 /// Begins a new incarnation when an agent has shown that the store lost its tail.
-async fn recover(control: Arc<Control>, hold_off: Duration, stop: CancellationToken) {
+async fn recover(
+    control: Arc<Control>,
+    hold_off: Duration,
+    journal: Option<PathBuf>,
+    stop: CancellationToken,
+) {
     let mut lost = control.lost.subscribe();
     loop {
         tokio::select! {
@@ -514,7 +525,21 @@ async fn recover(control: Arc<Control>, hold_off: Duration, stop: CancellationTo
         tracing::error!(%reached, "the store is behind what an agent has seen");
         let (store, now) = (&*control.store, control.clock.now());
         let (cause, seen) = (Cause::Behind, reached.incarnation);
-        let beginning = Beginning { store, cause, now, hold_off, seen, rules: Vec::new() };
+        let reached = Some(reached);
+        // What only a journal remembers would be lost with the incarnation.
+        let remembered = journal.as_deref().zip(control.log_key.as_ref()).map(|(folder, key)| {
+            let (records, _refused) = read_journals(folder, key).map_err(internal)?;
+            records.iter().map(Handed::read).collect::<Result<Vec<_>, Refused>>()
+        });
+        let rules = match remembered.transpose() {
+            Ok(rules) => rules.unwrap_or_default(),
+            Err(refused) => {
+                tracing::error!(why = %refused.why, "the journal does not read; no new incarnation begins");
+                control.lost.send_replace(None);
+                continue;
+            }
+        };
+        let beginning = Beginning { store, cause, now, hold_off, seen, reached, rules };
         if let Err(refused) = begin(beginning).await {
             tracing::error!(code = %refused.code, why = %refused.why, "could not begin a new incarnation");
             // The next agent that comes says so again.

@@ -290,7 +290,10 @@ fn schemas_name_exactly_the_fields_that_the_reader_knows() {
         (Kind::TrustDomain, "agentLifetime lifetimeMax revocationViews svidLifetime trustDomain"),
         (Kind::Authority, "approve issuerLifetime keyType prepareBefore rootLifetime"),
         (Kind::Workload, "crl dnsNames hint keyType lifetime nodes selectors spiffeId"),
-        (Kind::Service, "addresses command environment forward listen protocol upstreams workload"),
+        (
+            Kind::Service,
+            "addresses command connections environment forward listen protocol upstreams workload",
+        ),
         (Kind::Policy, "cedar cedarFile"),
     ] {
         let schema = schema(kind);

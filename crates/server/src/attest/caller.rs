@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use countersign_identity::{Code, Name, NodeId, SpiffeId, Suspended, Timestamp, TrustDomain};
 use countersign_pki::{Certificate, PublicKey, Verified};
-use countersign_store::{NodeRow, Store};
+use countersign_store::{Issued, NodeRow, PAGE_MAX, Store};
 
 use crate::edge::Peer;
 use crate::refusal::Refused;
@@ -85,7 +85,12 @@ pub(crate) async fn caller(
     }
     // The certificate of a key that has a successor may still run: the key counts, not the certificate.
     let registered = PublicKey::from_spki(&row.key_spki).map_err(crate::authority::internal)?;
-    if registered.id() != verified.key && !was_lost(&verified.leaf, store).await? {
+    let is_lost = || async {
+        Ok::<_, Refused>(
+            was_lost(&verified.leaf, store).await? && !has_returned(&row, store).await?,
+        )
+    };
+    if registered.id() != verified.key && !is_lost().await? {
         return Err(Refused::new(
             Code::StaleGeneration,
             "the certificate's key has a successor: come with the certificate of that one",
@@ -105,6 +110,26 @@ pub(crate) async fn was_lost(leaf: &Certificate, store: &dyn Store) -> Result<bo
     // Rows are kept until their certificates have ended, so one that is missing was never written here.
     Ok(provenance.revision.incarnation < current.incarnation
         && store.issued(serial).await?.is_none())
+}
+
+/// Whether the node has proved itself in this incarnation already: from then on the key on record counts, and what the
+/// store has lost of earlier ones does not.
+pub(crate) async fn has_returned(row: &NodeRow, store: &dyn Store) -> Result<bool, Refused> {
+    let current = store.head().await?.revision.incarnation;
+    let mut after = None;
+    loop {
+        let page = store.issued_after(after, PAGE_MAX).await?;
+        after = page.last().map(|issued| issued.row.serial);
+        let own = |issued: &Issued| {
+            issued.row.spiffe_id == row.spiffe_id && issued.row.revision.incarnation == current
+        };
+        if page.iter().any(own) {
+            return Ok(true);
+        }
+        if page.len() < PAGE_MAX {
+            return Ok(false);
+        }
+    }
 }
 
 fn agent(

@@ -18,7 +18,7 @@ use countersign_store::{NodeRow, Op};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
-use crate::attest::caller::{not_suspended, was_lost};
+use crate::attest::caller::{has_returned, not_suspended, was_lost};
 use crate::attest::join::{bundle, chain};
 use crate::authority::internal;
 use crate::control::Control;
@@ -67,6 +67,9 @@ async fn converse(
     issue(control, node, proven).await
 }
 
+/// Renewals of a node that a store can have lost: days of them.
+const LOST_RENEWALS_MAX: u64 = 1024;
+
 async fn proven(
     control: &Control,
     peer: &Peer,
@@ -106,7 +109,8 @@ async fn remembered(
     hello: &v1::RenewHello,
     row: NodeRow,
 ) -> Result<NodeRow, Refused> {
-    if hello.generation <= row.generation || hello.chain.is_empty() {
+    let renewals = hello.generation.saturating_sub(row.generation);
+    if renewals == 0 || LOST_RENEWALS_MAX < renewals || hello.chain.is_empty() {
         return Ok(row);
     }
     let state = control.feed.current();
@@ -123,6 +127,10 @@ async fn remembered(
     // The record of one that has ended may be gone for good; that of the lost span never was there.
     let in_lost_span = || state.life().is_some_and(|life| life.from.at < validity.not_before);
     if !was_lost(&verified.leaf, &*control.store).await? || (at < now && !in_lost_span()) {
+        return Ok(row);
+    }
+    // Once only: a key that was succeeded in the lost span must not displace the one that came back.
+    if has_returned(&row, &*control.store).await? {
         return Ok(row);
     }
     let presented = Presented {

@@ -202,6 +202,7 @@ async fn reborn(
         now,
         hold_off: config.hold_off,
         seen: 0,
+        reached: None,
         rules,
     };
     let life = begin(beginning).await?.ok_or_else(|| internal("another server runs on it"))?;

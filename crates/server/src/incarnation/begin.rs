@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use countersign_audit::{Event, EventKind, Tree};
-use countersign_identity::{Incarnation, Sha256, Timestamp};
+use countersign_audit::{Entry, Event, EventKind, Tree};
+use countersign_identity::{Incarnation, Revision, Sha256, Timestamp};
 use countersign_store::{Batch, PAGE_MAX, Store, StoreError};
 
 use super::hand_back::{Handed, taken_back};
@@ -26,6 +26,8 @@ pub(crate) struct Beginning<'a> {
     pub(crate) hold_off: Duration,
     /// The greatest incarnation that anybody has seen.
     pub(crate) seen: Incarnation,
+    /// What the store is said to be behind of; nothing begins when it is not.
+    pub(crate) reached: Option<Revision>,
     /// Rules that a journal remembers.
     pub(crate) rules: Vec<Handed>,
 }
@@ -40,6 +42,9 @@ pub(crate) async fn begin(beginning: Beginning<'_>) -> Result<Option<Life>, Refu
     for _attempt in 0..ATTEMPTS_MAX {
         let head = store.head().await?;
         if before < head.revision.incarnation && seen < head.revision.incarnation {
+            return Ok(None);
+        }
+        if beginning.reached.is_some_and(|reached| reached <= head.revision) {
             return Ok(None);
         }
         let state = State::from_snapshot(store.snapshot().await?)?;
@@ -66,6 +71,52 @@ pub(crate) async fn begin(beginning: Beginning<'_>) -> Result<Option<Life>, Refu
     }
     let why = "others write to the store while a new incarnation is to begin: stop its servers";
     Err(Refused::new(countersign_identity::Code::StaleBase, why))
+}
+
+/// Lets the hold-off of a restored store begin with its first server: before, no agent could hand anything back.
+///
+/// # Errors
+/// When the store does not answer.
+pub(crate) async fn first_start(store: &dyn Store, now: Timestamp) -> Result<(), Refused> {
+    for _attempt in 0..ATTEMPTS_MAX {
+        let state = State::from_snapshot(store.snapshot().await?)?;
+        let Some(life) = state.life().filter(|life| life.cause == Cause::Restored) else {
+            return Ok(());
+        };
+        if life.resumed.is_some() || life.covered || was_served(store).await? {
+            return Ok(());
+        }
+        let hold_off = life.hold_until.since(life.began);
+        let life = Life {
+            hold_until: now + hold_off,
+            cover_at: cover_at(now, hold_off, state.longest_svid().duration()),
+            ..Life::clone(&life)
+        };
+        let changes = vec![life.change()];
+        let batch = Batch { expected: Some(state.revision), changes, ..Batch::default() };
+        match store.commit(batch).await {
+            Ok(_committed) => return Ok(()),
+            // Another server of the same store was faster.
+            Err(StoreError::Conflict { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Refused::new(countersign_identity::Code::StaleBase, "others write to the store meanwhile"))
+}
+
+/// Whether a server has served this incarnation before. Its start is among the first events of the log.
+async fn was_served(store: &dyn Store) -> Result<bool, Refused> {
+    let first = store.events(0, PAGE_MAX).await?;
+    if PAGE_MAX <= first.len() {
+        return Ok(true);
+    }
+    for event in first {
+        let entry = Entry::parse(&event.leaf).map_err(crate::authority::internal)?;
+        if entry.kind == EventKind::ServerStarted {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A number that no other life of this store has, also when one backup is restored twice: the time, which is greater than

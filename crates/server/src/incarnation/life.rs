@@ -85,7 +85,8 @@ impl Life {
 
     /// Whether a suspension made at this moment may have been lost with the tail.
     pub(crate) fn may_have_lost(&self, at: Timestamp) -> bool {
-        self.from.at <= at + countersign_identity::SKEW_ALLOWED && !self.covered
+        let skew = countersign_identity::SKEW_ALLOWED;
+        self.from.at <= at + skew && at <= self.began + skew && !self.covered
     }
 
     /// The record that says all this.

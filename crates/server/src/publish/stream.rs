@@ -65,7 +65,7 @@ pub(crate) async fn sync_stream(
     let Some(Asked::Hello(hello)) = step else {
         return Err(Refused::new(Code::NotUnderstood, "expected the stream's hello first"));
     };
-    behind(&control, &hello)?;
+    behind(&control, &hello).await?;
     let states = control.feed.watch();
     let (caller, number, leashed) = attend(&control, &peer, caller, &hello).await?;
     let publication = Publication::new(known(&control, &caller, &hello), control.clock.now());
@@ -115,13 +115,18 @@ pub(crate) async fn attend(
 
 /// Notices that the store is behind what the caller has seen, in the word of a server of this trust domain. Then a new
 /// incarnation begins, rather than that an older state is served.
-fn behind(control: &Control, hello: &v1::SyncHello) -> Result<(), Refused> {
+async fn behind(control: &Control, hello: &v1::SyncHello) -> Result<(), Refused> {
     let Some(reached) = hello.reached.map(countersign_identity::Revision::from) else {
         return Ok(());
     };
     let current = control.feed.current().revision;
     let Some(key) = &control.log_key else { return Ok(()) };
     if reached <= current || !key.was_reached(reached, &hello.witness) {
+        return Ok(());
+    }
+    // Another server of the same store may be ahead of this one's snapshot: that is no loss.
+    let current = control.store.head().await?.revision;
+    if reached <= current {
         return Ok(());
     }
     control.lost.send_if_modified(|lost| {

@@ -330,6 +330,11 @@ async fn living(control: &Control, points: Vec<Standing>) -> Result<Vec<Standing
         return Ok(points);
     }
     let now = control.clock.now();
+    // Of what was issued in a span that the store has lost there are no rows.
+    let state = control.feed.current();
+    if state.life().is_some_and(|life| now <= life.until + SKEW_ALLOWED) {
+        return Ok(points);
+    }
     let ends = held(&*control.store, now).await?.last_ends();
     let lives = |point: &Standing| {
         let holder = (point.key.node, point.key.spiffe_id.clone());

@@ -229,6 +229,16 @@ fn compromised_root_is_never_gone_back_to() {
 }
 
 #[test]
+fn recovery_is_not_cancelled_by_a_rollback_of_its_new_root() {
+    let mut walk = begun(Goal::Recover);
+    for (number, step) in [(1, Step::Prepare), (2, Step::Publish)] {
+        take(&mut walk, step, number, START);
+        assert!(walk.rollback(START).is_err());
+        assert!(walk.order.is_some());
+    }
+}
+
+#[test]
 fn recovery_does_not_wait_for_a_rotation_that_is_under_way() {
     let mut walk = begun(Goal::Rotate);
     for (number, step) in [(1, Step::Prepare), (2, Step::Publish), (3, Step::Activate)] {

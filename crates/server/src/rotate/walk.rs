@@ -518,6 +518,10 @@ impl Walk {
         &mut self,
         at: Timestamp,
     ) -> Result<(Option<KeyId>, KeyId, RootState), Refused> {
+        if self.order.as_ref().is_some_and(|order| order.goal == Goal::Recover) {
+            let why = "a recovery is under way: going back would leave a leaked key trusted";
+            return Err(Refused::new(Code::Forbidden, why));
+        }
         if let Some(next) = self.successor() {
             let (key, was) = (next.key, next.state);
             // Never in use: nothing depends on it.

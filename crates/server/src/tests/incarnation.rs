@@ -381,6 +381,17 @@ async fn a_node_whose_key_was_succeeded_after_the_backup_is_let_in_and_renews() 
     let next = key();
     let renewed = super::renew::succeed(&realm, &running, &agent, &next).await;
     assert_eq!(renewed.generation, agent.generation + 1);
+    // Nor is that of the lost span, whatever generation it claims: the node has come back under another.
+    let refused = match open(&mut agent.client(&realm, &running).await, None).await {
+        Ok(mut stream) => stream.next().await.unwrap_err(),
+        Err(refused) => refused,
+    };
+    assert_eq!(code(&refused), Code::StaleGeneration);
+    for generation in [agent.generation, renewed.generation + 1, u64::MAX] {
+        let again =
+            super::renew::try_to_succeed(&realm, &running, &agent, generation, &key()).await;
+        assert!(again.is_err(), "generation {generation}: {again:?}");
+    }
     // The key of before the backup, which the store still knew, is no more.
     let old = Agent {
         node: agent.node,
@@ -396,6 +407,53 @@ async fn a_node_whose_key_was_succeeded_after_the_backup_is_let_in_and_renews() 
     };
     assert_eq!(code(&refused), Code::StaleGeneration);
     running.stop().await;
+}
+
+#[tokio::test]
+async fn hold_off_of_a_restored_store_begins_with_its_first_server_and_not_anew_with_each() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    realm.save().await;
+    running.stop().await;
+    realm.restore(&realm.restoring("e")).await.unwrap();
+    // Looked at for ten minutes before it is started.
+    realm.clock.advance(Duration::from_secs(600));
+    let running = realm.serve_at("e").await;
+    let mut client = agent.client(&realm, &running).await;
+    let refused = client.node.sign(v1::SignRequest { items: vec![item("web", &key())] }).await;
+    assert_eq!(code(&refused.unwrap_err()), Code::NotReady);
+    realm.clock.advance(Duration::from_secs(61));
+    assert!(sign(&mut client, vec![item("web", &key())]).await.remove(0).is_ok());
+    running.stop().await;
+    let running = realm.serve_at("e").await;
+    let mut client = agent.client(&realm, &running).await;
+    assert!(sign(&mut client, vec![item("web", &key())]).await.remove(0).is_ok());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn agent_that_is_ahead_of_a_snapshot_but_not_of_the_store_begins_no_incarnation() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.stop().await;
+    let store = SqliteStore::open(&realm.data(), std::sync::Arc::new(SystemEntropy)).unwrap();
+    let head = store.head().await.unwrap().revision;
+    let beginning = |reached| crate::incarnation::Beginning {
+        store: &store,
+        cause: crate::incarnation::Cause::Behind,
+        now: realm.clock.now(),
+        hold_off: Duration::from_secs(60),
+        seen: head.incarnation,
+        reached: Some(reached),
+        rules: Vec::new(),
+    };
+    assert!(crate::incarnation::begin(beginning(head)).await.unwrap().is_none());
+    assert_eq!(store.head().await.unwrap().revision, head);
+    let ahead = Revision { number: head.number + 1, ..head };
+    assert!(crate::incarnation::begin(beginning(ahead)).await.unwrap().is_some());
+    assert!(head < store.head().await.unwrap().revision);
 }
 
 #[tokio::test]

@@ -80,9 +80,20 @@ pub(super) async fn succeed(
     agent: &Agent,
     successor: &PrivateKey,
 ) -> v1::Renewed {
+    try_to_succeed(realm, running, agent, agent.generation, successor).await.unwrap()
+}
+
+/// The same under a generation of one's own choice.
+pub(super) async fn try_to_succeed(
+    realm: &Realm,
+    running: &Running,
+    agent: &Agent,
+    generation: u64,
+    successor: &PrivateKey,
+) -> Result<v1::Renewed, Status> {
     let chain = agent.chain.clone();
-    let claim = Claim { chain, successor: Some(successor), ..Claim::honest(agent) };
-    fresh(realm, running, claim).await.unwrap()
+    let claim = Claim { chain, generation, successor: Some(successor), ..Claim::honest(agent) };
+    fresh(realm, running, claim).await
 }
 
 async fn fresh(realm: &Realm, running: &Running, claim: Claim<'_>) -> Result<v1::Renewed, Status> {

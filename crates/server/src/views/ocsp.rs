@@ -220,7 +220,8 @@ pub(crate) async fn answer(control: &Control, request: &[u8]) -> Answered {
     let Ok(request) = OcspRequest::parse(request) else {
         return refused(OcspFault::MalformedRequest, Outcome::Malformed);
     };
-    let shown = control.views.at(control.feed.current().revision).await;
+    let state = control.feed.current();
+    let shown = control.views.at(state.revision).await;
     let is_about = |answers: &Answers| {
         request.questions.iter().any(|question| question.is_about(&answers.names))
     };
@@ -233,7 +234,9 @@ pub(crate) async fn answer(control: &Control, request: &[u8]) -> Answered {
     };
     let now = control.clock.now();
     // What was taken out of service since then would be missing.
-    if view.lists.whole.next_update <= now {
+    let is_behind =
+        shown.revision() < state.revision && !Arc::ptr_eq(&answers.rules, &state.revocations());
+    if is_behind || view.lists.whole.next_update <= now {
         return refused(OcspFault::TryLater, Outcome::Later);
     }
     match answers.answer(control, &request, now).await {
