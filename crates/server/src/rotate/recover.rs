@@ -119,7 +119,7 @@ fn root_plan(signs: bool, successor: Option<RootState>) -> Vec<PlannedStep> {
     }
     if signs {
         let what = "once the points that answer have the bundle, it signs a new issuer";
-        plan.push(planned(Step::Activate, what, true, Some(REACHABLE)));
+        plan.push(planned(Step::Activate, what, false, Some(REACHABLE)));
     }
     let what = "at once: everything under the old root is refused, its connections are cut, and it leaves every bundle; \
                 who has nothing new yet is out of service until the next step";

@@ -112,9 +112,10 @@ fn revocable_until(walk: &Walk, order: &Order) -> Option<Step> {
     let from = walk.root(order.from)?;
     let last = match order.goal {
         Goal::Rotate | Goal::Retire => Step::Supersede,
-        Goal::Recover => Step::Condemn,
+        Goal::Recover => Step::Activate,
     };
-    let is_open = from.superseded.is_none() && from.state != RootState::Retired;
+    let is_gone = from.superseded.is_some() || from.state == RootState::Retired;
+    let is_open = !is_gone && (order.goal != Goal::Recover || walk.successor().is_some());
     is_open.then_some(last)
 }
 

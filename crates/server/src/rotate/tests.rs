@@ -229,13 +229,19 @@ fn compromised_root_is_never_gone_back_to() {
 }
 
 #[test]
-fn recovery_is_not_cancelled_by_a_rollback_of_its_new_root() {
+fn recovery_can_be_taken_back_with_its_claim_until_the_new_root_signs() {
     let mut walk = begun(Goal::Recover);
+    walk.taint(key(1), Cause::Compromised).unwrap();
     for (number, step) in [(1, Step::Prepare), (2, Step::Publish)] {
         take(&mut walk, step, number, START);
-        assert!(walk.rollback(START).is_err());
-        assert!(walk.order.is_some());
+        let mut back = walk.clone();
+        back.rollback(START).unwrap();
+        assert!(back.order.is_none() && back.last.is_some());
+        assert_eq!(back.active().unwrap().tainted, None, "no leaked key stays trusted unsaid");
     }
+    take(&mut walk, Step::Activate, 3, START);
+    assert!(walk.rollback(START).is_err());
+    assert!(walk.order.is_some());
 }
 
 #[test]

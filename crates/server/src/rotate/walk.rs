@@ -518,16 +518,16 @@ impl Walk {
         &mut self,
         at: Timestamp,
     ) -> Result<(Option<KeyId>, KeyId, RootState), Refused> {
-        if self.order.as_ref().is_some_and(|order| order.goal == Goal::Recover) {
-            let why = "a recovery is under way: going back would leave a leaked key trusted";
-            return Err(Refused::new(Code::Forbidden, why));
-        }
         if let Some(next) = self.successor() {
             let (key, was) = (next.key, next.state);
             // Never in use: nothing depends on it.
             self.roots.retain(|root| root.key != key);
-            self.order = None;
+            self.call_off()?;
             return Ok((None, key, was));
+        }
+        if self.is_recovering() {
+            let why = "a recovery is beyond recall once its new root signs: going back would leave a leaked key trusted";
+            return Err(Refused::new(Code::Forbidden, why));
         }
         let back = self.retiring().filter(|root| root.tainted.is_none()).last();
         let Some(back) = back else {
@@ -544,8 +544,23 @@ impl Walk {
         let (back, leaving) = (back.key, self.active()?.key);
         self.root_mut(leaving)?.becomes(RootState::Retiring, at);
         self.root_mut(back)?.becomes(RootState::Active, at);
-        self.order = None;
+        self.call_off()?;
         Ok((Some(back), leaving, RootState::Active))
+    }
+
+    /// Whether a root goes because its key leaked.
+    pub(crate) fn is_recovering(&self) -> bool {
+        self.order.as_ref().is_some_and(|order| order.goal == Goal::Recover)
+    }
+
+    /// Nothing is ordered any more. Who takes a recovery back takes back that the key leaked.
+    fn call_off(&mut self) -> Result<(), Refused> {
+        let Some(order) = self.order.take() else { return Ok(()) };
+        if order.goal == Goal::Recover {
+            self.root_mut(order.from)?.tainted = None;
+        }
+        self.last = Some(order);
+        Ok(())
     }
 
     /// Begins an order.

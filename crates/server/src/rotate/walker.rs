@@ -452,6 +452,10 @@ impl Walker {
         let root = walk.root(key).ok_or_else(|| {
             Refused::new(Code::NotFound, format!("no root with key `{key}` is on record"))
         })?;
+        if walk.is_recovering() && cause == Cause::Superseded {
+            let why = "a recovery is under way: let it end, or take it back with `countersign authority rollback`";
+            return Err(Refused::new(Code::AlreadyExists, why));
+        }
         let goal = match (cause, root.state) {
             // Nothing depends on it yet.
             (Cause::Superseded, RootState::Prepared | RootState::Published) => {
