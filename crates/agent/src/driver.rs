@@ -10,14 +10,14 @@ use countersign_pki::{Bundle, Bundles};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::core::{Action, Event, Knowledge, Outcome, Replica, State, SyncMessage, Workload};
 use crate::disk::{Disk, DiskFault, Node};
 use crate::keepsakes::Keepsakes;
 use crate::lists::{self, RevocationLists};
-use crate::renewal::{self, Registered, Signed};
+use crate::renewal::{self, KeyMaker, Registered, Signed};
 use crate::reports::Reports;
 use crate::server_link::{Calls, LinkFault, ServerLink, Session};
 use crate::trial::Trials;
@@ -54,11 +54,15 @@ pub(crate) struct Driver {
     keepsakes: Arc<Keepsakes>,
     /// The session on which they were compared last.
     handed: u64,
+    keys: KeyMaker,
 }
 
 /// A session in use. Dropping it ends its tasks and its connection.
 struct OpenSession {
     calls: Arc<dyn Calls>,
+    /// Nobody waits any more for what was asked on it.
+    ended: CancellationToken,
+    _end: DropGuard,
     _tasks: [AbortOnDropHandle<()>; 5],
     _pump: AbortOnDropHandle<()>,
 }
@@ -125,6 +129,7 @@ impl Driver {
             lists: None,
             keepsakes,
             handed: 0,
+            keys: KeyMaker::new(),
         }
     }
 
@@ -336,7 +341,9 @@ impl Driver {
             AbortOnDropHandle::new(tokio::spawn(lists)),
             AbortOnDropHandle::new(tokio::spawn(trials)),
         ];
-        self.session = Some(OpenSession { calls, _tasks: tasks, _pump: pump });
+        let ended = CancellationToken::new();
+        let _end = ended.clone().drop_guard();
+        self.session = Some(OpenSession { calls, ended, _end, _tasks: tasks, _pump: pump });
     }
 
     fn renew_node(&mut self, server: usize) {
@@ -352,11 +359,16 @@ impl Driver {
     fn sign(&mut self, workloads: Vec<Arc<Workload>>) {
         let Some(session) = &self.session else { return };
         let (calls, tell) = (Arc::clone(&session.calls), self.tell.clone());
+        let (ended, keys) = (session.ended.clone(), self.keys.clone());
         let clock = Arc::clone(&self.around.clock);
         let bundle = self.state.replica().own_bundle().cloned();
         self.tasks.spawn(async move {
-            let signed = renewal::sign(&*calls, workloads, bundle, &*clock).await;
-            tell.send(Happened::Signed(signed)).await.ok();
+            tokio::select! {
+                () = ended.cancelled() => {}
+                signed = renewal::sign(&*calls, &keys, workloads, bundle, &*clock) => {
+                    tell.send(Happened::Signed(signed)).await.ok();
+                }
+            }
         });
     }
 

@@ -6,6 +6,7 @@ use countersign_identity::{Clock, Code, Name};
 use countersign_pki::{
     Bundle, Bundles, Chain, KeyKind, PrivateKey, Role, Verified, make_csr, verify,
 };
+use tokio::sync::Semaphore;
 
 use crate::core::{Credential, Outcome, Workload};
 use crate::disk::{Disk, Node};
@@ -157,9 +158,33 @@ pub(crate) struct Signed {
     pub(crate) svid: Option<Svid>,
 }
 
+/// Makes private keys. Those that take long are made on a thread of their own, one at a time on the whole node.
+#[derive(Clone, Debug)]
+pub(crate) struct KeyMaker(Arc<Semaphore>);
+
+impl KeyMaker {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Semaphore::new(1)))
+    }
+
+    async fn make(&self, kind: KeyKind) -> Result<PrivateKey, LinkFault> {
+        if !kind.is_slow_to_make() {
+            return PrivateKey::generate(kind).map_err(|why| ours(&why));
+        }
+        let turn = Arc::clone(&self.0).acquire_owned().await.map_err(|why| ours(&why))?;
+        // The turn goes with it: who stops waiting cannot stop the thread, and the next one begins when that has ended.
+        let making = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            PrivateKey::generate(kind)
+        });
+        making.await.map_err(|why| ours(&why))?.map_err(|why| ours(&why))
+    }
+}
+
 /// Makes a key for each workload, and asks for its SVID. What comes back is verified before anybody sees it.
 pub(crate) async fn sign(
     calls: &dyn Calls,
+    maker: &KeyMaker,
     workloads: Vec<Arc<Workload>>,
     bundle: Option<Arc<Bundle>>,
     clock: &dyn Clock,
@@ -173,7 +198,7 @@ pub(crate) async fn sign(
     let mut asked = Vec::new();
     let mut items = Vec::new();
     for workload in workloads {
-        match request(&workload) {
+        match request(maker, &workload).await {
             Ok((key, item)) => {
                 items.push(item);
                 asked.push((workload, key));
@@ -198,8 +223,11 @@ pub(crate) async fn sign(
     signed
 }
 
-fn request(workload: &Workload) -> Result<(PrivateKey, SignItem), LinkFault> {
-    let key = PrivateKey::generate(workload.spec.key_type).map_err(|why| ours(&why))?;
+async fn request(
+    maker: &KeyMaker,
+    workload: &Workload,
+) -> Result<(PrivateKey, SignItem), LinkFault> {
+    let key = maker.make(workload.spec.key_type).await?;
     let csr = make_csr(&key).map_err(|why| ours(&why))?;
     Ok((key, SignItem { subject: Subject::Workload(workload.name.clone()), csr }))
 }

@@ -10,7 +10,8 @@ use crate::der::{self, BadDer, Reader, Value};
 /// The `AlgorithmIdentifier` of `ecdsa-with-SHA256` (RFC 5758, 3.2).
 pub(crate) const ECDSA_SHA256: &[u8] =
     &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
-const ECDSA_SHA384: &[u8] =
+/// The `AlgorithmIdentifier` of `ecdsa-with-SHA384` (RFC 5758, 3.2).
+pub(crate) const ECDSA_SHA384: &[u8] =
     &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x03];
 const ECDSA_SHA512: &[u8] =
     &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x04];
@@ -22,12 +23,18 @@ pub(crate) const P256_KEY: &[u8] = &[
     0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
     0xce, 0x3d, 0x03, 0x01, 0x07,
 ];
-const P384_KEY: &[u8] = &[
+/// The `AlgorithmIdentifier` of a key on P-384: `id-ecPublicKey`, `secp384r1` (RFC 5480, 2.1.1).
+pub(crate) const P384_KEY: &[u8] = &[
     0x30, 0x10, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x05, 0x2b, 0x81, 0x04,
     0x00, 0x22,
 ];
-const RSA_KEY: &[u8] =
+/// The `AlgorithmIdentifier` of an RSA key, with its NULL (RFC 3279, 2.3.1).
+pub(crate) const RSA_KEY: &[u8] =
     &[0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00];
+
+/// The `AlgorithmIdentifier` of `sha256WithRSAEncryption`, with its NULL (RFC 4055, 5).
+pub(crate) const RSA_SHA256: &[u8] =
+    &[0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0b, 0x05, 0x00];
 
 /// `sha…WithRSAEncryption` up to its last byte; what follows is NULL or nothing (RFC 4055, 5).
 const RSA_PKCS1: &[u8] = &[0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01];
@@ -40,6 +47,9 @@ const NULL: &[u8] = &[0x05, 0x00];
 const RSA_BITS_MIN: usize = 2048;
 /// The cost of a verification grows with the square of it.
 const RSA_BITS_MAX: usize = 8192;
+/// The exponents that others may use: of 1 anybody can sign, an even one is no key, and a long one costs its verifier.
+const RSA_EXPONENT_MIN: u64 = 3;
+const RSA_EXPONENT_MAX: u64 = 1 << 33;
 
 /// The y coordinates of the points of order 1, 2, 4 and 8.
 const SMALL_ORDER: [[u8; 32]; 5] = [
@@ -151,6 +161,14 @@ impl<'a> VerifyingKey<'a> {
         Ok(Self { algorithm, bytes })
     }
 
+    /// Bits of the modulus, and the exponent, of an RSA key.
+    pub(crate) fn rsa_size(&self) -> Option<(usize, u64)> {
+        match self.algorithm {
+            KeyAlgorithm::Rsa => rsa(self.bytes).ok().map(|key| (key.bits, key.exponent_number)),
+            KeyAlgorithm::P256 | KeyAlgorithm::P384 | KeyAlgorithm::Ed25519 => None,
+        }
+    }
+
     /// Asks the library whether the numbers make a key: a point on its curve.
     pub(crate) fn check_arithmetic(&self) -> Result<(), BadKey> {
         let verifier: &'static dyn VerificationAlgorithm = match self.algorithm {
@@ -204,8 +222,16 @@ fn edwards(bytes: &[u8]) -> Result<(), BadKey> {
     Ok(())
 }
 
-/// Modulus and exponent of an `RSAPublicKey` whose size is accepted; its arithmetic is the library's.
-fn rsa(bytes: &[u8]) -> Result<(&[u8], &[u8]), BadKey> {
+/// The numbers of an `RSAPublicKey`, without leading zeros.
+struct RsaNumbers<'a> {
+    modulus: &'a [u8],
+    exponent: &'a [u8],
+    bits: usize,
+    exponent_number: u64,
+}
+
+/// Reads an `RSAPublicKey` whose size and exponent are accepted; its arithmetic is the library's.
+fn rsa(bytes: &[u8]) -> Result<RsaNumbers<'_>, BadKey> {
     let mut reader = Reader::new(bytes);
     let mut key = reader.take(der::SEQUENCE, "RSA key")?.inside();
     reader.end("RSA key")?;
@@ -215,13 +241,22 @@ fn rsa(bytes: &[u8]) -> Result<(&[u8], &[u8]), BadKey> {
     if modulus[0] & 0x80 != 0 || exponent[0] & 0x80 != 0 {
         return Err(BadKey::Malformed("an RSA key with a negative number".to_owned()));
     }
-    let digits = modulus.strip_prefix(&[0]).unwrap_or(modulus);
-    let zeros = digits.first().map_or(0, |first| first.leading_zeros() as usize);
-    let bits = digits.len() * 8 - zeros;
-    if (RSA_BITS_MIN..=RSA_BITS_MAX).contains(&bits) {
-        return Ok((digits, exponent));
+    let modulus = modulus.strip_prefix(&[0]).unwrap_or(modulus);
+    let exponent = exponent.strip_prefix(&[0]).unwrap_or(exponent);
+    let zeros = modulus.first().map_or(0, |first| first.leading_zeros() as usize);
+    let bits = modulus.len() * 8 - zeros;
+    if !(RSA_BITS_MIN..=RSA_BITS_MAX).contains(&bits) {
+        return Err(BadKey::Weak(format!("RSA of {bits} bits")));
     }
-    Err(BadKey::Weak(format!("RSA of {bits} bits")))
+    let number = exponent.iter().fold(0_u64, |number, byte| {
+        number.checked_mul(256).map_or(u64::MAX, |number| number | u64::from(*byte))
+    });
+    if !(RSA_EXPONENT_MIN..=RSA_EXPONENT_MAX).contains(&number) || number % 2 == 0 {
+        return Err(BadKey::Weak(
+            "RSA with an exponent that is even, 1 or over 33 bits".to_owned(),
+        ));
+    }
+    Ok(RsaNumbers { modulus, exponent, bits, exponent_number: number })
 }
 
 /// The members of a JSON Web Key (RFC 7517, 7518 and 8037); for an unknown kind of key only an empty `kty`,
@@ -243,8 +278,12 @@ pub(crate) fn jwk_members(spki: &[u8]) -> serde_json::Map<String, serde_json::Va
             members(&[("kty", "OKP"), ("crv", "Ed25519"), ("x", &text(key.bytes))])
         }
         KeyAlgorithm::Rsa => {
-            let numbers = rsa(key.bytes).unwrap_or_default();
-            members(&[("kty", "RSA"), ("n", &text(numbers.0)), ("e", &text(numbers.1))])
+            let Ok(numbers) = rsa(key.bytes) else { return members(&[("kty", "")]) };
+            members(&[
+                ("kty", "RSA"),
+                ("n", &text(numbers.modulus)),
+                ("e", &text(numbers.exponent)),
+            ])
         }
     }
 }

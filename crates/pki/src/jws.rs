@@ -12,8 +12,9 @@ use crate::{Certificate, KeyKind, PublicKey, Refused, SignFault, Signer, json};
 
 /// The longest document that is read, as it travels.
 const JWS_BYTES_MAX: usize = 1024 * 1024;
-/// Half of an ECDSA signature on P-256.
-const HALF: usize = 32;
+/// Half of an ECDSA signature on P-256, and on P-384.
+const P256_HALF: usize = 32;
+const P384_HALF: usize = 48;
 
 /// A signed document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,8 +50,9 @@ impl Jws {
         let protected = URL_SAFE_NO_PAD.encode(header.to_string());
         let signature = signer.sign(format!("{protected}.{payload}").as_bytes()).await?;
         let signature = match key.kind() {
-            KeyKind::Ed25519 => signature,
-            KeyKind::P256 => halves(&signature).ok_or(SignFault::BadSignature)?,
+            KeyKind::Ed25519 | KeyKind::Rsa2048 | KeyKind::Rsa3072 => signature,
+            KeyKind::P256 => halves(&signature, P256_HALF).ok_or(SignFault::BadSignature)?,
+            KeyKind::P384 => halves(&signature, P384_HALF).ok_or(SignFault::BadSignature)?,
         };
         Ok(Self { payload, protected, signature: URL_SAFE_NO_PAD.encode(signature) })
     }
@@ -119,15 +121,9 @@ fn read_header<'a>(header: &'a Value, media_type: &str) -> Result<(&'a str, Vec<
 fn check(key: &PublicKey, message: &[u8], signature: &[u8]) -> Result<(), Refused> {
     let bad = || Refused::new(Code::BadSignature, "the signature does not verify");
     let signature = match key.kind() {
-        KeyKind::Ed25519 => signature.to_vec(),
-        KeyKind::P256 => {
-            let (first, second) = signature.split_at_checked(HALF).ok_or_else(bad)?;
-            if second.len() != HALF {
-                return Err(bad());
-            }
-            let integers = [der::write_unsigned(first), der::write_unsigned(second)];
-            der::write(der::SEQUENCE, &[&integers[0], &integers[1]])
-        }
+        KeyKind::Ed25519 | KeyKind::Rsa2048 | KeyKind::Rsa3072 => signature.to_vec(),
+        KeyKind::P256 => of_halves(signature, P256_HALF).ok_or_else(bad)?,
+        KeyKind::P384 => of_halves(signature, P384_HALF).ok_or_else(bad)?,
     };
     key.verify(message, &signature).map_err(|_bad| bad())
 }
@@ -136,19 +132,31 @@ fn check(key: &PublicKey, message: &[u8], signature: &[u8]) -> Result<(), Refuse
 const fn algorithm(kind: KeyKind) -> &'static str {
     match kind {
         KeyKind::P256 => "ES256",
+        KeyKind::P384 => "ES384",
         KeyKind::Ed25519 => "EdDSA",
+        KeyKind::Rsa2048 | KeyKind::Rsa3072 => "RS256",
     }
 }
 
-/// The two numbers of an ECDSA signature, each in 32 bytes (RFC 7518, 3.4).
-fn halves(signature: &[u8]) -> Option<Vec<u8>> {
+/// The ASN.1 form of an ECDSA signature that stands as its two numbers, each in as many bytes as its curve asks for.
+fn of_halves(signature: &[u8], half: usize) -> Option<Vec<u8>> {
+    let (first, second) = signature.split_at_checked(half)?;
+    if second.len() != half {
+        return None;
+    }
+    let integers = [der::write_unsigned(first), der::write_unsigned(second)];
+    Some(der::write(der::SEQUENCE, &[&integers[0], &integers[1]]))
+}
+
+/// The two numbers of an ECDSA signature, each in as many bytes as its curve asks for (RFC 7518, 3.4).
+fn halves(signature: &[u8], half: usize) -> Option<Vec<u8>> {
     let mut reader = Reader::new(signature);
     let mut numbers = reader.take(der::SEQUENCE, "signature").ok()?.inside();
-    let mut both = Vec::with_capacity(2 * HALF);
+    let mut both = Vec::with_capacity(2 * half);
     for _number in 0..2 {
         let number = numbers.take(der::INTEGER, "number").ok()?.integer().ok()?;
         let digits = number.strip_prefix(&[0]).unwrap_or(number);
-        both.extend(std::iter::repeat_n(0, HALF.checked_sub(digits.len())?));
+        both.extend(std::iter::repeat_n(0, half.checked_sub(digits.len())?));
         both.extend_from_slice(digits);
     }
     Some(both)

@@ -4,13 +4,18 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use aws_lc_rs::encoding::AsDer as _;
 use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
+use aws_lc_rs::rsa::KeySize;
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair,
+    EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RsaKeyPair,
+};
 use countersign_identity::{KeyId, Sha256};
 use zeroize::Zeroizing;
 
 use crate::algorithm::{self, BadKey, KeyAlgorithm, VerifyingKey};
-use crate::der;
+use crate::der::{self, Reader};
 
 /// The kinds of key that we make.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,13 +23,21 @@ pub enum KeyKind {
     /// ECDSA on P-256 with SHA-256.
     #[default]
     P256,
+    /// ECDSA on P-384 with SHA-384.
+    P384,
     /// Ed25519.
     Ed25519,
+    /// RSA of 2048 bits, for clients that know nothing else.
+    Rsa2048,
+    /// RSA of 3072 bits, for clients that know nothing else.
+    Rsa3072,
 }
 
 /// A text that names no kind of key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a kind of key: expected `ecdsa-p256` or `ed25519`")]
+#[error(
+    "`{0}` is not a kind of key: expected `ecdsa-p256`, `ecdsa-p384`, `ed25519`, `rsa-2048` or `rsa-3072`"
+)]
 pub struct BadKeyKind(String);
 
 /// A public key of a kind that we make, with its canonical `SubjectPublicKeyInfo`.
@@ -42,8 +55,9 @@ pub struct PrivateKey {
 }
 
 enum Pair {
-    P256(Box<EcdsaKeyPair>),
+    Ecdsa(Box<EcdsaKeyPair>),
     Ed25519(Box<Ed25519KeyPair>),
+    Rsa(Box<RsaKeyPair>),
 }
 
 /// Why a private key could not be made or read.
@@ -53,7 +67,7 @@ pub enum KeyFault {
     #[error("a private key could not be made")]
     NotMade,
     /// The bytes are not one of ours.
-    #[error("not a PKCS#8 private key on P-256 or Ed25519")]
+    #[error("not a PKCS#8 private key on P-256, P-384, Ed25519 or of RSA with 2048 or 3072 bits")]
     Malformed,
 }
 
@@ -119,13 +133,31 @@ pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
 }
 
 impl KeyKind {
-    const ALL: [Self; 2] = [Self::P256, Self::Ed25519];
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::P256, Self::P384, Self::Ed25519, Self::Rsa2048, Self::Rsa3072];
 
     /// The stable word.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::P256 => "ecdsa-p256",
+            Self::P384 => "ecdsa-p384",
             Self::Ed25519 => "ed25519",
+            Self::Rsa2048 => "rsa-2048",
+            Self::Rsa3072 => "rsa-3072",
+        }
+    }
+
+    /// Whether making one takes so long (a tenth of a second and more) that it needs a thread of its own.
+    pub const fn is_slow_to_make(self) -> bool {
+        self.is_rsa()
+    }
+
+    /// Whether it is RSA, which is for workloads alone whose clients know nothing else.
+    pub const fn is_rsa(self) -> bool {
+        match self {
+            Self::Rsa2048 | Self::Rsa3072 => true,
+            Self::P256 | Self::P384 | Self::Ed25519 => false,
         }
     }
 
@@ -133,15 +165,23 @@ impl KeyKind {
     pub(crate) const fn signature_algorithm(self) -> &'static [u8] {
         match self {
             Self::P256 => algorithm::ECDSA_SHA256,
+            Self::P384 => algorithm::ECDSA_SHA384,
             Self::Ed25519 => algorithm::ED25519,
+            Self::Rsa2048 | Self::Rsa3072 => algorithm::RSA_SHA256,
         }
     }
+}
 
-    const fn key_algorithm(self) -> &'static [u8] {
-        match self {
-            Self::P256 => algorithm::P256_KEY,
-            Self::Ed25519 => algorithm::ED25519,
-        }
+/// The exponent of every RSA key that is made today (F4).
+const RSA_EXPONENT: u64 = 65_537;
+
+/// The kind of an RSA key of this size; others are not certified, and not made.
+fn rsa_kind(bits: usize, exponent: u64) -> Result<KeyKind, BadKey> {
+    match (bits, exponent) {
+        (2048, RSA_EXPONENT) => Ok(KeyKind::Rsa2048),
+        (3072, RSA_EXPONENT) => Ok(KeyKind::Rsa3072),
+        (bits, RSA_EXPONENT) => Err(BadKey::Weak(format!("RSA of {bits} bits"))),
+        (_, exponent) => Err(BadKey::Weak(format!("RSA with the exponent {exponent}"))),
     }
 }
 
@@ -174,7 +214,8 @@ impl<'de> serde::Deserialize<'de> for KeyKind {
 }
 
 impl PublicKey {
-    /// Takes the DER of a `SubjectPublicKeyInfo`: a point on P-256 in its uncompressed form, or an Ed25519 key.
+    /// Takes the DER of a `SubjectPublicKeyInfo`: a point on P-256 or P-384 in its uncompressed form, an Ed25519 key, or an
+    /// RSA key of 2048 or 3072 bits with the usual exponent.
     ///
     /// # Errors
     /// When it is anything else.
@@ -182,9 +223,12 @@ impl PublicKey {
         let key = VerifyingKey::from_spki(spki)?;
         let kind = match key.algorithm {
             KeyAlgorithm::P256 => KeyKind::P256,
+            KeyAlgorithm::P384 => KeyKind::P384,
             KeyAlgorithm::Ed25519 => KeyKind::Ed25519,
-            KeyAlgorithm::P384 => return Err(BadKey::Weak("on P-384".to_owned())),
-            KeyAlgorithm::Rsa => return Err(BadKey::Weak("of RSA".to_owned())),
+            KeyAlgorithm::Rsa => {
+                let (bits, exponent) = key.rsa_size().unwrap_or_default();
+                rsa_kind(bits, exponent)?
+            }
         };
         key.check_arithmetic()?;
         Ok(Self { kind, spki: spki.into() })
@@ -217,9 +261,9 @@ impl PublicKey {
     }
 
     /// From the key bits alone, which the library made.
-    fn from_bits(kind: KeyKind, bits: &[u8]) -> Result<Self, KeyFault> {
+    fn from_bits(algorithm: &[u8], bits: &[u8]) -> Result<Self, KeyFault> {
         let bits = der::write_bytes_as_bits(bits);
-        let spki = der::write(der::SEQUENCE, &[kind.key_algorithm(), &bits]);
+        let spki = der::write(der::SEQUENCE, &[algorithm, &bits]);
         Self::from_spki(&spki).map_err(|_bad| KeyFault::Malformed)
     }
 }
@@ -231,19 +275,24 @@ impl fmt::Debug for PublicKey {
 }
 
 impl PrivateKey {
-    /// Makes a new key.
+    /// Makes a new key. One that [is slow to make](KeyKind::is_slow_to_make) is not for a thread on which others wait.
     ///
     /// # Errors
     /// When the library cannot.
     pub fn generate(kind: KeyKind) -> Result<Self, KeyFault> {
         let not_made = |_unspecified| KeyFault::NotMade;
         match kind {
-            KeyKind::P256 => {
-                let pair =
-                    EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).map_err(not_made)?;
-                Self::from_p256(pair)
+            KeyKind::P256 | KeyKind::P384 => {
+                let (signing, algorithm) = ecdsa(kind).ok_or(KeyFault::NotMade)?;
+                Self::from_ecdsa(EcdsaKeyPair::generate(signing).map_err(not_made)?, algorithm)
             }
             KeyKind::Ed25519 => Self::from_ed25519(Ed25519KeyPair::generate().map_err(not_made)?),
+            KeyKind::Rsa2048 => {
+                Self::from_rsa(RsaKeyPair::generate(KeySize::Rsa2048).map_err(not_made)?)
+            }
+            KeyKind::Rsa3072 => {
+                Self::from_rsa(RsaKeyPair::generate(KeySize::Rsa3072).map_err(not_made)?)
+            }
         }
     }
 
@@ -252,28 +301,51 @@ impl PrivateKey {
     /// # Errors
     /// When it does not hold a key of a kind that we make, or its two halves do not match.
     pub fn from_pkcs8(pkcs8: &[u8]) -> Result<Self, KeyFault> {
-        if let Ok(pair) = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8) {
-            return Self::from_p256(pair);
+        let malformed = |_rejected| KeyFault::Malformed;
+        // What the document says that it holds is what it is read as.
+        let said = said_algorithm(pkcs8).map_err(|_bad| KeyFault::Malformed)?;
+        match said {
+            algorithm::ED25519 => {
+                let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8).map_err(malformed)?;
+                Self::from_ed25519(pair)
+            }
+            algorithm::RSA_KEY => Self::from_rsa(RsaKeyPair::from_pkcs8(pkcs8).map_err(malformed)?),
+            said => {
+                let kind = [KeyKind::P256, KeyKind::P384].into_iter().filter_map(ecdsa);
+                let (signing, algorithm) = kind
+                    .into_iter()
+                    .find(|(_, algorithm)| *algorithm == said)
+                    .ok_or(KeyFault::Malformed)?;
+                let pair = EcdsaKeyPair::from_pkcs8(signing, pkcs8).map_err(malformed)?;
+                Self::from_ecdsa(pair, algorithm)
+            }
         }
-        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8)
-            .map_err(|_rejected| KeyFault::Malformed)?;
-        Self::from_ed25519(pair)
     }
 
-    fn from_p256(pair: EcdsaKeyPair) -> Result<Self, KeyFault> {
+    fn from_ecdsa(pair: EcdsaKeyPair, algorithm: &[u8]) -> Result<Self, KeyFault> {
         // Version 1 of PKCS#8, which every reader knows.
         let pkcs8 = pair.to_pkcs8v1().map_err(|_unspecified| KeyFault::NotMade)?;
         Ok(Self {
-            public: PublicKey::from_bits(KeyKind::P256, pair.public_key().as_ref())?,
+            public: PublicKey::from_bits(algorithm, pair.public_key().as_ref())?,
             pkcs8: Zeroizing::new(pkcs8.as_ref().to_vec()),
-            pair: Pair::P256(Box::new(pair)),
+            pair: Pair::Ecdsa(Box::new(pair)),
+        })
+    }
+
+    fn from_rsa(pair: RsaKeyPair) -> Result<Self, KeyFault> {
+        // Of version 1, too.
+        let pkcs8 = pair.as_der().map_err(|_unspecified| KeyFault::NotMade)?;
+        Ok(Self {
+            public: PublicKey::from_bits(algorithm::RSA_KEY, pair.public_key().as_ref())?,
+            pkcs8: Zeroizing::new(pkcs8.as_ref().to_vec()),
+            pair: Pair::Rsa(Box::new(pair)),
         })
     }
 
     fn from_ed25519(pair: Ed25519KeyPair) -> Result<Self, KeyFault> {
         let pkcs8 = pair.to_pkcs8v1().map_err(|_unspecified| KeyFault::NotMade)?;
         Ok(Self {
-            public: PublicKey::from_bits(KeyKind::Ed25519, pair.public_key().as_ref())?,
+            public: PublicKey::from_bits(algorithm::ED25519, pair.public_key().as_ref())?,
             pkcs8: Zeroizing::new(pkcs8.as_ref().to_vec()),
             pair: Pair::Ed25519(Box::new(pair)),
         })
@@ -289,20 +361,42 @@ impl PrivateKey {
         &self.public
     }
 
-    /// Signs: ECDSA over SHA-256 in ASN.1 form, or Ed25519.
+    /// Signs: ECDSA in ASN.1 form over SHA-256 (on P-384 SHA-384), Ed25519, or RSA's PKCS#1 over SHA-256.
     ///
     /// # Errors
     /// When the library cannot.
     pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignFault> {
         let signature = match &self.pair {
-            Pair::P256(pair) => pair.sign(&SystemRandom::new(), message),
-            Pair::Ed25519(pair) => pair.try_sign(message),
+            Pair::Ecdsa(pair) => pair.sign(&SystemRandom::new(), message).map(to_bytes),
+            Pair::Ed25519(pair) => pair.try_sign(message).map(to_bytes),
+            Pair::Rsa(pair) => {
+                let mut signature = vec![0; pair.public_modulus_len()];
+                let random = SystemRandom::new();
+                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature).map(|()| signature)
+            }
         };
-        match signature {
-            Ok(signature) => Ok(signature.as_ref().to_vec()),
-            Err(_unspecified) => Err(SignFault::Failed("the library gave no reason".to_owned())),
-        }
+        signature.map_err(|_unspecified| SignFault::Failed("the library gave no reason".to_owned()))
     }
+}
+
+fn to_bytes(signature: aws_lc_rs::signature::Signature) -> Vec<u8> {
+    signature.as_ref().to_vec()
+}
+
+/// How keys on this curve sign, and how they are named.
+fn ecdsa(kind: KeyKind) -> Option<(&'static EcdsaSigningAlgorithm, &'static [u8])> {
+    match kind {
+        KeyKind::P256 => Some((&ECDSA_P256_SHA256_ASN1_SIGNING, algorithm::P256_KEY)),
+        KeyKind::P384 => Some((&ECDSA_P384_SHA384_ASN1_SIGNING, algorithm::P384_KEY)),
+        KeyKind::Ed25519 | KeyKind::Rsa2048 | KeyKind::Rsa3072 => None,
+    }
+}
+
+/// The `AlgorithmIdentifier` in a PKCS#8 document (RFC 5958, 2).
+fn said_algorithm(pkcs8: &[u8]) -> Result<&[u8], der::BadDer> {
+    let mut document = Reader::new(pkcs8).take(der::SEQUENCE, "private key")?.inside();
+    document.take(der::INTEGER, "version")?;
+    Ok(document.take(der::SEQUENCE, "key algorithm")?.raw())
 }
 
 impl fmt::Debug for PrivateKey {

@@ -133,9 +133,10 @@ impl State {
                 if self.renewing_node.is_none() {
                     wakes.push(self.node.due(now));
                 }
-                if synced && self.signing.is_empty() {
+                if synced {
                     let held_back = self.signs_from();
-                    wakes.extend(self.duties.values().map(|duty| duty.due(now).max(held_back)));
+                    let next = Pace::ALL.into_iter().filter_map(|pace| self.first_due(pace, now));
+                    wakes.extend(next.map(|due| due.max(held_back)));
                 }
             }
         }
@@ -416,31 +417,65 @@ impl State {
                     self.renewing_node = Some(now);
                     actions.push(Action::RenewNode { server: self.server });
                 }
-                if synced && self.signing.is_empty() && self.signs_from() <= now {
-                    self.sign(now, actions);
+                if synced && self.signs_from() <= now {
+                    for pace in Pace::ALL {
+                        self.sign(pace, now, actions);
+                    }
                 }
             }
         }
     }
 
-    fn sign(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
-        let mut due: Vec<((bool, u32), &Name)> = self
-            .duties
-            .iter()
-            .filter(|(_, duty)| duty.due(now) <= now)
-            .map(|(name, duty)| (duty.turn(), name))
+    /// The workloads of this pace, with what each needs. None while some of them are being asked for.
+    fn waiting(&self, pace: Pace) -> impl Iterator<Item = (&Duty, &Arc<Workload>)> {
+        let busy = self.signing.values().any(|asked| Pace::of(asked) == pace);
+        let workloads = (!busy).then(|| self.replica.workloads().values()).into_iter().flatten();
+        workloads
+            .filter(move |workload| Pace::of(workload) == pace)
+            // Its key type was changed while it is asked for under the old one.
+            .filter(|workload| !self.signing.contains_key(&workload.name))
+            .filter_map(|workload| Some((self.duties.get(&workload.name)?, workload)))
+    }
+
+    fn first_due(&self, pace: Pace, now: Timestamp) -> Option<Timestamp> {
+        self.waiting(pace).map(|(duty, _)| duty.due(now)).min()
+    }
+
+    fn sign(&mut self, pace: Pace, now: Timestamp, actions: &mut Vec<Action>) {
+        let mut due: Vec<_> = self
+            .waiting(pace)
+            .filter(|(duty, _)| duty.due(now) <= now)
+            .map(|(duty, workload)| (duty.turn(), &workload.name, workload))
             .collect();
-        due.sort();
-        let batch: Vec<Arc<Workload>> = due
-            .iter()
-            .take(self.settings.batch_max)
-            .filter_map(|(_, name)| self.replica.workloads().get(*name).cloned())
-            .collect();
+        due.sort_by_key(|(turn, name, _)| (*turn, *name));
+        let most = match pace {
+            Pace::Quick => self.settings.batch_max,
+            // One after the other, so that the first need not wait for the last, and no core is lost to others.
+            Pace::Slow => 1,
+        };
+        let batch: Vec<Arc<Workload>> =
+            due.into_iter().take(most).map(|(_, _, workload)| Arc::clone(workload)).collect();
         if batch.is_empty() {
             return;
         }
-        self.signing = batch.iter().map(|one| (one.name.clone(), Arc::clone(one))).collect();
+        self.signing.extend(batch.iter().map(|one| (one.name.clone(), Arc::clone(one))));
         actions.push(Action::Sign(batch));
+    }
+}
+
+/// Whether a workload's key is made in a moment. Those that take long are asked for beside the others, which never wait
+/// for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    Quick,
+    Slow,
+}
+
+impl Pace {
+    const ALL: [Self; 2] = [Self::Quick, Self::Slow];
+
+    fn of(workload: &Workload) -> Self {
+        if workload.spec.key_type.is_slow_to_make() { Self::Slow } else { Self::Quick }
     }
 }
 

@@ -6,7 +6,7 @@ use countersign_api::wire::refusal_of;
 use countersign_api::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use countersign_api::workload::{JwtsvidRequest, X509svidRequest, X509svidResponse};
 use countersign_identity::{Clock, Code, Reason, Revoked, SeededEntropy, Serial};
-use countersign_pki::RevokedSerial;
+use countersign_pki::{Chain, KeyKind, PrivateKey, RevokedSerial};
 use futures_util::StreamExt;
 use spiffe::WorkloadApiError;
 use tonic::{Request, metadata::MetadataValue};
@@ -25,6 +25,30 @@ async fn a_process_that_matches_gets_its_identity_and_the_bundle() {
     assert_eq!(context.bundle_set().get(&domain).unwrap().authorities().len(), 1);
     let bundles = agent.client().await.fetch_x509_bundles().await.unwrap();
     assert!(bundles.get(&domain).is_some());
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn workload_of_any_kind_of_key_is_served_with_the_key_of_its_certificate() {
+    let world = World::new().await;
+    for kind in KeyKind::ALL {
+        let value = format!(r#"{{"keyType":"{kind}","selectors":["launch:web"]}}"#);
+        world.server.put_value("Workload", kind.as_str(), value.as_bytes());
+    }
+    let agent = world.agent().await;
+    let mut stream = raw(&agent).await;
+    let mut served = stream.message().await.unwrap().unwrap().svids;
+    while served.len() < KeyKind::ALL.len() + 1 {
+        served = stream.message().await.unwrap().unwrap().svids;
+    }
+    for kind in KeyKind::ALL {
+        let id = format!("spiffe://shop.example/{kind}");
+        let svid = served.iter().find(|svid| svid.spiffe_id == id).unwrap();
+        let key = PrivateKey::from_pkcs8(&svid.x509_svid_key).unwrap();
+        let chain = Chain::from_concatenated(&svid.x509_svid).unwrap();
+        assert_eq!(key.public().kind(), kind);
+        assert_eq!(chain.leaf().spki(), key.public().spki());
+    }
     agent.stop().await;
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use countersign_agent::core::{
-    Action, Event, Knowledge, Outcome, RecordKey, Remembered, Replica, State, SyncMessage,
+    Action, Event, Knowledge, Outcome, Record, RecordKey, Remembered, Replica, State, SyncMessage,
 };
 use countersign_identity::{Code, Revision, SeededEntropy, Timestamp};
 
@@ -311,4 +311,55 @@ fn a_thousand_agents_do_not_come_back_together() {
     assert!(herd < 60, "{herd} of 1000 come back within 100 ms");
     let herd = densest(renewals, secs(10));
     assert!(herd < 120, "{herd} of 1000 renew within 10 s of an hour");
+}
+
+fn of_kind(name: &str, kind: &str) -> Record {
+    let value = format!(r#"{{"keyType":"{kind}","selectors":["launch:{name}"]}}"#);
+    Record::read("Workload", name, value.as_bytes()).unwrap()
+}
+
+fn signs(actions: &[Action]) -> Vec<Vec<&str>> {
+    let mut batches = Vec::new();
+    for action in actions {
+        if let Action::Sign(workloads) = action {
+            batches.push(workloads.iter().map(|one| one.name.as_str()).collect());
+        }
+    }
+    batches
+}
+
+#[test]
+fn keys_that_take_long_are_made_one_by_one_and_nobody_else_waits_for_them() {
+    let mut world = World::new(21, secs(600));
+    world.records = vec![
+        domain(),
+        workload("web"),
+        of_kind("old-a", "rsa-3072"),
+        of_kind("old-b", "rsa-2048"),
+        of_kind("api", "ecdsa-p384"),
+    ];
+    let step = |world: &mut World, event| world.state.step(event, world.now, &world.entropy);
+    step(&mut world, Event::Woke);
+    step(&mut world, Event::Opened);
+    let snapshot = world.snapshot();
+    let actions = step(&mut world, Event::Said(snapshot));
+    assert_eq!(signs(&actions), [vec!["api", "web"], vec!["old-a"]]);
+    // Something new while the slow key is in the making: asked for as soon as the quick ones are there.
+    let put = vec![workload("late")];
+    let message = SyncMessage::Changes { revision: revision(8), put, gone: Vec::new() };
+    assert_eq!(signs(&step(&mut world, Event::Said(message))), Vec::<Vec<&str>>::new());
+    let answer = |world: &mut World, name_of: &str| {
+        let issued = world.issue(id(name_of), secs(600));
+        (name(name_of), Outcome::Issued(issued))
+    };
+    let quick = vec![answer(&mut world, "web"), answer(&mut world, "api")];
+    assert_eq!(signs(&step(&mut world, Event::Signed(quick))), [vec!["late"]]);
+    // A kind that changes meanwhile is asked for anew afterwards, not twice at once.
+    let put = vec![of_kind("old-a", "ecdsa-p256")];
+    let message = SyncMessage::Changes { revision: revision(9), put, gone: Vec::new() };
+    assert_eq!(signs(&step(&mut world, Event::Said(message))), Vec::<Vec<&str>>::new());
+    let late = vec![answer(&mut world, "late")];
+    assert_eq!(signs(&step(&mut world, Event::Signed(late))), Vec::<Vec<&str>>::new());
+    let slow = vec![answer(&mut world, "old-a")];
+    assert_eq!(signs(&step(&mut world, Event::Signed(slow))), [vec!["old-a"], vec!["old-b"]]);
 }

@@ -47,7 +47,7 @@ impl std::str::FromStr for Approval {
 #[schemars(deny_unknown_fields)]
 pub struct AuthoritySpec {
     /// The kind of key that the next root and the next issuers get.
-    #[schemars(with = "Option<super::schema::KeyTypeText>")]
+    #[schemars(with = "Option<super::schema::AuthorityKeyTypeText>")]
     pub key_type: KeyKind,
     /// How long the next root lives.
     #[schemars(with = "Option<super::schema::LifetimeText>")]
@@ -82,6 +82,14 @@ impl Default for AuthoritySpec {
 impl AuthoritySpec {
     pub(super) fn read(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<Self> {
         let key_type = fields.optional("keyType", problems);
+        if let Some(Some(rsa)) =
+            key_type.filter(|kind: &Option<KeyKind>| kind.is_some_and(KeyKind::is_rsa))
+        {
+            let message = format!(
+                "`{rsa}` is for workloads alone whose clients know nothing else: write `ecdsa-p256`, `ecdsa-p384` or `ed25519`"
+            );
+            problems.add(&fields.place_of("keyType"), message);
+        }
         let root_lifetime = fields.optional("rootLifetime", problems);
         let issuer_lifetime = fields.optional("issuerLifetime", problems);
         let prepare_before = fields.optional("prepareBefore", problems);

@@ -51,6 +51,24 @@ pub(super) struct ShardsNumber(u16);
 pub(super) enum KeyTypeText {
     #[schemars(rename = "ecdsa-p256")]
     P256,
+    #[schemars(rename = "ecdsa-p384")]
+    P384,
+    #[schemars(rename = "ed25519")]
+    Ed25519,
+    #[schemars(rename = "rsa-2048")]
+    Rsa2048,
+    #[schemars(rename = "rsa-3072")]
+    Rsa3072,
+}
+
+/// The kind of an authority's key.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "stands for the schema of a word only")]
+pub(super) enum AuthorityKeyTypeText {
+    #[schemars(rename = "ecdsa-p256")]
+    P256,
+    #[schemars(rename = "ecdsa-p384")]
+    P384,
     #[schemars(rename = "ed25519")]
     Ed25519,
 }

@@ -1,3 +1,4 @@
+use countersign_pki::KeyKind;
 use serde_json::json;
 
 use super::*;
@@ -441,4 +442,24 @@ fn an_upstream_without_a_door_is_refused() {
         &[workload, plain, caller],
         &[("Service/caller", "spec.upstreams[0].service", "has no door")],
     );
+}
+
+#[test]
+fn a_workload_may_ask_for_any_kind_of_key_and_an_authority_for_none_of_rsa() {
+    for kind in KeyKind::ALL {
+        let resource =
+            accepted("Workload", json!({ "selectors": ["launch:web"], "keyType": kind }));
+        assert!(matches!(&resource.spec, Spec::Workload(spec) if spec.key_type == kind));
+    }
+    for kind in ["ecdsa-p256", "ecdsa-p384", "ed25519"] {
+        accepted("Authority", json!({ "keyType": kind }));
+    }
+    for kind in ["rsa-2048", "rsa-3072"] {
+        let expected = [("spec.keyType", "write `ecdsa-p256`, `ecdsa-p384` or `ed25519`")];
+        refused("Authority", json!({ "keyType": kind }), &expected);
+    }
+    for kind in ["rsa-1024", "rsa-4096", "rsa", "ecdsa-p521", "RSA-2048", "*"] {
+        let spec = json!({ "selectors": ["launch:web"], "keyType": kind });
+        refused("Workload", spec, &[("spec.keyType", "`rsa-2048` or `rsa-3072`")]);
+    }
 }

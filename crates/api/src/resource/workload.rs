@@ -30,7 +30,8 @@ pub struct WorkloadSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<super::schema::LifetimeText>")]
     pub lifetime: Option<Lifetime>,
-    /// The kind of its keys: `ecdsa-p256` (the default) or `ed25519`.
+    /// The kind of its keys: `ecdsa-p256` (the default), `ecdsa-p384`, `ed25519`, or, only for clients that know nothing
+    /// else, `rsa-2048` or `rsa-3072`.
     #[schemars(with = "Option<super::schema::KeyTypeText>")]
     pub key_type: KeyKind,
     /// DNS names to put in its certificates, for clients that know no SPIFFE. Nothing is decided by them.

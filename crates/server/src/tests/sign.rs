@@ -244,3 +244,38 @@ async fn signing_goes_on_while_rights_are_taken_away_elsewhere() {
         assert!(issued.row.spiffe_id.path() != "/other");
     }
 }
+
+#[tokio::test]
+async fn each_workload_gets_its_certificate_for_the_kind_of_key_that_its_manifest_names_and_for_no_other()
+ {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let manifests = KeyKind::ALL.map(|kind| {
+        let mut manifest = workload(kind.as_str(), &[]);
+        manifest["spec"]["keyType"] = kind.as_str().into();
+        manifest
+    });
+    running.apply(manifests.to_vec()).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let mut client = agent.client(&realm, &running).await;
+    let keys = KeyKind::ALL.map(|kind| PrivateKey::generate(kind).unwrap());
+    for wanted in KeyKind::ALL {
+        let items = keys.iter().map(|key| item(wanted.as_str(), key)).collect();
+        let results = sign(&mut client, items).await;
+        for (result, key) in results.into_iter().zip(&keys) {
+            match result {
+                Ok(issued) => {
+                    assert_eq!(key.public().kind(), wanted);
+                    let verified = agent.verify(&realm, &issued.chain);
+                    assert_eq!(verified.key, key.public().id());
+                }
+                Err(code) => {
+                    assert_eq!(code, Code::WeakKey);
+                    assert_ne!(key.public().kind(), wanted);
+                }
+            }
+        }
+    }
+    running.stop().await;
+    realm.verify_everything().await;
+}

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ends::{Shop, WEB_TO_ORDERS, door, exchange, name, shake, slice, tcp_pair, trust};
-use crate::realm::{Realm, START};
+use crate::ends::{
+    Shop, WEB_TO_ORDERS, door, exchange, identity, name, shake, slice, tcp_pair, trust,
+};
+use crate::realm::{NODE, Realm, START};
 use countersign_identity::{Clock, Code, KeyId};
+use countersign_pki::{KeyKind, PrivateKey};
 use countersign_tls::{
-    Clients, Direction, Expected, FirstContact, Inbound, Outbound, Present, Trust, accept, connect,
-    connect_pinned, dial,
+    Clients, Direction, Expected, FirstContact, Identity, Inbound, Outbound, Present, Trust,
+    accept, connect, connect_pinned, dial,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -34,6 +37,35 @@ async fn two_services_talk_and_know_each_other() {
     assert!(fact.suite.starts_with("TLS13_"), "{}", fact.suite);
     assert!(!fact.resumed);
     assert_eq!(web.fact.group, "X25519MLKEM768");
+}
+
+#[tokio::test]
+async fn services_with_keys_of_any_kind_talk_to_each_other() {
+    let shop = Shop::open();
+    let keys = KeyKind::ALL.map(|kind| PrivateKey::generate(kind).unwrap());
+    for (web_key, orders_key) in keys.iter().zip(keys.iter().cycle().skip(3)) {
+        let svid = |key, path| shop.realm.svid_for(key, path, START, 3600, (NODE, 7));
+        shop.web.set_identity(identity(&svid(web_key, "/web"))).unwrap();
+        shop.orders.set_identity(identity(&svid(orders_key, "/orders"))).unwrap();
+        let (mut web, mut orders) = shop.shake().await.both();
+        exchange(&mut web, &mut orders).await;
+        let kinds = (web_key.public().kind(), orders_key.public().kind());
+        let seen = web.stream.admitted().peer().unwrap().clone();
+        assert_eq!(seen.key, orders_key.public().id(), "{kinds:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_of_another_kind_than_the_certificates_is_no_identity() {
+    let shop = Shop::open();
+    let keys = KeyKind::ALL.map(|kind| PrivateKey::generate(kind).unwrap());
+    for key in &keys {
+        let svid = shop.realm.svid_for(key, "/web", START, 3600, (NODE, 7));
+        for other in &keys {
+            let made = Identity::new(svid.chain.clone(), other.pkcs8());
+            assert_eq!(made.is_ok(), other.public() == key.public());
+        }
+    }
 }
 
 #[tokio::test]

@@ -67,12 +67,24 @@ impl Realm {
         lifetime_secs: u64,
         (node, number): (NodeTag, u64),
     ) -> Svid {
-        let id = self.domain.with_path(path).unwrap();
         let key = PrivateKey::generate(KeyKind::P256).unwrap();
+        self.svid_for(&key, path, issued, lifetime_secs, (node, number))
+    }
+
+    /// The same, for this key.
+    pub(crate) fn svid_for(
+        &self,
+        key: &PrivateKey,
+        path: &str,
+        issued: Timestamp,
+        lifetime_secs: u64,
+        (node, number): (NodeTag, u64),
+    ) -> Svid {
+        let id = self.domain.with_path(path).unwrap();
         let lifetime = Lifetime::from_secs(lifetime_secs).unwrap();
         let draft = Draft {
             id: id.clone(),
-            key: ProvenKey::of(&key),
+            key: ProvenKey::of(key),
             serial: Serial::draw(issued, &self.entropy).unwrap(),
             issued,
             lifetime,
