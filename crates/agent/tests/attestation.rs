@@ -327,3 +327,103 @@ async fn streams_pass_the_filter_both_ways() {
     let refused = server.read_u8().await.unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::InvalidData);
 }
+
+/// Groups of this test in the machine's control groups of version 2, removed with it.
+struct Groups {
+    top: std::path::PathBuf,
+    made: Vec<std::path::PathBuf>,
+    mounted: Option<tempfile::TempDir>,
+}
+
+impl Groups {
+    /// None where nobody but others may make groups: for who is not root, and in closed containers.
+    fn new() -> Option<Self> {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let version_2 = |line: &&str| line.split(' ').nth(2) == Some("cgroup2");
+        let at = |line: &str| line.split(' ').nth(1).map(std::path::PathBuf::from);
+        let found = mounts.lines().find(version_2).and_then(at);
+        let (top, mounted) = match found {
+            Some(top) => (top, None),
+            None => {
+                let place = tempfile::tempdir().unwrap();
+                let mount = Command::new("mount").args(["-t", "cgroup2", "none"]).arg(place.path());
+                let done =
+                    { mount }.stderr(Stdio::null()).status().is_ok_and(|ended| ended.success());
+                if !done {
+                    return None;
+                }
+                (place.path().to_owned(), Some(place))
+            }
+        };
+        let slice = format!("countersign-test-{}.slice", std::process::id());
+        let mut groups = Self { top, made: Vec::new(), mounted };
+        groups.make(&slice).ok()?;
+        Some(groups)
+    }
+
+    fn make(&mut self, path: &str) -> std::io::Result<std::path::PathBuf> {
+        let mut group = self.top.clone();
+        for part in path.split('/') {
+            group.push(part);
+            if !group.exists() {
+                std::fs::create_dir(&group)?;
+                self.made.push(group.clone());
+            }
+        }
+        Ok(group)
+    }
+
+    fn slice(&self) -> String {
+        self.made[0].file_name().unwrap().to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        for group in self.made.iter().rev() {
+            std::fs::remove_dir(group).ok();
+        }
+        if let Some(place) = &self.mounted {
+            Command::new("umount").arg(place.path()).status().ok();
+        }
+    }
+}
+
+#[tokio::test]
+async fn unit_and_container_are_those_of_the_real_control_group_at_each_look() {
+    let Some(mut groups) = Groups::new() else {
+        eprintln!(
+            "control groups cannot be made here: only their texts are tested, in the library"
+        );
+        return;
+    };
+    let slice = groups.slice();
+    let id = "0123456789abcdef".repeat(4);
+    let (unit, container) =
+        (selector("systemd:unit:payments.service"), selector(&format!("container:id:{id}")));
+    let kinds = [SelectorKind::SystemdUnit, SelectorKind::ContainerId];
+    let cases = [
+        (format!("{slice}/payments.service"), true, false),
+        (format!("{slice}/payments.service/inner"), true, false),
+        (format!("{slice}/docker-{id}.scope"), false, true),
+        (format!("{slice}/docker-{id}.scope/payments.service"), false, true),
+        (format!("{slice}/user.slice/payments.service"), false, false),
+        (format!("{slice}/user.slice/docker-{id}.scope"), false, false),
+        (format!("{slice}/other.service/payments.service"), false, false),
+        (format!("{slice}/x payments.service/payments.service"), false, false),
+    ];
+    for way in WAYS {
+        let door = Door::new();
+        let child = start(&door.path(), "stay");
+        let socket = door.accept().await;
+        let caller = LinuxAttestor::new(way, Launches::none()).pin(&socket).unwrap();
+        for (path, in_unit, in_container) in &cases {
+            let group = groups.make(path).unwrap();
+            std::fs::write(group.join("cgroup.procs"), child.child.id().to_string()).unwrap();
+            let found = facts(&caller, &kinds).await.unwrap();
+            assert_eq!(found.holds(&unit), *in_unit, "{way:?} {path}: {found:?}");
+            assert_eq!(found.holds(&container), *in_container, "{way:?} {path}: {found:?}");
+        }
+        drop(child);
+    }
+}

@@ -18,6 +18,8 @@ mod authority_filter;
 mod bundle;
 #[path = "../../../fuzz/fuzz_targets/certificate.rs"]
 mod certificate;
+#[path = "../../../fuzz/fuzz_targets/cgroup.rs"]
+mod cgroup;
 #[path = "../../../fuzz/fuzz_targets/chain.rs"]
 mod chain;
 #[path = "../../../fuzz/fuzz_targets/crl.rs"]
@@ -171,6 +173,11 @@ fn the_bundle_target_holds_near_its_seeds() {
 #[test]
 fn the_certificate_target_holds_near_its_seeds() {
     holds("certificate", certificate::run);
+}
+
+#[test]
+fn the_cgroup_target_holds_near_its_seeds() {
+    holds("cgroup", cgroup::run);
 }
 
 #[test]

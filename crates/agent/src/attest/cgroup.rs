@@ -1,41 +1,160 @@
 //! What a process's control group says: the systemd unit and the container that it belongs to.
 
+use std::fmt;
+
 /// Unit and container of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Membership {
-    pub(super) unit: Option<String>,
-    pub(super) container: Option<String>,
+pub struct Membership {
+    /// The service unit, as systemd names it.
+    pub unit: Option<String>,
+    /// The container's 64 hexadecimal digits.
+    pub container: Option<String>,
 }
+
+/// A text of which it cannot be told what the process belongs to. It is never taken for "belongs to nothing".
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadGroup {
+    /// Not of the form that the kernel writes.
+    #[error("the control group's line {line} is not of the form `NUMBER:CONTROLLERS:/PATH`")]
+    Malformed {
+        /// Which, from 1.
+        line: usize,
+    },
+    /// One group is told twice.
+    #[error("the control group is told twice for one hierarchy")]
+    Twice,
+    /// The path is reckoned from a place below the top.
+    #[error("the process lies outside of the control groups that the agent can see")]
+    Outside,
+    /// The group is gone, so that another of the name can exist.
+    #[error("the control group was deleted")]
+    Deleted,
+    /// Version 1 only, without systemd's hierarchy: every controller has a path of its own.
+    #[error("the control groups of the process's controllers lie in different units or containers")]
+    Different,
+}
+
+/// What runs containers, as it begins the names of groups.
+const RUNTIMES: [&str; 6] = ["docker", "cri-containerd", "crio", "libpod", "nerdctl", "containerd"];
+/// What the kernel writes behind the path of a group that is gone.
+const DELETED: &str = " (deleted)";
 
 /// Reads the text of `/proc/PID/cgroup`.
 ///
-/// Only the topmost unit and the topmost container count: what lies below may have been delegated to a user, who can
-/// create groups of any name there. So nothing below `user.slice` says anything, and no container below a service.
-pub(super) fn membership(text: &str) -> Membership {
-    let unified = text.lines().find_map(|line| line.strip_prefix("0::"));
-    let systemd =
-        text.lines().find_map(|line| line.split_once(":name=systemd:").map(|(_, path)| path));
-    let path = unified.filter(|path| *path != "/").or(systemd).or(unified).unwrap_or("/");
-    let parts: Vec<&str> = path
-        .split('/')
-        .filter(|part| !part.is_empty())
-        .take_while(|part| *part != "user.slice")
-        .collect();
-    Membership {
-        unit: parts.iter().find(|part| part.ends_with(".service")).map(|part| (*part).to_owned()),
-        container: parts
-            .iter()
-            .take_while(|part| !part.ends_with(".service"))
-            .find_map(|part| container(part)),
+/// Only the topmost unit and the topmost container count: what lies below may have been delegated to a user or a
+/// container, which can create groups of any name there. So a unit is a service directly under slices, as systemd makes
+/// them; nothing below `user.slice` or a session says anything, no unit below a container, no container below a service.
+///
+/// # Errors
+/// When the text does not say it, or not clearly.
+pub fn membership(text: &str) -> Result<Membership, BadGroup> {
+    let hierarchies = hierarchies(text)?;
+    let named = |name: &str| hierarchies.iter().find(|found| found.controllers == name);
+    // Version 2 counts wherever it is in use. Where it is mounted beside version 1 only, everybody is at its top.
+    let unified = named("").filter(|found| !found.is_top());
+    if let Some(one) = unified.or_else(|| named("name=systemd")) {
+        return one.membership();
+    }
+    let mut told = hierarchies.iter().filter(|found| !found.is_top()).map(Hierarchy::membership);
+    let first = told.next().transpose()?.unwrap_or_default();
+    for other in told {
+        if other? != first {
+            return Err(BadGroup::Different);
+        }
+    }
+    Ok(first)
+}
+
+/// One line: a hierarchy, and where in it the process lies.
+struct Hierarchy<'a> {
+    controllers: &'a str,
+    path: &'a str,
+}
+
+impl fmt::Debug for Hierarchy<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.controllers, self.path)
     }
 }
 
-/// The 64 hexadecimal digits in a group's name such as `docker-<id>.scope`, `cri-containerd-<id>.scope` or `<id>`.
-fn container(part: &str) -> Option<String> {
-    let name = part.strip_suffix(".scope").unwrap_or(part);
-    let id = name.rsplit('-').next().unwrap_or(name);
-    let hex = id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    (id.len() == 64 && hex).then(|| id.to_owned())
+fn hierarchies(text: &str) -> Result<Vec<Hierarchy<'_>>, BadGroup> {
+    let mut found: Vec<Hierarchy<'_>> = Vec::new();
+    // The kernel ends every line; one that has no end was cut off.
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        let one = line.strip_suffix('\n').and_then(hierarchy);
+        let one = one.ok_or(BadGroup::Malformed { line: index + 1 })?;
+        if found.iter().any(|before| before.controllers == one.controllers) {
+            return Err(BadGroup::Twice);
+        }
+        found.push(one);
+    }
+    Ok(found)
+}
+
+fn hierarchy(line: &str) -> Option<Hierarchy<'_>> {
+    let (number, rest) = line.split_once(':')?;
+    // A path may hold colons; names of controllers and of hierarchies cannot.
+    let (controllers, path) = rest.split_once(':')?;
+    let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    // What is not UTF-8 was replaced while it was read, and could be taken for another name.
+    let readable = !path.contains(char::REPLACEMENT_CHARACTER) && !path.contains(char::is_control);
+    let version_2 = number == "0";
+    let valid = digits && path.starts_with('/') && readable && version_2 == controllers.is_empty();
+    valid.then_some(Hierarchy { controllers, path })
+}
+
+impl Hierarchy<'_> {
+    fn is_top(&self) -> bool {
+        self.path == "/"
+    }
+
+    fn membership(&self) -> Result<Membership, BadGroup> {
+        if self.path.ends_with(DELETED) {
+            return Err(BadGroup::Deleted);
+        }
+        let parts = || self.path.split('/').filter(|part| !part.is_empty());
+        if parts().any(|part| part == "..") {
+            return Err(BadGroup::Outside);
+        }
+        let mut under_slices = true;
+        for part in parts() {
+            if let Some(id) = container(part) {
+                return Ok(Membership { container: Some(id.to_owned()), unit: None });
+            }
+            if part.ends_with(".service") {
+                let unit = under_slices.then(|| unescaped(part).to_owned());
+                return Ok(Membership { unit, container: None });
+            }
+            if part == "user.slice" || part.ends_with(".scope") {
+                break;
+            }
+            under_slices &= part.ends_with(".slice");
+        }
+        Ok(Membership::default())
+    }
+}
+
+/// A unit's name in place of its group's: systemd writes `_` before names that the kernel could mistake.
+fn unescaped(part: &str) -> &str {
+    part.strip_prefix('_').unwrap_or(part)
+}
+
+/// The id in a group's name: `docker-ID.scope` and the like, `ID` alone, or `SLICE:cri-containerd:ID`.
+fn container(part: &str) -> Option<&str> {
+    let id_of = |id: &&str| {
+        id.len() == 64 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let of_runtime = |name: &'_ str| -> bool { RUNTIMES.contains(&name) };
+    if let Some((slice, named)) = part.split_once(':') {
+        let (runtime, id) = named.split_once(':')?;
+        return Some(id).filter(|id| slice.ends_with(".slice") && of_runtime(runtime) && id_of(id));
+    }
+    let name = part.strip_suffix(".scope");
+    match name.unwrap_or(part).rsplit_once('-') {
+        Some((runtime, id)) => Some(id).filter(|id| of_runtime(runtime) && id_of(id)),
+        // A scope of systemd's is never the bare id.
+        None => Some(part).filter(|id| name.is_none() && id_of(id)),
+    }
 }
 
 #[cfg(test)]
@@ -43,30 +162,159 @@ mod tests {
     use super::*;
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    const OTHER: &str = "fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210";
 
     #[track_caller]
     fn read(text: &str, unit: Option<&str>, container: Option<&str>) {
         let expected =
             Membership { unit: unit.map(str::to_owned), container: container.map(str::to_owned) };
-        assert_eq!(membership(text), expected, "reading {text:?}");
+        assert_eq!(membership(text), Ok(expected), "reading {text:?}");
+    }
+
+    #[track_caller]
+    fn in_unit(path: &str, unit: &str) {
+        read(&format!("0::{path}\n"), Some(unit), None);
+    }
+
+    #[track_caller]
+    fn in_container(path: &str) {
+        read(&format!("0::{path}\n"), None, Some(ID));
+    }
+
+    #[track_caller]
+    fn in_nothing(path: &str) {
+        read(&format!("0::{path}\n"), None, None);
+    }
+
+    #[track_caller]
+    fn unclear(text: &str, why: BadGroup) {
+        assert_eq!(membership(text), Err(why), "reading {text:?}");
     }
 
     #[test]
-    fn unit_and_container_are_found() {
-        read("0::/system.slice/payments.service\n", Some("payments.service"), None);
-        read(&format!("0::/system.slice/docker-{ID}.scope\n"), None, Some(ID));
-        read(&format!("0::/kubepods.slice/pod1.slice/cri-containerd-{ID}.scope"), None, Some(ID));
-        read(&format!("12:pids:/docker/{ID}\n1:name=systemd:/docker/{ID}\n0::/\n"), None, Some(ID));
-        read("0::/\n", None, None);
+    fn unit_of_a_service_is_found_under_its_slices() {
+        in_unit("/system.slice/payments.service", "payments.service");
+        in_unit("/system.slice/system-getty.slice/getty@tty1.service", "getty@tty1.service");
+        in_unit("/payments.service", "payments.service");
+        in_unit("/system.slice/payments.service/worker/3", "payments.service");
+        in_unit(r"/system.slice/a\x2db.service", r"a\x2db.service");
+        in_unit("/system.slice/__odd.service", "_odd.service");
+        in_nothing("/");
+        in_nothing("/init.scope");
+        in_nothing("/system.slice");
+        in_nothing("/system.slice/payments.socket");
         read("", None, None);
     }
 
     #[test]
-    fn a_user_cannot_name_a_group_of_its_own_after_a_unit() {
-        read("0::/user.slice/user-1000.slice/user@1000.service/payments.service", None, None);
-        read(&format!("0::/user.slice/user-1000.slice/docker-{ID}.scope"), None, None);
-        read("0::/system.slice/ci.service/payments.service", Some("ci.service"), None);
-        let text = format!("0::/system.slice/ci.service/docker-{ID}.scope");
-        read(&text, Some("ci.service"), None);
+    fn container_of_each_usual_runtime_is_found() {
+        in_container(&format!("/system.slice/docker-{ID}.scope"));
+        in_container(&format!("/docker/{ID}"));
+        in_container(&format!("/machine.slice/libpod-{ID}.scope/container"));
+        in_container(&format!("/libpod_parent/libpod-{ID}"));
+        let pod = "kubepods-burstable-pod3f1c_9.slice";
+        in_container(&format!("/kubepods.slice/{pod}/cri-containerd-{ID}.scope"));
+        in_container(&format!("/kubepods.slice/{pod}/crio-{ID}.scope"));
+        in_container(&format!("/kubepods/besteffort/pod3f1c-9/{ID}"));
+        in_container(&format!("/kubepods/besteffort/pod3f1c-9/crio-{ID}"));
+        in_container(&format!("/{pod}:cri-containerd:{ID}"));
+        in_container(&format!("/default/{ID}"));
+    }
+
+    #[test]
+    fn version_1_is_read_from_systemds_hierarchy_and_version_2_before_it() {
+        let both = format!("12:pids:/\n1:name=systemd:/docker/{ID}\n0::/\n");
+        read(&both, None, Some(ID));
+        read("1:name=systemd:/\n0::/system.slice/a.service\n", Some("a.service"), None);
+        read("1:name=systemd:/b.service\n0::/system.slice/a.service\n", Some("a.service"), None);
+        let without_systemd =
+            format!("3:cpu,cpuacct:/docker/{ID}\n2:pids:/docker/{ID}\n1:blkio:/\n");
+        read(&without_systemd, None, Some(ID));
+        let different = format!("2:pids:/docker/{ID}\n1:memory:/docker/{OTHER}\n");
+        unclear(&different, BadGroup::Different);
+        unclear(&format!("2:pids:/docker/{ID}\n1:memory:/jobs\n"), BadGroup::Different);
+    }
+
+    #[test]
+    fn user_cannot_name_a_group_of_its_own_after_a_unit_or_a_container() {
+        in_nothing("/user.slice/user-1000.slice/user@1000.service/payments.service");
+        in_nothing("/user.slice/user-1000.slice/user@1000.service/app.slice/payments.service");
+        in_nothing(&format!("/user.slice/user-1000.slice/docker-{ID}.scope"));
+        in_nothing(&format!("/user.slice/user-1000.slice/session-4.scope/{ID}"));
+        in_nothing("/system.slice/session-4.scope/payments.service");
+        in_nothing(&format!("/init.scope/docker-{ID}.scope"));
+    }
+
+    #[test]
+    fn service_cannot_name_a_group_of_its_own_after_another_unit_or_a_container() {
+        in_unit("/system.slice/ci.service/payments.service", "ci.service");
+        in_unit("/system.slice/ci.service/system.slice/payments.service", "ci.service");
+        in_unit(&format!("/system.slice/ci.service/docker-{ID}.scope"), "ci.service");
+        in_unit(&format!("/system.slice/ci.service/{ID}"), "ci.service");
+    }
+
+    #[test]
+    fn container_cannot_name_a_group_of_its_own_after_a_unit_or_another_container() {
+        in_container(&format!("/system.slice/docker-{ID}.scope/payments.service"));
+        in_container(&format!("/system.slice/docker-{ID}.scope/system.slice/payments.service"));
+        in_container(&format!("/docker/{ID}/docker/{OTHER}"));
+        in_container(&format!("/docker/{ID}/system.slice/docker-{OTHER}.scope"));
+        // A whole system in a container that has no id of this form: its units are not this machine's.
+        in_nothing("/lxc.payload.guest/system.slice/payments.service");
+        in_nothing("/lxc/guest/payments.service");
+        in_nothing(r"/machine.slice/systemd-nspawn_x.scope/payload/system.slice/payments.service");
+    }
+
+    #[test]
+    fn names_that_only_resemble_those_of_runtimes_are_no_containers() {
+        for name in [
+            // The one that watches over the container, on the machine itself.
+            format!("libpod-conmon-{ID}.scope"),
+            format!("crio-conmon-{ID}.scope"),
+            format!("evil-{ID}"),
+            format!("evil-{ID}.scope"),
+            format!("-{ID}"),
+            format!("docker-{ID}.slice"),
+            format!("docker-{ID}.scope.d"),
+            format!("docker-{ID}x"),
+            format!("docker-{}", &ID[1..]),
+            format!("docker-{}", ID.to_uppercase()),
+            format!("{ID}.scope"),
+            format!("docker:{ID}"),
+            format!("a.slice:evil:{ID}"),
+            format!("pod:cri-containerd:{ID}"),
+            format!("a.slice:cri-containerd:{ID}:x"),
+            format!(" {ID}"),
+        ] {
+            in_nothing(&format!("/{name}"));
+        }
+        in_nothing("/system.slice/payments.service.d");
+        in_nothing("/system.slice/payments.Service");
+    }
+
+    #[test]
+    fn what_is_not_clearly_told_is_an_error_and_never_nothing() {
+        unclear("0::/../payments.service\n", BadGroup::Outside);
+        unclear("0::/..\n", BadGroup::Outside);
+        unclear("0::/system.slice/payments.service (deleted)\n", BadGroup::Deleted);
+        unclear("0::/a\n0::/b\n", BadGroup::Twice);
+        unclear("1:pids:/a\n2:pids:/b\n", BadGroup::Twice);
+        for first in [
+            "0::/system.slice/payments.service",
+            "0::system.slice/payments.service\n",
+            "0::\n",
+            "0:/\n",
+            ":pids:/\n",
+            "x::/\n",
+            "1::/\n",
+            "0:pids:/\n",
+            "-1:pids:/\n",
+            "\n",
+            "0::/a\u{fffd}.service\n",
+            "0::/a\r\n",
+        ] {
+            unclear(first, BadGroup::Malformed { line: 1 });
+        }
+        unclear("1:pids:/\nrest of a name.service\n", BadGroup::Malformed { line: 2 });
     }
 }

@@ -244,7 +244,9 @@ impl LinuxCaller {
         let text = self.with_entry(what, |entry| {
             entry.text("cgroup").map_err(|why| self.unreadable(what, why))
         })?;
-        let membership = cgroup::membership(&text);
+        let membership = cgroup::membership(&text).map_err(|bad| {
+            self.unreadable(what, io::Error::new(io::ErrorKind::InvalidData, bad))
+        })?;
         facts.extend(membership.unit.map(|unit| (SelectorKind::SystemdUnit, unit)));
         facts.extend(membership.container.map(|id| (SelectorKind::ContainerId, id)));
         Ok(())

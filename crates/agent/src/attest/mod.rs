@@ -22,6 +22,7 @@ use std::sync::Arc;
 use countersign_identity::{Code, Selector, SelectorKind};
 use tokio::net::UnixStream;
 
+pub use cgroup::{BadGroup, Membership, membership};
 pub use desk::Desk;
 pub use linux::{LinuxAttestor, Pinning};
 pub(crate) use proc::{ended, pid_of};
