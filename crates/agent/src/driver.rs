@@ -76,7 +76,8 @@ enum Happened {
     Listed(Arc<RevocationLists>),
     /// These revocations are on the disk, with these signatures.
     RulesKept(Arc<Revocations>, Arc<Keepsakes>),
-    Remembered(Result<(), DiskFault>),
+    /// A snapshot with this bundle is on the disk.
+    Remembered(Result<Option<Arc<Bundle>>, DiskFault>),
 }
 
 /// Whether records are being written, and what is to come next.
@@ -89,6 +90,8 @@ struct Remembering {
     rules: Arc<Revocations>,
     /// Their signatures that are there.
     keepsakes: Arc<Keepsakes>,
+    /// The trust domain's own bundle that is there.
+    bundle: Option<Arc<Bundle>>,
 }
 
 const HAPPENED_MAX: usize = 64;
@@ -110,8 +113,14 @@ impl Driver {
         let (tell, happened) = mpsc::channel(HAPPENED_MAX);
         // All that the machine begins with came from the disk.
         let rules = Arc::clone(state.replica().rules());
-        let (busy, again, on_disk) = (false, false, Arc::clone(&keepsakes));
-        let remembering = Remembering { busy, again, retry: None, rules, keepsakes: on_disk };
+        let remembering = Remembering {
+            busy: false,
+            again: false,
+            retry: None,
+            rules,
+            keepsakes: Arc::clone(&keepsakes),
+            bundle: state.replica().own_bundle().cloned(),
+        };
         Self {
             around,
             state,
@@ -136,6 +145,15 @@ impl Driver {
     /// Runs until stopped.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         self.around.link.revoke(self.state.replica().rules());
+        // What was acknowledged in an earlier life counts from the first connection on.
+        if self
+            .state
+            .replica()
+            .own_bundle()
+            .is_some_and(|kept| self.node.bundle.sequence < kept.sequence)
+        {
+            self.check_bundle();
+        }
         self.publish();
         self.step(Event::Woke);
         loop {
@@ -465,13 +483,14 @@ impl Driver {
     }
 
     /// Whether this agent may say that it enforces its revision: a server has said it in this life, all of it was understood,
-    /// and no crash can take a revocation of it away.
+    /// and no crash can take a revocation of it away, nor a root that others may count on it to trust.
     fn is_enforced(&self) -> bool {
         let replica = self.state.replica();
         self.state.knowledge() == Knowledge::Synced
             && replica.is_understood()
             && Arc::ptr_eq(replica.rules(), &self.remembering.rules)
             && Arc::ptr_eq(&self.keepsakes, &self.remembering.keepsakes)
+            && replica.own_bundle() == self.remembering.bundle.as_ref()
     }
 
     fn remember(&mut self) {
@@ -492,12 +511,21 @@ impl Driver {
         });
     }
 
-    fn remembered(&mut self, kept: Result<(), DiskFault>) {
+    fn remembered(&mut self, kept: Result<Option<Arc<Bundle>>, DiskFault>) {
         self.remembering.busy = false;
-        if let Err(why) = kept {
-            tracing::error!(%why, "the records were not written down");
-            self.remembering.again = false;
-            self.remembering.retry = Some(self.around.clock.now() + DISK_RETRY);
+        match kept {
+            Ok(bundle) => {
+                let news = bundle != self.remembering.bundle;
+                self.remembering.bundle = bundle;
+                if news {
+                    self.publish();
+                }
+            }
+            Err(why) => {
+                tracing::error!(%why, "the records were not written down");
+                self.remembering.again = false;
+                self.remembering.retry = Some(self.around.clock.now() + DISK_RETRY);
+            }
         }
         if std::mem::take(&mut self.remembering.again) {
             self.remember();
@@ -505,14 +533,15 @@ impl Driver {
     }
 }
 
-/// Writes records down: the revocations first, because their revision is acknowledged only then.
+/// Writes records down, the revocations first, and gives the bundle that is there then: the revision is acknowledged only
+/// when both are.
 async fn keep(
     disk: Arc<Disk>,
     rules: Option<(Arc<Revocations>, Arc<Keepsakes>)>,
     replica: Arc<Replica>,
     seen: Timestamp,
     tell: &mpsc::Sender<Happened>,
-) -> Result<(), DiskFault> {
+) -> Result<Option<Arc<Bundle>>, DiskFault> {
     if let Some((rules, keepsakes)) = rules {
         let (disk, written, signed) =
             (Arc::clone(&disk), Arc::clone(&rules), Arc::clone(&keepsakes));
@@ -520,7 +549,9 @@ async fn keep(
         // Nobody hears it when the agent stops meanwhile.
         tell.send(Happened::RulesKept(rules, keepsakes)).await.ok();
     }
-    on_disk(move || disk.keep_snapshot(&replica)).await
+    let bundle = replica.own_bundle().cloned();
+    on_disk(move || disk.keep_snapshot(&replica)).await?;
+    Ok(bundle)
 }
 
 async fn on_disk(

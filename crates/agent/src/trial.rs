@@ -231,9 +231,22 @@ fn on_this_machine(door: SocketAddr) -> Option<SocketAddr> {
         ip => ip,
     };
     let one = !ip.is_multicast() && ip != IpAddr::V4(Ipv4Addr::BROADCAST) && door.port() != 0;
-    // The kernel lets nobody have an address that is not the machine's.
-    let ours = one && UdpSocket::bind((ip, 0)).is_ok();
-    ours.then(|| SocketAddr::new(ip, door.port()))
+    (one && (ip.is_loopback() || is_own(ip))).then(|| SocketAddr::new(ip, door.port()))
+}
+
+/// Whether the machine has the address: what it would send there, it would send from there. (To bind to it tells nothing
+/// where `ip_nonlocal_bind` is on.) Nothing is sent.
+fn is_own(ip: IpAddr) -> bool {
+    let any: IpAddr = match ip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let from = UdpSocket::bind((any, 0)).and_then(|socket| {
+        // The port is of no meaning; a datagram socket only looks up its way.
+        socket.connect((ip, 9))?;
+        socket.local_addr()
+    });
+    from.is_ok_and(|from| from.ip() == ip)
 }
 
 #[cfg(test)]
@@ -251,5 +264,46 @@ mod tests {
             assert_eq!(reached(elsewhere), None, "{elsewhere}");
         }
         assert_eq!(reached("127.0.0.1:0"), None);
+        assert_eq!(reached("127.0.0.2:8443"), "127.0.0.2:8443".parse().ok());
+        assert_eq!(reached("[::1]:8443"), "[::1]:8443".parse().ok());
+        assert_eq!(reached("[::ffff:192.0.2.1]:8443"), None);
+        assert_eq!(reached("[2001:db8::1]:8443"), None);
+    }
+
+    /// Not a test by itself: what the next one does in a network of its own.
+    #[test]
+    fn in_a_network_that_lets_anybody_bind_to_any_address() {
+        if std::env::var_os("COUNTERSIGN_TEST_NETWORK").is_none() {
+            return;
+        }
+        let reached = |door: &str| on_this_machine(door.parse().unwrap());
+        assert!(UdpSocket::bind(("192.0.2.1", 0)).is_ok(), "it was set up");
+        assert_eq!(reached("192.0.2.1:443"), None);
+        assert_eq!(reached("[2001:db8::1]:443"), None);
+        assert_eq!(reached("192.0.2.77:443"), "192.0.2.77:443".parse().ok());
+        assert_eq!(reached("127.0.0.1:443"), "127.0.0.1:443".parse().ok());
+    }
+
+    #[test]
+    fn address_that_may_be_bound_to_is_not_therefore_the_machines() {
+        let set_up = "ip link set lo up && ip address add 192.0.2.77/32 dev lo && ip route add default dev lo && \
+             echo 1 > /proc/sys/net/ipv4/ip_nonlocal_bind && exec \"$0\" \"$@\"";
+        let test = "in_a_network_that_lets_anybody_bind_to_any_address";
+        let ended = std::process::Command::new("unshare")
+            .args(["--net", "--", "sh", "-c", set_up])
+            .arg(std::env::current_exe().unwrap())
+            .args([test, "--nocapture"])
+            .env("COUNTERSIGN_TEST_NETWORK", "1")
+            .output();
+        match ended {
+            Ok(ended) if ended.status.success() => {
+                let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+                assert!(said.contains("1 passed"), "{said}");
+            }
+            // Only root may make networks.
+            Ok(ended) if !rustix::process::geteuid().is_root() => drop(ended),
+            Ok(ended) => panic!("{}", String::from_utf8_lossy(&ended.stderr)),
+            Err(why) => eprintln!("no network can be made here: {why}"),
+        }
     }
 }

@@ -346,9 +346,9 @@ impl Groups {
             Some(top) => (top, None),
             None => {
                 let place = tempfile::tempdir().unwrap();
-                let mount = Command::new("mount").args(["-t", "cgroup2", "none"]).arg(place.path());
-                let done =
-                    { mount }.stderr(Stdio::null()).status().is_ok_and(|ended| ended.success());
+                let mut mount = Command::new("mount");
+                mount.args(["-t", "cgroup2", "none"]).arg(place.path()).stderr(Stdio::null());
+                let done = mount.status().is_ok_and(|ended| ended.success());
                 if !done {
                     return None;
                 }

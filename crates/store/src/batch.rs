@@ -142,6 +142,8 @@ pub enum Op {
         id: NodeId,
         /// The generation on record; any other is refused.
         expect_generation: u64,
+        /// The key by which the node has proved itself; refused when it was revoked.
+        proven: KeyId,
         /// The generation of the other key.
         generation: u64,
         /// The successor, as SubjectPublicKeyInfo.

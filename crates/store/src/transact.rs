@@ -201,7 +201,10 @@ fn apply(tables: &mut impl Tables, op: &Op) -> Result<()> {
             let written = tables.add_node(row)?;
             written.then_some(()).ok_or_else(|| exists(format!("node `{}` or its key", row.id)))
         }
-        Op::UpdateNode { id, expect_generation, generation, key_spki, at } => {
+        Op::UpdateNode { id, expect_generation, proven, generation, key_spki, at } => {
+            if tables.is_key_revoked(*proven)? {
+                return Err(StoreError::KeyRevoked(*proven));
+            }
             if tables.succeed_key(*id, *expect_generation, (*generation, key_spki), *at)? {
                 return Ok(());
             }

@@ -53,5 +53,12 @@ impl ShutOut {
 
 /// Whether a code says that the node itself is not, or not any more, what it says it is.
 fn is_about_us(code: Code) -> bool {
-    matches!(code, Code::Suspended | Code::UnknownNode | Code::Revoked | Code::SilentTooLong)
+    matches!(
+        code,
+        Code::Suspended
+            | Code::UnknownNode
+            | Code::Revoked
+            | Code::RevokedKey
+            | Code::SilentTooLong
+    )
 }

@@ -404,3 +404,47 @@ async fn revoked_agent_renews_at_once_and_a_suspended_one_says_so_and_waits() {
     leaf(&mut stock(&agent).await.unwrap()).await;
     agent.stop().await;
 }
+
+#[tokio::test]
+async fn root_is_acknowledged_only_when_no_crash_can_make_the_agent_forget_it() {
+    let world = World::new().await;
+    let agent = world.agent().await;
+    let acked = |number| {
+        let number = move |ack: &v1::SyncAck| ack.revision.is_some_and(|at| number <= at.number);
+        number(&world.server.acks().borrow())
+    };
+    let tick = || world.clock.advance(Duration::from_millis(5));
+    let began = world.server.next().number - 1;
+    let till = |number| {
+        world.until("it is acknowledged", move || {
+            tick();
+            acked(number)
+        })
+    };
+    till(began).await;
+    // From now on no snapshot can take the place of this folder.
+    let snapshot = world.folder.path().join("data/snapshot.json");
+    std::fs::remove_file(&snapshot).unwrap();
+    std::fs::create_dir(&snapshot).unwrap();
+    world.server.put_workload("other", &["launch:other"], "");
+    till(began + 1).await;
+    let mut bundle = world.server.bundle();
+    bundle.sequence = 7;
+    world.server.put_bundle(&bundle);
+    world.pass(Duration::from_secs(10)).await;
+    assert!(!acked(began + 2), "the bundle is not on the disk");
+    assert!(world.server.presented().contains(&7), "it counts all the same");
+    std::fs::remove_dir(&snapshot).unwrap();
+    world.pass(Duration::from_secs(3)).await;
+    till(began + 2).await;
+    agent.stop().await;
+
+    // In the next life it counts before any server has said anything.
+    let before = world.server.presented().len();
+    world.server.go();
+    let again = world.begin(world.config());
+    world
+        .until("a server is verified by it", || world.server.presented()[before..].contains(&7))
+        .await;
+    drop(again);
+}

@@ -74,6 +74,8 @@ struct State {
     svids: Vec<Chain>,
     /// The revocation lists that it gives, and whose revocations they tell.
     lists: Option<(Revision, Vec<bytes::Bytes>)>,
+    /// The sequence numbers of the bundles by which the agent has verified servers.
+    presented: Vec<u64>,
 }
 
 impl State {
@@ -125,6 +127,7 @@ impl Server {
             rules: Arc::default(),
             svids: Vec::new(),
             lists: None,
+            presented: Vec::new(),
         };
         let server = Self(Arc::new(Shared {
             clock,
@@ -332,6 +335,11 @@ impl Server {
 
     pub(crate) fn haves(&self) -> Vec<Option<Revision>> {
         self.lock().have.clone()
+    }
+
+    /// The sequence numbers of the bundles by which the agent has verified servers.
+    pub(crate) fn presented(&self) -> Vec<u64> {
+        self.lock().presented.clone()
     }
 
     pub(crate) fn acks(&self) -> watch::Receiver<v1::SyncAck> {

@@ -12,7 +12,7 @@ use countersign_api::v1::renew_request::Step as Asked;
 use countersign_api::v1::renew_response::Step as Told;
 use countersign_api::{v1, wire};
 use countersign_audit::{Event, EventKind};
-use countersign_identity::{Code, NodeId, Presented, Revoked, Timestamp};
+use countersign_identity::{Code, KeyId, NodeId, Presented, Revoked, Timestamp};
 use countersign_pki::{Certificate, ProvenKey, PublicKey, Reserved, Role};
 use countersign_store::{NodeRow, Op};
 use tokio::sync::mpsc;
@@ -210,6 +210,8 @@ pub(crate) struct Proven {
     successor: bool,
     /// The generation on record, where the store has lost that of the key which is proven.
     on_record: u64,
+    /// The key by which it has proved itself.
+    by: KeyId,
 }
 
 /// Checks a renewal's proof. A pure function of what both ends know.
@@ -230,7 +232,12 @@ pub(crate) fn prove(
             )
         })?;
     if proof.successor_csr.is_empty() {
-        return Ok(Proven { key, successor: false, on_record: node.generation });
+        return Ok(Proven {
+            key,
+            successor: false,
+            on_record: node.generation,
+            by: registered.id(),
+        });
     }
     let successor = countersign_pki::open_csr(&proof.successor_csr)
         .map_err(|refused| Refused::new(refused.code(), refused.to_string()))?;
@@ -240,7 +247,7 @@ pub(crate) fn prove(
             "the successor is the registered key itself",
         ));
     }
-    Ok(Proven { key: successor, successor: true, on_record: node.generation })
+    Ok(Proven { key: successor, successor: true, on_record: node.generation, by: registered.id() })
 }
 
 /// Records the successor, if there is one, together with the certificate, and makes the certificate.
@@ -288,5 +295,6 @@ fn ops(node: &NodeRow, proven: &Proven, at: Timestamp) -> Vec<Op> {
     }
     let generation = node.generation + u64::from(proven.successor);
     let key_spki = proven.key.public().spki().to_vec();
-    vec![Op::UpdateNode { id, expect_generation, generation, key_spki, at }]
+    // A key that was revoked brings no successor in, whoever holds it by now.
+    vec![Op::UpdateNode { id, expect_generation, proven: proven.by, generation, key_spki, at }]
 }

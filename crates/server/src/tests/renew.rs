@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use countersign_api::admin::Target;
 use countersign_api::renewal::renewal_statement;
 use countersign_api::v1;
 use countersign_api::v1::renew_request::Step as Asked;
 use countersign_api::v1::renew_response::Step as Told;
-use countersign_identity::{Code, NodeId};
+use countersign_identity::{Code, NodeId, Reason};
 use countersign_pki::{KeyKind, PrivateKey, make_csr};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -206,6 +207,33 @@ async fn removed_node_renews_no_more() {
     running.admin.remove_node(agent.node).await.unwrap();
     let refused = fresh(&realm, &running, Claim::honest(&agent)).await.unwrap_err();
     assert_eq!(code(&refused), Code::UnknownNode);
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn revoked_key_renews_nothing_and_brings_in_no_successor() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let target = Target::Key(agent.key.public().id());
+    super::revoke::revoke(&running, target, Reason::KeyCompromise).await;
+    let thief = PrivateKey::generate(KeyKind::P256).unwrap();
+    let mut running = running;
+    // Also long after the rule itself was dropped.
+    for days in [0, 10] {
+        running.stop().await;
+        realm.clock.advance(Duration::from_secs(days * 86_400));
+        running = realm.serve().await;
+        let claim = Claim { successor: Some(&thief), ..Claim::honest(&agent) };
+        let refused = fresh(&realm, &running, claim).await.unwrap_err();
+        assert_eq!(code(&refused), Code::RevokedKey, "a successor, after {days} days");
+        let refused = fresh(&realm, &running, Claim::honest(&agent)).await.unwrap_err();
+        assert_eq!(code(&refused), Code::RevokedKey, "the key itself, after {days} days");
+    }
+    // Another node is none the worse for it.
+    let other = Agent::join(&realm, &running, &[]).await;
+    fresh(&realm, &running, Claim::honest(&other)).await.unwrap();
     running.stop().await;
     realm.verify_everything().await;
 }

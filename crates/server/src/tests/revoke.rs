@@ -32,7 +32,7 @@ fn request(target: Target, reason: Reason) -> RevokeRequest {
     }
 }
 
-async fn revoke(running: &Running, target: Target, reason: Reason) -> RevokeResponse {
+pub(super) async fn revoke(running: &Running, target: Target, reason: Reason) -> RevokeResponse {
     running.admin.revoke(&request(target, reason)).await.unwrap()
 }
 

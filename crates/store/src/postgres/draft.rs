@@ -63,9 +63,10 @@ impl<'a> Wanted<'a> {
                 self.nodes.push(row.id.as_bytes());
                 self.keys.push(&row.key_spki);
             }
-            Op::UpdateNode { id, key_spki, .. } => {
+            Op::UpdateNode { id, proven, key_spki, .. } => {
                 self.nodes.push(id.as_bytes());
                 self.keys.push(key_spki);
+                self.issued_keys.push(proven.as_bytes());
             }
             Op::ExpectNode { id, .. } | Op::RemoveNode { id } | Op::TouchNode { id, .. } => {
                 self.nodes.push(id.as_bytes());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use countersign_audit::{Entry, Event, EventKind};
-use countersign_identity::Revision;
+use countersign_identity::{KeyId, Revision};
 use countersign_store::{Batch, Change, Op, Store, StoredEvent, verify_everything};
 use proptest::prelude::*;
 
@@ -35,6 +35,7 @@ fn op() -> impl Strategy<Value = Op> {
             Op::UpdateNode {
                 id: node_id(id),
                 expect_generation,
+                proven: KeyId::from_bytes([key; 32]),
                 generation: expect_generation + 1,
                 key_spki,
                 at: after(secs),

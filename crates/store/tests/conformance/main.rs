@@ -85,6 +85,7 @@ claims! {
     log::an_event_that_claims_an_issuance_needs_its_row
     log::a_serial_is_recorded_once
     nodes::an_older_generation_of_a_nodes_key_is_refused
+    nodes::a_revoked_key_brings_no_successor
     nodes::a_key_of_another_node_is_refused
     nodes::a_removed_node_is_unknown_to_everything
     nodes::a_lease_is_held_by_one_until_it_ends

@@ -61,6 +61,7 @@ pub(crate) async fn an_older_generation_of_a_nodes_key_is_refused(store: Shared)
         doing([Op::UpdateNode {
             id,
             expect_generation,
+            proven: KeyId::from_bytes([1; 32]),
             generation: expect_generation.wrapping_add(1),
             key_spki,
             at: after(5),
@@ -90,10 +91,38 @@ pub(crate) async fn an_older_generation_of_a_nodes_key_is_refused(store: Shared)
     store.commit(succeed(2, won[0])).await.unwrap();
 }
 
+/// ATTACKS 4 and 13: whoever holds a revoked key brings in no successor by it, however long ago it was revoked.
+pub(crate) async fn a_revoked_key_brings_no_successor(store: Shared) {
+    let id = node_id(1);
+    let (leaked, other) = (KeyId::from_bytes([1; 32]), KeyId::from_bytes([2; 32]));
+    let revoke = Op::RevokeKeys { of: KeysOf::Key(leaked), at: noon() };
+    store.commit(doing([Op::PutNode(node(1)), revoke])).await.unwrap();
+    let succeed = |proven| {
+        let key_spki = vec![7; 91];
+        doing([Op::UpdateNode {
+            id,
+            expect_generation: 1,
+            proven,
+            generation: 2,
+            key_spki,
+            at: after(86_400 * 400),
+        }])
+    };
+    let refused = store.commit(succeed(leaked)).await.unwrap_err();
+    assert_eq!(refused, StoreError::KeyRevoked(leaked));
+    assert_eq!(store.node(id).await.unwrap().unwrap().generation, 1);
+    let both = [Op::RevokeKeys { of: KeysOf::Key(other), at: noon() }];
+    store.commit(doing(both)).await.unwrap();
+    assert_eq!(store.commit(succeed(other)).await.unwrap_err(), StoreError::KeyRevoked(other));
+    store.commit(succeed(KeyId::from_bytes([3; 32]))).await.unwrap();
+}
+
 pub(crate) async fn a_key_of_another_node_is_refused(store: Shared) {
     store.commit(doing([Op::PutNode(node(1)), Op::PutNode(node(2))])).await.unwrap();
     let (id, key_spki) = (node_id(2), vec![1; 91]);
-    let steal = Op::UpdateNode { id, expect_generation: 1, generation: 2, key_spki, at: noon() };
+    let proven = KeyId::from_bytes([1; 32]);
+    let steal =
+        Op::UpdateNode { id, expect_generation: 1, proven, generation: 2, key_spki, at: noon() };
     assert_eq!(store.commit(doing([steal])).await.unwrap_err().code(), Code::AlreadyExists);
     let mut copy = node(3);
     copy.key_spki = vec![2; 91];
@@ -103,7 +132,8 @@ pub(crate) async fn a_key_of_another_node_is_refused(store: Shared) {
     assert_eq!(refused.code(), Code::AlreadyExists);
     // A key that its node has given up, or that is gone with its node, is nobody's.
     let (id, key_spki) = (node_id(1), vec![7; 91]);
-    let succeed = Op::UpdateNode { id, expect_generation: 1, generation: 2, key_spki, at: noon() };
+    let succeed =
+        Op::UpdateNode { id, expect_generation: 1, proven, generation: 2, key_spki, at: noon() };
     store.commit(doing([succeed, Op::RemoveNode { id: node_id(2) }])).await.unwrap();
     let mut third = node(3);
     third.key_spki = vec![1; 91];
@@ -120,10 +150,10 @@ pub(crate) async fn a_removed_node_is_unknown_to_everything(store: Shared) {
     let seen = store.node(id).await.unwrap().unwrap().seen_at;
     assert_eq!(seen, after(9), "an earlier moment changes nothing");
     store.commit(doing([Op::RemoveNode { id }])).await.unwrap();
-    let key_spki = vec![5; 91];
+    let (key_spki, proven) = (vec![5; 91], KeyId::from_bytes([1; 32]));
     for op in [
         Op::TouchNode { id, at: noon() },
-        Op::UpdateNode { id, expect_generation: 1, generation: 2, key_spki, at: noon() },
+        Op::UpdateNode { id, expect_generation: 1, proven, generation: 2, key_spki, at: noon() },
         Op::ExpectNode { id, generation: 1 },
         Op::RemoveNode { id },
     ] {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_audit::{Event, EventKind};
+use countersign_identity::KeyId;
 use countersign_store::{
     Batch, Feed, Op, PAGE_MAX, PostgresStore, Store, StoreError, verify_everything,
 };
@@ -120,6 +121,7 @@ async fn of_clones_at_two_replicas_one_goes_on() {
             let batch = doing([Op::UpdateNode {
                 id,
                 expect_generation: 1,
+                proven: KeyId::from_bytes([1; 32]),
                 generation: 2,
                 key_spki,
                 at: after(5),

@@ -22,8 +22,9 @@ impl ServerLink for Server {
     fn present(
         &self,
         _credential: Option<NodeCredential<'_>>,
-        _bundle: &Bundle,
+        bundle: &Bundle,
     ) -> Result<(), LinkFault> {
+        self.lock().presented.push(bundle.sequence);
         Ok(())
     }
 
