@@ -1,5 +1,6 @@
 //! Trials: an operator asks whether enforcement points refuse what they say they refuse, and the agent tries it out at
-//! their doors, with a canary that the trial's own rule covers and one that it does not.
+//! their doors, with a canary that the trial's own rule covers, one that it does not, and, where an authority is out of
+//! service, one that this authority has signed.
 //!
 //! What the doors are, the points say. So a door is tried only on this machine, only while a trial is asked for, and only
 //! what is proven there by the point's own certificate counts.
@@ -9,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::v1::{self, CanaryOutcome};
-use countersign_identity::{Canary, Clock, Revocations, Timestamp, Trial};
+use countersign_identity::{Canary, Clock, Code, Revocations, Timestamp, Trial};
 use countersign_pki::{Bundle, Bundles, Chain, KeyKind, PrivateKey, make_csr};
-use countersign_tls::{CanaryAnswer, Identity, Slice, show_canary};
+use countersign_tls::{CanaryAnswer, Identity, Slice, show_canary, show_former_canary};
 use futures_util::{StreamExt as _, stream};
 use tokio::sync::watch;
 
@@ -39,6 +40,8 @@ pub(crate) struct Trials {
 struct Birds {
     covered: Identity,
     uncovered: Identity,
+    /// What an authority has signed that is out of service, if there is such a one.
+    former: Option<Identity>,
     trusting: Slice,
 }
 
@@ -123,12 +126,12 @@ impl Trials {
         }
     }
 
-    /// Gets the two canaries, and whom to trust at doors.
+    /// Gets the canaries, and whom to trust at doors.
     async fn birds(&self, trial: Trial, calls: &dyn Calls, view: &View) -> Result<Birds, String> {
         let domain = view.node.spiffe_id.trust_domain();
         let mut keys = Vec::new();
         let mut items = Vec::new();
-        for canary in [Canary::Covered, Canary::Uncovered] {
+        for canary in [Canary::Covered, Canary::Uncovered, Canary::Former] {
             let key = PrivateKey::generate(KeyKind::P256).map_err(|why| why.to_string())?;
             let csr = make_csr(&key).map_err(|why| why.to_string())?;
             items.push(SignItem { subject: Subject::Canary(trial.id(domain, canary)), csr });
@@ -136,13 +139,18 @@ impl Trials {
         }
         let answers = calls.sign(items).await.map_err(|fault| fault.why)?;
         let mut birds = keys.into_iter().zip(answers).map(|(key, answer)| match answer {
-            SignAnswer::Issued { chain, .. } => identity(chain, &key),
+            SignAnswer::Issued { chain, .. } => identity(chain, &key).map(Some),
+            SignAnswer::Refused(Code::NotFound, _) => Ok(None),
             SignAnswer::Refused(_, why) | SignAnswer::Broken(why) => Err(why),
         });
-        let missing = || Err("the server did not answer for both".to_owned());
-        let covered = birds.next().unwrap_or_else(missing)?;
-        let uncovered = birds.next().unwrap_or_else(missing)?;
-        Ok(Birds { covered, uncovered, trusting: trusting(view)? })
+        let missing = || "the server did not give both canaries".to_owned();
+        let mut next = || birds.next().unwrap_or_else(|| Err(missing()));
+        Ok(Birds {
+            covered: next()?.ok_or_else(missing)?,
+            uncovered: next()?.ok_or_else(missing)?,
+            former: next()?,
+            trusting: trusting(view)?,
+        })
     }
 
     async fn try_out(&self, trial: Trial, point: Tryable, birds: &Result<Birds, String>) {
@@ -177,30 +185,50 @@ impl Trials {
             "the door is not on this machine".clone_into(&mut result.why);
             return;
         };
-        let mut outcomes = [CanaryOutcome::Unspecified; 2];
-        for (canary, outcome) in [&birds.covered, &birds.uncovered].into_iter().zip(&mut outcomes) {
-            let (clock, slice) = (&self.clock, birds.trusting.clone());
-            let to = (at, &point.spiffe_id);
-            match show_canary(clock, slice, canary.clone(), to, DOOR_TIMEOUT).await {
-                CanaryAnswer::Revoked => *outcome = CanaryOutcome::Revoked,
-                CanaryAnswer::Alive(at) if at < trial.0 => {
-                    result.why = format!("the door enforces {at} only");
-                    *outcome = CanaryOutcome::Alive;
-                }
-                CanaryAnswer::Alive(_) => *outcome = CanaryOutcome::Alive,
-                CanaryAnswer::Unclear(why) => result.why = why,
+        let (clock, to) = (&self.clock, (at, &point.spiffe_id));
+        let shown = |canary: &Identity| {
+            show_canary(clock, birds.trusting.clone(), canary.clone(), to, DOOR_TIMEOUT)
+        };
+        let mut heard = |answer| outcome(trial, answer, &mut result.why);
+        let covered = heard(shown(&birds.covered).await);
+        let uncovered = heard(shown(&birds.uncovered).await);
+        let former = match &birds.former {
+            Some(canary) => {
+                let slice = birds.trusting.clone();
+                heard(show_former_canary(clock, slice, canary.clone(), to, DOOR_TIMEOUT).await)
             }
-        }
-        let [covered, uncovered] = outcomes;
+            None => CanaryOutcome::Unspecified,
+        };
         result.set_covered(covered);
         result.set_uncovered(uncovered);
+        result.set_former(former);
     }
 }
 
+/// What an answer comes to; `why` is told what does not prove anything.
+fn outcome(trial: Trial, answer: CanaryAnswer, why: &mut String) -> CanaryOutcome {
+    match answer {
+        CanaryAnswer::Revoked => CanaryOutcome::Revoked,
+        CanaryAnswer::Untrusted => CanaryOutcome::Untrusted,
+        CanaryAnswer::Alive(at) => {
+            if at < trial.0 {
+                *why = format!("the door enforces {at} only");
+            }
+            CanaryOutcome::Alive
+        }
+        CanaryAnswer::Unclear(unclear) => {
+            *why = unclear;
+            CanaryOutcome::Unspecified
+        }
+    }
+}
+
+/// Whether a door refuses all that is out of service, and nobody else.
 fn is_as_claimed(result: &v1::TrialResult) -> bool {
     result.why.is_empty()
         && result.covered() == CanaryOutcome::Revoked
         && result.uncovered() == CanaryOutcome::Alive
+        && result.former() != CanaryOutcome::Alive
 }
 
 fn identity(chain: Chain, key: &PrivateKey) -> Result<Identity, String> {

@@ -11,7 +11,7 @@ mod status;
 pub use self::authority::{
     AuthoritiesResponse, Cause, GateView, Goal, IssuerView, OrderView, PlannedStep, ProofView,
     REPORT_TYPE, RecoverRequest, RecoverResponse, RootState, RootView, RotateRequest, Step,
-    StepRequest, StepView,
+    StepRequest, StepView, TrialSummary,
 };
 pub use self::client::{AdminClient, AdminError};
 pub use self::list::CrlResponse;

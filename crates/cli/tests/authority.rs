@@ -148,7 +148,7 @@ fn recovery_from_a_leaked_root_goes_on_after_the_server_is_killed_and_nothing_ol
     let named = format!("authority:{}", &old[..16]);
     let plan = up.json(&["recover", "--compromised", &named, "--dry-run"]);
     assert_eq!(plan["isRoot"], true, "{plan}");
-    assert_eq!(plan["plan"].as_array().unwrap().len(), 6, "{plan}");
+    assert_eq!(plan["plan"].as_array().unwrap().len(), 7, "{plan}");
     assert!(3 <= plan["credentials"].as_u64().unwrap(), "{plan}");
     assert_eq!(root(&up, "active").as_ref(), Some(&old));
     let asked = up.run(&["recover", "--compromised", &named]);
@@ -190,9 +190,42 @@ fn recovery_from_a_leaked_root_goes_on_after_the_server_is_killed_and_nothing_ol
     assert_eq!(said["activeRoot"], Value::from(new), "{said}");
     let proof = &said["walk"]["proof"];
     assert_eq!((&proof["live"], &proof["enforcing"]), (&Value::from(3), &Value::from(3)), "{said}");
+    tried(proof, &said);
     assert_eq!(check(bundle.to_str().unwrap()).status.code(), Some(1), "the old root did not");
     let again = up.run(&["recover", "--compromised", &named, "--yes"]);
     assert_eq!(again.status.code(), Some(1), "{}", text(&again.stderr));
+}
+
+/// Every door was tried, and refused what the authority that had leaked has signed since.
+#[track_caller]
+fn tried(proof: &Value, said: &Value) {
+    let trial = &proof["trial"];
+    assert_eq!(trial["contradicted"].as_array().map(Vec::len), Some(0), "{said}");
+    assert!(2 <= trial["asSaid"].as_u64().unwrap(), "{said}");
+    assert_eq!(trial["asSaid"], trial["formerRefused"], "{said}");
+}
+
+#[test]
+fn recovery_from_a_leaked_issuer_ends_with_a_trial_of_what_the_leaked_key_signs_now() {
+    let up = Up::shop();
+    let issuers = |up: &Up| up.json(&["authority", "list"])["issuers"].as_array().unwrap().clone();
+    let old = issuers(&up).into_iter().find(|issuer| issuer["active"] == true).unwrap();
+    let old = old["key"].as_str().unwrap().to_owned();
+    let done = up.json(&["recover", "--compromised", &format!("authority:{old}"), "--yes"]);
+    let steps: Vec<_> =
+        done["steps"].as_array().unwrap().iter().map(|step| step["step"].clone()).collect();
+    assert_eq!(steps, ["condemn", "reissue", "confirm", "prove"], "{done}");
+    assert_eq!(done["proof"]["live"], done["proof"]["enforcing"], "{done}");
+    tried(&done["proof"], &done);
+    let after = issuers(&up).into_iter().find(|issuer| issuer["key"] == old.as_str()).unwrap();
+    assert_eq!((&after["active"], &after["revoked"]), (&false.into(), &true.into()), "{after}");
+    until("the shop goes on", || (up.get("web", "/").0 == 200).then_some(()));
+    // What was tried is on the log, as what it is.
+    let events = up.json(&["events", "--limit", "1000"]).to_string();
+    assert!(events.contains("/former"), "{events}");
+    let verified = up.json(&["converged", "--verify", "--wait"]);
+    let points = verified["verified"].as_array().unwrap();
+    assert!(points.iter().any(|point| point["former"] == "refused"), "{verified}");
 }
 
 /// Whether a door's certificate leads to a root of this bundle, by openssl's word.

@@ -9,19 +9,23 @@ use crate::{Reason, Revision, Revocation, Revoked, SpiffeId, Timestamp, TrustDom
 const PATH: &str = "/countersign/canary/";
 const COVERED: &str = "covered";
 const UNCOVERED: &str = "uncovered";
+const FORMER: &str = "former";
 
-/// One trial, named by its revision: its own rule covers one of its two canaries. Whoever enforces that rule enforces all
+/// One trial, named by its revision: its own rule covers one of its canaries. Whoever enforces that rule enforces all
 /// that came before, since revisions are enforced in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Trial(pub Revision);
 
-/// Which of the two canaries of a trial.
+/// Which of the canaries of a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Canary {
     /// The trial's rule covers it: it must be refused.
     Covered,
     /// No rule covers it: it must be let through the verifier, and be answered.
     Uncovered,
+    /// An authority has signed it that is out of service: it must be refused, by its rule or since its root is trusted no
+    /// more.
+    Former,
 }
 
 impl Trial {
@@ -35,6 +39,7 @@ impl Trial {
         let which = match canary {
             Canary::Covered => COVERED,
             Canary::Uncovered => UNCOVERED,
+            Canary::Former => FORMER,
         };
         let path = format!("{PATH}{}/{which}", self.0);
         domain.with_path(&path).expect("a revision is a path segment")
@@ -46,6 +51,7 @@ impl Trial {
         let canary = match which {
             COVERED => Canary::Covered,
             UNCOVERED => Canary::Uncovered,
+            FORMER => Canary::Former,
             _ => return None,
         };
         Some((Self(revision.parse().ok()?), canary))
@@ -69,7 +75,7 @@ impl Trial {
         let Revoked::Identity { id, .. } = &rule.target else { return None };
         match Self::of(id)? {
             (trial, Canary::Covered) => Some(trial),
-            (_, Canary::Uncovered) => None,
+            (_, Canary::Uncovered | Canary::Former) => None,
         }
     }
 }
@@ -89,7 +95,7 @@ mod tests {
     fn canaries_tell_their_trial_and_nobody_else_is_one() {
         let domain: TrustDomain = "shop.example".parse().unwrap();
         let trial = Trial(Revision { incarnation: 1, number: 7 });
-        for canary in [Canary::Covered, Canary::Uncovered] {
+        for canary in [Canary::Covered, Canary::Uncovered, Canary::Former] {
             let id = trial.id(&domain, canary);
             assert!(id.is_canary() && id.is_reserved());
             assert_eq!(Trial::of(&id), Some((trial, canary)));
@@ -124,6 +130,7 @@ mod tests {
         };
         assert!(covers(&trial.id(&domain, Canary::Covered)));
         assert!(!covers(&trial.id(&domain, Canary::Uncovered)));
+        assert!(!covers(&trial.id(&domain, Canary::Former)));
         assert!(!covers(&domain.with_path("/web").unwrap()));
     }
 }

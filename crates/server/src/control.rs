@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::attest::Throttle;
+use crate::authority::Rotation;
 use crate::incarnation::{Journal, LogKey};
 use crate::issue::{Cause, Desk, Order, Svid, Wanted};
 use crate::publish::{Roster, Slices};
@@ -24,6 +25,8 @@ pub(crate) struct Control {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) feed: StateFeed,
     pub(crate) desk: Desk,
+    /// The keys that sign, the former ones among them; none in a simulation.
+    pub(crate) rotation: Option<Arc<Rotation>>,
     pub(crate) roster: Roster,
     pub(crate) converging: Converging,
     /// The other servers, where the store is one that several share.

@@ -268,10 +268,22 @@ impl Serving {
         let trust = Trust::with_limits(Arc::clone(&clock), trusting(&feed.current()), limits);
         let shared = matches!(start.config.store, StoreAt::Postgres { .. });
         let replicas = shared.then(|| Replicas::new(start.domain.server.to_string()));
+        let rotation = Arc::new(Rotation {
+            store: Arc::clone(&start.store),
+            authorities: Arc::clone(&authorities),
+            kek,
+            clock: Arc::clone(&clock),
+            entropy: Arc::clone(&entropy),
+            time: Arc::clone(&start.time),
+            holder: start.domain.server.to_string(),
+            lifetime: start.config.issuer_lifetime,
+            feed: feed.clone(),
+        });
         let control = Arc::new(Control {
             store: Arc::clone(&start.store),
             feed,
             desk,
+            rotation: Some(Arc::clone(&rotation)),
             roster: Roster::default(),
             converging: Converging::default(),
             replicas,
@@ -287,17 +299,6 @@ impl Serving {
             entropy: Arc::clone(&entropy),
             stop: stop.clone(),
             tasks: TaskTracker::new(),
-        });
-        let rotation = Arc::new(Rotation {
-            store: Arc::clone(&start.store),
-            authorities: Arc::clone(&authorities),
-            kek,
-            clock: Arc::clone(&clock),
-            entropy: Arc::clone(&entropy),
-            time: Arc::clone(&start.time),
-            holder: start.domain.server.to_string(),
-            lifetime: start.config.issuer_lifetime,
-            feed: control.feed.clone(),
         });
         let walker = Arc::new(Walker::new(Arc::clone(&control), Arc::clone(&rotation)));
         let path = format!("/countersign/server/{}", start.domain.server);

@@ -135,6 +135,7 @@ impl Steps {
             store,
             feed,
             desk,
+            rotation: None,
             roster: Roster::default(),
             converging: Converging::default(),
             replicas: None,

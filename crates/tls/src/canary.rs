@@ -31,6 +31,8 @@ const ANSWER_BYTES: usize = 16;
 pub enum CanaryAnswer {
     /// It was refused, since a revocation covers it.
     Revoked,
+    /// It was refused, since no authority that is trusted there has signed it.
+    Untrusted,
     /// It was let through the verifier, which enforces this revision.
     Alive(Revision),
     /// Neither, and why: nothing is proven.
@@ -77,22 +79,48 @@ pub async fn show_canary(
     clock: &Arc<dyn Clock>,
     slice: Slice,
     canary: Identity,
-    (address, expected): (SocketAddr, &SpiffeId),
+    door: (SocketAddr, &SpiffeId),
     timeout: Duration,
 ) -> CanaryAnswer {
     let trust = Trust::new(Arc::clone(clock), slice);
-    if let Err(refused) = trust.set_identity(canary) {
-        return CanaryAnswer::Unclear(refused.why);
+    match trust.set_identity(canary) {
+        Ok(()) => show(&trust, door, timeout).await,
+        Err(refused) => CanaryAnswer::Unclear(refused.why),
     }
+}
+
+/// As [`show_canary`], for a canary that an authority out of service has signed: no verifier should accept it, and ours is
+/// not asked. The door itself is verified as ever, by the bundles of `slice`.
+pub async fn show_former_canary(
+    clock: &Arc<dyn Clock>,
+    slice: Slice,
+    canary: Identity,
+    door: (SocketAddr, &SpiffeId),
+    timeout: Duration,
+) -> CanaryAnswer {
+    // The rule that takes the authority out of service would keep us from showing it.
+    let trust = Trust::new(Arc::clone(clock), Slice { revocations: Arc::default(), ..slice });
+    match trust.set_former_canary(canary) {
+        Ok(()) => show(&trust, door, timeout).await,
+        Err(refused) => CanaryAnswer::Unclear(refused.why),
+    }
+}
+
+async fn show(
+    trust: &Arc<Trust>,
+    (address, expected): (SocketAddr, &SpiffeId),
+    timeout: Duration,
+) -> CanaryAnswer {
     let mut outbound = Outbound::control(Expected::Id(expected.clone()));
     outbound.alpn = vec![CANARY_ALPN.to_vec()];
     outbound.timeout = timeout;
     let shown = async {
-        match dial(&trust, address, &outbound).await {
+        match dial(trust, address, &outbound).await {
             Ok(established) => hear(established).await,
             Err(HandshakeFailure { detail, .. }) => CanaryAnswer::Unclear(detail),
         }
     };
+    let clock = trust.clock();
     tokio::select! {
         answer = shown => answer,
         () = clock.sleep_until(clock.now() + timeout) => {
@@ -115,6 +143,10 @@ async fn hear(Established { mut stream, .. }: Established) -> CanaryAnswer {
         }
         Err(error) => match alert_of(&error) {
             Some(AlertDescription::CertificateRevoked) => CanaryAnswer::Revoked,
+            // Roots of one trust domain have one name, so that of another one's issuer it is said that its signature is wrong.
+            Some(AlertDescription::UnknownCA | AlertDescription::DecryptError) => {
+                CanaryAnswer::Untrusted
+            }
             Some(alert) => CanaryAnswer::Unclear(format!("it was refused by {alert:?}")),
             None => CanaryAnswer::Unclear(error.to_string()),
         },

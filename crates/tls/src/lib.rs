@@ -55,7 +55,7 @@ mod verifier;
 
 pub use admission::{Admitted, DRAIN_TIMEOUT};
 pub use alert::{code_of, code_of_io};
-pub use canary::{CANARY_ALPN, CanaryAnswer, show_canary};
+pub use canary::{CANARY_ALPN, CanaryAnswer, show_canary, show_former_canary};
 pub use fact::{DETAIL_CHARS_MAX, Direction, HandshakeFact, HandshakeFailure};
 pub use handshake::{Established, accept, connect, dial};
 pub use identity::{BadOwnIdentity, Identity};

@@ -9,7 +9,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use countersign_identity::{
     Clock, Code, Name, Revision, Revocation, Revocations, SpiffeId, Timestamp,
 };
-use countersign_pki::{Bundles, Refused, Role};
+use countersign_pki::{Bundle, Bundles, Refused, Role};
 use countersign_policy::Policies;
 use rustls::crypto::CryptoProvider;
 use tokio::sync::{Semaphore, watch};
@@ -183,6 +183,27 @@ impl Trust {
             as_server.map_err(|_same| refused)
         })?;
         revoked(&verified, &slice.revocations).map_err(|covered| covered.refused)?;
+        self.own.store(Some(Arc::new(Own { identity: Arc::new(identity), verified })));
+        Ok(())
+    }
+
+    /// Shows a canary that no verifier should accept, ours included: only that the authority above it has signed it is
+    /// looked at.
+    ///
+    /// # Errors
+    /// When it is no canary, or that authority has not signed it.
+    pub(crate) fn set_former_canary(&self, identity: Identity) -> Result<(), Refused> {
+        let refused = |why: String| Refused { code: Code::Canary, why };
+        let id = identity.id();
+        let [leaf, above, ..] = identity.chain().certificates() else {
+            return Err(refused(format!("`{id}` comes without the authority that has signed it")));
+        };
+        if !id.is_canary() {
+            return Err(refused(format!("`{id}` is no canary")));
+        }
+        let signer = Bundle::new(id.trust_domain().clone(), vec![above.clone()], 0);
+        let anchors = Bundles::of(signer);
+        let verified = countersign_pki::verify(&[leaf.der()], &anchors, Role::Client, self.now())?;
         self.own.store(Some(Arc::new(Own { identity: Arc::new(identity), verified })));
         Ok(())
     }

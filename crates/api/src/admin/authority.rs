@@ -73,6 +73,8 @@ words! {
         Reissue "reissue";
         /// Every enforcement point has done all of it.
         Confirm "confirm";
+        /// Canaries are refused at the doors of enforcement points, one signed by the authority that has to go among them.
+        Prove "prove";
         /// One rotation is taken back.
         Rollback "rollback";
         /// A root is marked as one that must not be trusted.
@@ -164,7 +166,7 @@ pub struct IssuerView {
 pub struct OrderView {
     /// To what end.
     pub goal: Goal,
-    /// The root that has to go.
+    /// The root that has to go; in a recovery it may be an issuer.
     #[schema(value_type = String)]
     pub from: KeyId,
     /// Who ordered it.
@@ -201,6 +203,26 @@ pub struct ProofView {
     pub enforcing: u64,
     /// Verifiers that cannot acknowledge.
     pub unaware: u64,
+    /// What was tried at their doors, after a recovery.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialSummary>,
+}
+
+/// What a trial has shown, in numbers and names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TrialSummary {
+    /// The revision of its own rule.
+    #[schema(value_type = String)]
+    pub revision: Revision,
+    /// Points that refused what must be refused, and nothing else.
+    pub as_said: u64,
+    /// Those of them that refused a credential which the authority that had to go has signed since.
+    pub former_refused: u64,
+    /// Points that did otherwise than they say, by name; at most a hundred.
+    pub contradicted: Vec<String>,
+    /// Points that were not tried, by name and with the reason; at most a hundred.
+    pub only_said: Vec<String>,
 }
 
 /// A step of a walk.
@@ -297,7 +319,7 @@ pub struct RecoverResponse {
     pub points: u64,
     /// Verifiers that cannot acknowledge.
     pub unaware: u64,
-    /// The revision that took it out of service, when it is an issuer and this was no dry run.
+    /// The revision from which on it is under way, unless this was a dry run.
     #[schema(value_type = Option<String>)]
     pub revision: Option<Revision>,
 }

@@ -302,16 +302,22 @@ pub struct VerifiedPoint {
     pub covered: CanaryView,
     /// What became of the other.
     pub uncovered: CanaryView,
+    /// What became of one that an authority out of service has signed, if there is such an authority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<CanaryView>,
     /// What else is to be said of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
 }
 
 impl VerifiedPoint {
-    /// Whether it does what it says: refuses the one as revoked, and lets the other through its verifier.
+    /// Whether it does what it says: refuses the one as revoked, lets the other through its verifier, and nothing that an
+    /// authority out of service has signed.
     pub fn holds(&self) -> bool {
+        let refused = [None, Some(CanaryView::Refused), Some(CanaryView::Untrusted)];
         self.covered == CanaryView::Refused
             && self.uncovered == CanaryView::Accepted
+            && refused.contains(&self.former)
             && self.why.is_none()
     }
 }
@@ -322,6 +328,8 @@ impl VerifiedPoint {
 pub enum CanaryView {
     /// Refused, by the reason `revoked`.
     Refused,
+    /// Refused, since no authority that is trusted vouches for it.
+    Untrusted,
     /// Let through the verifier, and answered.
     Accepted,
     /// Neither.
@@ -342,6 +350,9 @@ pub struct UnverifiedPoint {
     pub node: NodeId,
     /// Why not.
     pub why: String,
+    /// Whether it is still to be tried.
+    #[serde(default)]
+    pub pending: bool,
 }
 
 impl Convergence {

@@ -180,11 +180,7 @@ pub(crate) async fn recover(arguments: &RecoverArguments, output: Output) -> Res
         return Ok(Exit::Done);
     }
     let timeout = arguments.timeout.duration();
-    match begun.revision {
-        // An issuer is replaced and revoked at once; what is left is to see it everywhere.
-        Some(revision) => crate::commands::revoke::prove(&client, revision, timeout, output).await,
-        None => follow(&client, timeout, output).await,
-    }
+    follow(&client, timeout, output).await
 }
 
 fn confirm(yes: bool) -> Result<()> {
@@ -247,7 +243,10 @@ fn tell(order: &OrderView, told: usize, bar: &Bar) -> Result<usize> {
 fn ended(order: &OrderView, response: &AuthoritiesResponse, output: Output) -> Result<Exit> {
     print(output, order, || shown::ended(order, response))?;
     let proven = order.steps.iter().any(|step| step.step == Step::Confirm && step.at.is_some());
-    Ok(if proven || order.goal == Goal::Retire { Exit::Done } else { Exit::No })
+    let trial = order.proof.as_ref().and_then(|proof| proof.trial.as_ref());
+    let contradicted = trial.is_some_and(|trial| !trial.contradicted.is_empty());
+    let done = (proven || order.goal == Goal::Retire) && !contradicted;
+    Ok(if done { Exit::Done } else { Exit::No })
 }
 
 fn rolled_back() -> Result<Exit> {

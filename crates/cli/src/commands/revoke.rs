@@ -59,23 +59,6 @@ pub(crate) async fn revoke(arguments: &RevokeArguments, output: Output) -> Resul
     Ok(if done { Exit::Done } else { Exit::No })
 }
 
-/// Waits until a revision that took an authority out of service is enforced, and everybody has something new.
-pub(super) async fn prove(
-    client: &AdminClient,
-    revision: Revision,
-    wait: Duration,
-    output: Output,
-) -> Result<Exit> {
-    let asked = Asked { revision: Some(revision), trial: None, until: Until::Reissued };
-    let convergence = follow(client, asked, wait, output).await?;
-    match output {
-        Output::Json => output::json(&Outcome::of(&convergence, None))?,
-        Output::Human => output::write(shown::outcome(&convergence, None).as_bytes())?,
-    }
-    let done = convergence.is_converged() && !convergence.reissue_pending;
-    Ok(if done { Exit::Done } else { Exit::No })
-}
-
 /// What is waited for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Until {

@@ -42,6 +42,11 @@ impl Authorities {
         Some(Signing { issuer: issuer.clone(), signer: Arc::clone(signer) })
     }
 
+    /// What signs SVIDs.
+    pub(crate) fn issuing(&self) -> Signing {
+        Signing { issuer: self.issuer.clone(), signer: Arc::clone(&self.signer) }
+    }
+
     /// The name of the root's key, which joining agents are told to trust.
     pub(crate) fn trust(&self) -> KeyId {
         self.root.key_id()

@@ -11,8 +11,9 @@ use countersign_pki::{
     Certificate, DnsName, Draft, ProvenKey, Provenance, Receipt, Reserved, Reviewed, Role, Summary,
 };
 use countersign_store::{Batch, IssuedRow, Op, Store};
+use countersign_tls::revoked;
 
-use crate::authority::Authorities;
+use crate::authority::{Authorities, Signing};
 use crate::digest::node_tag;
 use crate::refusal::Refused;
 use crate::state::State;
@@ -77,9 +78,17 @@ pub(crate) struct Desk {
 /// What every certificate of one request has in common.
 struct Request<'a> {
     state: &'a State,
-    authorities: Arc<Authorities>,
+    by: Signing,
+    standing: Standing,
     now: Timestamp,
     provenance: Provenance,
+}
+
+/// Whether what an authority signs must be accepted, or must not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    InService,
+    Condemned,
 }
 
 impl Desk {
@@ -94,12 +103,36 @@ impl Desk {
         state: &State,
         order: Order,
     ) -> Result<Vec<Result<Svid, Refused>>, Refused> {
+        let by = self.authorities.load().issuing();
+        self.issue_by(by, Standing::InService, state, order).await
+    }
+
+    /// The same by an authority that is out of service: canaries, by which it is tried that nobody accepts its word any
+    /// more. What our own verifier would accept is not given out.
+    ///
+    /// # Errors
+    /// As for [`issue`](Self::issue).
+    pub(crate) async fn issue_condemned(
+        &self,
+        by: Signing,
+        state: &State,
+        order: Order,
+    ) -> Result<Vec<Result<Svid, Refused>>, Refused> {
+        self.issue_by(by, Standing::Condemned, state, order).await
+    }
+
+    async fn issue_by(
+        &self,
+        by: Signing,
+        standing: Standing,
+        state: &State,
+        order: Order,
+    ) -> Result<Vec<Result<Svid, Refused>>, Refused> {
         // 1. One moment and one authority for all.
         let now = self.time.trusted(self.clock.now())?;
         let tag = order.cause.node.map_or(NodeTag::from_bytes([0; 8]), node_tag);
         let provenance = Provenance { revision: state.revision, node: tag };
-        let authorities = self.authorities.load_full();
-        let request = Request { state, authorities, now, provenance };
+        let request = Request { state, by, standing, now, provenance };
         // 2. Build and review. What does not pass is not recorded.
         let mut reviewed = Vec::with_capacity(order.wanted.len());
         for one in order.wanted {
@@ -137,7 +170,7 @@ impl Desk {
             reserved: wanted.reserved,
         };
         draft
-            .review(&request.state.profile(), &request.authorities.issuer)
+            .review(&request.state.profile(), &request.by.issuer)
             .map_err(|refusal| Refused::new(refusal.code(), refusal.to_string()))
     }
 }
@@ -176,18 +209,30 @@ async fn sign(
     let internal = |why: String| Refused::new(Code::Internal, why);
     let receipt = receipt.ok_or_else(|| internal("the store gave no receipt".to_owned()))?;
     let summary = reviewed.summary();
-    let authorities = &request.authorities;
-    let leaf = reviewed
-        .sign(receipt, &*authorities.signer)
-        .await
-        .map_err(|fault| internal(fault.to_string()))?;
-    let chain = vec![leaf, authorities.issuer.certificate().clone()];
+    let by = &request.by;
+    let leaf =
+        reviewed.sign(receipt, &*by.signer).await.map_err(|fault| internal(fault.to_string()))?;
+    let chain = vec![leaf, by.issuer.certificate().clone()];
     let ders: Vec<&[u8]> = chain.iter().map(Certificate::der).collect();
-    let verified =
-        countersign_pki::verify(&ders, request.state.bundles(), Role::Client, request.now)
-            .map_err(|refused| internal(format!("our own verifier refuses it: {}", refused.why)))?;
-    if Some(&verified.id) != summary.id.as_ref() || verified.key != summary.key {
+    let state = request.state;
+    let verified = countersign_pki::verify(&ders, state.bundles(), Role::Client, request.now);
+    let (id, key) = match (request.standing, verified) {
+        (Standing::InService, Ok(verified)) => (verified.id, verified.key),
+        (Standing::InService, Err(refused)) => {
+            return Err(internal(format!("our own verifier refuses it: {}", refused.why)));
+        }
+        (Standing::Condemned, Ok(verified)) if revoked(&verified, &state.revocations()).is_ok() => {
+            let why = "our own verifier would accept what an authority out of service has signed";
+            return Err(internal(why.to_owned()));
+        }
+        (Standing::Condemned, Ok(_) | Err(_)) => {
+            let named = chain.first().map(|leaf| (leaf.spiffe_id(), leaf.key_id()));
+            let (id, key) = named.ok_or_else(|| internal("the chain is empty".to_owned()))?;
+            (id.map_err(|refused| internal(refused.why))?, key)
+        }
+    };
+    if Some(&id) != summary.id.as_ref() || key != summary.key {
         return Err(internal("the certificate is not the one that was asked for".to_owned()));
     }
-    Ok(Svid { id: verified.id, chain, issued: request.now, serial: summary.serial })
+    Ok(Svid { id, chain, issued: request.now, serial: summary.serial })
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use countersign_api::v1::sign_result::Outcome;
 use countersign_api::{v1, wire};
-use countersign_identity::{Code, Lifetime, Revocation, SpiffeId, Timestamp, Trial};
+use countersign_identity::{
+    Canary, Code, Lifetime, Revocation, Revoked, SpiffeId, Timestamp, Trial,
+};
 use countersign_pki::{ProvenKey, Reserved};
 use countersign_store::Op;
 
@@ -16,6 +18,8 @@ use crate::state::State;
 
 /// Certificates in one request.
 const ITEMS_MAX: usize = 256;
+/// Authorities out of service whose keys are looked for.
+const CONDEMNED_MAX: usize = 16;
 /// Signatures that are verified before others get their turn on the thread.
 const TURN: usize = 16;
 
@@ -24,6 +28,14 @@ struct Item {
     workload: String,
     canary: String,
     key: Result<ProvenKey, Refused>,
+}
+
+impl Item {
+    /// Whether it is a canary that an authority out of service has to sign.
+    fn is_former_canary(&self) -> bool {
+        let id = self.canary.parse().ok();
+        id.and_then(|id| Trial::of(&id)).is_some_and(|(_, canary)| canary == Canary::Former)
+    }
 }
 
 /// Makes the certificates that the caller may have, and says of each other one why not.
@@ -42,7 +54,12 @@ pub(crate) async fn sign(
         ));
     }
     let items = open(request.items).await;
-    let (svids, state) = control.issue(|state| order(&control, &caller, state, &items)).await?;
+    let (mut svids, state) = control.issue(|state| order(&control, &caller, state, &items)).await?;
+    for (item, svid) in items.iter().zip(&mut svids) {
+        if item.is_former_canary() {
+            *svid = former_canary(&control, &caller, &state, item).await;
+        }
+    }
     let now = control.clock.now();
     for svid in svids.iter().flatten() {
         control.converging.issued(&svid.id, caller.id(), state.revision, now);
@@ -67,8 +84,11 @@ async fn open(items: Vec<v1::SignItem>) -> Vec<Item> {
 
 /// Authorises each item on one snapshot.
 fn order(control: &Control, caller: &Caller, state: &State, items: &[Item]) -> Order {
-    let wanted =
-        items.iter().map(|item| decide(state, caller, item, control.clock.now())).collect();
+    let now = control.clock.now();
+    ordered(caller, control, items.iter().map(|item| decide(state, caller, item, now)).collect())
+}
+
+fn ordered(caller: &Caller, control: &Control, wanted: Vec<Result<Wanted, Refused>>) -> Order {
     let id = caller.id();
     let ops = vec![
         Op::ExpectNode { id, generation: caller.row.generation },
@@ -80,6 +100,9 @@ fn order(control: &Control, caller: &Caller, state: &State, items: &[Item]) -> O
 
 fn decide(state: &State, caller: &Caller, item: &Item, now: Timestamp) -> Result<Wanted, Refused> {
     caller.not_suspended(state)?;
+    if item.is_former_canary() {
+        return Err(none_condemned());
+    }
     if !item.canary.is_empty() {
         return canary(state, item, now);
     }
@@ -101,7 +124,7 @@ fn decide(state: &State, caller: &Caller, item: &Item, now: Timestamp) -> Result
     })
 }
 
-/// One of the two canaries of a trial that an operator has just begun. It is let in nowhere, whatever it is shown for.
+/// One of the canaries of a trial that an operator has just begun. It is let in nowhere, whatever it is shown for.
 fn canary(state: &State, item: &Item, now: Timestamp) -> Result<Wanted, Refused> {
     let unknown = || Refused::new(Code::NotFound, "no trial that is under way has this canary");
     let id: SpiffeId = item.canary.parse().map_err(|_not_an_id| unknown())?;
@@ -123,6 +146,43 @@ fn canary(state: &State, item: &Item, now: Timestamp) -> Result<Wanted, Refused>
         dns_names: Vec::new(),
         reserved: Reserved::Allow,
     })
+}
+
+/// The canary that the newest authority signs which is out of service and whose key is still at hand. An authority's key is
+/// kept for its lists as long as anything that it has signed lives.
+async fn former_canary(
+    control: &Control,
+    caller: &Caller,
+    state: &State,
+    item: &Item,
+) -> Result<Svid, Refused> {
+    caller.not_suspended(state)?;
+    let wanted = canary(state, item, control.clock.now())?;
+    let rotation = control.rotation.as_ref().ok_or_else(none_condemned)?;
+    let walk = state.walk()?;
+    let rules = state.revocations();
+    let mut condemned: Vec<_> = rules
+        .iter()
+        .filter_map(|(_, rule)| match rule.target {
+            Revoked::Authority(key) if !walk.is_root(key) => Some((rule.at, key)),
+            _ => None,
+        })
+        .collect();
+    condemned.sort_unstable_by(|one, other| other.cmp(one));
+    for (_, key) in condemned.into_iter().take(CONDEMNED_MAX) {
+        let Some(by) = rotation.signing(key).await? else { continue };
+        if by.issuer.certificate().validity().not_after < control.clock.now() {
+            continue;
+        }
+        let order = ordered(caller, control, vec![Ok(wanted)]);
+        let made = control.desk.issue_condemned(by, state, order).await?;
+        return made.into_iter().next().unwrap_or_else(|| Err(none_condemned()));
+    }
+    Err(none_condemned())
+}
+
+fn none_condemned() -> Refused {
+    Refused::new(Code::NotFound, "no authority that is out of service has its key here")
 }
 
 fn result(control: &Control, svid: Result<Svid, Refused>) -> v1::SignResult {

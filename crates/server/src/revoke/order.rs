@@ -296,7 +296,8 @@ pub(crate) async fn try_out(
     Err(Refused::new(Code::StaleBase, "the state moved on again and again meanwhile"))
 }
 
-fn trial_batch(state: &State, actor: &str, now: Timestamp) -> Batch {
+/// What begins a trial: the rule of the revision that comes next.
+pub(crate) fn trial_batch(state: &State, actor: &str, now: Timestamp) -> Batch {
     let revision = Revision { number: state.revision.number + 1, ..state.revision };
     let domain = &state.domain().trust_domain;
     let rule = Trial(revision).rule(domain, now);

@@ -106,7 +106,8 @@ impl Ledger {
         let mut left: BTreeMap<Holder<'_>, Timestamp> = BTreeMap::new();
         for row in self.leaves.iter().filter(|row| issuers.contains(&row.issuer)) {
             let done = newer.contains(&holder(row)) || is_covered(row, &rules);
-            if done || is_stopped(row, state) {
+            // Nobody needs a canary again.
+            if done || is_stopped(row, state) || row.spiffe_id.is_canary() {
                 continue;
             }
             let until = left.entry(holder(row)).or_insert(Timestamp::EPOCH);

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::admin::{
-    Cause, Convergence, PlannedStep, RecoverRequest, RecoverResponse, Reissue, RevokeRequest,
-    RootState, Step, StepRequest, Target,
+    Cause, Convergence, Goal, PlannedStep, RecoverRequest, RecoverResponse, RootState, Step,
+    StepRequest,
 };
-use countersign_identity::{Code, KeyId, Reason, Revision};
+use countersign_identity::{Code, KeyId, Trial};
 
 use crate::refusal::Refused;
-use crate::revoke::{look, revoke};
+use crate::revoke::look;
 use crate::rotate::ledger::Ledger;
 use crate::rotate::walk::{REACHABLE, Walk};
 use crate::rotate::walker::Walker;
@@ -53,27 +53,15 @@ pub(crate) async fn recover(
     if dry_run {
         return Ok(response);
     }
-    if is_root {
+    response.revision = Some(if is_root {
         let (authority, cause) = (Some(compromised), Some(Cause::Compromised));
         let taint = StepRequest { authority, cause, force: reason };
-        walker.asked(Step::Taint, taint, actor).await?;
+        walker.asked(Step::Taint, taint, actor).await?
     } else {
-        response.revision = Some(replace(walker, compromised, actor).await?);
-    }
+        let reason = reason.or_else(|| Some("its key leaked".to_owned()));
+        walker.order(Goal::Recover, compromised, actor, reason).await?
+    });
     Ok(response)
-}
-
-/// An issuer has a successor first, so that everybody is issued anew at once.
-async fn replace(walker: &Walker, issuer: KeyId, actor: &str) -> Result<Revision, Refused> {
-    walker.rotation.replace(issuer).await?;
-    let request = RevokeRequest {
-        targets: vec![Target::Authority(issuer)],
-        reason: Reason::AuthorityCompromise,
-        issued_before: None,
-        reissue: Reissue::ByReason,
-        dry_run: false,
-    };
-    Ok(revoke(Arc::clone(&walker.control), request, actor.to_owned()).await?.revision)
 }
 
 fn plan(
@@ -127,11 +115,13 @@ fn root_plan(signs: bool, successor: Option<RootState>) -> Vec<PlannedStep> {
     plan
 }
 
-fn aftermath(condemned: &str) -> [PlannedStep; 3] {
+fn aftermath(condemned: &str) -> [PlannedStep; 4] {
+    let proof = "canaries are shown at their doors, one of them newly signed by what has leaked: it must be refused";
     [
         planned(Step::Condemn, condemned, false, None),
         planned(Step::Reissue, "everybody gets a new credential with a new key", false, None),
         planned(Step::Confirm, "every enforcement point says that it has done so", false, None),
+        planned(Step::Prove, proof, false, Some(Trial::TIME)),
     ]
 }
 

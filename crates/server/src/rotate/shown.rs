@@ -45,7 +45,7 @@ pub(crate) async fn shown(walker: &Walker) -> Result<AuthoritiesResponse, Refuse
             Some(order) => Some(under_way(walker, &state, &walk, order).await?),
             None => None,
         },
-        last: walk.last.as_ref().map(|order| order_view(order, None, None)),
+        last: walk.last.as_ref().map(|order| order_view(&walk, order, None, None)),
     })
 }
 
@@ -63,7 +63,7 @@ pub(crate) async fn report(walker: &Walker) -> Result<Jws, Refused> {
         "trustDomain": state.domain().trust_domain,
         "revision": state.revision,
         "activeRoot": walk.active()?.key,
-        "walk": order_view(ended, None, None),
+        "walk": order_view(walk, ended, None, None),
     });
     let authorities = walker.rotation.authorities.load_full();
     let (root, signer) = (authorities.root_certificate(), &*authorities.root_signer);
@@ -102,9 +102,9 @@ async fn under_way(
     walk: &Walk,
     order: &Order,
 ) -> Result<OrderView, Refused> {
-    let Some(step) = walk.next() else { return Ok(order_view(order, None, None)) };
+    let Some(step) = walk.next() else { return Ok(order_view(walk, order, None, None)) };
     let gate = walker.gate(state, walk, step).await?;
-    Ok(order_view(order, Some((step, &gate)), revocable_until(walk, order)))
+    Ok(order_view(walk, order, Some((step, &gate)), revocable_until(walk, order)))
 }
 
 /// As long as the old root's word counts, it can sign again.
@@ -121,6 +121,7 @@ fn revocable_until(walk: &Walk, order: &Order) -> Option<Step> {
 
 /// An order, with the gate of its next step.
 fn order_view(
+    walk: &Walk,
     order: &Order,
     next: Option<(Step, &Gate)>,
     revocable_until: Option<Step>,
@@ -143,13 +144,11 @@ fn order_view(
         reason: order.reason.clone(),
         begun: order.begun,
         ended: order.ended,
-        steps: order.steps().iter().map(view).collect(),
+        steps: order.steps(walk.is_root(order.from)).iter().map(view).collect(),
         revocable_until,
-        proof: order.proof.clone().map(|Proof { revision, live, enforcing, unaware }| ProofView {
-            revision,
-            live,
-            enforcing,
-            unaware,
+        proof: order.proof.clone().map(|proof| {
+            let Proof { revision, live, enforcing, unaware, trial } = proof;
+            ProofView { revision, live, enforcing, unaware, trial }
         }),
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use countersign_api::admin::{Cause, Goal, RootState, Step};
-use countersign_identity::{KeyId, Lifetime, Revision, Timestamp};
+use countersign_identity::{KeyId, Lifetime, Revision, Timestamp, Trial};
 
 use super::walk::{DRAIN, Facts, Gate, Left, Order, REACHABLE, Root, SETTLE, Walk};
 
@@ -32,7 +32,8 @@ fn root(number: u8, state: RootState) -> Root {
 }
 
 fn begun(goal: Goal) -> Walk {
-    let mut walk = Walk { roots: vec![root(1, RootState::Active)], order: None, last: None };
+    let mut walk =
+        Walk { roots: vec![root(1, RootState::Active)], order: None, last: None, paused: None };
     walk.begin(Order::new(goal, key(1), "operator", None, START)).unwrap();
     walk
 }
@@ -47,7 +48,7 @@ fn take(walk: &mut Walk, step: Step, number: u64, at: Timestamp) {
         Step::Supersede => walk.supersede(key(1), revision).unwrap(),
         Step::Retire => walk.retire(key(1), revision, at).unwrap(),
         Step::Condemn => walk.condemn(key(1), revision, at).unwrap(),
-        Step::Reissue | Step::Confirm => {}
+        Step::Reissue | Step::Confirm | Step::Prove => {}
         Step::Rollback | Step::Taint => unreachable!("no order holds them"),
     }
     walk.did(step, revision, at);
@@ -78,7 +79,7 @@ fn rotation_takes_every_step_once_and_ends() {
         take(&mut walk, step, taken.len() as u64, START);
         assert!(taken.len() < 10, "{taken:?}");
     }
-    assert_eq!(taken, walk.order.as_ref().unwrap().steps());
+    assert_eq!(taken, walk.order.as_ref().unwrap().steps(true));
     assert_eq!(states(&walk), [RootState::Retired, RootState::Active]);
     walk.end(None, START);
     assert!(walk.order.is_none() && walk.last.is_some());
@@ -93,7 +94,7 @@ fn recovery_condemns_as_soon_as_another_root_signs() {
         take(&mut walk, step, taken.len() as u64, START);
         assert!(taken.len() < 10, "{taken:?}");
     }
-    assert_eq!(taken, walk.order.as_ref().unwrap().steps());
+    assert_eq!(taken, walk.order.as_ref().unwrap().steps(true));
     assert_eq!(states(&walk), [RootState::Retired, RootState::Active]);
     assert_eq!(walk.root(key(1)).unwrap().tainted, Some(Cause::Compromised));
 }
@@ -102,7 +103,7 @@ fn recovery_condemns_as_soon_as_another_root_signs() {
 fn order_goes_on_from_what_is_on_record_wherever_it_was_interrupted() {
     for goal in [Goal::Rotate, Goal::Recover] {
         let mut walk = begun(goal);
-        let steps = walk.order.as_ref().unwrap().steps();
+        let steps = walk.order.as_ref().unwrap().steps(true);
         for (number, expected) in (1..).zip(steps) {
             let written = serde_json::to_vec(&walk).unwrap();
             walk = serde_json::from_slice(&written).unwrap();
@@ -271,4 +272,70 @@ fn one_walk_at_a_time_and_each_root_where_the_step_begins() {
     take(&mut walk, Step::Activate, 3, START);
     assert!(walk.retire(key(1), revision(4), START).is_err(), "what it vouches for is in service");
     assert!(walk.taint(key(9), Cause::Superseded).is_err(), "nobody knows it");
+}
+
+fn recovering_from_an_issuer(mut walk: Walk) -> Walk {
+    walk.begin(Order::new(Goal::Recover, key(9), "operator", None, START)).unwrap();
+    walk
+}
+
+#[test]
+fn recovery_from_an_issuers_key_touches_no_root_and_lets_the_rotation_go_on_after_it() {
+    let mut rotating = begun(Goal::Rotate);
+    take(&mut rotating, Step::Prepare, 1, START);
+    let before = states(&rotating);
+    let mut walk = recovering_from_an_issuer(rotating);
+    let mut taken = Vec::new();
+    for number in 2..6 {
+        let step = walk.next().unwrap();
+        taken.push(step);
+        walk.did(step, revision(number), START);
+    }
+    assert_eq!(taken, walk.order.as_ref().unwrap().steps(false));
+    assert_eq!((walk.next(), states(&walk)), (None, before));
+    assert_eq!(walk.dropped(), Some(revision(2)), "its rule is what everybody has to know");
+    walk.end(None, START);
+    assert_eq!(walk.last.as_ref().unwrap().goal, Goal::Recover);
+    assert_eq!(walk.next(), Some(Step::Publish), "the rotation goes on where it was");
+}
+
+#[test]
+fn recovery_from_an_issuers_key_makes_way_for_a_roots_and_for_nothing_else() {
+    let walk = recovering_from_an_issuer(begun(Goal::Rotate));
+    let order = |goal, from| Order::new(goal, key(from), "operator", None, START);
+    assert!(walk.clone().begin(order(Goal::Recover, 8)).is_err(), "another issuer");
+    assert!(walk.clone().begin(order(Goal::Rotate, 1)).is_err());
+    let mut urgent = walk;
+    urgent.begin(order(Goal::Recover, 1)).unwrap();
+    assert_eq!(urgent.order.as_ref().unwrap().from, key(1));
+    urgent.end(None, START);
+    assert_eq!(urgent.order, None, "the rotation of a root that leaked is no more");
+}
+
+#[test]
+fn rollback_takes_back_what_waits_for_a_recovery_and_not_the_recovery() {
+    let mut rotating = begun(Goal::Rotate);
+    take(&mut rotating, Step::Prepare, 1, START);
+    let mut walk = recovering_from_an_issuer(rotating);
+    walk.rollback(START).unwrap();
+    assert_eq!(states(&walk), [RootState::Active]);
+    assert_eq!(walk.order.as_ref().map(|order| order.from), Some(key(9)));
+    assert!(walk.rollback(START).is_err(), "a leaked key does not come back");
+    walk.end(None, START);
+    assert_eq!(walk.order, None);
+}
+
+#[test]
+fn recovery_waits_for_doors_to_be_tried_and_ends_without_those_that_cannot_be() {
+    let mut walk = recovering_from_an_issuer(begun(Goal::Rotate));
+    for (number, step) in [(1, Step::Condemn), (2, Step::Reissue), (3, Step::Confirm)] {
+        walk.did(step, revision(number), START);
+    }
+    assert_eq!(walk.awaited(Step::Prove), Some(revision(3)), "its rule begins the trial");
+    let facts = Facts { tried: 1, untried: vec!["web-proxy".to_owned()], ..Facts::default() };
+    let gate = walk.gate(Step::Prove, &facts, START);
+    assert!(waits(&gate).contains("1 of 2"), "{gate:?}");
+    assert!(waits(&gate).contains("web-proxy"), "{gate:?}");
+    assert!(walk.gate(Step::Prove, &facts, START + Trial::TIME).is_open());
+    assert!(walk.gate(Step::Prove, &Facts { tried: 2, ..Facts::default() }, START).is_open());
 }

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use countersign_api::admin::{Cause, Goal, RootState, Step};
-use countersign_identity::{Code, KeyId, Lifetime, Revision, SKEW_ALLOWED, Timestamp};
+use countersign_api::admin::{Cause, Goal, RootState, Step, TrialSummary};
+use countersign_identity::{Code, KeyId, Lifetime, Revision, SKEW_ALLOWED, Timestamp, Trial};
 use countersign_pki::{Bundle, Certificate};
 use countersign_store::{Kind, Record};
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,9 @@ pub(crate) struct Walk {
     pub(crate) order: Option<Order>,
     /// What was under way before.
     pub(crate) last: Option<Order>,
+    /// What goes on once the recovery from an issuer's leaked key has come to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) paused: Option<Order>,
 }
 
 /// One root.
@@ -69,7 +72,7 @@ pub(crate) struct Root {
 pub(crate) struct Order {
     /// To what end.
     pub(crate) goal: Goal,
-    /// The root that has to go.
+    /// The root that has to go; in a recovery it may be an issuer.
     pub(crate) from: KeyId,
     /// Who ordered it.
     pub(crate) actor: String,
@@ -101,6 +104,9 @@ pub(crate) struct Proof {
     pub(crate) enforcing: u64,
     /// Verifiers that cannot acknowledge.
     pub(crate) unaware: u64,
+    /// What was tried at their doors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) trial: Option<TrialSummary>,
 }
 
 /// A step that was taken.
@@ -134,6 +140,10 @@ pub(crate) struct Facts {
     pub(crate) settled_from: Option<Timestamp>,
     /// How long SVIDs may live.
     pub(crate) lifetime: Option<Lifetime>,
+    /// Points whose doors are still to be tried, by name.
+    pub(crate) untried: Vec<String>,
+    /// Points whose doors were tried, or cannot be.
+    pub(crate) tried: u64,
 }
 
 /// Credentials that still need a root.
@@ -228,7 +238,7 @@ impl Walk {
     pub(crate) fn first(certificate: &Certificate, at: Timestamp) -> Self {
         let mut root = Root::prepared(certificate, None, at);
         root.state = RootState::Active;
-        Self { roots: vec![root], order: None, last: None }
+        Self { roots: vec![root], order: None, last: None, paused: None }
     }
 
     /// As the state keeps it.
@@ -281,8 +291,14 @@ impl Walk {
     /// What an order comes to next; `None` when nothing is left of it.
     pub(crate) fn next(&self) -> Option<Step> {
         let order = self.order.as_ref()?;
-        let from = self.root(order.from)?;
         let unless_done = |step| Some(step).filter(|step| !order.has(*step));
+        let aftermath = || {
+            let steps = [Step::Condemn, Step::Reissue, Step::Confirm, Step::Prove];
+            steps.into_iter().find_map(unless_done)
+        };
+        let Some(from) = self.root(order.from) else {
+            return aftermath().filter(|_| order.goal == Goal::Recover);
+        };
         match (order.goal, from.state) {
             // The one that has to go signs still: it needs a successor first.
             (Goal::Rotate | Goal::Recover, RootState::Active) => match self.successor() {
@@ -290,9 +306,7 @@ impl Walk {
                 Some(Root { state: RootState::Prepared, .. }) => Some(Step::Publish),
                 Some(_) => Some(Step::Activate),
             },
-            (Goal::Recover, _) => unless_done(Step::Condemn)
-                .or_else(|| unless_done(Step::Reissue))
-                .or_else(|| unless_done(Step::Confirm)),
+            (Goal::Recover, _) => aftermath(),
             (Goal::Rotate | Goal::Retire, RootState::Retiring) => match from.superseded {
                 None => Some(Step::Supersede),
                 Some(_) => Some(Step::Retire),
@@ -305,11 +319,13 @@ impl Walk {
 
     /// The revision whose acknowledgement the next step waits for.
     pub(crate) fn awaited(&self, step: Step) -> Option<Revision> {
-        let from = self.order.as_ref().and_then(|order| self.root(order.from));
+        let order = self.order.as_ref();
+        let from = order.and_then(|order| self.root(order.from));
         match step {
             Step::Activate => self.successor()?.published,
             Step::Retire => from?.superseded,
-            Step::Confirm => from?.dropped,
+            Step::Confirm => self.dropped(),
+            Step::Prove => order?.trial(),
             Step::Prepare
             | Step::Publish
             | Step::Supersede
@@ -317,6 +333,15 @@ impl Walk {
             | Step::Reissue
             | Step::Rollback
             | Step::Taint => None,
+        }
+    }
+
+    /// The revision that put the order's authority out of all trust.
+    pub(crate) fn dropped(&self) -> Option<Revision> {
+        let order = self.order.as_ref()?;
+        match self.root(order.from) {
+            Some(root) => root.dropped,
+            None => order.made(Step::Condemn),
         }
     }
 
@@ -342,6 +367,7 @@ impl Walk {
             Step::Supersede | Step::Reissue => reissued(facts, now),
             Step::Retire => self.drained(facts, now),
             Step::Confirm => acknowledged(facts),
+            Step::Prove => tried(facts, order.and_then(|order| order.at(Step::Confirm)), now),
         }
     }
 
@@ -555,6 +581,12 @@ impl Walk {
 
     /// Nothing is ordered any more. Who takes a recovery back takes back that the key leaked.
     fn call_off(&mut self) -> Result<(), Refused> {
+        let of_issuer = self.order.as_ref().is_some_and(|order| !self.is_root(order.from));
+        if of_issuer {
+            // The recovery goes on; what waits for it does not.
+            self.last = self.paused.take().or(self.last.take());
+            return Ok(());
+        }
         let Some(order) = self.order.take() else { return Ok(()) };
         if order.goal == Goal::Recover {
             self.root_mut(order.from)?.tainted = None;
@@ -570,8 +602,10 @@ impl Walk {
     pub(crate) fn begin(&mut self, order: Order) -> Result<(), Refused> {
         // What leaked does not wait for what is merely due.
         let urgent = order.goal == Goal::Recover;
+        let of_root = self.is_root(order.from);
         if let Some(under_way) = &self.order
-            && (!urgent || under_way.goal == Goal::Recover)
+            && (!urgent
+                || under_way.goal == Goal::Recover && (!of_root || self.is_root(under_way.from)))
         {
             let why = format!(
                 "a walk to {} ordered by {} at {} is under way: let it end, or roll it back",
@@ -579,12 +613,23 @@ impl Walk {
             );
             return Err(Refused::new(Code::AlreadyExists, why));
         }
-        let root = self.root(order.from).ok_or_else(|| unknown(order.from))?;
-        if root.state == RootState::Retired && order.goal != Goal::Recover {
-            return Err(wrong_state(root, "rotate", "in the bundle"));
+        if !urgent {
+            let root = self.root(order.from).ok_or_else(|| unknown(order.from))?;
+            if root.state == RootState::Retired {
+                return Err(wrong_state(root, "rotate", "in the bundle"));
+            }
         }
-        if let Some(before) = self.order.replace(order) {
-            self.last = Some(before);
+        match self.order.replace(order) {
+            // A root's leaked key ends what else is under way; an issuer's comes in between.
+            Some(before) if of_root || before.goal == Goal::Recover => self.last = Some(before),
+            Some(before) => self.paused = Some(before),
+            None => {}
+        }
+        if of_root
+            && urgent
+            && let Some(paused) = self.paused.take()
+        {
+            self.last = Some(paused);
         }
         Ok(())
     }
@@ -601,6 +646,7 @@ impl Walk {
         if let Some(order) = self.order.take() {
             self.last = Some(Order { ended: Some(at), proof, ..order });
         }
+        self.order = self.paused.take();
     }
 
     /// The bundle that follows from where the roots are.
@@ -668,9 +714,21 @@ impl Order {
         self.done.iter().rfind(|done| done.step == step).map(|done| done.at)
     }
 
-    /// All steps from the first to the last, for people.
-    pub(crate) fn steps(&self) -> &'static [Step] {
+    fn made(&self, step: Step) -> Option<Revision> {
+        self.done.iter().rfind(|done| done.step == step).map(|done| done.revision)
+    }
+
+    /// The trial that a recovery ends with. Its rule is of the revision that takes note of everybody's acknowledgement.
+    pub(crate) fn trial(&self) -> Option<Revision> {
+        self.made(Step::Confirm).filter(|_| self.goal == Goal::Recover)
+    }
+
+    /// All steps from the first to the last, for people; `of_root`: when a root has to go.
+    pub(crate) fn steps(&self, of_root: bool) -> &'static [Step] {
         match self.goal {
+            Goal::Recover if !of_root => {
+                &[Step::Condemn, Step::Reissue, Step::Confirm, Step::Prove]
+            }
             Goal::Rotate => &[
                 Step::Prepare,
                 Step::Publish,
@@ -687,6 +745,7 @@ impl Order {
                 Step::Condemn,
                 Step::Reissue,
                 Step::Confirm,
+                Step::Prove,
             ],
         }
     }
@@ -707,6 +766,26 @@ fn acknowledged(facts: &Facts) -> Gate {
         of: facts.live,
         missing: facts.missing.clone(),
         until: None,
+    }
+}
+
+/// Every door was tried, as far as it can be, or the time for it is over.
+fn tried(facts: &Facts, since: Option<Timestamp>, now: Timestamp) -> Gate {
+    let until = since.unwrap_or(now) + Trial::TIME;
+    if facts.untried.is_empty() || until <= now {
+        return Gate::Open;
+    }
+    let of = facts.tried + facts.untried.len() as u64;
+    Gate::Waits {
+        why: format!(
+            "{} of {of} enforcement points were tried with canaries{}",
+            facts.tried,
+            named(&facts.untried)
+        ),
+        done: facts.tried,
+        of,
+        missing: facts.untried.clone(),
+        until: Some(until),
     }
 }
 

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use countersign_api::admin::{Cause, Convergence, Goal, RootState, Step, StepRequest};
+use countersign_api::admin::{
+    Cause, Convergence, Goal, RootState, Step, StepRequest, TrialSummary, TrialView, VerifiedPoint,
+};
 use countersign_api::resource::Approval;
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, KeyId, Lifetime, Reason, Revision, Timestamp, backdate};
@@ -18,7 +20,7 @@ use crate::authority::{
 };
 use crate::control::Control;
 use crate::refusal::Refused;
-use crate::revoke::{Watched, condemned, look, shown};
+use crate::revoke::{Watched, condemned, look, shown, trial_batch};
 use crate::rotate::ledger::Ledger;
 use crate::rotate::walk::{Facts, Gate, Order, Proof, REASON_BYTES_MAX, Root, Walk};
 use crate::state::State;
@@ -204,16 +206,36 @@ impl Walker {
             (facts.live, facts.enforcing) = (live, enforcing);
             (facts.unaware, facts.draining) = (unaware, draining);
         }
+        if step == Step::Prove
+            && let Some(trial) = walk.order.as_ref().and_then(Order::trial)
+        {
+            (facts.tried, facts.untried) = self.tried(trial).await?;
+        }
         if matches!(step, Step::Supersede | Step::Reissue)
             && let Some(from) = walk.order.as_ref().map(|order| order.from)
         {
             let ledger = Ledger::read(&*self.control.store, walk, now).await?;
             self.memory().effort = self.control.clock.now().since(now);
-            let issuers = ledger.issuers_of(from).map(|row| row.key).collect();
+            let issuers = match walk.is_root(from) {
+                true => ledger.issuers_of(from).map(|row| row.key).collect(),
+                false => BTreeSet::from([from]),
+            };
             facts.left = ledger.left(&issuers, state);
             facts.settled_from = self.settled(from, facts.left.is_empty(), now);
         }
         Ok(facts)
+    }
+
+    /// How many points a trial is done with, and which are still to be tried.
+    async fn tried(&self, trial: Revision) -> Result<(u64, Vec<String>), Refused> {
+        let Some(view) = look(&self.control, trial, Some(trial)).await?.trial else {
+            return Ok((0, Vec::new()));
+        };
+        let (pending, given_up): (Vec<_>, Vec<_>) =
+            view.unverified.into_iter().partition(|point| point.pending);
+        let pending = pending.iter().take(MISSING_MAX);
+        let untried = pending.map(|point| format!("{} of {}", point.point, point.spiffe_id));
+        Ok(((view.verified.len() + given_up.len()) as u64, untried.collect()))
     }
 
     /// Since when nothing is left under a root.
@@ -263,12 +285,13 @@ impl Walker {
             Some(order) => (order.actor.clone(), order.from, order.goal),
             None => return Ok(()),
         };
-        let dropped = walk.root(from).and_then(|root| root.dropped);
-        let proof = match dropped {
+        let trial = walk.order.as_ref().and_then(Order::trial);
+        let proof = match walk.dropped() {
             Some(revision) => {
-                let Convergence { live, enforcing, unaware, .. } =
-                    look(&self.control, revision, None).await?;
-                Some(Proof { revision, live, enforcing, unaware })
+                let Convergence { live, enforcing, unaware, trial, .. } =
+                    look(&self.control, revision, trial).await?;
+                let trial = trial.map(summary);
+                Some(Proof { revision, live, enforcing, unaware, trial })
             }
             None => None,
         };
@@ -303,7 +326,11 @@ impl Walker {
             Step::Retire => self.retire(&state, walk, now)?,
             Step::Condemn => self.condemn(&state, walk, actor, now).await?,
             Step::Rollback => self.rollback(&state, walk, now).await?,
-            Step::Reissue | Step::Confirm => {
+            // A recovery is tried out, by a rule of its own.
+            Step::Confirm if walk.is_recovering() => {
+                Draft { walk, batch: trial_batch(&state, actor, now), authorities: None }
+            }
+            Step::Reissue | Step::Confirm | Step::Prove => {
                 Draft { walk, batch: Batch::default(), authorities: None }
             }
             Step::Taint => return Err(internal("a taint names its root")),
@@ -382,7 +409,7 @@ impl Walker {
                 }
                 self.take(step, actor, force.as_deref()).await
             }
-            Step::Supersede | Step::Condemn | Step::Reissue | Step::Confirm => {
+            Step::Supersede | Step::Condemn | Step::Reissue | Step::Confirm | Step::Prove => {
                 let why =
                     format!("`{step}` is a step of a rotation or a recovery, not one by itself");
                 Err(Refused::new(Code::NotUnderstood, why))
@@ -657,6 +684,9 @@ impl Walker {
         now: Timestamp,
     ) -> Result<Draft, Refused> {
         let from = ordered(&walk)?;
+        if !walk.is_root(from) {
+            return self.condemn_issuer(state, walk, from, actor, now).await;
+        }
         let ends = walk.root(from).map(Root::certificate).transpose()?;
         let ends = ends.map_or(now, |certificate| certificate.validity().not_after);
         walk.condemn(from, next(state), now)?;
@@ -668,6 +698,23 @@ impl Walker {
         let mut batch = condemned(state, &keys, reason, ledger.last_end(), actor, now)?;
         batch.changes.push(self.bundle(state, &walk, Duration::ZERO)?);
         batch.ops.push(destroy(root_name(from)));
+        Ok(Draft { walk, batch, authorities: None })
+    }
+
+    /// An issuer has a successor first, so that everybody is issued anew at once.
+    async fn condemn_issuer(
+        &self,
+        state: &State,
+        walk: Walk,
+        issuer: KeyId,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Draft, Refused> {
+        self.rotation.replace(issuer).await?;
+        let ledger = Ledger::read(&*self.control.store, &walk, now).await?;
+        let ends = ledger.issuer(issuer).map_or(now, |row| row.validity.not_after);
+        let (keys, reason) = ([(issuer, ends)], Reason::AuthorityCompromise);
+        let batch = condemned(state, &keys, reason, ledger.last_end(), actor, now)?;
         Ok(Draft { walk, batch, authorities: None })
     }
 
@@ -703,6 +750,29 @@ fn ordered(walk: &Walk) -> Result<KeyId, Refused> {
     Ok(order.from)
 }
 
+/// What a trial has shown, in numbers and names.
+fn summary(view: TrialView) -> TrialSummary {
+    let (as_said, otherwise): (Vec<_>, Vec<_>) =
+        view.verified.into_iter().partition(VerifiedPoint::holds);
+    let refused = as_said.iter().filter(|point| point.former.is_some()).count();
+    let contradicted = otherwise.iter().take(MISSING_MAX);
+    let only_said = view.unverified.iter().take(MISSING_MAX);
+    TrialSummary {
+        revision: view.revision,
+        as_said: as_said.len() as u64,
+        former_refused: refused as u64,
+        contradicted: contradicted
+            .map(|point| {
+                let why = point.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+                format!("{} of {} at {}{why}", point.point, point.spiffe_id, point.door)
+            })
+            .collect(),
+        only_said: only_said
+            .map(|point| format!("{} of {}: {}", point.point, point.spiffe_id, point.why))
+            .collect(),
+    }
+}
+
 /// The root that a step is about, as the log says it.
 fn subject(step: Step, walk: &Walk, from: Option<KeyId>) -> String {
     let root = match step {
@@ -713,6 +783,7 @@ fn subject(step: Step, walk: &Walk, from: Option<KeyId>) -> String {
         | Step::Condemn
         | Step::Reissue
         | Step::Confirm
+        | Step::Prove
         | Step::Taint => from,
     };
     root.map_or_else(|| "roots".to_owned(), |root| root.to_string())

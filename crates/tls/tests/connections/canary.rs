@@ -6,7 +6,7 @@ use std::time::Duration;
 use countersign_identity::{Canary, Clock, Code, Revocations, Timestamp, Trial};
 use countersign_tls::{
     CANARY_ALPN, CanaryAnswer, Expected, HandshakeFailure, Inbound, Outbound, Slice, Trust, accept,
-    show_canary,
+    show_canary, show_former_canary,
 };
 use tokio::net::TcpListener;
 
@@ -145,4 +145,47 @@ async fn what_the_verifier_refuses_anyway_proves_nothing() {
     let limit = Duration::from_secs(1);
     let answer = show_canary(&clock, slice(&[&shop.realm], ""), identity(&old), at, limit).await;
     assert!(matches!(answer, CanaryAnswer::Unclear(_)), "{answer:?}");
+}
+
+#[tokio::test]
+async fn canary_of_a_former_root_is_refused_unless_the_door_trusts_that_root_still() {
+    let shop = open_shop();
+    // The root before: of the same trust domain, with the same name, and another key.
+    let former = Realm::new(shop.realm.domain.as_str(), 7);
+    let bird = canary(&former, Canary::Former, START);
+    let clock = Arc::clone(&shop.clock) as Arc<dyn Clock>;
+    let shown_to = async |door_trusts: &Realm| {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let expected = shop.realm.domain.with_path("/orders").unwrap();
+        let trusting = slice(&[&shop.realm], "");
+        let limit = Duration::from_secs(3);
+        // The door shows its own certificate, whatever it trusts.
+        let before = Slice::clone(&shop.orders.slice());
+        let bundles = slice(&[door_trusts], "").bundles;
+        shop.orders.apply(Slice { bundles, ..before });
+        let showing =
+            show_former_canary(&clock, trusting, identity(&bird), (address, &expected), limit);
+        let answering = async {
+            let (tcp, _) = listener.accept().await.unwrap();
+            accept(&shop.orders, tcp, &door()).await.unwrap_err()
+        };
+        tokio::join!(showing, answering).0
+    };
+    assert_eq!(shown_to(&shop.realm).await, CanaryAnswer::Untrusted);
+    let trusts_it_still = shown_to(&former).await;
+    assert!(matches!(trusts_it_still, CanaryAnswer::Alive(_)), "{trusts_it_still:?}");
+}
+
+#[tokio::test]
+async fn nothing_but_a_canary_is_shown_unverified() {
+    let shop = open_shop();
+    let former = Realm::new(shop.realm.domain.as_str(), 7);
+    let web = former.svid("/web", START, 60);
+    let clock = Arc::clone(&shop.clock) as Arc<dyn Clock>;
+    let at = ("127.0.0.1:1".parse().unwrap(), &web.id.clone());
+    let (trusting, limit) = (slice(&[&shop.realm], ""), Duration::from_secs(1));
+    let answer = show_former_canary(&clock, trusting, identity(&web), at, limit).await;
+    let CanaryAnswer::Unclear(why) = answer else { panic!("{answer:?}") };
+    assert!(why.contains("no canary"), "{why}");
 }

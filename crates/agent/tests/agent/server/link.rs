@@ -130,6 +130,10 @@ impl Calls for Server {
         for item in items {
             let workload = match item.subject {
                 Subject::Workload(name) => name,
+                Subject::Canary(id) if id.path().ends_with("/former") => {
+                    answers.push(SignAnswer::Refused(Code::NotFound, "none".to_owned()));
+                    continue;
+                }
                 Subject::Canary(id) => {
                     let proven = open_csr(&item.csr).unwrap();
                     let chain = self

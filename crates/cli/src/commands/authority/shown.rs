@@ -1,7 +1,7 @@
 //! What is printed.
 
 use countersign_api::admin::{
-    AuthoritiesResponse, Goal, OrderView, RecoverResponse, RootView, StepView,
+    AuthoritiesResponse, Goal, OrderView, RecoverResponse, RootView, StepView, TrialSummary,
 };
 use countersign_identity::{KeyId, Timestamp};
 
@@ -43,7 +43,14 @@ pub(super) fn listing(response: &AuthoritiesResponse, now: Timestamp) -> String 
     }
     let mut text = format!("{}\n{}", roots.render(0), issuers.render(0));
     if let Some(order) = &response.order {
-        text.push_str(&format!("\n{} of root {} is under way\n", order.goal, short(&order.from)));
+        let is_root = response.roots.iter().any(|root| root.key == order.from);
+        let kind = if is_root { "root" } else { "issuer" };
+        text.push_str(&format!(
+            "\n{} of {} {} is under way\n",
+            order.goal,
+            kind,
+            short(&order.from)
+        ));
         for one in &order.steps {
             text.push_str(&format!("  {}\n", progress(one)));
         }
@@ -99,16 +106,32 @@ pub(super) fn ended(order: &OrderView, response: &AuthoritiesResponse) -> String
     let what = match order.goal {
         Goal::Rotate => "rotated: nothing under the old root is accepted any more",
         Goal::Retire => "retired: nothing under the old root is accepted any more",
-        Goal::Recover => "recovered: nothing under the compromised root is accepted any more",
+        Goal::Recover => "recovered: nothing under the compromised authority is accepted any more",
     };
     let proof = order.proof.as_ref().map(|proof| {
+        let trial = proof.trial.as_ref().map(tried).unwrap_or_default();
         format!(
-            "revision {} · {} of {} enforcing · {} unaware\n",
+            "revision {} · {} of {} enforcing · {} unaware\n{trial}",
             proof.revision, proof.enforcing, proof.live, proof.unaware
         )
     });
     let proof = proof.unwrap_or_default();
     format!("{what}; root {active} signs; {} after the order\n{proof}", when::span(took))
+}
+
+/// What was tried at the doors of enforcement points.
+fn tried(trial: &TrialSummary) -> String {
+    let mut text = format!(
+        "tried at trial {}: {} did as they say; {} of them refused what the old authority has signed just now\n",
+        trial.revision, trial.as_said, trial.former_refused
+    );
+    for point in &trial.contradicted {
+        text.push_str(&format!("  contradicted: {}\n", printable(point)));
+    }
+    for point in &trial.only_said {
+        text.push_str(&format!("  only said: {}\n", printable(point)));
+    }
+    text
 }
 
 /// What a recovery comes to.

@@ -64,6 +64,8 @@ struct Tried {
     covered: CanaryView,
     uncovered: CanaryView,
     #[serde(skip_serializing_if = "Option::is_none")]
+    former: Option<CanaryView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<String>,
 }
 
@@ -77,14 +79,15 @@ struct Untried {
 
 impl From<&VerifiedPoint> for Tried {
     fn from(tried: &VerifiedPoint) -> Self {
-        let VerifiedPoint { point, spiffe_id, node, door, covered, uncovered, why } = tried.clone();
-        Self { point, spiffe_id, node, door, covered, uncovered, why }
+        let tried = tried.clone();
+        let VerifiedPoint { point, spiffe_id, node, door, covered, uncovered, former, why } = tried;
+        Self { point, spiffe_id, node, door, covered, uncovered, former, why }
     }
 }
 
 impl From<&UnverifiedPoint> for Untried {
     fn from(untried: &UnverifiedPoint) -> Self {
-        let UnverifiedPoint { point, spiffe_id, node, why } = untried.clone();
+        let UnverifiedPoint { point, spiffe_id, node, why, .. } = untried.clone();
         Self { point, spiffe_id, node, why }
     }
 }
@@ -230,18 +233,30 @@ fn tried(trial: &TrialView) -> String {
         as_said.len(),
         count((trial.verified.len() + trial.unverified.len()) as u64, "point"),
     );
-    for point in otherwise {
-        let VerifiedPoint { point, spiffe_id, node, door, covered, uncovered, .. } = point;
+    let former = trial.verified.iter().filter(|point| point.former.is_some()).count();
+    if former != 0 {
+        let refused = as_said.iter().filter(|point| point.former.is_some()).count();
         text.push_str(&format!(
-            "  contradicted: {} for {spiffe_id} on node {node} at {}: the covered canary was {}, the other {}\n",
+            "  tried: {refused} of {} refused what an authority out of service has signed\n",
+            count(former as u64, "point"),
+        ));
+    }
+    for point in otherwise {
+        let VerifiedPoint { point, spiffe_id, node, door, covered, uncovered, former, .. } = point;
+        let former = former.map(|former| {
+            format!(", what an authority out of service has signed {}", word(former))
+        });
+        text.push_str(&format!(
+            "  contradicted: {} for {spiffe_id} on node {node} at {}: the covered canary was {}, the other {}{}\n",
             printable(point),
             printable(door),
             word(*covered),
             word(*uncovered),
+            former.unwrap_or_default(),
         ));
     }
     for untried in trial.unverified.iter().take(MISSING_SHOWN_MAX) {
-        let UnverifiedPoint { point, spiffe_id, node, why } = untried;
+        let UnverifiedPoint { point, spiffe_id, node, why, .. } = untried;
         text.push_str(&format!(
             "  only said: {} for {spiffe_id} on node {node}: {}\n",
             printable(point),
@@ -258,6 +273,7 @@ fn tried(trial: &TrialView) -> String {
 fn word(outcome: CanaryView) -> &'static str {
     match outcome {
         CanaryView::Refused => "refused as revoked",
+        CanaryView::Untrusted => "refused as untrusted",
         CanaryView::Accepted => "let through",
         CanaryView::Unclear => "neither let through nor refused as revoked",
     }
