@@ -5,9 +5,11 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use countersign_identity::{Code, KeyId, TrustDomain};
+use countersign_pki::{Chain, PrivateKey};
+use zeroize::Zeroizing;
 
 use crate::disk::DiskFault;
-use crate::server_link::{JoinToken, LinkFault};
+use crate::server_link::{JoinToken, LinkFault, MachineCredential};
 use crate::socket::SocketFault;
 
 /// What an agent is told.
@@ -21,6 +23,8 @@ pub struct Config {
     pub trust_domain: Option<TrustDomain>,
     /// For the first start.
     pub join: Option<JoinToken>,
+    /// For the first start, in place of a token.
+    pub machine: Option<MachineFiles>,
     /// The root to trust at the first start, told together with the token.
     pub trust: Option<KeyId>,
     /// Where to listen for workloads.
@@ -31,6 +35,39 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// How callers are held on to.
     pub pinning: crate::attest::Pinning,
+}
+
+/// Where a machine's own certificate is, by which it proves itself.
+#[derive(Clone, Debug)]
+pub struct MachineFiles {
+    /// The certificate, and those above it, in PEM.
+    pub certificate: PathBuf,
+    /// Its private key, unencrypted PKCS#8 in PEM.
+    pub key: PathBuf,
+}
+
+impl MachineFiles {
+    pub(crate) fn read(&self) -> Result<MachineCredential, StartRefused> {
+        let refused =
+            |path: &Path, why: String| StartRefused::Machine { path: path.to_owned(), why };
+        let text = |path: &Path| {
+            let read = std::fs::read_to_string(path).map(Zeroizing::new);
+            read.map_err(|why| refused(path, why.to_string()))
+        };
+        let chain = Chain::from_pem(&text(&self.certificate)?)
+            .map_err(|why| refused(&self.certificate, why.to_string()))?;
+        let key = PrivateKey::from_pem(&text(&self.key)?).map_err(|why| {
+            refused(
+                &self.key,
+                format!("{why}; `openssl pkcs8 -topk8 -nodes` makes PKCS#8 of a key"),
+            )
+        })?;
+        if chain.leaf().spki() != key.public().spki() {
+            let why = "it is not the key of the first certificate".to_owned();
+            return Err(refused(&self.key, why));
+        }
+        Ok(MachineCredential { chain, key })
+    }
 }
 
 /// What an agent that has started tells.
@@ -58,12 +95,20 @@ pub enum StartRefused {
     NoServers,
     /// It never joined, and has no token.
     #[error(
-        "this agent has not joined a trust domain yet: get a token with `countersign token create`, and give it and the fingerprint with `--join` and `--trust`"
+        "this agent has not joined a trust domain yet: get a token with `countersign token create`, and give it and the fingerprint with `--join` and `--trust` (or let the machine's own certificate prove it, with `--attest x509`)"
     )]
     NotJoined,
+    /// The machine's own certificate or its key.
+    #[error("`{path}` cannot be used to prove this machine: {why}")]
+    Machine {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// A token without the root to trust.
     #[error(
-        "the join token comes without the root to trust: give the fingerprint that `countersign token create` printed with `--trust sha256:…`"
+        "the root to trust is missing: give the fingerprint that `countersign token create` printed with `--trust sha256:…`"
     )]
     NoTrust,
     /// The server does not take the node.
@@ -114,6 +159,7 @@ impl StartRefused {
             | Self::NoServers
             | Self::NotJoined
             | Self::NoTrust
+            | Self::Machine { .. }
             | Self::OtherDomain { .. }
             | Self::Launcher(_) => Code::NotUnderstood,
             Self::Socket(fault) => fault.code(),

@@ -30,7 +30,7 @@ mod trial;
 mod view;
 mod workload_api;
 
-pub use config::{Config, Ready, StartRefused, is_attested};
+pub use config::{Config, MachineFiles, Ready, StartRefused, is_attested};
 pub use disk::DiskFault;
 pub use metrics::METRICS;
 pub use run::{Ground, run, run_on};

@@ -11,8 +11,8 @@ use tokio::sync::Semaphore;
 use crate::core::{Credential, Outcome, Workload};
 use crate::disk::{Disk, Node};
 use crate::server_link::{
-    AttestAsk, Calls, LinkFault, NodeCredential, RenewAsk, ServerLink, SignAnswer, SignItem,
-    Subject,
+    AttestAsk, Calls, Evidence, LinkFault, NodeCredential, RenewAsk, ServerLink, SignAnswer,
+    SignItem, Subject,
 };
 use crate::view::Svid;
 
@@ -22,7 +22,7 @@ const FIRST_GENERATION: u64 = 1;
 
 /// What an attestation needs besides the key.
 pub(crate) struct Admission {
-    pub(crate) token: Arc<crate::server_link::JoinToken>,
+    pub(crate) evidence: Evidence,
     pub(crate) pin: countersign_identity::KeyId,
     pub(crate) domain: Option<countersign_identity::TrustDomain>,
 }
@@ -37,7 +37,10 @@ pub(crate) async fn attest(
     match attest_with_key(link, disk, server, admission).await {
         // An earlier attestation registered this key, and its answer was lost. The server took nothing of this one, so
         // the token is unspent: join as another node.
-        Err(fault) if fault.code == Code::AlreadyExists => {
+        Err(fault)
+            if fault.code == Code::AlreadyExists
+                && matches!(admission.evidence, Evidence::Token(_)) =>
+        {
             disk.forget_key(FIRST_GENERATION).map_err(|why| ours(&why))?;
             attest_with_key(link, disk, server, admission).await
         }
@@ -55,7 +58,7 @@ async fn attest_with_key(
     let key = Arc::new(disk.key_or_new(FIRST_GENERATION, NODE_KEY).map_err(|why| ours(&why))?);
     let csr = make_csr(&key).map_err(|why| ours(&why))?;
     let ask = AttestAsk {
-        token: Arc::clone(&admission.token),
+        evidence: admission.evidence.clone(),
         pin: admission.pin,
         domain: admission.domain.clone(),
         csr,

@@ -23,7 +23,7 @@ use crate::metrics::{self, Exposition};
 use crate::reception::{Counter, Reception};
 use crate::renewal::{self, Admission};
 use crate::reports::{Facts, Reports};
-use crate::server_link::{GrpcLink, ServerLink};
+use crate::server_link::{Evidence, GrpcLink, ServerLink};
 use crate::socket::Socket;
 use crate::status::StatusService;
 use crate::view::View;
@@ -119,7 +119,7 @@ pub async fn run_on(
 
     // 3. Who this node is: from its disk, or by its join token.
     let node = tokio::select! {
-        node = join(&ground, &disk, &config.servers, admission(config.join, config.trust, config.trust_domain.clone())) => node?,
+        node = join(&ground, &disk, &config.servers, admission(config.join, config.machine, config.trust, config.trust_domain.clone())) => node?,
         () = stop.cancelled() => return tasks.end().await,
     };
     if let Some(told) = config.trust_domain.filter(|told| *told != node.bundle.domain) {
@@ -177,12 +177,17 @@ fn notify(state: sd_notify::NotifyState<'_>) {
 
 fn admission(
     token: Option<crate::server_link::JoinToken>,
+    machine: Option<crate::config::MachineFiles>,
     pin: Option<countersign_identity::KeyId>,
     domain: Option<countersign_identity::TrustDomain>,
 ) -> Result<Admission, StartRefused> {
-    let token = Arc::new(token.ok_or(StartRefused::NotJoined)?);
+    let evidence = match (token, machine) {
+        (_, Some(files)) => Evidence::Machine(Arc::new(files.read()?)),
+        (Some(token), None) => Evidence::Token(Arc::new(token)),
+        (None, None) => return Err(StartRefused::NotJoined),
+    };
     let pin = pin.ok_or(StartRefused::NoTrust)?;
-    Ok(Admission { token, pin, domain })
+    Ok(Admission { evidence, pin, domain })
 }
 
 /// The node as it was registered from this directory, or registered now. While no server can be reached, it is tried again.

@@ -21,6 +21,7 @@
 //! ```
 
 pub mod admin;
+pub mod attestation;
 mod codec;
 mod generated;
 pub mod renewal;

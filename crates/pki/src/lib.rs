@@ -63,6 +63,7 @@ mod issuer;
 mod json;
 mod jws;
 mod key;
+mod machine;
 mod names;
 mod ocsp;
 mod ocsp_answer;
@@ -90,6 +91,7 @@ pub use extension::Provenance;
 pub use issuer::Issuer;
 pub use jws::Jws;
 pub use key::{BadKeyKind, BadSignature, KeyFault, KeyKind, PrivateKey, PublicKey, SignFault};
+pub use machine::{VerifiedMachine, check_machine_authority, verify_machine};
 pub use ocsp::{
     BadOcspRequest, OCSP_QUESTIONS_MAX, OCSP_REQUEST_BYTES_MAX, OcspIssuer, OcspQuestion,
     OcspRequest,

@@ -13,7 +13,7 @@ use crate::{Bundle, Certificate, Refused, Role};
 /// A hostile chain may offer many certificates of one name; each costs a signature verification.
 const SIGNATURES_MAX: u32 = 24;
 /// Leaf and authorities, without the anchor.
-const PATH_MAX: usize = 8;
+pub(crate) const PATH_MAX: usize = 8;
 
 /// One search for a path.
 pub(crate) struct Search<'a> {
@@ -198,7 +198,11 @@ fn check_authority_names(authority: &Certificate, domain: &TrustDomain) -> Resul
     Ok(())
 }
 
-fn check_time(who: &str, certificate: &Certificate, now: Timestamp) -> Result<(), Refused> {
+pub(crate) fn check_time(
+    who: &str,
+    certificate: &Certificate,
+    now: Timestamp,
+) -> Result<(), Refused> {
     let validity = certificate.validity();
     if now < validity.not_before {
         let why = format!("the {who}'s certificate is not valid before {}", validity.not_before);
@@ -212,7 +216,10 @@ fn check_time(who: &str, certificate: &Certificate, now: Timestamp) -> Result<()
 }
 
 /// Counts the authorities below, without those that only renewed their own key (RFC 5280, 6.1.4 l).
-fn check_path_length(authority: &Certificate, path: &[Certificate]) -> Result<(), Refused> {
+pub(crate) fn check_path_length(
+    authority: &Certificate,
+    path: &[Certificate],
+) -> Result<(), Refused> {
     let Some(limit) = authority.path_length() else { return Ok(()) };
     let below = path.iter().skip(1).filter(|below| !below.is_self_issued()).count() as u64;
     if below <= limit {
@@ -230,7 +237,8 @@ fn check_all_constraints(path: &[Certificate], anchor: &Certificate) -> Result<(
     check_constraints(anchor, path)
 }
 
-fn check_signature(child: &Certificate, authority: &Certificate) -> Result<(), Refused> {
+/// Whether the authority signed the child.
+pub(crate) fn check_signature(child: &Certificate, authority: &Certificate) -> Result<(), Refused> {
     let key =
         VerifyingKey::from_spki(authority.spki()).map_err(|bad| refused_key("authority", &bad))?;
     child.check_signed_by(&key).map_err(|no| match no {

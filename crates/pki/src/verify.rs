@@ -157,7 +157,8 @@ pub fn verify_pinned(
     Ok((verify(chain, &bundles, role, now)?, bundle))
 }
 
-fn parse(chain: &[&[u8]]) -> Result<(Certificate, Vec<Certificate>), Refused> {
+/// A leaf, and what was shown with it.
+pub(crate) fn parse(chain: &[&[u8]]) -> Result<(Certificate, Vec<Certificate>), Refused> {
     let Some((leaf, others)) = chain.split_first() else {
         return Err(Refused::new(Code::NoCertificate, "no certificate was shown"));
     };

@@ -8,6 +8,8 @@ use std::time::Duration;
 use countersign_identity::{Code, KeyId, Lifetime, TrustDomain};
 use countersign_store::{Password, PostgresUrl, StoreError};
 
+use crate::attest::NodeAuthorities;
+
 /// Where agents connect when nothing else is said. Loopback, because an address that the world reaches is a
 /// decision which an operator should have made.
 pub const LISTEN: &str = "127.0.0.1:8443";
@@ -61,6 +63,8 @@ pub struct Config {
     pub hold_off: Duration,
     /// A folder in a second place, where every rule is written as well; none when absent.
     pub journal: Option<PathBuf>,
+    /// Whose certificates make machines nodes; nobody's when absent.
+    pub node_authorities: Option<NodeAuthorities>,
 }
 
 impl Config {
@@ -78,6 +82,7 @@ impl Config {
             drain: DRAIN,
             hold_off: HOLD_OFF,
             journal: None,
+            node_authorities: None,
         }
     }
 
@@ -194,6 +199,9 @@ pub enum StartError {
         /// The newest format known here.
         known: u64,
     },
+    /// The file of authorities whose machines may become nodes.
+    #[error("the authorities of machines cannot be used: {0}")]
+    NodeAuthorities(String),
     /// The directory says another trust domain than its records.
     #[error("`{path}` holds state of trust domain `{found}`, expected `{expected}`")]
     WrongDomain {
@@ -339,6 +347,7 @@ impl StartError {
             | Self::WrongKek { .. }
             | Self::BadBackup { .. }
             | Self::KekWithoutStore
+            | Self::NodeAuthorities(_)
             | Self::LongSocketPath { .. } => Code::NotUnderstood,
             Self::Listen { source, .. } | Self::Socket { source, .. } => match source.kind() {
                 io::ErrorKind::AddrInUse => Code::AlreadyExists,

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::attest::Throttle;
+use crate::attest::{NodeAuthorities, Throttle};
 use crate::authority::Rotation;
 use crate::incarnation::{Journal, LogKey};
 use crate::issue::{Cause, Desk, Order, Svid, Wanted};
@@ -42,6 +42,8 @@ pub(crate) struct Control {
     pub(crate) lost: watch::Sender<Option<Revision>>,
     /// A second place for rules, if one is kept.
     pub(crate) journal: Option<Arc<Journal>>,
+    /// Whose certificates make machines nodes; nobody's when absent.
+    pub(crate) node_authorities: Option<NodeAuthorities>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) stop: CancellationToken,

@@ -34,6 +34,7 @@ mod tests;
 mod views;
 mod watch;
 
+pub use attest::NodeAuthorities;
 pub use backup::{
     BackupConfig, BackupReport, Progress, RestoreConfig, RestoreReport, backup, restore,
 };

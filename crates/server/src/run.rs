@@ -66,6 +66,9 @@ pub(crate) async fn run_in(
     stop: CancellationToken,
     ready: oneshot::Sender<Ready>,
 ) -> Result<(), StartError> {
+    if let Some(authorities) = &config.node_authorities {
+        authorities.read().map_err(StartError::NodeAuthorities)?;
+    }
     let start = Start::open(config, around).await?;
     match start.unseal().await? {
         Opened::Sealed(why) => start.run_sealed(&why, stop, ready).await,
@@ -295,6 +298,7 @@ impl Serving {
             log_key: Some(log_key),
             lost: watch::Sender::new(None),
             journal,
+            node_authorities: start.config.node_authorities.clone(),
             clock: Arc::clone(&clock),
             entropy: Arc::clone(&entropy),
             stop: stop.clone(),

@@ -147,6 +147,7 @@ impl Steps {
             log_key: None,
             lost: tokio::sync::watch::Sender::new(None),
             journal: None,
+            node_authorities: None,
             clock,
             entropy,
             stop: CancellationToken::new(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use countersign_api::attestation::machine_statement;
 use countersign_api::renewal::{EXPORTER_LABEL, renewal_statement};
 use countersign_api::v1::node_client::NodeClient;
 use countersign_api::{v1, wire as api_wire};
@@ -23,8 +24,8 @@ use super::alert::{Alerted, Alerts};
 use super::channel::{self, DIAL_TIMEOUT};
 use super::wire::{self, broken, fault};
 use super::{
-    AttestAsk, Attested, Calls, LinkFault, NodeCredential, RenewAsk, Renewed, ServerLink, Session,
-    SignAnswer, SignItem, Subject,
+    AttestAsk, Attested, Calls, Evidence, LinkFault, MachineCredential, NodeCredential, RenewAsk,
+    Renewed, ServerLink, Session, SignAnswer, SignItem, Subject,
 };
 
 /// Reaches servers over the network. What it trusts and shows is what [`ServerLink::present`] said last.
@@ -153,15 +154,26 @@ impl ServerLink for GrpcLink {
         let pinned = connect_pinned(&self.clock, tcp, &contact)
             .await
             .map_err(|refused| LinkFault::new(refused.code, refused.why))?;
+        let exporter = pinned
+            .export(EXPORTER_LABEL)
+            .map_err(|code| LinkFault::new(code, "the TLS connection gives no exporter value"))?;
         let pinned_bundle = pinned.bundle;
         let mut client = NodeClient::new(channel::over(pinned.stream).await?);
-        let request = v1::AttestRequest {
-            evidence: Some(v1::attest_request::Evidence::JoinToken(ask.token.reveal().to_owned())),
-            csr: ask.csr.into(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            host: ask.host,
+        let answer = match &ask.evidence {
+            Evidence::Token(token) => {
+                let token = token.reveal().to_owned();
+                let request = v1::AttestRequest {
+                    evidence: Some(v1::attest_request::Evidence::JoinToken(token)),
+                    csr: ask.csr.into(),
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                    host: ask.host,
+                };
+                timely(client.attest(request)).await?
+            }
+            Evidence::Machine(machine) => {
+                timed(attest_machine(&mut client, machine, ask.csr, ask.host, &exporter)).await?
+            }
         };
-        let answer = timely(client.attest(request)).await?;
         let attested = wire::attested(answer)?;
         // The bundle came over a connection to the pinned root's server; it must speak of the same trust.
         let holds_pin = attested.bundle.authorities.iter().any(|one| one.key_id() == ask.pin);
@@ -235,6 +247,45 @@ async fn timed<T>(call: impl Future<Output = Result<T, LinkFault>>) -> Result<T,
     match tokio::time::timeout(CALL_TIMEOUT, call).await {
         Ok(answer) => answer,
         Err(_elapsed) => Err(LinkFault::new(Code::TimedOut, "the server did not answer in time")),
+    }
+}
+
+/// Shows a machine's certificate, and signs the server's nonce with its key.
+async fn attest_machine(
+    client: &mut NodeClient<Channel>,
+    machine: &MachineCredential,
+    csr: Vec<u8>,
+    host: String,
+    exporter: &[u8; 32],
+) -> Result<v1::AttestResponse, LinkFault> {
+    use v1::attest_x509_request::Step as Out;
+    use v1::attest_x509_response::Step as In;
+    let (outgoing, requests) = mpsc::channel(2);
+    let closed = |_closed| LinkFault::new(Code::Unavailable, "the server ended the attestation");
+    let say = |step| v1::AttestX509Request { step: Some(step) };
+    let hello = v1::AttestX509Hello { version: env!("CARGO_PKG_VERSION").to_owned() };
+    outgoing.send(say(Out::Hello(hello))).await.map_err(closed)?;
+    let answer = client.attest_x509(ReceiverStream::new(requests)).await;
+    let mut incoming = answer.map_err(|status| fault(&status))?.into_inner();
+
+    let first = incoming.message().await.map_err(|status| fault(&status))?;
+    let Some(In::Nonce(nonce)) = first.and_then(|response| response.step) else {
+        return Err(broken("a nonce was expected"));
+    };
+    let nonce: [u8; 32] =
+        nonce.as_ref().try_into().map_err(|_other_length| broken("the nonce has not 32 bytes"))?;
+    let certificate = machine.chain.leaf().fingerprint();
+    let statement = machine_statement(&nonce, exporter, certificate, sha256(&csr));
+    let signed = machine.key.sign(&statement);
+    let signature = signed.map_err(|why| LinkFault::new(Code::Internal, why.to_string()))?.into();
+    let chain = machine.chain.ders().into_iter().map(Bytes::copy_from_slice).collect();
+    let proof = v1::AttestX509Proof { chain, signature, csr: csr.into(), host };
+    outgoing.send(say(Out::Proof(proof))).await.map_err(closed)?;
+
+    let last = incoming.message().await.map_err(|status| fault(&status))?;
+    match last.and_then(|response| response.step) {
+        Some(In::Attested(attested)) => Ok(attested),
+        Some(In::Nonce(_)) | None => Err(broken("the node's certificate was expected")),
     }
 }
 

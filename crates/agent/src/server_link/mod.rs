@@ -116,7 +116,7 @@ pub struct BadJoinToken;
 #[derive(Debug)]
 pub struct AttestAsk {
     /// What entitles it.
-    pub token: Arc<JoinToken>,
+    pub evidence: Evidence,
     /// The root that it was told to trust.
     pub pin: KeyId,
     /// The trust domain, when it was told.
@@ -125,6 +125,24 @@ pub struct AttestAsk {
     pub csr: Vec<u8>,
     /// For people.
     pub host: String,
+}
+
+/// What entitles a machine to become a node.
+#[derive(Clone, Debug)]
+pub enum Evidence {
+    /// A join token.
+    Token(Arc<JoinToken>),
+    /// A certificate of the operator's own.
+    Machine(Arc<MachineCredential>),
+}
+
+/// A machine's own certificate, with those above it, and its private key.
+#[derive(Debug)]
+pub struct MachineCredential {
+    /// The chain, the machine's certificate first.
+    pub chain: Chain,
+    /// The key of the first.
+    pub key: PrivateKey,
 }
 
 /// What came of an attestation.

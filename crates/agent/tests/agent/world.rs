@@ -57,6 +57,7 @@ impl World {
             servers: vec!["server:8443".to_owned()],
             trust_domain: None,
             join: Some("token".parse().unwrap()),
+            machine: None,
             trust: Some(KeyId::from_bytes([0; 32])),
             socket: self.folder.path().join("run/s"),
             launcher: None,

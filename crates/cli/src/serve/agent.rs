@@ -4,7 +4,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use countersign_agent::{Config, Ready, StartRefused};
+use countersign_agent::{Config, MachineFiles, Ready, StartRefused};
 use countersign_api::admin::TrustFingerprint;
 use countersign_api::resource::HostPort;
 use countersign_identity::{Code, TrustDomain};
@@ -14,7 +14,7 @@ use super::run::{Dump, Logging, run};
 use super::server::MaybeAddress;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
-use crate::settings::{Field, Program, Settings, remember};
+use crate::settings::{Field, Program, Resolved, Settings, remember};
 
 /// `countersign agent`.
 #[derive(Clone, Debug)]
@@ -36,6 +36,22 @@ impl Program for AgentProgram {
             "The join token, once; better in the environment, which other users cannot read",
         )
         .secret(),
+        Field::one(
+            "attest",
+            "HOW",
+            "How a new node proves itself: `token` (`--join`) or `x509` (`--certificate`, `--key`)",
+        )
+        .or("token"),
+        Field::one(
+            "certificate",
+            "FILE",
+            "The machine's own certificate and those above it, PEM, for `--attest x509`",
+        ),
+        Field::one(
+            "key",
+            "FILE",
+            "The certificate's private key, PKCS#8 in PEM, for `--attest x509`",
+        ),
         Field::one(
             "trust",
             "FINGERPRINT",
@@ -66,6 +82,7 @@ pub(crate) fn agent(settings: &Settings<AgentProgram>, output: Output) -> Result
     let trust_domain = resolved.optional::<TrustDomain>("trust-domain");
     let join = resolved.optional("join");
     let trust = resolved.optional::<TrustFingerprint>("trust");
+    let machine = machine(&mut resolved);
     if resolved.has("join") && !resolved.has("trust") {
         resolved.problem("`--trust` is missing beside `--join`: give the root's fingerprint that came with the token".to_owned());
     }
@@ -91,6 +108,7 @@ pub(crate) fn agent(settings: &Settings<AgentProgram>, output: Output) -> Result
         servers: servers.iter().map(ToString::to_string).collect(),
         trust_domain,
         join,
+        machine,
         trust: trust.map(|TrustFingerprint(key)| key),
         launcher,
         metrics,
@@ -106,6 +124,60 @@ pub(crate) fn agent(settings: &Settings<AgentProgram>, output: Output) -> Result
             say(&ready, output)
         },
     )
+}
+
+/// How a new node proves itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attest {
+    Token,
+    X509,
+}
+
+/// A text that is no way to prove a node.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is no way to prove a node: write `token` or `x509`")]
+struct UnknownAttest(String);
+
+impl std::str::FromStr for Attest {
+    type Err = UnknownAttest;
+
+    fn from_str(text: &str) -> Result<Self, UnknownAttest> {
+        match text {
+            "token" => Ok(Self::Token),
+            "x509" => Ok(Self::X509),
+            other => Err(UnknownAttest(other.chars().take(80).collect())),
+        }
+    }
+}
+
+/// The machine's own certificate, when it is to prove itself by that.
+fn machine(resolved: &mut Resolved) -> Option<MachineFiles> {
+    let attest = resolved.required::<Attest>("attest")?;
+    let certificate = resolved.optional::<PathBuf>("certificate");
+    let key = resolved.optional::<PathBuf>("key");
+    match (attest, certificate, key) {
+        (Attest::Token, None, None) => None,
+        (Attest::Token, _, _) => {
+            let problem = "`--certificate` and `--key` are for `--attest x509`: write that as well";
+            resolved.problem(problem.to_owned());
+            None
+        }
+        (Attest::X509, Some(certificate), Some(key)) => {
+            if resolved.has("join") {
+                resolved.problem("`--join` is for `--attest token`: leave it out".to_owned());
+            }
+            if !resolved.has("trust") {
+                let problem = "`--trust` is missing beside `--attest x509`: give the root's fingerprint, `sha256:…`, which `countersign authority list` shows";
+                resolved.problem(problem.to_owned());
+            }
+            Some(MachineFiles { certificate, key })
+        }
+        (Attest::X509, _, _) => {
+            let problem = "`--attest x509` needs `--certificate FILE` and `--key FILE`";
+            resolved.problem(problem.to_owned());
+            None
+        }
+    }
 }
 
 fn say(ready: &Ready, output: Output) -> String {

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use countersign_api::admin::TrustFingerprint;
-use countersign_identity::{Code, DurationText, Lifetime, TrustDomain};
-use countersign_server::{Config, InitConfig, Ready, StartError, StoreAt};
+use countersign_identity::{Code, DurationText, Lifetime, Name, TrustDomain};
+use countersign_server::{Config, InitConfig, NodeAuthorities, Ready, StartError, StoreAt};
 use serde_json::json;
 
 use super::run::{Dump, Logging, harden, run};
@@ -103,6 +103,16 @@ impl Program for ServerProgram {
             "DIR",
             "A folder in a second place, where every revocation and suspension is written as well [default: none]",
         ),
+        Field::one(
+            "node-ca",
+            "FILE",
+            "Authorities, PEM, whose machines may become nodes by `agent --attest x509` [default: none]",
+        ),
+        Field::many(
+            "node-label",
+            "NAME",
+            "A label of nodes that come by `--node-ca` (repeatable)",
+        ),
     ];
 }
 
@@ -178,6 +188,7 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
     let drain = resolved.required::<DurationText>("drain");
     let hold_off = resolved.required::<DurationText>("hold-off");
     let journal = resolved.optional::<PathBuf>("journal");
+    let node_authorities = node_authorities(&mut resolved);
     let logging = Logging::resolve(&mut resolved);
     resolved.finish()?;
     let (Some(data), Some(listen), Some(MaybeAddress(metrics)), Some(issuer_lifetime)) =
@@ -207,6 +218,7 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
         drain,
         hold_off,
         journal,
+        node_authorities,
     };
     run(
         logging,
@@ -218,6 +230,18 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
             say(&ready, output)
         },
     )
+}
+
+/// Whose machines may become nodes, and what labels they get.
+fn node_authorities(resolved: &mut crate::settings::Resolved) -> Option<NodeAuthorities> {
+    let file = resolved.optional::<PathBuf>("node-ca");
+    let labels = resolved.list::<Name>("node-label");
+    if file.is_none() && !labels.is_empty() {
+        resolved.problem(
+            "`--node-label` is for nodes that come by `--node-ca`: write that as well".to_owned(),
+        );
+    }
+    file.map(|file| NodeAuthorities { file, labels })
 }
 
 fn say(ready: &Ready, output: Output) -> String {

@@ -6,6 +6,7 @@ mod attacks;
 mod bundles;
 mod issue;
 mod jws;
+mod machine;
 mod parsers;
 mod status;
 mod support;

@@ -100,6 +100,22 @@ impl Node for NodeService {
         self.within("attest", self.control.whole(work)).await
     }
 
+    type AttestX509Stream = ReceiverStream<Result<v1::AttestX509Response, Status>>;
+
+    #[tracing::instrument(name = "attest_x509", skip_all)]
+    async fn attest_x509(
+        &self,
+        request: Request<Streaming<v1::AttestX509Request>>,
+    ) -> Result<Response<Self::AttestX509Stream>, Status> {
+        let peer = peer(&request)?;
+        let (answers, stream) = mpsc::channel(2);
+        let control = Arc::clone(&self.control);
+        // Once the node is recorded, its certificate is made, also when the caller has gone.
+        let work = attest::attest_x509(control, peer, request.into_inner(), answers);
+        drop(self.control.tasks.spawn(work));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
     type RenewStream = ReceiverStream<Result<v1::RenewResponse, Status>>;
 
     #[tracing::instrument(name = "renew", skip_all)]

@@ -12,6 +12,7 @@ mod sign;
 mod start;
 mod sync;
 mod views;
+mod x509;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
