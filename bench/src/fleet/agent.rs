@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use bytes::Bytes;
 use countersign_api::v1;
 use countersign_api::v1::sync_response::Step;
 use countersign_identity::{Clock as _, SystemClock};
 use countersign_pki::Bundle;
-use h2::{Ping, PingPong};
+use h2::client::SendRequest;
 use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
@@ -17,8 +18,10 @@ use super::wire::{self, Call};
 
 /// The kind of the records that hold whom to trust.
 const BUNDLE: &str = "Bundle";
-/// As often as a real agent asks whether its server still lives.
-const PING_EVERY: Duration = Duration::from_secs(5);
+/// Statuses that did not change are told once in so many times as the server may be silent, as real agents do.
+const QUIETS: u64 = 8;
+/// However few agents there are.
+const REPORT_EVERY: Duration = Duration::from_secs(5);
 /// Between two tries to come back.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -84,9 +87,11 @@ enum Again {
 }
 
 /// What is true of one stream.
-struct Session {
+struct Session<'a> {
     call: Call,
     have: v1::Revision,
+    /// For how many milliseconds the server may say nothing.
+    quiet: &'a AtomicU64,
 }
 
 impl Agent {
@@ -106,29 +111,51 @@ impl Agent {
     }
 
     async fn attend(&self, stop: &CancellationToken) -> Result<Again> {
-        let (sender, mut connection) = self.node.connect().await?;
-        let pings = connection.ping_pong();
+        let (sender, connection) = self.node.connect().await?;
         let stay = async {
             let mut call = Call::begin(&sender, "Sync").await?;
             let version = env!("CARGO_PKG_VERSION").to_owned();
             let clock_micros = SystemClock::new().now().micros();
             let hello = v1::SyncHello { version, clock_micros, ..Default::default() };
             say(&mut call, v1::sync_request::Step::Hello(hello))?;
-            let session = Session { call, have: v1::Revision::default() };
+            let quiet = AtomicU64::new(0);
+            let session = Session { call, have: v1::Revision::default(), quiet: &quiet };
             tokio::select! {
                 () = stop.cancelled() => Ok(Again::Stopped),
                 again = self.stay(session) => again,
-                lost = beat(pings) => Err(lost),
+                lost = self.report(&sender, &quiet) => Err(lost),
             }
         };
         wire::driving(connection, stay).await
     }
 
-    async fn stay(&self, mut session: Session) -> Result<Again> {
+    /// Tells its statuses, as often as a real agent does whose statuses do not change; ends when they are not taken.
+    async fn report(&self, sender: &SendRequest<Bytes>, quiet: &AtomicU64) -> anyhow::Error {
+        loop {
+            let every = Duration::from_millis(quiet.load(Ordering::Relaxed) * QUIETS);
+            tokio::time::sleep(every.max(REPORT_EVERY).mul_f64(0.5 + self.turn)).await;
+            let process = |(name, _): &(String, String)| v1::ProcessStatus {
+                name: name.clone(),
+                kind: "library".to_owned(),
+                pid: 1,
+                ..Default::default()
+            };
+            let processes = self.workloads.iter().map(process).collect();
+            let clock_micros = SystemClock::new().now().micros();
+            let report = v1::ReportRequest { processes, clock_micros, ..Default::default() };
+            let told = wire::ask::<v1::ReportResponse>(sender, "Report", &report).await;
+            if let Err(lost) = told {
+                return lost;
+            }
+        }
+    }
+
+    async fn stay(&self, mut session: Session<'_>) -> Result<Again> {
         loop {
             let Some(message) = session.call.hear::<v1::SyncResponse>().await? else {
                 bail!("the server ended the stream");
             };
+            session.quiet.store(message.quiet_millis.into(), Ordering::Relaxed);
             let records = match message.step {
                 Some(Step::Snapshot(snapshot)) => {
                     self.seen.opened.fetch_add(1, Ordering::Relaxed);
@@ -141,7 +168,12 @@ impl Agent {
                     changes.put
                 }
                 Some(Step::Mark(mark)) => {
+                    let before = session.have;
                     session.have = mark.revision.unwrap_or_default();
+                    // What was acknowledged already is not acknowledged again.
+                    if before == session.have {
+                        continue;
+                    }
                     Vec::new()
                 }
                 // What a restored server is shown; no fleet is restored.
@@ -168,7 +200,7 @@ impl Agent {
         Ok(Some(bundle))
     }
 
-    fn acknowledge(&self, session: &mut Session) -> Result<()> {
+    fn acknowledge(&self, session: &mut Session<'_>) -> Result<()> {
         let point = |(name, id): &(String, String)| v1::PointAck {
             point: name.clone(),
             spiffe_id: id.clone(),
@@ -191,15 +223,4 @@ impl Agent {
 
 fn say(call: &mut Call, step: v1::sync_request::Step) -> Result<()> {
     call.say(&v1::SyncRequest { step: Some(step) })
-}
-
-/// Asks now and then whether the server lives; ends when it does not.
-async fn beat(pings: Option<PingPong>) -> anyhow::Error {
-    let Some(mut pings) = pings else { return std::future::pending().await };
-    loop {
-        tokio::time::sleep(PING_EVERY).await;
-        if let Err(lost) = pings.ping(Ping::opaque()).await {
-            return lost.into();
-        }
-    }
 }

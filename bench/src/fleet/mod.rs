@@ -3,6 +3,7 @@
 mod agent;
 mod figures;
 mod limits;
+mod live;
 mod node;
 mod rotate;
 mod server;

@@ -1,7 +1,8 @@
 //! A root's rotation, from the order to the proof of its end, while requests go through proxies.
 
+use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -26,14 +27,14 @@ const LOOK: Duration = Duration::from_millis(100);
 const DOMAIN: &str = "shop.example";
 
 /// `countersign up` with the example shop, ended when this is dropped.
-struct Shop {
+pub(super) struct Shop {
     child: Child,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     ready: Value,
 }
 
 impl Shop {
-    fn open() -> Result<Self> {
+    pub(super) fn open() -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("cs").tempdir_in("/tmp")?;
         let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/shop");
         let mut up = command()?;
@@ -42,14 +43,33 @@ impl Shop {
         let log = std::fs::File::create(folder.path().join("log"))?;
         let mut child = up.stdout(Stdio::piped()).stderr(log).spawn()?;
         let ready = ready(&mut child)?;
-        Ok(Self { child, ready, _folder: folder })
+        Ok(Self { child, ready, folder })
+    }
+
+    /// A folder that lives as long as the shop.
+    pub(super) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A command that speaks to this shop.
+    pub(super) fn command(&self) -> Result<Command> {
+        let mut command = command()?;
+        command.env("XDG_STATE_HOME", self.folder());
+        Ok(command)
+    }
+
+    /// Where the door of a service is.
+    pub(super) fn address(&self, service: &str) -> Result<SocketAddr> {
+        let url = self.text(service)?;
+        let address = url.split_once("://").map_or(url, |(_, address)| address);
+        Ok(address.trim_end_matches('/').parse()?)
     }
 
     fn text(&self, field: &str) -> Result<&str> {
         self.ready[field].as_str().with_context(|| format!("`{field}` of {}", self.ready))
     }
 
-    async fn place(&self) -> Result<Place> {
+    pub(super) async fn place(&self) -> Result<Place> {
         let admin = AdminClient::new(self.text("admin")?.trim_start_matches("unix://"));
         let trust = admin.authorities().await?.roots.first().context("a root")?.key;
         let address = self.text("server")?.parse()?;

@@ -341,12 +341,12 @@ impl Driver {
 
     /// Puts a session to use: its messages come to this task, acknowledgements and reports go out.
     fn take(&mut self, session: Session) {
-        let Session { messages, acks, calls, pump } = session;
+        let Session { messages, acks, calls, quiet, pump } = session;
         let number = self.sessions;
         let forward = forward(number, messages, self.tell.clone(), Arc::clone(&self.around.clock));
         let reports = &self.around.reports;
         let acknowledge = reports.clone().acknowledge(acks, self.view.subscribe());
-        let report = reports.clone().report(Arc::clone(&calls), self.view.subscribe());
+        let report = reports.clone().report(Arc::clone(&calls), self.view.subscribe(), quiet);
         let (clock, tell) = (Arc::clone(&self.around.clock), self.tell.clone());
         let views = self.view.subscribe();
         let lists = lists::follow(Arc::clone(&calls), views, clock, tell, Happened::Listed);

@@ -8,7 +8,7 @@ use countersign_identity::Clock;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::enforcement::Points;
-use crate::server_link::Calls;
+use crate::server_link::{Calls, Quiet};
 use crate::view::View;
 
 /// Facts on their way to the server: bounded, and what did not fit is counted.
@@ -87,8 +87,19 @@ type Views = watch::Receiver<Option<Arc<View>>>;
 const FACTS_GATHER: Duration = Duration::from_millis(20);
 /// How often statuses and points are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Statuses are told at least this often.
+/// Statuses are told at least this often where agents are few.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
+/// A server that says something to each agent every so often has few of them.
+const FEW: Duration = Duration::from_secs(5);
+/// Where they are many, statuses that did not change are told once in so many times as the server may be silent.
+const QUIETS: u32 = 8;
+
+/// How often statuses are told that did not change.
+fn report_every(quiet: Option<Duration>) -> Duration {
+    quiet
+        .filter(|quiet| FEW < *quiet)
+        .map_or(REPORT_EVERY, |quiet| REPORT_EVERY.max(QUIETS * quiet))
+}
 /// Between two acknowledgements at least, and as much more for each point that they name: one alone goes out at once, a
 /// crowd of them together, and telling all points over and over does not become the work itself.
 const ACKS_APART: Duration = Duration::from_millis(2);
@@ -128,19 +139,20 @@ impl Reports {
     }
 
     /// Reports facts and statuses on one session.
-    pub(crate) async fn report(self, calls: Arc<dyn Calls>, views: Views) {
+    pub(crate) async fn report(self, calls: Arc<dyn Calls>, views: Views, quiet: Quiet) {
         let mut reported = None;
         loop {
             let now = self.clock.now();
             let view = views.borrow().clone();
             let credentials = view.map(|view| view.credentials()).unwrap_or_default();
             self.points.sweep();
-            let due = reported
-                .as_ref()
-                .is_none_or(|(at, before)| *at + REPORT_EVERY <= now || *before != credentials);
+            let state = (credentials, self.running());
+            let every = report_every(quiet.get());
+            let due =
+                reported.as_ref().is_none_or(|(at, before)| *at + every <= now || *before != state);
             if due || !self.facts.is_empty() {
-                self.send(&*calls, credentials.clone()).await;
-                reported = Some((now, credentials));
+                self.send(&*calls, state.0.clone()).await;
+                reported = Some((now, state));
             }
             tokio::select! {
                 () = self.clock.sleep_until(now + LOOK_EVERY) => {}
@@ -164,6 +176,12 @@ impl Reports {
             tracing::debug!(why = %fault.why, "a report was not taken");
             self.facts.put_back(handshakes, dropped);
         }
+    }
+
+    /// The processes that there are, without what they cost.
+    fn running(&self) -> Vec<(String, u32)> {
+        let statuses = self.points.statuses();
+        statuses.into_iter().map(|process| (process.name, process.pid)).collect()
     }
 
     /// This agent and its points, and what they cost.
@@ -191,6 +209,13 @@ pub(crate) fn resident_bytes() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn statuses_that_did_not_change_are_told_less_often_where_agents_are_many() {
+        assert_eq!(report_every(None), REPORT_EVERY);
+        assert_eq!(report_every(Some(Duration::from_secs(4))), REPORT_EVERY);
+        assert_eq!(report_every(Some(Duration::from_secs(80))), Duration::from_secs(640));
+    }
 
     #[test]
     fn too_many_facts_are_counted_and_not_kept() {

@@ -336,7 +336,9 @@ impl Steps {
         }
         let current = self.control.slices.at(&self.control.feed.current(), &line.labels);
         Ok(match line.publication.next(&current, now) {
-            Next::Say(step) => Told::Message(Box::new(v1::SyncResponse { step: Some(step) })),
+            Next::Say(step) => {
+                Told::Message(Box::new(v1::SyncResponse { step: Some(step), quiet_millis: 0 }))
+            }
             Next::Wait(until) => {
                 Told::Nothing(until.min(line.expires + std::time::Duration::from_micros(1)))
             }

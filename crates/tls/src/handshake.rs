@@ -356,13 +356,16 @@ impl Attempt {
 pub(crate) fn tune(tcp: &TcpStream) -> io::Result<()> {
     // Without it, a fresh connection's first request waits 40 ms for an acknowledgement.
     tcp.set_nodelay(true)?;
+    probe(tcp, SILENCE_MAX)
+}
+
+/// Has the system ask whether the peer is there still, so that one that vanished is noticed within about this time.
+pub(crate) fn probe(tcp: &TcpStream, silence: Duration) -> io::Result<()> {
     let socket = SockRef::from(tcp);
-    let probes = TcpKeepalive::new()
-        .with_time(SILENCE_MAX / 2)
-        .with_interval(SILENCE_MAX / 6)
-        .with_retries(3);
+    let probes =
+        TcpKeepalive::new().with_time(silence / 2).with_interval(silence / 6).with_retries(3);
     socket.set_tcp_keepalive(&probes)?;
-    socket.set_tcp_user_timeout(Some(SILENCE_MAX))
+    socket.set_tcp_user_timeout(Some(silence))
 }
 
 fn second_descriptor(tcp: &TcpStream) -> Result<Socket, Refused> {

@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use countersign_identity::Code;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -13,6 +14,7 @@ use tokio_rustls::TlsStream;
 
 use crate::Admitted;
 use crate::admission::Place;
+use crate::handshake::probe;
 
 /// A mutual TLS connection that was admitted. Dropping it closes it and takes it out of the register.
 ///
@@ -58,6 +60,15 @@ impl Stream {
     /// When the socket is not connected any more.
     pub fn peer_address(&self) -> io::Result<SocketAddr> {
         self.tls.get_ref().0.peer_addr()
+    }
+
+    /// Notices a peer that has vanished without a word within about this time, also while nothing is sent. It costs nothing but
+    /// the system's own probes.
+    ///
+    /// # Errors
+    /// When the socket is not connected any more.
+    pub fn probe(&self, silence: Duration) -> io::Result<()> {
+        probe(self.tls.get_ref().0, silence)
     }
 
     /// A secret that only the two ends of this connection know (RFC 8446, 7.5), to bind a signature to it.

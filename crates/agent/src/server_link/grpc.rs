@@ -9,7 +9,7 @@ use countersign_api::attestation::machine_statement;
 use countersign_api::renewal::{EXPORTER_LABEL, renewal_statement};
 use countersign_api::v1::node_client::NodeClient;
 use countersign_api::{v1, wire as api_wire};
-use countersign_identity::{Clock, Code, Revision, Revocations, Sha256, TrustDomain};
+use countersign_identity::{Clock, Code, Revision, Revocations, Sha256, Timestamp, TrustDomain};
 use countersign_pki::{Bundle, Bundles};
 use countersign_tls::{
     Expected, FirstContact, HANDSHAKE_TIMEOUT, Identity, Outbound, Present, Slice, Stream, Trust,
@@ -24,8 +24,8 @@ use super::alert::{Alerted, Alerts};
 use super::channel::{self, DIAL_TIMEOUT};
 use super::wire::{self, broken, fault};
 use super::{
-    AttestAsk, Attested, Calls, Evidence, LinkFault, MachineCredential, NodeCredential, RenewAsk,
-    Renewed, ServerLink, Session, SignAnswer, SignItem, Subject,
+    AttestAsk, Attested, Calls, Evidence, LinkFault, MachineCredential, NodeCredential, Quiet,
+    RenewAsk, Renewed, ServerLink, Session, SignAnswer, SignItem, Subject,
 };
 
 /// Reaches servers over the network. What it trusts and shows is what [`ServerLink::present`] said last.
@@ -62,6 +62,10 @@ struct Trusted {
 
 /// A unary call takes at most this long; signing waits for the server's disk.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A server whose machine has vanished is noticed by then.
+const VANISHED: Duration = Duration::from_secs(10);
+/// A server that was silent for so many times as long as it said is lost, whatever the connection says.
+const SILENCES: u32 = 2;
 /// Messages of the stream that wait to be taken.
 const MESSAGES_MAX: usize = 16;
 const ACKS_MAX: usize = 4;
@@ -196,6 +200,9 @@ impl ServerLink for GrpcLink {
 
     async fn open(&self, server: &str, have: Option<Revision>) -> Result<Session, LinkFault> {
         let stream = self.dial(server, self.domain()?, Present::Required).await?;
+        stream
+            .probe(VANISHED)
+            .map_err(|why| LinkFault::new(Code::Unavailable, format!("the connection: {why}")))?;
         let (stream, alerts) = Alerted::new(stream);
         let refused = |fault: LinkFault| alerts.explain(fault);
         let channel = channel::over(stream).await.map_err(refused)?;
@@ -220,11 +227,23 @@ impl ServerLink for GrpcLink {
         let (messages, message_queue) = mpsc::channel(MESSAGES_MAX);
         let clock = Arc::clone(&self.clock);
         let witnessed = Arc::clone(&self.witnessed);
-        let pump = Pump { incoming, outgoing, ack_queue, messages, alerts, clock, witnessed };
+        let (quiet, quiet_until) = (Quiet::default(), Timestamp::LAST);
+        let pump = Pump {
+            incoming,
+            outgoing,
+            ack_queue,
+            messages,
+            alerts,
+            clock,
+            witnessed,
+            quiet: quiet.clone(),
+            quiet_until,
+        };
         Ok(Session {
             messages: ReceiverStream::new(message_queue),
             acks,
             calls: Arc::new(GrpcCalls { client }),
+            quiet,
             pump: AbortOnDropHandle::new(tokio::spawn(pump.run())),
         })
     }
@@ -342,12 +361,22 @@ struct Pump {
     alerts: Alerts,
     clock: Arc<dyn Clock>,
     witnessed: Arc<Witnessed>,
+    quiet: Quiet,
+    /// When the server has been silent for longer than it said it would be.
+    quiet_until: Timestamp,
 }
 
 impl Pump {
     async fn run(mut self) {
         loop {
             tokio::select! {
+                () = self.clock.sleep_until(self.quiet_until) => {
+                    let why = "the server says nothing any more, and had promised to";
+                    let silent = LinkFault::new(Code::TimedOut, why);
+                    // Nobody hears it when the session has ended meanwhile.
+                    self.messages.send(Err(silent)).await.ok();
+                    return;
+                }
                 ack = self.ack_queue.recv() => {
                     let Some(ack) = ack else { return };
                     let step = Some(v1::sync_request::Step::Ack(ack));
@@ -367,12 +396,16 @@ impl Pump {
     }
 
     fn read(
-        &self,
+        &mut self,
         message: Result<Option<v1::SyncResponse>, tonic::Status>,
     ) -> Result<crate::core::SyncMessage, LinkFault> {
         match message {
             Ok(Some(response)) => {
                 self.compare_clocks(&response);
+                self.quiet.told(response.quiet_millis);
+                let quiet = self.quiet.get();
+                self.quiet_until =
+                    quiet.map_or(Timestamp::LAST, |quiet| self.clock.now() + SILENCES * quiet);
                 if let Some(witness) = wire::witness(&response) {
                     self.witnessed.see(witness);
                 }

@@ -7,6 +7,8 @@ pub mod wire;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -198,8 +200,27 @@ pub struct Session {
     pub acks: mpsc::Sender<v1::SyncAck>,
     /// The calls.
     pub calls: Arc<dyn Calls>,
+    /// How long the server may say nothing while all is well.
+    pub quiet: Quiet,
     /// What moves the messages, ended with the session.
     pub pump: AbortOnDropHandle<()>,
+}
+
+/// How long a server may say nothing while all is well, as it said last. The more agents it has, the longer.
+#[derive(Clone, Debug, Default)]
+pub struct Quiet(Arc<AtomicU64>); // INVARIANT: milliseconds; 0 until the server has said it
+
+impl Quiet {
+    /// The server says it.
+    pub fn told(&self, millis: u32) {
+        self.0.store(millis.into(), Ordering::Relaxed);
+    }
+
+    /// What it said; none when it did not.
+    pub fn get(&self) -> Option<Duration> {
+        let millis = self.0.load(Ordering::Relaxed);
+        (millis != 0).then(|| Duration::from_millis(millis))
+    }
 }
 
 /// Calls on an open session.

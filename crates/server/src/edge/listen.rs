@@ -39,8 +39,6 @@ const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 const SEND_BUFFER_BYTES_MAX: usize = 128 * 1024;
 const RESETS_MAX: usize = 32;
-const KEEPALIVE: Duration = Duration::from_secs(20);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The agents' port, listening.
 pub(crate) struct Edge {
@@ -176,6 +174,7 @@ impl Edge {
     }
 }
 
+/// Without pings: a caller that vanished is noticed by the system's probes, and costs nothing until then.
 fn builder() -> hyper::server::conn::http2::Builder<TokioExecutor> {
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder
@@ -187,8 +186,6 @@ fn builder() -> hyper::server::conn::http2::Builder<TokioExecutor> {
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
         .max_pending_accept_reset_streams(RESETS_MAX)
-        .max_local_error_reset_streams(RESETS_MAX)
-        .keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+        .max_local_error_reset_streams(RESETS_MAX);
     builder
 }

@@ -12,14 +12,30 @@ use crate::publish::slice::{Delta, Slice};
 
 /// The shortest time between two marks.
 const MARK_PAUSE: Duration = Duration::from_secs(1);
-/// The longest silence: a mark then says that all is still well, and what the server's clock shows.
+/// The longest silence where nothing else is said: a mark then says that all is still well, and what the server's clock
+/// shows.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// Silence is at least so long, however few streams there are.
+const SILENCE_MIN: Duration = Duration::from_secs(4);
+/// What each stream adds to the silence of all, so that all of them together are told the same number of times a second, be
+/// they a hundred or ten thousand. An agent that hears nothing in twice that time looks for another server.
+const SILENCE_EACH: Duration = Duration::from_millis(8);
+
+/// How long streams may be silent when there are so many.
+pub(crate) fn silence(streams: usize) -> Duration {
+    let streams = u32::try_from(streams).unwrap_or(u32::MAX);
+    SILENCE_EACH.saturating_mul(streams).clamp(SILENCE_MIN, SILENCE_LIMIT)
+}
+
+/// However many streams there are, a server that hangs is noticed within twice this.
+const SILENCE_LIMIT: Duration = Duration::from_secs(120);
 
 /// What a stream has been told so far.
 #[derive(Debug)]
 pub(crate) struct Publication {
     told: Option<Arc<Slice>>,
     spoken: Timestamp,
+    silence: Duration,
 }
 
 /// What to do next.
@@ -35,7 +51,12 @@ impl Publication {
     /// The reader already has this slice, or nothing.
     pub(crate) fn new(told: Option<Arc<Slice>>, now: Timestamp) -> Self {
         // A reader that has it all is told so at once.
-        Self { told, spoken: now - SILENCE_MAX }
+        Self { told, spoken: now - SILENCE_MAX, silence: SILENCE_MAX }
+    }
+
+    /// Changes how long the stream may be silent.
+    pub(crate) fn be_silent_for(&mut self, silence: Duration) {
+        self.silence = silence;
     }
 
     /// What the reader was told last.
@@ -58,7 +79,7 @@ impl Publication {
             }));
         };
         // A clock that was set back must not silence a stream.
-        let since = if now < self.spoken { SILENCE_MAX } else { now.since(self.spoken) };
+        let since = if now < self.spoken { self.silence } else { now.since(self.spoken) };
         let delta = current.since(told);
         if !delta.is_empty() {
             self.spoken = now;
@@ -66,7 +87,7 @@ impl Publication {
             return Next::Say(Step::Changes(changes(current.revision, &delta)));
         }
         let moved = told.revision < current.revision;
-        let pause = if moved { MARK_PAUSE } else { SILENCE_MAX };
+        let pause = if moved { MARK_PAUSE } else { self.silence };
         if since < pause {
             return Next::Wait(self.spoken + pause);
         }
@@ -161,6 +182,19 @@ mod tests {
         assert!(matches!(said(publication.next(&cut(&only), at(15_000))), Step::Mark(_)));
         assert!(matches!(said(publication.next(&cut(&only), at(100))), Step::Mark(_)));
         waits(&publication.next(&cut(&only), at(200)), at(15_100));
+    }
+
+    #[test]
+    fn many_streams_are_told_as_often_as_few_and_each_is_told_in_time() {
+        assert_eq!(silence(3), SILENCE_MIN);
+        assert_eq!(silence(10_000), Duration::from_secs(80));
+        assert_eq!(silence(1_000_000), SILENCE_LIMIT);
+        let only = state();
+        let mut publication = Publication::new(None, at(0));
+        publication.be_silent_for(silence(10_000));
+        said(publication.next(&cut(&only), at(0)));
+        waits(&publication.next(&cut(&only), at(79_999)), at(80_000));
+        assert!(matches!(said(publication.next(&cut(&only), at(80_000))), Step::Mark(_)));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Who is connected, what they have acknowledged, and what they last said of themselves.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use countersign_api::{v1, wire};
@@ -23,6 +24,7 @@ const TEXT_BYTES_MAX: usize = 2048;
 #[derive(Debug, Default)]
 pub(crate) struct Roster {
     table: Mutex<Table>,
+    open: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -130,10 +132,24 @@ impl Roster {
         // says that it is gone: a stream that was lost must not make fewer points of many.
         presence.points.values_mut().for_each(|point| point.confirmed = false);
         presence.skew_micros = Some(hello.clock_micros.saturating_sub(now.micros()));
-        if let Some((_, older)) = presence.stream.replace((number, leash)) {
-            older.end(Refused::new(Code::Unavailable, "a newer stream of the same node took over"));
+        match presence.stream.replace((number, leash)) {
+            Some((_, older)) => older
+                .end(Refused::new(Code::Unavailable, "a newer stream of the same node took over")),
+            None => _ = self.open.fetch_add(1, Ordering::Relaxed),
         }
         (number, leashed)
+    }
+
+    /// How many streams are open.
+    pub(crate) fn streams(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// How many points have not acknowledged this revision, dead ones among them. It costs less than to ask which.
+    pub(crate) fn behind(&self, revision: Revision) -> usize {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let points = table.nodes.values().flat_map(|presence| presence.points.values());
+        points.filter(|point| point.ack.revision.map(read) < Some(revision)).count()
     }
 
     /// The stream of this number has ended.
@@ -143,6 +159,7 @@ impl Roster {
             && presence.stream.as_ref().is_some_and(|(current, _)| *current == number)
         {
             presence.stream = None;
+            self.open.fetch_sub(1, Ordering::Relaxed);
             presence.points.values_mut().for_each(|point| point.confirmed = false);
         }
     }
@@ -162,6 +179,7 @@ impl Roster {
     pub(crate) fn remove(&self, node: NodeId) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(Presence { stream: Some((_, leash)), .. }) = table.nodes.remove(&node) {
+            self.open.fetch_sub(1, Ordering::Relaxed);
             leash.end(Refused::new(Code::UnknownNode, "the node was removed"));
         }
     }

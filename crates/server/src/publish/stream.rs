@@ -16,7 +16,7 @@ use crate::attest::{Caller, caller};
 use crate::control::Control;
 use crate::edge::Peer;
 use crate::publish::leash::Leashed;
-use crate::publish::publication::{Next, Publication};
+use crate::publish::publication::{Next, Publication, silence};
 use crate::publish::slice::Slice;
 use crate::refusal::Refused;
 use crate::revoke::forget;
@@ -68,7 +68,9 @@ pub(crate) async fn sync_stream(
     behind(&control, &hello).await?;
     let states = control.feed.watch();
     let (caller, number, leashed) = attend(&control, &peer, caller, &hello).await?;
-    let publication = Publication::new(known(&control, &caller, &hello), control.clock.now());
+    let mut publication = Publication::new(known(&control, &caller, &hello), control.clock.now());
+    // Streams that open later make it longer for all: each is told the longer time with what it is told next.
+    publication.be_silent_for(silence(control.roster.streams()));
     tracing::info!(node = %caller.id(), version = %hello.version, "agent connected");
     let signed = None;
     let live =
@@ -76,7 +78,7 @@ pub(crate) async fn sync_stream(
     Ok(futures_util::stream::unfold(Some(live), |live| async move {
         let mut live = live?;
         match live.next().await {
-            Ok(Some(step)) => Some((Ok(v1::SyncResponse { step: Some(step) }), Some(live))),
+            Ok(Some(step)) => Some((Ok(live.told(step)), Some(live))),
             Ok(None) => None,
             Err(refused) => {
                 tracing::info!(node = %live.caller.id(), code = %refused.code, "agent's stream ended");
@@ -158,6 +160,14 @@ pub(crate) fn known(
 }
 
 impl Live {
+    /// With how long the caller may be told nothing after it.
+    fn told(&mut self, step: Told) -> v1::SyncResponse {
+        let silence = silence(self.control.roster.streams());
+        self.publication.be_silent_for(silence);
+        let quiet = silence.as_millis().try_into().unwrap_or(u32::MAX);
+        v1::SyncResponse { step: Some(step), quiet_millis: quiet }
+    }
+
     /// The next thing to tell; `None` when the caller has gone.
     async fn next(&mut self) -> Result<Option<Told>, Refused> {
         if let Some(step) = self.signed.take() {

@@ -27,6 +27,8 @@ const WATCHED_MAX: usize = 64;
 const ISSUED_MAX: usize = 100_000;
 /// Ways from one revision to another on which connections were ended, and which are remembered.
 const CUTS_MAX: usize = 64;
+/// How often it is counted at most how many points are behind, while they acknowledge.
+const COUNT_AGAIN: Duration = Duration::from_millis(5);
 /// How often it is looked again what other servers have heard and issued, while somebody waits for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -224,14 +226,31 @@ pub(crate) async fn converged(
         if answer.is_converged() && !answer.reissue_pending && !answer.is_tried_out_later() {
             return Ok(answer);
         }
+        let pause = (control.clock.now() + LOOK_AGAIN).min(until);
         tokio::select! {
-            changed = moved.changed() => if changed.is_err() { return Ok(answer) },
-            () = control.clock.sleep_until(control.clock.now() + LOOK_AGAIN),
-                if control.replicas.is_some() => {}
-            () = control.clock.sleep_until(until) => return look(control, revision, trial).await,
+            () = may_be_done(control, revision, &mut moved), if control.replicas.is_none() => {}
+            // Others may have heard, and who is dead is found out in time.
+            () = control.clock.sleep_until(pause) => {
+                if until <= control.clock.now() {
+                    return look(control, revision, trial).await;
+                }
+            }
             () = control.stop.cancelled() => return Ok(answer),
         }
     }
+}
+
+/// Resolves when something has moved and no point is behind: to find out who is, is work for every point that there is, and
+/// is not done for each of ten thousand acknowledgements.
+async fn may_be_done(control: &Control, revision: Revision, moved: &mut watch::Receiver<()>) {
+    while moved.changed().await.is_ok() {
+        if control.roster.behind(revision) == 0 {
+            return;
+        }
+        control.clock.sleep_until(control.clock.now() + COUNT_AGAIN).await;
+    }
+    // Nobody is left who could move anything.
+    std::future::pending::<()>().await;
 }
 
 /// Says who enforces a revision, now, and what a trial has shown.

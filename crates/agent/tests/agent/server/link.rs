@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use countersign_agent::core::{RecordKey, SyncMessage};
 use countersign_agent::server_link::{
-    AttestAsk, Attested, Calls, LinkFault, NodeCredential, RenewAsk, Renewed, ServerLink, Session,
-    SignAnswer, SignItem, Subject,
+    AttestAsk, Attested, Calls, LinkFault, NodeCredential, Quiet, RenewAsk, Renewed, ServerLink,
+    Session, SignAnswer, SignItem, Subject,
 };
 use countersign_api::v1;
 use countersign_identity::{Clock, Code, Revision, Revocations};
@@ -117,6 +117,7 @@ impl ServerLink for Server {
             messages: ReceiverStream::new(messages),
             acks,
             calls: Arc::new(self.clone()),
+            quiet: Quiet::default(),
             pump: AbortOnDropHandle::new(pump),
         })
     }
