@@ -42,6 +42,8 @@ use crate::watch::{About, LogTree, TimeGuard, Watch, serve_metrics};
 const CONNECTIONS_MAX: usize = 32_768;
 /// Handshakes under way: more than the edge lets strangers in, so that the edge decides who waits.
 const HANDSHAKES_MAX: usize = 2048;
+/// How long a server waits between two lives.
+const LIFE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs a server until it is stopped; tells `ready` once it serves.
 ///
@@ -66,14 +68,56 @@ pub(crate) async fn run_in(
     stop: CancellationToken,
     ready: oneshot::Sender<Ready>,
 ) -> Result<(), StartError> {
+    let mut ready = Some(ready);
+    let Ended::WentBack(mut at) = live(config.clone(), &around, &stop, &mut ready).await? else {
+        return Ok(());
+    };
+    // A later life serves where the first one did, and waits for a store that is away.
+    loop {
+        let config = Config {
+            listen: at.listen.unwrap_or(config.listen),
+            metrics: at.metrics.or(config.metrics),
+            views: at.views.or(config.views),
+            ..config.clone()
+        };
+        tracing::warn!("the server begins anew on a store that went back");
+        match live(config, &around, &stop, &mut ready).await {
+            Ok(Ended::Stopped) => return Ok(()),
+            Ok(Ended::WentBack(again)) => at = again,
+            Err(error) if error.code() != Code::Unavailable => return Err(error),
+            Err(error) => tracing::warn!(%error, "the server cannot begin anew yet"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = around.clock.sleep_until(around.clock.now() + LIFE_PAUSE) => {}
+        }
+    }
+}
+
+/// One life of a server: from the opening of its store until it is stopped, or until the store lost its tail. Then nothing
+/// that it holds in memory may be believed any more, so everything is opened and read again.
+async fn live(
+    config: Config,
+    around: &Surroundings,
+    stop: &CancellationToken,
+    ready: &mut Option<oneshot::Sender<Ready>>,
+) -> Result<Ended, StartError> {
     if let Some(authorities) = &config.node_authorities {
         authorities.read().map_err(StartError::NodeAuthorities)?;
     }
-    let start = Start::open(config, around).await?;
+    let start = Start::open(config, around.clone()).await?;
+    let stop = stop.child_token();
     match start.unseal().await? {
-        Opened::Sealed(why) => start.run_sealed(&why, stop, ready).await,
+        Opened::Sealed(why) => start.run_sealed(&why, stop, ready.take()).await,
         Opened::Open(kek, authorities) => start.run_open(kek, authorities, stop, ready).await,
     }
+}
+
+/// Why a life of a server ended.
+enum Ended {
+    Stopped,
+    /// The store lost its tail; here it was served.
+    WentBack(Ready),
 }
 
 /// Time and chance, passed in.
@@ -146,8 +190,8 @@ impl Start {
         self,
         why: &str,
         stop: CancellationToken,
-        ready: oneshot::Sender<Ready>,
-    ) -> Result<(), StartError> {
+        ready: Option<oneshot::Sender<Ready>>,
+    ) -> Result<Ended, StartError> {
         tracing::error!(why, "the server is sealed: it serves its status and nothing else");
         let admin = Arc::new(Admin {
             about: self.about(None),
@@ -163,7 +207,7 @@ impl Start {
         );
         serve(self.socket, admin, self.config.drain, stop).await;
         notify(&[sd_notify::NotifyState::Stopping]);
-        Ok(())
+        Ok(Ended::Stopped)
     }
 
     async fn run_open(
@@ -171,8 +215,8 @@ impl Start {
         kek: Kek,
         authorities: Authorities,
         stop: CancellationToken,
-        ready: oneshot::Sender<Ready>,
-    ) -> Result<(), StartError> {
+        ready: &mut Option<oneshot::Sender<Ready>>,
+    ) -> Result<Ended, StartError> {
         // 1. Whether the store is behind what was seen of it; then the snapshot, and whether it is this directory's.
         let log_key = LogKey::open_or_make(&*self.store, &kek, &*self.around.entropy).await?;
         self.go_on(&log_key).await?;
@@ -196,7 +240,7 @@ impl Start {
         let due = serving.prepare(&self).await?;
         // 4. Everything runs until stopped, or until one of the parts breaks.
         let parts = Parts { start: self, serving, feeder, listener, metrics, views, due };
-        parts.run(ready, ready_to_say, stop).await
+        parts.run(ready.take(), ready_to_say, stop).await
     }
 
     /// Begins a new incarnation when the store lost something that this server has seen.
@@ -364,10 +408,10 @@ struct Parts {
 impl Parts {
     async fn run(
         self,
-        ready: oneshot::Sender<Ready>,
+        ready: Option<oneshot::Sender<Ready>>,
         to_say: Ready,
         stop: CancellationToken,
-    ) -> Result<(), StartError> {
+    ) -> Result<Ended, StartError> {
         let Self { start, serving, feeder, listener, metrics, views, due } = self;
         let Serving { control, trust, authorities, rotation, walker, own } = serving;
         let about = About { views: to_say.views, ..start.about(to_say.listen) };
@@ -404,7 +448,8 @@ impl Parts {
             settle(Arc::clone(&control), start.domain.server.to_string(), after.clone()),
         );
         let (data, store) = (start.config.data.clone(), Arc::clone(&start.store));
-        parts.spawn(remember(data, store, after.clone()));
+        let lost = CancellationToken::new();
+        spawn(&mut parts, remember(data, store, lost.clone(), after.clone()));
         if let (Some(journal), Some(key)) = (&control.journal, &control.log_key) {
             let (journal, key) = (Arc::clone(journal), Arc::clone(key));
             let clock = Arc::clone(&start.around.clock);
@@ -439,10 +484,11 @@ impl Parts {
         });
         doors.spawn(serve(start.socket, admin, drain, stop.clone()));
         tracing::info!(listen = ?to_say.listen, admin = %to_say.admin.display(), "serving");
-        tell(ready, to_say, "serving");
+        tell(ready, to_say.clone(), "serving");
         // Stopped, or broken.
         let broken = tokio::select! {
             () = stop.cancelled() => Ok(()),
+            () = lost.cancelled() => Ok(()),
             Some(ended) = parts.join_next() => ended.map_err(internal).and_then(done_early),
         };
         notify(&[sd_notify::NotifyState::Stopping]);
@@ -456,7 +502,8 @@ impl Parts {
         while let Some(ended) = parts.join_next().await {
             ended.map_err(internal)??;
         }
-        Ok(broken?)
+        broken?;
+        Ok(if lost.is_cancelled() { Ended::WentBack(to_say) } else { Ended::Stopped })
     }
 }
 
@@ -568,10 +615,10 @@ async fn watchdog(stop: CancellationToken) {
     }
 }
 
-fn tell(ready: oneshot::Sender<Ready>, to_say: Ready, status: &str) {
+fn tell(ready: Option<oneshot::Sender<Ready>>, to_say: Ready, status: &str) {
     notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(status)]);
-    // Whoever started the server may not care to know.
-    let _unheard = ready.send(to_say);
+    // Whoever started the server was told already, or may not care to know.
+    let _unheard = ready.map(|ready| ready.send(to_say));
 }
 
 fn notify(state: &[sd_notify::NotifyState<'_>]) {

@@ -221,6 +221,15 @@ impl fmt::Debug for Op {
     }
 }
 
+/// The beginning of an incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Begins {
+    /// Which, greater than the one before.
+    pub incarnation: Incarnation,
+    /// How many leaves the log before it has; with others it is a conflict, since its first leaf names them.
+    pub log_size: u64,
+}
+
 /// One atomic piece of writing.
 ///
 /// It moves the revision when it holds changes, narrows or begins an incarnation, and only then.
@@ -232,9 +241,9 @@ pub struct Batch {
     pub authorised_at: Option<Revision>,
     /// Whether this takes rights away: it then goes before what waits, and moves the fence.
     pub narrows: bool,
-    /// The incarnation that this begins, greater than the one before: revisions and the log start anew with it, and
-    /// what the log held is kept as a past one.
-    pub begins: Option<Incarnation>,
+    /// The incarnation that this begins: revisions and the log start anew with it, and what the log held is kept as a
+    /// past one.
+    pub begins: Option<Begins>,
     /// Changes of the map, in order.
     pub changes: Vec<Change>,
     /// What the log says of it, in order.

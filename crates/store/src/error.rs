@@ -21,6 +21,14 @@ pub enum StoreError {
         /// Which is current.
         current: Revision,
     },
+    /// The log grew since its size was taken.
+    #[error("the log was to have {expected} leaves, it has {current}")]
+    LogMoved {
+        /// How many it was to have.
+        expected: u64,
+        /// How many it has.
+        current: u64,
+    },
     /// Rights were taken away since this was authorised.
     #[error("authorised at revision {authorised_at}, but rights were taken away at {fence}")]
     Fenced {
@@ -172,7 +180,7 @@ impl StoreError {
     /// The stable word for it.
     pub const fn code(&self) -> Code {
         match self {
-            Self::Conflict { .. } => Code::StaleBase,
+            Self::Conflict { .. } | Self::LogMoved { .. } => Code::StaleBase,
             Self::Fenced { .. } => Code::Fenced,
             Self::RecordUnknown { .. } => Code::NotFound,
             Self::TokenUnknown => Code::UnknownToken,
@@ -200,6 +208,7 @@ impl StoreError {
             | Self::Unavailable { .. }
             | Self::Entropy(_) => true,
             Self::Conflict { .. }
+            | Self::LogMoved { .. }
             | Self::Fenced { .. }
             | Self::RecordUnknown { .. }
             | Self::TokenUnknown

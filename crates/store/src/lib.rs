@@ -31,7 +31,7 @@ use countersign_identity::{Incarnation, NodeId, Revision, Serial, Sha256, Timest
 use tokio::sync::watch;
 
 pub use backup::{Dumped, Dumping, Filling, Page};
-pub use batch::{Batch, Change, Committed, KeysOf, Kind, Op, Record, UnknownKind};
+pub use batch::{Batch, Begins, Change, Committed, KeysOf, Kind, Op, Record, UnknownKind};
 pub use bounds::{
     BATCH_ROWS_MAX, FEED_COMMITS_MAX, HOST_BYTES_MAX, KEY_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX,
     PAGE_MAX, REPORT_BYTES_MAX, VALUE_BYTES_MAX,

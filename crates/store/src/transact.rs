@@ -11,7 +11,7 @@ use countersign_pki::Receipt;
 
 use crate::bounds::{FEED_TRIM_STEP, TRIM_ROWS_MAX, positions};
 use crate::{
-    Batch, Change, Committed, FEED_COMMITS_MAX, Head, IssuedRow, KeysOf, Kind, NodeRow, Op,
+    Batch, Begins, Change, Committed, FEED_COMMITS_MAX, Head, IssuedRow, KeysOf, Kind, NodeRow, Op,
     PointKey, PointRow, Record, ReportRow, Result, StoreError, TokenRow, Trimmed,
 };
 
@@ -131,7 +131,10 @@ fn moved(head: &Head, batch: &Batch) -> Result<Head> {
         return Err(StoreError::Conflict { expected, current });
     }
     let mut next = *head;
-    if let Some(incarnation) = batch.begins {
+    if let Some(Begins { incarnation, log_size }) = batch.begins {
+        if log_size != head.log_size {
+            return Err(StoreError::LogMoved { expected: log_size, current: head.log_size });
+        }
         if incarnation <= current.incarnation {
             let expected = Revision { incarnation, number: 0 };
             return Err(StoreError::Conflict { expected, current });

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use countersign_audit::{Entry, Event, EventKind, Tree};
-use countersign_identity::{Incarnation, Revision, Sha256, Timestamp};
-use countersign_store::{Batch, PAGE_MAX, Store, StoreError};
+use countersign_identity::{Incarnation, Revision, Timestamp};
+use countersign_store::{Batch, Begins, PAGE_MAX, Store, StoreError};
 
 use super::hand_back::{Handed, taken_back};
 use super::life::{Before, Cause, Life, cover_at};
@@ -13,8 +13,9 @@ use crate::revoke::held;
 use crate::run::latest;
 use crate::state::State;
 
-/// How often it is tried again because a replica that does not know yet has written.
-const ATTEMPTS_MAX: usize = 5;
+/// How often it is tried again because a replica that does not know yet has written. It may issue all the while, so each
+/// attempt takes no longer than what came since the one before.
+const ATTEMPTS_MAX: usize = 100;
 /// Hashes of leaves that are read at once.
 const HASHES_MAX: usize = 16 * PAGE_MAX;
 
@@ -39,6 +40,8 @@ pub(crate) struct Beginning<'a> {
 pub(crate) async fn begin(beginning: Beginning<'_>) -> Result<Option<Life>, Refused> {
     let Beginning { store, now, seen, .. } = beginning;
     let before = store.head().await?.revision.incarnation;
+    let last_end = held(store, now).await?.last_end();
+    let mut log = Tree::new();
     for _attempt in 0..ATTEMPTS_MAX {
         let head = store.head().await?;
         if before < head.revision.incarnation && seen < head.revision.incarnation {
@@ -48,15 +51,14 @@ pub(crate) async fn begin(beginning: Beginning<'_>) -> Result<Option<Life>, Refu
             return Ok(None);
         }
         let state = State::from_snapshot(store.snapshot().await?)?;
-        let log_root = root(store, head.log_size).await?;
+        let size = grow(&mut log, store, head.log_size).await?;
         let from = Before {
             incarnation: head.revision.incarnation,
             revision: head.revision,
-            log_size: head.log_size,
-            log_root,
+            log_size: size,
+            log_root: log.root(),
             at: latest(store).await.map_err(crate::authority::internal)?,
         };
-        let last_end = held(store, now).await?.last_end();
         let incarnation = next(head.revision.incarnation.max(seen), now);
         let life = life(&beginning, &state, from, last_end);
         match store.commit(batch(&state, &life, incarnation, &beginning)).await {
@@ -65,7 +67,7 @@ pub(crate) async fn begin(beginning: Beginning<'_>) -> Result<Option<Life>, Refu
                 tracing::warn!(%revision, before = %life.from.revision, %root, "a new incarnation has begun");
                 return Ok(Some(life));
             }
-            Err(StoreError::Conflict { .. }) => {}
+            Err(StoreError::Conflict { .. } | StoreError::LogMoved { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -154,7 +156,7 @@ fn batch(state: &State, life: &Life, incarnation: Incarnation, beginning: &Begin
     let mut batch = Batch {
         expected: Some(state.revision),
         narrows: true,
-        begins: Some(incarnation),
+        begins: Some(Begins { incarnation, log_size: life.from.log_size }),
         changes: vec![life.change()],
         events: vec![event.with_details(details)],
         ..Batch::default()
@@ -166,9 +168,8 @@ fn batch(state: &State, life: &Life, incarnation: Incarnation, beginning: &Begin
     batch
 }
 
-/// The root of the log, computed from its leaves.
-async fn root(store: &dyn Store, size: u64) -> Result<Sha256, Refused> {
-    let mut tree = Tree::new();
+/// Computes the tree of the log from its leaves, up to a size; tells that.
+async fn grow(tree: &mut Tree, store: &dyn Store, size: u64) -> Result<u64, Refused> {
     while tree.size() < size {
         let hashes = store.leaf_hashes(tree.size(), HASHES_MAX).await?;
         if hashes.is_empty() {
@@ -177,7 +178,7 @@ async fn root(store: &dyn Store, size: u64) -> Result<Sha256, Refused> {
         let missing = usize::try_from(size - tree.size()).unwrap_or(usize::MAX);
         hashes.into_iter().take(missing).for_each(|hash| tree.push(hash));
     }
-    Ok(tree.root())
+    Ok(tree.size())
 }
 
 #[cfg(test)]

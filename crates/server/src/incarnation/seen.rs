@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::StartError;
 use crate::directory::write_whole;
-use crate::refusal::Refused;
 
 /// How often it is written down when it moved.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -94,14 +93,14 @@ impl Seen {
 
 /// Writes down what is seen, now and then, until stopped, and once more then.
 ///
-/// # Errors
-/// When the store has lost its tail under this server. It is written down then, so that the server's next life begins a new
-/// incarnation.
+/// When the store has lost its tail under this server, that is written down, so that the server's next life begins a new
+/// incarnation, and `lost` tells that this life is over.
 pub(crate) async fn remember(
     data: PathBuf,
     store: Arc<dyn Store>,
+    lost: CancellationToken,
     stop: CancellationToken,
-) -> Result<(), Refused> {
+) {
     let mut written = None;
     loop {
         let stopped = tokio::select! {
@@ -114,14 +113,18 @@ pub(crate) async fn remember(
             }
             Ok(_) => {}
             Err(error @ StoreError::WentBack { seen: Head { revision, log_size, .. }, .. }) => {
+                tracing::error!(%error, "the store went back under this server");
                 let seen = Seen { format: FORMAT, revision, log_size, leaf: None };
-                write_down(&data, &seen).await;
-                return Err(error.into());
+                if write_down(&data, &seen).await {
+                    lost.cancel();
+                    stop.cancelled().await;
+                    return;
+                }
             }
             Err(error) => tracing::debug!(%error, "the store does not say how far it is"),
         }
         if stopped {
-            return Ok(());
+            return;
         }
     }
 }

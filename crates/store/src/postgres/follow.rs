@@ -9,9 +9,10 @@ use tokio::time::timeout;
 
 use super::rows;
 use super::seen::{Seen, raise};
-use super::session::{Session, Target, command};
+use super::session::{Target, command};
+use super::text;
 use super::writer::CHANNEL;
-use crate::{Result, StoreError, sql};
+use crate::{Result, StoreError};
 
 /// How often the head row is looked at while somebody waits for it.
 const POLL: Duration = Duration::from_millis(50);
@@ -36,20 +37,20 @@ pub(super) async fn follow(target: Target, hint: watch::Sender<Revision>, seen: 
 
 async fn listen(target: &Target, hint: &watch::Sender<Revision>, seen: &Seen) -> Result<()> {
     let notified = Arc::new(Notify::new());
-    let session = Session::connect(target, Arc::clone(&notified)).await?;
+    let session = seen.connect(target, Arc::clone(&notified)).await?;
     if let Err(fault) = session.run(&format!("LISTEN {CHANNEL}")).await {
         tracing::info!(?fault, "the database does not notify; it is polled only");
     }
     loop {
         let floor = seen.floor();
-        let commands = [command!(sql::HEAD)];
+        let commands = [command!(text::TIP)];
         let read = timeout(ANSWER_TIMEOUT, session.together(None, &commands, None)).await;
         let late = |_| StoreError::Unavailable { why: format!("no answer in {ANSWER_TIMEOUT:?}") };
         let answers = read.map_err(late)?.map_err(super::session::Fault::error)?;
         let row = answers.first().and_then(|rows| rows.first());
-        let head = rows::head(row.ok_or_else(|| rows::broken("there is no head row"))?)?;
-        seen.check(&floor, &head)?;
-        raise(hint, head.revision);
+        let tip = rows::tip(row.ok_or_else(|| rows::broken("there is no head row"))?)?;
+        seen.check(&floor, &tip)?;
+        raise(hint, tip.0.revision);
         // Early when notified, and in any case.
         let _polled = timeout(POLL, notified.notified()).await;
     }

@@ -28,7 +28,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio_postgres::Row;
 
 use self::readers::{Readers, Unread};
-use self::seen::Seen;
+use self::seen::{Seen, Tip};
 use self::session::{Command, Session, Target, command};
 pub use self::target::{BadUrl, Password, PostgresUrl};
 pub(crate) use self::transfer::{Reading, Writing};
@@ -90,7 +90,7 @@ impl PostgresStore {
             why: format!("a thread for writing: {why}"),
         })?;
         let Served { runtime, seen, hint } = told.await.map_err(|_dropped| ended())??;
-        let readers = Arc::new(Readers::new(target.clone(), runtime));
+        let readers = Arc::new(Readers::new(target.clone(), Arc::clone(&seen), runtime));
         Ok(Self { queue, readers, hint, seen, target, writer: Some(thread) })
     }
 
@@ -165,15 +165,15 @@ fn serve(
         }
     };
     runtime.block_on(async {
-        let (session, head) = match prepare(target, opening).await {
+        let (session, tip) = match prepare(target, opening).await {
             Ok(prepared) => prepared,
             Err(error) => {
                 let _ = tell.send(Err(error));
                 return;
             }
         };
-        let seen = Arc::new(Seen::new(head));
-        let (hint, hinted) = watch::channel(head.revision);
+        let seen = Arc::new(Seen::new(tip));
+        let (hint, hinted) = watch::channel(tip.0.revision);
         let following = follow::follow(target.clone(), hint.clone(), Arc::clone(&seen));
         // Ends with the runtime, which ends with this thread.
         let _following = tokio::spawn(following);
@@ -187,7 +187,7 @@ fn serve(
 }
 
 /// Connects, brings the schema to this version, and checks that the log has exactly the leaves that the head row counts.
-async fn prepare(target: &Target, opening: Opening) -> Result<(Session, Head)> {
+async fn prepare(target: &Target, opening: Opening) -> Result<(Session, Tip)> {
     let session = Session::connect(target, Arc::new(Notify::new())).await?;
     let place = target.url.to_string();
     let made = match opening {
@@ -201,11 +201,12 @@ async fn prepare(target: &Target, opening: Opening) -> Result<(Session, Head)> {
         }
         other => other.map(|()| opening == Opening::Open)?,
     };
-    let commands = [command!(sql::HEAD), command!(sql::LAST_LEAF)];
+    let commands = [command!(text::TIP), command!(sql::LAST_LEAF)];
     let read = session.together(Some(READ_ONLY), &commands, Some("COMMIT")).await;
     let answers = read.map_err(session::Fault::error)?;
     let row = |answer: usize| answers.get(answer).and_then(|rows: &Vec<Row>| rows.first());
-    let head = rows::head(row(0).ok_or_else(|| rows::broken("there is no head row"))?)?;
+    let tip = rows::tip(row(0).ok_or_else(|| rows::broken("there is no head row"))?)?;
+    let head = tip.0;
     let leaves = row(1).map(|row| rows::number(row, 0)).transpose()?.map_or(0, |last| last + 1);
     if leaves != head.log_size {
         let size = head.log_size;
@@ -215,7 +216,7 @@ async fn prepare(target: &Target, opening: Opening) -> Result<(Session, Head)> {
     if existed && opening == Opening::Create && (0 < head.log_size || 0 < head.revision.number) {
         return Err(StoreError::AlreadyExists { what: format!("store `{place}`") });
     }
-    Ok((session, head))
+    Ok((session, tip))
 }
 
 /// All statements of one read see the same state, whatever the database's usual isolation is.
@@ -253,24 +254,25 @@ async fn feed(
     session: &Session,
     after: Revision,
     limit: usize,
-) -> std::result::Result<(Head, Feed), Unread> {
+) -> std::result::Result<(Tip, Feed), Unread> {
     let limit = u64::try_from(limit.min(PAGE_MAX)).unwrap_or(u64::MAX);
     // A revision that does not fit was never reached.
     let number = i64::try_from(after.number).unwrap_or(i64::MAX);
     let most = number.saturating_add_unsigned(limit);
     let full = rows::signed(FEED_CHANGES_MAX as u64 - 1)?;
     let commands = [
-        command!(sql::HEAD),
+        command!(text::TIP),
         command!(sql::FIRST_COMMIT),
         command!(sql::CHANGES_END, number, most, full),
     ];
     let answers = session.together(Some(READ_ONLY), &commands, None).await?;
     let row = |answer: usize| answers.get(answer).and_then(|rows: &Vec<Row>| rows.first());
-    let head = rows::head(row(0).ok_or_else(|| rows::broken("there is no head row"))?)?;
+    let tip = rows::tip(row(0).ok_or_else(|| rows::broken("there is no head row"))?)?;
+    let head = tip.0;
     let first = row(1).map(|row| rows::number(row, 0)).transpose()?;
     if !head.feeds(after, first) {
         session.run("COMMIT").await?;
-        return Ok((head, Feed::SnapshotNeeded));
+        return Ok((tip, Feed::SnapshotNeeded));
     }
     let last = head.revision.number.min(after.number + limit);
     let last = row(2).map(|row| rows::number(row, 0)).transpose()?.unwrap_or(last);
@@ -284,14 +286,14 @@ async fn feed(
         let commit = commits.get_mut(place.unwrap_or(usize::MAX));
         commit.ok_or_else(|| rows::broken("a change out of order"))?.changes.push(change(parts));
     }
-    Ok((head, Feed::Changes(commits)))
+    Ok((tip, Feed::Changes(commits)))
 }
 
-async fn snapshot(session: &Session) -> std::result::Result<(Head, Snapshot), Unread> {
-    let commands = [command!(sql::HEAD), command!(sql::RECORDS)];
+async fn snapshot(session: &Session) -> std::result::Result<(Tip, Snapshot), Unread> {
+    let commands = [command!(text::TIP), command!(sql::RECORDS)];
     let answers = session.together(Some(READ_ONLY), &commands, Some("COMMIT")).await?;
     let row = answers.first().and_then(|rows| rows.first());
-    let head = rows::head(row.ok_or_else(|| rows::broken("there is no head row"))?)?;
+    let tip = rows::tip(row.ok_or_else(|| rows::broken("there is no head row"))?)?;
     let mut records = Vec::new();
     for row in answers.get(1).into_iter().flatten() {
         let (kind, name) = (rows::parsed(row, 0)?, rows::column(row, 1)?);
@@ -299,29 +301,29 @@ async fn snapshot(session: &Session) -> std::result::Result<(Head, Snapshot), Un
     }
     // A database sorts by its own language.
     records.sort_by(|one, next| (one.kind, &one.name).cmp(&(next.kind, &next.name)));
-    Ok((head, Snapshot { revision: head.revision, records }))
+    Ok((tip, Snapshot { revision: tip.0.revision, records }))
 }
 
 #[async_trait]
 impl Store for PostgresStore {
     async fn head(&self) -> Result<Head> {
         let floor = self.seen.floor();
-        let head = self.one(|| command!(sql::HEAD), rows::head).await?;
-        let head = head.ok_or_else(|| rows::broken("there is no head row"))?;
-        self.seen.check(&floor, &head).map(|()| head)
+        let tip = self.one(|| command!(text::TIP), rows::tip).await?;
+        let tip = tip.ok_or_else(|| rows::broken("there is no head row"))?;
+        self.seen.check(&floor, &tip).map(|()| tip.0)
     }
 
     async fn snapshot(&self) -> Result<Snapshot> {
         let floor = self.seen.floor();
-        let (head, found) = self.readers.read(|session| snapshot(session).boxed()).await?;
-        self.seen.check(&floor, &head).map(|()| found)
+        let (tip, found) = self.readers.read(|session| snapshot(session).boxed()).await?;
+        self.seen.check(&floor, &tip).map(|()| found)
     }
 
     async fn changes(&self, after: Revision, limit: usize) -> Result<Feed> {
         let floor = self.seen.floor();
         let read = self.readers.read(move |session| feed(session, after, limit).boxed());
-        let (head, found) = read.await?;
-        self.seen.check(&floor, &head).map(|()| found)
+        let (tip, found) = read.await?;
+        self.seen.check(&floor, &tip).map(|()| found)
     }
 
     fn hint(&self) -> watch::Receiver<Revision> {

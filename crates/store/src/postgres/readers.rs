@@ -8,6 +8,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 
+use super::seen::Seen;
 use super::session::{Fault, Session, Target};
 use crate::queue::ended;
 use crate::{Result, StoreError};
@@ -42,6 +43,7 @@ impl From<StoreError> for Unread {
 /// The connections, opened when first needed.
 pub(super) struct Readers {
     target: Target,
+    seen: Arc<Seen>,
     idle: Mutex<Vec<Session>>,
     turns: Semaphore,
     /// Where the bytes of connections are moved.
@@ -49,8 +51,8 @@ pub(super) struct Readers {
 }
 
 impl Readers {
-    pub(super) fn new(target: Target, runtime: Handle) -> Self {
-        Self { target, idle: Mutex::default(), turns: Semaphore::new(READERS_MAX), runtime }
+    pub(super) fn new(target: Target, seen: Arc<Seen>, runtime: Handle) -> Self {
+        Self { target, seen, idle: Mutex::default(), turns: Semaphore::new(READERS_MAX), runtime }
     }
 
     /// Reads. `work` may run more than once.
@@ -96,8 +98,8 @@ impl Readers {
                 None => break,
             }
         }
-        let target = self.target.clone();
-        let connecting = async move { Session::connect(&target, Arc::new(Notify::new())).await };
+        let (target, seen) = (self.target.clone(), Arc::clone(&self.seen));
+        let connecting = async move { seen.connect(&target, Arc::new(Notify::new())).await };
         self.runtime.spawn(connecting).await.map_err(|_ended| ended())?
     }
 

@@ -6,6 +6,7 @@ use countersign_identity::{
 use tokio_postgres::Row;
 use tokio_postgres::types::FromSqlOwned;
 
+use super::seen::Tip;
 use crate::{
     Details, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow, ReportRow, Result, StoreError,
     StoredEvent, TokenRow,
@@ -52,6 +53,14 @@ pub(super) fn sha256(row: &Row, place: usize) -> Result<Sha256> {
     Ok(Sha256::from_bytes(bytes(row, place)?))
 }
 
+/// The hash of a leaf that may not be there.
+pub(super) fn maybe_sha256(row: &Row, place: usize) -> Result<Option<Sha256>> {
+    match column::<Option<Vec<u8>>>(row, place)? {
+        None => Ok(None),
+        Some(_) => sha256(row, place).map(Some),
+    }
+}
+
 fn labels(row: &Row, place: usize) -> Result<Vec<Name>> {
     let text: String = column(row, place)?;
     serde_json::from_str(&text).map_err(|error| broken(format!("labels: {error}")))
@@ -69,6 +78,11 @@ pub(super) fn head(row: &Row) -> Result<Head> {
         fence: revision(number(row, 2)?),
         log_size: number(row, 3)?,
     })
+}
+
+/// The head and the hash of the log's last leaf.
+pub(super) fn tip(row: &Row) -> Result<Tip> {
+    Ok((head(row)?, maybe_sha256(row, 4)?))
 }
 
 pub(super) fn key(row: &Row, place: usize) -> Result<KeyId> {

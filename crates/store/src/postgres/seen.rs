@@ -1,42 +1,129 @@
-//! The highest state that was seen, by which a database that lost its tail is noticed.
+//! The highest state that was seen, by which a database that lost its tail is noticed, also when it has gone on since.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use countersign_identity::Revision;
+use countersign_identity::{Revision, Sha256};
+use tokio::sync::Notify;
 
+use super::rows;
+use super::session::{Fault, Session, Target, command};
+use super::text;
 use crate::{Head, Result, StoreError};
 
 /// What this process knows to have been durable.
-pub(super) struct Seen(Mutex<Head>);
+pub(super) struct Seen(Mutex<Known>);
+
+struct Known {
+    head: Head,
+    /// The last leaf of the log whose hash is known. Leaves are salted, so a log that went another way has another one
+    /// at its place.
+    leaf: Option<(u64, Sha256)>,
+    /// What was found when the database was behind. It may grow past what was seen, and is still not the same.
+    lost: Option<Head>,
+}
+
+/// The head row, and the hash of the log's last leaf.
+pub(super) type Tip = (Head, Option<Sha256>);
 
 impl Seen {
-    pub(super) fn new(head: Head) -> Self {
-        Self(Mutex::new(head))
+    pub(super) fn new((head, leaf): Tip) -> Self {
+        let leaf = last(&head).zip(leaf);
+        Self(Mutex::new(Known { head, leaf, lost: None }))
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was seen up to now. Whatever is read from now on is no older.
     pub(super) fn floor(&self) -> Head {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known().head
     }
 
     /// Checks a head that was read after `floor` was taken, and remembers it.
     ///
     /// # Errors
-    /// When it is behind: a backup was restored in its place, or a standby that lacked the tail took over. What was
-    /// acknowledged is lost, and to go on as if it were not would give one revision two meanings.
-    pub(super) fn check(&self, floor: &Head, found: &Head) -> Result<()> {
-        let lost = |seen: &Head| found.revision < seen.revision || found.log_size < seen.log_size;
-        if found.revision.incarnation == floor.revision.incarnation && lost(floor)
-            || found.revision.incarnation < floor.revision.incarnation
-        {
-            return Err(StoreError::WentBack { found: *found, seen: *floor });
+    /// When it is behind, or another: a backup was restored in its place, or a standby that lacked the tail took over.
+    /// What was acknowledged is lost, and to go on as if it were not would give one revision two meanings. From then on
+    /// every head is refused, until one of a later incarnation.
+    pub(super) fn check(&self, floor: &Head, (found, leaf): &Tip) -> Result<()> {
+        let mut known = self.known();
+        if known.head.revision.incarnation < found.revision.incarnation {
+            *known = Known { head: *found, leaf: last(found).zip(*leaf), lost: None };
+            return Ok(());
         }
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if (seen.revision, seen.log_size) < (found.revision, found.log_size) {
-            *seen = *found;
+        let behind = found.revision < floor.revision || found.log_size < floor.log_size;
+        let leaf = last(found).zip(*leaf);
+        let is_of = |head: &Head| found.revision.incarnation == head.revision.incarnation;
+        let went_back = found.revision.incarnation < floor.revision.incarnation
+            || (is_of(floor) && behind)
+            || (is_of(&known.head) && known.contradicts(leaf));
+        if went_back {
+            known.lost = Some(*found);
+        }
+        known.is_whole()?;
+        if (known.head.revision, known.head.log_size) < (found.revision, found.log_size) {
+            known.head = *found;
+        }
+        // What was asked before the incarnation began says nothing of its log.
+        if is_of(&known.head) {
+            known.learn(leaf);
         }
         Ok(())
     }
+
+    /// Connects, and checks that what answers has what was seen: a standby may have taken the place of a primary, and
+    /// another replica may have written to it since.
+    ///
+    /// # Errors
+    /// When nobody takes writes, or it is another state.
+    pub(super) async fn connect(&self, target: &Target, notified: Arc<Notify>) -> Result<Session> {
+        let session = Session::connect(target, notified).await?;
+        let (floor, leaf) = {
+            let known = self.known();
+            (known.head, known.leaf)
+        };
+        let index = rows::signed(leaf.map_or(0, |(index, _)| index))?;
+        let asked = session.rows(&command!(text::TIP_AND_LEAF, index)).await;
+        let answers = asked.map_err(Fault::error)?;
+        let row = answers.first().ok_or_else(|| rows::broken("there is no head row"))?;
+        let tip = rows::tip(row)?;
+        if tip.0.revision.incarnation == floor.revision.incarnation
+            && let Some((_, hash)) = leaf
+            && rows::maybe_sha256(row, 5)? != Some(hash)
+        {
+            self.known().lost = Some(tip.0);
+        }
+        self.check(&floor, &tip).map(|()| session)
+    }
+}
+
+impl Known {
+    fn contradicts(&self, leaf: Option<(u64, Sha256)>) -> bool {
+        let (Some((known, hash)), Some((index, found))) = (self.leaf, leaf) else { return false };
+        known == index && hash != found
+    }
+
+    fn learn(&mut self, leaf: Option<(u64, Sha256)>) {
+        let newer = |index| self.leaf.is_none_or(|(known, _)| known < index);
+        if let Some((index, _)) = leaf
+            && newer(index)
+        {
+            self.leaf = leaf;
+        }
+    }
+
+    fn is_whole(&self) -> Result<()> {
+        match self.lost {
+            None => Ok(()),
+            Some(found) => Err(StoreError::WentBack { found, seen: self.head }),
+        }
+    }
+}
+
+/// The place of the log's last leaf.
+fn last(head: &Head) -> Option<u64> {
+    head.log_size.checked_sub(1)
 }
 
 /// Raises a hint; it never goes back.
@@ -54,24 +141,38 @@ pub(super) fn raise(hint: &tokio::sync::watch::Sender<Revision>, revision: Revis
 mod tests {
     use super::*;
 
-    fn head(incarnation: u64, number: u64, log_size: u64) -> Head {
+    fn tip(incarnation: u64, number: u64, log_size: u64, leaf: u8) -> Tip {
         let revision = Revision { incarnation, number };
-        Head { revision, fence: revision, log_size }
+        (Head { revision, fence: revision, log_size }, Some(Sha256::from_bytes([leaf; 32])))
+    }
+
+    #[track_caller]
+    fn refused(seen: &Seen, found: &Tip) {
+        let error = seen.check(&seen.floor(), found).unwrap_err();
+        assert!(matches!(error, StoreError::WentBack { .. }), "{error}");
     }
 
     #[test]
     fn a_state_that_went_back_is_noticed() {
-        let seen = Seen::new(head(1, 5, 9));
-        let early = seen.floor();
-        seen.check(&early, &head(1, 6, 10)).unwrap();
-        // Asked before the other was seen: no contradiction.
-        seen.check(&early, &head(1, 5, 9)).unwrap();
-        assert_eq!(seen.floor(), head(1, 6, 10));
-        for behind in [head(1, 5, 10), head(1, 6, 9), head(0, 7, 11)] {
-            let error = seen.check(&seen.floor(), &behind).unwrap_err();
-            assert!(matches!(error, StoreError::WentBack { .. }), "{error}");
+        for behind in [tip(1, 5, 10, 2), tip(1, 6, 9, 1), tip(0, 7, 11, 3)] {
+            let seen = Seen::new(tip(1, 5, 9, 1));
+            let early = seen.floor();
+            seen.check(&early, &tip(1, 6, 10, 2)).unwrap();
+            // Asked before the other was seen: no contradiction.
+            seen.check(&early, &tip(1, 5, 9, 1)).unwrap();
+            assert_eq!(seen.floor(), tip(1, 6, 10, 2).0);
+            refused(&seen, &behind);
         }
-        seen.check(&seen.floor(), &head(2, 0, 0)).unwrap();
-        assert_eq!(seen.floor(), head(2, 0, 0));
+    }
+
+    #[test]
+    fn a_state_that_went_another_way_is_noticed_and_stays_refused_until_it_begins_anew() {
+        let seen = Seen::new(tip(1, 6, 10, 2));
+        refused(&seen, &tip(1, 6, 10, 3));
+        // It has grown past what was seen.
+        refused(&seen, &tip(1, 9, 20, 4));
+        seen.check(&seen.floor(), &tip(2, 1, 1, 5)).unwrap();
+        assert_eq!(seen.floor(), tip(2, 1, 1, 5).0);
+        seen.check(&seen.floor(), &tip(2, 1, 1, 5)).unwrap();
     }
 }

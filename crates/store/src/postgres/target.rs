@@ -79,9 +79,14 @@ pub enum BadUrl {
     Encoding(String),
     /// A parameter that we do not know; it may be one that matters.
     #[error(
-        "`{0}` is not a parameter of `--store`: expected `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `host`, `port` or `application_name`"
+        "`{0}` is not a parameter of `--store`: expected `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `host`, `port`, `target_session_attrs` or `application_name`"
     )]
     Parameter(String),
+    /// A server that takes no writes would be of no use.
+    #[error(
+        "`target_session_attrs={0}` is of no use here: expected `read-write`, which is so anyway"
+    )]
+    Session(String),
     /// A mode in which it is not known who answers.
     #[error(
         "`sslmode={0}` does not make sure who answers: expected `verify-full`, or `disable` where the way is safe by itself"
@@ -174,6 +179,9 @@ impl Parameters {
                 "host" => found.host = Some(value),
                 "port" => found.port = Some(port(&value)?),
                 "application_name" => found.application = Some(value),
+                // What we ask for in any case.
+                "target_session_attrs" if value == "read-write" => {}
+                "target_session_attrs" => return Err(BadUrl::Session(value)),
                 "password" | "passfile" => return Err(BadUrl::Password),
                 other => return Err(BadUrl::Parameter(other.to_owned())),
             }

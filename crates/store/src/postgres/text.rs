@@ -2,6 +2,15 @@
 
 pub(super) const HEAD: &str =
     "SELECT incarnation, number, fence, log_size, writes FROM head WHERE singleton = 1";
+/// The head row and the hash of the log's last leaf, as they are at one moment.
+pub(super) const TIP: &str = "SELECT h.incarnation, h.number, h.fence, h.log_size, \
+     (SELECT l.hash FROM log AS l WHERE l.log_index = h.log_size - 1) \
+     FROM head AS h WHERE h.singleton = 1";
+/// The same, with the hash of one more leaf.
+pub(super) const TIP_AND_LEAF: &str = "SELECT h.incarnation, h.number, h.fence, h.log_size, \
+     (SELECT l.hash FROM log AS l WHERE l.log_index = h.log_size - 1), \
+     (SELECT l.hash FROM log AS l WHERE l.log_index = $1::BIGINT) \
+     FROM head AS h WHERE h.singleton = 1";
 /// Waits until no other writer has the head row.
 pub(super) const HEAD_LOCKED: &str =
     "SELECT incarnation, number, fence, log_size, writes FROM head WHERE singleton = 1 FOR UPDATE";

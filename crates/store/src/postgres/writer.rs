@@ -179,7 +179,7 @@ impl Writer {
         };
         // 2. What becomes of them.
         let drafted = Draft::load(&wanted, answers, careful).and_then(|draft| {
-            self.seen.check(&floor, &draft.head_before)?;
+            self.seen.check(&floor, &(draft.head_before, None))?;
             self.decide(draft, batches)
         });
         let (draft, outcomes) = match drafted {
@@ -200,7 +200,8 @@ impl Writer {
         }
         self.wary = self.wary.saturating_sub(1);
         let (before, after) = (draft.head_before, draft.state.head);
-        if let Err(error) = self.seen.check(&before, &after) {
+        let leaf = draft.state.log.last().map(|event| event.hash);
+        if let Err(error) = self.seen.check(&before, &(after, leaf)) {
             return Run::Failed(error);
         }
         // Readers may look before the callers know: what they see is durable.
@@ -336,7 +337,7 @@ impl Writer {
         let fresh = begin.is_some() || end.is_none();
         if fresh && self.session.as_ref().is_none_or(Session::is_closed) {
             self.session = None;
-            let connecting = Session::connect(&self.target, Arc::new(Notify::new())).await;
+            let connecting = self.seen.connect(&self.target, Arc::new(Notify::new())).await;
             self.session = Some(connecting.map_err(Trouble::Refused)?);
         }
         let Some(session) = &self.session else { return Err(Trouble::Lost(ended())) };

@@ -2,7 +2,7 @@
 
 use countersign_audit::{Event, EventKind};
 use countersign_store::{
-    Batch, Dumping, Filling, Op, Password, Place, SqliteStore, Store, StoreError, copy,
+    Batch, Begins, Dumping, Filling, Op, Password, Place, SqliteStore, Store, StoreError, copy,
     verify_everything,
 };
 
@@ -109,7 +109,8 @@ async fn a_state_that_is_dumped_while_it_is_written_to_fills_another_backend() {
     });
     let event = Event::new(EventKind::IncarnationBegan, noon(), "server", "store");
     let event = event.with_details(serde_json::json!({ "from": from }));
-    let began = Batch { begins: Some(3), events: vec![event], ..putting("began", "1") };
+    let begins = Begins { incarnation: 3, log_size: before.head.log_size };
+    let began = Batch { begins: Some(begins), events: vec![event], ..putting("began", "1") };
     store.commit(began).await.unwrap();
     let all = contents(&store).await;
     let database = cluster.database("read committed");

@@ -228,6 +228,34 @@ async fn a_database_that_lost_its_tail_is_noticed_and_written_to_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_lost_its_tail_and_went_on_without_it_is_noticed_when_it_is_connected_to() {
+    let cluster = Cluster::shared();
+    let database = cluster.database("read committed");
+    let store = create_at(cluster, &database, 1).await;
+    for round in 0..3 {
+        store.commit(putting("web", &round.to_string())).await.unwrap();
+    }
+    // As a standby that lacked the third commit would have it, after another replica has written two more.
+    cluster.sql(
+        &database,
+        "BEGIN; UPDATE log SET hash = decode(repeat('5a', 32), 'hex') WHERE log_index = 2; \
+         INSERT INTO log SELECT 3, leaf, hash, details, salt FROM log WHERE log_index = 1; \
+         INSERT INTO commits (number) VALUES (4); UPDATE head SET number = 4, log_size = 4; COMMIT",
+    );
+    let cut = format!(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+         WHERE datname = '{database}' AND application_name = 'countersign'"
+    );
+    cluster.sql("postgres", &cut);
+    for _again in 0..2 {
+        let refused = store.commit(putting("web", "new")).await.unwrap_err();
+        assert!(matches!(refused, StoreError::WentBack { .. }), "{refused}");
+        assert!(matches!(store.head().await.unwrap_err(), StoreError::WentBack { .. }));
+    }
+    assert_eq!(cluster.sql(&database, "SELECT number FROM head"), "4");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_database_does_not_promise_is_said() {
     let cluster = Cluster::shared();
     let database = cluster.database("read committed");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, Revision};
 use countersign_store::{
-    Batch, Change, FEED_COMMITS_MAX, Feed, Kind, Op, Record, StoreError, verify_everything,
+    Batch, Begins, Change, FEED_COMMITS_MAX, Feed, Kind, Op, Record, StoreError, verify_everything,
 };
 use tokio::task::JoinSet;
 
@@ -261,12 +261,16 @@ pub(crate) async fn a_new_incarnation_begins_anew_and_keeps_the_log_before(store
         });
         let event = Event::new(EventKind::IncarnationBegan, noon(), "server", "store");
         let event = event.with_details(serde_json::json!({ "from": from }));
-        let (expected, begins) = (Some(before.head.revision), Some(incarnation));
+        let begins = Some(Begins { incarnation, log_size: before.head.log_size });
+        let expected = Some(before.head.revision);
         let batch = Batch { expected, begins, narrows: true, ..Batch::default() };
         Batch { changes: vec![put("began", "1")], events: vec![event], ..batch }
     };
     let refused = store.commit(began(1)).await.unwrap_err();
     assert!(matches!(refused, StoreError::Conflict { .. }), "{refused}");
+    let begins = Some(Begins { incarnation: 7, log_size: before.head.log_size - 1 });
+    let refused = store.commit(Batch { begins, ..began(7) }).await.unwrap_err();
+    assert!(matches!(refused, StoreError::LogMoved { .. }), "{refused}");
 
     let committed = store.commit(began(7)).await.unwrap();
     let first = Revision { incarnation: 7, number: 1 };
