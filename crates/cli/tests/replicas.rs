@@ -5,184 +5,16 @@
 #[path = "../../store/tests/support/postgres.rs"]
 #[expect(dead_code, reason = "the store's own tests use the rest of it")]
 mod postgres;
+#[path = "support/servers.rs"]
+mod servers;
 mod support;
 
-use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use postgres::{Cluster, Listen};
 use serde_json::Value;
-use support::{binary, folder, text, until};
-
-/// A part that says when it is ready, and is ended with the test.
-struct Part {
-    child: Child,
-    ready: Value,
-}
-
-impl Part {
-    fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(binary())
-            .args(arguments)
-            .args(["--output", "json", "--log-level", "warn"])
-            .envs(environment.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let ready: Value = serde_json::from_str(&line)
-            .unwrap_or_else(|error| panic!("{arguments:?} said `{line}`: {error}"));
-        assert_eq!(ready["event"], "ready", "{ready}");
-        Self { child, ready }
-    }
-
-    fn admin(&self) -> &str {
-        self.ready["admin"].as_str().unwrap()
-    }
-
-    fn listen(&self) -> &str {
-        self.ready["listen"].as_str().unwrap()
-    }
-
-    /// What `/ready` answers.
-    fn readiness(&self) -> (String, String) {
-        let socket = self.admin().strip_prefix("unix://").unwrap();
-        let asked = Command::new("curl")
-            .args(["-sS", "--max-time", "10", "-w", "\n%{http_code}", "--unix-socket", socket])
-            .arg("http://server/ready")
-            .output()
-            .unwrap();
-        let answer = text(&asked.stdout);
-        let (body, status) = answer.rsplit_once('\n').unwrap();
-        (status.to_owned(), body.to_owned())
-    }
-
-    fn status(&self) -> Value {
-        let output = run(&["status", "--admin", self.admin(), "--output", "json"]);
-        serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
-    }
-
-    /// Waits until a node that it serves has a revision, and says how long that took.
-    fn node_has(&self, revision: &Value) -> Duration {
-        let begin = Instant::now();
-        until("the agent has the revision", || {
-            let status = self.status();
-            let nodes = status["nodes"].as_array()?;
-            let has = |node: &&Value| node["connected"] == true && node["revision"] == *revision;
-            nodes.iter().find(has).map(drop)
-        });
-        begin.elapsed()
-    }
-
-    fn signal(&self, name: &str) {
-        support::signal(i32::try_from(self.child.id()).unwrap(), name);
-    }
-
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
-            support::signal(i32::try_from(self.child.id()).unwrap(), "TERM");
-            let _reaped = self.child.wait();
-        }
-    }
-}
-
-fn run(arguments: &[&str]) -> Output {
-    Command::new(binary()).args(arguments).output().unwrap()
-}
-
-#[track_caller]
-fn done(arguments: &[&str]) -> Value {
-    let output = run(&[arguments, &["--output", "json"]].concat());
-    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-/// A trust domain in a database, with data directories for two servers.
-struct Domain {
-    folder: tempfile::TempDir,
-    cluster: Cluster,
-    url: String,
-}
-
-impl Domain {
-    fn make() -> Self {
-        let cluster = Cluster::start(Listen::Nowhere, &[]);
-        let database = cluster.database("read committed");
-        let url = cluster.url(&database);
-        let domain = Self { folder: folder(), cluster, url };
-        domain.init("one", &[]);
-        let kek = domain.place("one/kek");
-        domain.init("two", &["--kek", &kek]);
-        domain
-    }
-
-    fn place(&self, name: &str) -> String {
-        self.folder.path().join(name).to_str().unwrap().to_owned()
-    }
-
-    fn init(&self, name: &str, more: &[&str]) -> Value {
-        let data = self.place(name);
-        let fixed = ["init", "--data", &data, "--store", &self.url];
-        done(&[&fixed[..], &["--trust-domain", "prod.example"], more].concat())
-    }
-
-    fn server(&self, name: &str) -> Part {
-        let data = self.place(name);
-        let fixed = ["server", "--data", &data, "--store", &self.url];
-        Part::start(&[&fixed[..], &["--listen", "127.0.0.1:0", "--metrics", "off"]].concat(), &[])
-    }
-
-    /// A new agent that knows these servers and joins at the first.
-    fn agent(&self, name: &str, servers: &[&Part]) -> Part {
-        let token = done(&["token", "create", "--admin", servers[0].admin()]);
-        let (data, socket) = (self.place(name), self.place(&format!("{name}-run/agent.sock")));
-        let mut arguments = vec!["agent", "--data", &data, "--socket", &socket];
-        for server in servers {
-            arguments.extend(["--server", server.listen()]);
-        }
-        let environment = [
-            ("COUNTERSIGN_JOIN", token["token"].as_str().unwrap()),
-            ("COUNTERSIGN_TRUST", token["trust"].as_str().unwrap()),
-        ];
-        Part::start(&arguments, &environment)
-    }
-
-    /// Declares a workload for every process of this user; gives the revision.
-    fn apply(&self, server: &Part, name: &str) -> Value {
-        let manifest = self.place(&format!("{name}.yaml"));
-        let uid = text(&Command::new("id").arg("-u").output().unwrap().stdout);
-        let declared = format!(
-            "apiVersion: countersign.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}}}\n\
-             spec: {{selectors: [\"unix:uid:{}\"], lifetime: 5m}}\n",
-            uid.trim()
-        );
-        std::fs::write(&manifest, declared).unwrap();
-        done(&["apply", &manifest, "--admin", server.admin()])["revision"].clone()
-    }
-
-    /// A proxy beside an agent: an enforcement point.
-    fn proxy(&self, agent: &str) -> Part {
-        let socket = format!("unix://{}", self.place(&format!("{agent}-run/agent.sock")));
-        let run = self.place(&format!("{agent}-proxy"));
-        Part::start(&["proxy", "--name", agent, "--agent", &socket, "--run-dir", &run], &[])
-    }
-
-    fn fetch(&self, agent: &str) -> bool {
-        let socket = format!("unix://{}", self.place(&format!("{agent}-run/agent.sock")));
-        run(&["fetch", "x509", "--socket", &socket]).status.success()
-    }
-}
+use servers::{Domain, Part, done, run};
+use support::{folder, text, until};
 
 #[test]
 fn a_change_through_one_server_reaches_the_agent_of_the_other_and_the_agent_survives_its_server() {
@@ -215,6 +47,13 @@ fn a_change_through_one_server_reaches_the_agent_of_the_other_and_the_agent_surv
     drop((near, far));
 }
 
+/// How many points a server counts.
+fn live(server: &Part) -> Option<u64> {
+    let output = run(&["converged", "--admin", server.admin(), "--output", "json"]);
+    let outcome: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    outcome["live"].as_u64()
+}
+
 /// Revokes `web` through this server, and waits for all points, or for so long.
 fn revoke(through: &Part, reason: &str, timeout: &str) -> (Option<i32>, Value) {
     let id = "spiffe://prod.example/web";
@@ -238,11 +77,6 @@ fn one_report_counts_the_points_of_both_servers_and_the_death_of_one_makes_them_
     let near = domain.agent("near", &[&one, &two]);
     domain.apply(&one, "web");
     let (near_point, far_point) = (domain.proxy("near"), domain.proxy("far"));
-    let live = |server: &Part| {
-        let output = run(&["converged", "--admin", server.admin(), "--output", "json"]);
-        let outcome: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-        outcome["live"].as_u64()
-    };
     for server in [&one, &two] {
         until("both points are counted", || (live(server) == Some(2)).then_some(()));
     }
@@ -307,6 +141,61 @@ fn readiness_tells_of_a_database_that_is_away_and_of_its_return() {
     domain.cluster.signal_all("CONT");
     ready(true);
     domain.apply(&two, "after");
+}
+
+#[test]
+fn a_replica_cut_off_from_the_database_issues_nothing_says_so_and_keeps_its_agents() {
+    let domain = Domain::make();
+    // Its own way to the database, which can be taken away from it alone.
+    let (way, folder) = (domain.place("way"), domain.cluster.folder());
+    std::os::unix::fs::symlink(folder, &way).unwrap();
+    let url = domain.url.replace(folder.to_str().unwrap(), &way) + "&application_name=cut";
+    let (one, two) = (domain.server_at("one", &url, &[]), domain.server("two"));
+    let near = domain.agent("near", &[&one]);
+    let revision = domain.apply(&one, "web");
+    one.node_has(&revision);
+    until("the agent serves", || domain.fetch("near").then_some(()));
+    let point = domain.proxy("near");
+    until("its point is counted", || (live(&one) == Some(1)).then_some(()));
+    std::fs::remove_file(&way).unwrap();
+    domain.cluster.sql(
+        "postgres",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cut'",
+    );
+    until("it says that it is cut off", || (one.readiness().0 == "503").then_some(()));
+    let (_, why) = one.readiness();
+    assert!(why.contains("nothing is issued"), "{why}");
+    assert_eq!(two.readiness().0, "200");
+    let database = domain.url.split(['/', '?']).nth(3).unwrap();
+    let recorded = || domain.cluster.sql(database, "SELECT count(*) FROM issued");
+    let before = recorded();
+    let manifest = domain.manifest("more");
+    let refused = run(&["apply", &manifest, "--admin", one.admin()]);
+    assert!(!refused.status.success(), "{}", text(&refused.stdout));
+    // What happens meanwhile it cannot know. Its agent and that one's point go on with what it knew.
+    let revision = domain.apply(&two, "later");
+    let status = one.status();
+    let connected = (&status["nodes"][0]["connected"], &status["points"][0]["live"]);
+    assert_eq!(connected, (&Value::from(true), &Value::from(true)), "{status}");
+    assert!(status["warnings"].to_string().contains("takes no writes"), "{status}");
+    assert!(domain.fetch("near"));
+    assert_eq!(recorded(), before, "nothing was issued");
+    // It has its way back: everything it missed comes by itself, on the stream that stayed.
+    std::os::unix::fs::symlink(folder, &way).unwrap();
+    one.node_has(&revision);
+    until("it is ready again", || (one.readiness().0 == "200").then_some(()));
+    until("what was declared meanwhile is issued", || {
+        (domain.serials("near")?.len() == 2).then_some(())
+    });
+    // A replica that stands still is in nobody's way, and catches up.
+    one.signal("STOP");
+    let begin = std::time::Instant::now();
+    let revision = domain.apply(&two, "last");
+    let took = begin.elapsed();
+    one.signal("CONT");
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    one.node_has(&revision);
+    drop((point, near));
 }
 
 #[test]

@@ -234,12 +234,17 @@ impl Live {
     }
 
     /// Takes an acknowledgement. The caller is looked up again where another server can have removed it; what is done to it
-    /// here ends its stream at once, which is cheaper than to ask for each of ten thousand acknowledgements.
+    /// here ends its stream at once, which is cheaper than to ask for each of ten thousand acknowledgements. A server that
+    /// is cut off from the store keeps the streams that it has, and tells on them what it knows.
     async fn hear(&mut self, message: v1::SyncRequest) -> Result<(), Refused> {
         let now = self.control.clock.now();
         if self.control.replicas.is_some() {
             let domain = self.control.feed.current().domain().trust_domain.clone();
-            self.caller = caller(&self.peer, &*self.control.store, &domain, now).await?;
+            match caller(&self.peer, &*self.control.store, &domain, now).await {
+                Ok(caller) => self.caller = caller,
+                Err(away) if away.code == Code::Unavailable => {}
+                Err(refused) => return Err(refused),
+            }
         }
         match message.step {
             Some(Asked::Ack(ack)) => {

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use countersign_api::v1;
 use countersign_identity::{Code, Timestamp};
+use countersign_store::NodeRow;
 use countersign_tls::{Direction, HandshakeFact};
 
 pub(crate) use facts::{Fact, Facts};
@@ -34,6 +35,8 @@ pub(crate) struct Watch {
     lists: AtomicU64,
     counts: Mutex<BTreeMap<Count, u64>>, // INVARIANT: its keys are of closed sets
     failures: Mutex<Failures>,
+    /// As they were last read for a status.
+    nodes: Mutex<Vec<NodeRow>>,
 }
 
 /// Failed handshakes of the server's own port that are kept as facts, each second. What comes beyond is counted.
@@ -76,7 +79,17 @@ impl Watch {
             lists: AtomicU64::new(0),
             counts: Mutex::default(),
             failures: Mutex::default(),
+            nodes: Mutex::default(),
         }
+    }
+
+    /// Remembers the nodes on record, to be shown while the store is away.
+    fn remember_nodes(&self, nodes: &[NodeRow]) {
+        nodes.clone_into(&mut self.nodes.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn remembered_nodes(&self) -> Vec<NodeRow> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A handshake of the server's own port. A flood of failed ones does not push out what others reported.

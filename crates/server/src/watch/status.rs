@@ -11,8 +11,8 @@ use countersign_api::admin::{
 };
 use countersign_api::v1;
 use countersign_audit::Tree;
-use countersign_identity::{NodeId, Revision, Sha256, Timestamp, TrustDomain};
-use countersign_store::{NodeRow, PAGE_MAX, Store};
+use countersign_identity::{Code, NodeId, Revision, Sha256, Timestamp, TrustDomain};
+use countersign_store::{NodeRow, PAGE_MAX, Store, StoreError};
 
 use crate::authority::Authorities;
 use crate::control::Control;
@@ -51,7 +51,14 @@ impl LogTree {
     pub(crate) async fn head(&self, store: &dyn Store) -> Result<LogView, Refused> {
         let mut tree = self.0.lock().await;
         loop {
-            let hashes: Vec<Sha256> = store.leaf_hashes(tree.size(), HASHES_MAX).await?;
+            let read = store.leaf_hashes(tree.size(), HASHES_MAX).await;
+            // While the store is away, what was read before is the best that can be told.
+            if let Err(StoreError::Unavailable { .. }) = &read
+                && 0 < tree.size()
+            {
+                return Ok(LogView { size: tree.size(), root: tree.root() });
+            }
+            let hashes: Vec<Sha256> = read?;
             if hashes.is_empty() {
                 return Ok(LogView { size: tree.size(), root: tree.root() });
             }
@@ -111,7 +118,8 @@ pub(crate) async fn status(
     let mut presences = control.roster.snapshot();
     let mut nodes = Vec::new();
     let mut points = Vec::new();
-    for row in all_nodes(&*control.store).await? {
+    let (rows, stale) = nodes_now_or_before(control).await?;
+    for row in rows {
         let presence = presences.remove(&row.id).unwrap_or_default();
         points.extend(points_of(row.id, &presence));
         nodes.push(node(row, presence));
@@ -121,6 +129,7 @@ pub(crate) async fn status(
         warnings.push(refused.why);
     }
     warnings.extend(control.pulse.warnings());
+    warnings.extend(stale);
     let life = state.life();
     warnings.extend(life.as_ref().and_then(|life| life.issues(now).err()).map(|held| held.why));
     let workloads = workloads(&state, &nodes);
@@ -146,6 +155,21 @@ fn incarnation(life: &Life, now: Timestamp) -> IncarnationView {
         held_until: life.holds(now),
         covered_at: life.cover_at,
         covered: life.covered,
+    }
+}
+
+/// The nodes on record; while the store is away those of the last time, with a sentence that says so.
+async fn nodes_now_or_before(control: &Control) -> Result<(Vec<NodeRow>, Option<String>), Refused> {
+    match all_nodes(&*control.store).await {
+        Ok(nodes) => {
+            control.watch.remember_nodes(&nodes);
+            Ok((nodes, None))
+        }
+        Err(refused) if refused.code == Code::Unavailable => {
+            let why = "nodes and the log are shown as they were last read: the store is away";
+            Ok((control.watch.remembered_nodes(), Some(why.to_owned())))
+        }
+        Err(refused) => Err(refused),
     }
 }
 

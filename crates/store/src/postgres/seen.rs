@@ -1,14 +1,19 @@
 //! The highest state that was seen, by which a database that lost its tail is noticed, also when it has gone on since.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use countersign_identity::{Revision, Sha256};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::rows;
 use super::session::{Fault, Session, Target, command};
 use super::text;
 use crate::{Head, Result, StoreError};
+
+/// How long an answer may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What this process knows to have been durable.
 pub(super) struct Seen(Mutex<Known>);
@@ -79,13 +84,23 @@ impl Seen {
     /// When nobody takes writes, or it is another state.
     pub(super) async fn connect(&self, target: &Target, notified: Arc<Notify>) -> Result<Session> {
         let session = Session::connect(target, notified).await?;
+        self.look(&session).await.map(|_head| session)
+    }
+
+    /// Reads the head, and checks that the log still has the leaf that is known.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check), or when there is no answer.
+    pub(super) async fn look(&self, session: &Session) -> Result<Head> {
         let (floor, leaf) = {
             let known = self.known();
             (known.head, known.leaf)
         };
         let index = rows::signed(leaf.map_or(0, |(index, _)| index))?;
-        let asked = session.rows(&command!(text::TIP_AND_LEAF, index)).await;
-        let answers = asked.map_err(Fault::error)?;
+        let command = command!(text::TIP_AND_LEAF, index);
+        let asked = session.rows(&command);
+        let late = |_| StoreError::Unavailable { why: format!("no answer in {ANSWER_TIMEOUT:?}") };
+        let answers = timeout(ANSWER_TIMEOUT, asked).await.map_err(late)?.map_err(Fault::error)?;
         let row = answers.first().ok_or_else(|| rows::broken("there is no head row"))?;
         let tip = rows::tip(row)?;
         if tip.0.revision.incarnation == floor.revision.incarnation
@@ -94,7 +109,7 @@ impl Seen {
         {
             self.known().lost = Some(tip.0);
         }
-        self.check(&floor, &tip).map(|()| session)
+        self.check(&floor, &tip).map(|()| tip.0)
     }
 }
 

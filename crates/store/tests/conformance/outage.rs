@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use countersign_identity::{Code, Serial};
-use countersign_store::{PAGE_MAX, PostgresStore, Store, verify_everything};
+use countersign_store::{PAGE_MAX, Password, PostgresStore, PostgresUrl, Store, verify_everything};
 use tokio::task::JoinSet;
 
-use crate::fixture::{at, create_at, issuing, open_at, putting, row};
+use crate::fixture::{at, create_at, entropy, issuing, open_at, putting, row};
 use crate::server::{Cluster, Listen};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -128,6 +128,35 @@ async fn a_database_that_crashes_and_comes_back_has_every_acknowledged_write() {
     traffic.flows(100).await;
     let failed = traffic.verify(&*stores[0]).await;
     assert!(0 < failed, "some heard that the database was away");
+    drop(stores);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_synchronous_standby_that_is_promoted_has_every_acknowledged_write() {
+    let primary = Cluster::start(Listen::Nowhere, &[]);
+    let database = primary.database("serializable");
+    let standby = Cluster::standby_of(&primary, "spare");
+    primary.sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = 'spare'");
+    primary.sql("postgres", "SELECT pg_reload_conf()");
+    let begin = Instant::now();
+    while primary.sql("postgres", "SELECT sync_state FROM pg_stat_replication") != "sync" {
+        assert!(begin.elapsed() < PATIENCE, "the standby does not become synchronous");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let both = format!("{},{}", primary.folder().display(), standby.folder().display());
+    let url = format!("postgres://cs@/{database}?host={both}&target_session_attrs=read-write");
+    let url: PostgresUrl = url.parse().unwrap();
+    let first = PostgresStore::create(url.clone(), Password::None, entropy(1)).await.unwrap();
+    let second = PostgresStore::open(url, Password::None, entropy(2)).await.unwrap();
+    let stores = vec![Arc::new(first), Arc::new(second)];
+    let traffic = Traffic::begin(&stores);
+    traffic.flows(200).await;
+    primary.kill();
+    let refused = stores[0].commit(putting("web", "1")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    standby.sql("postgres", "SELECT pg_promote()");
+    traffic.flows(200).await;
+    traffic.verify(&*stores[0]).await;
     drop(stores);
 }
 

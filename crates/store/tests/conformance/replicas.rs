@@ -236,17 +236,14 @@ async fn a_database_that_lost_its_tail_and_went_on_without_it_is_noticed_when_it
         store.commit(putting("web", &round.to_string())).await.unwrap();
     }
     // As a standby that lacked the third commit would have it, after another replica has written two more.
-    cluster.sql(
-        &database,
+    let other = format!(
         "BEGIN; UPDATE log SET hash = decode(repeat('5a', 32), 'hex') WHERE log_index = 2; \
          INSERT INTO log SELECT 3, leaf, hash, details, salt FROM log WHERE log_index = 1; \
-         INSERT INTO commits (number) VALUES (4); UPDATE head SET number = 4, log_size = 4; COMMIT",
+         INSERT INTO commits (number) VALUES (4); UPDATE head SET number = 4, log_size = 4; \
+         SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+         WHERE datname = '{database}' AND application_name = 'countersign'; COMMIT"
     );
-    let cut = format!(
-        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-         WHERE datname = '{database}' AND application_name = 'countersign'"
-    );
-    cluster.sql("postgres", &cut);
+    cluster.sql(&database, &other);
     for _again in 0..2 {
         let refused = store.commit(putting("web", "new")).await.unwrap_err();
         assert!(matches!(refused, StoreError::WentBack { .. }), "{refused}");

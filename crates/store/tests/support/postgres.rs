@@ -86,6 +86,20 @@ pub(crate) fn give_away(path: &Path) {
     }
 }
 
+/// A folder of the server's own.
+fn new_folder() -> PathBuf {
+    let folder = tempfile::Builder::new().prefix("cspg").tempdir_in("/tmp").unwrap().keep();
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    give_away(&folder);
+    folder
+}
+
+#[track_caller]
+fn made(command: &mut Command) {
+    let made = command.output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
 impl Cluster {
     /// The one that the tests of this process share, each with databases of its own.
     pub(crate) fn shared() -> &'static Self {
@@ -95,18 +109,10 @@ impl Cluster {
 
     /// Makes one and starts it, with more lines of its configuration.
     pub(crate) fn start(listen: Listen, settings: &[&str]) -> Self {
-        let folder = tempfile::Builder::new().prefix("cspg").tempdir_in("/tmp").unwrap().keep();
-        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
-        if let Some((uid, gid)) = user() {
-            std::os::unix::fs::chown(&folder, Some(uid), Some(gid)).unwrap();
-        }
-        let made = as_user(&programs().join("initdb"))
-            .args(["--no-sync", "--auth=trust", "--username=cs", "--locale=C.UTF-8"])
-            .args(["--encoding=UTF8", "-D"])
-            .arg(folder.join("data"))
-            .output()
-            .unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let folder = new_folder();
+        let mut initdb = as_user(&programs().join("initdb"));
+        initdb.args(["--no-sync", "--auth=trust", "--username=cs", "--locale=C.UTF-8"]);
+        made(initdb.args(["--encoding=UTF8", "-D"]).arg(folder.join("data")));
         let mut all = vec!["max_connections = 200", "shared_buffers = 64MB", "fsync = on"];
         all.extend(settings);
         let config = folder.join("data/postgresql.conf");
@@ -116,6 +122,26 @@ impl Cluster {
         let cluster = Self { folder, listen, keeper, databases };
         cluster.resume();
         cluster
+    }
+
+    /// Makes a standby of a running server, by the name under which that may count it as synchronous.
+    pub(crate) fn standby_of(primary: &Self, name: &str) -> Self {
+        let folder = new_folder();
+        let from =
+            format!("host={} port=5432 user=cs application_name={name}", primary.folder.display());
+        let mut copy = as_user(&programs().join("pg_basebackup"));
+        copy.args(["--no-sync", "--checkpoint=fast", "--write-recovery-conf", "-d", &from, "-D"]);
+        made(copy.arg(folder.join("data")));
+        let (keeper, databases) = (Mutex::default(), AtomicU32::new(0));
+        let cluster = Self { folder, listen: Listen::Nowhere, keeper, databases };
+        cluster.resume();
+        cluster
+    }
+
+    /// Kills every process of the server.
+    pub(crate) fn kill(&self) {
+        self.signal_all("KILL");
+        self.crash();
     }
 
     /// Starts the server that was stopped, and waits until it answers.

@@ -1,0 +1,213 @@
+//! Servers of one trust domain on one PostgreSQL, with agents and points, as processes.
+
+#![expect(dead_code, reason = "each test binary uses its own part of this")]
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::postgres::{Cluster, Listen};
+use crate::support::{self, binary, folder, text, until};
+
+/// A part that says when it is ready, and is ended with the test.
+pub(crate) struct Part {
+    child: Child,
+    pub(crate) ready: Value,
+}
+
+impl Part {
+    pub(crate) fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut child = Command::new(binary())
+            .args(arguments)
+            .args(["--output", "json", "--log-level", "warn"])
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let ready: Value = serde_json::from_str(&line)
+            .unwrap_or_else(|error| panic!("{arguments:?} said `{line}`: {error}"));
+        assert_eq!(ready["event"], "ready", "{ready}");
+        Self { child, ready }
+    }
+
+    pub(crate) fn admin(&self) -> &str {
+        self.ready["admin"].as_str().unwrap()
+    }
+
+    pub(crate) fn listen(&self) -> &str {
+        self.ready["listen"].as_str().unwrap()
+    }
+
+    /// What `/ready` answers.
+    pub(crate) fn readiness(&self) -> (String, String) {
+        let socket = self.admin().strip_prefix("unix://").unwrap();
+        let asked = Command::new("curl")
+            .args(["-sS", "--max-time", "10", "-w", "\n%{http_code}", "--unix-socket", socket])
+            .arg("http://server/ready")
+            .output()
+            .unwrap();
+        let answer = text(&asked.stdout);
+        let (body, status) = answer.rsplit_once('\n').unwrap();
+        (status.to_owned(), body.to_owned())
+    }
+
+    pub(crate) fn status(&self) -> Value {
+        let output = run(&["status", "--admin", self.admin(), "--output", "json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+    }
+
+    /// Waits until a node that it serves has a revision, and says how long that took.
+    pub(crate) fn node_has(&self, revision: &Value) -> Duration {
+        let begin = Instant::now();
+        until("the agent has the revision", || {
+            let status = self.status();
+            let nodes = status["nodes"].as_array()?;
+            let has = |node: &&Value| node["connected"] == true && node["revision"] == *revision;
+            nodes.iter().find(has).map(drop)
+        });
+        begin.elapsed()
+    }
+
+    /// Whether the process that was started still runs.
+    pub(crate) fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        support::signal(i32::try_from(self.child.id()).unwrap(), name);
+    }
+
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            support::signal(i32::try_from(self.child.id()).unwrap(), "TERM");
+            let _reaped = self.child.wait();
+        }
+    }
+}
+
+pub(crate) fn run(arguments: &[&str]) -> Output {
+    Command::new(binary()).args(arguments).output().unwrap()
+}
+
+#[track_caller]
+pub(crate) fn done(arguments: &[&str]) -> Value {
+    let output = run(&[arguments, &["--output", "json"]].concat());
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// A trust domain in a database, with data directories for two servers.
+pub(crate) struct Domain {
+    folder: tempfile::TempDir,
+    pub(crate) cluster: Cluster,
+    pub(crate) url: String,
+}
+
+impl Domain {
+    pub(crate) fn make() -> Self {
+        let cluster = Cluster::start(Listen::Nowhere, &[]);
+        let url = cluster.url(&cluster.database("read committed"));
+        Self::make_in(cluster, url)
+    }
+
+    /// The same in a database of this cluster.
+    pub(crate) fn make_in(cluster: Cluster, url: String) -> Self {
+        let domain = Self { folder: folder(), cluster, url };
+        domain.init("one", &[]);
+        let kek = domain.place("one/kek");
+        domain.init("two", &["--kek", &kek]);
+        domain
+    }
+
+    pub(crate) fn place(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn init(&self, name: &str, more: &[&str]) -> Value {
+        let data = self.place(name);
+        let fixed = ["init", "--data", &data, "--store", &self.url];
+        done(&[&fixed[..], &["--trust-domain", "prod.example"], more].concat())
+    }
+
+    pub(crate) fn server(&self, name: &str) -> Part {
+        self.server_with(name, &[])
+    }
+
+    pub(crate) fn server_with(&self, name: &str, more: &[&str]) -> Part {
+        self.server_at(name, &self.url, more)
+    }
+
+    /// One that finds the database under another URL.
+    pub(crate) fn server_at(&self, name: &str, url: &str, more: &[&str]) -> Part {
+        let data = self.place(name);
+        let fixed = ["server", "--data", &data, "--store", url];
+        let usual = ["--listen", "127.0.0.1:0", "--metrics", "off"];
+        Part::start(&[&fixed[..], &usual, more].concat(), &[])
+    }
+
+    /// A new agent that knows these servers and joins at the first.
+    pub(crate) fn agent(&self, name: &str, servers: &[&Part]) -> Part {
+        let token = done(&["token", "create", "--admin", servers[0].admin()]);
+        let (data, socket) = (self.place(name), self.place(&format!("{name}-run/agent.sock")));
+        let mut arguments = vec!["agent", "--data", &data, "--socket", &socket];
+        for server in servers {
+            arguments.extend(["--server", server.listen()]);
+        }
+        let environment = [
+            ("COUNTERSIGN_JOIN", token["token"].as_str().unwrap()),
+            ("COUNTERSIGN_TRUST", token["trust"].as_str().unwrap()),
+        ];
+        Part::start(&arguments, &environment)
+    }
+
+    /// Declares a workload for every process of this user; gives the revision.
+    pub(crate) fn apply(&self, server: &Part, name: &str) -> Value {
+        let manifest = self.manifest(name);
+        done(&["apply", &manifest, "--admin", server.admin()])["revision"].clone()
+    }
+
+    /// Writes that declaration; gives its file.
+    pub(crate) fn manifest(&self, name: &str) -> String {
+        let manifest = self.place(&format!("{name}.yaml"));
+        let uid = text(&Command::new("id").arg("-u").output().unwrap().stdout);
+        let declared = format!(
+            "apiVersion: countersign.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}}}\n\
+             spec: {{selectors: [\"unix:uid:{}\"], lifetime: 5m}}\n",
+            uid.trim()
+        );
+        std::fs::write(&manifest, declared).unwrap();
+        manifest
+    }
+
+    /// A proxy beside an agent: an enforcement point.
+    pub(crate) fn proxy(&self, agent: &str) -> Part {
+        let socket = format!("unix://{}", self.place(&format!("{agent}-run/agent.sock")));
+        let run = self.place(&format!("{agent}-proxy"));
+        Part::start(&["proxy", "--name", agent, "--agent", &socket, "--run-dir", &run], &[])
+    }
+
+    pub(crate) fn fetch(&self, agent: &str) -> bool {
+        self.serials(agent).is_some()
+    }
+
+    /// The serials of the SVIDs that an agent hands to this process.
+    pub(crate) fn serials(&self, agent: &str) -> Option<Vec<String>> {
+        let socket = format!("unix://{}", self.place(&format!("{agent}-run/agent.sock")));
+        let output = run(&["fetch", "x509", "--socket", &socket, "--output", "json"]);
+        let fetched: Value = serde_json::from_slice(&output.stdout).ok()?;
+        let serial = |svid: &Value| svid["serial"].as_str().unwrap().to_owned();
+        Some(fetched["svids"].as_array()?.iter().map(serial).collect())
+    }
+}
