@@ -219,9 +219,10 @@ fn a_tail_lost_with_an_asynchronous_standby_begins_a_new_incarnation_under_runni
     let leaked = "spiffe://prod.example/leaked";
     let reason = ["--reason", "process-compromise", "--admin", one.admin()];
     let revoked = done(&[&["revoke", leaked][..], &reason].concat())["revision"].clone();
-    for server in [&one, &two] {
-        server.node_has(&revoked);
-    }
+    until("both agents have the rule", || {
+        let nodes = [&one, &two].map(|server| server.nodes_at(&revoked));
+        (nodes.iter().sum::<usize>() == 2).then_some(())
+    });
     domain.cluster.kill();
     ready([&one, &two], false);
     pair.promote();
@@ -240,12 +241,13 @@ fn a_tail_lost_with_an_asynchronous_standby_begins_a_new_incarnation_under_runni
     });
     let workloads = pair.names("Workload");
     assert!(workloads.contains("kept") && !workloads.contains("lost"), "{workloads:?}");
-    // Both serve, each to the agents of the other.
+    // A change through either reaches both agents, wherever they have gone.
     for (by, name) in [(&one, "lost"), (&two, "new")] {
         let revision = domain.apply(by, name);
-        for server in [&one, &two] {
-            server.node_has(&revision);
-        }
+        until("both agents have the revision", || {
+            let nodes = [&one, &two].map(|server| server.nodes_at(&revision));
+            (nodes.iter().sum::<usize>() == 2).then_some(())
+        });
     }
     pair.verify();
     drop((near, far));

@@ -64,13 +64,15 @@ impl Part {
     /// Waits until a node that it serves has a revision, and says how long that took.
     pub(crate) fn node_has(&self, revision: &Value) -> Duration {
         let begin = Instant::now();
-        until("the agent has the revision", || {
-            let status = self.status();
-            let nodes = status["nodes"].as_array()?;
-            let has = |node: &&Value| node["connected"] == true && node["revision"] == *revision;
-            nodes.iter().find(has).map(drop)
-        });
+        until("the agent has the revision", || (0 < self.nodes_at(revision)).then_some(()));
         begin.elapsed()
+    }
+
+    /// How many of the nodes that it serves have a revision.
+    pub(crate) fn nodes_at(&self, revision: &Value) -> usize {
+        let status = self.status();
+        let has = |node: &&Value| node["connected"] == true && node["revision"] == *revision;
+        status["nodes"].as_array().into_iter().flatten().filter(has).count()
     }
 
     /// Whether the process that was started still runs.
