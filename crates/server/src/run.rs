@@ -84,7 +84,7 @@ pub(crate) async fn run_in(
         match live(config, &around, &stop, &mut ready).await {
             Ok(Ended::Stopped) => return Ok(()),
             Ok(Ended::WentBack(again)) => at = again,
-            Err(error) if error.code() != Code::Unavailable => return Err(error),
+            Err(error) if !may_pass(error.code()) => return Err(error),
             Err(error) => tracing::warn!(%error, "the server cannot begin anew yet"),
         }
         tokio::select! {
@@ -111,6 +111,12 @@ async fn live(
         Opened::Sealed(why) => start.run_sealed(&why, stop, ready.take()).await,
         Opened::Open(kek, authorities) => start.run_open(kek, authorities, stop, ready).await,
     }
+}
+
+/// Whether a start that was refused for this may go well a moment later: the database is away, or another server begins the
+/// incarnation at the same time.
+fn may_pass(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::Fenced | Code::StaleBase | Code::NotReady)
 }
 
 /// Why a life of a server ended.
