@@ -15,6 +15,8 @@ pub(crate) struct Domain {
     pub issuer: Issuer,
     pub signer: SoftwareSigner,
     pub now: Timestamp,
+    root: Issuer,
+    root_signer: SoftwareSigner,
 }
 
 /// A chain and its key.
@@ -29,27 +31,39 @@ async fn sign(reviewed: Reviewed, signer: &dyn Signer) -> Result<Certificate> {
     Ok(reviewed.sign(receipt, signer).await?)
 }
 
+async fn certify(
+    root: &Issuer,
+    root_signer: &SoftwareSigner,
+    now: Timestamp,
+) -> Result<(Issuer, SoftwareSigner)> {
+    let key = PrivateKey::generate(KeyKind::P256)?;
+    let (week, serial) = (Lifetime::from_secs(7 * 86_400)?, Serial::draw(now, &SystemEntropy)?);
+    let draft = AuthorityDraft::issuer(root, key.public().clone(), serial, now, week);
+    let issuer = Issuer::from_certificate(sign(draft.review()?, root_signer).await?)?;
+    Ok((issuer, SoftwareSigner::from(key)))
+}
+
 impl Domain {
     pub(crate) async fn make(now: Timestamp) -> Result<Self> {
         let domain: TrustDomain = "bench.example".parse()?;
         let year = Lifetime::from_secs(365 * 86_400)?;
-        let week = Lifetime::from_secs(7 * 86_400)?;
-        let serial = || Serial::draw(now, &SystemEntropy);
-
+        let serial = Serial::draw(now, &SystemEntropy)?;
         let root_key = PrivateKey::generate(KeyKind::P256)?;
         let root_public = root_key.public().clone();
         let root_signer = SoftwareSigner::from(root_key);
-        let draft = AuthorityDraft::root(domain.clone(), root_public, serial()?, now, year);
+        let draft = AuthorityDraft::root(domain.clone(), root_public, serial, now, year);
         let root = sign(draft.review()?, &root_signer).await?;
 
-        let issuer_key = PrivateKey::generate(KeyKind::P256)?;
-        let issuer_public = issuer_key.public().clone();
-        let signer = SoftwareSigner::from(issuer_key);
-        let root_issuer = Issuer::from_certificate(root.clone())?;
-        let draft = AuthorityDraft::issuer(&root_issuer, issuer_public, serial()?, now, week);
-        let issuer = Issuer::from_certificate(sign(draft.review()?, &root_signer).await?)?;
-        let bundle = Bundle::new(domain.clone(), vec![root], 1);
-        Ok(Self { domain, bundle, issuer, signer, now })
+        let bundle = Bundle::new(domain.clone(), vec![root.clone()], 1);
+        let root = Issuer::from_certificate(root)?;
+        let (issuer, signer) = certify(&root, &root_signer, now).await?;
+        Ok(Self { domain, bundle, issuer, signer, now, root, root_signer })
+    }
+
+    /// Goes on under another issuer.
+    pub(crate) async fn change_issuer(&mut self) -> Result<()> {
+        (self.issuer, self.signer) = certify(&self.root, &self.root_signer, self.now).await?;
+        Ok(())
     }
 
     pub(crate) fn draft(&self, path: &str, key: ProvenKey) -> Result<Draft> {

@@ -1,11 +1,15 @@
 //! A full mutual handshake and one request through the proxy, in the proxy's CPU time, against a bare rustls
 //! acceptor of the same configuration that dials the same backend.
+//!
+//! `handshake` has every caller come with a leaf and an issuer that were never seen; `handshake_remembered` has one caller
+//! come again and again, whose chain the proxy remembers.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, anyhow};
 use countersign::Authorization;
@@ -32,24 +36,35 @@ pub(crate) enum End {
 }
 
 const HANDSHAKES: u32 = 1500;
+const WARM_UP: u32 = 200;
 const ROUNDS: usize = 3;
 const WORKERS: usize = 8;
 
+/// Each caller shows a chain of its own.
 pub(crate) fn run(output: Output) -> Result<()> {
+    compare("handshake", (HANDSHAKES + WARM_UP) as usize, output)
+}
+
+/// All show the same one.
+pub(crate) fn remembered(output: Output) -> Result<()> {
+    compare("handshake_remembered", 1, output)
+}
+
+fn compare(name: &'static str, callers: usize, output: Output) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    runtime.block_on(credentials(folder.path()))?;
+    runtime.block_on(credentials(folder.path(), callers))?;
     let backend = Peer::start(End::Backend, folder.path())?;
     std::fs::write(folder.path().join("backend"), backend.address.to_string())?;
     let (mut ours, mut bare) = (f64::INFINITY, f64::INFINITY);
     // Interleaved, the best of each: the machine does other things too.
     for _ in 0..ROUNDS {
-        ours = ours.min(measure(&runtime, End::Proxy, folder.path())?);
-        bare = bare.min(measure(&runtime, End::Bare, folder.path())?);
+        ours = ours.min(measure(&runtime, End::Proxy, folder.path(), callers)?);
+        bare = bare.min(measure(&runtime, End::Bare, folder.path(), callers)?);
     }
     Figure {
-        name: "handshake",
+        name,
         value: ours,
         unit: "µs CPU",
         limit: bare,
@@ -60,27 +75,47 @@ pub(crate) fn run(output: Output) -> Result<()> {
     Ok(())
 }
 
-async fn credentials(folder: &Path) -> Result<()> {
-    let domain = Domain::make(SystemClock::new().now()).await?;
+async fn credentials(folder: &Path, callers: usize) -> Result<()> {
+    let mut domain = Domain::make(SystemClock::new().now()).await?;
     domain.issue("/server").await?.write(folder, "server")?;
-    domain.issue("/client").await?.write(folder, "client")?;
+    for caller in 0..callers {
+        if 0 < caller {
+            domain.change_issuer().await?;
+        }
+        domain.issue("/client").await?.write(folder, &client(caller))?;
+    }
     std::fs::write(folder.join("bundle.pem"), domain.bundle.to_pem())?;
     Ok(())
 }
 
+fn client(caller: usize) -> String {
+    format!("client{caller}")
+}
+
 /// CPU time of the end under test for one connection, in microseconds.
-fn measure(runtime: &tokio::runtime::Runtime, end: End, folder: &Path) -> Result<f64> {
+fn measure(
+    runtime: &tokio::runtime::Runtime,
+    end: End,
+    folder: &Path,
+    callers: usize,
+) -> Result<f64> {
     let peer = Peer::start(end, folder)?;
-    let connector = connector(folder)?;
+    let connectors: Result<Vec<_>> =
+        (0..callers).map(|at| connector(folder, &client(at))).collect();
+    let connectors = Arc::new(connectors?);
+    // Whoever has come does not come again, where there are enough.
+    let next = Arc::new(AtomicUsize::new(0));
     let load = |count: u32| {
-        let (connector, address) = (connector.clone(), peer.address);
+        let (connectors, address) = (connectors.clone(), peer.address);
+        let next = next.clone();
         runtime.block_on(async move {
             let mut workers = tokio::task::JoinSet::new();
             for _ in 0..WORKERS {
-                let connector = connector.clone();
+                let (connectors, next) = (connectors.clone(), next.clone());
                 workers.spawn(async move {
                     for _ in 0..count / u32::try_from(WORKERS)? {
-                        one(&connector, address).await?;
+                        let turn = next.fetch_add(1, Ordering::Relaxed);
+                        one(&connectors[turn % connectors.len()], address).await?;
                     }
                     anyhow::Ok(())
                 });
@@ -91,7 +126,7 @@ fn measure(runtime: &tokio::runtime::Runtime, end: End, folder: &Path) -> Result
             anyhow::Ok(())
         })
     };
-    load(200)?;
+    load(WARM_UP)?;
     let before = peer.cpu_micros()?;
     load(HANDSHAKES)?;
     Ok((peer.cpu_micros()? - before) / f64::from(HANDSHAKES))
@@ -291,8 +326,8 @@ fn server_config(folder: &Path) -> Result<ServerConfig> {
 }
 
 /// The client does not look at the server's name: what it costs is not what is measured.
-fn connector(folder: &Path) -> Result<TlsConnector> {
-    let (chain, key) = own(folder, "client")?;
+fn connector(folder: &Path, name: &str) -> Result<TlsConnector> {
+    let (chain, key) = own(folder, name)?;
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()

@@ -50,10 +50,11 @@ struct Arguments {
 
 type Bench = fn(Output) -> Result<()>;
 
-const FIGURES: [(&str, Bench); 9] = [
+const FIGURES: [(&str, Bench); 10] = [
     ("issue_embedded", issue::embedded),
     ("issue_postgres", issue::postgres),
     ("handshake", handshake::run),
+    ("handshake_remembered", handshake::remembered),
     ("rotation_p99", rotation::run),
     ("verify", small::verify),
     ("decide", small::decide),

@@ -1,8 +1,11 @@
-//! No chain of bytes makes the verifier panic, and nothing but a SPIFFE ID of the bundle's own trust domain passes.
+//! No chain of bytes makes the verifier panic, nothing but a SPIFFE ID of the bundle's own trust domain passes, and
+//! what was verified before changes no verdict.
 #![no_main]
 
 use countersign_identity::Timestamp;
-use countersign_pki::{Bundle, Bundles, Role, verify, verify_pinned};
+use countersign_pki::{
+    Bundle, Bundles, ChainMemory, Role, verify, verify_pinned, verify_recalling,
+};
 use libfuzzer_sys::fuzz_target;
 
 /// A certificate may have any length; what is left over is the next one.
@@ -26,8 +29,15 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(bundle) = Bundle::from_concatenated(domain, root)
         && let Ok(bundles) = Bundles::new(vec![bundle])
     {
-        for role in [Role::Client, Role::Server] {
-            if let Ok(verified) = verify(shown, &bundles, role, now) {
+        let memory = ChainMemory::new();
+        for role in [Role::Client, Role::Server, Role::Client, Role::Server] {
+            let found = verify_recalling(shown, &bundles, role, now, &memory);
+            if let Ok((_, findings)) = &found {
+                memory.remember(findings, now);
+            }
+            let verdict = verify(shown, &bundles, role, now);
+            assert_eq!(found.map(|(verified, _)| verified), verdict);
+            if let Ok(verified) = verdict {
                 assert_eq!(verified.id.trust_domain().as_str(), "shop.example");
                 assert!(!verified.id.is_root());
                 assert!(now <= verified.expires);

@@ -64,6 +64,7 @@ mod json;
 mod jws;
 mod key;
 mod machine;
+mod memory;
 mod names;
 mod ocsp;
 mod ocsp_answer;
@@ -92,6 +93,7 @@ pub use issuer::Issuer;
 pub use jws::Jws;
 pub use key::{BadKeyKind, BadSignature, KeyFault, KeyKind, PrivateKey, PublicKey, SignFault};
 pub use machine::{VerifiedMachine, check_machine_authority, verify_machine};
+pub use memory::{ChainMemory, Findings, SignatureCounts};
 pub use ocsp::{
     BadOcspRequest, OCSP_QUESTIONS_MAX, OCSP_REQUEST_BYTES_MAX, OcspIssuer, OcspQuestion,
     OcspRequest,
@@ -104,4 +106,4 @@ pub use pointers::{
 pub use refused::Refused;
 pub use sign::{Receipt, Reviewed, Summary};
 pub use signer::{Signer, SoftwareSigner};
-pub use verify::{Role, Verified, check_leaf, verify, verify_pinned};
+pub use verify::{Role, Verified, check_leaf, verify, verify_pinned, verify_recalling};

@@ -7,6 +7,7 @@ use countersign_identity::{Code, SpiffeId, Timestamp, TrustDomain};
 
 use crate::algorithm::{BadKey, NoSignature, VerifyingKey};
 use crate::extension::Purpose;
+use crate::memory::{ChainMemory, Findings, Step};
 use crate::names::check_constraints;
 use crate::{Bundle, Certificate, Refused, Role};
 
@@ -21,7 +22,10 @@ pub(crate) struct Search<'a> {
     others: &'a [Certificate],
     role: Role,
     now: Timestamp,
+    memory: Option<&'a ChainMemory>,
     signatures_left: u32,
+    /// The signatures that were verified, where there is a memory for them.
+    verified: Vec<Step>,
     refusal: Option<Refused>,
 }
 
@@ -32,7 +36,28 @@ impl<'a> Search<'a> {
         role: Role,
         now: Timestamp,
     ) -> Self {
-        Self { bundle, others, role, now, signatures_left: SIGNATURES_MAX, refusal: None }
+        Self {
+            bundle,
+            others,
+            role,
+            now,
+            memory: None,
+            signatures_left: SIGNATURES_MAX,
+            verified: Vec::new(),
+            refusal: None,
+        }
+    }
+
+    /// Does not verify again what this memory holds.
+    pub(crate) fn recalling(mut self, memory: Option<&'a ChainMemory>) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// What is to be remembered of the path that was found.
+    pub(crate) fn findings(&self, path: &[Certificate], anchor: &Certificate) -> Findings {
+        let whole: Vec<&Certificate> = path.iter().chain([anchor]).collect();
+        Findings::on_path(self.bundle.domain.clone(), &whole, &self.verified)
     }
 
     /// Gives the path from the leaf upwards, and its anchor.
@@ -110,8 +135,24 @@ impl<'a> Search<'a> {
             let why = format!("no path was found with {SIGNATURES_MAX} signatures verified");
             return Err(Refused::new(Code::TooManyCertificates, why));
         }
+        // Counted also when it is remembered, so that a search is the same with a memory as without.
         self.signatures_left -= 1;
-        check_signature(child, authority)
+        self.check_signature(child, authority)
+    }
+
+    /// Verifies a signature, unless this very one was verified before.
+    fn check_signature(
+        &mut self,
+        child: &Certificate,
+        authority: &Certificate,
+    ) -> Result<(), Refused> {
+        let Some(memory) = self.memory else { return check_signature(child, authority) };
+        let step = Step::of(child, authority);
+        if !memory.recalls(&self.bundle.domain, &step, self.now) {
+            check_signature(child, authority)?;
+            self.verified.push(step);
+        }
+        Ok(())
     }
 }
 

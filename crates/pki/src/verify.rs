@@ -7,6 +7,7 @@ use countersign_identity::{Code, KeyId, SpiffeId, Timestamp};
 use crate::algorithm::VerifyingKey;
 use crate::chain::CHAIN_CERTIFICATES_MAX;
 use crate::extension::Purpose;
+use crate::memory::{ChainMemory, Findings};
 use crate::path::Search;
 use crate::{Bundle, Bundles, Certificate, Provenance, Refused};
 
@@ -99,6 +100,30 @@ pub fn verify(
     role: Role,
     now: Timestamp,
 ) -> Result<Verified, Refused> {
+    find(chain, bundles, (role, now), None).map(|(verified, _)| verified)
+}
+
+/// As [`verify`], with the same verdict; signatures that `memory` holds are not verified a second time, and what else was
+/// found right is given for it.
+///
+/// # Errors
+/// With the rule that is broken.
+pub fn verify_recalling(
+    chain: &[&[u8]],
+    bundles: &Bundles,
+    role: Role,
+    now: Timestamp,
+    memory: &ChainMemory,
+) -> Result<(Verified, Findings), Refused> {
+    find(chain, bundles, (role, now), Some(memory))
+}
+
+fn find(
+    chain: &[&[u8]],
+    bundles: &Bundles,
+    (role, now): (Role, Timestamp),
+    memory: Option<&ChainMemory>,
+) -> Result<(Verified, Findings), Refused> {
     let (leaf, others) = parse(chain)?;
     let id = check_svid(&leaf)?;
     check_purpose(&leaf, role)?;
@@ -106,10 +131,11 @@ pub fn verify(
         let why = format!("there is no bundle for trust domain `{}`", id.trust_domain());
         Refused::new(Code::UnknownTrustDomain, why)
     })?;
-    let mut search = Search::new(bundle, &others, role, now);
+    let mut search = Search::new(bundle, &others, role, now).recalling(memory);
     let (path, anchor) = search.run(&leaf)?;
-    Verified::assertion(id, &path, &anchor)
-        .ok_or_else(|| Refused::new(Code::NoCertificate, "the path is empty"))
+    let verified = Verified::assertion(id, &path, &anchor)
+        .ok_or_else(|| Refused::new(Code::NoCertificate, "the path is empty"))?;
+    Ok((verified, search.findings(&path, &anchor)))
 }
 
 /// Checks one SVID's own rules, without asking who signed it or when it is valid.

@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 /// The table: name, meaning. Counters get `_total` from the exposition format.
-pub const METRICS: [(&str, &str); 8] = [
+pub const METRICS: [(&str, &str); 9] = [
     ("countersign_proxy_handshakes", "Handshakes, by service, direction and outcome"),
     ("countersign_proxy_requests", "Requests answered, by service, direction and class of status"),
     ("countersign_proxy_connections", "Connections open now, by service and direction"),
@@ -30,6 +30,10 @@ pub const METRICS: [(&str, &str); 8] = [
     (
         "countersign_proxy_connections_draining",
         "Connections that a graceful revocation ends, and which are not closed yet",
+    ),
+    (
+        "countersign_proxy_chain_signatures",
+        "Signatures of peers' certificates that handshakes asked for, by outcome: verified, or recalled from an earlier handshake",
     ),
     ("countersign_proxy_facts_dropped", "Facts that were counted and not reported"),
 ];
@@ -52,6 +56,11 @@ pub(crate) struct Place {
 struct Reason {
     service: String,
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct How {
+    outcome: &'static str,
 }
 
 /// The counters of one proxy.
@@ -115,12 +124,25 @@ impl Metrics {
     pub(crate) fn text(&self, trust: &Trust) -> String {
         let mut registry = Registry::default();
         let inner = &*self.0;
-        let [handshakes, requests, connections, tunnels, refused, revoked, draining, dropped] =
-            METRICS;
+        let [
+            handshakes,
+            requests,
+            connections,
+            tunnels,
+            refused,
+            revoked,
+            draining,
+            signatures,
+            dropped,
+        ] = METRICS;
         // Counted where they happen, whoever holds the connection.
         let (ended, retiring) = (Counter::<u64>::default(), Gauge::<i64>::default());
         ended.inc_by(trust.revoked());
         retiring.set(i64::try_from(*trust.draining().borrow()).unwrap_or(i64::MAX));
+        let (asked, counts) = (Family::<How, Counter>::default(), trust.signatures());
+        for (outcome, count) in [("verified", counts.verified), ("recalled", counts.recalled)] {
+            asked.get_or_create(&How { outcome }).inc_by(count);
+        }
         registry.register(handshakes.0, handshakes.1, inner.handshakes.clone());
         registry.register(requests.0, requests.1, inner.requests.clone());
         registry.register(connections.0, connections.1, inner.connections.clone());
@@ -128,6 +150,7 @@ impl Metrics {
         registry.register(refused.0, refused.1, inner.refused.clone());
         registry.register(revoked.0, revoked.1, ended);
         registry.register(draining.0, draining.1, retiring);
+        registry.register(signatures.0, signatures.1, asked);
         registry.register(dropped.0, dropped.1, inner.facts_dropped.clone());
         let mut text = String::new();
         if prometheus_client::encoding::text::encode(&mut text, &registry).is_err() {

@@ -9,7 +9,10 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use countersign_identity::{
     Clock, Code, Name, Revision, Revocation, Revocations, SpiffeId, Timestamp,
 };
-use countersign_pki::{Bundle, Bundles, Refused, Role};
+use countersign_pki::{
+    Bundle, Bundles, ChainMemory, Findings, Refused, Role, SignatureCounts, Verified,
+    verify_recalling,
+};
 use countersign_policy::Policies;
 use rustls::crypto::CryptoProvider;
 use tokio::sync::{Semaphore, watch};
@@ -93,6 +96,8 @@ pub struct Trust {
     pub(crate) register: Arc<Register>,
     pub(crate) handshakes: Arc<Semaphore>,
     provider: Arc<CryptoProvider>,
+    /// Arithmetic only, so that it outlives every slice.
+    memory: ChainMemory,
     applying: Mutex<Life>,
 }
 
@@ -118,6 +123,7 @@ impl Trust {
             register: Arc::new(Register::new(limits.connections_max)),
             handshakes: Arc::new(Semaphore::new(limits.handshakes_max)),
             provider: config::provider(),
+            memory: ChainMemory::new(),
             applying: Mutex::new(Life::Open),
         })
     }
@@ -238,6 +244,11 @@ impl Trust {
         self.register.revoked()
     }
 
+    /// How many signatures of peers' chains were verified, and how many were known to be right from an earlier handshake.
+    pub fn signatures(&self) -> SignatureCounts {
+        self.memory.counts()
+    }
+
     /// The clock of this process.
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
@@ -256,6 +267,20 @@ impl Trust {
                 () = self.register.sooner() => {}
             }
         }
+    }
+
+    /// Verifies a peer's chain on what is enforced now, with the help of what is remembered of signatures.
+    pub(crate) fn verify(
+        &self,
+        chain: &[&[u8]],
+        role: Role,
+    ) -> Result<(Verified, Findings), Refused> {
+        verify_recalling(chain, &self.slice().bundles, role, self.now(), &self.memory)
+    }
+
+    /// The peer whose chain this is has proven that it holds the leaf's key.
+    pub(crate) fn remember(&self, findings: &Findings) {
+        self.memory.remember(findings, self.now());
     }
 
     pub(crate) fn now(&self) -> Timestamp {

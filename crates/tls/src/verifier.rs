@@ -1,9 +1,9 @@
 //! Where rustls asks us: who is this, did they prove it, and what do we show?
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use countersign_identity::{Code, SpiffeId};
-use countersign_pki::{Refused, Role, Verified};
+use countersign_pki::{Findings, Refused, Role, Verified};
 use countersign_policy::Context;
 use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -48,6 +48,8 @@ pub(crate) static ALGORITHMS: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorit
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
     verified: OnceLock<Verified>,
+    /// What is to be remembered of the chain once the proof is there.
+    findings: Mutex<Option<Findings>>,
     proven: OnceLock<()>,
     refused: OnceLock<Refused>,
     shown: OnceLock<Arc<Own>>,
@@ -67,6 +69,10 @@ impl Slot {
     /// What we showed.
     pub(crate) fn shown(&self) -> Option<&Arc<Own>> {
         self.shown.get()
+    }
+
+    fn findings(&self) -> std::sync::MutexGuard<'_, Option<Findings>> {
+        self.findings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn refuse(&self, refused: Refused) -> Error {
@@ -106,15 +112,15 @@ impl Verifier {
         role: Role,
     ) -> Result<(), Error> {
         let chain: Vec<&[u8]> = std::iter::once(leaf).chain(others).map(AsRef::as_ref).collect();
-        let bundles = &self.trust.slice().bundles;
-        let found = countersign_pki::verify(&chain, bundles, role, self.trust.now());
+        let found = self.trust.verify(&chain, role);
         match (&self.slot, found) {
-            (Some(slot), Ok(verified)) => {
+            (Some(slot), Ok((verified, findings))) => {
+                *slot.findings() = Some(findings);
                 slot.verified.get_or_init(|| verified);
                 Ok(())
             }
             (Some(slot), Err(refused)) => Err(slot.refuse(refused)),
-            (None, Ok(verified)) => {
+            (None, Ok((verified, _unproven))) => {
                 let local = self.trust.identity().map(|own| own.id().clone());
                 self.foresee(&verified, local.as_ref()).map_err(|refused| alerting(refused.code))
             }
@@ -137,6 +143,10 @@ impl Verifier {
             return Ok(valid);
         };
         slot.proven.get_or_init(|| ());
+        // Only now: a chain that somebody copied takes no room from those who hold its key.
+        if let Some(findings) = slot.findings().take() {
+            self.trust.remember(&findings);
+        }
         let Some(peer) = slot.peer() else {
             let why = "the peer's signature came before its certificates".to_owned();
             return Err(slot.refuse(Refused { code: Code::Internal, why }));

@@ -7,6 +7,7 @@ mod bundles;
 mod issue;
 mod jws;
 mod machine;
+mod memory;
 mod parsers;
 mod status;
 mod support;

@@ -52,6 +52,13 @@ impl Realm {
         Self { domain, root, root_signer, issuer, signer }
     }
 
+    /// Another certificate for the key of another realm's issuer, under our root.
+    pub(crate) async fn certify_issuer_of(&self, other: &Self) -> Certificate {
+        let key = other.signer.public().clone();
+        let draft = AuthorityDraft::issuer(&self.root, key, serial(4), now(), lifetime("7d"));
+        signed(draft.review().unwrap(), &self.root_signer).await
+    }
+
     pub(crate) fn profile(&self) -> Profile {
         Profile { domain: self.domain.clone(), lifetime_max: lifetime("24h"), pointers: None }
     }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use countersign_identity::{Code, Timestamp};
 use countersign_pki::{
-    BadBundle, Bundle, Bundles, Refused, Role, Verified, decode_certificates, verify,
+    BadBundle, Bundle, Bundles, ChainMemory, Refused, Role, Verified, decode_certificates, verify,
+    verify_recalling,
 };
 use serde::Deserialize;
 
@@ -50,15 +51,37 @@ fn bundles(case: &Case) -> Bundles {
     Bundles::new(case.bundles.iter().map(bundle).collect()).unwrap()
 }
 
-fn run(case: &Case) -> Result<Verified, Refused> {
-    let role = match case.role.as_str() {
+fn role(case: &Case) -> Role {
+    match case.role.as_str() {
         "server" => Role::Server,
         "client" => Role::Client,
         other => panic!("{other}"),
-    };
+    }
+}
+
+fn run(case: &Case) -> Result<Verified, Refused> {
     let chain = decode_certificates(&read(&case.chain)).unwrap();
     let chain: Vec<&[u8]> = chain.iter().map(Vec::as_slice).collect();
-    verify(&chain, &bundles(case), role, case.at)
+    verify(&chain, &bundles(case), role(case), case.at)
+}
+
+#[test]
+fn no_verdict_depends_on_what_was_verified_before() {
+    let memory = ChainMemory::new();
+    for round in 0..2 {
+        for case in index() {
+            let chain = decode_certificates(&read(&case.chain)).unwrap();
+            let chain: Vec<&[u8]> = chain.iter().map(Vec::as_slice).collect();
+            let bundles = bundles(&case);
+            let found = verify_recalling(&chain, &bundles, role(&case), case.at, &memory);
+            if let Ok((_, findings)) = &found {
+                memory.remember(findings, case.at);
+            }
+            let found = found.map(|(verified, _)| verified);
+            assert_eq!(found, run(&case), "{}, round {round}", case.name);
+        }
+    }
+    assert!(100 < memory.counts().recalled);
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod ends;
 mod handshake;
 mod lifetime;
 mod realm;
+mod remembered;
 mod reproof;
 mod resumption;
 mod retirement;

@@ -22,13 +22,13 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// A stranger's TLS: it believes every server, and shows what it is told to show.
 #[derive(Debug)]
-struct Stranger {
+pub(crate) struct Stranger {
     shown: Option<Arc<CertifiedKey>>,
 }
 
 impl Stranger {
     /// Shows a chain, and signs with a key that need not belong to it.
-    fn showing(ders: &[&[u8]], pkcs8: &[u8]) -> Self {
+    pub(crate) fn showing(ders: &[&[u8]], pkcs8: &[u8]) -> Self {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.to_vec()));
         let chain = ders.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
         Self { shown: Some(Arc::new(CertifiedKey::new(chain, any_supported_type(&key).unwrap()))) }
@@ -39,7 +39,7 @@ impl Stranger {
         Self::showing(&ders, &svid.pkcs8)
     }
 
-    fn config(self, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
+    pub(crate) fn config(self, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
         self.config_with(default_provider(), versions)
     }
 
@@ -59,7 +59,7 @@ impl Stranger {
 }
 
 /// The stranger's handshake with `orders`: what the server made of it, and what kind of handshake it was.
-async fn meet(
+pub(crate) async fn meet(
     shop: &Shop,
     config: &Arc<ClientConfig>,
 ) -> (Result<Established, HandshakeFailure>, Option<HandshakeKind>) {
