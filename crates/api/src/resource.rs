@@ -7,6 +7,7 @@
 mod address;
 mod authority;
 mod check;
+mod network;
 mod policy;
 mod problem;
 mod reader;
@@ -29,13 +30,15 @@ pub use self::address::{
 };
 pub use self::authority::{Approval, AuthoritySpec, UnknownApproval};
 pub use self::check::{Declaration, Unread, check, check_beside};
+pub use self::network::{BadNetwork, Network};
 pub use self::policy::{BadPolicyRecord, PolicyRecord, PolicyScope, PolicySpec, ScopeNames};
 pub(crate) use self::problem::shorten;
 pub use self::problem::{Position, Problem};
 pub use self::revocation_views::RevocationViews;
 pub use self::schema::schema;
 pub use self::service::{
-    Connections, Expired, Protocol, ServiceSpec, UPSTREAMS_MAX, UnknownExpired, Upstream,
+    Connections, Expired, ForwardClientCertificate, Protocol, ProxyProtocol, ProxyVersion,
+    ServiceSpec, UPSTREAMS_MAX, UnknownExpired, UnknownForward, UnknownProxyVersion, Upstream,
 };
 pub use self::text::{Argument, BadText, CEDAR_BYTES_MAX, CedarText, EnvName, EnvValue, Hint};
 pub use self::tree::{BadTree, Entry, Node, TREE_DEPTH_MAX, Tree};

@@ -90,6 +90,22 @@ pub(super) enum ExpiredText {
     Keep,
 }
 
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "stands for the schema of a word only")]
+#[schemars(rename_all = "camelCase")]
+pub(super) enum ForwardText {
+    Nothing,
+    Identity,
+    Certificate,
+}
+
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "stands for the schema of a word only")]
+#[schemars(rename_all = "camelCase")]
+pub(super) enum ProxyVersionText {
+    V2,
+}
+
 /// The JSON Schema of a kind's manifests.
 pub fn schema(kind: Kind) -> serde_json::Value {
     let spec = match kind {

@@ -8,6 +8,7 @@ use countersign_identity::Name;
 use serde::Serialize;
 
 use super::address::{HostPort, ListenAddress, Local};
+use super::network::Network;
 use super::problem::shorten;
 use super::reader::{Fields, Place, Problems, parse, text_of};
 use super::text::{Argument, EnvName, EnvValue};
@@ -106,6 +107,60 @@ impl Serialize for Expired {
     }
 }
 
+/// What a service's program is told of its callers' certificates, in `x-forwarded-client-cert` as Envoy writes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ForwardClientCertificate {
+    /// The field is not there.
+    #[default]
+    Nothing,
+    /// Who the two ends are, and the digest of the caller's certificate.
+    Identity,
+    /// The same, and the certificate.
+    Certificate,
+}
+
+/// A text that is none of them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not what may be told of a certificate: expected `nothing`, `identity` or `certificate`"
+)]
+pub struct UnknownForward(String);
+
+impl fmt::Display for ForwardClientCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nothing => "nothing",
+            Self::Identity => "identity",
+            Self::Certificate => "certificate",
+        })
+    }
+}
+
+impl FromStr for ForwardClientCertificate {
+    type Err = UnknownForward;
+
+    fn from_str(text: &str) -> Result<Self, UnknownForward> {
+        match text {
+            "nothing" => Ok(Self::Nothing),
+            "identity" => Ok(Self::Identity),
+            "certificate" => Ok(Self::Certificate),
+            _ => Err(UnknownForward(shorten(text))),
+        }
+    }
+}
+
+impl ForwardClientCertificate {
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Serialize for ForwardClientCertificate {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// How long connections of a service live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -119,6 +174,63 @@ pub struct Connections {
 
 impl Connections {
     fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A version of the PROXY protocol that is spoken here. There is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProxyVersion {
+    /// The second, in bytes.
+    V2,
+}
+
+/// A text that is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a version of the PROXY protocol that is spoken here: expected `v2`")]
+pub struct UnknownProxyVersion(String);
+
+impl fmt::Display for ProxyVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("v2")
+    }
+}
+
+impl FromStr for ProxyVersion {
+    type Err = UnknownProxyVersion;
+
+    fn from_str(text: &str) -> Result<Self, UnknownProxyVersion> {
+        match text {
+            "v2" => Ok(Self::V2),
+            _ => Err(UnknownProxyVersion(shorten(text))),
+        }
+    }
+}
+
+impl Serialize for ProxyVersion {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The PROXY protocol before a service's door, and behind it. What it tells serves detection and limits, never identity.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
+pub struct ProxyProtocol {
+    /// The load balancers before the door, by address or network. Each connection of theirs begins with a header of
+    /// version 2, and nobody else may connect; absent: no header is read of anybody.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Option<Vec<String>>")]
+    pub from: Vec<Network>,
+    /// `v2`: each connection to the program begins with a header that says where the caller is, and who. Only with `protocol: tcp`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<super::schema::ProxyVersionText>")]
+    pub send: Option<ProxyVersion>,
+}
+
+impl ProxyProtocol {
+    fn is_unused(&self) -> bool {
         *self == Self::default()
     }
 }
@@ -150,6 +262,15 @@ pub struct ServiceSpec {
     #[serde(skip_serializing_if = "Connections::is_usual")]
     #[schemars(with = "Option<Connections>")]
     pub connections: Connections,
+    /// What the program is told of its callers' certificates, in `x-forwarded-client-cert`: `nothing` (the default),
+    /// `identity` or `certificate`. Only with `protocol: http`.
+    #[serde(skip_serializing_if = "ForwardClientCertificate::is_usual")]
+    #[schemars(with = "Option<super::schema::ForwardText>")]
+    pub forward_client_certificate: ForwardClientCertificate,
+    /// The PROXY protocol before its door, and behind it.
+    #[serde(skip_serializing_if = "ProxyProtocol::is_unused")]
+    #[schemars(with = "Option<ProxyProtocol>")]
+    pub proxy_protocol: ProxyProtocol,
     /// The services that it calls.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Option<Vec<Upstream>>")]
@@ -194,11 +315,14 @@ impl ServiceSpec {
 
     pub(super) fn read(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<Self> {
         let workload = fields.required("workload", problems);
-        let protocol = fields.optional("protocol", problems);
+        let protocol = fields.optional::<Protocol>("protocol", problems);
         let listen = fields.optional::<ListenAddress>("listen", problems);
         let forward = fields.optional::<Local>("forward", problems);
         let addresses = fields.set("addresses", ADDRESSES_MAX, problems);
         let connections = read_connections(fields, problems);
+        let told =
+            fields.optional::<ForwardClientCertificate>("forwardClientCertificate", problems);
+        let proxy_protocol = read_proxy_protocol(fields, problems);
         let upstreams = fields.list("upstreams", UPSTREAMS_MAX, problems, read_upstream);
         let command = fields.list("command", ARGUMENTS_MAX, problems, |tree, place, problems| {
             parse(tree, place, problems)
@@ -210,6 +334,21 @@ impl ServiceSpec {
         if let (Some(Some(_)), Some(None)) = (&listen, &forward) {
             let message = "is missing: `listen` opens a door, so say where the program itself listens, such as `unix`";
             problems.add(&fields.place_of("forward"), message);
+        }
+        if let (Some(Some(Protocol::Tcp)), Some(Some(told))) = (&protocol, &told)
+            && *told != ForwardClientCertificate::Nothing
+        {
+            let message = "needs `protocol: http`: a stream of bytes has no header fields";
+            problems.add(&fields.place_of("forwardClientCertificate"), message);
+        }
+        if let (Some(protocol), Some(ProxyProtocol { send: Some(_), .. })) =
+            (&protocol, &proxy_protocol)
+            && *protocol != Some(Protocol::Tcp)
+        {
+            let mut place = fields.place_of("proxyProtocol");
+            place.path.push_str(".send");
+            let message = "needs `protocol: tcp`: requests of many callers share the connections to the program";
+            problems.add(&place, message);
         }
         if command.as_ref().is_some_and(|words: &Vec<Argument>| {
             words.first().is_some_and(|program| program.as_str().is_empty())
@@ -224,6 +363,8 @@ impl ServiceSpec {
             forward: forward?,
             addresses: addresses?,
             connections: connections?,
+            forward_client_certificate: told?.unwrap_or_default(),
+            proxy_protocol: proxy_protocol?,
             upstreams: upstreams?,
             command: command?,
             environment: environment?,
@@ -239,6 +380,17 @@ fn read_connections(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<
     let expired = fields.optional("expired", problems);
     fields.close(problems);
     Some(Connections { expired: expired?.unwrap_or_default() })
+}
+
+fn read_proxy_protocol(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<ProxyProtocol> {
+    let Some((tree, path)) = fields.optional_child("proxyProtocol") else {
+        return Some(ProxyProtocol::default());
+    };
+    let mut fields = Fields::open(tree, &path, problems)?;
+    let from = fields.set("from", ADDRESSES_MAX, problems);
+    let send = fields.optional("send", problems);
+    fields.close(problems);
+    Some(ProxyProtocol { from: from?, send: send? })
 }
 
 fn read_upstream(tree: &Tree, place: &Place, problems: &mut Problems) -> Option<Upstream> {

@@ -56,6 +56,36 @@ fn what_becomes_of_expired_connections_is_one_of_two_words() {
 }
 
 #[test]
+fn what_a_program_is_told_of_certificates_is_one_of_three_words_and_for_requests_only() {
+    for word in ["nothing", "identity", "certificate"] {
+        accepted("Service", json!({ "workload": "web", "forwardClientCertificate": word }));
+    }
+    let spec = json!({ "workload": "web", "forwardClientCertificate": "chain" });
+    let words = "`nothing`, `identity` or `certificate`";
+    refused("Service", spec, &[("spec.forwardClientCertificate", words)]);
+    let spec =
+        json!({ "workload": "web", "protocol": "tcp", "forwardClientCertificate": "identity" });
+    refused("Service", spec, &[("spec.forwardClientCertificate", "needs `protocol: http`")]);
+}
+
+#[test]
+fn load_balancers_are_named_and_programs_get_a_header_only_where_bytes_are_passed() {
+    let service = |protocol: &str, proxy: serde_json::Value| json!({ "workload": "web", "protocol": protocol, "proxyProtocol": proxy });
+    accepted("Service", service("http", json!({ "from": ["10.0.0.7", "2001:db8::/32"] })));
+    accepted("Service", service("tcp", json!({ "from": ["10.0.0.0/8"], "send": "v2" })));
+    accepted("Service", service("http", json!({})));
+    for (protocol, proxy, field, words) in [
+        ("http", json!({ "send": "v2" }), "spec.proxyProtocol.send", "needs `protocol: tcp`"),
+        ("tcp", json!({ "send": "v1" }), "spec.proxyProtocol.send", "expected `v2`"),
+        ("tcp", json!({ "from": ["0.0.0.0/0"] }), "spec.proxyProtocol.from[0]", "every address"),
+        ("tcp", json!({ "from": ["lb.example"] }), "spec.proxyProtocol.from[0]", "neither an IP"),
+        ("tcp", json!({ "form": ["10.0.0.7"] }), "spec.proxyProtocol.form", "unknown field"),
+    ] {
+        refused("Service", service(protocol, proxy), &[(field, words)]);
+    }
+}
+
+#[test]
 fn the_largest_manifests_are_accepted() {
     accepted(
         "TrustDomain",
@@ -293,7 +323,7 @@ fn schemas_name_exactly_the_fields_that_the_reader_knows() {
         (Kind::Workload, "crl dnsNames hint keyType lifetime nodes selectors spiffeId"),
         (
             Kind::Service,
-            "addresses command connections environment forward listen protocol upstreams workload",
+            "addresses command connections environment forward forwardClientCertificate listen protocol proxyProtocol upstreams workload",
         ),
         (Kind::Policy, "cedar cedarFile"),
     ] {
