@@ -75,7 +75,7 @@ fn compare(name: &'static str, callers: usize, output: Output) -> Result<()> {
     Ok(())
 }
 
-async fn credentials(folder: &Path, callers: usize) -> Result<()> {
+pub(crate) async fn credentials(folder: &Path, callers: usize) -> Result<()> {
     let mut domain = Domain::make(SystemClock::new().now()).await?;
     domain.issue("/server").await?.write(folder, "server")?;
     for caller in 0..callers {
@@ -133,7 +133,7 @@ fn measure(
 }
 
 /// A connection of its own, one request, one answer.
-async fn one(connector: &TlsConnector, address: SocketAddr) -> Result<()> {
+pub(crate) async fn one(connector: &TlsConnector, address: SocketAddr) -> Result<()> {
     let tcp = TcpStream::connect(address).await?;
     tcp.set_nodelay(true)?;
     let mut tls = connector.connect(ServerName::try_from("bench.example")?, tcp).await?;
@@ -146,13 +146,13 @@ async fn one(connector: &TlsConnector, address: SocketAddr) -> Result<()> {
     })
 }
 
-struct Peer {
+pub(crate) struct Peer {
     child: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 impl Peer {
-    fn start(end: End, folder: &Path) -> Result<Self> {
+    pub(crate) fn start(end: End, folder: &Path) -> Result<Self> {
         let name = match end {
             End::Proxy => "proxy",
             End::Bare => "bare",
@@ -171,7 +171,7 @@ impl Peer {
         Ok(Self { child, address })
     }
 
-    fn cpu_micros(&self) -> Result<f64> {
+    pub(crate) fn cpu_micros(&self) -> Result<f64> {
         // Summed over threads in nanoseconds; the ticks of /proc/PID/stat are too coarse.
         let mut nanos = 0_u64;
         for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
@@ -326,7 +326,7 @@ fn server_config(folder: &Path) -> Result<ServerConfig> {
 }
 
 /// The client does not look at the server's name: what it costs is not what is measured.
-fn connector(folder: &Path, name: &str) -> Result<TlsConnector> {
+pub(crate) fn connector(folder: &Path, name: &str) -> Result<TlsConnector> {
     let (chain, key) = own(folder, name)?;
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?

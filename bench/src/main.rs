@@ -7,6 +7,7 @@
 mod credentials;
 mod figure;
 mod fleet;
+mod flood;
 mod handshake;
 mod issue;
 mod lists;
@@ -50,11 +51,12 @@ struct Arguments {
 
 type Bench = fn(Output) -> Result<()>;
 
-const FIGURES: [(&str, Bench); 10] = [
+const FIGURES: [(&str, Bench); 11] = [
     ("issue_embedded", issue::embedded),
     ("issue_postgres", issue::postgres),
     ("handshake", handshake::run),
     ("handshake_remembered", handshake::remembered),
+    ("flood", flood::run),
     ("rotation_p99", rotation::run),
     ("verify", small::verify),
     ("decide", small::decide),

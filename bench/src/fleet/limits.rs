@@ -8,7 +8,7 @@ const A_STREAM: u64 = 2;
 const OTHERS: u64 = 512;
 
 /// Raises the limit of this process, which the server inherits.
-pub(super) fn allow(streams: usize) -> Result<()> {
+pub(crate) fn allow(streams: usize) -> Result<()> {
     let needed = streams as u64 * A_STREAM + OTHERS;
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if needed <= soft {

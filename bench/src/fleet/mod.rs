@@ -2,7 +2,7 @@
 
 mod agent;
 mod figures;
-mod limits;
+pub(crate) mod limits;
 mod live;
 mod node;
 mod rotate;

@@ -32,6 +32,8 @@ mod manifest;
 mod ocsp_request;
 #[path = "../../../fuzz/fuzz_targets/policy.rs"]
 mod policy;
+#[path = "../../../fuzz/fuzz_targets/proxy_header.rs"]
+mod proxy_header;
 #[path = "../../../fuzz/fuzz_targets/spiffe_id.rs"]
 mod spiffe_id;
 
@@ -208,6 +210,11 @@ fn the_ocsp_request_target_holds_near_its_seeds() {
 #[test]
 fn the_policy_target_holds_near_its_seeds() {
     holds("policy", policy::run);
+}
+
+#[test]
+fn the_proxy_header_target_holds_near_its_seeds() {
+    holds("proxy_header", proxy_header::run);
 }
 
 #[test]

@@ -100,6 +100,11 @@ impl Certificate {
         Self::parse(der)
     }
 
+    /// SHA-256 of its DER: the name of these very bytes.
+    pub fn digest(&self) -> Sha256 {
+        Sha256::from_bytes(sha256(self.der()))
+    }
+
     /// Writes it as PEM.
     pub fn to_pem(&self) -> String {
         pem::encode_certificate(self.der())

@@ -8,7 +8,6 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use countersign_identity::{KeyId, Sha256, Timestamp, TrustDomain};
 
 use crate::Certificate;
-use crate::key::sha256;
 
 /// One signature: the certificate that carries it, byte for byte, and the key that made it. Whether it is right depends on
 /// nothing else.
@@ -20,8 +19,7 @@ pub(crate) struct Step {
 
 impl Step {
     pub(crate) fn of(certificate: &Certificate, authority: &Certificate) -> Self {
-        let digest = Sha256::from_bytes(sha256(certificate.der()));
-        Self { certificate: digest, key: authority.key_id() }
+        Self { certificate: certificate.digest(), key: authority.key_id() }
     }
 }
 

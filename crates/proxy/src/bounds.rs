@@ -2,18 +2,30 @@
 
 use std::time::Duration;
 
+use countersign_tls::{Rate, RoomBounds, StandingRates};
+
 /// How long a TLS handshake may take, certificate checks included.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes under way at one door. Each may cost 0.4 ms of CPU and some 30 KiB.
-pub(crate) const HANDSHAKES_MAX: usize = 512;
-/// Handshakes under way from one address, so that one source cannot take all places.
-pub(crate) const HANDSHAKES_PER_SOURCE_MAX: usize = 256;
-/// A handshake older than this gives way to a newcomer when there is no place: an honest one takes milliseconds.
-pub(crate) const HANDSHAKE_YIELDS_AFTER: Duration = Duration::from_secs(1);
+/// How long a load balancer may take to say for whom it connects.
+pub(crate) const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Handshakes under way at one door, and from one source. Each may cost 0.4 ms of CPU and some 30 KiB. An honest one takes
+/// milliseconds, so that one older than a second gives way to a newcomer when there is no place.
+pub(crate) const HANDSHAKES: RoomBounds =
+    RoomBounds { all: 512, each: 256, yields_after: Duration::from_secs(1) };
+/// Failed handshakes, at all doors together: strangers and suspects take a quarter of a core at most. A source from which
+/// somebody was let in may be many machines behind one address, and is given more.
+pub(crate) const STANDING: StandingRates = StandingRates {
+    suspect: Rate { burst: 32, every: Duration::from_millis(500) },
+    proven: Rate { burst: 512, every: Duration::from_millis(16) },
+    suspects: Rate { burst: 128, every: Duration::from_millis(8) },
+    strangers: Rate { burst: 512, every: Duration::from_millis(2) },
+};
 /// Connections of one door or one local listener. Idle ones cost about 20 KiB.
 pub(crate) const CONNECTIONS_MAX: usize = 8192;
 /// Connections of one peer at one door, by its identity.
 pub(crate) const CONNECTIONS_PER_PEER_MAX: usize = 2048;
+/// Requests of one peer under way at one door, over all its connections. Each may hold a connection to the program.
+pub(crate) const REQUESTS_PER_PEER_MAX: usize = 4096;
 /// How long to wait before accepting again after the system had no descriptor left.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What the kernel queues before we accept.
@@ -94,10 +106,8 @@ pub(crate) const RESOLVED_MAX: usize = 8;
 /// Addresses of one upstream.
 pub(crate) const ADDRESSES_MAX: usize = 64;
 
-/// Failed handshakes reported at once per source; one more is earned each [`FAILURES_EARNED_EVERY`].
-pub(crate) const FAILURES_BURST: u32 = 20;
-/// See [`FAILURES_BURST`].
-pub(crate) const FAILURES_EARNED_EVERY: Duration = Duration::from_millis(500);
+/// Failed handshakes that are reported of one source.
+pub(crate) const FAILURES: Rate = Rate { burst: 20, every: Duration::from_millis(500) };
 /// Sources whose failures are counted apart. What comes from others is counted together.
 pub(crate) const SOURCES_MAX: usize = 1024;
 

@@ -1,6 +1,5 @@
 //! The inbound side: peers come in over mutual TLS, and go on to the program.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,26 +7,31 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use countersign_identity::{Code, Name, SpiffeId};
 use countersign_tls::{
-    Admitted, Direction, Established, Expired, HandshakeFact, Inbound, REPROOF_ALPN, Stream,
+    Admitted, Direction, Established, HandshakeFact, Inbound, Leave, Outcome, REPROOF_ALPN, Room,
+    Source, Stream, Ticket,
 };
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::body::Body;
-use crate::bounds::{CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX, HANDSHAKE_TIMEOUT};
+use crate::bounds::{
+    CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES, PROXY_HEADER_TIMEOUT,
+};
 use crate::dial::{Want, protocols, spoken};
 use crate::facts::blank_fact;
-use crate::handshakes::{Entry, Handshakes};
-use crate::headers::peer_value;
+use crate::headers::{client_certificate, peer_value};
 use crate::listener::{Arrived, Listener};
 use crate::metrics::{Meter, Open};
+use crate::plan::{Manners, Preface};
 use crate::plane::Plane;
 use crate::problem::problem;
+use crate::proxy_protocol::{self, Told};
 use crate::relay::Relay;
 use crate::retire::announced;
 use crate::route::Route;
@@ -41,20 +45,13 @@ pub(crate) struct Door {
     plane: Arc<Plane>,
     service: Name,
     route: Arc<ArcSwap<Route>>,
-    expired: Arc<ArcSwap<Expired>>,
+    manners: Arc<ArcSwap<Manners>>,
     meter: Meter,
     places: Arc<Semaphore>,
     shares: Shares<SpiffeId>,
-    under_way: Mutex<UnderWay>,
+    under_way: Mutex<Room<Source>>,
     stop: CancellationToken,
     inside: mpsc::Sender<Infallible>,
-}
-
-#[derive(Default)]
-struct UnderWay {
-    handshakes: Handshakes,
-    /// How to end each of them.
-    ends: HashMap<u64, CancellationToken>,
 }
 
 /// What lives as long as a connection, upgraded or not.
@@ -64,7 +61,7 @@ impl Door {
     pub(crate) fn new(
         plane: &Arc<Plane>,
         service: Name,
-        (route, expired): (Arc<ArcSwap<Route>>, Arc<ArcSwap<Expired>>),
+        (route, manners): (Arc<ArcSwap<Route>>, Arc<ArcSwap<Manners>>),
         (stop, inside): (CancellationToken, mpsc::Sender<Infallible>),
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -72,10 +69,10 @@ impl Door {
             meter: plane.metrics.meter(service.as_str(), Direction::Inbound),
             service,
             route,
-            expired,
+            manners,
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             shares: Shares::new(),
-            under_way: Mutex::default(),
+            under_way: Mutex::new(Room::new(HANDSHAKES)),
             stop,
             inside,
         })
@@ -98,16 +95,62 @@ impl Door {
     fn admit(self: &Arc<Self>, arrived: Arrived) {
         let Arrived::Tcp(tcp, from) = arrived else { return };
         let Ok(place) = self.places.clone().try_acquire_owned() else {
-            return self.turn_away(from, "the limit on connections of this door is reached");
-        };
-        let end = CancellationToken::new();
-        let Some(id) = self.enter(from, &end) else {
-            return self.turn_away(from, "too many handshakes are under way");
+            let why = "the limit on connections of this door is reached";
+            return self.turn_away(from, Code::TooManyConnections, why);
         };
         let place = (place, self.meter.open(), self.inside.clone());
+        let manners = self.manners.load_full();
+        if manners.balancers.is_empty() {
+            return self.receive(tcp, from, place);
+        }
+        if !manners.balancers.iter().any(|network| network.contains(from.ip())) {
+            let why = "the door is open to its load balancers only, and this is none of them";
+            return self.turn_away(from, Code::Forbidden, why);
+        }
         let door = self.clone();
         self.plane.tasks.start(async move {
-            if let Some(stream) = door.shake(tcp, from, (id, end)).await {
+            let mut tcp = tcp;
+            match door.introduced(&mut tcp, from).await {
+                Ok(from) => door.receive(tcp, from, place),
+                Err(Some(why)) => door.turn_away(from, Code::NotUnderstood, &why),
+                Err(None) => {}
+            }
+        });
+    }
+
+    /// For whom a load balancer connects; for nobody, without a reason, when it only looks whether we live.
+    async fn introduced(
+        &self,
+        tcp: &mut TcpStream,
+        balancer: SocketAddr,
+    ) -> Result<SocketAddr, Option<String>> {
+        let read = tokio::time::timeout(PROXY_HEADER_TIMEOUT, proxy_protocol::read(tcp));
+        match read.await {
+            Ok(Ok(Told::From(from))) => Ok(from),
+            Ok(Ok(Told::Somebody)) => Ok(balancer),
+            Ok(Ok(Told::Itself)) => Err(None),
+            Ok(Err(fault)) => Err(Some(fault.to_string())),
+            Err(_elapsed) => Err(Some(format!("no header came within {PROXY_HEADER_TIMEOUT:?}"))),
+        }
+    }
+
+    /// Lets a peer try, within what its source may have and what there is room for. Nothing of it is read before.
+    fn receive(self: &Arc<Self>, tcp: TcpStream, from: SocketAddr, place: Place) {
+        let (source, now) = (Source::of(from.ip()), self.plane.clock.now());
+        let begun = self.plane.standings().begin(source, now);
+        let leave = match begun {
+            Ok(leave) => leave,
+            Err(refused) => return self.turn_away(from, refused.code, &refused.why),
+        };
+        let entered = self.under_way().enter(source, now);
+        let Some(ticket) = entered else {
+            self.ended(leave, Outcome::Nothing);
+            let why = "too many handshakes are under way";
+            return self.turn_away(from, Code::TooManyConnections, why);
+        };
+        let door = self.clone();
+        self.plane.tasks.start(async move {
+            if let Some(stream) = door.shake(tcp, from, (ticket, leave)).await {
                 door.serve(stream, from, place).await;
             }
         });
@@ -118,25 +161,29 @@ impl Door {
         &self,
         tcp: TcpStream,
         from: SocketAddr,
-        (id, end): (u64, CancellationToken),
+        (ticket, leave): (Ticket, Leave),
     ) -> Option<Stream> {
         let mut inbound = Inbound::service(self.service.clone());
         inbound.timeout = HANDSHAKE_TIMEOUT;
-        inbound.expired = **self.expired.load();
+        inbound.peer_address = Some(from);
+        inbound.expired = self.manners.load().expired;
         inbound.alpn = match &**self.route.load() {
             Route::Requests(_) => protocols(Want::AnyHttp),
             Route::Bytes(_) => protocols(Want::Raw),
         };
         inbound.alpn.push(REPROOF_ALPN.to_vec());
         keep_alive(&tcp);
-        let _leaves = Leaves { door: self, id };
+        let _leaves = Leaves { door: self, number: ticket.number };
         let shaken = tokio::select! {
             shaken = countersign_tls::accept(&self.plane.trust, tcp, &inbound) => shaken,
-            () = end.cancelled() => {
-                self.turn_away(from, "it gave way to another handshake, being slow");
+            () = ticket.give_way.cancelled() => {
+                self.ended(leave, Outcome::Failed);
+                let why = "it gave way to another handshake, being slow";
+                self.turn_away(from, Code::TooManyConnections, why);
                 return None;
             }
         };
+        self.ended(leave, Outcome::of(shaken.as_ref().err().map(|failure| failure.code)));
         match shaken {
             Ok(Established { stream, fact }) => {
                 self.plane.facts.report(fact);
@@ -160,12 +207,23 @@ impl Door {
             return;
         }
         let Some(share) = self.shares.take(&id, CONNECTIONS_PER_PEER_MAX) else {
-            return self.turn_away(from, "the limit on connections of this peer is reached");
+            let why = "the limit on connections of this peer is reached";
+            return self.turn_away(from, Code::TooManyConnections, why);
         };
+        let requests = share.requests().clone();
         let Some(peer) = peer_value(&id) else { return };
+        let certificate = client_certificate(self.manners.load().told, &admitted);
         let ends = admitted.expires().min(admitted.presented_ends());
         let alarm = self.plane.alarms.at(announced(admitted.opened(), ends));
         let spoken = spoken(stream.alpn());
+        let preface = match self.manners.load().preface {
+            Preface::Nothing => Vec::new(),
+            Preface::Address => {
+                // Without it, what the caller sends first would be taken for it.
+                let Ok(door) = stream.local_address() else { return };
+                proxy_protocol::header(from, door, id.as_str())
+            }
+        };
         let wire = Wire::new(Kind::Mutual(Box::new(stream)), (place, share));
         let route = self.route.load_full();
         match &*route {
@@ -175,6 +233,8 @@ impl Door {
                     route: self.route.clone(),
                     meter: self.meter.clone(),
                     peer: Some(peer),
+                    certificate,
+                    requests: Some(requests),
                 };
                 let retires = admitted.retires();
                 let announce = async {
@@ -191,35 +251,18 @@ impl Door {
             Route::Bytes(upstream) => {
                 let upstream = upstream.clone();
                 drop(route);
-                join(wire, &upstream, &self.meter).await;
+                join(wire, &upstream, (&self.meter, preface)).await;
             }
         }
     }
 
-    fn enter(&self, from: SocketAddr, end: &CancellationToken) -> Option<u64> {
-        let now = self.plane.clock.now();
-        let mut under_way = self.under_way();
-        let id = match under_way.handshakes.enter(from.ip(), now) {
-            Entry::Place(id) => id,
-            Entry::InPlaceOf(id, other) => {
-                if let Some(end) = under_way.ends.remove(&other) {
-                    end.cancel();
-                }
-                id
-            }
-            Entry::Full => return None,
-        };
-        under_way.ends.insert(id, end.clone());
-        Some(id)
+    fn ended(&self, leave: Leave, outcome: Outcome) {
+        self.plane.standings().ended(leave, outcome, self.plane.clock.now());
     }
 
-    fn turn_away(&self, from: SocketAddr, why: &str) {
-        let fact = HandshakeFact {
-            code: Some(Code::TooManyConnections),
-            detail: why.to_owned(),
-            ..self.fact(from)
-        };
-        self.plane.metrics.refused(self.service.as_str(), Code::TooManyConnections.as_str());
+    fn turn_away(&self, from: SocketAddr, code: Code, why: &str) {
+        let fact = HandshakeFact { code: Some(code), detail: why.to_owned(), ..self.fact(from) };
+        self.plane.metrics.refused(self.service.as_str(), code.as_str());
         self.plane.facts.report(fact);
     }
 
@@ -227,7 +270,7 @@ impl Door {
         blank_fact(&self.plane, Direction::Inbound, &self.service, Some(from))
     }
 
-    fn under_way(&self) -> std::sync::MutexGuard<'_, UnderWay> {
+    fn under_way(&self) -> std::sync::MutexGuard<'_, Room<Source>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -235,14 +278,12 @@ impl Door {
 /// A handshake that is over, however it ended.
 struct Leaves<'a> {
     door: &'a Door,
-    id: u64,
+    number: u64,
 }
 
 impl Drop for Leaves<'_> {
     fn drop(&mut self) {
-        let mut under_way = self.door.under_way();
-        under_way.handshakes.leave(self.id);
-        under_way.ends.remove(&self.id);
+        self.door.under_way().leave(self.number);
     }
 }
 
@@ -283,15 +324,18 @@ fn unread(version: Version) -> Result<Response<Body>, h2::Error> {
     Ok(response)
 }
 
-/// Joins a connection with one to `upstream`, for as long as both live.
+/// Joins a connection with one to `upstream`, for as long as both live. The other one begins with the preface, if there is one.
 pub(crate) async fn join<K: Unpin>(
     wire: Wire<K>,
     upstream: &crate::upstream::Upstream,
-    meter: &Meter,
+    (meter, preface): (&Meter, Vec<u8>),
 ) {
     match upstream.connect().await {
-        Ok(far) => {
+        Ok(mut far) => {
             meter.tunnel();
+            if let Err(error) = far.write_all(&preface).await {
+                return tracing::debug!(%error, "a connection broke at its beginning");
+            }
             if let Err(error) = tunnel::join(wire, far).await {
                 tracing::debug!(%error, "a joined connection broke");
             }

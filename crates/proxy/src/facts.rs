@@ -1,14 +1,13 @@
 //! Facts on their way to the agent: never waited for, and failures of one source never more than a trickle.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use countersign_identity::{Name, Timestamp};
-use countersign_tls::{Direction, HandshakeFact};
+use countersign_tls::{Allowance, Direction, HandshakeFact, Source};
 
-use crate::bounds::{FAILURES_BURST, FAILURES_EARNED_EVERY, SOURCES_MAX};
-use crate::handshakes::subscriber;
+use crate::bounds::{FAILURES, SOURCES_MAX};
 use crate::metrics::Metrics;
 use crate::plane::Plane;
 
@@ -19,7 +18,7 @@ pub(crate) type Sink = Arc<dyn Fn(HandshakeFact) + Send + Sync>;
 pub(crate) struct Facts {
     sink: Sink,
     metrics: Metrics,
-    failures: Mutex<Allowance>,
+    failures: Mutex<Reported>,
 }
 
 impl Facts {
@@ -29,7 +28,7 @@ impl Facts {
 
     pub(crate) fn report(&self, fact: HandshakeFact) {
         self.metrics.handshake(&fact);
-        let source = fact.peer_address.map(|address| subscriber(address.ip()));
+        let source = fact.peer_address.map(|address| Source::of(address.ip()));
         if fact.code.is_some() {
             let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
             if !failures.allows(source, fact.at) {
@@ -68,58 +67,40 @@ pub(crate) fn blank_fact(
 
 /// How many failures each source may still have reported.
 #[derive(Default)]
-struct Allowance {
-    sources: HashMap<Option<IpAddr>, Bucket>,
+struct Reported {
+    sources: HashMap<Option<Source>, Allowance>,
 }
 
-struct Bucket {
-    left: u32,
-    counted: Timestamp,
-}
-
-impl Allowance {
-    fn allows(&mut self, source: Option<IpAddr>, now: Timestamp) -> bool {
+impl Reported {
+    fn allows(&mut self, source: Option<Source>, now: Timestamp) -> bool {
         if SOURCES_MAX <= self.sources.len() && !self.sources.contains_key(&source) {
             // A source that has its whole allowance again is as good as unknown.
-            self.sources.retain(|_, bucket| bucket.refilled(now) < FAILURES_BURST);
+            self.sources.retain(|_, allowance| allowance.left(FAILURES, now) < FAILURES.burst);
         }
         let known = self.sources.len() < SOURCES_MAX || self.sources.contains_key(&source);
         let key = if known { source } else { None };
-        let bucket =
-            self.sources.entry(key).or_insert(Bucket { left: FAILURES_BURST, counted: now });
-        let left = bucket.refilled(now);
-        if bucket.left < left {
-            bucket.counted = now;
-        }
-        bucket.left = left.saturating_sub(1);
-        0 < left
-    }
-}
-
-impl Bucket {
-    fn refilled(&self, now: Timestamp) -> u32 {
-        let earned = now.since(self.counted).as_millis() / FAILURES_EARNED_EVERY.as_millis();
-        let earned = u32::try_from(earned).unwrap_or(u32::MAX);
-        self.left.saturating_add(earned).min(FAILURES_BURST)
+        let allowance = self.sources.entry(key).or_insert(Allowance::whole(FAILURES, now));
+        allowance.take(FAILURES, now)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
     use std::time::Duration;
 
     use super::*;
 
-    fn source(number: u32) -> Option<IpAddr> {
-        Some(IpAddr::from(number.to_be_bytes()))
+    fn source(number: u32) -> Option<Source> {
+        Some(Source::of(IpAddr::from(number.to_be_bytes())))
     }
 
     #[test]
     fn one_source_is_reduced_to_a_trickle_and_the_others_are_not() {
-        let mut allowance = Allowance::default();
+        let mut allowance = Reported::default();
         let start = Timestamp::from_secs(100);
         let passed = (0..1000).filter(|_| allowance.allows(source(1), start)).count();
-        assert_eq!(passed, FAILURES_BURST as usize);
+        assert_eq!(passed, FAILURES.burst as usize);
         assert!(allowance.allows(source(2), start));
         let mut passed = 0;
         for tenth in 1..=100 {
@@ -131,11 +112,11 @@ mod tests {
 
     #[test]
     fn sources_without_end_take_no_memory_without_end() {
-        let mut allowance = Allowance::default();
+        let mut allowance = Reported::default();
         let now = Timestamp::from_secs(100);
         let passed = (0..100_000).filter(|number| allowance.allows(source(*number), now)).count();
         assert!(allowance.sources.len() <= SOURCES_MAX + 1);
-        assert!(passed <= SOURCES_MAX + FAILURES_BURST as usize);
+        assert!(passed <= SOURCES_MAX + FAILURES.burst as usize);
         let later = now + Duration::from_secs(60);
         assert!(
             allowance.allows(source(200_000), later),

@@ -1,6 +1,9 @@
 //! What of a message's head may pass from one connection to the next, and what never does.
 
+use std::fmt::Write;
+
 use countersign_identity::SpiffeId;
+use countersign_tls::Admitted;
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
     COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
@@ -15,6 +18,19 @@ pub(crate) const PEER_HEADER: HeaderName = HeaderName::from_static("x-countersig
 const RESERVED_PREFIX: &str = "x-countersign-";
 /// How Envoy and others tell the same. A program that knows it would believe it.
 const RESERVED_NAME: &str = "x-forwarded-client-cert";
+/// Set for a program whose service asks for it; whatever arrives under this name is taken out first.
+pub(crate) const CERTIFICATE_HEADER: HeaderName = HeaderName::from_static(RESERVED_NAME);
+
+/// What a program is told of its callers' certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// Nothing.
+    Nothing,
+    /// Who the two ends are, and the digest of the caller's certificate.
+    Identity,
+    /// The same, and the certificate.
+    Certificate,
+}
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -188,7 +204,7 @@ fn strip_per_hop(headers: &mut HeaderMap) {
 
 /// Takes out every field by which a program learns who its caller is.
 ///
-/// CGI, WSGI and their like read `_` and `-` as one, so both spellings go.
+/// CGI, WSGI and their like read `_` and `-` as one, some of them every other mark as well, so all of these spellings go.
 pub(crate) fn strip_reserved(headers: &mut HeaderMap) {
     let reserved: Vec<HeaderName> =
         headers.keys().filter(|name| is_reserved(name.as_str())).cloned().collect();
@@ -201,9 +217,51 @@ fn is_reserved(name: &str) -> bool {
     if !name.starts_with('x') {
         return false;
     }
-    let same = |(ours, theirs): (u8, u8)| ours == theirs || (ours == b'-' && theirs == b'_');
+    let same = |(ours, theirs): (u8, u8)| {
+        ours == theirs || (ours == b'-' && !theirs.is_ascii_alphanumeric())
+    };
     let begins = |with: &str| with.len() <= name.len() && with.bytes().zip(name.bytes()).all(same);
     begins(RESERVED_PREFIX) || (name.len() == RESERVED_NAME.len() && begins(RESERVED_NAME))
+}
+
+/// What the program is told of the certificate by which its caller came in: one element, as Envoy writes it, in the order in
+/// which Envoy writes it.
+pub(crate) fn client_certificate(told: Told, admitted: &Admitted) -> Option<HeaderValue> {
+    let (peer, local) = (admitted.peer()?, admitted.local()?);
+    let by = element("By", local.as_str());
+    let hash = element("Hash", &peer.leaf.digest().to_string());
+    let uri = element("URI", peer.id.as_str());
+    let text = match told {
+        Told::Nothing => return None,
+        Told::Identity => [by, hash, uri].join(";"),
+        Told::Certificate => {
+            [by, hash, element("Cert", &percent(&peer.leaf.to_pem())), uri].join(";")
+        }
+    };
+    HeaderValue::try_from(text).ok()
+}
+
+/// `key=value`. What would end a value too early stands in quotes, and a quote in it is escaped.
+fn element(key: &str, value: &str) -> String {
+    if value.contains([',', ';', '=', '"', '%', '\\']) {
+        let escaped = value.replace('\\', r"\\").replace('"', r#"\""#);
+        return format!("{key}=\"{escaped}\"");
+    }
+    format!("{key}={value}")
+}
+
+/// The PEM of a certificate in one line: what is neither letter nor digit nor `-` is written as `%` and two digits.
+fn percent(pem: &str) -> String {
+    let mut text = String::with_capacity(pem.len() * 9 / 8);
+    for byte in pem.bytes() {
+        if byte.is_ascii_alphanumeric() || byte == b'-' {
+            text.push(char::from(byte));
+        } else {
+            // Writing to a string does not fail.
+            let _ = write!(text, "%{byte:02X}");
+        }
+    }
+    text
 }
 
 /// What the program is told of its caller. `None` cannot be: a SPIFFE ID is printable ASCII.
@@ -341,6 +399,30 @@ mod tests {
         assert_eq!(check(&[("connection", "upgrade"), ("upgrade", "h2c")]), None);
         assert_eq!(check(&[("connection", "upgrade"), ("upgrade", "H2C, websocket")]), None);
         assert_eq!(check(&[("connection", "upgrade"), ("upgrade", "a"), ("upgrade", "b")]), None);
+    }
+
+    #[test]
+    fn marks_that_some_read_as_a_dash_do_not_hide_a_reserved_name() {
+        for name in ["x!countersign!peer", "x.forwarded.client.cert", "x-countersign~peer"] {
+            assert!(is_reserved(name), "{name}");
+        }
+        assert!(!is_reserved("x-forwarded-client-certs") && !is_reserved("xxforwarded"));
+    }
+
+    #[test]
+    fn no_value_ends_too_early() {
+        for (value, expected) in [
+            ("spiffe://a/b-c_d.e", "By=spiffe://a/b-c_d.e"),
+            ("a,By=b", r#"By="a,By=b""#),
+            ("a;URI=b", r#"By="a;URI=b""#),
+            (r#"a",By="b"#, r#"By="a\",By=\"b""#),
+            (r"a\", r#"By="a\\""#),
+            ("", "By="),
+        ] {
+            assert_eq!(element("By", value), expected);
+        }
+        let pem = "-----BEGIN X-----\na+/b==\n";
+        assert_eq!(percent(pem), "-----BEGIN%20X-----%0Aa%2B%2Fb%3D%3D%0A");
     }
 
     /// As CGI and its like name the field of a header.

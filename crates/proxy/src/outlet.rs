@@ -96,6 +96,8 @@ impl Outlet {
                     route: self.route.clone(),
                     meter: self.meter.clone(),
                     peer: None,
+                    certificate: None,
+                    requests: None,
                 };
                 drop(route);
                 let how = (Spoken::Either, Patience::Program);
@@ -104,7 +106,7 @@ impl Outlet {
             Route::Bytes(upstream) => {
                 let upstream = upstream.clone();
                 drop(route);
-                join(wire, &upstream, &self.meter).await;
+                join(wire, &upstream, (&self.meter, Vec::new())).await;
             }
         }
     }

@@ -6,13 +6,15 @@ use std::path::Path;
 
 use countersign::Services;
 use countersign_api::resource::{
-    Expired as SpecExpired, Local, Protocol as Spec, ServiceSpec, Upstream,
+    Expired as SpecExpired, ForwardClientCertificate, Local, Network, Protocol as Spec,
+    ProxyVersion, ServiceSpec, Upstream,
 };
 use countersign_identity::{Name, SpiffeId};
 use countersign_tls::Expired;
 
 use crate::config::{FixedInbound, FixedOutbound, LocalPlace, Protocol};
 use crate::dial::{Dialer, Target};
+use crate::headers::Told;
 
 /// All listeners that should be open, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,9 +30,40 @@ pub(crate) struct Plan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DoorPlan {
     pub(crate) listen: SocketAddr,
-    /// What becomes of connections that outlive their peers' certificates; of those that are made from then on.
-    pub(crate) expired: Expired,
+    pub(crate) manners: Manners,
     pub(crate) leads: Leads,
+}
+
+/// How a door treats those who come in; of the connections that are made from then on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Manners {
+    /// What becomes of connections that outlive their peers' certificates.
+    pub(crate) expired: Expired,
+    /// What the program is told of its callers' certificates.
+    pub(crate) told: Told,
+    /// The load balancers through which everybody comes; none when peers dial the door themselves.
+    pub(crate) balancers: Vec<Network>,
+    /// What connections to the program begin with.
+    pub(crate) preface: Preface,
+}
+
+/// What a connection to the program begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Preface {
+    /// What the peer sends.
+    Nothing,
+    /// Where the peer is and who, by the PROXY protocol.
+    Address,
+}
+
+impl Manners {
+    /// When nobody says otherwise.
+    pub(crate) const USUAL: Self = Self {
+        expired: Expired::End,
+        told: Told::Nothing,
+        balancers: Vec::new(),
+        preface: Preface::Nothing,
+    };
 }
 
 /// One local listener.
@@ -71,7 +104,7 @@ impl Plan {
             };
             let before = plan.doors.insert(
                 door.service.clone(),
-                DoorPlan { listen: door.listen, expired: Expired::End, leads },
+                DoorPlan { listen: door.listen, manners: Manners::USUAL, leads },
             );
             if before.is_some() {
                 plan.problems.push(format!(
@@ -123,8 +156,16 @@ impl Plan {
         };
         let leads =
             Leads { protocol: protocol(spec.protocol), ways: vec![Dialer::Program(forward)] };
-        let expired = expired(spec);
-        self.doors.insert(name.clone(), DoorPlan { listen: listen.0, expired, leads });
+        let manners = Manners {
+            expired: expired(spec),
+            told: told(spec),
+            balancers: spec.proxy_protocol.from.clone(),
+            preface: spec
+                .proxy_protocol
+                .send
+                .map_or(Preface::Nothing, |ProxyVersion::V2| Preface::Address),
+        };
+        self.doors.insert(name.clone(), DoorPlan { listen: listen.0, manners, leads });
     }
 
     fn add_outlet(
@@ -178,6 +219,14 @@ const fn expired(spec: &ServiceSpec) -> Expired {
     match spec.connections.expired {
         SpecExpired::End => Expired::End,
         SpecExpired::Keep => Expired::Keep,
+    }
+}
+
+const fn told(spec: &ServiceSpec) -> Told {
+    match spec.forward_client_certificate {
+        ForwardClientCertificate::Nothing => Told::Nothing,
+        ForwardClientCertificate::Identity => Told::Identity,
+        ForwardClientCertificate::Certificate => Told::Certificate,
     }
 }
 
@@ -252,7 +301,7 @@ mod tests {
         assert_eq!(plan.problems, [""; 0]);
         let door = &plan.doors[&name("orders")];
         assert_eq!(plan.doors.len(), 1, "not those of others");
-        assert_eq!((door.listen.port(), door.expired), (7001, Expired::End));
+        assert_eq!((door.listen.port(), &door.manners), (7001, &Manners::USUAL));
         assert_eq!(door.leads.ways, [Dialer::Program(Target::Unix("/run/c/orders.sock".into()))]);
         let payments = &plan.outlets[&(name("orders"), name("payments"))];
         assert_eq!(payments.local, LocalPlace::Unix("/run/c/orders.payments.sock".into()));

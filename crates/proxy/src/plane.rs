@@ -1,9 +1,9 @@
 //! What every part of the data plane shares.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use countersign_identity::{Clock, Entropy};
-use countersign_tls::Trust;
+use countersign_tls::{Standings, Trust};
 
 use crate::alarms::Alarms;
 use crate::facts::Facts;
@@ -20,9 +20,16 @@ pub(crate) struct Plane {
     pub(crate) tasks: Tasks,
     pub(crate) facts: Facts,
     pub(crate) metrics: Metrics,
+    /// Of all doors together: who floods one is not welcome at another.
+    pub(crate) standings: Mutex<Standings>,
 }
 
 impl Plane {
+    /// What is known of those who try to come in.
+    pub(crate) fn standings(&self) -> MutexGuard<'_, Standings> {
+        self.standings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A share by which one connection retires earlier than others of its age.
     pub(crate) fn jitter(&self) -> Jitter {
         let mut byte = [0];

@@ -13,6 +13,7 @@ pub(crate) fn status(code: Code) -> StatusCode {
     match code {
         Code::NotUnderstood => StatusCode::BAD_REQUEST,
         Code::TooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        Code::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         Code::TimedOut => StatusCode::GATEWAY_TIMEOUT,
         Code::PolicyDenied | Code::PolicyError | Code::Forbidden => StatusCode::FORBIDDEN,
         code => match code.fault() {
@@ -49,6 +50,7 @@ mod tests {
         for (code, expected) in [
             (Code::NotUnderstood, 400),
             (Code::PolicyDenied, 403),
+            (Code::RateLimited, 429),
             (Code::PeerUnreachable, 503),
             (Code::NoOwnIdentity, 503),
             (Code::TimedOut, 504),

@@ -9,10 +9,11 @@ use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::sync::Semaphore;
 
 use crate::body::Body;
 use crate::dial::Want;
-use crate::headers::{self, BadRequest, PEER_HEADER};
+use crate::headers::{self, BadRequest, CERTIFICATE_HEADER, PEER_HEADER};
 use crate::metrics::Meter;
 use crate::plane::Plane;
 use crate::problem::problem;
@@ -28,6 +29,10 @@ pub(crate) struct Relay {
     pub(crate) meter: Meter,
     /// Who sends them, as the program is told; `None` when it is the program of our own side.
     pub(crate) peer: Option<HeaderValue>,
+    /// What the program is told of their certificate, where it asks.
+    pub(crate) certificate: Option<HeaderValue>,
+    /// How many requests the peer may have under way; no limit for the program of our own side.
+    pub(crate) requests: Option<Arc<Semaphore>>,
 }
 
 impl Relay {
@@ -37,7 +42,16 @@ impl Relay {
         request: Request<Incoming>,
         session: &Arc<Session>,
     ) -> Response<Body> {
-        let busy = session.enter();
+        let busy = match &self.requests {
+            Some(requests) => session.enter_within(requests),
+            None => Some(session.enter()),
+        };
+        let Some(busy) = busy else {
+            let why = "too many requests of this peer are under way";
+            let response = problem(Code::RateLimited, why);
+            self.meter.request(response.status());
+            return session.leave(response, session.enter());
+        };
         let response = match self.pass(request).await {
             Ok(response) => response,
             Err(failed) => self.explain(&failed),
@@ -73,6 +87,9 @@ impl Relay {
         headers::strip_reserved(&mut head.headers);
         if let Some(peer) = &self.peer {
             head.headers.insert(PEER_HEADER, peer.clone());
+        }
+        if let Some(certificate) = &self.certificate {
+            head.headers.insert(CERTIFICATE_HEADER, certificate.clone());
         }
         // What hyper keeps beside the head belongs to the connection that it came over.
         head.extensions.clear();

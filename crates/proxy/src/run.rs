@@ -1,19 +1,19 @@
 //! The proxy as a whole: from its configuration to a drained end.
 
 use std::os::unix::fs::DirBuilderExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use countersign::{
     Announcement, Enforcement, FileOptions, Point, PointKind, Services, Source, WorkloadApiOptions,
 };
 use countersign_identity::{Clock, Entropy, SystemClock, SystemEntropy};
-use countersign_tls::Trust;
+use countersign_tls::{Standings, Trust};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::alarms::Alarms;
-use crate::bounds::{DRAIN_TIMEOUT, REBIND_EVERY};
+use crate::bounds::{DRAIN_TIMEOUT, REBIND_EVERY, STANDING};
 use crate::config::{Config, IdentitySource, Listeners, Ready};
 use crate::exposition;
 use crate::facts::{Facts, Sink};
@@ -118,6 +118,7 @@ pub(crate) fn plane(
     Arc::new(Plane {
         trust,
         alarms: Alarms::new(clock.clone()),
+        standings: Mutex::new(Standings::new(STANDING, clock.now())),
         clock,
         entropy,
         tasks: Tasks::default(),

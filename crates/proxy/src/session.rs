@@ -14,7 +14,7 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::body::Body;
 use crate::bounds::{
@@ -42,7 +42,11 @@ pub(crate) struct Session {
 }
 
 /// A request under way. Dropped with the last byte of its response.
-pub(crate) struct Busy(Arc<Session>);
+pub(crate) struct Busy {
+    session: Arc<Session>,
+    /// Among the requests that one peer may have under way over all of its connections.
+    share: Option<OwnedSemaphorePermit>,
+}
 
 impl Session {
     pub(crate) fn new() -> Arc<Self> {
@@ -52,7 +56,15 @@ impl Session {
     /// Counts a request until the guard is dropped.
     pub(crate) fn enter(self: &Arc<Self>) -> Busy {
         self.active.send_modify(|active| *active += 1);
-        Busy(self.clone())
+        Busy { session: self.clone(), share: None }
+    }
+
+    /// As [`enter`](Self::enter), if there is a place among these.
+    pub(crate) fn enter_within(self: &Arc<Self>, places: &Arc<Semaphore>) -> Option<Busy> {
+        let share = places.clone().try_acquire_owned().ok()?;
+        let mut busy = self.enter();
+        busy.share = Some(share);
+        Some(busy)
     }
 
     /// Finishes a response: keeps the session busy until it is sent, and says `Connection: close` on HTTP/1.1
@@ -84,7 +96,8 @@ impl Session {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.active.send_modify(|active| *active -= 1);
+        self.share.take();
+        self.session.active.send_modify(|active| *active -= 1);
     }
 }
 

@@ -4,13 +4,23 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::Semaphore;
+
+use crate::bounds::REQUESTS_PER_PEER_MAX;
+
 /// Places taken, by who took them.
-pub(crate) struct Shares<K: Eq + Hash>(Arc<Mutex<HashMap<K, usize>>>);
+pub(crate) struct Shares<K: Eq + Hash>(Arc<Mutex<HashMap<K, Taken>>>);
+
+struct Taken {
+    places: usize,
+    requests: Arc<Semaphore>,
+}
 
 /// One place. Given up when dropped.
 pub(crate) struct Share<K: Eq + Hash> {
-    shares: Arc<Mutex<HashMap<K, usize>>>,
+    shares: Arc<Mutex<HashMap<K, Taken>>>,
     who: K,
+    requests: Arc<Semaphore>,
 }
 
 impl<K: Clone + Eq + Hash> Shares<K> {
@@ -21,22 +31,33 @@ impl<K: Clone + Eq + Hash> Shares<K> {
     /// A place for `who`, who may have `most` of them.
     pub(crate) fn take(&self, who: &K, most: usize) -> Option<Share<K>> {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = taken.entry(who.clone()).or_default();
+        let taken = taken.entry(who.clone()).or_insert_with(|| Taken {
+            places: 0,
+            requests: Arc::new(Semaphore::new(REQUESTS_PER_PEER_MAX)),
+        });
         // Nobody is remembered who has no place: `most` is not 0, so a refused one has some.
-        if most <= *count {
+        if most <= taken.places {
             return None;
         }
-        *count += 1;
-        Some(Share { shares: self.0.clone(), who: who.clone() })
+        taken.places += 1;
+        let requests = taken.requests.clone();
+        Some(Share { shares: self.0.clone(), who: who.clone(), requests })
+    }
+}
+
+impl<K: Eq + Hash> Share<K> {
+    /// The requests that may be under way over all places of the same one.
+    pub(crate) const fn requests(&self) -> &Arc<Semaphore> {
+        &self.requests
     }
 }
 
 impl<K: Eq + Hash> Drop for Share<K> {
     fn drop(&mut self) {
         let mut taken = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = taken.get_mut(&self.who) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(held) = taken.get_mut(&self.who) {
+            held.places -= 1;
+            if held.places == 0 {
                 taken.remove(&self.who);
             }
         }
@@ -57,5 +78,17 @@ mod tests {
         assert!(shares.take(&"web", 3).is_some());
         drop(other);
         assert!(shares.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn all_places_of_one_share_its_requests() {
+        let shares = Shares::new();
+        let (first, second) = (shares.take(&"web", 2).unwrap(), shares.take(&"web", 2).unwrap());
+        let all = u32::try_from(REQUESTS_PER_PEER_MAX).unwrap();
+        let busy = first.requests().clone().try_acquire_many_owned(all).unwrap();
+        assert!(second.requests().try_acquire().is_err());
+        assert!(shares.take(&"cron", 2).unwrap().requests().try_acquire().is_ok());
+        drop(busy);
+        assert!(second.requests().try_acquire().is_ok());
     }
 }

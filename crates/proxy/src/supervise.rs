@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use countersign_identity::Name;
-use countersign_tls::Expired;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +16,7 @@ use crate::dial::Dialer;
 use crate::door::Door;
 use crate::listener::{ListenFault, Listener};
 use crate::outlet::Outlet;
-use crate::plan::{DoorPlan, Leads, OutletPlan, Plan};
+use crate::plan::{DoorPlan, Leads, Manners, OutletPlan, Plan};
 use crate::plane::Plane;
 use crate::route::{Route, Tended, Ways};
 use crate::upstream::Carries;
@@ -33,10 +32,10 @@ pub(crate) struct Supervisor {
     empty: mpsc::Receiver<Infallible>,
 }
 
-/// A door, and what becomes of the connections that are made through it.
+/// A door, and how it treats those who come in.
 struct Open {
     running: Running<DoorPlan, BoundInbound>,
-    expired: Arc<ArcSwap<Expired>>,
+    manners: Arc<ArcSwap<Manners>>,
 }
 
 struct Running<P, B> {
@@ -107,9 +106,9 @@ impl Supervisor {
     }
 
     fn set_door(&mut self, name: &Name, planned: &DoorPlan) -> Result<(), ListenFault> {
-        if let Some(Open { running: door, expired }) = self.doors.get_mut(name) {
+        if let Some(Open { running: door, manners }) = self.doors.get_mut(name) {
             if door.plan != *planned {
-                expired.store(Arc::new(planned.expired));
+                manners.store(Arc::new(planned.manners.clone()));
                 door.route.store(Arc::new(route(&self.plane, &planned.leads)));
                 door.plan = planned.clone();
             }
@@ -118,19 +117,19 @@ impl Supervisor {
         let listener = Listener::tcp(planned.listen)?;
         let listen = listener.address().unwrap_or(planned.listen);
         let route = Arc::new(ArcSwap::from_pointee(route(&self.plane, &planned.leads)));
-        let expired = Arc::new(ArcSwap::from_pointee(planned.expired));
+        let manners = Arc::new(ArcSwap::from_pointee(planned.manners.clone()));
         let stop = CancellationToken::new();
         let door = Door::new(
             &self.plane,
             name.clone(),
-            (route.clone(), expired.clone()),
+            (route.clone(), manners.clone()),
             (stop.clone(), self.inside.clone()),
         );
         self.plane.tasks.start(door.run(listener));
         tracing::info!(service = %name, %listen, "the door is open");
         let bound = BoundInbound { service: name.clone(), listen };
         let running = Running { plan: planned.clone(), bound, route, stop };
-        self.doors.insert(name.clone(), Open { running, expired });
+        self.doors.insert(name.clone(), Open { running, manners });
         Ok(())
     }
 

@@ -25,7 +25,6 @@ mod refusal;
 mod revoke;
 mod rotate;
 mod run;
-mod source;
 mod state;
 pub mod steps;
 mod storage;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{Code, Ending, Timestamp};
+use countersign_identity::{Code, Ending, SpiffeId, Timestamp};
 use countersign_pki::{Refused, Verified};
 
 use crate::register::{Arrival, Entry, Register, Standing};
@@ -30,6 +30,11 @@ impl Admitted {
     /// Who is at the other end, as it was proven when the connection was made; none when an anonymous client was let in, where that is allowed.
     pub fn peer(&self) -> Option<&Verified> {
         self.entry.standing.as_ref().map(|standing| &standing.peer)
+    }
+
+    /// Who we were when it was made; none where we showed nothing.
+    pub fn local(&self) -> Option<&SpiffeId> {
+        self.entry.shown.as_ref().map(|own| own.identity.id())
     }
 
     /// The policies that allowed it when it was made.

@@ -55,7 +55,8 @@ pub async fn accept(
     tcp: TcpStream,
     inbound: &Inbound,
 ) -> Result<Established, HandshakeFailure> {
-    let attempt = Attempt::begin(trust, Rule::inbound(inbound), tcp.peer_addr().ok());
+    let address = inbound.peer_address.or_else(|| tcp.peer_addr().ok());
+    let attempt = Attempt::begin(trust, Rule::inbound(inbound), address);
     let Ok(_permit) = trust.handshakes.try_acquire() else {
         return Err(attempt.refuse(&too_many()));
     };

@@ -11,6 +11,9 @@
 //! Renewing one's own certificate never closes a connection, and where both ends take part in re-proof
 //! ([`Trust::keep_proven`], [`answer_reproof`]) it does not end with the certificates by which it was made either.
 //!
+//! Who may try at all is bounded before any operation with a key: [`Standings`] by where a handshake comes from and what came
+//! from there before, [`Room`] by how many are under way.
+//!
 //! The crate refuses to know where identities, bundles and policies come from, what bytes flow inside, and
 //! DNS names: the peer's identity is the one URI name of its certificate.
 //!
@@ -48,7 +51,10 @@ mod pinned;
 mod register;
 mod reproof;
 mod revoked;
+mod room;
 mod rule;
+mod source;
+mod standing;
 mod stream;
 mod trust;
 mod verifier;
@@ -62,8 +68,11 @@ pub use identity::{BadOwnIdentity, Identity};
 pub use pinned::{FirstContact, Pinned, connect_pinned};
 pub use reproof::{REPROOF_ALPN, REPROOF_NAMES_MAX, REPROOF_TIMEOUT, ReproofFault, answer_reproof};
 pub use revoked::{Covered, revoked};
+pub use room::{Room, RoomBounds, Ticket};
 pub use rule::{
     Clients, Expected, Expired, HANDSHAKE_TIMEOUT, Inbound, Outbound, Present, Purpose,
 };
+pub use source::Source;
+pub use standing::{Allowance, Leave, Outcome, Rate, StandingRates, Standings};
 pub use stream::Stream;
 pub use trust::{Applied, Limits, Slice, Trust};

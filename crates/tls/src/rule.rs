@@ -1,5 +1,6 @@
 //! What a connection is for, and what that asks of it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use countersign_identity::Code;
@@ -103,6 +104,8 @@ pub struct Inbound {
     pub timeout: Duration,
     /// What becomes of connections that outlive their peers' certificates.
     pub expired: Expired,
+    /// Where the peer is, when it is known better than from the socket; for facts and limits.
+    pub peer_address: Option<SocketAddr>,
 }
 
 impl Inbound {
@@ -123,6 +126,7 @@ impl Inbound {
             alpn: Vec::new(),
             timeout: HANDSHAKE_TIMEOUT,
             expired: Expired::End,
+            peer_address: None,
         }
     }
 }

@@ -71,6 +71,14 @@ impl Stream {
         probe(self.tls.get_ref().0, silence)
     }
 
+    /// Our own address on this connection.
+    ///
+    /// # Errors
+    /// When the socket is not connected any more.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.tls.get_ref().0.local_addr()
+    }
+
     /// A secret that only the two ends of this connection know (RFC 8446, 7.5), to bind a signature to it.
     ///
     /// # Errors

@@ -8,11 +8,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::world::{PATIENCE, Proxy, Shop, WEB_TO_ORDERS, name};
-use crate::bounds::HANDSHAKES_PER_SOURCE_MAX;
+use crate::bounds::HANDSHAKES;
 use crate::config::Protocol;
 
 /// Sends bytes to the door as `web`, over mutual TLS and HTTP/1.1, and reads until the end.
-async fn raw(shop: &Shop, bytes: &[u8]) -> String {
+pub(super) async fn raw(shop: &Shop, bytes: &[u8]) -> String {
     let mut outbound = Outbound::service(name("orders"), Expected::Id(shop.realm.id("orders")));
     outbound.alpn = vec![b"http/1.1".to_vec()];
     let mut stream =
@@ -132,7 +132,7 @@ async fn a_stranger_is_refused_and_seen() {
 async fn handshakes_that_never_end_do_not_keep_others_out() {
     let shop = Shop::open(Protocol::Http).await;
     let mut silent = Vec::new();
-    for _ in 0..HANDSHAKES_PER_SOURCE_MAX {
+    for _ in 0..HANDSHAKES.each {
         silent.push(TcpStream::connect(shop.orders.door()).await.unwrap());
     }
     let honest = async {

@@ -1,8 +1,11 @@
 //! Real proxies, in process, over loopback: what a user may rely on, and what an attacker tries.
 
 mod attacks;
+mod balancer;
+mod certificate;
 mod configured;
 mod drain;
+mod flood;
 mod http;
 mod keep_alive;
 mod program;

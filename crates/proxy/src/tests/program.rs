@@ -83,6 +83,7 @@ async fn answer(
         "/upgrade" => return Ok(upgrade(&mut request)),
         "/endless" => return Ok(endless(request)),
         "/trailers" => return Ok(trailers(request).await),
+        "/large" => return Ok(large()),
         "/gate" => gate.acquire().await.unwrap().forget(),
         "/close" => {
             let mut response = whole(Bytes::from_static(b"closes"));
@@ -130,6 +131,13 @@ fn upgrade(request: &mut Request<Incoming>) -> Answer {
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
     response.headers_mut().insert(UPGRADE, HeaderValue::from_static("echo"));
     response
+}
+
+/// 8 MiB, in parts that are made when somebody takes them.
+fn large() -> Answer {
+    let part = Bytes::from_static(&[b'x'; 16 * 1024]);
+    let parts = std::iter::repeat_n(part, 512).map(|part| Ok(Frame::data(part)));
+    Response::new(BodyExt::boxed(StreamBody::new(futures_util::stream::iter(parts))))
 }
 
 /// A beginning, whatever the body is, and no end.

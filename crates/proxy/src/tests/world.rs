@@ -27,7 +27,7 @@ use super::program::Program;
 use super::realm::Realm;
 use crate::config::{FixedInbound, FixedOutbound, LocalPlace, Protocol};
 use crate::dial::Target;
-use crate::plan::Plan;
+use crate::plan::{Manners, Plan};
 use crate::plane::Plane;
 use crate::supervise::Supervisor;
 
@@ -122,6 +122,18 @@ impl Proxy {
         assert!(faults.is_empty(), "{faults:?}");
     }
 
+    /// Opens one door, which treats those who come in otherwise than usual.
+    pub(super) fn listen_as(
+        &mut self,
+        inbound: &[FixedInbound],
+        change: impl FnOnce(&mut Manners),
+    ) {
+        let mut plan = Plan::fixed(inbound, &[]);
+        change(&mut plan.doors.values_mut().next().unwrap().manners);
+        let faults = self.supervisor.reconcile(&plan);
+        assert!(faults.is_empty(), "{faults:?}");
+    }
+
     pub(super) fn door(&self) -> SocketAddr {
         self.supervisor.bound().0[0].listen
     }
@@ -133,6 +145,10 @@ impl Proxy {
 
     pub(super) async fn refused(&self, code: Code) -> HandshakeFact {
         self.fact(|fact| fact.code == Some(code)).await
+    }
+
+    pub(super) fn has_refused(&self, code: Code) -> bool {
+        self.facts.lock().unwrap().iter().any(|fact| fact.code == Some(code))
     }
 
     pub(super) fn handshakes(&self) -> usize {
@@ -201,11 +217,24 @@ impl Shop {
 
     /// On another clock than the system's.
     pub(super) async fn open_on(clock: Arc<dyn Clock>, protocol: Protocol) -> Self {
+        Self::build(clock, protocol, |_manners| {}).await
+    }
+
+    /// With a door of `orders` that is otherwise than usual.
+    pub(super) async fn open_as(protocol: Protocol, change: impl FnOnce(&mut Manners)) -> Self {
+        Self::build(Arc::new(SystemClock::new()), protocol, change).await
+    }
+
+    async fn build(
+        clock: Arc<dyn Clock>,
+        protocol: Protocol,
+        change: impl FnOnce(&mut Manners),
+    ) -> Self {
         let directory = directory();
         let realm = Realm::on(clock, "shop.example", 1).await;
         let program = Program::start(&directory.path().join("orders.sock"));
         let mut orders = Proxy::start(&realm, "orders", WEB_TO_ORDERS).await;
-        orders.listen(&[inbound(&program.target(), protocol)], &[]);
+        orders.listen_as(&[inbound(&program.target(), protocol)], change);
         let local = directory.path().join("web.orders.sock");
         let mut web = Proxy::start(&realm, "web", WEB_TO_ORDERS).await;
         web.listen(&[], &[outbound(&realm, &local, &[orders.door()], protocol)]);

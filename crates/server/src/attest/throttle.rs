@@ -5,8 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use countersign_identity::Timestamp;
-
-use crate::source::Source;
+use countersign_tls::Source;
 
 /// Failures that a source may make at once.
 const BURST: u32 = 20;

@@ -1,33 +1,31 @@
-//! How many callers may be here at once, before and after they have said who they are. Pure bookkeeping.
+//! How many callers may be here at once, and how often, before and after they have said who they are. Pure bookkeeping.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::{Code, NodeId, Timestamp};
+use countersign_tls::{
+    Leave, Outcome, Rate, Room, RoomBounds, Source, StandingRates, Standings, Ticket,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::refusal::Refused;
-use crate::source::Source;
-
-/// Who may be in a room.
-#[derive(Clone, Copy, Debug)]
-struct Bounds {
-    /// In all.
-    all: usize,
-    /// Of one kind.
-    each: usize,
-    /// How long each may stay before it gives way to a newcomer.
-    yields_after: Duration,
-}
 
 /// Connections that have shown no agent's identity: handshakes under way, joining and renewing machines. An honest
 /// one needs a fraction of a second, so that a slow one is the one to go when there is no room.
-const STRANGERS: Bounds = Bounds { all: 1024, each: 128, yields_after: Duration::from_millis(500) };
+const STRANGERS: RoomBounds =
+    RoomBounds { all: 1024, each: 128, yields_after: Duration::from_millis(500) };
 /// Connections of agents. One agent needs one, and another while it changes over.
-const AGENTS: Bounds = Bounds { all: 32_768, each: 8, yields_after: Duration::ZERO };
+const AGENTS: RoomBounds = RoomBounds { all: 32_768, each: 8, yields_after: Duration::ZERO };
+/// A handshake costs 0.4 ms: strangers and suspects together get half of a core at most. One machine that joins needs two,
+/// and hundreds may stand behind one address.
+const RATES: StandingRates = StandingRates {
+    suspect: Rate { burst: 256, every: Duration::from_millis(20) },
+    proven: Rate { burst: 2048, every: Duration::from_millis(5) },
+    suspects: Rate { burst: 256, every: Duration::from_millis(4) },
+    strangers: Rate { burst: 1024, every: Duration::from_millis(1) },
+};
 
 /// Counts callers, so that no source, no crowd of strangers and no single agent takes the room of the others.
 #[derive(Clone, Debug)]
@@ -35,92 +33,54 @@ pub(crate) struct Crowd(Arc<Mutex<Rooms>>);
 
 #[derive(Debug)]
 struct Rooms {
-    last: u64,
     strangers: Room<Source>,
     agents: Room<NodeId>,
-}
-
-#[derive(Debug)]
-struct Room<K> {
-    bounds: Bounds,
-    guests: BTreeMap<u64, Guest<K>>, // INVARIANT: in the order of arrival, at most `bounds.all`
-    by_kind: HashMap<K, BTreeSet<u64>>, // INVARIANT: the numbers of `guests`, no empty set
-}
-
-#[derive(Debug)]
-struct Guest<K> {
-    kind: K,
-    since: Timestamp,
-    give_way: CancellationToken,
+    standings: Standings,
 }
 
 /// A caller's place. Dropped, it is free again.
 #[derive(Debug)]
 pub(crate) struct Place {
     crowd: Crowd,
-    number: u64,
-    give_way: CancellationToken,
+    leave: Leave,
+    ticket: Ticket,
+    kind: Kind,
 }
 
-impl<K: Copy + Eq + Hash> Room<K> {
-    fn new(bounds: Bounds) -> Self {
-        Self { bounds, guests: BTreeMap::new(), by_kind: HashMap::new() }
-    }
-
-    /// Lets a guest in; one that was here long enough goes if there is no room.
-    fn enter(&mut self, number: u64, kind: K, now: Timestamp) -> Option<CancellationToken> {
-        let alike = self.by_kind.get(&kind);
-        let goes = if alike.is_some_and(|alike| self.bounds.each <= alike.len()) {
-            alike.and_then(|alike| alike.first().copied())
-        } else if self.bounds.all <= self.guests.len() {
-            self.guests.keys().next().copied()
-        } else {
-            None
-        };
-        if let Some(goes) = goes {
-            let oldest = self.guests.get(&goes)?;
-            if now.since(oldest.since) < self.bounds.yields_after {
-                return None;
-            }
-            oldest.give_way.cancel();
-            self.leave(goes);
-        }
-        let give_way = CancellationToken::new();
-        self.guests.insert(number, Guest { kind, since: now, give_way: give_way.clone() });
-        self.by_kind.entry(kind).or_default().insert(number);
-        Some(give_way)
-    }
-
-    /// A guest has gone. Saying so twice is harmless.
-    fn leave(&mut self, number: u64) {
-        let Some(guest) = self.guests.remove(&number) else { return };
-        if let Some(alike) = self.by_kind.get_mut(&guest.kind) {
-            alike.remove(&number);
-            if alike.is_empty() {
-                self.by_kind.remove(&guest.kind);
-            }
-        }
-    }
+/// In which room a place is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Stranger,
+    Agent,
 }
 
 impl Crowd {
     /// Nobody is here.
-    pub(crate) fn new() -> Self {
-        let rooms = Rooms { last: 0, strangers: Room::new(STRANGERS), agents: Room::new(AGENTS) };
+    pub(crate) fn new(now: Timestamp) -> Self {
+        let rooms = Rooms {
+            strangers: Room::new(STRANGERS),
+            agents: Room::new(AGENTS),
+            standings: Standings::new(RATES, now),
+        };
         Self(Arc::new(Mutex::new(rooms)))
     }
 
     /// Lets a new caller in, as a stranger.
     ///
     /// # Errors
-    /// `too-many-connections` when there is no place; the connection is then closed unread.
+    /// `rate-limited` when too many like it have failed, `too-many-connections` when there is no place; the connection is
+    /// then closed unread.
     pub(crate) fn enter(&self, address: IpAddr, now: Timestamp) -> Result<Place, Refused> {
         let mut rooms = self.rooms();
-        rooms.last += 1;
-        let number = rooms.last;
-        let give_way = rooms.strangers.enter(number, Source::of(address), now).ok_or_else(full)?;
+        let source = Source::of(address);
+        let leave = rooms.standings.begin(source, now);
+        let leave = leave.map_err(|refused| Refused::new(refused.code, refused.why))?;
+        let Some(ticket) = rooms.strangers.enter(source, now) else {
+            rooms.standings.ended(leave, Outcome::Nothing, now);
+            return Err(full());
+        };
         drop(rooms);
-        Ok(Place { crowd: self.clone(), number, give_way })
+        Ok(Place { crowd: self.clone(), leave, ticket, kind: Kind::Stranger })
     }
 
     fn rooms(&self) -> MutexGuard<'_, Rooms> {
@@ -133,6 +93,11 @@ fn full() -> Refused {
 }
 
 impl Place {
+    /// How the handshake ended.
+    pub(crate) fn handshake(&self, outcome: Outcome, now: Timestamp) {
+        self.crowd.rooms().standings.ended(self.leave, outcome, now);
+    }
+
     /// The caller has proven to be this agent, and no longer counts as a stranger. The oldest of too many
     /// connections of one agent goes.
     ///
@@ -140,22 +105,35 @@ impl Place {
     /// `too-many-connections` when there is no place.
     pub(crate) fn known(&mut self, agent: NodeId, now: Timestamp) -> Result<(), Refused> {
         let mut rooms = self.crowd.rooms();
-        rooms.strangers.leave(self.number);
-        self.give_way = rooms.agents.enter(self.number, agent, now).ok_or_else(full)?;
+        let ticket = rooms.agents.enter(agent, now).ok_or_else(full)?;
+        rooms.leave(self.kind, self.ticket.number);
+        drop(rooms);
+        (self.ticket, self.kind) = (ticket, Kind::Agent);
         Ok(())
     }
 
     /// Resolves when the caller has to go, because somebody else needs the place.
     pub(crate) fn gives_way(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
-        self.give_way.clone().cancelled_owned()
+        self.give_way().clone().cancelled_owned()
+    }
+
+    const fn give_way(&self) -> &CancellationToken {
+        &self.ticket.give_way
+    }
+}
+
+impl Rooms {
+    fn leave(&mut self, kind: Kind, number: u64) {
+        match kind {
+            Kind::Stranger => self.strangers.leave(number),
+            Kind::Agent => self.agents.leave(number),
+        }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut rooms = self.crowd.rooms();
-        rooms.strangers.leave(self.number);
-        rooms.agents.leave(self.number);
+        self.crowd.rooms().leave(self.kind, self.ticket.number);
     }
 }
 
@@ -176,7 +154,7 @@ mod tests {
 
     #[test]
     fn one_source_takes_its_own_places_only() {
-        let crowd = Crowd::new();
+        let crowd = Crowd::new(NOW);
         let enter = |number| crowd.enter(address(number), NOW);
         let mut places: Vec<_> = (0..STRANGERS.each).map(|_| enter(1).unwrap()).collect();
         assert_eq!(enter(1).unwrap_err().code, Code::TooManyConnections);
@@ -187,7 +165,7 @@ mod tests {
 
     #[test]
     fn addresses_of_one_subscriber_share_their_places() {
-        let crowd = Crowd::new();
+        let crowd = Crowd::new(NOW);
         let enter =
             |number: usize| crowd.enter(format!("2001:db8:0:1::{number:x}").parse().unwrap(), NOW);
         let _places: Vec<_> = (0..STRANGERS.each).map(|number| enter(number).unwrap()).collect();
@@ -197,21 +175,34 @@ mod tests {
 
     #[test]
     fn slow_strangers_give_way_and_young_ones_do_not() {
-        let crowd = Crowd::new();
+        let crowd = Crowd::new(NOW);
         let places: Vec<_> =
             (0..STRANGERS.all).map(|number| crowd.enter(address(number), NOW).unwrap()).collect();
         assert!(crowd.enter(address(5000), NOW).is_err());
         let newcomer = crowd.enter(address(5000), later()).unwrap();
-        assert!(places[0].give_way.is_cancelled());
-        assert!(!places[1].give_way.is_cancelled());
+        assert!(places[0].give_way().is_cancelled());
+        assert!(!places[1].give_way().is_cancelled());
         drop((places, newcomer));
-        let rooms = crowd.rooms();
-        assert!(rooms.strangers.guests.is_empty() && rooms.strangers.by_kind.is_empty());
+        assert!(crowd.rooms().strangers.is_empty());
+    }
+
+    #[test]
+    fn a_source_whose_handshakes_fail_is_turned_away_unread_and_others_are_not() {
+        let crowd = Crowd::new(NOW);
+        let tries = (0..10_000).filter(|_| {
+            let place = crowd.enter(address(1), NOW);
+            place.map(|place| place.handshake(Outcome::Failed, NOW)).is_ok()
+        });
+        assert_eq!(tries.count(), RATES.suspect.burst as usize);
+        assert_eq!(crowd.enter(address(1), NOW).unwrap_err().code, Code::RateLimited);
+        let place = crowd.enter(address(2), NOW).unwrap();
+        place.handshake(Outcome::Proven, NOW);
+        assert!(crowd.rooms().strangers.len() == 1, "nobody stays who was turned away");
     }
 
     #[test]
     fn agent_with_too_many_connections_loses_its_own_oldest() {
-        let crowd = Crowd::new();
+        let crowd = Crowd::new(NOW);
         let mut other = crowd.enter(address(1), NOW).unwrap();
         other.known(NodeId::from_bytes([2; 16]), NOW).unwrap();
         let mut places = Vec::new();
@@ -220,8 +211,8 @@ mod tests {
             place.known(AGENT, NOW).unwrap();
             places.push(place);
         }
-        let gone: Vec<_> = places.iter().map(|place| place.give_way.is_cancelled()).collect();
+        let gone: Vec<_> = places.iter().map(|place| place.give_way().is_cancelled()).collect();
         assert_eq!(gone.iter().filter(|gone| **gone).count(), 1);
-        assert!(gone[0] && !other.give_way.is_cancelled());
+        assert!(gone[0] && !other.give_way().is_cancelled());
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use countersign_api::renewal::EXPORTER_LABEL;
 use countersign_api::v1::node_server::NodeServer;
 use countersign_identity::{Clock, Code, TrustDomain};
-use countersign_tls::{Clients, Inbound, Trust, accept};
+use countersign_tls::{Clients, Established, HandshakeFailure, Inbound, Outcome, Trust, accept};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
@@ -54,7 +54,7 @@ pub(crate) struct Edge {
 impl Edge {
     /// Serves until stopped; then lets requests in flight end, for as long as the drain lasts.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        let crowd = Crowd::new();
+        let crowd = Crowd::new(self.clock.now());
         let mut connections = JoinSet::new();
         let shared = Arc::new(self);
         loop {
@@ -97,9 +97,13 @@ impl Edge {
         };
         let established = tokio::select! {
             () = stop.cancelled() => return,
-            () = place.gives_way() => return,
+            () = place.gives_way() => {
+                place.handshake(Outcome::Failed, self.clock.now());
+                return;
+            }
             established = accept(&self.trust, tcp, &inbound) => established,
         };
+        place.handshake(outcome(&established), self.clock.now());
         let stream = match established {
             Ok(established) => {
                 self.watch.handshake(&established.fact);
@@ -171,6 +175,15 @@ impl Edge {
         if tokio::time::timeout(GOAWAY_GRACE.min(self.drain), connection).await.is_err() {
             tracing::debug!("cut a connection whose requests did not end");
         }
+    }
+}
+
+/// How a handshake counts for the source that it came from.
+fn outcome(established: &Result<Established, HandshakeFailure>) -> Outcome {
+    match established {
+        Ok(established) if established.stream.admitted().peer().is_some() => Outcome::Proven,
+        Ok(_) => Outcome::Anonymous,
+        Err(failure) => Outcome::of(Some(failure.code)),
     }
 }
 

@@ -17,6 +17,7 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use countersign_identity::{Code, KeyId, Timestamp};
 use countersign_pki::OCSP_REQUEST_BYTES_MAX;
+use countersign_tls::Source;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -26,7 +27,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::control::Control;
 use crate::digest::sha256;
-use crate::source::Source;
 use crate::views::fetched::{Which, fetch};
 use crate::views::http_date::http_date;
 use crate::views::ocsp::{self, Answered};

@@ -1,0 +1,246 @@
+//! Crowds of bad callers, from many addresses, beside good ones.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use countersign_identity::Code;
+use countersign_pki::Bundles;
+use countersign_tls::{Expected, Outbound, Slice, Trust, connect};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+
+use super::realm::Realm;
+use super::world::{PATIENCE, Shop, eventually, name};
+use crate::bounds::{HANDSHAKES, STANDING};
+use crate::config::Protocol;
+
+/// A connection to the door from one of the machine's own addresses, `127.0.x.y`.
+pub(super) async fn from(number: u16, door: SocketAddr) -> std::io::Result<TcpStream> {
+    let [high, low] = number.to_be_bytes();
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from(([127, 1, high, low], 0)))?;
+    socket.connect(door).await
+}
+
+/// One whom the door's own authorities do not know, and who believes the door.
+pub(super) async fn intruder(shop: &Shop) -> Arc<Trust> {
+    let evil = Realm::on(shop.realm.clock.clone(), "evil.example", 9).await;
+    let bundles = Bundles::new(vec![shop.realm.bundle(), evil.bundle()]).unwrap();
+    let known = shop.web.plane.trust.slice();
+    let names = Arc::new(std::collections::HashMap::from([(evil.id("web"), name("web"))]));
+    let slice = Slice { bundles: Arc::new(bundles), names, ..Slice::clone(&known) };
+    let trust = Trust::new(shop.realm.clock.clone(), slice);
+    trust.set_identity(evil.identity("web", 3600).await.identity).unwrap();
+    trust
+}
+
+/// The beginning of a first record, as it is sent by somebody who will not go on.
+const HALF_A_RECORD: &[u8] = &[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3, 7, 7, 7, 7, 7];
+
+/// Tries to come in, badly: with nothing, noise, half a record, or a whole handshake that is refused.
+async fn misbehave(turn: usize, source: u16, door: SocketAddr, intruder: &Arc<Trust>) {
+    let Ok(mut tcp) = from(source, door).await else { return };
+    match turn % 6 {
+        0 => {}
+        1 => drop(tcp.write_all(b"GET / HTTP/1.1\r\n\r\n").await),
+        2 => drop(tcp.write_all(HALF_A_RECORD).await),
+        _ => {
+            let outbound = to_orders();
+            if let Ok(mut established) = connect(intruder, tcp, &outbound).await {
+                while let Ok(1..) = established.stream.read(&mut [0; 1]).await {}
+            }
+        }
+    }
+}
+
+pub(super) fn to_orders() -> Outbound {
+    let id = "spiffe://shop.example/orders".parse().unwrap();
+    let mut outbound = Outbound::service(name("orders"), Expected::Id(id));
+    outbound.alpn = vec![b"http/1.1".to_vec()];
+    outbound
+}
+
+/// A handshake of its own and one request, as `web`, from this address.
+async fn visit(shop: &Shop, source: u16) -> Result<String, String> {
+    let tcp = from(source, shop.orders.door()).await.map_err(|error| error.to_string())?;
+    let outbound = to_orders();
+    let established = connect(&shop.web.plane.trust, tcp, &outbound).await;
+    let mut stream = established.map_err(|failure| failure.to_string())?.stream;
+    let request = b"GET / HTTP/1.1\r\nHost: orders\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).await.map_err(|error| error.to_string())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.map_err(|error| error.to_string())?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+#[track_caller]
+fn answered(answer: &Result<String, String>) {
+    assert!(answer.as_ref().is_ok_and(|text| text.starts_with("HTTP/1.1 200")), "{answer:?}");
+}
+
+/// The number after this in the exposition of metrics.
+fn counted(shop: &Shop, line: &str) -> u64 {
+    let text = shop.orders.plane.metrics.text(&shop.orders.plane.trust);
+    let found = text.lines().find_map(|it| it.strip_prefix(line));
+    found.map_or(0, |number| number.trim().parse().unwrap())
+}
+
+/// Resident memory of this process, in KiB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn good_callers_notice_nothing_of_a_crowd_of_bad_ones() {
+    const SOURCES: u16 = 50;
+    const TRIES: usize = 4000;
+    let shop = Arc::new(Shop::open(Protocol::Http).await);
+    let (intruder, door) = (intruder(&shop).await, shop.orders.door());
+    answered(&visit(&shop, 40_000).await);
+    let (memory, begun) = (resident(), Instant::now());
+    let (turn, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let mut crowd = JoinSet::new();
+    for source in 0..SOURCES {
+        let (turn, over, intruder) = (turn.clone(), over.clone(), intruder.clone());
+        crowd.spawn(async move {
+            while !over.load(Ordering::Relaxed) {
+                let number = turn.fetch_add(1, Ordering::Relaxed);
+                if TRIES <= number {
+                    return;
+                }
+                misbehave(number, source, door, &intruder).await;
+            }
+        });
+    }
+    // One who was here before, one who comes for the first time, and the program of a third.
+    let good = async {
+        for round in 0..40 {
+            answered(&visit(&shop, 40_000).await);
+            answered(&visit(&shop, 41_000 + round).await);
+            assert_eq!(shop.caller().await.get("/").await.0, 200);
+        }
+    };
+    tokio::time::timeout(PATIENCE, good).await.expect("the good ones were served in time");
+    over.store(true, Ordering::Relaxed);
+    while crowd.join_next().await.is_some() {}
+    // Most of them were turned away before anything of them was read.
+    let turned =
+        "countersign_proxy_refused_connections_total{service=\"orders\",reason=\"rate-limited\"} ";
+    let turned = usize::try_from(counted(&shop, turned)).unwrap();
+    let tried = turn.load(Ordering::Relaxed).min(TRIES);
+    let earned = begun.elapsed().as_millis() / STANDING.suspects.every.as_millis();
+    let most = usize::from(SOURCES) * 2 + STANDING.suspects.burst as usize;
+    let most = most + usize::try_from(earned).unwrap();
+    assert!(
+        tried <= turned + most,
+        "{tried} tried, {turned} were turned away, {most} may have been heard"
+    );
+    assert!(500 < turned, "{turned} of {tried}");
+    // Every one that was heard has a reason of the closed list, and so have those that were not.
+    for code in [Code::RateLimited, Code::UnknownTrustDomain, Code::PeerClosed, Code::BadHandshake]
+    {
+        shop.orders.refused(code).await;
+    }
+    assert!(resident() < memory + 96 * 1024, "{memory} KiB before, {} after", resident());
+    eventually(|| (shop.orders.connections() <= 2).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handshakes_that_never_end_keep_nobody_out_however_many_begin() {
+    let shop = Shop::open(Protocol::Http).await;
+    let door = shop.orders.door();
+    let mut silent = Vec::new();
+    // More than there are places, of more sources than one, each with less than its share.
+    for number in 0..HANDSHAKES.all + 100 {
+        let source = u16::try_from(number % 20).unwrap();
+        let mut tcp = from(source, door).await.unwrap();
+        tcp.write_all(HALF_A_RECORD).await.ok();
+        silent.push(tcp);
+    }
+    let begun = Instant::now();
+    for round in 0..50 {
+        answered(&visit(&shop, 50_000 + round).await);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    shop.orders.refused(Code::TooManyConnections).await;
+}
+
+/// Sends the beginning of HTTP/2 and then these bytes again and again, reading nothing, until the door takes no more or
+/// closes. Says how many bytes it took.
+async fn force_feed(shop: &Shop, first: &[u8], again: &[u8]) -> usize {
+    const MOST: usize = 64 * 1024 * 1024;
+    let mut outbound = to_orders();
+    outbound.alpn = vec![b"h2".to_vec()];
+    let tcp = from(60_000, shop.orders.door()).await.unwrap();
+    let established = connect(&shop.web.plane.trust, tcp, &outbound).await.unwrap();
+    let (_unread, mut writing) = tokio::io::split(established.stream);
+    writing.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    writing.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+    writing.write_all(first).await.ok();
+    let many = again.repeat((16 * 1024 / again.len()).max(1));
+    let mut taken = 0;
+    while taken < MOST {
+        let sent = tokio::time::timeout(Duration::from_millis(500), writing.write_all(&many)).await;
+        match sent {
+            Ok(Ok(())) => taken += many.len(),
+            Ok(Err(_)) | Err(_) => return taken,
+        }
+    }
+    taken
+}
+
+/// A frame of HTTP/2 (RFC 9113, 4.1) on this stream.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_makes_us_answer_and_reads_nothing_is_heard_no_more() {
+    let shop = Shop::open(Protocol::Http).await;
+    // Each asks for an answer: settings for an acknowledgement, pings for another, a request without a path for a reset.
+    let bad = frame(1, 5, 1, &[0x82]);
+    let floods: [(&str, &[u8], Vec<u8>); 3] = [
+        ("SETTINGS", &[], frame(4, 0, 0, &[0, 3, 0, 0, 0, 100])),
+        ("PING", &[], frame(6, 0, 0, &[7; 8])),
+        ("HEADERS that are reset", &[], bad),
+    ];
+    for (what, first, again) in floods {
+        let before = resident();
+        let taken = force_feed(&shop, first, &again).await;
+        assert!(taken < 48 * 1024 * 1024, "{what}: {taken} bytes were taken");
+        assert!(resident() < before + 64 * 1024, "{what}: from {before} to {} KiB", resident());
+        assert_eq!(shop.caller().await.get("/").await.0, 200, "after {what}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_readers_cost_a_buffer_each_and_the_others_nothing() {
+    const BODY: usize = 8 * 1024 * 1024;
+    let shop = Shop::open(Protocol::Http).await;
+    let before = resident();
+    let mut slow = Vec::new();
+    for source in 0..16 {
+        let tcp = from(source, shop.orders.door()).await.unwrap();
+        let outbound = to_orders();
+        let mut stream = connect(&shop.web.plane.trust, tcp, &outbound).await.unwrap().stream;
+        stream.write_all(b"GET /large HTTP/1.1\r\nHost: orders\r\n\r\n").await.unwrap();
+        let mut beginning = [0; 12];
+        stream.read_exact(&mut beginning).await.unwrap();
+        assert_eq!(&beginning, b"HTTP/1.1 200");
+        slow.push(stream);
+    }
+    for _ in 0..20 {
+        assert_eq!(shop.caller().await.get("/").await.0, 200);
+    }
+    let most = before + 16 * 2 * 1024;
+    assert!(resident() < most, "16 bodies of {BODY} bytes: from {before} to {} KiB", resident());
+}

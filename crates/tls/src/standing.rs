@@ -1,0 +1,440 @@
+//! Whose handshake is worth an operation with a key, judged by where it comes from and what came from there before.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use countersign_identity::{Code, Fault, Timestamp};
+use countersign_pki::Refused;
+
+use crate::source::Source;
+
+/// How often something may be done: so often at once, and once more after each span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// At once.
+    pub burst: u32,
+    /// The span in which one more is earned. Not zero.
+    pub every: Duration,
+}
+
+/// What is left of a [`Rate`] at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    left: u32,
+    counted: Timestamp,
+}
+
+impl Allowance {
+    /// All of it.
+    pub const fn whole(rate: Rate, now: Timestamp) -> Self {
+        Self { left: rate.burst, counted: now }
+    }
+
+    /// What is left at `now`.
+    pub fn left(&mut self, rate: Rate, now: Timestamp) -> u32 {
+        self.earn(rate, now);
+        self.left
+    }
+
+    /// Takes one. False, and nothing is taken, when none is left.
+    pub fn take(&mut self, rate: Rate, now: Timestamp) -> bool {
+        self.earn(rate, now);
+        let had = 0 < self.left;
+        self.left = self.left.saturating_sub(1);
+        had
+    }
+
+    /// Gives back what was taken and not used.
+    pub fn give_back(&mut self, rate: Rate) {
+        self.left = self.left.saturating_add(1).min(rate.burst);
+    }
+
+    fn earn(&mut self, rate: Rate, now: Timestamp) {
+        // A clock that went back must not make anybody wait for the time it was ahead.
+        self.counted = self.counted.min(now);
+        let every = rate.every.max(Duration::from_micros(1));
+        let earned = now.since(self.counted).as_micros() / every.as_micros();
+        let earned = u32::try_from(earned).unwrap_or(u32::MAX);
+        self.left = self.left.saturating_add(earned).min(rate.burst);
+        let whole = self.left == rate.burst;
+        self.counted = if whole { now } else { self.counted + every * earned };
+    }
+}
+
+/// How many handshakes may fail before others are turned away unread. Those that succeed cost nothing of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StandingRates {
+    /// Failures of one source from which nobody has come yet who could be let in.
+    pub suspect: Rate,
+    /// Failures of one source from which somebody came lately who was let in. It may be many machines behind one address.
+    pub proven: Rate,
+    /// All sources together that have failed and not been proven.
+    pub suspects: Rate,
+    /// All sources together of which nothing is known.
+    pub strangers: Rate,
+}
+
+/// How long it is remembered that somebody was let in from a source.
+const PROVEN_FOR: Duration = Duration::from_secs(900);
+/// How long a source that failed is no stranger.
+const SUSPECT_FOR: Duration = Duration::from_secs(60);
+/// How often those are looked for of whom nothing has to be known any more.
+const FORGET_EVERY: Duration = Duration::from_secs(1);
+/// Sources of which something is known: about 64 bytes each.
+const SOURCES_MAX: usize = 8192;
+
+/// What is known of the sources of handshakes.
+///
+/// A source of which nothing is known may try, within what all such have together. One that fails is soon down to a
+/// trickle of tries, and shares another allowance with its like, so that their number does not help them. One from which
+/// somebody was let in needs nobody's allowance but its own, so that it notices nothing of a flood from elsewhere.
+#[derive(Debug)]
+pub struct Standings {
+    rates: StandingRates,
+    sources: HashMap<Source, Record>, // INVARIANT: at most SOURCES_MAX
+    suspects: Allowance,
+    strangers: Allowance,
+    forgot: Timestamp,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Record {
+    /// Failures that are still allowed.
+    failures: Allowance,
+    suspect_until: Option<Timestamp>,
+    proven_until: Option<Timestamp>,
+}
+
+/// That a handshake may begin. How it ended is told to [`Standings::ended`]; untold, what it took is not given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leave {
+    source: Source,
+    paid: Paid,
+}
+
+/// From which common allowance the leave was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Paid {
+    Nothing,
+    Strangers,
+    Suspects,
+}
+
+/// How a handshake ended, as far as its source's standing is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Somebody proved who they are and was let in.
+    Proven,
+    /// Somebody was let in who did not say who they are, where that is allowed. From a source that was not proven, it
+    /// counts as one that failed.
+    Anonymous,
+    /// Nothing is to be held against the source: it did not begin, or what failed is on our side.
+    Nothing,
+    /// It cost something and came to nothing.
+    Failed,
+}
+
+impl Outcome {
+    /// The outcome of a handshake that ended with this code; none when the peer was let in.
+    pub const fn of(code: Option<Code>) -> Self {
+        match code {
+            None => Self::Proven,
+            // A canary was asked to come, and full is what we are.
+            Some(Code::Canary | Code::TooManyConnections) => Self::Nothing,
+            Some(code) => match code.fault() {
+                Fault::Peer | Fault::Caller => Self::Failed,
+                Fault::Outage | Fault::Us => Self::Nothing,
+            },
+        }
+    }
+}
+
+impl Standings {
+    /// Nothing is known of anybody.
+    pub fn new(rates: StandingRates, now: Timestamp) -> Self {
+        Self {
+            rates,
+            sources: HashMap::new(),
+            suspects: Allowance::whole(rates.suspects, now),
+            strangers: Allowance::whole(rates.strangers, now),
+            forgot: now,
+        }
+    }
+
+    /// Whether a handshake of this source may begin: asked before anything of it is read.
+    ///
+    /// # Errors
+    /// `rate-limited`, with the limit that is reached.
+    pub fn begin(&mut self, source: Source, now: Timestamp) -> Result<Leave, Refused> {
+        let rates = self.rates;
+        let known = self.sources.get_mut(&source).map(|record| {
+            let proven = record.is_proven(now);
+            let left = record.failures.left(rates.of(proven), now);
+            (left, proven, record.is_suspect(now))
+        });
+        let paid = match known {
+            Some((0, _, _)) => return Err(limited("too many handshakes from this source failed")),
+            Some((_, true, _)) => Paid::Nothing,
+            Some((_, false, true)) => {
+                if !self.suspects.take(rates.suspects, now) {
+                    return Err(limited("too many handshakes from sources that failed before"));
+                }
+                Paid::Suspects
+            }
+            Some((_, false, false)) | None => {
+                if !self.strangers.take(rates.strangers, now) {
+                    return Err(limited("too many handshakes from unknown sources"));
+                }
+                Paid::Strangers
+            }
+        };
+        Ok(Leave { source, paid })
+    }
+
+    /// A handshake that had leave to begin is over.
+    pub fn ended(&mut self, leave: Leave, outcome: Outcome, now: Timestamp) {
+        let known = self.sources.get(&leave.source).is_some_and(|record| record.is_proven(now));
+        let outcome = match outcome {
+            Outcome::Anonymous if known => Outcome::Nothing,
+            Outcome::Anonymous => Outcome::Failed,
+            outcome => outcome,
+        };
+        if outcome != Outcome::Failed {
+            match leave.paid {
+                Paid::Nothing => {}
+                Paid::Strangers => self.strangers.give_back(self.rates.strangers),
+                Paid::Suspects => self.suspects.give_back(self.rates.suspects),
+            }
+        }
+        match outcome {
+            Outcome::Proven => self.proven(leave.source, now),
+            Outcome::Nothing | Outcome::Anonymous => {}
+            Outcome::Failed => self.failed(leave.source, now),
+        }
+    }
+
+    fn proven(&mut self, source: Source, now: Timestamp) {
+        if !self.has_room_for(source, now) {
+            // Who was let in counts for more than who was not.
+            let worse = self.sources.iter().find(|(_, record)| !record.is_proven(now));
+            let Some(worse) = worse.map(|(source, _)| *source) else { return };
+            self.sources.remove(&worse);
+        }
+        let whole = Allowance::whole(self.rates.proven, now);
+        let record = Record { failures: whole, suspect_until: None, proven_until: None };
+        let record = self.sources.entry(source).or_insert(record);
+        if !record.is_proven(now) {
+            record.failures = whole;
+        }
+        record.proven_until = Some(now + PROVEN_FOR);
+    }
+
+    fn failed(&mut self, source: Source, now: Timestamp) {
+        if !self.has_room_for(source, now) {
+            // It stays a stranger, and what strangers have together is used up by it.
+            return;
+        }
+        let whole = Allowance::whole(self.rates.suspect, now);
+        let record = Record { failures: whole, suspect_until: None, proven_until: None };
+        let record = self.sources.entry(source).or_insert(record);
+        let rate = self.rates.of(record.is_proven(now));
+        record.failures.take(rate, now);
+        record.suspect_until = Some(now + SUSPECT_FOR);
+    }
+
+    /// Who neither failed nor was let in lately is as good as unknown.
+    fn has_room_for(&mut self, source: Source, now: Timestamp) -> bool {
+        let full = SOURCES_MAX <= self.sources.len() && !self.sources.contains_key(&source);
+        if full && FORGET_EVERY <= now.since(self.forgot) {
+            self.forgot = now;
+            self.sources.retain(|_, record| record.is_proven(now) || record.is_suspect(now));
+        }
+        self.sources.len() < SOURCES_MAX || self.sources.contains_key(&source)
+    }
+}
+
+impl Record {
+    fn is_proven(&self, now: Timestamp) -> bool {
+        self.proven_until.is_some_and(|until| now <= until)
+    }
+
+    fn is_suspect(&self, now: Timestamp) -> bool {
+        // The second half is for a clock that went back.
+        self.suspect_until.is_some_and(|until| now <= until && until.since(now) <= SUSPECT_FOR)
+    }
+}
+
+impl StandingRates {
+    const fn of(&self, proven: bool) -> Rate {
+        if proven { self.proven } else { self.suspect }
+    }
+}
+
+fn limited(why: &str) -> Refused {
+    Refused { code: Code::RateLimited, why: why.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_secs(1000);
+    const RATES: StandingRates = StandingRates {
+        suspect: Rate { burst: 8, every: Duration::from_millis(500) },
+        proven: Rate { burst: 100, every: Duration::from_millis(10) },
+        suspects: Rate { burst: 20, every: Duration::from_millis(50) },
+        strangers: Rate { burst: 50, every: Duration::from_millis(20) },
+    };
+
+    fn source(number: u32) -> Source {
+        Source::of(IpAddr::from(number.to_be_bytes()))
+    }
+
+    fn standings() -> Standings {
+        Standings::new(RATES, NOW)
+    }
+
+    /// Tries, and fails where it may try. Says whether it might.
+    fn fails(standings: &mut Standings, from: u32, now: Timestamp) -> bool {
+        let leave = standings.begin(source(from), now);
+        leave.map(|leave| standings.ended(leave, Outcome::Failed, now)).is_ok()
+    }
+
+    fn succeeds(standings: &mut Standings, from: u32, now: Timestamp) -> bool {
+        let leave = standings.begin(source(from), now);
+        leave.map(|leave| standings.ended(leave, Outcome::Proven, now)).is_ok()
+    }
+
+    #[test]
+    fn a_source_that_fails_is_down_to_a_trickle_soon() {
+        let mut standings = standings();
+        let tries = (0..1000).filter(|_| fails(&mut standings, 1, NOW)).count();
+        assert_eq!(tries, RATES.suspect.burst as usize);
+        let refused = standings.begin(source(1), NOW).unwrap_err();
+        assert_eq!(refused.code, Code::RateLimited);
+        let mut tries = 0;
+        for tenth in 1..=100 {
+            let now = NOW + Duration::from_millis(100 * tenth);
+            tries += usize::from(fails(&mut standings, 1, now));
+        }
+        assert_eq!(tries, 20, "two a second");
+    }
+
+    #[test]
+    fn many_sources_that_fail_have_one_allowance_together() {
+        let mut standings = standings();
+        let mut tries = 0;
+        for number in 0..10_000 {
+            let now = NOW + Duration::from_micros(100 * u64::from(number));
+            tries += usize::from(fails(&mut standings, number % 200, now));
+        }
+        // In one second: each is a stranger once, as far as those have leave, and then one of the suspects.
+        assert!(tries <= 50 + 50 + 20 + 20, "{tries}");
+    }
+
+    #[test]
+    fn a_source_that_failed_is_a_suspect_for_a_minute_and_a_stranger_after() {
+        let mut standings = standings();
+        assert!(fails(&mut standings, 1, NOW));
+        let soon = NOW + SUSPECT_FOR;
+        let paid = |standings: &mut Standings, now| standings.begin(source(1), now).unwrap().paid;
+        assert_eq!(paid(&mut standings, soon), Paid::Suspects);
+        assert_eq!(paid(&mut standings, soon + Duration::from_micros(1)), Paid::Strangers);
+    }
+
+    #[test]
+    fn who_was_let_in_before_notices_nothing_of_a_flood() {
+        let mut standings = standings();
+        assert!(succeeds(&mut standings, 7, NOW));
+        for number in 0..10_000 {
+            let now = NOW + Duration::from_micros(100 * u64::from(number));
+            fails(&mut standings, 1000 + number % 200, now);
+            assert!(succeeds(&mut standings, 7, now));
+        }
+    }
+
+    #[test]
+    fn strangers_that_succeed_use_nothing_up() {
+        let mut standings = standings();
+        for number in 0..10_000 {
+            assert!(succeeds(&mut standings, number, NOW), "{number}");
+        }
+    }
+
+    #[test]
+    fn a_proven_source_has_its_own_limit_and_gets_no_second_burst_by_succeeding() {
+        let mut standings = standings();
+        assert!(succeeds(&mut standings, 7, NOW));
+        let tries = (0..1000).filter(|_| fails(&mut standings, 7, NOW)).count();
+        assert_eq!(tries, RATES.proven.burst as usize);
+        let later = NOW + RATES.proven.every;
+        assert!(succeeds(&mut standings, 7, later));
+        let tries = (0..1000).filter(|_| fails(&mut standings, 7, later)).count();
+        assert_eq!(tries, 1);
+    }
+
+    #[test]
+    fn what_is_our_own_fault_is_held_against_nobody() {
+        for code in [Code::NoOwnIdentity, Code::Internal, Code::TooManyConnections, Code::Canary] {
+            assert_eq!(Outcome::of(Some(code)), Outcome::Nothing, "{code}");
+        }
+        for code in [Code::BadSignature, Code::PolicyDenied, Code::HandshakeTimeout] {
+            assert_eq!(Outcome::of(Some(code)), Outcome::Failed, "{code}");
+        }
+        assert_eq!(Outcome::of(None), Outcome::Proven);
+        let mut standings = standings();
+        for _ in 0..1000 {
+            let leave = standings.begin(source(1), NOW).unwrap();
+            standings.ended(leave, Outcome::Nothing, NOW);
+        }
+        assert!(standings.sources.is_empty());
+    }
+
+    #[test]
+    fn who_says_nothing_of_itself_is_limited_until_somebody_from_there_does() {
+        let mut standings = standings();
+        let comes = |standings: &mut Standings| {
+            let leave = standings.begin(source(1), NOW);
+            leave.map(|leave| standings.ended(leave, Outcome::Anonymous, NOW)).is_ok()
+        };
+        assert!((0..7).all(|_| comes(&mut standings)));
+        assert!(succeeds(&mut standings, 1, NOW));
+        assert!((0..1000).all(|_| comes(&mut standings)));
+        let (mut others, mut count) = (Standings::new(RATES, NOW), 0);
+        while comes(&mut others) {
+            count += 1;
+        }
+        assert_eq!(count, RATES.suspect.burst);
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_locks_nobody_out() {
+        let mut standings = standings();
+        while fails(&mut standings, 1, NOW) {}
+        let back = Timestamp::from_secs(500);
+        assert!(!fails(&mut standings, 1, back));
+        assert!(fails(&mut standings, 1, back + RATES.suspect.every));
+    }
+
+    #[test]
+    fn sources_without_end_take_no_memory_without_end_and_displace_nobody_proven() {
+        let rates = StandingRates {
+            strangers: Rate { burst: u32::MAX, every: Duration::from_micros(1) },
+            ..RATES
+        };
+        let mut standings = Standings::new(rates, NOW);
+        assert!(succeeds(&mut standings, 7, NOW));
+        for number in 1000..12_000 {
+            fails(&mut standings, number, NOW);
+            assert!(standings.sources.len() <= SOURCES_MAX);
+        }
+        assert!(standings.sources.contains_key(&source(7)));
+        assert!(succeeds(&mut standings, 99, NOW));
+        assert!(standings.sources.contains_key(&source(99)), "who was let in finds room");
+        let later = NOW + SUSPECT_FOR + Duration::from_secs(1);
+        fails(&mut standings, 99_999, later);
+        assert!(standings.sources.len() <= 3, "room is made of those that behaved since");
+    }
+}
