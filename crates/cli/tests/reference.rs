@@ -55,6 +55,25 @@ fn every_link_between_the_docs_leads_somewhere() {
 }
 
 #[test]
+fn every_test_that_the_table_of_attacks_names_exists() {
+    let page = std::fs::read_to_string(root().join("docs/attacks.md")).unwrap();
+    let named: Vec<(&str, &str)> =
+        page.split('`').skip(1).step_by(2).filter_map(|word| word.split_once(".rs::")).collect();
+    for (file, test) in &named {
+        let source = std::fs::read_to_string(root().join(format!("crates/{file}.rs"))).unwrap();
+        assert!(source.contains(&format!("fn {test}(")), "{file}.rs has no test `{test}`");
+    }
+    assert!(80 <= named.len(), "only {} tests were found", named.len());
+    let untried = page.lines().find(|line| is_class(line) && !line.contains(".rs::"));
+    assert_eq!(untried, None, "a class without a test");
+}
+
+/// A row of the table that begins with a number.
+fn is_class(line: &str) -> bool {
+    line.strip_prefix("| ").is_some_and(|row| row.starts_with(|first: char| first.is_ascii_digit()))
+}
+
+#[test]
 fn completions_are_printed_for_every_shell() {
     for shell in ["bash", "zsh", "fish"] {
         let output = Command::new(binary()).args(["completions", shell]).output().unwrap();
