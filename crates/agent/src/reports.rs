@@ -116,7 +116,7 @@ impl Reports {
             // Marked before it is read: what comes while it is read is looked at again.
             changed.mark_unchanged();
             let revision = views.borrow_and_update().as_ref().and_then(|view| view.enforced);
-            let points = self.points.acknowledgements();
+            let points = self.points.acknowledgements(revision);
             let apart = u32::try_from(points.len()).unwrap_or(u32::MAX);
             let apart = ACKS_APART + ACKS_APART_PER_POINT * apart;
             let unaware = self.points.unaware();

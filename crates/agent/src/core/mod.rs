@@ -22,3 +22,4 @@ pub use matching::{Answer, Candidates, answer};
 pub use record::{BadRecord, Record, RecordKey, RecordKind, SignedRecord};
 pub use replica::{Behind, PolicyEntry, Replica, Workload};
 pub use state::State;
+pub use times::Times;

@@ -217,12 +217,13 @@ impl Points {
         self.0.changed.subscribe()
     }
 
-    /// What every point has acknowledged.
-    pub(crate) fn acknowledgements(&self) -> Vec<v1::PointAck> {
+    /// What every point has acknowledged, up to what may be said of this node: a point enforces it now, but with the machine
+    /// it would come back on what is on the disk.
+    pub(crate) fn acknowledgements(&self, up_to: Option<Revision>) -> Vec<v1::PointAck> {
         let of = |(key, point): (&Key, &Point)| v1::PointAck {
             point: key.name.clone(),
             spiffe_id: key.spiffe_id.to_string(),
-            revision: point.acknowledged.map(Into::into),
+            revision: point.acknowledged.min(up_to).map(Into::into),
             cut: point.cut,
             gone: point.gone.is_some(),
             draining: point.draining,

@@ -220,6 +220,34 @@ async fn revision_is_acknowledged_only_when_its_rules_are_on_the_disk() {
 }
 
 #[tokio::test]
+async fn acknowledgement_of_a_point_is_passed_on_when_its_machine_would_come_back_with_the_rule() {
+    let world = shop().await;
+    let agent = world.agent().await;
+    let mut point = Point::register(&agent, "proxy-web").await;
+    let first = point.slice().await.revision.unwrap();
+    point.acknowledge(first, 0).await;
+    let reached = |world: &World| {
+        world.clock.advance(Duration::from_millis(500));
+        let ack = world.server.acks().borrow().clone();
+        let revision = ack.points.first().and_then(|point| point.revision);
+        revision.map_or(0, |revision| revision.number)
+    };
+    world.until("the first slice is acknowledged", || reached(&world) == first.number).await;
+    let block = world.folder.path().join("data/revocations.json.new");
+    std::fs::create_dir(&block).unwrap();
+    world.server.revoke("r1", Revoked::Key(KeyId::from_bytes([1; 32])), Reason::KeyCompromise);
+    let next = point.slice().await.revision.unwrap();
+    assert!(first.number < next.number);
+    // It enforces the rule; a crash of the machine now would make it forget.
+    point.acknowledge(next, 0).await;
+    world.pass(Duration::from_secs(1)).await;
+    assert_eq!(reached(&world), first.number);
+    std::fs::remove_dir(&block).unwrap();
+    world.until("the rule is on the disk", || reached(&world) == next.number).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn acknowledgement_reaches_the_server_without_waiting_and_a_thousand_do_not_make_a_thousand()
 {
     let world = shop().await;

@@ -89,6 +89,11 @@ impl Life {
         self.from.at <= at + skew && at <= self.began + skew && !self.covered
     }
 
+    /// Whether a revision was given out in the life before, and is not in the store: what it said is not known here.
+    pub(crate) fn has_lost(&self, revision: Revision) -> bool {
+        self.from.revision < revision && revision.incarnation <= self.from.incarnation
+    }
+
     /// The record that says all this.
     pub(crate) fn change(&self) -> Change {
         let value = serde_json::to_vec(self).expect("a life always has a JSON form");

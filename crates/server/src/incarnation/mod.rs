@@ -15,6 +15,8 @@ mod settle;
 pub(crate) use begin::{Beginning, begin, first_start};
 pub(crate) use hand_back::{Handed, hand_back};
 pub(crate) use journal::{Journal, read_journals};
+#[cfg(test)]
+pub(crate) use life::Before;
 pub(crate) use life::{CURRENT, Cause, Life};
 pub(crate) use log_key::LogKey;
 pub(crate) use seen::{Found, Seen, remember};

@@ -9,17 +9,19 @@ use countersign_api::admin::{
 };
 use countersign_api::v1;
 use countersign_identity::{
-    NodeId, Revision, Revocations, SKEW_ALLOWED, Serial, SpiffeId, Timestamp,
+    Code, NodeId, Revision, Revocations, SKEW_ALLOWED, Serial, SpiffeId, Timestamp,
 };
 use countersign_store::{Batch, Op, PAGE_MAX, PointKey};
 use tokio::sync::watch;
 
 use crate::authority::internal;
 use crate::control::Control;
+use crate::incarnation::Life;
 use crate::publish::Standing;
 use crate::refusal::Refused;
 use crate::revoke::held;
 use crate::revoke::replicas::{CutCount, Heard, trial_of};
+use crate::state::State;
 
 /// Revisions that are watched at once; the oldest gives way.
 const WATCHED_MAX: usize = 64;
@@ -262,6 +264,7 @@ pub(crate) async fn look(
     revision: Revision,
     trial: Option<Revision>,
 ) -> Result<Convergence, Refused> {
+    known(&control.feed.current(), revision)?;
     let heard = listen(control, revision).await?;
     let points: Vec<Standing> =
         control.roster.standings().into_iter().map(|point| joined(point, &heard)).collect();
@@ -296,6 +299,20 @@ pub(crate) async fn look(
         answer.exposure_ends = exposure(control, revision).await?;
     }
     Ok(answer)
+}
+
+/// Goes on only with a revision whose contents are known here: who has come beyond one that a restored store has lost
+/// need never have heard of it.
+fn known(state: &State, revision: Revision) -> Result<(), Refused> {
+    let Some(life) = state.life().filter(|life| life.has_lost(revision)) else { return Ok(()) };
+    let Life { began, cause, from, .. } = &*life;
+    let why = format!(
+        "revision `{revision}` is not in the store, which goes on from {} since {began} ({}): who enforces it is not known; \
+         what agents handed back of it has a revision of its own",
+        from.revision,
+        cause.sentence()
+    );
+    Err(Refused::new(Code::NotConverged, why))
 }
 
 /// What other servers have heard and done, where there are any.

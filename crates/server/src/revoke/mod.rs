@@ -3,6 +3,8 @@
 
 mod converge;
 mod holdings;
+#[cfg(test)]
+mod model;
 mod order;
 mod plan;
 mod prune;

@@ -5,6 +5,8 @@
 //! machine allows, each as one commit for the very revision that it was decided on.
 
 mod ledger;
+#[cfg(test)]
+mod model;
 mod recover;
 mod shown;
 #[cfg(test)]

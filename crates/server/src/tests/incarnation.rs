@@ -105,6 +105,10 @@ async fn what_was_revoked_after_the_backup_is_taken_back_from_agents_before_anyt
     assert_eq!(incarnation.held_until, Some(report.hold_until));
     assert_eq!((incarnation.log_before.size, incarnation.log_before.root), report.log);
     assert!(status.warnings.iter().any(|warning| warning.contains("resume-issuing")));
+    // Who enforces what is not there nobody can say, wherever points are.
+    let asked = running.admin.convergence(Some(before.revision), Duration::ZERO).await;
+    assert_eq!(asked.unwrap_err().code(), Code::NotConverged);
+    running.admin.convergence(Some(report.revision), Duration::ZERO).await.unwrap();
     // The agent comes with the certificate that it has, and is told everything.
     let mut client = agent.client(&realm, &running).await;
     let mut again = open(&mut client, stream_revision(&before.revision)).await.unwrap();

@@ -2,6 +2,7 @@
 
 mod admin;
 mod edge;
+pub(crate) mod explore;
 mod incarnation;
 mod join;
 mod reference;
