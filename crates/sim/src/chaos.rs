@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use countersign_api::resource::Kind;
-use countersign_identity::{Code, Name};
+use countersign_identity::{Code, Name, Reason};
 
 use crate::machine::Machine;
 use crate::manifests::{name, policy, workload};
@@ -13,16 +13,18 @@ use crate::world::{World, skewed};
 /// Something that befalls the world.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
-    ServerStops,
-    ServerStarts,
+    ServerStops(usize),
+    ServerStarts(usize),
     CutOff(usize),
+    /// From one server only.
+    CutFrom(usize, usize),
     Rejoins(usize),
     Crashes(usize),
     Restarts(usize),
     Sleeps(usize, u64),
     ClockSteps(usize, i64),
     Changes(usize),
-    Revokes(usize, Leaked),
+    Revokes(usize, Leaked, Reason),
     Suspends(usize),
     Resumes(usize),
     Trims,
@@ -47,10 +49,15 @@ impl World {
             }
             let machine = usize::try_from(self.below(machines)).unwrap_or(0);
             let lasts = 200 + self.below(40_000);
-            match self.below(20) {
-                0 => {
-                    self.fault_in(at, Fault::ServerStops);
-                    self.fault_in(at + lasts / 2, Fault::ServerStarts);
+            match self.below(22) {
+                0 | 20 => {
+                    let server = self.any_server();
+                    self.fault_in(at, Fault::ServerStops(server));
+                    self.fault_in(at + lasts / 2, Fault::ServerStarts(server));
+                }
+                21 => {
+                    self.fault_in(at, Fault::CutFrom(machine, self.any_server()));
+                    self.fault_in(at + lasts, Fault::Rejoins(machine));
                 }
                 1 | 2 => {
                     self.fault_in(at, Fault::CutOff(machine));
@@ -85,18 +92,29 @@ impl World {
 
     fn leak_in(&mut self, millis: u64, machine: usize) {
         let leaked = LEAKS[usize::try_from(self.below(5)).unwrap_or(0)];
-        self.fault_in(millis, Fault::Revokes(machine, leaked));
+        // One in three has merely been superseded.
+        let reason = if self.below(3) == 0 { Reason::Superseded } else { Reason::KeyCompromise };
+        self.fault_in(millis, Fault::Revokes(machine, leaked, reason));
+    }
+
+    fn any_server(&self) -> usize {
+        usize::try_from(self.below(self.control.count() as u64)).unwrap_or(0)
     }
 
     /// Everything is well again: whatever is broken is mended, and messages travel.
     pub fn heal(&mut self) {
         self.calm = true;
-        if !self.control.is_up() {
-            self.befall(Fault::ServerStarts);
+        for server in 0..self.control.count() {
+            if !self.control.is_up(server) {
+                self.befall(Fault::ServerStarts(server));
+            }
         }
         for index in 0..self.machines.len() {
             self.befall(Fault::Rejoins(index));
-            self.machines[index].asleep = None;
+            // What waits for who sleeps waits for the next second: woken before that, it would hear what comes now first.
+            let second = self.next_second();
+            let asleep = &mut self.machines[index].asleep;
+            *asleep = asleep.map(|until| until.min(second));
             if self.machines[index].skew != 0 {
                 self.befall(Fault::ClockSteps(index, 0));
             }
@@ -121,30 +139,52 @@ impl World {
         self.befall(Fault::ClockSteps(index, skew));
     }
 
-    /// Stops the server for this long, without any other fault.
+    /// Stops every server for this long, without any other fault.
     pub fn outage(&mut self, span: Duration) {
-        self.befall(Fault::ServerStops);
+        (0..self.control.count()).for_each(|server| self.befall(Fault::ServerStops(server)));
         self.run(span);
-        self.befall(Fault::ServerStarts);
+        (0..self.control.count()).for_each(|server| self.befall(Fault::ServerStarts(server)));
+    }
+
+    /// Stops one server.
+    pub fn lose_server(&mut self, server: usize) {
+        self.befall(Fault::ServerStops(server));
+    }
+
+    /// Starts it again.
+    pub fn start_server(&mut self, server: usize) {
+        self.befall(Fault::ServerStarts(server));
     }
 
     pub(crate) fn befall(&mut self, fault: Fault) {
         self.tell(&format!("{fault:?}"));
         match fault {
-            Fault::ServerStops => {
-                for key in self.control.stop() {
-                    self.hang_up(key, Code::Unavailable, "the server went away".to_owned());
+            Fault::ServerStops(server) => {
+                for key in self.control.stop(server) {
+                    let why = "the server went away".to_owned();
+                    self.hang_up((server, key), Code::Unavailable, why);
                 }
             }
-            Fault::ServerStarts if self.control.is_up() => {}
-            Fault::ServerStarts => self.control.start(),
+            Fault::ServerStarts(server) if self.control.is_up(server) => {}
+            Fault::ServerStarts(server) => self.control.start(server),
+            Fault::CutFrom(index, server) => {
+                for key in self.control.lines_of(index) {
+                    if self.control.server_of(key) == Some(server) {
+                        self.break_line(key);
+                    }
+                }
+                self.machines[index].cut_from = Some(server);
+            }
             Fault::CutOff(index) => {
                 for key in self.control.lines_of(index) {
                     self.break_line(key);
                 }
                 self.machines[index].cut_off = true;
             }
-            Fault::Rejoins(index) => self.machines[index].cut_off = false,
+            Fault::Rejoins(index) => {
+                let machine = &mut self.machines[index];
+                (machine.cut_off, machine.cut_from) = (false, None);
+            }
             Fault::Crashes(index) => {
                 // The snapshot may be older than what was in force; revocations are written before anybody hears of them.
                 let unwritten = self.below(2) == 0;
@@ -184,10 +224,11 @@ impl World {
             | Fault::Resumes(_)
             | Fault::Trims
             | Fault::LosesARule
-                if !self.control.is_up() => {}
-            Fault::Revokes(index, leaked) => {
+                if !self.control.any_up() => {}
+            Fault::Revokes(index, leaked, reason) => {
                 let number = self.below(self.settings.workloads as u64);
-                self.revoke(index, usize::try_from(number).unwrap_or(0), leaked);
+                let number = usize::try_from(number).unwrap_or(0);
+                self.revoke_for(reason, index, number, leaked);
             }
             Fault::Suspends(index) => self.suspend(index, 0),
             Fault::Resumes(index) => self.resume(index, 0),
@@ -198,7 +239,7 @@ impl World {
 
     /// An operator changes something about this machine.
     fn change(&mut self, index: usize) {
-        if !self.control.is_up() {
+        if !self.control.any_up() {
             return;
         }
         let number = usize::try_from(self.below(self.settings.workloads as u64 + 1)).unwrap_or(0);

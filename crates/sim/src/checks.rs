@@ -8,7 +8,7 @@ impl World {
     pub fn check_converged(&mut self) {
         for index in 0..self.machines.len() {
             let label = self.machines[index].label.clone();
-            let (revision, records) = self.control.records(&label);
+            let (revision, records) = self.control.records(0, &label);
             let machine = &self.machines[index];
             let life = machine.life.as_ref().expect("every agent lives");
             let state = &life.state;
@@ -19,8 +19,7 @@ impl World {
                 .map(|(key, value)| ((key.kind.to_string(), key.name.to_string()), value.to_vec()))
                 .collect();
             assert!(held == *records, "a{index} holds another slice than the server's");
-            let acknowledged =
-                self.control.call(async |steps| steps.acknowledged(machine.disk.node.id));
+            let acknowledged = self.control.acknowledged(machine.disk.node.id);
             assert_eq!(acknowledged, Some(revision), "a{index} has not said so");
             for name in state.replica().workloads().keys() {
                 // Of workloads elsewhere only the names are known here.

@@ -1,11 +1,11 @@
-//! The server: its store, its present life, and its streams.
+//! The servers: their store, the present life of each, and their streams.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use countersign_api::v1;
 use countersign_identity::{
-    Clock, Code, Entropy, Name, Revision, SeededEntropy, SimClock, Timestamp,
+    Clock, Code, Entropy, Name, NodeId, Revision, SeededEntropy, SimClock, Timestamp,
 };
 use countersign_seal::Kek;
 use countersign_server::Refused;
@@ -26,13 +26,20 @@ pub(crate) struct Control {
     pub(crate) clock: Arc<SimClock>,
     ground: Ground,
     kek: Kek,
-    steps: Option<Steps>,
+    servers: Vec<Server>,
     lines: BTreeMap<LineKey, OpenLine>,
     known: BTreeMap<(Revision, Name), Arc<Records>>,
+}
+
+/// One server of several on one store.
+#[derive(Default)]
+struct Server {
+    steps: Option<Steps>,
     seen: Option<Revision>,
 }
 
 struct OpenLine {
+    server: usize,
     line: Line,
     label: Name,
     /// Streams keep their order: nothing arrives before what was said earlier.
@@ -53,7 +60,7 @@ pub(crate) enum Asked {
 
 impl Control {
     /// A trust domain that has just begun.
-    pub(crate) fn begin(seed: u64, now: Timestamp) -> Self {
+    pub(crate) fn begin(seed: u64, servers: usize, now: Timestamp) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -75,9 +82,9 @@ impl Control {
             .block_on(begin(&ground, &kek, domain, &root, &issuer))
             .expect("an empty store takes a beginning");
         let (lines, known) = (BTreeMap::new(), BTreeMap::new());
-        let (steps, seen) = (None, None);
-        let mut control = Self { runtime, store, clock, ground, kek, steps, lines, known, seen };
-        control.start();
+        let all = (0..servers).map(|_| Server::default()).collect();
+        let mut control = Self { runtime, store, clock, ground, kek, servers: all, lines, known };
+        (0..servers).for_each(|server| control.start(server));
         control
     }
 
@@ -85,16 +92,23 @@ impl Control {
         &self.runtime
     }
 
+    /// How many servers there are, up or not.
+    pub(crate) fn count(&self) -> usize {
+        self.servers.len()
+    }
+
     /// A new life, on what the store holds.
-    pub(crate) fn start(&mut self) {
+    pub(crate) fn start(&mut self, server: usize) {
         let started = self.runtime.block_on(Steps::start(self.ground.clone(), &self.kek));
-        self.steps = Some(started.expect("a store of our own makes a server"));
+        self.servers[server].steps = Some(started.expect("a store of our own makes a server"));
     }
 
     /// Its process ends. Streams are lost, each of which is told.
-    pub(crate) fn stop(&mut self) -> Vec<LineKey> {
-        self.steps = None;
-        std::mem::take(&mut self.lines).into_keys().collect()
+    pub(crate) fn stop(&mut self, server: usize) -> Vec<LineKey> {
+        self.servers[server].steps = None;
+        let lost = self.lines_at(server);
+        self.lines.retain(|_, open| open.server != server);
+        lost
     }
 
     /// True time.
@@ -102,17 +116,31 @@ impl Control {
         self.clock.now()
     }
 
-    pub(crate) fn is_up(&self) -> bool {
-        self.steps.is_some()
+    pub(crate) fn is_up(&self, server: usize) -> bool {
+        self.servers[server].steps.is_some()
     }
 
-    /// Runs one call on the present life.
+    /// Whether there is a server at all, to which an operator could speak.
+    pub(crate) fn any_up(&self) -> bool {
+        self.servers.iter().any(|server| server.steps.is_some())
+    }
+
+    /// Runs one call on the present life of a server.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub(crate) fn call_at<T>(&self, server: usize, call: impl AsyncFnOnce(&Steps) -> T) -> T {
+        let steps = self.servers[server].steps.as_ref().expect("the server is up");
+        self.runtime.block_on(call(steps))
+    }
+
+    /// Runs one call on the first server that is up, as an operator's command does.
     ///
     /// # Panics
     /// When there is none.
     pub(crate) fn call<T>(&self, call: impl AsyncFnOnce(&Steps) -> T) -> T {
-        let steps = self.steps.as_ref().expect("the server is up");
-        self.runtime.block_on(call(steps))
+        let up = (0..self.count()).find(|server| self.is_up(*server));
+        self.call_at(up.expect("a server is up"), call)
     }
 
     /// The revision that the next change gets.
@@ -127,21 +155,28 @@ impl Control {
         committed.expect("the store takes what is in order").revision
     }
 
-    /// Lets the snapshot catch up.
-    pub(crate) fn advance(&self) {
-        let moved = self.call(async |steps| steps.advance().await);
+    /// Lets a server's snapshot catch up.
+    pub(crate) fn advance(&self, server: usize) {
+        let moved = self.call_at(server, async |steps| steps.advance().await);
         moved.expect("our own records are understood");
     }
 
-    /// Whether the snapshot moved since this was asked last: then every stream looks what is new for it.
-    pub(crate) fn has_moved(&mut self) -> bool {
-        let revision = self.steps.as_ref().map(Steps::revision);
-        std::mem::replace(&mut self.seen, revision) != revision
+    /// Whether its snapshot moved since this was asked last: then every stream looks what is new for it.
+    pub(crate) fn has_moved(&mut self, server: usize) -> bool {
+        let Server { steps, seen } = &mut self.servers[server];
+        let revision = steps.as_ref().map(Steps::revision);
+        std::mem::replace(seen, revision) != revision
     }
 
-    /// What nodes with this label must know at the snapshot's revision.
-    pub(crate) fn records(&mut self, label: &Name) -> (Revision, Arc<Records>) {
-        let steps = self.steps.as_ref().expect("the server is up");
+    /// What a node has acknowledged, to whichever server.
+    pub(crate) fn acknowledged(&self, node: NodeId) -> Option<Revision> {
+        let up = self.servers.iter().filter_map(|server| server.steps.as_ref());
+        up.filter_map(|steps| steps.acknowledged(node)).max()
+    }
+
+    /// What nodes with this label must know at the revision of a server's snapshot.
+    pub(crate) fn records(&mut self, server: usize, label: &Name) -> (Revision, Arc<Records>) {
+        let steps = self.servers[server].steps.as_ref().expect("the server is up");
         let revision = steps.revision();
         let records = self.known.entry((revision, label.clone())).or_insert_with(|| {
             let (_, records) = steps.slice(&BTreeSet::from([label.clone()]));
@@ -154,26 +189,26 @@ impl Control {
     /// Opens a stream.
     pub(crate) fn open(
         &mut self,
-        key: LineKey,
+        (server, key): (usize, LineKey),
         label: &Name,
         chain: &[bytes::Bytes],
         hello: &v1::SyncHello,
     ) -> Result<(), Refused> {
-        let line = self.call(async |steps| steps.open(chain, hello).await)?;
+        let line = self.call_at(server, async |steps| steps.open(chain, hello).await)?;
         let arrives = self.clock.now();
-        self.lines.insert(key, OpenLine { line, label: label.clone(), arrives });
+        self.lines.insert(key, OpenLine { server, line, label: label.clone(), arrives });
         Ok(())
     }
 
     /// Asks a stream what it has to say now.
     pub(crate) fn ask(&mut self, key: LineKey) -> Asked {
-        let (Some(steps), Some(open)) = (&self.steps, self.lines.get_mut(&key)) else {
-            return Asked::Gone;
-        };
+        let Some(open) = self.lines.get_mut(&key) else { return Asked::Gone };
+        let server = open.server;
+        let Some(steps) = &self.servers[server].steps else { return Asked::Gone };
         match steps.next(&mut open.line) {
             Ok(Told::Message(message)) => {
                 let label = open.label.clone();
-                let (_, records) = self.records(&label);
+                let (_, records) = self.records(server, &label);
                 Asked::Says(message, records)
             }
             Ok(Told::Nothing(until)) => Asked::Waits(until),
@@ -191,22 +226,34 @@ impl Control {
         open.arrives
     }
 
-    pub(crate) fn acknowledge(&self, key: LineKey, ack: v1::SyncAck) {
-        let (Some(steps), Some(open)) = (&self.steps, self.lines.get(&key)) else { return };
-        // Whoever acknowledges under a key that has a successor is told when the stream is asked next.
-        self.runtime.block_on(steps.acknowledge(&open.line, ack)).ok();
+    /// Takes an acknowledgement; a caller that is not who it was any more ends its stream.
+    pub(crate) fn acknowledge(&mut self, key: LineKey, ack: v1::SyncAck) -> Result<(), Refused> {
+        let Some(open) = self.lines.get(&key) else { return Ok(()) };
+        let Some(steps) = &self.servers[open.server].steps else { return Ok(()) };
+        let taken = self.runtime.block_on(steps.acknowledge(&open.line, ack));
+        if taken.is_err() {
+            self.close(key);
+        }
+        taken
     }
 
     /// The connection of a stream is gone.
     pub(crate) fn close(&mut self, key: LineKey) {
-        if let (Some(steps), Some(open)) = (&self.steps, self.lines.remove(&key)) {
+        let Some(open) = self.lines.remove(&key) else { return };
+        if let Some(steps) = &self.servers[open.server].steps {
             steps.leave(&open.line);
         }
     }
 
-    /// All open streams.
-    pub(crate) fn lines(&self) -> Vec<LineKey> {
-        self.lines.keys().copied().collect()
+    /// The server at the other end of a stream.
+    pub(crate) fn server_of(&self, key: LineKey) -> Option<usize> {
+        self.lines.get(&key).map(|open| open.server)
+    }
+
+    /// The open streams of one server.
+    pub(crate) fn lines_at(&self, server: usize) -> Vec<LineKey> {
+        let lines = self.lines.iter().filter(|(_, open)| open.server == server);
+        lines.map(|(key, _)| *key).collect()
     }
 
     /// The streams of one machine.

@@ -3,17 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{Code, Name, Presented, Revocations, Timestamp};
+use countersign_identity::{Code, Ending, Name, Presented, Revocations, Timestamp};
 use countersign_proxy::retire::{Jitter, Retirement, announced};
-use countersign_tls::{Admitted, Established, Expected, Inbound, Outbound, Trust, accept, dial};
+use countersign_tls::{
+    Admitted, DRAIN_TIMEOUT, Established, Expected, Inbound, Outbound, Trust, accept, dial,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
-use crate::world::World;
+use crate::world::{Due, World};
 
 /// One live connection, both of its ends.
 pub(crate) struct Link {
+    /// Among all of its world.
+    number: u64,
+    /// Until when each of its ends lets it drain, by its own clock.
+    drains: [Option<Timestamp>; 2],
     /// Of the dialler.
     pub(crate) from: usize,
     /// Of the one who answers.
@@ -37,6 +43,10 @@ pub struct LinkReport {
     pub revoked: usize,
     /// Refused because what one of its ends showed was revoked.
     pub turned_away: usize,
+    /// Drained because what one of its ends had shown was superseded.
+    pub drained: usize,
+    /// Of those, closed by the dialler before their time was over.
+    pub done: usize,
 }
 
 impl Link {
@@ -80,7 +90,7 @@ impl Link {
             match (dialled, accepted) {
                 (Ok(Some(dialled)), Ok(accepted)) => {
                     let (from, to) = ends;
-                    Ok(Self { from, to, dialled, accepted })
+                    Ok(Self { number: 0, drains: [None; 2], from, to, dialled, accepted })
                 }
                 (Err(failure), _) => Err(failure.code),
                 (Ok(_), Err(failure)) => Err(failure.code),
@@ -93,9 +103,14 @@ impl Link {
         [self.dialled.stream.admitted(), self.accepted.stream.admitted()]
     }
 
-    /// Whether these rules cover what one of its ends has shown.
-    fn is_revoked(&self, rules: &Revocations) -> bool {
-        self.ends().into_iter().filter_map(Admitted::peer).any(|peer| {
+    /// Whether something new may begin on it.
+    fn takes_more(&self) -> bool {
+        self.ends().into_iter().all(Admitted::takes_more)
+    }
+
+    /// How these rules let it end, by what its ends have shown.
+    fn ending(&self, rules: &Revocations) -> Option<Ending> {
+        let covering = self.ends().into_iter().filter_map(Admitted::peer).filter_map(|peer| {
             let presented = Presented {
                 id: &peer.id,
                 serial: peer.leaf.serial(),
@@ -103,8 +118,9 @@ impl Link {
                 authorities: &[peer.issuer, peer.anchor],
                 provenance: peer.provenance().map(|one| (one.revision, one.node)),
             };
-            rules.covering(&presented).is_some()
-        })
+            rules.covering(&presented).map(|rule| rule.reason.ending())
+        });
+        covering.max()
     }
 
     /// Why one of its ends ended it, if one did.
@@ -139,7 +155,8 @@ impl World {
             self.check_links();
         }
         self.try_thieves(index);
-        if self.links_wanted && !self.links.iter().any(|link| link.from == index) {
+        let has_one = |link: &Link| link.from == index && link.takes_more();
+        if self.links_wanted && !self.links.iter().any(has_one) {
             self.dial(index);
         }
     }
@@ -156,39 +173,113 @@ impl World {
     }
 
     fn check_links(&mut self) {
+        self.note_drains();
         let mut ended = Vec::new();
         for (place, link) in self.links.iter().enumerate() {
-            let sides = [(link.from, 0), (link.to, 1)];
-            for (machine, side) in sides {
-                let point = self.machines[machine].points.values().next().expect("it has one");
-                let allowed = point.policies.contains(&format!("p{}", link.from));
-                let admitted = link.ends()[side];
-                let over = admitted.expires() < self.machines[machine].now();
-                let revoked = link.is_revoked(&point.steps.trust().slice().revocations);
-                match link.ended()[side] {
-                    None => {
-                        assert!(allowed && !over && !revoked, "a connection outlives its right");
-                    }
-                    Some(Code::Revoked) => assert!(revoked, "a connection is cut by no rule"),
-                    Some(Code::PolicyDenied) => {
-                        assert!(!allowed, "a connection is cut for nothing");
-                    }
-                    Some(Code::Expired) => assert!(over, "a connection ends before its time"),
-                    Some(other) => panic!("a connection ended for `{other}`"),
-                }
-            }
+            self.check_end(link, link.from, 0);
+            self.check_end(link, link.to, 1);
             if let Some(code) = link.ended().into_iter().flatten().next() {
                 ended.push((place, code));
             }
         }
+        self.check_draining();
         for (place, code) in ended.into_iter().rev() {
             let link = self.links.swap_remove(place);
             self.tell(&format!("link of a{} ends: {code}", link.from));
             match code {
                 Code::PolicyDenied => self.report.cut += 1,
+                Code::Revoked if link.drains != [None; 2] => {}
                 Code::Revoked => self.report.revoked += 1,
                 _ => self.report.expired += 1,
             }
+        }
+    }
+
+    /// Takes note of which connections have begun to drain, on which something is under way for some time still.
+    fn note_drains(&mut self) {
+        let mut began = Vec::new();
+        for link in &mut self.links {
+            let first = link.drains == [None; 2];
+            let retiring = link.ends().map(|end| (end.why_retiring(), end.expires()));
+            for (side, machine) in [link.from, link.to].into_iter().enumerate() {
+                let (Some(code), expires) = retiring[side] else { continue };
+                assert_eq!(code, Code::Revoked, "a connection drains for what is no rule");
+                let now = self.machines[machine].now();
+                let until = (now + DRAIN_TIMEOUT).min(expires);
+                link.drains[side].get_or_insert(until);
+            }
+            if first && link.drains != [None; 2] {
+                began.push((link.number, link.from));
+            }
+        }
+        for (number, from) in began {
+            self.report.drained += 1;
+            self.tell(&format!("link of a{from} drains"));
+            let later = self.below(60_000);
+            self.in_millis(later, Due::Done(number));
+        }
+    }
+
+    /// What must be true of one end of a connection.
+    fn check_end(&self, link: &Link, machine: usize, side: usize) {
+        let now = self.machines[machine].now();
+        let point = self.machines[machine].points.values().next().expect("it has one");
+        let allowed = point.policies.contains(&format!("p{}", link.from));
+        let over = link.ends()[side].expires() < now;
+        let ending = link.ending(&point.steps.trust().slice().revocations);
+        let drained = link.drains[side].is_some_and(|until| until < now);
+        match link.ended()[side] {
+            None => {
+                let cut = ending == Some(Ending::Cut);
+                assert!(allowed && !over && !cut, "a connection outlives its right");
+                let drains = link.drains[side].is_some();
+                assert!(drains || ending.is_none(), "a connection does not drain by its rule");
+                assert!(!drained, "a connection drains beyond its time");
+            }
+            Some(Code::Revoked) => {
+                let by_rule = ending == Some(Ending::Cut) || drained;
+                assert!(by_rule, "a connection is cut by no rule");
+            }
+            Some(Code::PolicyDenied) => assert!(!allowed, "a connection is cut for nothing"),
+            Some(Code::Expired) => assert!(over, "a connection ends before its time"),
+            Some(other) => panic!("a connection ended for `{other}`"),
+        }
+    }
+
+    /// What a point says of how many drain is how many do.
+    fn check_draining(&self) {
+        for (index, machine) in self.machines.iter().enumerate() {
+            let Some(point) = machine.points.values().next() else { continue };
+            let sides = self.links.iter().flat_map(|link| {
+                [link.from, link.to]
+                    .into_iter()
+                    .zip(link.ends())
+                    .filter(move |(at, _)| *at == index)
+            });
+            let drains =
+                sides.filter(|(_, end)| end.why_retiring().is_some() && end.why_ended().is_none());
+            let said = *point.steps.trust().draining().borrow();
+            assert_eq!(said, drains.count(), "a{index} reports others than those that drain");
+        }
+    }
+
+    /// How many connections there are, those that drain among them.
+    pub fn connections(&self) -> usize {
+        self.links.len()
+    }
+
+    /// How many of them drain.
+    pub fn draining(&self) -> usize {
+        self.links.iter().filter(|link| link.drains != [None; 2]).count()
+    }
+
+    /// What was under way on a connection that drains is done: its dialler closes it.
+    pub(crate) fn done(&mut self, number: u64) {
+        let place = self.links.iter().position(|link| link.number == number);
+        if let Some(place) = place {
+            let link = self.links.swap_remove(place);
+            self.tell(&format!("link of a{} is done", link.from));
+            self.report.done += 1;
         }
     }
 
@@ -217,9 +308,12 @@ impl World {
         let allowed = ours.policies.contains(&name) && theirs.policies.contains(&name);
         let expected = format!("spiffe://shop.example/{}", theirs.name);
         let trusts = (ours.steps.trust(), theirs.steps.trust());
-        let made = Link::make(self.control.runtime(), (from, to), trusts, &theirs.name, &expected);
+        let (runtime, ends) = (self.control.runtime(), (from, to));
+        let made = Link::make(runtime, ends, trusts, &theirs.name, &expected);
         match made {
-            Ok(link) => {
+            Ok(mut link) => {
+                self.links_made += 1;
+                link.number = self.links_made;
                 assert!(allowed, "a{from} may not call a{to}, and does");
                 assert!(!revoked, "a{from} calls a{to} with what is revoked there");
                 let machine_now = self.machines[from].now();

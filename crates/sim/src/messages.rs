@@ -70,7 +70,8 @@ pub(crate) type Records = BTreeMap<(String, String), Vec<u8>>;
 
 /// What a step asks of the world.
 pub(crate) enum Effect {
-    Send(Request),
+    /// To this server.
+    Send(usize, Request),
     /// A reminder to itself.
     After(Duration, Reply),
     Trace(String),

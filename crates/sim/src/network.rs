@@ -14,27 +14,28 @@ impl World {
         1 + self.below(self.settings.delay_max)
     }
 
-    fn is_lost(&self, index: usize) -> bool {
+    fn is_lost(&self, index: usize, server: usize) -> bool {
         let chance = !self.calm && self.below(1000) < self.settings.lost;
-        chance || self.machines[index].cut_off
+        let machine = &self.machines[index];
+        chance || machine.cut_off || machine.cut_from == Some(server)
     }
 
-    pub(crate) fn send(&mut self, index: usize, life: u64, request: Request) {
-        if self.is_lost(index) {
+    pub(crate) fn send(&mut self, (index, life): (usize, u64), server: usize, request: Request) {
+        if self.is_lost(index, server) {
             let name = request.name();
             self.tell(&format!("a{index}'s {name} is lost"));
             return;
         }
         if !self.calm && self.below(1000) < self.settings.doubled {
             let again = self.delay();
-            self.in_millis(again, Due::Arrives(index, life, request.clone()));
+            self.in_millis(again, Due::Arrives((index, life), server, request.clone()));
         }
         let delay = self.delay();
-        self.in_millis(delay, Due::Arrives(index, life, request));
+        self.in_millis(delay, Due::Arrives((index, life), server, request));
     }
 
-    pub(crate) fn answer(&mut self, index: usize, life: u64, reply: Reply) {
-        if self.is_lost(index) {
+    fn answer(&mut self, (index, life): (usize, u64), server: usize, reply: Reply) {
+        if self.is_lost(index, server) {
             self.tell(&format!("an answer to a{index} is lost"));
             return;
         }
@@ -42,16 +43,17 @@ impl World {
         self.in_millis(delay, Due::Comes(index, life, Box::new(reply)));
     }
 
-    pub(crate) fn arrives(&mut self, index: usize, life: u64, request: Request) {
-        if !self.control.is_up() {
-            return self.turned_away(index, life, &request);
+    pub(crate) fn arrives(&mut self, from: (usize, u64), server: usize, request: Request) {
+        if !self.control.is_up(server) {
+            return self.turned_away(from, server, &request);
         }
+        let (index, life) = from;
         match request {
             // A stream is opened once: TCP would not deliver the same opening twice.
             Request::Open { session, .. } if !self.opened.insert((index, life, session)) => {}
             Request::Open { session, chain, hello } => {
                 let (key, label) = ((index, life, session), self.machines[index].label.clone());
-                let reply = match self.control.open(key, &label, &chain, &hello) {
+                let reply = match self.control.open((server, key), &label, &chain, &hello) {
                     Ok(()) => Reply::Opened { session },
                     Err(refused) => {
                         let (code, why) = (refused.code, refused.why);
@@ -61,7 +63,7 @@ impl World {
                 let opened = matches!(reply, Reply::Opened { .. });
                 let delay = self.delay();
                 let at = self.control.in_order(key, self.now + Duration::from_millis(delay));
-                if self.is_lost(index) {
+                if self.is_lost(index, server) {
                     return self.break_line(key);
                 }
                 self.push(at, Due::Comes(index, life, Box::new(reply)));
@@ -70,7 +72,8 @@ impl World {
                 }
             }
             Request::Sign { call, chain, request } => {
-                let answer = self.control.call(async |steps| steps.sign(&chain, request).await);
+                let answer =
+                    self.control.call_at(server, async |steps| steps.sign(&chain, request).await);
                 if let Ok(answer) = &answer {
                     let issued = |result: &&v1::SignResult| {
                         matches!(result.outcome, Some(v1::sign_result::Outcome::Issued(_)))
@@ -80,23 +83,29 @@ impl World {
                     self.signed.extend(std::iter::repeat_n(at, count));
                 }
                 let answer = answer.map_err(|refused| refused.why);
-                self.answer(index, life, Reply::Signed { call, answer });
+                self.answer(from, server, Reply::Signed { call, answer });
             }
             Request::Renew { call, hello, ask } => {
                 let exporter = [7; 32];
                 let proof = |nonce: &[u8]| ask.proof(nonce, &exporter);
-                let answer =
-                    self.control.call(async |steps| steps.renew(&hello, &exporter, proof).await);
+                let answer = self
+                    .control
+                    .call_at(server, async |steps| steps.renew(&hello, &exporter, proof).await);
                 let answer = answer.map_err(|refused| (refused.code, refused.why));
-                self.answer(index, life, Reply::Renewed { call, answer });
+                self.answer(from, server, Reply::Renewed { call, answer });
             }
-            Request::Ack { session, ack } => self.control.acknowledge((index, life, session), ack),
+            Request::Ack { session, ack } => {
+                let key = (index, life, session);
+                if let Err(refused) = self.control.acknowledge(key, ack) {
+                    self.hang_up((server, key), refused.code, refused.why);
+                }
+            }
             Request::Gone { session } => self.control.close((index, life, session)),
         }
     }
 
     /// Nobody listens: the connection is refused.
-    fn turned_away(&mut self, index: usize, life: u64, request: &Request) {
+    fn turned_away(&mut self, from: (usize, u64), server: usize, request: &Request) {
         let why = || "nobody listens".to_owned();
         let reply = match *request {
             Request::Open { session, .. } => {
@@ -110,16 +119,17 @@ impl World {
             }
             Request::Ack { .. } | Request::Gone { .. } => return,
         };
-        self.answer(index, life, reply);
+        self.answer(from, server, reply);
     }
 
     /// Asks a stream for all that it has to say now.
     pub(crate) fn poll(&mut self, key: LineKey) {
         let (index, life, session) = key;
+        let Some(server) = self.control.server_of(key) else { return };
         loop {
             match self.control.ask(key) {
                 Asked::Says(message, records) => {
-                    if self.is_lost(index) {
+                    if self.is_lost(index, server) {
                         self.break_line(key);
                         return;
                     }
@@ -129,7 +139,7 @@ impl World {
                     self.push(at, Due::Comes(index, life, Box::new(said)));
                 }
                 Asked::Waits(until) => return self.push(until, Due::Line(key)),
-                Asked::Ended(code, why) => return self.hang_up(key, code, why),
+                Asked::Ended(code, why) => return self.hang_up((server, key), code, why),
                 Asked::Gone => return,
             }
         }
@@ -142,9 +152,9 @@ impl World {
     }
 
     /// The server ends a stream, and says why. When that is lost, the agent finds it out by itself.
-    pub(crate) fn hang_up(&mut self, key: LineKey, code: Code, why: String) {
+    pub(crate) fn hang_up(&mut self, (server, key): (usize, LineKey), code: Code, why: String) {
         let (index, life, session) = key;
-        if self.is_lost(index) {
+        if self.is_lost(index, server) {
             let why = "the connection broke".to_owned();
             return self.goes_silent(key, Code::Unavailable, why);
         }
@@ -162,23 +172,25 @@ impl World {
         );
     }
 
-    /// The snapshot catches up with the store some time later.
+    /// Each server's snapshot catches up with the store some time later.
     pub(crate) fn advance_soon(&mut self) {
-        let later = self.below(500);
-        self.in_millis(later, Due::Advance);
-    }
-
-    pub(crate) fn advance(&mut self) {
-        if self.control.is_up() {
-            self.control.advance();
+        for server in 0..self.control.count() {
+            let later = self.below(500);
+            self.in_millis(later, Due::Advance(server));
         }
-        self.follow();
     }
 
-    /// Wakes every stream when the snapshot has moved, whoever moved it.
-    pub(crate) fn follow(&mut self) {
-        if self.control.has_moved() {
-            for key in self.control.lines() {
+    pub(crate) fn advance(&mut self, server: usize) {
+        if self.control.is_up(server) {
+            self.control.advance(server);
+        }
+        self.follow(server);
+    }
+
+    /// Wakes every stream of a server when its snapshot has moved, whoever moved it.
+    pub(crate) fn follow(&mut self, server: usize) {
+        if self.control.has_moved(server) {
+            for key in self.control.lines_at(server) {
                 self.poll(key);
             }
         }

@@ -59,6 +59,21 @@ impl World {
     /// Takes something of this machine's workload out of service, and lets the snapshot follow some time later. Nothing
     /// happens when there is nothing to name.
     pub fn revoke(&mut self, index: usize, number: usize, leaked: Leaked) {
+        self.revoke_for(Reason::KeyCompromise, index, number, leaked);
+    }
+
+    /// The same for something that did not leak, and has a successor: connections are drained.
+    pub fn supersede(&mut self, index: usize, number: usize, leaked: Leaked) {
+        self.revoke_for(Reason::Superseded, index, number, leaked);
+    }
+
+    pub(crate) fn revoke_for(
+        &mut self,
+        reason: Reason,
+        index: usize,
+        number: usize,
+        leaked: Leaked,
+    ) {
         let workload = name(index, number);
         let Some(held) = self.held_for(index, &workload) else { return };
         let before = self.control.next_revision();
@@ -81,10 +96,9 @@ impl World {
             }
         };
         let at = self.now;
-        let reason = Reason::KeyCompromise;
         let rule = Revocation { target, about: None, reason, at, until: at + lasts };
         let name = format!("r{}", self.numbered + self.rules.len());
-        self.tell(&format!("revision {before} revokes {}", rule.target));
+        self.tell(&format!("revision {before} revokes {} ({reason})", rule.target));
         self.put(Kind::Revocation, &name, &rule, before);
         let rule = Arc::new(rule);
         if number == 0 && leaked != Leaked::OtherAuthority {

@@ -28,6 +28,8 @@ use crate::trace::Trace;
 pub struct Settings {
     /// All chance of the run.
     pub seed: u64,
+    /// How many servers there are, on one store.
+    pub servers: usize,
     /// How many nodes there are.
     pub machines: usize,
     /// How many workloads each has.
@@ -63,6 +65,7 @@ pub struct World {
     /// The streams whose opening has reached the server.
     pub(crate) opened: BTreeSet<LineKey>,
     pub(crate) links: Vec<Link>,
+    pub(crate) links_made: u64,
     pub(crate) links_wanted: bool,
     pub(crate) report: LinkReport,
     /// The rules that are not moot yet.
@@ -96,12 +99,15 @@ struct Entry {
 
 pub(crate) enum Due {
     Wake(usize, u64),
-    Arrives(usize, u64, Request),
+    /// From a machine in one of its lives, at a server.
+    Arrives((usize, u64), usize, Request),
     Comes(usize, u64, Box<Reply>),
     Line(LineKey),
-    Advance,
+    Advance(usize),
     Fault(Fault),
     Successor(usize),
+    /// What was under way on a connection that drains is done.
+    Done(u64),
 }
 
 impl PartialEq for Entry {
@@ -127,12 +133,13 @@ const BEGINNING: Timestamp = Timestamp::from_secs(1_795_262_400);
 impl World {
     /// A trust domain whose nodes have joined, and whose agents are about to start.
     pub fn begin(settings: Settings) -> Self {
-        let control = Control::begin(settings.seed, BEGINNING);
+        let control = Control::begin(settings.seed, settings.servers, BEGINNING);
         let mut world = Self {
             control,
             machines: Vec::new(),
             opened: BTreeSet::new(),
             links: Vec::new(),
+            links_made: 0,
             links_wanted: settings.services,
             report: LinkReport::default(),
             rules: Vec::new(),
@@ -191,7 +198,7 @@ impl World {
         let applied = self.control.call(async |steps| steps.apply(manifests).await);
         let revision = applied.unwrap_or_else(|refused| panic!("manifests are refused: {refused}"));
         self.tell(&format!("revision {revision}"));
-        self.advance();
+        (0..self.control.count()).for_each(|server| self.advance(server));
     }
 
     fn join(&mut self, index: usize) -> Machine {
@@ -232,6 +239,8 @@ impl World {
             skew: 0,
             asleep: None,
             cut_off: false,
+            cut_from: None,
+            servers: self.settings.servers,
             disk: Disk::of(node),
             life: None,
             lives: 0,
@@ -245,6 +254,11 @@ impl World {
     /// How much time has passed.
     pub fn elapsed(&self) -> Duration {
         self.now.since(self.begun)
+    }
+
+    /// When the next whole second since the beginning is over.
+    pub(crate) fn next_second(&self) -> Timestamp {
+        self.begun + Duration::from_secs(self.elapsed().as_secs() + 1)
     }
 
     /// What happened so far.
@@ -325,8 +339,7 @@ impl World {
             {
                 // It may be woken before that. All that waits for it waits for one moment, and so keeps its order.
                 let until = self.machines[index].asleep.unwrap_or(self.now);
-                let second = Duration::from_secs(self.elapsed().as_secs() + 1);
-                self.push(until.min(self.begun + second), due);
+                self.push(until.min(self.next_second()), due);
             }
             Due::Wake(index, life) => self.wake(index, life),
             Due::Comes(index, life, reply) => {
@@ -334,14 +347,15 @@ impl World {
                     self.with(index, |machine, effects| machine.hear(*reply, effects));
                 }
             }
-            Due::Arrives(index, life, request) => {
-                self.arrives(index, life, request);
-                self.follow();
+            Due::Arrives(from, server, request) => {
+                self.arrives(from, server, request);
+                self.follow(server);
             }
             Due::Line(key) => self.poll(key),
-            Due::Advance => self.advance(),
+            Due::Advance(server) => self.advance(server),
             Due::Fault(fault) => self.befall(fault),
             Due::Successor(from) => self.dial(from),
+            Due::Done(number) => self.done(number),
         }
     }
 
@@ -379,7 +393,7 @@ impl World {
     fn effect(&mut self, index: usize, effect: Effect) {
         let life = self.machines[index].lives;
         match effect {
-            Effect::Send(request) => self.send(index, life, request),
+            Effect::Send(server, request) => self.send((index, life), server, request),
             Effect::After(span, reply) => {
                 self.push(self.now + span, Due::Comes(index, life, Box::new(reply)));
             }

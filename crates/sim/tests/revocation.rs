@@ -10,6 +10,7 @@ const WORKLOADS: usize = 3;
 fn world(seed: u64) -> World {
     let mut world = World::begin(Settings {
         seed,
+        servers: 1,
         machines: MACHINES,
         workloads: WORKLOADS,
         lifetime: "60s",
@@ -117,6 +118,41 @@ fn suspended_workload_loses_its_svid_and_its_connections_and_gets_them_back() {
     world.resume(1, 0);
     world.run(Duration::from_secs(1));
     assert_eq!(world.held(), MACHINES * WORKLOADS);
+    world.run(Duration::from_secs(5));
+    world.check_converged();
+}
+
+#[test]
+fn superseded_workload_is_issued_anew_and_its_connections_are_drained_within_their_time() {
+    let mut world = world(10);
+    world.supersede(1, 0, Leaked::Identity);
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.reissued(), 1);
+    assert_eq!(world.held(), MACHINES * WORKLOADS);
+    let links = world.links();
+    // One that it made, and one that was made to it.
+    assert_eq!((links.revoked, links.drained), (0, 2), "{links:?}");
+    assert_eq!(world.thwarted(), 1, "nothing new begins on what is superseded");
+    // Every machine does something within that time, and looks at its connections then.
+    world.run(Duration::from_secs(16));
+    assert_eq!(world.connections() - world.draining(), MACHINES, "each has a successor");
+    // Each step of the world checks that none is cut before its time, and none drains beyond it.
+    world.run(Duration::from_secs(15));
+    assert_eq!(world.links().revoked, 0);
+    assert_eq!(world.draining(), 0, "{:?}", world.links());
+    world.check_converged();
+    world.verify_everything();
+}
+
+#[test]
+fn what_drains_is_cut_when_it_leaks_as_well() {
+    let mut world = world(11);
+    world.supersede(1, 0, Leaked::Identity);
+    world.run(Duration::from_secs(1));
+    assert!(0 < world.draining(), "{:?}", world.links());
+    world.revoke(1, 0, Leaked::Node);
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.draining(), 0, "{:?}", world.links());
     world.run(Duration::from_secs(5));
     world.check_converged();
 }

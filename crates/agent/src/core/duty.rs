@@ -301,8 +301,9 @@ impl Duty {
 
     /// There is a server again after an absence: a request now is no retry of the old one.
     ///
-    /// What has come due meanwhile is asked for at a moment drawn from a span as long as the absence, so that a fleet that
-    /// was cut off together does not come back together; and within three quarters of the time that is left for tries.
+    /// What has come due meanwhile is asked for at a moment drawn from a span twice as long as the absence, so that a fleet
+    /// that was cut off together adds half of its usual rate to what comes due anyway, and chance has room below three times
+    /// that rate; and within three quarters of the time that is left for tries.
     pub(super) fn fresh_chance(
         &mut self,
         now: Timestamp,
@@ -315,7 +316,7 @@ impl Duty {
         let left = retry_ends(term.issued, term.expires).since(now) * 3 / 4;
         // Where nothing is left to wait in, it is asked for at once.
         if !self.outdated && term.due() <= now && !left.is_zero() {
-            self.retry = Some(now + share(absence.min(left), entropy));
+            self.retry = Some(now + share((absence * 2).min(left), entropy));
         }
     }
 
