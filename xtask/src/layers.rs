@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::shell::{cargo, output};
 
 /// Layer of each package. A dependency must lie in a lower one, but for the exceptions below.
-const LAYERS: [(&str, u8); 17] = [
+const LAYERS: [(&str, u8); 18] = [
     ("countersign-identity", 0),
     ("countersign-pki", 1),
     ("countersign-policy", 1),
@@ -18,6 +18,7 @@ const LAYERS: [(&str, u8); 17] = [
     ("countersign-store", 2),
     ("countersign-tls", 2),
     ("countersign", 3),
+    ("countersign-program", 3),
     ("countersign-server", 4),
     ("countersign-agent", 4),
     ("countersign-proxy", 4),
@@ -38,14 +39,31 @@ const KEPT: [(&str, &str); 6] = [
     ("fluke-hpack", "countersign-agent"),
 ];
 
-/// What no program exposed to the network as a proxy is may ever link.
-const PROXY_REFUSES: [&str; 6] = [
-    "rusqlite",
-    "tokio-postgres",
-    "countersign-store",
-    "countersign-server",
-    "countersign-agent",
-    "countersign-seal",
+/// What the programs on each machine may never link: neither databases nor what holds the trust domain's keys, nor each
+/// other. `countersign-agent` and `countersign-proxy` are made of these packages alone.
+const SLIM: [(&str, [&str; 6]); 2] = [
+    (
+        "countersign-proxy",
+        [
+            "rusqlite",
+            "tokio-postgres",
+            "countersign-store",
+            "countersign-server",
+            "countersign-agent",
+            "countersign-seal",
+        ],
+    ),
+    (
+        "countersign-agent",
+        [
+            "rusqlite",
+            "tokio-postgres",
+            "countersign-store",
+            "countersign-server",
+            "countersign-proxy",
+            "countersign-seal",
+        ],
+    ),
 ];
 
 pub(crate) fn run() -> Result<()> {
@@ -55,20 +73,17 @@ pub(crate) fn run() -> Result<()> {
     if !problems.is_empty() {
         bail!("layers:\n  {}", problems.join("\n  "));
     }
+    SLIM.iter().try_for_each(|(program, refused)| links_none(program, refused))
+}
+
+/// Whether a program links none of these packages.
+fn links_none(program: &str, refused: &[&str]) -> Result<()> {
     let tree = output(&mut cargo(&[
-        "tree",
-        "-p",
-        "countersign-proxy",
-        "--edges",
-        "normal",
-        "--prefix",
-        "none",
-        "--format",
-        "{p}",
+        "tree", "-p", program, "--edges", "normal", "--prefix", "none", "--format", "{p}",
     ]))?;
     let linked = |name: &str| tree.lines().any(|line| line.split(' ').next() == Some(name));
-    match PROXY_REFUSES.into_iter().find(|name| linked(name)) {
-        Some(name) => bail!("layers: the proxy links `{name}`"),
+    match refused.iter().find(|name| linked(name)) {
+        Some(name) => bail!("layers: `{program}` links `{name}`"),
         None => Ok(()),
     }
 }

@@ -10,6 +10,7 @@
 
 pub mod attest;
 pub mod authority_filter;
+pub mod command;
 mod config;
 pub mod core;
 mod disk;

@@ -6,6 +6,8 @@ use anyhow::Result;
 use countersign_api::admin::AdminClient;
 use serde::Deserialize;
 
+pub(crate) use countersign_program::system::{socket_path, variable};
+
 use crate::exit::Failure;
 
 /// Where the trust domain is that a command is for.
@@ -129,32 +131,6 @@ fn whereabouts(path: &Path) -> Result<Option<Whereabouts>> {
         ))
         .into()
     })
-}
-
-/// The value of an environment variable; an empty one counts as absent.
-pub(crate) fn variable(name: &str) -> Result<Option<String>, Failure> {
-    match std::env::var(name) {
-        Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
-        Err(std::env::VarError::NotPresent) => Ok(None),
-        Err(std::env::VarError::NotUnicode(_)) => {
-            Err(Failure::not_understood(format!("{name} is not UTF-8")))
-        }
-    }
-}
-
-/// The path of a Unix socket's address: `unix:///path`, `unix:/path`, or the path alone.
-pub(crate) fn socket_path(address: &str) -> Result<PathBuf, Failure> {
-    let path = address
-        .strip_prefix("unix://")
-        .or_else(|| address.strip_prefix("unix:"))
-        .unwrap_or(address);
-    if path.starts_with('/') && !path.contains(['\0', '?', '#']) {
-        return Ok(PathBuf::from(path));
-    }
-    let shown = crate::output::printable(address);
-    Err(Failure::not_understood(format!(
-        "`{shown}` is not the address of a Unix socket: expected `unix:///` and an absolute path"
-    )))
 }
 
 #[cfg(test)]

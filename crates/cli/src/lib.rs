@@ -5,63 +5,41 @@
 
 mod agent_channel;
 mod commands;
-mod exit;
 mod find;
 pub mod manifest;
-mod output;
-mod resident;
 mod serve;
 mod settings;
 mod up;
 
+use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use countersign_api::admin::AdminError;
+use countersign_identity::Code;
+use countersign_program::exit::Known;
+pub(crate) use countersign_program::{exit, output};
 
 use crate::commands::Cli;
-use crate::exit::{Exit, OutputClosed, Told};
-use crate::output::Output;
 
 /// Runs the program with the arguments of its process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = cli.output;
-    // A defect ends the program with a sentence, too, and with the status for it.
-    std::panic::set_hook(Box::new(|info| {
-        let place = info.location().map(ToString::to_string).unwrap_or_default();
-        eprintln!(
-            "countersign: a defect of this program ({place}): {}",
-            info.payload_as_str().unwrap_or("no reason given")
-        );
-    }));
-    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| commands::run(cli)));
-    match ended {
-        Ok(Ok(exit)) => exit.into(),
-        Ok(Err(error)) => tell(&error, output).into(),
-        Err(_panic) => Exit::Ours.into(),
-    }
+    countersign_program::main("countersign", output, || commands::run(cli), known)
 }
 
-/// Says what went wrong: a sentence on standard error, and for scripts an object on standard output.
-fn tell(error: &anyhow::Error, output: Output) -> Exit {
-    if error.is::<OutputClosed>() {
-        return Exit::Done;
+/// What is known of a cause of an error.
+fn known(cause: &(dyn Error + 'static)) -> Option<Known> {
+    if let Some(found) = cause.downcast_ref::<manifest::Problems>() {
+        return Some(Known { code: Code::InvalidManifest, problems: found.list().to_vec() });
     }
-    let told = Told::of(error);
-    eprintln!("countersign: {}", sentence(&told));
-    if output == Output::Json {
-        let object = serde_json::json!({
-            "error": { "code": told.code, "message": told.message, "problems": told.problems },
-        });
-        if output::json(&object).is_err() {
-            // Nobody reads it; the status says it all the same.
-            return told.exit;
+    if let Some(error) = cause.downcast_ref::<AdminError>() {
+        let mut known = Known::from(error.code());
+        if let AdminError::Refused(refusal) = error {
+            known.problems.clone_from(&refusal.problems);
         }
+        return Some(known);
     }
-    told.exit
-}
-
-fn sentence(told: &Told) -> String {
-    let problems = told.problems.iter().map(|problem| format!("\n{problem}"));
-    problems.fold(told.message.clone(), |text, problem| text + &problem)
+    serve::code_of(cause).map(Known::from)
 }

@@ -14,9 +14,9 @@ use countersign_api::resource::{
     Kind, Node, Position, Problem, Resource, Spec, Tree, Unread, check_beside,
 };
 use countersign_identity::{Name, TrustDomain};
+pub(crate) use countersign_program::system::plain;
 
 use self::files::Source;
-pub(crate) use self::files::{plain, read_file as read_regular};
 use self::places::Places;
 
 /// Everything that is wrong with a set of manifests. Never empty.

@@ -1,24 +1,22 @@
 //! The programs that stay: `init`, `server`, `agent`, `proxy`, and the example services.
 
-mod agent;
-mod proxy;
-mod run;
+mod example;
 mod server;
 mod store;
 
 use std::error::Error;
 
+pub(crate) use countersign_agent::command::{AgentProgram, agent};
 use countersign_identity::Code;
+pub(crate) use countersign_proxy::command::{ProxyProgram, proxy};
 
-pub(crate) use self::agent::{AgentProgram, agent};
-pub(crate) use self::proxy::{ProxyProgram, proxy};
-pub(crate) use self::run::example;
+pub(crate) use self::example::example;
 pub(crate) use self::server::{InitProgram, ServerProgram, init, server};
 pub(crate) use self::store::password;
 
 /// Keeps keys out of core dumps and away from other processes of this user.
 pub(crate) fn harden_process() -> anyhow::Result<()> {
-    run::harden(run::Dump::Never)
+    countersign_program::run::harden(countersign_program::run::Dump::Never)
 }
 
 /// The code of an error that the programs know.
@@ -29,5 +27,7 @@ pub(crate) fn code_of(cause: &(dyn Error + 'static)) -> Option<Code> {
     if cause.is::<crate::up::Late>() || cause.is::<crate::up::Unready>() {
         return Some(Code::NotReady);
     }
-    server::code_of(cause).or_else(|| agent::code_of(cause)).or_else(|| proxy::code_of(cause))
+    server::code_of(cause)
+        .or_else(|| countersign_agent::command::code_of(cause))
+        .or_else(|| countersign_proxy::command::code_of(cause))
 }

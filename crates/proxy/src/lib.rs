@@ -33,6 +33,7 @@
 mod alarms;
 mod body;
 mod bounds;
+pub mod command;
 mod config;
 mod dial;
 mod door;

@@ -1,11 +1,11 @@
 //! Which files are manifests, and their bounded contents.
 
-use std::fs::{self, File};
-use std::io::Read as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use countersign_api::resource::Problem;
+use countersign_program::system::{plain, read, read_regular};
 
 use super::Problems;
 
@@ -56,7 +56,7 @@ pub(super) fn open(path: &Path) -> Result<(Vec<Source>, Vec<Problem>), Problems>
     for path in paths {
         let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new(".")).to_owned();
-        match read_file(&path, FILE_BYTES_MAX) {
+        match read_regular(&path, FILE_BYTES_MAX) {
             Ok(text) => {
                 total += text.len();
                 if TOTAL_BYTES_MAX < total {
@@ -92,42 +92,4 @@ fn listing(folder: &Path) -> Result<Vec<PathBuf>, String> {
     }
     paths.sort();
     Ok(paths)
-}
-
-/// Reads a regular file as UTF-8.
-pub(crate) fn read_file(path: &Path, max: usize) -> Result<String, String> {
-    let cannot = |error: &std::io::Error| format!("cannot be read: {}", plain(error));
-    // Asked before opening, because opening a pipe waits for somebody to write into it.
-    let metadata = fs::metadata(path).map_err(|error| cannot(&error))?;
-    if !metadata.is_file() {
-        return Err("is not a regular file".to_owned());
-    }
-    read(File::open(path).map_err(|error| cannot(&error))?, max)
-}
-
-fn read(from: impl std::io::Read, max: usize) -> Result<String, String> {
-    let mut bytes = Vec::new();
-    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
-    from.take(limit)
-        .read_to_end(&mut bytes)
-        .map_err(|error| format!("cannot be read: {}", plain(&error)))?;
-    if max < bytes.len() {
-        return Err(format!(
-            "is larger than {max} bytes, which is the most that is read: split it"
-        ));
-    }
-    String::from_utf8(bytes).map_err(|error| {
-        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-        format!("is not UTF-8 in line {line}: save it as UTF-8")
-    })
-}
-
-/// What the system said, without its number.
-pub(crate) fn plain(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or(&text);
-    let mut characters = text.chars();
-    let first = characters.next();
-    first.map_or(String::new(), |first| first.to_lowercase().chain(characters).collect())
 }

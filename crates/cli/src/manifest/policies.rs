@@ -8,8 +8,9 @@ use countersign_api::resource::{
 };
 use countersign_identity::Name;
 use countersign_policy::{Declared, Policies, PolicySource};
+use countersign_program::system;
 
-use super::files::{self, Source};
+use super::files::Source;
 use super::{CedarText, Lines, cedar_of, field};
 
 /// Puts the file that `spec.cedarFile` names in the place of `spec.cedar`. Tells where the text stands.
@@ -84,14 +85,14 @@ fn read(source: &Source, value: &Tree) -> Result<(String, String), String> {
         return Err(outside());
     }
     let cannot =
-        |error: std::io::Error| format!("`{shown}` cannot be read: {}", files::plain(&error));
+        |error: std::io::Error| format!("`{shown}` cannot be read: {}", system::plain(&error));
     let folder = folder.canonicalize().map_err(cannot)?;
     let file = folder.join(path).canonicalize().map_err(cannot)?;
     if !file.starts_with(&folder) {
         return Err(outside());
     }
     let text =
-        files::read_file(&file, CEDAR_BYTES_MAX).map_err(|why| format!("`{shown}` {why}"))?;
+        system::read_regular(&file, CEDAR_BYTES_MAX).map_err(|why| format!("`{shown}` {why}"))?;
     let beside = Path::new(&*source.name).parent().map(|parent| parent.join(path));
     Ok((beside.unwrap_or_else(|| path.to_owned()).display().to_string(), text))
 }

@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use anyhow::Result;
 use countersign_api::admin::TrustFingerprint;
 use countersign_identity::{Code, DurationText, Lifetime, Name, TrustDomain};
+use countersign_program::run::{Dump, Logging, harden, run};
 use countersign_server::{Config, InitConfig, NodeAuthorities, Ready, StartError, StoreAt};
 use serde_json::json;
 
-use super::run::{Dump, Logging, harden, run};
 use super::store::store_at;
 use crate::exit::Exit;
 use crate::output::{self, Output};
-use crate::settings::{Field, Program, Settings, remember};
+use crate::settings::{Field, MaybeAddress, Program, Settings, remember};
 
 /// Where the state is kept.
 pub(super) const STORE: Field = Field::one(
@@ -114,20 +114,6 @@ impl Program for ServerProgram {
             "A label of nodes that come by `--node-ca` (repeatable)",
         ),
     ];
-}
-
-/// An address, or nowhere.
-pub(super) struct MaybeAddress(pub(super) Option<SocketAddr>);
-
-impl std::str::FromStr for MaybeAddress {
-    type Err = countersign_api::resource::BadAddress;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "off" {
-            return Ok(Self(None));
-        }
-        text.parse().map(|countersign_api::resource::ListenAddress(address)| Self(Some(address)))
-    }
 }
 
 /// An address to listen on.

@@ -3,49 +3,15 @@
 use std::path::Path;
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
+use countersign_program::settings::{REMEMBERED_END, Remembered};
 
-use super::resolve::Resolved;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Output, Table};
 
-/// The settings of one program, as it started with them.
-#[derive(Debug, Serialize, Deserialize)]
-struct Shown {
-    program: String,
-    settings: Vec<ShownSetting>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct ShownSetting {
-    name: String,
-    value: String,
-    source: String,
-}
-
-/// What such a file is called, after the program's own name.
-const FILE_END: &str = "settings.json";
 /// The largest such file that is read.
 const FILE_BYTES_MAX: usize = 1024 * 1024;
 /// How many programs are shown.
 const PROGRAMS_MAX: usize = 1000;
-
-/// Leaves the settings of this program in a folder of its own. Secrets are left out. That it cannot be written
-/// is no reason not to run.
-pub(crate) fn remember(folder: &Path, program: &str, resolved: &Resolved) {
-    let settings = resolved.given.values().filter(|given| !given.field.hidden).map(|given| {
-        let value = if given.field.secret { "(secret)".to_owned() } else { given.texts.join(" ") };
-        ShownSetting { name: given.field.key(), value, source: given.source.to_string() }
-    });
-    let shown = Shown { program: program.to_owned(), settings: settings.collect() };
-    let path = folder.join(format!("{program}.{FILE_END}"));
-    let written = serde_json::to_vec(&shown)
-        .map_err(anyhow::Error::from)
-        .and_then(|bytes| crate::up::replace(&path, &bytes));
-    if let Err(error) = written {
-        tracing::debug!("the settings cannot be remembered: {error:#}");
-    }
-}
 
 /// Shows what the programs on a data directory were told.
 pub(crate) fn show(data: Option<&Path>, output: Output) -> Result<Exit> {
@@ -56,7 +22,7 @@ pub(crate) fn show(data: Option<&Path>, output: Output) -> Result<Exit> {
     let mut folders =
         vec![data.to_owned(), data.join("server"), data.join("agent"), data.join("run")];
     folders.extend(run_folder(data));
-    let mut programs: Vec<Shown> = Vec::new();
+    let mut programs: Vec<Remembered> = Vec::new();
     for folder in folders {
         programs.extend(read(&folder));
     }
@@ -92,21 +58,31 @@ pub(crate) fn show(data: Option<&Path>, output: Output) -> Result<Exit> {
 fn run_folder(data: &Path) -> Option<std::path::PathBuf> {
     let bytes = std::fs::read(data.join("up.json")).ok()?;
     let found: crate::find::Whereabouts = serde_json::from_slice(&bytes).ok()?;
-    let socket = crate::find::socket_path(&found.admin).ok()?;
+    let socket = countersign_program::system::socket_path(&found.admin).ok()?;
     socket.parent().map(Path::to_owned)
 }
 
-fn read(folder: &Path) -> Vec<Shown> {
+fn read(folder: &Path) -> Vec<Remembered> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let mut paths: Vec<_> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.to_string_lossy().ends_with(FILE_END))
+        .filter(|path| path.to_string_lossy().ends_with(REMEMBERED_END))
         .take(PROGRAMS_MAX)
         .collect();
     paths.sort();
     let parse = |path: &std::path::PathBuf| {
-        let text = crate::manifest::read_regular(path, FILE_BYTES_MAX).ok()?;
+        let text = countersign_program::system::read_regular(path, FILE_BYTES_MAX).ok()?;
         serde_json::from_str(&text).ok()
     };
     paths.iter().filter_map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folder_in_which_no_program_ran_is_told() {
+        assert!(show(Some(Path::new("/no/such")), Output::Human).is_err());
+    }
 }

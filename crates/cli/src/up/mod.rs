@@ -19,7 +19,7 @@ use std::time::Duration;
 use countersign_identity::DurationText;
 
 pub(crate) use address::{AddressArguments, address};
-pub(crate) use layout::{Taken, last_up, replace};
+pub(crate) use layout::{Taken, last_up};
 pub(crate) use story::{Late, Unready, run};
 
 /// Where the README's first command finds its manifests.

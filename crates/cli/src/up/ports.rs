@@ -42,7 +42,7 @@ impl Ports {
 
     /// Frees the ports for the processes that will listen on them, and remembers them.
     pub(crate) fn release(self) -> Result<()> {
-        super::layout::replace(&self.file, &serde_json::to_vec_pretty(&self.given)?)
+        countersign_program::system::replace(&self.file, &serde_json::to_vec_pretty(&self.given)?)
     }
 }
 

@@ -19,7 +19,16 @@ pub(crate) struct Part {
 
 impl Part {
     pub(crate) fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(binary())
+        Self::start_of(&binary(), arguments, environment)
+    }
+
+    /// The same of this program.
+    pub(crate) fn start_of(
+        program: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let mut child = Command::new(program)
             .args(arguments)
             .args(["--output", "json", "--log-level", "warn"])
             .envs(environment.iter().copied())

@@ -22,7 +22,7 @@ pub(super) fn read(
     fields: &[&'static Field],
     resolved: &mut Resolved,
 ) -> Result<Found, Failure> {
-    let text = crate::manifest::read_regular(path, FILE_BYTES_MAX)
+    let text = crate::system::read_regular(path, FILE_BYTES_MAX)
         .map_err(|why| Failure::not_understood(format!("`{}` {why}", path.display())))?;
     let table = DeTable::parse(&text).map_err(|error| {
         let line = error.span().map_or(1, |span| line_of(&text, span.start));

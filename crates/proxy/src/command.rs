@@ -4,24 +4,25 @@ mod fixed;
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::Parser as _;
 use countersign::{Authorization, Endpoint, NotReady, SourceFault};
 use countersign_identity::{Code, Name, SpiffeId, TrustDomain};
-use countersign_proxy::{Config, IdentitySource, ListenFault, Listeners, Ready};
+use countersign_program::exit::{Exit, Known};
+use countersign_program::output::{Output, printable};
+use countersign_program::run::{Dump, Logging, run};
+use countersign_program::settings::{Field, MaybeAddress, Program, Resolved, Settings, remember};
+use countersign_program::system::socket_path;
 use serde_json::json;
 
 use self::fixed::{Inbound, Outbound};
-use super::run::{Dump, Logging, run};
-use super::server::MaybeAddress;
-use crate::exit::Exit;
-use crate::find;
-use crate::output::Output;
-use crate::settings::{Field, Program, Resolved, Settings, remember};
+use crate::{Config, IdentitySource, ListenFault, Listeners, Ready};
 
 /// `countersign proxy`.
 #[derive(Clone, Debug)]
-pub(crate) struct ProxyProgram;
+pub struct ProxyProgram;
 
 impl Program for ProxyProgram {
     const NAME: &'static str = "proxy";
@@ -79,7 +80,7 @@ impl std::str::FromStr for Federated {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let shown = crate::output::printable(text);
+        let shown = printable(text);
         let (name, file) = text.split_once('=').ok_or_else(|| {
             format!("`{shown}` is not understood: expected `NAME=FILE`, such as `other.example=other.pem`")
         })?;
@@ -89,7 +90,35 @@ impl std::str::FromStr for Federated {
     }
 }
 
-pub(crate) fn proxy(settings: &Settings<ProxyProgram>, output: Output) -> Result<Exit> {
+/// The command line of the program by itself.
+#[derive(Debug, clap::Parser)]
+#[command(
+    name = "countersign-proxy",
+    version,
+    about = "Run a proxy: mutual TLS for a service that speaks none",
+    max_term_width = 100
+)]
+struct Alone {
+    /// For whom to print: `human`, or `json` for scripts, one object a line
+    #[arg(long, value_enum, default_value_t, value_name = "FORM", hide_possible_values = true)]
+    output: Output,
+
+    #[command(flatten)]
+    settings: Settings<ProxyProgram>,
+}
+
+/// Runs the program `countersign-proxy` with the arguments of its process.
+pub fn main() -> ExitCode {
+    let Alone { output, settings } = Alone::parse();
+    let known = |cause: &(dyn Error + 'static)| code_of(cause).map(Known::from);
+    countersign_program::main("countersign-proxy", output, || proxy(&settings, output), known)
+}
+
+/// Runs it until it is stopped.
+///
+/// # Errors
+/// When it is told what it does not understand, or does not start.
+pub fn proxy(settings: &Settings<ProxyProgram>, output: Output) -> Result<Exit> {
     let mut resolved = settings.resolve()?;
     let name = resolved.required::<Name>("name");
     let identity = identity(&mut resolved);
@@ -116,7 +145,7 @@ pub(crate) fn proxy(settings: &Settings<ProxyProgram>, output: Output) -> Result
         logging,
         Dump::AsUsual,
         output,
-        |stop, ready| countersign_proxy::run(config, stop, ready),
+        |stop, ready| crate::run(config, stop, ready),
         |ready, output| {
             if let Some(folder) = folder {
                 remember(&folder, &known_as, &resolved);
@@ -154,7 +183,7 @@ fn identity(resolved: &mut Resolved) -> Option<IdentitySource> {
 fn endpoint(resolved: &mut Resolved) -> Result<Endpoint, String> {
     match resolved.optional::<String>("agent") {
         Some(address) => {
-            let path = find::socket_path(&address).map_err(|failure| format!("`--agent`: {failure}"))?;
+            let path = socket_path(&address).map_err(|failure| format!("`--agent`: {failure}"))?;
             Endpoint::at(&path).map_err(|error| format!("`--agent`: {error}"))
         }
         None => Endpoint::from_environment().map_err(|error| {
@@ -240,7 +269,8 @@ fn say(ready: &Ready, output: Output) -> String {
     }
 }
 
-pub(super) fn code_of(cause: &(dyn Error + 'static)) -> Option<Code> {
+/// The code of an error that this program knows.
+pub fn code_of(cause: &(dyn Error + 'static)) -> Option<Code> {
     if let Some(fault) = cause.downcast_ref::<ListenFault>() {
         return Some(match fault {
             ListenFault::Taken(_) | ListenFault::SocketTaken(_) | ListenFault::NotSocket(_) => {

@@ -9,7 +9,7 @@ use crate::exit::Failure;
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
+pub enum Source {
     /// The command line.
     Flag,
     /// This environment variable.
@@ -41,7 +41,7 @@ pub(super) struct Given {
 
 /// The texts of all settings, and what is wrong with them so far.
 #[derive(Debug, Default)]
-pub(crate) struct Resolved {
+pub struct Resolved {
     pub(super) given: BTreeMap<&'static str, Given>,
     problems: Vec<String>,
 }
@@ -52,17 +52,17 @@ impl Resolved {
     }
 
     /// Adds something that is wrong.
-    pub(crate) fn problem(&mut self, problem: String) {
+    pub fn problem(&mut self, problem: String) {
         self.problems.push(problem);
     }
 
     /// Whether anybody said anything.
-    pub(crate) fn has(&self, flag: &str) -> bool {
+    pub fn has(&self, flag: &str) -> bool {
         self.given.get(flag).is_some_and(|given| !given.texts.is_empty())
     }
 
     /// A value that must be there.
-    pub(crate) fn required<T>(&mut self, flag: &'static str) -> Option<T>
+    pub fn required<T>(&mut self, flag: &'static str) -> Option<T>
     where
         T: FromStr<Err: fmt::Display>,
     {
@@ -76,7 +76,7 @@ impl Resolved {
     }
 
     /// A value that may be absent; also `None` when it is wrong, which is told.
-    pub(crate) fn optional<T>(&mut self, flag: &'static str) -> Option<T>
+    pub fn optional<T>(&mut self, flag: &'static str) -> Option<T>
     where
         T: FromStr<Err: fmt::Display>,
     {
@@ -84,7 +84,7 @@ impl Resolved {
     }
 
     /// Any number of values, without those that are wrong, which are told.
-    pub(crate) fn list<T>(&mut self, flag: &'static str) -> Vec<T>
+    pub fn list<T>(&mut self, flag: &'static str) -> Vec<T>
     where
         T: FromStr<Err: fmt::Display>,
     {
@@ -105,7 +105,7 @@ impl Resolved {
     }
 
     /// Whether it is on.
-    pub(crate) fn switch(&mut self, flag: &'static str) -> bool {
+    pub fn switch(&mut self, flag: &'static str) -> bool {
         self.optional::<Switch>(flag).is_some_and(|Switch(on)| on)
     }
 
@@ -113,7 +113,7 @@ impl Resolved {
     ///
     /// # Errors
     /// With every problem, one a line.
-    pub(crate) fn finish(&self) -> Result<(), Failure> {
+    pub fn finish(&self) -> Result<(), Failure> {
         match self.problems.as_slice() {
             [] => Ok(()),
             [problem] => Err(Failure::not_understood(problem.clone())),

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::exit::{Exit, Failure};
+use crate::exit::Exit;
 use crate::output::{self, Output};
 use crate::settings::Resolved;
 
@@ -35,14 +35,14 @@ impl std::str::FromStr for LogForm {
 
 /// Logging, ready to be begun.
 #[derive(Debug)]
-pub(super) struct Logging {
+pub struct Logging {
     form: LogForm,
     filter: EnvFilter,
 }
 
 impl Logging {
     /// Reads the settings that all programs share.
-    pub(super) fn resolve(resolved: &mut Resolved) -> Option<Self> {
+    pub fn resolve(resolved: &mut Resolved) -> Option<Self> {
         let form = resolved.required("log");
         let filter = resolved.required::<EnvFilter>("log-level");
         Some(Self { form: form?, filter: filter? })
@@ -64,7 +64,7 @@ const SETTLING: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Whether the kernel may show the process's memory to others of its user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Dump {
+pub enum Dump {
     /// No: it holds the keys of the trust domain.
     Never,
     /// By the usual rules: an agent without root must be able to look at it in `/proc`.
@@ -72,7 +72,7 @@ pub(super) enum Dump {
 }
 
 /// Keeps keys out of core dumps, and makes room for connections, each of which takes two descriptors.
-pub(super) fn harden(dump: Dump) -> Result<()> {
+pub fn harden(dump: Dump) -> Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).context("cannot turn core dumps off")?;
     if dump == Dump::Never {
         // A limit of 0 does not hold for a core dump that goes to a program (core(5)).
@@ -84,7 +84,7 @@ pub(super) fn harden(dump: Dump) -> Result<()> {
 }
 
 /// Runs a program until it ends, or is asked to by SIGINT or SIGTERM.
-pub(super) fn run<R, F>(
+pub fn run<R, F>(
     logging: Logging,
     dump: Dump,
     output: Output,
@@ -157,28 +157,4 @@ fn told(result: Result<()>) {
     if let Err(error) = result {
         tracing::debug!("nobody hears it: {error:#}");
     }
-}
-
-/// Runs one of the example services, as its environment says.
-pub(crate) fn example(role: &str) -> Result<Exit> {
-    let role = role
-        .parse::<countersign_shop::Role>()
-        .map_err(|error| Failure::not_understood(error.to_string()))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let stop = CancellationToken::new();
-        let ending = stop.clone();
-        let waiting = tokio::spawn(async move {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            ending.cancel();
-        });
-        let ended = countersign_shop::run(role, |name| std::env::var(name).ok(), stop).await;
-        waiting.abort();
-        ended.map(|()| Exit::Done)
-    })
 }

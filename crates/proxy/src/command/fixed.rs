@@ -2,11 +2,11 @@
 
 use std::str::FromStr;
 
+use crate::{FixedInbound, FixedOutbound, LocalPlace, Protocol, Target};
 use countersign_api::resource::{HostPort, ListenAddress, Local};
 use countersign_identity::{Name, SpiffeId};
-use countersign_proxy::{FixedInbound, FixedOutbound, LocalPlace, Protocol, Target};
 
-use crate::output::printable;
+use countersign_program::output::printable;
 
 /// A door for peers.
 #[derive(Debug)]

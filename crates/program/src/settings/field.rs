@@ -2,7 +2,7 @@
 
 /// How many values a setting takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Takes {
+pub enum Takes {
     /// One.
     One,
     /// Any number: the flag repeated, a TOML list, or in the environment with blanks between.
@@ -13,59 +13,64 @@ pub(crate) enum Takes {
 
 /// A setting: flag, environment variable and TOML key of one name.
 #[derive(Clone, Debug)]
-pub(crate) struct Field {
-    pub(crate) flag: &'static str,
-    pub(crate) value: &'static str,
-    pub(crate) help: &'static str,
-    pub(crate) takes: Takes,
-    pub(crate) default: Option<&'static str>,
+pub struct Field {
+    /// Its name on the command line.
+    pub flag: &'static str,
+    /// What its value is called in the help.
+    pub value: &'static str,
+    /// What it is, for people.
+    pub help: &'static str,
+    /// How many values it takes.
+    pub takes: Takes,
+    /// Its value when nobody says anything.
+    pub default: Option<&'static str>,
     /// Never shown again, once it was given.
-    pub(crate) secret: bool,
+    pub secret: bool,
     /// Not for people.
-    pub(crate) hidden: bool,
+    pub hidden: bool,
 }
 
 impl Field {
     /// A setting with one value.
-    pub(crate) const fn one(flag: &'static str, value: &'static str, help: &'static str) -> Self {
+    pub const fn one(flag: &'static str, value: &'static str, help: &'static str) -> Self {
         Self { flag, value, help, takes: Takes::One, default: None, secret: false, hidden: false }
     }
 
     /// A setting with any number of values.
-    pub(crate) const fn many(flag: &'static str, value: &'static str, help: &'static str) -> Self {
+    pub const fn many(flag: &'static str, value: &'static str, help: &'static str) -> Self {
         Self { takes: Takes::Many, ..Self::one(flag, value, help) }
     }
 
     /// A setting that is on or off.
-    pub(crate) const fn switch(flag: &'static str, help: &'static str) -> Self {
+    pub const fn switch(flag: &'static str, help: &'static str) -> Self {
         Self { takes: Takes::Nothing, ..Self::one(flag, "", help) }
     }
 
     /// The same with a default.
-    pub(crate) const fn or(mut self, default: &'static str) -> Self {
+    pub const fn or(mut self, default: &'static str) -> Self {
         self.default = Some(default);
         self
     }
 
     /// The same, never shown.
-    pub(crate) const fn secret(mut self) -> Self {
+    pub const fn secret(mut self) -> Self {
         self.secret = true;
         self
     }
 
     /// The same, left out of the help.
-    pub(crate) const fn hidden(mut self) -> Self {
+    pub const fn hidden(mut self) -> Self {
         self.hidden = true;
         self
     }
 
     /// Its name in a TOML file.
-    pub(crate) fn key(&self) -> String {
+    pub fn key(&self) -> String {
         self.flag.replace('-', "_")
     }
 
     /// Its environment variable.
-    pub(crate) fn variable(&self) -> String {
+    pub fn variable(&self) -> String {
         format!("COUNTERSIGN_{}", self.key().to_uppercase())
     }
 

@@ -8,7 +8,7 @@ use crate::exit::OutputClosed;
 
 /// For whom the program speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Output {
+pub enum Output {
     /// Sentences and tables.
     #[default]
     Human,
@@ -20,7 +20,7 @@ pub(crate) enum Output {
 ///
 /// # Errors
 /// [`OutputClosed`] when nobody reads it any more; `main` then ends without a word.
-pub(crate) fn write(bytes: &[u8]) -> Result<()> {
+pub fn write(bytes: &[u8]) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
         Ok(()) => Ok(()),
@@ -30,36 +30,45 @@ pub(crate) fn write(bytes: &[u8]) -> Result<()> {
 }
 
 /// Writes a line to standard output.
-pub(crate) fn line(text: &str) -> Result<()> {
+///
+/// # Errors
+/// As [`write`].
+pub fn line(text: &str) -> Result<()> {
     write(format!("{text}\n").as_bytes())
 }
 
 /// Writes one JSON object as a line.
-pub(crate) fn json(value: &impl serde::Serialize) -> Result<()> {
+///
+/// # Errors
+/// As [`write`].
+pub fn json(value: &impl serde::Serialize) -> Result<()> {
     line(&serde_json::to_string(value)?)
 }
 
 /// Columns for people: as wide as their widest cell, two blanks between them.
 #[derive(Debug)]
-pub(crate) struct Table {
+pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub(crate) fn new<const N: usize>(head: [&str; N]) -> Self {
+    /// A table with these names of columns.
+    pub fn new<const N: usize>(head: [&str; N]) -> Self {
         Self { rows: vec![head.iter().map(|cell| cell.to_uppercase()).collect()] }
     }
 
-    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
+    /// Adds a line.
+    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
         self.rows.push(cells.into_iter().map(|cell| printable(&cell)).collect());
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether it has no line but the names.
+    pub fn is_empty(&self) -> bool {
         self.rows.len() <= 1
     }
 
     /// The lines, each with a blank margin of `indent`.
-    pub(crate) fn render(&self, indent: usize) -> String {
+    pub fn render(&self, indent: usize) -> String {
         let columns = self.rows.first().map_or(0, Vec::len);
         let width = |column: usize| {
             self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)
@@ -77,7 +86,7 @@ impl Table {
 }
 
 /// A text of unknown origin, without what would move a terminal's cursor or turn the order of what is read.
-pub(crate) fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     let turns = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     text.chars().map(|c| if c.is_control() || turns(c) { '\u{fffd}' } else { c }).collect()
 }

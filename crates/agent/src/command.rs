@@ -2,23 +2,24 @@
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
-use countersign_agent::{Config, MachineFiles, Ready, StartRefused};
+use clap::Parser as _;
 use countersign_api::admin::TrustFingerprint;
 use countersign_api::resource::HostPort;
 use countersign_identity::{Code, TrustDomain};
+use countersign_program::exit::{Exit, Failure, Known};
+use countersign_program::output::Output;
+use countersign_program::run::{Dump, Logging, run};
+use countersign_program::settings::{Field, MaybeAddress, Program, Resolved, Settings, remember};
 use serde_json::json;
 
-use super::run::{Dump, Logging, run};
-use super::server::MaybeAddress;
-use crate::exit::{Exit, Failure};
-use crate::output::Output;
-use crate::settings::{Field, Program, Resolved, Settings, remember};
+use crate::{Config, MachineFiles, Ready, StartRefused};
 
 /// `countersign agent`.
 #[derive(Clone, Debug)]
-pub(crate) struct AgentProgram;
+pub struct AgentProgram;
 
 impl Program for AgentProgram {
     const NAME: &'static str = "agent";
@@ -72,7 +73,35 @@ impl Program for AgentProgram {
     ];
 }
 
-pub(crate) fn agent(settings: &Settings<AgentProgram>, output: Output) -> Result<Exit> {
+/// The command line of the program by itself.
+#[derive(Debug, clap::Parser)]
+#[command(
+    name = "countersign-agent",
+    version,
+    about = "Run the agent of this machine: attest processes, keep their certificates fresh",
+    max_term_width = 100
+)]
+struct Alone {
+    /// For whom to print: `human`, or `json` for scripts, one object a line
+    #[arg(long, value_enum, default_value_t, value_name = "FORM", hide_possible_values = true)]
+    output: Output,
+
+    #[command(flatten)]
+    settings: Settings<AgentProgram>,
+}
+
+/// Runs the program `countersign-agent` with the arguments of its process.
+pub fn main() -> ExitCode {
+    let Alone { output, settings } = Alone::parse();
+    let known = |cause: &(dyn Error + 'static)| code_of(cause).map(Known::from);
+    countersign_program::main("countersign-agent", output, || agent(&settings, output), known)
+}
+
+/// Runs it until it is stopped.
+///
+/// # Errors
+/// When it is told what it does not understand, or does not start.
+pub fn agent(settings: &Settings<AgentProgram>, output: Output) -> Result<Exit> {
     let mut resolved = settings.resolve()?;
     let data = resolved.required::<PathBuf>("data");
     let servers = resolved.list::<HostPort>("server");
@@ -96,7 +125,7 @@ pub(crate) fn agent(settings: &Settings<AgentProgram>, output: Output) -> Result
     };
     let launcher = match launched {
         true => Some(
-            countersign_agent::launcher::from_stdin()
+            crate::launcher::from_stdin()
                 .map_err(|error| Failure::not_understood(format!("`--launcher-stdin`: {error}")))?,
         ),
         false => None,
@@ -112,13 +141,13 @@ pub(crate) fn agent(settings: &Settings<AgentProgram>, output: Output) -> Result
         trust: trust.map(|TrustFingerprint(key)| key),
         launcher,
         metrics,
-        pinning: countersign_agent::attest::Pinning::Auto,
+        pinning: crate::attest::Pinning::Auto,
     };
     run(
         logging,
         Dump::AsUsual,
         output,
-        |stop, ready| countersign_agent::run(config, stop, ready),
+        |stop, ready| crate::run(config, stop, ready),
         |ready, output| {
             remember(&data, AgentProgram::NAME, &resolved);
             say(&ready, output)
@@ -199,6 +228,7 @@ fn say(ready: &Ready, output: Output) -> String {
     }
 }
 
-pub(super) fn code_of(cause: &(dyn Error + 'static)) -> Option<Code> {
+/// The code of an error that this program knows.
+pub fn code_of(cause: &(dyn Error + 'static)) -> Option<Code> {
     cause.downcast_ref::<StartRefused>().map(StartRefused::code)
 }

@@ -1,16 +1,16 @@
 //! How the program ends (design, section 16).
 
+use std::error::Error;
 use std::process::ExitCode;
 
-use countersign_api::admin::AdminError;
 use countersign_api::resource::Problem;
 use countersign_identity::{Code, Fault};
 
-use crate::manifest;
+use crate::system::plain;
 
 /// The exit statuses. Nothing else is ever returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Exit {
+pub enum Exit {
     /// It was done, or the answer is yes.
     Done = 0,
     /// The answer is no: refused, denied, different.
@@ -33,7 +33,7 @@ impl From<Exit> for ExitCode {
 
 impl Exit {
     /// The status that belongs to a code.
-    pub(crate) fn of(code: Code) -> Self {
+    pub fn of(code: Code) -> Self {
         match code {
             Code::NotUnderstood | Code::InvalidManifest | Code::InvalidPolicy | Code::TooLarge => {
                 Self::NotUnderstood
@@ -51,22 +51,28 @@ impl Exit {
 /// A sentence for the user, with the status that belongs to it.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-pub(crate) struct Failure {
-    pub(crate) code: Code,
-    pub(crate) exit: Exit,
-    pub(crate) message: String,
+pub struct Failure {
+    /// Its code.
+    pub code: Code,
+    /// The status.
+    pub exit: Exit,
+    /// The sentence.
+    pub message: String,
 }
 
 impl Failure {
-    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+    /// A failure of this code.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
         Self { code, exit: Exit::of(code), message: message.into() }
     }
 
-    pub(crate) fn not_understood(message: impl Into<String>) -> Self {
+    /// What was given is not understood.
+    pub fn not_understood(message: impl Into<String>) -> Self {
         Self::new(Code::NotUnderstood, message)
     }
 
-    pub(crate) fn unreachable(message: impl Into<String>) -> Self {
+    /// What is needed cannot be reached.
+    pub fn unreachable(message: impl Into<String>) -> Self {
         Self::new(Code::Unavailable, message)
     }
 }
@@ -74,44 +80,56 @@ impl Failure {
 /// Nobody reads standard output any more.
 #[derive(Debug, thiserror::Error)]
 #[error("standard output is closed")]
-pub(crate) struct OutputClosed;
+pub struct OutputClosed;
 
 /// What is known of an error, wherever it came from.
 #[derive(Debug)]
-pub(crate) struct Told {
-    pub(crate) exit: Exit,
-    pub(crate) code: Code,
-    pub(crate) message: String,
-    pub(crate) problems: Vec<Problem>,
+pub struct Told {
+    /// How the program ends.
+    pub exit: Exit,
+    /// The code.
+    pub code: Code,
+    /// The sentence.
+    pub message: String,
+    /// What is wrong in detail.
+    pub problems: Vec<Problem>,
+}
+
+/// What a program knows of one cause of an error.
+#[derive(Debug)]
+pub struct Known {
+    /// Its code.
+    pub code: Code,
+    /// What is wrong in detail.
+    pub problems: Vec<Problem>,
+}
+
+impl From<Code> for Known {
+    fn from(code: Code) -> Self {
+        Self { code, problems: Vec::new() }
+    }
 }
 
 impl Told {
-    /// Finds out what an error means. The first error in the chain that we know decides.
-    pub(crate) fn of(error: &anyhow::Error) -> Self {
+    /// Finds out what an error means. The first error in the chain that is known decides.
+    pub fn of(
+        error: &anyhow::Error,
+        known: impl Fn(&(dyn Error + 'static)) -> Option<Known>,
+    ) -> Self {
         let message = sentence(error);
-        let told = |code: Code| (Exit::of(code), code);
-        let mut problems = Vec::new();
-        let (exit, code) = error
-            .chain()
-            .find_map(|cause| {
-                if let Some(failure) = cause.downcast_ref::<Failure>() {
-                    return Some((failure.exit, failure.code));
-                }
-                if let Some(found) = cause.downcast_ref::<manifest::Problems>() {
-                    problems = found.list().to_vec();
-                    return Some(told(Code::InvalidManifest));
-                }
-                if let Some(error) = cause.downcast_ref::<AdminError>() {
-                    if let AdminError::Refused(refusal) = error {
-                        problems.clone_from(&refusal.problems);
-                    }
-                    return Some(told(error.code()));
-                }
-                crate::serve::code_of(cause).map(told)
-            })
-            // One that was given as the context of another is not in the chain as itself.
-            .or_else(|| error.downcast_ref::<Failure>().map(|failure| (failure.exit, failure.code)))
-            .unwrap_or((Exit::Ours, Code::Internal));
+        let found = error.chain().find_map(|cause| {
+            if let Some(failure) = cause.downcast_ref::<Failure>() {
+                return Some((failure.exit, Known::from(failure.code)));
+            }
+            known(cause).map(|known| (Exit::of(known.code), known))
+        });
+        // One that was given as the context of another is not in the chain as itself.
+        let as_context = || {
+            let failure = error.downcast_ref::<Failure>();
+            failure.map(|failure| (failure.exit, Known::from(failure.code)))
+        };
+        let (exit, Known { code, problems }) =
+            found.or_else(as_context).unwrap_or((Exit::Ours, Code::Internal.into()));
         // The problems are told one by one.
         let message = match problems.len() {
             0 => message,
@@ -128,7 +146,7 @@ fn sentence(error: &anyhow::Error) -> String {
     for cause in error.chain() {
         let said = cause.to_string();
         let said = match cause.downcast_ref::<std::io::Error>() {
-            Some(error) => manifest::plain(error),
+            Some(error) => plain(error),
             None => without_numbers(&said),
         };
         if message.contains(&said) {
@@ -160,7 +178,7 @@ mod tests {
         let inner = std::io::Error::from_raw_os_error(2);
         let failure = Failure::unreachable("nobody answers: no such file or directory");
         let error = Err::<(), _>(inner).context(failure).context("outermost").unwrap_err();
-        let told = Told::of(&error);
+        let told = Told::of(&error, |_cause| None);
         assert_eq!(told.message, "outermost: nobody answers: no such file or directory");
         assert_eq!(told.exit, Exit::Unreachable);
     }
@@ -175,7 +193,7 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_our_fault() {
-        let told = Told::of(&anyhow::anyhow!("something"));
+        let told = Told::of(&anyhow::anyhow!("something"), |_cause| None);
         assert_eq!((told.exit, told.code), (Exit::Ours, Code::Internal));
     }
 

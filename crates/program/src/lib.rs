@@ -1,0 +1,67 @@
+//! How a program of ours is told what to do, and how it lives: settings, output, exit status, readiness, signals.
+//!
+//! It refuses to know what any of the programs does.
+
+pub mod exit;
+pub mod output;
+mod resident;
+pub mod run;
+pub mod settings;
+pub mod system;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use crate::exit::{Exit, Known, OutputClosed, Told};
+use crate::output::Output;
+
+/// Runs a command of the program of this name, and says how it ended. `known` tells what it knows of a cause of an error.
+pub fn main(
+    name: &'static str,
+    output: Output,
+    command: impl FnOnce() -> anyhow::Result<Exit>,
+    known: impl Fn(&(dyn Error + 'static)) -> Option<Known>,
+) -> ExitCode {
+    // A defect ends the program with a sentence, too, and with the status for it.
+    std::panic::set_hook(Box::new(move |info| {
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        eprintln!(
+            "{name}: a defect of this program ({place}): {}",
+            info.payload_as_str().unwrap_or("no reason given")
+        );
+    }));
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(command)) {
+        Ok(Ok(exit)) => exit.into(),
+        Ok(Err(error)) => tell(name, &error, output, known).into(),
+        Err(_panic) => Exit::Ours.into(),
+    }
+}
+
+/// Says what went wrong: a sentence on standard error, and for scripts an object on standard output.
+fn tell(
+    name: &str,
+    error: &anyhow::Error,
+    output: Output,
+    known: impl Fn(&(dyn Error + 'static)) -> Option<Known>,
+) -> Exit {
+    if error.is::<OutputClosed>() {
+        return Exit::Done;
+    }
+    let told = Told::of(error, known);
+    eprintln!("{name}: {}", sentence(&told));
+    if output == Output::Json {
+        let object = serde_json::json!({
+            "error": { "code": told.code, "message": told.message, "problems": told.problems },
+        });
+        if output::json(&object).is_err() {
+            // Nobody reads it; the status says it all the same.
+            return told.exit;
+        }
+    }
+    told.exit
+}
+
+fn sentence(told: &Told) -> String {
+    let problems = told.problems.iter().map(|problem| format!("\n{problem}"));
+    problems.fold(told.message.clone(), |text, problem| text + &problem)
+}
