@@ -14,7 +14,7 @@ use countersign_api::v1::attest_x509_request::Step as Asked;
 use countersign_api::v1::attest_x509_response::Step as Told;
 use countersign_api::{v1, wire};
 use countersign_audit::{Event, EventKind};
-use countersign_identity::{Code, Name, NodeId};
+use countersign_identity::{Code, Fault, Name, NodeId};
 use countersign_pki::{
     Certificate, ProvenKey, Reserved, VerifiedMachine, check_machine_authority, verify_machine,
 };
@@ -130,12 +130,17 @@ async fn converse(
     })?;
     // Asked again, since streams may have been opened by the hundred; from here on nothing waits.
     patient(control, peer)?;
+    let failed = |refused: &Refused| {
+        // Ours, and those of the store, say nothing about the caller.
+        if matches!(refused.code.fault(), Fault::Caller | Fault::Peer) {
+            control.throttled(|throttle| throttle.failed(peer.address, control.clock.now()));
+        }
+    };
     let proven = prove(&anchors, &nonce, &peer.exporter, &proof, control.clock.now());
-    let proven = proven.inspect_err(|_refused| {
-        control.throttled(|throttle| throttle.failed(peer.address, control.clock.now()));
-    })?;
+    let proven = proven.inspect_err(failed)?;
     // 3. All of it becomes true at once, or not at all.
-    register(control, proven, &proof.host, &authorities.labels).await
+    let registered = register(control, proven, &proof.host, &authorities.labels).await;
+    registered.inspect_err(failed)
 }
 
 /// Before any operation with a public key: who fails too often has to wait.
