@@ -3,11 +3,11 @@
 use std::process::Stdio;
 
 use countersign::{Authorization, Code, Door, Expected, Inbound, Outbound, dial};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::Command;
+use tokio::process::{Child, ChildStdout, Command};
 
-use crate::agent::Offer;
+use crate::agent::{Agent, Offer};
 use crate::world::{World, source_with};
 
 fn ids(ids: &[&str]) -> Authorization {
@@ -61,34 +61,114 @@ async fn a_silent_and_a_refused_caller_do_not_keep_others_waiting() {
     assert_eq!(countersign_tls::code_of_io(&error), Code::PeerRefused);
 }
 
-/// The example runs as its first lines say.
-#[tokio::test]
-async fn the_hyper_example_serves_and_calls() {
-    let world = World::new(Offer::WorkloadApiOnly);
-    let (other, _folder) = world.neighbour(Offer::WorkloadApiOnly);
-    world.agent.give(world.wire(&world.svid("/web")));
-    other.give(world.wire(&world.svid("/orders")));
+/// `web` and `orders`, each with an agent of its own.
+struct Two {
+    world: World,
+    other: Agent,
+    _folder: tempfile::TempDir,
+}
+
+impl Two {
+    fn new() -> Self {
+        let world = World::new(Offer::WorkloadApiOnly);
+        let (other, _folder) = world.neighbour(Offer::WorkloadApiOnly);
+        world.agent.give(world.wire(&world.svid("/web")));
+        other.give(world.wire(&world.svid("/orders")));
+        Self { world, other, _folder }
+    }
+
+    fn web(&self) -> &Agent {
+        &self.world.agent
+    }
+
+    fn orders(&self) -> &Agent {
+        &self.other
+    }
+}
+
+/// An example, as its first lines say that it is run.
+fn example(name: &str, agent: &Agent, words: &[&str]) -> Command {
     let tests = std::env::current_exe().unwrap();
-    let example = tests.ancestors().nth(2).unwrap().join("examples/hyper");
+    let example = tests.ancestors().nth(2).unwrap().join("examples").join(name);
     assert!(example.is_file(), "build it with `cargo build -p countersign --examples`");
-    let run = |agent: &crate::agent::Agent, words: &[&str]| {
-        let mut command = Command::new(&example);
-        command.args(words).env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint().to_string());
-        command.stdout(Stdio::piped()).kill_on_drop(true);
-        command
-    };
-    let mut server = run(&other, &["serve", "127.0.0.1:0", "--allow", WEB]).spawn().unwrap();
+    let mut command = Command::new(&example);
+    command.args(words).env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint().to_string());
+    command.stdout(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+/// A serving example: the process, its further lines, and where it listens.
+async fn serving(mut command: Command) -> (Child, Lines<BufReader<ChildStdout>>, String) {
+    let mut server = command.spawn().unwrap();
     let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
     let line = lines.next_line().await.unwrap().unwrap();
-    let address = line.strip_prefix("listening on ").unwrap();
+    let address = line.strip_prefix("listening on ").unwrap().to_owned();
+    (server, lines, address)
+}
 
-    let called = run(&world.agent, &["call", address, "--peer", ORDERS]).output().await.unwrap();
-    let answer = String::from_utf8(called.stdout).unwrap();
+/// What a calling example printed; nothing when it failed.
+async fn called(mut command: Command) -> Option<String> {
+    let output = command.output().await.unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    if output.status.success() {
+        return Some(said);
+    }
+    assert_eq!(said, "", "a refused caller gets no answer");
+    None
+}
+
+#[tokio::test]
+async fn the_hyper_example_serves_and_calls() {
+    let two = Two::new();
+    let server = example("hyper", two.orders(), &["serve", "127.0.0.1:0", "--allow", WEB]);
+    let (_server, _lines, address) = serving(server).await;
+    let call = |agent, peer| called(example("hyper", agent, &["call", &address, "--peer", peer]));
+    let answer = call(two.web(), ORDERS).await.unwrap();
     assert_eq!(answer, format!("200 OK GET /: hello, {WEB}\n"));
-    // Somebody else than who was meant.
-    let called = run(&world.agent, &["call", address, "--peer", WEB]).output().await.unwrap();
-    assert!(!called.status.success() && called.stdout.is_empty());
-    // Not on the list.
-    let called = run(&other, &["call", address, "--peer", ORDERS]).output().await.unwrap();
-    assert!(!called.status.success() && called.stdout.is_empty());
+    assert_eq!(call(two.web(), WEB).await, None, "somebody else than who was meant");
+    assert_eq!(call(two.orders(), ORDERS).await, None, "not on the list");
+}
+
+#[tokio::test]
+async fn the_axum_example_greets_who_is_on_its_list_and_nobody_else() {
+    let two = Two::new();
+    let server = example("axum", two.orders(), &["127.0.0.1:0", "--allow", WEB]);
+    let (_server, _lines, address) = serving(server).await;
+    let call = |agent, peer| called(example("hyper", agent, &["call", &address, "--peer", peer]));
+    assert_eq!(call(two.web(), ORDERS).await.unwrap(), format!("200 OK hello, {WEB}\n"));
+    assert_eq!(call(two.web(), WEB).await, None, "somebody else than who was meant");
+    assert_eq!(call(two.orders(), ORDERS).await, None, "not on the list");
+    // A list that names nobody else is no list for everybody.
+    let closed = example("axum", two.orders(), &["127.0.0.1:0", "--service", "orders"]);
+    let (_server, _lines, address) = serving(closed).await;
+    let refused = called(example("hyper", two.web(), &["call", &address, "--peer", ORDERS])).await;
+    assert_eq!(refused, None, "its agent tells no policies, so nobody may connect");
+}
+
+#[tokio::test]
+async fn the_tonic_example_answers_who_is_on_its_list_and_sees_who_asks() {
+    let two = Two::new();
+    let server = example("tonic", two.orders(), &["serve", "127.0.0.1:0", "--allow", WEB]);
+    let (_server, mut lines, address) = serving(server).await;
+    let call = |agent, peer| called(example("tonic", agent, &["call", &address, "--peer", peer]));
+    assert_eq!(call(two.web(), ORDERS).await.unwrap(), "SERVING\n");
+    let seen = lines.next_line().await.unwrap().unwrap();
+    assert_eq!(seen, format!("asked by {WEB}"));
+    assert_eq!(call(two.web(), WEB).await, None, "somebody else than who was meant");
+    assert_eq!(call(two.orders(), ORDERS).await, None, "not on the list");
+}
+
+#[tokio::test]
+async fn the_reqwest_example_talks_to_whom_it_means_and_to_nobody_else() {
+    let two = Two::new();
+    let server = example("axum", two.orders(), &["127.0.0.1:0", "--allow", WEB]);
+    let (_server, _lines, address) = serving(server).await;
+    let url = format!("https://{address}/");
+    let call = |agent, peer| called(example("reqwest", agent, &[&url, "--peer", peer]));
+    assert_eq!(call(two.web(), ORDERS).await.unwrap(), format!("200 OK hello, {WEB}\n"));
+    assert_eq!(call(two.web(), WEB).await, None, "somebody else than who was meant");
+    assert_eq!(call(two.orders(), ORDERS).await, None, "not on the list");
+    let plain = format!("http://{address}/");
+    let refused = called(example("reqwest", two.web(), &[&plain, "--peer", ORDERS])).await;
+    assert_eq!(refused, None, "without TLS");
 }
