@@ -37,6 +37,9 @@ kinds! {
     IncarnationBegan "incarnation-began" "The store began a new life, and this log with it.";
     ServerStarted "server-started" "A server opened the store and began to serve.";
     AuthorityCreated "authority-created" "A key that signs was made, and its certificate is about to be signed.";
+    AuthorityRequested "authority-requested" "A key that signs was made, and waits for a certificate from outside.";
+    AuthorityImported "authority-imported" "A certificate that an outside authority signed was taken in.";
+    CeremonyDue "ceremony-due" "An issuer whose root is held outside is past half of its life: its root has to sign a successor.";
     AuthorityWalked "authority-walked" "An authority took a step of its walk: prepared, published, active, superseded, retired, tainted, or back.";
     WalkOrdered "walk-ordered" "An operator, or the schedule, ordered a rotation or a recovery, or it came to its end.";
     ResponderCreated "responder-created" "A server made a key for its OCSP answers, and its certificate is about to be signed.";

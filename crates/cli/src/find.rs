@@ -31,6 +31,13 @@ pub(crate) struct Whereabouts {
     pub(crate) agent: String,
 }
 
+/// The data directory of the server itself, where `up` was told one and keeps the server's in it.
+pub(crate) fn server_data(data: &Path) -> PathBuf {
+    let inner = data.join("server");
+    let is = |at: &Path| at.join("domain.json").is_file();
+    if !is(data) && is(&inner) { inner } else { data.to_owned() }
+}
+
 /// The largest such file that is read.
 const WHEREABOUTS_BYTES_MAX: u64 = 1024 * 1024;
 

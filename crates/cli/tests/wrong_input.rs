@@ -191,3 +191,40 @@ fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
     let second = Up::start(&shop(), state.path(), &[]);
     assert_eq!(second.get("web", "/").0, 200);
 }
+
+#[test]
+fn key_files_backups_reports_and_folders_that_do_not_fit_are_told_once_in_words_with_status_2() {
+    let place = folder();
+    let at = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    let data = at("d");
+    let made = run(&["init", "--data", &data, "--trust-domain", "shop.example"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+
+    // A key file that others may read.
+    let kek = std::path::Path::new(&data).join("kek");
+    std::fs::set_permissions(&kek, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    says(&run(&["backup", &at("b"), "--data", &data]), NOT_UNDERSTOOD, &["chmod 600"]);
+    std::fs::set_permissions(&kek, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+
+    // A backup that is not there, told once.
+    let output = run(&["restore", &at("none"), "--data", &at("e"), "--kek", kek.to_str().unwrap()]);
+    says(&output, NOT_UNDERSTOOD, &["there is no file"]);
+    let said = text(&output.stderr).to_lowercase();
+    assert_eq!(said.matches("no such file").count() + said.matches("there is no file").count(), 1);
+
+    // Junk for a report.
+    for junk in ["nonsense", "{}", "[1]", "{\"payload\": 1}"] {
+        std::fs::write(at("junk"), junk).unwrap();
+        std::fs::write(at("roots"), "").unwrap();
+        let output = run(&["authority", "check-report", &at("junk"), "--bundle", &at("roots")]);
+        says(&output, NOT_UNDERSTOOD, &["this is not a signed document", "junk"]);
+        assert!(!text(&output.stderr).contains("line 1"), "{}", text(&output.stderr));
+    }
+
+    // The folder of an `up`, which has the server's in it.
+    let outer = at("up");
+    std::fs::create_dir(&outer).unwrap();
+    std::fs::rename(&data, std::path::Path::new(&outer).join("server")).unwrap();
+    let saved = run(&["backup", &at("b"), "--data", &outer]);
+    assert!(saved.status.success(), "{}", text(&saved.stderr));
+}

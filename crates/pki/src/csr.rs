@@ -1,9 +1,9 @@
 //! Certificate signing requests: how a key's holder proves that it holds it.
 
-use countersign_identity::Code;
+use countersign_identity::{Code, TrustDomain};
 
 use crate::der::{self, BadDer, Reader};
-use crate::{BadKey, BadSignature, PrivateKey, PublicKey, SignFault};
+use crate::{BadKey, BadSignature, PrivateKey, PublicKey, SignFault, oid, write};
 
 /// The longest request that is read.
 pub const CSR_BYTES_MAX: usize = 8 * 1024;
@@ -93,7 +93,24 @@ impl From<BadDer> for CsrRefused {
 /// # Errors
 /// When the key cannot sign.
 pub fn make_csr(key: &PrivateKey) -> Result<Vec<u8>, SignFault> {
-    let contents = [VERSION_1, EMPTY_NAME, key.public().spki(), NO_ATTRIBUTES];
+    sign_csr(key, EMPTY_NAME, NO_ATTRIBUTES)
+}
+
+/// Makes a request for an issuer's certificate, to be signed by somebody else's authority: it asks for the extensions that an
+/// issuer of this trust domain needs, so that the authority only has to copy them.
+///
+/// # Errors
+/// When the key cannot sign.
+pub fn make_authority_csr(key: &PrivateKey, domain: &TrustDomain) -> Result<Vec<u8>, SignFault> {
+    let extensions = der::write(der::SEQUENCE, &[&write::issuer_extensions(domain)]);
+    let id = der::write(der::OID, &[oid::EXTENSION_REQUEST]);
+    let wanted = der::write(der::SEQUENCE, &[&id, &der::write(der::SET, &[&extensions])]);
+    let attributes = der::write(der::context_constructed(0), &[&wanted]);
+    sign_csr(key, &write::issuer_name(domain), &attributes)
+}
+
+fn sign_csr(key: &PrivateKey, subject: &[u8], attributes: &[u8]) -> Result<Vec<u8>, SignFault> {
+    let contents = [VERSION_1, subject, key.public().spki(), attributes];
     let info = der::write(der::SEQUENCE, &contents);
     let signature = der::write_bytes_as_bits(&key.sign(&info)?);
     let algorithm = key.public().kind().signature_algorithm();

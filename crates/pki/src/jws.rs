@@ -7,11 +7,14 @@ use countersign_identity::Code;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::algorithm::VerifyingKey;
 use crate::der::{self, Reader};
 use crate::{Certificate, KeyKind, PublicKey, Refused, SignFault, Signer, json};
 
 /// The longest document that is read, as it travels.
 const JWS_BYTES_MAX: usize = 1024 * 1024;
+/// The most certificates in a header.
+const SHOWN_MAX: usize = 4;
 /// Half of an ECDSA signature on P-256, and on P-384.
 const P256_HALF: usize = 32;
 const P384_HALF: usize = 48;
@@ -29,7 +32,8 @@ pub struct Jws {
 }
 
 impl Jws {
-    /// Signs a document of this media type (without `application/`) for an authority.
+    /// Signs a document of this media type (without `application/`) for an authority. Those who vouch for it stand `above` it,
+    /// the nearest first; a root needs none.
     ///
     /// # Errors
     /// When the signer is not the authority's, or fails.
@@ -37,15 +41,16 @@ impl Jws {
         document: &[u8],
         media_type: &str,
         authority: &Certificate,
+        above: &[Certificate],
         signer: &dyn Signer,
     ) -> Result<Self, SignFault> {
         let key = signer.public();
         if key.id() != authority.key_id() {
             return Err(SignFault::WrongKey { expected: authority.key_id(), found: key.id() });
         }
-        let header = json!({
-            "alg": algorithm(key.kind()), "typ": media_type, "x5c": [STANDARD.encode(authority.der())],
-        });
+        let shown = [authority].into_iter().chain(above);
+        let shown: Vec<_> = shown.map(|one| STANDARD.encode(one.der())).collect();
+        let header = json!({ "alg": algorithm(key.kind()), "typ": media_type, "x5c": shown });
         let payload = URL_SAFE_NO_PAD.encode(document);
         let protected = URL_SAFE_NO_PAD.encode(header.to_string());
         let signature = signer.sign(format!("{protected}.{payload}").as_bytes()).await?;
@@ -66,24 +71,22 @@ impl Jws {
             let why = format!("a signed document of {} bytes is over {JWS_BYTES_MAX}", bytes.len());
             return Err(Refused::new(Code::TooLarge, why));
         }
-        let value = json::parse(bytes).map_err(|bad| malformed(&bad.to_string()))?;
-        serde_json::from_value(value).map_err(|bad| malformed(&bad.to_string()))
+        let value = json::parse(bytes).map_err(|_bad| malformed("it is no JSON"))?;
+        serde_json::from_value(value).map_err(|_bad| {
+            malformed("it does not consist of the texts `payload`, `protected` and `signature`")
+        })
     }
 
-    /// The document, when one of these authorities signed it as one of this media type.
+    /// The document, when one of these authorities, or one that it vouches for, signed it as one of this media type. A document
+    /// is not of one moment, so nobody asks when the certificates end.
     ///
     /// # Errors
     /// When the key is none of theirs, the algorithm is not that key's, or the signature does not verify.
     pub fn verify(&self, media_type: &str, trusted: &[Certificate]) -> Result<Vec<u8>, Refused> {
         let header = decode(&self.protected)?;
-        let header = json::parse(&header).map_err(|bad| malformed(&bad.to_string()))?;
-        let (algorithm_named, certificate) = read_header(&header, media_type)?;
-        // What the document shows is a claim: the key is taken from what is trusted.
-        let found = trusted.iter().find(|authority| authority.der() == certificate);
-        let authority = found.ok_or_else(|| {
-            let why = "it is signed by an authority that is not among those that are trusted";
-            Refused::new(Code::UnknownIssuer, why)
-        })?;
+        let header = json::parse(&header).map_err(|_bad| malformed("its header is no JSON"))?;
+        let (algorithm_named, shown) = read_header(&header, media_type)?;
+        let authority = signer_of(&shown, trusted)?;
         let key = authority
             .public_key()
             .map_err(|bad| Refused::new(Code::WeakAlgorithm, bad.to_string()))?;
@@ -97,7 +100,39 @@ impl Jws {
     }
 }
 
-fn read_header<'a>(header: &'a Value, media_type: &str) -> Result<(&'a str, Vec<u8>), Refused> {
+/// Who signed: what the document shows is a claim, so the first that is shown must be trusted, or lead to one that is.
+fn signer_of(shown: &[Certificate], trusted: &[Certificate]) -> Result<Certificate, Refused> {
+    let unknown = || {
+        let why = "it is signed by an authority that is not among those that are trusted";
+        Refused::new(Code::UnknownIssuer, why)
+    };
+    let first = shown.first().ok_or_else(unknown)?;
+    for (position, authority) in shown.iter().enumerate() {
+        if trusted.contains(authority) {
+            return Ok(first.clone());
+        }
+        if !authority.is_authority() {
+            return Err(unknown());
+        }
+        if trusted.iter().any(|above| vouches(above, authority)) {
+            return Ok(first.clone());
+        }
+        if !shown.get(position + 1).is_some_and(|above| vouches(above, authority)) {
+            return Err(unknown());
+        }
+    }
+    Err(unknown())
+}
+
+fn vouches(above: &Certificate, below: &Certificate) -> bool {
+    let key = VerifyingKey::from_spki(above.spki());
+    above.is_authority() && key.is_ok_and(|key| below.check_signed_by(&key).is_ok())
+}
+
+fn read_header<'a>(
+    header: &'a Value,
+    media_type: &str,
+) -> Result<(&'a str, Vec<Certificate>), Refused> {
     let members = header.as_object().ok_or_else(|| malformed("the header is no object"))?;
     // Closed: a member that is not understood may change what the others mean (`crit`, `jku`, `jwk`, `b64`).
     if let Some(unknown) =
@@ -110,12 +145,16 @@ fn read_header<'a>(header: &'a Value, media_type: &str) -> Result<(&'a str, Vec<
     }
     let text = |name: &str| members.get(name).and_then(Value::as_str);
     let algorithm = text("alg").ok_or_else(|| malformed("the header has no `alg`"))?;
-    let certificates = members.get("x5c").and_then(Value::as_array).map(Vec::as_slice);
-    let Some([Value::String(certificate)]) = certificates else {
-        return Err(malformed("the header's `x5c` does not hold one certificate"));
+    let shown = members.get("x5c").and_then(Value::as_array).map(Vec::as_slice);
+    let shown = shown.filter(|shown| (1..=SHOWN_MAX).contains(&shown.len()));
+    let shown = shown.ok_or_else(|| malformed("the header's `x5c` does not hold certificates"))?;
+    let read = |one: &Value| {
+        let text =
+            one.as_str().ok_or_else(|| malformed("`x5c` holds something else than texts"))?;
+        let der = STANDARD.decode(text).map_err(|_bad| malformed("`x5c` is not base64"))?;
+        Certificate::parse(&der).map_err(|bad| malformed(&format!("`x5c`: {bad}")))
     };
-    let der = STANDARD.decode(certificate).map_err(|_bad| malformed("`x5c` is not base64"))?;
-    Ok((algorithm, der))
+    Ok((algorithm, shown.iter().map(read).collect::<Result<_, _>>()?))
 }
 
 fn check(key: &PublicKey, message: &[u8], signature: &[u8]) -> Result<(), Refused> {
@@ -167,5 +206,5 @@ fn decode(text: &str) -> Result<Vec<u8>, Refused> {
 }
 
 fn malformed(why: &str) -> Refused {
-    Refused::new(Code::NotUnderstood, format!("the signed document does not parse: {why}"))
+    Refused::new(Code::NotUnderstood, format!("this is not a signed document: {why}"))
 }

@@ -60,6 +60,7 @@ mod der;
 mod draft;
 mod extension;
 mod issuer;
+mod issuer_path;
 mod json;
 mod jws;
 mod key;
@@ -84,12 +85,13 @@ pub use certificate::{BadCertificate, Certificate};
 pub use chain::{BadChain, CHAIN_CERTIFICATES_MAX, Chain};
 pub use crl::{CrlDraft, CrlNumber, CrlOf, RevokedSerial};
 pub use crl_read::{BadCrl, CRL_BYTES_MAX, Crl};
-pub use csr::{CSR_BYTES_MAX, CsrRefused, ProvenKey, make_csr, open_csr};
+pub use csr::{CSR_BYTES_MAX, CsrRefused, ProvenKey, make_authority_csr, make_csr, open_csr};
 pub use draft::{
     AuthorityDraft, BadDnsName, DnsName, Draft, Profile, Refusal, Reserved, ResponderDraft,
 };
 pub use extension::Provenance;
 pub use issuer::Issuer;
+pub use issuer_path::{ABOVE_MAX, IssuerPath, verify_issuer};
 pub use jws::Jws;
 pub use key::{BadKeyKind, BadSignature, KeyFault, KeyKind, PrivateKey, PublicKey, SignFault};
 pub use machine::{VerifiedMachine, check_machine_authority, verify_machine};
@@ -99,7 +101,9 @@ pub use ocsp::{
     OcspRequest,
 };
 pub use ocsp_answer::{OcspAnswer, OcspFault, OcspStatus};
-pub use pem::{BadPem, decode_certificates, encode_certificate, encode_crl, encode_private_key};
+pub use pem::{
+    BadPem, decode_certificates, encode_certificate, encode_crl, encode_csr, encode_private_key,
+};
 pub use pointers::{
     BadShard, BadShards, BadViewsUrl, OcspNamed, Pointers, SHARDS_MAX, Shard, Shards, ViewsUrl,
 };

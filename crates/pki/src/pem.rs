@@ -10,6 +10,7 @@ use crate::{KeyFault, PrivateKey};
 const PEM_BYTES_MAX: usize = 1024 * 1024;
 const CERTIFICATE: &str = "CERTIFICATE";
 const CRL: &str = "X509 CRL";
+const CSR: &str = "CERTIFICATE REQUEST";
 const PRIVATE_KEY: &str = "PRIVATE KEY";
 const LINE: usize = 64;
 
@@ -69,6 +70,11 @@ pub fn encode_certificate(der: &[u8]) -> String {
 /// Writes a revocation list.
 pub fn encode_crl(der: &[u8]) -> String {
     encode(CRL, der)
+}
+
+/// Writes a signing request.
+pub fn encode_csr(der: &[u8]) -> String {
+    encode(CSR, der)
 }
 
 /// Writes a private key as unencrypted PKCS#8.

@@ -110,13 +110,9 @@ pub(crate) fn authority(draft: &AuthorityDraft, validity: Validity) -> Vec<u8> {
         Rank::Issuer => ("issuer", 0),
     };
     let subject = authority_name(&draft.domain, word);
-    let constraints = der::write(der::SEQUENCE, &[TRUE, &der::write_unsigned(&[path_length])]);
-    let name = der::write(der::context(6), &[draft.domain.id().as_str().as_bytes()]);
     let signer = draft.parent.as_ref().map_or_else(|| key_id(&draft.key), issuer_key_id);
     let extensions = [
-        critical(oid::BASIC_CONSTRAINTS, &constraints),
-        critical(oid::KEY_USAGE, SIGNS_CERTIFICATES),
-        plain(oid::SUBJECT_ALT_NAME, &der::write(der::SEQUENCE, &[&name])),
+        authority_extensions(&draft.domain, path_length),
         authority_key_id(&signer),
         subject_key_id(&draft.key),
     ];
@@ -135,6 +131,28 @@ pub(crate) fn authority(draft: &AuthorityDraft, validity: Validity) -> Vec<u8> {
         extensions: &extensions.concat(),
     }
     .write()
+}
+
+/// What makes a certificate an authority's of a trust domain.
+fn authority_extensions(domain: &TrustDomain, path_length: u8) -> Vec<u8> {
+    let constraints = der::write(der::SEQUENCE, &[TRUE, &der::write_unsigned(&[path_length])]);
+    let name = der::write(der::context(6), &[domain.id().as_str().as_bytes()]);
+    [
+        critical(oid::BASIC_CONSTRAINTS, &constraints),
+        critical(oid::KEY_USAGE, SIGNS_CERTIFICATES),
+        plain(oid::SUBJECT_ALT_NAME, &der::write(der::SEQUENCE, &[&name])),
+    ]
+    .concat()
+}
+
+/// The extensions of an issuer that do not depend on who signs it.
+pub(crate) fn issuer_extensions(domain: &TrustDomain) -> Vec<u8> {
+    authority_extensions(domain, 0)
+}
+
+/// The subject of an issuer.
+pub(crate) fn issuer_name(domain: &TrustDomain) -> Vec<u8> {
+    authority_name(domain, "issuer")
 }
 
 struct Tbs<'a> {

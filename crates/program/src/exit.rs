@@ -149,7 +149,8 @@ fn sentence(error: &anyhow::Error) -> String {
             Some(error) => plain(error),
             None => without_numbers(&said),
         };
-        if message.contains(&said) {
+        // The system begins its words with a capital letter, and we do not.
+        if message.to_lowercase().contains(&said.to_lowercase()) {
             continue;
         }
         if !message.is_empty() {
@@ -181,6 +182,15 @@ mod tests {
         let told = Told::of(&error, |_cause| None);
         assert_eq!(told.message, "outermost: nobody answers: no such file or directory");
         assert_eq!(told.exit, Exit::Unreachable);
+    }
+
+    #[test]
+    fn a_cause_is_said_once_however_the_system_spells_it() {
+        let inner = std::io::Error::from_raw_os_error(2);
+        let failure = Failure::unreachable(format!("could not read `a`: {inner}"));
+        let error = Err::<(), _>(inner).context(failure).unwrap_err();
+        let said = Told::of(&error).message.to_lowercase();
+        assert_eq!(said.matches("no such file").count(), 1, "{said}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use countersign_identity::{Code, KeyId, Lifetime, TrustDomain};
+use countersign_seal::KekFileRefused;
 use countersign_store::{Password, PostgresUrl, StoreError};
 
 use crate::attest::NodeAuthorities;
@@ -162,6 +163,11 @@ pub(crate) fn domain_path(data: &Path) -> PathBuf {
     data.join("domain.json")
 }
 
+/// What tells of a data directory that waits for a certificate from outside.
+pub(crate) fn pending_path(data: &Path) -> PathBuf {
+    data.join("request.json")
+}
+
 /// Why a server does not start, or a trust domain does not begin.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -185,6 +191,29 @@ pub enum StartError {
     #[error("`{path}` holds no trust domain; `countersign init` makes one")]
     NoData {
         /// The directory.
+        path: PathBuf,
+    },
+    /// A trust domain that has not begun.
+    #[error(
+        "`{path}` waits for the certificate of its issuer: have `{path}/request.pem` signed by the authority outside, then \
+         `countersign init --data {path} --import CHAIN.pem`"
+    )]
+    Pending {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A chain for nothing.
+    #[error(
+        "nothing in `{path}` waits for a certificate; `countersign init --root-key external` makes the request for one"
+    )]
+    NothingWaits {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file that is not there.
+    #[error("there is no file `{path}`")]
+    NoFile {
+        /// Which.
         path: PathBuf,
     },
     /// Made by a later version.
@@ -228,6 +257,9 @@ pub enum StartError {
         /// What did not fit.
         why: String,
     },
+    /// The key file cannot be used.
+    #[error(transparent)]
+    Kek(#[from] KekFileRefused),
     /// One more server, without saying of which store.
     #[error(
         "`--kek` adds a server to a trust domain in a database; name the database with `--store`"
@@ -339,7 +371,10 @@ impl StartError {
             | Self::BackupExists { .. }
             | Self::SocketTaken { .. } => Code::AlreadyExists,
             Self::NotASocket { .. } => Code::AlreadyExists,
+            Self::Pending { .. } => Code::NotReady,
             Self::NoData { .. }
+            | Self::NothingWaits { .. }
+            | Self::NoFile { .. }
             | Self::Exposed { .. }
             | Self::ForeignData { .. }
             | Self::NewerData { .. }
@@ -352,6 +387,15 @@ impl StartError {
             Self::Listen { source, .. } | Self::Socket { source, .. } => match source.kind() {
                 io::ErrorKind::AddrInUse => Code::AlreadyExists,
                 _ => Code::Unavailable,
+            },
+            Self::Kek(refused) => match refused {
+                KekFileRefused::Exists(_) => Code::AlreadyExists,
+                KekFileRefused::Missing(_)
+                | KekFileRefused::NotPlain(_)
+                | KekFileRefused::Exposed { .. }
+                | KekFileRefused::Owner { .. }
+                | KekFileRefused::Length { .. } => Code::NotUnderstood,
+                KekFileRefused::Entropy(_) | KekFileRefused::Io { .. } => Code::Internal,
             },
             Self::File { .. } | Self::Damaged { .. } => Code::Internal,
             Self::Store(StoreError::Locked { .. }) => Code::AlreadyExists,

@@ -9,7 +9,7 @@ use std::path::Path;
 use countersign_identity::{Entropy, Name, NodeId, TrustDomain};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{StartError, domain_path};
+use crate::config::{StartError, domain_path, pending_path};
 
 /// The format that this version writes and knows.
 const FORMAT: u64 = 1;
@@ -56,6 +56,9 @@ impl Domain {
         let text = match std::fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if pending_path(data).exists() {
+                    return Err(StartError::Pending { path: data.into() });
+                }
                 return Err(StartError::NoData { path: data.into() });
             }
             Err(source) => return Err(StartError::File { action: "read", path, source }),

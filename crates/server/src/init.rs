@@ -54,7 +54,7 @@ async fn first(
     // 1. The store, which may refuse; then the key that seals all other keys.
     let store = storage::create(&config.store, data, Arc::clone(&entropy)).await;
     let store = store.map_err(|error| in_use(config, error))?;
-    let kek = KekFile::create(&kek_path(data), &*entropy).map_err(internal)?;
+    let kek = KekFile::create(&kek_path(data), &*entropy)?;
     // 2. The root, the issuer, the bundle.
     let ceremony = Ceremony { store: &*store, entropy: &*entropy, now: clock.now() };
     let domain = config.trust_domain.clone();
@@ -73,7 +73,7 @@ async fn join(
     entropy: Arc<dyn Entropy>,
 ) -> Result<KeyId, StartError> {
     let StoreAt::Postgres { .. } = config.store else { return Err(StartError::KekWithoutStore) };
-    let kek = KekFile::open(kek_file).map_err(internal)?;
+    let kek = KekFile::open(kek_file)?;
     let store = storage::open(&config.store, &config.data, entropy).await?;
     let state = State::from_snapshot(store.snapshot().await?).map_err(internal)?;
     let found = &state.domain().trust_domain;

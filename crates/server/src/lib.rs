@@ -30,6 +30,7 @@ pub mod steps;
 mod storage;
 #[cfg(test)]
 mod tests;
+mod upstream;
 mod views;
 mod watch;
 
@@ -46,6 +47,7 @@ pub use init::init;
 pub use refusal::Refused;
 pub use run::run;
 pub use storage::{copy_store, verify_store};
+pub use upstream::{RequestReport, init_import, init_request};
 
 /// The OpenAPI description of the operators' interface, for the reference.
 pub fn openapi() -> String {

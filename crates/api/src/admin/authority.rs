@@ -45,6 +45,18 @@ words! {
 }
 
 words! {
+    /// Where the private key of a root is.
+    #[derive(Default)]
+    RootKey {
+        /// Sealed in the server's store.
+        #[default]
+        Here "here";
+        /// With somebody else, who signs by ceremony.
+        External "external";
+    }
+}
+
+words! {
     /// Why an authority must not be trusted any more.
     Cause {
         /// Something newer takes its place: issued anew first, dropped last.
@@ -109,6 +121,77 @@ pub struct AuthoritiesResponse {
     pub order: Option<OrderView>,
     /// What was under way before.
     pub last: Option<OrderView>,
+    /// What somebody outside has to sign, now or soon.
+    #[serde(default)]
+    pub ceremony: Option<CeremonyView>,
+}
+
+/// What somebody outside has to sign.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CeremonyView {
+    /// Since when a ceremony is due: the issuer is past half of its life.
+    #[schema(value_type = Option<String>)]
+    pub due: Option<Timestamp>,
+    /// When nothing can be issued any more without one.
+    #[schema(value_type = Option<String>)]
+    pub ends: Option<Timestamp>,
+    /// The request that waits for its certificate.
+    pub request: Option<RequestView>,
+}
+
+/// A request that waits for its certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestView {
+    /// The key.
+    #[schema(value_type = String)]
+    pub key: KeyId,
+    /// Who asked for it.
+    pub actor: String,
+    /// When.
+    #[schema(value_type = String)]
+    pub at: Timestamp,
+    /// The request (PKCS#10), PEM.
+    pub csr: String,
+}
+
+/// Asks for a request that an authority outside is to sign.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CeremonyRequest {
+    /// Whether to throw the one away that waits, and its key.
+    #[serde(default)]
+    pub anew: bool,
+}
+
+/// Brings what an authority outside has signed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImportRequest {
+    /// The issuer's certificate, and the way up to its root, PEM.
+    pub chain: String,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ImportResponse {
+    /// The revision that it made.
+    #[schema(value_type = String)]
+    pub revision: Revision,
+    /// The issuer's key.
+    #[schema(value_type = String)]
+    pub issuer: KeyId,
+    /// When it ends.
+    #[schema(value_type = String)]
+    pub expires: Timestamp,
+    /// The root that it stands under.
+    #[schema(value_type = String)]
+    pub root: KeyId,
+    /// Whether the root is new here: then it walks, and the issuer signs when the gate of `activate` opens. Otherwise it signs
+    /// already.
+    pub walks: bool,
 }
 
 /// A root.
@@ -132,6 +215,9 @@ pub struct RootView {
     pub trusted: bool,
     /// Its certificate, PEM.
     pub certificate: String,
+    /// Where its private key is.
+    #[serde(default)]
+    pub held: RootKey,
     /// The revision that put it into the bundle; none for the first root.
     #[schema(value_type = Option<String>)]
     pub published: Option<Revision>,

@@ -14,11 +14,11 @@ use tokio::net::UnixStream;
 use countersign_identity::{Code, KeyId, Name, NodeId, Revision};
 
 use super::{
-    ApplyRequest, ApplyResponse, AuthoritiesResponse, Convergence, CreateTokenRequest,
-    CreateTokenResponse, CrlResponse, EventsResponse, HandshakesResponse, NodesResponse,
-    ProblemDetails, RecoverRequest, RecoverResponse, ResourcesResponse, ResumeRequest,
-    RevisionResponse, RevocationsResponse, RevokeRequest, RevokeResponse, RotateRequest, Status,
-    Step, StepRequest, SuspendRequest,
+    ApplyRequest, ApplyResponse, AuthoritiesResponse, CeremonyRequest, Convergence,
+    CreateTokenRequest, CreateTokenResponse, CrlResponse, EventsResponse, HandshakesResponse,
+    ImportRequest, ImportResponse, NodesResponse, ProblemDetails, RecoverRequest, RecoverResponse,
+    RequestView, ResourcesResponse, ResumeRequest, RevisionResponse, RevocationsResponse,
+    RevokeRequest, RevokeResponse, RotateRequest, Status, Step, StepRequest, SuspendRequest,
 };
 use crate::resource::Kind;
 
@@ -263,6 +263,28 @@ impl AdminClient {
         request: &StepRequest,
     ) -> Result<RevisionResponse, AdminError> {
         self.post(&format!("/v1/authorities/{step}"), request).await
+    }
+
+    /// The request that an authority outside is to sign: the one that waits, or a new one.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn request_issuer(
+        &self,
+        request: &CeremonyRequest,
+    ) -> Result<RequestView, AdminError> {
+        self.post("/v1/authorities/request", request).await
+    }
+
+    /// Brings what an authority outside has signed.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or what is brought cannot be taken.
+    pub async fn import_issuer(
+        &self,
+        request: &ImportRequest,
+    ) -> Result<ImportResponse, AdminError> {
+        self.post("/v1/authorities/import", request).await
     }
 
     /// Orders the rotation of the root, step after step.

@@ -1,6 +1,7 @@
 //! `countersign authority`, `rotate` and `recover`: the keys that sign are succeeded, in time or because one leaked.
 
 mod arguments;
+mod ceremony;
 mod shown;
 
 use std::io::IsTerminal as _;
@@ -22,7 +23,7 @@ use crate::commands::revoke::bar::Bar;
 use crate::exit::{Exit, Failure};
 use crate::find::Find;
 use crate::output::{self, Output};
-use arguments::{Named, Waiting};
+use arguments::{Named, RootKeyWord, Waiting};
 
 /// How often a walk that is waited for is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -38,7 +39,19 @@ pub(crate) async fn authority(what: &What, output: Output) -> Result<Exit> {
             print(output, &response, || shown::listing(&response, now))?;
             Ok(Exit::Done)
         }
-        What::Prepare(step) => take(&step.find, Step::Prepare, None, &step.force, output).await,
+        What::Prepare(arguments) => match arguments.root_key {
+            RootKeyWord::External => ceremony::request(arguments, output).await,
+            RootKeyWord::Here if arguments.out.is_some() || arguments.anew => {
+                let why =
+                    "`--out` and `--anew` are about a request: they go with `--root-key external`";
+                Err(Failure::not_understood(why).into())
+            }
+            RootKeyWord::Here => {
+                let step = &arguments.step;
+                take(&step.find, Step::Prepare, None, &step.force, output).await
+            }
+        },
+        What::Import { chain, wait, find } => ceremony::import(chain, wait, find, output).await,
         What::Publish(step) => take(&step.find, Step::Publish, None, &step.force, output).await,
         What::Activate(step) => take(&step.find, Step::Activate, None, &step.force, output).await,
         What::Rollback(step) => take(&step.find, Step::Rollback, None, &step.force, output).await,
@@ -72,8 +85,9 @@ pub(crate) async fn authority(what: &What, output: Output) -> Result<Exit> {
 fn check_report(report: &Path, bundle: &PathBuf, output: Output) -> Result<Exit> {
     let report = if report.as_os_str() == "-" { Path::new("/dev/stdin") } else { report };
     let report = report.to_owned();
-    let signed = Jws::parse(&read_file(&report, REPORT_BYTES_MAX)?)
-        .map_err(|refused| Failure::new(refused.code, refused.why))?;
+    let signed = Jws::parse(&read_file(&report, REPORT_BYTES_MAX)?).map_err(|refused| {
+        Failure::new(refused.code, format!("`{}`: {}", report.display(), refused.why))
+    })?;
     let pem = String::from_utf8(read_file(bundle, REPORT_BYTES_MAX)?)
         .map_err(|_| Failure::not_understood(format!("`{}` is not UTF-8", bundle.display())))?;
     let trusted = Chain::from_pem(&pem)

@@ -11,7 +11,7 @@ use countersign_server::{
 use serde_json::json;
 
 use crate::exit::Exit;
-use crate::find::Find;
+use crate::find::{self, Find};
 use crate::output::{self, Output};
 use crate::serve::{harden_process, password};
 
@@ -23,7 +23,7 @@ use crate::serve::{harden_process, password};
 pub(crate) struct BackupArguments {
     /// The file to make
     file: PathBuf,
-    /// The data directory of a server
+    /// The data directory of a server, or of an `up`
     #[arg(long, value_name = "DIR", env = "COUNTERSIGN_DATA")]
     data: PathBuf,
     /// The database of the state, `postgres://…` [default: in the data directory]
@@ -93,7 +93,7 @@ pub(crate) async fn backup(arguments: &BackupArguments, output: Output) -> Resul
     let BackupArguments { file, data, store: url, store_password_file, kek } = arguments;
     harden_process()?;
     let store = store(url.as_ref(), store_password_file.as_ref())?;
-    let (data, kek) = (data.clone(), kek.clone());
+    let (data, kek) = (find::server_data(data), kek.clone());
     let config = BackupConfig { data, store, kek, file: file.clone() };
     let made = countersign_server::backup(&config, &mut progress(output)).await;
     clear(output);

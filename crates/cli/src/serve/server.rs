@@ -2,13 +2,14 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use countersign_api::admin::TrustFingerprint;
 use countersign_identity::{Code, DurationText, Lifetime, Name, TrustDomain};
-use countersign_program::run::{Dump, Logging, harden, run};
-use countersign_server::{Config, InitConfig, NodeAuthorities, Ready, StartError, StoreAt};
+use countersign_server::{
+    Config, InitConfig, NodeAuthorities, Ready, RequestReport, StartError, StoreAt,
+};
 use serde_json::json;
 
 use super::store::store_at;
@@ -51,7 +52,41 @@ impl Program for InitProgram {
         ),
         Field::one("root-lifetime", "SPAN", "How long the root lives").or("365d"),
         Field::one("issuer-lifetime", "SPAN", "How long the first issuer lives").or("7d"),
+        Field::one(
+            "root-key",
+            "WHERE",
+            "Where the root's key is: `here`, sealed in the state; or `external`, with an authority that signs the issuer by \
+             ceremony: then DIR/request.pem is made, and `--import` goes on",
+        )
+        .or("here"),
+        Field::one(
+            "import",
+            "FILE",
+            "The chain that the external authority gave for DIR/request.pem, PEM: issuer, those above it, root",
+        ),
     ];
+}
+
+/// Where the root's key is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RootKey {
+    Here,
+    External,
+}
+
+impl std::str::FromStr for RootKey {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "here" => Ok(Self::Here),
+            "external" => Ok(Self::External),
+            other => {
+                let other = output::printable(other);
+                Err(format!("`{other}` is no place for a root's key: write `here` or `external`"))
+            }
+        }
+    }
 }
 
 /// `countersign server`.
@@ -127,13 +162,19 @@ pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<E
     let data = resolved.required::<PathBuf>("data");
     let store = store_at(&mut resolved)?;
     let kek = resolved.optional::<PathBuf>("kek");
-    let trust_domain = resolved.required::<TrustDomain>("trust-domain");
+    let import = resolved.optional::<PathBuf>("import");
+    let trust_domain = match &import {
+        // It is on record where the request waits.
+        Some(_chain) => None,
+        None => resolved.required::<TrustDomain>("trust-domain"),
+    };
+    let root_key = resolved.required::<RootKey>("root-key");
     let root_lifetime = resolved.required::<Lifetime>("root-lifetime");
     let issuer_lifetime = resolved.required::<Lifetime>("issuer-lifetime");
     let logging = Logging::resolve(&mut resolved);
     resolved.finish()?;
-    let (Some(data), Some(trust_domain), Some(root_lifetime), Some(issuer_lifetime), Some(_)) =
-        (data, trust_domain, root_lifetime, issuer_lifetime, logging)
+    let (Some(data), Some(root_key), Some(root_lifetime), Some(issuer_lifetime), Some(_)) =
+        (data, root_key, root_lifetime, issuer_lifetime, logging)
     else {
         return Ok(Exit::NotUnderstood);
     };
@@ -141,11 +182,24 @@ pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<E
         StoreAt::Directory => String::new(),
         StoreAt::Postgres { url, .. } => format!(" --store '{url}'"),
     };
-    let config =
-        InitConfig { data: data.clone(), store, kek, trust_domain, root_lifetime, issuer_lifetime };
     harden(Dump::Never)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let report = runtime.block_on(countersign_server::init(config))?;
+    let report = match (import, trust_domain) {
+        (Some(chain), _) => {
+            runtime.block_on(countersign_server::init_import(&data, &store, &chain))?
+        }
+        (None, Some(trust_domain)) if root_key == RootKey::External => {
+            let report = countersign_server::init_request(&data, trust_domain)?;
+            return requested(&report, &data, &of_store, output);
+        }
+        (None, Some(trust_domain)) => {
+            let data = data.clone();
+            let config =
+                InitConfig { data, store, kek, trust_domain, root_lifetime, issuer_lifetime };
+            runtime.block_on(countersign_server::init(config))?
+        }
+        (None, None) => return Ok(Exit::NotUnderstood),
+    };
     let trust = TrustFingerprint(report.trust);
     match output {
         Output::Json => output::json(&json!({
@@ -155,6 +209,24 @@ pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<E
             "trust domain {} is made in {}\n  root {trust}\nnext: countersign server --data {}{of_store}",
             report.trust_domain,
             data.display(),
+            data.display()
+        ))?,
+    }
+    Ok(Exit::Done)
+}
+
+/// Says what is to be signed.
+fn requested(report: &RequestReport, data: &Path, of_store: &str, output: Output) -> Result<Exit> {
+    let RequestReport { trust_domain, key, request } = report;
+    match output {
+        Output::Json => output::json(&json!({
+            "event": "requested", "trustDomain": trust_domain, "key": key, "request": request,
+            "data": data,
+        }))?,
+        Output::Human => output::line(&format!(
+            "trust domain {trust_domain} waits for its issuer's certificate\n  have {} signed by the authority outside, with the \
+             extensions that it asks for\nnext: countersign init --data {}{of_store} --import CHAIN.pem",
+            request.display(),
             data.display()
         ))?,
     }

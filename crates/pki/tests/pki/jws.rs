@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use countersign_identity::Code;
-use countersign_pki::{Certificate, Jws, KeyKind};
+use countersign_pki::{Certificate, Jws, KeyKind, PrivateKey, SoftwareSigner};
 use serde_json::{Value, json};
 
 use crate::support::Realm;
@@ -13,7 +13,7 @@ const DOCUMENT: &[u8] = br#"{"goal":"recover"}"#;
 
 async fn signed(realm: &Realm) -> Value {
     let root = realm.root.certificate();
-    let jws = Jws::sign(DOCUMENT, TYPE, root, &realm.root_signer).await.unwrap();
+    let jws = Jws::sign(DOCUMENT, TYPE, root, &[], &realm.root_signer).await.unwrap();
     serde_json::to_value(jws).unwrap()
 }
 
@@ -41,6 +41,29 @@ async fn document_is_what_was_signed_with_any_kind_of_key() {
             assert_eq!(verified(&signed(&realm).await, &trusted).unwrap(), DOCUMENT, "{kind}");
         }
     }
+}
+
+#[tokio::test]
+async fn issuer_signs_for_a_root_that_vouches_for_it_and_a_leaf_for_nobody() {
+    let realm = Realm::new("shop.example", KeyKind::P256).await;
+    let root = [realm.root.certificate().clone()];
+    let issuer = realm.issuer.certificate();
+    for above in [&[][..], &root] {
+        let jws = Jws::sign(DOCUMENT, TYPE, issuer, above, &realm.signer).await.unwrap();
+        let jws = serde_json::to_value(jws).unwrap();
+        assert_eq!(verified(&jws, &root).unwrap(), DOCUMENT);
+        assert_eq!(verified(&jws, std::slice::from_ref(issuer)).unwrap(), DOCUMENT);
+        let other = Realm::new("shop.example", KeyKind::P256).await;
+        let other = other.root.certificate().clone();
+        assert_eq!(verified(&jws, &[other]), Err(Code::UnknownIssuer));
+    }
+    let key = PrivateKey::generate(KeyKind::P256).unwrap();
+    let leaf = realm.leaf("/orders", &key).await;
+    let signer = SoftwareSigner::from(key);
+    let above = [issuer.clone()];
+    let jws = Jws::sign(DOCUMENT, TYPE, &leaf, &above, &signer).await.unwrap();
+    let jws = serde_json::to_value(jws).unwrap();
+    assert_eq!(verified(&jws, &root), Err(Code::UnknownIssuer));
 }
 
 #[tokio::test]

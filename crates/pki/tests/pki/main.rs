@@ -5,6 +5,7 @@
 mod attacks;
 mod bundles;
 mod issue;
+mod issuer_path;
 mod jws;
 mod machine;
 mod memory;

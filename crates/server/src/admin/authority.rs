@@ -7,8 +7,9 @@ use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Extension, Path, State as Shared};
 use countersign_api::admin::{
-    AuthoritiesResponse, Goal, ProblemDetails, RecoverRequest, RecoverResponse, RevisionResponse,
-    RotateRequest, Step, StepRequest,
+    AuthoritiesResponse, CeremonyRequest, Goal, ImportRequest, ImportResponse, ProblemDetails,
+    RecoverRequest, RecoverResponse, RequestView, RevisionResponse, RotateRequest, Step,
+    StepRequest,
 };
 use countersign_identity::Code;
 use countersign_pki::Jws;
@@ -30,6 +31,38 @@ pub(crate) async fn authorities(
 #[utoipa::path(get, path = "/v1/authorities/report", responses((status = 200, description = "A JSON Web Signature in the flattened JSON form (RFC 7515, 7.2.2)"), (status = "default", body = ProblemDetails)))]
 pub(crate) async fn report(Shared(admin): Shared<Arc<Admin>>) -> Result<Json<Jws>, Problem> {
     Ok(Json(rotate::report(admin.walker()?).await?))
+}
+
+/// The request that an authority outside is to sign: the one that waits, or a new one.
+#[utoipa::path(
+    post, path = "/v1/authorities/request", request_body = CeremonyRequest,
+    responses((status = 200, body = RequestView), (status = "default", body = ProblemDetails))
+)]
+pub(crate) async fn request(
+    Shared(admin): Shared<Arc<Admin>>,
+    Extension(operator): Extension<Operator>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<RequestView>, Problem> {
+    let (walker, control) = (Arc::clone(admin.walker()?), admin.control()?);
+    let CeremonyRequest { anew } = parse(body)?;
+    let work = async move { rotate::request(&walker, anew, &operator.actor()).await };
+    Ok(Json(control.whole(work).await?))
+}
+
+/// Takes what an authority outside has signed.
+#[utoipa::path(
+    post, path = "/v1/authorities/import", request_body = ImportRequest,
+    responses((status = 200, body = ImportResponse), (status = "default", body = ProblemDetails))
+)]
+pub(crate) async fn import(
+    Shared(admin): Shared<Arc<Admin>>,
+    Extension(operator): Extension<Operator>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<ImportResponse>, Problem> {
+    let (walker, control) = (Arc::clone(admin.walker()?), admin.control()?);
+    let ImportRequest { chain } = parse(body)?;
+    let work = async move { rotate::import(&walker, &chain, &operator.actor()).await };
+    Ok(Json(control.whole(work).await?))
 }
 
 /// Takes one step of the roots' walk: `prepare`, `publish`, `activate`, `retire`, `taint` or `rollback`.

@@ -36,6 +36,8 @@ use crate::admin::{ask, authority, change, list, revoke};
         revoke::convergence,
         authority::authorities,
         authority::report,
+        authority::request,
+        authority::import,
         authority::step,
         authority::rotate_root,
         authority::rotate_issuer,

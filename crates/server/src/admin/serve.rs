@@ -54,6 +54,8 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/convergence", get(revoke::convergence))
         .route("/v1/authorities", get(authority::authorities))
         .route("/v1/authorities/report", get(authority::report))
+        .route("/v1/authorities/request", post(authority::request))
+        .route("/v1/authorities/import", post(authority::import))
         .route("/v1/authorities/{step}", post(authority::step))
         .route("/v1/rotations/root", post(authority::rotate_root))
         .route("/v1/rotations/issuer", post(authority::rotate_issuer))
@@ -221,7 +223,7 @@ mod tests {
     async fn no_route_answers_a_foreign_uid() {
         let unknown = [("get".to_owned(), "/".to_owned()), ("post".to_owned(), "/live".to_owned())];
         let routes = described();
-        assert_eq!(routes.len(), 27, "{routes:?}");
+        assert_eq!(routes.len(), 29, "{routes:?}");
         for (method, path) in routes.into_iter().chain(unknown) {
             let (status, body) = ask(FOREIGN, &method, &path).await;
             assert_eq!(status, StatusCode::FORBIDDEN, "{method} {path}");

@@ -10,7 +10,8 @@ use countersign_pki::{
 use countersign_seal::Kek;
 use countersign_store::{Batch, Change, IssuedRow, Kind, Op, Record, Store};
 
-use crate::authority::sealed::{ISSUER, ROOT, issuer_name, keep};
+use crate::authority::Imported;
+use crate::authority::sealed::{ISSUER, KeyToKeep, ROOT, issuer_name, keep};
 use crate::refusal::Refused;
 use crate::rotate::Walk;
 
@@ -54,13 +55,70 @@ pub(crate) async fn create_first_of(
     let parent = Issuer::from_certificate(root.clone()).map_err(internal)?;
     let issuer = ceremony.issuer(&parent, &root_signer, issuer_key, first.issuer_lifetime).await?;
     // 3. All of it becomes the state of the trust domain at once.
+    let (root_key, issuer_key) = (KeyToKeep::Here(root_key), KeyToKeep::Here(issuer_key));
     let ops = vec![
-        keep(ROOT, &root, root_key, kek, ceremony.entropy)?,
-        keep(ISSUER, &issuer, issuer_key, kek, ceremony.entropy)?,
-        keep(&issuer_name(issuer.key_id()), &issuer, issuer_key, kek, ceremony.entropy)?,
+        keep(ROOT, &[&root], root_key, kek, ceremony.entropy)?,
+        keep(ISSUER, &[&issuer], issuer_key, kek, ceremony.entropy)?,
+        keep(&issuer_name(issuer.key_id()), &[&issuer], issuer_key, kek, ceremony.entropy)?,
     ];
-    ceremony.store.commit(beginning(&domain, &root, ops, ceremony.now)).await?;
+    let walk = Walk::first(&root, ceremony.now);
+    ceremony.store.commit(beginning(&domain, &root, &walk, ops, ceremony.now)).await?;
     Ok(parent.key_id())
+}
+
+/// Makes the first bundle and the trust domain's own record, of a root that is held outside and an issuer that it signed. Says
+/// the root's key id.
+///
+/// # Errors
+/// As [`create_first`].
+pub(crate) async fn create_outside(
+    ceremony: Ceremony<'_>,
+    kek: &Kek,
+    imported: &Imported,
+    key: &PrivateKey,
+) -> Result<KeyId, Refused> {
+    let (root, domain) = (&imported.root, imported.issuer.domain());
+    let mut ops = keep_outside(imported, key, kek, ceremony.entropy)?;
+    ops.push(keep(ROOT, &[root], KeyToKeep::Outside, kek, ceremony.entropy)?);
+    let mut walk = Walk::first(root, ceremony.now);
+    walk.take_in(imported)?;
+    let mut batch = beginning(domain, root, &walk, ops, ceremony.now);
+    batch.events.push(imported_event(imported, ACTOR, ceremony.now));
+    ceremony.store.commit(batch).await?;
+    Ok(root.key_id())
+}
+
+/// The operations that make an issuer from outside the one that signs.
+///
+/// # Errors
+/// When the system gives no randomness.
+pub(crate) fn keep_outside(
+    imported: &Imported,
+    key: &PrivateKey,
+    kek: &Kek,
+    entropy: &dyn Entropy,
+) -> Result<Vec<Op>, Refused> {
+    let issuer = imported.issuer.certificate();
+    let certificates: Vec<_> = [issuer].into_iter().chain(&imported.above).collect();
+    let named = issuer_name(imported.issuer.key_id());
+    let key = KeyToKeep::Here(key);
+    Ok(vec![
+        keep(ISSUER, &certificates, key, kek, entropy)?,
+        keep(&named, &certificates, key, kek, entropy)?,
+    ])
+}
+
+/// What the log says of a certificate that came from outside.
+pub(crate) fn imported_event(imported: &Imported, actor: &str, now: Timestamp) -> Event {
+    let certificate = imported.issuer.certificate();
+    let serial: String =
+        certificate.serial_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let details = serde_json::json!({
+        "root": imported.root.key_id(), "serial": serial, "tbs": certificate.tbs_digest(),
+        "notAfter": certificate.validity().not_after,
+    });
+    let subject = imported.issuer.key_id().to_string();
+    Event::new(EventKind::AuthorityImported, now, actor, subject).with_details(details)
 }
 
 /// The making of an authority: where it is recorded, and when.
@@ -149,7 +207,13 @@ impl Ceremony<'_> {
 }
 
 /// The records with which a trust domain begins.
-fn beginning(domain: &TrustDomain, root: &Certificate, ops: Vec<Op>, now: Timestamp) -> Batch {
+fn beginning(
+    domain: &TrustDomain,
+    root: &Certificate,
+    walk: &Walk,
+    ops: Vec<Op>,
+    now: Timestamp,
+) -> Batch {
     let bundle = Bundle::new(domain.clone(), vec![root.clone()], 1);
     let records = [
         Record {
@@ -158,7 +222,7 @@ fn beginning(domain: &TrustDomain, root: &Certificate, ops: Vec<Op>, now: Timest
             value: Spec::TrustDomain(TrustDomainSpec::of(domain.clone())).encode(),
         },
         Record { kind: Kind::Bundle, name: domain.to_string(), value: bundle.to_json().into() },
-        Walk::first(root, now).record(),
+        walk.record(),
     ];
     let event = |record: &Record| {
         let subject = format!("{}/{}", record.kind, record.name);

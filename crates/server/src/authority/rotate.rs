@@ -14,7 +14,7 @@ use countersign_store::{Batch, Store};
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::create::{Ceremony, copy, internal};
-use crate::authority::sealed::{ISSUER, Unsealed, former, issuer_name, keep, unseal};
+use crate::authority::sealed::{ISSUER, KeyToKeep, Unsealed, former, issuer_name, keep, unseal};
 use crate::authority::{Authorities, Signing};
 use crate::refusal::Refused;
 use crate::state::{State, StateFeed};
@@ -64,9 +64,12 @@ impl Rotation {
     /// Whether the issuer that signs here is out of service, or stands under a root that signs no more.
     fn is_outdated(&self, state: &State) -> bool {
         let authorities = self.authorities.load();
-        let active = state.walk().and_then(|walk| Ok(walk.active()?.key)).ok();
-        state.revocations().is_authority_revoked(authorities.issuer.key_id())
-            || active.is_some_and(|active| active != authorities.root.key_id())
+        let Ok(active) = state.walk().and_then(|walk| walk.active()) else { return false };
+        let issuer = authorities.issuer.key_id();
+        state.revocations().is_authority_revoked(issuer)
+            || active.key != authorities.root.key_id()
+            // One that came from outside is on record with its root.
+            || active.issuer().is_some_and(|imported| imported != issuer)
     }
 
     /// Takes the issuer that the store keeps, if it is another.
@@ -121,7 +124,8 @@ impl Rotation {
     pub(crate) async fn look(&self) -> Result<(), Refused> {
         let now = self.time.trusted(self.clock.now())?;
         let authorities = self.authorities.load_full();
-        if !authorities.successor_due(now) {
+        // Who is told that a ceremony is due, is told elsewhere.
+        if !authorities.successor_due(now) || authorities.is_outside() {
             return Ok(());
         }
         if !self.store.lease(LEASE, &self.holder, LEASE_TIME, now).await? {
@@ -150,12 +154,13 @@ impl Rotation {
         let key = PrivateKey::generate(key_type).map_err(internal)?;
         let (store, entropy) = (&*self.store, &*self.entropy);
         let ceremony = Ceremony { store, entropy, now };
-        let (root, signer) = (&authorities.root, &*authorities.root_signer);
-        let certificate = ceremony.issuer(root, signer, &key, lifetime).await?;
+        let Signing { issuer: root, signer, .. } = authorities.root_signing()?;
+        let certificate = ceremony.issuer(&root, &*signer, &key, lifetime).await?;
         let named = issuer_name(certificate.key_id());
+        let kept = KeyToKeep::Here(&key);
         let ops = vec![
-            keep(ISSUER, &certificate, &key, &self.kek, entropy)?,
-            keep(&named, &certificate, &key, &self.kek, entropy)?,
+            keep(ISSUER, &[&certificate], kept, &self.kek, entropy)?,
+            keep(&named, &[&certificate], kept, &self.kek, entropy)?,
         ];
         // Only if the root that signed it is the one that signs still, whoever else is at work.
         let state = self.feed.current();
@@ -166,9 +171,10 @@ impl Rotation {
         let expected = Some(state.revision);
         store.commit(Batch { expected, ops, ..Batch::default() }).await?;
         let next = Authorities {
-            root: root.clone(),
-            root_signer: Arc::clone(&authorities.root_signer),
+            root: root.certificate().clone(),
+            root_signer: Some(signer),
             issuer: Issuer::from_certificate(certificate).map_err(internal)?,
+            above: Vec::new(),
             signer: Arc::new(SoftwareSigner::from(copy(&key)?)),
         };
         tracing::info!(issuer = %next.issuer.key_id(), until = %next.issuer_validity().not_after, "succeeded the issuer");

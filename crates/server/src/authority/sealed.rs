@@ -1,9 +1,9 @@
-//! Authorities at rest: a certificate and its key, sealed together, so that neither can be swapped for another's.
+//! Authorities at rest: certificates and their key, sealed together, so that neither can be swapped for another's.
 
 use std::sync::Arc;
 
 use countersign_identity::{Code, Entropy, KeyId};
-use countersign_pki::{Certificate, Issuer, PrivateKey, SoftwareSigner};
+use countersign_pki::{Certificate, Issuer, PrivateKey, Signer, SoftwareSigner};
 use countersign_seal::{Kek, OpenRefused};
 use countersign_store::{Op, Store};
 use zeroize::Zeroizing;
@@ -15,6 +15,13 @@ use crate::refusal::Refused;
 pub(crate) const ROOT: &str = "authority/root";
 /// Where the issuer is kept that signs now.
 pub(crate) const ISSUER: &str = "authority/issuer";
+/// Where the key is kept that waits for a certificate from outside.
+const REQUEST: &str = "authority/request";
+
+/// What follows the certificates: the private key itself.
+const HERE: u8 = 0;
+/// What follows the certificates: nothing, the key is not ours.
+const OUTSIDE: u8 = 1;
 
 /// Where a root is kept that does not sign now.
 pub(crate) fn root_name(key: KeyId) -> String {
@@ -41,24 +48,153 @@ pub(crate) enum Unsealed {
     Sealed(String),
 }
 
-/// The operation that keeps an authority under a name.
+/// An authority as it is kept.
+pub(crate) struct Kept {
+    /// Its certificate.
+    pub(crate) certificate: Certificate,
+    /// The authorities between it and its root, the nearest first.
+    pub(crate) above: Vec<Certificate>,
+    /// Its private key.
+    pub(crate) key: KeptKey,
+}
+
+/// Where the private key of an authority is.
+pub(crate) enum KeptKey {
+    /// Here.
+    Here(PrivateKey),
+    /// With somebody else, who signs by ceremony.
+    Outside,
+}
+
+/// The same, to be sealed.
+#[derive(Clone, Copy)]
+pub(crate) enum KeyToKeep<'a> {
+    /// Here.
+    Here(&'a PrivateKey),
+    /// With somebody else.
+    Outside,
+}
+
+impl KeptKey {
+    /// What is sealed of it.
+    pub(crate) fn to_keep(&self) -> KeyToKeep<'_> {
+        match self {
+            Self::Here(key) => KeyToKeep::Here(key),
+            Self::Outside => KeyToKeep::Outside,
+        }
+    }
+}
+
+impl Kept {
+    /// What signs for it; nothing when its key is outside.
+    fn signer(self) -> Option<Arc<dyn Signer>> {
+        match self.key {
+            KeptKey::Here(key) => Some(Arc::new(SoftwareSigner::from(key))),
+            KeptKey::Outside => None,
+        }
+    }
+
+    /// The operation that keeps it under another name.
+    ///
+    /// # Errors
+    /// As for [`keep`].
+    pub(crate) fn keep_as(
+        &self,
+        name: &str,
+        kek: &Kek,
+        entropy: &dyn Entropy,
+    ) -> Result<Op, Refused> {
+        let certificates: Vec<_> = [&self.certificate].into_iter().chain(&self.above).collect();
+        keep(name, &certificates, self.key.to_keep(), kek, entropy)
+    }
+}
+
+/// The operation that keeps an authority under a name: its certificate, those between it and its root, and its key.
 ///
 /// # Errors
 /// When the system gives no randomness.
 pub(crate) fn keep(
     name: &str,
-    certificate: &Certificate,
+    certificates: &[&Certificate],
+    key: KeyToKeep<'_>,
+    kek: &Kek,
+    entropy: &dyn Entropy,
+) -> Result<Op, Refused> {
+    let (kind, secret) = match key {
+        KeyToKeep::Here(key) => (HERE, key.pkcs8()),
+        KeyToKeep::Outside => (OUTSIDE, &[][..]),
+    };
+    let length: usize = certificates.iter().map(|one| 4 + one.der().len()).sum();
+    // As long as it becomes, so that no copy of the key is left behind by growth.
+    let mut plain = Zeroizing::new(Vec::with_capacity(2 + length + secret.len()));
+    plain.push(u8::try_from(certificates.len()).expect("a path to a root is short"));
+    for certificate in certificates {
+        let der = certificate.der();
+        let length = u32::try_from(der.len()).expect("a certificate is shorter than 4 GiB");
+        plain.extend_from_slice(&length.to_be_bytes());
+        plain.extend_from_slice(der);
+    }
+    plain.push(kind);
+    plain.extend_from_slice(secret);
+    put(name, &plain, kek, entropy)
+}
+
+/// The operation that keeps a key which waits for its certificate.
+///
+/// # Errors
+/// As for [`keep`].
+pub(crate) fn keep_request(
     key: &PrivateKey,
     kek: &Kek,
     entropy: &dyn Entropy,
 ) -> Result<Op, Refused> {
-    let der = certificate.der();
-    let length = u32::try_from(der.len()).expect("a certificate is shorter than 4 GiB");
-    let mut plain = Zeroizing::new(Vec::with_capacity(4 + der.len() + key.pkcs8().len()));
-    plain.extend_from_slice(&length.to_be_bytes());
-    plain.extend_from_slice(der);
-    plain.extend_from_slice(key.pkcs8());
-    let sealed = countersign_seal::seal(kek, name, &plain, entropy)
+    put(REQUEST, key.pkcs8(), kek, entropy)
+}
+
+/// The operation that throws that key away.
+pub(crate) fn destroy_request() -> Op {
+    destroy(REQUEST.to_owned())
+}
+
+/// Opens the key that waits for its certificate; nothing when none does.
+///
+/// # Errors
+/// When the store does not answer, or the key does not open.
+pub(crate) async fn open_request(
+    store: &dyn Store,
+    kek: &Kek,
+) -> Result<Option<PrivateKey>, Refused> {
+    match store.secret(REQUEST).await? {
+        Some(sealed) if !sealed.is_empty() => open_waiting(&sealed, kek).map(Some),
+        Some(_) | None => Ok(None),
+    }
+}
+
+/// Seals the key of a trust domain that has no store yet.
+///
+/// # Errors
+/// As for [`keep`].
+pub(crate) fn seal_waiting(
+    key: &PrivateKey,
+    kek: &Kek,
+    entropy: &dyn Entropy,
+) -> Result<Vec<u8>, Refused> {
+    let sealed = countersign_seal::seal(kek, REQUEST, key.pkcs8(), entropy);
+    sealed.map_err(|refused| Refused::new(Code::Internal, refused.to_string()))
+}
+
+/// Opens what that came to.
+///
+/// # Errors
+/// When it does not open.
+pub(crate) fn open_waiting(sealed: &[u8], kek: &Kek) -> Result<PrivateKey, Refused> {
+    let opened = countersign_seal::open(kek, REQUEST, sealed)
+        .map_err(|refused| Refused::new(Code::Sealed, refused.to_string()))?;
+    PrivateKey::from_pkcs8(&opened).map_err(|bad| broken(&bad.to_string()))
+}
+
+fn put(name: &str, plain: &[u8], kek: &Kek, entropy: &dyn Entropy) -> Result<Op, Refused> {
+    let sealed = countersign_seal::seal(kek, name, plain, entropy)
         .map_err(|refused| Refused::new(Code::Internal, refused.to_string()))?;
     Ok(Op::PutSecret { name: name.to_owned(), sealed })
 }
@@ -69,22 +205,27 @@ pub(crate) fn keep(
 /// When the store does not answer, or what was opened is not what was sealed.
 pub(crate) async fn unseal(store: &dyn Store, kek: &Kek) -> Result<Unsealed, Refused> {
     let root = match open(store, ROOT, kek).await? {
-        Opened::Authority(certificate, key) => (certificate, key),
+        Opened::Authority(kept) => kept,
         Opened::Refused(refused) => return Ok(Unsealed::Sealed(refused.to_string())),
     };
     let issuer = match open(store, ISSUER, kek).await? {
-        Opened::Authority(certificate, key) => (certificate, key),
+        Opened::Authority(kept) => kept,
         Opened::Refused(refused) => return Ok(Unsealed::Sealed(refused.to_string())),
     };
-    let authority = |certificate: Certificate| {
-        Issuer::from_certificate(certificate).map_err(|refusal| broken(&refusal.to_string()))
-    };
-    Ok(Unsealed::Open(Authorities {
-        root: authority(root.0)?,
-        root_signer: Arc::new(SoftwareSigner::from(root.1)),
-        issuer: authority(issuer.0)?,
-        signer: Arc::new(SoftwareSigner::from(issuer.1)),
-    }))
+    Ok(Unsealed::Open(Authorities::of(root, issuer)?))
+}
+
+impl Authorities {
+    /// What signs, of what was kept.
+    ///
+    /// # Errors
+    /// When the issuer is none, or its key is not here.
+    pub(crate) fn of(root: Kept, issuer: Kept) -> Result<Self, Refused> {
+        let certificate = root.certificate.clone();
+        let Signing { issuer, above, signer } =
+            signing(issuer)?.ok_or_else(|| broken("the issuer's key is not here"))?;
+        Ok(Self { root: certificate, root_signer: root.signer(), issuer, above, signer })
+    }
 }
 
 /// Opens one authority.
@@ -95,14 +236,15 @@ pub(crate) async fn open_authority(
     store: &dyn Store,
     name: &str,
     kek: &Kek,
-) -> Result<(Certificate, PrivateKey), Refused> {
+) -> Result<Kept, Refused> {
     match open(store, name, kek).await? {
-        Opened::Authority(certificate, key) => Ok((certificate, key)),
+        Opened::Authority(kept) => Ok(kept),
         Opened::Refused(refused) => Err(Refused::new(Code::Sealed, refused.to_string())),
     }
 }
 
-/// Opens an authority that signs no more, or not yet; nothing when none of this key is kept, or its key was destroyed.
+/// Opens an authority that signs no more, or not yet; nothing when none of this key is kept, or its key is not here any more,
+/// or never was.
 ///
 /// # Errors
 /// When the store does not answer, or what is kept does not open.
@@ -115,16 +257,20 @@ pub(crate) async fn former(
         if store.secret(&name).await?.is_none_or(|sealed| sealed.is_empty()) {
             continue;
         }
-        let (certificate, private) = open_authority(store, &name, kek).await?;
-        let issuer = Issuer::from_certificate(certificate);
-        let issuer = issuer.map_err(|bad| broken(&bad.to_string()))?;
-        return Ok(Some(Signing { issuer, signer: Arc::new(SoftwareSigner::from(private)) }));
+        return signing(open_authority(store, &name, kek).await?);
     }
     Ok(None)
 }
 
+fn signing(kept: Kept) -> Result<Option<Signing>, Refused> {
+    let (certificate, above) = (kept.certificate.clone(), kept.above.clone());
+    let Some(signer) = kept.signer() else { return Ok(None) };
+    let issuer = Issuer::from_certificate(certificate);
+    Ok(Some(Signing { issuer: issuer.map_err(|bad| broken(&bad.to_string()))?, above, signer }))
+}
+
 enum Opened {
-    Authority(Certificate, PrivateKey),
+    Authority(Kept),
     Refused(OpenRefused),
 }
 
@@ -134,16 +280,36 @@ async fn open(store: &dyn Store, name: &str, kek: &Kek) -> Result<Opened, Refuse
     if sealed.is_empty() {
         return Err(broken(&format!("the key of `{name}` was destroyed when it retired")));
     }
-    let plain = match countersign_seal::open(kek, name, &sealed) {
-        Ok(plain) => plain,
-        Err(refused) => return Ok(Opened::Refused(refused)),
+    match countersign_seal::open(kek, name, &sealed) {
+        Ok(plain) => Ok(Opened::Authority(read(&plain)?)),
+        Err(refused) => Ok(Opened::Refused(refused)),
+    }
+}
+
+/// Takes apart what [`keep`] put together.
+fn read(plain: &[u8]) -> Result<Kept, Refused> {
+    let short = || broken("it is too short");
+    let (count, mut rest) = plain.split_first().ok_or_else(short)?;
+    let mut certificates = Vec::new();
+    for _certificate in 0..*count {
+        let (length, after) = rest.split_first_chunk::<4>().ok_or_else(short)?;
+        let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+        let (der, after) = after.split_at_checked(length).ok_or_else(short)?;
+        let parsed = Certificate::parse(der).map_err(|bad| broken(&bad.to_string()))?;
+        certificates.push(parsed);
+        rest = after;
+    }
+    let (kind, secret) = rest.split_first().ok_or_else(short)?;
+    let key = match *kind {
+        HERE => {
+            KeptKey::Here(PrivateKey::from_pkcs8(secret).map_err(|bad| broken(&bad.to_string()))?)
+        }
+        OUTSIDE => KeptKey::Outside,
+        other => return Err(broken(&format!("its key is kept in way {other}"))),
     };
-    let (length, rest) = plain.split_first_chunk::<4>().ok_or_else(|| broken("it is too short"))?;
-    let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
-    let (der, pkcs8) = rest.split_at_checked(length).ok_or_else(|| broken("it is too short"))?;
-    let certificate = Certificate::parse(der).map_err(|bad| broken(&bad.to_string()))?;
-    let key = PrivateKey::from_pkcs8(pkcs8).map_err(|bad| broken(&bad.to_string()))?;
-    Ok(Opened::Authority(certificate, key))
+    let mut certificates = certificates.into_iter();
+    let certificate = certificates.next().ok_or_else(short)?;
+    Ok(Kept { certificate, above: certificates.collect(), key })
 }
 
 fn broken(why: &str) -> Refused {

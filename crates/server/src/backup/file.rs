@@ -183,8 +183,10 @@ impl<'a> Reading<'a> {
     /// Opens a file, and reads what it says of itself.
     pub(super) fn open(path: &Path, kek: &'a Kek) -> Result<(Self, About), StartError> {
         let file = File::open(path);
-        let file =
-            file.map_err(|source| StartError::File { action: "read", path: path.into(), source })?;
+        let file = file.map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => StartError::NoFile { path: path.into() },
+            _ => StartError::File { action: "read", path: path.into(), source },
+        })?;
         let mut reading = Self {
             file: BufReader::new(file),
             path: path.into(),

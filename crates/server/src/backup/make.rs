@@ -8,7 +8,6 @@ use countersign_store::{Dumping, Place};
 
 use super::Progress;
 use super::file::{About, End, Writing};
-use crate::authority::internal;
 use crate::config::{StartError, StoreAt, kek_path};
 use crate::directory::Domain;
 
@@ -70,7 +69,7 @@ pub(crate) async fn backup_at(
 ) -> Result<BackupReport, StartError> {
     let domain = Domain::read(&config.data)?;
     let kek = config.kek.clone().unwrap_or_else(|| kek_path(&config.data));
-    let kek = KekFile::open(&kek).map_err(internal)?;
+    let kek = KekFile::open(&kek)?;
     let mut writing = Writing::create(&config.file, &kek, &SystemEntropy)?;
     let dumping = Dumping::open(&place(&config.store, &config.data)).await?;
     let head = dumping.head();

@@ -79,7 +79,7 @@ pub(crate) async fn restore_at(
     now: Timestamp,
     progress: Progress<'_>,
 ) -> Result<RestoreReport, StartError> {
-    let kek = KekFile::open(&config.kek).map_err(internal)?;
+    let kek = KekFile::open(&config.kek)?;
     // 1. The file, all of it.
     let (_about, end) = read(&config.file, &kek, |_page| Ok(()))?;
     // 2. A place beside the one that is asked for.

@@ -58,7 +58,7 @@ pub(crate) struct Order {
 pub(crate) struct Svid {
     /// Whom it names.
     pub(crate) id: SpiffeId,
-    /// What is shown: leaf and issuer.
+    /// What is shown: leaf and issuer, and what stands between the issuer and its root.
     pub(crate) chain: Vec<Certificate>,
     /// The moment from which lifetimes and renewals are reckoned.
     pub(crate) issued: Timestamp,
@@ -212,7 +212,8 @@ async fn sign(
     let by = &request.by;
     let leaf =
         reviewed.sign(receipt, &*by.signer).await.map_err(|fault| internal(fault.to_string()))?;
-    let chain = vec![leaf, by.issuer.certificate().clone()];
+    let mut chain = vec![leaf, by.issuer.certificate().clone()];
+    chain.extend_from_slice(&by.above);
     let ders: Vec<&[u8]> = chain.iter().map(Certificate::der).collect();
     let state = request.state;
     let verified = countersign_pki::verify(&ders, state.bundles(), Role::Client, request.now);

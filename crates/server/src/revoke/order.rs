@@ -22,6 +22,7 @@ use crate::revoke::plan::{
     Found, Plan, Wish, leaked, plan, record, rule_view, suspension_change, suspension_name,
     suspension_subject, suspension_view,
 };
+use crate::rotate::Walk;
 use crate::state::State;
 
 /// How often an order is planned again because the state moved on. Every other writer makes way within as many commits.
@@ -186,7 +187,8 @@ async fn found(control: &Control, target: &Target, dry_run: bool) -> Result<Foun
                 return Err(Refused::new(Code::Forbidden, why));
             }
             drop(authorities);
-            match authority_ends(&*control.store, *key).await? {
+            let walk = Arc::clone(control.feed.current().walk()?);
+            match authority_ends(&*control.store, &walk, *key).await? {
                 Some(ends) => Ok(Found::Authority(*key, ends)),
                 None => unknown(format!(
                     "no authority of this trust domain with key `{key}` is on record: none was made here, or it has expired"
@@ -197,10 +199,19 @@ async fn found(control: &Control, target: &Target, dry_run: bool) -> Result<Foun
     }
 }
 
-/// When the certificate of an authority ends, by the rows that are kept.
-async fn authority_ends(store: &dyn Store, key: KeyId) -> Result<Option<Timestamp>, Refused> {
+/// When the certificate of an authority ends, by the rows that are kept, or by the walk when it came from outside.
+async fn authority_ends(
+    store: &dyn Store,
+    walk: &Walk,
+    key: KeyId,
+) -> Result<Option<Timestamp>, Refused> {
     let mut after: Option<Serial> = None;
     let mut ends: Option<Timestamp> = None;
+    for root in &walk.roots {
+        let imported = root.imported()?;
+        let of_it = imported.iter().filter(|one| one.key_id() == key);
+        ends = of_it.map(|one| one.validity().not_after).max().max(ends);
+    }
     loop {
         let page = store.issued_after(after, PAGE_MAX).await?;
         after = page.last().map(|issued| issued.row.serial);

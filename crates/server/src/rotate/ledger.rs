@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use countersign_identity::{
-    KeyId, NodeId, Revocations, Revoked, SKEW_ALLOWED, Serial, SpiffeId, Suspended, Timestamp,
+    KeyId, NodeId, Revision, Revocations, Revoked, SKEW_ALLOWED, Serial, SpiffeId, Suspended,
+    Timestamp,
 };
+use countersign_pki::Certificate;
 use countersign_store::{IssuedRow, PAGE_MAX, Store};
 
 use crate::refusal::Refused;
@@ -50,9 +52,24 @@ impl Ledger {
                 }
             }
             if last {
-                return Ok(ledger);
+                break;
             }
         }
+        ledger.add_imported(walk, now)?;
+        Ok(ledger)
+    }
+
+    /// The issuers that roots outside have signed: no log of ours records their issue, the walk does.
+    fn add_imported(&mut self, walk: &Walk, now: Timestamp) -> Result<(), Refused> {
+        for root in &walk.roots {
+            for certificate in root.imported()? {
+                let validity = certificate.validity();
+                if now <= validity.not_after + SKEW_ALLOWED {
+                    self.issuers.push(imported_row(root.key, &certificate));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The issuers, oldest first.
@@ -117,6 +134,29 @@ impl Ledger {
             .map(|((id, node), until)| Left { holder: named(id, node), until })
             .collect()
     }
+}
+
+/// An issuer of a root outside, in the form of what was issued here.
+fn imported_row(root: KeyId, certificate: &Certificate) -> IssuedRow {
+    let domain = certificate.uri_names().iter().find_map(|name| {
+        let name = std::str::from_utf8(name).ok()?;
+        name.parse::<SpiffeId>().ok()
+    });
+    IssuedRow {
+        // Its own may have any form; nothing looks an authority up by serial.
+        serial: certificate.serial().unwrap_or_else(nobodys_serial),
+        tbs: certificate.tbs_digest(),
+        spiffe_id: domain.expect("a certificate without the trust domain's name is not taken in"),
+        key: certificate.key_id(),
+        issuer: root,
+        node: None,
+        validity: certificate.validity(),
+        revision: Revision::default(),
+    }
+}
+
+fn nobodys_serial() -> Serial {
+    Serial::from_bytes([1; 16]).expect("its first bit is 0")
 }
 
 fn holder(row: &IssuedRow) -> Holder<'_> {

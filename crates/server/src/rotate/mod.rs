@@ -4,6 +4,7 @@
 //! `walk` is the pure machine, `ledger` what is out under which authority, `walker` the hands: it takes the steps that the
 //! machine allows, each as one commit for the very revision that it was decided on.
 
+mod ceremony;
 mod ledger;
 #[cfg(test)]
 mod model;
@@ -14,6 +15,7 @@ mod tests;
 mod walk;
 mod walker;
 
+pub(crate) use ceremony::{import, request};
 pub(crate) use recover::recover;
 pub(crate) use shown::{report, shown};
 pub(crate) use walk::Walk;

@@ -13,6 +13,7 @@ use countersign_store::IssuedRow;
 
 use crate::authority::internal;
 use crate::refusal::Refused;
+use crate::rotate::ceremony::ceremony;
 use crate::rotate::ledger::Ledger;
 use crate::rotate::walk::{Gate, Order, Proof, Root, Walk};
 use crate::rotate::walker::{MISSING_MAX, Walker};
@@ -46,10 +47,11 @@ pub(crate) async fn shown(walker: &Walker) -> Result<AuthoritiesResponse, Refuse
             None => None,
         },
         last: walk.last.as_ref().map(|order| order_view(&walk, order, None, None)),
+        ceremony: ceremony(&walker.rotation.authorities.load(), &walk, control.clock.now()),
     })
 }
 
-/// The last walk that came to its end, signed by the root that is active.
+/// The last walk that came to its end, signed by the root that is active, or by its issuer if that root is held outside.
 ///
 /// # Errors
 /// When none did, or the signer fails.
@@ -66,8 +68,14 @@ pub(crate) async fn report(walker: &Walker) -> Result<Jws, Refused> {
         "walk": order_view(walk, ended, None, None),
     });
     let authorities = walker.rotation.authorities.load_full();
-    let (root, signer) = (authorities.root_certificate(), &*authorities.root_signer);
-    let signed = Jws::sign(report.to_string().as_bytes(), REPORT_TYPE, root, signer).await;
+    let report = report.to_string();
+    // Where the root's key is outside, the issuer signs, and shows who vouches for it.
+    let (signing, above) = match authorities.root_signing() {
+        Ok(signing) => (signing, &[][..]),
+        Err(_outside) => (authorities.issuing(), &*authorities.above),
+    };
+    let (signer, authority) = (&*signing.signer, signing.issuer.certificate());
+    let signed = Jws::sign(report.as_bytes(), REPORT_TYPE, authority, above, signer).await;
     signed.map_err(internal)
 }
 
@@ -80,6 +88,7 @@ fn root_view(root: &Root, credentials: u64) -> Result<RootView, Refused> {
         expires: root.certificate()?.validity().not_after,
         trusted: root.is_trusted(),
         certificate: root.certificate.clone(),
+        held: root.held,
         published: root.published,
         credentials,
     })

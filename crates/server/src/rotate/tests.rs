@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use countersign_api::admin::{Cause, Goal, RootState, Step};
+use countersign_api::admin::{Cause, Goal, RootKey, RootState, Step};
 use countersign_identity::{KeyId, Lifetime, Revision, Timestamp, Trial};
 
 use super::walk::{DRAIN, Facts, Gate, Left, Order, REACHABLE, Root, SETTLE, Walk};
@@ -28,12 +28,15 @@ fn root(number: u8, state: RootState) -> Root {
         published: None,
         superseded: None,
         dropped: None,
+        held: RootKey::Here,
+        issuers: Vec::new(),
+        told: None,
     }
 }
 
 fn begun(goal: Goal) -> Walk {
-    let mut walk =
-        Walk { roots: vec![root(1, RootState::Active)], order: None, last: None, paused: None };
+    let roots = vec![root(1, RootState::Active)];
+    let mut walk = Walk { roots, order: None, last: None, paused: None, request: None };
     walk.begin(Order::new(goal, key(1), "operator", None, START)).unwrap();
     walk
 }
@@ -338,4 +341,17 @@ fn recovery_waits_for_doors_to_be_tried_and_ends_without_those_that_cannot_be() 
     assert!(waits(&gate).contains("web-proxy"), "{gate:?}");
     assert!(walk.gate(Step::Prove, &facts, START + Trial::TIME).is_open());
     assert!(walk.gate(Step::Prove, &Facts { tried: 2, ..Facts::default() }, START).is_open());
+}
+
+#[test]
+fn successor_of_a_root_outside_is_waited_for_until_people_bring_it() {
+    for goal in [Goal::Rotate, Goal::Recover] {
+        let mut walk = begun(goal);
+        walk.roots[0].held = RootKey::External;
+        assert_eq!(walk.next(), Some(Step::Prepare));
+        let gate = walk.gate(Step::Prepare, &Facts::default(), START + Duration::from_secs(86_400));
+        assert!(waits(&gate).contains("authority import"), "{gate:?}");
+        take(&mut walk, Step::Prepare, 2, START);
+        assert_eq!(walk.next(), Some(Step::Publish), "brought, it goes on by itself");
+    }
 }

@@ -6,18 +6,21 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use countersign_api::admin::{Cause, Goal, RootState, Step, TrialSummary};
+use countersign_api::admin::{Cause, Goal, RootKey, RootState, Step, TrialSummary};
 use countersign_identity::{Code, KeyId, Lifetime, Revision, SKEW_ALLOWED, Timestamp, Trial};
 use countersign_pki::{Bundle, Certificate};
 use countersign_store::{Kind, Record};
 use serde::{Deserialize, Serialize};
 
+use crate::authority::Imported;
 use crate::refusal::Refused;
 
 /// The one record of its kind.
 const NAME: &str = "roots";
 /// Roots that are kept, the retired ones among them until they end.
 const ROOTS_MAX: usize = 16;
+/// Issuers of one root outside that are remembered.
+const ISSUERS_MAX: usize = 16;
 /// How long after the last successor was issued its holders may take to show it instead of the one before.
 pub(crate) const SETTLE: Duration = Duration::from_secs(3);
 /// How long connections may take to drain that a superseded authority vouches for.
@@ -40,6 +43,23 @@ pub(crate) struct Walk {
     /// What goes on once the recovery from an issuer's leaked key has come to its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) paused: Option<Order>,
+    /// A key that waits for a certificate from outside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) request: Option<Request>,
+}
+
+/// An issuer's key that was made for an authority outside, which has to sign its certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Request {
+    /// The key.
+    pub(crate) key: KeyId,
+    /// The signing request (PKCS#10), PEM.
+    pub(crate) csr: String,
+    /// Who asked for it.
+    pub(crate) actor: String,
+    /// When.
+    pub(crate) at: Timestamp,
 }
 
 /// One root.
@@ -64,6 +84,15 @@ pub(crate) struct Root {
     pub(crate) superseded: Option<Revision>,
     /// The revision that took it out of the bundle.
     pub(crate) dropped: Option<Revision>,
+    /// Where its key is.
+    #[serde(default)]
+    pub(crate) held: RootKey,
+    /// The issuers that a root outside has signed, PEM, the newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) issuers: Vec<String>,
+    /// The issuer whose end was told of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) told: Option<KeyId>,
 }
 
 /// A walk of several steps that somebody ordered.
@@ -199,7 +228,24 @@ impl Root {
             published: None,
             superseded: None,
             dropped: None,
+            held: RootKey::Here,
+            issuers: Vec::new(),
+            told: None,
         }
+    }
+
+    /// The certificates of the issuers that came from outside.
+    ///
+    /// # Errors
+    /// When the record does not hold them.
+    pub(crate) fn imported(&self) -> Result<Vec<Certificate>, Refused> {
+        self.issuers.iter().map(|pem| parse(pem)).collect()
+    }
+
+    /// The issuer that a root outside signed last.
+    pub(crate) fn issuer(&self) -> Option<KeyId> {
+        let newest = self.issuers.last()?;
+        parse(newest).ok().map(|certificate| certificate.key_id())
     }
 
     /// Its certificate.
@@ -238,7 +284,7 @@ impl Walk {
     pub(crate) fn first(certificate: &Certificate, at: Timestamp) -> Self {
         let mut root = Root::prepared(certificate, None, at);
         root.state = RootState::Active;
-        Self { roots: vec![root], order: None, last: None, paused: None }
+        Self { roots: vec![root], order: None, last: None, paused: None, request: None }
     }
 
     /// As the state keeps it.
@@ -281,6 +327,39 @@ impl Walk {
     /// Whether this key is a root's.
     pub(crate) fn is_root(&self, key: KeyId) -> bool {
         self.root(key).is_some()
+    }
+
+    /// Takes note of an issuer that a root outside has signed.
+    ///
+    /// # Errors
+    /// When the root is not on record.
+    pub(crate) fn take_in(&mut self, imported: &Imported) -> Result<(), Refused> {
+        let begins = imported.issuer.certificate().validity().not_before;
+        let root = self.root_mut(imported.root.key_id())?;
+        root.held = RootKey::External;
+        root.issuers.retain(|pem| parse(pem).is_ok_and(|one| begins < one.validity().not_after));
+        root.issuers.push(imported.issuer.certificate().to_pem());
+        let over = root.issuers.len().saturating_sub(ISSUERS_MAX);
+        root.issuers.drain(..over);
+        Ok(())
+    }
+
+    /// The certificates of active roots whose key is outside: what those sign is taken in at once.
+    ///
+    /// # Errors
+    /// When the record does not hold them.
+    pub(crate) fn outside(&self) -> Result<Vec<Certificate>, Refused> {
+        let active = self.roots.iter().filter(|root| root.state == RootState::Active);
+        active.filter(|root| root.held == RootKey::External).map(Root::certificate).collect()
+    }
+
+    /// Takes note that somebody was told of an issuer's end.
+    ///
+    /// # Errors
+    /// When its root is not on record.
+    pub(crate) fn tell(&mut self, root: KeyId, issuer: KeyId) -> Result<(), Refused> {
+        self.root_mut(root)?.told = Some(issuer);
+        Ok(())
     }
 
     fn root_mut(&mut self, key: KeyId) -> Result<&mut Root, Refused> {
@@ -353,9 +432,8 @@ impl Walk {
         }
         let recovering = order.is_some_and(|order| order.goal == Goal::Recover);
         match step {
-            Step::Prepare | Step::Publish | Step::Condemn | Step::Rollback | Step::Taint => {
-                Gate::Open
-            }
+            Step::Prepare => self.can_prepare(),
+            Step::Publish | Step::Condemn | Step::Rollback | Step::Taint => Gate::Open,
             Step::Activate if order.is_some_and(|order| order.asks) => Gate::Waits {
                 why: "an operator has to say `countersign authority activate`".to_owned(),
                 done: 0,
@@ -368,6 +446,23 @@ impl Walk {
             Step::Retire => self.drained(facts, now),
             Step::Confirm => acknowledged(facts),
             Step::Prove => tried(facts, order.and_then(|order| order.at(Step::Confirm)), now),
+        }
+    }
+
+    /// The successor of a root that is held outside is made by people.
+    fn can_prepare(&self) -> Gate {
+        match self.active() {
+            Ok(active) if active.held == RootKey::External => Gate::Waits {
+                why: "the root is held outside: have a request signed (`countersign authority prepare --root-key external`) and \
+                      bring the chain (`countersign authority import`), or let the next root be made here (`countersign \
+                      authority prepare`)"
+                    .to_owned(),
+                done: 0,
+                of: 1,
+                missing: Vec::new(),
+                until: None,
+            },
+            Ok(_) | Err(_) => Gate::Open,
         }
     }
 

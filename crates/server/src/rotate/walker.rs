@@ -7,7 +7,7 @@ use std::time::Duration;
 use countersign_api::admin::{
     Cause, Convergence, Goal, RootState, Step, StepRequest, TrialSummary, TrialView, VerifiedPoint,
 };
-use countersign_api::resource::Approval;
+use countersign_api::resource::{Approval, AuthoritySpec};
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, KeyId, Lifetime, Reason, Revision, Timestamp, backdate};
 use countersign_pki::{Certificate, Issuer, KeyKind, PrivateKey, SoftwareSigner};
@@ -15,8 +15,8 @@ use countersign_store::{Batch, Change, Kind, Record};
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::{
-    Authorities, Ceremony, ISSUER, ROOT, Rotation, copy, destroy, internal, issuer_name, keep,
-    open_authority, root_name,
+    Authorities, Ceremony, ISSUER, Kept, KeptKey, KeyToKeep, ROOT, Rotation, Signing, copy,
+    destroy, internal, issuer_name, keep, open_authority, root_name,
 };
 use crate::control::Control;
 use crate::refusal::Refused;
@@ -61,11 +61,11 @@ struct Memory {
 }
 
 /// A step that is about to be committed.
-struct Draft {
-    walk: Walk,
-    batch: Batch,
+pub(super) struct Draft {
+    pub(super) walk: Walk,
+    pub(super) batch: Batch,
     /// What signs after it.
-    authorities: Option<Authorities>,
+    pub(super) authorities: Option<Authorities>,
 }
 
 impl Walker {
@@ -106,6 +106,9 @@ impl Walker {
         let state = self.control.feed.current();
         let walk = Arc::clone(state.walk()?);
         if walk.order.is_none() {
+            if self.rotation.authorities.load().is_outside() && self.leads().await? {
+                self.tell_of_ceremony(&state, &walk).await?;
+            }
             return self.schedule(&walk).await;
         }
         if !self.leads().await? {
@@ -139,12 +142,20 @@ impl Walker {
             return Ok(false);
         }
         let reason = Some(format!("the root ends at {}", validity.not_after));
-        let order = Order {
-            asks: spec.approve == Approval::Operator,
-            ..Order::new(Goal::Rotate, active.key, SCHEDULE, reason, now)
-        };
+        let asks = self.asks(&self.control.feed.current());
+        let order = Order { asks, ..Order::new(Goal::Rotate, active.key, SCHEDULE, reason, now) };
         self.begin(order).await?;
         Ok(true)
+    }
+
+    /// Whether an operator has to say the word before a new root signs.
+    pub(super) fn asks(&self, state: &State) -> bool {
+        state.authority().approve == Approval::Operator
+    }
+
+    /// The revision that the next commit makes.
+    pub(super) fn next(&self, state: &State) -> Revision {
+        next(state)
     }
 
     /// Whether this replica is the one that walks.
@@ -396,7 +407,9 @@ impl Walker {
             Step::Activate if walk.order.as_ref().is_some_and(|order| order.asks) => {
                 self.approve(&state, &walk, actor, force).await
             }
-            Step::Prepare | Step::Publish | Step::Activate => {
+            // Whoever asks for it by name wants it made here.
+            Step::Prepare => self.take(step, actor, force.as_deref()).await,
+            Step::Publish | Step::Activate => {
                 if force.is_none()
                     && let Gate::Waits { why, until, .. } = self.gate(&state, &walk, step).await?
                 {
@@ -504,7 +517,7 @@ impl Walker {
         self.commit(&state, Draft { walk, batch, authorities: None }, now).await
     }
 
-    async fn commit(
+    pub(super) async fn commit(
         &self,
         state: &State,
         draft: Draft,
@@ -546,16 +559,24 @@ impl Walker {
         // Nothing declared: as long as the one before.
         let lifetime = match spec {
             Some(spec) => spec.root_lifetime,
+            // What others think right for their roots is no measure for ours.
+            None if authorities.is_outside() => AuthoritySpec::default().root_lifetime,
             None => lifetime_of(&walk.active()?.certificate()?)?,
         };
-        let domain = authorities.root.domain().clone();
+        let domain = authorities.issuer.domain().clone();
         let root = ceremony.root(&domain, &signer, lifetime).await?;
         let newer = Issuer::from_certificate(root.clone()).map_err(internal)?;
-        let (older, older_signer) = (&authorities.root, &*authorities.root_signer);
-        let cross = ceremony.cross(older, older_signer, &newer, lifetime).await?;
+        // A root outside vouches for no other.
+        let cross = match authorities.root_signing() {
+            Ok(Signing { issuer: older, signer, .. }) => {
+                Some(ceremony.cross(&older, &*signer, &newer, lifetime).await?)
+            }
+            Err(_outside) => None,
+        };
         let name = root_name(newer.key_id());
-        let ops = vec![keep(&name, &root, &key, &self.rotation.kek, &*self.control.entropy)?];
-        walk.prepare(Root::prepared(&root, Some(&cross), now), now)?;
+        let (kek, entropy) = (&self.rotation.kek, &*self.control.entropy);
+        let ops = vec![keep(&name, &[&root], KeyToKeep::Here(&key), kek, entropy)?];
+        walk.prepare(Root::prepared(&root, cross.as_ref(), now), now)?;
         Ok(Draft { walk, batch: Batch { ops, ..Batch::default() }, authorities: None })
     }
 
@@ -581,6 +602,7 @@ impl Walker {
         mut walk: Walk,
         now: Timestamp,
     ) -> Result<Draft, Refused> {
+        let imported = walk.successor().and_then(Root::issuer);
         let (back, leaving, was) = walk.rollback(now)?;
         if let Some(back) = back {
             return self.enthrone(state, walk, leaving, back, now).await;
@@ -593,8 +615,9 @@ impl Walker {
         };
         // It is trusted nowhere any more: a bundle that shrinks takes rights away.
         let narrows = was == RootState::Published;
-        let batch =
-            Batch { changes, narrows, ops: vec![destroy(root_name(leaving))], ..Batch::default() };
+        let keys = [root_name(leaving)].into_iter().chain(imported.map(issuer_name));
+        let ops = keys.map(destroy).collect();
+        let batch = Batch { changes, narrows, ops, ..Batch::default() };
         Ok(Draft { walk, batch, authorities: None })
     }
 
@@ -609,35 +632,58 @@ impl Walker {
     ) -> Result<Draft, Refused> {
         let (store, kek) = (&*self.control.store, &self.rotation.kek);
         let entropy = &*self.control.entropy;
-        // 1. Both keys; the one before stays at hand, for a rollback.
-        let (old, old_key) = open_authority(store, ROOT, kek).await?;
-        let (root, root_key) = open_authority(store, &root_name(active), kek).await?;
-        if old.key_id() != before || root.key_id() != active {
+        // 1. Both roots; the one before stays at hand, for a rollback.
+        let old = open_authority(store, ROOT, kek).await?;
+        let root = open_authority(store, &root_name(active), kek).await?;
+        if old.certificate.key_id() != before || root.certificate.key_id() != active {
             return Err(internal("a kept root is not the one on record"));
         }
         // 2. An issuer under the new one.
-        let parent = Issuer::from_certificate(root.clone()).map_err(internal)?;
-        let signer = SoftwareSigner::from(copy(&root_key)?);
-        let (key_type, lifetime) = self.rotation.next_issuer();
-        let key = PrivateKey::generate(key_type).map_err(internal)?;
-        let issuer = self.ceremony(now).issuer(&parent, &signer, &key, lifetime).await?;
+        let issuer = self.issuer_under(&walk, &root, now).await?;
         // 3. All of it at once.
+        let named = issuer_name(issuer.certificate.key_id());
         let ops = vec![
-            keep(&root_name(before), &old, &old_key, kek, entropy)?,
-            keep(ROOT, &root, &root_key, kek, entropy)?,
-            keep(ISSUER, &issuer, &key, kek, entropy)?,
-            keep(&issuer_name(issuer.key_id()), &issuer, &key, kek, entropy)?,
+            old.keep_as(&root_name(before), kek, entropy)?,
+            root.keep_as(ROOT, kek, entropy)?,
+            issuer.keep_as(ISSUER, kek, entropy)?,
+            issuer.keep_as(&named, kek, entropy)?,
         ];
         let within = self.spread(&walk, before, now).await?;
         let changes = vec![self.bundle(state, &walk, within)?];
-        let authorities = Authorities {
-            root: parent,
-            root_signer: Arc::new(signer),
-            issuer: Issuer::from_certificate(issuer).map_err(internal)?,
-            signer: Arc::new(SoftwareSigner::from(key)),
-        };
+        let authorities = Authorities::of(root, issuer)?;
         let batch = Batch { changes, ops, ..Batch::default() };
         Ok(Draft { walk, batch, authorities: Some(authorities) })
+    }
+
+    /// An issuer under a root: a new one, or the one that the root outside has signed for us.
+    async fn issuer_under(
+        &self,
+        walk: &Walk,
+        root: &Kept,
+        now: Timestamp,
+    ) -> Result<Kept, Refused> {
+        let certificate = root.certificate.clone();
+        let KeptKey::Here(root_key) = &root.key else {
+            let imported = walk.root(certificate.key_id()).and_then(Root::issuer);
+            let imported = imported.ok_or_else(|| internal("a root outside has signed nothing"))?;
+            let (store, kek) = (&*self.control.store, &self.rotation.kek);
+            let issuer = open_authority(store, &issuer_name(imported), kek).await?;
+            let validity = issuer.certificate.validity();
+            if !validity.contains(now) {
+                let why = format!(
+                    "the issuer that the root outside has signed ended at {}: roll back, and have another signed",
+                    validity.not_after
+                );
+                return Err(Refused::new(Code::Expired, why));
+            }
+            return Ok(issuer);
+        };
+        let parent = Issuer::from_certificate(certificate).map_err(internal)?;
+        let signer = SoftwareSigner::from(copy(root_key)?);
+        let (key_type, lifetime) = self.rotation.next_issuer();
+        let key = PrivateKey::generate(key_type).map_err(internal)?;
+        let certificate = self.ceremony(now).issuer(&parent, &signer, &key, lifetime).await?;
+        Ok(Kept { certificate, above: Vec::new(), key: KeptKey::Here(key) })
     }
 
     /// The span over which everything under a root is issued anew: as long as this machine needs for it.

@@ -220,7 +220,7 @@ mod tests {
         let receipt = Receipt::assertion(reviewed.summary().tbs, 0);
         let certificate = reviewed.sign(receipt, &signer).await.unwrap();
         let issuer = Issuer::from_certificate(certificate).unwrap();
-        Signing { issuer, signer: Arc::new(signer) }
+        Signing { issuer, above: Vec::new(), signer: Arc::new(signer) }
     }
 
     fn listed(seed: u64, ends_after: u64) -> Listed {

@@ -27,7 +27,7 @@ pub async fn revocation_list(
 ) -> Result<Bytes, Refused> {
     let mut sets = sets::read(store, rules, now).await?;
     let set = sets.remove(&issuer.key_id()).unwrap_or_default();
-    let signing = Signing { issuer: issuer.clone(), signer };
+    let signing = Signing { issuer: issuer.clone(), above: Vec::new(), signer };
     let (views, history) = (RevocationViews::default(), History::default());
     let making = Making {
         signing: &signing,

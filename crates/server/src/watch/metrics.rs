@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::header;
 use axum::routing::get;
+use countersign_identity::Timestamp;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
@@ -26,7 +27,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Every metric: name, type, help. A name is written here and nowhere else.
-const METRICS: [(Metric, &str, &str, &str); 15] = {
+const METRICS: [(Metric, &str, &str, &str); 18] = {
     use Metric::*;
     [
         (Resident, "countersign_server_resident_bytes", "gauge", "Resident memory of the process."),
@@ -104,6 +105,24 @@ const METRICS: [(Metric, &str, &str, &str); 15] = {
             "counter",
             "OCSP requests, by what was answered.",
         ),
+        (
+            RootEnds,
+            "countersign_server_root_ends_seconds",
+            "gauge",
+            "When the active root ends, in seconds since 1970.",
+        ),
+        (
+            IssuerEnds,
+            "countersign_server_issuer_ends_seconds",
+            "gauge",
+            "When the issuer ends that signs now, in seconds since 1970.",
+        ),
+        (
+            CeremonyDue,
+            "countersign_server_ceremony_due_count",
+            "gauge",
+            "1 when a root that is held outside has to sign a successor of the issuer.",
+        ),
     ]
 };
 
@@ -124,6 +143,9 @@ enum Metric {
     ListsPublished,
     ListEntries,
     OcspAnswers,
+    RootEnds,
+    IssuerEnds,
+    CeremonyDue,
 }
 
 /// Name, type and help of every metric.
@@ -152,6 +174,8 @@ fn samples(metric: Metric, control: &Control) -> Vec<Sample> {
     let single = |value: u64| vec![(String::new(), value)];
     let size = |count: usize| single(u64::try_from(count).unwrap_or(u64::MAX));
     let state = control.feed.current();
+    let authorities = control.desk.authorities.load();
+    let seconds = |moment: Timestamp| u64::try_from(moment.secs()).unwrap_or(0);
     let counted = |label: &dyn Fn(&Count) -> Option<String>| {
         let counts = watch.counts().into_iter();
         counts.filter_map(|(count, value)| Some((label(&count)?, value))).collect()
@@ -168,6 +192,12 @@ fn samples(metric: Metric, control: &Control) -> Vec<Sample> {
             let sample =
                 |outcome: super::facts::Outcome| format!("{{code=\"{}\"}}", outcome.as_str());
             outcomes.into_iter().map(|(outcome, value)| (sample(outcome), value)).collect()
+        }
+        Metric::RootEnds => single(seconds(authorities.root_certificate().validity().not_after)),
+        Metric::IssuerEnds => single(seconds(authorities.issuer_validity().not_after)),
+        Metric::CeremonyDue => {
+            let due = authorities.is_outside() && authorities.successor_due(control.clock.now());
+            single(u64::from(due))
         }
         Metric::FactsLost => single(watch.facts.totals().1),
         Metric::Issued => single(watch.issued.load(Ordering::Relaxed)),

@@ -267,6 +267,12 @@ fn warnings(nodes: &[NodeStatus], authorities: &Authorities, now: Timestamp) -> 
     if issuer_ends <= now {
         warnings.push(format!("the issuer ended at {issuer_ends}: nothing can be issued"));
     }
+    if authorities.is_outside() && authorities.successor_due(now) {
+        warnings.push(format!(
+            "the issuer ends at {issuer_ends}, and its root is held outside: have a successor signed with `countersign \
+             authority prepare --root-key external`, and bring it with `countersign authority import`"
+        ));
+    }
     for node in nodes {
         let named = if node.host.is_empty() { node.id.to_string() } else { node.host.clone() };
         if let Some(skew) = node.clock_skew_millis

@@ -80,6 +80,34 @@ pub(crate) struct StepArguments {
     pub(super) find: Find,
 }
 
+/// Where the key of the next root is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RootKeyWord {
+    /// Sealed in the server's state
+    Here,
+    /// With an authority that signs by ceremony
+    External,
+}
+
+/// How the next root is made.
+#[derive(Debug, Args)]
+pub(crate) struct PrepareArguments {
+    /// Where its key is: `here`, or `external` for an authority that signs by ceremony. Then a request is made, or given again
+    #[arg(long, value_enum, default_value = "here", value_name = "WHERE")]
+    pub(super) root_key: RootKeyWord,
+
+    /// Where to write the request [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub(super) out: Option<PathBuf>,
+
+    /// Throw the request away that waits, and its key, and make another
+    #[arg(long)]
+    pub(super) anew: bool,
+
+    #[command(flatten)]
+    pub(super) step: StepArguments,
+}
+
 /// Whether to wait, and for how long.
 #[derive(Debug, Args)]
 pub(crate) struct Waiting {
@@ -109,8 +137,21 @@ pub(crate) enum What {
         #[command(flatten)]
         find: Find,
     },
-    /// Make a new root, cross-certified by the one that is active
-    Prepare(StepArguments),
+    /// Make a new root, cross-certified by the one that is active; or a request for an authority outside to sign
+    Prepare(PrepareArguments),
+    /// Bring what an authority outside has signed: the issuer's certificate, those above it, and the root
+    ///
+    /// Under the root that is active, the new issuer signs at once. A root that is new here goes into every bundle first, and
+    /// the whole walk follows, each step when its gate opens.
+    Import {
+        /// The chain, PEM; `-` is standard input
+        #[arg(value_name = "CHAIN")]
+        chain: PathBuf,
+        #[command(flatten)]
+        wait: Waiting,
+        #[command(flatten)]
+        find: Find,
+    },
     /// Put the new root into every bundle
     Publish(StepArguments),
     /// Let the new root sign, once every live enforcement point trusts it

@@ -1,7 +1,8 @@
 //! What is printed.
 
 use countersign_api::admin::{
-    AuthoritiesResponse, Goal, OrderView, RecoverResponse, RootView, StepView, TrialSummary,
+    AuthoritiesResponse, CeremonyView, Goal, OrderView, RecoverResponse, RootKey, RootView,
+    StepView, TrialSummary,
 };
 use countersign_identity::{KeyId, Timestamp};
 
@@ -42,6 +43,9 @@ pub(super) fn listing(response: &AuthoritiesResponse, now: Timestamp) -> String 
         ]);
     }
     let mut text = format!("{}\n{}", roots.render(0), issuers.render(0));
+    if let Some(ceremony) = &response.ceremony {
+        text.push_str(&outside(ceremony, now));
+    }
     if let Some(order) = &response.order {
         let is_root = response.roots.iter().any(|root| root.key == order.from);
         let kind = if is_root { "root" } else { "issuer" };
@@ -61,10 +65,34 @@ pub(super) fn listing(response: &AuthoritiesResponse, now: Timestamp) -> String 
     text
 }
 
+/// What somebody outside has to sign.
+fn outside(ceremony: &CeremonyView, now: Timestamp) -> String {
+    let mut text = String::new();
+    if let (Some(_due), Some(ends)) = (ceremony.due, ceremony.ends) {
+        text.push_str(&format!(
+            "\na ceremony is due: the issuer ends {}, and its root is held outside; `countersign authority prepare --root-key \
+             external` makes the request\n",
+            when::relative(ends, now)
+        ));
+    }
+    if let Some(request) = &ceremony.request {
+        text.push_str(&format!(
+            "\na request for key {} waits for its certificate, since {}; `countersign authority import` takes it\n",
+            short(&request.key),
+            when::relative(request.at, now)
+        ));
+    }
+    text
+}
+
 fn state(root: &RootView) -> String {
+    let held = match root.held {
+        RootKey::Here => "",
+        RootKey::External => ", held outside",
+    };
     match root.tainted {
-        Some(cause) => format!("{}, tainted: {cause}", root.state),
-        None => root.state.to_string(),
+        Some(cause) => format!("{}{held}, tainted: {cause}", root.state),
+        None => format!("{}{held}", root.state),
     }
 }
 
