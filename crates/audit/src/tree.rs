@@ -72,6 +72,18 @@ impl Tree {
         self.size += 1;
     }
 
+    /// Appends 256 leaves by the hash of their subtree. The tree's size must be a multiple of 256.
+    pub(crate) fn push_tile(&mut self, hash: Sha256) {
+        debug_assert!(self.size.is_multiple_of(256), "a tile begins at a multiple of its width");
+        let mut hash = hash;
+        for _ in 0..(self.size >> 8).trailing_ones() {
+            let left = self.peaks.pop().expect("each set bit of the size has its peak");
+            hash = node_hash(&left, &hash);
+        }
+        self.peaks.push(hash);
+        self.size += 256;
+    }
+
     /// How many leaves it has.
     pub const fn size(&self) -> u64 {
         self.size
@@ -79,10 +91,20 @@ impl Tree {
 
     /// The root hash.
     pub fn root(&self) -> Sha256 {
-        let mut peaks = self.peaks.iter().rev();
-        let Some(last) = peaks.next() else { return empty_root() };
-        peaks.fold(*last, |right, left| node_hash(left, &right))
+        root_of_peaks(&self.peaks)
     }
+
+    /// The hashes of its full subtrees, the largest first.
+    pub(crate) fn into_peaks(self) -> Vec<Sha256> {
+        self.peaks
+    }
+}
+
+/// The root over full subtrees, the largest first.
+pub(crate) fn root_of_peaks(peaks: &[Sha256]) -> Sha256 {
+    let mut peaks = peaks.iter().rev();
+    let Some(last) = peaks.next() else { return empty_root() };
+    peaks.fold(*last, |right, left| node_hash(left, &right))
 }
 
 /// The root of the tree over leaves with these hashes.
