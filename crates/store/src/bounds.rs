@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use countersign_audit::EventKind;
+use countersign_audit::{EventKind, NOTE_BYTES_MAX};
 use countersign_identity::{Name, Serial};
 
 use crate::{Batch, Change, Op, PointRow, ReportRow, Result, StoreError};
@@ -31,7 +31,7 @@ pub(crate) const FEED_CHANGES_MAX: usize = 10_000;
 /// How many hashes are read at once; they are small.
 pub(crate) const HASHES_MAX: usize = 16 * PAGE_MAX;
 /// How many rows one trim may drop, so that nobody waits long behind it.
-pub(crate) const TRIM_ROWS_MAX: usize = 5000;
+pub const TRIM_ROWS_MAX: usize = 5000;
 /// The feed is trimmed once in so many commits, so that most commits delete nothing.
 pub(crate) const FEED_TRIM_STEP: u64 = 256;
 
@@ -90,6 +90,12 @@ fn check_op(op: &Op) -> Result<()> {
         }
         Op::PutPoint(PointRow { key, .. }) | Op::RemovePoint(key) => {
             check_name("bytes of an enforcement point's name", &key.name)
+        }
+        Op::PutCheckpoint(row) => within("bytes of a checkpoint", row.note.len(), NOTE_BYTES_MAX),
+        Op::PutTileHashes { hashes, .. } => within("hashes of tiles", hashes.len(), BATCH_ROWS_MAX),
+        Op::TrimDetails { from, to, .. } => {
+            let rows = usize::try_from(to.saturating_sub(*from)).unwrap_or(usize::MAX);
+            within("events whose details are dropped", rows, TRIM_ROWS_MAX)
         }
         Op::SpendToken { .. }
         | Op::RevokeKeys { .. }

@@ -104,6 +104,21 @@ pub(crate) const TABLES: &[Table] = &[
         ],
     },
     Table {
+        name: "checkpoints",
+        keys: 2,
+        columns: &[("incarnation", Number), ("size", Number), ("note", Text)],
+    },
+    Table {
+        name: "tile_hashes",
+        keys: 3,
+        columns: &[
+            ("incarnation", Number),
+            ("level", Number),
+            ("position", Number),
+            ("hash", Bytes),
+        ],
+    },
+    Table {
         name: "issued",
         keys: 1,
         columns: &[

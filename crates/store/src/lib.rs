@@ -27,6 +27,7 @@ mod verify;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use countersign_audit::TileHash;
 use countersign_identity::{Incarnation, NodeId, Revision, Serial, Sha256, Timestamp};
 use tokio::sync::watch;
 
@@ -34,15 +35,15 @@ pub use backup::{Dumped, Dumping, Filling, Page};
 pub use batch::{Batch, Begins, Change, Committed, KeysOf, Kind, Op, Record, UnknownKind};
 pub use bounds::{
     BATCH_ROWS_MAX, FEED_COMMITS_MAX, HOST_BYTES_MAX, KEY_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX,
-    PAGE_MAX, REPORT_BYTES_MAX, VALUE_BYTES_MAX,
+    PAGE_MAX, REPORT_BYTES_MAX, TRIM_ROWS_MAX, VALUE_BYTES_MAX,
 };
 pub use copy::{Copied, Place, copy};
 pub use error::{Result, StoreError};
 pub use memory::MemoryStore;
 pub use postgres::{BadUrl, Password, PostgresStore, PostgresUrl};
 pub use rows::{
-    Commit, Details, Feed, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow, ReportRow,
-    Snapshot, StoredEvent, TokenRow, Trimmed,
+    CheckpointRow, Commit, Details, Feed, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow,
+    ReportRow, Snapshot, StoredEvent, TokenRow, Trimmed,
 };
 pub use sqlite::{Observed, SqliteStore};
 pub use verify::{Verification, verify_everything};
@@ -109,6 +110,22 @@ pub trait Store: Send + Sync + 'static {
 
     /// The first past incarnation after this one whose log is kept.
     async fn past_incarnation(&self, after: Incarnation) -> Result<Option<Incarnation>>;
+
+    /// What was signed of the log of an incarnation, the largest size first.
+    async fn checkpoints(
+        &self,
+        incarnation: Incarnation,
+        limit: usize,
+    ) -> Result<Vec<CheckpointRow>>;
+
+    /// The hashes of full tiles of the log of an incarnation, of one level, from this place on.
+    async fn tile_hashes(
+        &self,
+        incarnation: Incarnation,
+        level: u8,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<TileHash>>;
 
     /// Takes or renews a lease for a periodic duty; true when `holder` has it until `now + ttl`. A `ttl` of zero gives
     /// it up.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use countersign_audit::Leaf;
+use countersign_audit::{Leaf, TileHash};
 use countersign_identity::{
     Entropy, Incarnation, KeyId, NodeId, Revision, Serial, Sha256, Timestamp,
 };
@@ -15,9 +15,9 @@ use tokio::sync::watch;
 use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name, check_report};
 use crate::transact::{Lease, Tables, Upkeep, lease_end, trim, write};
 use crate::{
-    Batch, Change, Commit, Committed, Details, Feed, Head, Issued, IssuedRow, KeysOf, Kind,
-    NodeRow, PAGE_MAX, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store, StoredEvent,
-    TokenRow, Trimmed,
+    Batch, Change, CheckpointRow, Commit, Committed, Details, Feed, Head, Issued, IssuedRow,
+    KeysOf, Kind, NodeRow, PAGE_MAX, PointKey, PointRow, Record, ReportRow, Result, Snapshot,
+    Store, StoredEvent, TokenRow, Trimmed,
 };
 
 /// A store that forgets when it is dropped.
@@ -46,6 +46,8 @@ pub(crate) struct State {
     pub(crate) reports: OrdMap<String, ReportRow>,
     pub(crate) log: Vector<Arc<StoredEvent>>,
     pub(crate) past: OrdMap<Incarnation, Vector<Arc<StoredEvent>>>,
+    pub(crate) checkpoints: OrdMap<(Incarnation, u64), String>,
+    pub(crate) tile_hashes: OrdMap<(Incarnation, u8, u64), Sha256>,
 }
 
 impl State {
@@ -66,6 +68,8 @@ impl State {
             reports: OrdMap::new(),
             log: Vector::new(),
             past: OrdMap::new(),
+            checkpoints: OrdMap::new(),
+            tile_hashes: OrdMap::new(),
         }
     }
 }
@@ -202,6 +206,39 @@ impl Store for MemoryStore {
 
     async fn past_incarnation(&self, after: Incarnation) -> Result<Option<Incarnation>> {
         Ok(self.state().past.range(after + 1..).next().map(|(incarnation, _)| *incarnation))
+    }
+
+    async fn checkpoints(
+        &self,
+        incarnation: Incarnation,
+        limit: usize,
+    ) -> Result<Vec<CheckpointRow>> {
+        let state = self.state();
+        let rows = state.checkpoints.range((incarnation, 0)..=(incarnation, u64::MAX)).rev();
+        let row = |((incarnation, size), note): (&(Incarnation, u64), &String)| CheckpointRow {
+            incarnation: *incarnation,
+            size: *size,
+            note: note.clone(),
+        };
+        Ok(rows.take(limit.min(PAGE_MAX)).map(row).collect())
+    }
+
+    async fn tile_hashes(
+        &self,
+        incarnation: Incarnation,
+        level: u8,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<TileHash>> {
+        let state = self.state();
+        let places = (incarnation, level, from)..=(incarnation, level, u64::MAX);
+        let rows = state.tile_hashes.range(places).take(limit.min(PAGE_MAX));
+        let row = |((_, level, position), hash): (&(Incarnation, u8, u64), &Sha256)| TileHash {
+            level: *level,
+            position: *position,
+            hash: *hash,
+        };
+        Ok(rows.map(row).collect())
     }
 
     async fn lease(&self, name: &str, holder: &str, ttl: Duration, now: Timestamp) -> Result<bool> {
@@ -379,6 +416,38 @@ impl Tables for State {
             self.points.keys().filter(|key| key.node == node).cloned().collect();
         for key in &of_node {
             self.points.remove(key);
+        }
+        Ok(())
+    }
+
+    fn add_checkpoint(&mut self, row: &CheckpointRow) -> Result<()> {
+        let CheckpointRow { incarnation, size, note } = row.clone();
+        insert_new(&mut self.checkpoints, (incarnation, size), note);
+        Ok(())
+    }
+
+    fn drop_checkpoints(&mut self, incarnation: Incarnation, below: u64) -> Result<()> {
+        let old = self.checkpoints.range((incarnation, 0)..(incarnation, below));
+        for key in old.map(|(key, _)| *key).collect::<Vec<_>>() {
+            self.checkpoints.remove(&key);
+        }
+        Ok(())
+    }
+
+    fn add_tile_hashes(&mut self, incarnation: Incarnation, hashes: &[TileHash]) -> Result<()> {
+        for TileHash { level, position, hash } in hashes {
+            insert_new(&mut self.tile_hashes, (incarnation, *level, *position), *hash);
+        }
+        Ok(())
+    }
+
+    fn trim_details(&mut self, past: Option<Incarnation>, from: u64, to: u64) -> Result<()> {
+        let log = match past {
+            None => &mut self.log,
+            Some(past) => self.past.entry(past).or_default(),
+        };
+        for event in log.iter_mut().filter(|event| from <= event.index && event.index < to) {
+            *event = Arc::new(StoredEvent { details: None, ..StoredEvent::clone(event) });
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use countersign_audit::{Event, EventKind};
+use countersign_audit::{Event, EventKind, TILE_WIDTH};
 use countersign_identity::{
     Incarnation, KeyId, Name, NodeId, Revision, Serial, Sha256, SpiffeId, Timestamp, Validity,
 };
@@ -209,6 +209,25 @@ pub struct Details {
     pub json: Vec<u8>,
     /// What hides them from guessing.
     pub salt: [u8; 16],
+}
+
+/// What was signed of a log at one size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointRow {
+    /// Of the log of which incarnation.
+    pub incarnation: Incarnation,
+    /// At which size.
+    pub size: u64,
+    /// The signed note.
+    pub note: String,
+}
+
+impl CheckpointRow {
+    /// The size from which on earlier checkpoints are kept beside this one: what is before it is in full tiles, whose hashes
+    /// narrow a change down as well.
+    pub(crate) const fn keeps_from(&self) -> u64 {
+        self.size / TILE_WIDTH * TILE_WIDTH
+    }
 }
 
 /// What a trim dropped.

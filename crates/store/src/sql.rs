@@ -46,6 +46,21 @@ pub(crate) const PAST_EVENTS: &str = "SELECT log_index, leaf, hash, details, sal
 pub(crate) const PAST_INCARNATION: &str = "SELECT incarnation FROM past_log \
      WHERE $1 < incarnation ORDER BY incarnation LIMIT 1";
 
+pub(crate) const CHECKPOINTS: &str = "SELECT incarnation, size, note FROM checkpoints \
+     WHERE incarnation = $1 ORDER BY size DESC LIMIT $2";
+pub(crate) const ADD_CHECKPOINT: &str = "INSERT INTO checkpoints (incarnation, size, note) \
+     VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
+pub(crate) const DROP_CHECKPOINTS: &str =
+    "DELETE FROM checkpoints WHERE incarnation = $1 AND size < $2";
+pub(crate) const TILE_HASHES: &str = "SELECT level, position, hash FROM tile_hashes \
+     WHERE incarnation = $1 AND level = $2 AND $3 <= position ORDER BY position LIMIT $4";
+pub(crate) const ADD_TILE_HASH: &str = "INSERT INTO tile_hashes (incarnation, level, position, hash) \
+     VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
+pub(crate) const TRIM_DETAILS: &str = "UPDATE log SET details = NULL, salt = NULL \
+     WHERE $1 <= log_index AND log_index < $2 AND details IS NOT NULL";
+pub(crate) const TRIM_PAST_DETAILS: &str = "UPDATE past_log SET details = NULL, salt = NULL \
+     WHERE incarnation = $1 AND $2 <= log_index AND log_index < $3 AND details IS NOT NULL";
+
 pub(crate) const ISSUED: &str = "SELECT serial, tbs, spiffe_id, key_id, issuer, node, not_before, \
      not_after, incarnation, number, log_index FROM issued WHERE serial = $1";
 pub(crate) const ISSUED_AFTER: &str = "SELECT serial, tbs, spiffe_id, key_id, issuer, node, \
@@ -142,6 +157,13 @@ pub(crate) const ALL: &[&str] = &[
     EMPTY_TOKENS,
     PAST_EVENTS,
     PAST_INCARNATION,
+    CHECKPOINTS,
+    ADD_CHECKPOINT,
+    DROP_CHECKPOINTS,
+    TILE_HASHES,
+    ADD_TILE_HASH,
+    TRIM_DETAILS,
+    TRIM_PAST_DETAILS,
     ISSUED,
     ISSUED_AFTER,
     ADD_ISSUED,

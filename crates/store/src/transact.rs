@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use countersign_audit::Leaf;
+use countersign_audit::{Leaf, TileHash};
 use countersign_identity::{
     Entropy, EntropyLost, Incarnation, KeyId, NodeId, Revision, SKEW_ALLOWED, Serial, Sha256,
     Timestamp,
@@ -11,8 +11,8 @@ use countersign_pki::Receipt;
 
 use crate::bounds::{FEED_TRIM_STEP, TRIM_ROWS_MAX, positions};
 use crate::{
-    Batch, Begins, Change, Committed, FEED_COMMITS_MAX, Head, IssuedRow, KeysOf, Kind, NodeRow, Op,
-    PointKey, PointRow, Record, ReportRow, Result, StoreError, TokenRow, Trimmed,
+    Batch, Change, CheckpointRow, Committed, FEED_COMMITS_MAX, Head, IssuedRow, KeysOf, Kind,
+    NodeRow, Op, PointKey, PointRow, Record, ReportRow, Result, StoreError, TokenRow, Trimmed,
 };
 
 /// The rows of one backend, inside a transaction. Each method is one statement.
@@ -48,6 +48,11 @@ pub(crate) trait Tables {
     fn add_point(&mut self, row: &PointRow) -> Result<()>;
     fn remove_point(&mut self, key: &PointKey) -> Result<()>;
     fn remove_points(&mut self, node: NodeId) -> Result<()>;
+    fn add_checkpoint(&mut self, row: &CheckpointRow) -> Result<()>;
+    fn drop_checkpoints(&mut self, incarnation: Incarnation, below: u64) -> Result<()>;
+    fn add_tile_hashes(&mut self, incarnation: Incarnation, hashes: &[TileHash]) -> Result<()>;
+    /// Of the present log, or of that of a past incarnation.
+    fn trim_details(&mut self, past: Option<Incarnation>, from: u64, to: u64) -> Result<()>;
     fn revoke_keys(&mut self, of: &KeysOf, at: Timestamp) -> Result<()>;
     fn is_key_revoked(&mut self, key: KeyId) -> Result<bool>;
 }
@@ -99,7 +104,7 @@ pub(crate) fn write(
     }
     let first_index = next.log_size - batch.events.len() as u64;
     for op in &batch.ops {
-        apply(tables, op)?;
+        apply(tables, op, head.revision.incarnation)?;
     }
     if head.revision != next.revision {
         change(tables, next.revision.number, &batch.changes)?;
@@ -184,7 +189,7 @@ fn change(tables: &mut impl Tables, number: u64, changes: &[Change]) -> Result<(
     Ok(())
 }
 
-fn apply(tables: &mut impl Tables, op: &Op) -> Result<()> {
+fn apply(tables: &mut impl Tables, op: &Op, present: Incarnation) -> Result<()> {
     match op {
         Op::PutSecret { name, sealed } => tables.put_secret(name, sealed),
         Op::CreateToken(row) => {
@@ -222,6 +227,15 @@ fn apply(tables: &mut impl Tables, op: &Op) -> Result<()> {
         Op::RevokeKeys { of, at } => tables.revoke_keys(of, *at),
         Op::PutPoint(row) => tables.add_point(row),
         Op::RemovePoint(key) => tables.remove_point(key),
+        Op::PutCheckpoint(row) => {
+            tables.add_checkpoint(row)?;
+            tables.drop_checkpoints(row.incarnation, row.keeps_from())
+        }
+        Op::PutTileHashes { incarnation, hashes } => tables.add_tile_hashes(*incarnation, hashes),
+        Op::TrimDetails { incarnation, from, to } => {
+            let past = Some(*incarnation).filter(|incarnation| *incarnation != present);
+            tables.trim_details(past, *from, *to)
+        }
         Op::TouchNode { id, at } => known(*id, tables.touch_node(*id, *at)?),
     }
 }

@@ -1,5 +1,6 @@
 //! What a draft has written, as few statements of many rows each.
 
+use countersign_audit::TileHash;
 use countersign_identity::Incarnation;
 use imbl::Vector;
 use tokio_postgres::types::ToSql;
@@ -9,7 +10,8 @@ use super::rows::{labels_text, signed};
 use super::session::{Command, command};
 use super::text;
 use crate::{
-    Change, Issued, KeysOf, NodeRow, PointKey, PointRow, Result, StoredEvent, TokenRow, sql,
+    Change, CheckpointRow, Issued, KeysOf, NodeRow, PointKey, PointRow, Result, StoredEvent,
+    TokenRow, sql,
 };
 
 /// How many rows one statement writes at most, so that it ends well within its time-out.
@@ -172,13 +174,15 @@ impl<'a> Rows<'a> {
             ];
             all.push(Command::new(text::TOUCH_NODES, columns));
         }
-        all.extend(self.unread.iter().map(unread));
+        for change in self.unread {
+            all.push(unread(change)?);
+        }
         Ok(())
     }
 }
 
-fn unread(change: &Unread) -> Command<'_> {
-    match change {
+fn unread(change: &Unread) -> Result<Command<'_>> {
+    Ok(match change {
         Unread::Keys(of, at) => {
             let at = at.micros();
             match of {
@@ -201,7 +205,30 @@ fn unread(change: &Unread) -> Command<'_> {
             command!(sql::REMOVE_POINT, node, spiffe_id.as_str(), name.as_str())
         }
         Unread::NoPoints(node) => command!(sql::REMOVE_POINTS, node.as_bytes().as_slice()),
-    }
+        Unread::Checkpoint(CheckpointRow { incarnation, size, note }) => {
+            command!(sql::ADD_CHECKPOINT, signed(*incarnation)?, signed(*size)?, note.as_str())
+        }
+        Unread::NoCheckpoints(incarnation, below) => {
+            command!(sql::DROP_CHECKPOINTS, signed(*incarnation)?, signed(*below)?)
+        }
+        Unread::TileHashes(incarnation, hashes) => tile_hashes(*incarnation, hashes)?,
+        Unread::NoDetails { past: None, from, to } => {
+            command!(sql::TRIM_DETAILS, signed(*from)?, signed(*to)?)
+        }
+        Unread::NoDetails { past: Some(past), from, to } => {
+            command!(sql::TRIM_PAST_DETAILS, signed(*past)?, signed(*from)?, signed(*to)?)
+        }
+    })
+}
+
+fn tile_hashes(incarnation: Incarnation, rows: &[TileHash]) -> Result<Command<'_>> {
+    let columns = [
+        numbers(rows, |_row| incarnation)?,
+        numbers(rows, |row| u64::from(row.level))?,
+        numbers(rows, |row| row.position)?,
+        column(rows, |row| row.hash.as_bytes().as_slice()),
+    ];
+    Ok(Command::new(text::ADD_TILE_HASHES, columns))
 }
 
 fn only_seen(before: &NodeRow, after: &NodeRow) -> bool {

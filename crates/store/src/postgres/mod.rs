@@ -21,6 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use countersign_audit::TileHash;
 use countersign_identity::{Entropy, Incarnation, NodeId, Revision, Serial, Sha256, Timestamp};
 use futures_util::FutureExt as _;
 use tokio::runtime::Handle;
@@ -37,8 +38,9 @@ use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name, check_repor
 use crate::queue::{Job, OwnedLease, Queue, ended};
 use crate::transact::lease_end;
 use crate::{
-    Batch, Change, Commit, Committed, Feed, Head, Issued, NodeRow, PAGE_MAX, PointKey, PointRow,
-    Record, ReportRow, Result, Snapshot, Store, StoreError, StoredEvent, TokenRow, Trimmed, sql,
+    Batch, Change, CheckpointRow, Commit, Committed, Feed, Head, Issued, NodeRow, PAGE_MAX,
+    PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store, StoreError, StoredEvent,
+    TokenRow, Trimmed, sql,
 };
 
 /// A store in a database: durable, for any number of processes at a time.
@@ -409,6 +411,31 @@ impl Store for PostgresStore {
         let Ok(after) = i64::try_from(after) else { return Ok(None) };
         let read = |row: &Row| rows::number(row, 0);
         self.one(move || command!(sql::PAST_INCARNATION, after), read).await
+    }
+
+    async fn checkpoints(
+        &self,
+        incarnation: Incarnation,
+        limit: usize,
+    ) -> Result<Vec<CheckpointRow>> {
+        let Ok(incarnation) = i64::try_from(incarnation) else { return Ok(Vec::new()) };
+        let limit = limited(limit, PAGE_MAX);
+        self.all(move || command!(sql::CHECKPOINTS, incarnation, limit), rows::checkpoint).await
+    }
+
+    async fn tile_hashes(
+        &self,
+        incarnation: Incarnation,
+        level: u8,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<TileHash>> {
+        let (Ok(incarnation), Ok(from)) = (i64::try_from(incarnation), i64::try_from(from)) else {
+            return Ok(Vec::new());
+        };
+        let (level, limit) = (i64::from(level), limited(limit, PAGE_MAX));
+        let page = move || command!(sql::TILE_HASHES, incarnation, level, from, limit);
+        self.all(page, rows::tile_hash).await
     }
 
     async fn lease(&self, name: &str, holder: &str, ttl: Duration, now: Timestamp) -> Result<bool> {

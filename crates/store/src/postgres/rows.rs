@@ -1,5 +1,6 @@
 //! Between rows of PostgreSQL and our types. What does not fit a type is damage, and said to be.
 
+use countersign_audit::TileHash;
 use countersign_identity::{
     KeyId, Name, NodeId, Revision, Serial, Sha256, SpiffeId, Timestamp, Validity,
 };
@@ -8,8 +9,8 @@ use tokio_postgres::types::FromSqlOwned;
 
 use super::seen::Tip;
 use crate::{
-    Details, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow, ReportRow, Result, StoreError,
-    StoredEvent, TokenRow,
+    CheckpointRow, Details, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow, ReportRow,
+    Result, StoreError, StoredEvent, TokenRow,
 };
 
 pub(super) fn broken(what: impl Into<String>) -> StoreError {
@@ -148,7 +149,25 @@ pub(super) fn issued(row: &Row) -> Result<Issued> {
     Ok(Issued { row: issued, index: number(row, 10)? })
 }
 
+pub(super) fn checkpoint(row: &Row) -> Result<CheckpointRow> {
+    Ok(CheckpointRow { incarnation: number(row, 0)?, size: number(row, 1)?, note: column(row, 2)? })
+}
+
+pub(super) fn tile_hash(row: &Row) -> Result<TileHash> {
+    let level = u8::try_from(number(row, 0)?).map_err(|_| broken("a level of the tree is not one"));
+    Ok(TileHash { level: level?, position: number(row, 1)?, hash: sha256(row, 2)? })
+}
+
 pub(super) fn event(row: &Row) -> Result<StoredEvent> {
+    let index = number(row, 0)?;
+    // Which of a million it is that does not read is worth saying.
+    stored(row, index).map_err(|error| match error {
+        StoreError::Broken { what } => broken(format!("event {index} cannot be read: {what}")),
+        other => other,
+    })
+}
+
+fn stored(row: &Row, index: u64) -> Result<StoredEvent> {
     let details = match (column::<Option<Vec<u8>>>(row, 3)?, column::<Option<Vec<u8>>>(row, 4)?) {
         (Some(json), Some(_)) => Some(Details { json, salt: bytes(row, 4)? }),
         (None, None) => None,
@@ -156,10 +175,5 @@ pub(super) fn event(row: &Row) -> Result<StoredEvent> {
             return Err(broken("an event has details without salt, or salt without details"));
         }
     };
-    Ok(StoredEvent {
-        index: number(row, 0)?,
-        leaf: column(row, 1)?,
-        hash: sha256(row, 2)?,
-        details,
-    })
+    Ok(StoredEvent { index, leaf: column(row, 1)?, hash: sha256(row, 2)?, details })
 }

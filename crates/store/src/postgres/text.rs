@@ -45,6 +45,9 @@ pub(super) const ADD_CHANGES: &str = "INSERT INTO changes (number, position, kin
      SELECT * FROM UNNEST($1::BIGINT[], $2::BIGINT[], $3::TEXT[], $4::TEXT[], $5::BYTEA[])";
 pub(super) const ADD_LEAVES: &str = "INSERT INTO log (log_index, leaf, hash, details, salt) \
      SELECT * FROM UNNEST($1::BIGINT[], $2::BYTEA[], $3::BYTEA[], $4::BYTEA[], $5::BYTEA[])";
+pub(super) const ADD_TILE_HASHES: &str = "INSERT INTO tile_hashes (incarnation, level, position, hash) \
+     SELECT * FROM UNNEST($1::BIGINT[], $2::BIGINT[], $3::BIGINT[], $4::BYTEA[]) \
+     ON CONFLICT DO NOTHING";
 pub(super) const ADD_ISSUED: &str = "INSERT INTO issued (serial, tbs, spiffe_id, key_id, issuer, \
      node, not_before, not_after, incarnation, number, log_index) \
      SELECT * FROM UNNEST($1::BYTEA[], $2::BYTEA[], $3::TEXT[], $4::BYTEA[], $5::BYTEA[], \

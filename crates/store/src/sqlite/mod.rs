@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use countersign_audit::TileHash;
 use countersign_identity::{Entropy, Incarnation, NodeId, Revision, Serial, Sha256, Timestamp};
 use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
@@ -28,8 +29,9 @@ use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name, check_repor
 use crate::queue::{Job, OwnedLease, Queue, ended};
 use crate::transact::lease_end;
 use crate::{
-    Batch, Change, Commit, Committed, Feed, Head, Issued, NodeRow, PAGE_MAX, PointKey, PointRow,
-    Record, ReportRow, Result, Snapshot, Store, StoreError, StoredEvent, TokenRow, Trimmed, sql,
+    Batch, Change, CheckpointRow, Commit, Committed, Feed, Head, Issued, NodeRow, PAGE_MAX,
+    PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store, StoreError, StoredEvent,
+    TokenRow, Trimmed, sql,
 };
 
 /// A store in a directory: durable, for one process at a time.
@@ -315,6 +317,36 @@ impl Store for SqliteStore {
         let Ok(after) = i64::try_from(after) else { return Ok(None) };
         let read = move |connection: &Connection| {
             one(connection, sql::PAST_INCARNATION, [after], |row| rows::number(row, 0))
+        };
+        self.readers.read(read).await
+    }
+
+    async fn checkpoints(
+        &self,
+        incarnation: Incarnation,
+        limit: usize,
+    ) -> Result<Vec<CheckpointRow>> {
+        let Ok(incarnation) = i64::try_from(incarnation) else { return Ok(Vec::new()) };
+        let read = move |connection: &Connection| {
+            let page = (incarnation, limited(limit, PAGE_MAX));
+            all(connection, sql::CHECKPOINTS, page, rows::checkpoint)
+        };
+        self.readers.read(read).await
+    }
+
+    async fn tile_hashes(
+        &self,
+        incarnation: Incarnation,
+        level: u8,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<TileHash>> {
+        let (Ok(incarnation), Ok(from)) = (i64::try_from(incarnation), i64::try_from(from)) else {
+            return Ok(Vec::new());
+        };
+        let read = move |connection: &Connection| {
+            let page = (incarnation, i64::from(level), from, limited(limit, PAGE_MAX));
+            all(connection, sql::TILE_HASHES, page, rows::tile_hash)
         };
         self.readers.read(read).await
     }

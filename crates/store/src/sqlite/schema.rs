@@ -9,7 +9,7 @@ use crate::{Result, StoreError};
 const APPLICATION_ID: i64 = 0x4353_474e;
 
 /// The steps from each version to the next; the first makes version 1 of nothing.
-const STEPS: &[&str] = &[STEP_1, STEP_2, STEP_3];
+const STEPS: &[&str] = &[STEP_1, STEP_2, STEP_3, STEP_4];
 
 const STEP_1: &str = "
 CREATE TABLE schema (version BIGINT NOT NULL);
@@ -61,6 +61,16 @@ const STEP_3: &str = "
 CREATE TABLE past_log (
     incarnation BIGINT NOT NULL, log_index BIGINT NOT NULL, leaf BLOB NOT NULL, hash BLOB NOT NULL,
     details BLOB, salt BLOB, PRIMARY KEY (incarnation, log_index)) WITHOUT ROWID;
+";
+
+// What is signed of the logs, and the hashes of full tiles, of which the upper levels of their trees consist.
+const STEP_4: &str = "
+CREATE TABLE checkpoints (
+    incarnation BIGINT NOT NULL, size BIGINT NOT NULL, note TEXT NOT NULL,
+    PRIMARY KEY (incarnation, size)) WITHOUT ROWID;
+CREATE TABLE tile_hashes (
+    incarnation BIGINT NOT NULL, level BIGINT NOT NULL, position BIGINT NOT NULL, hash BLOB NOT NULL,
+    PRIMARY KEY (incarnation, level, position)) WITHOUT ROWID;
 ";
 
 /// Whether the open file is a store of ours, or an SQLite database of somebody else.

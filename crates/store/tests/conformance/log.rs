@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use countersign_audit::{Entry, Event, EventKind, Tree};
+use countersign_audit::{Entry, Event, EventKind, TileHash, Tree};
 use countersign_identity::Code;
-use countersign_store::{Batch, Op, PAGE_MAX, StoreError, verify_everything};
+use countersign_store::{
+    Batch, CheckpointRow, Op, PAGE_MAX, StoreError, TRIM_ROWS_MAX, verify_everything,
+};
 use tokio::task::JoinSet;
 
 use crate::Shared;
@@ -92,6 +94,61 @@ pub(crate) async fn a_serial_is_recorded_once(store: Shared) {
     let again = store.commit(issuing([other])).await.unwrap_err();
     assert_eq!(again.code(), Code::AlreadyExists, "other contents under a known serial");
     assert_eq!(store.head().await.unwrap().log_size, 1);
+}
+
+pub(crate) async fn what_is_signed_of_a_log_is_kept_beside_it(store: Shared) {
+    let row =
+        |incarnation, size| CheckpointRow { incarnation, size, note: format!("note {size}\n") };
+    let rows = [row(1, 7), row(1, 300), row(1, 290), row(2, 4), row(1, 290), row(1, 301)];
+    for row in rows {
+        store.commit(doing([Op::PutCheckpoint(row)])).await.unwrap();
+    }
+    // What is in full tiles already needs no checkpoint of its own.
+    let kept = store.checkpoints(1, PAGE_MAX).await.unwrap();
+    assert_eq!(kept, [row(1, 301), row(1, 300), row(1, 290)]);
+    assert_eq!(store.checkpoints(1, 1).await.unwrap(), kept[..1]);
+    assert_eq!(store.checkpoints(2, 9).await.unwrap(), [row(2, 4)]);
+    assert_eq!(store.checkpoints(u64::MAX, 9).await.unwrap(), []);
+    let again = CheckpointRow { note: "another\n".to_owned(), ..row(1, 301) };
+    store.commit(doing([Op::PutCheckpoint(again)])).await.unwrap();
+    assert_eq!(store.checkpoints(1, 1).await.unwrap(), kept[..1], "what was signed first stays");
+
+    let hash = |level, position, seed| TileHash { level, position, hash: digest(seed) };
+    let hashes = vec![hash(1, 0, 1), hash(1, 1, 2), hash(2, 0, 3)];
+    let put = |hashes| doing([Op::PutTileHashes { incarnation: 1, hashes }]);
+    store.commit(put(hashes.clone())).await.unwrap();
+    store.commit(put(vec![hash(1, 1, 9), hash(1, 2, 4)])).await.unwrap();
+    assert_eq!(store.tile_hashes(1, 1, 1, 9).await.unwrap(), [hashes[1], hash(1, 2, 4)]);
+    assert_eq!(store.tile_hashes(1, 1, 0, 1).await.unwrap(), hashes[..1]);
+    assert_eq!(store.tile_hashes(1, 2, 0, 9).await.unwrap(), hashes[2..]);
+    assert_eq!(store.tile_hashes(2, 1, 0, 9).await.unwrap(), []);
+    assert_eq!(store.head().await.unwrap().log_size, 0, "none of it is an event");
+}
+
+pub(crate) async fn dropped_details_leave_the_log_as_it_is(store: Shared) {
+    for name in ["a", "b", "c"] {
+        store.commit(putting(name, "1")).await.unwrap();
+    }
+    let before = store.events(0, 9).await.unwrap();
+    let trim = |from, to| doing([Op::TrimDetails { incarnation: 1, from, to }]);
+    store.commit(trim(1, 2)).await.unwrap();
+    let after = store.events(0, 9).await.unwrap();
+    assert_eq!(after[1].details, None);
+    assert!(after[0].details.is_some() && after[2].details.is_some());
+    let leaf = |event: &countersign_store::StoredEvent| (event.leaf.clone(), event.hash);
+    assert!(before.iter().map(leaf).eq(after.iter().map(leaf)));
+    // Those of a past log too, and by the number of its incarnation never another's.
+    let root = verify_everything(&*store).await.unwrap().root;
+    let from = serde_json::json!({ "incarnation": 1, "logSize": 3, "logRoot": root });
+    let event = Event::new(EventKind::IncarnationBegan, noon(), "server", "store");
+    let event = event.with_details(serde_json::json!({ "from": from }));
+    let begins = Batch { begins: Some(2), narrows: true, events: vec![event], ..Batch::default() };
+    store.commit(begins).await.unwrap();
+    store.commit(trim(0, 3)).await.unwrap();
+    assert!(store.past_events(1, 0, 9).await.unwrap().iter().all(|event| event.details.is_none()));
+    assert!(store.events(0, 9).await.unwrap()[0].details.is_some());
+    let refused = store.commit(trim(0, TRIM_ROWS_MAX as u64 + 1)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::TooLarge);
 }
 
 /// ATTACKS 13: clean-up takes nothing away that still counts.

@@ -84,6 +84,8 @@ claims! {
     log::an_issuance_without_its_event_or_with_another_is_refused
     log::an_event_that_claims_an_issuance_needs_its_row
     log::a_serial_is_recorded_once
+    log::what_is_signed_of_a_log_is_kept_beside_it
+    log::dropped_details_leave_the_log_as_it_is
     nodes::an_older_generation_of_a_nodes_key_is_refused
     nodes::a_revoked_key_brings_no_successor
     nodes::a_key_of_another_node_is_refused
