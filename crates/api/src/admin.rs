@@ -3,6 +3,7 @@
 mod authority;
 mod client;
 mod list;
+mod log;
 mod problem;
 mod requests;
 mod revocation;
@@ -16,10 +17,13 @@ pub use self::authority::{
 };
 pub use self::client::{AdminClient, AdminError};
 pub use self::list::CrlResponse;
+pub use self::log::{
+    LeafView, LeavesResponse, LogResponse, ProofResponse, TileHashView, TileHashesResponse,
+};
 pub use self::problem::{BadProblem, ProblemDetails};
 pub use self::requests::{
     Action, AppliedChange, ApplyRequest, ApplyResponse, BadFingerprint, CreateTokenRequest,
-    CreateTokenResponse, EventView, EventsResponse, Handshake, HandshakeDirection,
+    CreateTokenResponse, EventFilter, EventView, EventsResponse, Handshake, HandshakeDirection,
     HandshakesResponse, LIST_MAX, NodeView, NodesResponse, ResourceView, ResourcesResponse,
     TOKEN_TTL, TrustFingerprint,
 };

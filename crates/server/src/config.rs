@@ -66,6 +66,8 @@ pub struct Config {
     pub journal: Option<PathBuf>,
     /// Whose certificates make machines nodes; nobody's when absent.
     pub node_authorities: Option<NodeAuthorities>,
+    /// How long the details of events are kept; for ever when absent.
+    pub details_kept: Option<Duration>,
 }
 
 impl Config {
@@ -84,6 +86,7 @@ impl Config {
             hold_off: HOLD_OFF,
             journal: None,
             node_authorities: None,
+            details_kept: None,
         }
     }
 

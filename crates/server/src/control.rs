@@ -13,6 +13,7 @@ use crate::attest::{NodeAuthorities, Throttle};
 use crate::authority::Rotation;
 use crate::incarnation::{Journal, LogKey};
 use crate::issue::{Cause, Desk, Order, Svid, Wanted};
+use crate::log::Signing;
 use crate::publish::{Roster, Slices};
 use crate::refusal::Refused;
 use crate::revoke::{Converging, Replicas};
@@ -36,6 +37,7 @@ pub(crate) struct Control {
     pub(crate) watch: Arc<Watch>,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) views: Views,
+    pub(crate) signing: Signing,
     /// What vouches for rules and revisions; none in a simulation that has none.
     pub(crate) log_key: Option<Arc<LogKey>>,
     /// A revision that was reached and that the store does not know.

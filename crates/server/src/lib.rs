@@ -3,7 +3,8 @@
 //! [`init`] begins a trust domain in a data directory; [`run`] serves it: gRPC over TLS for agents, HTTP and JSON on
 //! a Unix socket for operators. A folder for each capability: `attest` (nodes prove themselves), `issue` (who gets which
 //! certificate), `publish` (what each agent is told), `views` (lists and OCSP for the rest of the world), `admin` (what
-//! operators ask), `watch` (what is seen), `state` (the snapshot that all decide on), `authority` (the keys that sign), `edge` (the agents' port).
+//! operators ask), `watch` (what is seen), `state` (the snapshot that all decide on), `authority` (the keys that sign), `edge` (the agents' port),
+//! `log` (what is signed of the audit log, and proofs).
 //!
 //! One path leads from a write to an agent: store → feed → snapshot → push. It refuses to know SQL, Cedar's evaluation and
 //! processes on nodes.
@@ -20,6 +21,7 @@ mod edge;
 mod incarnation;
 mod init;
 mod issue;
+mod log;
 mod publish;
 mod refusal;
 mod revoke;
@@ -44,6 +46,7 @@ pub use config::{
 };
 pub use countersign_store::{BadUrl, Copied, Password, Place, PostgresUrl, Verification};
 pub use init::init;
+pub use log::OfflineLog;
 pub use refusal::Refused;
 pub use run::run;
 pub use storage::{copy_store, verify_store};

@@ -29,6 +29,7 @@ use crate::incarnation::{
     remember, settle,
 };
 use crate::issue::{Desk, Own};
+use crate::log::{Retention, Signer, Signing};
 use crate::publish::{Roster, Slices};
 use crate::refusal::Refused;
 use crate::revoke::{Converging, Replicas, prune, talk};
@@ -345,6 +346,7 @@ impl Serving {
             watch: Arc::new(Watch::new(start.started)),
             pulse: Arc::default(),
             views: Views::default(),
+            signing: Signing::default(),
             log_key: Some(log_key),
             lost: watch::Sender::new(None),
             journal,
@@ -448,14 +450,21 @@ impl Parts {
             spawn(&mut parts, talk(Arc::clone(&control), after.clone()));
         }
         spawn(&mut parts, upkeep.trim(after.clone()));
-        spawn(&mut parts, prune(Arc::clone(&control), holder, after.clone()));
+        spawn(&mut parts, prune(Arc::clone(&control), holder.clone(), after.clone()));
         spawn(
             &mut parts,
             settle(Arc::clone(&control), start.domain.server.to_string(), after.clone()),
         );
         let (data, store) = (start.config.data.clone(), Arc::clone(&start.store));
-        let lost = CancellationToken::new();
-        spawn(&mut parts, remember(data, store, lost.clone(), after.clone()));
+        parts.spawn(remember(data, store, after.clone()));
+        if let Some(key) = &control.log_key {
+            let signer = Signer::new(Arc::clone(&control), Arc::clone(key), holder.clone())?;
+            spawn(&mut parts, signer.run(after.clone()));
+        }
+        if let Some(kept) = start.config.details_kept {
+            let (control, holder) = (Arc::clone(&control), holder.clone());
+            spawn(&mut parts, Retention { control, holder, kept }.run(after.clone()));
+        }
         if let (Some(journal), Some(key)) = (&control.journal, &control.log_key) {
             let (journal, key) = (Arc::clone(journal), Arc::clone(key));
             let clock = Arc::clone(&start.around.clock);

@@ -34,6 +34,7 @@ use crate::config::{ISSUER_LIFETIME_SECS, ROOT_LIFETIME_SECS};
 use crate::control::Control;
 use crate::edge::Peer;
 use crate::issue::{Desk, sign};
+use crate::log::Signing;
 use crate::publish::{
     Leashed, Next, Publication, Roster, Slice, Slices, attend, expired, hear, known,
 };
@@ -144,6 +145,7 @@ impl Steps {
             watch: Arc::new(Watch::new(clock.now())),
             pulse: Arc::default(),
             views: crate::views::Views::default(),
+            signing: Signing::default(),
             log_key: None,
             lost: tokio::sync::watch::Sender::new(None),
             journal: None,

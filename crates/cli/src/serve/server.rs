@@ -148,6 +148,11 @@ impl Program for ServerProgram {
             "NAME",
             "A label of nodes that come by `--node-ca` (repeatable)",
         ),
+        Field::one(
+            "details-kept",
+            "SPAN",
+            "How long the details of the audit log's events are kept; the events themselves always are [default: for ever]",
+        ),
     ];
 }
 
@@ -247,6 +252,7 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
     let hold_off = resolved.required::<DurationText>("hold-off");
     let journal = resolved.optional::<PathBuf>("journal");
     let node_authorities = node_authorities(&mut resolved);
+    let details_kept = resolved.optional::<DurationText>("details-kept");
     let logging = Logging::resolve(&mut resolved);
     resolved.finish()?;
     let (Some(data), Some(listen), Some(MaybeAddress(metrics)), Some(issuer_lifetime)) =
@@ -277,6 +283,7 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
         hold_off,
         journal,
         node_authorities,
+        details_kept: details_kept.map(|DurationText(kept)| kept),
     };
     run(
         logging,

@@ -1,6 +1,7 @@
 //! The routes that only show.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -11,14 +12,15 @@ use countersign_api::admin::{
     EventView, EventsResponse, Handshake, HandshakesResponse, LIST_MAX, NodeView, NodesResponse,
     ProblemDetails, ResourceView, ResourcesResponse, Status,
 };
-use countersign_audit::Entry;
-use countersign_identity::{Code, NodeId};
-use countersign_store::StoredEvent;
+use countersign_audit::{Entry, EventKind, UnknownEventKind};
+use countersign_identity::{Code, NodeId, Serial, Timestamp};
+use countersign_store::{PAGE_MAX, StoredEvent};
 use serde::Deserialize;
 
 use crate::admin::problem::Problem;
 use crate::admin::{Admin, Mode};
 use crate::authority::internal;
+use crate::log::LogReader;
 use crate::publish::Presence;
 use crate::watch;
 
@@ -166,26 +168,111 @@ pub(crate) async fn handshakes(
     Ok(Json(HandshakesResponse { handshakes, dropped: facts.totals().1, next }))
 }
 
-/// The audit log, oldest first.
-#[utoipa::path(get, path = "/v1/events", params(Page), responses((status = 200, body = EventsResponse), (status = "default", body = ProblemDetails)))]
-pub(crate) async fn events(
-    Shared(admin): Shared<Arc<Admin>>,
-    page: Result<Query<Page>, QueryRejection>,
-) -> Result<Json<EventsResponse>, Problem> {
-    let control = admin.control()?;
-    let page = query(page)?;
-    let from = page.after.map_or(0, |after| after.saturating_add(1));
-    let limit = page.limit();
-    let stored = control.store.events(from, limit).await?;
-    let next = if stored.len() < limit { None } else { stored.last().map(|event| event.index) };
-    let events = stored.into_iter().map(view).collect::<Result<_, _>>()?;
-    Ok(Json(EventsResponse { events, next }))
+/// Which events.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct EventsPage {
+    /// At most so many.
+    limit: Option<usize>,
+    /// Only those after this index.
+    after: Option<u64>,
+    /// Of this kind.
+    kind: Option<String>,
+    /// About this subject, or with a `*` at the end about any that begins so.
+    subject: Option<String>,
+    /// By this actor, or with a `*` at the end by any that begins so.
+    actor: Option<String>,
+    /// About the certificate with this serial.
+    #[param(value_type = Option<String>)]
+    serial: Option<Serial>,
+    /// At this time or later.
+    #[param(value_type = Option<String>)]
+    since: Option<Timestamp>,
+    /// Before this time.
+    #[param(value_type = Option<String>)]
+    until: Option<Timestamp>,
+    /// In the log of this incarnation; the present one when none is named.
+    incarnation: Option<u64>,
 }
 
-fn view(event: StoredEvent) -> Result<EventView, Problem> {
-    let entry = Entry::parse(&event.leaf).map_err(internal)?;
+/// Events that one answer looks through. When there are more, the answer says where to go on.
+const LOOKED_THROUGH_MAX: u64 = 20_000;
+/// How far apart the clocks of servers may be that append to one log.
+const APART: Duration = Duration::from_secs(60);
+
+/// What is looked for.
+struct Sought {
+    kind: Option<EventKind>,
+    page: EventsPage,
+}
+
+impl Sought {
+    fn of(page: EventsPage) -> Result<Self, Problem> {
+        let bad = |bad: UnknownEventKind| Problem::new(Code::NotUnderstood, bad.to_string());
+        let kind = page.kind.as_deref().map(str::parse).transpose().map_err(bad)?;
+        Ok(Self { kind, page })
+    }
+
+    fn fits(&self, entry: &Entry) -> bool {
+        let Self { kind, page } = self;
+        kind.is_none_or(|kind| entry.kind == kind)
+            && page.subject.as_ref().is_none_or(|sought| is_like(&entry.subject, sought))
+            && page.actor.as_ref().is_none_or(|sought| is_like(&entry.actor, sought))
+            && page.serial.is_none_or(|serial| entry.serial == Some(serial))
+            && page.since.is_none_or(|since| since <= entry.at)
+            && page.until.is_none_or(|until| entry.at < until)
+    }
+}
+
+/// Whether a text is the one that is sought, or begins with it.
+fn is_like(text: &str, sought: &str) -> bool {
+    match sought.strip_suffix('*') {
+        Some(beginning) => text.starts_with(beginning),
+        None => text == sought,
+    }
+}
+
+/// The audit log, oldest first.
+#[utoipa::path(get, path = "/v1/events", params(EventsPage), responses((status = 200, body = EventsResponse), (status = "default", body = ProblemDetails)))]
+pub(crate) async fn events(
+    Shared(admin): Shared<Arc<Admin>>,
+    page: Result<Query<EventsPage>, QueryRejection>,
+) -> Result<Json<EventsResponse>, Problem> {
+    let control = admin.control()?;
+    let sought = Sought::of(query(page)?)?;
+    let EventsPage { limit, after, since, incarnation, .. } = sought.page;
+    let limit = limit.unwrap_or(LIMIT).clamp(1, LIST_MAX);
+    let (log, head) = LogReader::of(&*control.store, incarnation).await?;
+    let mut from = after.map_or(0, |after| after.saturating_add(1));
+    if let Some(since) = since {
+        from = from.max(log.first_since(log.size(&head).await?, since - APART).await?);
+    }
+    let end = from.saturating_add(LOOKED_THROUGH_MAX);
+    let mut events = Vec::new();
+    while from < end {
+        let page = log.events(from, PAGE_MAX).await?;
+        let last = page.len() < PAGE_MAX;
+        for event in page {
+            from = event.index.saturating_add(1);
+            let entry = Entry::parse(&event.leaf).map_err(internal)?;
+            if sought.fits(&entry) {
+                events.push(view(event, entry));
+            }
+            if limit <= events.len() {
+                return Ok(Json(EventsResponse { events, next: Some(from - 1) }));
+            }
+        }
+        if last {
+            return Ok(Json(EventsResponse { events, next: None }));
+        }
+    }
+    Ok(Json(EventsResponse { events, next: Some(from - 1) }))
+}
+
+fn view(event: StoredEvent, entry: Entry) -> EventView {
     let details = event.details.and_then(|details| serde_json::from_slice(&details.json).ok());
-    Ok(EventView {
+    EventView {
         index: event.index,
         kind: entry.kind.as_str().to_owned(),
         at: entry.at,
@@ -196,5 +283,5 @@ fn view(event: StoredEvent) -> Result<EventView, Problem> {
         leaf: event.hash,
         // Trimmed details are nothing.
         details: details.unwrap_or_default(),
-    })
+    }
 }

@@ -5,6 +5,7 @@ mod ask;
 mod authority;
 pub(crate) mod change;
 mod list;
+mod log;
 mod openapi;
 mod problem;
 mod revoke;

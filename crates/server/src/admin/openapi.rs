@@ -4,7 +4,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use utoipa::OpenApi;
 
-use crate::admin::{ask, authority, change, list, revoke};
+use crate::admin::{ask, authority, change, list, log, revoke};
 
 /// Operators' interface.
 #[derive(OpenApi)]
@@ -43,6 +43,12 @@ use crate::admin::{ask, authority, change, list, revoke};
         authority::rotate_issuer,
         authority::recover,
         list::crl,
+        log::log,
+        log::leaves,
+        log::tile_hashes,
+        log::checkpoint,
+        log::tile,
+        log::proof,
         revoke::try_out,
     )
 )]

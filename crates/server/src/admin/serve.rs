@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::change::Operator;
 use crate::admin::problem::Problem;
-use crate::admin::{Admin, AdminSocket, ask, authority, change, list, openapi, revoke};
+use crate::admin::{Admin, AdminSocket, ask, authority, change, list, log, openapi, revoke};
 
 /// The largest body: the manifests of some ten thousand workloads.
 pub(crate) const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -61,6 +61,12 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/rotations/issuer", post(authority::rotate_issuer))
         .route("/v1/recoveries", post(authority::recover))
         .route("/v1/crl", get(list::crl))
+        .route("/v1/log", get(log::log))
+        .route("/v1/log/leaves", get(log::leaves))
+        .route("/v1/log/tile-hashes", get(log::tile_hashes))
+        .route("/v1/log/checkpoint", get(log::checkpoint))
+        .route("/v1/log/tile/{*path}", get(log::tile))
+        .route("/v1/log/proof", get(log::proof))
         .route("/v1/trials", post(revoke::try_out))
         .fallback(|| async { Problem::new(Code::NotFound, "there is no such route") })
         .method_not_allowed_fallback(|| async {
@@ -223,7 +229,7 @@ mod tests {
     async fn no_route_answers_a_foreign_uid() {
         let unknown = [("get".to_owned(), "/".to_owned()), ("post".to_owned(), "/live".to_owned())];
         let routes = described();
-        assert_eq!(routes.len(), 29, "{routes:?}");
+        assert_eq!(routes.len(), 33, "{routes:?}");
         for (method, path) in routes.into_iter().chain(unknown) {
             let (status, body) = ask(FOREIGN, &method, &path).await;
             assert_eq!(status, StatusCode::FORBIDDEN, "{method} {path}");

@@ -6,7 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use countersign_api::v1;
-use countersign_identity::{Code, Entropy, KeyId, Revision};
+use countersign_audit::{NoteKey, NoteKeyKind};
+use countersign_identity::{Code, Entropy, KeyId, Revision, TrustDomain};
 use countersign_pki::{KeyKind, PrivateKey};
 use countersign_seal::Kek;
 use countersign_store::{Batch, Kind, Op, Store};
@@ -65,6 +66,26 @@ impl LogKey {
     /// Its public name.
     pub(crate) fn id(&self) -> KeyId {
         self.key.public().id()
+    }
+
+    /// Its public half under the name with which it signs the log of a trust domain.
+    ///
+    /// # Errors
+    /// When it is of another kind than the one that is made here.
+    pub(crate) fn note_key(&self, domain: &TrustDomain) -> Result<NoteKey, Refused> {
+        // The last 32 bytes of the one encoding of an Ed25519 key (RFC 8410, 4).
+        let key = self.key.public().spki().last_chunk::<32>();
+        let key = key.filter(|_key| self.key.public().kind() == KeyKind::Ed25519);
+        let key = key.ok_or_else(|| internal("the log key is not an Ed25519 key"))?;
+        NoteKey::new(&format!("{domain}/log"), NoteKeyKind::Log, *key).map_err(internal)
+    }
+
+    /// Signs the text of a checkpoint. It has no zero byte, so it is never one of the other statements.
+    ///
+    /// # Errors
+    /// When the library cannot.
+    pub(crate) fn sign_note(&self, text: &str) -> Result<Vec<u8>, Refused> {
+        self.key.sign(text.as_bytes()).map_err(internal)
     }
 
     /// The signatures of those of these records that take rights away.

@@ -5,6 +5,7 @@ mod edge;
 pub(crate) mod explore;
 mod incarnation;
 mod join;
+mod log;
 mod reference;
 mod renew;
 mod revoke;
@@ -26,6 +27,7 @@ use countersign_api::renewal::EXPORTER_LABEL;
 use countersign_api::v1;
 use countersign_api::v1::node_client::NodeClient;
 use countersign_api::wire::refusal_of;
+use countersign_audit::Entry;
 use countersign_identity::{Clock, Code, KeyId, NodeId, SimClock, SystemEntropy, Timestamp};
 use countersign_pki::{Bundle, Bundles, Chain, KeyKind, PrivateKey, Role, Verified, make_csr};
 use countersign_store::{Issued, SqliteStore, Store as _, verify_everything};
@@ -108,12 +110,29 @@ impl Realm {
     pub(super) async fn verify_everything(&self) -> Vec<Issued> {
         let store = SqliteStore::open(&self.data(), Arc::new(SystemEntropy)).unwrap();
         verify_everything(&store).await.unwrap();
+        said_as_documented(&store).await;
         store.issued_after(None, 1000).await.unwrap()
     }
 
     /// What an agent's machine shares with the server's: the time.
     pub(super) fn time(&self) -> Arc<dyn Clock> {
         Arc::clone(&self.clock) as Arc<dyn Clock>
+    }
+}
+
+/// Every event has a documented form, and no other: what the reference lists is all that there is.
+async fn said_as_documented(store: &SqliteStore) {
+    let mut next = 0;
+    loop {
+        let page = store.events(next, 1000).await.unwrap();
+        let Some(last) = page.last() else { return };
+        next = last.index + 1;
+        for event in &page {
+            let kind = Entry::parse(&event.leaf).unwrap().kind;
+            let details: Value =
+                serde_json::from_slice(&event.details.as_ref().unwrap().json).unwrap();
+            assert!(kind.describes(&details), "undocumented details of `{kind}`: {details}");
+        }
     }
 }
 

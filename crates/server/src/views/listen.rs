@@ -1,4 +1,4 @@
-//! The port for the rest of the world: plain HTTP, lists and OCSP and nothing else, within bounds.
+//! The port for the rest of the world: plain HTTP, lists, OCSP and the hashes of the log and nothing else, within bounds.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -149,6 +149,7 @@ fn router(control: Arc<Control>) -> Router {
         .route("/ocsp", post(ocsp_post))
         .route("/ocsp/", post(ocsp_post))
         .route("/ocsp/{*request}", get(ocsp_get))
+        .merge(crate::log::router())
         .fallback(|| async { status(StatusCode::NOT_FOUND) })
         .layer(DefaultBodyLimit::max(OCSP_REQUEST_BYTES_MAX))
         .layer(axum::middleware::from_fn(in_time))

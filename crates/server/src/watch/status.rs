@@ -129,7 +129,7 @@ pub(crate) async fn status(
         warnings.push(refused.why);
     }
     warnings.extend(control.pulse.warnings());
-    warnings.extend(stale);
+    warnings.extend(control.signing.warning());
     let life = state.life();
     warnings.extend(life.as_ref().and_then(|life| life.issues(now).err()).map(|held| held.why));
     let workloads = workloads(&state, &nodes);

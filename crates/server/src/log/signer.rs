@@ -1,0 +1,200 @@
+//! Signs the log: one server, by a lease, at least every second while there are events.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use countersign_audit::{Checkpoint, Edge, Note, NoteKey, Origin};
+use countersign_identity::{Code, Incarnation, Sha256, Timestamp};
+use countersign_store::{Batch, CheckpointRow, Op, PAGE_MAX};
+use tokio_util::sync::CancellationToken;
+
+use super::reader::LogReader;
+use crate::authority::internal;
+use crate::control::Control;
+use crate::incarnation::LogKey;
+use crate::refusal::Refused;
+
+/// How often it is looked for events that are not signed yet.
+const PAUSE: Duration = Duration::from_millis(500);
+/// The lease under which one server signs, and for how long it is taken. It is taken again when half of it is over.
+const LEASE: &str = "log/sign";
+const LEASE_TIME: Duration = Duration::from_secs(10);
+/// How many leaves are signed for at once; a log that was never signed is caught up with in such steps.
+const LEAVES_MAX: usize = 16 * PAGE_MAX;
+
+/// Whether the log is being signed.
+#[derive(Debug, Default)]
+pub(crate) struct Signing(Mutex<Option<String>>);
+
+impl Signing {
+    fn note(&self, trouble: Option<String>) {
+        let mut found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = trouble.as_ref().filter(|why| found.as_ref() != Some(*why)) {
+            tracing::error!(why, "the audit log is not signed");
+        }
+        *found = trouble;
+    }
+
+    /// What an operator should know.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        found.as_ref().map(|why| format!("the audit log is not signed: {why}"))
+    }
+}
+
+/// Signs what has been appended.
+pub(crate) struct Signer {
+    control: Arc<Control>,
+    log_key: Arc<LogKey>,
+    key: NoteKey,
+    holder: String,
+    leased_until: Timestamp,
+    signed: Option<Signed>,
+}
+
+/// The tree as far as this server has signed it.
+#[derive(Clone)]
+struct Signed {
+    incarnation: Incarnation,
+    edge: Edge,
+    root: Sha256,
+}
+
+impl Signer {
+    /// In the name of a server, with the trust domain's log key.
+    ///
+    /// # Errors
+    /// When the key cannot sign notes.
+    pub(crate) fn new(
+        control: Arc<Control>,
+        log_key: Arc<LogKey>,
+        holder: String,
+    ) -> Result<Self, Refused> {
+        let key = log_key.note_key(&control.feed.current().domain().trust_domain)?;
+        Ok(Self { control, log_key, key, holder, leased_until: Timestamp::EPOCH, signed: None })
+    }
+
+    /// Looks again and again until stopped, and once more then. What fails is told and tried again.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut stopped = false;
+        loop {
+            match self.look().await {
+                Ok(true) => continue,
+                Ok(false) => self.control.signing.note(None),
+                // Away for a moment; others tell of that.
+                Err(refused) if refused.code == Code::Unavailable => {}
+                Err(refused) => self.control.signing.note(Some(refused.why)),
+            }
+            if stopped {
+                return;
+            }
+            tokio::select! {
+                () = stop.cancelled() => stopped = true,
+                () = tokio::time::sleep(PAUSE) => {}
+            }
+        }
+    }
+
+    /// Signs once, if there is something to sign and it is this server's turn; says whether there is more.
+    async fn look(&mut self) -> Result<bool, Refused> {
+        let control = Arc::clone(&self.control);
+        let (log, head) = LogReader::of(&*control.store, None).await?;
+        let last = log.newest().await?.map(|(_, note)| self.opened(&note)).transpose()?;
+        let ours = self.signed.as_ref().filter(|signed| signed.incarnation == log.incarnation());
+        if let (Some(ours), Some(last)) = (ours, &last)
+            && last.size == ours.edge.size()
+            && last.root != ours.root
+        {
+            return Err(went_another_way(last.size));
+        }
+        let signed = last.as_ref().map_or(0, |last| last.size);
+        let signed = ours.map_or(signed, |ours| ours.edge.size().max(signed));
+        if head.log_size < signed {
+            let leaves = head.log_size;
+            let why = format!("it has {leaves} events, and {signed} of them were signed before");
+            return Err(Refused::new(Code::Internal, why));
+        }
+        if head.log_size == signed || !self.may_sign().await? {
+            return Ok(false);
+        }
+        let from = match (self.signed.take(), last) {
+            (Some(ours), _)
+                if ours.incarnation == log.incarnation() && ours.edge.size() == signed =>
+            {
+                ours.edge
+            }
+            (_, Some(last)) => resume(log, &last).await?,
+            (_, None) => Edge::default(),
+        };
+        let to = head.log_size.min(from.size() + LEAVES_MAX as u64);
+        self.sign(log, from, to).await?;
+        Ok(to < head.log_size)
+    }
+
+    /// The checkpoint of a note that the log's own key has signed.
+    fn opened(&self, note: &Note) -> Result<Checkpoint, Refused> {
+        let opened = Checkpoint::open(note.to_string().as_bytes(), std::slice::from_ref(&self.key));
+        let why = |bad| format!("what was signed last was changed: {bad}");
+        opened
+            .map(|(checkpoint, _)| checkpoint)
+            .map_err(|bad| Refused::new(Code::Internal, why(bad)))
+    }
+
+    async fn may_sign(&mut self) -> Result<bool, Refused> {
+        let now = self.control.clock.now();
+        if now + LEASE_TIME / 2 <= self.leased_until {
+            return Ok(true);
+        }
+        let taken = self.control.store.lease(LEASE, &self.holder, LEASE_TIME, now).await?;
+        self.leased_until = if taken { now + LEASE_TIME } else { Timestamp::EPOCH };
+        Ok(taken)
+    }
+
+    /// Goes on from what was signed to this size, and signs that.
+    async fn sign(&mut self, log: LogReader<'_>, from: Edge, to: u64) -> Result<(), Refused> {
+        let store = &*self.control.store;
+        let incarnation = log.incarnation();
+        let count = usize::try_from(to - from.size()).map_err(internal)?;
+        let leaves = store.leaf_hashes(from.size(), count).await?;
+        // Another incarnation may have begun since its head was read; then these are not its leaves.
+        if leaves.len() != count || store.head().await?.revision.incarnation != incarnation {
+            return Err(Refused::new(Code::Unavailable, "the log moved while it was read"));
+        }
+        let (mut edge, mut hashes) = (from, Vec::new());
+        for leaf in leaves {
+            edge.push(leaf, |tile| hashes.push(tile));
+        }
+        let root = edge.root();
+        let origin = Origin::of(&self.key, incarnation);
+        let note = Checkpoint { origin, size: to, root }.note();
+        let signature = self.log_key.sign_note(note.text())?;
+        let note = note.with_signature(&self.key, &signature).to_string();
+        let row = CheckpointRow { incarnation, size: to, note };
+        let mut ops = vec![Op::PutCheckpoint(row)];
+        if !hashes.is_empty() {
+            ops.push(Op::PutTileHashes { incarnation, hashes });
+        }
+        store.commit(Batch { ops, ..Batch::default() }).await?;
+        self.signed = Some(Signed { incarnation, edge, root });
+        Ok(())
+    }
+}
+
+/// The tree that was signed last, from what is stored of it. What is signed next grows out of it, or nothing is.
+async fn resume(log: LogReader<'_>, last: &Checkpoint) -> Result<Edge, Refused> {
+    let tiles = log.tiles(Edge::tiles(last.size)).await;
+    let edge = match tiles {
+        Ok(tiles) => Edge::resume(last.size, &tiles),
+        Err(refused) if refused.code == Code::NotFound => None,
+        Err(refused) => return Err(refused),
+    };
+    let same = edge.filter(|edge| edge.root() == last.root);
+    same.ok_or_else(|| went_another_way(last.size))
+}
+
+fn went_another_way(size: u64) -> Refused {
+    let why = format!(
+        "its first {size} events are not those that were signed; `countersign log verify` says which"
+    );
+    Refused::new(Code::Internal, why)
+}
