@@ -38,6 +38,37 @@ pub(crate) fn postgres(output: Output) -> Result<()> {
     })
 }
 
+/// What one more event costs an issuance: the rate with an event more, beside the rate without.
+pub(crate) fn append(output: Output) -> Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(cores).enable_all().build()?;
+    let domain = Arc::new(runtime.block_on(Domain::make(SystemClock::new().now()))?);
+    let csr = Arc::new(make_csr(&PrivateKey::generate(KeyKind::P256)?)?);
+    let rate = |more: usize| -> Result<f64> {
+        let folder = tempfile::tempdir()?;
+        let store: Arc<dyn Store> =
+            Arc::new(SqliteStore::create(folder.path(), Arc::new(SystemEntropy))?);
+        runtime.block_on(issue_for(&domain, &store, &csr, more))
+    };
+    // In turns, so that what else the machine does falls on both.
+    let (mut without, mut with) = (0.0, 0.0);
+    for _round in 0..3 {
+        without += rate(0)?;
+        with += rate(1)?;
+    }
+    Figure {
+        name: "log_append",
+        value: (1.0 - with / without) * 100.0,
+        unit: "% of the rate",
+        limit: 10.0,
+        limit_is: "what one more event in its transaction may cost an issuance",
+        better: Better::Lower,
+    }
+    .print(output);
+    Ok(())
+}
+
 fn measure(
     name: &'static str,
     output: Output,
@@ -53,7 +84,7 @@ fn measure(
 
     let limit = crypto_alone(cores, &csr, &key);
     let store = runtime.block_on(store)?;
-    let value = runtime.block_on(issue_for(&domain, &store, &csr))?;
+    let value = runtime.block_on(issue_for(&domain, &store, &csr, 0))?;
     Figure {
         name,
         value,
@@ -85,6 +116,7 @@ async fn issue_for(
     domain: &Arc<Domain>,
     store: &Arc<dyn Store>,
     csr: &Arc<Vec<u8>>,
+    more_events: usize,
 ) -> Result<f64> {
     let issued = Arc::new(AtomicU64::new(0));
     let begin = Instant::now();
@@ -94,7 +126,7 @@ async fn issue_for(
             (domain.clone(), store.clone(), csr.clone(), issued.clone());
         callers.spawn(async move {
             while begin.elapsed() < SPAN {
-                issue(&domain, &*store, &csr).await?;
+                issue(&domain, &*store, &csr, more_events).await?;
                 issued.fetch_add(1, Ordering::Relaxed);
             }
             anyhow::Ok(())
@@ -109,7 +141,7 @@ async fn issue_for(
 }
 
 /// The design's path: prove, draft, review, record, sign.
-async fn issue(domain: &Domain, store: &dyn Store, csr: &[u8]) -> Result<()> {
+async fn issue(domain: &Domain, store: &dyn Store, csr: &[u8], more_events: usize) -> Result<()> {
     let reviewed =
         domain.draft("/web", open_csr(csr)?)?.review(&domain.profile()?, &domain.issuer)?;
     let summary = reviewed.summary();
@@ -133,7 +165,10 @@ async fn issue(domain: &Domain, store: &dyn Store, csr: &[u8]) -> Result<()> {
         validity: summary.validity,
         revision: countersign_identity::Revision { incarnation: 1, number: 0 },
     };
-    let batch = Batch { events: vec![event], issued: vec![row], ..Batch::default() };
+    let another = || Event { kind: EventKind::Summary, serial: None, tbs: None, ..event.clone() };
+    let mut events: Vec<Event> = (0..more_events).map(|_| another()).collect();
+    events.push(event);
+    let batch = Batch { events, issued: vec![row], ..Batch::default() };
     let committed = store.commit(batch).await?;
     let receipt = committed.receipts.into_iter().next().context("a receipt for each row")?;
     reviewed.sign(receipt, &domain.signer).await?;

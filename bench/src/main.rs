@@ -13,6 +13,7 @@ mod issue;
 mod lists;
 #[path = "../../crates/cli/tests/support/load.rs"]
 mod load;
+mod log;
 mod plot;
 #[path = "../../crates/store/tests/support/postgres.rs"]
 #[expect(dead_code, clippy::unwrap_used, reason = "it is the tests' own")]
@@ -51,7 +52,7 @@ struct Arguments {
 
 type Bench = fn(Output) -> Result<()>;
 
-const FIGURES: [(&str, Bench); 11] = [
+const FIGURES: [(&str, Bench); 12] = [
     ("issue_embedded", issue::embedded),
     ("issue_postgres", issue::postgres),
     ("handshake", handshake::run),
@@ -63,6 +64,9 @@ const FIGURES: [(&str, Bench); 11] = [
     ("revoked_check", revoked::check),
     ("revoked_cut", revoked::cut),
     ("crl_100k", lists::run),
+    ("log_append", issue::append),
+    ("log_verify_1m", log::verify),
+    ("log_proof", log::prove),
 ];
 
 fn main() -> ExitCode {

@@ -7,12 +7,13 @@ use anyhow::{Context, Result};
 use crate::shell::{cargo, output, root, step};
 
 /// What the binary prints, and where the docs keep it.
-const PAGES: [(&str, &[&str]); 5] = [
+const PAGES: [(&str, &[&str]); 6] = [
     ("docs/reference/configuration.md", &["reference", "config"]),
     ("docs/reference/codes.md", &["reference", "codes"]),
     ("docs/reference/commands.md", &["reference", "commands"]),
     ("docs/reference/manifests.md", &["reference", "manifests"]),
     ("docs/reference/metrics.md", &["reference", "metrics"]),
+    ("docs/reference/events.md", &["reference", "events"]),
 ];
 
 pub(crate) fn run() -> Result<()> {

@@ -7,6 +7,7 @@ mod crl;
 mod fetch;
 mod id;
 mod lists;
+mod log;
 mod reference;
 mod revoke;
 mod status;
@@ -121,7 +122,12 @@ enum Command {
         #[command(subcommand)]
         what: StoreCommand,
     },
-    /// The events of the audit log, oldest first
+    /// The audit log: read it, prove what is in it, and check that nobody has rewritten it
+    Log {
+        #[command(subcommand)]
+        what: log::What,
+    },
+    /// The events of the audit log, oldest first; `log tail` and `log search` do more
     Events {
         #[command(flatten)]
         find: Find,
@@ -266,6 +272,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Store { what: StoreCommand::Verify(arguments) } => {
             wait(store::verify(&arguments, output))
         }
+        Command::Log { what } => wait(log::run(what, output)),
         Command::Events { find, limit, after } => wait(lists::events(&find, limit, after, output)),
         Command::Address { find, arguments } => {
             let up_json = find.up_json()?;

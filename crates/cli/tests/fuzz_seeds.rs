@@ -26,14 +26,18 @@ mod chain;
 mod crl;
 #[path = "../../../fuzz/fuzz_targets/csr.rs"]
 mod csr;
+#[path = "../../../fuzz/fuzz_targets/log_leaf.rs"]
+mod log_leaf;
 #[path = "../../../fuzz/fuzz_targets/manifest.rs"]
 mod manifest;
+#[path = "../../../fuzz/fuzz_targets/note.rs"]
+mod note;
 #[path = "../../../fuzz/fuzz_targets/ocsp_request.rs"]
 mod ocsp_request;
 #[path = "../../../fuzz/fuzz_targets/policy.rs"]
 mod policy;
-#[path = "../../../fuzz/fuzz_targets/proxy_header.rs"]
-mod proxy_header;
+#[path = "../../../fuzz/fuzz_targets/proof_bundle.rs"]
+mod proof_bundle;
 #[path = "../../../fuzz/fuzz_targets/spiffe_id.rs"]
 mod spiffe_id;
 
@@ -220,4 +224,19 @@ fn the_proxy_header_target_holds_near_its_seeds() {
 #[test]
 fn the_spiffe_id_target_holds_near_its_seeds() {
     holds("spiffe_id", spiffe_id::run);
+}
+
+#[test]
+fn the_log_leaf_target_holds_near_its_seeds() {
+    holds("log_leaf", log_leaf::run);
+}
+
+#[test]
+fn the_note_target_holds_near_its_seeds() {
+    holds("note", note::run);
+}
+
+#[test]
+fn the_proof_bundle_target_holds_near_its_seeds() {
+    holds("proof_bundle", proof_bundle::run);
 }

@@ -23,6 +23,7 @@ fn the_reference_pages_are_what_the_program_prints() {
         ("commands", "commands"),
         ("manifests", "manifests"),
         ("metrics", "metrics"),
+        ("events", "events"),
     ];
     for (page, file) in pages {
         let path = root().join(format!("docs/reference/{file}.md"));

@@ -110,7 +110,7 @@ fn describe(list: &CrlResponse, now: Timestamp) -> String {
 }
 
 /// Whoever reads the file meanwhile finds the old list or the new one.
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let failed = |error: &std::io::Error| {
         let why = crate::manifest::plain(error);
         Failure::not_understood(format!("`{}` cannot be written: {why}", path.display()))

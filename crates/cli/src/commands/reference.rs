@@ -2,6 +2,7 @@
 
 use clap::CommandFactory as _;
 use countersign_api::resource::{Kind, schema};
+use countersign_audit::EventKind;
 use countersign_identity::{Code, Fault};
 
 use super::Cli;
@@ -22,6 +23,8 @@ pub(crate) enum Page {
     Manifests,
     /// The metrics of the programs
     Metrics,
+    /// The events of the audit log
+    Events,
 }
 
 pub(crate) fn page(page: Page) -> String {
@@ -31,6 +34,7 @@ pub(crate) fn page(page: Page) -> String {
         Page::Commands => commands(),
         Page::Manifests => manifests(),
         Page::Metrics => metrics(),
+        Page::Events => events(),
     };
     let name = match page {
         Page::Config => "config",
@@ -38,6 +42,7 @@ pub(crate) fn page(page: Page) -> String {
         Page::Commands => "commands",
         Page::Manifests => "manifests",
         Page::Metrics => "metrics",
+        Page::Events => "events",
     };
     format!("{body}\n<!-- Written by `countersign reference {name}`; do not edit. -->\n")
 }
@@ -186,6 +191,30 @@ fn fields(spec: &serde_json::Value, text: &mut String) {
         let needed = if required(name) { "yes" } else { "" };
         text.push_str(&format!("| `{name}` | {needed} | {what} |\n"));
     }
+}
+
+fn events() -> String {
+    let mut text = String::from(
+        "# Events\n\n\
+         The kinds of events of the audit log, in a closed list: no other is written or read. Every event has a kind, a time \
+         (`at`), an actor, a subject, and the incarnation and revision that were current once it had happened; what tells of \
+         a certificate also its serial and `tbs`, the SHA-256 of its to-be-signed bytes. These are in the leaf, whose form \
+         is version 1 (`v`); the details are beside it, bound by a salted digest. [The audit log](../log.md) says more.\n",
+    );
+    for kind in EventKind::ALL {
+        let (meaning, subject) = (kind.meaning(), kind.subject());
+        text.push_str(&format!(
+            "\n## {kind}\n\n{meaning} Subject: {}\n",
+            subject.replace('|', "\\|")
+        ));
+        if !kind.fields().is_empty() {
+            text.push_str("\n| detail | what |\n| --- | --- |\n");
+        }
+        for countersign_audit::Field { name, meaning } in kind.fields() {
+            text.push_str(&format!("| `{name}` | {} |\n", meaning.replace('|', "\\|")));
+        }
+    }
+    text
 }
 
 fn metrics() -> String {

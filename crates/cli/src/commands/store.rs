@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
 
 /// A place as it was named.
 #[derive(Clone, Debug)]
-enum Named {
+pub(super) enum Named {
     Directory(PathBuf),
     Database(PostgresUrl),
 }
@@ -47,7 +47,7 @@ impl FromStr for Named {
 }
 
 impl Named {
-    fn place(&self, file: Option<&PathBuf>) -> Result<Place> {
+    pub(super) fn place(&self, file: Option<&PathBuf>) -> Result<Place> {
         Ok(match self {
             Self::Directory(path) => Place::Directory(path.clone()),
             Self::Database(url) => Place::Database(url.clone(), password(file.cloned())?),

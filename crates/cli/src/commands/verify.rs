@@ -260,7 +260,7 @@ fn parse_case(bytes: &[u8]) -> Result<Case, Failure> {
 }
 
 /// The certificates of a file: PEM, or DER one after the other.
-fn certificates(bytes: &[u8]) -> Result<Vec<Vec<u8>>, String> {
+pub(super) fn certificates(bytes: &[u8]) -> Result<Vec<Vec<u8>>, String> {
     if let Ok(text) = std::str::from_utf8(bytes)
         && text.contains("-----BEGIN ")
     {

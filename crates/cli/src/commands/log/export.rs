@@ -1,0 +1,74 @@
+//! The log in a file, complete enough to be verified from it.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use countersign_identity::Incarnation;
+use serde_json::json;
+
+use super::source::{Heading, Source};
+use crate::exit::Exit;
+use crate::find::Find;
+use crate::output::{self, Output};
+
+/// Write the log as JSON lines: what was signed of it, then every event as it is stored
+///
+/// `countersign log verify --export FILE` checks such a file with no server.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    find: Find,
+    /// The log of an earlier incarnation
+    #[arg(long, value_name = "NUMBER")]
+    incarnation: Option<Incarnation>,
+    /// Where to write it, in place of what is there, as a whole [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
+    let mut source = Source::Server(arguments.find.client()?);
+    let Some(out) = &arguments.out else {
+        export(&mut source, arguments.incarnation, &mut std::io::stdout().lock()).await?;
+        return Ok(Exit::Done);
+    };
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let mut file = tempfile::Builder::new()
+        .tempfile_in(folder.unwrap_or_else(|| std::path::Path::new(".")))
+        .with_context(|| format!("`{}` cannot be written", out.display()))?;
+    let events = export(&mut source, arguments.incarnation, &mut file).await?;
+    file.as_file().sync_all()?;
+    file.persist(out)?;
+    match output {
+        Output::Json => {
+            output::json(&json!({ "event": "exported", "events": events, "out": out }))?;
+        }
+        Output::Human => output::line(&format!("{events} events in `{}`", out.display()))?,
+    }
+    Ok(Exit::Done)
+}
+
+async fn export(
+    source: &mut Source,
+    incarnation: Option<Incarnation>,
+    to: &mut impl std::io::Write,
+) -> Result<u64> {
+    let log = source.log(incarnation).await?;
+    let (of, counted) = (log.incarnation, log.counted.unwrap_or(u64::MAX));
+    let mut to = std::io::BufWriter::new(to);
+    writeln!(to, "{}", serde_json::to_string(&Heading { log })?)?;
+    let mut next = 0;
+    while next < counted {
+        let page = source.leaves(of, next).await?;
+        if page.is_empty() {
+            break;
+        }
+        for leaf in page.iter().filter(|leaf| leaf.index < counted) {
+            writeln!(to, "{}", serde_json::to_string(leaf)?)?;
+        }
+        next = page.last().map_or(next, |leaf| leaf.index + 1);
+    }
+    to.flush()?;
+    Ok(next.min(counted))
+}
