@@ -112,7 +112,7 @@ async fn cuts() -> Result<Duration> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let domain = Domain::make(clock.now()).await?;
     let text = r#"@unscoped("bench") permit (principal, action == Action::"connect", resource == Service::"orders");"#;
-    let source = PolicySource { name: "bench".parse()?, text: text.to_owned() };
+    let source = PolicySource::enforced("bench".parse()?, text);
     let policies =
         Policies::compile(&[source], None).map_err(|problems| anyhow!("{problems:?}"))?;
     let slice = Slice {

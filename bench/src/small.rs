@@ -46,12 +46,12 @@ pub(crate) fn verify(output: Output) -> Result<()> {
 /// Deciding without a cache among ten thousand policies, against the design's 50 µs.
 pub(crate) fn decide(output: Output) -> Result<()> {
     let source = |number: usize| -> Result<PolicySource> {
-        Ok(PolicySource {
-            name: format!("p{number}").parse()?,
-            text: format!(
+        Ok(PolicySource::enforced(
+            format!("p{number}").parse()?,
+            format!(
                 "permit (principal == Workload::\"w{number}\", action == Action::\"connect\", resource == Service::\"s{number}\");"
             ),
-        })
+        ))
     };
     let sources = (0..POLICIES).map(source).collect::<Result<Vec<_>>>()?;
     let policies = Policies::compile(&sources, None);

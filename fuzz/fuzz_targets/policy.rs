@@ -5,7 +5,7 @@ use countersign_policy::{Policies, PolicySource, scope};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
-    let source = PolicySource { name: "fuzz".parse().expect("a name"), text: text.to_owned() };
+    let source = PolicySource::enforced("fuzz".parse().expect("a name"), text);
     let compiled = Policies::compile(&[source], None);
     assert!(compiled.is_err() || scope(text).is_ok(), "what compiles has a scope");
 });

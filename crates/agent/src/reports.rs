@@ -25,12 +25,32 @@ struct Inbox {
 struct Queue {
     waiting: Vec<v1::HandshakeFact>, // INVARIANT: at most FACTS_MAX
     dropped: u64,
+    flows: Vec<v1::Flow>, // INVARIANT: at most FACTS_MAX
+    flows_dropped: u64,
+}
+
+/// What is on its way to the server in one report.
+#[derive(Clone, Debug, Default)]
+struct Load {
+    handshakes: Vec<v1::HandshakeFact>,
+    dropped: u64,
+    flows: Vec<v1::Flow>,
+    flows_dropped: u64,
 }
 
 impl Facts {
-    /// Takes facts of one point, by its name.
-    pub(crate) fn take(&self, point: &str, facts: v1::Facts) {
+    /// Takes facts of one point, by its name. Of flows, those through doors of its own services only.
+    pub(crate) fn take(&self, point: &str, facts: v1::Facts, owns: impl Fn(&str) -> bool) {
         let mut queue = self.lock();
+        queue.flows_dropped = queue.flows_dropped.saturating_add(facts.flows_dropped);
+        for flow in facts.flows {
+            let flow = v1::Flow { point: point.to_owned(), ..flow };
+            if wire::FACTS_MAX <= queue.flows.len() || !owns(&flow.service) {
+                queue.flows_dropped = queue.flows_dropped.saturating_add(flow.count.max(1));
+            } else {
+                queue.flows.push(wire::bounded_flow(flow));
+            }
+        }
         queue.dropped = queue.dropped.saturating_add(facts.dropped);
         for fact in facts.handshakes {
             if wire::FACTS_MAX <= queue.waiting.len() {
@@ -45,16 +65,29 @@ impl Facts {
         self.0.arrived.notify_one();
     }
 
-    fn drain(&self) -> (Vec<v1::HandshakeFact>, u64) {
+    fn drain(&self) -> Load {
         let mut queue = self.lock();
-        (std::mem::take(&mut queue.waiting), std::mem::take(&mut queue.dropped))
+        Load {
+            handshakes: std::mem::take(&mut queue.waiting),
+            dropped: std::mem::take(&mut queue.dropped),
+            flows: std::mem::take(&mut queue.flows),
+            flows_dropped: std::mem::take(&mut queue.flows_dropped),
+        }
     }
 
     /// What could not be sent counts as lost, unless there is room for it.
-    fn put_back(&self, facts: Vec<v1::HandshakeFact>, dropped: u64) {
+    fn put_back(&self, load: Load) {
         let mut queue = self.lock();
-        queue.dropped = queue.dropped.saturating_add(dropped);
-        for fact in facts {
+        queue.dropped = queue.dropped.saturating_add(load.dropped);
+        queue.flows_dropped = queue.flows_dropped.saturating_add(load.flows_dropped);
+        for flow in load.flows {
+            if queue.flows.len() < wire::FACTS_MAX {
+                queue.flows.push(flow);
+            } else {
+                queue.flows_dropped = queue.flows_dropped.saturating_add(flow.count.max(1));
+            }
+        }
+        for fact in load.handshakes {
             if queue.waiting.len() < wire::FACTS_MAX {
                 queue.waiting.push(fact);
             } else {
@@ -65,7 +98,10 @@ impl Facts {
 
     fn is_empty(&self) -> bool {
         let queue = self.lock();
-        queue.waiting.is_empty() && queue.dropped == 0
+        queue.waiting.is_empty()
+            && queue.dropped == 0
+            && queue.flows.is_empty()
+            && queue.flows_dropped == 0
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
@@ -164,17 +200,19 @@ impl Reports {
     }
 
     async fn send(&self, calls: &dyn Calls, credentials: Vec<v1::CredentialStatus>) {
-        let (handshakes, dropped) = self.facts.drain();
+        let load = self.facts.drain();
         let report = v1::ReportRequest {
-            handshakes: handshakes.clone(),
-            dropped,
+            handshakes: load.handshakes.clone(),
+            dropped: load.dropped,
+            flows: load.flows.clone(),
+            flows_dropped: load.flows_dropped,
             processes: self.processes(),
             credentials,
             clock_micros: self.clock.now().micros(),
         };
         if let Err(fault) = calls.report(report).await {
             tracing::debug!(why = %fault.why, "a report was not taken");
-            self.facts.put_back(handshakes, dropped);
+            self.facts.put_back(load);
         }
     }
 
@@ -222,16 +260,34 @@ mod tests {
         let facts = Facts::default();
         let fact = v1::HandshakeFact { count: 2, ..v1::HandshakeFact::default() };
         for _ in 0..30 {
-            facts.take("p", v1::Facts { handshakes: vec![fact.clone(); 100], dropped: 1 });
+            let handshakes = vec![fact.clone(); 100];
+            let sent = v1::Facts { handshakes, dropped: 1, ..v1::Facts::default() };
+            facts.take("p", sent, |_any| true);
         }
-        let (kept, dropped) = facts.drain();
+        let load = facts.drain();
+        let (kept, dropped) = (load.handshakes.clone(), load.dropped);
         assert_eq!(kept.len(), wire::FACTS_MAX);
         assert_eq!(dropped, 30 + 2 * (3000 - wire::FACTS_MAX as u64));
         // A report that was not taken is offered again, and what came meanwhile waits its turn.
-        facts.take("p", v1::Facts { handshakes: vec![fact; 10], dropped: 0 });
-        facts.put_back(kept, dropped);
-        let (kept, again) = facts.drain();
+        facts.take("p", v1::Facts { handshakes: vec![fact; 10], ..v1::Facts::default() }, |_| true);
+        facts.put_back(load);
+        let Load { handshakes: kept, dropped: again, .. } = facts.drain();
         assert_eq!(kept.len(), wire::FACTS_MAX);
         assert_eq!(again, dropped + 20);
+    }
+
+    #[test]
+    fn a_point_tells_of_its_own_services_only() {
+        let facts = Facts::default();
+        let flow = |service: &str| v1::Flow {
+            service: service.to_owned(),
+            count: 3,
+            ..v1::Flow::default()
+        };
+        let sent = v1::Facts { flows: vec![flow("mine"), flow("theirs")], ..v1::Facts::default() };
+        facts.take("p", sent, |service| service == "mine");
+        let load = facts.drain();
+        assert_eq!((load.flows.len(), load.flows_dropped), (1, 3));
+        assert_eq!((load.flows[0].point.as_str(), load.flows[0].service.as_str()), ("p", "mine"));
     }
 }

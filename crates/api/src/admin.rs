@@ -2,8 +2,9 @@
 
 mod authority;
 mod client;
+mod difference;
 mod list;
-mod log;
+mod policy;
 mod problem;
 mod requests;
 mod revocation;
@@ -16,9 +17,11 @@ pub use self::authority::{
     StepView, TrialSummary,
 };
 pub use self::client::{AdminClient, AdminError};
+pub use self::difference::{FieldChange, differences};
 pub use self::list::CrlResponse;
-pub use self::log::{
-    LeafView, LeavesResponse, LogResponse, ProofResponse, TileHashView, TileHashesResponse,
+pub use self::policy::{
+    Answer, ExplainRequest, ExplainResponse, FlowView, FlowsResponse, HistoryEntry,
+    HistoryResponse, PlanResponse, PlannedChange, RollbackRequest, Touched, UnusedGrant,
 };
 pub use self::problem::{BadProblem, ProblemDetails};
 pub use self::requests::{

@@ -242,6 +242,28 @@ pub fn bounded_fact(mut fact: v1::HandshakeFact) -> v1::HandshakeFact {
     fact
 }
 
+/// How many policies a flow names at most, and how long each name is.
+const FLOW_POLICIES_MAX: usize = 16;
+
+/// Cuts every part of a flow to its bound. Whoever passes flows on does this first.
+pub fn bounded_flow(mut flow: v1::Flow) -> v1::Flow {
+    for text in
+        [&mut flow.point, &mut flow.service, &mut flow.operation, &mut flow.method, &mut flow.mode]
+    {
+        *text = clip(text, TEXT_BYTES_MAX);
+    }
+    flow.path = clip(&flow.path, 2 * TEXT_BYTES_MAX);
+    if flow.source.parse::<SpiffeId>().is_err() {
+        flow.source.clear();
+    }
+    flow.policies.truncate(FLOW_POLICIES_MAX);
+    for policy in &mut flow.policies {
+        *policy = clip(policy, TEXT_BYTES_MAX);
+    }
+    flow.count = flow.count.max(1);
+    flow
+}
+
 impl Handshake {
     /// What operators see of a fact; `index` is its number on this server.
     ///

@@ -3,11 +3,16 @@
 mod apply;
 mod authority;
 mod backup;
+mod changes;
 mod crl;
+mod explain;
+mod export;
 mod fetch;
+mod flows;
+mod history;
 mod id;
 mod lists;
-mod log;
+mod plan;
 mod reference;
 mod revoke;
 mod status;
@@ -78,6 +83,15 @@ enum Command {
         what: id::What,
     },
     Apply(apply::Arguments),
+    Explain(explain::Arguments),
+    Flows(flows::Arguments),
+    Plan(plan::Arguments),
+    History(history::HistoryArguments),
+    Show(history::ShowArguments),
+    Diff(history::DiffArguments),
+    Rollback(history::RollbackArguments),
+    Drift(history::DriftArguments),
+    Export(export::Arguments),
     Revoke(revoke::RevokeArguments),
     Revocations(revoke::RevocationsArguments),
     Converged(revoke::ConvergedArguments),
@@ -241,6 +255,15 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Id { what } => id::run(&what),
         Command::Apply(arguments) => wait(apply::run(&arguments, output)),
+        Command::Explain(arguments) => wait(explain::run(&arguments, output)),
+        Command::Flows(arguments) => wait(flows::run(&arguments, output)),
+        Command::Plan(arguments) => wait(plan::run(&arguments, output)),
+        Command::History(arguments) => wait(history::history(&arguments, output)),
+        Command::Show(arguments) => wait(history::show(&arguments, output)),
+        Command::Diff(arguments) => wait(history::diff(&arguments, output)),
+        Command::Rollback(arguments) => wait(history::rollback(&arguments, output)),
+        Command::Drift(arguments) => wait(history::drift(&arguments, output)),
+        Command::Export(arguments) => wait(export::run(&arguments, output)),
         Command::Revoke(arguments) => wait(revoke::revoke(&arguments, output)),
         Command::Revocations(arguments) => wait(revoke::revocations(&arguments, output)),
         Command::Converged(arguments) => wait(revoke::converged(&arguments, output)),

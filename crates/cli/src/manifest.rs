@@ -3,6 +3,7 @@
 mod files;
 mod places;
 mod policies;
+mod write;
 mod yaml;
 
 use std::collections::BTreeSet;
@@ -11,13 +12,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use countersign_api::resource::{
-    Kind, Node, Position, Problem, Resource, Spec, Tree, Unread, check_beside,
+    Kind, Node, Position, Problem, Resource, Tree, Unread, check_beside,
 };
 use countersign_identity::{Name, TrustDomain};
 pub(crate) use countersign_program::system::plain;
 
 use self::files::Source;
 use self::places::Places;
+pub(crate) use self::write::write;
 
 /// Everything that is wrong with a set of manifests. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -232,14 +234,5 @@ fn field<'a>(tree: &'a mut Tree, path: &[&str]) -> Option<&'a mut Tree> {
     let entry = entries.iter_mut().find(|entry| entry.key == *first)?;
     field(&mut entry.value, rest)
 }
-
-/// Whether a resource is a policy, and its text.
-fn cedar_of(resource: &Resource) -> Option<&str> {
-    match &resource.spec {
-        Spec::Policy(spec) => Some(spec.cedar.as_str()),
-        Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Workload(_) | Spec::Service(_) => None,
-    }
-}
-
 #[cfg(test)]
 mod tests;

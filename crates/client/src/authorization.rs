@@ -61,7 +61,7 @@ pub(crate) fn read_policies(path: &Path) -> Result<Policies, PolicyFileFault> {
     let bytes = read_bounded(path, TEXT_BYTES_MAX)?;
     let text =
         str::from_utf8(&bytes).map_err(|_not_text| PolicyFileFault::NotText(path.to_owned()))?;
-    let source = PolicySource { name: "file".parse().expect("a label"), text: text.to_owned() };
+    let source = PolicySource::enforced("file".parse().expect("a label"), text);
     Policies::compile(&[source], None).map_err(|problems| {
         let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
         PolicyFileFault::Invalid { path: path.to_owned(), problems: lines.join("\n") }

@@ -25,6 +25,8 @@ use crate::{Endpoint, Enforcement, Point};
 const SENDING_MAX: usize = 8;
 /// Facts in one message.
 const FACTS_MAX: usize = 128;
+/// Flows in one message.
+const FLOWS_MAX: usize = 256;
 const STATUS_EVERY: Duration = Duration::from_secs(3);
 /// How long the agent may take to take note of a goodbye. A program that ends must not hang on an agent that does.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -161,11 +163,16 @@ struct Outbox {
     status: Option<v1::ProcessStatus>,
     facts: Vec<v1::HandshakeFact>,
     dropped: u64,
+    flows: Vec<v1::Flow>,
+    flows_dropped: u64,
 }
 
 impl Outbox {
     fn is_empty(&self) -> bool {
-        self.acknowledgement.is_none() && self.status.is_none() && self.facts.is_empty()
+        self.acknowledgement.is_none()
+            && self.status.is_none()
+            && self.facts.is_empty()
+            && self.flows.is_empty()
     }
 
     /// Acknowledgements first: somebody may be waiting for them.
@@ -176,12 +183,14 @@ impl Outbox {
             Out::Acknowledge(v1::Acknowledge { revision: Some(revision.into()), cut, draining })
         } else if let Some(status) = self.status.take() {
             Out::Status(status)
-        } else if self.facts.is_empty() {
+        } else if self.facts.is_empty() && self.flows.is_empty() {
             return None;
         } else {
             let handshakes = std::mem::take(&mut self.facts);
             let dropped = std::mem::take(&mut self.dropped);
-            Out::Facts(v1::Facts { handshakes, dropped })
+            let flows = std::mem::take(&mut self.flows);
+            let flows_dropped = std::mem::take(&mut self.flows_dropped);
+            Out::Facts(v1::Facts { handshakes, dropped, flows, flows_dropped })
         };
         Some(v1::EnforcementRequest { step: Some(step) })
     }
@@ -320,8 +329,18 @@ impl<'a> Conversation<'a> {
         self.outbox.dropped += self.subscription.facts.newly_dropped();
     }
 
+    /// What was counted since the last time, unless that is still waiting.
+    fn add_flows(&mut self) {
+        if self.outbox.flows.is_empty() {
+            let (flows, dropped) = self.subscription.facts.flows.take(FLOWS_MAX);
+            self.outbox.flows = flows;
+            self.outbox.flows_dropped += dropped;
+        }
+    }
+
     fn status_is_due(&mut self) {
         self.status_due = self.subscription.clock.now() + STATUS_EVERY;
+        self.add_flows();
         self.tell_draining();
         let Subscription { point, keeper, .. } = &*self.subscription;
         self.outbox.status = Some(v1::ProcessStatus {
@@ -342,6 +361,7 @@ impl<'a> Conversation<'a> {
         while let Ok(fact) = self.subscription.facts.queue.try_recv() {
             self.add(fact);
         }
+        self.add_flows();
         while let Some(request) = self.outbox.next() {
             if self.requests.try_send(request).is_err() {
                 break;

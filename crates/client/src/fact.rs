@@ -6,8 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use countersign_api::v1;
-use countersign_tls::{Direction, HandshakeFact};
+use countersign_identity::Code;
+use countersign_tls::{Direction, HandshakeFact, Trust};
 use tokio::sync::mpsc;
+
+use crate::{Flow, Flows};
 
 /// How many facts wait for the agent. What comes on top is counted, not kept.
 const WAITING_MAX: usize = 1024;
@@ -17,6 +20,8 @@ const WAITING_MAX: usize = 1024;
 pub struct Reporter {
     queue: mpsc::Sender<Counted>,
     dropped: Arc<AtomicU64>,
+    flows: Flows,
+    trust: Arc<Trust>,
 }
 
 #[derive(Debug)]
@@ -28,16 +33,18 @@ pub(crate) struct Counted {
 /// The other end of a [`Reporter`].
 pub(crate) struct Facts {
     pub(crate) queue: mpsc::Receiver<Counted>,
+    pub(crate) flows: Flows,
     dropped: Arc<AtomicU64>,
     told: u64,
 }
 
 impl Reporter {
-    pub(crate) fn new() -> (Self, Facts) {
+    pub(crate) fn new(trust: Arc<Trust>) -> (Self, Facts) {
         let (sender, queue) = mpsc::channel(WAITING_MAX);
         let dropped = Arc::new(AtomicU64::new(0));
-        let facts = Facts { queue, dropped: Arc::clone(&dropped), told: 0 };
-        (Self { queue: sender, dropped }, facts)
+        let flows = Flows::default();
+        let facts = Facts { queue, flows: flows.clone(), dropped: Arc::clone(&dropped), told: 0 };
+        (Self { queue: sender, dropped, flows, trust }, facts)
     }
 
     /// Passes on one handshake.
@@ -47,9 +54,30 @@ impl Reporter {
 
     /// Passes on one that stands for several alike.
     pub fn report_many(&self, fact: HandshakeFact, count: NonZeroU64) {
+        if let Some(flow) = self.flow(&fact) {
+            self.flows.count(flow, fact.at);
+        }
         if self.queue.try_send(Counted { fact, count }).is_err() {
             self.dropped.fetch_add(count.get(), Ordering::Relaxed);
         }
+    }
+
+    /// Where decisions about requests are counted.
+    pub fn flows(&self) -> Flows {
+        self.flows.clone()
+    }
+
+    /// What was decided about a connection to a service of ours, by a handshake that proved its peer.
+    fn flow(&self, fact: &HandshakeFact) -> Option<Flow> {
+        let decided = matches!(fact.code, None | Some(Code::PolicyDenied | Code::PolicyError));
+        if fact.direction != Direction::Inbound || !decided {
+            return None;
+        }
+        let (service, peer) = (fact.service.clone()?, fact.peer.clone()?);
+        let decision = self.trust.decision_on(&peer, &service, (fact.version, fact.group));
+        // What is current by now may be another policy than the one that decided then.
+        (decision.is_allowed() == fact.code.is_none())
+            .then(|| Flow::connection(peer, service, &decision))
     }
 
     /// How many were not passed on, because the agent was away or too slow.

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use countersign_api::resource::{Kind, PolicyRecord, ServiceSpec, Spec};
+use countersign_api::resource::{Kind, OperationSpec, PolicyRecord, ServiceSpec, Spec};
 use countersign_api::v1;
 use countersign_identity::{
     Name, Revision, Revocation, Revocations, SpiffeId, Timestamp, TrustDomain,
 };
 use countersign_pki::{Bundle, Bundles, Certificate};
-use countersign_policy::{Policies, PolicySource};
+use countersign_policy::{Operation, Operations, Policies, PolicySource};
 use countersign_tls::Slice;
 
 use crate::Services;
@@ -38,13 +38,15 @@ pub(crate) struct Decoded {
 #[derive(Debug)]
 pub(crate) struct Compiled {
     sources: Vec<PolicySource>,
-    policies: Arc<Policies>, // INVARIANT: of `sources`
+    operations: Operations,
+    policies: Arc<Policies>, // INVARIANT: of `sources` and `operations`
 }
 
 impl Compiled {
     /// No text, no policy.
     pub(crate) fn nothing() -> Self {
-        Self { sources: Vec::new(), policies: Arc::new(Policies::none()) }
+        let operations = Operations::default();
+        Self { sources: Vec::new(), operations, policies: Arc::new(Policies::none()) }
     }
 }
 
@@ -76,7 +78,7 @@ pub(crate) fn decode(slice: v1::Slice, before: &Arc<Compiled>) -> Result<Decoded
     let bundles = bundles(slice.bundles)?;
     let ids = workloads(slice.workloads)?;
     let services = services(slice.services)?;
-    let compiled = policies(slice.policies, before)?;
+    let compiled = policies(slice.policies, operations(&services), before)?;
     let revocations = revocations(slice.revocations)?;
     let mut names: HashMap<_, _> =
         ids.iter().map(|(name, id)| (id.clone(), name.clone())).collect();
@@ -204,15 +206,32 @@ fn services(wire: Vec<v1::Record>) -> Result<BTreeMap<Name, ServiceSpec>, BadSli
     Ok(services)
 }
 
-fn policies(wire: Vec<v1::Record>, before: &Arc<Compiled>) -> Result<Arc<Compiled>, BadSlice> {
+fn operations(services: &BTreeMap<Name, ServiceSpec>) -> Operations {
+    let of = |spec: &ServiceSpec| {
+        let operation = |one: &OperationSpec| Operation {
+            name: one.name.clone(),
+            verb: one.method,
+            template: one.path.clone(),
+        };
+        spec.operations.iter().map(operation).collect()
+    };
+    Operations::new(services.iter().map(|(name, spec)| (name.clone(), of(spec))))
+}
+
+fn policies(
+    wire: Vec<v1::Record>,
+    operations: Operations,
+    before: &Arc<Compiled>,
+) -> Result<Arc<Compiled>, BadSlice> {
     let mut sources = Vec::with_capacity(wire.len());
     for record in wire {
         let name = name_of(&record, Kind::Policy)?;
         let policy = PolicyRecord::decode(&record.value)
             .map_err(|problem| bad_record(&record, &problem.to_string()))?;
-        sources.push(PolicySource { name, text: policy.cedar.as_str().to_owned() });
+        let text = policy.cedar.as_str().to_owned();
+        sources.push(PolicySource { name, text, mode: policy.mode });
     }
-    if sources == before.sources {
+    if sources == before.sources && operations == before.operations {
         return Ok(Arc::clone(before));
     }
     // The server has checked the names against all manifests. Here only some of them are known.
@@ -220,7 +239,8 @@ fn policies(wire: Vec<v1::Record>, before: &Arc<Compiled>) -> Result<Arc<Compile
         let lines: Vec<_> = problems.iter().take(5).map(ToString::to_string).collect();
         BadSlice::Policies(lines.join("; "))
     })?;
-    Ok(Arc::new(Compiled { sources, policies: Arc::new(policies) }))
+    let policies = Arc::new(policies.with_operations(operations.clone()));
+    Ok(Arc::new(Compiled { sources, operations, policies }))
 }
 
 /// A rule that cannot be read refuses the slice: to leave it out would un-revoke.

@@ -127,7 +127,7 @@ impl Source {
         let trust = Trust::new(Arc::clone(clock), Slice::nothing());
         let keeper =
             Arc::new(Keeper::new(Arc::clone(&trust), policies?, Status::begin(enforcement)));
-        let (reporter, facts) = Reporter::new();
+        let (reporter, facts) = Reporter::new(Arc::clone(&trust));
         let (status, stop) = (keeper.status(), CancellationToken::new());
         let mut source = Self { keeper, reporter, status, stop, tasks: JoinSet::new() };
         source.spawn(|stop| Arc::clone(&trust).run(stop));

@@ -13,13 +13,16 @@ mod entropy;
 mod hex;
 mod ids;
 mod lifetime;
+mod mode;
 mod name;
+mod path;
 mod revision;
 mod revocation;
 mod selector;
 mod sim_clock;
 mod spiffe_id;
 mod timestamp;
+mod verb;
 
 pub use backoff::{Backoff, BackoffPolicy};
 pub use canary::{Canary, Trial};
@@ -28,7 +31,9 @@ pub use code::{Code, Fault, UnknownCode};
 pub use entropy::{Entropy, EntropyLost, SeededEntropy, SystemEntropy};
 pub use ids::{BadId, KeyId, NodeId, NodeTag, Serial, Sha256};
 pub use lifetime::{BadLifetime, Lifetime, Spread, Validity, backdate, renewal_due, retry_ends};
+pub use mode::{Mode, UnknownMode};
 pub use name::{BadName, Name};
+pub use path::{BadPath, BadTemplate, CanonicalPath, PATH_BYTES_MAX, PathTemplate};
 pub use revision::{BadRevision, Incarnation, Revision};
 pub use revocation::{
     Ending, Presented, Reason, Revocation, Revocations, Revoked, Suspended, Suspension,
@@ -38,6 +43,7 @@ pub use selector::{BadSelector, Selector, SelectorKind};
 pub use sim_clock::SimClock;
 pub use spiffe_id::{IdError, SpiffeId, TrustDomain};
 pub use timestamp::{BadTimestamp, DurationText, Timestamp};
+pub use verb::{UnknownVerb, Verb};
 
 /// How far apart two honest clocks may be. A rule that ends is kept this much longer, and a peer
 /// whose clock differs by more than a twelfth of it is said in `status` (design, section 3.9).

@@ -5,9 +5,9 @@ use std::str::FromStr;
 
 use cedar_policy::ffi::DetailedError;
 use cedar_policy::{Effect, EntityUid, Policy, PolicyId, PolicySet, ValidationMode, Validator};
-use countersign_identity::{Name, SpiffeId};
+use countersign_identity::{Mode, Name, SpiffeId, Verb};
 
-use crate::schema::{SERVICE, WORKLOAD, schema};
+use crate::schema::{CONNECT, OPERATION, SERVICE, WORKLOAD, schema};
 use crate::text::Layout;
 use crate::{Names, Problem, Scope};
 
@@ -31,6 +31,15 @@ pub struct PolicySource {
     pub name: Name,
     /// Cedar.
     pub text: String,
+    /// How far it goes.
+    pub mode: Mode,
+}
+
+impl PolicySource {
+    /// A text that is enforced.
+    pub fn enforced(name: Name, text: impl Into<String>) -> Self {
+        Self { name, text: text.into(), mode: Mode::Enforce }
+    }
 }
 
 /// The names that manifests declare.
@@ -40,6 +49,8 @@ pub struct Declared {
     pub workloads: BTreeSet<Name>,
     /// Of kind Service.
     pub services: BTreeSet<Name>,
+    /// The operations of services, `payments/charge`.
+    pub operations: BTreeSet<String>,
 }
 
 /// One checked policy.
@@ -47,6 +58,7 @@ pub struct Declared {
 pub(crate) struct Statement {
     pub(crate) policy: Policy,
     pub(crate) scope: Scope,
+    pub(crate) mode: Mode,
 }
 
 pub(crate) fn compile(
@@ -60,7 +72,8 @@ pub(crate) fn compile(
 pub(crate) fn parse_alone(text: &str) -> Result<Vec<Statement>, Vec<Problem>> {
     with_room(|| {
         let validator = Validator::new(schema());
-        Reader { name: None, text, declared: None, validator: &validator }.read()
+        let mode = Mode::Enforce;
+        Reader { name: None, text, mode, declared: None, validator: &validator }.read()
     })
 }
 
@@ -91,13 +104,14 @@ fn compile_here(
     let validator = Validator::new(schema());
     let (mut statements, mut problems) = (Vec::new(), Vec::new());
     let mut names = BTreeSet::new();
-    for PolicySource { name, text } in sources {
+    for PolicySource { name, text, mode } in sources {
         if !names.insert(name) {
             let message = format!("there are two policies named `{name}`");
             problems.push(Problem::at(Some(name), text, 0, message));
             continue;
         }
-        let reader = Reader { name: Some(name), text, declared, validator: &validator };
+        let (name, mode) = (Some(name), *mode);
+        let reader = Reader { name, text, mode, declared, validator: &validator };
         match reader.read() {
             Ok(read) => statements.extend(read),
             Err(found) => problems.extend(found),
@@ -110,6 +124,7 @@ fn compile_here(
 struct Reader<'a> {
     name: Option<&'a Name>,
     text: &'a str,
+    mode: Mode,
     declared: Option<&'a Declared>,
     validator: &'a Validator,
 }
@@ -131,7 +146,8 @@ impl Reader<'_> {
         }
         problems.extend(self.names(&parsed, &layout));
         if problems.is_empty() {
-            let statement = |policy| Statement { scope: Scope::of(&policy), policy };
+            let mode = self.mode;
+            let statement = |policy| Statement { scope: Scope::of(&policy), policy, mode };
             return Ok(parsed.into_iter().map(statement).collect());
         }
         problems.sort();
@@ -255,35 +271,40 @@ impl Reader<'_> {
     fn name(&self, uid: &EntityUid) -> Option<String> {
         let kind = uid.type_name().to_string();
         let text = uid.id().unescaped();
-        let declared = match kind.as_str() {
-            WORKLOAD => self.declared.map(|declared| &declared.workloads),
-            SERVICE => self.declared.map(|declared| &declared.services),
+        match (kind.as_str(), self.declared) {
+            (WORKLOAD, Some(declared)) => unknown(uid, text, &declared.workloads),
+            (SERVICE, Some(declared)) => unknown(uid, text, &declared.services),
+            (OPERATION, Some(declared)) => {
+                (!declared.operations.contains(text)).then(|| undeclared(uid, text, declared))
+            }
+            (WORKLOAD, None) => {
+                let is_id = || text.parse::<SpiffeId>().is_ok_and(|id| id.as_str() == text);
+                let known = text.parse::<Name>().is_ok() || is_id();
+                (!known)
+                    .then(|| format!("`{uid}` can match nothing: expected a name or a SPIFFE ID"))
+            }
+            (SERVICE, None) => text
+                .parse::<Name>()
+                .is_err()
+                .then(|| format!("`{uid}` can match nothing: expected the name of a service")),
+            (OPERATION, None) => {
+                let parts = text.split_once('/').map(|(service, name)| {
+                    service.parse::<Name>().is_ok() && name.parse::<Name>().is_ok()
+                });
+                (parts != Some(true))
+                    .then(|| format!("`{uid}` can match nothing: expected `SERVICE/OPERATION`"))
+            }
             // Cedar's validation knows the other types, and says so.
-            _ => return None,
-        };
-        let name = text.parse::<Name>();
-        let Some(declared) = declared else {
-            let is_id = || text.parse::<SpiffeId>().is_ok_and(|id| id.as_str() == text);
-            let known = name.is_ok() || (kind == WORKLOAD && is_id());
-            return (!known).then(|| match kind.as_str() {
-                WORKLOAD => format!("`{uid}` can match nothing: expected a name or a SPIFFE ID"),
-                _ => format!("`{uid}` can match nothing: expected the name of a service"),
-            });
-        };
-        if name.is_ok_and(|name| declared.contains(&name)) {
-            return None;
+            _ => None,
         }
-        let near = nearest(text, declared)
-            .map(|near| format!("; did you mean `{near}`?"))
-            .unwrap_or_else(|| format!("; declare it with a manifest of kind {kind}"));
-        Some(format!("no manifest declares `{uid}`{near}"))
     }
 
     fn cedar_problem(&self, detail: DetailedError) -> Problem {
         let offset = detail.source_locations.first().map_or(0, |label| label.loc.start);
         let label = detail.source_locations.into_iter().find_map(|label| label.label);
         let mut message = detail.message;
-        for more in [label, detail.help].into_iter().flatten() {
+        let help = nearest_action(&message).or(detail.help);
+        for more in [label, help].into_iter().flatten() {
             message.push_str("; ");
             message.push_str(&more);
         }
@@ -295,16 +316,43 @@ impl Reader<'_> {
     }
 }
 
+fn unknown(uid: &EntityUid, text: &str, declared: &BTreeSet<Name>) -> Option<String> {
+    if text.parse::<Name>().is_ok_and(|name| declared.contains(&name)) {
+        return None;
+    }
+    let near = nearest(text, declared.iter().map(Name::as_str))
+        .map(|near| format!("; did you mean `{near}`?"))
+        .unwrap_or_else(|| format!("; declare it with a manifest of kind {}", uid.type_name()));
+    Some(format!("no manifest declares `{uid}`{near}"))
+}
+
+/// Cedar's own idea of what was meant is of another kind than ours.
+fn nearest_action(message: &str) -> Option<String> {
+    let (_, rest) = message.split_once("unrecognized action `Action::\"")?;
+    let (written, _) = rest.split_once('"')?;
+    let actions = std::iter::once(CONNECT).chain(Verb::ALL.iter().map(|verb| verb.as_str()));
+    nearest(written, actions).map(|near| format!("did you mean `Action::\"{near}\"`?"))
+}
+
+fn undeclared(uid: &EntityUid, text: &str, declared: &Declared) -> String {
+    let near = nearest(text, declared.operations.iter().map(String::as_str))
+        .map(|near| format!("; did you mean `{near}`?"))
+        .unwrap_or_else(|| "; declare it in `operations` of its Service".to_owned());
+    format!("no manifest declares `{uid}`{near}")
+}
+
 /// The declared name that is one or two slips away, if any.
-fn nearest<'a>(text: &str, declared: &'a BTreeSet<Name>) -> Option<&'a Name> {
-    let near = |name: &&Name| {
-        name.as_str().len().abs_diff(text.len()) <= SLIPS_MAX
-            && slips(text, name.as_str()) <= SLIPS_MAX
+pub fn nearest<'a>(text: &str, declared: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let near = |name: &&str| {
+        name.len().abs_diff(text.len()) <= SLIPS_MAX && slips(text, name) <= SLIPS_MAX
     };
-    (SLIPS_MAX < text.len() && text.len() <= 64).then(|| declared.iter().find(near)).flatten()
+    (SLIPS_MAX < text.len() && text.len() <= NEAR_BYTES_MAX)
+        .then(|| declared.into_iter().find(near))
+        .flatten()
 }
 
 const SLIPS_MAX: usize = 2;
+const NEAR_BYTES_MAX: usize = 128;
 
 /// Levenshtein's distance.
 fn slips(a: &str, b: &str) -> usize {

@@ -4,12 +4,13 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
 use cedar_policy::{
-    AuthorizationError, Authorizer, Context as CedarContext, Decision as CedarDecision, Entities,
-    EntityUid, PolicySet, Request, RestrictedExpression,
+    AuthorizationError, Authorizer, Context as CedarContext, Decision as CedarDecision, Effect,
+    Entities, Entity, EntityUid, PolicySet, Request, RestrictedExpression,
 };
-use countersign_identity::{Code, Name, SpiffeId};
+use countersign_identity::{CanonicalPath, Code, Mode, Name, SpiffeId, Verb};
 
 use crate::compile::{Declared, PolicySource, Statement, compile};
+use crate::operation::{Operation, Operations};
 use crate::schema::Words;
 use crate::{Names, Problem};
 
@@ -60,6 +61,30 @@ pub struct ConnectRequest<'a> {
     pub context: &'a Context,
 }
 
+/// May this peer ask for this, over a connection that it may have?
+#[derive(Clone, Copy, Debug)]
+pub struct CallRequest<'a> {
+    /// Who asks.
+    pub principal: &'a Principal,
+    /// The name of the service.
+    pub service: &'a str,
+    /// The method of the request; `None` when it is none that an operation could have.
+    pub verb: Option<Verb>,
+    /// The path, in the form that is sent on.
+    pub path: &'a CanonicalPath,
+    /// What the handshake has shown.
+    pub context: &'a Context,
+}
+
+/// What was decided about a request, and which operation it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Called {
+    /// Yes, or why not.
+    pub decision: Decision,
+    /// The operation; `None` when none is declared that the request could be.
+    pub operation: Option<Operation>,
+}
+
 /// Yes, or why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -74,6 +99,8 @@ pub enum Verdict {
 pub struct Decision {
     /// Yes, or why not.
     pub verdict: Verdict,
+    /// Whether that is done. A denial in [`Mode::Observe`] is told, and lets pass.
+    pub mode: Mode,
     /// The policies that permit, or that forbid, or that could not be evaluated, sorted. Empty where the denial
     /// is for want of a policy.
     pub policies: Vec<String>,
@@ -81,14 +108,18 @@ pub struct Decision {
 
 impl Decision {
     fn by_list() -> Self {
-        Self { verdict: Verdict::Allow, policies: vec![ALLOW_LIST.to_owned()] }
+        Self { verdict: Verdict::Allow, mode: Mode::Enforce, policies: vec![ALLOW_LIST.to_owned()] }
     }
 
-    /// Whether it is a yes.
+    fn denied(code: Code, mode: Mode) -> Self {
+        Self { verdict: Verdict::Deny(code), mode, policies: Vec::new() }
+    }
+
+    /// Whether it is let pass: it is a yes, or a no that is only observed.
     pub fn is_allowed(&self) -> bool {
-        match self.verdict {
-            Verdict::Allow => true,
-            Verdict::Deny(_) => false,
+        match (self.verdict, self.mode) {
+            (Verdict::Allow, _) | (Verdict::Deny(_), Mode::Observe) => true,
+            (Verdict::Deny(_), Mode::Enforce) => false,
         }
     }
 }
@@ -100,10 +131,39 @@ impl Decision {
 pub struct Policies {
     words: Words,
     authorizer: Authorizer,
-    entities: Entities,
-    index: Index,
+    enforced: Index,
+    observed: Index,
+    operations: Operations,
+    grants: Vec<Grant>,
     allowed: Option<BTreeSet<SpiffeId>>,
     count: usize,
+}
+
+/// A policy that permits something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Under which name decisions tell of it.
+    pub policy: String,
+    /// How far it goes.
+    pub mode: Mode,
+    /// Whom its scope names.
+    pub principals: Names,
+    /// On what.
+    pub resources: Names,
+}
+
+impl Statement {
+    fn grant(&self) -> Option<Grant> {
+        match self.policy.effect() {
+            Effect::Permit => Some(Grant {
+                policy: self.policy.id().to_string(),
+                mode: self.mode,
+                principals: self.scope.principals.clone(),
+                resources: self.scope.resources.clone(),
+            }),
+            Effect::Forbid => None,
+        }
+    }
 }
 
 /// Every policy is in exactly one of the sets.
@@ -131,8 +191,28 @@ impl Policies {
         let statements = compile(sources, declared)?;
         let mut policies = Self::none();
         policies.count = statements.len();
-        policies.index = Index::of(statements);
+        policies.grants = statements.iter().filter_map(Statement::grant).collect();
+        let (enforced, observed) =
+            statements.into_iter().partition(|statement| statement.mode == Mode::Enforce);
+        policies.enforced = Index::of(enforced);
+        policies.observed = Index::of(observed);
         Ok(policies)
+    }
+
+    /// The same, for services with these operations.
+    #[must_use]
+    pub fn with_operations(self, operations: Operations) -> Self {
+        Self { operations, ..self }
+    }
+
+    /// Every policy that permits something, in the order of the texts.
+    pub fn grants(&self) -> &[Grant] {
+        &self.grants
+    }
+
+    /// The operations that services declare.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
     }
 
     /// No policy: everything is denied.
@@ -140,8 +220,10 @@ impl Policies {
         Self {
             words: Words::new(),
             authorizer: Authorizer::new(),
-            entities: Entities::empty(),
-            index: Index::default(),
+            enforced: Index::default(),
+            observed: Index::default(),
+            operations: Operations::default(),
+            grants: Vec::new(),
             allowed: None,
             count: 0,
         }
@@ -167,42 +249,100 @@ impl Policies {
         if self.allowed.is_some() { Decision::by_list() } else { self.decide(request) }
     }
 
-    /// Decides. Whatever cannot be evaluated denies.
+    /// Decides about a connection. Whatever cannot be evaluated denies.
     pub fn decide(&self, request: &ConnectRequest<'_>) -> Decision {
-        let listed = |allowed: &BTreeSet<SpiffeId>| match request.principal {
+        let asked = Asked {
+            principal: request.principal,
+            service: request.service,
+            action: self.words.connect(),
+            resource: self.words.service(request.service),
+            context: request.context,
+        };
+        self.ask(asked)
+    }
+
+    /// Decides about a request to a service that declares operations; `None` for one that declares none, where the
+    /// decision about the connection is all there is.
+    ///
+    /// A request that no operation stands for is asked of the service itself, and one whose method no operation
+    /// could have is denied.
+    pub fn decide_call(&self, request: &CallRequest<'_>) -> Option<Called> {
+        let CallRequest { principal, service, context, .. } = *request;
+        self.operations.of(service)?;
+        let Some(verb) = request.verb else {
+            let decision = Decision::denied(Code::PolicyDenied, Mode::Enforce);
+            return Some(Called { decision, operation: None });
+        };
+        let operation = self.operations.find(service, verb, request.path).cloned();
+        let resource = match &operation {
+            Some(operation) => self.words.operation(service, operation.name.as_str()),
+            None => self.words.service(service),
+        };
+        let action = self.words.verb(verb);
+        let decision = self.ask(Asked { principal, service, action, resource, context });
+        Some(Called { decision, operation })
+    }
+
+    fn ask(&self, asked: Asked<'_>) -> Decision {
+        let listed = |allowed: &BTreeSet<SpiffeId>| match asked.principal {
             Principal::Id(id) => allowed.contains(id),
             Principal::Named(_) => false,
         };
         if self.allowed.as_ref().is_some_and(listed) {
             return Decision::by_list();
         }
-        let mut sets = self.index.sets(request.principal.as_str(), request.service).peekable();
-        if sets.peek().is_none() {
-            return Decision { verdict: Verdict::Deny(Code::PolicyDenied), policies: Vec::new() };
+        let (principal, service) = (asked.principal.as_str(), asked.service);
+        let mut enforced = self.enforced.sets(principal, service).peekable();
+        let mut observed = self.observed.sets(principal, service).peekable();
+        // What an observed policy's scope admits is let pass, whatever that policy says.
+        let lenient = if observed.peek().is_some() { Mode::Observe } else { Mode::Enforce };
+        if enforced.peek().is_none() && observed.peek().is_none() {
+            return Decision::denied(Code::PolicyDenied, Mode::Enforce);
         }
-        let Some(request) = self.cedar_request(request) else {
-            return Decision { verdict: Verdict::Deny(Code::PolicyError), policies: Vec::new() };
+        let Some((request, entities)) = self.cedar_request(asked) else {
+            return Decision::denied(Code::PolicyError, Mode::Enforce);
         };
-        let mut found = Found::default();
-        for set in sets {
-            found.add(&self.authorizer.is_authorized(&request, set, &self.entities));
-        }
-        found.decision()
+        let found = |sets: &mut dyn Iterator<Item = &PolicySet>| {
+            let mut found = Found::default();
+            for set in sets {
+                found.add(&self.authorizer.is_authorized(&request, set, &entities));
+            }
+            found
+        };
+        decision(found(&mut enforced), found(&mut observed), lenient)
     }
 
-    fn cedar_request(&self, request: &ConnectRequest<'_>) -> Option<Request> {
+    fn cedar_request(&self, asked: Asked<'_>) -> Option<(Request, Entities)> {
         let text = |value: &str| RestrictedExpression::new_string(value.to_owned());
-        let age = i64::try_from(request.context.peer_age_seconds).ok()?;
+        let age = i64::try_from(asked.context.peer_age_seconds).ok()?;
         let context = CedarContext::from_pairs([
-            ("tls_version".to_owned(), text(&request.context.tls_version)),
-            ("group".to_owned(), text(&request.context.group)),
+            ("tls_version".to_owned(), text(&asked.context.tls_version)),
+            ("group".to_owned(), text(&asked.context.group)),
             ("peer_age_seconds".to_owned(), RestrictedExpression::new_long(age)),
         ]);
-        let principal: EntityUid = self.words.workload(request.principal.as_str());
-        let service = self.words.service(request.service);
+        let principal: EntityUid = self.words.workload(asked.principal.as_str());
+        let service = self.words.service(asked.service);
+        let entities = if asked.resource == service {
+            Entities::empty()
+        } else {
+            // Of which service it is an operation.
+            let parents = std::iter::once(service).collect();
+            let operation = Entity::new_no_attrs(asked.resource.clone(), parents);
+            Entities::from_entities([operation], None).ok()?
+        };
         // Types and context are right by construction; validating them again would cost more than the decision.
-        Request::new(principal, self.words.connect(), service, context.ok()?, None).ok()
+        let request = Request::new(principal, asked.action, asked.resource, context.ok()?, None);
+        Some((request.ok()?, entities))
     }
+}
+
+/// A question, as Cedar takes it.
+struct Asked<'a> {
+    principal: &'a Principal,
+    service: &'a str,
+    action: EntityUid,
+    resource: EntityUid,
+    context: &'a Context,
 }
 
 /// The name under which an allow list stands in decisions.
@@ -281,16 +421,30 @@ impl Found {
         }
     }
 
-    fn decision(self) -> Decision {
-        let (verdict, policies) = if !self.errors.is_empty() {
-            (Verdict::Deny(Code::PolicyError), self.errors)
-        } else if !self.forbids.is_empty() || self.permits.is_empty() {
-            (Verdict::Deny(Code::PolicyDenied), self.forbids)
-        } else {
-            (Verdict::Allow, self.permits)
-        };
-        Decision { verdict, policies: policies.into_iter().collect() }
+    /// Why it is a no, if what was found says so.
+    fn denial(&mut self) -> Option<(Code, BTreeSet<String>)> {
+        if !self.errors.is_empty() {
+            return Some((Code::PolicyError, std::mem::take(&mut self.errors)));
+        }
+        let forbids = std::mem::take(&mut self.forbids);
+        (!forbids.is_empty()).then_some((Code::PolicyDenied, forbids))
     }
+}
+
+/// What enforced and observed policies come to together: what would be decided if all were enforced, and whether it is.
+fn decision(mut enforced: Found, mut observed: Found, lenient: Mode) -> Decision {
+    let (verdict, mode, policies) = if let Some((code, policies)) = enforced.denial() {
+        (Verdict::Deny(code), Mode::Enforce, policies)
+    } else if let Some((code, policies)) = observed.denial() {
+        (Verdict::Deny(code), Mode::Observe, policies)
+    } else if !enforced.permits.is_empty() {
+        (Verdict::Allow, Mode::Enforce, enforced.permits)
+    } else if !observed.permits.is_empty() {
+        (Verdict::Allow, Mode::Observe, observed.permits)
+    } else {
+        (Verdict::Deny(Code::PolicyDenied), lenient, BTreeSet::new())
+    };
+    Decision { verdict, mode, policies: policies.into_iter().collect() }
 }
 
 impl fmt::Debug for Policies {

@@ -1,7 +1,7 @@
 //! Who may do what to whom: Cedar policies compiled, checked and asked.
 //!
-//! Principals are workloads, resources are services, the action is `connect`. Nothing is allowed without a
-//! policy; what cannot be evaluated is denied, also where Cedar itself would go on without the policy that
+//! Principals are workloads, resources are services and their operations, actions are `connect` and the methods of
+//! HTTP. Nothing is allowed without a policy; what cannot be evaluated is denied, also where Cedar itself would go on without the policy that
 //! failed. A set of policies is compiled once, with every problem told at once, and then asked at a
 //! cost that does not grow with the number of policies for other workloads and services.
 //!
@@ -17,7 +17,7 @@
 //!         resource == Service::"orders"
 //!     );
 //! "#;
-//! let source = PolicySource { name: "web-to-orders".parse()?, text: text.to_owned() };
+//! let source = PolicySource::enforced("web-to-orders".parse()?, text);
 //! let policies = Policies::compile(&[source], None).map_err(|problems| problems[0].to_string())?;
 //!
 //! let context = Context {
@@ -34,13 +34,17 @@
 
 mod compile;
 mod decide;
+mod operation;
 mod problem;
 mod schema;
 mod scope;
 mod text;
 
-pub use compile::{Declared, PolicySource, TEXT_BYTES_MAX};
-pub use decide::{ConnectRequest, Context, Decision, Policies, Principal, Verdict};
+pub use compile::{Declared, PolicySource, TEXT_BYTES_MAX, nearest};
+pub use decide::{
+    CallRequest, Called, ConnectRequest, Context, Decision, Grant, Policies, Principal, Verdict,
+};
+pub use operation::{Operation, Operations};
 pub use problem::Problem;
 pub use schema::SCHEMA;
 pub use scope::{Names, Scope, scope};

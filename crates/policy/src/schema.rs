@@ -3,31 +3,44 @@
 use std::str::FromStr;
 
 use cedar_policy::{EntityId, EntityTypeName, EntityUid, Schema};
+use countersign_identity::Verb;
 
 /// What every policy is validated against, as Cedar's own schema language writes it.
 ///
 /// No attribute is optional, so that no policy can fail for want of one.
-pub const SCHEMA: &str = r#"// A peer: the name of a Workload manifest, or a SPIFFE ID that no manifest names.
+pub const SCHEMA: &str = r#"// What the handshake that proved the peer has shown.
+type Handshake = {
+  // "1.3"
+  tls_version: String,
+  // "X25519MLKEM768"
+  group: String,
+  // How long ago the certificate of the peer became valid.
+  peer_age_seconds: Long,
+};
+// A peer: the name of a Workload manifest, or a SPIFFE ID that no manifest names.
 entity Workload;
 // A door: the name of a Service manifest.
 entity Service;
-// Open a connection. The context tells of the handshake that has just proven the peer.
+// What a service does: the names of the Service and of one of its operations, "payments/charge".
+entity Operation in [Service];
+// Open a connection.
 action "connect" appliesTo {
   principal: Workload,
   resource: Service,
-  context: {
-    // "1.3"
-    tls_version: String,
-    // "X25519MLKEM768"
-    group: String,
-    // How long ago the certificate of the peer became valid.
-    peer_age_seconds: Long,
-  },
+  context: Handshake,
+};
+// Ask for something over it. What no operation declares is asked of the service itself.
+action "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS" appliesTo {
+  principal: Workload,
+  resource: [Service, Operation],
+  context: Handshake,
 };
 "#;
 
 pub(crate) const WORKLOAD: &str = "Workload";
 pub(crate) const SERVICE: &str = "Service";
+pub(crate) const OPERATION: &str = "Operation";
+pub(crate) const CONNECT: &str = "connect";
 
 pub(crate) fn schema() -> Schema {
     let (schema, _warnings) =
@@ -35,11 +48,12 @@ pub(crate) fn schema() -> Schema {
     schema
 }
 
-/// The types and the action, made once, since a decision must not parse text.
+/// The types and the actions, made once, since a decision must not parse text.
 pub(crate) struct Words {
     workload: EntityTypeName,
     service: EntityTypeName,
-    connect: EntityUid,
+    operation: EntityTypeName,
+    action: EntityTypeName,
 }
 
 impl Words {
@@ -48,7 +62,8 @@ impl Words {
         Self {
             workload: name(WORKLOAD),
             service: name(SERVICE),
-            connect: EntityUid::from_type_name_and_id(name("Action"), EntityId::new("connect")),
+            operation: name(OPERATION),
+            action: name("Action"),
         }
     }
 
@@ -61,9 +76,27 @@ impl Words {
         EntityUid::from_type_name_and_id(self.service.clone(), EntityId::new(name))
     }
 
-    pub(crate) fn connect(&self) -> EntityUid {
-        self.connect.clone()
+    pub(crate) fn operation(&self, service: &str, name: &str) -> EntityUid {
+        let id = EntityId::new(format!("{service}/{name}"));
+        EntityUid::from_type_name_and_id(self.operation.clone(), id)
     }
+
+    pub(crate) fn connect(&self) -> EntityUid {
+        self.action(CONNECT)
+    }
+
+    pub(crate) fn verb(&self, verb: Verb) -> EntityUid {
+        self.action(verb.as_str())
+    }
+
+    fn action(&self, word: &str) -> EntityUid {
+        EntityUid::from_type_name_and_id(self.action.clone(), EntityId::new(word))
+    }
+}
+
+/// The service of an operation, as entities name it.
+pub(crate) fn service_of(operation: &str) -> &str {
+    operation.split_once('/').map_or(operation, |(service, _)| service)
 }
 
 #[cfg(test)]

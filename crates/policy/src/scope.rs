@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Problem;
 use crate::compile::parse_alone;
-use crate::schema::{SERVICE, WORKLOAD};
+use crate::schema::{OPERATION, SERVICE, WORKLOAD, service_of};
 
 /// The principals or the resources that a policy's scope admits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ impl Names {
 pub struct Scope {
     /// The workloads that it can apply to.
     pub principals: Names,
-    /// The services that it can apply to.
+    /// The services that it can apply to, themselves or by one of their operations.
     pub resources: Names,
     /// Every workload that it names, also in conditions. A peer among them must be known by name where
     /// the policy is enforced; else the policy would not recognise it.
@@ -60,6 +60,7 @@ impl Scope {
             match literal.type_name().to_string().as_str() {
                 WORKLOAD => scope.workloads.insert(id),
                 SERVICE => scope.services.insert(id),
+                OPERATION => scope.services.insert(service_of(&id).to_owned()),
                 _ => continue,
             };
         }
@@ -98,6 +99,9 @@ fn resources(policy: &Policy) -> Names {
     }
 }
 
+/// An operation stands for its service: slices are cut by services.
 fn only(uid: &EntityUid) -> Names {
-    Names::Only(vec![uid.id().unescaped().to_owned()])
+    let id = uid.id().unescaped();
+    let id = if uid.type_name().to_string() == OPERATION { service_of(id) } else { id };
+    Names::Only(vec![id.to_owned()])
 }

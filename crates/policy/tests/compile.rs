@@ -6,7 +6,7 @@ use countersign_policy::{
 };
 
 fn source(name: &str, text: &str) -> PolicySource {
-    PolicySource { name: name.parse().unwrap(), text: text.to_owned() }
+    PolicySource::enforced(name.parse().unwrap(), text)
 }
 
 fn shop() -> Declared {
@@ -14,6 +14,7 @@ fn shop() -> Declared {
     Declared {
         workloads: names(["web", "orders", "payments"]),
         services: names(["web", "orders", "payments"]),
+        operations: ["payments/charge".to_owned(), "payments/refund".to_owned()].into(),
     }
 }
 
@@ -274,4 +275,27 @@ fn the_scope_tells_what_a_policy_can_apply_to_and_whom_it_names() {
     assert_eq!(json[0]["principals"], serde_json::json!({"only": ["web"]}));
     assert_eq!(json[2]["resources"], "any");
     assert_eq!(serde_json::from_value::<Vec<countersign_policy::Scope>>(json).unwrap(), scopes);
+}
+
+#[test]
+fn operations_must_be_declared_and_are_called_by_their_services() {
+    let permit = |operation: &str| {
+        format!(
+            r#"permit (principal == Workload::"orders", action == Action::"POST", resource == Operation::"{operation}");"#
+        )
+    };
+    fine(&permit("payments/charge"));
+    refused(&permit("payments/chrage"), 1, 80, "did you mean `payments/charge`?");
+    refused(&permit("payments/return-all"), 1, 80, "declare it in `operations`");
+    let alone = |operation: &str| scope(&permit(operation));
+    let scopes = alone("payments/charge").unwrap();
+    assert_eq!(scopes[0].resources, Names::Only(vec!["payments".to_owned()]));
+    assert_eq!(scopes[0].services, ["payments".to_owned()].into());
+    assert!(Policies::compile(&[source("p", &permit("payments"))], None).is_err());
+}
+
+#[test]
+fn nobody_connects_to_an_operation() {
+    let text = r#"permit (principal == Workload::"web", action == Action::"connect", resource == Operation::"payments/charge");"#;
+    assert!(!problems(text).is_empty());
 }

@@ -118,7 +118,7 @@ proptest! {
         version in prop::sample::select(&["1.2", "1.3"][..]),
     ) {
         let text = texts.join("\n");
-        let source = PolicySource { name: "random".parse().unwrap(), text: text.clone() };
+        let source = PolicySource::enforced("random".parse().unwrap(), text.clone());
         let policies = match Policies::compile(&[source], None) {
             Ok(policies) => policies,
             // Two conditions that exclude each other: a policy that never applies.
@@ -140,7 +140,7 @@ proptest! {
 
     #[test]
     fn no_text_makes_the_compiler_panic(text in "[ -~\\n]{0,200}") {
-        let source = PolicySource { name: "random".parse().unwrap(), text };
+        let source = PolicySource::enforced("random".parse().unwrap(), text);
         let _either = Policies::compile(&[source], None).is_ok();
     }
 
@@ -155,7 +155,7 @@ proptest! {
         let mut at = at.min(text.len());
         while !text.is_char_boundary(at) { at -= 1; }
         text.insert_str(at, &with);
-        let source = PolicySource { name: "random".parse().unwrap(), text: text.clone() };
+        let source = PolicySource::enforced("random".parse().unwrap(), text.clone());
         if let Ok(policies) = Policies::compile(&[source], None) {
             let seen = PolicySet::from_str(&text).unwrap().policies().count();
             prop_assert_eq!(policies.count(), seen, "{}", text);

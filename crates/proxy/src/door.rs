@@ -25,7 +25,9 @@ use crate::bounds::{
 };
 use crate::dial::{Want, protocols, spoken};
 use crate::facts::blank_fact;
-use crate::headers::{client_certificate, peer_value};
+use crate::guard::Guard;
+use crate::handshakes::{Entry, Handshakes};
+use crate::headers::peer_value;
 use crate::listener::{Arrived, Listener};
 use crate::metrics::{Meter, Open};
 use crate::plan::{Manners, Preface};
@@ -233,8 +235,10 @@ impl Door {
                     route: self.route.clone(),
                     meter: self.meter.clone(),
                     peer: Some(peer),
-                    certificate,
-                    requests: Some(requests),
+                    guard: Some(Guard {
+                        service: self.service.clone(),
+                        admitted: admitted.clone(),
+                    }),
                 };
                 let retires = admitted.retires();
                 let announce = async {

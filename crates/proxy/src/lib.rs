@@ -39,6 +39,8 @@ mod dial;
 mod door;
 mod exposition;
 mod facts;
+mod guard;
+mod handshakes;
 mod headers;
 mod health;
 mod lease;

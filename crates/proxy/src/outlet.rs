@@ -96,8 +96,7 @@ impl Outlet {
                     route: self.route.clone(),
                     meter: self.meter.clone(),
                     peer: None,
-                    certificate: None,
-                    requests: None,
+                    guard: None,
                 };
                 drop(route);
                 let how = (Spoken::Either, Patience::Program);

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use countersign::Flows;
 use countersign_identity::{Clock, Entropy};
 use countersign_tls::{Standings, Trust};
 
@@ -19,6 +20,7 @@ pub(crate) struct Plane {
     pub(crate) alarms: Arc<Alarms>,
     pub(crate) tasks: Tasks,
     pub(crate) facts: Facts,
+    pub(crate) flows: Flows,
     pub(crate) metrics: Metrics,
     /// Of all doors together: who floods one is not welcome at another.
     pub(crate) standings: Mutex<Standings>,

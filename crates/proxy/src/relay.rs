@@ -13,7 +13,8 @@ use tokio::sync::Semaphore;
 
 use crate::body::Body;
 use crate::dial::Want;
-use crate::headers::{self, BadRequest, CERTIFICATE_HEADER, PEER_HEADER};
+use crate::guard::Guard;
+use crate::headers::{self, BadRequest, PEER_HEADER};
 use crate::metrics::Meter;
 use crate::plane::Plane;
 use crate::problem::problem;
@@ -29,10 +30,8 @@ pub(crate) struct Relay {
     pub(crate) meter: Meter,
     /// Who sends them, as the program is told; `None` when it is the program of our own side.
     pub(crate) peer: Option<HeaderValue>,
-    /// What the program is told of their certificate, where it asks.
-    pub(crate) certificate: Option<HeaderValue>,
-    /// How many requests the peer may have under way; no limit for the program of our own side.
-    pub(crate) requests: Option<Arc<Semaphore>>,
+    /// What that peer may ask for; `None` likewise.
+    pub(crate) guard: Option<Guard>,
 }
 
 impl Relay {
@@ -42,18 +41,11 @@ impl Relay {
         request: Request<Incoming>,
         session: &Arc<Session>,
     ) -> Response<Body> {
-        let busy = match &self.requests {
-            Some(requests) => session.enter_within(requests),
-            None => Some(session.enter()),
-        };
-        let Some(busy) = busy else {
-            let why = "too many requests of this peer are under way";
-            let response = problem(Code::RateLimited, why);
-            self.meter.request(response.status());
-            return session.leave(response, session.enter());
-        };
+        let busy = session.enter();
+        let grpc = is_grpc(request.headers());
         let response = match self.pass(request).await {
             Ok(response) => response,
+            Err(failed) if grpc && failed.code == Code::PolicyDenied => denied_call(&failed.detail),
             Err(failed) => self.explain(&failed),
         };
         self.meter.request(response.status());
@@ -67,7 +59,9 @@ impl Relay {
             return problem(failed.code, &failed.detail);
         }
         match failed.code {
-            Code::NotUnderstood => problem(failed.code, &failed.detail),
+            Code::NotUnderstood | Code::PolicyDenied | Code::PolicyError => {
+                problem(failed.code, &failed.detail)
+            }
             Code::PeerUnreachable => {
                 problem(Code::Unavailable, "the program behind the service cannot be reached")
             }
@@ -83,6 +77,9 @@ impl Relay {
         let (mut head, body) = request.into_parts();
         headers::unambiguous(&head)?;
         let host = headers::host(&head)?;
+        if let Some(guard) = &self.guard {
+            guard.check(&self.plane, &mut head)?;
+        }
         headers::strip_request(&mut head.headers)?;
         headers::strip_reserved(&mut head.headers);
         if let Some(peer) = &self.peer {
@@ -158,12 +155,28 @@ impl Relay {
 
 impl Ways {
     fn of(&self, headers: &HeaderMap) -> &Upstream {
-        let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
         match &self.grpc {
-            Some(grpc) if kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) => grpc,
+            Some(grpc) if is_grpc(headers) => grpc,
             Some(_) | None => &self.http,
         }
     }
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    kind.is_some_and(|kind| kind.starts_with(b"application/grpc"))
+}
+
+/// How gRPC says that something is not permitted: `PERMISSION_DENIED`, in a response without a body.
+fn denied_call(detail: &str) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from_static("7"));
+    if let Ok(detail) = HeaderValue::from_str(detail) {
+        headers.insert("grpc-message", detail);
+    }
+    response
 }
 
 /// The service became a byte stream while this connection was open.

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use countersign::{
-    Announcement, Enforcement, FileOptions, Point, PointKind, Services, Source, WorkloadApiOptions,
+    Announcement, Enforcement, FileOptions, Flows, Point, PointKind, Services, Source,
+    WorkloadApiOptions,
 };
 use countersign_identity::{Clock, Entropy, SystemClock, SystemEntropy};
 use countersign_tls::{Standings, Trust};
@@ -62,8 +63,9 @@ async fn with_source(
     let metrics =
         config.metrics.map(Listener::tcp).transpose().context("metrics cannot be served")?;
     let reporter = source.reporter();
+    let flows = reporter.flows();
     let sink: Sink = Arc::new(move |fact| reporter.report(fact));
-    let plane = plane(source.trust(), clock, Arc::new(SystemEntropy), sink);
+    let plane = plane(source.trust(), clock, Arc::new(SystemEntropy), (sink, flows));
     let (alarms, over) = (plane.alarms.clone(), CancellationToken::new());
     let waking = tokio::spawn({
         let over = over.clone();
@@ -112,7 +114,7 @@ pub(crate) fn plane(
     trust: Arc<Trust>,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
-    sink: Sink,
+    (sink, flows): (Sink, Flows),
 ) -> Arc<Plane> {
     let metrics = Metrics::default();
     Arc::new(Plane {
@@ -123,6 +125,7 @@ pub(crate) fn plane(
         entropy,
         tasks: Tasks::default(),
         facts: Facts::new(sink, metrics.clone()),
+        flows,
         metrics,
     })
 }

@@ -21,7 +21,7 @@ mod edge;
 mod incarnation;
 mod init;
 mod issue;
-mod log;
+mod judge;
 mod publish;
 mod refusal;
 mod revoke;
@@ -46,7 +46,7 @@ pub use config::{
 };
 pub use countersign_store::{BadUrl, Copied, Password, Place, PostgresUrl, Verification};
 pub use init::init;
-pub use log::OfflineLog;
+pub use judge::{Judge, Unclear};
 pub use refusal::Refused;
 pub use run::run;
 pub use storage::{copy_store, verify_store};

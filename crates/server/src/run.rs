@@ -37,7 +37,7 @@ use crate::rotate::Walker;
 use crate::state::{Feeder, State, StateFeed};
 use crate::storage::{self, Upkeep};
 use crate::views::{Keeper, Views, ViewsDoor};
-use crate::watch::{About, LogTree, TimeGuard, Watch, serve_metrics};
+use crate::watch::{About, LogTree, TimeGuard, Watch, keep_flows, serve_metrics};
 
 /// Connections on the agents' port.
 const CONNECTIONS_MAX: usize = 32_768;
@@ -450,7 +450,8 @@ impl Parts {
             spawn(&mut parts, talk(Arc::clone(&control), after.clone()));
         }
         spawn(&mut parts, upkeep.trim(after.clone()));
-        spawn(&mut parts, prune(Arc::clone(&control), holder.clone(), after.clone()));
+        spawn(&mut parts, keep_flows(Arc::clone(&control), after.clone()));
+        spawn(&mut parts, prune(Arc::clone(&control), holder, after.clone()));
         spawn(
             &mut parts,
             settle(Arc::clone(&control), start.domain.server.to_string(), after.clone()),

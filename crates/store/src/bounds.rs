@@ -20,6 +20,8 @@ pub const KEY_BYTES_MAX: usize = 1024;
 pub const HOST_BYTES_MAX: usize = 255;
 /// The longest report of a replica: of about a hundred thousand enforcement points.
 pub const REPORT_BYTES_MAX: usize = 4 << 20;
+/// The longest text of a flow.
+pub const FLOW_BYTES_MAX: usize = 4096;
 /// How many labels a node or a token may have.
 pub const LABELS_MAX: usize = 64;
 /// How many rows a page may have.
@@ -91,13 +93,9 @@ fn check_op(op: &Op) -> Result<()> {
         Op::PutPoint(PointRow { key, .. }) | Op::RemovePoint(key) => {
             check_name("bytes of an enforcement point's name", &key.name)
         }
-        Op::PutCheckpoint(row) => within("bytes of a checkpoint", row.note.len(), NOTE_BYTES_MAX),
-        Op::PutTileHashes { hashes, .. } => within("hashes of tiles", hashes.len(), BATCH_ROWS_MAX),
-        Op::TrimDetails { from, to, .. } => {
-            let rows = usize::try_from(to.saturating_sub(*from)).unwrap_or(usize::MAX);
-            within("events whose details are dropped", rows, TRIM_ROWS_MAX)
-        }
+        Op::AddFlow(row) => within("bytes of a flow", row.flow.len(), FLOW_BYTES_MAX),
         Op::SpendToken { .. }
+        | Op::TrimFlows { .. }
         | Op::RevokeKeys { .. }
         | Op::ExpectNode { .. }
         | Op::RemoveNode { .. }

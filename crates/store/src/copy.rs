@@ -161,6 +161,16 @@ pub(crate) const TABLES: &[Table] = &[
         keys: 3,
         columns: &[("node", Bytes), ("spiffe_id", Text), ("name", Text), ("registered_at", Number)],
     },
+    Table {
+        name: "flows",
+        keys: 1,
+        columns: &[
+            ("flow", Bytes),
+            ("first_seen", Number),
+            ("last_seen", Number),
+            ("seen", Number),
+        ],
+    },
 ];
 
 impl Table {

@@ -34,15 +34,15 @@ use tokio::sync::watch;
 pub use backup::{Dumped, Dumping, Filling, Page};
 pub use batch::{Batch, Begins, Change, Committed, KeysOf, Kind, Op, Record, UnknownKind};
 pub use bounds::{
-    BATCH_ROWS_MAX, FEED_COMMITS_MAX, HOST_BYTES_MAX, KEY_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX,
-    PAGE_MAX, REPORT_BYTES_MAX, TRIM_ROWS_MAX, VALUE_BYTES_MAX,
+    BATCH_ROWS_MAX, FEED_COMMITS_MAX, FLOW_BYTES_MAX, HOST_BYTES_MAX, KEY_BYTES_MAX, LABELS_MAX,
+    NAME_BYTES_MAX, PAGE_MAX, REPORT_BYTES_MAX, VALUE_BYTES_MAX,
 };
 pub use copy::{Copied, Place, copy};
 pub use error::{Result, StoreError};
 pub use memory::MemoryStore;
 pub use postgres::{BadUrl, Password, PostgresStore, PostgresUrl};
 pub use rows::{
-    CheckpointRow, Commit, Details, Feed, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow,
+    Commit, Details, Feed, FlowRow, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow,
     ReportRow, Snapshot, StoredEvent, TokenRow, Trimmed,
 };
 pub use sqlite::{Observed, SqliteStore};
@@ -84,6 +84,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// The registered enforcement points after this one, in the order of their nodes, identities and names.
     async fn points(&self, after: Option<PointKey>, limit: usize) -> Result<Vec<PointRow>>;
+
+    /// The flows after this one, in the order of their texts' bytes.
+    async fn flows(&self, after: Option<String>, limit: usize) -> Result<Vec<FlowRow>>;
 
     /// The join token with this digest.
     async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>>;

@@ -15,9 +15,9 @@ use tokio::sync::watch;
 use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name, check_report};
 use crate::transact::{Lease, Tables, Upkeep, lease_end, trim, write};
 use crate::{
-    Batch, Change, CheckpointRow, Commit, Committed, Details, Feed, Head, Issued, IssuedRow,
-    KeysOf, Kind, NodeRow, PAGE_MAX, PointKey, PointRow, Record, ReportRow, Result, Snapshot,
-    Store, StoredEvent, TokenRow, Trimmed,
+    Batch, Change, Commit, Committed, Details, Feed, FlowRow, Head, Issued, IssuedRow, KeysOf,
+    Kind, NodeRow, PAGE_MAX, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store,
+    StoredEvent, TokenRow, Trimmed,
 };
 
 /// A store that forgets when it is dropped.
@@ -41,6 +41,7 @@ pub(crate) struct State {
     pub(crate) keys: OrdMap<Vec<u8>, NodeId>,
     pub(crate) issued: OrdMap<Serial, Issued>,
     pub(crate) points: OrdMap<PointKey, PointRow>,
+    pub(crate) flows: OrdMap<String, FlowRow>,
     pub(crate) revoked_keys: OrdMap<KeyId, Timestamp>,
     pub(crate) leases: OrdMap<String, (String, Timestamp)>,
     pub(crate) reports: OrdMap<String, ReportRow>,
@@ -63,6 +64,7 @@ impl State {
             keys: OrdMap::new(),
             issued: OrdMap::new(),
             points: OrdMap::new(),
+            flows: OrdMap::new(),
             revoked_keys: OrdMap::new(),
             leases: OrdMap::new(),
             reports: OrdMap::new(),
@@ -170,6 +172,10 @@ impl Store for MemoryStore {
 
     async fn points(&self, after: Option<PointKey>, limit: usize) -> Result<Vec<PointRow>> {
         Ok(page(&self.state().points, after, limit))
+    }
+
+    async fn flows(&self, after: Option<String>, limit: usize) -> Result<Vec<FlowRow>> {
+        Ok(page(&self.state().flows, after, limit))
     }
 
     async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>> {
@@ -420,34 +426,25 @@ impl Tables for State {
         Ok(())
     }
 
-    fn add_checkpoint(&mut self, row: &CheckpointRow) -> Result<()> {
-        let CheckpointRow { incarnation, size, note } = row.clone();
-        insert_new(&mut self.checkpoints, (incarnation, size), note);
-        Ok(())
-    }
-
-    fn drop_checkpoints(&mut self, incarnation: Incarnation, below: u64) -> Result<()> {
-        let old = self.checkpoints.range((incarnation, 0)..(incarnation, below));
-        for key in old.map(|(key, _)| *key).collect::<Vec<_>>() {
-            self.checkpoints.remove(&key);
-        }
-        Ok(())
-    }
-
-    fn add_tile_hashes(&mut self, incarnation: Incarnation, hashes: &[TileHash]) -> Result<()> {
-        for TileHash { level, position, hash } in hashes {
-            insert_new(&mut self.tile_hashes, (incarnation, *level, *position), *hash);
-        }
-        Ok(())
-    }
-
-    fn trim_details(&mut self, past: Option<Incarnation>, from: u64, to: u64) -> Result<()> {
-        let log = match past {
-            None => &mut self.log,
-            Some(past) => self.past.entry(past).or_default(),
+    fn add_flow(&mut self, row: &FlowRow) -> Result<()> {
+        let merged = match self.flows.get(&row.flow) {
+            Some(before) => FlowRow {
+                flow: row.flow.clone(),
+                first: before.first.min(row.first),
+                last: before.last.max(row.last),
+                count: before.count.saturating_add(row.count),
+            },
+            None => row.clone(),
         };
-        for event in log.iter_mut().filter(|event| from <= event.index && event.index < to) {
-            *event = Arc::new(StoredEvent { details: None, ..StoredEvent::clone(event) });
+        self.flows.insert(row.flow.clone(), merged);
+        Ok(())
+    }
+
+    fn trim_flows(&mut self, before: Timestamp) -> Result<()> {
+        let old = self.flows.values().filter(|row| row.last < before);
+        let old: Vec<String> = old.map(|row| row.flow.clone()).collect();
+        for flow in &old {
+            self.flows.remove(flow);
         }
         Ok(())
     }

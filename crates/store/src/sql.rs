@@ -108,6 +108,15 @@ pub(crate) const REMOVE_POINT: &str =
     "DELETE FROM points WHERE node = $1 AND spiffe_id = $2 AND name = $3";
 pub(crate) const REMOVE_POINTS: &str = "DELETE FROM points WHERE node = $1";
 
+/// Two texts that differ in their bytes are two, and pages go by their bytes, whatever language a database sorts by.
+pub(crate) const FLOWS: &str = "SELECT flow, first_seen, last_seen, seen FROM flows \
+     WHERE $1 < flow ORDER BY flow LIMIT $2";
+pub(crate) const ADD_FLOW: &str = "INSERT INTO flows (flow, first_seen, last_seen, seen) \
+     VALUES ($1, $2, $3, $4) ON CONFLICT (flow) DO UPDATE SET seen = flows.seen + excluded.seen, \
+     first_seen = CASE WHEN excluded.first_seen < flows.first_seen THEN excluded.first_seen ELSE flows.first_seen END, \
+     last_seen = CASE WHEN flows.last_seen < excluded.last_seen THEN excluded.last_seen ELSE flows.last_seen END";
+pub(crate) const TRIM_FLOWS: &str = "DELETE FROM flows WHERE last_seen < $1";
+
 pub(crate) const REVOKE_KEY: &str =
     "INSERT INTO revoked_keys (key_id, since) VALUES ($1, $2) ON CONFLICT DO NOTHING";
 pub(crate) const REVOKE_KEYS_OF_SERIAL: &str = "INSERT INTO revoked_keys (key_id, since) \
@@ -184,6 +193,9 @@ pub(crate) const ALL: &[&str] = &[
     ADD_POINT,
     REMOVE_POINT,
     REMOVE_POINTS,
+    FLOWS,
+    ADD_FLOW,
+    TRIM_FLOWS,
     REVOKE_KEY,
     REVOKE_KEYS_OF_SERIAL,
     REVOKE_KEYS_OF_IDENTITY,

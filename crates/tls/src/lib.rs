@@ -42,6 +42,7 @@
 
 mod admission;
 mod alert;
+mod call;
 mod canary;
 mod config;
 mod fact;

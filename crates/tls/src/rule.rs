@@ -3,8 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use countersign_identity::Code;
-use countersign_identity::{Name, SpiffeId, Timestamp, TrustDomain};
+use countersign_identity::{Code, Mode, Name, SpiffeId, Timestamp, TrustDomain};
 use countersign_pki::{Refused, Verified};
 use countersign_policy::{ConnectRequest, Context, Principal, Verdict};
 
@@ -230,9 +229,10 @@ pub(crate) fn decide(
         Direction::Inbound => slice.policies.decide(&request),
         Direction::Outbound => slice.policies.decide_outbound(&request),
     };
-    match decision.verdict {
-        Verdict::Allow => Ok(decision.policies),
-        Verdict::Deny(code) => {
+    match (decision.verdict, decision.mode) {
+        // A denial that is only observed lets pass, too.
+        (Verdict::Allow, _) | (Verdict::Deny(_), Mode::Observe) => Ok(decision.policies),
+        (Verdict::Deny(code), Mode::Enforce) => {
             let why = denial(&principal, service, &decision.policies);
             Err(Refused { code, why })
         }
@@ -267,7 +267,7 @@ pub(crate) fn no_own_identity() -> Refused {
     Refused { code: Code::NoOwnIdentity, why }
 }
 
-fn principal(id: &SpiffeId, slice: &Slice) -> Principal {
+pub(crate) fn principal(id: &SpiffeId, slice: &Slice) -> Principal {
     let name = slice.names.get(id).cloned();
     name.map_or_else(|| Principal::Id(id.clone()), Principal::Named)
 }

@@ -227,7 +227,14 @@ impl Conversation {
                 Ok(())
             }
             (Some(In::Facts(facts)), Some(registered)) => {
-                self.facts.take(registered.name(), facts);
+                let view = self.views.borrow().clone();
+                let owns = |service: &str| {
+                    let (Some(view), Some(own)) = (&view, &self.own) else { return false };
+                    let service = service.parse().ok();
+                    let spec = service.and_then(|service| view.replica.services().get(&service));
+                    spec.is_some_and(|spec| spec.workload == own.name)
+                };
+                self.facts.take(registered.name(), facts, owns);
                 Ok(())
             }
             (Some(In::Status(status)), Some(registered)) => {

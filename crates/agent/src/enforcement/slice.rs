@@ -134,6 +134,7 @@ fn service_of(name: &Name, spec: &ServiceSpec, scope: &Interest<'_>) -> v1::Reco
     spec.environment.clear();
     if !scope.own.contains_key(name) {
         spec.upstreams.clear();
+        spec.operations.clear();
         // A door needs a way behind it to be a service at all; where that leads is not told.
         spec.forward = spec.listen.as_ref().map(|_door| Local::Unix);
     }

@@ -95,7 +95,11 @@ pub(crate) async fn shop() -> World {
         let cedar = format!(
             r#"permit (principal == Workload::"{principal}", action == Action::"connect", resource == Service::"{resource}");"#
         );
-        let record = PolicyRecord { cedar: cedar.parse().unwrap(), scopes: vec![scope] };
+        let record = PolicyRecord {
+            cedar: cedar.parse().unwrap(),
+            mode: countersign_identity::Mode::Enforce,
+            scopes: vec![scope],
+        };
         server.put_value("Policy", name, &record.encode());
     };
     policy("web-orders", "web", "orders");
@@ -238,7 +242,13 @@ async fn facts_are_passed_on_under_the_name_that_was_registered() {
         count: 1,
         ..v1::HandshakeFact::default()
     };
-    point.say(Out::Facts(v1::Facts { handshakes: vec![fact; 3], dropped: 2 })).await;
+    point
+        .say(Out::Facts(v1::Facts {
+            handshakes: vec![fact; 3],
+            dropped: 2,
+            ..v1::Facts::default()
+        }))
+        .await;
     let mut found = None;
     world
         .until("the facts are reported", || {

@@ -15,11 +15,11 @@ use countersign_identity::{Code, Incarnation, KeyId, Name, NodeId, Revision, Ser
 
 use super::{
     ApplyRequest, ApplyResponse, AuthoritiesResponse, Convergence, CreateTokenRequest,
-    CreateTokenResponse, CrlResponse, EventFilter, EventsResponse, HandshakesResponse,
-    LeavesResponse, LogResponse, NodesResponse, ProblemDetails, ProofResponse, RecoverRequest,
-    RecoverResponse, ResourcesResponse, ResumeRequest, RevisionResponse, RevocationsResponse,
-    RevokeRequest, RevokeResponse, RotateRequest, Status, Step, StepRequest, SuspendRequest,
-    TileHashesResponse,
+    CreateTokenResponse, CrlResponse, EventsResponse, ExplainRequest, ExplainResponse,
+    FlowsResponse, HandshakesResponse, HistoryResponse, NodesResponse, PlanResponse,
+    ProblemDetails, RecoverRequest, RecoverResponse, ResourcesResponse, ResumeRequest,
+    RevisionResponse, RevocationsResponse, RevokeRequest, RevokeResponse, RollbackRequest,
+    RotateRequest, Status, Step, StepRequest, SuspendRequest,
 };
 use crate::resource::Kind;
 
@@ -278,6 +278,61 @@ impl AdminClient {
     /// When the server cannot be asked, or refuses; nothing is half-applied.
     pub async fn apply(&self, request: &ApplyRequest) -> Result<ApplyResponse, AdminError> {
         self.post("/v1/apply", request).await
+    }
+
+    /// What policies say about a question.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or the question names nothing that is declared.
+    pub async fn explain(&self, request: &ExplainRequest) -> Result<ExplainResponse, AdminError> {
+        self.post("/v1/explain", request).await
+    }
+
+    /// Who has talked to whom within this time.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn flows(&self, since: Option<Duration>) -> Result<FlowsResponse, AdminError> {
+        let since = since.map(|since| format!("?since={}", since.as_secs())).unwrap_or_default();
+        self.get(&format!("/v1/flows{since}")).await
+    }
+
+    /// What a set of resources would change, and whom that would hit.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn plan(&self, request: &ApplyRequest) -> Result<PlanResponse, AdminError> {
+        self.post("/v1/plan", request).await
+    }
+
+    /// What has changed, newest first, before a revision.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn history(
+        &self,
+        limit: usize,
+        before: Option<Revision>,
+        all: bool,
+    ) -> Result<HistoryResponse, AdminError> {
+        let before = before.map(|before| format!("&before={before}")).unwrap_or_default();
+        self.get(&format!("/v1/history?limit={limit}&all={all}{before}")).await
+    }
+
+    /// What was declared at a revision.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or the revision is no longer kept.
+    pub async fn resources_at(&self, at: Revision) -> Result<ResourcesResponse, AdminError> {
+        self.get(&format!("/v1/resources?revision={at}")).await
+    }
+
+    /// Goes back to what was declared at a revision, as a new one.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn rollback(&self, request: &RollbackRequest) -> Result<ApplyResponse, AdminError> {
+        self.post("/v1/rollback", request).await
     }
 
     /// Makes a join token.

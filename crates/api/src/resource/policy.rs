@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use countersign_identity::Mode;
 use serde::{Deserialize, Serialize};
 
 use super::reader::{Fields, Problems};
@@ -15,11 +16,16 @@ pub struct PolicySpec {
     /// The policies themselves. A manifest may give `cedarFile` instead, a file beside it.
     #[schemars(with = "String")]
     pub cedar: CedarText,
+    /// `enforce` (the default), or `observe`: decided, counted and reported, while what its scope admits is let pass.
+    #[serde(skip_serializing_if = "Mode::is_usual")]
+    #[schemars(with = "Option<super::schema::ModeText>")]
+    pub mode: Mode,
 }
 
 impl PolicySpec {
     pub(super) fn read(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<Self> {
-        Some(Self { cedar: fields.required("cedar", problems)? })
+        let mode = fields.optional("mode", problems);
+        Some(Self { cedar: fields.required("cedar", problems)?, mode: mode?.unwrap_or_default() })
     }
 }
 
@@ -29,6 +35,8 @@ impl PolicySpec {
 pub struct PolicyRecord {
     /// The text.
     pub cedar: CedarText,
+    /// How far it goes.
+    pub mode: Mode,
     /// One entry for each policy in the text.
     pub scopes: Vec<PolicyScope>,
 }
@@ -73,14 +81,19 @@ impl ScopeNames {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct PolicyRecordJson {
     cedar: String,
+    #[serde(default, skip_serializing_if = "Mode::is_usual")]
+    mode: Mode,
     scopes: Vec<PolicyScope>,
 }
 
 impl PolicyRecord {
     /// The record's value.
     pub fn encode(&self) -> Vec<u8> {
-        let json =
-            PolicyRecordJson { cedar: self.cedar.as_str().to_owned(), scopes: self.scopes.clone() };
+        let json = PolicyRecordJson {
+            cedar: self.cedar.as_str().to_owned(),
+            mode: self.mode,
+            scopes: self.scopes.clone(),
+        };
         super::canonical(&serde_json::to_value(json).expect("texts and lists have a JSON form"))
     }
 
@@ -90,7 +103,7 @@ impl PolicyRecord {
     /// When it is not one.
     pub fn decode(value: &[u8]) -> Result<Self, BadPolicyRecord> {
         let json: PolicyRecordJson = serde_json::from_slice(value)?;
-        Ok(Self { cedar: json.cedar.parse()?, scopes: json.scopes })
+        Ok(Self { cedar: json.cedar.parse()?, mode: json.mode, scopes: json.scopes })
     }
 }
 

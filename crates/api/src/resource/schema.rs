@@ -82,6 +82,28 @@ pub(super) enum ProtocolText {
     Tcp,
 }
 
+/// A method of HTTP.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "stands for the schema of a word only")]
+#[schemars(rename_all = "UPPERCASE")]
+pub(super) enum VerbText {
+    Get,
+    Head,
+    Post,
+    Put,
+    Patch,
+    Delete,
+    Options,
+}
+
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "stands for the schema of a word only")]
+#[schemars(rename_all = "camelCase")]
+pub(super) enum ModeText {
+    Enforce,
+    Observe,
+}
+
 #[derive(JsonSchema)]
 #[expect(dead_code, reason = "stands for the schema of a word only")]
 #[schemars(rename_all = "camelCase")]

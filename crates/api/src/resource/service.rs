@@ -8,7 +8,7 @@ use countersign_identity::Name;
 use serde::Serialize;
 
 use super::address::{HostPort, ListenAddress, Local};
-use super::network::Network;
+use super::operation::{OPERATIONS_MAX, OperationSpec, read_operation};
 use super::problem::shorten;
 use super::reader::{Fields, Place, Problems, parse, text_of};
 use super::text::{Argument, EnvName, EnvValue};
@@ -262,15 +262,11 @@ pub struct ServiceSpec {
     #[serde(skip_serializing_if = "Connections::is_usual")]
     #[schemars(with = "Option<Connections>")]
     pub connections: Connections,
-    /// What the program is told of its callers' certificates, in `x-forwarded-client-cert`: `nothing` (the default),
-    /// `identity` or `certificate`. Only with `protocol: http`.
-    #[serde(skip_serializing_if = "ForwardClientCertificate::is_usual")]
-    #[schemars(with = "Option<super::schema::ForwardText>")]
-    pub forward_client_certificate: ForwardClientCertificate,
-    /// The PROXY protocol before its door, and behind it.
-    #[serde(skip_serializing_if = "ProxyProtocol::is_unused")]
-    #[schemars(with = "Option<ProxyProtocol>")]
-    pub proxy_protocol: ProxyProtocol,
+    /// What it does, by name. With at least one, each request is decided on by policies that speak of operations; with
+    /// none, whoever may connect may ask for anything.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Option<Vec<OperationSpec>>")]
+    pub operations: Vec<OperationSpec>,
     /// The services that it calls.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Option<Vec<Upstream>>")]
@@ -320,9 +316,7 @@ impl ServiceSpec {
         let forward = fields.optional::<Local>("forward", problems);
         let addresses = fields.set("addresses", ADDRESSES_MAX, problems);
         let connections = read_connections(fields, problems);
-        let told =
-            fields.optional::<ForwardClientCertificate>("forwardClientCertificate", problems);
-        let proxy_protocol = read_proxy_protocol(fields, problems);
+        let operations = fields.list("operations", OPERATIONS_MAX, problems, read_operation);
         let upstreams = fields.list("upstreams", UPSTREAMS_MAX, problems, read_upstream);
         let command = fields.list("command", ARGUMENTS_MAX, problems, |tree, place, problems| {
             parse(tree, place, problems)
@@ -330,6 +324,14 @@ impl ServiceSpec {
         let environment = read_environment(fields, problems);
         if let Some(upstreams) = &upstreams {
             refuse_repeated(fields, upstreams, problems);
+        }
+        if let Some(operations) = &operations {
+            super::operation::refuse_repeated(fields, operations, problems);
+            if !operations.is_empty() && protocol == Some(Some(Protocol::Tcp)) {
+                let message =
+                    "cannot be told apart over `tcp`: write `protocol: http`, or leave them out";
+                problems.add(&fields.place_of("operations"), message);
+            }
         }
         if let (Some(Some(_)), Some(None)) = (&listen, &forward) {
             let message = "is missing: `listen` opens a door, so say where the program itself listens, such as `unix`";
@@ -363,8 +365,7 @@ impl ServiceSpec {
             forward: forward?,
             addresses: addresses?,
             connections: connections?,
-            forward_client_certificate: told?.unwrap_or_default(),
-            proxy_protocol: proxy_protocol?,
+            operations: operations?,
             upstreams: upstreams?,
             command: command?,
             environment: environment?,

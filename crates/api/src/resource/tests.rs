@@ -318,14 +318,17 @@ fn authority_has_defaults_that_fit_and_refuses_what_does_not() {
 #[test]
 fn schemas_name_exactly_the_fields_that_the_reader_knows() {
     for (kind, fields) in [
-        (Kind::TrustDomain, "agentLifetime lifetimeMax revocationViews svidLifetime trustDomain"),
+        (
+            Kind::TrustDomain,
+            "agentLifetime flowRetention lifetimeMax revocationViews svidLifetime trustDomain",
+        ),
         (Kind::Authority, "approve issuerLifetime keyType prepareBefore rootLifetime"),
         (Kind::Workload, "crl dnsNames hint keyType lifetime nodes selectors spiffeId"),
         (
             Kind::Service,
-            "addresses command connections environment forward forwardClientCertificate listen protocol proxyProtocol upstreams workload",
+            "addresses command connections environment forward listen operations protocol upstreams workload",
         ),
-        (Kind::Policy, "cedar cedarFile"),
+        (Kind::Policy, "cedar cedarFile mode"),
     ] {
         let schema = schema(kind);
         let properties = schema["properties"]["spec"]["properties"].as_object().expect("fields");
@@ -347,6 +350,7 @@ fn schemas_name_exactly_the_fields_that_the_reader_knows() {
 fn a_policy_record_keeps_its_scope() {
     let record = PolicyRecord {
         cedar: "permit (principal, action, resource);".parse().expect("it is a text"),
+        mode: countersign_identity::Mode::Observe,
         scopes: vec![PolicyScope {
             principals: ScopeNames::Any,
             resources: ScopeNames::Only(["web".to_owned()].into()),

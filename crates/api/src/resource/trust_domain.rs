@@ -11,6 +11,8 @@ use super::reader::{Fields, Problems};
 const SVID_LIFETIME: &str = "1h";
 /// The lifetime of agents' own SVIDs: a day, so that an agent outlives a night without a server.
 const AGENT_LIFETIME: &str = "1d";
+/// How long flows are remembered: a quarter, so that what happens once a month is seen in a review.
+const FLOW_RETENTION: &str = "90d";
 /// The longest lifetime that a workload may ask for.
 const LIFETIME_MAX: &str = "1d";
 
@@ -31,6 +33,9 @@ pub struct TrustDomainSpec {
     /// The longest lifetime that any SVID may have.
     #[schemars(with = "Option<super::schema::LifetimeText>")]
     pub lifetime_max: Lifetime,
+    /// How long it is remembered who talked to whom, after it was last seen.
+    #[schemars(with = "Option<super::schema::LifetimeText>")]
+    pub flow_retention: Lifetime,
     /// Revocation lists and OCSP, for the rest of the world; absent: certificates name neither.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<RevocationViews>")]
@@ -49,6 +54,7 @@ impl TrustDomainSpec {
             svid_lifetime: lifetime(SVID_LIFETIME),
             agent_lifetime: lifetime(AGENT_LIFETIME),
             lifetime_max: lifetime(LIFETIME_MAX),
+            flow_retention: lifetime(FLOW_RETENTION),
             revocation_views: None,
         }
     }
@@ -58,6 +64,7 @@ impl TrustDomainSpec {
         let svid_lifetime = fields.optional("svidLifetime", problems);
         let agent_lifetime = fields.optional("agentLifetime", problems);
         let lifetime_max = fields.optional("lifetimeMax", problems);
+        let flow_retention = fields.optional("flowRetention", problems);
         let views = match fields.optional_child("revocationViews") {
             Some((tree, path)) => RevocationViews::read(tree, &path, problems).map(Some),
             None => Some(None),
@@ -69,6 +76,7 @@ impl TrustDomainSpec {
             svid_lifetime: svid_lifetime?.unwrap_or(defaults.svid_lifetime.min(lifetime_max)),
             agent_lifetime: agent_lifetime?.unwrap_or(defaults.agent_lifetime.min(lifetime_max)),
             lifetime_max,
+            flow_retention: flow_retention?.unwrap_or(defaults.flow_retention),
             revocation_views: views?,
             ..defaults
         };

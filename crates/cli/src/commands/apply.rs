@@ -1,6 +1,7 @@
 //! `countersign apply`: manifests become the desired state, as one revision or not at all.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
@@ -8,8 +9,9 @@ use countersign_api::admin::{
     AdminClient, AdminError, ApplyRequest, ApplyResponse, ResourcesResponse,
 };
 use countersign_api::resource::{API_VERSION, Resource, Tree};
-use countersign_identity::Revision;
+use countersign_identity::{Lifetime, Revision};
 
+use super::plan;
 use crate::exit::Exit;
 use crate::find::Find;
 use crate::manifest::{Manifests, Problems};
@@ -19,8 +21,12 @@ use crate::output::{self, Output};
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// A folder of manifests, one file, or `-` for standard input
-    #[arg(value_name = "PATH")]
-    path: PathBuf,
+    #[arg(value_name = "PATH", required_unless_present = "plan", conflicts_with = "plan")]
+    path: Option<PathBuf>,
+
+    /// Carry out a plan that `plan --out` wrote, if nothing has moved since
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["base", "prune"])]
+    plan: Option<PathBuf>,
 
     /// Also remove what is declared now and not in the manifests
     #[arg(long)]
@@ -34,34 +40,92 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "REVISION")]
     base: Option<Revision>,
 
+    /// Wait until every live enforcement point enforces it
+    #[arg(long, conflicts_with = "dry_run")]
+    wait: bool,
+
+    /// How long to wait
+    #[arg(long, default_value = "30s", value_name = "SPAN", requires = "wait")]
+    timeout: Lifetime,
+
     #[command(flatten)]
     find: Find,
 }
 
 pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
-    let manifests = Manifests::read(&arguments.path)?;
     let client = arguments.find.client()?;
-    let problems = problems(&manifests, &client, arguments.prune).await?;
-    if !problems.is_empty() {
-        return Err(Problems::from(problems).into());
-    }
-    let request = ApplyRequest {
-        resources: manifests.resources.iter().map(Resource::manifest).collect(),
-        base: arguments.base,
-        prune: arguments.prune,
-        dry_run: arguments.dry_run,
+    let (manifests, request) = match (&arguments.plan, &arguments.path) {
+        (Some(file), _) => {
+            let file = plan::read(file)?;
+            let (resources, prune, base) = (file.resources, file.prune, file.plan.base);
+            let dry_run = arguments.dry_run;
+            (None, ApplyRequest { resources, base, prune, dry_run })
+        }
+        (None, path) => {
+            let path = path.as_deref().unwrap_or_else(|| Path::new("-"));
+            let manifests = Manifests::read(path)?;
+            let problems = problems(&manifests, &client, arguments.prune).await?;
+            if !problems.is_empty() {
+                return Err(Problems::from(problems).into());
+            }
+            let request = ApplyRequest {
+                resources: manifests.resources.iter().map(Resource::manifest).collect(),
+                base: arguments.base,
+                prune: arguments.prune,
+                dry_run: arguments.dry_run,
+            };
+            (Some(manifests), request)
+        }
     };
-    let response = client.apply(&request).await.map_err(|error| located(error, &manifests))?;
-    match output {
-        Output::Json => output::json(&response)?,
-        Output::Human => output::write(describe(&response, arguments.dry_run).as_bytes())?,
+    let locate = |error| match &manifests {
+        Some(manifests) => located(error, manifests),
+        None => error,
+    };
+    if request.prune && output == Output::Human {
+        // What goes with what is removed is said before it is done.
+        let impact = plan::impact(&client.plan(&request).await.map_err(locate)?);
+        output::write(impact.as_bytes())?;
     }
-    Ok(Exit::Done)
+    let response = client.apply(&request).await.map_err(locate)?;
+    let wait = arguments.wait.then_some(arguments.timeout.duration());
+    tell(&client, &response, arguments.dry_run, wait, output).await
+}
+
+/// Says what was changed, and waits until it is enforced, if that is wanted.
+pub(super) async fn tell(
+    client: &AdminClient,
+    response: &ApplyResponse,
+    dry_run: bool,
+    wait: Option<Duration>,
+    output: Output,
+) -> Result<Exit> {
+    if output == Output::Human {
+        // Said before anything is waited for: it is durable, whatever comes next.
+        output::write(describe(response, dry_run).as_bytes())?;
+    }
+    let Some(wait) = wait else {
+        if output == Output::Json {
+            output::json(response)?;
+        }
+        return Ok(Exit::Done);
+    };
+    let convergence = super::revoke::enforced(client, response.revision, wait, output).await?;
+    let (live, enforcing) = (convergence.live, convergence.enforcing);
+    match output {
+        Output::Json => output::json(&serde_json::json!({
+            "revision": response.revision, "changes": response.changes,
+            "live": live, "enforcing": enforcing, "missing": convergence.missing,
+        }))?,
+        Output::Human => {
+            output::line(&format!("{enforcing} of {live} enforcement points enforce it"))?;
+        }
+    }
+    Ok(if convergence.is_converged() { Exit::Done } else { Exit::No })
 }
 
 /// What is wrong with the manifests together with what is in force. Problems of the manifests alone are told
 /// even if no server answers.
-async fn problems(
+pub(super) async fn problems(
     manifests: &Manifests,
     client: &AdminClient,
     prune: bool,
@@ -78,7 +142,7 @@ async fn problems(
 }
 
 /// The resources in force. One that this version does not understand is left to the server.
-fn in_force(response: &ResourcesResponse) -> Vec<Resource> {
+pub(super) fn in_force(response: &ResourcesResponse) -> Vec<Resource> {
     let manifest = |view: &countersign_api::admin::ResourceView| {
         serde_json::json!({
             "apiVersion": API_VERSION,
@@ -91,7 +155,7 @@ fn in_force(response: &ResourcesResponse) -> Vec<Resource> {
     response.resources.iter().filter_map(read).collect()
 }
 
-fn located(error: AdminError, manifests: &Manifests) -> AdminError {
+pub(super) fn located(error: AdminError, manifests: &Manifests) -> AdminError {
     match error {
         AdminError::Refused(mut refusal) => {
             let problems = std::mem::take(&mut refusal.problems);

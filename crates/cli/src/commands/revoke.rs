@@ -59,6 +59,17 @@ pub(crate) async fn revoke(arguments: &RevokeArguments, output: Output) -> Resul
     Ok(if done { Exit::Done } else { Exit::No })
 }
 
+/// Waits until every live point enforces a revision.
+pub(super) async fn enforced(
+    client: &AdminClient,
+    revision: Revision,
+    wait: Duration,
+    output: Output,
+) -> Result<Convergence> {
+    let asked = Asked { revision: Some(revision), trial: None, until: Until::Converged };
+    follow(client, asked, wait, output).await
+}
+
 /// What is waited for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Until {

@@ -1,17 +1,15 @@
 //! The Cedar text of policies: taken from the file that a manifest names, and compiled.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use countersign_api::resource::{
-    CEDAR_BYTES_MAX, Entry, Kind, Node, Position, Problem, Resource, Spec, Tree,
+    CEDAR_BYTES_MAX, Entry, Kind, Node, Position, Problem, Resource, Tree,
 };
-use countersign_identity::Name;
-use countersign_policy::{Declared, Policies, PolicySource};
-use countersign_program::system;
+use countersign_policy::Policies;
+use countersign_server::Judge;
 
-use super::files::Source;
-use super::{CedarText, Lines, cedar_of, field};
+use super::files::{self, Source};
+use super::{CedarText, Lines, field};
 
 /// Puts the file that `spec.cedarFile` names in the place of `spec.cedar`. Tells where the text stands.
 pub(super) fn inline(source: &Source, tree: &mut Tree) -> Result<Option<CedarText>, Box<Problem>> {
@@ -112,16 +110,9 @@ fn lines(text: &str, at: Position) -> Lines {
 /// Compiles the policies of a set; each problem with its place in the policy's text. Names are checked only when
 /// every manifest is known.
 pub(super) fn compile(set: &[Resource], names_known: bool) -> Vec<(Problem, Position)> {
-    let sources: Vec<PolicySource> = set
-        .iter()
-        .filter_map(|resource| {
-            let text = cedar_of(resource)?.to_owned();
-            Some(PolicySource { name: resource.name.clone(), text })
-        })
-        .collect();
-    let declared =
-        Declared { workloads: names(set, Kind::Workload), services: names(set, Kind::Service) };
-    let Err(problems) = Policies::compile(&sources, names_known.then_some(&declared)) else {
+    let sources = Judge::sources(set);
+    let declared = names_known.then(|| Judge::declared(set));
+    let Err(problems) = Policies::compile(&sources, declared.as_ref()) else {
         return Vec::new();
     };
     problems
@@ -133,13 +124,4 @@ pub(super) fn compile(set: &[Resource], names_known: bool) -> Vec<(Problem, Posi
             (Problem::about(label.unwrap_or_default(), "spec.cedar", problem.message), at)
         })
         .collect()
-}
-
-fn names(set: &[Resource], kind: Kind) -> BTreeSet<Name> {
-    let of_kind = |resource: &&Resource| match &resource.spec {
-        Spec::Workload(_) => kind == Kind::Workload,
-        Spec::Service(_) => kind == Kind::Service,
-        Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Policy(_) => false,
-    };
-    set.iter().filter(of_kind).map(|resource| resource.name.clone()).collect()
 }

@@ -88,7 +88,11 @@ fn a_policy_file_beside_the_manifest_is_taken_in() {
     let text = "@unscoped(\"a test\")\npermit (principal, action, resource);\n";
     std::fs::write(folder.path().join("sub/p.cedar"), text).unwrap();
     let resources = load(folder.path()).unwrap();
-    assert_eq!(resources.last().and_then(cedar_of), Some(text));
+    let cedar = |resource: &Resource| match &resource.spec {
+        countersign_api::resource::Spec::Policy(spec) => spec.cedar.as_str().to_owned(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(resources.last().map(cedar).as_deref(), Some(text));
 }
 
 #[test]

@@ -79,7 +79,11 @@ pub(crate) fn policy(cedar: &str) -> v1::Record {
         workloads: std::collections::BTreeSet::new(),
         services: std::collections::BTreeSet::new(),
     };
-    let record = PolicyRecord { cedar: cedar.parse().unwrap(), scopes: vec![scope] };
+    let record = PolicyRecord {
+        cedar: cedar.parse().unwrap(),
+        mode: countersign_identity::Mode::Enforce,
+        scopes: vec![scope],
+    };
     let value = record.encode().into();
     v1::Record { kind: "Policy".to_owned(), name: "shop".to_owned(), value }
 }

@@ -66,7 +66,7 @@ impl Proxy {
             trust.clone(),
             realm.clock.clone(),
             Arc::new(SeededEntropy::new(5)),
-            sink,
+            (sink, countersign::Flows::default()),
         );
         tokio::spawn(trust.clone().run(stop.clone()));
         // As the source does.
@@ -164,7 +164,7 @@ impl Proxy {
 }
 
 fn slice(realm: &Realm, policy: &str, number: u64) -> Slice {
-    let source = PolicySource { name: name("shop"), text: policy.to_owned() };
+    let source = PolicySource::enforced(name("shop"), policy);
     let policies = if policy.is_empty() {
         Policies::none()
     } else {

@@ -1,19 +1,21 @@
 //! What a set of manifests would change, and whether it may. A pure decision on one snapshot.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
 
 use countersign_api::admin::{Action, AppliedChange};
 use countersign_api::resource::{
-    Kind, PolicyRecord, PolicyScope, Problem, Resource, ScopeNames, Spec, Tree, check,
+    Kind, Local, PolicyRecord, PolicyScope, Problem, Resource, ScopeNames, Spec, Tree, check,
 };
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, Name, SpiffeId, Timestamp};
-use countersign_policy::{Declared, Names, Policies, PolicySource};
+use countersign_policy::Names;
 use countersign_store::{Batch, Change, Kind as RecordKind, Record};
 use serde_json::Value;
 
+use crate::judge::Judge;
 use crate::revoke::retired;
-use crate::state::{Key, State};
+use crate::state::{Key, Parsed, State};
 
 /// A longer SPIFFE ID would not fit into the log's leaves.
 const SPIFFE_ID_BYTES_MAX: usize = 512;
@@ -47,6 +49,8 @@ pub(crate) struct Plan {
     pub(crate) changes: Vec<Change>,
     /// Whether it can take a right away.
     pub(crate) narrows: bool,
+    /// All that would be declared.
+    pub(crate) resources: Vec<Resource>,
     /// Identities that nothing declares any more: what they hold is revoked with the same revision.
     pub(crate) retired: Vec<SpiffeId>,
 }
@@ -116,7 +120,8 @@ pub(crate) fn put(
             .filter(|((kind, _), _)| *kind == Kind::TrustDomain)
             .collect(),
     };
-    for resource in resources {
+    for mut resource in resources {
+        keep_ports(state, &mut resource);
         let of = resource.kind();
         if matches!(of, Kind::TrustDomain | Kind::Authority) {
             // There is one, whatever it is named.
@@ -125,6 +130,38 @@ pub(crate) fn put(
         declared.insert((resource.kind(), resource.name.clone()), resource);
     }
     plan(state, declared)
+}
+
+/// A free port is the one that it is: port 0 stands for the port in force, where there is one, so that manifests which
+/// `up` was given differ in nothing from what it made of them.
+fn keep_ports(state: &State, resource: &mut Resource) {
+    let Spec::Service(new) = &mut resource.spec else { return };
+    let key = Key::new(RecordKind::Service, resource.name.as_str());
+    let Some(Parsed::Service { spec: before, .. }) = state.records.get(&key).map(|at| &at.parsed)
+    else {
+        return;
+    };
+    let free = |new: SocketAddr, before: SocketAddr| new.port() == 0 && new.ip() == before.ip();
+    let same = |new: &Local, before: &Local| match (new, before) {
+        (Local::Tcp(new), Local::Tcp(before)) => free(new.socket_addr(), before.socket_addr()),
+        (Local::Tcp(_) | Local::Unix | Local::UnixAt(_), _) => false,
+    };
+    if let (Some(door), Some(before)) = (&mut new.listen, &before.listen)
+        && free(door.0, before.0)
+    {
+        *door = *before;
+    }
+    if let (Some(forward), Some(before)) = (&mut new.forward, &before.forward)
+        && same(forward, before)
+    {
+        *forward = before.clone();
+    }
+    for upstream in &mut new.upstreams {
+        let known = before.upstreams.iter().find(|known| known.service == upstream.service);
+        if let Some(known) = known.filter(|known| same(&upstream.local, &known.local)) {
+            upstream.local = known.local.clone();
+        }
+    }
 }
 
 /// Decides what removing one resource would change; `None` when there is no such resource.
@@ -162,7 +199,7 @@ fn plan(state: &State, declared: Declaration) -> Result<Plan, Invalid> {
     if !policies.is_empty() {
         return Err(Invalid { code: Code::InvalidPolicy, problems: policies });
     }
-    Ok(difference(state, &resources))
+    Ok(Plan { resources: resources.clone(), ..difference(state, &resources) })
 }
 
 fn long_ids(state: &State, resources: &[Resource]) -> Vec<Problem> {
@@ -181,19 +218,7 @@ fn long_ids(state: &State, resources: &[Resource]) -> Vec<Problem> {
 }
 
 fn policy_problems(resources: &[Resource]) -> Vec<Problem> {
-    let names = |kind: Kind| -> BTreeSet<Name> {
-        let of_kind = resources.iter().filter(|resource| resource.kind() == kind);
-        of_kind.map(|resource| resource.name.clone()).collect()
-    };
-    let declared = Declared { workloads: names(Kind::Workload), services: names(Kind::Service) };
-    let source = |resource: &Resource| match &resource.spec {
-        Spec::Policy(spec) => {
-            Some(PolicySource { name: resource.name.clone(), text: spec.cedar.as_str().to_owned() })
-        }
-        Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Workload(_) | Spec::Service(_) => None,
-    };
-    let sources: Vec<PolicySource> = resources.iter().filter_map(source).collect();
-    let Err(problems) = Policies::compile(&sources, Some(&declared)) else { return Vec::new() };
+    let Err(problems) = Judge::compile(resources) else { return Vec::new() };
     let problem = |problem: countersign_policy::Problem| {
         let name =
             problem.policy.as_ref().map_or("Policy".to_owned(), |name| format!("Policy/{name}"));
@@ -206,7 +231,8 @@ fn policy_problems(resources: &[Resource]) -> Vec<Problem> {
 
 fn difference(state: &State, resources: &[Resource]) -> Plan {
     let retired = no_longer_declared(state, resources);
-    let mut plan = Plan { shown: Vec::new(), changes: Vec::new(), narrows: false, retired };
+    let (shown, changes, narrows) = (Vec::new(), Vec::new(), false);
+    let mut plan = Plan { shown, changes, narrows, resources: Vec::new(), retired };
     let mut kept = HashSet::with_capacity(resources.len());
     for resource in resources {
         let kind = record_kind(resource.kind());
@@ -256,7 +282,7 @@ fn is_harmless_when_new(kind: Kind) -> bool {
     }
 }
 
-fn record_kind(kind: Kind) -> RecordKind {
+pub(crate) fn record_kind(kind: Kind) -> RecordKind {
     match kind {
         Kind::TrustDomain => RecordKind::TrustDomain,
         Kind::Authority => RecordKind::Authority,
@@ -280,7 +306,8 @@ fn record_value(resource: &Resource) -> Vec<u8> {
         workloads: scope.workloads,
         services: scope.services,
     });
-    PolicyRecord { cedar: spec.cedar.clone(), scopes: scopes.collect() }.encode()
+    let (cedar, mode) = (spec.cedar.clone(), spec.mode);
+    PolicyRecord { cedar, mode, scopes: scopes.collect() }.encode()
 }
 
 /// What the log says of a plan: one event for each record.

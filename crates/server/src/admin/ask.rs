@@ -12,13 +12,13 @@ use countersign_api::admin::{
     EventView, EventsResponse, Handshake, HandshakesResponse, LIST_MAX, NodeView, NodesResponse,
     ProblemDetails, ResourceView, ResourcesResponse, Status,
 };
-use countersign_audit::{Entry, EventKind, UnknownEventKind};
-use countersign_identity::{Code, NodeId, Serial, Timestamp};
-use countersign_store::{PAGE_MAX, StoredEvent};
+use countersign_audit::Entry;
+use countersign_identity::{Code, NodeId, Revision};
+use countersign_store::StoredEvent;
 use serde::Deserialize;
 
 use crate::admin::problem::Problem;
-use crate::admin::{Admin, Mode};
+use crate::admin::{Admin, Mode, history};
 use crate::authority::internal;
 use crate::log::LogReader;
 use crate::publish::Presence;
@@ -94,19 +94,33 @@ pub(crate) async fn status(Shared(admin): Shared<Arc<Admin>>) -> Result<Json<Sta
     Ok(Json(status))
 }
 
-/// The resources in force.
-#[utoipa::path(get, path = "/v1/resources", responses((status = 200, body = ResourcesResponse), (status = "default", body = ProblemDetails)))]
+/// Which state.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct At {
+    /// The one of this revision; the one in force when nothing is said.
+    #[param(value_type = Option<String>)]
+    revision: Option<Revision>,
+}
+
+/// The resources in force, or those of an earlier revision.
+#[utoipa::path(get, path = "/v1/resources", params(At), responses((status = 200, body = ResourcesResponse), (status = "default", body = ProblemDetails)))]
 pub(crate) async fn resources(
     Shared(admin): Shared<Arc<Admin>>,
+    at: Result<Query<At>, QueryRejection>,
 ) -> Result<Json<ResourcesResponse>, Problem> {
-    let state = admin.control()?.feed.current();
+    let control = admin.control()?;
+    let state = control.feed.current();
+    let revision = query(at)?.revision.unwrap_or(state.revision);
+    let declared = history::declared_at(&*control.store, &state, revision).await?;
     let view = |resource: countersign_api::resource::Resource| ResourceView {
         kind: resource.kind(),
         spec: resource.spec.json(),
         name: resource.name,
     };
-    let resources = state.resources().map(view).collect();
-    Ok(Json(ResourcesResponse { revision: state.revision, resources }))
+    let resources = declared.into_iter().map(view).collect();
+    Ok(Json(ResourcesResponse { revision, resources }))
 }
 
 /// The trust bundle, as SPIFFE writes it.

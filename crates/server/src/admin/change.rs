@@ -100,7 +100,7 @@ fn not_understood(why: impl std::fmt::Display) -> Problem {
     Problem::new(Code::NotUnderstood, why.to_string())
 }
 
-fn problem(invalid: Invalid) -> Problem {
+pub(crate) fn problem(invalid: Invalid) -> Problem {
     let count = invalid.problems.len();
     let plural = if count == 1 { "problem" } else { "problems" };
     let first = invalid.problems.first().map(ToString::to_string).unwrap_or_default();
@@ -109,14 +109,14 @@ fn problem(invalid: Invalid) -> Problem {
 }
 
 /// Long computation, away from the threads that serve.
-async fn off_thread<T: Send + 'static>(
+pub(crate) async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Refused> {
     tokio::task::spawn_blocking(work).await.map_err(internal)
 }
 
 /// Plans on the current state and commits exactly that plan; plans again when the state moved on meanwhile.
-async fn change(
+pub(crate) async fn change(
     control: &Arc<Control>,
     operator: Operator,
     base: Option<Revision>,
@@ -154,7 +154,7 @@ async fn change(
     ))
 }
 
-fn stale(base: Revision, current: Revision) -> Problem {
+pub(crate) fn stale(base: Revision, current: Revision) -> Problem {
     let why = format!("the change was made for revision {base}, the current one is {current}");
     Problem::new(Code::StaleBase, why).with_revision(current)
 }

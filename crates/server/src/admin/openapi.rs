@@ -4,7 +4,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use utoipa::OpenApi;
 
-use crate::admin::{ask, authority, change, list, log, revoke};
+use crate::admin::{ask, authority, change, history, list, plan, policy, revoke};
 
 /// Operators' interface.
 #[derive(OpenApi)]
@@ -50,6 +50,11 @@ use crate::admin::{ask, authority, change, list, log, revoke};
         log::tile,
         log::proof,
         revoke::try_out,
+        policy::explain,
+        policy::flows,
+        plan::plan,
+        history::history,
+        history::rollback,
     )
 )]
 struct Description;

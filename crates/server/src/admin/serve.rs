@@ -18,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::change::Operator;
 use crate::admin::problem::Problem;
-use crate::admin::{Admin, AdminSocket, ask, authority, change, list, log, openapi, revoke};
+use crate::admin::{
+    Admin, AdminSocket, ask, authority, change, history, list, openapi, plan, policy, revoke,
+};
 
 /// The largest body: the manifests of some ten thousand workloads.
 pub(crate) const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -68,6 +70,11 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/log/tile/{*path}", get(log::tile))
         .route("/v1/log/proof", get(log::proof))
         .route("/v1/trials", post(revoke::try_out))
+        .route("/v1/explain", post(policy::explain))
+        .route("/v1/flows", get(policy::flows))
+        .route("/v1/plan", post(plan::plan))
+        .route("/v1/history", get(history::history))
+        .route("/v1/rollback", post(history::rollback))
         .fallback(|| async { Problem::new(Code::NotFound, "there is no such route") })
         .method_not_allowed_fallback(|| async {
             Problem::new(Code::NotUnderstood, "the route has no such method")
@@ -229,7 +236,7 @@ mod tests {
     async fn no_route_answers_a_foreign_uid() {
         let unknown = [("get".to_owned(), "/".to_owned()), ("post".to_owned(), "/live".to_owned())];
         let routes = described();
-        assert_eq!(routes.len(), 33, "{routes:?}");
+        assert_eq!(routes.len(), 32, "{routes:?}");
         for (method, path) in routes.into_iter().chain(unknown) {
             let (status, body) = ask(FOREIGN, &method, &path).await;
             assert_eq!(status, StatusCode::FORBIDDEN, "{method} {path}");

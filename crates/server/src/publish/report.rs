@@ -17,21 +17,20 @@ pub(crate) fn report(
     caller: &Caller,
     mut report: v1::ReportRequest,
 ) -> Result<v1::ReportResponse, Refused> {
-    if wire::FACTS_MAX < report.handshakes.len() {
-        return Err(Refused::new(
-            Code::TooLarge,
-            format!(
-                "{} handshakes are over the limit of {} a report",
-                report.handshakes.len(),
-                wire::FACTS_MAX
-            ),
-        ));
+    for (what, count) in [("handshakes", report.handshakes.len()), ("flows", report.flows.len())] {
+        if wire::FACTS_MAX < count {
+            let most = wire::FACTS_MAX;
+            let why = format!("{count} {what} are over the limit of {most} a report");
+            return Err(Refused::new(Code::TooLarge, why));
+        }
     }
     let now = control.clock.now();
     let mut handshakes = std::mem::take(&mut report.handshakes);
     // Nobody else speaks for the server.
     handshakes.retain(|fact| fact.point != SERVER_POINT);
     control.watch.facts.observe(handshakes, report.dropped);
+    let flows = std::mem::take(&mut report.flows);
+    control.watch.flows.observe(flows, report.flows_dropped, now);
     control.roster.report(caller.id(), report, now);
     Ok(v1::ReportResponse {})
 }

@@ -5,4 +5,4 @@ mod shown;
 mod snapshot;
 
 pub(crate) use follow::{Feeder, StateFeed, Trouble};
-pub(crate) use snapshot::{Entry, Key, Parsed, State};
+pub(crate) use snapshot::{Entry, Key, Parsed, State, declared};

@@ -76,7 +76,12 @@ impl Entry {
             Parsed::Service { name, spec } => {
                 // A door needs a way behind it to be a service at all; where that leads is not told.
                 let forward = spec.listen.as_ref().map(|_door| Local::Unix);
-                let spec = ServiceSpec { forward, upstreams: Vec::new(), ..unstarted(spec) };
+                let spec = ServiceSpec {
+                    forward,
+                    upstreams: Vec::new(),
+                    operations: Vec::new(),
+                    ..unstarted(spec)
+                };
                 Some(Parsed::Service { name: name.clone(), spec })
             }
             Parsed::Policy { .. }

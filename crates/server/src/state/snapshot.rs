@@ -322,7 +322,7 @@ impl Entry {
             Parsed::Workload { name, spec } => (name, Spec::Workload(spec.clone())),
             Parsed::Service { name, spec } => (name, Spec::Service(spec.clone())),
             Parsed::Policy { name, record } => {
-                (name, Spec::Policy(PolicySpec { cedar: record.cedar.clone() }))
+                (name, Spec::Policy(PolicySpec { cedar: record.cedar.clone(), mode: record.mode }))
             }
             Parsed::TrustDomain { name, spec } => (name, Spec::TrustDomain(spec.clone())),
             Parsed::Authority { name, spec } => (name, Spec::Authority(spec.clone())),
@@ -413,6 +413,17 @@ fn parse(record: Record) -> Result<(Key, Arc<Entry>), BadState> {
     let key = Key::new(kind, &name);
     let wire = v1::Record { kind: kind.as_str().to_owned(), name, value: value.into() };
     Ok((key, Arc::new(Entry { wire, parsed, shown: Shown::default() })))
+}
+
+/// What an operator declared with a record of the past.
+///
+/// # Errors
+/// When this version does not understand it, or nobody declares such records.
+pub(crate) fn declared(key: &Key, value: &[u8]) -> Result<Resource, crate::refusal::Refused> {
+    let record = Record { kind: key.kind, name: key.name.to_string(), value: value.to_vec() };
+    let (_, entry) = parse(record)?;
+    let nobody = || crate::authority::internal(format!("`{}` is not declared", key.kind));
+    entry.resource().ok_or_else(nobody)
 }
 
 fn understand(kind: Kind, name: &str, value: &[u8]) -> Result<Parsed, String> {

@@ -264,6 +264,7 @@ async fn status_shows_what_agents_acknowledge_and_report() {
         }],
         credentials: vec![credential],
         clock_micros: 0,
+        ..v1::ReportRequest::default()
     };
     client.node.report(report).await.unwrap();
     let status = soon(async {

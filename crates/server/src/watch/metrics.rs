@@ -27,7 +27,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Every metric: name, type, help. A name is written here and nowhere else.
-const METRICS: [(Metric, &str, &str, &str); 18] = {
+const METRICS: [(Metric, &str, &str, &str); 16] = {
     use Metric::*;
     [
         (Resident, "countersign_server_resident_bytes", "gauge", "Resident memory of the process."),
@@ -56,6 +56,12 @@ const METRICS: [(Metric, &str, &str, &str); 18] = {
             "countersign_server_handshakes_total",
             "counter",
             "Handshakes seen everywhere, by how they ended.",
+        ),
+        (
+            FlowsLost,
+            "countersign_server_flows_lost_total",
+            "counter",
+            "Requests and connections that were counted in no flow.",
         ),
         (
             FactsLost,
@@ -135,6 +141,7 @@ enum Metric {
     Connections,
     Agents,
     Handshakes,
+    FlowsLost,
     FactsLost,
     Issued,
     IssueRefused,
@@ -193,12 +200,7 @@ fn samples(metric: Metric, control: &Control) -> Vec<Sample> {
                 |outcome: super::facts::Outcome| format!("{{code=\"{}\"}}", outcome.as_str());
             outcomes.into_iter().map(|(outcome, value)| (sample(outcome), value)).collect()
         }
-        Metric::RootEnds => single(seconds(authorities.root_certificate().validity().not_after)),
-        Metric::IssuerEnds => single(seconds(authorities.issuer_validity().not_after)),
-        Metric::CeremonyDue => {
-            let due = authorities.is_outside() && authorities.successor_due(control.clock.now());
-            single(u64::from(due))
-        }
+        Metric::FlowsLost => single(watch.flows.dropped()),
         Metric::FactsLost => single(watch.facts.totals().1),
         Metric::Issued => single(watch.issued.load(Ordering::Relaxed)),
         Metric::ListsPublished => single(watch.lists.load(Ordering::Relaxed)),

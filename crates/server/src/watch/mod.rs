@@ -1,6 +1,7 @@
 //! What the server sees of itself and of others: facts, counts, the status and the metrics.
 
 mod facts;
+mod flows;
 mod metrics;
 mod pulse;
 mod status;
@@ -17,6 +18,7 @@ use countersign_store::NodeRow;
 use countersign_tls::{Direction, HandshakeFact};
 
 pub(crate) use facts::{Fact, Facts};
+pub(crate) use flows::{Flows, flows, keep_flows};
 pub(crate) use metrics::{metric_table, serve_metrics};
 pub(crate) use pulse::Pulse;
 pub(crate) use status::{About, LogTree, sealed_status, status};
@@ -29,6 +31,7 @@ pub(crate) const SERVER_POINT: &str = "server";
 #[derive(Debug)]
 pub(crate) struct Watch {
     pub(crate) facts: Facts,
+    pub(crate) flows: Flows,
     pub(crate) started: Timestamp,
     connections: AtomicUsize,
     issued: AtomicU64,
@@ -73,6 +76,7 @@ impl Watch {
     pub(crate) fn new(started: Timestamp) -> Self {
         Self {
             facts: Facts::default(),
+            flows: Flows::default(),
             started,
             connections: AtomicUsize::new(0),
             issued: AtomicU64::new(0),

@@ -16,8 +16,8 @@ use super::text;
 use crate::memory::State;
 use crate::transact::Tables;
 use crate::{
-    Batch, Change, CheckpointRow, Head, IssuedRow, KeysOf, Kind, NodeRow, Op, PointKey, PointRow,
-    Record, Result, TokenRow,
+    Batch, Change, FlowRow, Head, IssuedRow, KeysOf, Kind, NodeRow, Op, PointKey, PointRow, Record,
+    Result, TokenRow,
 };
 
 /// The rows on whose contents a group of batches depends.
@@ -58,9 +58,8 @@ impl<'a> Wanted<'a> {
             | Op::RevokeKeys { .. }
             | Op::PutPoint(_)
             | Op::RemovePoint(_)
-            | Op::PutCheckpoint(_)
-            | Op::PutTileHashes { .. }
-            | Op::TrimDetails { .. } => {}
+            | Op::AddFlow(_)
+            | Op::TrimFlows { .. } => {}
             Op::CreateToken(TokenRow { hash, .. }) | Op::SpendToken { hash, .. } => {
                 self.tokens.push(hash.as_bytes());
             }
@@ -141,14 +140,10 @@ pub(super) enum Unread {
     NoPoint(PointKey),
     /// A node's points are gone.
     NoPoints(NodeId),
-    /// Something was signed of a log.
-    Checkpoint(CheckpointRow),
-    /// What was signed before, below a size, is needless.
-    NoCheckpoints(Incarnation, u64),
-    /// Tiles of a log are full.
-    TileHashes(Incarnation, Vec<TileHash>),
-    /// Details are dropped, of the present log or of a past one.
-    NoDetails { past: Option<Incarnation>, from: u64, to: u64 },
+    /// Something was seen again.
+    Flow(FlowRow),
+    /// What was not seen since is forgotten.
+    NoFlows(Timestamp),
 }
 
 impl Draft {
@@ -324,23 +319,13 @@ impl Tables for Draft {
         Ok(())
     }
 
-    fn add_checkpoint(&mut self, row: &CheckpointRow) -> Result<()> {
-        self.touched.unread.push_back(Unread::Checkpoint(row.clone()));
+    fn add_flow(&mut self, row: &FlowRow) -> Result<()> {
+        self.touched.unread.push_back(Unread::Flow(row.clone()));
         Ok(())
     }
 
-    fn drop_checkpoints(&mut self, incarnation: Incarnation, below: u64) -> Result<()> {
-        self.touched.unread.push_back(Unread::NoCheckpoints(incarnation, below));
-        Ok(())
-    }
-
-    fn add_tile_hashes(&mut self, incarnation: Incarnation, hashes: &[TileHash]) -> Result<()> {
-        self.touched.unread.push_back(Unread::TileHashes(incarnation, hashes.to_vec()));
-        Ok(())
-    }
-
-    fn trim_details(&mut self, past: Option<Incarnation>, from: u64, to: u64) -> Result<()> {
-        self.touched.unread.push_back(Unread::NoDetails { past, from, to });
+    fn trim_flows(&mut self, before: Timestamp) -> Result<()> {
+        self.touched.unread.push_back(Unread::NoFlows(before));
         Ok(())
     }
 

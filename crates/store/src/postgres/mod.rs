@@ -38,9 +38,9 @@ use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name, check_repor
 use crate::queue::{Job, OwnedLease, Queue, ended};
 use crate::transact::lease_end;
 use crate::{
-    Batch, Change, CheckpointRow, Commit, Committed, Feed, Head, Issued, NodeRow, PAGE_MAX,
-    PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store, StoreError, StoredEvent,
-    TokenRow, Trimmed, sql,
+    Batch, Change, Commit, Committed, Feed, FlowRow, Head, Issued, NodeRow, PAGE_MAX, PointKey,
+    PointRow, Record, ReportRow, Result, Snapshot, Store, StoreError, StoredEvent, TokenRow,
+    Trimmed, sql,
 };
 
 /// A store in a database: durable, for any number of processes at a time.
@@ -365,6 +365,13 @@ impl Store for PostgresStore {
             command!(sql::POINTS, node, id, name, limit)
         };
         self.all(page, rows::point).await
+    }
+
+    async fn flows(&self, after: Option<String>, limit: usize) -> Result<Vec<FlowRow>> {
+        // No bytes are before all bytes.
+        let after = after.unwrap_or_default().into_bytes();
+        let limit = limited(limit, PAGE_MAX);
+        self.all(move || command!(sql::FLOWS, after.clone(), limit), rows::flow).await
     }
 
     async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>> {

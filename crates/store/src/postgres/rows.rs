@@ -9,8 +9,8 @@ use tokio_postgres::types::FromSqlOwned;
 
 use super::seen::Tip;
 use crate::{
-    CheckpointRow, Details, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow, ReportRow,
-    Result, StoreError, StoredEvent, TokenRow,
+    Details, FlowRow, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow, ReportRow, Result,
+    StoreError, StoredEvent, TokenRow,
 };
 
 pub(super) fn broken(what: impl Into<String>) -> StoreError {
@@ -94,6 +94,12 @@ pub(super) fn point(row: &Row) -> Result<PointRow> {
     let node = NodeId::from_bytes(bytes(row, 0)?);
     let key = PointKey { node, spiffe_id: parsed(row, 1)?, name: column(row, 2)? };
     Ok(PointRow { key, registered_at: moment(row, 3)? })
+}
+
+pub(super) fn flow(row: &Row) -> Result<FlowRow> {
+    let flow =
+        String::from_utf8(column(row, 0)?).map_err(|error| broken(format!("a flow: {error}")))?;
+    Ok(FlowRow { flow, first: moment(row, 1)?, last: moment(row, 2)?, count: number(row, 3)? })
 }
 
 pub(super) fn report_version(row: &Row) -> Result<(String, u64)> {

@@ -60,14 +60,11 @@ CREATE TABLE past_log (
     details BYTEA, salt BYTEA, PRIMARY KEY (incarnation, log_index));
 ";
 
-// What is signed of the logs, and the hashes of full tiles, of which the upper levels of their trees consist.
 const STEP_4: &str = "
-CREATE TABLE checkpoints (
-    incarnation BIGINT NOT NULL, size BIGINT NOT NULL, note TEXT NOT NULL,
-    PRIMARY KEY (incarnation, size));
-CREATE TABLE tile_hashes (
-    incarnation BIGINT NOT NULL, level BIGINT NOT NULL, position BIGINT NOT NULL, hash BYTEA NOT NULL,
-    PRIMARY KEY (incarnation, level, position));
+-- The text is a key and nothing else, so it is kept as bytes, in whose order pages go.
+CREATE TABLE flows (
+    flow BYTEA PRIMARY KEY, first_seen BIGINT NOT NULL, last_seen BIGINT NOT NULL,
+    seen BIGINT NOT NULL);
 ";
 
 const MARK: &str = "CREATE TABLE countersign_schema (version BIGINT NOT NULL); \

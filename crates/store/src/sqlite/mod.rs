@@ -29,9 +29,9 @@ use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name, check_repor
 use crate::queue::{Job, OwnedLease, Queue, ended};
 use crate::transact::lease_end;
 use crate::{
-    Batch, Change, CheckpointRow, Commit, Committed, Feed, Head, Issued, NodeRow, PAGE_MAX,
-    PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store, StoreError, StoredEvent,
-    TokenRow, Trimmed, sql,
+    Batch, Change, Commit, Committed, Feed, FlowRow, Head, Issued, NodeRow, PAGE_MAX, PointKey,
+    PointRow, Record, ReportRow, Result, Snapshot, Store, StoreError, StoredEvent, TokenRow,
+    Trimmed, sql,
 };
 
 /// A store in a directory: durable, for one process at a time.
@@ -254,6 +254,16 @@ impl Store for SqliteStore {
                     all(connection, sql::POINTS, values, rows::point)
                 }
             }
+        };
+        self.readers.read(read).await
+    }
+
+    async fn flows(&self, after: Option<String>, limit: usize) -> Result<Vec<FlowRow>> {
+        let read = move |connection: &Connection| {
+            // No bytes are before all bytes.
+            let after = after.unwrap_or_default();
+            let values = (after.as_bytes(), limited(limit, PAGE_MAX));
+            all(connection, sql::FLOWS, values, rows::flow)
         };
         self.readers.read(read).await
     }

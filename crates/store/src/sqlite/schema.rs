@@ -63,14 +63,11 @@ CREATE TABLE past_log (
     details BLOB, salt BLOB, PRIMARY KEY (incarnation, log_index)) WITHOUT ROWID;
 ";
 
-// What is signed of the logs, and the hashes of full tiles, of which the upper levels of their trees consist.
 const STEP_4: &str = "
-CREATE TABLE checkpoints (
-    incarnation BIGINT NOT NULL, size BIGINT NOT NULL, note TEXT NOT NULL,
-    PRIMARY KEY (incarnation, size)) WITHOUT ROWID;
-CREATE TABLE tile_hashes (
-    incarnation BIGINT NOT NULL, level BIGINT NOT NULL, position BIGINT NOT NULL, hash BLOB NOT NULL,
-    PRIMARY KEY (incarnation, level, position)) WITHOUT ROWID;
+-- The text is a key and nothing else, so it is kept as bytes, in whose order pages go.
+CREATE TABLE flows (
+    flow BLOB PRIMARY KEY, first_seen BIGINT NOT NULL, last_seen BIGINT NOT NULL,
+    seen BIGINT NOT NULL) WITHOUT ROWID;
 ";
 
 /// Whether the open file is a store of ours, or an SQLite database of somebody else.

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_audit::{Event, EventKind};
-use countersign_identity::{Code, KeyId};
+use countersign_identity::{Code, KeyId, Timestamp};
 use countersign_store::{
-    IssuedRow, KeysOf, Op, PAGE_MAX, PointKey, PointRow, REPORT_BYTES_MAX, ReportRow, StoreError,
-    VALUE_BYTES_MAX,
+    FLOW_BYTES_MAX, FlowRow, IssuedRow, KeysOf, Op, PAGE_MAX, PointKey, PointRow, REPORT_BYTES_MAX,
+    ReportRow, StoreError, VALUE_BYTES_MAX,
 };
 use tokio::task::JoinSet;
 
@@ -184,6 +184,34 @@ pub(crate) async fn a_lease_is_held_by_one_until_it_ends(store: Shared) {
     assert!(!take("rotate", "a", 20).await, "and the former holder has lost it");
     assert!(store.lease("rotate", "b", Duration::ZERO, after(21)).await.unwrap());
     assert!(take("rotate", "a", 21).await, "who gives it up leaves it to the others at once");
+}
+
+pub(crate) async fn flows_are_counted_together_and_forgotten_when_old(store: Shared) {
+    let row = |flow: &str, first, last, count| FlowRow {
+        flow: flow.to_owned(),
+        first: Timestamp::from_secs(first),
+        last: Timestamp::from_secs(last),
+        count,
+    };
+    let add = async |row: FlowRow| store.commit(doing([Op::AddFlow(row)])).await.unwrap();
+    assert_eq!(store.flows(None, 10).await.unwrap(), []);
+    add(row("b", 10, 20, 3)).await;
+    add(row("a", 30, 30, 1)).await;
+    add(row("b", 5, 15, 4)).await;
+    add(row("B", 1, 1, 1)).await;
+    store
+        .commit(doing([Op::AddFlow(row("b", 12, 40, 1)), Op::AddFlow(row("é", 2, 50, 9))]))
+        .await
+        .unwrap();
+    let all = [row("B", 1, 1, 1), row("a", 30, 30, 1), row("b", 5, 40, 8), row("é", 2, 50, 9)];
+    assert_eq!(store.flows(None, 10).await.unwrap(), all);
+    assert_eq!(store.flows(Some("a".to_owned()), 1).await.unwrap(), all[2..3]);
+    store.commit(doing([Op::TrimFlows { before: Timestamp::from_secs(40) }])).await.unwrap();
+    assert_eq!(store.flows(None, 10).await.unwrap(), all[2..]);
+    assert_eq!(store.head().await.unwrap().revision.number, 0, "it moves no revision");
+    let long = row(&"x".repeat(FLOW_BYTES_MAX + 1), 1, 1, 1);
+    let refused = store.commit(doing([Op::AddFlow(long)])).await.unwrap_err();
+    assert!(matches!(refused, StoreError::TooLarge { .. }));
 }
 
 pub(crate) async fn a_replicas_report_is_replaced_whole_by_a_later_one_only(store: Shared) {

@@ -32,7 +32,7 @@ pub(crate) fn policies(text: &str) -> Arc<Policies> {
     if text.is_empty() {
         return Arc::new(Policies::none());
     }
-    let source = PolicySource { name: name("shop"), text: text.to_owned() };
+    let source = PolicySource::enforced(name("shop"), text);
     match Policies::compile(&[source], None) {
         Ok(policies) => Arc::new(policies),
         Err(problems) => panic!("{}", problems[0]),

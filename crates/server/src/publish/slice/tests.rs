@@ -46,7 +46,9 @@ fn policy(name: &str, principals: ScopeNames, resources: ScopeNames, mentioned: 
         services: BTreeSet::new(),
     };
     let cedar = "permit (principal, action, resource);".parse().unwrap();
-    let value = PolicyRecord { cedar, scopes: vec![scope] }.encode();
+    let value =
+        PolicyRecord { cedar, mode: countersign_identity::Mode::Enforce, scopes: vec![scope] }
+            .encode();
     Record { kind: Kind::Policy, name: name.to_owned(), value }
 }
 

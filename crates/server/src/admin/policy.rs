@@ -1,0 +1,80 @@
+//! The routes that tell what policies come to.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{Query, State as Shared};
+use countersign_api::admin::{ExplainRequest, ExplainResponse, FlowsResponse, ProblemDetails};
+use countersign_api::resource::Resource;
+use countersign_identity::Code;
+use serde::Deserialize;
+
+use crate::admin::Admin;
+use crate::admin::ask::query;
+use crate::admin::change::{off_thread, parse};
+use crate::admin::problem::Problem;
+use crate::authority::internal;
+use crate::judge::Judge;
+use crate::refusal::Refused;
+use crate::state::State;
+use crate::watch;
+
+/// Whether a workload may use a service, and why.
+#[utoipa::path(
+    post, path = "/v1/explain", request_body = ExplainRequest,
+    responses((status = 200, body = ExplainResponse), (status = "default", body = ProblemDetails))
+)]
+pub(crate) async fn explain(
+    Shared(admin): Shared<Arc<Admin>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<ExplainResponse>, Problem> {
+    let control = admin.control()?;
+    let request: ExplainRequest = parse(body)?;
+    let state = control.feed.current();
+    let revision = state.revision;
+    let answer = off_thread(move || Ok::<_, Refused>(judge(&state)?.explain(&request))).await??;
+    let answer = answer.map_err(|why| Problem::new(Code::NotUnderstood, why.to_string()))?;
+    Ok(Json(ExplainResponse { revision: Some(revision), ..answer }))
+}
+
+/// How far back.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Since {
+    /// Only flows that were seen within so many seconds; all that are remembered when nothing is said.
+    since: Option<u64>,
+}
+
+/// Who has talked to whom, and which grants nobody has used.
+#[utoipa::path(get, path = "/v1/flows", params(Since), responses((status = 200, body = FlowsResponse), (status = "default", body = ProblemDetails)))]
+pub(crate) async fn flows(
+    Shared(admin): Shared<Arc<Admin>>,
+    since: Result<Query<Since>, QueryRejection>,
+) -> Result<Json<FlowsResponse>, Problem> {
+    let control = admin.control()?;
+    let since = query(since)?.since.map(Duration::from_secs);
+    let since = since.map(|since| control.clock.now() - since);
+    let state = control.feed.current();
+    let kept = state.domain().flow_retention.duration();
+    let judge = off_thread(move || judge(&state)).await??;
+    let flows = watch::flows(&*control.store, &judge, since).await?;
+    let rests = flows.iter().flat_map(|flow| &flow.policies);
+    let used: BTreeSet<&str> = rests.map(String::as_str).collect();
+    let unused = judge.grants_beside(&used);
+    let dropped = control.watch.flows.dropped();
+    Ok(Json(FlowsResponse { flows, unused, dropped, kept_days: kept.as_secs() / 86_400 }))
+}
+
+/// Whoever decides on the state in force.
+pub(crate) fn judge(state: &State) -> Result<Judge, Refused> {
+    let resources: Vec<Resource> = state.resources().collect();
+    let domain = &state.domain().trust_domain;
+    // What is in force has compiled before.
+    Judge::of(&resources, domain)
+        .map_err(|problems| internal(problems.first().map(ToString::to_string).unwrap_or_default()))
+}

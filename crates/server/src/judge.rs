@@ -1,0 +1,402 @@
+//! What the policies of a set of resources come to: asked by operators, about the state in force or one that might be.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use countersign_api::admin::{Answer, ExplainRequest, ExplainResponse, FlowView, UnusedGrant};
+use countersign_api::resource::{Resource, ServiceSpec, Spec};
+use countersign_identity::{CanonicalPath, Mode, Name, SpiffeId, TrustDomain, Verb};
+use countersign_policy::{
+    CallRequest, Called, ConnectRequest, Context, Decision, Declared, Grant, Names, Operation,
+    Operations, Policies, PolicySource, Principal, Problem, Verdict, nearest,
+};
+
+/// How many names a sentence lists at most.
+const NAMES_TOLD_MAX: usize = 8;
+
+/// The compiled policies of a set of resources, with the names that they speak of.
+#[derive(Debug)]
+pub struct Judge {
+    policies: Policies,
+    ids: BTreeMap<Name, SpiffeId>,
+    names: BTreeMap<SpiffeId, Name>,
+    services: BTreeMap<Name, ServiceSpec>,
+}
+
+/// A question that names nothing that is declared, or that no proxy would let through to be decided on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unclear(String);
+
+/// What is asked: a connection, or a request over it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Question {
+    pub(crate) source: Principal,
+    pub(crate) service: Name,
+    pub(crate) call: Option<(String, CanonicalPath)>,
+}
+
+/// What was decided about a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Judged {
+    pub(crate) decision: Decision,
+    pub(crate) operation: Option<Operation>,
+    /// Whether it was the connection that decided, also about a request.
+    pub(crate) by_connection: bool,
+}
+
+impl Judge {
+    /// Compiles the policies of these resources, which are all that are declared.
+    ///
+    /// # Errors
+    /// When the policies have problems.
+    pub fn of(resources: &[Resource], domain: &TrustDomain) -> Result<Self, Vec<Problem>> {
+        let (mut ids, mut services) = (BTreeMap::new(), BTreeMap::new());
+        for resource in resources {
+            let name = resource.name.clone();
+            match &resource.spec {
+                Spec::Workload(spec) => {
+                    drop(ids.insert(name.clone(), spec.spiffe_id_in(&name, domain)));
+                }
+                Spec::Service(spec) => drop(services.insert(name, spec.clone())),
+                Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Policy(_) => {}
+            }
+        }
+        let names = ids.iter().map(|(name, id)| (id.clone(), name.clone())).collect();
+        Ok(Self { policies: Self::compile(resources)?, ids, names, services })
+    }
+
+    /// The policies alone.
+    pub(crate) fn compile(resources: &[Resource]) -> Result<Policies, Vec<Problem>> {
+        let policies =
+            Policies::compile(&Self::sources(resources), Some(&Self::declared(resources)))?;
+        Ok(policies.with_operations(operations(resources)))
+    }
+
+    /// The texts of the policies among these.
+    pub fn sources(resources: &[Resource]) -> Vec<PolicySource> {
+        let source = |resource: &Resource| match &resource.spec {
+            Spec::Policy(spec) => Some(PolicySource {
+                name: resource.name.clone(),
+                text: spec.cedar.as_str().to_owned(),
+                mode: spec.mode,
+            }),
+            Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Workload(_) | Spec::Service(_) => {
+                None
+            }
+        };
+        resources.iter().filter_map(source).collect()
+    }
+
+    /// The names that these declare, for policies to speak of.
+    pub fn declared(resources: &[Resource]) -> Declared {
+        let mut declared = Declared::default();
+        for resource in resources {
+            let name = &resource.name;
+            match &resource.spec {
+                Spec::Workload(_) => drop(declared.workloads.insert(name.clone())),
+                Spec::Service(spec) => {
+                    declared.services.insert(name.clone());
+                    let full = spec.operations.iter().map(|one| format!("{name}/{}", one.name));
+                    declared.operations.extend(full);
+                }
+                Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Policy(_) => {}
+            }
+        }
+        declared
+    }
+
+    /// Answers an operator's question.
+    ///
+    /// # Errors
+    /// When it names nothing that is declared, or what no proxy would decide on.
+    pub fn explain(&self, request: &ExplainRequest) -> Result<ExplainResponse, Unclear> {
+        let question = self.question(request)?;
+        let judged = self.judge(&question);
+        let path = question.call.as_ref().map(|(_, path)| path.to_string());
+        let (decision, remedy) = match judged.decision.verdict {
+            Verdict::Allow => (Answer::Allow, None),
+            Verdict::Deny(_) => (Answer::Deny, Some(self.remedy(&question, &judged))),
+        };
+        Ok(ExplainResponse {
+            decision,
+            mode: judged.decision.mode,
+            why: why(&question, &judged),
+            operation: judged.operation.map(|operation| operation.name),
+            policies: judged.decision.policies,
+            revision: None,
+            source: question.source.to_string(),
+            service: question.service,
+            path,
+            remedy,
+        })
+    }
+
+    /// Decides as a proxy would: on the connection first, then on the request.
+    pub(crate) fn judge(&self, question: &Question) -> Judged {
+        let context = usual();
+        let service = question.service.as_str();
+        let principal = &question.source;
+        let connect =
+            self.policies.decide(&ConnectRequest { principal, service, context: &context });
+        let called = question.call.as_ref().and_then(|(method, path)| {
+            let verb = method.parse::<Verb>().ok();
+            self.policies.decide_call(&CallRequest {
+                principal,
+                service,
+                verb,
+                path,
+                context: &context,
+            })
+        });
+        match called {
+            Some(Called { decision, operation }) if connect.is_allowed() => {
+                // A connection that is only let pass makes of all that goes over it no more than that.
+                let observed =
+                    matches!(connect.verdict, Verdict::Deny(_)) || connect.mode == Mode::Observe;
+                match observed && decision.verdict == Verdict::Allow {
+                    true => Judged { decision: connect, operation, by_connection: true },
+                    false => Judged { decision, operation, by_connection: false },
+                }
+            }
+            Some(Called { operation, .. }) => {
+                Judged { decision: connect, operation, by_connection: true }
+            }
+            None => Judged { decision: connect, operation: None, by_connection: true },
+        }
+    }
+
+    /// Who this is, as policies name it.
+    pub(crate) fn principal(&self, id: &SpiffeId) -> Principal {
+        self.names.get(id).cloned().map_or_else(|| Principal::Id(id.clone()), Principal::Named)
+    }
+
+    /// Whether something like this flow would be let pass.
+    pub(crate) fn lets_pass(&self, flow: &FlowView) -> bool {
+        let call = flow
+            .method
+            .as_ref()
+            .map(|method| (method.clone(), sample(flow.path.as_deref().unwrap_or(UNDECLARED))));
+        let source = self.principal(&flow.source_id);
+        let question = Question { source, service: flow.service.clone(), call };
+        self.judge(&question).decision.is_allowed()
+    }
+
+    /// The policies that permit something and are not among these, with whom they name.
+    pub(crate) fn grants_beside(&self, used: &BTreeSet<&str>) -> Vec<UnusedGrant> {
+        let names = |names: &Names| match names {
+            Names::Any => Vec::new(),
+            Names::Only(names) => names.clone(),
+        };
+        let unused =
+            self.policies.grants().iter().filter(|grant| !used.contains(grant.policy.as_str()));
+        let shown = |grant: &Grant| UnusedGrant {
+            policy: grant.policy.clone(),
+            sources: names(&grant.principals),
+            services: names(&grant.resources),
+        };
+        unused.map(shown).collect()
+    }
+
+    fn question(&self, request: &ExplainRequest) -> Result<Question, Unclear> {
+        let call = match (&request.method, &request.path) {
+            (None, None) => None,
+            (Some(method), Some(path)) => {
+                let path = path.split(['?', '#']).next().unwrap_or_default();
+                let path = CanonicalPath::of(path).map_err(|why| {
+                    Unclear(format!("`{path}` is refused before any policy is asked: {why}"))
+                })?;
+                Some((method.clone(), path))
+            }
+            (Some(method), None) => {
+                return Err(Unclear(format!(
+                    "`{method}` of what? Name the path as well, such as `{method} /`"
+                )));
+            }
+            (None, Some(path)) => {
+                return Err(Unclear(format!(
+                    "what is done with `{path}`? Name the method before it, such as `GET {path}`"
+                )));
+            }
+        };
+        let (source, service) = (self.source(&request.from)?, self.service(&request.to)?);
+        Ok(Question { source, service, call })
+    }
+
+    fn source(&self, text: &str) -> Result<Principal, Unclear> {
+        if let Ok(id) = text.parse::<SpiffeId>() {
+            return Ok(self.principal(&id));
+        }
+        if let Ok(name) = text.parse::<Name>() {
+            if self.ids.contains_key(&name) {
+                return Ok(Principal::Named(name));
+            }
+            if let Some(service) = self.services.get(&name) {
+                return Ok(Principal::Named(service.workload.clone()));
+            }
+        }
+        let declared: BTreeSet<&str> =
+            self.ids.keys().chain(self.services.keys()).map(Name::as_str).collect();
+        Err(unknown(text, "workload or service", &declared))
+    }
+
+    fn service(&self, text: &str) -> Result<Name, Unclear> {
+        let id = text.parse::<SpiffeId>().ok();
+        let name =
+            id.as_ref().map_or_else(|| text.parse::<Name>().ok(), |id| self.names.get(id).cloned());
+        let Some(name) = name else {
+            return Err(self.unknown_service(text));
+        };
+        if id.is_none() && self.services.contains_key(&name) {
+            return Ok(name);
+        }
+        let mut of = self.services.iter().filter(|(_, spec)| spec.workload == name);
+        match (of.next(), of.next()) {
+            (Some((service, _)), None) => Ok(service.clone()),
+            (Some((first, _)), Some((second, _))) => Err(Unclear(format!(
+                "workload `{name}` has several services, such as `{first}` and `{second}`: name one of them"
+            ))),
+            (None, _) if self.ids.contains_key(&name) => {
+                Err(Unclear(format!("workload `{name}` has no service that could be asked")))
+            }
+            (None, _) => Err(self.unknown_service(text)),
+        }
+    }
+
+    fn unknown_service(&self, text: &str) -> Unclear {
+        unknown(text, "service", &self.services.keys().map(Name::as_str).collect())
+    }
+
+    /// What would allow it.
+    fn remedy(&self, question: &Question, judged: &Judged) -> String {
+        let (source, service) = (&question.source, &question.service);
+        if !judged.decision.policies.is_empty() {
+            let policies = judged.decision.policies.join("`, `");
+            return format!(
+                "policy `{policies}` must change: what it forbids, no other policy can permit"
+            );
+        }
+        if question.call.as_ref().is_some_and(|(method, _)| method.parse::<Verb>().is_err())
+            && !judged.by_connection
+        {
+            return "nothing: no operation can have this method".to_owned();
+        }
+        let permit = |action: &str, resource: String| {
+            format!(
+                "permit (principal == Workload::\"{source}\", action == Action::\"{action}\", resource == {resource});"
+            )
+        };
+        let connect = || permit("connect", format!("Service::\"{service}\""));
+        let mut lines = Vec::new();
+        if judged.by_connection {
+            lines.push(connect());
+        }
+        let decided = self.policies.operations().of(service.as_str()).is_some();
+        match (&question.call, &judged.operation) {
+            (Some(_), Some(operation)) => {
+                // Over a connection that is permitted anew, this may be permitted already.
+                let verb = operation.verb.as_str();
+                lines.push(permit(verb, format!("Operation::\"{service}/{}\"", operation.name)));
+            }
+            (Some((method, path)), None) if decided => {
+                lines.push(format!(
+                    "// and, once Service `{service}` declares `{method} {path}` as an operation, here named `it`:"
+                ));
+                lines.push(permit(method, format!("Operation::\"{service}/it\"")));
+            }
+            (Some(_) | None, _) => {}
+        }
+        lines.join("\n")
+    }
+}
+
+/// Stands for the paths that no operation declares.
+const UNDECLARED: &str = "/_/undeclared";
+
+/// A path for which a template stands.
+fn sample(template: &str) -> CanonicalPath {
+    let segments = template.split('/').map(|part| if part.starts_with('{') { "_" } else { part });
+    let path = segments.collect::<Vec<_>>().join("/");
+    let undeclared = || CanonicalPath::of(UNDECLARED).expect("a path in its one form");
+    CanonicalPath::of(&path).unwrap_or_else(|_not_a_template| undeclared())
+}
+
+/// The operations of services, for policies.
+fn operations(resources: &[Resource]) -> Operations {
+    let of = |resource: &Resource| {
+        let Spec::Service(spec) = &resource.spec else { return None };
+        let operation = |one: &countersign_api::resource::OperationSpec| Operation {
+            name: one.name.clone(),
+            verb: one.method,
+            template: one.path.clone(),
+        };
+        Some((resource.name.clone(), spec.operations.iter().map(operation).collect()))
+    };
+    Operations::new(resources.iter().filter_map(of))
+}
+
+/// What a handshake of ours shows.
+fn usual() -> Context {
+    Context {
+        tls_version: "1.3".to_owned(),
+        group: "X25519MLKEM768".to_owned(),
+        peer_age_seconds: 60,
+    }
+}
+
+fn unknown(text: &str, what: &str, declared: &BTreeSet<&str>) -> Unclear {
+    let shown: String = text.chars().take(80).collect();
+    if let Some(near) = nearest(text, declared.iter().copied()) {
+        return Unclear(format!("no manifest declares a {what} `{shown}`: did you mean `{near}`?"));
+    }
+    let some: Vec<String> =
+        declared.iter().take(NAMES_TOLD_MAX).map(|name| format!("`{name}`")).collect();
+    match some.as_slice() {
+        [] => Unclear(format!("no manifest declares a {what} `{shown}`, nor any other")),
+        some => {
+            let more = if declared.len() <= NAMES_TOLD_MAX { "" } else { ", …" };
+            Unclear(format!(
+                "no manifest declares a {what} `{shown}`: there are {}{more}",
+                some.join(", ")
+            ))
+        }
+    }
+}
+
+/// The decision in a sentence.
+fn why(question: &Question, judged: &Judged) -> String {
+    let (source, service) = (&question.source, &question.service);
+    let Decision { verdict, mode, policies } = &judged.decision;
+    let may = if *verdict == Verdict::Allow { "may" } else { "may not" };
+    let what = match &question.call {
+        Some((method, path)) => {
+            let operation = judged.operation.as_ref();
+            let named = operation.map(|one| format!(", its operation `{}`", one.name));
+            format!(
+                "`{source}` {may} ask `{service}` for `{method} {path}`{}",
+                named.unwrap_or_default()
+            )
+        }
+        None => format!("`{source}` {may} connect to `{service}`"),
+    };
+    let by = policies.join("`, `");
+    let connection = question.call.is_some() && judged.by_connection;
+    let because = match (verdict, policies.is_empty(), connection) {
+        (Verdict::Allow, _, true) => {
+            format!("it may connect, by `{by}`, and no operation is asked about")
+        }
+        (Verdict::Allow, _, false) => format!("by `{by}`"),
+        (Verdict::Deny(_), true, true) => "no policy lets it connect".to_owned(),
+        (Verdict::Deny(_), true, false) => "no policy permits it".to_owned(),
+        (Verdict::Deny(_), false, true) => format!("`{by}` keeps it from connecting"),
+        (Verdict::Deny(_), false, false) => format!("`{by}` forbids it"),
+    };
+    let observed = match (verdict, mode) {
+        (Verdict::Deny(_), Mode::Observe) => "; it is let pass, since policies only observe here",
+        (Verdict::Allow, Mode::Observe) => ", which only observes so far",
+        (_, Mode::Enforce) => "",
+    };
+    format!("{what}: {because}{observed}")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,284 @@
+//! Who asked whom for what: as enforcement points report it, and as the store remembers it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use countersign_api::admin::{Answer, FlowView};
+use countersign_api::{v1, wire};
+use countersign_identity::{Mode, Name, SpiffeId, Timestamp};
+use countersign_store::{Batch, FlowRow, Op, PAGE_MAX, Store, StoreError};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::control::Control;
+use crate::judge::Judge;
+use crate::refusal::Refused;
+
+/// How many different flows wait to be written. What comes on top is a number.
+const WAITING_MAX: usize = 10_000;
+/// How often what was reported is written.
+const WRITE_EVERY: Duration = Duration::from_secs(2);
+/// How many are written at once.
+const WRITTEN_MAX: usize = 500;
+/// How often it is looked for what is too old, or too much.
+const TRIM_EVERY: Duration = Duration::from_secs(600);
+/// How many different flows are remembered. Beyond that, nothing new is, until room was made.
+const REMEMBERED_MAX: usize = 50_000;
+/// How long a flow may be remembered at the shortest, lest one that was just seen is forgotten.
+const RETENTION_MIN: Duration = Duration::from_secs(3600);
+
+/// What makes one flow another one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Said {
+    source: String,
+    service: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    operation: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    method: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    path: String,
+    allowed: bool,
+    mode: Mode,
+    policies: Vec<String>,
+}
+
+/// Flows on their way to the store.
+#[derive(Debug, Default)]
+pub(crate) struct Flows {
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    rows: HashMap<String, FlowRow>, // INVARIANT: at most WAITING_MAX
+    dropped: u64,
+    full: bool,
+}
+
+impl Flows {
+    /// Takes what a node reports; never waits.
+    pub(crate) fn observe(&self, flows: Vec<v1::Flow>, lost: u64, now: Timestamp) {
+        let mut waiting = self.lock();
+        waiting.dropped = waiting.dropped.saturating_add(lost);
+        for flow in flows {
+            let flow = wire::bounded_flow(flow);
+            let count = flow.count;
+            let taken = row(flow, now).is_some_and(|row| waiting.add(row));
+            if !taken {
+                waiting.dropped = waiting.dropped.saturating_add(count);
+            }
+        }
+    }
+
+    /// How many were counted in no flow.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.lock().dropped
+    }
+
+    fn take(&self) -> Vec<FlowRow> {
+        let mut waiting = self.lock();
+        let keys: Vec<String> = waiting.rows.keys().take(WRITTEN_MAX).cloned().collect();
+        keys.iter().filter_map(|key| waiting.rows.remove(key)).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    fn add(&mut self, row: FlowRow) -> bool {
+        if let Some(before) = self.rows.get_mut(&row.flow) {
+            before.first = before.first.min(row.first);
+            before.last = before.last.max(row.last);
+            before.count = before.count.saturating_add(row.count);
+            return true;
+        }
+        let room = self.rows.len() < WAITING_MAX && !self.full;
+        if room {
+            self.rows.insert(row.flow.clone(), row);
+        }
+        room
+    }
+}
+
+/// A report as a row; `None` when it is none that this version understands.
+fn row(flow: v1::Flow, now: Timestamp) -> Option<FlowRow> {
+    let said = Said {
+        source: flow.source.parse::<SpiffeId>().ok()?.to_string(),
+        service: flow.service.parse::<Name>().ok()?.to_string(),
+        operation: flow.operation,
+        method: flow.method,
+        path: flow.path,
+        allowed: flow.allowed,
+        mode: flow.mode.parse().ok()?,
+        policies: flow.policies,
+    };
+    let value = serde_json::to_value(&said).ok()?;
+    let flow_text = String::from_utf8(countersign_api::resource::canonical(&value)).ok()?;
+    // A point's clock may be wrong; what it says of the future is of now.
+    let at = |micros: i64| Timestamp::from_micros(micros).min(now);
+    let (first, last) = (at(flow.first_micros), at(flow.last_micros));
+    (flow_text.len() <= countersign_store::FLOW_BYTES_MAX && first <= last).then_some(FlowRow {
+        flow: flow_text,
+        first,
+        last,
+        count: flow.count,
+    })
+}
+
+/// Writes what was reported, and forgets what is old, until stopped.
+pub(crate) async fn keep_flows(control: Arc<Control>, stop: CancellationToken) {
+    let mut trim_at = control.clock.now();
+    loop {
+        let now = control.clock.now();
+        if let Err(error) = write(&control).await {
+            tracing::warn!(%error, "flows could not be written");
+        }
+        if trim_at <= now {
+            trim_at = now + TRIM_EVERY;
+            if let Err(error) = trim(&control, now).await {
+                tracing::warn!(%error, "old flows could not be dropped");
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = control.clock.sleep_until(now + WRITE_EVERY) => {}
+        }
+    }
+    if let Err(error) = write(&control).await {
+        tracing::debug!(%error, "the last flows could not be written");
+    }
+}
+
+async fn write(control: &Control) -> Result<(), StoreError> {
+    loop {
+        let rows = control.watch.flows.take();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let counts: u64 = rows.iter().map(|row| row.count).sum();
+        let ops = rows.into_iter().map(Op::AddFlow).collect();
+        if let Err(error) = control.store.commit(Batch { ops, ..Batch::default() }).await {
+            // Nobody may know whether it was written, and what is written twice is counted twice.
+            control.watch.flows.observe(Vec::new(), counts, Timestamp::EPOCH);
+            return Err(error);
+        }
+    }
+}
+
+async fn trim(control: &Control, now: Timestamp) -> Result<(), StoreError> {
+    let retention = control.feed.current().domain().flow_retention.duration().max(RETENTION_MIN);
+    let ops = vec![Op::TrimFlows { before: now - retention }];
+    control.store.commit(Batch { ops, ..Batch::default() }).await?;
+    let remembered = all(&*control.store).await?.len();
+    control.watch.flows.lock().full = REMEMBERED_MAX <= remembered;
+    if REMEMBERED_MAX <= remembered {
+        tracing::warn!(remembered, "too many different flows: new ones are only counted");
+    }
+    Ok(())
+}
+
+/// Every flow that is remembered.
+async fn all(store: &dyn Store) -> Result<Vec<FlowRow>, StoreError> {
+    let mut rows = Vec::new();
+    loop {
+        let after = rows.last().map(|row: &FlowRow| row.flow.clone());
+        let page = store.flows(after, PAGE_MAX).await?;
+        let last = page.len() < PAGE_MAX;
+        rows.extend(page);
+        if last || 2 * REMEMBERED_MAX < rows.len() {
+            return Ok(rows);
+        }
+    }
+}
+
+/// The flows that were seen since, with the names that manifests give their sources now.
+pub(crate) async fn flows(
+    store: &dyn Store,
+    judge: &Judge,
+    since: Option<Timestamp>,
+) -> Result<Vec<FlowView>, Refused> {
+    let rows = all(store).await?;
+    let recent = rows.into_iter().filter(|row| since.is_none_or(|since| since <= row.last));
+    let mut views: Vec<FlowView> = recent.filter_map(|row| view(&row, judge)).collect();
+    views.sort_by(|a, b| {
+        let key = |view: &FlowView| (view.source.clone(), view.service.clone(), view.what());
+        key(a).cmp(&key(b))
+    });
+    Ok(views)
+}
+
+fn view(row: &FlowRow, judge: &Judge) -> Option<FlowView> {
+    let said: Said = serde_json::from_str(&row.flow).ok()?;
+    let source_id: SpiffeId = said.source.parse().ok()?;
+    let text = |text: String| Some(text).filter(|text| !text.is_empty());
+    Some(FlowView {
+        source: judge.principal(&source_id).to_string(),
+        source_id,
+        service: said.service.parse().ok()?,
+        operation: text(said.operation).and_then(|name| name.parse().ok()),
+        method: text(said.method),
+        path: text(said.path),
+        decision: if said.allowed { Answer::Allow } else { Answer::Deny },
+        mode: said.mode,
+        policies: said.policies,
+        first_seen: row.first,
+        last_seen: row.last,
+        count: row.count,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flow(service: &str, count: u64, seconds: i64) -> v1::Flow {
+        v1::Flow {
+            source: "spiffe://shop.example/web".to_owned(),
+            service: service.to_owned(),
+            mode: "enforce".to_owned(),
+            first_micros: seconds * 1_000_000,
+            last_micros: seconds * 1_000_000,
+            count,
+            ..v1::Flow::default()
+        }
+    }
+
+    #[test]
+    fn reports_of_one_flow_become_one_row() {
+        let flows = Flows::default();
+        let now = Timestamp::from_secs(100);
+        flows.observe(vec![flow("a", 2, 10), flow("b", 1, 500)], 7, now);
+        flows.observe(vec![flow("a", 3, 20)], 0, now);
+        let mut rows = flows.take();
+        rows.sort_by(|one, other| one.flow.cmp(&other.flow));
+        assert_eq!(rows.iter().map(|row| row.count).collect::<Vec<_>>(), [5, 1]);
+        assert_eq!(
+            (rows[0].first, rows[0].last),
+            (Timestamp::from_secs(10), Timestamp::from_secs(20))
+        );
+        assert_eq!(rows[1].last, now, "nothing is of the future");
+        assert_eq!(flows.dropped(), 7);
+        assert!(flows.take().is_empty());
+    }
+
+    #[test]
+    fn what_is_not_understood_and_what_there_is_no_room_for_is_a_number() {
+        let flows = Flows::default();
+        let now = Timestamp::from_secs(100);
+        let unknown = v1::Flow { mode: "shadow".to_owned(), ..flow("a", 4, 1) };
+        flows.observe(
+            vec![unknown, v1::Flow { source: "web".to_owned(), ..flow("a", 5, 1) }],
+            0,
+            now,
+        );
+        assert_eq!(flows.dropped(), 9);
+        let many = (0..WAITING_MAX + 3).map(|number| flow(&format!("s{number}"), 1, 1)).collect();
+        flows.observe(many, 0, now);
+        assert_eq!(flows.dropped(), 12);
+    }
+}
