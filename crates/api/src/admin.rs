@@ -4,6 +4,7 @@ mod authority;
 mod client;
 mod difference;
 mod list;
+mod log;
 mod policy;
 mod problem;
 mod requests;
@@ -19,6 +20,9 @@ pub use self::authority::{
 pub use self::client::{AdminClient, AdminError};
 pub use self::difference::{FieldChange, differences};
 pub use self::list::CrlResponse;
+pub use self::log::{
+    LeafView, LeavesResponse, LogResponse, ProofResponse, TileHashView, TileHashesResponse,
+};
 pub use self::policy::{
     Answer, ExplainRequest, ExplainResponse, FlowView, FlowsResponse, HistoryEntry,
     HistoryResponse, PlanResponse, PlannedChange, RollbackRequest, Touched, UnusedGrant,

@@ -7,6 +7,7 @@
 mod address;
 mod authority;
 mod check;
+mod network;
 mod operation;
 mod policy;
 mod problem;
@@ -30,6 +31,7 @@ pub use self::address::{
 };
 pub use self::authority::{Approval, AuthoritySpec, UnknownApproval};
 pub use self::check::{Declaration, Unread, check, check_beside};
+pub use self::network::{BadNetwork, Network};
 pub use self::operation::{OPERATIONS_MAX, OperationSpec};
 pub use self::policy::{BadPolicyRecord, PolicyRecord, PolicyScope, PolicySpec, ScopeNames};
 pub(crate) use self::problem::shorten;

@@ -45,6 +45,9 @@ impl EventKind {
             Self::AuthorityCreated | Self::ResponderCreated => {
                 "The authority, or whose server's key it is."
             }
+            Self::AuthorityRequested | Self::AuthorityImported | Self::CeremonyDue => {
+                "The authority, by the id of its key."
+            }
             Self::AuthorityWalked => "The authority, by the id of its key.",
             Self::WalkOrdered => "The root that the walk begins at, by the id of its key.",
             Self::TokenCreated => "The SHA-256 of the token, never the token.",
@@ -118,7 +121,17 @@ impl EventKind {
                 ),
                 field("authority", "The id of the authority of that certificate."),
             ],
-            Self::NodeRemoved | Self::RecordRemoved => &[],
+            Self::AuthorityRequested | Self::NodeRemoved | Self::RecordRemoved => &[],
+            Self::AuthorityImported => fields![
+                field("root", "The id of the outside root's key."),
+                field("serial", "The certificate's serial, lower hex."),
+                field("tbs", "The SHA-256 of its TBSCertificate."),
+                field("notAfter", "Until when it is valid."),
+            ],
+            Self::CeremonyDue => fields![
+                field("root", "The id of the outside root's key."),
+                field("ends", "When the issuer ends."),
+            ],
             Self::RecordPut => fields![
                 field("sha256", "The digest of the record's value."),
                 field(

@@ -12,6 +12,7 @@ mod flows;
 mod history;
 mod id;
 mod lists;
+mod log;
 mod plan;
 mod reference;
 mod revoke;

@@ -30,7 +30,7 @@ pub fn main() -> ExitCode {
 }
 
 /// What is known of a cause of an error.
-fn known(cause: &(dyn Error + 'static)) -> Option<Known> {
+pub(crate) fn known(cause: &(dyn Error + 'static)) -> Option<Known> {
     if let Some(found) = cause.downcast_ref::<manifest::Problems>() {
         return Some(Known { code: Code::InvalidManifest, problems: found.list().to_vec() });
     }

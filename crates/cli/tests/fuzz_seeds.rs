@@ -38,6 +38,8 @@ mod ocsp_request;
 mod policy;
 #[path = "../../../fuzz/fuzz_targets/proof_bundle.rs"]
 mod proof_bundle;
+#[path = "../../../fuzz/fuzz_targets/proxy_header.rs"]
+mod proxy_header;
 #[path = "../../../fuzz/fuzz_targets/spiffe_id.rs"]
 mod spiffe_id;
 

@@ -189,7 +189,7 @@ mod tests {
         let inner = std::io::Error::from_raw_os_error(2);
         let failure = Failure::unreachable(format!("could not read `a`: {inner}"));
         let error = Err::<(), _>(inner).context(failure).unwrap_err();
-        let said = Told::of(&error).message.to_lowercase();
+        let said = Told::of(&error, |_cause| None).message.to_lowercase();
         assert_eq!(said.matches("no such file").count(), 1, "{said}");
     }
 

@@ -26,8 +26,7 @@ use crate::bounds::{
 use crate::dial::{Want, protocols, spoken};
 use crate::facts::blank_fact;
 use crate::guard::Guard;
-use crate::handshakes::{Entry, Handshakes};
-use crate::headers::peer_value;
+use crate::headers::{client_certificate, peer_value};
 use crate::listener::{Arrived, Listener};
 use crate::metrics::{Meter, Open};
 use crate::plan::{Manners, Preface};
@@ -235,6 +234,8 @@ impl Door {
                     route: self.route.clone(),
                     meter: self.meter.clone(),
                     peer: Some(peer),
+                    certificate,
+                    requests: Some(requests),
                     guard: Some(Guard {
                         service: self.service.clone(),
                         admitted: admitted.clone(),

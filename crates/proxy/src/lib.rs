@@ -40,7 +40,6 @@ mod door;
 mod exposition;
 mod facts;
 mod guard;
-mod handshakes;
 mod headers;
 mod health;
 mod lease;

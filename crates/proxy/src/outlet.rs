@@ -96,6 +96,8 @@ impl Outlet {
                     route: self.route.clone(),
                     meter: self.meter.clone(),
                     peer: None,
+                    certificate: None,
+                    requests: None,
                     guard: None,
                 };
                 drop(route);

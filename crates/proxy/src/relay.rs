@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use crate::body::Body;
 use crate::dial::Want;
 use crate::guard::Guard;
-use crate::headers::{self, BadRequest, PEER_HEADER};
+use crate::headers::{self, BadRequest, CERTIFICATE_HEADER, PEER_HEADER};
 use crate::metrics::Meter;
 use crate::plane::Plane;
 use crate::problem::problem;
@@ -30,6 +30,10 @@ pub(crate) struct Relay {
     pub(crate) meter: Meter,
     /// Who sends them, as the program is told; `None` when it is the program of our own side.
     pub(crate) peer: Option<HeaderValue>,
+    /// What the program is told of their certificate, where it asks.
+    pub(crate) certificate: Option<HeaderValue>,
+    /// How many requests the peer may have under way; no limit for the program of our own side.
+    pub(crate) requests: Option<Arc<Semaphore>>,
     /// What that peer may ask for; `None` likewise.
     pub(crate) guard: Option<Guard>,
 }
@@ -41,7 +45,16 @@ impl Relay {
         request: Request<Incoming>,
         session: &Arc<Session>,
     ) -> Response<Body> {
-        let busy = session.enter();
+        let busy = match &self.requests {
+            Some(requests) => session.enter_within(requests),
+            None => Some(session.enter()),
+        };
+        let Some(busy) = busy else {
+            let why = "too many requests of this peer are under way";
+            let response = problem(Code::RateLimited, why);
+            self.meter.request(response.status());
+            return session.leave(response, session.enter());
+        };
         let grpc = is_grpc(request.headers());
         let response = match self.pass(request).await {
             Ok(response) => response,

@@ -22,6 +22,7 @@ mod incarnation;
 mod init;
 mod issue;
 mod judge;
+mod log;
 mod publish;
 mod refusal;
 mod revoke;
@@ -47,6 +48,7 @@ pub use config::{
 pub use countersign_store::{BadUrl, Copied, Password, Place, PostgresUrl, Verification};
 pub use init::init;
 pub use judge::{Judge, Unclear};
+pub use log::OfflineLog;
 pub use refusal::Refused;
 pub use run::run;
 pub use storage::{copy_store, verify_store};

@@ -450,14 +450,15 @@ impl Parts {
             spawn(&mut parts, talk(Arc::clone(&control), after.clone()));
         }
         spawn(&mut parts, upkeep.trim(after.clone()));
+        spawn(&mut parts, prune(Arc::clone(&control), holder.clone(), after.clone()));
         spawn(&mut parts, keep_flows(Arc::clone(&control), after.clone()));
-        spawn(&mut parts, prune(Arc::clone(&control), holder, after.clone()));
         spawn(
             &mut parts,
             settle(Arc::clone(&control), start.domain.server.to_string(), after.clone()),
         );
         let (data, store) = (start.config.data.clone(), Arc::clone(&start.store));
-        parts.spawn(remember(data, store, after.clone()));
+        let lost = CancellationToken::new();
+        spawn(&mut parts, remember(data, store, lost.clone(), after.clone()));
         if let Some(key) = &control.log_key {
             let signer = Signer::new(Arc::clone(&control), Arc::clone(key), holder.clone())?;
             spawn(&mut parts, signer.run(after.clone()));

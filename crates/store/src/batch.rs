@@ -9,7 +9,7 @@ use countersign_identity::{
 };
 use countersign_pki::Receipt;
 
-use crate::{FlowRow, IssuedRow, NodeRow, PointKey, PointRow, TokenRow};
+use crate::{CheckpointRow, FlowRow, IssuedRow, NodeRow, PointKey, PointRow, TokenRow};
 
 /// The kinds of records, in the order of their words. Closed: a kind of a later version is refused, never skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -174,6 +174,24 @@ pub enum Op {
     PutPoint(PointRow),
     /// Forgets an enforcement point, if it is there.
     RemovePoint(PointKey),
+    /// Keeps what the log's key has signed of the log. Those before it that the hashes of full tiles make needless go.
+    PutCheckpoint(CheckpointRow),
+    /// Keeps hashes of full tiles of a log; those that are there stay as they are.
+    PutTileHashes {
+        /// Of the log of which incarnation.
+        incarnation: Incarnation,
+        /// The hashes.
+        hashes: Vec<TileHash>,
+    },
+    /// Drops the details of events, which their leaves go on to bind.
+    TrimDetails {
+        /// In the log of which incarnation.
+        incarnation: Incarnation,
+        /// The first of them.
+        from: u64,
+        /// The first that keeps its details.
+        to: u64,
+    },
     /// Adds to the count of a flow, and widens the time in which it was seen.
     AddFlow(FlowRow),
     /// Drops flows that were not seen since.
@@ -223,6 +241,13 @@ impl fmt::Debug for Op {
             Self::RevokeKeys { of, at } => write!(f, "RevokeKeys {{ {of:?}, at: {at} }}"),
             Self::PutPoint(row) => write!(f, "PutPoint({row:?})"),
             Self::RemovePoint(key) => write!(f, "RemovePoint({key:?})"),
+            Self::PutCheckpoint(row) => write!(f, "PutCheckpoint({row:?})"),
+            Self::PutTileHashes { incarnation, hashes } => {
+                write!(f, "PutTileHashes {{ of {incarnation}, {} hashes }}", hashes.len())
+            }
+            Self::TrimDetails { incarnation, from, to } => {
+                write!(f, "TrimDetails {{ of {incarnation}, {from} to {to} }}")
+            }
             Self::AddFlow(row) => write!(f, "AddFlow({row:?})"),
             Self::TrimFlows { before } => write!(f, "TrimFlows {{ before: {before} }}"),
             Self::TouchNode { id, at } => write!(f, "TouchNode {{ {id}, at: {at} }}"),

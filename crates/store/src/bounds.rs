@@ -93,6 +93,12 @@ fn check_op(op: &Op) -> Result<()> {
         Op::PutPoint(PointRow { key, .. }) | Op::RemovePoint(key) => {
             check_name("bytes of an enforcement point's name", &key.name)
         }
+        Op::PutCheckpoint(row) => within("bytes of a checkpoint", row.note.len(), NOTE_BYTES_MAX),
+        Op::PutTileHashes { hashes, .. } => within("hashes of tiles", hashes.len(), BATCH_ROWS_MAX),
+        Op::TrimDetails { from, to, .. } => {
+            let rows = usize::try_from(to.saturating_sub(*from)).unwrap_or(usize::MAX);
+            within("events whose details are dropped", rows, TRIM_ROWS_MAX)
+        }
         Op::AddFlow(row) => within("bytes of a flow", row.flow.len(), FLOW_BYTES_MAX),
         Op::SpendToken { .. }
         | Op::TrimFlows { .. }

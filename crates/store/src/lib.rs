@@ -35,15 +35,15 @@ pub use backup::{Dumped, Dumping, Filling, Page};
 pub use batch::{Batch, Begins, Change, Committed, KeysOf, Kind, Op, Record, UnknownKind};
 pub use bounds::{
     BATCH_ROWS_MAX, FEED_COMMITS_MAX, FLOW_BYTES_MAX, HOST_BYTES_MAX, KEY_BYTES_MAX, LABELS_MAX,
-    NAME_BYTES_MAX, PAGE_MAX, REPORT_BYTES_MAX, VALUE_BYTES_MAX,
+    NAME_BYTES_MAX, PAGE_MAX, REPORT_BYTES_MAX, TRIM_ROWS_MAX, VALUE_BYTES_MAX,
 };
 pub use copy::{Copied, Place, copy};
 pub use error::{Result, StoreError};
 pub use memory::MemoryStore;
 pub use postgres::{BadUrl, Password, PostgresStore, PostgresUrl};
 pub use rows::{
-    Commit, Details, Feed, FlowRow, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow,
-    ReportRow, Snapshot, StoredEvent, TokenRow, Trimmed,
+    CheckpointRow, Commit, Details, Feed, FlowRow, Head, Issued, IssuedRow, NodeRow, PointKey,
+    PointRow, ReportRow, Snapshot, StoredEvent, TokenRow, Trimmed,
 };
 pub use sqlite::{Observed, SqliteStore};
 pub use verify::{Verification, verify_everything};

@@ -15,9 +15,9 @@ use tokio::sync::watch;
 use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name, check_report};
 use crate::transact::{Lease, Tables, Upkeep, lease_end, trim, write};
 use crate::{
-    Batch, Change, Commit, Committed, Details, Feed, FlowRow, Head, Issued, IssuedRow, KeysOf,
-    Kind, NodeRow, PAGE_MAX, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store,
-    StoredEvent, TokenRow, Trimmed,
+    Batch, Change, CheckpointRow, Commit, Committed, Details, Feed, FlowRow, Head, Issued,
+    IssuedRow, KeysOf, Kind, NodeRow, PAGE_MAX, PointKey, PointRow, Record, ReportRow, Result,
+    Snapshot, Store, StoredEvent, TokenRow, Trimmed,
 };
 
 /// A store that forgets when it is dropped.
@@ -422,6 +422,38 @@ impl Tables for State {
             self.points.keys().filter(|key| key.node == node).cloned().collect();
         for key in &of_node {
             self.points.remove(key);
+        }
+        Ok(())
+    }
+
+    fn add_checkpoint(&mut self, row: &CheckpointRow) -> Result<()> {
+        let CheckpointRow { incarnation, size, note } = row.clone();
+        insert_new(&mut self.checkpoints, (incarnation, size), note);
+        Ok(())
+    }
+
+    fn drop_checkpoints(&mut self, incarnation: Incarnation, below: u64) -> Result<()> {
+        let old = self.checkpoints.range((incarnation, 0)..(incarnation, below));
+        for key in old.map(|(key, _)| *key).collect::<Vec<_>>() {
+            self.checkpoints.remove(&key);
+        }
+        Ok(())
+    }
+
+    fn add_tile_hashes(&mut self, incarnation: Incarnation, hashes: &[TileHash]) -> Result<()> {
+        for TileHash { level, position, hash } in hashes {
+            insert_new(&mut self.tile_hashes, (incarnation, *level, *position), *hash);
+        }
+        Ok(())
+    }
+
+    fn trim_details(&mut self, past: Option<Incarnation>, from: u64, to: u64) -> Result<()> {
+        let log = match past {
+            None => &mut self.log,
+            Some(past) => self.past.entry(past).or_default(),
+        };
+        for event in log.iter_mut().filter(|event| from <= event.index && event.index < to) {
+            *event = Arc::new(StoredEvent { details: None, ..StoredEvent::clone(event) });
         }
         Ok(())
     }

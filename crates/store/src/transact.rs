@@ -11,8 +11,9 @@ use countersign_pki::Receipt;
 
 use crate::bounds::{FEED_TRIM_STEP, TRIM_ROWS_MAX, positions};
 use crate::{
-    Batch, Begins, Change, Committed, FEED_COMMITS_MAX, FlowRow, Head, IssuedRow, KeysOf, Kind,
-    NodeRow, Op, PointKey, PointRow, Record, ReportRow, Result, StoreError, TokenRow, Trimmed,
+    Batch, Begins, Change, CheckpointRow, Committed, FEED_COMMITS_MAX, FlowRow, Head, IssuedRow,
+    KeysOf, Kind, NodeRow, Op, PointKey, PointRow, Record, ReportRow, Result, StoreError, TokenRow,
+    Trimmed,
 };
 
 /// The rows of one backend, inside a transaction. Each method is one statement.
@@ -48,6 +49,11 @@ pub(crate) trait Tables {
     fn add_point(&mut self, row: &PointRow) -> Result<()>;
     fn remove_point(&mut self, key: &PointKey) -> Result<()>;
     fn remove_points(&mut self, node: NodeId) -> Result<()>;
+    fn add_checkpoint(&mut self, row: &CheckpointRow) -> Result<()>;
+    fn drop_checkpoints(&mut self, incarnation: Incarnation, below: u64) -> Result<()>;
+    fn add_tile_hashes(&mut self, incarnation: Incarnation, hashes: &[TileHash]) -> Result<()>;
+    /// Of the present log, or of that of a past incarnation.
+    fn trim_details(&mut self, past: Option<Incarnation>, from: u64, to: u64) -> Result<()>;
     fn add_flow(&mut self, row: &FlowRow) -> Result<()>;
     fn trim_flows(&mut self, before: Timestamp) -> Result<()>;
     fn revoke_keys(&mut self, of: &KeysOf, at: Timestamp) -> Result<()>;
@@ -224,6 +230,15 @@ fn apply(tables: &mut impl Tables, op: &Op, present: Incarnation) -> Result<()> 
         Op::RevokeKeys { of, at } => tables.revoke_keys(of, *at),
         Op::PutPoint(row) => tables.add_point(row),
         Op::RemovePoint(key) => tables.remove_point(key),
+        Op::PutCheckpoint(row) => {
+            tables.add_checkpoint(row)?;
+            tables.drop_checkpoints(row.incarnation, row.keeps_from())
+        }
+        Op::PutTileHashes { incarnation, hashes } => tables.add_tile_hashes(*incarnation, hashes),
+        Op::TrimDetails { incarnation, from, to } => {
+            let past = Some(*incarnation).filter(|incarnation| *incarnation != present);
+            tables.trim_details(past, *from, *to)
+        }
         Op::AddFlow(row) => tables.add_flow(row),
         Op::TrimFlows { before } => tables.trim_flows(*before),
         Op::TouchNode { id, at } => known(*id, tables.touch_node(*id, *at)?),

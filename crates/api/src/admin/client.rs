@@ -14,12 +14,13 @@ use tokio::net::UnixStream;
 use countersign_identity::{Code, Incarnation, KeyId, Name, NodeId, Revision, Serial};
 
 use super::{
-    ApplyRequest, ApplyResponse, AuthoritiesResponse, Convergence, CreateTokenRequest,
-    CreateTokenResponse, CrlResponse, EventsResponse, ExplainRequest, ExplainResponse,
-    FlowsResponse, HandshakesResponse, HistoryResponse, NodesResponse, PlanResponse,
-    ProblemDetails, RecoverRequest, RecoverResponse, ResourcesResponse, ResumeRequest,
-    RevisionResponse, RevocationsResponse, RevokeRequest, RevokeResponse, RollbackRequest,
-    RotateRequest, Status, Step, StepRequest, SuspendRequest,
+    ApplyRequest, ApplyResponse, AuthoritiesResponse, CeremonyRequest, Convergence,
+    CreateTokenRequest, CreateTokenResponse, CrlResponse, EventFilter, EventsResponse,
+    ExplainRequest, ExplainResponse, FlowsResponse, HandshakesResponse, HistoryResponse,
+    ImportRequest, ImportResponse, LeavesResponse, LogResponse, NodesResponse, PlanResponse,
+    ProblemDetails, ProofResponse, RecoverRequest, RecoverResponse, RequestView, ResourcesResponse,
+    ResumeRequest, RevisionResponse, RevocationsResponse, RevokeRequest, RevokeResponse,
+    RollbackRequest, RotateRequest, Status, Step, StepRequest, SuspendRequest, TileHashesResponse,
 };
 use crate::resource::Kind;
 

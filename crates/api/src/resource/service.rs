@@ -8,6 +8,7 @@ use countersign_identity::Name;
 use serde::Serialize;
 
 use super::address::{HostPort, ListenAddress, Local};
+use super::network::Network;
 use super::operation::{OPERATIONS_MAX, OperationSpec, read_operation};
 use super::problem::shorten;
 use super::reader::{Fields, Place, Problems, parse, text_of};
@@ -262,6 +263,15 @@ pub struct ServiceSpec {
     #[serde(skip_serializing_if = "Connections::is_usual")]
     #[schemars(with = "Option<Connections>")]
     pub connections: Connections,
+    /// What the program is told of its callers' certificates, in `x-forwarded-client-cert`: `nothing` (the default),
+    /// `identity` or `certificate`. Only with `protocol: http`.
+    #[serde(skip_serializing_if = "ForwardClientCertificate::is_usual")]
+    #[schemars(with = "Option<super::schema::ForwardText>")]
+    pub forward_client_certificate: ForwardClientCertificate,
+    /// The PROXY protocol before its door, and behind it.
+    #[serde(skip_serializing_if = "ProxyProtocol::is_unused")]
+    #[schemars(with = "Option<ProxyProtocol>")]
+    pub proxy_protocol: ProxyProtocol,
     /// What it does, by name. With at least one, each request is decided on by policies that speak of operations; with
     /// none, whoever may connect may ask for anything.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -316,6 +326,9 @@ impl ServiceSpec {
         let forward = fields.optional::<Local>("forward", problems);
         let addresses = fields.set("addresses", ADDRESSES_MAX, problems);
         let connections = read_connections(fields, problems);
+        let told =
+            fields.optional::<ForwardClientCertificate>("forwardClientCertificate", problems);
+        let proxy_protocol = read_proxy_protocol(fields, problems);
         let operations = fields.list("operations", OPERATIONS_MAX, problems, read_operation);
         let upstreams = fields.list("upstreams", UPSTREAMS_MAX, problems, read_upstream);
         let command = fields.list("command", ARGUMENTS_MAX, problems, |tree, place, problems| {
@@ -365,6 +378,8 @@ impl ServiceSpec {
             forward: forward?,
             addresses: addresses?,
             connections: connections?,
+            forward_client_certificate: told?.unwrap_or_default(),
+            proxy_protocol: proxy_protocol?,
             operations: operations?,
             upstreams: upstreams?,
             command: command?,

@@ -326,7 +326,7 @@ fn schemas_name_exactly_the_fields_that_the_reader_knows() {
         (Kind::Workload, "crl dnsNames hint keyType lifetime nodes selectors spiffeId"),
         (
             Kind::Service,
-            "addresses command connections environment forward listen operations protocol upstreams workload",
+            "addresses command connections environment forward forwardClientCertificate listen operations protocol proxyProtocol upstreams workload",
         ),
         (Kind::Policy, "cedar cedarFile mode"),
     ] {

@@ -6,9 +6,10 @@ use countersign_api::resource::{
     CEDAR_BYTES_MAX, Entry, Kind, Node, Position, Problem, Resource, Tree,
 };
 use countersign_policy::Policies;
+use countersign_program::system::{plain, read_regular};
 use countersign_server::Judge;
 
-use super::files::{self, Source};
+use super::files::Source;
 use super::{CedarText, Lines, field};
 
 /// Puts the file that `spec.cedarFile` names in the place of `spec.cedar`. Tells where the text stands.
@@ -78,19 +79,17 @@ fn read(source: &Source, value: &Tree) -> Result<(String, String), String> {
     let outside =
         || format!("`{shown}` leaves the manifest's folder: put the file beside the manifest");
     let path = Path::new(text);
-    let plain = path.components().all(|part| matches!(part, std::path::Component::Normal(_)));
-    if text.is_empty() || !plain {
+    let inside = path.components().all(|part| matches!(part, std::path::Component::Normal(_)));
+    if text.is_empty() || !inside {
         return Err(outside());
     }
-    let cannot =
-        |error: std::io::Error| format!("`{shown}` cannot be read: {}", system::plain(&error));
+    let cannot = |error: std::io::Error| format!("`{shown}` cannot be read: {}", plain(&error));
     let folder = folder.canonicalize().map_err(cannot)?;
     let file = folder.join(path).canonicalize().map_err(cannot)?;
     if !file.starts_with(&folder) {
         return Err(outside());
     }
-    let text =
-        system::read_regular(&file, CEDAR_BYTES_MAX).map_err(|why| format!("`{shown}` {why}"))?;
+    let text = read_regular(&file, CEDAR_BYTES_MAX).map_err(|why| format!("`{shown}` {why}"))?;
     let beside = Path::new(&*source.name).parent().map(|parent| parent.join(path));
     Ok((beside.unwrap_or_else(|| path.to_owned()).display().to_string(), text))
 }

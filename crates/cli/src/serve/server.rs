@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use countersign_api::admin::TrustFingerprint;
 use countersign_identity::{Code, DurationText, Lifetime, Name, TrustDomain};
+use countersign_program::run::{Dump, Logging, harden, run};
 use countersign_server::{
     Config, InitConfig, NodeAuthorities, Ready, RequestReport, StartError, StoreAt,
 };

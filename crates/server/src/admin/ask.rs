@@ -12,9 +12,9 @@ use countersign_api::admin::{
     EventView, EventsResponse, Handshake, HandshakesResponse, LIST_MAX, NodeView, NodesResponse,
     ProblemDetails, ResourceView, ResourcesResponse, Status,
 };
-use countersign_audit::Entry;
-use countersign_identity::{Code, NodeId, Revision};
-use countersign_store::StoredEvent;
+use countersign_audit::{Entry, EventKind, UnknownEventKind};
+use countersign_identity::{Code, NodeId, Revision, Serial, Timestamp};
+use countersign_store::{PAGE_MAX, StoredEvent};
 use serde::Deserialize;
 
 use crate::admin::problem::Problem;

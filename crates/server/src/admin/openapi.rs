@@ -4,7 +4,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use utoipa::OpenApi;
 
-use crate::admin::{ask, authority, change, history, list, plan, policy, revoke};
+use crate::admin::{ask, authority, change, history, list, log, plan, policy, revoke};
 
 /// Operators' interface.
 #[derive(OpenApi)]

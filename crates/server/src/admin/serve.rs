@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::change::Operator;
 use crate::admin::problem::Problem;
 use crate::admin::{
-    Admin, AdminSocket, ask, authority, change, history, list, openapi, plan, policy, revoke,
+    Admin, AdminSocket, ask, authority, change, history, list, log, openapi, plan, policy, revoke,
 };
 
 /// The largest body: the manifests of some ten thousand workloads.
@@ -236,7 +236,7 @@ mod tests {
     async fn no_route_answers_a_foreign_uid() {
         let unknown = [("get".to_owned(), "/".to_owned()), ("post".to_owned(), "/live".to_owned())];
         let routes = described();
-        assert_eq!(routes.len(), 32, "{routes:?}");
+        assert_eq!(routes.len(), 40, "{routes:?}");
         for (method, path) in routes.into_iter().chain(unknown) {
             let (status, body) = ask(FOREIGN, &method, &path).await;
             assert_eq!(status, StatusCode::FORBIDDEN, "{method} {path}");

@@ -9,7 +9,7 @@ mod explored;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use countersign_api::admin::{Cause, Goal, RootState, Step};
+use countersign_api::admin::{Cause, Goal, RootKey, RootState, Step};
 use countersign_identity::{KeyId, Revision, Timestamp};
 
 use super::walk::{Facts, Left, Order, Root, Walk};
@@ -158,6 +158,9 @@ fn root(number: u8, state: RootState, since: Timestamp) -> Root {
         published: None,
         superseded: None,
         dropped: None,
+        held: RootKey::Here,
+        issuers: Vec::new(),
+        told: None,
     }
 }
 

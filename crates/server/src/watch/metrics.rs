@@ -27,7 +27,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Every metric: name, type, help. A name is written here and nowhere else.
-const METRICS: [(Metric, &str, &str, &str); 16] = {
+const METRICS: [(Metric, &str, &str, &str); 19] = {
     use Metric::*;
     [
         (Resident, "countersign_server_resident_bytes", "gauge", "Resident memory of the process."),
@@ -199,6 +199,12 @@ fn samples(metric: Metric, control: &Control) -> Vec<Sample> {
             let sample =
                 |outcome: super::facts::Outcome| format!("{{code=\"{}\"}}", outcome.as_str());
             outcomes.into_iter().map(|(outcome, value)| (sample(outcome), value)).collect()
+        }
+        Metric::RootEnds => single(seconds(authorities.root_certificate().validity().not_after)),
+        Metric::IssuerEnds => single(seconds(authorities.issuer_validity().not_after)),
+        Metric::CeremonyDue => {
+            let due = authorities.is_outside() && authorities.successor_due(control.clock.now());
+            single(u64::from(due))
         }
         Metric::FlowsLost => single(watch.flows.dropped()),
         Metric::FactsLost => single(watch.facts.totals().1),

@@ -130,6 +130,7 @@ pub(crate) async fn status(
     }
     warnings.extend(control.pulse.warnings());
     warnings.extend(control.signing.warning());
+    warnings.extend(stale);
     let life = state.life();
     warnings.extend(life.as_ref().and_then(|life| life.issues(now).err()).map(|held| held.why));
     let workloads = workloads(&state, &nodes);

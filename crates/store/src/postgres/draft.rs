@@ -16,8 +16,8 @@ use super::text;
 use crate::memory::State;
 use crate::transact::Tables;
 use crate::{
-    Batch, Change, FlowRow, Head, IssuedRow, KeysOf, Kind, NodeRow, Op, PointKey, PointRow, Record,
-    Result, TokenRow,
+    Batch, Change, CheckpointRow, FlowRow, Head, IssuedRow, KeysOf, Kind, NodeRow, Op, PointKey,
+    PointRow, Record, Result, TokenRow,
 };
 
 /// The rows on whose contents a group of batches depends.
@@ -58,6 +58,9 @@ impl<'a> Wanted<'a> {
             | Op::RevokeKeys { .. }
             | Op::PutPoint(_)
             | Op::RemovePoint(_)
+            | Op::PutCheckpoint(_)
+            | Op::PutTileHashes { .. }
+            | Op::TrimDetails { .. }
             | Op::AddFlow(_)
             | Op::TrimFlows { .. } => {}
             Op::CreateToken(TokenRow { hash, .. }) | Op::SpendToken { hash, .. } => {
@@ -140,6 +143,14 @@ pub(super) enum Unread {
     NoPoint(PointKey),
     /// A node's points are gone.
     NoPoints(NodeId),
+    /// Something was signed of a log.
+    Checkpoint(CheckpointRow),
+    /// What was signed before, below a size, is needless.
+    NoCheckpoints(Incarnation, u64),
+    /// Tiles of a log are full.
+    TileHashes(Incarnation, Vec<TileHash>),
+    /// Details are dropped, of the present log or of a past one.
+    NoDetails { past: Option<Incarnation>, from: u64, to: u64 },
     /// Something was seen again.
     Flow(FlowRow),
     /// What was not seen since is forgotten.
@@ -316,6 +327,26 @@ impl Tables for Draft {
 
     fn remove_points(&mut self, node: NodeId) -> Result<()> {
         self.touched.unread.push_back(Unread::NoPoints(node));
+        Ok(())
+    }
+
+    fn add_checkpoint(&mut self, row: &CheckpointRow) -> Result<()> {
+        self.touched.unread.push_back(Unread::Checkpoint(row.clone()));
+        Ok(())
+    }
+
+    fn drop_checkpoints(&mut self, incarnation: Incarnation, below: u64) -> Result<()> {
+        self.touched.unread.push_back(Unread::NoCheckpoints(incarnation, below));
+        Ok(())
+    }
+
+    fn add_tile_hashes(&mut self, incarnation: Incarnation, hashes: &[TileHash]) -> Result<()> {
+        self.touched.unread.push_back(Unread::TileHashes(incarnation, hashes.to_vec()));
+        Ok(())
+    }
+
+    fn trim_details(&mut self, past: Option<Incarnation>, from: u64, to: u64) -> Result<()> {
+        self.touched.unread.push_back(Unread::NoDetails { past, from, to });
         Ok(())
     }
 

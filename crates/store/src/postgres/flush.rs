@@ -10,8 +10,8 @@ use super::rows::{labels_text, signed};
 use super::session::{Command, command};
 use super::text;
 use crate::{
-    Change, FlowRow, Issued, KeysOf, NodeRow, PointKey, PointRow, Result, StoredEvent, TokenRow,
-    sql,
+    Change, CheckpointRow, FlowRow, Issued, KeysOf, NodeRow, PointKey, PointRow, Result,
+    StoredEvent, TokenRow, sql,
 };
 
 /// How many rows one statement writes at most, so that it ends well within its time-out.
@@ -205,12 +205,35 @@ fn unread(change: &Unread) -> Result<Command<'_>> {
             command!(sql::REMOVE_POINT, node, spiffe_id.as_str(), name.as_str())
         }
         Unread::NoPoints(node) => command!(sql::REMOVE_POINTS, node.as_bytes().as_slice()),
+        Unread::Checkpoint(CheckpointRow { incarnation, size, note }) => {
+            command!(sql::ADD_CHECKPOINT, signed(*incarnation)?, signed(*size)?, note.as_str())
+        }
+        Unread::NoCheckpoints(incarnation, below) => {
+            command!(sql::DROP_CHECKPOINTS, signed(*incarnation)?, signed(*below)?)
+        }
+        Unread::TileHashes(incarnation, hashes) => tile_hashes(*incarnation, hashes)?,
+        Unread::NoDetails { past: None, from, to } => {
+            command!(sql::TRIM_DETAILS, signed(*from)?, signed(*to)?)
+        }
+        Unread::NoDetails { past: Some(past), from, to } => {
+            command!(sql::TRIM_PAST_DETAILS, signed(*past)?, signed(*from)?, signed(*to)?)
+        }
         Unread::Flow(FlowRow { flow, first, last, count }) => {
             let (first, last, count) = (first.micros(), last.micros(), signed(*count)?);
             command!(sql::ADD_FLOW, flow.as_bytes(), first, last, count)
         }
         Unread::NoFlows(before) => command!(sql::TRIM_FLOWS, before.micros()),
     })
+}
+
+fn tile_hashes(incarnation: Incarnation, rows: &[TileHash]) -> Result<Command<'_>> {
+    let columns = [
+        numbers(rows, |_row| incarnation)?,
+        numbers(rows, |row| u64::from(row.level))?,
+        numbers(rows, |row| row.position)?,
+        column(rows, |row| row.hash.as_bytes().as_slice()),
+    ];
+    Ok(Command::new(text::ADD_TILE_HASHES, columns))
 }
 
 fn only_seen(before: &NodeRow, after: &NodeRow) -> bool {

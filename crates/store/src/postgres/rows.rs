@@ -9,8 +9,8 @@ use tokio_postgres::types::FromSqlOwned;
 
 use super::seen::Tip;
 use crate::{
-    Details, FlowRow, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow, ReportRow, Result,
-    StoreError, StoredEvent, TokenRow,
+    CheckpointRow, Details, FlowRow, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow,
+    ReportRow, Result, StoreError, StoredEvent, TokenRow,
 };
 
 pub(super) fn broken(what: impl Into<String>) -> StoreError {

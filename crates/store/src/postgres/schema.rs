@@ -7,7 +7,7 @@ use super::session::{Fault, Session, command};
 use crate::{Result, StoreError};
 
 /// The steps from each version to the next; the first makes version 1 of nothing.
-const STEPS: &[&str] = &[STEP_1, STEP_2, STEP_3, STEP_4];
+const STEPS: &[&str] = &[STEP_1, STEP_2, STEP_3, STEP_4, STEP_5];
 
 // Times are BIGINT, ids BYTEA: nothing whose order or meaning a database's settings could change.
 const STEP_1: &str = "
@@ -60,7 +60,18 @@ CREATE TABLE past_log (
     details BYTEA, salt BYTEA, PRIMARY KEY (incarnation, log_index));
 ";
 
+// What is signed of the logs, and the hashes of full tiles, of which the upper levels of their trees consist.
 const STEP_4: &str = "
+CREATE TABLE checkpoints (
+    incarnation BIGINT NOT NULL, size BIGINT NOT NULL, note TEXT NOT NULL,
+    PRIMARY KEY (incarnation, size));
+CREATE TABLE tile_hashes (
+    incarnation BIGINT NOT NULL, level BIGINT NOT NULL, position BIGINT NOT NULL, hash BYTEA NOT NULL,
+    PRIMARY KEY (incarnation, level, position));
+";
+
+// What was asked for, counted.
+const STEP_5: &str = "
 -- The text is a key and nothing else, so it is kept as bytes, in whose order pages go.
 CREATE TABLE flows (
     flow BYTEA PRIMARY KEY, first_seen BIGINT NOT NULL, last_seen BIGINT NOT NULL,

@@ -29,9 +29,9 @@ use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name, check_repor
 use crate::queue::{Job, OwnedLease, Queue, ended};
 use crate::transact::lease_end;
 use crate::{
-    Batch, Change, Commit, Committed, Feed, FlowRow, Head, Issued, NodeRow, PAGE_MAX, PointKey,
-    PointRow, Record, ReportRow, Result, Snapshot, Store, StoreError, StoredEvent, TokenRow,
-    Trimmed, sql,
+    Batch, Change, CheckpointRow, Commit, Committed, Feed, FlowRow, Head, Issued, NodeRow,
+    PAGE_MAX, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store, StoreError,
+    StoredEvent, TokenRow, Trimmed, sql,
 };
 
 /// A store in a directory: durable, for one process at a time.

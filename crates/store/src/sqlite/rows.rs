@@ -6,8 +6,8 @@ use countersign_identity::{KeyId, Name, NodeId, Serial, Sha256, SpiffeId, Timest
 use rusqlite::{ErrorCode, Row};
 
 use crate::{
-    Details, FlowRow, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow, ReportRow, Result,
-    StoreError, StoredEvent, TokenRow,
+    CheckpointRow, Details, FlowRow, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow,
+    ReportRow, Result, StoreError, StoredEvent, TokenRow,
 };
 
 /// Sorts an error of SQLite: what goes away by itself or by an operator's hand, and what is damage or a defect.

@@ -9,7 +9,7 @@ use crate::{Result, StoreError};
 const APPLICATION_ID: i64 = 0x4353_474e;
 
 /// The steps from each version to the next; the first makes version 1 of nothing.
-const STEPS: &[&str] = &[STEP_1, STEP_2, STEP_3, STEP_4];
+const STEPS: &[&str] = &[STEP_1, STEP_2, STEP_3, STEP_4, STEP_5];
 
 const STEP_1: &str = "
 CREATE TABLE schema (version BIGINT NOT NULL);
@@ -63,7 +63,18 @@ CREATE TABLE past_log (
     details BLOB, salt BLOB, PRIMARY KEY (incarnation, log_index)) WITHOUT ROWID;
 ";
 
+// What is signed of the logs, and the hashes of full tiles, of which the upper levels of their trees consist.
 const STEP_4: &str = "
+CREATE TABLE checkpoints (
+    incarnation BIGINT NOT NULL, size BIGINT NOT NULL, note TEXT NOT NULL,
+    PRIMARY KEY (incarnation, size)) WITHOUT ROWID;
+CREATE TABLE tile_hashes (
+    incarnation BIGINT NOT NULL, level BIGINT NOT NULL, position BIGINT NOT NULL, hash BLOB NOT NULL,
+    PRIMARY KEY (incarnation, level, position)) WITHOUT ROWID;
+";
+
+// What was asked for, counted.
+const STEP_5: &str = "
 -- The text is a key and nothing else, so it is kept as bytes, in whose order pages go.
 CREATE TABLE flows (
     flow BLOB PRIMARY KEY, first_seen BIGINT NOT NULL, last_seen BIGINT NOT NULL,

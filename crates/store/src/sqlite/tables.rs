@@ -7,8 +7,8 @@ use rusqlite::{Connection, OptionalExtension as _, Params, Row};
 use super::rows::{self, broken, failed, labels_text, signed};
 use crate::transact::{Lease, Tables, Upkeep};
 use crate::{
-    Change, FlowRow, Head, IssuedRow, KeysOf, Kind, NodeRow, PointKey, PointRow, Record, ReportRow,
-    Result, TokenRow, sql,
+    Change, CheckpointRow, FlowRow, Head, IssuedRow, KeysOf, Kind, NodeRow, PointKey, PointRow,
+    Record, ReportRow, Result, TokenRow, sql,
 };
 
 /// The writer's connection inside a transaction.
@@ -218,6 +218,33 @@ impl Tables for Open<'_> {
 
     fn remove_points(&mut self, node: NodeId) -> Result<()> {
         self.run(sql::REMOVE_POINTS, [node.as_bytes()]).map(|_some| ())
+    }
+
+    fn add_checkpoint(&mut self, row: &CheckpointRow) -> Result<()> {
+        let CheckpointRow { incarnation, size, note } = row;
+        self.run(sql::ADD_CHECKPOINT, (signed(*incarnation)?, signed(*size)?, note)).map(|_one| ())
+    }
+
+    fn drop_checkpoints(&mut self, incarnation: Incarnation, below: u64) -> Result<()> {
+        self.run(sql::DROP_CHECKPOINTS, (signed(incarnation)?, signed(below)?)).map(|_some| ())
+    }
+
+    fn add_tile_hashes(&mut self, incarnation: Incarnation, hashes: &[TileHash]) -> Result<()> {
+        let incarnation = signed(incarnation)?;
+        for TileHash { level, position, hash } in hashes {
+            let values = (incarnation, i64::from(*level), signed(*position)?, hash.as_bytes());
+            self.run(sql::ADD_TILE_HASH, values)?;
+        }
+        Ok(())
+    }
+
+    fn trim_details(&mut self, past: Option<Incarnation>, from: u64, to: u64) -> Result<()> {
+        let (from, to) = (signed(from)?, signed(to)?);
+        let trimmed = match past {
+            None => self.run(sql::TRIM_DETAILS, (from, to)),
+            Some(past) => self.run(sql::TRIM_PAST_DETAILS, (signed(past)?, from, to)),
+        };
+        trimmed.map(|_some| ())
     }
 
     fn add_flow(&mut self, row: &FlowRow) -> Result<()> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use countersign_audit::{Entry, Event, EventKind, TileHash, Tree};
 use countersign_identity::Code;
 use countersign_store::{
-    Batch, CheckpointRow, Op, PAGE_MAX, StoreError, TRIM_ROWS_MAX, verify_everything,
+    Batch, Begins, CheckpointRow, Op, PAGE_MAX, StoreError, TRIM_ROWS_MAX, verify_everything,
 };
 use tokio::task::JoinSet;
 
@@ -142,7 +142,8 @@ pub(crate) async fn dropped_details_leave_the_log_as_it_is(store: Shared) {
     let from = serde_json::json!({ "incarnation": 1, "logSize": 3, "logRoot": root });
     let event = Event::new(EventKind::IncarnationBegan, noon(), "server", "store");
     let event = event.with_details(serde_json::json!({ "from": from }));
-    let begins = Batch { begins: Some(2), narrows: true, events: vec![event], ..Batch::default() };
+    let begins = Some(Begins { incarnation: 2, log_size: 3 });
+    let begins = Batch { begins, narrows: true, events: vec![event], ..Batch::default() };
     store.commit(begins).await.unwrap();
     store.commit(trim(0, 3)).await.unwrap();
     assert!(store.past_events(1, 0, 9).await.unwrap().iter().all(|event| event.details.is_none()));

@@ -159,8 +159,8 @@ async fn review(
     while counted.is_none_or(|counted| from < counted) {
         let page = match source.leaves(incarnation, from).await {
             // What cannot be read is not what was written.
-            Err(error) if Told::of(&error).code == Code::Internal => {
-                further.push(Told::of(&error).message);
+            Err(error) if Told::of(&error, crate::known).code == Code::Internal => {
+                further.push(Told::of(&error, crate::known).message);
                 break;
             }
             other => other?,

@@ -84,7 +84,7 @@ pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
             Ok(Looked::Right(seen, how)) => tell(&seen, how, output)?,
             Err(error) if arguments.once => return Err(error),
             Err(error) => {
-                let told = crate::exit::Told::of(&error);
+                let told = crate::exit::Told::of(&error, crate::known);
                 if told.exit != Exit::Unreachable {
                     return Err(error);
                 }

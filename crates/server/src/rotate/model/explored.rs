@@ -45,6 +45,7 @@ impl Model for System {
             order: None,
             last: None,
             paused: None,
+            request: None,
         };
         let leaf = Some((key(1), 0));
         let point =
