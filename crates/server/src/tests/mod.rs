@@ -320,5 +320,5 @@ pub(super) fn unknown_or_cut(status: &Status) {
 
 /// A bound on what a test waits for, so that a defect is a failure and no hang.
 pub(super) async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(30), what).await.expect("it takes too long")
+    tokio::time::timeout(Duration::from_secs(90), what).await.expect("it takes too long")
 }
