@@ -26,7 +26,7 @@ pub(super) async fn from(number: u16, door: SocketAddr) -> std::io::Result<TcpSt
 }
 
 /// One whom the door's own authorities do not know, and who believes the door.
-pub(super) async fn intruder(shop: &Shop) -> Arc<Trust> {
+async fn intruder(shop: &Shop) -> Arc<Trust> {
     let evil = Realm::on(shop.realm.clock.clone(), "evil.example", 9).await;
     let bundles = Bundles::new(vec![shop.realm.bundle(), evil.bundle()]).unwrap();
     let known = shop.web.plane.trust.slice();
