@@ -33,7 +33,7 @@ const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
 /// Streams settle, and the system gives memory back.
 const SETTLE: Duration = Duration::from_secs(5);
 /// For all acknowledgements.
-const WAIT: Duration = Duration::from_secs(30);
+const WAIT: Duration = Duration::from_secs(9);
 const POLL: Duration = Duration::from_millis(10);
 /// Enforcement points that take ten thousand rules at once.
 const TAKERS: usize = 20;
@@ -168,10 +168,13 @@ async fn revoke(fleet: &Fleet, options: &Options) -> Result<Figure> {
         fleet.seen.forget();
         let begin = Instant::now();
         let done = order(fleet, serials).await?;
-        let (enforced, applied) = tokio::join!(
+        // Its agent asks for what takes the place of what leaked, as any would: that is waited for as well.
+        let (enforced, applied, again) = tokio::join!(
             enforced(fleet, done.revision, begin),
-            applied(fleet, begin, done.revision.number)
+            applied(fleet, begin, done.revision.number),
+            thief.sign(&names)
         );
+        again?;
         let applied = applied?;
         acknowledged.push(enforced?);
         tell("revoke_fleet", round, &applied);
