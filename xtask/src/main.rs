@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod bounded;
 mod check;
 mod fuzz;
 mod generate;
@@ -31,6 +32,12 @@ enum Command {
         no_install: bool,
         /// Run only tests whose name holds this
         filter: Option<String>,
+    },
+    /// Run one test program, and end it with all that it started when it takes too long
+    #[command(hide = true)]
+    Bounded {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        program: Vec<std::ffi::OsString>,
     },
     /// Check which crate knows which against the design's table
     Layers,
@@ -70,6 +77,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Check => check::run(),
         Command::Test { no_install, filter } => test::run(!no_install, filter.as_deref()),
+        Command::Bounded { program } => bounded::run(&program),
         Command::Layers => layers::run(),
         Command::Gen => generate::run(),
         Command::Bench { output, name, fleet } => bench::run(output, name.as_deref(), &fleet),

@@ -21,6 +21,7 @@ pub(crate) fn run(install: bool, filter: Option<&str>) -> Result<()> {
     step("release build", &mut cargo(&["build", "--release"]))?;
     // All of them, so that one run names every failure.
     let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    crate::bounded::bound(&mut tests)?;
     tests.args(filter);
     tests.env("COUNTERSIGN_BIN", root().join("target/release/countersign"));
     tests.env("COUNTERSIGN_PYTHON", python_bin());

@@ -166,10 +166,11 @@ impl Agent {
     }
 }
 
-/// Waits until an acknowledgement fulfils the condition.
+/// Waits until an acknowledgement fulfils the condition, for a minute of real time at most.
 pub(crate) async fn acknowledged(
     mut acks: watch::Receiver<v1::SyncAck>,
     holds: impl FnMut(&v1::SyncAck) -> bool,
 ) -> v1::SyncAck {
-    acks.wait_for(holds).await.unwrap().clone()
+    let acknowledged = tokio::time::timeout(Duration::from_secs(60), acks.wait_for(holds)).await;
+    acknowledged.expect("nothing of the kind is acknowledged").unwrap().clone()
 }
