@@ -52,7 +52,7 @@ struct Arguments {
 
 type Bench = fn(Output) -> Result<()>;
 
-const FIGURES: [(&str, Bench); 14] = [
+const FIGURES: [(&str, Bench); 16] = [
     ("issue_embedded", issue::embedded),
     ("issue_postgres", issue::postgres),
     ("handshake", handshake::run),
@@ -60,7 +60,9 @@ const FIGURES: [(&str, Bench); 14] = [
     ("flood", flood::run),
     ("rotation_p99", rotation::run),
     ("verify", small::verify),
-    ("decide", small::decide),
+    ("decide_cached", small::decide_cached),
+    ("decide_10", small::decide_10),
+    ("decide_10000", small::decide_10000),
     ("revoked_check", revoked::check),
     ("revoked_cut", revoked::cut),
     ("crl_100k", lists::run),

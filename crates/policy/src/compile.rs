@@ -7,6 +7,7 @@ use cedar_policy::ffi::DetailedError;
 use cedar_policy::{Effect, EntityUid, Policy, PolicyId, PolicySet, ValidationMode, Validator};
 use countersign_identity::{Mode, Name, SpiffeId, Verb};
 
+use crate::reads::reads_age;
 use crate::schema::{CONNECT, OPERATION, SERVICE, WORKLOAD, schema};
 use crate::text::Layout;
 use crate::{Names, Problem, Scope};
@@ -59,6 +60,8 @@ pub(crate) struct Statement {
     pub(crate) policy: Policy,
     pub(crate) scope: Scope,
     pub(crate) mode: Mode,
+    /// Whether what it says can change while a certificate ages.
+    pub(crate) reads_age: bool,
 }
 
 pub(crate) fn compile(
@@ -147,7 +150,10 @@ impl Reader<'_> {
         problems.extend(self.names(&parsed, &layout));
         if problems.is_empty() {
             let mode = self.mode;
-            let statement = |policy| Statement { scope: Scope::of(&policy), policy, mode };
+            let statement = |policy| {
+                let (scope, reads_age) = (Scope::of(&policy), reads_age(&policy));
+                Statement { policy, scope, mode, reads_age }
+            };
             return Ok(parsed.into_iter().map(statement).collect());
         }
         problems.sort();

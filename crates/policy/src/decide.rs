@@ -1,17 +1,19 @@
 //! Asking.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt;
 
 use cedar_policy::{
     AuthorizationError, Authorizer, Context as CedarContext, Decision as CedarDecision, Effect,
-    Entities, Entity, EntityUid, PolicySet, Request, RestrictedExpression,
+    Entities, Entity, EntityUid, Request, RestrictedExpression,
 };
 use countersign_identity::{CanonicalPath, Code, Mode, Name, SpiffeId, Verb};
 
 use crate::compile::{Declared, PolicySource, Statement, compile};
+use crate::index::{Buckets, Index};
+use crate::memory::{Memory, Question};
 use crate::operation::{Operation, Operations};
-use crate::schema::Words;
+use crate::schema::{AGE, Words};
 use crate::{Names, Problem};
 
 /// Who asks: a workload that a manifest names, or a peer that none names.
@@ -127,9 +129,12 @@ impl Decision {
 /// A compiled set of policies.
 ///
 /// Policies are kept by the principal and the service that their scopes name, so that a question
-/// meets only those that could bear on it.
+/// meets only those that could bear on it. What was decided before is remembered, within a bound, unless a policy that bears
+/// on it reads the age of the peer's certificate, or could not be evaluated.
 pub struct Policies {
     words: Words,
+    /// None where nothing is to be remembered.
+    memory: Option<Memory>,
     authorizer: Authorizer,
     enforced: Index,
     observed: Index,
@@ -166,15 +171,6 @@ impl Statement {
     }
 }
 
-/// Every policy is in exactly one of the sets.
-#[derive(Default)]
-struct Index {
-    for_any: PolicySet,
-    by_principal: HashMap<String, PolicySet>,
-    by_service: HashMap<String, PolicySet>,
-    by_service_and_principal: HashMap<String, HashMap<String, PolicySet>>,
-}
-
 impl Policies {
     /// Compiles and checks.
     ///
@@ -202,7 +198,14 @@ impl Policies {
     /// The same, for services with these operations.
     #[must_use]
     pub fn with_operations(self, operations: Operations) -> Self {
-        Self { operations, ..self }
+        let memory = self.memory.as_ref().map(|_of_others| Memory::default());
+        Self { operations, memory, ..self }
+    }
+
+    /// The same, for somebody who asks each question once: every decision is made anew.
+    #[must_use]
+    pub fn forgetful(self) -> Self {
+        Self { memory: None, ..self }
     }
 
     /// Every policy that permits something, in the order of the texts.
@@ -219,6 +222,7 @@ impl Policies {
     pub fn none() -> Self {
         Self {
             words: Words::new(),
+            memory: Some(Memory::default()),
             authorizer: Authorizer::new(),
             enforced: Index::default(),
             observed: Index::default(),
@@ -251,14 +255,8 @@ impl Policies {
 
     /// Decides about a connection. Whatever cannot be evaluated denies.
     pub fn decide(&self, request: &ConnectRequest<'_>) -> Decision {
-        let asked = Asked {
-            principal: request.principal,
-            service: request.service,
-            action: self.words.connect(),
-            resource: self.words.service(request.service),
-            context: request.context,
-        };
-        self.ask(asked)
+        let ConnectRequest { principal, service, context } = *request;
+        self.ask(&Asked { principal, service, verb: None, operation: None, context })
     }
 
     /// Decides about a request to a service that declares operations; `None` for one that declares none, where the
@@ -274,16 +272,13 @@ impl Policies {
             return Some(Called { decision, operation: None });
         };
         let operation = self.operations.find(service, verb, request.path).cloned();
-        let resource = match &operation {
-            Some(operation) => self.words.operation(service, operation.name.as_str()),
-            None => self.words.service(service),
-        };
-        let action = self.words.verb(verb);
-        let decision = self.ask(Asked { principal, service, action, resource, context });
+        let name = operation.as_ref().map(|operation| &operation.name);
+        let verb = Some(verb);
+        let decision = self.ask(&Asked { principal, service, verb, operation: name, context });
         Some(Called { decision, operation })
     }
 
-    fn ask(&self, asked: Asked<'_>) -> Decision {
+    fn ask(&self, asked: &Asked<'_>) -> Decision {
         let listed = |allowed: &BTreeSet<SpiffeId>| match asked.principal {
             Principal::Id(id) => allowed.contains(id),
             Principal::Named(_) => false,
@@ -292,113 +287,113 @@ impl Policies {
             return Decision::by_list();
         }
         let (principal, service) = (asked.principal.as_str(), asked.service);
-        let mut enforced = self.enforced.sets(principal, service).peekable();
-        let mut observed = self.observed.sets(principal, service).peekable();
-        // What an observed policy's scope admits is let pass, whatever that policy says.
-        let lenient = if observed.peek().is_some() { Mode::Observe } else { Mode::Enforce };
-        if enforced.peek().is_none() && observed.peek().is_none() {
+        let enforced = self.enforced.buckets(principal, service);
+        let observed = self.observed.buckets(principal, service);
+        // What no policy bears on is not remembered: to find that out takes no longer than to remember it, and
+        // strangers take up no room so.
+        if enforced.iter().chain(&observed).all(Option::is_none) {
             return Decision::denied(Code::PolicyDenied, Mode::Enforce);
         }
+        let ages = enforced.iter().chain(&observed).flatten().any(|bucket| bucket.reads_age)
+            || asked.age().is_none();
+        let Some(memory) = self.memory.as_ref().filter(|_| !ages) else {
+            return self.evaluate(asked, &enforced, &observed);
+        };
+        let question = asked.question();
+        if let Some(known) = memory.recall(&question) {
+            return known;
+        }
+        let decision = self.evaluate(asked, &enforced, &observed);
+        // A failure is looked at again each time.
+        if decision.verdict != Verdict::Deny(Code::PolicyError) {
+            memory.remember(&question, &decision);
+        }
+        decision
+    }
+
+    fn evaluate(
+        &self,
+        asked: &Asked<'_>,
+        enforced: &Buckets<'_>,
+        observed: &Buckets<'_>,
+    ) -> Decision {
         let Some((request, entities)) = self.cedar_request(asked) else {
             return Decision::denied(Code::PolicyError, Mode::Enforce);
         };
-        let found = |sets: &mut dyn Iterator<Item = &PolicySet>| {
+        let found = |buckets: &Buckets<'_>| {
             let mut found = Found::default();
-            for set in sets {
-                found.add(&self.authorizer.is_authorized(&request, set, &entities));
+            for bucket in buckets.iter().flatten() {
+                found.add(&self.authorizer.is_authorized(&request, &bucket.policies, &entities));
             }
             found
         };
-        decision(found(&mut enforced), found(&mut observed), lenient)
+        // What an observed policy's scope admits is let pass, whatever that policy says.
+        let some_observed = observed.iter().any(Option::is_some);
+        let lenient = if some_observed { Mode::Observe } else { Mode::Enforce };
+        decision(found(enforced), found(observed), lenient)
     }
 
-    fn cedar_request(&self, asked: Asked<'_>) -> Option<(Request, Entities)> {
+    fn cedar_request(&self, asked: &Asked<'_>) -> Option<(Request, Entities)> {
         let text = |value: &str| RestrictedExpression::new_string(value.to_owned());
-        let age = i64::try_from(asked.context.peer_age_seconds).ok()?;
+        let age = asked.age()?;
         let context = CedarContext::from_pairs([
             ("tls_version".to_owned(), text(&asked.context.tls_version)),
             ("group".to_owned(), text(&asked.context.group)),
-            ("peer_age_seconds".to_owned(), RestrictedExpression::new_long(age)),
+            (AGE.to_owned(), RestrictedExpression::new_long(age)),
         ]);
         let principal: EntityUid = self.words.workload(asked.principal.as_str());
+        let action = asked.verb.map_or_else(|| self.words.connect(), |verb| self.words.verb(verb));
         let service = self.words.service(asked.service);
-        let entities = if asked.resource == service {
-            Entities::empty()
-        } else {
-            // Of which service it is an operation.
-            let parents = std::iter::once(service).collect();
-            let operation = Entity::new_no_attrs(asked.resource.clone(), parents);
-            Entities::from_entities([operation], None).ok()?
+        let (resource, entities) = match asked.operation {
+            None => (service, Entities::empty()),
+            Some(name) => {
+                let resource = self.words.operation(asked.service, name.as_str());
+                // Of which service it is an operation.
+                let parents = std::iter::once(service).collect();
+                let operation = Entity::new_no_attrs(resource.clone(), parents);
+                (resource, Entities::from_entities([operation], None).ok()?)
+            }
         };
         // Types and context are right by construction; validating them again would cost more than the decision.
-        let request = Request::new(principal, asked.action, asked.resource, context.ok()?, None);
+        let request = Request::new(principal, action, resource, context.ok()?, None);
         Some((request.ok()?, entities))
     }
 }
 
-/// A question, as Cedar takes it.
+/// A question, before it is put into Cedar's words.
 struct Asked<'a> {
     principal: &'a Principal,
     service: &'a str,
-    action: EntityUid,
-    resource: EntityUid,
+    /// None for a connection.
+    verb: Option<Verb>,
+    /// None for the service itself.
+    operation: Option<&'a Name>,
     context: &'a Context,
+}
+
+impl<'a> Asked<'a> {
+    /// None when it is none that a policy could read.
+    fn age(&self) -> Option<i64> {
+        i64::try_from(self.context.peer_age_seconds).ok()
+    }
+
+    /// The same, without what is never remembered.
+    fn question(&self) -> Question<'a> {
+        Question {
+            principal: self.principal,
+            service: self.service,
+            operation: self.operation,
+            verb: self.verb,
+            tls_version: &self.context.tls_version,
+            group: &self.context.group,
+        }
+    }
 }
 
 /// The name under which an allow list stands in decisions.
 const ALLOW_LIST: &str = "allow-list";
 
-impl Index {
-    fn of(statements: Vec<Statement>) -> Self {
-        let mut index = Self::default();
-        for Statement { policy, scope, .. } in statements {
-            let services = match scope.resources {
-                Names::Any => vec![None],
-                Names::Only(names) => names.into_iter().map(Some).collect(),
-            };
-            let principals = match scope.principals {
-                Names::Any => vec![None],
-                Names::Only(names) => names.into_iter().map(Some).collect(),
-            };
-            for service in &services {
-                for principal in &principals {
-                    index
-                        .set_for(service.clone(), principal.clone())
-                        .add(policy.clone())
-                        .expect("ids are unique, which compile checks");
-                }
-            }
-        }
-        index
-    }
-
-    fn set_for(&mut self, service: Option<String>, principal: Option<String>) -> &mut PolicySet {
-        match (service, principal) {
-            (None, None) => &mut self.for_any,
-            (None, Some(principal)) => self.by_principal.entry(principal).or_default(),
-            (Some(service), None) => self.by_service.entry(service).or_default(),
-            (Some(service), Some(principal)) => self
-                .by_service_and_principal
-                .entry(service)
-                .or_default()
-                .entry(principal)
-                .or_default(),
-        }
-    }
-
-    /// The sets that could bear on the question.
-    fn sets(&self, principal: &str, service: &str) -> impl Iterator<Item = &PolicySet> {
-        let both = self.by_service_and_principal.get(service);
-        (!self.for_any.is_empty())
-            .then_some(&self.for_any)
-            .into_iter()
-            .chain(self.by_principal.get(principal))
-            .chain(self.by_service.get(service))
-            .chain(both.and_then(|by_principal| by_principal.get(principal)))
-    }
-}
-
-/// What the sets have said so far.
+/// What the buckets have said so far.
 #[derive(Default)]
 struct Found {
     permits: BTreeSet<String>,

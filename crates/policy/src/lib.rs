@@ -3,7 +3,8 @@
 //! Principals are workloads, resources are services and their operations, actions are `connect` and the methods of
 //! HTTP. Nothing is allowed without a policy; what cannot be evaluated is denied, also where Cedar itself would go on without the policy that
 //! failed. A set of policies is compiled once, with every problem told at once, and then asked at a
-//! cost that does not grow with the number of policies for other workloads and services.
+//! cost that does not grow with the number of policies for other workloads and services. What was asked before is
+//! remembered as long as the set lives, unless it depends on time.
 //!
 //! No Cedar type appears outside of this crate. It knows no sockets, no certificates and no store.
 //!
@@ -34,8 +35,11 @@
 
 mod compile;
 mod decide;
+mod index;
+mod memory;
 mod operation;
 mod problem;
+mod reads;
 mod schema;
 mod scope;
 mod text;

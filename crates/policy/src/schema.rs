@@ -41,6 +41,8 @@ pub(crate) const WORKLOAD: &str = "Workload";
 pub(crate) const SERVICE: &str = "Service";
 pub(crate) const OPERATION: &str = "Operation";
 pub(crate) const CONNECT: &str = "connect";
+/// The one attribute of the context that time changes.
+pub(crate) const AGE: &str = "peer_age_seconds";
 
 pub(crate) fn schema() -> Schema {
     let (schema, _warnings) =

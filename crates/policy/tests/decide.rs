@@ -130,6 +130,8 @@ fn an_age_that_no_policy_could_read_denies() {
     let old = Context { peer_age_seconds: u64::MAX, ..context() };
     let request = ConnectRequest { principal: &named("web"), service: "orders", context: &old };
     denied(&policies.decide(&request), Code::PolicyError, &[]);
+    allowed(&ask(&policies, &named("web"), "orders"), &["permit"]);
+    denied(&policies.decide(&request), Code::PolicyError, &[]);
 }
 
 #[test]
@@ -208,7 +210,7 @@ fn thousands_of_policies_for_others_cost_a_decision_nothing() {
             )
         })
         .collect();
-    let policies = Policies::compile(&sources, None).unwrap();
+    let policies = Policies::compile(&sources, None).unwrap().forgetful();
     assert_eq!(policies.count(), 3_000);
     let peer = named("w1242");
     let begin = Instant::now();
@@ -307,4 +309,49 @@ fn an_observed_policy_lets_pass_within_its_scope_only() {
         (decision.verdict, decision.mode),
         (Verdict::Deny(Code::PolicyError), Mode::Enforce)
     );
+}
+
+/// What is remembered is told apart by all that the policies can read, and not at all where they read time.
+#[test]
+fn what_was_decided_before_is_not_decided_for_another_handshake() {
+    let only = |condition: &str| PERMIT.replace(");", &format!(") when {{ {condition} }};"));
+    let verdicts = |condition: &str, contexts: &[Context]| {
+        let policies = compile(&[("shop", &only(condition))]);
+        let web = named("web");
+        let ask = |context| {
+            policies.decide(&ConnectRequest { principal: &web, service: "orders", context })
+        };
+        contexts.iter().map(|context| ask(context).is_allowed()).collect::<Vec<_>>()
+    };
+    let (fine, weak) = (context(), Context { group: "secp256r1".to_owned(), ..context() });
+    let contexts = [fine.clone(), weak.clone(), fine.clone(), weak];
+    assert_eq!(verdicts("context.group like \"*MLKEM*\"", &contexts), [true, false, true, false]);
+    let older = Context { peer_age_seconds: 61, ..fine.clone() };
+    let contexts = [fine.clone(), older, fine];
+    assert_eq!(verdicts("context.peer_age_seconds <= 60", &contexts), [true, false, true]);
+}
+
+#[test]
+fn the_same_question_gets_the_same_answer_with_and_without_memory() {
+    let all =
+        r#"permit (principal == Workload::"orders", action, resource in Service::"payments");"#;
+    let no = r#"forbid (principal, action == Action::"POST", resource == Operation::"payments/charge");"#;
+    let seen = r#"permit (principal == Workload::"orders", action == Action::"GET", resource == Operation::"payments/see");"#;
+    let texts = [(Mode::Enforce, all), (Mode::Enforce, no), (Mode::Observe, seen)];
+    let (remembering, forgetful) = (payments(&texts), payments(&texts).forgetful());
+    for _ in 0..2 {
+        for verb in Verb::ALL.into_iter().map(Some).chain([None]) {
+            for path in ["/charges", "/charges/7", "/charges/mine", "/other"] {
+                let expected = call(&forgetful, verb, path);
+                assert_eq!(call(&remembering, verb, path), expected, "{verb:?} {path}");
+            }
+        }
+        assert_eq!(
+            ask(&remembering, &named("orders"), "payments"),
+            ask(&forgetful, &named("orders"), "payments"),
+        );
+    }
+    let other = Operations::new([("payments".parse().unwrap(), Vec::new())]);
+    let renewed = remembering.with_operations(other);
+    allowed(&ask(&renewed, &named("orders"), "payments"), &["p0"]);
 }

@@ -1,4 +1,4 @@
-//! The index changes no decision: Cedar is asked about the whole set beside it.
+//! The index and the memory change no decision: Cedar is asked about the whole set beside them.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::str::FromStr;
@@ -73,6 +73,17 @@ fn policy() -> impl Strategy<Value = String> {
         })
 }
 
+fn context() -> impl Strategy<Value = Context> {
+    let age = prop_oneof![0_u64..3, 0_u64..100];
+    let version = prop::sample::select(&["1.2", "1.3"][..]);
+    let group = prop::sample::select(&["X25519MLKEM768", "X25519", "secp256r1"][..]);
+    (age, version, group).prop_map(|(peer_age_seconds, version, group)| Context {
+        tls_version: version.to_owned(),
+        group: group.to_owned(),
+        peer_age_seconds,
+    })
+}
+
 fn uid(kind: &str, name: &str) -> EntityUid {
     EntityUid::from_type_name_and_id(EntityTypeName::from_str(kind).unwrap(), EntityId::new(name))
 }
@@ -114,8 +125,7 @@ proptest! {
     #[test]
     fn indexed_decisions_are_those_of_the_whole_set(
         texts in prop::collection::vec(policy(), 1..12),
-        age in prop_oneof![0_u64..3, 0_u64..100],
-        version in prop::sample::select(&["1.2", "1.3"][..]),
+        contexts in prop::collection::vec(context(), 1..3),
     ) {
         let text = texts.join("\n");
         let source = PolicySource::enforced("random".parse().unwrap(), text.clone());
@@ -128,12 +138,14 @@ proptest! {
             }
         };
         prop_assert_eq!(policies.count(), texts.len());
-        let context = Context { tls_version: version.to_owned(), group: "X25519MLKEM768".to_owned(), peer_age_seconds: age };
-        for name in NAMES.iter().chain(&["stranger"]) {
-            let principal = principal(name);
-            for service in SERVICES.iter().chain(&["stranger", ""]) {
-                let request = ConnectRequest { principal: &principal, service, context: &context };
-                prop_assert_eq!(policies.decide(&request).verdict, whole(&text, &request), "{} -> {}", name, service);
+        // Each is asked for a second time, when all of the others have been.
+        for context in contexts.iter().chain(&contexts) {
+            for name in NAMES.iter().chain(&["stranger"]) {
+                let principal = principal(name);
+                for service in SERVICES.iter().chain(&["stranger", ""]) {
+                    let request = ConnectRequest { principal: &principal, service, context };
+                    prop_assert_eq!(policies.decide(&request).verdict, whole(&text, &request), "{} -> {}", name, service);
+                }
             }
         }
     }

@@ -62,7 +62,9 @@ impl Judge {
             }
         }
         let names = ids.iter().map(|(name, id)| (id.clone(), name.clone())).collect();
-        Ok(Self { policies: Self::compile(resources)?, ids, names, services })
+        // Each question is another one.
+        let policies = Self::compile(resources)?.forgetful();
+        Ok(Self { policies, ids, names, services })
     }
 
     /// The policies alone.
