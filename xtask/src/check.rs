@@ -11,6 +11,7 @@ pub(crate) fn run() -> Result<()> {
     step("format", &mut cargo(&["fmt", "--all", "--check"]))?;
     crate::layers::run()?;
     one_stack()?;
+    crate::sbom::check()?;
     step(
         "lints",
         &mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]),

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask check | test | layers | gen | bench | fuzz`.
+//! The project's own commands: `cargo xtask check | test | layers | gen | sbom | bench | fuzz`.
 
 use std::process::ExitCode;
 
@@ -11,6 +11,7 @@ mod check;
 mod fuzz;
 mod generate;
 mod layers;
+mod sbom;
 mod shell;
 mod test;
 
@@ -23,7 +24,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Format, lints with warnings denied, layers, one TLS stack, generated files up to date
+    /// Format, lints with warnings denied, layers, one TLS stack, licences, generated files up to date
     Check,
     /// Install what the tests need, build, and run all of them
     Test {
@@ -43,6 +44,8 @@ enum Command {
     Layers,
     /// Write generated files anew: vectors, the configuration reference, schemas, completions
     Gen,
+    /// Print what the product is made of, as CycloneDX JSON
+    Sbom,
     /// Run the benchmarks and print each figure with its ratio to a limit
     Bench {
         /// `json` prints one object a line
@@ -80,6 +83,7 @@ fn run(command: Command) -> Result<()> {
         Command::Bounded { program } => bounded::run(&program),
         Command::Layers => layers::run(),
         Command::Gen => generate::run(),
+        Command::Sbom => sbom::run(),
         Command::Bench { output, name, fleet } => bench::run(output, name.as_deref(), &fleet),
         Command::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
     }
