@@ -335,8 +335,8 @@ impl<'a> Contents<'a> {
         }
         let serial = fields.take(der::INTEGER, "serial number")?;
         let digits = serial.integer()?;
-        if SERIAL_BYTES_MAX < digits.len() || digits[0] & 0x80 != 0 {
-            return Err(serial.bad("a serial number that is negative or over 20 bytes").into());
+        if SERIAL_BYTES_MAX < digits.len() || digits[0] & 0x80 != 0 || digits == [0] {
+            return Err(serial.bad("a serial number that is not positive or over 20 bytes").into());
         }
         let algorithm = algorithm(&mut fields)?;
         let issuer = fields.take(der::SEQUENCE, "issuer")?;

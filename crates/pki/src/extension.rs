@@ -128,7 +128,7 @@ pub(crate) struct Extensions {
     pub(crate) subject_key_id: Option<Vec<u8>>,
     pub(crate) authority_key_id: Option<Vec<u8>>,
     pub(crate) provenance: Option<Provenance>,
-    /// The first critical extension that we do not process.
+    /// The first extension that must be processed, and that we do not.
     pub(crate) unknown_critical: Option<String>,
 }
 
@@ -220,6 +220,11 @@ impl Extensions {
             oid::AUTHORITY_KEY_ID => {
                 self.authority_key_id = authority_key_id(value)?;
                 false
+            }
+            // An explicit policy may be asked for, and we process none. Critical it must be, but whoever wrote it meant it.
+            oid::POLICY_CONSTRAINTS => {
+                self.unknown_critical.get_or_insert_with(|| oid::dotted(id));
+                true
             }
             oid::PROVENANCE => {
                 self.provenance = Some(Provenance::parse(value)?);

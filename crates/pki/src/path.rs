@@ -219,7 +219,7 @@ fn check_authority(
         None => return refused(Code::BadKeyUsage, "an authority has no key usage"),
     }
     if let Some(id) = &extensions.unknown_critical {
-        let why = format!("an authority has a critical extension `{id}`, which is not understood");
+        let why = format!("an authority has extension `{id}`, which must be understood and is not");
         return Err(Refused::new(Code::BadExtension, why));
     }
     if let Some(purposes) = &extensions.purposes

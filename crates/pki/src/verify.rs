@@ -221,7 +221,7 @@ fn check_svid(leaf: &Certificate) -> Result<SpiffeId, Refused> {
         return Err(Refused::new(Code::BadKeyUsage, why));
     }
     if let Some(id) = &extensions.unknown_critical {
-        let why = format!("the leaf has a critical extension `{id}`, which is not understood");
+        let why = format!("the leaf has extension `{id}`, which must be understood and is not");
         return Err(Refused::new(Code::BadExtension, why));
     }
     if extensions.constraints.is_some() || leaf.path_length().is_some() {
