@@ -7,8 +7,15 @@ use anyhow::{Context, Result};
 use crate::shell::{cargo, root, step};
 
 /// Debian packages that tests call: outside opinions and outside clients.
-const PACKAGES: [&str; 6] =
-    ["openssl", "curl", "python3-venv", "ca-certificates", "libfaketime", "postgresql"];
+const PACKAGES: [&str; 7] = [
+    "openssl",
+    "gnutls-bin",
+    "curl",
+    "python3-venv",
+    "ca-certificates",
+    "libfaketime",
+    "postgresql",
+];
 
 /// Outside clients and outside opinions from PyPI, unmodified.
 const PYTHON: [&str; 2] = ["spiffe==0.3.2", "pkilint==0.13.3"];

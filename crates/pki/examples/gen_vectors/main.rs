@@ -8,6 +8,7 @@ mod accepted;
 mod authority;
 mod encoding;
 mod leaf;
+mod places;
 mod x509;
 
 use std::path::Path;
@@ -181,6 +182,47 @@ fn write(case: &Case, keys: &mut Keys, folder: &Path) -> Value {
     entry
 }
 
+/// Writes many cases of one shape as one file, each certificate once.
+fn write_together(cases: &[Case], keys: &mut Keys, file: &Path) {
+    let mut certificates: Vec<String> = Vec::new();
+    let mut number = |der: Vec<u8>| {
+        let text = STANDARD.encode(der);
+        let known = certificates.iter().position(|known| *known == text);
+        known.unwrap_or_else(|| {
+            certificates.push(text);
+            certificates.len() - 1
+        })
+    };
+    let mut index = Vec::new();
+    for case in cases {
+        let chain: Vec<usize> = case.chain.iter().map(|cert| number(cert.write(keys))).collect();
+        let roots: Vec<usize> =
+            case.bundles[0].1.iter().map(|cert| number(cert.write(keys))).collect();
+        let verdict = match case.rule {
+            None => json!({ "id": case.id }),
+            Some(rule) => json!({ "rule": rule, "twin": case.twin }),
+        };
+        let mut entry = json!({ "name": case.name, "chain": chain, "roots": roots });
+        let more = entry.as_object_mut().unwrap();
+        more.extend(verdict.as_object().unwrap().clone());
+        if case.role == "client" {
+            more.insert("role".to_owned(), "client".into());
+        }
+        index.push(entry);
+    }
+    // A line for each, so that a change shows what it changed.
+    let lines = |values: Vec<Value>| {
+        let lines: Vec<String> = values.iter().map(Value::to_string).collect();
+        lines.join(",\n")
+    };
+    let certificates = lines(certificates.into_iter().map(Value::from).collect());
+    let text = format!(
+        "{{\"at\":\"{NOW}\",\"domain\":\"{SHOP}\",\n\"certificates\":[\n{certificates}\n],\n\"cases\":[\n{}\n]}}\n",
+        lines(index)
+    );
+    std::fs::write(file, text).unwrap();
+}
+
 fn main() {
     let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
     let folder = testdata.join("verify");
@@ -196,6 +238,9 @@ fn main() {
     let index: Vec<Value> = cases.iter().map(|case| write(case, &mut keys, &folder)).collect();
     let text = serde_json::to_string_pretty(&json!({ "cases": index })).unwrap() + "\n";
     std::fs::write(folder.join("index.json"), text).unwrap();
+    let together = places::cases();
+    write_together(&together, &mut keys, &folder.join("places.json"));
+    println!("{} cases written to places.json", together.len());
     keys.save();
     println!("{} cases written to {}", cases.len(), folder.display());
 }

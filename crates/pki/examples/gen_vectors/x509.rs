@@ -15,6 +15,7 @@ pub(crate) const BASIC: &[u8] = &[0x55, 0x1d, 0x13];
 pub(crate) const USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
 pub(crate) const PURPOSE: &[u8] = &[0x55, 0x1d, 0x25];
 pub(crate) const CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x1e];
+pub(crate) const SUBJECT_KEY: &[u8] = &[0x55, 0x1d, 0x0e];
 pub(crate) const AUTHORITY_KEY: &[u8] = &[0x55, 0x1d, 0x23];
 
 pub(crate) fn tlv(tag: u8, parts: &[&[u8]]) -> Vec<u8> {

@@ -9,6 +9,7 @@ mod issuer_path;
 mod jws;
 mod machine;
 mod memory;
+mod opinions;
 mod parsers;
 mod status;
 mod support;
