@@ -160,7 +160,7 @@ fn a_replica_cut_off_from_the_database_issues_nothing_says_so_and_keeps_its_agen
     std::fs::remove_file(&way).unwrap();
     domain.cluster.sql(
         "postgres",
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cut'",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'cut/%'",
     );
     until("it says that it is cut off", || (one.readiness().0 == "503").then_some(()));
     let (_, why) = one.readiness();

@@ -126,14 +126,49 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// A later version has had the store in hand.
-    #[error("`{}` has schema {found}, this program knows up to {known}; use a newer one", .path.display())]
+    #[error(
+        "`{}` has schema {found}, which takes a program that knows {needs}; this one knows up to {known}: use a newer one",
+        .path.display()
+    )]
     NewerSchema {
         /// Which file.
         path: PathBuf,
         /// What it has.
         found: u64,
+        /// What a program has to know.
+        needs: u64,
         /// What is known.
         known: u64,
+    },
+    /// Somebody has a store of an earlier version open, or it was not opened since for writing.
+    #[error(
+        "`{}` has schema {found}, this program reads {known}: start a server of this version on it once, which brings it there",
+        .path.display()
+    )]
+    OlderSchema {
+        /// Which file.
+        path: PathBuf,
+        /// What it has.
+        found: u64,
+        /// What is read.
+        known: u64,
+    },
+    /// The next version of the schema changes what others rely on, and they are still there.
+    #[error(
+        "version {version} of the schema of `{}` changes what programs rely on that know it up to {known}, and {connections} \
+         connections of such programs are open: stop them, then start this one again (`pg_stat_activity` shows them, the \
+         version behind the name)",
+        .path.display()
+    )]
+    OlderPrograms {
+        /// Which database.
+        path: PathBuf,
+        /// What the schema would become.
+        version: u64,
+        /// The least that one of them knows.
+        known: u64,
+        /// How many connections they have.
+        connections: u64,
     },
     /// The store's contents contradict each other: damage, tampering or a defect.
     #[error("the store is damaged: {what}")]
@@ -192,10 +227,11 @@ impl StoreError {
             Self::KeyRevoked(_) => Code::RevokedKey,
             Self::TooLarge { .. } | Self::Leaf(_) => Code::TooLarge,
             Self::Mismatched { .. } | Self::Broken { .. } | Self::WentBack { .. } => Code::Internal,
-            Self::Missing { .. } => Code::NotReady,
-            Self::Exposed { .. } | Self::NotAStore { .. } | Self::NewerSchema { .. } => {
-                Code::NotUnderstood
-            }
+            Self::Missing { .. } | Self::OlderPrograms { .. } => Code::NotReady,
+            Self::Exposed { .. }
+            | Self::NotAStore { .. }
+            | Self::NewerSchema { .. }
+            | Self::OlderSchema { .. } => Code::NotUnderstood,
             Self::Locked { .. } | Self::Unavailable { .. } | Self::Entropy(_) => Code::Unavailable,
         }
     }
@@ -225,7 +261,9 @@ impl StoreError {
             | Self::Missing { .. }
             | Self::Exposed { .. }
             | Self::NotAStore { .. }
-            | Self::NewerSchema { .. } => false,
+            | Self::NewerSchema { .. }
+            | Self::OlderSchema { .. }
+            | Self::OlderPrograms { .. } => false,
         }
     }
 }

@@ -23,6 +23,7 @@ mod sql;
 mod sqlite;
 mod transact;
 mod verify;
+mod version;
 
 use std::time::Duration;
 

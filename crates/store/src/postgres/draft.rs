@@ -114,6 +114,8 @@ pub(super) struct Draft {
     pub(super) nodes_before: OrdMap<NodeId, NodeRow>,
     pub(super) head_before: Head,
     pub(super) writes: u64,
+    /// Which version of the schema a program has to know.
+    pub(super) needs: u64,
     pub(super) touched: Touched,
     taken: std::sync::Arc<HashSet<Serial>>,
 }
@@ -165,6 +167,7 @@ impl Draft {
         let head = next();
         let row = head.first().ok_or_else(|| broken("there is no head row"))?;
         let (head, writes) = (rows::head(row)?, rows::number(row, 4)?);
+        let needs = rows::number(row, 5)?;
         let mut state = State::empty(head);
         let mut taken = HashSet::new();
         if !wanted.names.is_empty() {
@@ -200,7 +203,7 @@ impl Draft {
         }
         let (touched, taken) = (Touched::default(), std::sync::Arc::new(taken));
         let nodes_before = state.nodes.clone();
-        Ok(Self { state, nodes_before, head_before: head, writes, touched, taken })
+        Ok(Self { state, nodes_before, head_before: head, writes, needs, touched, taken })
     }
 }
 

@@ -13,6 +13,8 @@ mod target;
 mod text;
 mod tls;
 mod transfer;
+#[cfg(test)]
+mod upgrade;
 mod writer;
 
 use std::fmt;
@@ -66,7 +68,7 @@ impl PostgresStore {
         password: Password,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self> {
-        Self::start(Target { url, password }, entropy, Opening::Create).await
+        Self::start(Target::new(url, password), entropy, Opening::Create).await
     }
 
     /// Opens the store of a database. It never makes one: an empty store in place of the expected one would be a trust
@@ -79,7 +81,7 @@ impl PostgresStore {
         password: Password,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self> {
-        Self::start(Target { url, password }, entropy, Opening::Open).await
+        Self::start(Target::new(url, password), entropy, Opening::Open).await
     }
 
     async fn start(target: Target, entropy: Arc<dyn Entropy>, opening: Opening) -> Result<Self> {
@@ -174,8 +176,8 @@ fn serve(
                 return;
             }
         };
-        let seen = Arc::new(Seen::new(tip));
-        let (hint, hinted) = watch::channel(tip.0.revision);
+        let seen = Arc::new(Seen::new(tip, target.known(), target.place()));
+        let (hint, hinted) = watch::channel(tip.head.revision);
         let following = follow::follow(target.clone(), hint.clone(), Arc::clone(&seen));
         // Ends with the runtime, which ends with this thread.
         let _following = tokio::spawn(following);
@@ -191,14 +193,13 @@ fn serve(
 /// Connects, brings the schema to this version, and checks that the log has exactly the leaves that the head row counts.
 async fn prepare(target: &Target, opening: Opening) -> Result<(Session, Tip)> {
     let session = Session::connect(target, Arc::new(Notify::new())).await?;
-    let place = target.url.to_string();
     let made = match opening {
-        Opening::Create => schema::create(&session, &place).await,
-        Opening::Open => schema::migrate(&session, &place).await,
+        Opening::Create => schema::create(&session, target).await,
+        Opening::Open => schema::migrate(&session, target).await.map(drop),
     };
     let existed = match made {
         Err(StoreError::AlreadyExists { .. }) => {
-            schema::migrate(&session, &place).await?;
+            schema::migrate(&session, target).await?;
             true
         }
         other => other.map(|()| opening == Opening::Open)?,
@@ -208,7 +209,7 @@ async fn prepare(target: &Target, opening: Opening) -> Result<(Session, Tip)> {
     let answers = read.map_err(session::Fault::error)?;
     let row = |answer: usize| answers.get(answer).and_then(|rows: &Vec<Row>| rows.first());
     let tip = rows::tip(row(0).ok_or_else(|| rows::broken("there is no head row"))?)?;
-    let head = tip.0;
+    let head = tip.head;
     let leaves = row(1).map(|row| rows::number(row, 0)).transpose()?.map_or(0, |last| last + 1);
     if leaves != head.log_size {
         let size = head.log_size;
@@ -216,7 +217,7 @@ async fn prepare(target: &Target, opening: Opening) -> Result<(Session, Tip)> {
         return Err(StoreError::Broken { what });
     }
     if existed && opening == Opening::Create && (0 < head.log_size || 0 < head.revision.number) {
-        return Err(StoreError::AlreadyExists { what: format!("store `{place}`") });
+        return Err(StoreError::AlreadyExists { what: format!("store `{}`", target.url) });
     }
     Ok((session, tip))
 }
@@ -270,7 +271,7 @@ async fn feed(
     let answers = session.together(Some(READ_ONLY), &commands, None).await?;
     let row = |answer: usize| answers.get(answer).and_then(|rows: &Vec<Row>| rows.first());
     let tip = rows::tip(row(0).ok_or_else(|| rows::broken("there is no head row"))?)?;
-    let head = tip.0;
+    let head = tip.head;
     let first = row(1).map(|row| rows::number(row, 0)).transpose()?;
     if !head.feeds(after, first) {
         session.run("COMMIT").await?;
@@ -303,7 +304,7 @@ async fn snapshot(session: &Session) -> std::result::Result<(Tip, Snapshot), Unr
     }
     // A database sorts by its own language.
     records.sort_by(|one, next| (one.kind, &one.name).cmp(&(next.kind, &next.name)));
-    Ok((tip, Snapshot { revision: tip.0.revision, records }))
+    Ok((tip, Snapshot { revision: tip.head.revision, records }))
 }
 
 #[async_trait]
@@ -312,7 +313,7 @@ impl Store for PostgresStore {
         let floor = self.seen.floor();
         let tip = self.one(|| command!(text::TIP), rows::tip).await?;
         let tip = tip.ok_or_else(|| rows::broken("there is no head row"))?;
-        self.seen.check(&floor, &tip).map(|()| tip.0)
+        self.seen.check(&floor, &tip).map(|()| tip.head)
     }
 
     async fn snapshot(&self) -> Result<Snapshot> {

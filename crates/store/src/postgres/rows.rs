@@ -81,9 +81,9 @@ pub(super) fn head(row: &Row) -> Result<Head> {
     })
 }
 
-/// The head and the hash of the log's last leaf.
+/// The head, the hash of the log's last leaf, and which version of the schema is needed.
 pub(super) fn tip(row: &Row) -> Result<Tip> {
-    Ok((head(row)?, maybe_sha256(row, 4)?))
+    Ok(Tip { head: head(row)?, leaf: maybe_sha256(row, 4)?, needs: number(row, 5)? })
 }
 
 pub(super) fn key(row: &Row, place: usize) -> Result<KeyId> {

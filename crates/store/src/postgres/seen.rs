@@ -1,5 +1,6 @@
 //! The highest state that was seen, by which a database that lost its tail is noticed, also when it has gone on since.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,13 +11,20 @@ use tokio::time::timeout;
 use super::rows;
 use super::session::{Fault, Session, Target, command};
 use super::text;
+use crate::version::Schema;
 use crate::{Head, Result, StoreError};
 
 /// How long an answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What this process knows to have been durable.
-pub(super) struct Seen(Mutex<Known>);
+pub(super) struct Seen {
+    known: Mutex<Known>,
+    /// The version of the schema that this program knows.
+    knows: u64,
+    /// Where the database is, to be told.
+    place: PathBuf,
+}
 
 struct Known {
     head: Head,
@@ -25,19 +33,28 @@ struct Known {
     leaf: Option<(u64, Sha256)>,
     /// What was found when the database was behind. It may grow past what was seen, and is still not the same.
     lost: Option<Head>,
+    /// The version of the schema that a program has to know, when this one does not.
+    needs: Option<u64>,
 }
 
-/// The head row, and the hash of the log's last leaf.
-pub(super) type Tip = (Head, Option<Sha256>);
+/// What the head row says, as it is at one moment with the log.
+#[derive(Clone, Copy)]
+pub(super) struct Tip {
+    pub(super) head: Head,
+    /// The hash of the log's last leaf, where it was read.
+    pub(super) leaf: Option<Sha256>,
+    /// The version of the schema that a program has to know.
+    pub(super) needs: u64,
+}
 
 impl Seen {
-    pub(super) fn new((head, leaf): Tip) -> Self {
-        let leaf = last(&head).zip(leaf);
-        Self(Mutex::new(Known { head, leaf, lost: None }))
+    pub(super) fn new(tip: Tip, knows: u64, place: PathBuf) -> Self {
+        let (head, leaf) = (tip.head, tip.last());
+        Self { known: Mutex::new(Known { head, leaf, lost: None, needs: None }), knows, place }
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was seen up to now. Whatever is read from now on is no older.
@@ -50,15 +67,19 @@ impl Seen {
     /// # Errors
     /// When it is behind, or another: a backup was restored in its place, or a standby that lacked the tail took over.
     /// What was acknowledged is lost, and to go on as if it were not would give one revision two meanings. From then on
-    /// every head is refused, until one of a later incarnation.
-    pub(super) fn check(&self, floor: &Head, (found, leaf): &Tip) -> Result<()> {
+    /// every head is refused, until one of a later incarnation. Also when the schema has changed to one that this program does
+    /// not know.
+    pub(super) fn check(&self, floor: &Head, tip: &Tip) -> Result<()> {
+        let (found, leaf) = (&tip.head, tip.last());
         let mut known = self.known();
+        if self.knows < tip.needs {
+            known.needs = Some(tip.needs);
+        }
         if known.head.revision.incarnation < found.revision.incarnation {
-            *known = Known { head: *found, leaf: last(found).zip(*leaf), lost: None };
-            return Ok(());
+            *known = Known { head: *found, leaf, lost: None, needs: known.needs };
+            return known.is_whole(self.knows, &self.place);
         }
         let behind = found.revision < floor.revision || found.log_size < floor.log_size;
-        let leaf = last(found).zip(*leaf);
         let is_of = |head: &Head| found.revision.incarnation == head.revision.incarnation;
         let went_back = found.revision.incarnation < floor.revision.incarnation
             || (is_of(floor) && behind)
@@ -66,7 +87,7 @@ impl Seen {
         if went_back {
             known.lost = Some(*found);
         }
-        known.is_whole()?;
+        known.is_whole(self.knows, &self.place)?;
         if (known.head.revision, known.head.log_size) < (found.revision, found.log_size) {
             known.head = *found;
         }
@@ -75,6 +96,14 @@ impl Seen {
             known.learn(leaf);
         }
         Ok(())
+    }
+
+    /// Whether the database may be worked on, as far as is known.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub(super) fn is_whole(&self) -> Result<()> {
+        self.known().is_whole(self.knows, &self.place)
     }
 
     /// Connects, and checks that what answers has what was seen: a standby may have taken the place of a primary, and
@@ -103,13 +132,13 @@ impl Seen {
         let answers = timeout(ANSWER_TIMEOUT, asked).await.map_err(late)?.map_err(Fault::error)?;
         let row = answers.first().ok_or_else(|| rows::broken("there is no head row"))?;
         let tip = rows::tip(row)?;
-        if tip.0.revision.incarnation == floor.revision.incarnation
+        if tip.head.revision.incarnation == floor.revision.incarnation
             && let Some((_, hash)) = leaf
-            && rows::maybe_sha256(row, 5)? != Some(hash)
+            && rows::maybe_sha256(row, 6)? != Some(hash)
         {
-            self.known().lost = Some(tip.0);
+            self.known().lost = Some(tip.head);
         }
-        self.check(&floor, &tip).map(|()| tip.0)
+        self.check(&floor, &tip).map(|()| tip.head)
     }
 }
 
@@ -128,7 +157,11 @@ impl Known {
         }
     }
 
-    fn is_whole(&self) -> Result<()> {
+    fn is_whole(&self, knows: u64, place: &Path) -> Result<()> {
+        if let Some(needs) = self.needs {
+            // At least that; what it is exactly only a program that knows it has to ask.
+            return Schema { version: needs, needs }.check(knows, place);
+        }
         match self.lost {
             None => Ok(()),
             Some(found) => Err(StoreError::WentBack { found, seen: self.head }),
@@ -136,9 +169,11 @@ impl Known {
     }
 }
 
-/// The place of the log's last leaf.
-fn last(head: &Head) -> Option<u64> {
-    head.log_size.checked_sub(1)
+impl Tip {
+    /// The log's last leaf: its place and its hash.
+    fn last(&self) -> Option<(u64, Sha256)> {
+        self.head.log_size.checked_sub(1).zip(self.leaf)
+    }
 }
 
 /// Raises a hint; it never goes back.
@@ -158,7 +193,8 @@ mod tests {
 
     fn tip(incarnation: u64, number: u64, log_size: u64, leaf: u8) -> Tip {
         let revision = Revision { incarnation, number };
-        (Head { revision, fence: revision, log_size }, Some(Sha256::from_bytes([leaf; 32])))
+        let head = Head { revision, fence: revision, log_size };
+        Tip { head, leaf: Some(Sha256::from_bytes([leaf; 32])), needs: 1 }
     }
 
     #[track_caller]
@@ -170,24 +206,35 @@ mod tests {
     #[test]
     fn a_state_that_went_back_is_noticed() {
         for behind in [tip(1, 5, 10, 2), tip(1, 6, 9, 1), tip(0, 7, 11, 3)] {
-            let seen = Seen::new(tip(1, 5, 9, 1));
+            let seen = Seen::new(tip(1, 5, 9, 1), 5, "place".into());
             let early = seen.floor();
             seen.check(&early, &tip(1, 6, 10, 2)).unwrap();
             // Asked before the other was seen: no contradiction.
             seen.check(&early, &tip(1, 5, 9, 1)).unwrap();
-            assert_eq!(seen.floor(), tip(1, 6, 10, 2).0);
+            assert_eq!(seen.floor(), tip(1, 6, 10, 2).head);
             refused(&seen, &behind);
         }
     }
 
     #[test]
     fn a_state_that_went_another_way_is_noticed_and_stays_refused_until_it_begins_anew() {
-        let seen = Seen::new(tip(1, 6, 10, 2));
+        let seen = Seen::new(tip(1, 6, 10, 2), 5, "place".into());
         refused(&seen, &tip(1, 6, 10, 3));
         // It has grown past what was seen.
         refused(&seen, &tip(1, 9, 20, 4));
         seen.check(&seen.floor(), &tip(2, 1, 1, 5)).unwrap();
-        assert_eq!(seen.floor(), tip(2, 1, 1, 5).0);
+        assert_eq!(seen.floor(), tip(2, 1, 1, 5).head);
         seen.check(&seen.floor(), &tip(2, 1, 1, 5)).unwrap();
+    }
+
+    #[test]
+    fn a_schema_that_this_program_does_not_know_stops_it_for_good() {
+        let seen = Seen::new(tip(1, 6, 10, 2), 5, "place".into());
+        for needs in [6, 1] {
+            let changed = Tip { needs, ..tip(2, 1, 1, 5) };
+            let error = seen.check(&seen.floor(), &changed).unwrap_err();
+            assert!(matches!(error, StoreError::NewerSchema { .. }), "{error}");
+            assert_eq!(seen.is_whole(), Err(error));
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,8 +16,10 @@ use tokio_postgres::error::Severity;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Row, Statement};
 
+use super::schema;
 use super::target::{Host, Password, PostgresUrl, Tls};
 use super::tls::MakeTls;
+use crate::version::{Steps, known};
 use crate::{Result, StoreError};
 
 /// How long making a connection may take, each host.
@@ -35,6 +38,30 @@ const SETTINGS: &str = "SET statement_timeout = 900; SET lock_timeout = 800; \
 pub(super) struct Target {
     pub(super) url: PostgresUrl,
     pub(super) password: Password,
+    /// Of the schema, what this program knows.
+    pub(super) steps: Steps,
+}
+
+impl Target {
+    pub(super) fn new(url: PostgresUrl, password: Password) -> Self {
+        Self { url, password, steps: schema::STEPS }
+    }
+
+    pub(super) fn known(&self) -> u64 {
+        known(self.steps)
+    }
+
+    /// Where it is, to be told.
+    pub(super) fn place(&self) -> PathBuf {
+        self.url.to_string().into()
+    }
+
+    /// Under which name the database shows a connection: it says which version of the schema is known, so that a newer
+    /// program sees who is still there. The database keeps 63 bytes.
+    fn name(&self) -> String {
+        let name = self.url.application.as_deref().unwrap_or("countersign");
+        format!("{name:.50}/{}", self.known())
+    }
 }
 
 /// Why a statement failed.
@@ -143,10 +170,10 @@ impl Session {
     }
 
     async fn connect_to(target: &Target, host: &Host, notified: Arc<Notify>) -> Result<Self> {
-        let Target { url, password } = target;
+        let Target { url, password, .. } = target;
         let mut config = Config::new();
         config.user(&url.user).dbname(&url.database);
-        config.application_name(url.application.as_deref().unwrap_or("countersign"));
+        config.application_name(target.name());
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         config.keepalives_idle(SILENCE_TIMEOUT).keepalives_interval(SILENCE_TIMEOUT / 5);
         config.keepalives_retries(5).tcp_user_timeout(SILENCE_TIMEOUT);

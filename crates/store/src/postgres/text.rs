@@ -1,19 +1,19 @@
 //! Statements that only this backend has: many rows in one, and the head row's guard.
 
 pub(super) const HEAD: &str =
-    "SELECT incarnation, number, fence, log_size, writes FROM head WHERE singleton = 1";
+    "SELECT incarnation, number, fence, log_size, writes, needs FROM head WHERE singleton = 1";
 /// The head row and the hash of the log's last leaf, as they are at one moment.
 pub(super) const TIP: &str = "SELECT h.incarnation, h.number, h.fence, h.log_size, \
-     (SELECT l.hash FROM log AS l WHERE l.log_index = h.log_size - 1) \
+     (SELECT l.hash FROM log AS l WHERE l.log_index = h.log_size - 1), h.needs \
      FROM head AS h WHERE h.singleton = 1";
 /// The same, with the hash of one more leaf.
 pub(super) const TIP_AND_LEAF: &str = "SELECT h.incarnation, h.number, h.fence, h.log_size, \
-     (SELECT l.hash FROM log AS l WHERE l.log_index = h.log_size - 1), \
+     (SELECT l.hash FROM log AS l WHERE l.log_index = h.log_size - 1), h.needs, \
      (SELECT l.hash FROM log AS l WHERE l.log_index = $1::BIGINT) \
      FROM head AS h WHERE h.singleton = 1";
 /// Waits until no other writer has the head row.
-pub(super) const HEAD_LOCKED: &str =
-    "SELECT incarnation, number, fence, log_size, writes FROM head WHERE singleton = 1 FOR UPDATE";
+pub(super) const HEAD_LOCKED: &str = "SELECT incarnation, number, fence, log_size, writes, needs \
+     FROM head WHERE singleton = 1 FOR UPDATE";
 /// Breaks the row's CHECK when another has written since it was read, which takes the whole transaction back, also
 /// where all of it was sent at once.
 pub(super) const MOVE_HEAD: &str = "UPDATE head SET incarnation = $1, number = $2, fence = $3, \

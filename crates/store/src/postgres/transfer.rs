@@ -47,9 +47,10 @@ fn cell(row: &Row, place: usize, kind: Type) -> Result<Cell> {
 impl Reading {
     /// Opens a database that has a store.
     pub(crate) async fn open(url: PostgresUrl, password: Password) -> Result<Self> {
-        let target = Target { url, password };
+        let target = Target::new(url, password);
         let session = Session::connect(&target, Arc::new(Notify::new())).await?;
-        super::schema::migrate(&session, &target.url.to_string()).await?;
+        let schema = super::schema::migrate(&session, &target).await?;
+        schema.check_whole(target.known(), &target.place())?;
         session.run(READING).await.map_err(Fault::error)?;
         Ok(Self(session))
     }
@@ -78,7 +79,7 @@ impl Writing {
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self> {
         drop(PostgresStore::create(url.clone(), password.clone(), entropy).await?);
-        let target = Target { url, password };
+        let target = Target::new(url, password);
         let session = Session::connect(&target, Arc::new(Notify::new())).await?;
         session.run(WRITING).await.map_err(Fault::error)?;
         Ok(Self(session))

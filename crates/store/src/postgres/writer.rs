@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::draft::{Draft, Wanted};
 use super::flush::Rows;
 use super::rows::{number, signed};
-use super::seen::{Seen, raise};
+use super::seen::{Seen, Tip, raise};
 use super::session::{Command, Fault, Session, Target, command};
 use super::text;
 use crate::bounds::TRIM_ROWS_MAX;
@@ -179,7 +179,8 @@ impl Writer {
         };
         // 2. What becomes of them.
         let drafted = Draft::load(&wanted, answers, careful).and_then(|draft| {
-            self.seen.check(&floor, &(draft.head_before, None))?;
+            let Draft { head_before: head, needs, .. } = draft;
+            self.seen.check(&floor, &Tip { head, leaf: None, needs })?;
             self.decide(draft, batches)
         });
         let (draft, outcomes) = match drafted {
@@ -201,7 +202,8 @@ impl Writer {
         self.wary = self.wary.saturating_sub(1);
         let (before, after) = (draft.head_before, draft.state.head);
         let leaf = draft.state.log.last().map(|event| event.hash);
-        if let Err(error) = self.seen.check(&before, &(after, leaf)) {
+        let tip = Tip { head: after, leaf, needs: draft.needs };
+        if let Err(error) = self.seen.check(&before, &tip) {
             return Run::Failed(error);
         }
         // Readers may look before the callers know: what they see is durable.
@@ -270,6 +272,7 @@ impl Writer {
     }
 
     async fn lease(&mut self, lease: &OwnedLease) -> Result<bool> {
+        self.seen.is_whole()?;
         let OwnedLease { name, holder, until, now } = lease;
         let values = (until.micros(), now.micros());
         let commands = [command!(text::TAKE_LEASE, name, holder, values.0, values.1)];
@@ -278,6 +281,7 @@ impl Writer {
     }
 
     async fn report(&mut self, report: &ReportRow) -> Result<bool> {
+        self.seen.is_whole()?;
         let ReportRow { replica, version, body } = report;
         let commands = [command!(text::PUT_REPORT, replica, signed(*version)?, body)];
         let rows = self.again(None, &commands, None).await?;
@@ -285,6 +289,7 @@ impl Writer {
     }
 
     async fn trim(&mut self, now: Timestamp) -> Result<Trimmed> {
+        self.seen.is_whole()?;
         let ended = now - SKEW_ALLOWED;
         let limit = signed(TRIM_ROWS_MAX as u64)?;
         let first = first_serial(ended)?;

@@ -85,11 +85,11 @@ impl SqliteStore {
     /// Opens the store of a directory to read it, also while a server runs on it. Every write is refused.
     ///
     /// # Errors
-    /// When there is none, or others may read it.
+    /// When there is none, others may read it, or it is of another version than this program reads.
     pub fn observe(directory: &Path) -> Result<Observed> {
         files::check_modes(directory)?;
         let path = files::database(directory);
-        files::open_reader(&path)?;
+        schema::check_to_read(&files::open_reader(&path)?, &path)?;
         let queue = Arc::new(Queue::new());
         queue.close();
         let (_hint, hint) = watch::channel(Revision::default());

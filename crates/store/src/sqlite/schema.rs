@@ -1,24 +1,35 @@
 //! SQLite's own DDL, one step a version. A step that was released never changes.
 
+use std::path::Path;
+
 use rusqlite::Connection;
 
 use super::rows::{failed, unsigned};
-use crate::{Result, StoreError};
+use crate::Result;
+use crate::version::{Older, Schema, Step, Steps, known};
 
 /// Marks the file as ours (`PRAGMA application_id`): "CSGN".
 const APPLICATION_ID: i64 = 0x4353_474e;
 
 /// The steps from each version to the next; the first makes version 1 of nothing.
-const STEPS: &[&str] = &[STEP_1, STEP_2, STEP_3, STEP_4, STEP_5];
+const STEPS: Steps = &[
+    Step { ddl: STEP_1, older: Older::GoOn },
+    Step { ddl: STEP_2, older: Older::GoOn },
+    Step { ddl: STEP_3, older: Older::GoOn },
+    Step { ddl: STEP_4, older: Older::GoOn },
+    Step { ddl: STEP_5, older: Older::GoOn },
+];
+/// The version that this program knows.
+const KNOWN: u64 = known(STEPS);
 
 const STEP_1: &str = "
 CREATE TABLE schema (version BIGINT NOT NULL);
 INSERT INTO schema (version) VALUES (0);
--- The only point where writers meet.
+-- The only point where writers meet. `needs` is the version that a program has to know.
 CREATE TABLE head (
     singleton BIGINT PRIMARY KEY CHECK (singleton = 1),
     incarnation BIGINT NOT NULL, number BIGINT NOT NULL,
-    fence BIGINT NOT NULL, log_size BIGINT NOT NULL);
+    fence BIGINT NOT NULL, log_size BIGINT NOT NULL, needs BIGINT NOT NULL DEFAULT 1);
 INSERT INTO head (singleton, incarnation, number, fence, log_size) VALUES (1, 1, 0, 0, 0);
 CREATE TABLE records (
     kind TEXT NOT NULL, name TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (kind, name));
@@ -92,39 +103,63 @@ pub(super) fn mark(connection: &Connection) -> Result<()> {
     connection.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)
 }
 
-/// Brings the schema to the version that this program knows, each step in a transaction of its own.
-pub(super) fn migrate(connection: &mut Connection, path: &std::path::Path) -> Result<()> {
+/// What the store says of its schema; version 0 of one that is empty.
+fn found(connection: &Connection) -> Result<Schema> {
     let tables = "SELECT COUNT(*) FROM sqlite_schema WHERE type = 'table' AND name = 'schema'";
+    let exists: i64 = connection.query_row(tables, [], |row| row.get(0)).map_err(failed)?;
+    if exists == 0 {
+        return Ok(Schema { version: 0, needs: 0 });
+    }
+    let number = |text: &str| {
+        let read = connection.query_row(text, [], |row| row.get(0));
+        unsigned(read.map_err(failed)?)
+    };
+    let needs = number("SELECT needs FROM head WHERE singleton = 1")?;
+    Ok(Schema { version: number("SELECT version FROM schema")?, needs })
+}
+
+/// Brings the schema to the version that this program knows, each step in a transaction of its own. A newer one stays as it
+/// is, when this program may work on it.
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
+    migrate_by(STEPS, connection, path)
+}
+
+fn migrate_by(steps: Steps, connection: &mut Connection, path: &Path) -> Result<()> {
     loop {
         let step = connection.transaction().map_err(failed)?;
-        let exists: i64 = step.query_row(tables, [], |row| row.get(0)).map_err(failed)?;
-        let mut version = 0;
-        if exists != 0 {
-            let read = step.query_row("SELECT version FROM schema", [], |row| row.get(0));
-            version = unsigned(read.map_err(failed)?)?;
-        }
-        let known = STEPS.len() as u64;
-        if known < version {
-            return Err(StoreError::NewerSchema { path: path.to_owned(), found: version, known });
-        }
-        let next = usize::try_from(version).ok().and_then(|version| STEPS.get(version));
-        let Some(ddl) = next else { return Ok(()) };
+        let schema = found(&step)?;
+        let next = usize::try_from(schema.version).ok().and_then(|version| steps.get(version));
+        let Some(Step { ddl, older }) = next else { return schema.check(known(steps), path) };
         step.execute_batch(ddl).map_err(failed)?;
         step.execute("UPDATE schema SET version = version + 1", []).map_err(failed)?;
+        if *older == Older::Stop {
+            let needs = "UPDATE head SET needs = (SELECT version FROM schema)";
+            step.execute(needs, []).map_err(failed)?;
+        }
         step.commit().map_err(failed)?;
     }
+}
+
+/// Goes on only when this program may read it as it is.
+pub(super) fn check_to_read(connection: &Connection, path: &Path) -> Result<()> {
+    found(connection)?.check_to_read(KNOWN, path)
+}
+
+/// Goes on only when this program knows all of it.
+pub(super) fn check_whole(connection: &Connection, path: &Path) -> Result<()> {
+    found(connection)?.check_whole(KNOWN, path)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sql;
+    use crate::{StoreError, sql};
 
     /// Otherwise SQLite would bind them in another order than PostgreSQL.
     #[test]
     fn parameters_appear_in_the_order_of_their_numbers() {
         let mut connection = Connection::open_in_memory().unwrap();
-        migrate(&mut connection, std::path::Path::new("memory")).unwrap();
+        migrate(&mut connection, Path::new("memory")).unwrap();
         for text in sql::ALL {
             let statement = connection.prepare(text).unwrap();
             for number in 1..=statement.parameter_count() {
@@ -134,10 +169,62 @@ mod tests {
         }
     }
 
+    /// The next two versions: the first adds, the second changes what was there.
+    const NEXT: Step = Step {
+        ddl: "ALTER TABLE nodes ADD COLUMN note TEXT; CREATE TABLE extra (id BIGINT PRIMARY KEY)",
+        older: Older::GoOn,
+    };
+    const AFTER: Step =
+        Step { ddl: "ALTER TABLE records RENAME COLUMN value TO body", older: Older::Stop };
+    const LATER: Steps = &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], NEXT];
+    const LAST: Steps = &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], NEXT, AFTER];
+
+    #[test]
+    fn an_older_program_goes_on_after_what_was_added_and_stops_at_what_was_changed() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        let path = Path::new("memory");
+        migrate_by(LATER, &mut connection, path).unwrap();
+        migrate(&mut connection, path).unwrap();
+        check_to_read(&connection, path).unwrap();
+        assert!(matches!(check_whole(&connection, path), Err(StoreError::NewerSchema { .. })));
+        for text in sql::ALL {
+            connection.prepare(text).unwrap();
+        }
+        migrate_by(LAST, &mut connection, path).unwrap();
+        let refused = migrate(&mut connection, path).unwrap_err();
+        let expected = StoreError::NewerSchema { path: path.into(), found: 7, needs: 7, known: 5 };
+        assert_eq!(refused, expected);
+        assert_eq!(check_to_read(&connection, path), Err(expected));
+    }
+
+    #[test]
+    fn every_earlier_version_is_brought_to_this_one_and_keeps_its_rows() {
+        let path = Path::new("memory");
+        for version in 0..=STEPS.len() {
+            let mut connection = Connection::open_in_memory().unwrap();
+            migrate_by(&STEPS[..version], &mut connection, path).unwrap();
+            if 0 < version {
+                let kept =
+                    "INSERT INTO records (kind, name, value) VALUES ('service', 'web', x'01')";
+                connection.execute(kept, []).unwrap();
+            }
+            let whole = check_whole(&connection, path);
+            assert_eq!(whole.is_ok(), version == STEPS.len(), "{version}: {whole:?}");
+            migrate(&mut connection, path).unwrap();
+            check_whole(&connection, path).unwrap();
+            let count: i64 =
+                connection.query_row("SELECT COUNT(*) FROM records", [], |row| row.get(0)).unwrap();
+            assert_eq!(count, i64::from(0 < version), "{version}");
+            for text in sql::ALL {
+                connection.prepare(text).unwrap();
+            }
+        }
+    }
+
     #[test]
     fn migrating_twice_changes_nothing() {
         let mut connection = Connection::open_in_memory().unwrap();
-        let path = std::path::Path::new("memory");
+        let path = Path::new("memory");
         migrate(&mut connection, path).unwrap();
         connection.execute("UPDATE head SET number = 7", []).unwrap();
         migrate(&mut connection, path).unwrap();

@@ -9,6 +9,7 @@ use rusqlite::{Connection, params_from_iter};
 
 use super::files::{self, Lock};
 use super::rows::{broken, failed, signed};
+use super::schema;
 use super::tables::{Open, all};
 use crate::copy::{Cell, Line, Table};
 use crate::{Head, Result};
@@ -53,18 +54,22 @@ impl Reading {
         files::check_modes(directory)?;
         let lock = Lock::take(directory)?;
         files::check_header(directory, &lock)?;
-        let connection = files::open_writer(&files::database(directory))?;
+        let path = files::database(directory);
+        let connection = files::open_writer(&path)?;
+        schema::check_whole(&connection, &path)?;
         Ok(Self { connection, _lock: Some(lock) })
     }
 
     /// Opens a directory that has a store, also while a server runs on it, and reads it as it is now to the end.
     pub(crate) fn observe(directory: &Path) -> Result<Self> {
         files::check_modes(directory)?;
-        let connection = files::open_reader(&files::database(directory))?;
+        let path = files::database(directory);
+        let connection = files::open_reader(&path)?;
         let reading = Self { connection, _lock: None };
         Open(&reading.connection).bracket("BEGIN")?;
         // The first statement chooses the state that all others see.
         reading.head()?;
+        schema::check_whole(&reading.connection, &path)?;
         Ok(reading)
     }
 

@@ -105,7 +105,7 @@ async fn connections_cut_in_the_middle_of_commits_lose_no_acknowledged_write() {
         traffic.flows(20).await;
         let cut = format!(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-             WHERE datname = '{database}' AND application_name = 'countersign'"
+             WHERE datname = '{database}' AND application_name LIKE 'countersign/%'"
         );
         cluster.sql("postgres", &cut);
     }

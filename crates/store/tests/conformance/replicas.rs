@@ -6,7 +6,8 @@ use std::time::Duration;
 use countersign_audit::{Event, EventKind};
 use countersign_identity::KeyId;
 use countersign_store::{
-    Batch, Feed, Op, PAGE_MAX, PostgresStore, Store, StoreError, verify_everything,
+    Batch, Dumping, Feed, Op, PAGE_MAX, Password, Place, PostgresStore, Store, StoreError,
+    verify_everything,
 };
 use tokio::task::JoinSet;
 
@@ -199,10 +200,11 @@ async fn a_store_is_made_once_and_never_by_opening() {
         PostgresStore::create(url, countersign_store::Password::None, crate::fixture::entropy(1));
     let again = again.await.unwrap_err();
     assert!(matches!(again, StoreError::AlreadyExists { .. }), "{again}");
-    cluster.sql(&database, "UPDATE countersign_schema SET version = 99");
+    cluster
+        .sql(&database, "UPDATE countersign_schema SET version = 99; UPDATE head SET needs = 98");
     let newer = open(1).await.unwrap_err();
-    assert!(matches!(newer, StoreError::NewerSchema { found: 99, .. }), "{newer}");
-    cluster.sql(&database, "UPDATE countersign_schema SET version = 1; DELETE FROM log");
+    assert!(matches!(newer, StoreError::NewerSchema { found: 99, needs: 98, .. }), "{newer}");
+    cluster.sql(&database, "UPDATE head SET needs = 1; DELETE FROM log");
     let torn = open(1).await.unwrap_err();
     assert!(matches!(torn, StoreError::Broken { .. }), "{torn}");
 }
@@ -241,7 +243,7 @@ async fn a_database_that_lost_its_tail_and_went_on_without_it_is_noticed_when_it
          INSERT INTO log SELECT 3, leaf, hash, details, salt FROM log WHERE log_index = 1; \
          INSERT INTO commits (number) VALUES (4); UPDATE head SET number = 4, log_size = 4; \
          SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-         WHERE datname = '{database}' AND application_name = 'countersign'; COMMIT"
+         WHERE datname = '{database}' AND application_name LIKE 'countersign/%'; COMMIT"
     );
     cluster.sql(&database, &other);
     for _again in 0..2 {
@@ -250,6 +252,63 @@ async fn a_database_that_lost_its_tail_and_went_on_without_it_is_noticed_when_it
         assert!(matches!(store.head().await.unwrap_err(), StoreError::WentBack { .. }));
     }
     assert_eq!(cluster.sql(&database, "SELECT number FROM head"), "4");
+}
+
+/// Writes through a store until a condition holds; every write must succeed.
+async fn write_until(store: &PostgresStore, mut done: impl FnMut() -> bool) -> u64 {
+    let mut count = 0;
+    while !done() {
+        store.commit(putting("web", &count.to_string())).await.unwrap();
+        count += 1;
+    }
+    count
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_replica_goes_on_while_a_newer_one_adds_to_the_schema_and_stops_when_it_changes() {
+    let cluster = Cluster::shared();
+    let database = cluster.database("read committed");
+    let older = create_at(cluster, &database, 1).await;
+    older.commit(putting("web", "0")).await.unwrap();
+    // The next version adds a table, and a column to one that every write of ours fills; it starts while we write.
+    let next = "BEGIN; ALTER TABLE log ADD COLUMN shard BIGINT NOT NULL DEFAULT 0; \
+        CREATE TABLE shards (id BIGINT PRIMARY KEY); \
+        UPDATE countersign_schema SET version = version + 1; COMMIT";
+    let at = database.clone();
+    let upgrade = tokio::task::spawn_blocking(move || Cluster::shared().sql(&at, next));
+    let upgrading = write_until(&older, || upgrade.is_finished()).await;
+    upgrade.await.unwrap();
+    // It runs, and writes what it knows; we go on, also when we start anew.
+    cluster.sql(&database, "INSERT INTO shards (id) VALUES (7)");
+    older.commit(putting("web", "more")).await.unwrap();
+    let again = open_at(cluster, &database, 2).await;
+    again.commit(putting("web", "again")).await.unwrap();
+    let head = verify_everything(&older).await.unwrap().head;
+    assert_eq!(head.revision.number, upgrading + 3);
+    let place = Place::Database(cluster.url(&database).parse().unwrap(), Password::None);
+    let copying = Dumping::open(&place).await.map(drop).unwrap_err();
+    assert!(matches!(copying, StoreError::NewerSchema { .. }), "what is not known is not copied");
+    // The version after it changes what we rely on. Nothing that we write comes after that.
+    let changed = "BEGIN; ALTER TABLE records RENAME COLUMN value TO body; \
+        UPDATE countersign_schema SET version = version + 1; \
+        UPDATE head SET needs = 7, writes = writes + 1; COMMIT";
+    cluster.sql(&database, changed);
+    for store in [&older, &again] {
+        let refused = store.commit(putting("web", "late")).await.unwrap_err();
+        assert!(matches!(refused, StoreError::NewerSchema { needs: 7, .. }), "{refused}");
+        let head = store.head().await.unwrap_err();
+        assert!(matches!(head, StoreError::NewerSchema { .. }), "{head}");
+        let lease = store.lease("a", "b", Duration::from_secs(1), noon()).await;
+        assert!(lease.unwrap_err().to_string().contains("use a newer one"));
+    }
+    let opened = PostgresStore::open(
+        cluster.url(&database).parse().unwrap(),
+        Password::None,
+        crate::fixture::entropy(3),
+    );
+    assert!(matches!(opened.await.unwrap_err(), StoreError::NewerSchema { found: 7, .. }));
+    let number = cluster.sql(&database, "SELECT number FROM head");
+    assert_eq!(number, (upgrading + 3).to_string());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

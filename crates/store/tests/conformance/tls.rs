@@ -74,7 +74,7 @@ async fn a_database_is_reached_by_tls_only_when_it_is_the_right_one_and_knows_us
 
     let store = connect("127.0.0.1", &query, Password::File(right.clone())).await.unwrap();
     let encrypted = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
-                     WHERE application_name = 'countersign'";
+                     WHERE application_name LIKE 'countersign/%'";
     assert_eq!(cluster.sql("postgres", encrypted), "t");
     drop(store);
     connect("127.0.0.1", &query, Password::Passfile(passfile)).await.unwrap();

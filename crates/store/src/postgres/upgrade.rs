@@ -1,0 +1,171 @@
+//! Programs of different versions on one database: each is this one, with fewer steps of the schema or with more.
+
+use std::sync::Arc;
+
+use countersign_audit::{Event, EventKind};
+use countersign_identity::{SeededEntropy, Timestamp};
+
+use super::schema::STEPS;
+use super::session::Target;
+use super::{Opening, PostgresStore};
+use crate::version::{Older, Step, Steps};
+use crate::{
+    Batch, Change, CheckpointRow, Kind, Op, Password, Record, Store as _, StoreError,
+    verify_everything,
+};
+
+#[path = "../../tests/support/postgres.rs"]
+#[expect(dead_code, reason = "other tests need more of it")]
+mod server;
+
+use server::Cluster;
+
+/// The program before the log was signed.
+const EARLIER: Steps = &[STEPS[0], STEPS[1], STEPS[2]];
+/// The one after this, which adds to what every write fills.
+const NEXT: Step = Step {
+    ddl: "ALTER TABLE log ADD COLUMN shard BIGINT NOT NULL DEFAULT 0; \
+          CREATE TABLE shards (id BIGINT PRIMARY KEY)",
+    older: Older::GoOn,
+};
+/// And one that changes what others rely on.
+const AFTER: Step = Step { ddl: "ALTER TABLE past_log DROP COLUMN salt", older: Older::Stop };
+const LATER: Steps = &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], NEXT];
+const LAST: Steps = &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], NEXT, AFTER];
+
+/// A database of its own.
+struct Database(String);
+
+impl Database {
+    fn make() -> Self {
+        Self(Cluster::shared().database("read committed"))
+    }
+
+    /// A replica that knows these steps.
+    async fn program(&self, steps: Steps, opening: Opening) -> crate::Result<PostgresStore> {
+        let url = Cluster::shared().url(&self.0).parse().unwrap();
+        let target = Target { steps, ..Target::new(url, Password::None) };
+        PostgresStore::start(target, Arc::new(SeededEntropy::new(1)), opening).await
+    }
+
+    async fn open(&self, steps: Steps) -> crate::Result<PostgresStore> {
+        self.program(steps, Opening::Open).await
+    }
+
+    fn says(&self, text: &str) -> String {
+        Cluster::shared().sql(&self.0, text)
+    }
+}
+
+fn putting(value: u64) -> Batch {
+    let value = value.to_string().into_bytes();
+    let record = Record { kind: Kind::Service, name: "web".to_owned(), value };
+    let noon = Timestamp::from_secs(1_795_262_400);
+    let event = Event::new(EventKind::RecordPut, noon, "operator:uid:0", "web");
+    Batch { changes: vec![Change::Put(record)], events: vec![event], ..Batch::default() }
+}
+
+/// Writes through a replica until a condition holds; every write must succeed.
+async fn write_until(store: &PostgresStore, mut done: impl FnMut() -> bool) -> u64 {
+    let mut count = 0;
+    while !done() {
+        store.commit(putting(count)).await.unwrap();
+        count += 1;
+    }
+    count
+}
+
+#[track_caller]
+fn stopped<T>(outcome: crate::Result<T>, needed: u64) {
+    match outcome {
+        Err(StoreError::NewerSchema { needs, .. }) => assert_eq!(needs, needed),
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("it goes on"),
+    }
+}
+
+/// An older program has written the state; the newer one brings it to its version while that goes on writing.
+async fn is_upgraded_under_traffic(older: Steps, newer: Steps) {
+    let database = Database::make();
+    let before = database.program(older, Opening::Create).await.unwrap();
+    before.commit(putting(0)).await.unwrap();
+    let upgrade = database.open(newer);
+    let finished = std::cell::Cell::new(false);
+    let upgrading = async {
+        let store = upgrade.await;
+        finished.set(true);
+        store
+    };
+    let writing = write_until(&before, || finished.get());
+    let (after, count) = futures_util::future::join(upgrading, writing).await;
+    let after = after.unwrap();
+    let version = "SELECT version FROM countersign_schema";
+    assert_eq!(database.says(version), newer.len().to_string());
+    // Both serve, and see what the other writes. A restart changes nothing of that.
+    let row = CheckpointRow { incarnation: 1, size: 1, note: "note".to_owned() };
+    let ops = vec![Op::PutCheckpoint(row)];
+    after.commit(Batch { ops, ..putting(1) }).await.unwrap();
+    before.commit(putting(2)).await.unwrap();
+    drop(before);
+    let again = database.open(older).await.unwrap();
+    again.commit(putting(3)).await.unwrap();
+    after.commit(putting(4)).await.unwrap();
+    let whole = verify_everything(&after).await.unwrap();
+    assert_eq!(whole, verify_everything(&again).await.unwrap());
+    assert_eq!(whole.head.revision.number, 1 + count + 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_earlier_program_wrote_is_upgraded_while_that_goes_on_writing() {
+    is_upgraded_under_traffic(EARLIER, STEPS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn this_program_goes_on_while_a_later_one_adds_to_what_it_writes() {
+    is_upgraded_under_traffic(STEPS, LATER).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_would_break_others_is_refused_until_they_are_gone_and_then_they_stay_away() {
+    let database = Database::make();
+    let older = database.program(STEPS, Opening::Create).await.unwrap();
+    older.commit(putting(0)).await.unwrap();
+    let refused = database.open(LAST).await.err().unwrap();
+    assert!(
+        matches!(refused, StoreError::OlderPrograms { version: 7, known: 5, connections: 2.., .. }),
+        "{refused}"
+    );
+    assert!(refused.to_string().contains("stop them, then start this one again"), "{refused}");
+    // What only adds was done; nothing of the other step was, and the older one serves on.
+    let version = "SELECT version FROM countersign_schema";
+    assert_eq!(database.says(version), "6");
+    older.commit(putting(1)).await.unwrap();
+    verify_everything(&older).await.unwrap();
+    drop(older);
+    // The database hears of it a moment later.
+    let newer = loop {
+        match database.open(LAST).await {
+            Err(StoreError::OlderPrograms { .. }) => tokio::task::yield_now().await,
+            outcome => break outcome.unwrap(),
+        }
+    };
+    newer.commit(putting(2)).await.unwrap();
+    assert_eq!(database.says(version), "7");
+    stopped(database.open(STEPS).await, 7);
+    newer.commit(putting(3)).await.unwrap();
+}
+
+/// One that connects in the moment between: it has read the state, and is told before it writes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_the_refusal_missed_writes_nothing_more() {
+    let database = Database::make();
+    let older = database.program(STEPS, Opening::Create).await.unwrap();
+    older.commit(putting(0)).await.unwrap();
+    database.says(
+        "BEGIN; UPDATE countersign_schema SET version = 6; \
+         UPDATE head SET needs = 6, writes = writes + 1; COMMIT",
+    );
+    stopped(older.commit(putting(1)).await, 6);
+    stopped(older.head().await, 6);
+    assert_eq!(database.says("SELECT number FROM head"), "1");
+}
