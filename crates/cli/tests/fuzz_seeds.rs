@@ -34,6 +34,8 @@ mod manifest;
 mod note;
 #[path = "../../../fuzz/fuzz_targets/ocsp_request.rs"]
 mod ocsp_request;
+#[path = "../../../fuzz/fuzz_targets/path.rs"]
+mod path;
 #[path = "../../../fuzz/fuzz_targets/policy.rs"]
 mod policy;
 #[path = "../../../fuzz/fuzz_targets/proof_bundle.rs"]
@@ -211,6 +213,11 @@ fn the_manifest_target_holds_near_its_seeds() {
 #[test]
 fn the_ocsp_request_target_holds_near_its_seeds() {
     holds("ocsp_request", ocsp_request::run);
+}
+
+#[test]
+fn the_path_target_holds_near_its_seeds() {
+    holds("path", path::run);
 }
 
 #[test]

@@ -38,6 +38,12 @@ pub enum BadPath {
     /// An escaped character at which a reader that decodes once more would see another path.
     #[error("the path holds `%{0:02X}`, which some servers decode and others do not")]
     Escaped(u8),
+    /// A character that becomes a separator where text is normalised, or is brought into an older alphabet.
+    #[error("the path holds {0:?}, which some servers read as a separator or a dot")]
+    Lookalike(char),
+    /// ` ` at an end of a segment.
+    #[error("a segment of the path begins or ends with a space, which some servers cut off")]
+    Space,
     /// Escapes that are no text.
     #[error("the path is not UTF-8 when its escapes are decoded")]
     NotUtf8,
@@ -118,11 +124,22 @@ fn segment(raw: &str) -> Result<String, BadPath> {
         ".." => return Err(BadPath::DotSegment("..")),
         _ => {}
     }
-    if str::from_utf8(&decoded).is_err() {
-        return Err(BadPath::NotUtf8);
+    let text = str::from_utf8(&decoded).map_err(|_not_text| BadPath::NotUtf8)?;
+    if let Some(like) = text.chars().find(|c| LOOKALIKES.contains(c)) {
+        return Err(BadPath::Lookalike(like));
+    }
+    if text.starts_with(' ') || text.ends_with(' ') {
+        return Err(BadPath::Space);
     }
     Ok(out)
 }
+
+/// What `.`, `/`, `\`, `%`, `;`, `?` and `#` can be made of, by Unicode's normal forms or by the best fit in a code page of old.
+const LOOKALIKES: [char; 23] = [
+    '\u{37e}', '\u{2024}', '\u{2025}', '\u{2044}', '\u{2100}', '\u{2101}', '\u{2105}', '\u{2106}',
+    '\u{2215}', '\u{2216}', '\u{fe52}', '\u{fe54}', '\u{fe56}', '\u{fe5f}', '\u{fe68}', '\u{fe6a}',
+    '\u{ff03}', '\u{ff05}', '\u{ff0e}', '\u{ff0f}', '\u{ff1b}', '\u{ff1f}', '\u{ff3c}',
+];
 
 /// What may stand in a segment as it is (RFC 3986, 3.3), without `;`, behind which some servers look for parameters.
 fn is_plain(c: char) -> bool {

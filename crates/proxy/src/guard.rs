@@ -7,6 +7,7 @@ use countersign_tls::Admitted;
 use http::uri::{PathAndQuery, Uri};
 use http::{Method, request};
 
+use crate::headers;
 use crate::plane::Plane;
 use crate::upstream::Failed;
 
@@ -23,6 +24,7 @@ impl Guard {
             return Ok(());
         }
         let bad = |detail: String| Failed { code: Code::NotUnderstood, detail };
+        headers::overriding(&head.headers)?;
         let path = CanonicalPath::of(head.uri.path()).map_err(|why| bad(why.to_string()))?;
         let verb = verb(&head.method);
         let decided = plane.trust.decide_call(&self.admitted, &self.service, verb, &path);

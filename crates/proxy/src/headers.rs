@@ -69,6 +69,10 @@ pub(crate) enum BadRequest {
     Framing,
     #[error("`CONNECT` is for forward proxies, which this is not")]
     Connect,
+    #[error(
+        "the field `{0}` asks some programs for another request than the one that is decided on"
+    )]
+    Override(HeaderName),
 }
 
 /// Which host the request is for: the one name that all of its places agree on.
@@ -132,6 +136,29 @@ pub(crate) fn unambiguous(head: &request::Parts) -> Result<(), BadRequest> {
     let asterisk = path == "*" && head.method == Method::OPTIONS;
     if path.starts_with('/') || asterisk { Ok(()) } else { Err(BadRequest::BadTarget) }
 }
+
+/// Refuses fields by which a program could be made to take the request for another one: frameworks take the method from
+/// them, or the path.
+pub(crate) fn overriding(headers: &HeaderMap) -> Result<(), BadRequest> {
+    let overrides = |name: &&HeaderName| {
+        let plain: String = name.as_str().chars().filter(char::is_ascii_alphanumeric).collect();
+        OVERRIDES.contains(&plain.as_str())
+    };
+    match headers.keys().find(overrides) {
+        Some(name) => Err(BadRequest::Override(name.clone())),
+        None => Ok(()),
+    }
+}
+
+/// Their names, without what stands between the words.
+const OVERRIDES: [&str; 6] = [
+    "xhttpmethodoverride",
+    "xhttpmethod",
+    "xmethodoverride",
+    "xoriginalurl",
+    "xoriginaluri",
+    "xrewriteurl",
+];
 
 /// The protocol that the message asks to go on with, or goes on with.
 pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
