@@ -42,7 +42,9 @@ pub use self::service::{
     Connections, Expired, ForwardClientCertificate, Protocol, ProxyProtocol, ProxyVersion,
     ServiceSpec, UPSTREAMS_MAX, UnknownExpired, UnknownForward, UnknownProxyVersion, Upstream,
 };
-pub use self::text::{Argument, BadText, CEDAR_BYTES_MAX, CedarText, EnvName, EnvValue, Hint};
+pub use self::text::{
+    Argument, BadText, CEDAR_BYTES_MAX, CedarText, EnvName, EnvValue, Hint, Reason,
+};
 pub use self::tree::{BadTree, Entry, Node, TREE_DEPTH_MAX, Tree};
 pub use self::trust_domain::TrustDomainSpec;
 pub use self::workload::{SELECTORS_MAX, WORKLOAD_ID_BYTES_MAX, WorkloadSpec};

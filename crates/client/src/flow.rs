@@ -98,6 +98,11 @@ impl Flows {
         }
     }
 
+    /// What was counted and is not on its way yet.
+    pub fn seen(&self) -> Vec<Flow> {
+        self.lock().tallies.keys().cloned().collect()
+    }
+
     /// Takes what was counted, at most so many, and how many were not; what is left comes the next time.
     pub(crate) fn take(&self, most: usize) -> (Vec<v1::Flow>, u64) {
         let mut counted = self.lock();

@@ -229,7 +229,7 @@ fn policies(
         let policy = PolicyRecord::decode(&record.value)
             .map_err(|problem| bad_record(&record, &problem.to_string()))?;
         let text = policy.cedar.as_str().to_owned();
-        sources.push(PolicySource { name, text, mode: policy.mode });
+        sources.push(PolicySource { name, text, mode: policy.mode, until: policy.until });
     }
     if sources == before.sources && operations == before.operations {
         return Ok(Arc::clone(before));

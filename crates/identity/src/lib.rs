@@ -22,6 +22,7 @@ mod selector;
 mod sim_clock;
 mod spiffe_id;
 mod timestamp;
+mod tls_profile;
 mod verb;
 
 pub use backoff::{Backoff, BackoffPolicy};
@@ -43,6 +44,7 @@ pub use selector::{BadSelector, Selector, SelectorKind};
 pub use sim_clock::SimClock;
 pub use spiffe_id::{IdError, SpiffeId, TrustDomain};
 pub use timestamp::{BadTimestamp, DurationText, Timestamp};
+pub use tls_profile::{TlsProfile, UnknownTlsProfile};
 pub use verb::{UnknownVerb, Verb};
 
 /// How far apart two honest clocks may be. A rule that ends is kept this much longer, and a peer

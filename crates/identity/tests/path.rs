@@ -1,5 +1,4 @@
 //! The canonical form of a path, held against a second reading of it and against what others take a path for.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 #[path = "support/readings.rs"]
 mod readings;

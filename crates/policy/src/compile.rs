@@ -5,12 +5,12 @@ use std::str::FromStr;
 
 use cedar_policy::ffi::DetailedError;
 use cedar_policy::{Effect, EntityUid, Policy, PolicyId, PolicySet, ValidationMode, Validator};
-use countersign_identity::{Mode, Name, SpiffeId, Verb};
+use countersign_identity::{Mode, Name, SpiffeId, Timestamp, Verb};
 
 use crate::reads::reads_age;
 use crate::schema::{CONNECT, OPERATION, SERVICE, WORKLOAD, schema};
 use crate::text::Layout;
-use crate::{Names, Problem, Scope};
+use crate::{Limit, Names, Problem, Scope};
 
 /// The longest text of one manifest.
 pub const TEXT_BYTES_MAX: usize = 64 * 1024;
@@ -34,12 +34,14 @@ pub struct PolicySource {
     pub text: String,
     /// How far it goes.
     pub mode: Mode,
+    /// From when on it is as if it were not there; `None` for never.
+    pub until: Option<Timestamp>,
 }
 
 impl PolicySource {
-    /// A text that is enforced.
+    /// A text that is enforced, without an end.
     pub fn enforced(name: Name, text: impl Into<String>) -> Self {
-        Self { name, text: text.into(), mode: Mode::Enforce }
+        Self { name, text: text.into(), mode: Mode::Enforce, until: None }
     }
 }
 
@@ -55,11 +57,13 @@ pub struct Declared {
 }
 
 /// One checked policy.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Statement {
     pub(crate) policy: Policy,
     pub(crate) scope: Scope,
     pub(crate) mode: Mode,
+    pub(crate) until: Option<Timestamp>,
+    pub(crate) limit: Option<Limit>,
     /// Whether what it says can change while a certificate ages.
     pub(crate) reads_age: bool,
 }
@@ -75,8 +79,8 @@ pub(crate) fn compile(
 pub(crate) fn parse_alone(text: &str) -> Result<Vec<Statement>, Vec<Problem>> {
     with_room(|| {
         let validator = Validator::new(schema());
-        let mode = Mode::Enforce;
-        Reader { name: None, text, mode, declared: None, validator: &validator }.read()
+        let (mode, until) = (Mode::Enforce, None);
+        Reader { name: None, text, mode, until, declared: None, validator: &validator }.read()
     })
 }
 
@@ -107,14 +111,14 @@ fn compile_here(
     let validator = Validator::new(schema());
     let (mut statements, mut problems) = (Vec::new(), Vec::new());
     let mut names = BTreeSet::new();
-    for PolicySource { name, text, mode } in sources {
+    for PolicySource { name, text, mode, until } in sources {
         if !names.insert(name) {
             let message = format!("there are two policies named `{name}`");
             problems.push(Problem::at(Some(name), text, 0, message));
             continue;
         }
-        let (name, mode) = (Some(name), *mode);
-        let reader = Reader { name, text, mode, declared, validator: &validator };
+        let (name, mode, until) = (Some(name), *mode, *until);
+        let reader = Reader { name, text, mode, until, declared, validator: &validator };
         match reader.read() {
             Ok(read) => statements.extend(read),
             Err(found) => problems.extend(found),
@@ -128,6 +132,7 @@ struct Reader<'a> {
     name: Option<&'a Name>,
     text: &'a str,
     mode: Mode,
+    until: Option<Timestamp>,
     declared: Option<&'a Declared>,
     validator: &'a Validator,
 }
@@ -146,13 +151,15 @@ impl Reader<'_> {
         let mut problems = self.validate(&parsed);
         for (policy, offset) in parsed.iter().zip(&layout.statements) {
             problems.extend(self.unscoped(policy, *offset));
+            problems.extend(Limit::of(policy).err().map(|why| self.problem(*offset, why)));
         }
         problems.extend(self.names(&parsed, &layout));
         if problems.is_empty() {
-            let mode = self.mode;
+            let (mode, until) = (self.mode, self.until);
             let statement = |policy| {
                 let (scope, reads_age) = (Scope::of(&policy), reads_age(&policy));
-                Statement { policy, scope, mode, reads_age }
+                let limit = Limit::of(&policy).expect("no problem of it was found");
+                Statement { policy, scope, mode, until, limit, reads_age }
             };
             return Ok(parsed.into_iter().map(statement).collect());
         }

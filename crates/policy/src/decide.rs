@@ -1,20 +1,22 @@
 //! Asking.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use cedar_policy::{
     AuthorizationError, Authorizer, Context as CedarContext, Decision as CedarDecision, Effect,
     Entities, Entity, EntityUid, Request, RestrictedExpression,
 };
-use countersign_identity::{CanonicalPath, Code, Mode, Name, SpiffeId, Verb};
+use countersign_identity::{CanonicalPath, Code, Mode, Name, SpiffeId, Timestamp, Verb};
 
 use crate::compile::{Declared, PolicySource, Statement, compile};
 use crate::index::{Buckets, Index};
 use crate::memory::{Memory, Question};
 use crate::operation::{Operation, Operations};
 use crate::schema::{AGE, Words};
-use crate::{Names, Problem};
+use crate::{Limit, Names, Problem};
 
 /// Who asks: a workload that a manifest names, or a peer that none names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -85,6 +87,8 @@ pub struct Called {
     pub decision: Decision,
     /// The operation; `None` when none is declared that the request could be.
     pub operation: Option<Operation>,
+    /// The limits of the policies that it rests on, in their order. Empty where none of them has one.
+    pub limits: Vec<Option<Limit>>,
 }
 
 /// Yes, or why not.
@@ -133,15 +137,40 @@ impl Decision {
 /// on it reads the age of the peer's certificate, or could not be evaluated.
 pub struct Policies {
     words: Words,
-    /// None where nothing is to be remembered.
-    memory: Option<Memory>,
     authorizer: Authorizer,
-    enforced: Index,
-    observed: Index,
+    in_force: ArcSwap<InForce>,
+    /// All of them, where some end; else nothing, since nothing is left out later.
+    statements: Vec<Statement>,
     operations: Operations,
     grants: Vec<Grant>,
+    limits: HashMap<String, Limit>,
     allowed: Option<BTreeSet<SpiffeId>>,
     count: usize,
+}
+
+/// Those that have not ended, and what was decided by them.
+struct InForce {
+    enforced: Index,
+    observed: Index,
+    /// None where nothing is to be remembered.
+    memory: Option<Memory>,
+    /// When the first of them ends.
+    ends: Option<Timestamp>,
+}
+
+impl InForce {
+    fn of(statements: Vec<Statement>, memory: Option<Memory>) -> Self {
+        let ends = statements.iter().filter_map(|statement| statement.until).min();
+        let (enforced, observed) =
+            statements.into_iter().partition(|statement| statement.mode == Mode::Enforce);
+        Self { enforced: Index::of(enforced), observed: Index::of(observed), memory, ends }
+    }
+
+    /// The same with another memory.
+    fn remembering(this: Arc<Self>, memory: Option<Memory>) -> ArcSwap<Self> {
+        let this = Arc::into_inner(this).expect("whoever builds policies has them alone");
+        ArcSwap::from_pointee(Self { memory, ..this })
+    }
 }
 
 /// A policy that permits something.
@@ -188,24 +217,54 @@ impl Policies {
         let mut policies = Self::none();
         policies.count = statements.len();
         policies.grants = statements.iter().filter_map(Statement::grant).collect();
-        let (enforced, observed) =
-            statements.into_iter().partition(|statement| statement.mode == Mode::Enforce);
-        policies.enforced = Index::of(enforced);
-        policies.observed = Index::of(observed);
+        let limited =
+            statements.iter().filter_map(|it| Some((it.policy.id().to_string(), it.limit?)));
+        policies.limits = limited.collect();
+        if statements.iter().any(|statement| statement.until.is_some()) {
+            policies.statements.clone_from(&statements);
+        }
+        policies.in_force = ArcSwap::from_pointee(InForce::of(statements, Some(Memory::default())));
         Ok(policies)
+    }
+
+    /// Leaves out for good what has ended by now. True when something has, so that what was let in has to be looked at again.
+    ///
+    /// Whoever decides must have asked this before, as often as time may have passed.
+    pub fn lapse(&self, now: Timestamp) -> bool {
+        if self.ends().is_none_or(|end| now < end) {
+            return false;
+        }
+        let lasts = |statement: &&Statement| statement.until.is_none_or(|until| now < until);
+        let left = self.statements.iter().filter(lasts).cloned().collect();
+        let memory = self.in_force.load().memory.as_ref().map(|_of_before| Memory::default());
+        self.in_force.store(InForce::of(left, memory).into());
+        true
+    }
+
+    /// When the next of them ends.
+    pub fn ends(&self) -> Option<Timestamp> {
+        self.in_force.load().ends
+    }
+
+    /// How much the policy of this name permits, where it says so.
+    pub fn limit(&self, policy: &str) -> Option<&Limit> {
+        self.limits.get(policy)
     }
 
     /// The same, for services with these operations.
     #[must_use]
     pub fn with_operations(self, operations: Operations) -> Self {
-        let memory = self.memory.as_ref().map(|_of_others| Memory::default());
-        Self { operations, memory, ..self }
+        let remembers = self.in_force.load().memory.is_some();
+        let in_force = self.in_force.into_inner();
+        let in_force = InForce::remembering(in_force, remembers.then(Memory::default));
+        Self { operations, in_force, ..self }
     }
 
     /// The same, for somebody who asks each question once: every decision is made anew.
     #[must_use]
     pub fn forgetful(self) -> Self {
-        Self { memory: None, ..self }
+        let in_force = InForce::remembering(self.in_force.into_inner(), None);
+        Self { in_force, ..self }
     }
 
     /// Every policy that permits something, in the order of the texts.
@@ -222,12 +281,12 @@ impl Policies {
     pub fn none() -> Self {
         Self {
             words: Words::new(),
-            memory: Some(Memory::default()),
             authorizer: Authorizer::new(),
-            enforced: Index::default(),
-            observed: Index::default(),
+            in_force: ArcSwap::from_pointee(InForce::of(Vec::new(), Some(Memory::default()))),
+            statements: Vec::new(),
             operations: Operations::default(),
             grants: Vec::new(),
+            limits: HashMap::new(),
             allowed: None,
             count: 0,
         }
@@ -269,13 +328,18 @@ impl Policies {
         self.operations.of(service)?;
         let Some(verb) = request.verb else {
             let decision = Decision::denied(Code::PolicyDenied, Mode::Enforce);
-            return Some(Called { decision, operation: None });
+            return Some(Called { decision, operation: None, limits: Vec::new() });
         };
         let operation = self.operations.find(service, verb, request.path).cloned();
         let name = operation.as_ref().map(|operation| &operation.name);
         let verb = Some(verb);
         let decision = self.ask(&Asked { principal, service, verb, operation: name, context });
-        Some(Called { decision, operation })
+        let limit = |policy: &String| self.limits.get(policy).copied();
+        let limited =
+            !self.limits.is_empty() && decision.policies.iter().any(|it| limit(it).is_some());
+        let limits =
+            if limited { decision.policies.iter().map(limit).collect() } else { Vec::new() };
+        Some(Called { decision, operation, limits })
     }
 
     fn ask(&self, asked: &Asked<'_>) -> Decision {
@@ -287,8 +351,9 @@ impl Policies {
             return Decision::by_list();
         }
         let (principal, service) = (asked.principal.as_str(), asked.service);
-        let enforced = self.enforced.buckets(principal, service);
-        let observed = self.observed.buckets(principal, service);
+        let in_force = self.in_force.load();
+        let enforced = in_force.enforced.buckets(principal, service);
+        let observed = in_force.observed.buckets(principal, service);
         // What no policy bears on is not remembered: to find that out takes no longer than to remember it, and
         // strangers take up no room so.
         if enforced.iter().chain(&observed).all(Option::is_none) {
@@ -296,7 +361,7 @@ impl Policies {
         }
         let ages = enforced.iter().chain(&observed).flatten().any(|bucket| bucket.reads_age)
             || asked.age().is_none();
-        let Some(memory) = self.memory.as_ref().filter(|_| !ages) else {
+        let Some(memory) = in_force.memory.as_ref().filter(|_| !ages) else {
             return self.evaluate(asked, &enforced, &observed);
         };
         let question = asked.question();

@@ -36,6 +36,7 @@
 mod compile;
 mod decide;
 mod index;
+mod limit;
 mod memory;
 mod operation;
 mod problem;
@@ -48,6 +49,7 @@ pub use compile::{Declared, PolicySource, TEXT_BYTES_MAX, nearest};
 pub use decide::{
     CallRequest, Called, ConnectRequest, Context, Decision, Grant, Policies, Principal, Verdict,
 };
+pub use limit::{Limit, Rate};
 pub use operation::{Operation, Operations};
 pub use problem::Problem;
 pub use schema::SCHEMA;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use countersign_identity::{CanonicalPath, Code, Mode, Verb};
+use countersign_identity::{CanonicalPath, Code, Mode, Timestamp, Verb};
 use countersign_policy::{
     CallRequest, ConnectRequest, Context, Decision, Operation, Operations, Policies, PolicySource,
     Principal, Verdict,
@@ -237,6 +237,7 @@ fn payments(policies: &[(Mode, &str)]) -> Policies {
         name: format!("p{number}").parse().unwrap(),
         text: (*text).to_owned(),
         mode: *mode,
+        until: None,
     };
     let sources: Vec<_> = policies.iter().enumerate().map(source).collect();
     let operations = Operations::new([("payments".parse().unwrap(), operations)]);
@@ -354,4 +355,47 @@ fn the_same_question_gets_the_same_answer_with_and_without_memory() {
     let other = Operations::new([("payments".parse().unwrap(), Vec::new())]);
     let renewed = remembering.with_operations(other);
     allowed(&ask(&renewed, &named("orders"), "payments"), &["p0"]);
+}
+
+#[test]
+fn a_policy_is_as_if_it_were_not_there_from_its_end_on() {
+    let at = Timestamp::from_secs;
+    let until = |name: &str, text: &str, until| PolicySource {
+        until,
+        ..PolicySource::enforced(name.parse().unwrap(), text)
+    };
+    let forbid = r#"forbid (principal == Workload::"web", action, resource);"#;
+    let sources = [
+        until("guest", &PERMIT.replace("\"web", "\"guest"), Some(at(20))),
+        until("web", PERMIT, None),
+        until("closed", forbid, Some(at(10))),
+    ];
+    let policies = Policies::compile(&sources, None).unwrap();
+    let (web, guest) = (named("web"), named("guest"));
+    assert_eq!(policies.ends(), Some(at(10)));
+    assert!(!policies.lapse(Timestamp::from_micros(9_999_999)));
+    denied(&ask(&policies, &web, "orders"), Code::PolicyDenied, &["closed"]);
+    allowed(&ask(&policies, &guest, "orders"), &["guest"]);
+    assert!(policies.lapse(at(10)) && !policies.lapse(at(10)));
+    allowed(&ask(&policies, &web, "orders"), &["web"]);
+    assert_eq!(policies.ends(), Some(at(20)));
+    assert!(policies.lapse(at(20)));
+    denied(&ask(&policies, &guest, "orders"), Code::PolicyDenied, &[]);
+    allowed(&ask(&policies, &web, "orders"), &["web"]);
+    assert_eq!(policies.ends(), None);
+    assert!(
+        !policies.lapse(at(1)),
+        "what has ended does not come back with a clock that is set back"
+    );
+    denied(&ask(&policies, &guest, "orders"), Code::PolicyDenied, &[]);
+}
+
+#[test]
+fn limits_are_told_by_the_name_under_which_decisions_tell_of_the_policy() {
+    let text =
+        format!("@id(\"slow\") @rate(\"5/m\") {} {PERMIT}", PERMIT.replace("connect", "GET"));
+    let policies = compile(&[("p", &text)]);
+    let rate = policies.limit("p#slow").and_then(|limit| limit.rate).unwrap();
+    assert_eq!((rate.count, rate.span), (5, Duration::from_secs(60)));
+    assert_eq!(policies.limit("p#2"), None);
 }

@@ -4,9 +4,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use countersign_identity::Code;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::guard::Entered;
 use crate::headers;
 use crate::lease::Lease;
 use crate::replay::{Replay, Sending};
@@ -19,6 +21,19 @@ pub(crate) struct Body {
     lease: Option<Lease>,
     /// Keeps the connection to which it goes from being taken for idle.
     busy: Option<Busy>,
+    /// The call whose answer it is, where calls are decided on.
+    entered: Option<Entered>,
+}
+
+/// Why a body has no end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    /// It stopped coming.
+    #[error(transparent)]
+    Lost(#[from] hyper::Error),
+    /// It may not go on.
+    #[error("ended: {0}")]
+    Ended(Code),
 }
 
 enum Kind {
@@ -28,8 +43,12 @@ enum Kind {
 }
 
 impl Body {
+    fn of(kind: Kind) -> Self {
+        Self { kind, lease: None, busy: None, entered: None }
+    }
+
     pub(crate) fn empty() -> Self {
-        Self { kind: Kind::Whole(None), lease: None, busy: None }
+        Self::of(Kind::Whole(None))
     }
 
     /// The body of a request, as it arrives.
@@ -42,7 +61,7 @@ impl Body {
 
     /// The body of a request which is sent again.
     pub(crate) fn again(sending: Sending<Incoming>) -> Self {
-        Self { kind: Kind::Sending(sending), lease: None, busy: None }
+        Self::of(Kind::Sending(sending))
     }
 
     /// By which it can be sent again, if it is more than nothing.
@@ -55,9 +74,15 @@ impl Body {
 
     /// A body as it arrives over a connection of a pool.
     pub(crate) fn leased(incoming: Incoming, lease: Lease) -> Self {
-        let mut body = Self { kind: Kind::Passing(incoming), lease: Some(lease), busy: None };
+        let mut body = Self { lease: Some(lease), ..Self::of(Kind::Passing(incoming)) };
         body.give_back_if_ended();
         body
+    }
+
+    /// Broken off when the call may not go on.
+    pub(crate) fn while_permitted(mut self, entered: Option<Entered>) -> Self {
+        self.entered = entered;
+        self
     }
 
     pub(crate) fn keep_busy(mut self, busy: Busy) -> Self {
@@ -80,18 +105,23 @@ impl Body {
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        Self { kind: Kind::Whole(Some(bytes)), lease: None, busy: None }
+        Self::of(Kind::Whole(Some(bytes)))
     }
 }
 
 impl http_body::Body for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        if let Some(entered) = &self.entered
+            && let Poll::Ready(code) = entered.live.poll_ended(cx)
+        {
+            return Poll::Ready(Some(Err(Broken::Ended(code))));
+        }
         let frame = match &mut self.kind {
             Kind::Whole(bytes) => {
                 return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))));
@@ -108,7 +138,7 @@ impl http_body::Body for Body {
                 self.give_back_if_ended();
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(error)) => Poll::Ready(Some(Err(error))),
+            Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
             None => {
                 self.finish();
                 Poll::Ready(None)

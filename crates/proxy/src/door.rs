@@ -168,6 +168,7 @@ impl Door {
         inbound.timeout = HANDSHAKE_TIMEOUT;
         inbound.peer_address = Some(from);
         inbound.expired = self.manners.load().expired;
+        inbound.profile = self.manners.load().profile;
         inbound.alpn = match &**self.route.load() {
             Route::Requests(_) => protocols(Want::AnyHttp),
             Route::Bytes(_) => protocols(Want::Raw),

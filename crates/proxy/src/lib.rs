@@ -43,6 +43,7 @@ mod guard;
 mod headers;
 mod health;
 mod lease;
+mod limits;
 mod listener;
 mod metrics;
 mod outlet;

@@ -9,7 +9,7 @@ use countersign_api::resource::{
     Expired as SpecExpired, ForwardClientCertificate, Local, Network, Protocol as Spec,
     ProxyVersion, ServiceSpec, Upstream,
 };
-use countersign_identity::{Name, SpiffeId};
+use countersign_identity::{Name, SpiffeId, TlsProfile};
 use countersign_tls::Expired;
 
 use crate::config::{FixedInbound, FixedOutbound, LocalPlace, Protocol};
@@ -39,6 +39,7 @@ pub(crate) struct DoorPlan {
 pub(crate) struct Manners {
     /// What becomes of connections that outlive their peers' certificates.
     pub(crate) expired: Expired,
+    pub(crate) profile: TlsProfile,
     /// What the program is told of its callers' certificates.
     pub(crate) told: Told,
     /// The load balancers through which everybody comes; none when peers dial the door themselves.
@@ -60,6 +61,7 @@ impl Manners {
     /// When nobody says otherwise.
     pub(crate) const USUAL: Self = Self {
         expired: Expired::End,
+        profile: TlsProfile::Modern,
         told: Told::Nothing,
         balancers: Vec::new(),
         preface: Preface::Nothing,
@@ -114,8 +116,12 @@ impl Plan {
             }
         }
         for outlet in outbound {
-            let ways =
-                mutual(&outlet.service, &outlet.peer, outlet.addresses.clone(), Expired::End);
+            let ways = mutual(
+                &outlet.service,
+                &outlet.peer,
+                outlet.addresses.clone(),
+                (Expired::End, TlsProfile::Modern),
+            );
             let leads = Leads { protocol: outlet.protocol, ways };
             let key = (outlet.service.clone(), outlet.service.clone());
             let before =
@@ -158,6 +164,7 @@ impl Plan {
             Leads { protocol: protocol(spec.protocol), ways: vec![Dialer::Program(forward)] };
         let manners = Manners {
             expired: expired(spec),
+            profile: spec.tls_profile,
             told: told(spec),
             balancers: spec.proxy_protocol.from.clone(),
             preface: spec
@@ -198,7 +205,7 @@ impl Plan {
         let addresses = addresses.iter().map(ToString::to_string).collect();
         let leads = Leads {
             protocol: protocol(spec.protocol),
-            ways: mutual(called, peer, addresses, expired(spec)),
+            ways: mutual(called, peer, addresses, (expired(spec), spec.tls_profile)),
         };
         self.outlets.insert((name.clone(), called.clone()), OutletPlan { local, leads });
     }
@@ -208,10 +215,15 @@ fn mutual(
     service: &Name,
     peer: &SpiffeId,
     addresses: Vec<String>,
-    expired: Expired,
+    (expired, profile): (Expired, TlsProfile),
 ) -> Vec<Dialer> {
-    let way =
-        |address| Dialer::Mutual { service: service.clone(), peer: peer.clone(), address, expired };
+    let way = |address| Dialer::Mutual {
+        service: service.clone(),
+        peer: peer.clone(),
+        address,
+        expired,
+        profile,
+    };
     addresses.into_iter().map(way).collect()
 }
 

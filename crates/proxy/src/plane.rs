@@ -8,6 +8,7 @@ use countersign_tls::{Standings, Trust};
 
 use crate::alarms::Alarms;
 use crate::facts::Facts;
+use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::retire::Jitter;
 use crate::tasks::Tasks;
@@ -21,6 +22,8 @@ pub(crate) struct Plane {
     pub(crate) tasks: Tasks,
     pub(crate) facts: Facts,
     pub(crate) flows: Flows,
+    /// What peers have taken of what policies permit, by all doors together.
+    pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
     /// Of all doors together: who floods one is not welcome at another.
     pub(crate) standings: Mutex<Standings>,

@@ -1,9 +1,11 @@
 //! One request on its way through: what is taken out of it, where it goes, and what comes back.
 
 use std::sync::Arc;
+use std::task::Poll;
 
 use arc_swap::ArcSwap;
 use countersign_identity::Code;
+use countersign_tls::LiveCall;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, UPGRADE};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -13,7 +15,7 @@ use tokio::sync::Semaphore;
 
 use crate::body::Body;
 use crate::dial::Want;
-use crate::guard::Guard;
+use crate::guard::{Entered, Guard};
 use crate::headers::{self, BadRequest, CERTIFICATE_HEADER, PEER_HEADER};
 use crate::metrics::Meter;
 use crate::plane::Plane;
@@ -58,8 +60,10 @@ impl Relay {
         let grpc = is_grpc(request.headers());
         let response = match self.pass(request).await {
             Ok(response) => response,
-            Err(failed) if grpc && failed.code == Code::PolicyDenied => denied_call(&failed.detail),
-            Err(failed) => self.explain(&failed),
+            Err(failed) => match grpc.then(|| grpc_status(failed.code)).flatten() {
+                Some(status) => refused_call(status, &failed.detail),
+                None => self.explain(&failed),
+            },
         };
         self.meter.request(response.status());
         session.leave(response, busy)
@@ -72,7 +76,7 @@ impl Relay {
             return problem(failed.code, &failed.detail);
         }
         match failed.code {
-            Code::NotUnderstood | Code::PolicyDenied | Code::PolicyError => {
+            Code::NotUnderstood | Code::PolicyDenied | Code::PolicyError | Code::RateLimited => {
                 problem(failed.code, &failed.detail)
             }
             Code::PeerUnreachable => {
@@ -90,9 +94,10 @@ impl Relay {
         let (mut head, body) = request.into_parts();
         headers::unambiguous(&head)?;
         let host = headers::host(&head)?;
-        if let Some(guard) = &self.guard {
-            guard.check(&self.plane, &mut head)?;
-        }
+        let entered = match &self.guard {
+            Some(guard) => guard.check(&self.plane, &mut head)?,
+            None => None,
+        };
         headers::strip_request(&mut head.headers)?;
         headers::strip_reserved(&mut head.headers);
         if let Some(peer) = &self.peer {
@@ -115,15 +120,16 @@ impl Relay {
             Route::Requests(ways) => ways.of(&head.headers),
             Route::Bytes(_) => return Err(changed()),
         };
-        let response =
-            way.send(Request::from_parts(head, Body::sending(body)), &host, want).await?;
-        self.pass_back(response, upgrading)
+        let sent = way.send(Request::from_parts(head, Body::sending(body)), &host, want);
+        let response = while_permitted(entered.as_ref().map(|entered| &entered.live), sent).await?;
+        self.pass_back(response, upgrading, entered)
     }
 
     fn pass_back(
         &self,
         mut response: Response<Body>,
         upgrading: Option<OnUpgrade>,
+        entered: Option<Entered>,
     ) -> Result<Response<Body>, Failed> {
         let granted = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let tunnel = match (granted, upgrading) {
@@ -137,21 +143,26 @@ impl Relay {
                 "the other end changed the protocol, which nobody had asked for".to_owned();
             return Err(Failed { code: Code::BadHandshake, detail });
         }
+        if let (Some(_), Some(guard), Some(entered)) = (&tunnel, &self.guard, &entered) {
+            guard.upgraded(&self.plane, entered.call.clone())?;
+        }
         *response.version_mut() = Version::HTTP_11;
         response.extensions_mut().clear();
         headers::strip_response(response.headers_mut());
         headers::strip_reserved(response.headers_mut());
         if let Some((near, far, protocol)) = tunnel {
             ask_for(response.headers_mut(), protocol);
-            self.join(near, far);
+            self.join(near, far, entered);
+            return Ok(response);
         }
-        Ok(response)
+        Ok(response.map(|body| body.while_permitted(entered)))
     }
 
     /// Lets the bytes of the two upgraded connections flow. Each holds its own place in the register.
-    fn join(&self, near: OnUpgrade, far: OnUpgrade) {
+    fn join(&self, near: OnUpgrade, far: OnUpgrade, entered: Option<Entered>) {
         self.meter.tunnel();
         self.plane.tasks.start(async move {
+            let _until_the_end = entered;
             let (near, far) = match tokio::try_join!(near, far) {
                 Ok(both) => both,
                 Err(error) => {
@@ -163,6 +174,21 @@ impl Relay {
                 tracing::debug!(%error, "an upgraded connection broke");
             }
         });
+    }
+}
+
+/// What comes of it, unless the call is ended before.
+async fn while_permitted<T>(
+    call: Option<&LiveCall>,
+    sent: impl Future<Output = Result<T, Failed>>,
+) -> Result<T, Failed> {
+    let ended = std::future::poll_fn(|cx| call.map_or(Poll::Pending, |call| call.poll_ended(cx)));
+    tokio::select! {
+        sent = sent => sent,
+        code = ended => {
+            let detail = "policies have changed while the request was under way".to_owned();
+            Err(Failed { code, detail })
+        }
     }
 }
 
@@ -180,12 +206,21 @@ fn is_grpc(headers: &HeaderMap) -> bool {
     kind.is_some_and(|kind| kind.starts_with(b"application/grpc"))
 }
 
-/// How gRPC says that something is not permitted: `PERMISSION_DENIED`, in a response without a body.
-fn denied_call(detail: &str) -> Response<Body> {
+/// What gRPC says of a request that may not be, or not now: `PERMISSION_DENIED` and `RESOURCE_EXHAUSTED`.
+fn grpc_status(code: Code) -> Option<&'static str> {
+    match code {
+        Code::PolicyDenied | Code::PolicyError => Some("7"),
+        Code::RateLimited => Some("8"),
+        _ => None,
+    }
+}
+
+/// That status in a response without a body, where its head takes the trailers' place.
+fn refused_call(status: &'static str, detail: &str) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert("grpc-status", HeaderValue::from_static("7"));
+    headers.insert("grpc-status", HeaderValue::from_static(status));
     if let Ok(detail) = HeaderValue::from_str(detail) {
         headers.insert("grpc-message", detail);
     }

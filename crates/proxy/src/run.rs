@@ -18,6 +18,7 @@ use crate::bounds::{DRAIN_TIMEOUT, REBIND_EVERY, STANDING};
 use crate::config::{Config, IdentitySource, Listeners, Ready};
 use crate::exposition;
 use crate::facts::{Facts, Sink};
+use crate::limits::Limits;
 use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::plan::Plan;
@@ -126,6 +127,7 @@ pub(crate) fn plane(
         tasks: Tasks::default(),
         facts: Facts::new(sink, metrics.clone()),
         flows,
+        limits: Limits::default(),
         metrics,
     })
 }

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use countersign_api::admin::{Answer, ExplainRequest, ExplainResponse, FlowView, UnusedGrant};
-use countersign_api::resource::{Resource, ServiceSpec, Spec};
-use countersign_identity::{CanonicalPath, Mode, Name, SpiffeId, TrustDomain, Verb};
+use countersign_api::resource::{PolicySpec, Resource, ServiceSpec, Spec};
+use countersign_identity::{CanonicalPath, Mode, Name, SpiffeId, Timestamp, TrustDomain, Verb};
 use countersign_policy::{
-    CallRequest, Called, ConnectRequest, Context, Decision, Declared, Grant, Names, Operation,
-    Operations, Policies, PolicySource, Principal, Problem, Verdict, nearest,
+    CallRequest, Called, ConnectRequest, Context, Decision, Declared, Grant, Limit, Names,
+    Operation, Operations, Policies, PolicySource, Principal, Problem, Rate, Verdict, nearest,
 };
 
 /// How many names a sentence lists at most.
@@ -17,6 +17,8 @@ const NAMES_TOLD_MAX: usize = 8;
 #[derive(Debug)]
 pub struct Judge {
     policies: Policies,
+    /// Until when each policy is in force and why it is there, as far as its manifest says.
+    notes: BTreeMap<Name, String>,
     ids: BTreeMap<Name, SpiffeId>,
     names: BTreeMap<SpiffeId, Name>,
     services: BTreeMap<Name, ServiceSpec>,
@@ -45,12 +47,17 @@ pub(crate) struct Judged {
 }
 
 impl Judge {
-    /// Compiles the policies of these resources, which are all that are declared.
+    /// Compiles the policies of these resources, which are all that are declared, as they are in force at this moment.
     ///
     /// # Errors
     /// When the policies have problems.
-    pub fn of(resources: &[Resource], domain: &TrustDomain) -> Result<Self, Vec<Problem>> {
+    pub fn of(
+        resources: &[Resource],
+        domain: &TrustDomain,
+        now: Timestamp,
+    ) -> Result<Self, Vec<Problem>> {
         let (mut ids, mut services) = (BTreeMap::new(), BTreeMap::new());
+        let mut notes = BTreeMap::new();
         for resource in resources {
             let name = resource.name.clone();
             match &resource.spec {
@@ -58,13 +65,15 @@ impl Judge {
                     drop(ids.insert(name.clone(), spec.spiffe_id_in(&name, domain)));
                 }
                 Spec::Service(spec) => drop(services.insert(name, spec.clone())),
-                Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Policy(_) => {}
+                Spec::Policy(spec) => drop(notes.insert(name, note(spec))),
+                Spec::TrustDomain(_) | Spec::Authority(_) => {}
             }
         }
         let names = ids.iter().map(|(name, id)| (id.clone(), name.clone())).collect();
         // Each question is another one.
         let policies = Self::compile(resources)?.forgetful();
-        Ok(Self { policies, ids, names, services })
+        policies.lapse(now);
+        Ok(Self { policies, notes, ids, names, services })
     }
 
     /// The policies alone.
@@ -81,6 +90,7 @@ impl Judge {
                 name: resource.name.clone(),
                 text: spec.cedar.as_str().to_owned(),
                 mode: spec.mode,
+                until: spec.until,
             }),
             Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Workload(_) | Spec::Service(_) => {
                 None
@@ -122,7 +132,7 @@ impl Judge {
         Ok(ExplainResponse {
             decision,
             mode: judged.decision.mode,
-            why: why(&question, &judged),
+            why: self.why(&question, &judged),
             operation: judged.operation.map(|operation| operation.name),
             policies: judged.decision.policies,
             revision: None,
@@ -151,7 +161,7 @@ impl Judge {
             })
         });
         match called {
-            Some(Called { decision, operation }) if connect.is_allowed() => {
+            Some(Called { decision, operation, .. }) if connect.is_allowed() => {
                 // A connection that is only let pass makes of all that goes over it no more than that.
                 let observed =
                     matches!(connect.verdict, Verdict::Deny(_)) || connect.mode == Mode::Observe;
@@ -268,6 +278,22 @@ impl Judge {
         unknown(text, "service", &self.services.keys().map(Name::as_str).collect())
     }
 
+    /// The decision in a sentence, with what is said of the policies that it rests on.
+    fn why(&self, question: &Question, judged: &Judged) -> String {
+        let mut text = why(question, judged);
+        for policy in &judged.decision.policies {
+            let manifest = policy.split('#').next().unwrap_or_default();
+            let note = manifest.parse::<Name>().ok().and_then(|name| self.notes.get(&name));
+            let limit = self.policies.limit(policy).map(limit).unwrap_or_default();
+            let notes = [note.cloned().unwrap_or_default(), limit];
+            let notes: Vec<_> = notes.into_iter().filter(|note| !note.is_empty()).collect();
+            if !notes.is_empty() {
+                text.push_str(&format!("; `{policy}`: {}", notes.join(", ")));
+            }
+        }
+        text
+    }
+
     /// What would allow it.
     fn remedy(&self, question: &Question, judged: &Judged) -> String {
         let (source, service) = (&question.source, &question.service);
@@ -309,6 +335,20 @@ impl Judge {
         }
         lines.join("\n")
     }
+}
+
+/// What a manifest says of its policies, beside what they permit.
+fn note(spec: &PolicySpec) -> String {
+    let until = spec.until.map(|until| format!("until {until}"));
+    let reason = spec.reason.as_ref().map(ToString::to_string);
+    until.into_iter().chain(reason).collect::<Vec<_>>().join(", ")
+}
+
+fn limit(limit: &Limit) -> String {
+    let rate =
+        limit.rate.map(|Rate { count, span }| format!("at most {count} in {}s", span.as_secs()));
+    let concurrent = limit.concurrent.map(|count| format!("at most {count} at once"));
+    rate.into_iter().chain(concurrent).collect::<Vec<_>>().join(", ")
 }
 
 /// Stands for the paths that no operation declares.

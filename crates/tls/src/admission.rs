@@ -116,7 +116,7 @@ pub(crate) fn admit(trust: &Trust, arrival: Arrival) -> Result<Place, Refused> {
     let admitted = Admitted { entry, policies: Arc::from([]) };
     // From here on, every way out takes the connection out of the register again.
     let mut place = Place { register, admitted };
-    let policies = newcomer(&place.admitted.entry, &trust.slice(), trust.now())?;
+    let policies = newcomer(&place.admitted.entry, &trust.slice_now(), trust.now())?;
     let entry = &place.admitted.entry;
     if let Some(code) = entry.ended().or_else(|| entry.retiring()) {
         let why = "what is enforced changed while the connection was made".to_owned();
@@ -172,7 +172,12 @@ pub(crate) fn review(
     };
     let mut reviewed = Reviewed::default();
     for entry in register.entries() {
-        let Some(denied) = asked(&entry, slice, now) else { continue };
+        let Some(denied) = asked(&entry, slice, now) else {
+            if let (Changed::Decisions, Some(standing)) = (changed, &entry.standing) {
+                entry.calls.review(slice, standing);
+            }
+            continue;
+        };
         let reached = usize::from(finish(register, &entry, &denied, now));
         match denied.ending {
             Ending::Cut => reviewed.cut += reached,
@@ -243,10 +248,13 @@ fn verdict(entry: &Entry, slice: &Slice, now: Timestamp) -> Result<Vec<String>, 
         graceful => graceful,
     };
     let policies = match &entry.standing {
-        Some(Standing { rule, context, .. }) => entry.credentials(|peer, own| {
+        Some(standing @ Standing { rule, context, .. }) => entry.credentials(|peer, own| {
             let Some(peer) = peer else { return Ok(Vec::new()) };
             if !entry.outlives() {
                 lasts(peer, now)?;
+            }
+            if let Some(call) = entry.lasting.get() {
+                call.permitted(slice, standing)?;
             }
             decide(rule, peer, own.map(|own| own.identity.id()), context, slice)
         })?,

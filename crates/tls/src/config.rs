@@ -1,7 +1,8 @@
-//! What we offer and accept: TLS 1.3 with three key exchanges, and nothing that is remembered between handshakes.
+//! What we offer and accept: TLS 1.3 with the key exchanges of a profile, and nothing that is remembered between handshakes.
 
 use std::sync::Arc;
 
+use countersign_identity::TlsProfile;
 use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
@@ -17,10 +18,45 @@ use crate::verifier::{ALGORITHMS, Asked, Shower, Slot, Verifier};
 
 /// Best first. The hybrid costs a handshake 6 % more, and keeps what is recorded today from being read by a
 /// quantum computer later.
-static GROUPS: [&dyn SupportedKxGroup; 3] =
-    [kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1];
+static GROUPS: [&dyn SupportedKxGroup; 4] =
+    [kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
 
-pub(crate) fn provider() -> Arc<CryptoProvider> {
+/// How many of them a profile takes, from the first on.
+const fn taken(profile: TlsProfile) -> usize {
+    match profile {
+        TlsProfile::PqOnly => 1,
+        TlsProfile::Modern => 3,
+        TlsProfile::Compatible => 4,
+    }
+}
+
+/// One for each profile.
+#[derive(Debug)]
+pub(crate) struct Providers {
+    modern: Arc<CryptoProvider>,
+    compatible: Arc<CryptoProvider>,
+    pq_only: Arc<CryptoProvider>,
+}
+
+impl Providers {
+    pub(crate) fn new() -> Self {
+        Self {
+            modern: provider(TlsProfile::Modern),
+            compatible: provider(TlsProfile::Compatible),
+            pq_only: provider(TlsProfile::PqOnly),
+        }
+    }
+
+    pub(crate) fn of(&self, profile: TlsProfile) -> Arc<CryptoProvider> {
+        Arc::clone(match profile {
+            TlsProfile::Modern => &self.modern,
+            TlsProfile::Compatible => &self.compatible,
+            TlsProfile::PqOnly => &self.pq_only,
+        })
+    }
+}
+
+pub(crate) fn provider(profile: TlsProfile) -> Arc<CryptoProvider> {
     let cipher_suites = vec![
         cipher_suite::TLS13_AES_128_GCM_SHA256,
         cipher_suite::TLS13_AES_256_GCM_SHA384,
@@ -28,7 +64,7 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     ];
     Arc::new(CryptoProvider {
         cipher_suites,
-        kx_groups: GROUPS.to_vec(),
+        kx_groups: GROUPS[..taken(profile)].to_vec(),
         signature_verification_algorithms: ALGORITHMS,
         ..default_provider()
     })
@@ -58,7 +94,7 @@ pub(crate) fn server(
     };
     let shower =
         Shower { trust: Arc::clone(trust), present: Present::Required, slot: slot.cloned() };
-    let mut config = ServerConfig::builder_with_provider(trust.provider())
+    let mut config = ServerConfig::builder_with_provider(trust.provider(inbound.profile))
         .with_protocol_versions(&[&TLS13])
         .expect("every suite and group of ours is of TLS 1.3")
         .with_client_cert_verifier(Arc::new(verifier))
@@ -89,7 +125,7 @@ pub(crate) fn client(
     };
     let shower =
         Shower { trust: Arc::clone(trust), present: outbound.present, slot: slot.cloned() };
-    client_with(trust.provider(), Arc::new(verifier), shower, &outbound.alpn)
+    client_with(trust.provider(outbound.profile), Arc::new(verifier), shower, &outbound.alpn)
 }
 
 pub(crate) fn client_with(

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use countersign_identity::{Clock, Code, KeyId, TrustDomain};
+use countersign_identity::{Clock, Code, KeyId, TlsProfile, TrustDomain};
 use countersign_pki::{Bundle, Refused, Role, Verified, verify_pinned};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::verify_tls13_signature;
@@ -75,8 +75,12 @@ pub async fn connect_pinned(
         contact: contact.clone(),
         found: OnceLock::new(),
     });
-    let config =
-        client_with(provider(), Arc::clone(&verifier) as Arc<_>, ShowsNothing, &contact.alpn);
+    let config = client_with(
+        provider(TlsProfile::Modern),
+        Arc::clone(&verifier) as Arc<_>,
+        ShowsNothing,
+        &contact.alpn,
+    );
     let shaking = TlsConnector::from(config).connect(nobody(), tcp);
     let done = tokio::select! {
         biased;

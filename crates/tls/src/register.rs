@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::Direction;
+use crate::call::{Calls, LastingCall};
 use crate::identity::Own;
 use crate::reproof::ProofName;
 use crate::rule::{Expired, Rule};
@@ -45,6 +46,10 @@ pub(crate) struct Entry {
     /// The last moment at which it may be open. Written under the register's lock only, and only forward.
     expires: AtomicI64,
     unprovable: AtomicBool,
+    /// The one call that it has become, if it was upgraded.
+    pub(crate) lasting: OnceLock<LastingCall>,
+    /// Those under way over it, where they are decided on one by one.
+    pub(crate) calls: Calls,
     /// A second descriptor of the connection's socket, so that cutting needs nobody's help, whoever holds the first.
     /// None once the owner gave the connection up.
     socket: Mutex<Option<Socket>>,
@@ -222,6 +227,8 @@ impl Register {
             later: ArcSwapOption::empty(),
             expires: AtomicI64::new(arrival.expires.micros()),
             unprovable: AtomicBool::new(false),
+            lasting: OnceLock::new(),
+            calls: Calls::default(),
             socket: Mutex::new(Some(arrival.socket)),
             cut: OnceLock::new(),
             ended: CancellationToken::new(),
@@ -392,6 +399,11 @@ impl Register {
             self.end(&entry, code);
         }
         next
+    }
+
+    /// Lets whoever sweeps look what is next.
+    pub(crate) fn look_again(&self) {
+        self.sooner.notify_one();
     }
 
     /// Resolves when a connection was entered that ends before all others.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use countersign_identity::{Code, Mode, Name, SpiffeId, Timestamp, TrustDomain};
+use countersign_identity::{Code, Mode, Name, SpiffeId, Timestamp, TlsProfile, TrustDomain};
 use countersign_pki::{Refused, Verified};
 use countersign_policy::{ConnectRequest, Context, Principal, Verdict};
 
@@ -99,6 +99,8 @@ pub struct Inbound {
     pub clients: Clients,
     /// Application protocols, best first.
     pub alpn: Vec<Vec<u8>>,
+    /// Which key exchanges are agreed to.
+    pub profile: TlsProfile,
     /// How long a handshake may take.
     pub timeout: Duration,
     /// What becomes of connections that outlive their peers' certificates.
@@ -123,6 +125,7 @@ impl Inbound {
             purpose,
             clients: Clients::Required,
             alpn: Vec::new(),
+            profile: TlsProfile::Modern,
             timeout: HANDSHAKE_TIMEOUT,
             expired: Expired::End,
             peer_address: None,
@@ -141,6 +144,8 @@ pub struct Outbound {
     pub present: Present,
     /// Application protocols, best first.
     pub alpn: Vec<Vec<u8>>,
+    /// Which key exchanges are offered.
+    pub profile: TlsProfile,
     /// How long the handshake may take; [`dial`](crate::dial) counts the way there as well.
     pub timeout: Duration,
     /// What becomes of connections that outlive their peers' certificates.
@@ -165,6 +170,7 @@ impl Outbound {
             expected,
             present,
             alpn: Vec::new(),
+            profile: TlsProfile::Modern,
             timeout: HANDSHAKE_TIMEOUT,
             expired: Expired::End,
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use countersign_identity::{
-    Clock, Code, Name, Revision, Revocation, Revocations, SpiffeId, Timestamp,
+    Clock, Code, Name, Revision, Revocation, Revocations, SpiffeId, Timestamp, TlsProfile,
 };
 use countersign_pki::{
     Bundle, Bundles, ChainMemory, Findings, Refused, Role, SignatureCounts, Verified,
@@ -18,11 +18,12 @@ use rustls::crypto::CryptoProvider;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::Identity;
 use crate::admission::{self, Changed, Reviewed};
+use crate::config::Providers;
 use crate::identity::Own;
 use crate::register::Register;
 use crate::revoked::revoked;
-use crate::{Identity, config};
 
 /// All that verifiers enforce, at one revision. It is swapped as one value, so that no decision ever mixes two.
 #[derive(Clone)]
@@ -95,7 +96,7 @@ pub struct Trust {
     own: ArcSwapOption<Own>,
     pub(crate) register: Arc<Register>,
     pub(crate) handshakes: Arc<Semaphore>,
-    provider: Arc<CryptoProvider>,
+    providers: Providers,
     /// Arithmetic only, so that it outlives every slice.
     memory: ChainMemory,
     applying: Mutex<Life>,
@@ -122,7 +123,7 @@ impl Trust {
             own: ArcSwapOption::empty(),
             register: Arc::new(Register::new(limits.connections_max)),
             handshakes: Arc::new(Semaphore::new(limits.handshakes_max)),
-            provider: config::provider(),
+            providers: Providers::new(),
             memory: ChainMemory::new(),
             applying: Mutex::new(Life::Open),
         })
@@ -142,12 +143,15 @@ impl Trust {
             Life::Open => slice,
             Life::Closed => Slice { revision: slice.revision, ..Slice::nothing() },
         });
+        slice.policies.lapse(self.now());
         // Swap, then scan. Whoever registers after the scan decides on the new slice (see `admission::admit`).
         let before = self.slice.swap(Arc::clone(&slice));
         let own = self.stop_showing(&slice);
         let changed = Changed::between(&before, &slice);
         let Reviewed { cut, draining } =
             admission::review(&self.register, &slice, changed, self.now());
+        // What ends next may end earlier than what is waited for.
+        self.register.look_again();
         Applied { revision: slice.revision, cut, draining, own }
     }
 
@@ -219,6 +223,22 @@ impl Trust {
         self.own.store(None);
     }
 
+    /// What is enforced now, without policies that have ended by now. Live connections that they let in are ended.
+    pub(crate) fn slice_now(&self) -> Arc<Slice> {
+        let (slice, now) = (self.slice(), self.now());
+        if slice.policies.ends().is_none_or(|end| now < end) {
+            return slice;
+        }
+        let _one_at_a_time = self.one_at_a_time();
+        let slice = self.slice();
+        if slice.policies.lapse(now) {
+            let Reviewed { cut, .. } =
+                admission::review(&self.register, &slice, Changed::Decisions, now);
+            tracing::info!(cut, "policies have ended");
+        }
+        slice
+    }
+
     /// What is enforced now.
     pub fn slice(&self) -> Arc<Slice> {
         self.slice.load_full()
@@ -254,13 +274,15 @@ impl Trust {
         &self.clock
     }
 
-    /// Ends connections when the certificate of their peer expires or their time to drain is over, until it is told to
-    /// stop. Must always run beside what uses this trust.
+    /// Ends connections when the certificate of their peer expires, their time to drain is over, or the policy that let them in
+    /// ends, until it is told to stop. Must always run beside what uses this trust.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         loop {
+            let ends = self.slice_now().policies.ends();
             let next = self.register.sweep(self.now());
             // A certificate is valid at its last moment still (RFC 5280, 4.1.2.5).
             let wake = next.map_or(Timestamp::LAST, |last| last + Duration::from_micros(1));
+            let wake = ends.map_or(wake, |end| wake.min(end));
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.clock.sleep_until(wake) => {}
@@ -296,8 +318,8 @@ impl Trust {
         self.applying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn provider(&self) -> Arc<CryptoProvider> {
-        Arc::clone(&self.provider)
+    pub(crate) fn provider(&self, profile: TlsProfile) -> Arc<CryptoProvider> {
+        self.providers.of(profile)
     }
 }
 

@@ -98,6 +98,8 @@ pub(crate) async fn shop() -> World {
         let record = PolicyRecord {
             cedar: cedar.parse().unwrap(),
             mode: countersign_identity::Mode::Enforce,
+            until: None,
+            reason: None,
             scopes: vec![scope],
         };
         server.put_value("Policy", name, &record.encode());

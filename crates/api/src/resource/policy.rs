@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use countersign_identity::Mode;
+use countersign_identity::{Mode, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::reader::{Fields, Problems};
-use super::text::CedarText;
+use super::text::{CedarText, Reason};
 
 /// Cedar text that says who may do what to whom.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, schemars::JsonSchema)]
@@ -20,12 +20,23 @@ pub struct PolicySpec {
     #[serde(skip_serializing_if = "Mode::is_usual")]
     #[schemars(with = "Option<super::schema::ModeText>")]
     pub mode: Mode,
+    /// From when on it is as if it were not there, `2027-01-31T00:00:00Z`. Without it, it has no end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("format" = "date-time"))]
+    pub until: Option<Timestamp>,
+    /// Why it is there, for whoever reads it later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", length(min = 1, max = 500))]
+    pub reason: Option<Reason>,
 }
 
 impl PolicySpec {
     pub(super) fn read(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<Self> {
         let mode = fields.optional("mode", problems);
-        Some(Self { cedar: fields.required("cedar", problems)?, mode: mode?.unwrap_or_default() })
+        let until = fields.optional("until", problems);
+        let reason = fields.optional("reason", problems);
+        let cedar = fields.required("cedar", problems)?;
+        Some(Self { cedar, mode: mode?.unwrap_or_default(), until: until?, reason: reason? })
     }
 }
 
@@ -37,6 +48,10 @@ pub struct PolicyRecord {
     pub cedar: CedarText,
     /// How far it goes.
     pub mode: Mode,
+    /// When it ends.
+    pub until: Option<Timestamp>,
+    /// Why it is there.
+    pub reason: Option<Reason>,
     /// One entry for each policy in the text.
     pub scopes: Vec<PolicyScope>,
 }
@@ -83,6 +98,10 @@ struct PolicyRecordJson {
     cedar: String,
     #[serde(default, skip_serializing_if = "Mode::is_usual")]
     mode: Mode,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    until: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
     scopes: Vec<PolicyScope>,
 }
 
@@ -92,6 +111,8 @@ impl PolicyRecord {
         let json = PolicyRecordJson {
             cedar: self.cedar.as_str().to_owned(),
             mode: self.mode,
+            until: self.until,
+            reason: self.reason.as_ref().map(ToString::to_string),
             scopes: self.scopes.clone(),
         };
         super::canonical(&serde_json::to_value(json).expect("texts and lists have a JSON form"))
@@ -103,7 +124,9 @@ impl PolicyRecord {
     /// When it is not one.
     pub fn decode(value: &[u8]) -> Result<Self, BadPolicyRecord> {
         let json: PolicyRecordJson = serde_json::from_slice(value)?;
-        Ok(Self { cedar: json.cedar.parse()?, mode: json.mode, scopes: json.scopes })
+        let PolicyRecordJson { mode, until, scopes, .. } = json;
+        let reason = json.reason.map(|text| text.parse()).transpose()?;
+        Ok(Self { cedar: json.cedar.parse()?, mode, until, reason, scopes })
     }
 }
 

@@ -114,6 +114,15 @@ pub(super) enum ExpiredText {
 
 #[derive(JsonSchema)]
 #[expect(dead_code, reason = "stands for the schema of a word only")]
+#[schemars(rename_all = "kebab-case")]
+pub(super) enum TlsProfileText {
+    Modern,
+    Compatible,
+    PqOnly,
+}
+
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "stands for the schema of a word only")]
 #[schemars(rename_all = "camelCase")]
 pub(super) enum ForwardText {
     Nothing,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use countersign_identity::Name;
+use countersign_identity::{Name, TlsProfile};
 use serde::Serialize;
 
 use super::address::{HostPort, ListenAddress, Local};
@@ -272,6 +272,11 @@ pub struct ServiceSpec {
     #[serde(skip_serializing_if = "ProxyProtocol::is_unused")]
     #[schemars(with = "Option<ProxyProtocol>")]
     pub proxy_protocol: ProxyProtocol,
+    /// Which key exchanges its door agrees to, and those who dial it: `modern` (the default), `compatible` (P-384 as well) or
+    /// `pq-only` (X25519MLKEM768 alone).
+    #[serde(skip_serializing_if = "TlsProfile::is_usual")]
+    #[schemars(with = "Option<super::schema::TlsProfileText>")]
+    pub tls_profile: TlsProfile,
     /// What it does, by name. With at least one, each request is decided on by policies that speak of operations; with
     /// none, whoever may connect may ask for anything.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -329,6 +334,7 @@ impl ServiceSpec {
         let told =
             fields.optional::<ForwardClientCertificate>("forwardClientCertificate", problems);
         let proxy_protocol = read_proxy_protocol(fields, problems);
+        let tls_profile = fields.optional::<TlsProfile>("tlsProfile", problems);
         let operations = fields.list("operations", OPERATIONS_MAX, problems, read_operation);
         let upstreams = fields.list("upstreams", UPSTREAMS_MAX, problems, read_upstream);
         let command = fields.list("command", ARGUMENTS_MAX, problems, |tree, place, problems| {
@@ -380,6 +386,7 @@ impl ServiceSpec {
             connections: connections?,
             forward_client_certificate: told?.unwrap_or_default(),
             proxy_protocol: proxy_protocol?,
+            tls_profile: tls_profile?.unwrap_or_default(),
             operations: operations?,
             upstreams: upstreams?,
             command: command?,

@@ -326,9 +326,9 @@ fn schemas_name_exactly_the_fields_that_the_reader_knows() {
         (Kind::Workload, "crl dnsNames hint keyType lifetime nodes selectors spiffeId"),
         (
             Kind::Service,
-            "addresses command connections environment forward forwardClientCertificate listen operations protocol proxyProtocol upstreams workload",
+            "addresses command connections environment forward forwardClientCertificate listen operations protocol proxyProtocol tlsProfile upstreams workload",
         ),
-        (Kind::Policy, "cedar cedarFile mode"),
+        (Kind::Policy, "cedar cedarFile mode reason until"),
     ] {
         let schema = schema(kind);
         let properties = schema["properties"]["spec"]["properties"].as_object().expect("fields");
@@ -351,6 +351,8 @@ fn a_policy_record_keeps_its_scope() {
     let record = PolicyRecord {
         cedar: "permit (principal, action, resource);".parse().expect("it is a text"),
         mode: countersign_identity::Mode::Observe,
+        until: Some(countersign_identity::Timestamp::from_secs(7)),
+        reason: Some("a trial".parse().expect("it is a sentence")),
         scopes: vec![PolicyScope {
             principals: ScopeNames::Any,
             resources: ScopeNames::Only(["web".to_owned()].into()),
@@ -495,5 +497,37 @@ fn a_workload_may_ask_for_any_kind_of_key_and_an_authority_for_none_of_rsa() {
     for kind in ["rsa-1024", "rsa-4096", "rsa", "ecdsa-p521", "RSA-2048", "*"] {
         let spec = json!({ "selectors": ["launch:web"], "keyType": kind });
         refused("Workload", spec, &[("spec.keyType", "`rsa-2048` or `rsa-3072`")]);
+    }
+}
+
+#[test]
+fn a_service_names_one_of_three_tls_profiles() {
+    for profile in ["modern", "compatible", "pq-only"] {
+        accepted("Service", json!({ "workload": "web", "tlsProfile": profile }));
+    }
+    for (profile, why) in [
+        (json!("legacy"), "expected `modern`, `compatible` or `pq-only`"),
+        (json!({ "versions": ["1.2"] }), "found fields"),
+    ] {
+        let spec = json!({ "workload": "web", "tlsProfile": profile });
+        refused("Service", spec, &[("spec.tlsProfile", why)]);
+    }
+}
+
+#[test]
+fn a_policy_may_say_when_it_ends_and_why_it_is_there() {
+    let cedar = "permit (principal, action, resource);";
+    accepted(
+        "Policy",
+        json!({ "cedar": cedar, "until": "2027-01-31T00:00:00Z", "reason": "the migration, ticket 12" }),
+    );
+    for (spec, path, why) in [
+        (json!({ "cedar": cedar, "until": "tomorrow" }), "spec.until", "tomorrow"),
+        (json!({ "cedar": cedar, "until": "2027-01-31" }), "spec.until", "2027-01-31"),
+        (json!({ "cedar": cedar, "reason": " " }), "spec.reason", "is empty"),
+        (json!({ "cedar": cedar, "reason": "a\nb" }), "spec.reason", "control character"),
+        (json!({ "cedar": cedar, "reason": "a".repeat(501) }), "spec.reason", "501 bytes"),
+    ] {
+        refused("Policy", spec, &[(path, why)]);
     }
 }

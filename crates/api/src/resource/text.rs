@@ -83,6 +83,10 @@ text! {
     EnvValue
 }
 text! {
+    /// Why something is as it is, for people. At most 500 bytes, one line.
+    Reason
+}
+text! {
     /// Cedar policies as text; whether they compile, the crate `policy` says. At most 64 KiB.
     CedarText
 }
@@ -105,6 +109,22 @@ impl FromStr for Hint {
         if text.chars().any(char::is_control) {
             let what = "a control character";
             return Err(BadText::Character { text: shorten(text), what });
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl FromStr for Reason {
+    type Err = BadText;
+
+    fn from_str(text: &str) -> Result<Self, BadText> {
+        bounded(text, 500)?;
+        if text.chars().any(char::is_control) {
+            let what = "a control character";
+            return Err(BadText::Character { text: shorten(text), what });
+        }
+        if text.trim().is_empty() {
+            return Err(BadText::Empty("a sentence, or leave the field out"));
         }
         Ok(Self(text.to_owned()))
     }

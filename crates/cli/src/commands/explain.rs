@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use countersign_api::admin::{Answer, ExplainRequest, ExplainResponse};
 use countersign_api::resource::{Resource, Spec};
-use countersign_identity::Code;
+use countersign_identity::{Clock, Code, SystemClock};
 use countersign_server::Judge;
 
 use crate::exit::{Exit, Failure};
@@ -78,10 +78,11 @@ fn offline(folder: &Path, request: &ExplainRequest) -> Result<ExplainResponse> {
     let domain = domain.ok_or_else(|| {
         Failure::not_understood("no manifest of kind `TrustDomain` says which trust domain this is")
     })?;
-    let judge = Judge::of(&manifests.resources, &domain).map_err(|problems| {
-        let first = problems.first().map(ToString::to_string).unwrap_or_default();
-        Failure::new(Code::InvalidPolicy, first)
-    })?;
+    let judge =
+        Judge::of(&manifests.resources, &domain, SystemClock::new().now()).map_err(|problems| {
+            let first = problems.first().map(ToString::to_string).unwrap_or_default();
+            Failure::new(Code::InvalidPolicy, first)
+        })?;
     let unclear = |why: countersign_server::Unclear| Failure::not_understood(why.to_string());
     Ok(judge.explain(request).map_err(unclear)?)
 }

@@ -82,6 +82,8 @@ pub(crate) fn policy(cedar: &str) -> v1::Record {
     let record = PolicyRecord {
         cedar: cedar.parse().unwrap(),
         mode: countersign_identity::Mode::Enforce,
+        until: None,
+        reason: None,
         scopes: vec![scope],
     };
     let value = record.encode().into();

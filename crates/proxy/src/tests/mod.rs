@@ -2,6 +2,7 @@
 
 mod attacks;
 mod balancer;
+mod calls;
 mod certificate;
 mod configured;
 mod corpus;
@@ -9,6 +10,7 @@ mod drain;
 mod flood;
 mod http;
 mod keep_alive;
+mod profiles;
 mod program;
 mod realm;
 mod recorder;

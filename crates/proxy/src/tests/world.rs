@@ -9,10 +9,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use countersign_identity::{
     Clock, Code, Name, Reason, Revision, Revocation, Revocations, Revoked, SeededEntropy,
-    SystemClock,
+    SystemClock, Timestamp,
 };
 use countersign_pki::Bundles;
-use countersign_policy::{Policies, PolicySource};
+use countersign_policy::{Operations, Policies, PolicySource};
 use countersign_tls::{Applied, HandshakeFact, Slice, Trust};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -88,6 +88,22 @@ impl Proxy {
     /// Lets other policies hold, and says how many connections that ended.
     pub(super) fn enforce(&self, policy: &str, revision: u64) -> usize {
         self.plane.trust.apply(slice(&self.realm, policy, revision)).cut
+    }
+
+    /// The same for policies that speak of operations, and until when they do.
+    pub(super) fn enforce_calls(
+        &self,
+        policy: &str,
+        operations: Operations,
+        until: Option<Timestamp>,
+    ) -> usize {
+        let connect = PolicySource::enforced(name("connect"), WEB_TO_ORDERS);
+        let calls = PolicySource { until, ..PolicySource::enforced(name("shop"), policy) };
+        let policies = Policies::compile(&[connect, calls], None);
+        let policies = policies.unwrap_or_else(|problems| panic!("{}", problems[0]));
+        let policies = Arc::new(policies.with_operations(operations));
+        let before = self.plane.trust.slice();
+        self.plane.trust.apply(Slice { policies, ..Slice::clone(&before) }).cut
     }
 
     /// Takes this out of service, beside what was before.

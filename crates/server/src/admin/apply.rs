@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 
 use countersign_api::admin::{Action, AppliedChange};
 use countersign_api::resource::{
-    Kind, Local, PolicyRecord, PolicyScope, Problem, Resource, ScopeNames, Spec, Tree, check,
+    Kind, Local, PolicyRecord, PolicyScope, PolicySpec, Problem, Resource, ScopeNames, Spec, Tree,
+    check,
 };
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, Name, SpiffeId, Timestamp};
@@ -306,8 +307,8 @@ fn record_value(resource: &Resource) -> Vec<u8> {
         workloads: scope.workloads,
         services: scope.services,
     });
-    let (cedar, mode) = (spec.cedar.clone(), spec.mode);
-    PolicyRecord { cedar, mode, scopes: scopes.collect() }.encode()
+    let PolicySpec { cedar, mode, until, reason } = spec.clone();
+    PolicyRecord { cedar, mode, until, reason, scopes: scopes.collect() }.encode()
 }
 
 /// What the log says of a plan: one event for each record.

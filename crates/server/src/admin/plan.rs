@@ -57,15 +57,16 @@ pub(crate) async fn plan(
 
     // The very code that decides about requests is asked about each flow, now and as it would be.
     let (on, would_be) = (Arc::clone(&state), plan.resources.clone());
+    let moment = control.clock.now();
     let judges = off_thread(move || {
         let domain = &on.domain().trust_domain;
-        let then = Judge::of(&would_be, domain).map_err(|problems| {
+        let then = Judge::of(&would_be, domain, moment).map_err(|problems| {
             internal(problems.first().map(ToString::to_string).unwrap_or_default())
         });
-        Ok::<_, Refused>((policy::judge(&on)?, then?))
+        Ok::<_, Refused>((policy::judge(&on, moment)?, then?))
     });
     let (now, then) = judges.await??;
-    let since = control.clock.now() - FLOWS_OF;
+    let since = moment - FLOWS_OF;
     let flows = watch::flows(&*control.store, &now, Some(since)).await?;
     let (mut newly_denied, mut newly_allowed) = (Vec::new(), Vec::new());
     for flow in merged(&flows) {

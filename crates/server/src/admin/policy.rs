@@ -10,7 +10,7 @@ use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Query, State as Shared};
 use countersign_api::admin::{ExplainRequest, ExplainResponse, FlowsResponse, ProblemDetails};
 use countersign_api::resource::Resource;
-use countersign_identity::Code;
+use countersign_identity::{Code, Timestamp};
 use serde::Deserialize;
 
 use crate::admin::Admin;
@@ -35,8 +35,9 @@ pub(crate) async fn explain(
     let control = admin.control()?;
     let request: ExplainRequest = parse(body)?;
     let state = control.feed.current();
-    let revision = state.revision;
-    let answer = off_thread(move || Ok::<_, Refused>(judge(&state)?.explain(&request))).await??;
+    let (revision, now) = (state.revision, control.clock.now());
+    let answer =
+        off_thread(move || Ok::<_, Refused>(judge(&state, now)?.explain(&request))).await??;
     let answer = answer.map_err(|why| Problem::new(Code::NotUnderstood, why.to_string()))?;
     Ok(Json(ExplainResponse { revision: Some(revision), ..answer }))
 }
@@ -57,11 +58,11 @@ pub(crate) async fn flows(
     since: Result<Query<Since>, QueryRejection>,
 ) -> Result<Json<FlowsResponse>, Problem> {
     let control = admin.control()?;
-    let since = query(since)?.since.map(Duration::from_secs);
-    let since = since.map(|since| control.clock.now() - since);
+    let now = control.clock.now();
+    let since = query(since)?.since.map(|secs| now - Duration::from_secs(secs));
     let state = control.feed.current();
     let kept = state.domain().flow_retention.duration();
-    let judge = off_thread(move || judge(&state)).await??;
+    let judge = off_thread(move || judge(&state, now)).await??;
     let flows = watch::flows(&*control.store, &judge, since).await?;
     let rests = flows.iter().flat_map(|flow| &flow.policies);
     let used: BTreeSet<&str> = rests.map(String::as_str).collect();
@@ -70,11 +71,11 @@ pub(crate) async fn flows(
     Ok(Json(FlowsResponse { flows, unused, dropped, kept_days: kept.as_secs() / 86_400 }))
 }
 
-/// Whoever decides on the state in force.
-pub(crate) fn judge(state: &State) -> Result<Judge, Refused> {
+/// Whoever decides on the state in force, at this moment.
+pub(crate) fn judge(state: &State, now: Timestamp) -> Result<Judge, Refused> {
     let resources: Vec<Resource> = state.resources().collect();
     let domain = &state.domain().trust_domain;
     // What is in force has compiled before.
-    Judge::of(&resources, domain)
+    Judge::of(&resources, domain, now)
         .map_err(|problems| internal(problems.first().map(ToString::to_string).unwrap_or_default()))
 }

@@ -12,8 +12,10 @@ fn resource(kind: &str, name: &str, spec: &serde_json::Value) -> Resource {
     Resource::read(&Tree::from_value(&manifest)).unwrap()
 }
 
-/// The shop, with these policies, each with its mode.
-fn judge(policies: &[(&str, &str, &str)]) -> Judge {
+const NOW: Timestamp = Timestamp::from_secs(1_000_000);
+
+/// The shop, without a policy.
+fn shop() -> Vec<Resource> {
     let mut resources = Vec::new();
     for name in ["web", "orders", "payments"] {
         resources.push(resource(
@@ -40,10 +42,16 @@ fn judge(policies: &[(&str, &str, &str)]) -> Judge {
             ],
         }),
     ));
+    resources
+}
+
+/// The shop, with these policies, each with its mode.
+fn judge(policies: &[(&str, &str, &str)]) -> Judge {
+    let mut resources = shop();
     for (name, mode, cedar) in policies {
         resources.push(resource("Policy", name, &json!({"mode": mode, "cedar": cedar})));
     }
-    Judge::of(&resources, &"shop.example".parse().unwrap()).unwrap()
+    Judge::of(&resources, &"shop.example".parse().unwrap(), NOW).unwrap()
 }
 
 const CONNECT: &str = r#"permit (principal == Workload::"orders", action == Action::"connect", resource == Service::"payments");"#;
@@ -156,4 +164,30 @@ fn what_is_not_declared_is_told_with_the_nearest_names() {
     assert!(error.contains("did you mean `payments`"), "{error}");
     let error = ask(&judge, "web", "payments", Some(("GET", "/a/../b"))).unwrap_err().to_string();
     assert!(error.contains("before any policy is asked"), "{error}");
+}
+
+#[test]
+fn what_has_ended_permits_nothing_and_what_will_end_is_said_with_its_reason_and_its_limits() {
+    let slow = format!("@rate(\"5/m\") @concurrent(\"2\") {CHARGE}");
+    let judge = |until: &str| {
+        let mut resources = shop();
+        let spec = json!({"cedar": CONNECT});
+        resources.push(resource("Policy", "connect", &spec));
+        let spec = json!({"cedar": slow, "until": until, "reason": "the spring sale"});
+        resources.push(resource("Policy", "sale", &spec));
+        Judge::of(&resources, &"shop.example".parse().unwrap(), NOW).unwrap()
+    };
+    let request = ExplainRequest {
+        from: "orders".to_owned(),
+        to: "payments".to_owned(),
+        method: Some("POST".to_owned()),
+        path: Some("/charges".to_owned()),
+    };
+    let answer = judge("2027-01-31T00:00:00Z").explain(&request).unwrap();
+    assert_eq!(answer.decision, Answer::Allow);
+    let note =
+        "`sale`: until 2027-01-31T00:00:00Z, the spring sale, at most 5 in 60s, at most 2 at once";
+    assert!(answer.why.ends_with(note), "{}", answer.why);
+    let answer = judge("1970-01-02T00:00:00Z").explain(&request).unwrap();
+    assert_eq!((answer.decision, answer.policies), (Answer::Deny, Vec::new()));
 }

@@ -284,3 +284,5 @@ impl Slices {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod whole;

@@ -322,7 +322,8 @@ impl Entry {
             Parsed::Workload { name, spec } => (name, Spec::Workload(spec.clone())),
             Parsed::Service { name, spec } => (name, Spec::Service(spec.clone())),
             Parsed::Policy { name, record } => {
-                (name, Spec::Policy(PolicySpec { cedar: record.cedar.clone(), mode: record.mode }))
+                let PolicyRecord { cedar, mode, until, reason, .. } = record.clone();
+                (name, Spec::Policy(PolicySpec { cedar, mode, until, reason }))
             }
             Parsed::TrustDomain { name, spec } => (name, Spec::TrustDomain(spec.clone())),
             Parsed::Authority { name, spec } => (name, Spec::Authority(spec.clone())),

@@ -17,7 +17,7 @@ fn record(kind: Kind, name: &str, spec: &serde_json::Value) -> Record {
     Record { kind, name: name.to_owned(), value: resource.spec.encode() }
 }
 
-fn workload(name: &str, label: Option<&str>) -> Record {
+pub(super) fn workload(name: &str, label: Option<&str>) -> Record {
     let nodes: Vec<&str> = label.into_iter().collect();
     record(
         Kind::Workload,
@@ -26,7 +26,7 @@ fn workload(name: &str, label: Option<&str>) -> Record {
     )
 }
 
-fn service(name: &str, upstream: Option<&str>) -> Record {
+pub(super) fn service(name: &str, upstream: Option<&str>) -> Record {
     let upstreams: Vec<_> = upstream
         .into_iter()
         .map(|service| json!({ "service": service, "local": "unix", "addresses": ["127.0.0.1:1"] }))
@@ -46,9 +46,9 @@ fn policy(name: &str, principals: ScopeNames, resources: ScopeNames, mentioned: 
         services: BTreeSet::new(),
     };
     let cedar = "permit (principal, action, resource);".parse().unwrap();
-    let value =
-        PolicyRecord { cedar, mode: countersign_identity::Mode::Enforce, scopes: vec![scope] }
-            .encode();
+    let mode = countersign_identity::Mode::Enforce;
+    let record = PolicyRecord { cedar, mode, until: None, reason: None, scopes: vec![scope] };
+    let value = record.encode();
     Record { kind: Kind::Policy, name: name.to_owned(), value }
 }
 
@@ -68,14 +68,14 @@ fn own_records() -> Vec<Record> {
     ]
 }
 
-fn state(records: Vec<Record>) -> State {
+pub(super) fn state(records: Vec<Record>) -> State {
     let mut all = own_records();
     all.extend(records);
     let revision = Revision { incarnation: 1, number: 1 };
     State::from_snapshot(Snapshot { revision, records: all }).unwrap()
 }
 
-fn labels(names: &[&str]) -> BTreeSet<Name> {
+pub(super) fn labels(names: &[&str]) -> BTreeSet<Name> {
     names.iter().map(|name| name.parse().unwrap()).collect()
 }
 

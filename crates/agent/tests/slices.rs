@@ -1,0 +1,60 @@
+//! What an enforcement point decides by its slice is what would be decided by all that its node knows.
+
+#[path = "../../policy/tests/support/random.rs"]
+mod random;
+
+use std::sync::Arc;
+
+use countersign_agent::core::{Record, RecordKey, RecordKind, Replica};
+use countersign_agent::enforcement::cut;
+use countersign_api::resource::Kind;
+use countersign_identity::Revision;
+use proptest::prelude::*;
+use random::{Known, NAMES, Stored, callers, id, policy, stored_policy, stored_workload};
+
+fn record((kind, name, value): Stored) -> Record {
+    let kind = match kind {
+        Kind::Policy => RecordKind::Policy,
+        Kind::Service => RecordKind::Service,
+        Kind::Workload => RecordKind::Workload,
+        Kind::TrustDomain | Kind::Authority => RecordKind::TrustDomain,
+    };
+    Record { key: RecordKey { kind, name: name.into() }, value: value.into() }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn the_slice_of_a_point_decides_as_the_whole(
+        policies in proptest::collection::vec(policy(), 1..8),
+        upstreams in proptest::collection::vec(proptest::option::of(proptest::sample::select(&NAMES[..])), NAMES.len()),
+    ) {
+        let domain = br#"{"trustDomain":"shop.example"}"#;
+        let mut stored: Vec<Stored> = vec![(Kind::TrustDomain, "shop".to_owned(), domain.to_vec())];
+        for (number, policy) in policies.iter().enumerate() {
+            stored.push(stored_policy(&format!("p{number}"), policy));
+        }
+        for (name, upstream) in NAMES.iter().zip(&upstreams) {
+            stored.extend(stored_workload(name, "x", *upstream));
+        }
+        let Some(whole) = Known::of(stored.clone(), NAMES.map(id)) else { return Ok(()) };
+        let replica = Replica::of(Revision { incarnation: 1, number: 1 }, stored.into_iter().map(record));
+        prop_assert_eq!(replica.workloads().len(), NAMES.len());
+        for name in NAMES {
+            let own = Arc::clone(&replica.workloads()[&name.parse().expect("it is a name")]);
+            let slice = cut(&replica, &[own]);
+            let policies = slice.policies.into_iter().map(|it| (Kind::Policy, it.name, it.value.to_vec()));
+            let services = slice.services.into_iter().map(|it| (Kind::Service, it.name, it.value.to_vec()));
+            let named = slice.workloads.iter().map(|it| it.spiffe_id.parse().expect("it is one"));
+            let part = Known::of(policies.chain(services), named).expect("it compiles in part");
+            for from in callers() {
+                prop_assert_eq!(part.connect(&from, name), whole.connect(&from, name), "{} to {}", from, name);
+                prop_assert_eq!(part.calls(&from, name), whole.calls(&from, name), "{} to {}", from, name);
+            }
+            for to in whole.called_by(name) {
+                prop_assert_eq!(part.connect(&id(name), &to), whole.connect(&id(name), &to), "{} to {}", name, to);
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Random policies over a few workloads and services, and who is decided about: what a part of them decides is held against the whole.
+
+use std::collections::HashMap;
+
+use countersign_api::resource::{
+    Kind, PolicyRecord, PolicyScope, Resource, ScopeNames, ServiceSpec, Spec, Tree,
+};
+use countersign_identity::{CanonicalPath, Name, SpiffeId, Verb};
+use countersign_policy::{
+    CallRequest, ConnectRequest, Context, Decision, Names, Operation, Operations, Policies,
+    PolicySource, Principal,
+};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+/// Workloads, and services of the same names.
+pub(crate) const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+fn name() -> impl Strategy<Value = &'static str> {
+    proptest::sample::select(&NAMES[..])
+}
+
+fn principal() -> impl Strategy<Value = String> {
+    prop_oneof![
+        1 => Just("principal".to_owned()),
+        4 => name().prop_map(|name| format!("principal == Workload::\"{name}\"")),
+    ]
+}
+
+/// An action with a resource that it can have.
+fn asked() -> impl Strategy<Value = String> {
+    let connect = "action == Action::\"connect\"";
+    let get = "action == Action::\"GET\"";
+    prop_oneof![
+        1 => Just(format!("{connect}, resource")),
+        3 => name().prop_map(move |name| format!("{connect}, resource == Service::\"{name}\"")),
+        2 => name().prop_map(move |name| format!("{get}, resource == Operation::\"{name}/see\"")),
+        1 => name().prop_map(move |name| format!("{get}, resource in Service::\"{name}\"")),
+        1 => name().prop_map(move |name| format!("action, resource in Service::\"{name}\"")),
+    ]
+}
+
+fn condition() -> impl Strategy<Value = String> {
+    prop_oneof![
+        4 => Just(String::new()),
+        1 => name().prop_map(|name| format!(" when {{ principal == Workload::\"{name}\" }}")),
+        1 => name().prop_map(|name| format!(" unless {{ principal == Workload::\"{name}\" }}")),
+        1 => name().prop_map(|name| format!(" unless {{ resource in Service::\"{name}\" }}")),
+        1 => Just(" when { context.group like \"X*\" }".to_owned()),
+        1 => Just(" when { context.peer_age_seconds * 9223372036854775807 != 3 }".to_owned()),
+    ]
+}
+
+fn statement() -> impl Strategy<Value = String> {
+    let effect = prop_oneof![3 => Just("@unscoped(\"test\") permit"), 1 => Just("forbid")];
+    (effect, principal(), asked(), condition()).prop_map(|(effect, principal, asked, condition)| {
+        format!("{effect} ({principal}, {asked}){condition};")
+    })
+}
+
+/// A text, and its mode.
+pub(crate) fn policy() -> impl Strategy<Value = (String, &'static str)> {
+    let statements = proptest::collection::vec(statement(), 1..3);
+    let mode = prop_oneof![4 => Just("enforce"), 1 => Just("observe")];
+    (statements.prop_map(|statements| statements.join("\n")), mode)
+}
+
+/// A record of the state: its kind, its name, its value.
+pub(crate) type Stored = (Kind, String, Vec<u8>);
+
+fn resource(kind: Kind, name: &str, spec: &Value) -> Resource {
+    let manifest = json!({
+        "apiVersion": "countersign.dev/v1alpha1", "kind": kind.as_str(),
+        "metadata": { "name": name }, "spec": spec,
+    });
+    Resource::read(&Tree::from_value(&manifest)).expect("the manifests are right")
+}
+
+/// As the server stores a policy: with whom it speaks of.
+pub(crate) fn stored_policy(name: &str, (cedar, mode): &(String, &str)) -> Stored {
+    let policy = resource(Kind::Policy, name, &json!({ "cedar": cedar, "mode": mode }));
+    let Spec::Policy(spec) = policy.spec else { unreachable!("it is of that kind") };
+    let names = |names: Names| match names {
+        Names::Any => ScopeNames::Any,
+        Names::Only(names) => ScopeNames::Only(names.into_iter().collect()),
+    };
+    let scopes = countersign_policy::scope(cedar).unwrap_or_default();
+    let scopes = scopes.into_iter().map(|scope| PolicyScope {
+        principals: names(scope.principals),
+        resources: names(scope.resources),
+        workloads: scope.workloads,
+        services: scope.services,
+    });
+    let record = PolicyRecord {
+        cedar: spec.cedar,
+        mode: spec.mode,
+        until: None,
+        reason: None,
+        scopes: scopes.collect(),
+    };
+    (Kind::Policy, name.to_owned(), record.encode())
+}
+
+/// A workload for nodes with this label, and its service, which calls another.
+pub(crate) fn stored_workload(name: &str, label: &str, upstream: Option<&str>) -> [Stored; 2] {
+    let upstreams: Vec<_> = upstream
+        .into_iter()
+        .map(|service| json!({ "service": service, "local": "unix", "addresses": ["127.0.0.1:1"] }))
+        .collect();
+    let operations = json!([{ "name": "see", "method": "GET", "path": "/see" }]);
+    let service = json!({ "workload": name, "operations": operations, "upstreams": upstreams });
+    let workload = json!({ "selectors": [format!("launch:{name}")], "nodes": [label] });
+    [(Kind::Workload, workload), (Kind::Service, service)]
+        .map(|(kind, spec)| (kind, name.to_owned(), resource(kind, name, &spec).spec.encode()))
+}
+
+pub(crate) fn id(name: &str) -> SpiffeId {
+    format!("spiffe://shop.example/{name}").parse().expect("it is one")
+}
+
+/// Everybody, and somebody whom no manifest names.
+pub(crate) fn callers() -> impl Iterator<Item = SpiffeId> {
+    NAMES.iter().chain(&["stranger"]).map(|name| id(name))
+}
+
+/// Policies, names and services, as whoever has these records knows them.
+pub(crate) struct Known {
+    policies: Policies,
+    names: HashMap<SpiffeId, Name>,
+    services: HashMap<String, ServiceSpec>,
+}
+
+impl Known {
+    /// `None` when the policies do not compile, as one that can never apply does not.
+    pub(crate) fn of(
+        records: impl IntoIterator<Item = Stored>,
+        names: impl IntoIterator<Item = SpiffeId>,
+    ) -> Option<Self> {
+        let (mut sources, mut services) = (Vec::new(), HashMap::new());
+        for (kind, name, value) in records {
+            match kind {
+                Kind::Policy => {
+                    let record = PolicyRecord::decode(&value).expect("it was encoded");
+                    let (text, mode) = (record.cedar.as_str().to_owned(), record.mode);
+                    let name = name.parse().expect("it is a name");
+                    sources.push(PolicySource { name, text, mode, until: None });
+                }
+                Kind::Service => {
+                    let spec = Spec::decode(kind, &value).expect("it was encoded");
+                    let Spec::Service(spec) = spec else { unreachable!("it is of that kind") };
+                    services.insert(name, spec);
+                }
+                Kind::TrustDomain | Kind::Authority | Kind::Workload => {}
+            }
+        }
+        let operation = |spec: &ServiceSpec| {
+            let one = |it: &countersign_api::resource::OperationSpec| Operation {
+                name: it.name.clone(),
+                verb: it.method,
+                template: it.path.clone(),
+            };
+            spec.operations.iter().map(one).collect()
+        };
+        let of = services
+            .iter()
+            .map(|(name, spec)| (name.parse().expect("it is a name"), operation(spec)));
+        let policies = Policies::compile(&sources, None).ok()?.with_operations(Operations::new(of));
+        let named = |id: SpiffeId| {
+            let name = id.path().trim_start_matches('/').parse().expect("it is a name");
+            (id, name)
+        };
+        Some(Self { policies, names: names.into_iter().map(named).collect(), services })
+    }
+
+    /// The services that this one calls.
+    pub(crate) fn called_by(&self, service: &str) -> Vec<String> {
+        let spec = &self.services[service];
+        spec.upstreams.iter().map(|upstream| upstream.service.to_string()).collect()
+    }
+
+    /// About a connection.
+    pub(crate) fn connect(&self, from: &SpiffeId, to: &str) -> Decision {
+        let request =
+            ConnectRequest { principal: &self.principal(from), service: to, context: &context() };
+        self.policies.decide(&request)
+    }
+
+    /// About what its operation is, and about what no operation is.
+    pub(crate) fn calls(&self, from: &SpiffeId, to: &str) -> Vec<Option<Decision>> {
+        let ask = |path: &str| {
+            let request = CallRequest {
+                principal: &self.principal(from),
+                service: to,
+                verb: Some(Verb::Get),
+                path: &CanonicalPath::of(path).expect("it is in its one form"),
+                context: &context(),
+            };
+            self.policies.decide_call(&request).map(|called| called.decision)
+        };
+        ["/see", "/other"].map(ask).into()
+    }
+
+    fn principal(&self, id: &SpiffeId) -> Principal {
+        let name = self.names.get(id).cloned();
+        name.map_or_else(|| Principal::Id(id.clone()), Principal::Named)
+    }
+}
+
+fn context() -> Context {
+    Context {
+        tls_version: "1.3".to_owned(),
+        group: "X25519MLKEM768".to_owned(),
+        peer_age_seconds: 1,
+    }
+}

@@ -1,0 +1,194 @@
+//! Requests that are decided on one by one: how a denial looks, how much is too much, and what ends with a policy.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use countersign::{Asked, Flow};
+use countersign_identity::{Clock, Code, SystemClock, Verb};
+use countersign_policy::{Operation, Operations};
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::world::{Caller, Shop, eventually, get, name, read};
+use crate::config::Protocol;
+
+fn operations() -> Operations {
+    let operation = |of: &str, verb, template: &str| Operation {
+        name: name(of),
+        verb,
+        template: template.parse().unwrap(),
+    };
+    let of_orders = vec![
+        operation("see", Verb::Get, "/see/{id}"),
+        operation("gate", Verb::Get, "/gate"),
+        operation("endless", Verb::Get, "/endless"),
+        operation("upgrade", Verb::Get, "/upgrade"),
+        operation("call", Verb::Post, "/shop.Orders/Place"),
+    ];
+    Operations::new([(name("orders"), of_orders)])
+}
+
+fn permit(annotations: &str, action: &str, operation: &str) -> String {
+    format!(
+        r#"{annotations} @id("{operation}") permit (principal == Workload::"web", action == Action::"{action}", resource == Operation::"orders/{operation}");"#
+    )
+}
+
+async fn shop(policy: &str) -> Shop {
+    let shop = Shop::open(Protocol::Http).await;
+    shop.orders.enforce_calls(policy, operations(), None);
+    shop
+}
+
+fn grpc(path: &str) -> Request<Full<Bytes>> {
+    let request = Request::post(path).header("host", "orders").header("te", "trailers");
+    request.header("content-type", "application/grpc").body(Full::default()).unwrap()
+}
+
+#[track_caller]
+fn status_is(response: &Response<Incoming>, status: &str, about: &str) {
+    assert_eq!(response.status(), 200, "gRPC says it in its own status");
+    let field = |name: &str| response.headers().get(name).map(|value| value.to_str().unwrap());
+    assert_eq!(field("content-type"), Some("application/grpc"));
+    assert_eq!(field("grpc-status"), Some(status));
+    let said = field("grpc-message").unwrap();
+    assert!(said.contains(about), "{said}");
+}
+
+#[tokio::test]
+async fn a_denied_call_of_grpc_is_told_by_its_own_status_and_reaches_nobody() {
+    let shop = shop(&permit("", "GET", "see")).await;
+    let mut caller = shop.caller().await;
+    for path in ["/shop.Orders/Place", "/shop.Orders/Other"] {
+        let response = caller.send(grpc(path)).await.unwrap();
+        status_is(&response, "7", "may not ask `orders`");
+        assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
+    }
+    assert_eq!(shop.program.reached(), 0);
+    let (status, body) = caller.get("/see/1").await;
+    assert_eq!(status, 200, "the connection goes on: {body}");
+    let (status, body) = caller.get("/other").await;
+    assert_eq!(status, 403);
+    assert!(body.contains(r#""code":"policy-denied""#) && !body.contains("#see"), "{body}");
+}
+
+#[tokio::test]
+async fn more_than_the_rate_is_refused_without_reaching_the_program_and_is_on_record() {
+    let policy = permit("@rate(\"3/h\")", "GET", "see") + &permit("@rate(\"1/h\")", "POST", "call");
+    let shop = shop(&policy).await;
+    let mut caller = shop.caller().await;
+    for _ in 0..3 {
+        assert_eq!(caller.get("/see/1").await.0, 200);
+    }
+    let (status, body) = caller.get("/see/2").await;
+    assert_eq!(status, 429, "{body}");
+    assert!(
+        body.contains(r#""code":"rate-limited""#) && body.contains("again in 1200 s"),
+        "{body}"
+    );
+    assert_eq!(shop.program.reached(), 3);
+    let (status, _) = read(caller.send(grpc("/shop.Orders/Place")).await.unwrap()).await;
+    assert_eq!((status, shop.program.reached()), (200, 4), "another policy has its own limit");
+    status_is(&caller.send(grpc("/shop.Orders/Place")).await.unwrap(), "8", "permits this caller");
+    assert_eq!(shop.program.reached(), 4);
+    let recorded = shop.orders.plane.flows.seen();
+    let limited = |flow: &&Flow| !flow.allowed && flow.policies == ["shop#see"];
+    let flow = recorded.iter().find(limited).expect("it is on record");
+    assert!(matches!(&flow.asked, Asked::Operation(operation, ..) if operation.as_str() == "see"));
+}
+
+#[tokio::test]
+async fn more_at_once_than_a_policy_permits_are_refused_until_one_is_done() {
+    let shop = shop(&permit("@concurrent(\"1\")", "GET", "gate")).await;
+    let (mut first, mut second) = (shop.caller().await, shop.caller().await);
+    let waiting = tokio::spawn(async move { first.get("/gate").await.0 });
+    eventually(|| (shop.program.reached() == 1).then_some(())).await;
+    let (status, body) = second.get("/gate").await;
+    assert_eq!(status, 429, "{body}");
+    assert_eq!(shop.program.reached(), 1);
+    shop.program.gate.add_permits(2);
+    assert_eq!(waiting.await.unwrap(), 200);
+    assert_eq!(second.get("/gate").await.0, 200);
+}
+
+/// An upgraded connection, which says back what it hears.
+async fn upgraded(caller: &mut Caller) -> TokioIo<hyper::upgrade::Upgraded> {
+    let mut request = get("/upgrade");
+    let headers = request.headers_mut();
+    headers.insert("connection", "upgrade".parse().unwrap());
+    headers.insert("upgrade", "echo".parse().unwrap());
+    let response = caller.send(request).await.unwrap();
+    assert_eq!(response.status(), 101);
+    let mut io = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    assert!(echoes(&mut io).await);
+    io
+}
+
+async fn echoes(io: &mut TokioIo<hyper::upgrade::Upgraded>) -> bool {
+    let mut answer = [0; 4];
+    let sent = io.write_all(b"ping").await;
+    sent.is_ok() && io.read_exact(&mut answer).await.is_ok() && answer == *b"ping"
+}
+
+#[tokio::test]
+async fn a_change_ends_the_upgraded_connections_that_it_denies_and_no_other() {
+    let both = permit("", "GET", "see") + &permit("", "GET", "upgrade");
+    let shop = shop(&both).await;
+    let (mut plain, mut caller) = (shop.caller().await, shop.caller().await);
+    let mut io = upgraded(&mut caller).await;
+    assert_eq!(plain.get("/see/1").await.0, 200);
+    let more = both.clone() + &permit("", "GET", "gate");
+    assert_eq!(shop.orders.enforce_calls(&more, operations(), None), 0);
+    assert!(echoes(&mut io).await, "what is permitted still goes on");
+    let other = permit("", "GET", "see");
+    assert_eq!(shop.orders.enforce_calls(&other, operations(), None), 1);
+    assert!(!echoes(&mut io).await, "it was closed");
+    assert_eq!(plain.get("/see/1").await.0, 200, "which connects, and asks for something else");
+    assert!(!plain.is_closed());
+    let mut request = get("/upgrade");
+    request.headers_mut().insert("connection", "upgrade".parse().unwrap());
+    request.headers_mut().insert("upgrade", "echo".parse().unwrap());
+    assert_eq!(plain.send(request).await.unwrap().status(), 403);
+}
+
+#[tokio::test]
+async fn a_change_ends_the_streams_that_it_denies_and_not_their_connection() {
+    let shop = shop(
+        &(permit("", "GET", "see") + &permit("", "GET", "endless") + &permit("", "GET", "gate")),
+    )
+    .await;
+    let (mut first, mut second) = (shop.caller().await, shop.caller().await);
+    let mut endless = first.send(get("/endless")).await.unwrap().into_body();
+    assert_eq!(endless.frame().await.unwrap().unwrap().into_data().unwrap(), "one");
+    let waiting = tokio::spawn(async move { second.get("/gate").await });
+    eventually(|| (shop.program.reached() == 2).then_some(())).await;
+    let ended = shop.orders.enforce_calls(&permit("", "GET", "see"), operations(), None);
+    assert_eq!(ended, 0, "no connection");
+    let rest = tokio::time::timeout(Duration::from_secs(10), endless.frame()).await.unwrap();
+    assert!(rest.is_none_or(|frame| frame.is_err()), "it is broken off");
+    assert_eq!(waiting.await.unwrap().0, 403, "what had no answer yet is denied");
+    assert_eq!(shop.caller().await.get("/see/1").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_policys_end_ends_what_it_let_in_and_permits_nothing_from_then_on() {
+    let shop = shop(&permit("", "GET", "gate")).await;
+    let until = SystemClock::new().now() + Duration::from_secs(2);
+    let both = permit("", "GET", "see") + &permit("", "GET", "upgrade");
+    shop.orders.enforce_calls(&both, operations(), Some(until));
+    let (mut plain, mut caller) = (shop.caller().await, shop.caller().await);
+    let mut io = upgraded(&mut caller).await;
+    assert_eq!(plain.get("/see/1").await.0, 200);
+    // Nobody applies anything: it ends by itself.
+    let mut rest = Vec::new();
+    let closed = tokio::time::timeout(Duration::from_secs(10), io.read_to_end(&mut rest)).await;
+    assert!(closed.is_ok() && until <= SystemClock::new().now());
+    let (status, body) = plain.get("/see/1").await;
+    assert_eq!(status, 403, "{body}");
+    let why = shop.orders.plane.trust.slice().policies.ends();
+    assert_eq!(why, None);
+    assert!(!shop.orders.has_refused(Code::PolicyDenied), "nobody was kept from connecting");
+}
