@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask check | test | layers | gen | sbom | bench | fuzz`.
+//! The project's own commands: `cargo xtask check | test | layers | gen | sbom | crash | bench | fuzz`.
 
 use std::process::ExitCode;
 
@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod bounded;
 mod check;
+mod crash;
 mod fuzz;
 mod generate;
 mod layers;
@@ -56,6 +57,8 @@ enum Command {
         #[command(flatten)]
         fleet: bench::FleetArguments,
     },
+    /// Run the kill rounds of a range of seeds, in pieces, going on where it was stopped
+    Crash(crash::Rounds),
     /// Run every fuzz target for some seconds
     Fuzz {
         /// How long each target runs
@@ -84,6 +87,7 @@ fn run(command: Command) -> Result<()> {
         Command::Layers => layers::run(),
         Command::Gen => generate::run(),
         Command::Sbom => sbom::run(),
+        Command::Crash(rounds) => crash::run(&rounds),
         Command::Bench { output, name, fleet } => bench::run(output, name.as_deref(), &fleet),
         Command::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
     }

@@ -1,0 +1,144 @@
+//! What is done to a trust domain, and by what means.
+
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::support::{root, text};
+
+/// The chance of one run (SplitMix64), so that its seed tells it whole.
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    pub(crate) fn one_of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[usize::try_from(self.below(all.len() as u64)).unwrap()]
+    }
+
+    pub(crate) fn millis(&mut self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(from + self.below(to - from))
+    }
+}
+
+/// What is done to the trust domain in one round.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// These processes are cut off, one after the other.
+    Kill(Vec<&'static str>),
+    /// All of it is cut off at once, as by a power failure of the processes.
+    KillAll,
+    /// The disk is full for a while.
+    Full(Duration),
+    /// Of a thousand system calls so many fail, for a while.
+    Failing { writes: u32, syncs: u32, renames: u32, lasts: Duration },
+    /// Each system call is late, for a while.
+    Slow { each: Duration, lasts: Duration },
+    /// Yesterday's backup takes the place of the state, with the journal of rules or without.
+    Restore { journal: bool },
+    /// The clock of every process steps by so many seconds, for good.
+    Clock(i64),
+}
+
+impl Fault {
+    pub(crate) fn draw(dice: &mut Dice) -> Self {
+        let part = |dice: &mut Dice| *dice.one_of(&["server", "agent", "proxy"]);
+        match dice.below(12) {
+            0..=3 => Self::Kill((0..=dice.below(2)).map(|_| part(dice)).collect()),
+            4 => Self::KillAll,
+            5 => Self::Full(dice.millis(300, 1500)),
+            6 | 7 => {
+                let mut some = || u32::try_from(dice.below(400)).unwrap();
+                let (writes, syncs, renames) = (some(), some(), some());
+                Self::Failing { writes, syncs, renames, lasts: dice.millis(300, 1500) }
+            }
+            8 => Self::Slow { each: dice.millis(2, 60), lasts: dice.millis(500, 1500) },
+            9 | 10 => Self::Restore { journal: dice.below(2) == 0 },
+            _ => Self::Clock(*dice.one_of(&[5, 40, -10, 20])),
+        }
+    }
+}
+
+/// The page by which `faults.c` is told what fails.
+pub(crate) struct Faults {
+    file: std::fs::File,
+    pub(crate) page: PathBuf,
+    pub(crate) library: PathBuf,
+}
+
+impl Faults {
+    pub(crate) fn new(folder: &Path) -> Self {
+        let (page, library) = (folder.join("faults"), folder.join("faults.so"));
+        let source = root().join("crates/cli/tests/support/faults.c");
+        let compiled = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .args([&library, &source])
+            .arg("-ldl")
+            .output()
+            .unwrap();
+        assert!(compiled.status.success(), "{}", text(&compiled.stderr));
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).open(&page).unwrap();
+        file.set_len(4096).unwrap();
+        Self { file, page, library }
+    }
+
+    pub(crate) fn set(&self, numbers: [u32; 7]) {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_ne_bytes()).collect();
+        // The rest before the word that makes it hold.
+        self.file.write_all_at(&bytes[4..], 4).unwrap();
+        self.file.write_all_at(&bytes[..4], 0).unwrap();
+    }
+
+    pub(crate) fn lift(&self) {
+        self.set([0; 7]);
+    }
+}
+
+/// A file system in memory, small enough to be filled.
+pub(crate) struct Disk(PathBuf);
+
+impl Disk {
+    /// Makes one at this place, if this user may.
+    pub(crate) fn mount(at: &Path) -> Option<Self> {
+        std::fs::create_dir(at).unwrap();
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", "size=96m,mode=700", "tmpfs"]).arg(at);
+        command.output().is_ok_and(|output| output.status.success()).then(|| Self(at.to_owned()))
+    }
+
+    /// Leaves no room on it for a while.
+    pub(crate) fn fill_for(&self, lasts: Duration) {
+        use std::io::Write as _;
+        let path = self.0.join("filler");
+        let mut filler = std::fs::File::create(&path).unwrap();
+        let begin = Instant::now();
+        let block = vec![0xa5; 1 << 20];
+        let mut size = block.len();
+        // What is freed meanwhile is taken, too.
+        while begin.elapsed() < lasts {
+            if filler.write_all(&block[..size]).is_err() {
+                size = (size / 2).max(1);
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+        }
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // It ends with whoever still has a file on it.
+        let _unmounted = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
