@@ -12,6 +12,8 @@ extern crate self as libfuzzer_sys;
 
 mod support;
 
+#[path = "../../../fuzz/fuzz_targets/agent_messages.rs"]
+mod agent_messages;
 #[path = "../../../fuzz/fuzz_targets/authority_filter.rs"]
 mod authority_filter;
 #[path = "../../../fuzz/fuzz_targets/bundle.rs"]
@@ -26,6 +28,8 @@ mod chain;
 mod crl;
 #[path = "../../../fuzz/fuzz_targets/csr.rs"]
 mod csr;
+#[path = "../../../fuzz/fuzz_targets/jws.rs"]
+mod jws;
 #[path = "../../../fuzz/fuzz_targets/log_leaf.rs"]
 mod log_leaf;
 #[path = "../../../fuzz/fuzz_targets/manifest.rs"]
@@ -42,6 +46,10 @@ mod policy;
 mod proof_bundle;
 #[path = "../../../fuzz/fuzz_targets/proxy_header.rs"]
 mod proxy_header;
+#[path = "../../../fuzz/fuzz_targets/sealed.rs"]
+mod sealed;
+#[path = "../../../fuzz/fuzz_targets/server_messages.rs"]
+mod server_messages;
 #[path = "../../../fuzz/fuzz_targets/spiffe_id.rs"]
 mod spiffe_id;
 
@@ -248,4 +256,24 @@ fn the_note_target_holds_near_its_seeds() {
 #[test]
 fn the_proof_bundle_target_holds_near_its_seeds() {
     holds("proof_bundle", proof_bundle::run);
+}
+
+#[test]
+fn the_agent_messages_target_holds_near_its_seeds() {
+    holds("agent_messages", agent_messages::run);
+}
+
+#[test]
+fn the_jws_target_holds_near_its_seeds() {
+    holds("jws", jws::run);
+}
+
+#[test]
+fn the_sealed_target_holds_near_its_seeds() {
+    holds("sealed", sealed::run);
+}
+
+#[test]
+fn the_server_messages_target_holds_near_its_seeds() {
+    holds("server_messages", server_messages::run);
 }
