@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use countersign_api::v1;
-use countersign_identity::{Clock, Name, Revision, Timestamp};
+use countersign_identity::{Clock, Incarnation, Name, Revision, Timestamp};
 use countersign_store::Kind;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -47,6 +47,14 @@ type RuleKey = (String, String, Bytes);
 struct Written {
     lines: BTreeMap<RuleKey, v1::SignedRecord>,
     in_state: HashSet<RuleKey>,
+    /// Of which incarnation that state was.
+    of: Incarnation,
+}
+
+/// The rules of one state, signed.
+struct Rules {
+    of: Incarnation,
+    signed: Vec<v1::SignedRecord>,
 }
 
 /// The journal of one server.
@@ -83,7 +91,8 @@ impl Journal {
         let mut written: Option<Written> = None;
         loop {
             let state = Arc::clone(&states.borrow_and_update());
-            let rules = key.sign(&rules(&state));
+            let signed = key.sign(&rules(&state));
+            let rules = Rules { of: state.revision.incarnation, signed };
             let (journal, key, before) = (Arc::clone(&self), Arc::clone(&key), written.take());
             let now = clock.now();
             let writing = tokio::task::spawn_blocking(move || match before {
@@ -107,20 +116,16 @@ impl Journal {
     }
 
     /// Writes it anew: what is in force, and what is in it already and could still matter.
-    fn begin(
-        &self,
-        log_key: &LogKey,
-        rules: Vec<v1::SignedRecord>,
-        now: Timestamp,
-    ) -> Result<Written, StartError> {
+    fn begin(&self, log_key: &LogKey, rules: Rules, now: Timestamp) -> Result<Written, StartError> {
         let mut kept = Vec::new();
         if self.path.exists() {
             read_file(&self.path, log_key, &mut kept)?;
         }
         kept.retain(|record| Handed::read(record).is_ok_and(|handed| handed.could_matter(now)));
-        let in_state = rules.iter().map(key).collect();
-        let lines = kept.into_iter().chain(rules).map(|rule| (key(&rule), rule)).collect();
-        self.write_anew(Written { lines, in_state })
+        let Rules { of, signed } = rules;
+        let in_state = signed.iter().map(key).collect();
+        let lines = kept.into_iter().chain(signed).map(|rule| (key(&rule), rule)).collect();
+        self.write_anew(Written { lines, in_state, of })
     }
 
     fn write_anew(&self, written: Written) -> Result<Written, StartError> {
@@ -129,19 +134,21 @@ impl Journal {
         Ok(written)
     }
 
-    /// Appends what is new; writes it anew without the suspensions that were lifted.
-    fn go_on(&self, before: Written, rules: Vec<v1::SignedRecord>) -> Result<Written, StartError> {
-        let Written { mut lines, in_state: was } = before;
-        let in_state: HashSet<RuleKey> = rules.iter().map(key).collect();
+    /// Appends what is new; writes it anew without the suspensions that were lifted. What is not there any more after another
+    /// replica began a new incarnation was not lifted, but lost with the tail: that is what the journal is for.
+    fn go_on(&self, before: Written, rules: Rules) -> Result<Written, StartError> {
+        let Written { mut lines, in_state: was, of: before } = before;
+        let Rules { of, signed } = rules;
+        let in_state: HashSet<RuleKey> = signed.iter().map(key).collect();
         let lifted = was.difference(&in_state).filter(|(kind, _, _)| kind == SUSPENSION);
-        let lifted: Vec<RuleKey> = lifted.cloned().collect();
+        let lifted: Vec<RuleKey> = lifted.filter(|_| before == of).cloned().collect();
         let new: Vec<_> =
-            rules.into_iter().filter(|rule| !lines.contains_key(&key(rule))).collect();
+            signed.into_iter().filter(|rule| !lines.contains_key(&key(rule))).collect();
         let text: Vec<u8> = new.iter().flat_map(line).collect();
         lines.extend(new.into_iter().map(|rule| (key(&rule), rule)));
         if !lifted.is_empty() {
             lines.retain(|key, _| !lifted.contains(key));
-            return self.write_anew(Written { lines, in_state });
+            return self.write_anew(Written { lines, in_state, of });
         }
         if !text.is_empty() {
             let failed =
@@ -150,7 +157,7 @@ impl Journal {
             let mut file = options.append(true).mode(0o600).open(&self.path).map_err(failed)?;
             file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
         }
-        Ok(Written { lines, in_state })
+        Ok(Written { lines, in_state, of })
     }
 }
 
@@ -234,4 +241,49 @@ fn read_line(line: &[u8]) -> Option<v1::SignedRecord> {
         value: value.into_bytes().into(),
         signature: signature?.into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use countersign_pki::{KeyKind, PrivateKey};
+
+    use super::*;
+
+    fn suspension(name: &str) -> v1::Record {
+        let at = Timestamp::from_secs(1_795_262_400);
+        let id = format!("spiffe://shop.example/{name}").parse().unwrap();
+        let target = countersign_identity::Suspended::Identity(id);
+        let reason = countersign_identity::Reason::ProcessCompromise;
+        let suspension = countersign_identity::Suspension { target, reason, at };
+        let value = serde_json::to_vec(&suspension).unwrap().into();
+        v1::Record { kind: SUSPENSION.to_owned(), name: name.to_owned(), value }
+    }
+
+    #[test]
+    fn a_suspension_that_a_new_incarnation_lost_stays_and_one_that_was_lifted_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = LogKey::of(PrivateKey::generate(KeyKind::Ed25519).unwrap());
+        let journal = Journal::new(folder.path(), &"one".parse().unwrap());
+        let rules = |of, names: &[&str]| {
+            let records: Vec<_> = names.iter().map(|name| suspension(name)).collect();
+            Rules { of, signed: key.sign(&records) }
+        };
+        let kept = || {
+            let (mut rules, refused) = read_journals(folder.path(), &key).unwrap();
+            rules.sort_by(|one, next| one.name.cmp(&next.name));
+            assert_eq!(refused, 0);
+            rules.into_iter().map(|rule| rule.name).collect::<Vec<_>>()
+        };
+        let now = Timestamp::from_secs(1_795_262_500);
+        let written = journal.begin(&key, rules(1, &["a", "b", "c"]), now).unwrap();
+        let written = journal.go_on(written, rules(1, &["b", "c"])).unwrap();
+        assert_eq!(kept(), ["b", "c"], "a was lifted");
+        // Another replica began anew from a state that never had c.
+        let written = journal.go_on(written, rules(7, &["b"])).unwrap();
+        assert_eq!(kept(), ["b", "c"]);
+        let written = journal.go_on(written, rules(7, &["b", "d"])).unwrap();
+        assert_eq!(kept(), ["b", "c", "d"]);
+        journal.go_on(written, rules(7, &["d"])).unwrap();
+        assert_eq!(kept(), ["c", "d"], "b was lifted in the new one");
+    }
 }

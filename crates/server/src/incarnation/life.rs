@@ -105,3 +105,53 @@ impl Life {
 pub(super) fn cover_at(now: Timestamp, hold_off: Duration, lifetime: Duration) -> Timestamp {
     now + hold_off + lifetime
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(secs: i64) -> Timestamp {
+        Timestamp::from_secs(1_795_262_400 + secs)
+    }
+
+    fn life() -> Life {
+        let log_root = Sha256::from_bytes([1; 32]);
+        let revision = Revision { incarnation: 1, number: 9 };
+        let from = Before { incarnation: 1, revision, log_size: 20, log_root, at: at(0) };
+        Life {
+            cause: Cause::Behind,
+            began: at(1000),
+            from,
+            hold_until: at(1060),
+            resumed: None,
+            cover_at: at(4660),
+            until: at(90_000),
+            covered: false,
+        }
+    }
+
+    #[test]
+    fn a_suspension_comes_back_only_from_the_lost_span_and_only_until_what_came_before_is_covered()
+    {
+        let skew = i64::try_from(countersign_identity::SKEW_ALLOWED.as_secs()).unwrap();
+        let life = life();
+        for inside in [-skew, 0, 500, 1000, 1000 + skew] {
+            assert!(life.may_have_lost(at(inside)), "{inside}");
+        }
+        // The state has those of before, unless they were lifted; and those of after were made in it.
+        for outside in [-skew - 1, -100_000, 1001 + skew, 100_000] {
+            assert!(!life.may_have_lost(at(outside)), "{outside}");
+        }
+        let covered = Life { covered: true, ..life };
+        assert!(!covered.may_have_lost(at(500)));
+    }
+
+    #[test]
+    fn nothing_is_issued_before_the_hold_off_ends_or_an_operator_says_so() {
+        let life = life();
+        assert!(life.issues(at(1059)).is_err());
+        assert!(life.issues(at(1060)).is_ok());
+        let resumed = Life { resumed: Some(at(1001)), ..life };
+        assert!(resumed.issues(at(1002)).is_ok());
+    }
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use countersign_api::admin::{Reissue, RevocationsResponse, RevokeRequest, Target};
 use countersign_api::v1;
-use countersign_identity::{Clock as _, Code, Reason, Revision, SystemEntropy};
+use countersign_identity::{Clock as _, Code, Reason, Revision, SKEW_ALLOWED, SystemEntropy};
 use countersign_pki::{KeyKind, PrivateKey};
 use countersign_store::{SqliteStore, Store as _, verify_everything};
 
@@ -275,6 +275,73 @@ async fn a_server_whose_store_is_behind_what_an_agent_has_seen_begins_a_new_inca
     let (revision, incarnation) = super::soon(begun).await;
     assert!(1 < revision.incarnation && incarnation.held_until.is_some());
     assert!(report.revision.incarnation <= revision.incarnation);
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+/// Of what was issued in the lost span there are no rows: a point may hold something that lives longer than all that is known.
+#[tokio::test]
+async fn points_of_a_restored_state_are_counted_until_nothing_of_the_lost_span_can_be_valid() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[]), super::service("web", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let (client, stream) = super::revoke::point_ack(&realm, &running, &agent).await;
+    super::revoke::convergence_until(&running, None, |now| now.enforcing == 1).await;
+    drop((client, stream));
+    realm.save().await;
+    running.stop().await;
+    realm.restore(&realm.restoring("e")).await.unwrap();
+    let running = realm.serve_at("e").await;
+    let counted = async || {
+        let now = running.admin.convergence(None, Duration::ZERO).await.unwrap();
+        (now.live, now.missing.len())
+    };
+    assert_eq!(counted().await, (1, 1));
+    // Everything of it that is on record has ended.
+    realm.clock.advance(Duration::from_secs(3600) + SKEW_ALLOWED + Duration::from_secs(1));
+    assert_eq!(counted().await, (1, 1));
+    realm.clock.advance(Duration::from_secs(86_400));
+    assert_eq!(counted().await, (0, 0));
+    running.stop().await;
+}
+
+/// What only the journal remembers is not lost when it is an agent that shows a running server what its store lacks.
+#[tokio::test]
+async fn a_running_server_that_begins_anew_takes_the_rules_of_its_journal() {
+    let realm = Realm::begin().await;
+    let folder = realm.place("journal");
+    std::fs::create_dir(&folder).unwrap();
+    let config = || Config { journal: Some(folder.clone()), ..realm.config() };
+    let running = realm.start(config()).await.unwrap();
+    running.apply(vec![workload("web", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    realm.save().await;
+    let web = "spiffe://shop.example/web".parse().unwrap();
+    revoke(&running, Target::Identity(web), Reason::ProcessCompromise).await;
+    let mut client = agent.client(&realm, &running).await;
+    let snapshot = open(&mut client, None).await.unwrap().snapshot().await;
+    running.stop().await;
+    realm.put_old_store(&realm.data().join("state.db")).await;
+    std::fs::remove_file(realm.data().join("seen.json")).unwrap();
+    let running = realm.start(config()).await.unwrap();
+    assert_eq!(running.admin.revocations().await.unwrap().rules.len(), 0);
+    // The agent shows how far it has seen, and hands nothing back.
+    let mut client = agent.client(&realm, &running).await;
+    let (reached, witness) = (snapshot.revision, snapshot.witness);
+    let hello = v1::SyncHello { reached, witness, ..Default::default() };
+    match open_with(&mut client, hello).await {
+        Ok(mut stream) => drop(stream.next().await.unwrap_err()),
+        Err(refused) => assert_eq!(code(&refused), Code::Unavailable),
+    }
+    let begun = async {
+        while running.admin.status().await.unwrap().incarnation.is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    super::soon(begun).await;
+    let answer = running.admin.revocations().await.unwrap();
+    assert_eq!((answer.rules.len(), answer.suspensions.len()), (1, 1), "{answer:?}");
     running.stop().await;
     realm.verify_everything().await;
 }

@@ -265,7 +265,7 @@ async fn removed_workload_and_removed_node_take_out_of_service_what_they_hold() 
     realm.verify_everything().await;
 }
 
-async fn point_ack(
+pub(super) async fn point_ack(
     realm: &Realm,
     running: &Running,
     agent: &Agent,
@@ -289,7 +289,7 @@ fn web_at(revision: Revision) -> v1::PointAck {
     }
 }
 
-async fn convergence_until(
+pub(super) async fn convergence_until(
     running: &Running,
     revision: Option<Revision>,
     fits: impl Fn(&Convergence) -> bool,
