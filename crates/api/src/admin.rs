@@ -2,6 +2,7 @@
 
 mod authority;
 mod client;
+mod console;
 mod difference;
 mod list;
 mod log;
@@ -18,6 +19,7 @@ pub use self::authority::{
     StepView, TrialSummary,
 };
 pub use self::client::{AdminClient, AdminError};
+pub use self::console::ConsoleLinkResponse;
 pub use self::difference::{FieldChange, differences};
 pub use self::list::CrlResponse;
 pub use self::log::{

@@ -4,6 +4,7 @@ mod apply;
 mod authority;
 mod backup;
 mod changes;
+mod console;
 mod crl;
 mod explain;
 mod export;
@@ -84,6 +85,7 @@ enum Command {
         what: id::What,
     },
     Apply(apply::Arguments),
+    Console(console::Arguments),
     Explain(explain::Arguments),
     Flows(flows::Arguments),
     Plan(plan::Arguments),
@@ -256,6 +258,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Id { what } => id::run(&what),
         Command::Apply(arguments) => wait(apply::run(&arguments, output)),
+        Command::Console(arguments) => wait(console::run(&arguments, output)),
         Command::Explain(arguments) => wait(explain::run(&arguments, output)),
         Command::Flows(arguments) => wait(flows::run(&arguments, output)),
         Command::Plan(arguments) => wait(plan::run(&arguments, output)),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use countersign_identity::{Code, KeyId, Lifetime, TrustDomain};
+use countersign_pki::DnsName;
 use countersign_seal::KekFileRefused;
 use countersign_store::{Password, PostgresUrl, StoreError};
 
@@ -54,6 +55,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Where revocation lists and OCSP are served over plain HTTP; nowhere when absent.
     pub views: Option<SocketAddr>,
+    /// Where the console is served, and under which names; nowhere when absent.
+    pub console: Option<ConsoleConfig>,
     /// The address that agents are told to dial; where the server listens when absent.
     pub advertise: Option<String>,
     /// How long an issuer that this server makes lives.
@@ -80,6 +83,7 @@ impl Config {
             admin: None,
             metrics: None,
             views: None,
+            console: None,
             advertise: None,
             issuer_lifetime: lifetime(ISSUER_LIFETIME_SECS),
             drain: DRAIN,
@@ -94,6 +98,15 @@ impl Config {
     pub fn admin_path(&self) -> PathBuf {
         self.admin.clone().unwrap_or_else(|| admin_path(&self.data))
     }
+}
+
+/// Where the console is.
+#[derive(Clone, Debug)]
+pub struct ConsoleConfig {
+    /// Where browsers connect, over TLS. Port 0 takes a free one, which [`Ready`] tells.
+    pub listen: SocketAddr,
+    /// The names by which browsers know it; the first is the one in links.
+    pub names: Vec<DnsName>,
 }
 
 /// How to begin a trust domain.
@@ -147,6 +160,8 @@ pub struct Ready {
     pub metrics: Option<SocketAddr>,
     /// Where revocation lists and OCSP are served.
     pub views: Option<SocketAddr>,
+    /// Where the console is served.
+    pub console: Option<SocketAddr>,
 }
 
 fn lifetime(secs: u64) -> Lifetime {

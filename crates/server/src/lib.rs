@@ -4,7 +4,7 @@
 //! a Unix socket for operators. A folder for each capability: `attest` (nodes prove themselves), `issue` (who gets which
 //! certificate), `publish` (what each agent is told), `views` (lists and OCSP for the rest of the world), `admin` (what
 //! operators ask), `watch` (what is seen), `state` (the snapshot that all decide on), `authority` (the keys that sign), `edge` (the agents' port),
-//! `log` (what is signed of the audit log, and proofs).
+//! `console` (the operators' web pages), `log` (what is signed of the audit log, and proofs).
 //!
 //! One path leads from a write to an agent: store → feed → snapshot → push. It refuses to know SQL, Cedar's evaluation and
 //! processes on nodes.
@@ -14,6 +14,7 @@ mod attest;
 mod authority;
 mod backup;
 mod config;
+mod console;
 mod control;
 mod digest;
 mod directory;
@@ -42,7 +43,7 @@ pub use backup::{
     BackupConfig, BackupReport, Progress, RestoreConfig, RestoreReport, backup, restore,
 };
 pub use config::{
-    Config, DRAIN, HOLD_OFF, ISSUER_LIFETIME_SECS, InitConfig, InitReport, LISTEN,
+    Config, ConsoleConfig, DRAIN, HOLD_OFF, ISSUER_LIFETIME_SECS, InitConfig, InitReport, LISTEN,
     ROOT_LIFETIME_SECS, Ready, StartError, StoreAt, admin_path,
 };
 pub use countersign_store::{BadUrl, Copied, Password, Place, PostgresUrl, Verification};

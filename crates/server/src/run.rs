@@ -20,7 +20,8 @@ use tokio_util::task::TaskTracker;
 use crate::admin::{Admin, AdminSocket, Mode, Operators, serve};
 use crate::attest::Throttle;
 use crate::authority::{Authorities, Rotation, Unsealed, internal, unseal};
-use crate::config::{Config, Ready, StartError, StoreAt, kek_path};
+use crate::config::{Config, ConsoleConfig, Ready, StartError, StoreAt, kek_path};
+use crate::console::{Console, ConsoleAt, ConsoleDoor, Entrance, Streams};
 use crate::control::Control;
 use crate::directory::{self, Domain};
 use crate::edge::{Edge, NodeRoutes};
@@ -79,6 +80,10 @@ pub(crate) async fn run_in(
             listen: at.listen.unwrap_or(config.listen),
             metrics: at.metrics.or(config.metrics),
             views: at.views.or(config.views),
+            console: config.console.clone().map(|console| ConsoleConfig {
+                listen: at.console.unwrap_or(console.listen),
+                ..console
+            }),
             ..config.clone()
         };
         tracing::warn!("the server begins anew on a store that went back");
@@ -206,12 +211,16 @@ impl Start {
             log: LogTree::default(),
             operators: self.operators,
             mode: Mode::Sealed { why: why.to_owned() },
+            console: None,
         });
-        tell(
-            ready,
-            Ready { listen: None, admin: self.config.admin_path(), metrics: None, views: None },
-            "sealed",
-        );
+        let ready_to_say = Ready {
+            listen: None,
+            admin: self.config.admin_path(),
+            metrics: None,
+            views: None,
+            console: None,
+        };
+        tell(ready, ready_to_say, "sealed");
         serve(self.socket, admin, self.config.drain, stop).await;
         notify(&[sd_notify::NotifyState::Stopping]);
         Ok(Ended::Stopped)
@@ -234,19 +243,24 @@ impl Start {
         let listener = listen(self.config.listen).await?;
         let (metrics, metrics_at) = maybe_listen(self.config.metrics).await?;
         let (views, views_at) = maybe_listen(self.config.views).await?;
+        let console = self.config.console.as_ref().map(|console| console.listen);
+        let (console, console_at) = maybe_listen(console).await?;
         let ready_to_say = Ready {
             listen: Some(local(&listener, self.config.listen)?),
             admin: self.config.admin_path(),
             metrics: metrics_at,
             views: views_at,
+            console: console_at,
         };
         // 3. The parts, the issuer fresh before the first certificate of our own.
         let keys = Keys { kek, authorities, log_key: Arc::new(log_key) };
         let serving = Serving::new(&self, keys, feed, &stop);
         recall(&serving.control).await?;
         let due = serving.prepare(&self).await?;
+        let console =
+            console.map(|listener| Browsed::new(&self, &serving, listener)).transpose()?;
         // 4. Everything runs until stopped, or until one of the parts breaks.
-        let parts = Parts { start: self, serving, feeder, listener, metrics, views, due };
+        let parts = Parts { start: self, serving, feeder, listener, metrics, views, console, due };
         parts.run(ready.take(), ready_to_say, stop).await
     }
 
@@ -364,6 +378,7 @@ impl Serving {
             trust: Arc::clone(&trust),
             authorities: Arc::clone(&authorities),
             id,
+            dns_names: Vec::new(),
             clock,
             entropy,
         };
@@ -410,7 +425,38 @@ struct Parts {
     listener: TcpListener,
     metrics: Option<TcpListener>,
     views: Option<TcpListener>,
+    console: Option<Browsed>,
     due: Timestamp,
+}
+
+/// The console, ready to run: a door with a credential of its own, since browsers ask for names that no agent cares about.
+struct Browsed {
+    listener: TcpListener,
+    own: Own,
+    at: Arc<ConsoleAt>,
+}
+
+impl Browsed {
+    fn new(start: &Start, serving: &Serving, listener: TcpListener) -> Result<Self, StartError> {
+        let Surroundings { clock, entropy } = start.around.clone();
+        let dns_names = start.config.console.as_ref().map(|console| console.names.clone());
+        let dns_names = dns_names.unwrap_or_default();
+        let names: Vec<String> = dns_names.iter().map(ToString::to_string).collect();
+        let listen = start.config.console.as_ref().map_or(start.config.listen, |to| to.listen);
+        let port = local(&listener, listen)?.port();
+        let path = format!("/countersign/console/{}", start.domain.server);
+        let own = Own {
+            control: Arc::clone(&serving.control),
+            trust: Trust::new(Arc::clone(&clock), trusting(&serving.control.feed.current())),
+            authorities: Arc::clone(&serving.authorities),
+            id: start.domain.trust_domain.with_path(&path).expect("a name is a path segment"),
+            dns_names,
+            clock: Arc::clone(&clock),
+            entropy: Arc::clone(&entropy),
+        };
+        let at = ConsoleAt::new(Entrance::new(clock, entropy), &names, port);
+        Ok(Self { listener, own, at: Arc::new(at) })
+    }
 }
 
 impl Parts {
@@ -420,7 +466,7 @@ impl Parts {
         to_say: Ready,
         stop: CancellationToken,
     ) -> Result<Ended, StartError> {
-        let Self { start, serving, feeder, listener, metrics, views, due } = self;
+        let Self { start, serving, feeder, listener, metrics, views, console, due } = self;
         let Serving { control, trust, authorities, rotation, walker, own } = serving;
         let about = About { views: to_say.views, ..start.about(to_say.listen) };
         let drain = start.config.drain;
@@ -498,7 +544,18 @@ impl Parts {
             log: LogTree::default(),
             operators: start.operators,
             mode: Mode::Serving { control: Arc::clone(&control), authorities, rotation, walker },
+            console: console.as_ref().map(|console| Arc::clone(&console.at)),
         });
+        if let Some(Browsed { listener, own, at }) = console {
+            spawn(&mut parts, Arc::clone(&own.trust).run(after.clone()));
+            parts.spawn(follow(control.feed.clone(), Arc::clone(&own.trust), after.clone()));
+            let trust = Arc::clone(&own.trust);
+            // It has none yet: its first is due at once.
+            spawn(&mut parts, own.run(Timestamp::EPOCH, after.clone()));
+            let console = Console { admin: Arc::clone(&admin), at, live: Streams::default() };
+            let console = Arc::new(console);
+            doors.spawn(ConsoleDoor { listener, trust, console }.run(stop.clone()));
+        }
         doors.spawn(serve(start.socket, admin, drain, stop.clone()));
         tracing::info!(listen = ?to_say.listen, admin = %to_say.admin.display(), "serving");
         tell(ready, to_say.clone(), "serving");
@@ -635,7 +692,7 @@ async fn watchdog(stop: CancellationToken) {
 fn tell(ready: Option<oneshot::Sender<Ready>>, to_say: Ready, status: &str) {
     notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(status)]);
     // Whoever started the server was told already, or may not care to know.
-    let _unheard = ready.map(|ready| ready.send(to_say));
+    let _unheard = ready.is_some_and(|ready| ready.send(to_say).is_err());
 }
 
 fn notify(state: &[sd_notify::NotifyState<'_>]) {

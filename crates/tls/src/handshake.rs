@@ -65,7 +65,7 @@ pub async fn accept(
     }
     let shaking = shake(trust, tcp, inbound, &attempt.slot);
     match attempt.within(inbound.timeout, shaking).await {
-        Ok((tls, Asked::Entry)) => attempt.finish(tls.into(), inbound.clients == Clients::Optional),
+        Ok((tls, Asked::Entry)) => attempt.finish(tls.into(), inbound.clients != Clients::Required),
         Ok((tls, Asked::Trial)) => Err(attempt.try_canary(tls, inbound.timeout).await),
         Err(refused) => Err(attempt.refuse(&refused)),
     }

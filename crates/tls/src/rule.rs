@@ -59,13 +59,15 @@ impl Expected {
     }
 }
 
-/// Whether those who dial us must show a certificate. A bad one is refused in either case.
+/// Whether those who dial us must show a certificate. A bad one is refused in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Clients {
     /// They must.
     Required,
     /// They may: for a door behind which some calls need no identity.
     Optional,
+    /// They are not asked for one: for browsers, which would ask their users.
+    Unasked,
 }
 
 /// Whether we show a certificate to those whom we dial.

@@ -188,10 +188,17 @@ pub(crate) fn context(peer: &Verified, version: &str, group: &str, trust: &Trust
 }
 
 impl ClientCertVerifier for Verifier {
+    fn offer_client_auth(&self) -> bool {
+        match self.clients {
+            Clients::Required | Clients::Optional => true,
+            Clients::Unasked => false,
+        }
+    }
+
     fn client_auth_mandatory(&self) -> bool {
         match self.clients {
             Clients::Required => true,
-            Clients::Optional => false,
+            Clients::Optional | Clients::Unasked => false,
         }
     }
 

@@ -14,8 +14,8 @@ use tokio::net::UnixStream;
 use countersign_identity::{Code, Incarnation, KeyId, Name, NodeId, Revision, Serial};
 
 use super::{
-    ApplyRequest, ApplyResponse, AuthoritiesResponse, CeremonyRequest, Convergence,
-    CreateTokenRequest, CreateTokenResponse, CrlResponse, EventFilter, EventsResponse,
+    ApplyRequest, ApplyResponse, AuthoritiesResponse, CeremonyRequest, ConsoleLinkResponse,
+    Convergence, CreateTokenRequest, CreateTokenResponse, CrlResponse, EventFilter, EventsResponse,
     ExplainRequest, ExplainResponse, FlowsResponse, HandshakesResponse, HistoryResponse,
     ImportRequest, ImportResponse, LeavesResponse, LogResponse, NodesResponse, PlanResponse,
     ProblemDetails, ProofResponse, RecoverRequest, RecoverResponse, RequestView, ResourcesResponse,
@@ -345,6 +345,14 @@ impl AdminClient {
         request: &CreateTokenRequest,
     ) -> Result<CreateTokenResponse, AdminError> {
         self.post("/v1/join-tokens", request).await
+    }
+
+    /// Makes a link to the console, which lets one browser in, once.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or has no console.
+    pub async fn console_link(&self) -> Result<ConsoleLinkResponse, AdminError> {
+        self.post("/v1/console-links", &()).await
     }
 
     /// Removes a node, which can never renew again.

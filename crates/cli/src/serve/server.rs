@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use countersign_api::admin::TrustFingerprint;
 use countersign_identity::{Code, DurationText, Lifetime, Name, TrustDomain};
+use countersign_pki::DnsName;
 use countersign_program::run::{Dump, Logging, harden, run};
 use countersign_server::{
-    Config, InitConfig, NodeAuthorities, Ready, RequestReport, StartError, StoreAt,
+    Config, ConsoleConfig, InitConfig, NodeAuthorities, Ready, RequestReport, StartError, StoreAt,
 };
 use serde_json::json;
 
@@ -119,6 +120,17 @@ impl Program for ServerProgram {
             "Where revocation lists and OCSP are served over plain HTTP, `IP:PORT`; `off` for nowhere",
         )
         .or("off"),
+        Field::one(
+            "console",
+            "ADDRESS",
+            "Where the console is served to browsers over TLS, `IP:PORT`; `off` for nowhere",
+        )
+        .or("off"),
+        Field::many(
+            "console-name",
+            "NAME",
+            "A DNS name by which browsers know the console; the first is in its links (repeatable) [default: localhost]",
+        ),
         Field::one(
             "advertise",
             "ADDRESS",
@@ -247,6 +259,8 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
     let admin = resolved.optional::<PathBuf>("admin-socket");
     let metrics = resolved.required::<MaybeAddress>("metrics");
     let views = resolved.required::<MaybeAddress>("views");
+    let console = resolved.required::<MaybeAddress>("console");
+    let console_names = resolved.list::<DnsName>("console-name");
     let advertise = resolved.optional::<countersign_api::resource::HostPort>("advertise");
     let issuer_lifetime = resolved.required::<Lifetime>("issuer-lifetime");
     let drain = resolved.required::<DurationText>("drain");
@@ -266,7 +280,7 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
     else {
         return Ok(Exit::NotUnderstood);
     };
-    let Some(logging) = logging else {
+    let (Some(logging), Some(MaybeAddress(console))) = (logging, console) else {
         return Ok(Exit::NotUnderstood);
     };
     let advertise = advertise.map(|address| address.to_string());
@@ -278,6 +292,7 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
         admin,
         metrics,
         views,
+        console: console.map(|listen| ConsoleConfig { listen, names: named(console_names) }),
         advertise,
         issuer_lifetime,
         drain,
@@ -298,6 +313,14 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
     )
 }
 
+/// By which names browsers know the console: to one on the same machine it is `localhost`.
+fn named(names: Vec<DnsName>) -> Vec<DnsName> {
+    match names.is_empty() {
+        true => vec!["localhost".parse().expect("a label of letters is a DNS name")],
+        false => names,
+    }
+}
+
 /// Whose machines may become nodes, and what labels they get.
 fn node_authorities(resolved: &mut crate::settings::Resolved) -> Option<NodeAuthorities> {
     let file = resolved.optional::<PathBuf>("node-ca");
@@ -314,9 +337,10 @@ fn say(ready: &Ready, output: Output) -> String {
     let admin = format!("unix://{}", ready.admin.display());
     match (output, ready.listen) {
         (Output::Json, listen) => {
-            let (metrics, views) = (ready.metrics, ready.views);
+            let (metrics, views, console) = (ready.metrics, ready.views, ready.console);
             json!({
                 "event": "ready", "listen": listen, "admin": admin, "metrics": metrics, "views": views,
+                "console": console,
             })
             .to_string()
         }
@@ -329,7 +353,11 @@ fn say(ready: &Ready, output: Output) -> String {
                 .views
                 .map(|at| format!(", lists and OCSP at http://{at}"))
                 .unwrap_or_default();
-            format!("ready: agents at {listen}, operators at {admin}{metrics}{views}")
+            let console = ready
+                .console
+                .map(|at| format!(", console at port {} (`countersign console`)", at.port()))
+                .unwrap_or_default();
+            format!("ready: agents at {listen}, operators at {admin}{metrics}{views}{console}")
         }
         (Output::Human, None) => {
             format!("SEALED: the keys cannot be opened; operators at {admin} learn why")

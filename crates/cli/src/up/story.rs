@@ -67,6 +67,8 @@ async fn up(arguments: &Arguments, output: Output) -> Result<Exit> {
     plan::fix_ports(&mut resources, &mut ports)?;
     // Fixed for the whole run: agents must find a server that was started again.
     let server = ports.give("server.listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    // And browsers a console whose links were kept.
+    let console = ports.give("server.console", SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let declaration = resource::check(&resources, None).map_err(manifest::Problems::from)?;
     let domain = declaration.domain.clone();
@@ -83,7 +85,7 @@ async fn up(arguments: &Arguments, output: Output) -> Result<Exit> {
         arguments.manifests.canonicalize().context("cannot resolve the manifests' folder")?;
     let mut stage = Stage {
         view: View::new(output),
-        cast: Cast { layout, program, folder, server },
+        cast: Cast { layout, program, folder, server, console },
         tiers: [Tier::new(), Tier::new(), Tier::new(), Tier::new()],
         nursery,
         inbox,
@@ -100,6 +102,8 @@ struct Cast {
     folder: PathBuf,
     /// Where the server listens for agents.
     server: SocketAddr,
+    /// Where it serves its console.
+    console: SocketAddr,
 }
 
 /// The tiers in the order in which they are stopped.
@@ -312,6 +316,7 @@ impl Cast {
         let mut arguments: Vec<OsString> =
             ["server", "--output", "json", "--metrics", "127.0.0.1:0"].map(Into::into).into();
         arguments.extend(["--listen".into(), self.server.to_string().into()]);
+        arguments.extend(["--console".into(), self.console.to_string().into()]);
         arguments.extend(["--data".into(), self.layout.server().into_os_string()]);
         arguments.extend(["--admin-socket".into(), self.layout.admin_socket().into_os_string()]);
         self.own("server", arguments)

@@ -1,17 +1,18 @@
 //! What operators ask: HTTP and JSON on a Unix socket that only root and the data directory's owner may use.
 
 pub(crate) mod apply;
-mod ask;
-mod authority;
+pub(crate) mod ask;
+pub(crate) mod authority;
 pub(crate) mod change;
+mod console;
 mod history;
-mod list;
-mod log;
+pub(crate) mod list;
+pub(crate) mod log;
 mod openapi;
 mod plan;
-mod policy;
-mod problem;
-mod revoke;
+pub(crate) mod policy;
+pub(crate) mod problem;
+pub(crate) mod revoke;
 mod serve;
 mod socket;
 
@@ -22,6 +23,7 @@ use countersign_identity::Code;
 use countersign_store::Store;
 
 use crate::authority::{Authorities, Rotation};
+use crate::console::ConsoleAt;
 use crate::control::Control;
 use crate::refusal::Refused;
 use crate::rotate::Walker;
@@ -38,6 +40,8 @@ pub(crate) struct Admin {
     pub(crate) log: LogTree,
     pub(crate) operators: Operators,
     pub(crate) mode: Mode,
+    /// The console, where it is open.
+    pub(crate) console: Option<Arc<ConsoleAt>>,
 }
 
 /// Whether there are keys to work with.
@@ -55,7 +59,7 @@ pub(crate) enum Mode {
 
 impl Admin {
     /// The control plane, unless it is sealed.
-    fn control(&self) -> Result<&Arc<Control>, Refused> {
+    pub(crate) fn control(&self) -> Result<&Arc<Control>, Refused> {
         match &self.mode {
             Mode::Serving { control, .. } => Ok(control),
             Mode::Sealed { why } => {

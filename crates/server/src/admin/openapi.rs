@@ -4,7 +4,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use utoipa::OpenApi;
 
-use crate::admin::{ask, authority, change, history, list, log, plan, policy, revoke};
+use crate::admin::{ask, authority, change, console, history, list, log, plan, policy, revoke};
 
 /// Operators' interface.
 #[derive(OpenApi)]
@@ -25,6 +25,7 @@ use crate::admin::{ask, authority, change, history, list, log, plan, policy, rev
         ask::handshakes,
         ask::events,
         change::apply,
+        console::link,
         change::remove_resource,
         change::create_token,
         change::remove_node,

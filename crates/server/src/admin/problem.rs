@@ -16,6 +16,11 @@ impl Problem {
         Self(Box::new(ProblemDetails::new(code, http_status(code).as_u16(), detail)))
     }
 
+    /// What it says.
+    pub(crate) fn details(&self) -> &ProblemDetails {
+        &self.0
+    }
+
     /// With everything that is wrong with the manifests.
     pub(crate) fn with_problems(
         mut self,

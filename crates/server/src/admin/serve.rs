@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::change::Operator;
 use crate::admin::problem::Problem;
 use crate::admin::{
-    Admin, AdminSocket, ask, authority, change, history, list, log, openapi, plan, policy, revoke,
+    Admin, AdminSocket, ask, authority, change, console, history, list, log, openapi, plan, policy,
+    revoke,
 };
 
 /// The largest body: the manifests of some ten thousand workloads.
@@ -48,6 +49,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/handshakes", get(ask::handshakes))
         .route("/v1/events", get(ask::events))
         .route("/v1/apply", post(change::apply))
+        .route("/v1/console-links", post(console::link))
         .route("/v1/join-tokens", post(change::create_token))
         .route("/v1/revocations", get(revoke::revocations).post(revoke::revoke))
         .route("/v1/suspensions", post(revoke::suspend))
@@ -203,6 +205,7 @@ mod tests {
             log: LogTree::default(),
             operators: Operators::of(std::path::Path::new("/")).unwrap(),
             mode: Mode::Sealed { why: "a test".to_owned() },
+            console: None,
         })
     }
 
@@ -236,7 +239,7 @@ mod tests {
     async fn no_route_answers_a_foreign_uid() {
         let unknown = [("get".to_owned(), "/".to_owned()), ("post".to_owned(), "/live".to_owned())];
         let routes = described();
-        assert_eq!(routes.len(), 40, "{routes:?}");
+        assert_eq!(routes.len(), 41, "{routes:?}");
         for (method, path) in routes.into_iter().chain(unknown) {
             let (status, body) = ask(FOREIGN, &method, &path).await;
             assert_eq!(status, StatusCode::FORBIDDEN, "{method} {path}");

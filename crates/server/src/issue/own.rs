@@ -7,7 +7,7 @@ use countersign_identity::{
     Backoff, BackoffPolicy, Clock, Entropy, Lifetime, Presented, SpiffeId, Spread, Timestamp,
     renewal_due,
 };
-use countersign_pki::{Certificate, Chain, KeyKind, PrivateKey, ProvenKey, Reserved};
+use countersign_pki::{Certificate, Chain, DnsName, KeyKind, PrivateKey, ProvenKey, Reserved};
 use countersign_tls::{Identity, Trust};
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +37,8 @@ pub(crate) struct Own {
     pub(crate) trust: Arc<Trust>,
     pub(crate) authorities: Arc<ArcSwap<Authorities>>,
     pub(crate) id: SpiffeId,
+    /// Names for clients that know no SPIFFE.
+    pub(crate) dns_names: Vec<DnsName>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
 }
@@ -53,7 +55,7 @@ impl Own {
                 id: self.id.clone(),
                 key: ProvenKey::of(&key),
                 lifetime: state.domain().lifetime_max.min(lifetime_max()),
-                dns_names: Vec::new(),
+                dns_names: self.dns_names.clone(),
                 reserved: Reserved::Allow,
             };
             let actor = self.id.to_string();

@@ -99,6 +99,12 @@ impl Converging {
         });
     }
 
+    /// The latest revisions that are watched and when they were committed, the newest first.
+    pub(crate) fn latest(&self, limit: usize) -> Vec<(Revision, Timestamp)> {
+        let all = self.watched();
+        all.iter().rev().take(limit).map(|watch| (watch.revision, watch.committed)).collect()
+    }
+
     /// It was not committed after all.
     pub(crate) fn give_up(&self, revision: Revision) {
         self.watched().retain(|watch| watch.revision != revision);

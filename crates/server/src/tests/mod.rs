@@ -1,6 +1,7 @@
 //! A real server in this process, on simulated time, with agents that speak to it over loopback.
 
 mod admin;
+mod console;
 mod edge;
 pub(crate) mod explore;
 mod incarnation;

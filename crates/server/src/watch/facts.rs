@@ -98,6 +98,11 @@ impl Facts {
         kept.latest.iter().skip(start).take(limit).cloned().collect()
     }
 
+    /// The index of the latest fact.
+    pub(crate) fn reached(&self) -> u64 {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).next
+    }
+
     /// The latest facts, oldest first, at most `limit`.
     pub(crate) fn latest(&self, limit: usize) -> Vec<Fact> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);

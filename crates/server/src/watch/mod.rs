@@ -17,7 +17,7 @@ use countersign_identity::{Code, Timestamp};
 use countersign_store::NodeRow;
 use countersign_tls::{Direction, HandshakeFact};
 
-pub(crate) use facts::{Fact, Facts};
+pub(crate) use facts::{Fact, Facts, Outcome};
 pub(crate) use flows::{Flows, flows, keep_flows};
 pub(crate) use metrics::{metric_table, serve_metrics};
 pub(crate) use pulse::Pulse;

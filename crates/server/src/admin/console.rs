@@ -1,0 +1,35 @@
+//! The route that lets a browser look.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Extension, State as Shared};
+use countersign_api::admin::{ConsoleLinkResponse, ProblemDetails};
+use countersign_identity::Code;
+
+use crate::admin::Admin;
+use crate::admin::change::Operator;
+use crate::admin::problem::Problem;
+use crate::authority::internal;
+
+/// A link to the console, which lets one browser in, once. It shows, and changes nothing.
+#[utoipa::path(post, path = "/v1/console-links", responses((status = 200, body = ConsoleLinkResponse), (status = "default", body = ProblemDetails)))]
+pub(crate) async fn link(
+    Shared(admin): Shared<Arc<Admin>>,
+    Extension(operator): Extension<Operator>,
+) -> Result<Json<ConsoleLinkResponse>, Problem> {
+    let authorities = admin.authorities()?;
+    let console = admin.console.as_ref().ok_or_else(|| {
+        Problem::new(
+            Code::NotReady,
+            "this server has no console: start it with `--console ADDRESS`, such as `127.0.0.1:9443`",
+        )
+    })?;
+    let (secret, expires) = console.entrance.invite(operator.0).map_err(internal)?;
+    let root = authorities.load().root_certificate().clone();
+    Ok(Json(ConsoleLinkResponse {
+        url: console.url(&format!("/login#{}", secret.reveal())),
+        expires,
+        root: root.to_pem(),
+    }))
+}
