@@ -104,6 +104,8 @@ const watch = () => {
 };
 
 document.addEventListener("visibilitychange", () => !document.hidden && due && refresh());
+// At a phone's width the list of pages is a row that is pushed: to where this page is in it.
+document.querySelector("nav [aria-current=page]")?.scrollIntoView({ block: "nearest", inline: "center" });
 setInterval(tick, 1000);
 tick();
 watch();

@@ -4,6 +4,7 @@
 //! `{"name":…,"value":…,"unit":…,"limit":…,"ratio":…}`. For rates the ratio is value over limit (higher is better); for costs
 //! it is value over limit too (lower is better); `better` says which.
 
+mod console;
 mod credentials;
 mod figure;
 mod fleet;
@@ -52,7 +53,7 @@ struct Arguments {
 
 type Bench = fn(Output) -> Result<()>;
 
-const FIGURES: [(&str, Bench); 16] = [
+const FIGURES: [(&str, Bench); 17] = [
     ("issue_embedded", issue::embedded),
     ("issue_postgres", issue::postgres),
     ("handshake", handshake::run),
@@ -69,6 +70,7 @@ const FIGURES: [(&str, Bench); 16] = [
     ("log_append", issue::append),
     ("log_verify_1m", log::verify),
     ("log_proof", log::prove),
+    ("console_page", console::page),
 ];
 
 fn main() -> ExitCode {

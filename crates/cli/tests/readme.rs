@@ -88,6 +88,7 @@ fn the_next_five_minutes_go_as_they_are_written() {
         println!("{said}");
         let (expected, contains) = match command.trim() {
             c if c.ends_with("status --handshakes") => (0, "no-certificate"),
+            c if c.contains("countersign console") => (0, "https://localhost:"),
             c if c.ends_with("countersign status") => (0, "spiffe://shop.example/web"),
             c if c.starts_with("curl") => (0, "payments"),
             c if c.starts_with("openssl") => (1, "certificate required"),

@@ -93,7 +93,10 @@ fn totals(html: &mut Html, (outcomes, dropped): &(Vec<(crate::watch::Outcome, u6
             &[&tone, &word, &word, &Count(*count)],
         );
     }
-    html.fill(" {} of them not kept one by one</p>", &[&Count(*dropped)]);
+    if 0 < *dropped {
+        html.fill(" {} of them not kept one by one", &[&Count(*dropped)]);
+    }
+    html.put("</p>");
 }
 
 fn row(html: &mut Html, fact: &Fact, now: Timestamp) {
@@ -121,5 +124,13 @@ fn row(html: &mut Html, fact: &Fact, now: Timestamp) {
     if !seen.version.is_empty() {
         html.fill("TLS {}, {}", &[&seen.version, &seen.group]);
     }
-    html.fill("<p class=\"muted\">{} µs</p></div></td></tr>", &[&Count(seen.micros)]);
+    html.fill("<p class=\"muted\">{}</p></div></td></tr>", &[&took(seen.micros)]);
+}
+
+/// How long something took, to three digits or so.
+fn took(micros: u64) -> String {
+    match micros {
+        0..10_000 => format!("{micros} µs"),
+        _ => format!("{} ms", Count(micros / 1000)),
+    }
 }

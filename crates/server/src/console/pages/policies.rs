@@ -49,13 +49,13 @@ pub(crate) async fn policies(ask: &Ask) -> Result<Page, Problem> {
             false => "<p class=\"empty\">No policy is called that or says that.</p>",
         });
     } else {
-        table(&mut html, "Policies", &["Name", "Mode", "Rested on by", "Used", "Text"]);
+        table(&mut html, "Policies", &["Name", "Mode", "Flows", "Used", "Text"]);
         for (name, spec) in part(found, page_of(ask)) {
             html.fill("<tr><td data-label=\"Name\"><a href=\"/policies/{}\">", &[&InUrl(&name)]);
             html.name(&name).put("</a></td><td data-label=\"Mode\">");
             mode(&mut html, spec.mode);
             let (flows, count) = used.get(name.as_str()).copied().unwrap_or_default();
-            html.fill("</td><td data-label=\"Rested on by\">{} flows</td><td data-label=\"Used\">{}</td><td data-label=\"Text\"><code>", &[&Count(flows), &Count(count)]);
+            html.fill("</td><td data-label=\"Flows\">{}</td><td data-label=\"Used\">{}</td><td data-label=\"Text\"><code>", &[&Count(flows), &Count(count)]);
             let begins: String = spec.cedar.as_str().trim().chars().take(90).collect();
             html.name(&begins).put("</code></td></tr>");
         }

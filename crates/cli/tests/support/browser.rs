@@ -1,0 +1,152 @@
+//! A real browser: Debian's Chromium, driven over WebDriver (W3C) by its own driver, which trusts our root and nothing else of ours.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::support::{PATIENCE, signal, text, until};
+
+/// A browser with one window.
+pub(crate) struct Browser {
+    driver: Child,
+    port: u16,
+    session: String,
+}
+
+impl Browser {
+    /// Starts one whose home is this folder, and which trusts this root.
+    pub(crate) fn start(home: &Path, root: &Path) -> Self {
+        let database = home.join(".pki/nssdb");
+        std::fs::create_dir_all(&database).unwrap();
+        let database = format!("sql:{}", database.display());
+        let certutil = |arguments: &[&str]| {
+            let output = Command::new("certutil").arg("-d").arg(&database).args(arguments).output();
+            let output = output.expect("Debian's libnss3-tools is installed");
+            assert!(output.status.success(), "{}", text(&output.stderr));
+        };
+        certutil(&["-N", "--empty-password"]);
+        certutil(&["-A", "-t", "C,,", "-n", "root", "-i", root.to_str().unwrap()]);
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let driver = Command::new("chromedriver")
+            .arg(format!("--port={port}"))
+            .env("HOME", home)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("Debian's chromium-driver is installed");
+        let mut browser = Self { driver, port, session: String::new() };
+        until("the driver answers", || TcpStream::connect(("127.0.0.1", port)).ok());
+        let arguments = ["--headless=new", "--no-sandbox", "--window-size=1280,900"];
+        let created = browser.call(
+            "POST",
+            "/session",
+            &json!({ "capabilities": { "alwaysMatch": {
+                "browserName": "chrome", "goog:chromeOptions": { "args": arguments },
+                "goog:loggingPrefs": { "browser": "ALL" },
+            }}}),
+        );
+        browser.session = format!("/session/{}", created["sessionId"].as_str().unwrap());
+        browser
+    }
+
+    /// One command of the driver: what it answers.
+    fn call(&self, method: &str, path: &str, body: &Value) -> Value {
+        let body =
+            if method == "GET" || method == "DELETE" { String::new() } else { body.to_string() };
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let path = format!("{}{path}", self.session);
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            self.port,
+            body.len()
+        );
+        stream.write_all((head + &body).as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        let answer = text(&answer);
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        let mut answer: Value =
+            serde_json::from_str(body).unwrap_or_else(|error| panic!("{path}: {error}: {body}"));
+        let value = answer["value"].take();
+        assert!(value.get("error").is_none(), "{path}: {}: {}", value["error"], value["message"]);
+        value
+    }
+
+    /// Goes to an address.
+    pub(crate) fn go(&self, url: &str) {
+        self.call("POST", "/url", &json!({ "url": url }));
+    }
+
+    /// Where it is.
+    pub(crate) fn url(&self) -> String {
+        self.call("GET", "/url", &Value::Null).as_str().unwrap().to_owned()
+    }
+
+    /// What a piece of script returns.
+    pub(crate) fn run(&self, script: &str) -> Value {
+        self.call("POST", "/execute/sync", &json!({ "script": script, "args": [] }))
+    }
+
+    /// What a piece of script hands to its last argument.
+    pub(crate) fn wait_for(&self, script: &str) -> Value {
+        self.call("POST", "/execute/async", &json!({ "script": script, "args": [] }))
+    }
+
+    /// A command of the browser's own protocol.
+    pub(crate) fn devtools(&self, command: &str, parameters: &Value) -> Value {
+        self.call("POST", "/goog/cdp/execute", &json!({ "cmd": command, "params": parameters }))
+    }
+
+    /// Runs a script that the page's policy would not let in: a tool's, not the page's.
+    pub(crate) fn inject(&self, script: &str) {
+        let answer =
+            self.devtools("Runtime.evaluate", &json!({ "expression": format!("{script};1") }));
+        assert!(answer.get("exceptionDetails").is_none(), "{answer}");
+    }
+
+    /// Types, as at a keyboard, into whatever has the focus. `\u{E004}` is the tabulator, `\u{E007}` the return key.
+    pub(crate) fn types(&self, keys: &str) {
+        let strokes: Vec<Value> = keys
+            .chars()
+            .flat_map(|key| {
+                ["keyDown", "keyUp"].map(|kind| json!({ "type": kind, "value": key.to_string() }))
+            })
+            .collect();
+        self.call(
+            "POST",
+            "/actions",
+            &json!({ "actions": [{ "type": "key", "id": "keyboard", "actions": strokes }] }),
+        );
+    }
+
+    /// How wide it is, and which colours it prefers.
+    pub(crate) fn looks(&self, width: u32, colours: &str) {
+        let size =
+            json!({ "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600 });
+        self.devtools("Emulation.setDeviceMetricsOverride", &size);
+        let media = json!({ "features": [{ "name": "prefers-color-scheme", "value": colours }] });
+        self.devtools("Emulation.setEmulatedMedia", &media);
+    }
+
+    /// What the browser has complained of since it was asked last.
+    pub(crate) fn complaints(&self) -> Vec<String> {
+        let entries = self.call("POST", "/se/log", &json!({ "type": "browser" }));
+        let entries = entries.as_array().unwrap().iter();
+        entries.map(|entry| entry["message"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.call("DELETE", "", &Value::Null);
+        }
+        // The driver ends the browser that it started.
+        signal(i32::try_from(self.driver.id()).unwrap(), "TERM");
+        let _ended = self.driver.wait();
+    }
+}
