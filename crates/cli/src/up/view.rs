@@ -197,7 +197,7 @@ fn renewal(status: &Status, service: &ServicePlan) -> Option<Timestamp> {
 
 fn next_commands(services: &[ServicePlan]) -> Vec<String> {
     let program = std::env::args().next().unwrap_or_else(|| "countersign".to_owned());
-    let mut commands = vec![format!("{program} status")];
+    let mut commands = vec![format!("{program} status"), format!("{program} console")];
     let front = services.iter().find_map(|service| service.front);
     commands.extend(front.map(|front| format!("curl http://{front}/")));
     let door = services.iter().find_map(|service| service.door);

@@ -4,6 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
 
@@ -14,11 +15,16 @@ pub(crate) struct Browser {
     driver: Child,
     port: u16,
     session: String,
+    _one: MutexGuard<'static, ()>,
 }
+
+/// One browser at a time: two cores have enough to do with that.
+static ONE: Mutex<()> = Mutex::new(());
 
 impl Browser {
     /// Starts one whose home is this folder, and which trusts this root.
     pub(crate) fn start(home: &Path, root: &Path) -> Self {
+        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let database = home.join(".pki/nssdb");
         std::fs::create_dir_all(&database).unwrap();
         let database = format!("sql:{}", database.display());
@@ -37,7 +43,7 @@ impl Browser {
             .stderr(Stdio::null())
             .spawn()
             .expect("Debian's chromium-driver is installed");
-        let mut browser = Self { driver, port, session: String::new() };
+        let mut browser = Self { driver, port, session: String::new(), _one: one };
         until("the driver answers", || TcpStream::connect(("127.0.0.1", port)).ok());
         let arguments = ["--headless=new", "--no-sandbox", "--window-size=1280,900"];
         let created = browser.call(

@@ -16,6 +16,8 @@ use crate::console::routes::Ask;
 
 /// Arrows that one picture shows. Of more, one looks at one service at a time.
 const ARROWS_MAX: usize = 80;
+/// Names that are offered to choose from. Of more, one is typed.
+const CHOICES_MAX: usize = 200;
 /// Rows of the list below the picture.
 const LISTED_MAX: usize = 200;
 
@@ -120,13 +122,21 @@ fn narrow(html: &mut Html, all: &Pairs, of: Option<&str>) {
     if names.len() < 2 {
         return;
     }
-    html.put("<form class=\"ask\" action=\"/map\"><label>Only what concerns<select name=\"of\"><option value=\"\">everybody</option>");
-    for name in names {
-        html.put(if of == Some(name) { "<option selected>" } else { "<option>" })
-            .text(name)
-            .put("</option>");
+    html.put("<form class=\"ask\" action=\"/map\"><label>Only what concerns");
+    if CHOICES_MAX < names.len() {
+        html.fill(
+            "<input name=\"of\" value=\"{}\" maxlength=\"2048\">",
+            &[&of.unwrap_or_default()],
+        );
+    } else {
+        html.put("<select name=\"of\"><option value=\"\">everybody</option>");
+        for name in names {
+            html.put(if of == Some(name) { "<option selected>" } else { "<option>" });
+            html.text(name).put("</option>");
+        }
+        html.put("</select>");
     }
-    html.put("</select></label><button class=\"quiet\">Show</button></form>");
+    html.put("</label><button class=\"quiet\">Show</button></form>");
 }
 
 /// How large what is drawn is.

@@ -56,8 +56,10 @@ pub(crate) async fn policies(ask: &Ask) -> Result<Page, Problem> {
             mode(&mut html, spec.mode);
             let (flows, count) = used.get(name.as_str()).copied().unwrap_or_default();
             html.fill("</td><td data-label=\"Flows\">{}</td><td data-label=\"Used\">{}</td><td data-label=\"Text\"><code>", &[&Count(flows), &Count(count)]);
-            let begins: String = spec.cedar.as_str().trim().chars().take(90).collect();
-            html.name(&begins).put("</code></td></tr>");
+            let text = spec.cedar.as_str().trim();
+            let begins: String = text.chars().take(90).collect();
+            html.name(&begins).put(if begins.len() < text.len() { "…" } else { "" });
+            html.put("</code></td></tr>");
         }
         end_table(&mut html);
         pager(&mut html, ask, "/policies", total);
