@@ -1,6 +1,6 @@
 //! A real browser: Debian's Chromium, driven over WebDriver (W3C) by its own driver, which trusts our root and nothing else of ours.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -16,6 +16,25 @@ pub(crate) struct Browser {
     port: u16,
     session: String,
     _one: MutexGuard<'static, ()>,
+}
+
+/// The body of an answer; the driver keeps the connection open after it.
+fn answer_of(mut stream: BufReader<TcpStream>) -> String {
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).unwrap();
+        let line = line.trim().to_ascii_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        if let Some(told) = line.strip_prefix("content-length:") {
+            length = told.trim().parse().unwrap();
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).unwrap();
+    text(&body)
 }
 
 /// One browser at a time: two cores have enough to do with that.
@@ -71,12 +90,9 @@ impl Browser {
             body.len()
         );
         stream.write_all((head + &body).as_bytes()).unwrap();
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).unwrap();
-        let answer = text(&answer);
-        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        let body = answer_of(BufReader::new(stream));
         let mut answer: Value =
-            serde_json::from_str(body).unwrap_or_else(|error| panic!("{path}: {error}: {body}"));
+            serde_json::from_str(&body).unwrap_or_else(|error| panic!("{path}: {error}: {body}"));
         let value = answer["value"].take();
         assert!(value.get("error").is_none(), "{path}: {}: {}", value["error"], value["message"]);
         value
