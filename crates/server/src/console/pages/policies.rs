@@ -8,7 +8,7 @@ use countersign_api::admin::{
     Answer, ExplainRequest, ExplainResponse, FlowView, FlowsResponse, UnusedGrant,
 };
 use countersign_api::resource::{PolicySpec, Spec};
-use countersign_identity::{Code, Mode, Name};
+use countersign_identity::{Code, Mode, Name, Timestamp};
 
 use super::{end_table, page_of, pager, part, search, table};
 use crate::admin::policy as routes;
@@ -53,7 +53,7 @@ pub(crate) async fn policies(ask: &Ask) -> Result<Page, Problem> {
         for (name, spec) in part(found, page_of(ask)) {
             html.fill("<tr><td data-label=\"Name\"><a href=\"/policies/{}\">", &[&InUrl(&name)]);
             html.name(&name).put("</a></td><td data-label=\"Mode\">");
-            mode(&mut html, spec.mode);
+            standing(&mut html, &spec, ask.now());
             let (flows, count) = used.get(name.as_str()).copied().unwrap_or_default();
             html.fill("</td><td data-label=\"Flows\">{}</td><td data-label=\"Used\">{}</td><td data-label=\"Text\"><code>", &[&Count(flows), &Count(count)]);
             let text = spec.cedar.as_str().trim();
@@ -85,6 +85,20 @@ fn uses(flows: &FlowsResponse) -> BTreeMap<&str, (u64, u64)> {
         }
     }
     uses
+}
+
+/// Whether it counts now, and until when.
+fn standing(html: &mut Html, spec: &PolicySpec, now: Timestamp) {
+    match spec.until {
+        Some(until) if until <= now => {
+            html.put("<span class=\"tag\">ended</span> ").moment(until, now);
+        }
+        Some(until) => {
+            mode(html, spec.mode);
+            html.put(" ends ").moment(until, now);
+        }
+        None => mode(html, spec.mode),
+    }
 }
 
 fn mode(html: &mut Html, mode: Mode) {
@@ -160,7 +174,7 @@ pub(crate) async fn policy(ask: &Ask, name: &str) -> Result<Page, Problem> {
     let Json(flows) = routes::flows(ask.admin(), ask.query(&[], &[])).await?;
     let mut html = Html::default();
     html.put("<div class=\"title\"><h1>").text(name).put("</h1><p>");
-    mode(&mut html, spec.mode);
+    standing(&mut html, &spec, ask.now());
     html.put("</p></div><section class=\"panel\" aria-labelledby=\"text-title\"><h2 id=\"text-title\">The text</h2><pre tabindex=\"0\"><bdi>");
     html.text(spec.cedar.as_str().trim()).put("</bdi></pre></section><section class=\"panel\" id=\"hit\" aria-labelledby=\"hit-title\" data-live><h2 id=\"hit-title\">Whom it hits</h2>");
     let rests = |policies: &[String]| policies.iter().any(|policy| manifest(policy) == name);
