@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::shell::{cargo, output};
 
 /// Layer of each package. A dependency must lie in a lower one, but for the exceptions below.
-const LAYERS: [(&str, u8); 18] = [
+const LAYERS: [(&str, u8); 19] = [
     ("countersign-identity", 0),
     ("countersign-pki", 1),
     ("countersign-policy", 1),
@@ -17,6 +17,7 @@ const LAYERS: [(&str, u8); 18] = [
     ("countersign-api", 2),
     ("countersign-store", 2),
     ("countersign-tls", 2),
+    ("countersign-token", 2),
     ("countersign", 3),
     ("countersign-program", 3),
     ("countersign-server", 4),
@@ -30,7 +31,8 @@ const LAYERS: [(&str, u8); 18] = [
 ];
 
 /// A crate that is drawn to keep a dependency out of all others: nobody else may name it.
-const KEPT: [(&str, &str); 6] = [
+const KEPT: [(&str, &str); 7] = [
+    ("cryptoki", "countersign-token"),
     ("rusqlite", "countersign-store"),
     ("tokio-postgres", "countersign-store"),
     ("cedar-policy", "countersign-policy"),
@@ -41,10 +43,12 @@ const KEPT: [(&str, &str); 6] = [
 
 /// What the programs on each machine may never link: neither databases nor what holds the trust domain's keys, nor each
 /// other. `countersign-agent` and `countersign-proxy` are made of these packages alone.
-const SLIM: [(&str, [&str; 6]); 2] = [
+const SLIM: [(&str, [&str; 8]); 2] = [
     (
         "countersign-proxy",
         [
+            "cryptoki",
+            "argon2",
             "rusqlite",
             "tokio-postgres",
             "countersign-store",
@@ -56,6 +60,8 @@ const SLIM: [(&str, [&str; 6]); 2] = [
     (
         "countersign-agent",
         [
+            "cryptoki",
+            "argon2",
             "rusqlite",
             "tokio-postgres",
             "countersign-store",

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::shell::{cargo, root, step};
 
 /// Debian packages that tests call: outside opinions and outside clients.
-const PACKAGES: [&str; 7] = [
+const PACKAGES: [&str; 8] = [
     "openssl",
     "gnutls-bin",
     "curl",
@@ -15,6 +15,7 @@ const PACKAGES: [&str; 7] = [
     "ca-certificates",
     "libfaketime",
     "postgresql",
+    "softhsm2",
 ];
 
 /// Outside clients and outside opinions from PyPI, unmodified.

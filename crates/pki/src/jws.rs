@@ -178,7 +178,7 @@ const fn algorithm(kind: KeyKind) -> &'static str {
 }
 
 /// The ASN.1 form of an ECDSA signature that stands as its two numbers, each in as many bytes as its curve asks for.
-fn of_halves(signature: &[u8], half: usize) -> Option<Vec<u8>> {
+pub(crate) fn of_halves(signature: &[u8], half: usize) -> Option<Vec<u8>> {
     let (first, second) = signature.split_at_checked(half)?;
     if second.len() != half {
         return None;

@@ -124,6 +124,11 @@ impl SignFault {
     }
 }
 
+/// An ECDSA signature on P-256 in ASN.1 form, of its two numbers in 32 bytes each; nothing when they are not that long.
+pub fn ecdsa_signature(halves: &[u8]) -> Option<Vec<u8>> {
+    crate::jws::of_halves(halves, 32)
+}
+
 /// SHA-256 of the bytes.
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
@@ -258,6 +263,15 @@ impl PublicKey {
             .ok()
             .and_then(|key| key.verify(self.kind.signature_algorithm(), message, signature).ok())
             .ok_or(BadSignature)
+    }
+
+    /// A key on P-256, of its point in the uncompressed form.
+    ///
+    /// # Errors
+    /// When that is no point on the curve.
+    pub fn from_p256_point(point: &[u8]) -> Result<Self, BadKey> {
+        let bits = der::write_bytes_as_bits(point);
+        Self::from_spki(&der::write(der::SEQUENCE, &[algorithm::P256_KEY, &bits]))
     }
 
     /// From the key bits alone, which the library made.

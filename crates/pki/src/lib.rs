@@ -93,7 +93,9 @@ pub use extension::Provenance;
 pub use issuer::Issuer;
 pub use issuer_path::{ABOVE_MAX, IssuerPath, verify_issuer};
 pub use jws::Jws;
-pub use key::{BadKeyKind, BadSignature, KeyFault, KeyKind, PrivateKey, PublicKey, SignFault};
+pub use key::{
+    BadKeyKind, BadSignature, KeyFault, KeyKind, PrivateKey, PublicKey, SignFault, ecdsa_signature,
+};
 pub use machine::{VerifiedMachine, check_machine_authority, verify_machine};
 pub use memory::{ChainMemory, Findings, SignatureCounts};
 pub use ocsp::{
@@ -109,5 +111,5 @@ pub use pointers::{
 };
 pub use refused::Refused;
 pub use sign::{Receipt, Reviewed, Summary};
-pub use signer::{Signer, SoftwareSigner};
+pub use signer::{KeyVault, NoVault, Signer, SoftwareSigner};
 pub use verify::{Role, Verified, check_leaf, verify, verify_pinned, verify_recalling};

@@ -10,6 +10,8 @@ use aws_lc_rs::digest;
 use countersign_identity::{Entropy, EntropyLost};
 use zeroize::Zeroizing;
 
+use crate::wrap::{self, KeyWrap, WRAPPED_BYTES_MAX, WrapMethod, WrapRefused, Wrapped};
+
 /// How long the key is: AES-256.
 pub(crate) const KEY_BYTES: usize = 32;
 /// Keeps the digest that names a key from being of use for anything else.
@@ -23,7 +25,8 @@ pub struct Kek(Box<Zeroizing<[u8; KEY_BYTES]>>); // On the heap: moving it leave
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KekId([u8; 8]);
 
-/// A file that holds a [`Kek`]: its 32 bytes and nothing else, readable by its owner only.
+/// A file that holds a [`Kek`], readable by its owner only: its 32 bytes and nothing else, or the key wrapped by something that has
+/// a key of its own.
 #[derive(Clone, Copy, Debug)]
 pub struct KekFile;
 
@@ -57,6 +60,24 @@ pub enum KekFileRefused {
         /// As whom this process runs.
         expected: u32,
     },
+    /// It is wrapped, and nothing was given that opens it.
+    #[error(
+        "key file `{}` is sealed by {}, and none was given that opens it", .path.display(), .method.as_str()
+    )]
+    Wrapped {
+        /// Which file.
+        path: PathBuf,
+        /// By what.
+        method: WrapMethod,
+    },
+    /// It is wrapped, and what was given does not open it.
+    #[error("key file `{}`: {why}", .path.display())]
+    Wrap {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        why: WrapRefused,
+    },
     /// Not 32 bytes: cut off, or something else than a key.
     #[error("key file `{}` has {bytes} bytes, expected {KEY_BYTES}; restore it from its copy", .path.display())]
     Length {
@@ -89,6 +110,16 @@ impl Kek {
         let mut kek = Self::blank();
         entropy.fill(kek.0.as_mut_slice())?;
         Ok(kek)
+    }
+
+    /// A key of these bytes, if they are as many as a key has.
+    pub(crate) fn copied(bytes: &[u8]) -> Option<Self> {
+        let mut kek = Self::blank();
+        if bytes.len() != KEY_BYTES {
+            return None;
+        }
+        kek.0.copy_from_slice(bytes);
+        Some(kek)
     }
 
     /// Where a key's bytes are written to.
@@ -146,43 +177,107 @@ impl KekFile {
     /// # Errors
     /// When there is a file already, or it cannot be written; then none is left behind.
     pub fn create(path: &Path, entropy: &dyn Entropy) -> Result<Kek, KekFileRefused> {
-        let failed = |doing| move |why| KekFileRefused::Io { path: path.to_owned(), doing, why };
+        Self::create_by(path, None, entropy)
+    }
+
+    /// The same, wrapped if something is given that wraps it.
+    ///
+    /// # Errors
+    /// As for the plain one, or when that does not wrap.
+    pub fn create_by(
+        path: &Path,
+        by: Option<&dyn KeyWrap>,
+        entropy: &dyn Entropy,
+    ) -> Result<Kek, KekFileRefused> {
         let kek = Kek::draw(entropy)?;
+        Self::write(path, &kek, by, entropy)?;
+        Ok(kek)
+    }
+
+    /// Writes a key into a new file.
+    ///
+    /// # Errors
+    /// As for a new key.
+    pub fn write(
+        path: &Path,
+        kek: &Kek,
+        by: Option<&dyn KeyWrap>,
+        entropy: &dyn Entropy,
+    ) -> Result<(), KekFileRefused> {
+        let failed = |doing| move |why| KekFileRefused::Io { path: path.to_owned(), doing, why };
+        let wrapped = by.map(|by| wrap::wrap(kek, by, entropy)).transpose();
+        let wrapped = wrapped.map_err(|why| KekFileRefused::Wrap { path: path.to_owned(), why })?;
+        let contents = wrapped.as_deref().unwrap_or(kek.bytes());
         let file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(path);
         let mut file = file.map_err(|why| match why.kind() {
             io::ErrorKind::AlreadyExists => KekFileRefused::Exists(path.to_owned()),
             _ => failed("created")(why),
         })?;
-        let written = file.write_all(kek.bytes()).and_then(|()| file.sync_all());
+        let written = file.write_all(contents).and_then(|()| file.sync_all());
         if let Err(why) = written.and_then(|()| sync_parent(path)) {
             // What could not be written whole must not be taken for a key; that this fails too changes nothing.
             let _ = std::fs::remove_file(path);
             return Err(failed("written")(why));
         }
-        Ok(kek)
+        Ok(())
     }
 
     /// Reads the key.
     ///
     /// # Errors
-    /// When the file is missing, open to others, somebody else's, not a plain file, or not a key.
+    /// When the file is missing, open to others, somebody else's, not a plain file, not a key, or wrapped.
     pub fn open(path: &Path) -> Result<Kek, KekFileRefused> {
-        let failed = |doing| move |why| KekFileRefused::Io { path: path.to_owned(), doing, why };
-        // Not through a link; and a pipe must not block us before we have seen that it is one.
-        let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
-        let mut file = file.map_err(|why| match why.raw_os_error() {
-            Some(nix::libc::ENOENT) => KekFileRefused::Missing(path.to_owned()),
-            Some(nix::libc::ELOOP | nix::libc::ENXIO) => KekFileRefused::NotPlain(path.to_owned()),
-            _ => failed("opened")(why),
-        })?;
-        // All is asked of the open file, never again of the path, which may name another by then.
-        let metadata = file.metadata().map_err(failed("looked at"))?;
-        check(path, &metadata)?;
-        let mut kek = Kek::blank();
-        file.read_exact(kek.0.as_mut_slice()).map_err(failed("read"))?;
-        Ok(kek)
+        Self::open_by(path, None)
     }
+
+    /// Reads the key, and opens it by what is given if it is wrapped. That may take its time, and block.
+    ///
+    /// # Errors
+    /// As for a plain one, or when what is given does not open it.
+    pub fn open_by(path: &Path, by: Option<&dyn KeyWrap>) -> Result<Kek, KekFileRefused> {
+        let bytes = read(path)?;
+        if !wrap::is_wrapped(&bytes) {
+            let length =
+                || KekFileRefused::Length { path: path.to_owned(), bytes: bytes.len() as u64 };
+            return Kek::copied(&bytes).ok_or_else(length);
+        }
+        let refused = |why| KekFileRefused::Wrap { path: path.to_owned(), why };
+        let wrapped = Wrapped::read(&bytes).ok_or_else(|| refused(WrapRefused::Note))?;
+        let method = wrapped.method;
+        match by.filter(|by| by.method() == method) {
+            Some(by) => wrapped.open(by).map_err(refused),
+            None => Err(KekFileRefused::Wrapped { path: path.to_owned(), method }),
+        }
+    }
+
+    /// By what the key is wrapped; nothing when it lies open.
+    ///
+    /// # Errors
+    /// As for reading it.
+    pub fn method(path: &Path) -> Result<Option<WrapMethod>, KekFileRefused> {
+        Ok(Wrapped::read(&read(path)?).map(|wrapped| wrapped.method))
+    }
+}
+
+/// All of the file, if nobody else can read or change it.
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, KekFileRefused> {
+    let failed = |doing| move |why| KekFileRefused::Io { path: path.to_owned(), doing, why };
+    // Not through a link; and a pipe must not block us before we have seen that it is one.
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = file.map_err(|why| match why.raw_os_error() {
+        Some(nix::libc::ENOENT) => KekFileRefused::Missing(path.to_owned()),
+        Some(nix::libc::ELOOP | nix::libc::ENXIO) => KekFileRefused::NotPlain(path.to_owned()),
+        _ => failed("opened")(why),
+    })?;
+    // All is asked of the open file, never again of the path, which may name another by then.
+    let metadata = file.metadata().map_err(failed("looked at"))?;
+    check(path, &metadata)?;
+    // As long as it may become, so that no copy of it is left behind by growth.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(WRAPPED_BYTES_MAX + 1));
+    let most = WRAPPED_BYTES_MAX as u64 + 1;
+    io::Read::take(file, most).read_to_end(&mut bytes).map_err(failed("read"))?;
+    Ok(bytes)
 }
 
 fn check(path: &Path, metadata: &std::fs::Metadata) -> Result<(), KekFileRefused> {
@@ -198,7 +293,7 @@ fn check(path: &Path, metadata: &std::fs::Metadata) -> Result<(), KekFileRefused
     if mode & !MODE != 0 {
         return Err(KekFileRefused::Exposed { path: path(), mode });
     }
-    if metadata.len() != KEY_BYTES as u64 {
+    if WRAPPED_BYTES_MAX as u64 <= metadata.len() {
         return Err(KekFileRefused::Length { path: path(), bytes: metadata.len() });
     }
     Ok(())

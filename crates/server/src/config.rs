@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use countersign_identity::{Code, KeyId, Lifetime, TrustDomain};
 use countersign_pki::DnsName;
-use countersign_seal::KekFileRefused;
+use countersign_seal::{KekFileRefused, WrapRefused};
 use countersign_store::{Password, PostgresUrl, StoreError};
 
 use crate::attest::NodeAuthorities;
@@ -412,7 +412,14 @@ impl StartError {
                 | KekFileRefused::NotPlain(_)
                 | KekFileRefused::Exposed { .. }
                 | KekFileRefused::Owner { .. }
+                | KekFileRefused::Wrapped { .. }
                 | KekFileRefused::Length { .. } => Code::NotUnderstood,
+                KekFileRefused::Wrap {
+                    why: WrapRefused::Token(_) | WrapRefused::Memory { .. },
+                    ..
+                } => Code::Unavailable,
+                KekFileRefused::Wrap { why: WrapRefused::Entropy(_), .. } => Code::Internal,
+                KekFileRefused::Wrap { .. } => Code::NotUnderstood,
                 KekFileRefused::Entropy(_) | KekFileRefused::Io { .. } => Code::Internal,
             },
             Self::File { .. } | Self::Damaged { .. } => Code::Internal,

@@ -1,0 +1,328 @@
+//! Modules: each is loaded and initialised once in a process, as PKCS#11 wants it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::error::{Error, RvError};
+use cryptoki::mechanism::Mechanism;
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::session::{Session, UserType};
+use cryptoki::slot::Slot;
+use cryptoki::types::AuthPin;
+use zeroize::Zeroizing;
+
+use crate::{PinFrom, TokenUri};
+
+/// The curve P-256, as the parameters of a key (an OBJECT IDENTIFIER).
+const P256: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+/// A point on it, uncompressed.
+const POINT_BYTES: usize = 65;
+/// The head of the OCTET STRING around a point.
+const POINT_HEAD: [u8; 2] = [0x04, 65];
+
+/// PINs that are remembered as refused, for each module.
+const REFUSED_MAX: usize = 64;
+
+/// Why a token did not do what it should, as the end of a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// It is away, or forgot us. Worth a second try with a module that looks anew.
+    Lost(String),
+    /// Trying again changes nothing.
+    Final(String),
+}
+
+/// The modules of this process. Calls into one are made one after the other.
+static MODULES: Mutex<Option<Modules>> = Mutex::new(None);
+
+/// What this process knows of modules and their tokens.
+#[derive(Default)]
+struct Modules {
+    loaded: HashMap<PathBuf, Pkcs11>,
+    /// PINs that tokens refused. They lock themselves after a few of those, so none is tried twice.
+    refused: HashMap<PathBuf, Vec<(String, Zeroizing<String>)>>,
+}
+
+/// A key in a token, ready for use.
+pub(crate) struct Opened {
+    session: Session,
+    private: ObjectHandle,
+    /// The point of the public half.
+    pub(crate) point: Vec<u8>,
+}
+
+/// What to do with a key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// It must be there.
+    Find,
+    /// It is made if it is not there.
+    FindOrMake,
+}
+
+/// Opens a key, and gives it to `act`.
+///
+/// Blocks for as long as the token takes. A token that went away and came back is found again.
+pub(crate) fn with_key<T>(
+    uri: &TokenUri,
+    pin: &PinFrom,
+    wish: Wish,
+    act: impl Fn(&Opened) -> Result<T, Trouble>,
+) -> Result<T, Trouble> {
+    // Held throughout: what a module does when two threads log in to one token differs too much.
+    let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
+    let modules = modules.get_or_insert_with(Modules::default);
+    let is_known = modules.loaded.contains_key(&uri.module);
+    let tried = modules.open(uri, pin, wish).and_then(|opened| act(&opened));
+    match tried {
+        // Some modules look for tokens only when they are initialised.
+        Err(Trouble::Lost(_)) if is_known => {
+            modules.forget(&uri.module);
+            modules.open(uri, pin, wish).and_then(|opened| act(&opened))
+        }
+        tried => tried,
+    }
+}
+
+impl Trouble {
+    /// The sentence.
+    pub(crate) fn into_text(self) -> String {
+        match self {
+            Self::Lost(text) | Self::Final(text) => text,
+        }
+    }
+}
+
+impl Opened {
+    /// The two numbers of an ECDSA signature over a digest.
+    pub(crate) fn sign(&self, uri: &TokenUri, digest: &[u8]) -> Result<Vec<u8>, Trouble> {
+        let signed = self.session.sign(&Mechanism::Ecdsa, self.private, digest);
+        signed.map_err(|error| match error {
+            Error::Pkcs11(RvError::MechanismInvalid, _) => Trouble::Final(format!(
+                "token {} does not sign by ECDSA (CKM_ECDSA): another kind of token is needed",
+                uri.token_named()
+            )),
+            Error::Pkcs11(RvError::KeyFunctionNotPermitted | RvError::KeyTypeInconsistent, _) => {
+                let (key, token) = (uri.object_named(), uri.token_named());
+                Trouble::Final(format!("key {key} in token {token} may not sign (CKA_SIGN)"))
+            }
+            error => failed("sign with", uri, &error),
+        })
+    }
+}
+
+impl Modules {
+    fn open(&mut self, uri: &TokenUri, pin: &PinFrom, wish: Wish) -> Result<Opened, Trouble> {
+        let module = self.module(uri)?;
+        let slot = slot(&module, uri)?;
+        let session = match wish {
+            Wish::Find => module.open_ro_session(slot),
+            Wish::FindOrMake => module.open_rw_session(slot),
+        };
+        let session = session.map_err(|error| failed("open a session with", uri, &error))?;
+        self.log_in(&session, uri, pin)?;
+        let (private, point) = match (find(&session, uri)?, wish) {
+            (Some(found), _) => found,
+            (None, Wish::FindOrMake) => make(&session, uri)?,
+            (None, Wish::Find) => {
+                let (key, token) = (uri.object_named(), uri.token_named());
+                let why = format!("token {token} holds no key {key} on P-256");
+                return Err(Trouble::Final(why));
+            }
+        };
+        Ok(Opened { session, private, point })
+    }
+
+    fn module(&mut self, uri: &TokenUri) -> Result<Pkcs11, Trouble> {
+        let path = &uri.module;
+        if let Some(module) = self.loaded.get(path) {
+            return Ok(module.clone());
+        }
+        let shown = path.display();
+        let module = Pkcs11::new(path).map_err(|error| {
+            Trouble::Final(format!("`{shown}` cannot be loaded as a PKCS#11 module: {error}"))
+        })?;
+        let arguments = CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK);
+        match module.initialize(arguments) {
+            Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
+            Err(error) => {
+                let token = uri.token_named();
+                return Err(Trouble::Lost(format!(
+                    "token {token} is not there: `{shown}` cannot be initialised ({})",
+                    answer(&error)
+                )));
+            }
+        }
+        self.loaded.insert(path.to_owned(), module.clone());
+        Ok(module)
+    }
+
+    /// Ends a module, so that the next use begins it anew.
+    fn forget(&mut self, path: &Path) {
+        let Some(module) = self.loaded.remove(path) else { return };
+        // One that does not even end is begun anew all the same, and says then what is wrong.
+        let _ended = module.finalize();
+    }
+
+    fn log_in(&mut self, session: &Session, uri: &TokenUri, from: &PinFrom) -> Result<(), Trouble> {
+        let token = uri.token_named();
+        let pin = from
+            .read(uri)
+            .map_err(|why| Trouble::Final(format!("token {token} stays closed: {why}")))?;
+        let refused = self.refused.entry(uri.module.clone()).or_default();
+        let is_refused = |(of, was): &(String, Zeroizing<String>)| *of == token && *was == pin;
+        if refused.iter().any(is_refused) {
+            let why = format!(
+                "token {token} refused the PIN before, and is not asked again with the same: give another, or start anew"
+            );
+            return Err(Trouble::Final(why));
+        }
+        match session.login(UserType::User, Some(&AuthPin::new(pin.as_str().into()))) {
+            Ok(()) => {
+                // Another PIN may be the right one again, once one was.
+                refused.retain(|(of, _)| *of != token);
+                Ok(())
+            }
+            Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
+            Err(Error::Pkcs11(
+                RvError::PinIncorrect | RvError::PinInvalid | RvError::PinLenRange,
+                _,
+            )) => {
+                refused.truncate(REFUSED_MAX - 1);
+                refused.insert(0, (token.clone(), pin));
+                let why =
+                    format!("token {token} refuses the PIN: after a few more it locks itself");
+                Err(Trouble::Final(why))
+            }
+            Err(Error::Pkcs11(RvError::PinLocked, _)) => {
+                let why = format!("token {token} is locked: its PIN was wrong too often");
+                Err(Trouble::Final(why))
+            }
+            Err(error) => Err(failed("log in to", uri, &error)),
+        }
+    }
+}
+
+/// Where the token is that the name means.
+fn slot(module: &Pkcs11, uri: &TokenUri) -> Result<Slot, Trouble> {
+    let slots = module.get_slots_with_token();
+    let slots = slots.map_err(|error| failed("look for", uri, &error))?;
+    let found = slots.into_iter().find(|slot| {
+        module.get_token_info(*slot).is_ok_and(|info| {
+            uri.token.as_ref().is_none_or(|label| *label == info.label())
+                && uri.serial.as_ref().is_none_or(|serial| *serial == info.serial_number())
+        })
+    });
+    found.ok_or_else(|| {
+        let (token, module) = (uri.token_named(), uri.module.display());
+        Trouble::Lost(format!(
+            "token {token} is not there, by what `{module}` says: plug it in, or start what it belongs to"
+        ))
+    })
+}
+
+/// What names the key, besides its class.
+fn names(uri: &TokenUri) -> Vec<Attribute> {
+    let label = uri.object.as_ref().map(|label| Attribute::Label(label.clone().into_bytes()));
+    let id = uri.id.as_ref().map(|id| Attribute::Id(id.clone()));
+    [label, id].into_iter().flatten().collect()
+}
+
+/// The private key and the point of its public half.
+fn find(session: &Session, uri: &TokenUri) -> Result<Option<(ObjectHandle, Vec<u8>)>, Trouble> {
+    let one = |class: ObjectClass| {
+        let template =
+            [vec![Attribute::Class(class), Attribute::KeyType(KeyType::EC)], names(uri)].concat();
+        let found = session.find_objects(&template);
+        match found.map_err(|error| failed("look into", uri, &error))?.as_slice() {
+            [] => Ok(None),
+            [one] => Ok(Some(*one)),
+            several => Err(Trouble::Final(format!(
+                "token {} holds {} keys {}: name one of them by `id` as well",
+                uri.token_named(),
+                several.len(),
+                uri.object_named()
+            ))),
+        }
+    };
+    let Some(private) = one(ObjectClass::PRIVATE_KEY)? else { return Ok(None) };
+    let public = one(ObjectClass::PUBLIC_KEY)?.ok_or_else(|| {
+        let (key, token) = (uri.object_named(), uri.token_named());
+        Trouble::Final(format!(
+            "token {token} holds the private half of key {key} and not the public one: put it beside"
+        ))
+    })?;
+    Ok(Some((private, point(session, public, uri)?)))
+}
+
+fn point(session: &Session, public: ObjectHandle, uri: &TokenUri) -> Result<Vec<u8>, Trouble> {
+    let wanted = [AttributeType::EcParams, AttributeType::EcPoint];
+    let attributes = session.get_attributes(public, &wanted);
+    let attributes = attributes.map_err(|error| failed("look into", uri, &error))?;
+    let mut found = (None, None);
+    for attribute in attributes {
+        match attribute {
+            Attribute::EcParams(params) => found.0 = Some(params),
+            Attribute::EcPoint(point) => found.1 = Some(point),
+            _ => {}
+        }
+    }
+    let curve = found.0.is_some_and(|params| params == P256);
+    // Most give it inside an OCTET STRING, as the standard says, and some do not.
+    let point = found.1.filter(|_point| curve).map(|point| match point.strip_prefix(&POINT_HEAD) {
+        Some(inner) if inner.len() == POINT_BYTES => inner.to_vec(),
+        Some(_) | None => point,
+    });
+    point.filter(|point| point.len() == POINT_BYTES).ok_or_else(|| {
+        let (key, token) = (uri.object_named(), uri.token_named());
+        Trouble::Final(format!("key {key} in token {token} is not on P-256"))
+    })
+}
+
+/// Makes a key that never leaves the token.
+fn make(session: &Session, uri: &TokenUri) -> Result<(ObjectHandle, Vec<u8>), Trouble> {
+    let public = [
+        vec![
+            Attribute::Token(true),
+            Attribute::Private(false),
+            Attribute::Verify(true),
+            Attribute::EcParams(P256.to_vec()),
+        ],
+        names(uri),
+    ];
+    let private = [
+        vec![
+            Attribute::Token(true),
+            Attribute::Private(true),
+            Attribute::Sensitive(true),
+            Attribute::Extractable(false),
+            Attribute::Sign(true),
+        ],
+        names(uri),
+    ];
+    let made =
+        session.generate_key_pair(&Mechanism::EccKeyPairGen, &public.concat(), &private.concat());
+    let (public, private) = made.map_err(|error| match error {
+        Error::Pkcs11(RvError::MechanismInvalid, _) => Trouble::Final(format!(
+            "token {} does not make keys on curves (CKM_EC_KEY_PAIR_GEN): make one by its own tools, and name that",
+            uri.token_named()
+        )),
+        error => failed("make a key in", uri, &error),
+    })?;
+    Ok((private, point(session, public, uri)?))
+}
+
+fn failed(what: &str, uri: &TokenUri, error: &Error) -> Trouble {
+    let (token, answer) = (uri.token_named(), answer(error));
+    Trouble::Lost(format!("could not {what} token {token} ({answer})"))
+}
+
+/// What a module answered, by the name that its standard gives that.
+fn answer(error: &Error) -> String {
+    match error {
+        Error::Pkcs11(value, function) => format!("{function:?}: {value:?}"),
+        error => error.to_string(),
+    }
+}
