@@ -123,7 +123,12 @@ pub(super) async fn run(options: &Options) -> Result<()> {
 /// Orders a rotation, and waits for its end.
 async fn rotate(admin: &AdminClient) -> Result<Duration> {
     let begin = Instant::now();
-    admin.rotate_root(&RotateRequest { reason: Some("a rehearsal".to_owned()) }).await?;
+    admin
+        .rotate_root(&RotateRequest {
+            reason: Some("a rehearsal".to_owned()),
+            ..RotateRequest::default()
+        })
+        .await?;
     loop {
         let view = admin.authorities().await?;
         match (view.order, view.last) {

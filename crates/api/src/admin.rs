@@ -13,10 +13,10 @@ mod revocation;
 mod status;
 
 pub use self::authority::{
-    AuthoritiesResponse, Cause, CeremonyRequest, CeremonyView, GateView, Goal, ImportRequest,
-    ImportResponse, IssuerView, OrderView, PlannedStep, ProofView, REPORT_TYPE, RecoverRequest,
-    RecoverResponse, RequestView, RootKey, RootState, RootView, RotateRequest, Step, StepRequest,
-    StepView, TrialSummary,
+    ApprovalView, ApprovalsView, ApproveRequest, AuthoritiesResponse, Cause, CeremonyRequest,
+    CeremonyView, GateView, Goal, ImportRequest, ImportResponse, IssuerView, OrderView,
+    PlannedStep, ProofView, REPORT_TYPE, RecoverRequest, RecoverResponse, RequestView, RootKey,
+    RootState, RootView, RotateRequest, Step, StepRequest, StepView, TrialSummary,
 };
 pub use self::client::{AdminClient, AdminError};
 pub use self::console::ConsoleLinkResponse;

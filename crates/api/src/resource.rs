@@ -29,7 +29,7 @@ use serde::Serialize;
 pub use self::address::{
     BadAddress, HostPort, ListenAddress, Local, LoopbackAddress, SOCKET_PATH_BYTES_MAX, SocketPath,
 };
-pub use self::authority::{Approval, AuthoritySpec, UnknownApproval};
+pub use self::authority::{Approval, Approver, AuthoritySpec, UnknownApproval};
 pub use self::check::{Declaration, Unread, check, check_beside};
 pub use self::network::{BadNetwork, Network};
 pub use self::operation::{OPERATIONS_MAX, OperationSpec};

@@ -41,6 +41,7 @@ kinds! {
     AuthorityImported "authority-imported" "A certificate that an outside authority signed was taken in.";
     CeremonyDue "ceremony-due" "An issuer whose root is held outside is past half of its life: its root has to sign a successor.";
     AuthorityWalked "authority-walked" "An authority took a step of its walk: prepared, published, active, superseded, retired, tainted, or back.";
+    AuthorityApproved "authority-approved" "An operator approved that a new root signs.";
     WalkOrdered "walk-ordered" "An operator, or the schedule, ordered a rotation or a recovery, or it came to its end.";
     ResponderCreated "responder-created" "A server made a key for its OCSP answers, and its certificate is about to be signed.";
     TokenCreated "token-created" "An operator made a join token.";

@@ -49,6 +49,7 @@ impl EventKind {
                 "The authority, by the id of its key."
             }
             Self::AuthorityWalked => "The authority, by the id of its key.",
+            Self::AuthorityApproved => "The new root, by the id of its key.",
             Self::WalkOrdered => "The root that the walk begins at, by the id of its key.",
             Self::TokenCreated => "The SHA-256 of the token, never the token.",
             Self::NodeAttested | Self::NodeRenewed | Self::NodeRemoved => "The node's id.",
@@ -85,8 +86,11 @@ impl EventKind {
                 field("cause", "Of a taint: `superseded` or `compromised`."),
                 REASON,
             ],
+            Self::AuthorityApproved => fields![field("step", "The step that it may take.")],
             Self::WalkOrdered => fields![
                 field("goal", "What the walk leads to."),
+                field("needed", "How many operators have to approve the new root, if any."),
+                field("among", "Who may."),
                 REASON,
                 field("ended", "When it came to its end; absent when it was ordered."),
                 field("proof", "Which enforcement points had acknowledged by then."),

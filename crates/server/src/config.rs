@@ -3,11 +3,12 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::{Code, KeyId, Lifetime, TrustDomain};
-use countersign_pki::DnsName;
-use countersign_seal::{KekFileRefused, WrapRefused};
+use countersign_pki::{DnsName, KeyVault, NoVault};
+use countersign_seal::{KekFileRefused, KeyWrap, WrapRefused};
 use countersign_store::{Password, PostgresUrl, StoreError};
 
 use crate::attest::NodeAuthorities;
@@ -71,6 +72,10 @@ pub struct Config {
     pub node_authorities: Option<NodeAuthorities>,
     /// How long the details of events are kept; for ever when absent.
     pub details_kept: Option<Duration>,
+    /// Where keys are that lie in tokens.
+    pub vault: Arc<dyn KeyVault>,
+    /// What opens the key file, if it is wrapped.
+    pub unlock: Option<Arc<dyn KeyWrap>>,
 }
 
 impl Config {
@@ -91,6 +96,8 @@ impl Config {
             journal: None,
             node_authorities: None,
             details_kept: None,
+            vault: Arc::new(NoVault),
+            unlock: None,
         }
     }
 
@@ -124,6 +131,12 @@ pub struct InitConfig {
     pub root_lifetime: Lifetime,
     /// How long the first issuer lives.
     pub issuer_lifetime: Lifetime,
+    /// The name of the root's key in a token, made if it is not there; a key of the server's own when absent.
+    pub root_key: Option<String>,
+    /// Where keys are that lie in tokens.
+    pub vault: Arc<dyn KeyVault>,
+    /// What wraps the key file that is made, or opens the one that is given; a new one lies open when absent.
+    pub unlock: Option<Arc<dyn KeyWrap>>,
 }
 
 impl InitConfig {
@@ -136,6 +149,9 @@ impl InitConfig {
             trust_domain,
             root_lifetime: lifetime(ROOT_LIFETIME_SECS),
             issuer_lifetime: lifetime(ISSUER_LIFETIME_SECS),
+            root_key: None,
+            vault: Arc::new(NoVault),
+            unlock: None,
         }
     }
 }

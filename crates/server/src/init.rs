@@ -4,13 +4,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use countersign_identity::{Clock, Entropy, KeyId, SystemClock, SystemEntropy};
+use countersign_pki::{KeyKind, PrivateKey};
 use countersign_seal::KekFile;
 use countersign_store::StoreError;
 
-use crate::authority::{Ceremony, First, Unsealed, create_first, internal, unseal};
+use crate::authority::{
+    Ceremony, First, NewRoot, Unsealed, create_first, create_first_of, internal, unseal,
+};
 use crate::config::{InitConfig, InitReport, StartError, StoreAt, kek_path};
 use crate::directory::{self, Domain};
 use crate::incarnation::LogKey;
+use crate::refusal::Refused;
 use crate::state::State;
 use crate::storage;
 
@@ -54,13 +58,21 @@ async fn first(
     // 1. The store, which may refuse; then the key that seals all other keys.
     let store = storage::create(&config.store, data, Arc::clone(&entropy)).await;
     let store = store.map_err(|error| in_use(config, error))?;
-    let kek = KekFile::create(&kek_path(data), &*entropy)?;
+    let kek = KekFile::create_by(&kek_path(data), config.unlock.as_deref(), &*entropy)?;
     // 2. The root, the issuer, the bundle.
     let ceremony = Ceremony { store: &*store, entropy: &*entropy, now: clock.now() };
     let domain = config.trust_domain.clone();
     let (root_lifetime, issuer_lifetime) = (config.root_lifetime, config.issuer_lifetime);
     let first = First { ceremony, kek: &kek, domain, root_lifetime, issuer_lifetime };
-    let trust = create_first(first).await?;
+    let trust = match &config.root_key {
+        None => create_first(first).await?,
+        Some(uri) => {
+            let public = config.vault.find_or_make(uri).await.map_err(Refused::from)?;
+            let signer = config.vault.signer(uri, public).map_err(Refused::from)?;
+            let issuer = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
+            create_first_of(first, &NewRoot::Token(uri, signer), &issuer).await?
+        }
+    };
     // 3. What vouches for rules and revisions after a loss.
     LogKey::open_or_make(&*store, &kek, &*entropy).await?;
     Ok(trust)
@@ -73,7 +85,7 @@ async fn join(
     entropy: Arc<dyn Entropy>,
 ) -> Result<KeyId, StartError> {
     let StoreAt::Postgres { .. } = config.store else { return Err(StartError::KekWithoutStore) };
-    let kek = KekFile::open(kek_file)?;
+    let kek = KekFile::open_by(kek_file, config.unlock.as_deref())?;
     let store = storage::open(&config.store, &config.data, entropy).await?;
     let state = State::from_snapshot(store.snapshot().await?).map_err(internal)?;
     let found = &state.domain().trust_domain;
@@ -84,7 +96,7 @@ async fn join(
             expected: config.trust_domain.to_string(),
         });
     }
-    match unseal(&*store, &kek).await? {
+    match unseal(&*store, &kek, &*config.vault).await? {
         Unsealed::Open(authorities) => {
             directory::copy_private(kek_file, &kek_path(&config.data))?;
             Ok(authorities.trust())

@@ -46,6 +46,8 @@ pub use config::{
     Config, ConsoleConfig, DRAIN, HOLD_OFF, ISSUER_LIFETIME_SECS, InitConfig, InitReport, LISTEN,
     ROOT_LIFETIME_SECS, Ready, StartError, StoreAt, admin_path,
 };
+pub use countersign_pki::{KeyVault, NoVault};
+pub use countersign_seal::{KekFile, KekFileRefused, KeyWrap, Passphrase, WrapMethod, WrapRefused};
 pub use countersign_store::{BadUrl, Copied, Password, Place, PostgresUrl, Verification};
 pub use init::init;
 pub use judge::{Judge, Unclear};

@@ -34,6 +34,12 @@ impl From<countersign_pki::Refused> for Refused {
     }
 }
 
+impl From<countersign_pki::SignFault> for Refused {
+    fn from(fault: countersign_pki::SignFault) -> Self {
+        Self::new(fault.code(), fault.to_string())
+    }
+}
+
 impl From<Refused> for tonic::Status {
     fn from(refused: Refused) -> Self {
         wire::refusal_status(grpc_code(refused.code), refused.code, &refused.why)

@@ -177,11 +177,15 @@ impl Start {
     }
 
     async fn unseal(&self) -> Result<Opened, StartError> {
-        let kek = match KekFile::open(&kek_path(&self.config.data)) {
+        // A passphrase takes its time, and its memory.
+        let (path, unlock) = (kek_path(&self.config.data), self.config.unlock.clone());
+        let opened =
+            tokio::task::spawn_blocking(move || KekFile::open_by(&path, unlock.as_deref()));
+        let kek = match opened.await.map_err(internal)? {
             Ok(kek) => kek,
             Err(refused) => return Ok(Opened::Sealed(refused.to_string())),
         };
-        Ok(match unseal(&*self.store, &kek).await? {
+        Ok(match unseal(&*self.store, &kek, &*self.config.vault).await? {
             Unsealed::Open(authorities) => Opened::Open(kek, authorities),
             Unsealed::Sealed(why) => Opened::Sealed(why),
         })
@@ -340,6 +344,7 @@ impl Serving {
             store: Arc::clone(&start.store),
             authorities: Arc::clone(&authorities),
             kek,
+            vault: Arc::clone(&start.config.vault),
             clock: Arc::clone(&clock),
             entropy: Arc::clone(&entropy),
             time: Arc::clone(&start.time),

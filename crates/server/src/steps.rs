@@ -17,7 +17,7 @@ use countersign_audit::{Event, EventKind};
 use countersign_identity::{
     Clock, Code, Entropy, KeyId, Lifetime, Name, NodeId, Revision, Timestamp, TrustDomain,
 };
-use countersign_pki::{PrivateKey, Role};
+use countersign_pki::{NoVault, PrivateKey, Role};
 use countersign_seal::Kek;
 use countersign_store::{Batch, Op, Store, TokenRow};
 use futures_util::FutureExt;
@@ -29,7 +29,7 @@ use crate::Refused;
 use crate::admin::{apply, change};
 use crate::attest::renew::{Nonce, issue, prove, renewable};
 use crate::attest::{JoinToken, Throttle, caller, join};
-use crate::authority::{Ceremony, First, Unsealed, create_first_of, internal, unseal};
+use crate::authority::{Ceremony, First, NewRoot, Unsealed, create_first_of, internal, unseal};
 use crate::config::{ISSUER_LIFETIME_SECS, ROOT_LIFETIME_SECS};
 use crate::control::Control;
 use crate::edge::Peer;
@@ -108,7 +108,7 @@ pub async fn begin(
         root_lifetime: lifetime(ROOT_LIFETIME_SECS)?,
         issuer_lifetime: lifetime(ISSUER_LIFETIME_SECS)?,
     };
-    create_first_of(first, root, issuer).await.map(|_trust| ())
+    create_first_of(first, &NewRoot::Here(root), issuer).await.map(|_trust| ())
 }
 
 impl Steps {
@@ -118,7 +118,7 @@ impl Steps {
     /// When that does not make a state, or the authorities do not open.
     pub async fn start(ground: Ground, kek: &Kek) -> Result<Self, Refused> {
         let Ground { store, clock, entropy } = ground;
-        let authorities = match unseal(&*store, kek).await? {
+        let authorities = match unseal(&*store, kek, &NoVault).await? {
             Unsealed::Open(authorities) => authorities,
             Unsealed::Sealed(why) => return Err(Refused::new(Code::NotReady, why)),
         };

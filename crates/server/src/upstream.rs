@@ -9,7 +9,7 @@ use countersign_identity::{
     Clock as _, Entropy, KeyId, SystemClock, SystemEntropy, Timestamp, TrustDomain,
 };
 use countersign_pki::{KeyKind, PrivateKey, encode_csr, make_authority_csr};
-use countersign_seal::KekFile;
+use countersign_seal::{KekFile, KeyWrap};
 use serde::{Deserialize, Serialize};
 
 use crate::authority::{
@@ -52,11 +52,15 @@ pub struct RequestReport {
 ///
 /// # Errors
 /// [`StartError`], when the directory is in use or the system refuses.
-pub fn init_request(data: &Path, trust_domain: TrustDomain) -> Result<RequestReport, StartError> {
+pub fn init_request(
+    data: &Path,
+    trust_domain: TrustDomain,
+    seal: Option<&dyn KeyWrap>,
+) -> Result<RequestReport, StartError> {
     let entropy = &SystemEntropy;
     // 1. A directory of our own, and the key that seals all others.
     directory::make(data)?;
-    let kek = KekFile::create(&kek_path(data), entropy)?;
+    let kek = KekFile::create_by(&kek_path(data), seal, entropy)?;
     // 2. The issuer's key, sealed, and what is to be signed.
     let key = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
     let csr = make_authority_csr(&key, &trust_domain).map_err(internal)?;
@@ -80,12 +84,13 @@ pub async fn init_import(
     data: &Path,
     store: &StoreAt,
     chain: &Path,
+    unlock: Option<&dyn KeyWrap>,
 ) -> Result<InitReport, StartError> {
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
     // 1. What waits, and whether the chain is for it.
     directory::check_private(data)?;
     let pending = read_pending(data)?;
-    let kek = KekFile::open(&kek_path(data))?;
+    let kek = KekFile::open_by(&kek_path(data), unlock)?;
     let key = open_waiting(&read(&data.join(WAITING))?, &kek)?;
     let text = String::from_utf8_lossy(&read(chain)?).into_owned();
     let now = SystemClock::new().now();

@@ -53,6 +53,8 @@ words! {
         Here "here";
         /// With somebody else, who signs by ceremony.
         External "external";
+        /// In a token that servers reach.
+        Token "token";
     }
 }
 
@@ -267,10 +269,42 @@ pub struct OrderView {
     pub ended: Option<Timestamp>,
     /// Its steps, in order.
     pub steps: Vec<StepView>,
+    /// Who has to approve, and who has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approvals: Option<ApprovalsView>,
     /// Until which step it can be taken back; none when it cannot any more.
     pub revocable_until: Option<Step>,
     /// Who had done all of it, at the end.
     pub proof: Option<ProofView>,
+}
+
+/// Who has to approve a new root, and who has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApprovalsView {
+    /// How many have to.
+    pub needed: u64,
+    /// Who may.
+    pub among: Vec<String>,
+    /// Who has.
+    pub given: Vec<ApprovalView>,
+    /// Who has not, of those who may; nobody once enough have.
+    #[serde(default)]
+    pub missing: Vec<String>,
+}
+
+/// One operator's word.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApprovalView {
+    /// Whose.
+    pub actor: String,
+    /// The root that it is for.
+    #[schema(value_type = String)]
+    pub authority: KeyId,
+    /// When.
+    #[schema(value_type = String)]
+    pub at: Timestamp,
 }
 
 /// The media type of a signed report, without `application/`.
@@ -357,9 +391,22 @@ pub struct StepRequest {
     /// Why, for `taint`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cause>,
+    /// For `prepare` and `taint`: where the new root's key is to be, `here` or in a token (`pkcs11:…`, RFC 7512). As the active
+    /// root's when absent, and asked for if that is in a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_key: Option<String>,
     /// Words that go on record, to take the step although its gate is not open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force: Option<String>,
+}
+
+/// An operator's word that a new root may sign.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ApproveRequest {
+    /// Which root: the approval is for this key, and for none that takes its place.
+    #[schema(value_type = String)]
+    pub authority: KeyId,
 }
 
 /// Asks for a rotation.
@@ -369,6 +416,9 @@ pub struct RotateRequest {
     /// Why, in words that go on record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// For a root: where the new one's key is to be, `here` or `pkcs11:…`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_key: Option<String>,
 }
 
 /// Asks for a recovery from an authority's leaked key.
@@ -384,6 +434,9 @@ pub struct RecoverRequest {
     /// Why, in words that go on record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Where the new root's key is to be, `here` or `pkcs11:…`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_key: Option<String>,
 }
 
 /// What a recovery comes to, before or after it was ordered.

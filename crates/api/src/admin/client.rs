@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use countersign_identity::{Code, Incarnation, KeyId, Name, NodeId, Revision, Serial};
 
 use super::{
-    ApplyRequest, ApplyResponse, AuthoritiesResponse, CeremonyRequest, ConsoleLinkResponse,
+    ApplyRequest, ApplyResponse, ApproveRequest, AuthoritiesResponse, CeremonyRequest, ConsoleLinkResponse,
     Convergence, CreateTokenRequest, CreateTokenResponse, CrlResponse, EventFilter, EventsResponse,
     ExplainRequest, ExplainResponse, FlowsResponse, HandshakesResponse, HistoryResponse,
     ImportRequest, ImportResponse, LeavesResponse, LogResponse, NodesResponse, PlanResponse,
@@ -421,6 +421,14 @@ impl AdminClient {
         request: &StepRequest,
     ) -> Result<RevisionResponse, AdminError> {
         self.post(&format!("/v1/authorities/{step}"), request).await
+    }
+
+    /// Says that a new root may sign.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or the word is not this operator's to give.
+    pub async fn approve(&self, request: &ApproveRequest) -> Result<RevisionResponse, AdminError> {
+        self.post("/v1/authorities/approve", request).await
     }
 
     /// The request that an authority outside is to sign: the one that waits, or a new one.

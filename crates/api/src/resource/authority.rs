@@ -13,6 +13,9 @@ const ISSUER_LIFETIME: &str = "7d";
 /// How long before its end a root's successor is prepared.
 const PREPARE_BEFORE: &str = "60d";
 
+/// Operators that may be named.
+const APPROVERS_MAX: usize = 16;
+
 /// Who lets a new root sign.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -41,6 +44,39 @@ impl std::str::FromStr for Approval {
     }
 }
 
+/// An operator who may approve, by the user id at the other end of the admin socket: `uid:1001`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Approver(pub u32);
+
+/// A text that names no operator.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not an operator: write a user id, such as `uid:1001`")]
+pub struct BadApprover(String);
+
+impl std::str::FromStr for Approver {
+    type Err = BadApprover;
+
+    fn from_str(text: &str) -> Result<Self, BadApprover> {
+        let digits = text.strip_prefix("uid:");
+        let id: Option<u32> = digits.and_then(|digits| digits.parse().ok());
+        // One spelling for each, so that none is named twice.
+        let id = id.filter(|id| Some(id.to_string().as_str()) == digits);
+        id.map(Self).ok_or_else(|| BadApprover(text.chars().take(80).collect()))
+    }
+}
+
+impl std::fmt::Display for Approver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "uid:{}", self.0)
+    }
+}
+
+impl Serialize for Approver {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// How authorities are made and succeeded. There is at most one of the kind; what is active already stays as it was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -61,6 +97,13 @@ pub struct AuthoritySpec {
     /// Who lets the new root sign.
     #[schemars(with = "Option<Approval>")]
     pub approve: Approval,
+    /// How many of `approvers` have to say so before a new root signs; all of them when it does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approvals: Option<u8>,
+    /// Who may say so, `uid:1001`: never who ordered the rotation.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Option<Vec<String>>")]
+    pub approvers: Vec<Approver>,
 }
 
 fn lifetime(text: &str) -> Lifetime {
@@ -75,6 +118,8 @@ impl Default for AuthoritySpec {
             issuer_lifetime: lifetime(ISSUER_LIFETIME),
             prepare_before: lifetime(PREPARE_BEFORE),
             approve: Approval::Automatic,
+            approvals: None,
+            approvers: Vec::new(),
         }
     }
 }
@@ -94,6 +139,8 @@ impl AuthoritySpec {
         let issuer_lifetime = fields.optional("issuerLifetime", problems);
         let prepare_before = fields.optional("prepareBefore", problems);
         let approve = fields.optional("approve", problems);
+        let approvals = fields.number::<u8>("approvals", problems);
+        let approvers = fields.set::<Approver>("approvers", APPROVERS_MAX, problems);
         let defaults = Self::default();
         let root_lifetime = root_lifetime?.unwrap_or(defaults.root_lifetime);
         let spec = Self {
@@ -104,7 +151,10 @@ impl AuthoritySpec {
             prepare_before: prepare_before?
                 .unwrap_or_else(|| defaults.prepare_before.min(half(root_lifetime))),
             approve: approve?.unwrap_or_default(),
+            approvals: approvals?,
+            approvers: approvers?,
         };
+        spec.check_approvals(fields, problems);
         for (key, lifetime) in
             [("issuerLifetime", spec.issuer_lifetime), ("prepareBefore", spec.prepare_before)]
         {
@@ -116,6 +166,27 @@ impl AuthoritySpec {
             }
         }
         Some(spec)
+    }
+}
+
+impl AuthoritySpec {
+    /// How many have to approve.
+    pub fn approvals_needed(&self) -> usize {
+        self.approvals.map_or(self.approvers.len(), usize::from)
+    }
+
+    fn check_approvals(&self, fields: &Fields<'_>, problems: &mut Problems) {
+        let named = self.approvers.len();
+        if self.approvals == Some(0) || named < self.approvals_needed() {
+            let message = format!(
+                "expected a number from 1 to {named}, as many as `approvers` names: name more of them, or write less"
+            );
+            problems.add(&fields.place_of("approvals"), message);
+        }
+        if self.approve == Approval::Automatic && !self.approvers.is_empty() {
+            let message = "somebody is named who has to approve: write `approve: operator` as well";
+            problems.add(&fields.place_of("approvers"), message);
+        }
     }
 }
 

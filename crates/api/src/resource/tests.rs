@@ -309,6 +309,11 @@ fn authority_has_defaults_that_fit_and_refuses_what_does_not() {
         (json!({ "rootLifetime": "60d", "prepareBefore": "60d" }), "does not fit"),
         (json!({ "approve": "maybe" }), "write `automatic` or `operator`"),
         (json!({ "keyType": "rsa" }), "rsa"),
+        (json!({ "approve": "operator", "approvals": 2 }), "name more of them"),
+        (json!({ "approve": "operator", "approvals": 0, "approvers": ["uid:1"] }), "from 1 to 1"),
+        (json!({ "approvers": ["uid:1"] }), "write `approve: operator` as well"),
+        (json!({ "approve": "operator", "approvers": ["uid:01"] }), "such as `uid:1001`"),
+        (json!({ "approve": "operator", "approvers": ["uid:1", "uid:1"] }), "listed twice"),
     ] {
         let problems = Resource::read(&manifest("Authority", &fields)).expect_err(said);
         assert!(problems.iter().any(|one| one.message.contains(said)), "{problems:?}");
@@ -322,7 +327,10 @@ fn schemas_name_exactly_the_fields_that_the_reader_knows() {
             Kind::TrustDomain,
             "agentLifetime flowRetention lifetimeMax revocationViews svidLifetime trustDomain",
         ),
-        (Kind::Authority, "approve issuerLifetime keyType prepareBefore rootLifetime"),
+        (
+            Kind::Authority,
+            "approvals approve approvers issuerLifetime keyType prepareBefore rootLifetime",
+        ),
         (Kind::Workload, "crl dnsNames hint keyType lifetime nodes selectors spiffeId"),
         (
             Kind::Service,

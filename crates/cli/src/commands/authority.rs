@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use countersign_api::admin::{
-    AdminClient, AuthoritiesResponse, Goal, OrderView, REPORT_TYPE, RecoverRequest, RotateRequest,
-    Step, StepRequest,
+    AdminClient, ApproveRequest, AuthoritiesResponse, Goal, OrderView, REPORT_TYPE, RecoverRequest,
+    RotateRequest, Step, StepRequest,
 };
 use countersign_identity::{Clock as _, Code, KeyId, SystemClock};
 use countersign_pki::{Chain, Jws};
@@ -23,7 +23,7 @@ use crate::commands::revoke::bar::Bar;
 use crate::exit::{Exit, Failure};
 use crate::find::Find;
 use crate::output::{self, Output};
-use arguments::{Named, RootKeyWord, Waiting};
+use arguments::{Named, NextKeyWord, PrepareArguments, RootKeyWord, StepArguments, Waiting};
 
 /// How often a walk that is waited for is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -39,21 +39,11 @@ pub(crate) async fn authority(what: &What, output: Output) -> Result<Exit> {
             print(output, &response, || shown::listing(&response, now))?;
             Ok(Exit::Done)
         }
-        What::Prepare(arguments) => match arguments.root_key {
-            RootKeyWord::External => ceremony::request(arguments, output).await,
-            RootKeyWord::Here if arguments.out.is_some() || arguments.anew => {
-                let why =
-                    "`--out` and `--anew` are about a request: they go with `--root-key external`";
-                Err(Failure::not_understood(why).into())
-            }
-            RootKeyWord::Here => {
-                let step = &arguments.step;
-                take(&step.find, Step::Prepare, None, &step.force, output).await
-            }
-        },
+        What::Prepare(arguments) => prepare(arguments, output).await,
         What::Import { chain, wait, find } => ceremony::import(chain, wait, find, output).await,
         What::Publish(step) => take(&step.find, Step::Publish, None, &step.force, output).await,
         What::Activate(step) => take(&step.find, Step::Activate, None, &step.force, output).await,
+        What::Approve { authority, find } => approve(authority, find, output).await,
         What::Rollback(step) => take(&step.find, Step::Rollback, None, &step.force, output).await,
         What::Report { out, find } => {
             let report = find.client()?.report().await?;
@@ -102,6 +92,34 @@ fn check_report(report: &Path, bundle: &PathBuf, output: Output) -> Result<Exit>
     }
 }
 
+/// A new root, or a request for one that is held outside.
+async fn prepare(arguments: &PrepareArguments, output: Output) -> Result<Exit> {
+    let root_key = match &arguments.root_key {
+        Some(RootKeyWord::External) => return ceremony::request(arguments, output).await,
+        Some(RootKeyWord::Here) => Some("here".to_owned()),
+        Some(RootKeyWord::Token(uri)) => Some(uri.clone()),
+        None => None,
+    };
+    if arguments.out.is_some() || arguments.anew {
+        let why = "`--out` and `--anew` are about a request: they go with `--root-key external`";
+        return Err(Failure::not_understood(why).into());
+    }
+    let StepArguments { find, force } = &arguments.step;
+    let request = StepRequest { root_key, force: force.clone(), ..StepRequest::default() };
+    walk(find, Step::Prepare, &request, &Waiting::no(), output).await
+}
+
+/// One operator's word for a new root.
+async fn approve(named: &Named, find: &Find, output: Output) -> Result<Exit> {
+    let client = find.client()?;
+    let authority = resolve(&client, named).await?;
+    let response = client.approve(&ApproveRequest { authority }).await?;
+    print(output, &response, || {
+        format!("approved at revision {}: root {authority} may sign\n", response.revision)
+    })?;
+    Ok(Exit::Done)
+}
+
 async fn request(
     find: &Find,
     authority: Option<&Named>,
@@ -111,7 +129,7 @@ async fn request(
         Some(named) => Some(resolve(&find.client()?, named).await?),
         None => None,
     };
-    Ok(StepRequest { authority, cause: None, force: force.clone() })
+    Ok(StepRequest { authority, force: force.clone(), ..StepRequest::default() })
 }
 
 async fn take(
@@ -121,7 +139,7 @@ async fn take(
     force: &Option<String>,
     output: Output,
 ) -> Result<Exit> {
-    let request = StepRequest { authority, cause: None, force: force.clone() };
+    let request = StepRequest { authority, force: force.clone(), ..StepRequest::default() };
     walk(find, step, &request, &Waiting::no(), output).await
 }
 
@@ -144,9 +162,11 @@ async fn walk(
 /// Puts a new authority in the place of an old one.
 pub(crate) async fn rotate(what: &Rotate, output: Output) -> Result<Exit> {
     match what {
-        Rotate::Root { reason, wait, find } => {
+        Rotate::Root { reason, root_key, wait, find } => {
             let client = find.client()?;
-            let response = client.rotate_root(&RotateRequest { reason: reason.clone() }).await?;
+            let root_key = root_key.as_ref().map(NextKeyWord::word);
+            let request = RotateRequest { reason: reason.clone(), root_key };
+            let response = client.rotate_root(&request).await?;
             if wait.wait {
                 return follow(&client, wait.timeout(), output).await;
             }
@@ -159,7 +179,8 @@ pub(crate) async fn rotate(what: &Rotate, output: Output) -> Result<Exit> {
         }
         Rotate::Issuer { reason, find } => {
             let client = find.client()?;
-            let response = client.rotate_issuer(&RotateRequest { reason: reason.clone() }).await?;
+            let request = RotateRequest { reason: reason.clone(), root_key: None };
+            let response = client.rotate_issuer(&request).await?;
             print(output, &response, || {
                 "another issuer signs from now on; what the one before signed stays in service\n"
                     .to_owned()
@@ -174,7 +195,8 @@ pub(crate) async fn recover(arguments: &RecoverArguments, output: Output) -> Res
     let client = arguments.find.client()?;
     let compromised = resolve(&client, &arguments.compromised).await?;
     let reason = arguments.reason.clone();
-    let plan = RecoverRequest { compromised, dry_run: true, reason: reason.clone() };
+    let root_key = arguments.root_key.as_ref().map(NextKeyWord::word);
+    let plan = RecoverRequest { compromised, dry_run: true, reason, root_key };
     let planned = client.recover(&plan).await?;
     if output == Output::Human {
         output::write(shown::plan(&planned).as_bytes())?;

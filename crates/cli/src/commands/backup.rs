@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::exit::Exit;
 use crate::find::{self, Find};
 use crate::output::{self, Output};
-use crate::serve::{harden_process, password};
+use crate::serve::{harden_process, password, unlock};
 
 /// Save a trust domain's state in one sealed file, also while its servers run
 ///
@@ -35,6 +35,9 @@ pub(crate) struct BackupArguments {
     /// The key that seals the file [default: DIR/kek]
     #[arg(long, value_name = "FILE", env = "COUNTERSIGN_KEK")]
     kek: Option<PathBuf>,
+    /// The file of the passphrase by which the key is sealed [default: COUNTERSIGN_PASSPHRASE, or asked for at a terminal]
+    #[arg(long, value_name = "FILE", env = "COUNTERSIGN_PASSPHRASE_FILE")]
+    passphrase_file: Option<PathBuf>,
 }
 
 /// Make a data directory out of a backup, in a new incarnation
@@ -58,6 +61,9 @@ pub(crate) struct RestoreArguments {
     /// The key that sealed the backup
     #[arg(long, value_name = "FILE", env = "COUNTERSIGN_KEK")]
     kek: PathBuf,
+    /// The file of the passphrase by which the key is sealed [default: COUNTERSIGN_PASSPHRASE, or asked for at a terminal]
+    #[arg(long, value_name = "FILE", env = "COUNTERSIGN_PASSPHRASE_FILE")]
+    passphrase_file: Option<PathBuf>,
     /// How long nothing is issued, so that agents can hand back what they remember
     #[arg(long, value_name = "SPAN", default_value = "60s")]
     hold_off: DurationText,
@@ -90,11 +96,13 @@ fn clear(output: Output) {
 }
 
 pub(crate) async fn backup(arguments: &BackupArguments, output: Output) -> Result<Exit> {
-    let BackupArguments { file, data, store: url, store_password_file, kek } = arguments;
+    let BackupArguments { file, data, store: url, store_password_file, kek, .. } = arguments;
     harden_process()?;
     let store = store(url.as_ref(), store_password_file.as_ref())?;
     let (data, kek) = (find::server_data(data), kek.clone());
-    let config = BackupConfig { data, store, kek, file: file.clone() };
+    let own = data.join("kek");
+    let unlock = unlock(kek.as_ref().unwrap_or(&own), arguments.passphrase_file.clone())?;
+    let config = BackupConfig { data, store, kek, file: file.clone(), unlock };
     let made = countersign_server::backup(&config, &mut progress(output)).await;
     clear(output);
     let BackupReport { revision, at, log_size, log_root, tables, bytes } = made?;
@@ -126,6 +134,7 @@ pub(crate) async fn restore(arguments: &RestoreArguments, output: Output) -> Res
         kek: arguments.kek.clone(),
         hold_off: arguments.hold_off.0,
         journal: arguments.journal.clone(),
+        unlock: unlock(&arguments.kek, arguments.passphrase_file.clone())?,
     };
     let restored = countersign_server::restore(&config, &mut progress(output)).await;
     clear(output);

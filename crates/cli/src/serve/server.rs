@@ -15,6 +15,7 @@ use countersign_server::{
 use serde_json::json;
 
 use super::store::store_at;
+use super::unlock::{PASSPHRASE_FILE, PIN_FILE, check_token_uri, new_passphrase, unlock, vault};
 use crate::exit::Exit;
 use crate::output::{self, Output};
 use crate::settings::{Field, MaybeAddress, Program, Settings, remember};
@@ -57,10 +58,19 @@ impl Program for InitProgram {
         Field::one(
             "root-key",
             "WHERE",
-            "Where the root's key is: `here`, sealed in the state; or `external`, with an authority that signs the issuer by \
-             ceremony: then DIR/request.pem is made, and `--import` goes on",
+            "Where the root's key is: `here`, sealed in the state; `pkcs11:token=…;object=…?module-path=…`, in a token, where it is \
+             made if it is not there; or `external`, with an authority that signs the issuer by ceremony: then \
+             DIR/request.pem is made, and `--import` goes on",
         )
         .or("here"),
+        PIN_FILE,
+        Field::one(
+            "seal",
+            "HOW",
+            "How the key file that seals all other keys is itself kept: `file`, as it is, or `passphrase`, sealed by one",
+        )
+        .or("file"),
+        PASSPHRASE_FILE,
         Field::one(
             "import",
             "FILE",
@@ -70,10 +80,35 @@ impl Program for InitProgram {
 }
 
 /// Where the root's key is to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum RootKey {
     Here,
     External,
+    Token(String),
+}
+
+/// How the key file is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seal {
+    File,
+    Passphrase,
+}
+
+impl std::str::FromStr for Seal {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "file" => Ok(Self::File),
+            "passphrase" => Ok(Self::Passphrase),
+            other => {
+                let other = output::printable(other);
+                Err(format!(
+                    "`{other}` is no way to keep the key file: write `file` or `passphrase`"
+                ))
+            }
+        }
+    }
 }
 
 impl std::str::FromStr for RootKey {
@@ -83,9 +118,12 @@ impl std::str::FromStr for RootKey {
         match text {
             "here" => Ok(Self::Here),
             "external" => Ok(Self::External),
+            token if token.starts_with("pkcs11:") => check_token_uri(token).map(Self::Token),
             other => {
                 let other = output::printable(other);
-                Err(format!("`{other}` is no place for a root's key: write `here` or `external`"))
+                Err(format!(
+                    "`{other}` is no place for a root's key: write `here`, `external` or `pkcs11:…`"
+                ))
             }
         }
     }
@@ -166,6 +204,8 @@ impl Program for ServerProgram {
             "SPAN",
             "How long the details of the audit log's events are kept; the events themselves always are [default: for ever]",
         ),
+        PASSPHRASE_FILE,
+        PIN_FILE,
     ];
 }
 
@@ -187,6 +227,9 @@ pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<E
         None => resolved.required::<TrustDomain>("trust-domain"),
     };
     let root_key = resolved.required::<RootKey>("root-key");
+    let seal = resolved.required::<Seal>("seal");
+    let passphrase_file = resolved.optional::<PathBuf>("passphrase-file");
+    let vault = vault(&mut resolved)?;
     let root_lifetime = resolved.required::<Lifetime>("root-lifetime");
     let issuer_lifetime = resolved.required::<Lifetime>("issuer-lifetime");
     let logging = Logging::resolve(&mut resolved);
@@ -201,19 +244,43 @@ pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<E
         StoreAt::Postgres { url, .. } => format!(" --store '{url}'"),
     };
     harden(Dump::Never)?;
+    let waiting = data.join("kek");
+    let unlock = match (&kek, &import, seal) {
+        // What is there already is opened, however it is kept.
+        (Some(kek), _, _) => unlock(kek, passphrase_file)?,
+        (None, Some(_chain), _) => unlock(&waiting, passphrase_file)?,
+        (None, None, Some(Seal::Passphrase)) => Some(new_passphrase(passphrase_file)?),
+        (None, None, Some(Seal::File) | None) => None,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = match (import, trust_domain) {
-        (Some(chain), _) => {
-            runtime.block_on(countersign_server::init_import(&data, &store, &chain))?
-        }
+        (Some(chain), _) => runtime.block_on(countersign_server::init_import(
+            &data,
+            &store,
+            &chain,
+            unlock.as_deref(),
+        ))?,
         (None, Some(trust_domain)) if root_key == RootKey::External => {
-            let report = countersign_server::init_request(&data, trust_domain)?;
+            let report = countersign_server::init_request(&data, trust_domain, unlock.as_deref())?;
             return requested(&report, &data, &of_store, output);
         }
         (None, Some(trust_domain)) => {
             let data = data.clone();
-            let config =
-                InitConfig { data, store, kek, trust_domain, root_lifetime, issuer_lifetime };
+            let root_key = match root_key {
+                RootKey::Token(uri) => Some(uri),
+                RootKey::Here | RootKey::External => None,
+            };
+            let config = InitConfig {
+                data,
+                store,
+                kek,
+                trust_domain,
+                root_lifetime,
+                issuer_lifetime,
+                root_key,
+                vault,
+                unlock,
+            };
             runtime.block_on(countersign_server::init(config))?
         }
         (None, None) => return Ok(Exit::NotUnderstood),
@@ -268,6 +335,8 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
     let journal = resolved.optional::<PathBuf>("journal");
     let node_authorities = node_authorities(&mut resolved);
     let details_kept = resolved.optional::<DurationText>("details-kept");
+    let passphrase_file = resolved.optional::<PathBuf>("passphrase-file");
+    let vault = vault(&mut resolved)?;
     let logging = Logging::resolve(&mut resolved);
     resolved.finish()?;
     let (Some(data), Some(listen), Some(MaybeAddress(metrics)), Some(issuer_lifetime)) =
@@ -285,6 +354,7 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
     };
     let advertise = advertise.map(|address| address.to_string());
     let data_given = data.clone();
+    let unlock = unlock(&data.join("kek"), passphrase_file)?;
     let config = Config {
         data,
         store,
@@ -300,6 +370,8 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
         journal,
         node_authorities,
         details_kept: details_kept.map(|DurationText(kept)| kept),
+        vault,
+        unlock,
     };
     run(
         logging,

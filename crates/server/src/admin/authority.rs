@@ -7,9 +7,9 @@ use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Extension, Path, State as Shared};
 use countersign_api::admin::{
-    AuthoritiesResponse, CeremonyRequest, Goal, ImportRequest, ImportResponse, ProblemDetails,
-    RecoverRequest, RecoverResponse, RequestView, RevisionResponse, RotateRequest, Step,
-    StepRequest,
+    ApproveRequest, AuthoritiesResponse, CeremonyRequest, Goal, ImportRequest, ImportResponse,
+    ProblemDetails, RecoverRequest, RecoverResponse, RequestView, RevisionResponse, RotateRequest,
+    Step, StepRequest,
 };
 use countersign_identity::Code;
 use countersign_pki::Jws;
@@ -17,7 +17,7 @@ use countersign_pki::Jws;
 use crate::admin::Admin;
 use crate::admin::change::{Operator, parse};
 use crate::admin::problem::Problem;
-use crate::rotate;
+use crate::rotate::{self, NextKey};
 
 /// Every authority, where it is on its walk, and what is under way.
 #[utoipa::path(get, path = "/v1/authorities", responses((status = 200, body = AuthoritiesResponse), (status = "default", body = ProblemDetails)))]
@@ -65,6 +65,22 @@ pub(crate) async fn import(
     Ok(Json(control.whole(work).await?))
 }
 
+/// Says that a new root may sign, as one of those who are named to approve it.
+#[utoipa::path(
+    post, path = "/v1/authorities/approve", request_body = ApproveRequest,
+    responses((status = 200, body = RevisionResponse), (status = "default", body = ProblemDetails))
+)]
+pub(crate) async fn approve(
+    Shared(admin): Shared<Arc<Admin>>,
+    Extension(operator): Extension<Operator>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<RevisionResponse>, Problem> {
+    let (walker, control) = (Arc::clone(admin.walker()?), admin.control()?);
+    let ApproveRequest { authority } = parse(body)?;
+    let work = async move { walker.approved(authority, &operator.actor()).await };
+    Ok(Json(RevisionResponse { revision: control.whole(work).await? }))
+}
+
 /// Takes one step of the roots' walk: `prepare`, `publish`, `activate`, `retire`, `taint` or `rollback`.
 #[utoipa::path(
     post, path = "/v1/authorities/{step}", request_body = StepRequest,
@@ -99,9 +115,11 @@ pub(crate) async fn rotate_root(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<RevisionResponse>, Problem> {
     let (walker, control) = (Arc::clone(admin.walker()?), admin.control()?);
-    let RotateRequest { reason } = parse(body)?;
+    let RotateRequest { reason, root_key } = parse(body)?;
+    let root_key = NextKey::read(root_key.as_deref(), &*admin.rotation()?.vault)?;
     let from = control.feed.current().walk()?.active()?.key;
-    let work = async move { walker.order(Goal::Rotate, from, &operator.actor(), reason).await };
+    let work =
+        async move { walker.order(Goal::Rotate, from, &operator.actor(), reason, root_key).await };
     Ok(Json(RevisionResponse { revision: control.whole(work).await? }))
 }
 
@@ -115,7 +133,11 @@ pub(crate) async fn rotate_issuer(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<RevisionResponse>, Problem> {
     let (rotation, control) = (Arc::clone(admin.rotation()?), admin.control()?);
-    let RotateRequest { reason: _recorded_nowhere } = parse(body)?;
+    let RotateRequest { reason: _recorded_nowhere, root_key } = parse(body)?;
+    if root_key.is_some() {
+        let why = "the key of an issuer is made in the store: `rootKey` is about a root";
+        return Err(Problem::new(Code::NotUnderstood, why));
+    }
     let work = async move {
         let issuer = rotation.authorities.load().issuer.key_id();
         rotation.replace(issuer).await

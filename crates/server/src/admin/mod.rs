@@ -78,6 +78,15 @@ impl Admin {
         }
     }
 
+    /// Whether the manifest names this user as one who may approve.
+    fn is_approver(&self, operator: change::Operator) -> bool {
+        let named = |control: &Arc<Control>| {
+            let spec = control.feed.current().authority();
+            spec.approvers.contains(&countersign_api::resource::Approver(operator.0))
+        };
+        self.control().is_ok_and(named)
+    }
+
     /// Who walks the authorities, unless the server is sealed.
     fn walker(&self) -> Result<&Arc<Walker>, Refused> {
         match &self.mode {

@@ -39,6 +39,7 @@ use crate::admin::{ask, authority, change, console, history, list, log, plan, po
         authority::report,
         authority::request,
         authority::import,
+        authority::approve,
         authority::step,
         authority::rotate_root,
         authority::rotate_issuer,

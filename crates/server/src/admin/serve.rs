@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Extension, Request, State as Shared};
+use axum::http::Method;
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{delete, get, post};
@@ -60,6 +61,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/authorities/report", get(authority::report))
         .route("/v1/authorities/request", post(authority::request))
         .route("/v1/authorities/import", post(authority::import))
+        .route("/v1/authorities/approve", post(authority::approve))
         .route("/v1/authorities/{step}", post(authority::step))
         .route("/v1/rotations/root", post(authority::rotate_root))
         .route("/v1/rotations/issuer", post(authority::rotate_issuer))
@@ -93,7 +95,15 @@ async fn admit(
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    admin.operators.admit(operator.0)?;
+    if let Err(refused) = admin.operators.admit(operator.0) {
+        // Who is named to approve sees what there is to approve, and says the word; nothing else.
+        let route = (request.method(), request.uri().path());
+        let approving = route == (&Method::GET, "/v1/authorities")
+            || route == (&Method::POST, "/v1/authorities/approve");
+        if !approving || !admin.is_approver(operator) {
+            return Err(refused.into());
+        }
+    }
     Ok(next.run(request).await)
 }
 
@@ -179,7 +189,7 @@ mod tests {
     use std::sync::Arc;
 
     use axum::body::Body;
-    use axum::http::{Method, StatusCode};
+    use axum::http::StatusCode;
     use countersign_identity::{SystemEntropy, Timestamp};
     use countersign_store::MemoryStore;
     use http_body_util::BodyExt as _;

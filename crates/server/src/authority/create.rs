@@ -1,5 +1,8 @@
 //! The first authorities of a trust domain: a root, and an issuer that the root signs.
 
+use std::sync::Arc;
+
+use countersign_api::admin::RootKey;
 use countersign_api::resource::{Spec, TrustDomainSpec};
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, Entropy, KeyId, Lifetime, Name, Serial, Timestamp, TrustDomain};
@@ -27,6 +30,43 @@ pub(crate) struct First<'a> {
     pub(crate) issuer_lifetime: Lifetime,
 }
 
+/// The key of a root that is to be made.
+pub(crate) enum NewRoot<'a> {
+    /// Kept here.
+    Here(&'a PrivateKey),
+    /// In a token, under this name.
+    Token(&'a str, Arc<dyn Signer>),
+}
+
+impl NewRoot<'_> {
+    /// What signs with it.
+    ///
+    /// # Errors
+    /// When a key here is none, which is a defect.
+    pub(crate) fn signer(&self) -> Result<Arc<dyn Signer>, Refused> {
+        match self {
+            Self::Here(key) => Ok(Arc::new(SoftwareSigner::from(copy(key)?))),
+            Self::Token(_, signer) => Ok(Arc::clone(signer)),
+        }
+    }
+
+    /// How it is kept.
+    pub(crate) fn to_keep(&self) -> KeyToKeep<'_> {
+        match self {
+            Self::Here(key) => KeyToKeep::Here(key),
+            Self::Token(uri, _) => KeyToKeep::Token(uri),
+        }
+    }
+
+    /// Where it is, for people.
+    pub(crate) fn held(&self) -> RootKey {
+        match self {
+            Self::Here(_) => RootKey::Here,
+            Self::Token(..) => RootKey::Token,
+        }
+    }
+}
+
 /// Makes the root, the issuer, the first bundle and the trust domain's own record. Says the root's key id.
 ///
 /// # Errors
@@ -35,7 +75,7 @@ pub(crate) struct First<'a> {
 pub(crate) async fn create_first(first: First<'_>) -> Result<KeyId, Refused> {
     let root_key = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
     let issuer_key = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
-    create_first_of(first, &root_key, &issuer_key).await
+    create_first_of(first, &NewRoot::Here(&root_key), &issuer_key).await
 }
 
 /// The same, of these keys.
@@ -44,24 +84,25 @@ pub(crate) async fn create_first(first: First<'_>) -> Result<KeyId, Refused> {
 /// As [`create_first`].
 pub(crate) async fn create_first_of(
     first: First<'_>,
-    root_key: &PrivateKey,
+    root_key: &NewRoot<'_>,
     issuer_key: &PrivateKey,
 ) -> Result<KeyId, Refused> {
     let First { ceremony, kek, domain, .. } = first;
     // 1. A root, which signs itself.
-    let root_signer = SoftwareSigner::from(copy(root_key)?);
-    let root = ceremony.root(&domain, &root_signer, first.root_lifetime).await?;
+    let root_signer = root_key.signer()?;
+    let root = ceremony.root(&domain, &*root_signer, first.root_lifetime).await?;
     // 2. An issuer, which the root signs.
     let parent = Issuer::from_certificate(root.clone()).map_err(internal)?;
-    let issuer = ceremony.issuer(&parent, &root_signer, issuer_key, first.issuer_lifetime).await?;
+    let issuer = ceremony.issuer(&parent, &*root_signer, issuer_key, first.issuer_lifetime).await?;
     // 3. All of it becomes the state of the trust domain at once.
-    let (root_key, issuer_key) = (KeyToKeep::Here(root_key), KeyToKeep::Here(issuer_key));
+    let issuer_key = KeyToKeep::Here(issuer_key);
     let ops = vec![
-        keep(ROOT, &[&root], root_key, kek, ceremony.entropy)?,
+        keep(ROOT, &[&root], root_key.to_keep(), kek, ceremony.entropy)?,
         keep(ISSUER, &[&issuer], issuer_key, kek, ceremony.entropy)?,
         keep(&issuer_name(issuer.key_id()), &[&issuer], issuer_key, kek, ceremony.entropy)?,
     ];
-    let walk = Walk::first(&root, ceremony.now);
+    let mut walk = Walk::first(&root, ceremony.now);
+    walk.hold(root.key_id(), root_key.held())?;
     ceremony.store.commit(beginning(&domain, &root, &walk, ops, ceremony.now)).await?;
     Ok(parent.key_id())
 }
@@ -183,6 +224,8 @@ impl Ceremony<'_> {
         domain: &TrustDomain,
         signer: &dyn Signer,
     ) -> Result<Certificate, Refused> {
+        // What cannot be signed is not recorded.
+        signer.ready().await?;
         let summary = reviewed.summary();
         let row = IssuedRow {
             serial: summary.serial,
@@ -198,7 +241,7 @@ impl Ceremony<'_> {
         let batch = Batch { events, issued: vec![row], ..Batch::default() };
         let receipt = self.store.commit(batch).await?.receipts.into_iter().next();
         let receipt = receipt.ok_or_else(|| internal("the store gave no receipt"))?;
-        reviewed.sign(receipt, signer).await.map_err(internal)
+        Ok(reviewed.sign(receipt, signer).await?)
     }
 
     fn serial(&self) -> Result<Serial, Refused> {

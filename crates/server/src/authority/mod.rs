@@ -13,8 +13,8 @@ use countersign_pki::{Certificate, Issuer, Signer};
 use crate::refusal::Refused;
 
 pub(crate) use create::{
-    Ceremony, First, copy, create_first, create_first_of, create_outside, imported_event, internal,
-    keep_outside,
+    Ceremony, First, NewRoot, copy, create_first, create_first_of, create_outside, imported_event,
+    internal, keep_outside,
 };
 pub(crate) use outside::{Imported, Wanted, read_chain};
 pub(crate) use rotate::Rotation;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use countersign_identity::{Clock, Code, Entropy, KeyId, Lifetime};
-use countersign_pki::{Issuer, KeyKind, PrivateKey, SoftwareSigner};
+use countersign_pki::{Issuer, KeyKind, KeyVault, PrivateKey, SoftwareSigner};
 use countersign_seal::Kek;
 use countersign_store::{Batch, Store};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +31,8 @@ pub(crate) struct Rotation {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) authorities: Arc<ArcSwap<Authorities>>,
     pub(crate) kek: Kek,
+    /// Where keys are that lie in tokens.
+    pub(crate) vault: Arc<dyn KeyVault>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) time: Arc<TimeGuard>,
@@ -74,7 +76,7 @@ impl Rotation {
 
     /// Takes the issuer that the store keeps, if it is another.
     async fn reload(&self) -> Result<(), Refused> {
-        let Unsealed::Open(kept) = unseal(&*self.store, &self.kek).await? else {
+        let Unsealed::Open(kept) = unseal(&*self.store, &self.kek, &*self.vault).await? else {
             return Err(Refused::new(Code::Sealed, "the successor of the issuer does not open"));
         };
         if kept.issuer.key_id() == self.authorities.load().issuer.key_id() {
@@ -96,7 +98,7 @@ impl Rotation {
     pub(crate) async fn signing(&self, key: KeyId) -> Result<Option<Signing>, Refused> {
         match self.authorities.load().signing(key) {
             Some(signing) => Ok(Some(signing)),
-            None => former(&*self.store, &self.kek, key).await,
+            None => former(&*self.store, &self.kek, &*self.vault, key).await,
         }
     }
 
@@ -124,6 +126,13 @@ impl Rotation {
     pub(crate) async fn look(&self) -> Result<(), Refused> {
         let now = self.time.trusted(self.clock.now())?;
         let authorities = self.authorities.load_full();
+        // A token that was away is looked for, so that the warning ends when it is back.
+        if let Some(signer) = &authorities.root_signer
+            && signer.trouble().is_some()
+        {
+            let found = signer.ready().await;
+            tracing::debug!(ready = found.is_ok(), "looked for the root's key");
+        }
         // Who is told that a ceremony is due, is told elsewhere.
         if !authorities.successor_due(now) || authorities.is_outside() {
             return Ok(());
@@ -132,7 +141,7 @@ impl Rotation {
             return Ok(());
         }
         // Another replica may have done it while this one looked elsewhere.
-        if let Unsealed::Open(kept) = unseal(&*self.store, &self.kek).await?
+        if let Unsealed::Open(kept) = unseal(&*self.store, &self.kek, &*self.vault).await?
             && !kept.successor_due(now)
         {
             self.authorities.store(Arc::new(kept));

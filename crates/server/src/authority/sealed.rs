@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use countersign_identity::{Code, Entropy, KeyId};
-use countersign_pki::{Certificate, Issuer, PrivateKey, Signer, SoftwareSigner};
+use countersign_pki::{Certificate, Issuer, KeyVault, PrivateKey, Signer, SoftwareSigner};
 use countersign_seal::{Kek, OpenRefused};
 use countersign_store::{Op, Store};
 use zeroize::Zeroizing;
@@ -22,6 +22,8 @@ const REQUEST: &str = "authority/request";
 const HERE: u8 = 0;
 /// What follows the certificates: nothing, the key is not ours.
 const OUTSIDE: u8 = 1;
+/// What follows the certificates: the name of the key in a token.
+const TOKEN: u8 = 2;
 
 /// Where a root is kept that does not sign now.
 pub(crate) fn root_name(key: KeyId) -> String {
@@ -64,6 +66,8 @@ pub(crate) enum KeptKey {
     Here(PrivateKey),
     /// With somebody else, who signs by ceremony.
     Outside,
+    /// In a token, under this name.
+    Token(String),
 }
 
 /// The same, to be sealed.
@@ -73,6 +77,8 @@ pub(crate) enum KeyToKeep<'a> {
     Here(&'a PrivateKey),
     /// With somebody else.
     Outside,
+    /// In a token.
+    Token(&'a str),
 }
 
 impl KeptKey {
@@ -81,16 +87,22 @@ impl KeptKey {
         match self {
             Self::Here(key) => KeyToKeep::Here(key),
             Self::Outside => KeyToKeep::Outside,
+            Self::Token(uri) => KeyToKeep::Token(uri),
         }
     }
 }
 
 impl Kept {
     /// What signs for it; nothing when its key is outside.
-    fn signer(self) -> Option<Arc<dyn Signer>> {
+    fn signer(self, vault: &dyn KeyVault) -> Result<Option<Arc<dyn Signer>>, Refused> {
         match self.key {
-            KeptKey::Here(key) => Some(Arc::new(SoftwareSigner::from(key))),
-            KeptKey::Outside => None,
+            KeptKey::Here(key) => Ok(Some(Arc::new(SoftwareSigner::from(key)))),
+            KeptKey::Outside => Ok(None),
+            KeptKey::Token(uri) => {
+                let public = self.certificate.public_key();
+                let public = public.map_err(|bad| broken(&bad.to_string()))?;
+                Ok(Some(vault.signer(&uri, public)?))
+            }
         }
     }
 
@@ -123,6 +135,7 @@ pub(crate) fn keep(
     let (kind, secret) = match key {
         KeyToKeep::Here(key) => (HERE, key.pkcs8()),
         KeyToKeep::Outside => (OUTSIDE, &[][..]),
+        KeyToKeep::Token(uri) => (TOKEN, uri.as_bytes()),
     };
     let length: usize = certificates.iter().map(|one| 4 + one.der().len()).sum();
     // As long as it becomes, so that no copy of the key is left behind by growth.
@@ -203,7 +216,11 @@ fn put(name: &str, plain: &[u8], kek: &Kek, entropy: &dyn Entropy) -> Result<Op,
 ///
 /// # Errors
 /// When the store does not answer, or what was opened is not what was sealed.
-pub(crate) async fn unseal(store: &dyn Store, kek: &Kek) -> Result<Unsealed, Refused> {
+pub(crate) async fn unseal(
+    store: &dyn Store,
+    kek: &Kek,
+    vault: &dyn KeyVault,
+) -> Result<Unsealed, Refused> {
     let root = match open(store, ROOT, kek).await? {
         Opened::Authority(kept) => kept,
         Opened::Refused(refused) => return Ok(Unsealed::Sealed(refused.to_string())),
@@ -212,7 +229,7 @@ pub(crate) async fn unseal(store: &dyn Store, kek: &Kek) -> Result<Unsealed, Ref
         Opened::Authority(kept) => kept,
         Opened::Refused(refused) => return Ok(Unsealed::Sealed(refused.to_string())),
     };
-    Ok(Unsealed::Open(Authorities::of(root, issuer)?))
+    Ok(Unsealed::Open(Authorities::of(root, issuer, vault)?))
 }
 
 impl Authorities {
@@ -220,11 +237,11 @@ impl Authorities {
     ///
     /// # Errors
     /// When the issuer is none, or its key is not here.
-    pub(crate) fn of(root: Kept, issuer: Kept) -> Result<Self, Refused> {
+    pub(crate) fn of(root: Kept, issuer: Kept, vault: &dyn KeyVault) -> Result<Self, Refused> {
         let certificate = root.certificate.clone();
         let Signing { issuer, above, signer } =
-            signing(issuer)?.ok_or_else(|| broken("the issuer's key is not here"))?;
-        Ok(Self { root: certificate, root_signer: root.signer(), issuer, above, signer })
+            signing(issuer, vault)?.ok_or_else(|| broken("the issuer's key is not here"))?;
+        Ok(Self { root: certificate, root_signer: root.signer(vault)?, issuer, above, signer })
     }
 }
 
@@ -251,20 +268,21 @@ pub(crate) async fn open_authority(
 pub(crate) async fn former(
     store: &dyn Store,
     kek: &Kek,
+    vault: &dyn KeyVault,
     key: KeyId,
 ) -> Result<Option<Signing>, Refused> {
     for name in [issuer_name(key), root_name(key)] {
         if store.secret(&name).await?.is_none_or(|sealed| sealed.is_empty()) {
             continue;
         }
-        return signing(open_authority(store, &name, kek).await?);
+        return signing(open_authority(store, &name, kek).await?, vault);
     }
     Ok(None)
 }
 
-fn signing(kept: Kept) -> Result<Option<Signing>, Refused> {
+fn signing(kept: Kept, vault: &dyn KeyVault) -> Result<Option<Signing>, Refused> {
     let (certificate, above) = (kept.certificate.clone(), kept.above.clone());
-    let Some(signer) = kept.signer() else { return Ok(None) };
+    let Some(signer) = kept.signer(vault)? else { return Ok(None) };
     let issuer = Issuer::from_certificate(certificate);
     Ok(Some(Signing { issuer: issuer.map_err(|bad| broken(&bad.to_string()))?, above, signer }))
 }
@@ -305,6 +323,7 @@ fn read(plain: &[u8]) -> Result<Kept, Refused> {
             KeptKey::Here(PrivateKey::from_pkcs8(secret).map_err(|bad| broken(&bad.to_string()))?)
         }
         OUTSIDE => KeptKey::Outside,
+        TOKEN => KeptKey::Token(String::from_utf8_lossy(secret).into_owned()),
         other => return Err(broken(&format!("its key is kept in way {other}"))),
     };
     let mut certificates = certificates.into_iter();

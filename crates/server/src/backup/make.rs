@@ -1,9 +1,10 @@
 //! Making a backup, also while servers run.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use countersign_identity::{Clock as _, Revision, Sha256, SystemClock, SystemEntropy, Timestamp};
-use countersign_seal::KekFile;
+use countersign_seal::{KekFile, KeyWrap};
 use countersign_store::{Dumping, Place};
 
 use super::Progress;
@@ -22,6 +23,8 @@ pub struct BackupConfig {
     pub kek: Option<PathBuf>,
     /// The file to make.
     pub file: PathBuf,
+    /// What opens the key file, if it is wrapped.
+    pub unlock: Option<Arc<dyn KeyWrap>>,
 }
 
 /// What was saved.
@@ -69,7 +72,7 @@ pub(crate) async fn backup_at(
 ) -> Result<BackupReport, StartError> {
     let domain = Domain::read(&config.data)?;
     let kek = config.kek.clone().unwrap_or_else(|| kek_path(&config.data));
-    let kek = KekFile::open(&kek)?;
+    let kek = KekFile::open_by(&kek, config.unlock.as_deref())?;
     let mut writing = Writing::create(&config.file, &kek, &SystemEntropy)?;
     let dumping = Dumping::open(&place(&config.store, &config.data)).await?;
     let head = dumping.head();

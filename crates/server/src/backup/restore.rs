@@ -7,7 +7,8 @@ use std::time::Duration;
 use countersign_identity::{
     Clock as _, Entropy, Revision, Sha256, SystemClock, SystemEntropy, Timestamp, TrustDomain,
 };
-use countersign_seal::{Kek, KekFile};
+use countersign_pki::NoVault;
+use countersign_seal::{Kek, KekFile, KeyWrap};
 use countersign_store::{Filling, Head, Page};
 
 use super::Progress;
@@ -34,6 +35,8 @@ pub struct RestoreConfig {
     pub hold_off: Duration,
     /// The folder of a journal of rules, if one was kept.
     pub journal: Option<PathBuf>,
+    /// What opens the key file, if it is wrapped.
+    pub unlock: Option<Arc<dyn KeyWrap>>,
 }
 
 /// What was restored.
@@ -79,7 +82,7 @@ pub(crate) async fn restore_at(
     now: Timestamp,
     progress: Progress<'_>,
 ) -> Result<RestoreReport, StartError> {
-    let kek = KekFile::open(&config.kek)?;
+    let kek = KekFile::open_by(&config.kek, config.unlock.as_deref())?;
     // 1. The file, all of it.
     let (_about, end) = read(&config.file, &kek, |_page| Ok(()))?;
     // 2. A place beside the one that is asked for.
@@ -185,7 +188,7 @@ async fn reborn(
 ) -> Result<RestoreReport, StartError> {
     let NewPlace { config, kek, data, now } = *new;
     let store = storage::open(&config.store, data, Arc::clone(&entropy)).await?;
-    if let Unsealed::Sealed(why) = unseal(&*store, kek).await? {
+    if let Unsealed::Sealed(why) = unseal(&*store, kek, &NoVault).await? {
         return Err(StartError::WrongKek { path: config.kek.clone(), why });
     }
     let log_key = LogKey::open_or_make(&*store, kek, &*entropy).await?;

@@ -19,7 +19,7 @@ use crate::authority::{
 };
 use crate::refusal::Refused;
 use crate::rotate::walk::{Order, Request, Root, Walk};
-use crate::rotate::walker::{Draft, Walker};
+use crate::rotate::walker::{Draft, Walker, asking};
 use crate::state::State;
 
 /// Gives the request that an authority outside is to sign: the one that waits, or a new one under a new key.
@@ -96,8 +96,7 @@ pub(crate) async fn import(
         None => {
             let reason = Some("a root that is held outside was brought".to_owned());
             let order = Order::new(Goal::Rotate, walk.active()?.key, actor, reason, now);
-            let order = Order { asks: walker.asks(&state), ..order };
-            (prepare(walker, &state, walk, &imported, &key, order)?, true)
+            (prepare(walker, &state, walk, &imported, &key, asking(&state, order))?, true)
         }
         Some((at, _)) => {
             let why = format!(

@@ -2,12 +2,15 @@
 //! has leaked (design, section 6).
 //!
 //! `walk` is the pure machine, `ledger` what is out under which authority, `walker` the hands: it takes the steps that the
-//! machine allows, each as one commit for the very revision that it was decided on.
+//! machine allows, each as one commit for the very revision that it was decided on. `approval` is the word of people, `next_key` where
+//! the next root's key is to be.
 
+mod approval;
 mod ceremony;
 mod ledger;
 #[cfg(test)]
 mod model;
+mod next_key;
 mod recover;
 mod shown;
 #[cfg(test)]
@@ -16,7 +19,8 @@ mod walk;
 mod walker;
 
 pub(crate) use ceremony::{import, request};
+pub(crate) use next_key::NextKey;
 pub(crate) use recover::recover;
 pub(crate) use shown::{report, shown};
-pub(crate) use walk::Walk;
+pub(crate) use walk::{Gate, Walk};
 pub(crate) use walker::Walker;

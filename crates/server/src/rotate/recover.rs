@@ -27,7 +27,7 @@ pub(crate) async fn recover(
     request: RecoverRequest,
     actor: &str,
 ) -> Result<RecoverResponse, Refused> {
-    let RecoverRequest { compromised, dry_run, reason } = request;
+    let RecoverRequest { compromised, dry_run, reason, root_key } = request;
     let control = &walker.control;
     let state = control.feed.current();
     let walk = Arc::clone(state.walk()?);
@@ -55,11 +55,11 @@ pub(crate) async fn recover(
     }
     response.revision = Some(if is_root {
         let (authority, cause) = (Some(compromised), Some(Cause::Compromised));
-        let taint = StepRequest { authority, cause, force: reason };
+        let taint = StepRequest { authority, cause, force: reason, root_key };
         walker.asked(Step::Taint, taint, actor).await?
     } else {
         let reason = reason.or_else(|| Some("its key leaked".to_owned()));
-        walker.order(Goal::Recover, compromised, actor, reason).await?
+        walker.order(Goal::Recover, compromised, actor, reason, None).await?
     });
     Ok(response)
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use countersign_api::admin::{
-    AuthoritiesResponse, GateView, Goal, IssuerView, OrderView, ProofView, REPORT_TYPE, RootState,
-    RootView, Step, StepView,
+    ApprovalView, ApprovalsView, AuthoritiesResponse, GateView, Goal, IssuerView, OrderView,
+    ProofView, REPORT_TYPE, RootState, RootView, Step, StepView,
 };
 use countersign_identity::{Code, KeyId};
 use countersign_pki::Jws;
@@ -13,6 +13,7 @@ use countersign_store::IssuedRow;
 
 use crate::authority::internal;
 use crate::refusal::Refused;
+use crate::rotate::approval::{Approvals, Given};
 use crate::rotate::ceremony::ceremony;
 use crate::rotate::ledger::Ledger;
 use crate::rotate::walk::{Gate, Order, Proof, Root, Walk};
@@ -113,6 +114,7 @@ async fn under_way(
 ) -> Result<OrderView, Refused> {
     let Some(step) = walk.next() else { return Ok(order_view(walk, order, None, None)) };
     let gate = walker.gate(state, walk, step).await?;
+    let gate = walker.kept_by(step, gate);
     Ok(order_view(walk, order, Some((step, &gate)), revocable_until(walk, order)))
 }
 
@@ -155,11 +157,22 @@ fn order_view(
         ended: order.ended,
         steps: order.steps(walk.is_root(order.from)).iter().map(view).collect(),
         revocable_until,
+        approvals: order.approvals.as_ref().map(|approvals| approvals_view(approvals, walk)),
         proof: order.proof.clone().map(|proof| {
             let Proof { revision, live, enforcing, unaware, trial } = proof;
             ProofView { revision, live, enforcing, unaware, trial }
         }),
     }
+}
+
+fn approvals_view(approvals: &Approvals, walk: &Walk) -> ApprovalsView {
+    let Approvals { needed, among, given } = approvals;
+    let view = |Given { actor, root, at }: Given| ApprovalView { actor, authority: root, at };
+    // Of one that has come to its end nobody is missing.
+    let next = walk.successor().map(|root| root.key);
+    let missing = next.map(|root| approvals.missing(Some(root))).unwrap_or_default();
+    let given = given.iter().cloned().map(view).collect();
+    ApprovalsView { needed: *needed as u64, among: among.clone(), given, missing }
 }
 
 fn gate_view(gate: &Gate) -> Option<GateView> {

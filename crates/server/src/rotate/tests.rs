@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use countersign_api::admin::{Cause, Goal, RootKey, RootState, Step};
-use countersign_identity::{KeyId, Lifetime, Revision, Timestamp, Trial};
+use countersign_identity::{Code, KeyId, Lifetime, Revision, Timestamp, Trial};
 
+use super::approval::Approvals;
+use super::next_key::NextKey;
 use super::walk::{DRAIN, Facts, Gate, Left, Order, REACHABLE, Root, SETTLE, Walk};
 
 const START: Timestamp = Timestamp::from_secs(1_795_262_400);
@@ -341,6 +343,93 @@ fn recovery_waits_for_doors_to_be_tried_and_ends_without_those_that_cannot_be() 
     assert!(waits(&gate).contains("web-proxy"), "{gate:?}");
     assert!(walk.gate(Step::Prove, &facts, START + Trial::TIME).is_open());
     assert!(walk.gate(Step::Prove, &Facts { tried: 2, ..Facts::default() }, START).is_open());
+}
+
+#[test]
+fn new_root_signs_once_enough_of_those_who_are_named_approve_and_never_by_who_ordered_it() {
+    let mut walk = begun(Goal::Rotate);
+    let among = ["operator", "a", "b"].map(str::to_owned).to_vec();
+    let order = walk.order.as_mut().unwrap();
+    order.approvals = Some(Approvals { needed: 2, among, given: Vec::new() });
+    let early = walk.approve(key(2), "a", START).unwrap_err();
+    assert_eq!(early.code, Code::NotReady, "{early}");
+    take(&mut walk, Step::Prepare, 2, START);
+    let early = walk.approve(walk.successor().unwrap().key, "a", START).unwrap_err();
+    assert_eq!(early.code, Code::NotReady, "{early}");
+    take(&mut walk, Step::Publish, 3, START);
+    let root = walk.successor().unwrap().key;
+    let gate = |walk: &Walk| walk.gate(Step::Activate, &Facts::default(), START);
+    assert!(waits(&gate(&walk)).contains("0 of 2"));
+    let other = walk.roots[0].key;
+    assert!(walk.approve(other, "a", START).unwrap_err().why.contains("not `"), "another root");
+    let own = walk.approve(root, "operator", START).unwrap_err();
+    assert!(own.why.contains("others have to approve"), "{own}");
+    assert!(walk.approve(root, "c", START).unwrap_err().why.contains("not among"));
+    walk.approve(root, "a", START).unwrap();
+    assert!(walk.approve(root, "a", START).unwrap_err().why.contains("counts once"));
+    walk.order.as_mut().unwrap().forced.insert(Step::Activate, "in a hurry".to_owned());
+    assert!(waits(&gate(&walk)).contains("1 of 2"), "force is not the second");
+    assert_eq!(walk.may_activate(true).unwrap_err().code, Code::Forbidden);
+    walk.approve(root, "b", START).unwrap();
+    assert!(gate(&walk).is_open());
+    walk.may_activate(true).unwrap();
+}
+
+#[test]
+fn approval_is_for_one_root_and_counts_for_none_that_takes_its_place() {
+    let mut walk = begun(Goal::Rotate);
+    let among = ["a", "b"].map(str::to_owned).to_vec();
+    let approvals = Some(Approvals { needed: 1, among, given: Vec::new() });
+    walk.order.as_mut().unwrap().approvals = approvals;
+    take(&mut walk, Step::Prepare, 2, START);
+    take(&mut walk, Step::Publish, 3, START);
+    let root = walk.successor().unwrap().key;
+    walk.approve(root, "a", START).unwrap();
+    assert!(walk.approval().is_open());
+    // Another stands in its place, however it came there.
+    walk.roots.iter_mut().find(|one| one.key == root).unwrap().key = key(9);
+    assert!(waits(&walk.approval()).contains("0 of 1"));
+    assert_eq!(walk.may_activate(true).unwrap_err().code, Code::Forbidden);
+    walk.approve(key(9), "a", START).unwrap();
+    walk.may_activate(true).unwrap();
+}
+
+#[test]
+fn no_way_leads_past_those_who_have_to_approve() {
+    // By hand, without an order; and beside an order that is about something else.
+    let mut walk = begun(Goal::Retire);
+    assert!(walk.may_activate(true).unwrap_err().why.contains("rotate root"));
+    walk.may_activate(false).unwrap();
+    walk.order = None;
+    assert!(walk.may_activate(true).unwrap_err().why.contains("rotate root"));
+    // The recovery of an issuer that a rotation waits for.
+    let mut walk = begun(Goal::Rotate);
+    let among = vec!["a".to_owned()];
+    let approvals = Some(Approvals { needed: 1, among, given: Vec::new() });
+    walk.order.as_mut().unwrap().approvals = approvals;
+    take(&mut walk, Step::Prepare, 2, START);
+    take(&mut walk, Step::Publish, 3, START);
+    walk.begin(Order::new(Goal::Recover, key(77), "operator", None, START)).unwrap();
+    assert!(waits(&walk.approval()).contains("0 of 1"));
+    assert_eq!(walk.may_activate(true).unwrap_err().code, Code::Forbidden);
+    // A root whose key leaked asks nobody.
+    begun(Goal::Recover).may_activate(true).unwrap();
+}
+
+#[test]
+fn successor_of_a_root_in_a_token_is_made_where_somebody_says_and_never_silently_elsewhere() {
+    for goal in [Goal::Rotate, Goal::Recover] {
+        let mut walk = begun(goal);
+        let from = walk.active().unwrap().key;
+        walk.roots[0].held = RootKey::Token;
+        let gate = |walk: &Walk| walk.gate(Step::Prepare, &Facts::default(), START);
+        assert!(waits(&gate(&walk)).contains("say where"));
+        let said = walk.needs_key(goal, from, None).unwrap_err();
+        assert!(said.why.contains("--root-key"), "{said}");
+        walk.needs_key(goal, from, Some(&NextKey::Here)).unwrap();
+        walk.order.as_mut().unwrap().root_key = Some(NextKey::Token("pkcs11:…".to_owned()));
+        assert!(gate(&walk).is_open());
+    }
 }
 
 #[test]

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::authority::Imported;
 use crate::refusal::Refused;
+use crate::rotate::approval::Approvals;
+use crate::rotate::next_key::NextKey;
 
 /// The one record of its kind.
 const NAME: &str = "roots";
@@ -115,6 +117,12 @@ pub(crate) struct Order {
     pub(crate) forced: BTreeMap<Step, String>,
     /// Whether an operator has to say the word before a new root becomes active.
     pub(crate) asks: bool,
+    /// Which operators have to, as it was declared when the walk was ordered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) approvals: Option<Approvals>,
+    /// Where the new root's key is to be, if somebody said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) root_key: Option<NextKey>,
     /// What was done, in order.
     pub(crate) done: Vec<Done>,
     /// Who had done all of it, at the end.
@@ -353,6 +361,15 @@ impl Walk {
         active.filter(|root| root.held == RootKey::External).map(Root::certificate).collect()
     }
 
+    /// Takes note of where the key of a root is.
+    ///
+    /// # Errors
+    /// When it is not on record.
+    pub(crate) fn hold(&mut self, root: KeyId, held: RootKey) -> Result<(), Refused> {
+        self.root_mut(root)?.held = held;
+        Ok(())
+    }
+
     /// Takes note that somebody was told of an issuer's end.
     ///
     /// # Errors
@@ -427,6 +444,11 @@ impl Walk {
     /// Whether a step may be taken now. What an operator forced is open.
     pub(crate) fn gate(&self, step: Step, facts: &Facts, now: Timestamp) -> Gate {
         let order = self.order.as_ref();
+        if step == Step::Activate
+            && let waits @ Gate::Waits { .. } = self.approval()
+        {
+            return waits;
+        }
         if order.is_some_and(|order| order.forced.contains_key(&step)) {
             return Gate::Open;
         }
@@ -446,23 +468,6 @@ impl Walk {
             Step::Retire => self.drained(facts, now),
             Step::Confirm => acknowledged(facts),
             Step::Prove => tried(facts, order.and_then(|order| order.at(Step::Confirm)), now),
-        }
-    }
-
-    /// The successor of a root that is held outside is made by people.
-    fn can_prepare(&self) -> Gate {
-        match self.active() {
-            Ok(active) if active.held == RootKey::External => Gate::Waits {
-                why: "the root is held outside: have a request signed (`countersign authority prepare --root-key external`) and \
-                      bring the chain (`countersign authority import`), or let the next root be made here (`countersign \
-                      authority prepare`)"
-                    .to_owned(),
-                done: 0,
-                of: 1,
-                missing: Vec::new(),
-                until: None,
-            },
-            Ok(_) | Err(_) => Gate::Open,
         }
     }
 
@@ -796,6 +801,8 @@ impl Order {
             ended: None,
             forced: BTreeMap::new(),
             asks: false,
+            approvals: None,
+            root_key: None,
             done: Vec::new(),
             proof: None,
         }

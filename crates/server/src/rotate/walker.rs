@@ -10,18 +10,20 @@ use countersign_api::admin::{
 use countersign_api::resource::{Approval, AuthoritySpec};
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, KeyId, Lifetime, Reason, Revision, Timestamp, backdate};
-use countersign_pki::{Certificate, Issuer, KeyKind, PrivateKey, SoftwareSigner};
+use countersign_pki::{Certificate, Issuer, KeyKind, PrivateKey, Signer, SoftwareSigner};
 use countersign_store::{Batch, Change, Kind, Record};
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::{
-    Authorities, Ceremony, ISSUER, Kept, KeptKey, KeyToKeep, ROOT, Rotation, Signing, copy,
-    destroy, internal, issuer_name, keep, open_authority, root_name,
+    Authorities, Ceremony, ISSUER, Kept, KeptKey, ROOT, Rotation, Signing, copy, destroy, internal,
+    issuer_name, keep, open_authority, root_name,
 };
 use crate::control::Control;
 use crate::refusal::Refused;
 use crate::revoke::{Watched, condemned, look, shown, trial_batch};
+use crate::rotate::approval::Approvals;
 use crate::rotate::ledger::Ledger;
+use crate::rotate::next_key::NextKey;
 use crate::rotate::walk::{Facts, Gate, Order, Proof, REASON_BYTES_MAX, Root, Walk};
 use crate::state::State;
 
@@ -29,6 +31,8 @@ use crate::state::State;
 const TICK: Duration = Duration::from_millis(200);
 /// A look that took long, or during which the clock was set, delays the next by no more.
 const EFFORT_MAX: Duration = Duration::from_secs(5);
+/// How soon a step is tried again that did not happen because something is away.
+const AGAIN: Duration = Duration::from_secs(2);
 /// How often the schedule is looked at.
 const LOOK: Duration = Duration::from_secs(30);
 /// The lease under which one replica walks.
@@ -58,6 +62,8 @@ struct Memory {
     settled: Option<(KeyId, Timestamp)>,
     /// What was said last, so that it is said once.
     said: Option<String>,
+    /// Why a step whose gate is open did not happen.
+    kept: Option<(Step, String)>,
 }
 
 /// A step that is about to be committed.
@@ -77,18 +83,20 @@ impl Walker {
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut states = self.control.feed.watch();
         loop {
-            let walking = match self.tick().await {
-                Ok(walking) => walking,
-                Err(refused) if refused.code == Code::StaleBase => true,
+            let (walking, least) = match self.tick().await {
+                Ok(walking) => (walking, TICK),
+                Err(refused) if refused.code == Code::StaleBase => (true, TICK),
                 Err(refused) => {
                     self.say(&format!("a walk of the authorities waits: {}", refused.why));
-                    true
+                    // What is away is not pressed.
+                    let away = refused.code == Code::Unavailable;
+                    (true, if away { AGAIN } else { TICK })
                 }
             };
             states.mark_unchanged();
             // Where a look is work, the work is a tenth of the time at most.
             let effort = (self.memory().effort * 10).min(EFFORT_MAX);
-            let pause = if walking { TICK.max(effort) } else { LOOK };
+            let pause = if walking { least.max(effort) } else { LOOK };
             let again = self.control.clock.now() + pause;
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -121,7 +129,10 @@ impl Walker {
         match self.gate(&state, &walk, step).await? {
             Gate::Open => {
                 let actor = walk.order.as_ref().map_or(SCHEDULE, |order| &order.actor).to_owned();
-                self.take(step, &actor, None).await?;
+                let taken = self.take(step, &actor, None).await;
+                let kept = taken.as_ref().err().filter(|why| why.code == Code::Unavailable);
+                self.memory().kept = kept.map(|refused| (step, refused.why.clone()));
+                taken?;
             }
             Gate::Waits { why, .. } => self.say(&format!("waiting to {step}: {why}")),
         }
@@ -142,15 +153,9 @@ impl Walker {
             return Ok(false);
         }
         let reason = Some(format!("the root ends at {}", validity.not_after));
-        let asks = self.asks(&self.control.feed.current());
-        let order = Order { asks, ..Order::new(Goal::Rotate, active.key, SCHEDULE, reason, now) };
-        self.begin(order).await?;
+        let order = Order::new(Goal::Rotate, active.key, SCHEDULE, reason, now);
+        self.begin(asking(&self.control.feed.current(), order)).await?;
         Ok(true)
-    }
-
-    /// Whether an operator has to say the word before a new root signs.
-    pub(super) fn asks(&self, state: &State) -> bool {
-        state.authority().approve == Approval::Operator
     }
 
     /// The revision that the next commit makes.
@@ -169,6 +174,18 @@ impl Walker {
         let led = self.control.store.lease(LEASE, holder, LEASE_TIME, now).await?;
         self.memory().leased_until = led.then(|| now + LEASE_TIME);
         Ok(led)
+    }
+
+    /// What a step waits for: its gate, or what kept it from happening when it was tried last.
+    pub(super) fn kept_by(&self, step: Step, gate: Gate) -> Gate {
+        let memory = self.memory();
+        match memory.kept.as_ref().filter(|(of, _)| *of == step && gate.is_open()) {
+            Some((_, why)) => {
+                let why = why.clone();
+                Gate::Waits { why, done: 0, of: 1, missing: Vec::new(), until: None }
+            }
+            None => gate,
+        }
     }
 
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
@@ -270,17 +287,24 @@ impl Walker {
         from: KeyId,
         actor: &str,
         reason: Option<String>,
+        root_key: Option<NextKey>,
     ) -> Result<Revision, Refused> {
         check_words(reason.as_deref())?;
         let now = self.rotation.time.trusted(self.control.clock.now())?;
-        self.begin(Order::new(goal, from, actor, reason, now)).await
+        let state = self.control.feed.current();
+        state.walk()?.needs_key(goal, from, root_key.as_ref())?;
+        let order = Order { root_key, ..Order::new(goal, from, actor, reason, now) };
+        self.begin(by_hand(&state, order)).await
     }
 
     async fn begin(&self, order: Order) -> Result<Revision, Refused> {
         let now = order.begun;
         let state = self.control.feed.current();
         let mut walk = Walk::clone(state.walk()?);
-        let details = serde_json::json!({ "goal": order.goal, "reason": order.reason });
+        let mut details = serde_json::json!({ "goal": order.goal, "reason": order.reason });
+        if let Some(Approvals { needed, among, .. }) = &order.approvals {
+            (details["needed"], details["among"]) = ((*needed).into(), among.clone().into());
+        }
         let (actor, from) = (order.actor.clone(), order.from);
         walk.begin(order)?;
         let event = Event::new(EventKind::WalkOrdered, now, actor, from.to_string());
@@ -325,12 +349,23 @@ impl Walker {
         actor: &str,
         force: Option<&str>,
     ) -> Result<Revision, Refused> {
+        self.take_with(step, actor, force, None).await
+    }
+
+    /// The same; a root that is prepared gets this key, or the one that its order names.
+    async fn take_with(
+        &self,
+        step: Step,
+        actor: &str,
+        force: Option<&str>,
+        root_key: Option<NextKey>,
+    ) -> Result<Revision, Refused> {
         let now = self.rotation.time.trusted(self.control.clock.now())?;
         let state = self.control.feed.current();
         let walk = Walk::clone(state.walk()?);
         let from = walk.order.as_ref().map(|order| order.from);
         let mut draft = match step {
-            Step::Prepare => self.prepare(walk, now).await?,
+            Step::Prepare => self.prepare(walk, root_key, force.is_some(), now).await?,
             Step::Publish => self.publish(&state, walk, now)?,
             Step::Activate => self.activate(&state, walk, now).await?,
             Step::Supersede => self.supersede(&state, walk, actor, now).await?,
@@ -382,7 +417,8 @@ impl Walker {
         request: StepRequest,
         actor: &str,
     ) -> Result<Revision, Refused> {
-        let StepRequest { authority, cause, force } = request;
+        let StepRequest { authority, cause, force, root_key } = request;
+        let root_key = NextKey::read(root_key.as_deref(), &*self.rotation.vault)?;
         check_words(force.as_deref())?;
         let state = self.control.feed.current();
         let walk = Arc::clone(state.walk()?);
@@ -393,7 +429,8 @@ impl Walker {
                     Refused::new(Code::NotFound, "no root is retiring: activate another first")
                 })?;
                 if walk.order.is_none() {
-                    let revision = self.order(Goal::Retire, from, actor, force.clone()).await?;
+                    let revision =
+                        self.order(Goal::Retire, from, actor, force.clone(), None).await?;
                     if force.is_none() {
                         return Ok(revision);
                     }
@@ -402,13 +439,28 @@ impl Walker {
                 let walk = Arc::clone(state.walk()?);
                 self.forced(&state, &walk, force, actor).await
             }
-            Step::Taint => self.taint(authority, cause, actor, force).await,
+            Step::Taint => {
+                let (key, cause) = authority.zip(cause).ok_or_else(|| {
+                    let why = "a taint names a root and its cause, `superseded` or `compromised`";
+                    Refused::new(Code::NotUnderstood, why)
+                })?;
+                self.taint((key, cause), actor, force, root_key).await
+            }
             Step::Rollback => self.take(step, actor, force.as_deref()).await,
             Step::Activate if walk.order.as_ref().is_some_and(|order| order.asks) => {
                 self.approve(&state, &walk, actor, force).await
             }
-            // Whoever asks for it by name wants it made here.
-            Step::Prepare => self.take(step, actor, force.as_deref()).await,
+            // Whoever asks for it by name wants it made here, unless that made less of it.
+            Step::Prepare => {
+                let named = root_key.or_else(|| walk.order.as_ref()?.root_key.clone());
+                let from = walk.active()?.key;
+                walk.needs_key(Goal::Rotate, from, named.as_ref())?;
+                self.take_with(step, actor, force.as_deref(), named).await
+            }
+            Step::Activate if !walk.approval().is_open() => {
+                walk.may_activate(true)?;
+                Err(internal("a gate that waits let somebody through"))
+            }
             Step::Publish | Step::Activate => {
                 if force.is_none()
                     && let Gate::Waits { why, until, .. } = self.gate(&state, &walk, step).await?
@@ -478,15 +530,11 @@ impl Walker {
 
     async fn taint(
         &self,
-        authority: Option<KeyId>,
-        cause: Option<Cause>,
+        (key, cause): (KeyId, Cause),
         actor: &str,
         force: Option<String>,
+        root_key: Option<NextKey>,
     ) -> Result<Revision, Refused> {
-        let (Some(key), Some(cause)) = (authority, cause) else {
-            let why = "a taint names a root and its cause, `superseded` or `compromised`";
-            return Err(Refused::new(Code::NotUnderstood, why));
-        };
         let state = self.control.feed.current();
         let walk = state.walk()?;
         let root = walk.root(key).ok_or_else(|| {
@@ -509,8 +557,10 @@ impl Walker {
         check_words(reason.as_deref())?;
         let now = self.rotation.time.trusted(self.control.clock.now())?;
         let mut walk = Walk::clone(walk);
+        walk.needs_key(goal, key, root_key.as_ref())?;
         walk.taint(key, cause)?;
-        walk.begin(Order::new(goal, key, actor, reason.clone(), now))?;
+        let order = Order { root_key, ..Order::new(goal, key, actor, reason.clone(), now) };
+        walk.begin(by_hand(&state, order))?;
         let details = serde_json::json!({ "step": Step::Taint, "cause": cause, "reason": reason });
         let event = Event::new(EventKind::AuthorityWalked, now, actor, key.to_string());
         let batch = Batch { events: vec![event.with_details(details)], ..Batch::default() };
@@ -545,15 +595,19 @@ impl Walker {
         Ok(revision)
     }
 
-    async fn prepare(&self, mut walk: Walk, now: Timestamp) -> Result<Draft, Refused> {
+    async fn prepare(
+        &self,
+        mut walk: Walk,
+        named: Option<NextKey>,
+        forced: bool,
+        now: Timestamp,
+    ) -> Result<Draft, Refused> {
         if let Some(next) = walk.successor() {
             let why = format!("root `{}` is {} already: go on with it", next.key, next.state);
             return Err(Refused::new(Code::AlreadyExists, why));
         }
         let spec = self.control.feed.current().declared_authority();
         let key_type = spec.as_ref().map_or(KeyKind::P256, |spec| spec.key_type);
-        let key = PrivateKey::generate(key_type).map_err(internal)?;
-        let signer = SoftwareSigner::from(copy(&key)?);
         let ceremony = self.ceremony(now);
         let authorities = self.rotation.authorities.load_full();
         // Nothing declared: as long as the one before.
@@ -564,20 +618,40 @@ impl Walker {
             None => lifetime_of(&walk.active()?.certificate()?)?,
         };
         let domain = authorities.issuer.domain().clone();
-        let root = ceremony.root(&domain, &signer, lifetime).await?;
+        // Whoever vouches for it has to be there before anything is made.
+        let older = self.voucher(&walk, forced).await?;
+        let named = named.or_else(|| walk.order.as_ref()?.root_key.clone());
+        let key = named.unwrap_or(NextKey::Here);
+        let key = key.make(&walk, key_type, &self.rotation.vault).await?;
+        let new = key.of();
+        let root = ceremony.root(&domain, &*new.signer()?, lifetime).await?;
         let newer = Issuer::from_certificate(root.clone()).map_err(internal)?;
-        // A root outside vouches for no other.
-        let cross = match authorities.root_signing() {
-            Ok(Signing { issuer: older, signer, .. }) => {
+        let cross = match older {
+            Some(Signing { issuer: older, signer, .. }) => {
                 Some(ceremony.cross(&older, &*signer, &newer, lifetime).await?)
             }
-            Err(_outside) => None,
+            None => None,
         };
         let name = root_name(newer.key_id());
         let (kek, entropy) = (&self.rotation.kek, &*self.control.entropy);
-        let ops = vec![keep(&name, &[&root], KeyToKeep::Here(&key), kek, entropy)?];
+        let ops = vec![keep(&name, &[&root], new.to_keep(), kek, entropy)?];
         walk.prepare(Root::prepared(&root, cross.as_ref(), now), now)?;
+        walk.hold(root.key_id(), new.held())?;
         Ok(Draft { walk, batch: Batch { ops, ..Batch::default() }, authorities: None })
+    }
+
+    /// Who vouches for the next root: the active one, unless it is held outside, or does not answer where that must not matter.
+    async fn voucher(&self, walk: &Walk, forced: bool) -> Result<Option<Signing>, Refused> {
+        let Ok(signing) = self.rotation.authorities.load().root_signing() else { return Ok(None) };
+        match signing.signer.ready().await {
+            Ok(()) => Ok(Some(signing)),
+            // A token that is lost, or stolen, must not keep anybody from another root.
+            Err(away) if forced || walk.is_recovering() => {
+                tracing::warn!(why = %away, "the active root does not vouch for the next");
+                Ok(None)
+            }
+            Err(away) => Err(away.into()),
+        }
     }
 
     fn publish(&self, state: &State, mut walk: Walk, now: Timestamp) -> Result<Draft, Refused> {
@@ -592,6 +666,7 @@ impl Walker {
         mut walk: Walk,
         now: Timestamp,
     ) -> Result<Draft, Refused> {
+        walk.may_activate(!state.authority().approvers.is_empty())?;
         let (before, active) = walk.activate(now)?;
         self.enthrone(state, walk, before, active, now).await
     }
@@ -650,7 +725,7 @@ impl Walker {
         ];
         let within = self.spread(&walk, before, now).await?;
         let changes = vec![self.bundle(state, &walk, within)?];
-        let authorities = Authorities::of(root, issuer)?;
+        let authorities = Authorities::of(root, issuer, &*self.rotation.vault)?;
         let batch = Batch { changes, ops, ..Batch::default() };
         Ok(Draft { walk, batch, authorities: Some(authorities) })
     }
@@ -663,27 +738,41 @@ impl Walker {
         now: Timestamp,
     ) -> Result<Kept, Refused> {
         let certificate = root.certificate.clone();
-        let KeptKey::Here(root_key) = &root.key else {
-            let imported = walk.root(certificate.key_id()).and_then(Root::issuer);
-            let imported = imported.ok_or_else(|| internal("a root outside has signed nothing"))?;
-            let (store, kek) = (&*self.control.store, &self.rotation.kek);
-            let issuer = open_authority(store, &issuer_name(imported), kek).await?;
-            let validity = issuer.certificate.validity();
-            if !validity.contains(now) {
-                let why = format!(
-                    "the issuer that the root outside has signed ended at {}: roll back, and have another signed",
-                    validity.not_after
-                );
-                return Err(Refused::new(Code::Expired, why));
+        let signer: Arc<dyn Signer> = match &root.key {
+            KeptKey::Here(root_key) => Arc::new(SoftwareSigner::from(copy(root_key)?)),
+            KeptKey::Token(uri) => {
+                let public = certificate.public_key().map_err(internal)?;
+                self.rotation.vault.signer(uri, public)?
             }
-            return Ok(issuer);
+            KeptKey::Outside => return self.imported_issuer(walk, &certificate, now).await,
         };
         let parent = Issuer::from_certificate(certificate).map_err(internal)?;
-        let signer = SoftwareSigner::from(copy(root_key)?);
         let (key_type, lifetime) = self.rotation.next_issuer();
         let key = PrivateKey::generate(key_type).map_err(internal)?;
-        let certificate = self.ceremony(now).issuer(&parent, &signer, &key, lifetime).await?;
+        let certificate = self.ceremony(now).issuer(&parent, &*signer, &key, lifetime).await?;
         Ok(Kept { certificate, above: Vec::new(), key: KeptKey::Here(key) })
+    }
+
+    /// The issuer that a root outside has signed for us.
+    async fn imported_issuer(
+        &self,
+        walk: &Walk,
+        root: &Certificate,
+        now: Timestamp,
+    ) -> Result<Kept, Refused> {
+        let imported = walk.root(root.key_id()).and_then(Root::issuer);
+        let imported = imported.ok_or_else(|| internal("a root outside has signed nothing"))?;
+        let (store, kek) = (&*self.control.store, &self.rotation.kek);
+        let issuer = open_authority(store, &issuer_name(imported), kek).await?;
+        let validity = issuer.certificate.validity();
+        if !validity.contains(now) {
+            let why = format!(
+                "the issuer that the root outside has signed ended at {}: roll back, and have another signed",
+                validity.not_after
+            );
+            return Err(Refused::new(Code::Expired, why));
+        }
+        Ok(issuer)
     }
 
     /// The span over which everything under a root is issued anew: as long as this machine needs for it.
@@ -775,6 +864,24 @@ impl Walker {
     fn ceremony(&self, now: Timestamp) -> Ceremony<'_> {
         Ceremony { store: &*self.control.store, entropy: &*self.control.entropy, now }
     }
+}
+
+/// The same order, by hand. Where nobody is named, whoever orders a rotation is the operator who was to be asked; and a recovery
+/// asks nobody.
+fn by_hand(state: &State, order: Order) -> Order {
+    let strict = order.goal == Goal::Rotate && !state.authority().approvers.is_empty();
+    if strict { asking(state, order) } else { order }
+}
+
+/// The same order, with those on it who have to approve it by what is declared now.
+pub(super) fn asking(state: &State, order: Order) -> Order {
+    let spec = state.authority();
+    if spec.approvers.is_empty() {
+        return Order { asks: spec.approve == Approval::Operator, ..order };
+    }
+    let among = spec.approvers.iter().map(|approver| format!("operator:{approver}")).collect();
+    let needed = spec.approvals_needed();
+    Order { approvals: Some(Approvals { needed, among, given: Vec::new() }), ..order }
 }
 
 fn check_words(words: Option<&str>) -> Result<(), Refused> {

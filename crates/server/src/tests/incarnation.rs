@@ -46,6 +46,7 @@ impl Realm {
             store: StoreAt::Directory,
             kek: None,
             file: file.clone(),
+            unlock: None,
         };
         let report = backup_at(&config, self.clock.now(), &mut |_, _| {}).await.unwrap();
         assert!(0 < report.log_size);
@@ -60,6 +61,7 @@ impl Realm {
             kek: self.data().join("kek"),
             hold_off: Duration::from_secs(60),
             journal: None,
+            unlock: None,
         }
     }
 
@@ -426,7 +428,13 @@ async fn a_backup_that_is_cut_off_changed_or_sealed_under_another_key_leaves_not
     let living = RestoreConfig { data: realm.data(), ..config.clone() };
     assert!(matches!(realm.restore(&living).await.unwrap_err(), StartError::DataExists { .. }));
     realm.restore(&config).await.unwrap();
-    let again = BackupConfig { data: realm.data(), store: StoreAt::Directory, kek: None, file };
+    let again = BackupConfig {
+        data: realm.data(),
+        store: StoreAt::Directory,
+        kek: None,
+        file,
+        unlock: None,
+    };
     let error = backup_at(&again, realm.clock.now(), &mut |_, _| {}).await.unwrap_err();
     assert!(matches!(error, StartError::BackupExists { .. }), "{error}");
 }

@@ -141,7 +141,8 @@ async fn key_of_a_retired_root_is_gone_for_ever() {
 async fn recovery_is_refused_for_who_is_no_authority_and_for_who_is_trusted_nowhere() {
     let realm = Realm::begin().await;
     let running = realm.serve().await;
-    let recover = |compromised| RecoverRequest { compromised, dry_run: false, reason: None };
+    let recover =
+        |compromised| RecoverRequest { compromised, dry_run: false, reason: None, root_key: None };
     let unknown = running.admin.recover(&recover("ab".repeat(32).parse().unwrap())).await;
     assert_eq!(unknown.unwrap_err().code(), Code::NotFound);
     for one in [Step::Prepare, Step::Publish, Step::Activate, Step::Retire] {

@@ -22,6 +22,8 @@ use crate::views::sets::{self, Set};
 
 /// How often it is looked for a new issuer, and tried again what failed.
 const LOOK: Duration = Duration::from_secs(2);
+/// How soon lists are tried again that were not made because what signs them is away.
+const AWAY: Duration = Duration::from_secs(60);
 /// How long somebody who asks waits for the newest revocation to be in the lists.
 const CAUGHT_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -103,6 +105,8 @@ struct Kept {
     histories: HashMap<KeyId, History>,
     signing: HashMap<KeyId, Signing>,
     responders: HashMap<KeyId, Arc<Responder>>,
+    /// Whether a list was not made because what signs it is away.
+    away: bool,
 }
 
 /// What lists follow from, besides the time.
@@ -170,8 +174,9 @@ impl Keeper {
         }
         let round = Round { keeper: self, state, basis: &basis, now, scheduled };
         let authorities = round.authorities(kept).await?;
-        if scheduled {
-            kept.due = Some(now + basis.views.interval.duration());
+        if scheduled || kept.away {
+            let usual = basis.views.interval.duration();
+            kept.due = Some(now + if kept.away { usual.min(AWAY) } else { usual });
         }
         kept.of = Some(basis);
         shown.send_replace(Arc::new(Shown { revision: state.revision, authorities }));
@@ -195,12 +200,24 @@ impl Round<'_> {
         // The issuer that signs now has a list also before it has signed anything.
         sets.entry(self.basis.issuer).or_default();
         let mut authorities = BTreeMap::new();
+        kept.away = false;
         for (key, set) in sets {
             let Some(signing) = self.signing(key, kept).await? else {
                 tracing::debug!(authority = %key, "its key is gone: nothing is told about its certificates");
                 continue;
             };
-            authorities.insert(key, Arc::new(self.view(&signing, set, kept).await?));
+            let view = match self.view(&signing, set, kept).await {
+                Ok(view) => Arc::new(view),
+                // A token that is away takes its root's list with it, and nothing else.
+                Err(refused) if refused.code == Code::Unavailable => {
+                    tracing::warn!(authority = %key, why = %refused.why, "its lists stay as they are");
+                    kept.away = true;
+                    let Some(before) = control.views.now().of(key).cloned() else { continue };
+                    before
+                }
+                Err(refused) => return Err(refused),
+            };
+            authorities.insert(key, view);
         }
         self.forget(&authorities, kept).await?;
         kept.histories.retain(|key, _| authorities.contains_key(key));

@@ -9,7 +9,7 @@ use countersign_api::resource::RevocationViews;
 use countersign_identity::{KeyId, Revision, Timestamp};
 use countersign_pki::{CrlDraft, CrlNumber, CrlOf, RevokedSerial, Shard};
 
-use crate::authority::{Signing, internal};
+use crate::authority::Signing;
 use crate::refusal::Refused;
 use crate::views::sets::Listed;
 
@@ -189,7 +189,7 @@ impl Lists {
 }
 
 async fn publish(draft: &CrlDraft<'_>, signing: &Signing) -> Result<Published, Refused> {
-    let der = draft.sign(&*signing.signer).await.map_err(internal)?;
+    let der = draft.sign(&*signing.signer).await?;
     let CrlDraft { number, this_update, next_update, base, .. } = *draft;
     Ok(Published {
         number,

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::Control;
+use crate::rotate::Gate;
 use crate::watch::{Count, resident_bytes};
 
 /// Scrapers at once.
@@ -27,7 +28,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Every metric: name, type, help. A name is written here and nowhere else.
-const METRICS: [(Metric, &str, &str, &str); 19] = {
+const METRICS: [(Metric, &str, &str, &str); 21] = {
     use Metric::*;
     [
         (Resident, "countersign_server_resident_bytes", "gauge", "Resident memory of the process."),
@@ -129,6 +130,18 @@ const METRICS: [(Metric, &str, &str, &str); 19] = {
             "gauge",
             "1 when a root that is held outside has to sign a successor of the issuer.",
         ),
+        (
+            RootKeyAway,
+            "countersign_server_root_key_away_count",
+            "gauge",
+            "1 when the root's key, in a token, did not sign when it was last asked to.",
+        ),
+        (
+            ApprovalsMissing,
+            "countersign_server_approvals_missing_count",
+            "gauge",
+            "Operators who still have to approve that a new root signs.",
+        ),
     ]
 };
 
@@ -153,6 +166,8 @@ enum Metric {
     RootEnds,
     IssuerEnds,
     CeremonyDue,
+    RootKeyAway,
+    ApprovalsMissing,
 }
 
 /// Name, type and help of every metric.
@@ -206,6 +221,14 @@ fn samples(metric: Metric, control: &Control) -> Vec<Sample> {
             let due = authorities.is_outside() && authorities.successor_due(control.clock.now());
             single(u64::from(due))
         }
+        Metric::RootKeyAway => {
+            let signer = authorities.root_signer.as_ref();
+            single(u64::from(signer.is_some_and(|signer| signer.trouble().is_some())))
+        }
+        Metric::ApprovalsMissing => single(match state.walk().map(|walk| walk.approval()) {
+            Ok(Gate::Waits { done, of, .. }) => of.saturating_sub(done),
+            Ok(Gate::Open) | Err(_) => 0,
+        }),
         Metric::FlowsLost => single(watch.flows.dropped()),
         Metric::FactsLost => single(watch.facts.totals().1),
         Metric::Issued => single(watch.issued.load(Ordering::Relaxed)),

@@ -19,6 +19,7 @@ use crate::control::Control;
 use crate::incarnation::Life;
 use crate::publish::Presence;
 use crate::refusal::Refused;
+use crate::rotate::{Gate, Walk};
 use crate::state::State;
 use crate::watch::resident_bytes;
 
@@ -125,6 +126,7 @@ pub(crate) async fn status(
         nodes.push(node(row, presence));
     }
     let mut warnings = warnings(&nodes, &authorities.load(), now);
+    warnings.extend(state.walk().ok().and_then(|walk| waiting_for_approval(walk)));
     if let Err(refused) = control.desk.time.trusted(now) {
         warnings.push(refused.why);
     }
@@ -258,6 +260,15 @@ fn outage_budget(state: &State, nodes: &[NodeStatus]) -> OutageBudget {
     }
 }
 
+/// Who is waited for before a new root signs.
+fn waiting_for_approval(walk: &Walk) -> Option<String> {
+    let root = walk.successor()?.key;
+    match walk.approval() {
+        Gate::Waits { why, .. } => Some(format!("root `{root}` is to sign: {why}")),
+        Gate::Open => None,
+    }
+}
+
 fn warnings(nodes: &[NodeStatus], authorities: &Authorities, now: Timestamp) -> Vec<String> {
     let mut warnings = Vec::new();
     let root_ends = authorities.root_certificate().validity().not_after;
@@ -273,6 +284,9 @@ fn warnings(nodes: &[NodeStatus], authorities: &Authorities, now: Timestamp) -> 
             "the issuer ends at {issuer_ends}, and its root is held outside: have a successor signed with `countersign \
              authority prepare --root-key external`, and bring it with `countersign authority import`"
         ));
+    }
+    if let Some(trouble) = authorities.root_signer.as_ref().and_then(|signer| signer.trouble()) {
+        warnings.push(format!("the root could not sign when it was last asked to: {trouble}"));
     }
     for node in nodes {
         let named = if node.host.is_empty() { node.id.to_string() } else { node.host.clone() };

@@ -10,6 +10,7 @@ use countersign_api::admin::Cause;
 use countersign_identity::{KeyId, Lifetime};
 
 use crate::find::Find;
+use crate::serve::check_token_uri;
 
 /// The fewest letters of a key that name an authority.
 const PREFIX_MIN: usize = 8;
@@ -81,20 +82,61 @@ pub(crate) struct StepArguments {
 }
 
 /// Where the key of the next root is to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RootKeyWord {
-    /// Sealed in the server's state
+    /// Sealed in the server's state.
     Here,
-    /// With an authority that signs by ceremony
+    /// With an authority that signs by ceremony.
     External,
+    /// In a token.
+    Token(String),
+}
+
+impl FromStr for RootKeyWord {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "here" => Ok(Self::Here),
+            "external" => Ok(Self::External),
+            token if token.starts_with("pkcs11:") => check_token_uri(token).map(Self::Token),
+            _ => Err("expected `here`, `external` or `pkcs11:…`".to_owned()),
+        }
+    }
+}
+
+/// Where the key is to be of a root that the server makes by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NextKeyWord(String); // INVARIANT: `here`, or the name of a key in a token
+
+impl FromStr for NextKeyWord {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse()? {
+            RootKeyWord::Here | RootKeyWord::Token(_) => Ok(Self(text.to_owned())),
+            RootKeyWord::External => Err(
+                "an authority outside signs by ceremony: `countersign authority prepare --root-key external` begins that"
+                    .to_owned(),
+            ),
+        }
+    }
+}
+
+impl NextKeyWord {
+    /// As it is asked for.
+    pub(super) fn word(&self) -> String {
+        self.0.clone()
+    }
 }
 
 /// How the next root is made.
 #[derive(Debug, Args)]
 pub(crate) struct PrepareArguments {
-    /// Where its key is: `here`, or `external` for an authority that signs by ceremony. Then a request is made, or given again
-    #[arg(long, value_enum, default_value = "here", value_name = "WHERE")]
-    pub(super) root_key: RootKeyWord,
+    /// Where its key is: `here`; `pkcs11:…` in a token that the server reaches; or `external` for an authority that signs by
+    /// ceremony: then a request is made, or given again [default: `here`, unless the active root's is in a token]
+    #[arg(long, value_name = "WHERE")]
+    pub(super) root_key: Option<RootKeyWord>,
 
     /// Where to write the request [default: standard output]
     #[arg(long, value_name = "FILE")]
@@ -156,6 +198,17 @@ pub(crate) enum What {
     Publish(StepArguments),
     /// Let the new root sign, once every live enforcement point trusts it
     Activate(StepArguments),
+    /// Say that the new root may sign, as one of the operators whom the manifest names to approve it
+    ///
+    /// The word is for this key, and for none that takes its place. Who ordered the rotation does not count, and nobody
+    /// counts twice.
+    Approve {
+        /// Which root, as whoever prepared it tells you by another way
+        #[arg(value_name = "AUTHORITY")]
+        authority: Named,
+        #[command(flatten)]
+        find: Find,
+    },
     /// Take the old root out of service and out of every bundle, once nothing depends on it
     Retire {
         /// Which root [default: the oldest that is on its way out]
@@ -207,6 +260,10 @@ pub(crate) enum Rotate {
         /// Why, in words that go on record
         #[arg(long, value_name = "WORDS")]
         reason: Option<String>,
+        /// Where the new root's key is to be: `here`, or `pkcs11:…` in a token that the server reaches [default: `here`, unless
+        /// the active root's is in a token]
+        #[arg(long, value_name = "WHERE")]
+        root_key: Option<NextKeyWord>,
         #[command(flatten)]
         wait: Waiting,
         #[command(flatten)]
@@ -244,6 +301,11 @@ pub(crate) struct RecoverArguments {
     /// Why, in words that go on record
     #[arg(long, value_name = "WORDS")]
     pub(super) reason: Option<String>,
+
+    /// Where the new root's key is to be: `here`, or `pkcs11:…` in a token that the server reaches [default: `here`, unless the
+    /// compromised one's is in a token]
+    #[arg(long, value_name = "WHERE")]
+    pub(super) root_key: Option<NextKeyWord>,
 
     /// Do not wait for the end; `countersign authority list` shows how far it is
     #[arg(long, conflicts_with = "dry_run")]

@@ -58,6 +58,20 @@ pub(super) fn listing(response: &AuthoritiesResponse, now: Timestamp) -> String 
         for one in &order.steps {
             text.push_str(&format!("  {}\n", progress(one)));
         }
+        if let Some(approvals) = &order.approvals {
+            let given: Vec<_> = approvals.given.iter().map(|one| one.actor.as_str()).collect();
+            let given = if given.is_empty() { "nobody".to_owned() } else { given.join(", ") };
+            let missing = match approvals.missing.as_slice() {
+                [] => String::new(),
+                missing => format!("; missing: {}", missing.join(", ")),
+            };
+            text.push_str(&format!(
+                "  approved by {}; {} have to{}\n",
+                printable(&given),
+                approvals.needed,
+                printable(&missing)
+            ));
+        }
         if let Some(until) = order.revocable_until {
             text.push_str(&format!("  `authority rollback` takes it back until `{until}`\n"));
         }
@@ -89,6 +103,7 @@ fn state(root: &RootView) -> String {
     let held = match root.held {
         RootKey::Here => "",
         RootKey::External => ", held outside",
+        RootKey::Token => ", in a token",
     };
     match root.tainted {
         Some(cause) => format!("{}{held}, tainted: {cause}", root.state),

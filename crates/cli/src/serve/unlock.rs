@@ -1,0 +1,121 @@
+//! What opens the keys: the passphrase of the key file, and the PIN of a token.
+
+use std::io::IsTerminal as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Result;
+use countersign_server::{KekFile, KeyVault, KeyWrap, Passphrase, WrapMethod};
+use zeroize::Zeroizing;
+
+use crate::exit::Failure;
+use crate::find;
+use crate::settings::{Field, Resolved};
+
+/// Where the passphrase is.
+pub(super) const PASSPHRASE_FILE: Field = Field::one(
+    "passphrase-file",
+    "FILE",
+    "The file of the passphrase by which the key file is sealed [default: COUNTERSIGN_PASSPHRASE, or asked for at a terminal]",
+);
+/// Where the PIN is.
+pub(super) const PIN_FILE: Field = Field::one(
+    "pin-file",
+    "FILE",
+    "The file of the PIN of the token that holds the root's key [default: COUNTERSIGN_PIN, or `pin-source` of its URI]",
+);
+
+/// What opens this key file; nothing when it lies open, or nobody has said.
+pub(crate) fn unlock(kek: &Path, file: Option<PathBuf>) -> Result<Option<Arc<dyn KeyWrap>>> {
+    // What is wrong with the file is told by who needs it.
+    match KekFile::method(kek) {
+        Ok(Some(WrapMethod::Passphrase)) => {}
+        Ok(Some(WrapMethod::Token) | None) | Err(_) => return Ok(None),
+    }
+    let text = match given(file)? {
+        Some(text) => Some(text),
+        None => ask("passphrase of the key file: ")?,
+    };
+    text.map(passphrase).transpose()
+}
+
+/// A passphrase for a new key file.
+pub(super) fn new_passphrase(file: Option<PathBuf>) -> Result<Arc<dyn KeyWrap>> {
+    if let Some(text) = given(file)? {
+        return passphrase(text);
+    }
+    let Some(text) = ask("a passphrase for the key file: ")? else {
+        let why = "a passphrase is needed to seal the key file: give `--passphrase-file` or COUNTERSIGN_PASSPHRASE where nobody \
+                   can be asked";
+        return Err(Failure::not_understood(why).into());
+    };
+    if ask("the same again: ")?.as_ref() != Some(&text) {
+        return Err(Failure::not_understood("the two passphrases differ").into());
+    }
+    passphrase(text)
+}
+
+fn passphrase(text: Zeroizing<String>) -> Result<Arc<dyn KeyWrap>> {
+    let passphrase = Passphrase::new(text);
+    Ok(Arc::new(passphrase.map_err(|empty| Failure::not_understood(empty.to_string()))?))
+}
+
+/// What a file or the environment says.
+fn given(file: Option<PathBuf>) -> Result<Option<Zeroizing<String>>> {
+    let Some(file) = file else {
+        return Ok(find::variable("COUNTERSIGN_PASSPHRASE")?.map(Zeroizing::new));
+    };
+    let shown = file.display().to_string();
+    let cannot = |error: &std::io::Error| {
+        let why = crate::manifest::plain(error);
+        Failure::not_understood(format!("`{shown}` cannot be read: {why}"))
+    };
+    let mode = std::fs::metadata(&file).map_err(|error| cannot(&error))?.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        let why = format!(
+            "`{shown}` has mode {mode:03o}, which lets others read the passphrase; run `chmod 600` on it"
+        );
+        return Err(Failure::not_understood(why).into());
+    }
+    let text = std::fs::read_to_string(&file).map_err(|error| cannot(&error))?;
+    Ok(Some(Zeroizing::new(text)))
+}
+
+/// Asks whoever sits there; nobody when it is no terminal.
+fn ask(prompt: &str) -> Result<Option<Zeroizing<String>>> {
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return Ok(None);
+    }
+    Ok(Some(Zeroizing::new(rpassword::prompt_password(prompt)?)))
+}
+
+/// The tokens that this program reaches.
+#[cfg(feature = "pkcs11")]
+pub(super) fn vault(resolved: &mut Resolved) -> Result<Arc<dyn KeyVault>> {
+    let file = resolved.optional::<PathBuf>("pin-file");
+    let text = find::variable("COUNTERSIGN_PIN")?.map(Zeroizing::new);
+    Ok(Arc::new(countersign_token::Tokens::new(countersign_token::PinFrom { file, text })))
+}
+
+/// This program was built without what reaches tokens.
+#[cfg(not(feature = "pkcs11"))]
+pub(super) fn vault(_resolved: &mut Resolved) -> Result<Arc<dyn KeyVault>> {
+    Ok(Arc::new(countersign_server::NoVault))
+}
+
+/// Whether this names a key in a token that this program could reach.
+///
+/// # Errors
+/// With what is wrong with the name.
+pub(crate) fn check_token_uri(text: &str) -> Result<String, String> {
+    #[cfg(feature = "pkcs11")]
+    if let Err(bad) = text.parse::<countersign_token::TokenUri>() {
+        return Err(bad.to_string());
+    }
+    #[cfg(not(feature = "pkcs11"))]
+    if !text.is_empty() {
+        return Err("this program was built without PKCS#11".to_owned());
+    }
+    Ok(text.to_owned())
+}

@@ -1,0 +1,170 @@
+//! A new root signs when several operators have said so, each from a user of their own.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+use support::{binary, folder, text, until};
+
+const NAMED: [u32; 2] = [64_001, 64_002];
+const STRANGER: u32 = 64_003;
+
+struct Place {
+    folder: tempfile::TempDir,
+    program: PathBuf,
+    server: Option<Child>,
+}
+
+impl Place {
+    fn at(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn run_as(&self, uid: u32, arguments: &[&str]) -> Output {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).current_dir("/").env("XDG_STATE_HOME", self.at("none"));
+        if uid != 0 {
+            command.uid(uid).gid(uid);
+        }
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+
+    fn ask(&self, uid: u32, arguments: &[&str]) -> (i32, Value, String) {
+        let admin = format!("unix://{}", self.at("admin.sock"));
+        let more = ["--admin", admin.as_str(), "--output", "json"];
+        let done = self.run_as(uid, &[arguments, &more].concat());
+        let value = serde_json::from_slice(&done.stdout).unwrap_or(Value::Null);
+        (done.status.code().unwrap(), value, text(&done.stderr))
+    }
+
+    #[track_caller]
+    fn refused(&self, uid: u32, arguments: &[&str], status: i32, says: &str) {
+        let (found, _, said) = self.ask(uid, arguments);
+        assert_eq!(found, status, "{uid} {arguments:?}: {said}");
+        assert!(said.contains(says), "{uid} {arguments:?}: {said}");
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(server) = &mut self.server {
+            let _ended = server.kill();
+            let _reaped = server.wait();
+        }
+    }
+}
+
+fn open_up(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn rotation_waits_for_two_operators_who_are_not_the_one_who_ordered_it() {
+    // Only root can start processes of other users (CI is root).
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let folder = folder();
+    let program = folder.path().join("countersign");
+    if std::fs::hard_link(binary(), &program).is_err() {
+        std::fs::copy(binary(), &program).unwrap();
+    }
+    open_up(folder.path(), 0o755);
+    let mut place = Place { folder, program, server: None };
+    let (data, socket) = (place.at("d"), place.at("admin.sock"));
+    let made = place.run_as(0, &["init", "--data", &data, "--trust-domain", "shop.example"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let arguments = ["server", "--data", &data, "--listen", "127.0.0.1:0", "--metrics", "off"];
+    let mut server = Command::new(&place.program);
+    server.args(arguments).args(["--admin-socket", &socket]);
+    place.server = Some(server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    until("the server answers", || (place.ask(0, &["authority", "list"]).0 == 0).then_some(()));
+    open_up(Path::new(&socket), 0o666);
+    let manifest = place.at("roots.yaml");
+    let named: Vec<_> = NAMED.iter().map(|uid| format!("\"uid:{uid}\"")).collect();
+    let text_of = format!(
+        "apiVersion: countersign.dev/v1alpha1\nkind: Authority\nmetadata: {{name: roots}}\nspec:\n  approve: operator\n  \
+         approvals: 2\n  approvers: [{}, \"uid:0\"]\n",
+        named.join(", ")
+    );
+    std::fs::write(&manifest, text_of).unwrap();
+    let (status, _, said) = place.ask(0, &["apply", &manifest]);
+    assert_eq!(status, 0, "{said}");
+
+    // Those who are named see the authorities and approve them; nobody else, and nothing else.
+    let [first, second] = NAMED;
+    place.refused(first, &["status"], 1, "may not administer");
+    place.refused(STRANGER, &["authority", "list"], 1, "may not administer");
+    place.refused(first, &["authority", "activate"], 1, "may not administer");
+    place.refused(first, &["rotate", "root"], 1, "may not administer");
+    let (_, listed, _) = place.ask(first, &["authority", "list"]);
+    let former = listed["roots"][0]["key"].as_str().unwrap().to_owned();
+    place.refused(first, &["authority", "approve", &former], 1, "nothing that is ordered waits");
+    // Not by hand, past everybody, either.
+    assert_eq!(place.ask(0, &["authority", "prepare"]).0, 0);
+    assert_eq!(place.ask(0, &["authority", "publish"]).0, 0);
+    place.refused(0, &["authority", "activate"], 1, "rotate root");
+    place.refused(0, &["authority", "activate", "--force", "now"], 1, "rotate root");
+    let (status, _, said) = place.ask(0, &["rotate", "root", "--reason", "yearly"]);
+    assert_eq!(status, 0, "{said}");
+    let (root, gate) = until("the walk waits for people", || {
+        let (_, listed, _) = place.ask(second, &["authority", "list"]);
+        let steps = listed["order"]["steps"].as_array()?.clone();
+        let gate = steps.iter().find_map(|step| step["gate"]["why"].as_str().map(str::to_owned))?;
+        let roots = listed["roots"].as_array()?.clone();
+        let root =
+            roots.iter().find(|root| root["state"] == "published")?["key"].as_str()?.to_owned();
+        Some((root, gate))
+    });
+    assert!(gate.contains("0 of 2 operators"), "{gate}");
+    let (_, told, _) = place.ask(0, &["status"]);
+    assert!(told["warnings"].to_string().contains("0 of 2 operators have approved"), "{told}");
+
+    // Not the one who ordered it, though named; no other root; nobody twice; not by force.
+    let approve = ["authority", "approve", &root[..12]];
+    place.refused(0, &approve, 1, "ordered this rotation");
+    place.refused(STRANGER, &approve, 1, "may not administer");
+    place.refused(first, &["authority", "approve", &former], 1, "the root that would sign is");
+    assert_eq!(place.ask(first, &approve).0, 0);
+    place.refused(first, &approve, 4, "counts once");
+    place.refused(0, &["authority", "activate", "--force", "now"], 1, "1 of 2 operators");
+    let (_, listed, _) = place.ask(0, &["authority", "list"]);
+    let missing = listed["order"]["approvals"]["missing"].to_string();
+    assert!(missing.contains(&second.to_string()) && !missing.contains(&first.to_string()));
+
+    // Taken back: what was approved is nothing any more, and the next rotation begins at nobody.
+    assert_eq!(place.ask(0, &["authority", "rollback"]).0, 0);
+    assert_eq!(place.ask(0, &["rotate", "root"]).0, 0);
+    let root = until("the next walk waits for people", || {
+        let (_, listed, _) = place.ask(second, &["authority", "list"]);
+        let steps = listed["order"]["steps"].as_array()?.clone();
+        steps.iter().find(|step| step["gate"]["why"].to_string().contains("0 of 2 operators"))?;
+        let roots = listed["roots"].as_array()?.clone();
+        let next = roots.iter().find(|root| root["state"] == "published")?;
+        next["key"].as_str().map(str::to_owned)
+    });
+    let approve = ["authority", "approve", root.as_str()];
+    assert_eq!(place.ask(first, &approve).0, 0);
+    assert_eq!(place.ask(second, &approve).0, 0);
+    let last = until("the rotation ends", || {
+        let (_, listed, _) = place.ask(0, &["authority", "list"]);
+        listed["order"].is_null().then(|| listed["last"].clone())
+    });
+    let given = last["approvals"]["given"].as_array().unwrap();
+    let actors: Vec<_> = given.iter().map(|one| one["actor"].as_str().unwrap()).collect();
+    assert!(given.iter().all(|one| one["authority"] == root.as_str()), "{last}");
+    assert_eq!(actors, NAMED.map(|uid| format!("operator:uid:{uid}")));
+    assert!(last["steps"].as_array().unwrap().iter().all(|step| step["at"].is_string()), "{last}");
+
+    // Who approved what, and when, is in the log.
+    let (_, events, _) = place.ask(0, &["events", "--kind", "authority-approved"]);
+    let said: Vec<_> = events["events"].as_array().unwrap().iter().collect();
+    assert_eq!(said.len(), 3, "{events}");
+    assert!(said[1..].iter().all(|event| event["subject"] == root.as_str()), "{events}");
+}

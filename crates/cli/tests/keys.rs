@@ -1,0 +1,342 @@
+//! Where keys are kept: a key file that a passphrase seals, and a root whose key never leaves a token (SoftHSM2).
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+use support::{binary, folder, text, until};
+
+const WORDS: &str = "correct horse battery staple";
+
+/// Environment, and whatever else holds for each command of a test.
+struct Place {
+    folder: tempfile::TempDir,
+    environment: Vec<(&'static str, String)>,
+}
+
+/// A server that ends with the test.
+struct Server {
+    child: Child,
+    at: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { folder: folder(), environment: Vec::new() }
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command.args(arguments).envs(self.environment.iter().map(|(name, value)| (*name, value)));
+        command.env("XDG_STATE_HOME", self.at("xdg")).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    #[track_caller]
+    fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.run(&[arguments, &["--output", "json"]].concat());
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn refused(&self, arguments: &[&str], status: i32, says: &str) {
+        let done = self.run(arguments);
+        let said = text(&done.stderr);
+        assert_eq!(done.status.code(), Some(status), "{arguments:?}: {said}");
+        assert!(said.contains(says), "{arguments:?}: {said}");
+        assert!(!said.contains(WORDS) && !said.contains("7291"), "a secret: {said}");
+    }
+
+    /// Runs a server on a directory, and waits until it says what it is.
+    fn server(&self, data: &str, more: &[&str]) -> (Server, Value) {
+        let fixed = ["server", "--data", data, "--listen", "127.0.0.1:0", "--metrics", "off"];
+        let log = std::fs::File::options().create(true).append(true).open(self.at("log")).unwrap();
+        let child = self
+            .command(&[&fixed, more].concat())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let server = Server { child, at: data.to_owned() };
+        let status = until("the server answers", || {
+            let done = self.run(&["status", "--data", data, "--output", "json"]);
+            serde_json::from_slice::<Value>(&done.stdout).ok().filter(|it| it["server"].is_object())
+        });
+        (server, status)
+    }
+
+    fn secret(&self, name: &str, contents: &str) -> String {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, contents).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Server {
+    fn end(mut self) {
+        support::signal(i32::try_from(self.child.id()).unwrap(), "TERM");
+        self.child.wait().unwrap();
+        self.at.clear();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if !self.at.is_empty() {
+            let _ended = self.child.kill();
+            let _reaped = self.child.wait();
+        }
+    }
+}
+
+/// Whether any file below holds these bytes.
+fn holds(folder: &Path, bytes: &[u8]) -> bool {
+    std::fs::read_dir(folder).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            return holds(&path, bytes);
+        }
+        let read = std::fs::read(&path).unwrap_or_default();
+        read.windows(bytes.len()).any(|part| part == bytes)
+    })
+}
+
+#[test]
+fn key_file_sealed_by_a_passphrase_opens_with_it_and_says_what_is_wrong_without_it() {
+    let place = Place::new();
+    let (words, other) = (place.secret("words", WORDS), place.secret("other", "another"));
+    let data = place.at("d");
+    let init = ["init", "--data", &data, "--trust-domain", "shop.example", "--seal", "passphrase"];
+    place.refused(&init, 2, "COUNTERSIGN_PASSPHRASE");
+    let open = place.at("open");
+    std::fs::write(&open, WORDS).unwrap();
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o644)).unwrap();
+    place.refused(&[&init[..], &["--passphrase-file", &open]].concat(), 2, "chmod 600");
+    std::fs::remove_file(&open).unwrap();
+    place.json(&[&init[..], &["--passphrase-file", &words]].concat());
+
+    // Without it, or with another, the server starts sealed and says which of the two it is.
+    for (more, says) in [
+        (vec![], "is sealed by a passphrase, and none was given"),
+        (vec!["--passphrase-file", other.as_str()], "the passphrase does not open it"),
+    ] {
+        let (server, status) = place.server(&data, &more);
+        assert_eq!(status["server"]["sealed"], true, "{status}");
+        assert!(status["warnings"].to_string().contains(says), "{status}");
+        server.end();
+    }
+
+    // With it, it serves, and the memory that opening took is given back.
+    let (server, status) = place.server(&data, &["--passphrase-file", &words]);
+    assert_eq!(status["server"]["sealed"], false, "{status}");
+    assert!(status["server"]["residentBytes"].as_u64().unwrap() < 60 << 20, "{status}");
+    let backup = place.at("b");
+    place.refused(&["backup", &backup, "--data", &data], 2, "sealed by a passphrase");
+    place.json(&["backup", &backup, "--data", &data, "--passphrase-file", &words]);
+    server.end();
+
+    // A restored directory is sealed by the same passphrase; here it comes from the environment.
+    let (kek, restored) = (place.at("d/kek"), place.at("e"));
+    let restore = ["restore", &backup, "--data", &restored, "--kek", &kek];
+    place.refused(&[&restore[..], &["--passphrase-file", &other]].concat(), 2, "does not open it");
+    let mut place = place;
+    place.environment.push(("COUNTERSIGN_PASSPHRASE", WORDS.to_owned()));
+    place.json(&restore);
+    let (server, status) = place.server(&restored, &[]);
+    assert_eq!(status["server"]["sealed"], false, "{status}");
+    server.end();
+
+    // It is written nowhere.
+    std::fs::remove_file(&words).unwrap();
+    assert!(!holds(place.folder.path(), WORDS.as_bytes()));
+}
+
+const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
+
+/// A token of its own, in a folder.
+fn token(place: &mut Place) -> PathBuf {
+    let tokens = place.folder.path().join("tokens");
+    std::fs::create_dir(&tokens).unwrap();
+    let conf = place.at("softhsm2.conf");
+    std::fs::write(
+        &conf,
+        format!("directories.tokendir = {}\nlog.level = ERROR\n", tokens.display()),
+    )
+    .unwrap();
+    place.environment.push(("SOFTHSM2_CONF", conf.clone()));
+    let line = ["--init-token", "--free", "--label", "ROOTS", "--so-pin", "0000", "--pin", "7291"];
+    let made = Command::new("softhsm2-util").args(line).env("SOFTHSM2_CONF", &conf).output();
+    let made = made.expect("SoftHSM2 is installed (`apt-get install softhsm2`)");
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    tokens
+}
+
+#[test]
+fn root_in_a_token_signs_there_and_its_loss_takes_nothing_away_that_stands() {
+    let mut place = Place::new();
+    let tokens = token(&mut place);
+    let pin = place.secret("pin", "7291\n");
+    let uri = |object: &str| format!("pkcs11:token=ROOTS;object={object}?module-path={MODULE}");
+    let (first, data) = (uri("first"), place.at("d"));
+    let init = ["init", "--data", &data, "--trust-domain", "shop.example", "--root-key"];
+
+    // 1. Names and PINs that do not fit.
+    let with_pin = format!("{first}&pin-value=7291");
+    place.refused(&[&init[..], &[&with_pin]].concat(), 2, "holds a PIN");
+    place.refused(&[&init[..], &["pkcs11:token=ROOTS"]].concat(), 2, "object");
+    place.refused(&[&init[..], &[&first]].concat(), 3, "PIN is not known");
+    let _left = std::fs::remove_dir_all(&data);
+    let wrong = place.secret("wrong", "1111");
+    place.refused(&[&init[..], &[&first, "--pin-file", &wrong]].concat(), 3, "refuses the PIN");
+    let _left = std::fs::remove_dir_all(&data);
+    let absent = first.replace("ROOTS", "OTHER");
+    place.refused(&[&init[..], &[&absent, "--pin-file", &pin]].concat(), 3, "is not there");
+    let _left = std::fs::remove_dir_all(&data);
+
+    // 2. A root whose key was made in the token, and an issuer that it signed.
+    place.json(&[&init[..], &[&first, "--pin-file", &pin]].concat());
+    let (server, _) = place.server(&data, &["--pin-file", &pin]);
+    let listed = place.json(&["authority", "list", "--data", &data]);
+    assert_eq!(listed["roots"][0]["held"], "token", "{listed}");
+    let issuer = |listed: &Value| {
+        let issuers = listed["issuers"].as_array().unwrap();
+        issuers.iter().find(|issuer| issuer["active"] == true).unwrap()["key"].clone()
+    };
+    let before = issuer(&listed);
+    place.json(&["rotate", "issuer", "--data", &data]);
+    let after = issuer(&place.json(&["authority", "list", "--data", &data]));
+    assert_ne!(before, after, "the token signed another");
+
+    // 3. The next root gets another key of the same token, and walks. Nobody is given less than they had without a word.
+    place.refused(&["authority", "prepare", "--root-key", &first, "--data", &data], 4, "already");
+    place.refused(&["authority", "prepare", "--data", &data], 2, "say where the next one");
+    place.refused(&["rotate", "root", "--data", &data], 2, "say where the next one");
+    place.refused(&["rotate", "root", "--root-key", "elsewhere", "--data", &data], 2, "pkcs11:");
+    let second = uri("second");
+    let line = ["rotate", "root", "--root-key", &second, "--wait", "--timeout", "1m"];
+    let rotated = place.run(&[&line[..], &["--data", &data]].concat());
+    assert!(rotated.status.success(), "{}", text(&rotated.stderr));
+    let active = |listed: &Value| {
+        let roots = listed["roots"].as_array().unwrap();
+        roots.iter().find(|it| it["state"] == "active").unwrap().clone()
+    };
+    let listed = place.json(&["authority", "list", "--data", &data]);
+    assert_eq!(active(&listed)["held"], "token", "{listed}");
+
+    // 4. The token goes away while the server runs: the issuer signs on, what the root would have to sign does not, and says
+    //    why; nothing that cannot be signed is recorded.
+    let away = place.folder.path().join("away");
+    std::fs::rename(&tokens, &away).unwrap();
+    place.refused(&["rotate", "issuer", "--data", &data], 3, "token `ROOTS`");
+    let told = place.json(&["status", "--data", &data]);
+    assert!(told["warnings"].to_string().contains("the root could not sign"), "{told}");
+    server.end();
+    std::fs::create_dir(&tokens).unwrap();
+    let (server, status) = place.server(&data, &["--pin-file", &pin]);
+    assert_eq!(status["server"]["sealed"], false, "{status}");
+    place.refused(&["rotate", "issuer", "--data", &data], 3, "token `ROOTS` is not there");
+    let size = place.json(&["status", "--data", &data])["server"]["log"]["size"].clone();
+    place.refused(&["rotate", "issuer", "--data", &data], 3, "token `ROOTS` is not there");
+    let still = place.json(&["status", "--data", &data]);
+    assert_eq!(still["server"]["log"]["size"], size, "what cannot be signed is not recorded");
+    let list = place.run(&["crl", "--pem", "--data", &data]);
+    assert!(list.status.success(), "{}", text(&list.stderr));
+
+    // 5. A rotation that needs it waits, and says what for; once it is back, the same server goes on by itself.
+    place.json(&["rotate", "root", "--root-key", &uri("third"), "--data", &data]);
+    let waits = until("the walk says what it waits for", || {
+        let listed = place.json(&["authority", "list", "--data", &data]);
+        let steps = listed["order"]["steps"].as_array()?.clone();
+        steps.iter().find_map(|step| step["gate"]["why"].as_str().map(str::to_owned))
+    });
+    assert!(waits.contains("token `ROOTS` is not there"), "{waits}");
+    std::fs::remove_dir(&tokens).unwrap();
+    std::fs::rename(&away, &tokens).unwrap();
+    let third = until("the walk goes on", || {
+        let listed = place.json(&["authority", "list", "--data", &data]);
+        listed["order"].is_null().then(|| active(&listed)["key"].as_str().unwrap().to_owned())
+    });
+    let told = place.json(&["status", "--data", &data]);
+    assert!(!told["warnings"].to_string().contains("could not sign"), "{told}");
+
+    // 6. Its key is said to have leaked: another takes its place, also while the token is away.
+    std::fs::rename(&tokens, &away).unwrap();
+    let compromised = format!("authority:{third}");
+    let line = ["recover", "--compromised", &compromised, "--yes", "--data", &data];
+    place.refused(&line, 2, "say where the next one");
+    let recovered = place.run(&[&line[..], &["--root-key", "here"]].concat());
+    assert!(recovered.status.success(), "{}", text(&recovered.stderr));
+    let listed = place.json(&["authority", "list", "--data", &data]);
+    assert_eq!(active(&listed)["held"], "here", "{listed}");
+    server.end();
+
+    // The PIN is kept nowhere, and the key was never anywhere else.
+    assert!(!holds(&place.folder.path().join("d"), b"7291"), "the PIN is not kept");
+    let log = std::fs::read_to_string(place.at("log")).unwrap();
+    assert!(!log.contains("7291"), "{log}");
+}
+
+/// A PIN that the token refuses is tried once: a server that looks again and again must not lock it.
+#[test]
+fn pin_that_a_token_refuses_is_not_tried_again_until_it_is_another() {
+    let mut place = Place::new();
+    token(&mut place);
+    let pin = place.secret("pin", "7291");
+    let uri = format!("pkcs11:token=ROOTS;object=root?module-path={MODULE}");
+    let data = place.at("d");
+    let init = ["init", "--data", &data, "--trust-domain", "shop.example", "--root-key", &uri];
+    place.json(&[&init[..], &["--pin-file", &pin]].concat());
+    place.secret("pin", "1111");
+    let (server, status) = place.server(&data, &["--pin-file", &pin]);
+    assert_eq!(status["server"]["sealed"], false, "{status}");
+    for _again in 0..5 {
+        place.refused(&["rotate", "issuer", "--data", &data], 3, "the PIN");
+    }
+    place.refused(&["rotate", "issuer", "--data", &data], 3, "is not asked again with the same");
+    // Neither who reads arguments nor who reads the process's memory map is told the PIN: it is in no argument, and there is
+    // no core.
+    let process = format!("/proc/{}", server.child.id());
+    let arguments = std::fs::read(format!("{process}/cmdline")).unwrap();
+    assert!(!arguments.windows(4).any(|part| part == b"1111"));
+    let limits = std::fs::read_to_string(format!("{process}/limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    place.secret("pin", "7291");
+    place.json(&["rotate", "issuer", "--data", &data]);
+    // A file that others can read is none.
+    std::fs::set_permissions(&pin, std::fs::Permissions::from_mode(0o644)).unwrap();
+    place.refused(&["rotate", "issuer", "--data", &data], 3, "chmod 600");
+    server.end();
+}
+
+#[test]
+fn module_that_is_none_is_a_sentence() {
+    let place = Place::new();
+    let (data, junk) = (place.at("d"), place.secret("junk.so", "this is no library"));
+    let init = ["init", "--data", &data, "--trust-domain", "shop.example", "--root-key"];
+    let pin = place.secret("pin", "7291");
+    for (module, says) in [
+        ("/nowhere/p11.so", "cannot be loaded as a PKCS#11 module"),
+        (junk.as_str(), "cannot be loaded as a PKCS#11 module"),
+        ("/lib/x86_64-linux-gnu/libc.so.6", "cannot be loaded as a PKCS#11 module"),
+    ] {
+        let uri = format!("pkcs11:token=ROOTS;object=root?module-path={module}");
+        place.refused(&[&init[..], &[&uri, "--pin-file", &pin]].concat(), 3, says);
+        let _left = std::fs::remove_dir_all(&data);
+    }
+}
