@@ -14,13 +14,14 @@ use tokio::net::UnixStream;
 use countersign_identity::{Code, Incarnation, KeyId, Name, NodeId, Revision, Serial};
 
 use super::{
-    ApplyRequest, ApplyResponse, ApproveRequest, AuthoritiesResponse, CeremonyRequest, ConsoleLinkResponse,
-    Convergence, CreateTokenRequest, CreateTokenResponse, CrlResponse, EventFilter, EventsResponse,
-    ExplainRequest, ExplainResponse, FlowsResponse, HandshakesResponse, HistoryResponse,
-    ImportRequest, ImportResponse, LeavesResponse, LogResponse, NodesResponse, PlanResponse,
-    ProblemDetails, ProofResponse, RecoverRequest, RecoverResponse, RequestView, ResourcesResponse,
-    ResumeRequest, RevisionResponse, RevocationsResponse, RevokeRequest, RevokeResponse,
-    RollbackRequest, RotateRequest, Status, Step, StepRequest, SuspendRequest, TileHashesResponse,
+    ApplyRequest, ApplyResponse, ApproveRequest, AuthoritiesResponse, CeremonyRequest,
+    ConsoleLinkResponse, Convergence, CreateTokenRequest, CreateTokenResponse, CrlResponse,
+    EventFilter, EventsResponse, ExplainRequest, ExplainResponse, FlowsResponse,
+    HandshakesResponse, HistoryResponse, ImportRequest, ImportResponse, LeavesResponse,
+    LogResponse, NodesResponse, PlanResponse, ProblemDetails, ProofResponse, RecoverRequest,
+    RecoverResponse, RequestView, ResourcesResponse, ResumeRequest, RevisionResponse,
+    RevocationsResponse, RevokeRequest, RevokeResponse, RollbackRequest, RotateRequest, Status,
+    Step, StepRequest, SuspendRequest, TileHashesResponse,
 };
 use crate::resource::Kind;
 
