@@ -1,27 +1,32 @@
-//! A simulated agent: one stream, its enforcement points, and an acknowledgement of whatever it is told, at once.
+//! A simulated agent: one connection, its enforcement points, and an acknowledgement of whatever it is told, at once.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
-use bytes::Bytes;
-use countersign_api::v1;
+use anyhow::{Context as _, Result, bail};
+use countersign_api::standing::{Reader, write};
+use countersign_api::v1::call::Asked;
+use countersign_api::v1::from_agent::Step as Out;
+use countersign_api::v1::from_server::Step as In;
 use countersign_api::v1::sync_response::Step;
+use countersign_api::{v1, wire};
 use countersign_identity::{Clock as _, SystemClock};
 use countersign_pki::Bundle;
-use h2::client::SendRequest;
+use countersign_tls::Stream;
+use tokio::time::Instant as Moment;
 use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
-use super::wire::{self, Call};
 
 /// The kind of the records that hold whom to trust.
 const BUNDLE: &str = "Bundle";
 /// Statuses that did not change are told once in so many times as the server may be silent, as real agents do.
-const QUIETS: u64 = 8;
+const QUIETS: u32 = 8;
 /// However few agents there are.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
+/// A message that has begun is whole within so long.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two tries to come back.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -86,12 +91,19 @@ enum Again {
     Stopped,
 }
 
-/// What is true of one stream.
-struct Session<'a> {
-    call: Call,
+/// What is true of one connection.
+struct Session {
+    stream: Stream,
+    reader: Reader,
     have: v1::Revision,
-    /// For how many milliseconds the server may say nothing.
-    quiet: &'a AtomicU64,
+    /// For how long the server may say nothing.
+    quiet: Duration,
+}
+
+impl Session {
+    async fn say(&mut self, step: Out) -> Result<()> {
+        Ok(write(&mut self.stream, &v1::FromAgent { step: Some(step) }).await?)
+    }
 }
 
 impl Agent {
@@ -111,83 +123,104 @@ impl Agent {
     }
 
     async fn attend(&self, stop: &CancellationToken) -> Result<Again> {
-        let (sender, connection) = self.node.connect().await?;
-        let stay = async {
-            let mut call = Call::begin(&sender, "Sync").await?;
-            let version = env!("CARGO_PKG_VERSION").to_owned();
-            let clock_micros = SystemClock::new().now().micros();
-            let hello = v1::SyncHello { version, clock_micros, ..Default::default() };
-            say(&mut call, v1::sync_request::Step::Hello(hello))?;
-            let quiet = AtomicU64::new(0);
-            let session = Session { call, have: v1::Revision::default(), quiet: &quiet };
-            tokio::select! {
-                () = stop.cancelled() => Ok(Again::Stopped),
-                again = self.stay(session) => again,
-                lost = self.report(&sender, &quiet) => Err(lost),
-            }
+        let mut session = Session {
+            stream: self.node.connect().await?,
+            reader: Reader::new(wire::MESSAGE_SIZE_MAX, PATIENCE),
+            have: v1::Revision::default(),
+            quiet: Duration::ZERO,
         };
-        wire::driving(connection, stay).await
-    }
-
-    /// Tells its statuses, as often as a real agent does whose statuses do not change; ends when they are not taken.
-    async fn report(&self, sender: &SendRequest<Bytes>, quiet: &AtomicU64) -> anyhow::Error {
-        loop {
-            let every = Duration::from_millis(quiet.load(Ordering::Relaxed) * QUIETS);
-            tokio::time::sleep(every.max(REPORT_EVERY).mul_f64(0.5 + self.turn)).await;
-            let process = |(name, _): &(String, String)| v1::ProcessStatus {
-                name: name.clone(),
-                kind: "library".to_owned(),
-                pid: 1,
-                ..Default::default()
-            };
-            let processes = self.workloads.iter().map(process).collect();
-            let clock_micros = SystemClock::new().now().micros();
-            let report = v1::ReportRequest { processes, clock_micros, ..Default::default() };
-            let told = wire::ask::<v1::ReportResponse>(sender, "Report", &report).await;
-            if let Err(lost) = told {
-                return lost;
-            }
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let clock_micros = SystemClock::new().now().micros();
+        let hello = v1::SyncHello { version, clock_micros, ..Default::default() };
+        session.say(sync(v1::sync_request::Step::Hello(hello))).await?;
+        tokio::select! {
+            () = stop.cancelled() => Ok(Again::Stopped),
+            again = self.stay(session) => again,
         }
     }
 
-    async fn stay(&self, mut session: Session<'_>) -> Result<Again> {
+    /// When its statuses are told next, as often as a real agent does whose statuses do not change.
+    fn report_at(&self, session: &Session) -> Moment {
+        let every = (session.quiet * QUIETS).max(REPORT_EVERY);
+        Moment::now() + every.mul_f64(0.5 + self.turn)
+    }
+
+    async fn stay(&self, mut session: Session) -> Result<Again> {
+        let mut report_at = self.report_at(&session);
         loop {
-            let Some(message) = session.call.hear::<v1::SyncResponse>().await? else {
-                bail!("the server ended the stream");
+            let Session { stream, reader, .. } = &mut session;
+            let message: Option<v1::FromServer> = tokio::select! {
+                message = reader.next(stream) => message?,
+                () = tokio::time::sleep_until(report_at) => {
+                    session.say(self.report()).await?;
+                    report_at = self.report_at(&session);
+                    continue;
+                }
             };
-            session.quiet.store(message.quiet_millis.into(), Ordering::Relaxed);
-            let records = match message.step {
-                Some(Step::Snapshot(snapshot)) => {
-                    self.seen.opened.fetch_add(1, Ordering::Relaxed);
-                    session.have = snapshot.revision.unwrap_or_default();
-                    snapshot.records
-                }
-                Some(Step::Changes(changes)) => {
-                    session.have = changes.revision.unwrap_or_default();
-                    self.seen.note(session.have.number);
-                    changes.put
-                }
-                Some(Step::Mark(mark)) => {
-                    let before = session.have;
-                    session.have = mark.revision.unwrap_or_default();
-                    // What was acknowledged already is not acknowledged again.
-                    if before == session.have {
-                        continue;
+            match message.context("the server ended the connection")?.step {
+                Some(In::Sync(response)) => {
+                    if let Some(again) = self.told(&mut session, response).await? {
+                        return Ok(again);
                     }
-                    Vec::new()
                 }
-                // What a restored server is shown; no fleet is restored.
-                Some(Step::Signed(_)) => continue,
-                None => bail!("a step of an unknown kind"),
-            };
-            let bundle = self.enforce(&records)?;
-            self.acknowledge(&mut session)?;
-            if let Some(bundle) = bundle.filter(|bundle| self.node.is_under(&bundle.retiring)) {
-                self.reissue(bundle.reissue_within).await?;
-                self.node.leave(&bundle.retiring);
-                return Ok(Again::Renewed);
+                Some(In::Answer(answer)) => reported(answer)?,
+                Some(In::Ended(refusal)) => bail!("refused: {}", refusal.message),
+                None => bail!("a message of an unknown kind"),
             }
         }
+    }
+
+    fn report(&self) -> Out {
+        let process = |(name, _): &(String, String)| v1::ProcessStatus {
+            name: name.clone(),
+            kind: "library".to_owned(),
+            pid: 1,
+            ..Default::default()
+        };
+        let processes = self.workloads.iter().map(process).collect();
+        let clock_micros = SystemClock::new().now().micros();
+        let report = v1::ReportRequest { processes, clock_micros, ..Default::default() };
+        Out::Call(v1::Call { number: 0, asked: Some(Asked::Report(report)) })
+    }
+
+    async fn told(
+        &self,
+        session: &mut Session,
+        message: v1::SyncResponse,
+    ) -> Result<Option<Again>> {
+        session.quiet = Duration::from_millis(message.quiet_millis.into());
+        let records = match message.step {
+            Some(Step::Snapshot(snapshot)) => {
+                self.seen.opened.fetch_add(1, Ordering::Relaxed);
+                session.have = snapshot.revision.unwrap_or_default();
+                snapshot.records
+            }
+            Some(Step::Changes(changes)) => {
+                session.have = changes.revision.unwrap_or_default();
+                self.seen.note(session.have.number);
+                changes.put
+            }
+            Some(Step::Mark(mark)) => {
+                let before = session.have;
+                session.have = mark.revision.unwrap_or_default();
+                // What was acknowledged already is not acknowledged again.
+                if before == session.have {
+                    return Ok(None);
+                }
+                Vec::new()
+            }
+            // What a restored server is shown; no fleet is restored.
+            Some(Step::Signed(_)) => return Ok(None),
+            None => bail!("a step of an unknown kind"),
+        };
+        let bundle = self.enforce(&records)?;
+        self.acknowledge(session).await?;
+        if let Some(bundle) = bundle.filter(|bundle| self.node.is_under(&bundle.retiring)) {
+            self.reissue(bundle.reissue_within).await?;
+            self.node.leave(&bundle.retiring);
+            return Ok(Some(Again::Renewed));
+        }
+        Ok(None)
     }
 
     /// Takes what is new; gives the bundle, if there is another.
@@ -200,7 +233,7 @@ impl Agent {
         Ok(Some(bundle))
     }
 
-    fn acknowledge(&self, session: &mut Session<'_>) -> Result<()> {
+    async fn acknowledge(&self, session: &mut Session) -> Result<()> {
         let point = |(name, id): &(String, String)| v1::PointAck {
             point: name.clone(),
             spiffe_id: id.clone(),
@@ -209,7 +242,7 @@ impl Agent {
         };
         let points = self.workloads.iter().map(point).collect();
         let ack = v1::SyncAck { revision: Some(session.have), points, unaware: 0 };
-        say(&mut session.call, v1::sync_request::Step::Ack(ack))
+        session.say(sync(v1::sync_request::Step::Ack(ack))).await
     }
 
     /// Renews its own SVID and those of its workloads, at its turn.
@@ -221,6 +254,13 @@ impl Agent {
     }
 }
 
-fn say(call: &mut Call, step: v1::sync_request::Step) -> Result<()> {
-    call.say(&v1::SyncRequest { step: Some(step) })
+fn sync(step: v1::sync_request::Step) -> Out {
+    Out::Sync(v1::SyncRequest { step: Some(step) })
+}
+
+fn reported(answer: v1::Answer) -> Result<()> {
+    match answer.outcome {
+        Some(v1::answer::Outcome::Report(_)) => Ok(()),
+        other => bail!("a report was answered with {other:?}"),
+    }
 }

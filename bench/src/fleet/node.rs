@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
 use countersign_api::renewal::{EXPORTER_LABEL, renewal_statement};
+use countersign_api::standing::{self, Standing};
 use countersign_api::{v1, wire as api};
 use countersign_identity::{Clock, KeyId, NodeId, Serial, Sha256, TrustDomain};
 use countersign_pki::{Bundle, Bundles, Chain, KeyKind, PrivateKey, make_csr};
@@ -15,7 +16,7 @@ use countersign_tls::{
     Expected, FirstContact, Identity, Outbound, Present, Slice, Stream, Trust, connect,
     connect_pinned,
 };
-use h2::client::{Connection, SendRequest};
+use h2::client::SendRequest;
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::wire::{self, Call};
@@ -105,38 +106,39 @@ impl Node {
         self.trust.set_identity(identity).map_err(|refused| anyhow!("{}", refused.why))
     }
 
-    async fn dial(&self, present: Present) -> Result<Stream> {
+    async fn dial(&self, present: Present, alpn: &[u8]) -> Result<Stream> {
         let mut outbound = Outbound::control(Expected::Server(self.home.domain.clone()));
-        (outbound.present, outbound.alpn) = (present, vec![b"h2".to_vec()]);
+        (outbound.present, outbound.alpn) = (present, vec![alpn.to_vec()]);
         outbound.timeout = PATIENCE;
         let tcp = reach(self.address, self.home.address).await?;
         let established = connect(&self.trust, tcp, &outbound).await;
         Ok(established.map_err(|failure| anyhow!("{failure}"))?.stream)
     }
 
-    /// A connection that shows who it is.
-    pub(super) async fn connect(&self) -> Result<(SendRequest<Bytes>, Connection<Stream, Bytes>)> {
-        wire::over(self.dial(Present::Required).await?).await
+    /// A standing connection.
+    pub(super) async fn connect(&self) -> Result<Stream> {
+        self.dial(Present::Required, standing::ALPN).await
     }
 
     /// Asks for one SVID for each of these workloads, each with a key of its own; gives the leaves' serials.
     pub(super) async fn sign(&self, workloads: &[String]) -> Result<Vec<Serial>> {
-        let (sender, connection) = self.connect().await?;
+        let (Standing { calls, .. }, moving) = Standing::over(self.connect().await?);
         let item = |workload: &String| -> Result<v1::SignItem> {
             let key = PrivateKey::generate(KeyKind::P256)?;
             let csr = make_csr(&key)?.into();
             Ok(v1::SignItem { workload: workload.clone(), csr, ..Default::default() })
         };
         let items = workloads.iter().map(item).collect::<Result<_>>()?;
-        let request = v1::SignRequest { items };
-        let asking = wire::ask::<v1::SignResponse>(&sender, "Sign", &request);
-        let answer = wire::driving(connection, asking).await?;
+        let answer = tokio::select! {
+            answer = calls.sign(v1::SignRequest { items }) => answer?,
+            () = moving => return Err(calls.why_ended().into()),
+        };
         answer.results.into_iter().map(serial).collect()
     }
 
     /// Renews its own SVID by its registered key, which stays.
     pub(super) async fn renew(&self) -> Result<()> {
-        let stream = self.dial(Present::Nothing).await?;
+        let stream = self.dial(Present::Nothing, b"h2").await?;
         let exporter = stream.export(EXPORTER_LABEL).map_err(|code| anyhow!("exporter: {code}"))?;
         let (sender, connection) = wire::over(stream).await?;
         let renewed = wire::driving(connection, self.prove(&sender, &exporter)).await?;

@@ -27,6 +27,7 @@ mod generated;
 pub mod renewal;
 pub mod resource;
 mod secret_debug;
+pub mod standing;
 pub mod wire;
 
 pub use generated::{v1, workload};

@@ -1,5 +1,6 @@
-//! The real link: gRPC over TLS.
+//! The real link, over TLS: gRPC to join and to renew, and a standing connection for all the rest.
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -7,14 +8,17 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use countersign_api::attestation::machine_statement;
 use countersign_api::renewal::{EXPORTER_LABEL, renewal_statement};
+use countersign_api::standing::{self, Failed, Standing};
+use countersign_api::v1;
 use countersign_api::v1::node_client::NodeClient;
-use countersign_api::{v1, wire as api_wire};
 use countersign_identity::{Clock, Code, Revision, Revocations, Sha256, Timestamp, TrustDomain};
 use countersign_pki::{Bundle, Bundles};
 use countersign_tls::{
     Expected, FirstContact, HANDSHAKE_TIMEOUT, Identity, Outbound, Present, Slice, Stream, Trust,
     connect_pinned, dial,
 };
+use futures_util::FutureExt as _;
+use futures_util::future::Fuse;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
@@ -96,10 +100,11 @@ impl GrpcLink {
         server: &str,
         domain: TrustDomain,
         present: Present,
+        alpn: &[u8],
     ) -> Result<Stream, LinkFault> {
         let mut outbound = Outbound::control(Expected::Server(domain));
         outbound.present = present;
-        outbound.alpn = vec![b"h2".to_vec()];
+        outbound.alpn = vec![alpn.to_vec()];
         outbound.timeout = DIAL_TIMEOUT;
         let mut last = None;
         for address in channel::resolve(server).await? {
@@ -190,7 +195,7 @@ impl ServerLink for GrpcLink {
 
     async fn renew(&self, server: &str, ask: RenewAsk) -> Result<Renewed, LinkFault> {
         // One-way TLS: the registered key proves who we are, also when the SVID has expired.
-        let stream = self.dial(server, ask.domain.clone(), Present::Nothing).await?;
+        let stream = self.dial(server, ask.domain.clone(), Present::Nothing, b"h2").await?;
         let exporter = stream
             .export(EXPORTER_LABEL)
             .map_err(|code| LinkFault::new(code, "the TLS connection gives no exporter value"))?;
@@ -199,52 +204,37 @@ impl ServerLink for GrpcLink {
     }
 
     async fn open(&self, server: &str, have: Option<Revision>) -> Result<Session, LinkFault> {
-        let stream = self.dial(server, self.domain()?, Present::Required).await?;
+        let alpn = standing::ALPN;
+        let stream = self.dial(server, self.domain()?, Present::Required, alpn).await?;
+        if stream.alpn() != Some(alpn) {
+            let why = format!("server `{server}` offers agents no standing connection");
+            return Err(LinkFault::new(Code::NoSharedProtocol, why));
+        }
         stream
             .probe(VANISHED)
             .map_err(|why| LinkFault::new(Code::Unavailable, format!("the connection: {why}")))?;
         let (stream, alerts) = Alerted::new(stream);
-        let refused = |fault: LinkFault| alerts.explain(fault);
-        let channel = channel::over(stream).await.map_err(refused)?;
-        let mut client =
-            NodeClient::new(channel).max_decoding_message_size(api_wire::MESSAGE_SIZE_MAX);
-        let (outgoing, requests) = mpsc::channel(ACKS_MAX);
-        let (reached, witness) = self.witnessed.get().unzip();
-        let hello = v1::SyncHello {
-            have: have.map(Into::into),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            clock_micros: self.clock.now().micros(),
-            reached: reached.map(Into::into),
-            witness: witness.unwrap_or_default(),
+        let (standing, moving) = Standing::over(stream);
+        let moving: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(moving);
+        let moving = moving.fuse();
+        let mut pump = Pump {
+            calls: standing.calls.clone(),
+            ears: Ears { told: standing.told, moving },
+            alerts,
+            clock: Arc::clone(&self.clock),
+            witnessed: Arc::clone(&self.witnessed),
+            quiet: Quiet::default(),
+            quiet_until: Timestamp::LAST,
         };
-        let hello = v1::SyncRequest { step: Some(v1::sync_request::Step::Hello(hello)) };
-        outgoing
-            .try_send(hello)
-            .map_err(|_full| LinkFault::new(Code::Internal, "the stream is full"))?;
-        let opening = client.sync(ReceiverStream::new(requests));
-        let incoming = timely(opening).await.map_err(refused)?;
+        let first = timed(pump.begin(have)).await?;
         let (acks, ack_queue) = mpsc::channel(ACKS_MAX);
         let (messages, message_queue) = mpsc::channel(MESSAGES_MAX);
-        let clock = Arc::clone(&self.clock);
-        let witnessed = Arc::clone(&self.witnessed);
-        let (quiet, quiet_until) = (Quiet::default(), Timestamp::LAST);
-        let pump = Pump {
-            incoming,
-            outgoing,
-            ack_queue,
-            messages,
-            alerts,
-            clock,
-            witnessed,
-            quiet: quiet.clone(),
-            quiet_until,
-        };
         Ok(Session {
             messages: ReceiverStream::new(message_queue),
             acks,
-            calls: Arc::new(GrpcCalls { client }),
-            quiet,
-            pump: AbortOnDropHandle::new(tokio::spawn(pump.run())),
+            quiet: pump.quiet.clone(),
+            calls: Arc::new(StandingCalls { calls: standing.calls }),
+            pump: AbortOnDropHandle::new(tokio::spawn(pump.run(first, ack_queue, messages))),
         })
     }
 }
@@ -354,10 +344,8 @@ fn sha256(bytes: &[u8]) -> Sha256 {
 
 /// Moves messages between the wire and the session's queues.
 struct Pump {
-    incoming: tonic::Streaming<v1::SyncResponse>,
-    outgoing: mpsc::Sender<v1::SyncRequest>,
-    ack_queue: mpsc::Receiver<v1::SyncAck>,
-    messages: mpsc::Sender<Result<crate::core::SyncMessage, LinkFault>>,
+    calls: standing::Calls,
+    ears: Ears,
     alerts: Alerts,
     clock: Arc<dyn Clock>,
     witnessed: Arc<Witnessed>,
@@ -366,28 +354,68 @@ struct Pump {
     quiet_until: Timestamp,
 }
 
+/// What is heard, and what moves the bytes meanwhile.
+struct Ears {
+    told: mpsc::Receiver<v1::SyncResponse>,
+    moving: Fuse<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Ears {
+    /// The next thing that the server says; `None` when the connection has ended. Nothing is lost when it is dropped.
+    async fn hear(&mut self) -> Option<v1::SyncResponse> {
+        tokio::select! {
+            told = self.told.recv() => told,
+            () = &mut self.moving => self.told.recv().await,
+        }
+    }
+}
+
+type Said = Result<crate::core::SyncMessage, LinkFault>;
+
 impl Pump {
-    async fn run(mut self) {
+    /// Says hello; gives the first thing that the server says.
+    async fn begin(&mut self, have: Option<Revision>) -> Said {
+        let (reached, witness) = self.witnessed.get().unzip();
+        let hello = v1::SyncHello {
+            have: have.map(Into::into),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            clock_micros: self.clock.now().micros(),
+            reached: reached.map(Into::into),
+            witness: witness.unwrap_or_default(),
+        };
+        // Why it could not be sent is what is heard next.
+        self.calls.sync(v1::sync_request::Step::Hello(hello)).await.ok();
+        let first = self.ears.hear().await;
+        self.read(first)
+    }
+
+    async fn run(
+        mut self,
+        first: crate::core::SyncMessage,
+        mut acks: mpsc::Receiver<v1::SyncAck>,
+        messages: mpsc::Sender<Said>,
+    ) {
+        if messages.send(Ok(first)).await.is_err() {
+            return;
+        }
         loop {
             tokio::select! {
                 () = self.clock.sleep_until(self.quiet_until) => {
                     let why = "the server says nothing any more, and had promised to";
                     let silent = LinkFault::new(Code::TimedOut, why);
                     // Nobody hears it when the session has ended meanwhile.
-                    self.messages.send(Err(silent)).await.ok();
+                    messages.send(Err(silent)).await.ok();
                     return;
                 }
-                ack = self.ack_queue.recv() => {
+                ack = acks.recv() => {
                     let Some(ack) = ack else { return };
-                    let step = Some(v1::sync_request::Step::Ack(ack));
-                    if self.outgoing.send(v1::SyncRequest { step }).await.is_err() {
-                        return;
-                    }
+                    // Why it could not be sent is what is heard next.
+                    self.calls.sync(v1::sync_request::Step::Ack(ack)).await.ok();
                 }
-                message = self.incoming.message() => {
-                    let message = self.read(message);
+                told = self.ears.hear() => {
+                    let message = self.read(told);
                     let ends = message.is_err();
-                    if self.messages.send(message).await.is_err() || ends {
+                    if messages.send(message).await.is_err() || ends {
                         return;
                     }
                 }
@@ -395,25 +423,19 @@ impl Pump {
         }
     }
 
-    fn read(
-        &mut self,
-        message: Result<Option<v1::SyncResponse>, tonic::Status>,
-    ) -> Result<crate::core::SyncMessage, LinkFault> {
-        match message {
-            Ok(Some(response)) => {
-                self.compare_clocks(&response);
-                self.quiet.told(response.quiet_millis);
-                let quiet = self.quiet.get();
-                self.quiet_until =
-                    quiet.map_or(Timestamp::LAST, |quiet| self.clock.now() + SILENCES * quiet);
-                if let Some(witness) = wire::witness(&response) {
-                    self.witnessed.see(witness);
-                }
-                wire::sync_message(response)
-            }
-            Ok(None) => Err(LinkFault::new(Code::Unavailable, "the server ended the stream")),
-            Err(status) => Err(self.alerts.explain(fault(&status))),
+    fn read(&mut self, told: Option<v1::SyncResponse>) -> Said {
+        let Some(response) = told else {
+            return Err(self.alerts.explain(wire::failed(self.calls.why_ended())));
+        };
+        self.compare_clocks(&response);
+        self.quiet.told(response.quiet_millis);
+        let quiet = self.quiet.get();
+        self.quiet_until =
+            quiet.map_or(Timestamp::LAST, |quiet| self.clock.now() + SILENCES * quiet);
+        if let Some(witness) = wire::witness(&response) {
+            self.witnessed.see(witness);
         }
+        wire::sync_message(response)
     }
 
     fn compare_clocks(&self, response: &v1::SyncResponse) {
@@ -427,14 +449,13 @@ impl Pump {
     }
 }
 
-struct GrpcCalls {
-    client: NodeClient<Channel>,
+struct StandingCalls {
+    calls: standing::Calls,
 }
 
 #[async_trait]
-impl Calls for GrpcCalls {
+impl Calls for StandingCalls {
     async fn sign(&self, items: Vec<SignItem>) -> Result<Vec<SignAnswer>, LinkFault> {
-        let mut client = self.client.clone();
         let asked = items.len();
         let items = items
             .into_iter()
@@ -446,7 +467,7 @@ impl Calls for GrpcCalls {
                 v1::SignItem { workload, csr: csr.into(), canary }
             })
             .collect();
-        let answer = timely(client.sign(v1::SignRequest { items })).await?;
+        let answer = answered(self.calls.sign(v1::SignRequest { items })).await?;
         if answer.results.len() != asked {
             return Err(broken(format!("{} results for {asked} items", answer.results.len())));
         }
@@ -454,19 +475,21 @@ impl Calls for GrpcCalls {
     }
 
     async fn report(&self, report: v1::ReportRequest) -> Result<(), LinkFault> {
-        let mut client = self.client.clone();
-        timely(client.report(report)).await.map(|_answer| ())
+        answered(self.calls.report(report)).await.map(|_answer| ())
     }
 
     async fn lists(&self, revision: Revision) -> Result<Vec<Bytes>, LinkFault> {
-        let mut client = self.client.clone();
         let request = v1::ListsRequest { revision: Some(revision.into()) };
-        timely(client.lists(request)).await.map(|answer| answer.lists)
+        answered(self.calls.lists(request)).await.map(|answer| answer.lists)
     }
 
     async fn hand_back(&self, records: Vec<v1::SignedRecord>) -> Result<u64, LinkFault> {
-        let mut client = self.client.clone();
-        let answer = timely(client.hand_back(v1::HandBackRequest { records })).await?;
-        Ok(answer.taken)
+        let request = v1::HandBackRequest { records };
+        answered(self.calls.hand_back(request)).await.map(|answer| answer.taken)
     }
+}
+
+/// A call and its time limit.
+async fn answered<T>(call: impl Future<Output = Result<T, Failed>>) -> Result<T, LinkFault> {
+    timed(async { call.await.map_err(wire::failed) }).await
 }

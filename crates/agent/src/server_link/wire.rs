@@ -1,6 +1,7 @@
 //! From the wire's messages to ours. Everything is parsed once, here.
 
 use bytes::Bytes;
+use countersign_api::standing::Failed;
 use countersign_api::{v1, wire};
 use countersign_identity::{Code, Revision, SpiffeId, Timestamp, TrustDomain};
 use countersign_pki::{Bundle, Chain};
@@ -38,6 +39,14 @@ pub(super) fn fault(status: &tonic::Status) -> LinkFault {
     };
     let text = wire::clip(status.message(), wire::MESSAGE_BYTES_MAX);
     LinkFault::new(code, if text.is_empty() { code.meaning().to_owned() } else { text })
+}
+
+/// Why a standing connection gave no answer, or has ended.
+pub(super) fn failed(failed: Failed) -> LinkFault {
+    match failed {
+        Failed::Refused(refused) => LinkFault::new(refused.code, refused.message),
+        Failed::Lost(_) | Failed::Broken(_) => LinkFault::new(failed.code(), failed.to_string()),
+    }
 }
 
 /// The answer to an attestation.

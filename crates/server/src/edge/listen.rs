@@ -1,13 +1,15 @@
-//! The agents' port: accepts, shakes hands within bounds, and serves HTTP/2 until the caller's credential ends.
+//! The agents' port: accepts, shakes hands within bounds, and serves until the caller's credential ends.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::renewal::EXPORTER_LABEL;
-use countersign_api::v1::node_server::NodeServer;
+use countersign_api::standing;
 use countersign_identity::{Clock, Code, TrustDomain};
-use countersign_tls::{Clients, Established, HandshakeFailure, Inbound, Outcome, Trust, accept};
+use countersign_tls::{
+    Clients, Established, HandshakeFailure, Inbound, Outcome, Stream, Trust, accept,
+};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,8 +19,9 @@ use tower::ServiceExt as _;
 
 use crate::attest::node_of;
 use crate::edge::crowd::{Crowd, Place};
-use crate::edge::service::NodeService;
+use crate::edge::standing::{Over, Standing};
 use crate::edge::{NodeRoutes, Peer};
+use crate::refusal::Refused;
 use crate::watch::Watch;
 
 /// How long a handshake may take.
@@ -28,7 +31,7 @@ const STRANGER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long it may take to read a request and to begin to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long requests may take to end after a connection was told to go.
-const GOAWAY_GRACE: Duration = Duration::from_secs(5);
+const PARTING_GRACE: Duration = Duration::from_secs(5);
 /// How long to wait after the system refused to accept, which it does when descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -89,19 +92,14 @@ impl Edge {
         mut place: Place,
         stop: CancellationToken,
     ) {
-        let inbound = Inbound {
-            clients: Clients::Optional,
-            alpn: vec![b"h2".to_vec()],
-            timeout: HANDSHAKE_TIMEOUT,
-            ..Inbound::control()
-        };
+        // Each phase in a place of its own, so that a connection which stands does not hold room for its handshake.
         let established = tokio::select! {
             () = stop.cancelled() => return,
             () = place.gives_way() => {
                 place.handshake(Outcome::Failed, self.clock.now());
                 return;
             }
-            established = accept(&self.trust, tcp, &inbound) => established,
+            established = Box::pin(self.shake_hands(tcp)) => established,
         };
         place.handshake(outcome(&established), self.clock.now());
         let stream = match established {
@@ -129,28 +127,78 @@ impl Edge {
         let _connected = self.watch.connected();
         // The register ends the connection with the caller's certificate and with its authority.
         let (ended, gives_way) = (admitted.ended(), place.gives_way());
+        let standing = stream.alpn() == Some(standing::ALPN);
         let ends = async {
             tokio::select! {
                 code = ended => code,
                 () = gives_way => Code::TooManyConnections,
-                () = tokio::time::sleep(STRANGER_TIMEOUT), if agent.is_none() => Code::TimedOut,
+                () = tokio::time::sleep(STRANGER_TIMEOUT), if !standing || agent.is_none() => {
+                    Code::TimedOut
+                }
             }
         };
-        let routes = if agent.is_some() { self.routes.known() } else { self.routes.strangers() };
-        self.speak(TokioIo::new(stream), routes, peer, ends, &stop).await;
+        if !standing {
+            Box::pin(self.speak(TokioIo::new(stream), peer, ends, &stop)).await;
+        } else if agent.is_some() {
+            Box::pin(self.stand(stream, peer, ends, &stop)).await;
+        } else {
+            let code = peer.verified.as_ref().map_or(Code::Unauthenticated, |_| Code::Forbidden);
+            let refused = Refused::new(code, "a standing connection is for agents alone");
+            let standing = Standing::new(stream, self.routes.known(), peer);
+            self.part(standing, &refused).await;
+        }
+    }
+
+    async fn shake_hands(&self, tcp: TcpStream) -> Result<Established, HandshakeFailure> {
+        let inbound = Inbound {
+            clients: Clients::Optional,
+            alpn: vec![standing::ALPN.to_vec(), b"h2".to_vec()],
+            timeout: HANDSHAKE_TIMEOUT,
+            ..Inbound::control()
+        };
+        accept(&self.trust, tcp, &inbound).await
+    }
+
+    /// An agent's standing connection, until either side ends it or `ends` resolves.
+    async fn stand(
+        &self,
+        stream: Stream,
+        peer: Arc<Peer>,
+        ends: impl Future<Output = Code>,
+        stop: &CancellationToken,
+    ) {
+        let mut standing = Standing::new(stream, self.routes.known(), peer);
+        let over = tokio::select! {
+            over = standing.run() => over,
+            code = ends => Over::Refused(Refused::new(code, code.meaning())),
+            () = stop.cancelled() => {
+                Over::Refused(Refused::new(Code::Unavailable, "the server is stopping"))
+            }
+        };
+        if let Over::Refused(refused) = over {
+            self.part(standing, &refused).await;
+        }
+    }
+
+    async fn part(&self, standing: Standing<Stream>, refused: &Refused) {
+        let grace = PARTING_GRACE.min(self.drain);
+        match tokio::time::timeout(grace, standing.end(refused)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => tracing::debug!("cut a connection that did not end by itself"),
+        }
     }
 
     /// HTTP/2 with one caller, until either side ends it or `ends` resolves.
     async fn speak<S>(
         &self,
         io: TokioIo<S>,
-        routes: NodeServer<NodeService>,
         peer: Arc<Peer>,
         ends: impl Future<Output = Code>,
         stop: &CancellationToken,
     ) where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     {
+        let routes = self.routes.strangers();
         let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(Arc::clone(&peer));
             // Reading the request counts, too, so that a body which never ends does not hold its stream for ever.
@@ -172,7 +220,7 @@ impl Edge {
             () = stop.cancelled() => {}
         }
         connection.as_mut().graceful_shutdown();
-        if tokio::time::timeout(GOAWAY_GRACE.min(self.drain), connection).await.is_err() {
+        if tokio::time::timeout(PARTING_GRACE.min(self.drain), connection).await.is_err() {
             tracing::debug!("cut a connection whose requests did not end");
         }
     }

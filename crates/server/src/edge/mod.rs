@@ -1,8 +1,10 @@
-//! The agents' port: TLS, HTTP/2 and gRPC, bounded before anybody has said who they are.
+//! The agents' port: TLS, gRPC for machines that join or renew, and agents' standing connections; bounded before anybody has
+//! said who they are.
 
 mod crowd;
 mod listen;
 mod service;
+mod standing;
 
 use std::net::IpAddr;
 

@@ -1,13 +1,13 @@
-//! The gRPC service for agents: finds out who calls, and hands on to the folder that does the work.
+//! What agents may ask: finds out who calls, and hands on to the folder that does the work.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::v1;
+use countersign_api::v1::answer::Outcome;
+use countersign_api::v1::call::Asked;
 use countersign_api::v1::node_server::{Node, NodeServer};
 use countersign_identity::Code;
-use futures_util::Stream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -16,43 +16,38 @@ use crate::attest::{Caller, caller};
 use crate::control::Control;
 use crate::edge::Peer;
 use crate::incarnation::hand_back;
+use crate::publish::Live;
 use crate::refusal::Refused;
 use crate::{attest, issue, publish, views};
 
-/// The largest message of a caller with an identity: a full report.
-const MESSAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// The largest message of a caller without one.
+/// The largest message of a caller without an identity.
 const STRANGER_MESSAGE_BYTES_MAX: usize = 32 * 1024;
 /// How long a call that is no stream may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-/// The service, once for callers with an identity and once for those without.
+/// The service, for callers with an identity and for those without.
 #[derive(Clone)]
 pub(crate) struct NodeRoutes {
-    known: NodeServer<NodeService>,
+    known: Arc<NodeService>,
     strangers: NodeServer<NodeService>,
 }
 
 impl NodeRoutes {
     /// Serves this control plane.
     pub(crate) fn new(control: Arc<Control>) -> Self {
-        let service = Arc::new(NodeService { control });
-        let of_size = |max| {
-            NodeServer::from_arc(Arc::clone(&service))
-                .max_decoding_message_size(max)
-                .max_encoding_message_size(countersign_api::wire::MESSAGE_SIZE_MAX)
-        };
-        Self { known: of_size(MESSAGE_BYTES_MAX), strangers: of_size(STRANGER_MESSAGE_BYTES_MAX) }
+        let known = Arc::new(NodeService { control });
+        let strangers = NodeServer::from_arc(Arc::clone(&known))
+            .max_decoding_message_size(STRANGER_MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(countersign_api::wire::MESSAGE_SIZE_MAX);
+        Self { known, strangers }
     }
 
-    /// The service as agents see it.
-    pub(crate) fn known(&self) -> NodeServer<NodeService> {
-        self.known.clone()
+    /// What agents may ask on their standing connections.
+    pub(crate) fn known(&self) -> Arc<NodeService> {
+        Arc::clone(&self.known)
     }
 
-    /// The service as all others see it.
+    /// What others may ask, over gRPC.
     pub(crate) fn strangers(&self) -> NodeServer<NodeService> {
         self.strangers.clone()
     }
@@ -74,12 +69,86 @@ impl NodeService {
         &self,
         call: &'static str,
         work: impl Future<Output = Result<T, Refused>>,
-    ) -> Result<Response<T>, Status> {
+    ) -> Result<T, Refused> {
         let outcome = tokio::time::timeout(CALL_TIMEOUT, work).await.unwrap_or_else(|_elapsed| {
             Err(Refused::new(Code::TimedOut, format!("`{call}` took too long")))
         });
         self.control.watch.called(call, outcome.as_ref().err().map(|refused| refused.code));
-        Ok(Response::new(outcome?))
+        outcome
+    }
+
+    /// Opens a caller's stream.
+    #[tracing::instrument(name = "sync", skip_all)]
+    pub(super) async fn sync(
+        &self,
+        peer: Arc<Peer>,
+        hello: v1::SyncHello,
+    ) -> Result<Live, Refused> {
+        let caller = self.caller(&peer).await?;
+        publish::open(Arc::clone(&self.control), peer, caller, &hello).await
+    }
+
+    /// Answers a call.
+    pub(super) async fn answer(&self, peer: &Peer, asked: Asked) -> Result<Outcome, Refused> {
+        match asked {
+            Asked::Sign(request) => self.sign(peer, request).await.map(Outcome::Sign),
+            Asked::HandBack(request) => self.hand_back(peer, request).await.map(Outcome::HandBack),
+            Asked::Report(request) => self.report(peer, request).await.map(Outcome::Report),
+            Asked::Lists(request) => self.lists(peer, request).await.map(Outcome::Lists),
+        }
+    }
+
+    #[tracing::instrument(name = "sign", skip_all)]
+    async fn sign(
+        &self,
+        peer: &Peer,
+        request: v1::SignRequest,
+    ) -> Result<v1::SignResponse, Refused> {
+        let work = async {
+            let caller = self.caller(peer).await?;
+            self.control.whole(issue::sign(Arc::clone(&self.control), caller, request)).await
+        };
+        self.within("sign", work).await
+    }
+
+    #[tracing::instrument(name = "hand_back", skip_all)]
+    async fn hand_back(
+        &self,
+        peer: &Peer,
+        request: v1::HandBackRequest,
+    ) -> Result<v1::HandBackResponse, Refused> {
+        let work = async {
+            let caller = self.caller(peer).await?;
+            let control = Arc::clone(&self.control);
+            self.control.whole(hand_back(control, caller, request)).await
+        };
+        self.within("hand_back", work).await
+    }
+
+    #[tracing::instrument(name = "report", skip_all)]
+    async fn report(
+        &self,
+        peer: &Peer,
+        request: v1::ReportRequest,
+    ) -> Result<v1::ReportResponse, Refused> {
+        let work = async {
+            let caller = self.caller(peer).await?;
+            publish::report(&self.control, &caller, request)
+        };
+        self.within("report", work).await
+    }
+
+    #[tracing::instrument(name = "lists", skip_all)]
+    async fn lists(
+        &self,
+        peer: &Peer,
+        request: v1::ListsRequest,
+    ) -> Result<v1::ListsResponse, Refused> {
+        let work = async {
+            self.caller(peer).await?;
+            views::lists_for_agents(&self.control, &request).await
+        };
+        self.within("lists", work).await
     }
 }
 
@@ -97,7 +166,8 @@ impl Node for NodeService {
     ) -> Result<Response<v1::AttestResponse>, Status> {
         let source = peer(&request)?.address;
         let work = attest::join(Arc::clone(&self.control), source, request.into_inner());
-        self.within("attest", self.control.whole(work)).await
+        let attested = self.within("attest", self.control.whole(work)).await?;
+        Ok(Response::new(attested))
     }
 
     type AttestX509Stream = ReceiverStream<Result<v1::AttestX509Response, Status>>;
@@ -130,69 +200,5 @@ impl Node for NodeService {
         let work = attest::renew(control, peer, request.into_inner(), answers);
         drop(self.control.tasks.spawn(work));
         Ok(Response::new(ReceiverStream::new(stream)))
-    }
-
-    type SyncStream = Answers<v1::SyncResponse>;
-
-    #[tracing::instrument(name = "sync", skip_all)]
-    async fn sync(
-        &self,
-        request: Request<Streaming<v1::SyncRequest>>,
-    ) -> Result<Response<Self::SyncStream>, Status> {
-        let peer = peer(&request)?;
-        let caller = self.caller(&peer).await?;
-        let control = Arc::clone(&self.control);
-        let stream = publish::sync_stream(control, peer, caller, request.into_inner()).await?;
-        Ok(Response::new(Box::pin(stream)))
-    }
-
-    #[tracing::instrument(name = "sign", skip_all)]
-    async fn sign(
-        &self,
-        request: Request<v1::SignRequest>,
-    ) -> Result<Response<v1::SignResponse>, Status> {
-        let work = async {
-            let caller = self.caller(&*peer(&request)?).await?;
-            let work = issue::sign(Arc::clone(&self.control), caller, request.into_inner());
-            self.control.whole(work).await
-        };
-        self.within("sign", work).await
-    }
-
-    #[tracing::instrument(name = "hand_back", skip_all)]
-    async fn hand_back(
-        &self,
-        request: Request<v1::HandBackRequest>,
-    ) -> Result<Response<v1::HandBackResponse>, Status> {
-        let work = async {
-            let caller = self.caller(&*peer(&request)?).await?;
-            let control = Arc::clone(&self.control);
-            self.control.whole(hand_back(control, caller, request.into_inner())).await
-        };
-        self.within("hand_back", work).await
-    }
-
-    #[tracing::instrument(name = "report", skip_all)]
-    async fn report(
-        &self,
-        request: Request<v1::ReportRequest>,
-    ) -> Result<Response<v1::ReportResponse>, Status> {
-        let work = async {
-            let caller = self.caller(&*peer(&request)?).await?;
-            publish::report(&self.control, &caller, request.into_inner())
-        };
-        self.within("report", work).await
-    }
-
-    #[tracing::instrument(name = "lists", skip_all)]
-    async fn lists(
-        &self,
-        request: Request<v1::ListsRequest>,
-    ) -> Result<Response<v1::ListsResponse>, Status> {
-        let work = async {
-            self.caller(&*peer(&request)?).await?;
-            views::lists_for_agents(&self.control, &request.into_inner()).await
-        };
-        self.within("lists", work).await
     }
 }

@@ -12,4 +12,4 @@ pub(crate) use publication::{Next, Publication};
 pub(crate) use report::report;
 pub(crate) use roster::{Presence, Roster, Standing, Told};
 pub(crate) use slice::{Slice, Slices};
-pub(crate) use stream::{attend, expired, hear, known, sync_stream};
+pub(crate) use stream::{Live, attend, expired, hear, known, open};

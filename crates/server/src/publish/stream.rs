@@ -4,13 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::v1;
-use countersign_api::v1::sync_request::Step as Asked;
 use countersign_api::v1::sync_response::Step as Told;
 use countersign_identity::{Code, NodeId, Timestamp};
 use countersign_store::{Batch, Op, PointKey, PointRow};
-use futures_util::Stream;
 use tokio::sync::watch;
-use tonic::{Status, Streaming};
 
 use crate::attest::{Caller, caller};
 use crate::control::Control;
@@ -22,18 +19,14 @@ use crate::refusal::Refused;
 use crate::revoke::forget;
 use crate::state::State;
 
-/// How long a caller may take to say hello.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// A stream that is served.
-struct Live {
+pub(crate) struct Live {
     control: Arc<Control>,
     peer: Arc<Peer>,
     caller: Caller,
     publication: Publication,
     states: watch::Receiver<Arc<State>>,
     leashed: Leashed,
-    inbound: Streaming<v1::SyncRequest>,
     number: u64,
     /// What is said next, after the signatures of what it holds.
     signed: Option<Told>,
@@ -41,51 +34,29 @@ struct Live {
 
 /// What can wake a stream.
 enum Event {
-    Stopping,
     Ended(Refused),
     Moved(bool),
-    Asked(Result<Option<v1::SyncRequest>, Status>),
     Time,
 }
 
 /// Opens the stream of a caller: a snapshot, or what changed since the revision that it has, and then every change.
 ///
 /// # Errors
-/// When the caller does not say hello.
-pub(crate) async fn sync_stream(
+/// When the caller is not who it was any more, or the store is behind what it has seen.
+pub(crate) async fn open(
     control: Arc<Control>,
     peer: Arc<Peer>,
     caller: Caller,
-    mut inbound: Streaming<v1::SyncRequest>,
-) -> Result<impl Stream<Item = Result<v1::SyncResponse, Status>>, Refused> {
-    let hello = tokio::time::timeout(HELLO_TIMEOUT, inbound.message())
-        .await
-        .map_err(|_elapsed| Refused::new(Code::TimedOut, "the caller did not say hello in time"))?;
-    let step = hello.ok().flatten().and_then(|message| message.step);
-    let Some(Asked::Hello(hello)) = step else {
-        return Err(Refused::new(Code::NotUnderstood, "expected the stream's hello first"));
-    };
-    behind(&control, &hello).await?;
+    hello: &v1::SyncHello,
+) -> Result<Live, Refused> {
+    behind(&control, hello).await?;
     let states = control.feed.watch();
-    let (caller, number, leashed) = attend(&control, &peer, caller, &hello).await?;
-    let mut publication = Publication::new(known(&control, &caller, &hello), control.clock.now());
+    let (caller, number, leashed) = attend(&control, &peer, caller, hello).await?;
+    let mut publication = Publication::new(known(&control, &caller, hello), control.clock.now());
     // Streams that open later make it longer for all: each is told the longer time with what it is told next.
     publication.be_silent_for(silence(control.roster.streams()));
     tracing::info!(node = %caller.id(), version = %hello.version, "agent connected");
-    let signed = None;
-    let live =
-        Live { control, peer, caller, publication, states, leashed, inbound, number, signed };
-    Ok(futures_util::stream::unfold(Some(live), |live| async move {
-        let mut live = live?;
-        match live.next().await {
-            Ok(Some(step)) => Some((Ok(live.told(step)), Some(live))),
-            Ok(None) => None,
-            Err(refused) => {
-                tracing::info!(node = %live.caller.id(), code = %refused.code, "agent's stream ended");
-                Some((Err(refused.into()), None))
-            }
-        }
-    }))
+    Ok(Live { control, peer, caller, publication, states, leashed, number, signed: None })
 }
 
 /// Registers a stream, and only then decides whether it may be: a removal that came before is seen by the look-up, and
@@ -102,16 +73,33 @@ pub(crate) async fn attend(
     let now = control.clock.now();
     let node = before.id();
     let (number, leashed) = control.roster.attend(node, hello, now);
+    let leaves = Leaves { control, node, number };
     let domain = control.feed.current().domain().trust_domain.clone();
     match caller(peer, &*control.store, &domain, now).await {
-        Ok(caller) => Ok((caller, number, leashed)),
+        Ok(caller) => {
+            std::mem::forget(leaves);
+            Ok((caller, number, leashed))
+        }
         Err(refused) => {
-            control.roster.leave(node, number);
+            drop(leaves);
             if refused.code == Code::UnknownNode {
                 control.roster.remove(node);
             }
             Err(refused)
         }
+    }
+}
+
+/// A stream that is registered, and taken off again when nothing comes of it: it may be dropped at any moment.
+struct Leaves<'a> {
+    control: &'a Control,
+    node: NodeId,
+    number: u64,
+}
+
+impl Drop for Leaves<'_> {
+    fn drop(&mut self) {
+        self.control.roster.leave(self.node, self.number);
     }
 }
 
@@ -160,6 +148,20 @@ pub(crate) fn known(
 }
 
 impl Live {
+    /// The next thing to tell. Nothing is lost when it is dropped.
+    ///
+    /// # Errors
+    /// When the stream ends.
+    pub(crate) async fn next(&mut self) -> Result<v1::SyncResponse, Refused> {
+        match self.step().await {
+            Ok(step) => Ok(self.told(step)),
+            Err(refused) => {
+                tracing::info!(node = %self.caller.id(), code = %refused.code, "agent's stream ended");
+                Err(refused)
+            }
+        }
+    }
+
     /// With how long the caller may be told nothing after it.
     fn told(&mut self, step: Told) -> v1::SyncResponse {
         let silence = silence(self.control.roster.streams());
@@ -168,10 +170,9 @@ impl Live {
         v1::SyncResponse { step: Some(step), quiet_millis: quiet }
     }
 
-    /// The next thing to tell; `None` when the caller has gone.
-    async fn next(&mut self) -> Result<Option<Told>, Refused> {
+    async fn step(&mut self) -> Result<Told, Refused> {
         if let Some(step) = self.signed.take() {
-            return Ok(Some(step));
+            return Ok(step);
         }
         loop {
             let now = self.control.clock.now();
@@ -182,20 +183,15 @@ impl Live {
             self.caller.not_suspended(&state)?;
             let current = self.control.slices.at(&state, &self.caller.labels);
             let until = match self.publication.next(&current, now) {
-                Next::Say(step) => return Ok(Some(self.vouched(step))),
+                Next::Say(step) => return Ok(self.vouched(step)),
                 Next::Wait(until) => until.min(self.caller.expires + Duration::from_micros(1)),
             };
             match self.event(until.since(now)).await {
-                Event::Stopping => {
-                    return Err(Refused::new(Code::Unavailable, "the server is stopping"));
-                }
                 Event::Ended(refused) => return Err(refused),
                 Event::Moved(true) | Event::Time => {}
                 Event::Moved(false) => {
                     return Err(Refused::new(Code::Unavailable, "the server's state has ended"));
                 }
-                Event::Asked(Ok(Some(message))) => self.hear(message).await?,
-                Event::Asked(Ok(None) | Err(_)) => return Ok(None),
             }
         }
     }
@@ -225,10 +221,8 @@ impl Live {
 
     async fn event(&mut self, wait: Duration) -> Event {
         tokio::select! {
-            () = self.control.stop.cancelled() => Event::Stopping,
             refused = self.leashed.ended() => Event::Ended(refused),
             moved = self.states.changed() => Event::Moved(moved.is_ok()),
-            asked = self.inbound.message() => Event::Asked(asked),
             () = tokio::time::sleep(wait) => Event::Time,
         }
     }
@@ -236,7 +230,10 @@ impl Live {
     /// Takes an acknowledgement. The caller is looked up again where another server can have removed it; what is done to it
     /// here ends its stream at once, which is cheaper than to ask for each of ten thousand acknowledgements. A server that
     /// is cut off from the store keeps the streams that it has, and tells on them what it knows.
-    async fn hear(&mut self, message: v1::SyncRequest) -> Result<(), Refused> {
+    ///
+    /// # Errors
+    /// When the caller is not who it was any more.
+    pub(crate) async fn hear(&mut self, ack: v1::SyncAck) -> Result<(), Refused> {
         let now = self.control.clock.now();
         if self.control.replicas.is_some() {
             let domain = self.control.feed.current().domain().trust_domain.clone();
@@ -246,16 +243,9 @@ impl Live {
                 Err(refused) => return Err(refused),
             }
         }
-        match message.step {
-            Some(Asked::Ack(ack)) => {
-                let told = self.publication.told();
-                hear(&self.control, self.caller.id(), ack, told, now).await;
-                Ok(())
-            }
-            Some(Asked::Hello(_)) | None => {
-                Err(Refused::new(Code::NotUnderstood, "expected an acknowledgement"))
-            }
-        }
+        let told = self.publication.told();
+        hear(&self.control, self.caller.id(), ack, told, now).await;
+        Ok(())
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use countersign_pki::{KeyKind, PrivateKey};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::{Agent, Realm, soon, stranger};
+use super::{Agent, Realm, attest, soon, stranger};
 
 /// Whether the server has closed this connection.
 async fn closed(tcp: &mut TcpStream) -> bool {
@@ -21,7 +22,7 @@ async fn handshakes_that_never_end_are_bounded_and_cut() {
     let realm = Realm::begin().await;
     let running = realm.serve().await;
     let agent = Agent::join(&realm, &running, &[]).await;
-    let mut known = agent.client(&realm, &running).await;
+    let known = agent.client(&realm, &running).await;
     let mut idle = Vec::new();
     for _ in 0..200 {
         idle.push(TcpStream::connect(running.address()).await.unwrap());
@@ -67,11 +68,11 @@ async fn stranger_that_stays_is_cut() {
     let realm = Realm::begin().await;
     let running = realm.serve().await;
     let mut client = stranger(&realm, &running).await;
+    let key = PrivateKey::generate(KeyKind::P256).unwrap();
     realm.clock.advance(Duration::from_secs(61));
     let ended = soon(async {
         loop {
-            let answer = client.node.sign(countersign_api::v1::SignRequest::default()).await;
-            let status = answer.unwrap_err();
+            let status = attest(&mut client, "unknown", &key).await.unwrap_err();
             if countersign_api::wire::refusal_of(&status).is_none() {
                 return status;
             }
@@ -87,7 +88,7 @@ async fn stop_ends_open_streams_and_does_not_wait_for_them() {
     let realm = Realm::begin().await;
     let running = realm.serve().await;
     let agent = Agent::join(&realm, &running, &[]).await;
-    let mut client = agent.client(&realm, &running).await;
+    let client = agent.client(&realm, &running).await;
     let (say, said) = tokio::sync::mpsc::channel(1);
     let hello = countersign_api::v1::sync_request::Step::Hello(Default::default());
     say.send(countersign_api::v1::SyncRequest { step: Some(hello) }).await.unwrap();

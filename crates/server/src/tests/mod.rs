@@ -1,6 +1,7 @@
 //! A real server in this process, on simulated time, with agents that speak to it over loopback.
 
 mod admin;
+mod client;
 mod console;
 mod edge;
 pub(crate) mod explore;
@@ -24,26 +25,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use countersign_api::admin::{AdminClient, ApplyRequest, ApplyResponse, CreateTokenRequest};
-use countersign_api::renewal::EXPORTER_LABEL;
 use countersign_api::v1;
-use countersign_api::v1::node_client::NodeClient;
 use countersign_api::wire::refusal_of;
 use countersign_audit::Entry;
 use countersign_identity::{Clock, Code, KeyId, NodeId, SimClock, SystemEntropy, Timestamp};
-use countersign_pki::{Bundle, Bundles, Chain, KeyKind, PrivateKey, Role, Verified, make_csr};
+use countersign_pki::{Bundle, Bundles, KeyKind, PrivateKey, Role, Verified, make_csr};
 use countersign_store::{Issued, SqliteStore, Store as _, verify_everything};
-use countersign_tls::{Expected, FirstContact, Identity, Outbound, Present, Slice, Trust};
-use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
+pub(super) use self::client::{Client, known, nobody, stranger};
 use crate::config::{Config, InitConfig, Ready, StartError};
 use crate::init::begin;
 use crate::run::{Surroundings, run_in};
@@ -203,60 +198,6 @@ pub(super) struct Agent {
     pub(super) generation: u64,
     pub(super) chain: Vec<Bytes>,
     pub(super) bundle: Bundle,
-}
-
-/// A client and the secret of its connection.
-pub(super) struct Client {
-    pub(super) node: NodeClient<Channel>,
-    pub(super) exporter: [u8; 32],
-}
-
-async fn channel<S>(stream: S) -> Channel
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let mut stream = Some(TokioIo::new(stream));
-    let connector = tower::service_fn(move |_| {
-        let stream = stream.take();
-        async move { stream.ok_or_else(|| std::io::Error::other("the connection was used up")) }
-    });
-    Endpoint::from_static("http://server").connect_with_connector(connector).await.unwrap()
-}
-
-/// A connection that shows no certificate, to a server whose root is pinned.
-pub(super) async fn stranger(realm: &Realm, running: &Running) -> Client {
-    let contact = FirstContact {
-        pin: realm.trust,
-        domain: Some(DOMAIN.parse().unwrap()),
-        alpn: vec![b"h2".to_vec()],
-        timeout: Duration::from_secs(10),
-    };
-    let tcp = TcpStream::connect(running.address()).await.unwrap();
-    let pinned = countersign_tls::connect_pinned(&realm.time(), tcp, &contact).await.unwrap();
-    let exporter = pinned.export(EXPORTER_LABEL).unwrap();
-    Client { node: NodeClient::new(channel(pinned.stream).await), exporter }
-}
-
-/// A connection that shows this identity.
-pub(super) async fn known(
-    realm: &Realm,
-    running: &Running,
-    bundle: &Bundle,
-    chain: &[Bytes],
-    key: &PrivateKey,
-) -> Client {
-    let bundles = Arc::new(Bundles::new(vec![bundle.clone()]).unwrap());
-    let trust = Trust::new(realm.time(), Slice { bundles, ..Slice::nothing() });
-    let chain = Chain::from_ders(chain.iter().map(AsRef::as_ref)).unwrap();
-    trust.set_identity(Identity::new(chain, key.pkcs8()).unwrap()).unwrap();
-    let outbound = Outbound {
-        alpn: vec![b"h2".to_vec()],
-        present: Present::Required,
-        ..Outbound::control(Expected::Server(DOMAIN.parse().unwrap()))
-    };
-    let established = countersign_tls::dial(&trust, running.address(), &outbound).await.unwrap();
-    let exporter = established.stream.export(EXPORTER_LABEL).unwrap();
-    Client { node: NodeClient::new(channel(established.stream).await), exporter }
 }
 
 pub(super) async fn attest(

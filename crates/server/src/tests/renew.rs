@@ -162,7 +162,7 @@ async fn successor_takes_over_and_the_older_key_is_refused_for_good() {
     let refused = fresh(&realm, &running, Claim { generation: 2, ..Claim::honest(&agent) }).await;
     assert_eq!(code(&refused.unwrap_err()), Code::BadPossession);
     // Its certificate still runs, and opens nothing.
-    let mut older = agent.client(&realm, &running).await;
+    let older = agent.client(&realm, &running).await;
     let refused = older.node.sign(v1::SignRequest::default()).await.unwrap_err();
     assert_eq!(code(&refused), Code::StaleGeneration);
     running.stop().await;
@@ -276,7 +276,7 @@ async fn stream_of_a_key_ends_when_the_key_has_a_successor() {
     let realm = Realm::begin().await;
     let running = realm.serve().await;
     let agent = Agent::join(&realm, &running, &[]).await;
-    let mut client = agent.client(&realm, &running).await;
+    let client = agent.client(&realm, &running).await;
     let (say, said) = mpsc::channel(1);
     let hello = v1::sync_request::Step::Hello(v1::SyncHello::default());
     say.send(v1::SyncRequest { step: Some(hello) }).await.unwrap();

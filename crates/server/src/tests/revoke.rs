@@ -120,7 +120,7 @@ async fn serial_takes_its_key_with_it_and_both_are_refused_for_ever() {
     running.stop().await;
     let running = realm.serve().await;
     realm.clock.advance(Duration::from_secs(1800));
-    let mut client = agent.client(&realm, &running).await;
+    let client = agent.client(&realm, &running).await;
     let items = vec![item("web", &leaked)];
     let again = client.node.sign(v1::SignRequest { items }).await.unwrap_err();
     assert_eq!(code(&again), Code::RevokedKey, "also after a restart, and when the rule is moot");

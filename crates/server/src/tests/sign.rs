@@ -9,7 +9,7 @@ use countersign_identity::Code;
 use countersign_pki::{Certificate, KeyKind, PrivateKey, make_csr};
 use tonic::Response;
 
-use super::{Agent, Client, Realm, code, known, stranger, unknown_or_cut, workload};
+use super::{Agent, Client, Realm, code, known, nobody, unknown_or_cut, workload};
 
 pub(super) fn item(workload: &str, key: &PrivateKey) -> v1::SignItem {
     v1::SignItem {
@@ -116,7 +116,7 @@ async fn nothing_is_signed_for_who_is_no_agent() {
     running.apply(vec![workload("web", &[])]).await;
     let agent = Agent::join(&realm, &running, &[]).await;
     // Without a certificate.
-    let mut nobody = stranger(&realm, &running).await;
+    let nobody = nobody(&realm, &running).await;
     let refused = nobody.node.sign(v1::SignRequest::default()).await.unwrap_err();
     assert_eq!(code(&refused), Code::Unauthenticated);
     let refused = nobody.node.report(v1::ReportRequest::default()).await.unwrap_err();
@@ -125,7 +125,7 @@ async fn nothing_is_signed_for_who_is_no_agent() {
     let key = PrivateKey::generate(KeyKind::P256).unwrap();
     let mut client = agent.client(&realm, &running).await;
     let issued = sign(&mut client, vec![item("web", &key)]).await.remove(0).unwrap();
-    let mut web = known(&realm, &running, &agent.bundle, &issued.chain, &key).await;
+    let web = known(&realm, &running, &agent.bundle, &issued.chain, &key).await;
     let refused = web.node.sign(v1::SignRequest::default()).await.unwrap_err();
     assert_eq!(code(&refused), Code::Forbidden);
     running.stop().await;
@@ -212,7 +212,7 @@ async fn signing_goes_on_while_rights_are_taken_away_elsewhere() {
     let running = realm.serve().await;
     running.apply(vec![workload("web", &[])]).await;
     let agent = Agent::join(&realm, &running, &[]).await;
-    let mut client = agent.client(&realm, &running).await;
+    let client = agent.client(&realm, &running).await;
     let key = PrivateKey::generate(KeyKind::P256).unwrap();
     let signing = async {
         let mut outcomes = Vec::new();

@@ -137,7 +137,7 @@ async fn state_and_nodes_outlive_a_restart() {
     let status = running.admin.status().await.unwrap();
     assert_eq!(status.revision, applied.revision);
     assert_eq!(status.nodes[0].id, agent.node);
-    let mut client = agent.client(&realm, &running).await;
+    let client = agent.client(&realm, &running).await;
     client.node.sign(countersign_api::v1::SignRequest::default()).await.unwrap();
     running.stop().await;
     realm.verify_everything().await;

@@ -8,8 +8,9 @@ use countersign_api::v1::sync_response::Step;
 use countersign_identity::{Clock as _, Code, Revision};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
+use super::client::Telling;
 use super::{
     Agent, Client, Realm, code, policy, service, soon, stranger, trust_domain, unknown_or_cut,
     workload,
@@ -18,7 +19,7 @@ use super::{
 /// An agent's stream.
 pub(super) struct Stream {
     pub(super) say: mpsc::Sender<v1::SyncRequest>,
-    pub(super) told: Streaming<v1::SyncResponse>,
+    pub(super) told: Telling,
     /// The rules that came with their signatures.
     pub(super) signed: Vec<v1::SignedRecord>,
 }
@@ -301,9 +302,9 @@ async fn stream_that_waits_with_its_hello_does_not_slip_past_a_removal() {
     let realm = Realm::begin().await;
     let running = realm.serve().await;
     let agent = Agent::join(&realm, &running, &[]).await;
-    let mut client = agent.client(&realm, &running).await;
+    let client = agent.client(&realm, &running).await;
     let (say, said) = mpsc::channel(1);
-    let mut node = client.node.clone();
+    let node = client.node.clone();
     let opening = tokio::spawn(async move { node.sync(ReceiverStream::new(said)).await });
     // Other calls of the same connection are answered meanwhile: the server has seen the stream.
     for _ in 0..5 {

@@ -11,7 +11,7 @@ use countersign_identity::{Code, KeyId, Reason, Serial, SystemEntropy};
 use countersign_pki::{Certificate, Crl};
 use countersign_store::{SqliteStore, Store as _};
 
-use super::{Agent, Realm, Running, code, known, soon, stranger};
+use super::{Agent, Realm, Running, code, known, nobody, soon};
 
 /// Asks again until the answer is as expected, a moment later each time.
 async fn until(
@@ -114,7 +114,7 @@ async fn agents_get_all_lists_and_strangers_none() {
     let realm = Realm::begin().await;
     let running = realm.serve().await;
     let agent = Agent::join(&realm, &running, &[]).await;
-    let mut client = known(&realm, &running, &agent.bundle, &agent.chain, &agent.key).await;
+    let client = known(&realm, &running, &agent.bundle, &agent.chain, &agent.key).await;
     let revision = running.admin.status().await.unwrap().revision;
     let request = v1::ListsRequest { revision: Some(revision.into()) };
     let answer = client.node.lists(request).await.unwrap().into_inner();
@@ -127,8 +127,8 @@ async fn agents_get_all_lists_and_strangers_none() {
     let request = v1::ListsRequest { revision: Some(later.into()) };
     let refused = client.node.lists(request).await.unwrap_err();
     assert_eq!(code(&refused), Code::NotReady);
-    let mut stranger = stranger(&realm, &running).await;
-    let refused = stranger.node.lists(v1::ListsRequest::default()).await.unwrap_err();
+    let nobody = nobody(&realm, &running).await;
+    let refused = nobody.node.lists(v1::ListsRequest::default()).await.unwrap_err();
     assert_eq!(code(&refused), Code::Unauthenticated);
     running.stop().await;
 }

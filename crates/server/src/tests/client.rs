@@ -1,0 +1,237 @@
+//! Both ways in which a machine speaks to the server.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use countersign_api::renewal::EXPORTER_LABEL;
+use countersign_api::standing::{self, Calls, Failed, Standing};
+use countersign_api::v1;
+use countersign_api::v1::node_client::NodeClient;
+use countersign_pki::{Bundle, Bundles, Chain, PrivateKey};
+use countersign_tls::{
+    Expected, FirstContact, Identity, Outbound, Pinned, Present, Slice, Trust, connect_pinned, dial,
+};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Response, Status};
+
+use super::{DOMAIN, Realm, Running};
+use crate::refusal::Refused;
+
+/// A client and the secret of its connection.
+pub(crate) struct Client {
+    pub(crate) node: Node,
+    pub(crate) exporter: [u8; 32],
+}
+
+/// What is asked of the server.
+#[derive(Clone)]
+pub(crate) struct Node {
+    grpc: Option<NodeClient<Channel>>,
+    standing: Option<(Calls, Arc<Ears>)>,
+}
+
+/// What is heard on a standing connection.
+struct Ears {
+    told: Mutex<Option<mpsc::Receiver<v1::SyncResponse>>>,
+    _moving: AbortOnDropHandle<()>,
+}
+
+/// A stream that was opened.
+pub(crate) struct Telling {
+    calls: Calls,
+    first: Option<v1::SyncResponse>,
+    told: mpsc::Receiver<v1::SyncResponse>,
+    _saying: AbortOnDropHandle<()>,
+    _ears: Arc<Ears>,
+}
+
+impl Node {
+    async fn grpc<S>(stream: S) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut stream = Some(TokioIo::new(stream));
+        let connector = tower::service_fn(move |_| {
+            let stream = stream.take();
+            async move { stream.ok_or_else(|| std::io::Error::other("the connection was used up")) }
+        });
+        let endpoint = Endpoint::from_static("http://server");
+        let channel = endpoint.connect_with_connector(connector).await.unwrap();
+        Self { grpc: Some(NodeClient::new(channel)), standing: None }
+    }
+
+    fn standing<S>(stream: S) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (Standing { calls, told }, moving) = Standing::over(stream);
+        let _moving = AbortOnDropHandle::new(tokio::spawn(moving));
+        let ears = Ears { told: Mutex::new(Some(told)), _moving };
+        Self { grpc: None, standing: Some((calls, Arc::new(ears))) }
+    }
+
+    fn calls(&self) -> &Calls {
+        &self.standing.as_ref().expect("a standing connection").0
+    }
+
+    fn strange(&mut self) -> &mut NodeClient<Channel> {
+        self.grpc.as_mut().expect("a connection that speaks gRPC")
+    }
+
+    pub(crate) async fn attest(
+        &mut self,
+        request: v1::AttestRequest,
+    ) -> Result<Response<v1::AttestResponse>, Status> {
+        self.strange().attest(request).await
+    }
+
+    pub(crate) async fn attest_x509(
+        &mut self,
+        requests: ReceiverStream<v1::AttestX509Request>,
+    ) -> Result<Response<tonic::Streaming<v1::AttestX509Response>>, Status> {
+        self.strange().attest_x509(requests).await
+    }
+
+    pub(crate) async fn renew(
+        &mut self,
+        requests: ReceiverStream<v1::RenewRequest>,
+    ) -> Result<Response<tonic::Streaming<v1::RenewResponse>>, Status> {
+        self.strange().renew(requests).await
+    }
+
+    pub(crate) async fn sign(
+        &self,
+        request: v1::SignRequest,
+    ) -> Result<Response<v1::SignResponse>, Status> {
+        answered(self.calls().sign(request).await)
+    }
+
+    pub(crate) async fn report(
+        &self,
+        request: v1::ReportRequest,
+    ) -> Result<Response<v1::ReportResponse>, Status> {
+        answered(self.calls().report(request).await)
+    }
+
+    pub(crate) async fn lists(
+        &self,
+        request: v1::ListsRequest,
+    ) -> Result<Response<v1::ListsResponse>, Status> {
+        answered(self.calls().lists(request).await)
+    }
+
+    pub(crate) async fn hand_back(
+        &self,
+        request: v1::HandBackRequest,
+    ) -> Result<Response<v1::HandBackResponse>, Status> {
+        answered(self.calls().hand_back(request).await)
+    }
+
+    /// Says all of this, and is told until the connection ends.
+    pub(crate) async fn sync(
+        &self,
+        mut said: ReceiverStream<v1::SyncRequest>,
+    ) -> Result<Response<Telling>, Status> {
+        let (calls, ears) = self.standing.clone().expect("a standing connection");
+        let mut told = ears.told.lock().unwrap().take().expect("one stream a connection");
+        let say = calls.clone();
+        let saying = tokio::spawn(async move {
+            while let Some(v1::SyncRequest { step: Some(step) }) = said.next().await {
+                // The reason is heard.
+                say.sync(step).await.ok();
+            }
+        });
+        let first = told.recv().await;
+        if first.is_none() {
+            return Err(status(calls.why_ended()));
+        }
+        let _saying = AbortOnDropHandle::new(saying);
+        Ok(Response::new(Telling { calls, first, told, _saying, _ears: ears }))
+    }
+}
+
+impl std::fmt::Debug for Telling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Telling")
+    }
+}
+
+impl Telling {
+    pub(crate) async fn message(&mut self) -> Result<Option<v1::SyncResponse>, Status> {
+        if let Some(first) = self.first.take() {
+            return Ok(Some(first));
+        }
+        match self.told.recv().await {
+            Some(response) => Ok(Some(response)),
+            None => Err(status(self.calls.why_ended())),
+        }
+    }
+}
+
+fn answered<T>(answer: Result<T, Failed>) -> Result<Response<T>, Status> {
+    answer.map(Response::new).map_err(status)
+}
+
+/// As gRPC says it, which tests of both ways understand.
+fn status(failed: Failed) -> Status {
+    match failed {
+        Failed::Refused(refused) => Refused::new(refused.code, refused.message).into(),
+        Failed::Lost(why) => Status::unavailable(why),
+        Failed::Broken(why) => Status::internal(why),
+    }
+}
+
+async fn pinned(realm: &Realm, running: &Running, alpn: &[u8]) -> Pinned {
+    let contact = FirstContact {
+        pin: realm.trust,
+        domain: Some(DOMAIN.parse().unwrap()),
+        alpn: vec![alpn.to_vec()],
+        timeout: Duration::from_secs(10),
+    };
+    let tcp = TcpStream::connect(running.address()).await.unwrap();
+    connect_pinned(&realm.time(), tcp, &contact).await.unwrap()
+}
+
+/// A connection that shows no certificate, to a server whose root is pinned.
+pub(crate) async fn stranger(realm: &Realm, running: &Running) -> Client {
+    let pinned = pinned(realm, running, b"h2").await;
+    let exporter = pinned.export(EXPORTER_LABEL).unwrap();
+    Client { node: Node::grpc(pinned.stream).await, exporter }
+}
+
+/// The same, which would speak as agents do.
+pub(crate) async fn nobody(realm: &Realm, running: &Running) -> Client {
+    let pinned = pinned(realm, running, standing::ALPN).await;
+    let exporter = pinned.export(EXPORTER_LABEL).unwrap();
+    Client { node: Node::standing(pinned.stream), exporter }
+}
+
+/// A connection that shows this identity.
+pub(crate) async fn known(
+    realm: &Realm,
+    running: &Running,
+    bundle: &Bundle,
+    chain: &[Bytes],
+    key: &PrivateKey,
+) -> Client {
+    let bundles = Arc::new(Bundles::new(vec![bundle.clone()]).unwrap());
+    let trust = Trust::new(realm.time(), Slice { bundles, ..Slice::nothing() });
+    let chain = Chain::from_ders(chain.iter().map(AsRef::as_ref)).unwrap();
+    trust.set_identity(Identity::new(chain, key.pkcs8()).unwrap()).unwrap();
+    let outbound = Outbound {
+        alpn: vec![standing::ALPN.to_vec()],
+        present: Present::Required,
+        ..Outbound::control(Expected::Server(DOMAIN.parse().unwrap()))
+    };
+    let established = dial(&trust, running.address(), &outbound).await.unwrap();
+    let exporter = established.stream.export(EXPORTER_LABEL).unwrap();
+    Client { node: Node::standing(established.stream), exporter }
+}
