@@ -13,11 +13,11 @@ use countersign_identity::{Clock, Code, Revision, SpiffeId};
 use countersign_pki::{Refused, Verified};
 use rustls::{AlertDescription, Error};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use crate::revoked::revoked;
 use crate::rule::holds;
+use crate::socket::Socket;
 use crate::{Established, Expected, HandshakeFailure, Identity, Outbound, Slice, Trust, dial};
 
 /// The application protocol by which a canary comes.
@@ -59,7 +59,7 @@ pub(crate) fn alive(peer: &Verified, slice: &Slice) -> Result<(), Refused> {
 }
 
 /// Tells a canary that it was let through, and closes. Gives what is noted of it.
-pub(crate) async fn answer(mut tls: TlsStream<TcpStream>, revision: Revision) -> Refused {
+pub(crate) async fn answer(mut tls: TlsStream<Socket>, revision: Revision) -> Refused {
     let mut said = revision.incarnation.to_be_bytes().to_vec();
     said.extend(revision.number.to_be_bytes());
     let answered = async {

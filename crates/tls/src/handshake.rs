@@ -11,7 +11,7 @@ use countersign_pki::Refused;
 use rustls::server::Acceptor;
 use rustls::{HandshakeKind, ProtocolVersion};
 use rustls_pki_types::ServerName;
-use socket2::{SockRef, Socket, TcpKeepalive};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream as ServerStream;
@@ -23,6 +23,7 @@ use crate::canary::{self, CANARY_ALPN};
 use crate::register::{Arrival, Standing};
 use crate::reproof::{ProofName, REPROOF_ALPN};
 use crate::rule::{Clients, Inbound, Outbound, Present, Rule, no_own_identity};
+use crate::socket::Socket;
 use crate::verifier::{Asked, Slot, context};
 use crate::{HandshakeFact, HandshakeFailure, Stream, Trust, config};
 
@@ -63,7 +64,7 @@ pub async fn accept(
     if let Err(error) = tune(&tcp) {
         return Err(attempt.broken(&error));
     }
-    let shaking = shake(trust, tcp, inbound, &attempt.slot);
+    let shaking = shake(trust, Socket::new(tcp), inbound, &attempt.slot);
     match attempt.within(inbound.timeout, shaking).await {
         Ok((tls, Asked::Entry)) => attempt.finish(tls.into(), inbound.clients != Clients::Required),
         Ok((tls, Asked::Trial)) => Err(attempt.try_canary(tls, inbound.timeout).await),
@@ -78,10 +79,10 @@ pub async fn accept(
 /// would have us refuse it).
 async fn shake(
     trust: &Arc<Trust>,
-    tcp: TcpStream,
+    tcp: Socket,
     inbound: &Inbound,
     slot: &Arc<Slot>,
-) -> Result<(ServerStream<TcpStream>, Asked), (io::Error, TcpStream)> {
+) -> Result<(ServerStream<Socket>, Asked), (io::Error, Socket)> {
     let mut hello = pin!(LazyConfigAcceptor::new(Acceptor::default(), tcp));
     let start = match hello.as_mut().await {
         Ok(start) => start,
@@ -175,7 +176,8 @@ impl Attempt {
             return Err(self.broken(&error));
         }
         let config = config::client(&self.trust, outbound, Some(&self.slot));
-        let shaking = TlsConnector::from(config).connect(nobody(), tcp).into_fallible();
+        let shaking =
+            TlsConnector::from(config).connect(nobody(), Socket::new(tcp)).into_fallible();
         match self.within(timeout, shaking).await {
             Ok(_) if outbound.present == Present::Required && self.slot.shown().is_none() => {
                 let why = "the peer did not ask for our certificate".to_owned();
@@ -190,7 +192,7 @@ impl Attempt {
     async fn within<S>(
         &self,
         timeout: Duration,
-        shaking: impl Future<Output = Result<S, (io::Error, TcpStream)>>,
+        shaking: impl Future<Output = Result<S, (io::Error, Socket)>>,
     ) -> Result<S, Refused> {
         let clock = self.trust.clock();
         let deadline = clock.now() + timeout;
@@ -213,7 +215,7 @@ impl Attempt {
 
     /// Lets the peer read the alert. Closing while something of the peer's is unread would reset the connection, and
     /// take the alert away before the peer has seen it.
-    async fn linger(&self, mut tcp: TcpStream, deadline: Timestamp) {
+    async fn linger(&self, mut tcp: Socket, deadline: Timestamp) {
         let clock = self.trust.clock();
         let until = deadline.min(clock.now() + LINGER);
         let drain = async {
@@ -257,7 +259,7 @@ impl Attempt {
 
     fn finish(
         mut self,
-        tls: TlsStream<TcpStream>,
+        tls: TlsStream<Socket>,
         anonymous: bool,
     ) -> Result<Established, HandshakeFailure> {
         self.observe(&tls);
@@ -280,7 +282,7 @@ impl Attempt {
     /// Answers a canary that got through the verifier, on the slice that is current now, and lets it go.
     async fn try_canary(
         mut self,
-        tls: ServerStream<TcpStream>,
+        tls: ServerStream<Socket>,
         timeout: Duration,
     ) -> HandshakeFailure {
         let tls = TlsStream::from(tls);
@@ -307,7 +309,7 @@ impl Attempt {
     }
 
     /// What the two ends agreed on.
-    fn observe(&mut self, tls: &TlsStream<TcpStream>) {
+    fn observe(&mut self, tls: &TlsStream<Socket>) {
         let common = tls.get_ref().1;
         self.fact.version = match common.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "1.3",
@@ -324,7 +326,7 @@ impl Attempt {
         };
     }
 
-    fn arrival(&self, tls: &TlsStream<TcpStream>, anonymous: bool) -> Result<Arrival, Refused> {
+    fn arrival(&self, tls: &TlsStream<Socket>, anonymous: bool) -> Result<Arrival, Refused> {
         if self.fact.resumed {
             // Cannot happen with our configurations. If it ever does, nobody was verified.
             let why = "the session was resumed".to_owned();
@@ -346,7 +348,7 @@ impl Attempt {
             peer,
         });
         let shown = self.slot.shown().cloned();
-        let socket = second_descriptor(tls.get_ref().0)?;
+        let socket = Some(tls.get_ref().0.clone());
         let (address, name) = (self.fact.peer_address, ProofName::of(tls));
         Ok(Arrival { standing, shown, opened, expires, address, name, socket })
     }
@@ -367,13 +369,6 @@ pub(crate) fn probe(tcp: &TcpStream, silence: Duration) -> io::Result<()> {
         TcpKeepalive::new().with_time(silence / 2).with_interval(silence / 6).with_retries(3);
     socket.set_tcp_keepalive(&probes)?;
     socket.set_tcp_user_timeout(Some(silence))
-}
-
-fn second_descriptor(tcp: &TcpStream) -> Result<Socket, Refused> {
-    SockRef::from(tcp).try_clone().map_err(|error| {
-        let why = format!("there is no file descriptor left for the register: {error}");
-        Refused { code: Code::TooManyConnections, why }
-    })
 }
 
 /// rustls wants the name of a host. Ours are not known by one, and it is not sent.

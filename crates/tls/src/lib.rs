@@ -54,6 +54,7 @@ mod reproof;
 mod revoked;
 mod room;
 mod rule;
+mod socket;
 mod source;
 mod standing;
 mod stream;

@@ -1,7 +1,7 @@
 //! The live connections, and under what each of them was let in.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::{Shutdown, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -9,7 +9,6 @@ use arc_swap::ArcSwapOption;
 use countersign_identity::{Code, Timestamp};
 use countersign_pki::Verified;
 use countersign_policy::Context;
-use socket2::Socket;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +17,7 @@ use crate::call::{Calls, LastingCall};
 use crate::identity::Own;
 use crate::reproof::ProofName;
 use crate::rule::{Expired, Rule};
+use crate::socket::Socket;
 
 /// Who is at the other end, and on what grounds.
 #[derive(Debug)]
@@ -50,8 +50,7 @@ pub(crate) struct Entry {
     pub(crate) lasting: OnceLock<LastingCall>,
     /// Those under way over it, where they are decided on one by one.
     pub(crate) calls: Calls,
-    /// A second descriptor of the connection's socket, so that cutting needs nobody's help, whoever holds the first.
-    /// None once the owner gave the connection up.
+    /// The connection's socket, so that cutting needs nobody's help. None once the owner gave the connection up.
     socket: Mutex<Option<Socket>>,
     cut: OnceLock<Code>,
     ended: CancellationToken,
@@ -153,7 +152,7 @@ impl Entry {
         }
         self.ended.cancel();
         if let Some(socket) = &*self.socket()
-            && let Err(error) = socket.shutdown(Shutdown::Both)
+            && let Err(error) = socket.shut()
         {
             // The peer was faster; closed is what was wanted.
             tracing::trace!(%error, "a connection to be ended was gone");
@@ -175,7 +174,7 @@ pub(crate) struct Arrival {
     pub(crate) expires: Timestamp,
     pub(crate) address: Option<SocketAddr>,
     pub(crate) name: Option<ProofName>,
-    pub(crate) socket: Socket,
+    pub(crate) socket: Option<Socket>,
 }
 
 /// The live connections of a process.
@@ -229,7 +228,7 @@ impl Register {
             unprovable: AtomicBool::new(false),
             lasting: OnceLock::new(),
             calls: Calls::default(),
-            socket: Mutex::new(Some(arrival.socket)),
+            socket: Mutex::new(arrival.socket),
             cut: OnceLock::new(),
             ended: CancellationToken::new(),
             retirement: OnceLock::new(),

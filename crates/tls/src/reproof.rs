@@ -18,10 +18,12 @@ use std::time::Duration;
 use countersign_identity::{Code, SpiffeId, Timestamp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission;
 use crate::register::{Entry, Standing};
+use crate::socket::Socket;
 use crate::{
     Direction, Established, Expected, HandshakeFact, HandshakeFailure, Outbound, Purpose, Stream,
     Trust, dial,
@@ -46,8 +48,7 @@ pub(crate) struct ProofName([u8; NAME_BYTES]);
 
 impl ProofName {
     /// None for what is itself a re-proof, and for what is broken already.
-    pub(crate) fn of(tls: &tokio_rustls::TlsStream<tokio::net::TcpStream>) -> Option<Self> {
-        use tokio_rustls::TlsStream;
+    pub(crate) fn of(tls: &TlsStream<Socket>) -> Option<Self> {
         let (secret, label) = ([0; NAME_BYTES], LABEL.as_bytes());
         if tls.get_ref().1.alpn_protocol() == Some(REPROOF_ALPN) {
             return None;

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use countersign_identity::Code;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use crate::Admitted;
 use crate::admission::Place;
 use crate::handshake::probe;
+use crate::socket::Socket;
 
 /// A mutual TLS connection that was admitted. Dropping it closes it and takes it out of the register.
 ///
@@ -23,7 +23,7 @@ use crate::handshake::probe;
 #[derive(Debug)]
 pub struct Stream {
     // The socket closes before the place is given up, so the register never counts too few.
-    tls: TlsStream<TcpStream>,
+    tls: TlsStream<Socket>,
     place: Place,
 }
 
@@ -40,7 +40,7 @@ impl fmt::Display for Ended {
 impl std::error::Error for Ended {}
 
 impl Stream {
-    pub(crate) const fn new(tls: TlsStream<TcpStream>, place: Place) -> Self {
+    pub(crate) const fn new(tls: TlsStream<Socket>, place: Place) -> Self {
         Self { tls, place }
     }
 
@@ -59,7 +59,7 @@ impl Stream {
     /// # Errors
     /// When the socket is not connected any more.
     pub fn peer_address(&self) -> io::Result<SocketAddr> {
-        self.tls.get_ref().0.peer_addr()
+        self.tls.get_ref().0.tcp().peer_addr()
     }
 
     /// Notices a peer that has vanished without a word within about this time, also while nothing is sent. It costs nothing but
@@ -68,7 +68,7 @@ impl Stream {
     /// # Errors
     /// When the socket is not connected any more.
     pub fn probe(&self, silence: Duration) -> io::Result<()> {
-        probe(self.tls.get_ref().0, silence)
+        probe(&self.tls.get_ref().0.tcp(), silence)
     }
 
     /// Our own address on this connection.
@@ -76,7 +76,7 @@ impl Stream {
     /// # Errors
     /// When the socket is not connected any more.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
-        self.tls.get_ref().0.local_addr()
+        self.tls.get_ref().0.tcp().local_addr()
     }
 
     /// A secret that only the two ends of this connection know (RFC 8446, 7.5), to bind a signature to it.
@@ -100,7 +100,7 @@ impl Stream {
     /// waits to be read, comes out any more either.
     fn unless_ended<T>(
         &mut self,
-        act: impl FnOnce(Pin<&mut TlsStream<TcpStream>>) -> Poll<io::Result<T>>,
+        act: impl FnOnce(Pin<&mut TlsStream<Socket>>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         // Asked again afterwards, because being ended is also why the socket may have failed meanwhile.
         if self.admitted().why_ended().is_none() {

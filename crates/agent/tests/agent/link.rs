@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use countersign_agent::server_link::{GrpcLink, LinkFault, NodeCredential, ServerLink};
+use countersign_api::standing::ALPN;
 use countersign_identity::{Clock, Code, Reason, Revocation, Revocations, Revoked};
 use countersign_pki::{Bundles, Chain};
 use countersign_tls::{Identity, Inbound, Slice, Trust, accept};
@@ -28,7 +29,7 @@ async fn door(trust: Arc<Trust>) -> (SocketAddr, JoinHandle<Result<(), Code>>) {
     let accepting = tokio::spawn(async move {
         let (tcp, _) = listener.accept().await.unwrap();
         let mut inbound = Inbound::control();
-        inbound.alpn = vec![b"h2".to_vec()];
+        inbound.alpn = vec![ALPN.to_vec()];
         accept(&trust, tcp, &inbound).await.map(drop).map_err(|failure| failure.code)
     });
     (address, accepting)

@@ -1,5 +1,6 @@
 //! Both ways in which a machine speaks to the server.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,10 +9,14 @@ use countersign_api::renewal::EXPORTER_LABEL;
 use countersign_api::standing::{self, Calls, Failed, Standing};
 use countersign_api::v1;
 use countersign_api::v1::node_client::NodeClient;
+use countersign_identity::Clock;
 use countersign_pki::{Bundle, Bundles, Chain, PrivateKey};
 use countersign_tls::{
-    Expected, FirstContact, Identity, Outbound, Pinned, Present, Slice, Trust, connect_pinned, dial,
+    Expected, FirstContact, Identity, Outbound, Pinned, Present, Slice, Stream, Trust,
+    connect_pinned, dial,
 };
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -22,7 +27,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
-use super::{DOMAIN, Realm, Running};
+use super::{Agent, DOMAIN, Realm, Running};
 use crate::refusal::Refused;
 
 /// A client and the secret of its connection.
@@ -35,22 +40,36 @@ pub(crate) struct Client {
 #[derive(Clone)]
 pub(crate) struct Node {
     grpc: Option<NodeClient<Channel>>,
-    standing: Option<(Calls, Arc<Ears>)>,
+    standing: Option<(Arc<Open>, Dial)>,
 }
 
-/// What is heard on a standing connection.
-struct Ears {
+/// Another connection like the first.
+type Dial = Arc<dyn Fn() -> BoxFuture<'static, Open> + Send + Sync>;
+
+/// A standing connection.
+struct Open {
+    calls: Calls,
     told: Mutex<Option<mpsc::Receiver<v1::SyncResponse>>>,
     _moving: AbortOnDropHandle<()>,
 }
 
-/// A stream that was opened.
+/// A stream that was opened, on a connection of its own, which ends with it.
 pub(crate) struct Telling {
-    calls: Calls,
     first: Option<v1::SyncResponse>,
     told: mpsc::Receiver<v1::SyncResponse>,
+    open: Open,
     _saying: AbortOnDropHandle<()>,
-    _ears: Arc<Ears>,
+}
+
+impl Open {
+    fn over<S>(stream: S) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (Standing { calls, told }, moving) = Standing::over(stream);
+        let _moving = AbortOnDropHandle::new(tokio::spawn(moving));
+        Self { calls, told: Mutex::new(Some(told)), _moving }
+    }
 }
 
 impl Node {
@@ -68,18 +87,12 @@ impl Node {
         Self { grpc: Some(NodeClient::new(channel)), standing: None }
     }
 
-    fn standing<S>(stream: S) -> Self
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let (Standing { calls, told }, moving) = Standing::over(stream);
-        let _moving = AbortOnDropHandle::new(tokio::spawn(moving));
-        let ears = Ears { told: Mutex::new(Some(told)), _moving };
-        Self { grpc: None, standing: Some((calls, Arc::new(ears))) }
+    async fn standing(dial: Dial) -> Self {
+        Self { grpc: None, standing: Some((Arc::new(dial().await), dial)) }
     }
 
     fn calls(&self) -> &Calls {
-        &self.standing.as_ref().expect("a standing connection").0
+        &self.standing.as_ref().expect("a standing connection").0.calls
     }
 
     fn strange(&mut self) -> &mut NodeClient<Channel> {
@@ -140,21 +153,21 @@ impl Node {
         &self,
         mut said: ReceiverStream<v1::SyncRequest>,
     ) -> Result<Response<Telling>, Status> {
-        let (calls, ears) = self.standing.clone().expect("a standing connection");
-        let mut told = ears.told.lock().unwrap().take().expect("one stream a connection");
-        let say = calls.clone();
-        let saying = tokio::spawn(async move {
+        let (_, dial) = self.standing.as_ref().expect("a standing connection");
+        let open = dial().await;
+        let mut told = open.told.lock().unwrap().take().expect("it is new");
+        let say = open.calls.clone();
+        let _saying = AbortOnDropHandle::new(tokio::spawn(async move {
             while let Some(v1::SyncRequest { step: Some(step) }) = said.next().await {
                 // The reason is heard.
                 say.sync(step).await.ok();
             }
-        });
+        }));
         let first = told.recv().await;
         if first.is_none() {
-            return Err(status(calls.why_ended()));
+            return Err(status(open.calls.why_ended()));
         }
-        let _saying = AbortOnDropHandle::new(saying);
-        Ok(Response::new(Telling { calls, first, told, _saying, _ears: ears }))
+        Ok(Response::new(Telling { first, told, open, _saying }))
     }
 }
 
@@ -171,7 +184,7 @@ impl Telling {
         }
         match self.told.recv().await {
             Some(response) => Ok(Some(response)),
-            None => Err(status(self.calls.why_ended())),
+            None => Err(status(self.open.calls.why_ended())),
         }
     }
 }
@@ -189,32 +202,39 @@ fn status(failed: Failed) -> Status {
     }
 }
 
-async fn pinned(realm: &Realm, running: &Running, alpn: &[u8]) -> Pinned {
-    let contact = FirstContact {
+async fn pinned(contact: FirstContact, time: Arc<dyn Clock>, address: SocketAddr) -> Pinned {
+    let tcp = TcpStream::connect(address).await.unwrap();
+    connect_pinned(&time, tcp, &contact).await.unwrap()
+}
+
+fn contact(realm: &Realm, alpn: &[u8]) -> FirstContact {
+    FirstContact {
         pin: realm.trust,
         domain: Some(DOMAIN.parse().unwrap()),
         alpn: vec![alpn.to_vec()],
         timeout: Duration::from_secs(10),
-    };
-    let tcp = TcpStream::connect(running.address()).await.unwrap();
-    connect_pinned(&realm.time(), tcp, &contact).await.unwrap()
+    }
 }
 
 /// A connection that shows no certificate, to a server whose root is pinned.
 pub(crate) async fn stranger(realm: &Realm, running: &Running) -> Client {
-    let pinned = pinned(realm, running, b"h2").await;
+    let pinned = pinned(contact(realm, b"h2"), realm.time(), running.address()).await;
     let exporter = pinned.export(EXPORTER_LABEL).unwrap();
     Client { node: Node::grpc(pinned.stream).await, exporter }
 }
 
 /// The same, which would speak as agents do.
 pub(crate) async fn nobody(realm: &Realm, running: &Running) -> Client {
-    let pinned = pinned(realm, running, standing::ALPN).await;
-    let exporter = pinned.export(EXPORTER_LABEL).unwrap();
-    Client { node: Node::standing(pinned.stream), exporter }
+    let (contact, time) = (contact(realm, standing::ALPN), realm.time());
+    let address = running.address();
+    let dial = move || {
+        let pinned = pinned(contact.clone(), Arc::clone(&time), address);
+        async { Open::over(pinned.await.stream) }.boxed()
+    };
+    Client { node: Node::standing(Arc::new(dial)).await, exporter: [0; 32] }
 }
 
-/// A connection that shows this identity.
+/// Connections that show this identity.
 pub(crate) async fn known(
     realm: &Realm,
     running: &Running,
@@ -222,16 +242,42 @@ pub(crate) async fn known(
     chain: &[Bytes],
     key: &PrivateKey,
 ) -> Client {
+    let (trust, address) = (shows(realm, bundle, chain, key), running.address());
+    let dial = move || {
+        let trust = Arc::clone(&trust);
+        async move { Open::over(dialled(&trust, address, standing::ALPN).await) }.boxed()
+    };
+    Client { node: Node::standing(Arc::new(dial)).await, exporter: [0; 32] }
+}
+
+/// The same, which speaks as strangers do.
+pub(crate) async fn known_stranger(realm: &Realm, running: &Running, agent: &Agent) -> Client {
+    let trust = shows(realm, &agent.bundle, &agent.chain, &agent.key);
+    let stream = dialled(&trust, running.address(), b"h2").await;
+    let exporter = stream.export(EXPORTER_LABEL).unwrap();
+    Client { node: Node::grpc(stream).await, exporter }
+}
+
+/// What trusts this bundle and shows this identity.
+pub(crate) fn shows(
+    realm: &Realm,
+    bundle: &Bundle,
+    chain: &[Bytes],
+    key: &PrivateKey,
+) -> Arc<Trust> {
     let bundles = Arc::new(Bundles::new(vec![bundle.clone()]).unwrap());
     let trust = Trust::new(realm.time(), Slice { bundles, ..Slice::nothing() });
     let chain = Chain::from_ders(chain.iter().map(AsRef::as_ref)).unwrap();
     trust.set_identity(Identity::new(chain, key.pkcs8()).unwrap()).unwrap();
+    trust
+}
+
+/// The bytes of such a connection.
+pub(crate) async fn dialled(trust: &Arc<Trust>, address: SocketAddr, alpn: &[u8]) -> Stream {
     let outbound = Outbound {
-        alpn: vec![standing::ALPN.to_vec()],
+        alpn: vec![alpn.to_vec()],
         present: Present::Required,
         ..Outbound::control(Expected::Server(DOMAIN.parse().unwrap()))
     };
-    let established = dial(&trust, running.address(), &outbound).await.unwrap();
-    let exporter = established.stream.export(EXPORTER_LABEL).unwrap();
-    Client { node: Node::standing(established.stream), exporter }
+    dial(trust, address, &outbound).await.unwrap().stream
 }

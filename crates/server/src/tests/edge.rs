@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
+use countersign_api::standing::{ALPN, Reader, put};
+use countersign_api::v1;
+use countersign_identity::Code;
 use countersign_pki::{KeyKind, PrivateKey};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::{Agent, Realm, attest, soon, stranger};
+use super::client::{dialled, shows};
+use super::{Agent, Realm, Running, attest, soon, stranger};
 
 /// Whether the server has closed this connection.
 async fn closed(tcp: &mut TcpStream) -> bool {
@@ -107,6 +111,96 @@ async fn stop_ends_open_streams_and_does_not_wait_for_them() {
     assert_eq!(status.code(), tonic::Code::Unavailable);
     soon(stopping).await.unwrap();
     realm.verify_everything().await;
+}
+
+/// What the server answers to bytes of an agent, until it closes.
+async fn answers(
+    realm: &Realm,
+    running: &Running,
+    agent: &Agent,
+    said: &[u8],
+) -> Vec<v1::FromServer> {
+    let trust = shows(realm, &agent.bundle, &agent.chain, &agent.key);
+    let mut tls = dialled(&trust, running.address(), ALPN).await;
+    // The server may close while this is still being written.
+    let _broken = tls.write_all(said).await;
+    let mut reader = Reader::new(1 << 20, Duration::from_secs(60));
+    let mut answers = Vec::new();
+    while let Ok(Some(answer)) = soon(reader.next(&mut tls)).await {
+        answers.push(answer);
+    }
+    answers
+}
+
+fn said(step: v1::from_agent::Step) -> Vec<u8> {
+    let mut out = bytes::BytesMut::new();
+    put(&v1::FromAgent { step: Some(step) }, &mut out);
+    out.to_vec()
+}
+
+#[tokio::test]
+async fn what_is_no_message_too_large_or_never_whole_ends_its_connection_only() {
+    use v1::from_agent::Step;
+    use v1::sync_request::Step as Sync;
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let honest = agent.client(&realm, &running).await;
+    let sync = |step| said(Step::Sync(v1::SyncRequest { step: Some(step) }));
+    let hello = sync(Sync::Hello(v1::SyncHello::default()));
+    let ack = sync(Sync::Ack(v1::SyncAck::default()));
+    let unknown = said(Step::Call(v1::Call { number: 7, asked: None }));
+    let cases = [
+        ("no protobuf", b"\0\0\0\x02\xff\xff".to_vec(), Code::NotUnderstood),
+        ("3 MiB by its length", (3_u32 << 20).to_be_bytes().to_vec(), Code::NotUnderstood),
+        ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), Code::NotUnderstood),
+        ("an empty message", vec![0; 4], Code::NotUnderstood),
+        ("an acknowledgement first", ack, Code::NotUnderstood),
+        ("two hellos", [hello.clone(), hello].concat(), Code::NotUnderstood),
+    ];
+    for (what, bytes, code) in cases {
+        let mut answers = answers(&realm, &running, &agent, &bytes).await;
+        match answers.pop().and_then(|last| last.step) {
+            Some(v1::from_server::Step::Ended(refusal)) => {
+                assert_eq!(refusal.code, code.as_str(), "{what}: {}", refusal.message);
+            }
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+    // A call that is not known is answered, so that an older server may be asked what a newer one knows.
+    let trust = shows(&realm, &agent.bundle, &agent.chain, &agent.key);
+    let mut tls = dialled(&trust, running.address(), ALPN).await;
+    tls.write_all(&unknown).await.unwrap();
+    let mut reader = Reader::new(1 << 20, Duration::from_secs(60));
+    let answer: v1::FromServer = soon(reader.next(&mut tls)).await.unwrap().unwrap();
+    let Some(v1::from_server::Step::Answer(answer)) = answer.step else { panic!("{answer:?}") };
+    assert_eq!(answer.number, 7);
+    soon(honest.node.sign(v1::SignRequest::default())).await.unwrap();
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn calls_without_end_are_read_no_faster_than_they_are_answered() {
+    use v1::from_agent::Step;
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let trust = shows(&realm, &agent.bundle, &agent.chain, &agent.key);
+    let mut tls = dialled(&trust, running.address(), ALPN).await;
+    let asked = |number| {
+        let asked = Some(v1::call::Asked::Sign(v1::SignRequest::default()));
+        said(Step::Call(v1::Call { number, asked }))
+    };
+    let many: Vec<u8> = (1..=1000).flat_map(asked).collect();
+    tls.write_all(&many).await.unwrap();
+    let mut reader = Reader::new(1 << 20, Duration::from_secs(60));
+    let mut answered = std::collections::BTreeSet::new();
+    while answered.len() < 1000 {
+        let answer: v1::FromServer = soon(reader.next(&mut tls)).await.unwrap().unwrap();
+        let Some(v1::from_server::Step::Answer(answer)) = answer.step else { panic!("{answer:?}") };
+        assert!(answered.insert(answer.number), "answered twice");
+    }
+    running.stop().await;
 }
 
 #[tokio::test]

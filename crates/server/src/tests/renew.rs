@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use super::client::known_stranger;
 use super::{Agent, Client, Realm, Running, code, stranger, trust_domain};
 use crate::digest::sha256;
 
@@ -126,7 +127,7 @@ async fn key_of_a_sibling_renews_nobody_else() {
     let claim = Claim { key: &sibling.key, ..Claim::honest(&agent) };
     assert_eq!(code(&fresh(&realm, &running, claim).await.unwrap_err()), Code::BadPossession);
     // Nor does a sibling's valid certificate help: what counts is the signature.
-    let mut known = sibling.client(&realm, &running).await;
+    let mut known = known_stranger(&realm, &running, &sibling).await;
     let claim = Claim { key: &sibling.key, ..Claim::honest(&agent) };
     assert_eq!(code(&renew(&mut known, claim).await.unwrap_err()), Code::BadPossession);
     assert_eq!(running.log_size().await, before);

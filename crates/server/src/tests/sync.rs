@@ -12,7 +12,7 @@ use tonic::Status;
 
 use super::client::Telling;
 use super::{
-    Agent, Client, Realm, code, policy, service, soon, stranger, trust_domain, unknown_or_cut,
+    Agent, Client, Realm, code, nobody, policy, service, soon, trust_domain, unknown_or_cut,
     workload,
 };
 
@@ -214,7 +214,7 @@ async fn newest_stream_of_a_node_is_the_one_that_lives() {
 async fn nobody_syncs_without_an_agents_certificate() {
     let realm = Realm::begin().await;
     let running = realm.serve().await;
-    let mut nobody = stranger(&realm, &running).await;
+    let mut nobody = nobody(&realm, &running).await;
     let refused = open(&mut nobody, None).await.err().unwrap();
     assert_eq!(code(&refused), Code::Unauthenticated);
     running.stop().await;
