@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use countersign_identity::{
-    Backoff, BackoffPolicy, Clock, Entropy, Lifetime, Presented, SpiffeId, Spread, Timestamp,
+    Backoff, BackoffPolicy, Clock, Code, Entropy, Lifetime, Presented, SpiffeId, Spread, Timestamp,
     renewal_due,
 };
 use countersign_pki::{Certificate, Chain, DnsName, KeyKind, PrivateKey, ProvenKey, Reserved};
@@ -62,8 +62,13 @@ impl Own {
             (wanted, Cause { actor, node: None, ops: Vec::new(), events: Vec::new() })
         };
         let (svid, _state) = self.control.issue_one(decide).await?;
+        let authorities = self.authorities.load_full();
+        if svid.chain.get(1).map(Certificate::key_id) != Some(authorities.issuer.key_id()) {
+            // With the newer issuer's root it would be a chain that leads nowhere, and would not be seen to be leaving.
+            return Err(Refused::new(Code::Unavailable, "the issuer changed while it signed"));
+        }
         // A joining agent knows the root by its fingerprint only, so the server shows it too.
-        let root = self.authorities.load().root_certificate().clone();
+        let root = authorities.root_certificate().clone();
         let certificates =
             svid.chain.iter().cloned().chain([root]).chain(self.crosses()?).collect();
         let chain = Chain::from_certificates(certificates).map_err(internal)?;
@@ -149,6 +154,10 @@ impl Own {
                     backoff.failed(self.clock.now(), &*self.entropy)
                 }
             };
+            // A newer issuer under the root that leaves may have signed it, and no change of the state follows.
+            if self.is_leaving(&self.control.feed.current()) {
+                again = self.clock.now() + LOOK_AGAIN;
+            }
         }
     }
 }

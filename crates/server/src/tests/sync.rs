@@ -185,7 +185,7 @@ async fn stream_does_not_outlive_the_certificate_that_opened_it() {
         }
     };
     assert_ne!(ended.code(), tonic::Code::Ok);
-    assert!(soon(open(&mut client, None)).await.is_err());
+    assert!(soon(client.node.sign(v1::SignRequest::default())).await.is_err());
     running.stop().await;
 }
 
