@@ -52,6 +52,8 @@ mod sealed;
 mod server_messages;
 #[path = "../../../fuzz/fuzz_targets/spiffe_id.rs"]
 mod spiffe_id;
+#[path = "../../../fuzz/fuzz_targets/standing.rs"]
+mod standing;
 
 use std::time::{Duration, Instant};
 
@@ -276,4 +278,9 @@ fn the_sealed_target_holds_near_its_seeds() {
 #[test]
 fn the_server_messages_target_holds_near_its_seeds() {
     holds("server_messages", server_messages::run);
+}
+
+#[test]
+fn the_standing_target_holds_near_its_seeds() {
+    holds("standing", standing::run);
 }
