@@ -1,9 +1,9 @@
-//! Enough open files for a crowd: each stream takes two here and two in the server, one of them for the register.
+//! Enough open files for a crowd: each stream takes one here and one in the server.
 
 use anyhow::{Result, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-const A_STREAM: u64 = 2;
+const A_STREAM: u64 = 1;
 /// For all that is no stream.
 const OTHERS: u64 = 512;
 

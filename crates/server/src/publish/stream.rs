@@ -162,6 +162,12 @@ impl Live {
         }
     }
 
+    /// What goes with the thing that was told last, and is there already.
+    pub(crate) fn rest(&mut self) -> Option<v1::SyncResponse> {
+        let step = self.signed.take()?;
+        Some(self.told(step))
+    }
+
     /// With how long the caller may be told nothing after it.
     fn told(&mut self, step: Told) -> v1::SyncResponse {
         let silence = silence(self.control.roster.streams());
