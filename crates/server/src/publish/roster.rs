@@ -47,7 +47,8 @@ pub(crate) struct Presence {
     /// When it was last heard of.
     pub(crate) seen: Option<Timestamp>,
     /// Its enforcement points, by identity and name: two programs may choose one name.
-    pub(crate) points: BTreeMap<(String, String), Point>,
+    /// In boxes of their own: of one point, the map would hold room for eleven.
+    pub(crate) points: BTreeMap<(String, String), Box<Point>>,
     /// Its processes that hold an SVID and cannot acknowledge.
     pub(crate) unaware: u64,
     /// The processes that it reports.
@@ -193,7 +194,7 @@ impl Roster {
             let ack =
                 v1::PointAck { point: name.clone(), spiffe_id: id.clone(), ..Default::default() };
             let point = Point { ack, confirmed: false, registered: true };
-            presence.points.entry((id, name)).or_insert(point).registered = true;
+            presence.points.entry((id, name)).or_insert(Box::new(point)).registered = true;
         }
     }
 

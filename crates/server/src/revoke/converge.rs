@@ -31,6 +31,8 @@ const ISSUED_MAX: usize = 100_000;
 const CUTS_MAX: usize = 64;
 /// How often it is counted at most how many points are behind, while they acknowledge.
 const COUNT_AGAIN: Duration = Duration::from_millis(5);
+/// To hear one acknowledgement takes at least so long.
+const HEARD_EACH: Duration = Duration::from_micros(20);
 /// How often it is looked again what other servers have heard and issued, while somebody waits for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -252,10 +254,13 @@ pub(crate) async fn converged(
 /// is not done for each of ten thousand acknowledgements.
 async fn may_be_done(control: &Control, revision: Revision, moved: &mut watch::Receiver<()>) {
     while moved.changed().await.is_ok() {
-        if control.roster.behind(revision) == 0 {
+        let behind = control.roster.behind(revision);
+        if behind == 0 {
             return;
         }
-        control.clock.sleep_until(control.clock.now() + COUNT_AGAIN).await;
+        // Before that they cannot all have been heard, and to count them holds up those who are.
+        let heard = HEARD_EACH.saturating_mul(u32::try_from(behind).unwrap_or(u32::MAX));
+        control.clock.sleep_until(control.clock.now() + COUNT_AGAIN.max(heard)).await;
     }
     // Nobody is left who could move anything.
     std::future::pending::<()>().await;
