@@ -52,9 +52,18 @@ impl Reader {
         &mut self,
         io: &mut (impl AsyncRead + Unpin),
     ) -> io::Result<Option<M>> {
+        let Some(message) = self.bytes(io).await? else { return Ok(None) };
+        M::decode(message).map(Some).map_err(|why| invalid(&why.to_string()))
+    }
+
+    /// The bytes of the next message; `None` where the other end has closed between two. Nothing is lost when this is dropped.
+    ///
+    /// # Errors
+    /// When the connection fails, ends within a message, or brings one that is too large or too slow.
+    pub async fn bytes(&mut self, io: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Bytes>> {
         loop {
             if let Some(message) = self.whole()? {
-                return M::decode(message).map(Some).map_err(|why| invalid(&why.to_string()));
+                return Ok(Some(message));
             }
             if self.more(io).await? == 0 {
                 return self.end();
@@ -111,7 +120,7 @@ impl Reader {
         Poll::Ready(Ok(buffer.filled().len()))
     }
 
-    fn end<M>(&self) -> io::Result<Option<M>> {
+    fn end(&self) -> io::Result<Option<Bytes>> {
         if !self.read.is_empty() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -121,6 +130,39 @@ impl Reader {
 
 fn invalid(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// Whether a [`FromAgent`](crate::v1::FromAgent) holds at most so many items: what is in the call or the step that it is about.
+/// It is asked before they are read, which gives each of them a place of a hundred bytes and more.
+pub fn elements_within(message: &[u8], most: usize) -> bool {
+    let mut left = most;
+    // What is not understood is said where it is read.
+    count(message, 2, &mut left).unwrap_or(true)
+}
+
+/// Counts the fields below so many levels of messages; `None` where it is no protobuf.
+fn count(mut bytes: &[u8], levels: u8, left: &mut usize) -> Option<bool> {
+    use prost::encoding::{WireType, decode_key, decode_varint};
+    while !bytes.is_empty() {
+        let (_, kind) = decode_key(&mut bytes).ok()?;
+        let inner = match kind {
+            WireType::Varint => decode_varint(&mut bytes).ok().map(|_| &[][..])?,
+            WireType::SixtyFourBit => bytes.split_off(..8).map(|_| &[][..])?,
+            WireType::ThirtyTwoBit => bytes.split_off(..4).map(|_| &[][..])?,
+            WireType::LengthDelimited => {
+                let length = usize::try_from(decode_varint(&mut bytes).ok()?).ok()?;
+                bytes.split_off(..length)?
+            }
+            WireType::StartGroup | WireType::EndGroup => return None,
+        };
+        if levels == 0 {
+            let Some(fewer) = left.checked_sub(1) else { return Some(false) };
+            *left = fewer;
+        } else if !count(inner, levels - 1, left)? {
+            return Some(false);
+        }
+    }
+    Some(true)
 }
 
 /// Puts a message behind what is to be written already.
@@ -257,6 +299,21 @@ mod tests {
             read = read => read,
         };
         assert_eq!((first, slow.kind()), (Some(mark(7)), io::ErrorKind::TimedOut));
+    }
+
+    #[test]
+    fn items_are_counted_before_they_are_read() {
+        let items = vec![v1::SignItem::default(); 100];
+        let asked = Some(v1::call::Asked::Sign(v1::SignRequest { items }));
+        let call = v1::Call { number: 1, asked };
+        let sign = v1::FromAgent { step: Some(v1::from_agent::Step::Call(call)) }.encode_to_vec();
+        assert!(elements_within(&sign, 100) && !elements_within(&sign, 99));
+        let points = vec![v1::PointAck::default(); 100];
+        let ack = v1::SyncAck { points, ..Default::default() };
+        let step = Some(v1::sync_request::Step::Ack(ack));
+        let step = v1::from_agent::Step::Sync(v1::SyncRequest { step });
+        let ack = v1::FromAgent { step: Some(step) }.encode_to_vec();
+        assert!(elements_within(&ack, 100) && !elements_within(&ack, 99));
     }
 
     #[test]

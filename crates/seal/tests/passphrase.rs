@@ -1,4 +1,4 @@
-//! Sealing by passphrase: what opens, what does not and says so, what is printed, and that the memory is given back.
+//! Sealing by passphrase: what opens, what does not and says so, and what is printed.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
@@ -23,29 +23,15 @@ fn refused(path: &Path, by: Option<&dyn KeyWrap>) -> KekFileRefused {
     KekFile::open_by(path, by).unwrap_err()
 }
 
-/// Resident memory now, and the most that it was, in KiB.
-fn memory() -> (u64, u64) {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let of = |name: &str| {
-        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    };
-    (of("VmRSS:"), of("VmHWM:"))
-}
-
 #[test]
-fn passphrase_opens_what_it_sealed_and_gives_its_memory_back() {
+fn passphrase_opens_what_it_sealed() {
     let folder = folder();
     let path = folder.path().join("kek");
     let by = passphrase(WORDS);
-    let (before, _) = memory();
     let made = KekFile::create_by(&path, Some(&by), &SystemEntropy).unwrap();
     assert_eq!(KekFile::method(&path).unwrap(), Some(WrapMethod::Passphrase));
     let opened = KekFile::open_by(&path, Some(&passphrase(&format!("{WORDS}\r\n")))).unwrap();
     assert_eq!(opened.id(), made.id(), "the end of a line is not part of it");
-    let (after, most) = memory();
-    assert!(before + 60 * 1024 < most, "it took its 64 MiB: {before} to {most} KiB");
-    assert!(after < before + 16 * 1024, "and gave them back: {before} to {after} KiB");
 
     // Another passphrase, none, and a method that is not the file's.
     let other = refused(&path, Some(&passphrase("correct horse battery stable"))).to_string();

@@ -1,6 +1,5 @@
 //! The real link, over TLS: gRPC to join and to renew, and a standing connection for all the rest.
 
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,8 +16,6 @@ use countersign_tls::{
     Expected, FirstContact, HANDSHAKE_TIMEOUT, Identity, Outbound, Present, Slice, Stream, Trust,
     connect_pinned, dial,
 };
-use futures_util::FutureExt as _;
-use futures_util::future::Fuse;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
@@ -215,11 +212,12 @@ impl ServerLink for GrpcLink {
             .map_err(|why| LinkFault::new(Code::Unavailable, format!("the connection: {why}")))?;
         let (stream, alerts) = Alerted::new(stream);
         let (standing, moving) = Standing::over(stream);
-        let moving: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(moving);
-        let moving = moving.fuse();
         let mut pump = Pump {
             calls: standing.calls.clone(),
-            ears: Ears { told: standing.told, moving },
+            ears: Ears {
+                told: standing.told,
+                _moving: AbortOnDropHandle::new(tokio::spawn(moving)),
+            },
             alerts,
             clock: Arc::clone(&self.clock),
             witnessed: Arc::clone(&self.witnessed),
@@ -357,17 +355,7 @@ struct Pump {
 /// What is heard, and what moves the bytes meanwhile.
 struct Ears {
     told: mpsc::Receiver<v1::SyncResponse>,
-    moving: Fuse<Pin<Box<dyn Future<Output = ()> + Send>>>,
-}
-
-impl Ears {
-    /// The next thing that the server says; `None` when the connection has ended. Nothing is lost when it is dropped.
-    async fn hear(&mut self) -> Option<v1::SyncResponse> {
-        tokio::select! {
-            told = self.told.recv() => told,
-            () = &mut self.moving => self.told.recv().await,
-        }
-    }
+    _moving: AbortOnDropHandle<()>,
 }
 
 type Said = Result<crate::core::SyncMessage, LinkFault>;
@@ -385,7 +373,7 @@ impl Pump {
         };
         // Why it could not be sent is what is heard next.
         self.calls.sync(v1::sync_request::Step::Hello(hello)).await.ok();
-        let first = self.ears.hear().await;
+        let first = self.ears.told.recv().await;
         self.read(first)
     }
 
@@ -409,10 +397,14 @@ impl Pump {
                 }
                 ack = acks.recv() => {
                     let Some(ack) = ack else { return };
-                    // Why it could not be sent is what is heard next.
-                    self.calls.sync(v1::sync_request::Step::Ack(ack)).await.ok();
+                    let say = self.calls.sync(v1::sync_request::Step::Ack(ack));
+                    tokio::select! {
+                        // Why it could not be sent is what is heard next.
+                        _said = say => {}
+                        () = self.clock.sleep_until(self.quiet_until) => {}
+                    }
                 }
-                told = self.ears.hear() => {
+                told = self.ears.told.recv() => {
                     let message = self.read(told);
                     let ends = message.is_err();
                     if messages.send(message).await.is_err() || ends {

@@ -78,9 +78,11 @@ impl Standing {
         let (from, to) = tokio::io::split(stream);
         let calls = Calls { outgoing, shared: Arc::clone(&shared) };
         let work = async move {
+            let shared = Ends(shared);
+            let Ends(shared) = &shared;
             // Apart, so that neither end waits for the other to read.
             let ended = tokio::select! {
-                ended = hear(from, &shared, tell) => ended,
+                ended = hear(from, shared, tell) => ended,
                 ended = say(to, queue) => ended,
             };
             shared.end(ended);
@@ -166,6 +168,15 @@ impl Calls {
     async fn send(&self, step: Out) -> Result<(), Failed> {
         let message = v1::FromAgent { step: Some(step) };
         self.outgoing.send(message).await.map_err(|_ended| self.why_ended())
+    }
+}
+
+/// What is let go of answers nobody any more.
+struct Ends(Arc<Shared>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.end(Failed::Lost("it was let go of".to_owned()));
     }
 }
 

@@ -170,7 +170,10 @@ impl Edge {
         let mut standing = Standing::new(stream, self.routes.known(), peer);
         let over = tokio::select! {
             over = standing.run() => over,
-            code = ends => Over::Refused(Refused::new(code, code.meaning())),
+            code = ends => {
+                standing.give_up();
+                Over::Refused(Refused::new(code, code.meaning()))
+            }
             () = stop.cancelled() => {
                 Over::Refused(Refused::new(Code::Unavailable, "the server is stopping"))
             }

@@ -84,8 +84,13 @@ impl NodeService {
         peer: Arc<Peer>,
         hello: v1::SyncHello,
     ) -> Result<Live, Refused> {
-        let caller = self.caller(&peer).await?;
-        publish::open(Arc::clone(&self.control), peer, caller, &hello).await
+        let opening = async {
+            let caller = self.caller(&peer).await?;
+            publish::open(Arc::clone(&self.control), Arc::clone(&peer), caller, &hello).await
+        };
+        tokio::time::timeout(CALL_TIMEOUT, opening).await.unwrap_or_else(|_elapsed| {
+            Err(Refused::new(Code::TimedOut, "to open the stream took too long"))
+        })
     }
 
     /// Answers a call.

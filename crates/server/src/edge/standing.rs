@@ -4,18 +4,17 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
-use countersign_api::standing::{CALLS_MAX, Reader, put};
+use bytes::{Bytes, BytesMut};
+use countersign_api::Message as _;
+use countersign_api::standing::{CALLS_MAX, Reader, elements_within, put};
 use countersign_api::v1::answer::Outcome;
 use countersign_api::v1::from_agent::Step as Heard;
 use countersign_api::v1::from_server::Step as Said;
 use countersign_api::v1::sync_request::Step as Asked;
 use countersign_api::{v1, wire};
 use countersign_identity::Code;
-use futures_util::StreamExt as _;
-use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::task::{JoinError, JoinSet};
 
 use crate::edge::Peer;
 use crate::edge::service::NodeService;
@@ -24,6 +23,8 @@ use crate::refusal::Refused;
 
 /// The largest message of an agent: a full report.
 const MESSAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// The most items of one message: a full report has so many. An item of two bytes takes a hundred times as much once it is read.
+const ELEMENTS_MAX: usize = 12_288;
 /// From its first byte on, a message is whole within so long.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A caller that takes nothing of what is written for so long is cut.
@@ -38,13 +39,14 @@ pub(super) struct Standing<S> {
     /// What is written next.
     out: BytesMut,
     live: Option<Box<Live>>,
-    calls: FuturesUnordered<BoxFuture<'static, v1::Answer>>,
+    /// Tasks of their own: what waits for its turn at the store is not held up by what this connection waits for.
+    calls: JoinSet<v1::Answer>,
 }
 
 enum Event {
-    Heard(io::Result<Option<v1::FromAgent>>),
+    Heard(io::Result<Option<Bytes>>),
     Told(Result<v1::SyncResponse, Refused>),
-    Answered(v1::Answer),
+    Answered(Result<v1::Answer, JoinError>),
 }
 
 /// Why a connection is served no more.
@@ -70,7 +72,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Standing<S> {
             reader: Reader::new(MESSAGE_BYTES_MAX, MESSAGE_TIMEOUT),
             out: BytesMut::new(),
             live: None,
-            calls: FuturesUnordered::new(),
+            calls: JoinSet::new(),
         }
     }
 
@@ -85,7 +87,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Standing<S> {
 
     async fn turn(&mut self) -> Result<(), Over> {
         match self.event().await {
-            Event::Heard(Ok(Some(message))) => self.hear(message).await?,
+            Event::Heard(Ok(Some(message))) => self.hear(read(&message)?).await?,
             Event::Heard(Ok(None)) => return Err(Over::Gone),
             Event::Heard(Err(why)) => return Err(over(&why)),
             Event::Told(told) => {
@@ -95,7 +97,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Standing<S> {
                     self.say(Said::Sync(rest));
                 }
             }
-            Event::Answered(answer) => self.say(Said::Answer(answer)),
+            Event::Answered(Ok(answer)) => self.say(Said::Answer(answer)),
+            // It panicked, which is told where it happened.
+            Event::Answered(Err(_)) => return Err(Over::Gone),
         }
         self.flush().await
     }
@@ -103,9 +107,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Standing<S> {
     async fn event(&mut self) -> Event {
         let Self { io, reader, live, calls, .. } = self;
         tokio::select! {
-            heard = reader.next(io), if calls.len() < CALLS_MAX => Event::Heard(heard),
+            heard = reader.bytes(io), if calls.len() < CALLS_MAX => Event::Heard(heard),
             told = next(live) => Event::Told(told),
-            Some(answer) = calls.next() => Event::Answered(answer),
+            Some(answer) = calls.join_next() => Event::Answered(answer),
         }
     }
 
@@ -134,7 +138,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Standing<S> {
 
     fn call(&mut self, call: v1::Call) {
         let (service, peer) = (Arc::clone(&self.service), Arc::clone(&self.peer));
-        self.calls.push(Box::pin(async move {
+        self.calls.spawn(async move {
             let outcome = match call.asked {
                 Some(asked) => service.answer(&peer, asked).await,
                 None => Err(unexpected("a call of an unknown kind")),
@@ -143,7 +147,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Standing<S> {
                 Outcome::Refused(wire::refusal(refused.code, &refused.why))
             });
             v1::Answer { number: call.number, outcome: Some(outcome) }
-        }));
+        });
     }
 
     fn say(&mut self, step: Said) {
@@ -154,24 +158,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Standing<S> {
         if self.out.is_empty() {
             return Ok(());
         }
-        let writing = async {
-            self.io.write_all_buf(&mut self.out).await?;
-            self.io.flush().await
-        };
-        match tokio::time::timeout(WRITE_TIMEOUT, writing).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) | Err(_) => return Err(Over::Gone),
+        while !self.out.is_empty() {
+            timely(self.io.write_buf(&mut self.out)).await?;
         }
+        timely(self.io.flush()).await?;
         // Between messages it holds nothing.
         self.out = BytesMut::new();
         Ok(())
     }
 
+    /// Nothing that was asked is answered any more.
+    pub(super) fn give_up(&mut self) {
+        self.calls.abort_all();
+    }
+
     /// Answers what was asked already, says why nothing follows, and closes.
     pub(super) async fn end(mut self, refused: &Refused) -> Result<(), Over> {
         self.live = None;
-        while let Some(answer) = self.calls.next().await {
-            self.say(Said::Answer(answer));
+        while let Some(answer) = self.calls.join_next().await {
+            answer.into_iter().for_each(|answer| self.say(Said::Answer(answer)));
         }
         self.say(Said::Ended(wire::refusal(refused.code, &refused.why)));
         self.flush().await?;
@@ -185,6 +190,24 @@ async fn next(live: &mut Option<Box<Live>>) -> Result<v1::SyncResponse, Refused>
         Some(live) => live.next().await,
         None => std::future::pending().await,
     }
+}
+
+/// A step of writing, which has to get somewhere in time.
+async fn timely<T>(step: impl Future<Output = io::Result<T>>) -> Result<T, Over> {
+    match tokio::time::timeout(WRITE_TIMEOUT, step).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(_)) | Err(_) => Err(Over::Gone),
+    }
+}
+
+fn read(message: &Bytes) -> Result<v1::FromAgent, Refused> {
+    if !elements_within(message, ELEMENTS_MAX) {
+        let why = format!("a message holds more than {ELEMENTS_MAX} items");
+        return Err(Refused::new(Code::TooLarge, why));
+    }
+    v1::FromAgent::decode(message.clone()).map_err(|why| {
+        Refused::new(Code::NotUnderstood, format!("what came is not understood: {why}"))
+    })
 }
 
 fn over(why: &io::Error) -> Over {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::v1;
+use countersign_api::wire::clip;
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{
     Code, Reason, Revocation, Revoked, SpiffeId, Suspended, Suspension, Timestamp,
@@ -94,7 +95,7 @@ pub(crate) async fn hand_back(
             tokio::task::yield_now().await;
         }
         if !control.log_key.as_ref().is_some_and(|key| key.made(record)) {
-            tracing::warn!(node = %caller.id(), name = record.name, "an agent handed back a rule that was not made here");
+            tracing::warn!(node = %caller.id(), name = clip(&record.name, 256), "an agent handed back a rule that was not made here");
             let why = "a rule was handed back that this trust domain has not made";
             return Err(Refused::new(Code::Forbidden, why));
         }

@@ -369,10 +369,12 @@ impl Roster {
     pub(crate) fn report(&self, node: NodeId, report: v1::ReportRequest, now: Timestamp) {
         let v1::ReportRequest { mut processes, mut credentials, clock_micros, .. } = report;
         processes.truncate(STATUSES_MAX);
+        processes.shrink_to_fit();
         processes.retain(|process| {
             process.name.len().max(process.kind.len()).max(process.version.len()) <= TEXT_BYTES_MAX
         });
         credentials.truncate(STATUSES_MAX);
+        credentials.shrink_to_fit();
         credentials.retain(|credential| {
             credential.workload.len().max(credential.spiffe_id.len()).max(credential.trouble.len())
                 <= TEXT_BYTES_MAX

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use countersign_api::v1;
 use countersign_api::v1::sync_response::Step as Told;
+use countersign_api::wire::clip;
 use countersign_identity::{Code, NodeId, Timestamp};
 use countersign_store::{Batch, Op, PointKey, PointRow};
 use tokio::sync::watch;
@@ -55,7 +56,7 @@ pub(crate) async fn open(
     let mut publication = Publication::new(known(&control, &caller, hello), control.clock.now());
     // Streams that open later make it longer for all: each is told the longer time with what it is told next.
     publication.be_silent_for(silence(control.roster.streams()));
-    tracing::info!(node = %caller.id(), version = %hello.version, "agent connected");
+    tracing::info!(node = %caller.id(), version = %clip(&hello.version, 64), "agent connected");
     Ok(Live { control, peer, caller, publication, states, leashed, number, signed: None })
 }
 

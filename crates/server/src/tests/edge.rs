@@ -204,6 +204,35 @@ async fn calls_without_end_are_read_no_faster_than_they_are_answered() {
 }
 
 #[tokio::test]
+async fn calls_that_wait_before_a_hello_hold_no_turn_that_others_wait_for() {
+    use v1::from_agent::Step;
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let (agent, other) =
+        (Agent::join(&realm, &running, &[]).await, Agent::join(&realm, &running, &[]).await);
+    let honest = other.client(&realm, &running).await;
+    let asked = |number| {
+        let asked = Some(v1::call::Asked::Sign(v1::SignRequest::default()));
+        said(Step::Call(v1::Call { number, asked }))
+    };
+    let hello = v1::sync_request::Step::Hello(v1::SyncHello::default());
+    let hello = said(Step::Sync(v1::SyncRequest { step: Some(hello) }));
+    let all: Vec<u8> = (1..=7).flat_map(asked).chain(hello).collect();
+    let trust = shows(&realm, &agent.bundle, &agent.chain, &agent.key);
+    let mut crowd = Vec::new();
+    for _ in 0..8 {
+        let mut tls = dialled(&trust, running.address(), ALPN).await;
+        tls.write_all(&all).await.unwrap();
+        crowd.push(tls);
+    }
+    for _ in 0..20 {
+        soon(honest.node.sign(v1::SignRequest::default())).await.unwrap();
+    }
+    drop(crowd);
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn streams_that_are_opened_and_reset_at_once_end_their_connection_only() {
     let realm = Realm::begin().await;
     let running = realm.serve().await;
