@@ -1,7 +1,5 @@
 //! The program by itself, which other tests also expect to be built.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
-
 use std::process::Command;
 
 #[test]
