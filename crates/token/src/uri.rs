@@ -56,7 +56,9 @@ pub enum BadTokenUri {
     )]
     Pin,
     /// One that is missing.
-    #[error("the PKCS#11 URI has no `{0}`")]
+    #[error(
+        "the PKCS#11 URI has no {0}: write `pkcs11:token=LABEL;object=KEY?module-path=/path/of/module.so`"
+    )]
     Missing(&'static str),
 }
 
@@ -147,17 +149,17 @@ impl FromStr for TokenUri {
 impl TokenUri {
     fn complete(self) -> Result<Self, BadTokenUri> {
         if self.token.is_none() && self.serial.is_none() {
-            return Err(BadTokenUri::Missing("token"));
+            return Err(BadTokenUri::Missing("`token` or `serial`"));
         }
         if self.object.is_none() && self.id.is_none() {
-            return Err(BadTokenUri::Missing("object"));
+            return Err(BadTokenUri::Missing("`object` or `id`"));
         }
         // A name without a place would be looked up where the loader looks, which others may have arranged.
         if !self.module.is_absolute() {
-            return Err(BadTokenUri::Missing("module-path` with an absolute path"));
+            return Err(BadTokenUri::Missing("`module-path` with an absolute path"));
         }
         if self.pin_source.as_ref().is_some_and(|file| !file.is_absolute()) {
-            return Err(BadTokenUri::Missing("pin-source` with an absolute path"));
+            return Err(BadTokenUri::Missing("absolute path in `pin-source`"));
         }
         Ok(self)
     }
@@ -227,9 +229,9 @@ mod tests {
     #[test]
     fn what_is_missing_repeated_unknown_or_secret_is_refused() {
         refused("https://x", &BadTokenUri::Scheme);
-        refused("pkcs11:object=a?module-path=/a", &BadTokenUri::Missing("token"));
-        refused("pkcs11:token=a?module-path=/a", &BadTokenUri::Missing("object"));
-        let module = BadTokenUri::Missing("module-path` with an absolute path");
+        refused("pkcs11:object=a?module-path=/a", &BadTokenUri::Missing("`token` or `serial`"));
+        refused("pkcs11:token=a?module-path=/a", &BadTokenUri::Missing("`object` or `id`"));
+        let module = BadTokenUri::Missing("`module-path` with an absolute path");
         refused("pkcs11:token=a;object=b", &module);
         refused("pkcs11:token=a;object=b?module-path=p11.so", &module);
         refused(&format!("{GOOD}&pin-value=1234"), &BadTokenUri::Pin);
