@@ -178,12 +178,29 @@ fn token(place: &mut Place) -> PathBuf {
         format!("directories.tokendir = {}\nlog.level = ERROR\n", tokens.display()),
     )
     .unwrap();
-    place.environment.push(("SOFTHSM2_CONF", conf.clone()));
+    place.environment.push(("SOFTHSM2_CONF", conf));
+    one_more_token(place);
+    tokens
+}
+
+/// Another one of the same label.
+fn one_more_token(place: &Place) {
     let line = ["--init-token", "--free", "--label", "ROOTS", "--so-pin", "0000", "--pin", "7291"];
-    let made = Command::new("softhsm2-util").args(line).env("SOFTHSM2_CONF", &conf).output();
+    let conf = place.at("softhsm2.conf");
+    let made = Command::new("softhsm2-util").args(line).env("SOFTHSM2_CONF", conf).output();
     let made = made.expect("SoftHSM2 is installed (`apt-get install softhsm2`)");
     assert!(made.status.success(), "{}", text(&made.stderr));
-    tokens
+}
+
+#[test]
+fn pin_is_shown_to_no_token_that_only_has_the_others_label() {
+    let mut place = Place::new();
+    token(&mut place);
+    one_more_token(&place);
+    let (data, pin) = (place.at("d"), place.secret("pin", "7291"));
+    let uri = format!("pkcs11:token=ROOTS;object=root?module-path={MODULE}");
+    let init = ["init", "--data", &data, "--trust-domain", "shop.example", "--root-key", &uri];
+    place.refused(&[&init[..], &["--pin-file", &pin]].concat(), 3, "by `serial` as well");
 }
 
 #[test]

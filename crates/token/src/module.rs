@@ -209,18 +209,24 @@ impl Modules {
 fn slot(module: &Pkcs11, uri: &TokenUri) -> Result<Slot, Trouble> {
     let slots = module.get_slots_with_token();
     let slots = slots.map_err(|error| failed("look for", uri, &error))?;
-    let found = slots.into_iter().find(|slot| {
+    let found = slots.into_iter().filter(|slot| {
         module.get_token_info(*slot).is_ok_and(|info| {
             uri.token.as_ref().is_none_or(|label| *label == info.label())
                 && uri.serial.as_ref().is_none_or(|serial| *serial == info.serial_number())
         })
     });
-    found.ok_or_else(|| {
-        let (token, module) = (uri.token_named(), uri.module.display());
-        Trouble::Lost(format!(
+    let (token, module) = (uri.token_named(), uri.module.display());
+    match found.collect::<Vec<_>>().as_slice() {
+        [one] => Ok(*one),
+        [] => Err(Trouble::Lost(format!(
             "token {token} is not there, by what `{module}` says: plug it in, or start what it belongs to"
-        ))
-    })
+        ))),
+        // The PIN would be shown to whichever comes first, and anybody can give a token a label.
+        several => Err(Trouble::Final(format!(
+            "`{module}` has {} tokens {token}: name one of them by `serial` as well",
+            several.len()
+        ))),
+    }
 }
 
 /// What names the key, besides its class.
