@@ -178,6 +178,12 @@ pub(super) fn revoked(response: &RevokeResponse, reason: Reason) -> String {
 
 fn said(response: &RevokeResponse) -> String {
     let mut text = format!("taken to have leaked: {}\n", response.leaked.as_str());
+    if response.covered == 0 && response.identities.is_empty() {
+        text.push_str(
+            "nothing that could still be used was issued under this name: `countersign status` shows what is held; \
+             if another was meant, it is still in service\n",
+        );
+    }
     text.push_str(&format!("not ruled out: {}\n", response.not_ruled_out));
     for suspension in &response.suspended {
         let subject = subject(&suspension.target);
@@ -349,6 +355,21 @@ mod tests {
 
     fn convergence(json: serde_json::Value) -> Convergence {
         serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn revocation_of_what_nobody_holds_says_that_something_else_may_be_meant() {
+        let mut response = serde_json::json!({
+            "revision": "1.412", "leaked": "key", "notRuledOut": "", "rules": [], "suspended": [],
+            "covered": 0, "identities": [],
+        });
+        let text = |response: &serde_json::Value| {
+            revoked(&serde_json::from_value(response.clone()).unwrap(), Reason::KeyCompromise)
+        };
+        assert!(text(&response).contains("if another was meant, it is still in service"));
+        response["covered"] = 1.into();
+        response["identities"] = serde_json::json!(["spiffe://shop.example/orders"]);
+        assert!(!text(&response).contains("another"));
     }
 
     #[test]
