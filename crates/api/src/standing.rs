@@ -61,6 +61,9 @@ impl Reader {
     /// # Errors
     /// When the connection fails, ends within a message, or brings one that is too large or too slow.
     pub async fn bytes(&mut self, io: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Bytes>> {
+        // While nobody read, the other end could not be in time.
+        let now = Instant::now();
+        self.due = self.due.map(|due| if due < now { now + self.patience } else { due });
         loop {
             if let Some(message) = self.whole()? {
                 return Ok(Some(message));
@@ -299,6 +302,25 @@ mod tests {
             read = read => read,
         };
         assert_eq!((first, slow.kind()), (Some(mark(7)), io::ErrorKind::TimedOut));
+    }
+
+    #[tokio::test]
+    async fn a_message_that_nobody_read_in_time_is_read_all_the_same() {
+        let patience = Duration::from_millis(50);
+        let (mut ours, mut theirs) = tokio::io::duplex(64);
+        let mut reader = Reader::new(1024, patience);
+        let mut bytes = BytesMut::new();
+        put(&mark(7), &mut bytes);
+        theirs.write_all(&bytes[..3]).await.unwrap();
+        let begun = tokio::time::timeout(patience / 10, reader.next::<v1::SyncAck>(&mut ours));
+        begun.await.unwrap_err();
+        tokio::time::sleep(2 * patience).await;
+        let rest = async {
+            tokio::time::sleep(patience / 10).await;
+            theirs.write_all(&bytes[3..]).await.unwrap();
+        };
+        let (read, ()) = tokio::join!(reader.next(&mut ours), rest);
+        assert_eq!(read.unwrap(), Some(mark(7)));
     }
 
     #[test]
