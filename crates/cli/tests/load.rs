@@ -35,7 +35,9 @@ fn certificates_of_ten_seconds_are_renewed_again_and_again_without_one_failed_re
     );
     let load = Load::start(&up.address("web"), 500);
     let serial = |up: &Up| {
-        up.json(&["status"])["nodes"][0]["credentials"][0]["serial"].as_str().unwrap().to_owned()
+        let told = |status: &Value| status["nodes"][0]["credentials"][0]["serial"].is_string();
+        let status = up.status_until("a certificate is told", told);
+        status["nodes"][0]["credentials"][0]["serial"].as_str().unwrap().to_owned()
     };
     let mut serials = vec![serial(&up)];
     for _ in 0..30 {

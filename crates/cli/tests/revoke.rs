@@ -94,10 +94,13 @@ fn one_command_refuses_cuts_reissues_and_proves_it() {
     let up = Up::shop();
     assert_eq!(up.get("web", "/").0, 200);
     let serial = |up: &Up| {
-        let status = up.json(&["status"]);
-        let held = status["nodes"][0]["credentials"].as_array().unwrap().clone();
-        let orders = held.into_iter().find(|held| held["spiffeId"] == ORDERS).unwrap();
-        orders["serial"].as_str().unwrap().to_owned()
+        // What an agent holds is told within half a second.
+        until("its certificate is told", || {
+            let status = up.json(&["status"]);
+            let held = status["nodes"][0]["credentials"].as_array()?;
+            let orders = held.iter().find(|held| held["spiffeId"] == ORDERS)?;
+            orders["serial"].as_str().map(str::to_owned)
+        })
     };
     let before = serial(&up);
     let done = up.json(&["revoke", ORDERS, "--reason", "key-compromise", "--wait"]);
