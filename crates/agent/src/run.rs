@@ -23,7 +23,7 @@ use crate::metrics::{self, Exposition};
 use crate::reception::{Counter, Reception};
 use crate::renewal::{self, Admission};
 use crate::reports::{Facts, Reports};
-use crate::server_link::{Evidence, GrpcLink, ServerLink};
+use crate::server_link::{Evidence, ServerLink, TlsLink};
 use crate::socket::Socket;
 use crate::status::StatusService;
 use crate::view::View;
@@ -63,7 +63,7 @@ pub async fn run(
     keep_memory_private();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let trust = Trust::new(Arc::clone(&clock), Slice::nothing());
-    let link = Arc::new(GrpcLink::new(Arc::clone(&clock), Arc::clone(&trust)));
+    let link = Arc::new(TlsLink::new(Arc::clone(&clock), Arc::clone(&trust)));
     let ground = Ground { clock, entropy: Arc::new(SystemEntropy), link, attestor: None };
     let sweeping = tokio::spawn(trust.run(stop.clone()));
     let result = run_on(ground, config, stop.clone(), ready).await;

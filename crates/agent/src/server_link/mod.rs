@@ -1,8 +1,8 @@
-//! What the agent asks of a server. Over gRPC and TLS, or of a simulation in the same process.
+//! What the agent asks of a server. Over TLS, or of a simulation in the same process.
 
 mod alert;
 mod channel;
-mod grpc;
+mod tls;
 pub mod wire;
 
 use std::fmt;
@@ -20,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
 use zeroize::Zeroizing;
 
-pub use grpc::GrpcLink;
+pub use tls::TlsLink;
 
 use crate::core::SyncMessage;
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use countersign_agent::server_link::{GrpcLink, LinkFault, NodeCredential, ServerLink};
+use countersign_agent::server_link::{LinkFault, NodeCredential, ServerLink, TlsLink};
 use countersign_api::standing::ALPN;
 use countersign_identity::{Clock, Code, Reason, Revocation, Revocations, Revoked};
 use countersign_pki::{Bundles, Chain};
@@ -52,7 +52,7 @@ async fn opened(
     let (address, accepting) = door(door_trust).await;
 
     let trust = Trust::new(Arc::clone(&clock), Slice::nothing());
-    let link = GrpcLink::new(clock, trust);
+    let link = TlsLink::new(clock, trust);
     let credential = NodeCredential { chain: &node, key: &node_key };
     link.present(Some(credential), &world.server.bundle()).unwrap();
     link.revoke(&ours(&world, &server));

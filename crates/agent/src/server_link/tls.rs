@@ -30,7 +30,7 @@ use super::{
 };
 
 /// Reaches servers over the network. What it trusts and shows is what [`ServerLink::present`] said last.
-pub struct GrpcLink {
+pub struct TlsLink {
     clock: Arc<dyn Clock>,
     trust: Arc<Trust>,
     trusted: Mutex<Trusted>,
@@ -71,7 +71,7 @@ const SILENCES: u32 = 2;
 const MESSAGES_MAX: usize = 16;
 const ACKS_MAX: usize = 4;
 
-impl GrpcLink {
+impl TlsLink {
     /// A link that trusts nobody yet. `trust` must be run beside it ([`Trust::run`]).
     pub fn new(clock: Arc<dyn Clock>, trust: Arc<Trust>) -> Self {
         Self { clock, trust, trusted: Mutex::default(), witnessed: Arc::default() }
@@ -118,7 +118,7 @@ impl GrpcLink {
 }
 
 #[async_trait]
-impl ServerLink for GrpcLink {
+impl ServerLink for TlsLink {
     fn present(
         &self,
         credential: Option<NodeCredential<'_>>,
