@@ -12,6 +12,9 @@ use serde_json::Value;
 use support::{binary, folder, text, until};
 
 const WORDS: &str = "correct horse battery staple";
+/// Long enough never to stand in a file or a line by chance, as four digits would.
+const PIN: &str = "linden-7291-quill";
+const WRONG_PIN: &str = "maple-1111-heron";
 
 /// Environment, and whatever else holds for each command of a test.
 struct Place {
@@ -58,7 +61,7 @@ impl Place {
         let said = text(&done.stderr);
         assert_eq!(done.status.code(), Some(status), "{arguments:?}: {said}");
         assert!(said.contains(says), "{arguments:?}: {said}");
-        assert!(!said.contains(WORDS) && !said.contains("7291"), "a secret: {said}");
+        assert!(!said.contains(WORDS) && !said.contains(PIN), "a secret: {said}");
     }
 
     /// Runs a server on a directory, and waits until it says what it is.
@@ -185,7 +188,7 @@ fn token(place: &mut Place) -> PathBuf {
 
 /// Another one of the same label.
 fn one_more_token(place: &Place) {
-    let line = ["--init-token", "--free", "--label", "ROOTS", "--so-pin", "0000", "--pin", "7291"];
+    let line = ["--init-token", "--free", "--label", "ROOTS", "--so-pin", "0000", "--pin", PIN];
     let conf = place.at("softhsm2.conf");
     let made = Command::new("softhsm2-util").args(line).env("SOFTHSM2_CONF", conf).output();
     let made = made.expect("SoftHSM2 is installed (`apt-get install softhsm2`)");
@@ -197,7 +200,7 @@ fn pin_is_shown_to_no_token_that_only_has_the_others_label() {
     let mut place = Place::new();
     token(&mut place);
     one_more_token(&place);
-    let (data, pin) = (place.at("d"), place.secret("pin", "7291"));
+    let (data, pin) = (place.at("d"), place.secret("pin", PIN));
     let uri = format!("pkcs11:token=ROOTS;object=root?module-path={MODULE}");
     let init = ["init", "--data", &data, "--trust-domain", "shop.example", "--root-key", &uri];
     place.refused(&[&init[..], &["--pin-file", &pin]].concat(), 3, "by `serial` as well");
@@ -207,18 +210,18 @@ fn pin_is_shown_to_no_token_that_only_has_the_others_label() {
 fn root_in_a_token_signs_there_and_its_loss_takes_nothing_away_that_stands() {
     let mut place = Place::new();
     let tokens = token(&mut place);
-    let pin = place.secret("pin", "7291\n");
+    let pin = place.secret("pin", &format!("{PIN}\n"));
     let uri = |object: &str| format!("pkcs11:token=ROOTS;object={object}?module-path={MODULE}");
     let (first, data) = (uri("first"), place.at("d"));
     let init = ["init", "--data", &data, "--trust-domain", "shop.example", "--root-key"];
 
     // 1. Names and PINs that do not fit.
-    let with_pin = format!("{first}&pin-value=7291");
+    let with_pin = format!("{first}&pin-value={PIN}");
     place.refused(&[&init[..], &[&with_pin]].concat(), 2, "holds a PIN");
     place.refused(&[&init[..], &["pkcs11:token=ROOTS"]].concat(), 2, "object");
     place.refused(&[&init[..], &[&first]].concat(), 3, "PIN is not known");
     let _left = std::fs::remove_dir_all(&data);
-    let wrong = place.secret("wrong", "1111");
+    let wrong = place.secret("wrong", WRONG_PIN);
     place.refused(&[&init[..], &[&first, "--pin-file", &wrong]].concat(), 3, "refuses the PIN");
     let _left = std::fs::remove_dir_all(&data);
     let absent = first.replace("ROOTS", "OTHER");
@@ -303,9 +306,9 @@ fn root_in_a_token_signs_there_and_its_loss_takes_nothing_away_that_stands() {
     server.end();
 
     // The PIN is kept nowhere, and the key was never anywhere else.
-    assert!(!holds(&place.folder.path().join("d"), b"7291"), "the PIN is not kept");
+    assert!(!holds(&place.folder.path().join("d"), PIN.as_bytes()), "the PIN is not kept");
     let log = std::fs::read_to_string(place.at("log")).unwrap();
-    assert!(!log.contains("7291"), "{log}");
+    assert!(!log.contains(PIN), "{log}");
 }
 
 /// A PIN that the token refuses is tried once: a server that looks again and again must not lock it.
@@ -313,12 +316,12 @@ fn root_in_a_token_signs_there_and_its_loss_takes_nothing_away_that_stands() {
 fn pin_that_a_token_refuses_is_not_tried_again_until_it_is_another() {
     let mut place = Place::new();
     token(&mut place);
-    let pin = place.secret("pin", "7291");
+    let pin = place.secret("pin", PIN);
     let uri = format!("pkcs11:token=ROOTS;object=root?module-path={MODULE}");
     let data = place.at("d");
     let init = ["init", "--data", &data, "--trust-domain", "shop.example", "--root-key", &uri];
     place.json(&[&init[..], &["--pin-file", &pin]].concat());
-    place.secret("pin", "1111");
+    place.secret("pin", WRONG_PIN);
     let (server, status) = place.server(&data, &["--pin-file", &pin]);
     assert_eq!(status["server"]["sealed"], false, "{status}");
     for _again in 0..5 {
@@ -329,11 +332,11 @@ fn pin_that_a_token_refuses_is_not_tried_again_until_it_is_another() {
     // no core.
     let process = format!("/proc/{}", server.child.id());
     let arguments = std::fs::read(format!("{process}/cmdline")).unwrap();
-    assert!(!arguments.windows(4).any(|part| part == b"1111"));
+    assert!(!arguments.windows(WRONG_PIN.len()).any(|part| part == WRONG_PIN.as_bytes()));
     let limits = std::fs::read_to_string(format!("{process}/limits")).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
-    place.secret("pin", "7291");
+    place.secret("pin", PIN);
     place.json(&["rotate", "issuer", "--data", &data]);
     // A file that others can read is none.
     std::fs::set_permissions(&pin, std::fs::Permissions::from_mode(0o644)).unwrap();
@@ -346,7 +349,7 @@ fn module_that_is_none_is_a_sentence() {
     let place = Place::new();
     let (data, junk) = (place.at("d"), place.secret("junk.so", "this is no library"));
     let init = ["init", "--data", &data, "--trust-domain", "shop.example", "--root-key"];
-    let pin = place.secret("pin", "7291");
+    let pin = place.secret("pin", PIN);
     for (module, says) in [
         ("/nowhere/p11.so", "cannot be loaded as a PKCS#11 module"),
         (junk.as_str(), "cannot be loaded as a PKCS#11 module"),
