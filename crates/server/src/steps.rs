@@ -337,10 +337,11 @@ impl Steps {
             return Err(expired(line.expires));
         }
         let current = self.control.slices.at(&self.control.feed.current(), &line.labels);
+        let message =
+            |step| Told::Message(Box::new(v1::SyncResponse { step: Some(step), quiet_millis: 0 }));
         Ok(match line.publication.next(&current, now) {
-            Next::Say(step) => {
-                Told::Message(Box::new(v1::SyncResponse { step: Some(step), quiet_millis: 0 }))
-            }
+            Next::Say(step) => message(step),
+            Next::Change(delta) => message(v1::sync_response::Step::Changes(delta.changes())),
             Next::Wait(until) => {
                 Told::Nothing(until.min(line.expires + std::time::Duration::from_micros(1)))
             }

@@ -36,7 +36,8 @@ pub(super) struct Standing<S> {
     service: Arc<NodeService>,
     peer: Arc<Peer>,
     reader: Reader,
-    /// What is written next.
+    /// What is written next, and then `out`.
+    told: Bytes,
     out: BytesMut,
     live: Option<Box<Live>>,
     /// Tasks of their own: what waits for its turn at the store is not held up by what this connection waits for.
@@ -45,7 +46,7 @@ pub(super) struct Standing<S> {
 
 enum Event {
     Heard(io::Result<Option<Bytes>>),
-    Told(Result<v1::SyncResponse, Refused>),
+    Told(Result<Bytes, Refused>),
     Answered(Result<v1::Answer, JoinError>),
 }
 
@@ -70,6 +71,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Standing<S> {
             service,
             peer,
             reader: Reader::new(MESSAGE_BYTES_MAX, MESSAGE_TIMEOUT),
+            told: Bytes::new(),
             out: BytesMut::new(),
             live: None,
             calls: JoinSet::new(),
@@ -90,13 +92,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Standing<S> {
             Event::Heard(Ok(Some(message))) => self.hear(read(&message)?).await?,
             Event::Heard(Ok(None)) => return Err(Over::Gone),
             Event::Heard(Err(why)) => return Err(over(&why)),
-            Event::Told(told) => {
-                self.say(Said::Sync(told?));
-                // In one piece: a crowd is told in half of the time.
-                if let Some(rest) = self.live.as_mut().and_then(|live| live.rest()) {
-                    self.say(Said::Sync(rest));
-                }
-            }
+            // All of what was to be written before was written.
+            Event::Told(told) => self.told = told?,
             Event::Answered(Ok(answer)) => self.say(Said::Answer(answer)),
             // It panicked, which is told where it happened.
             Event::Answered(Err(_)) => return Err(Over::Gone),
@@ -155,15 +152,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Standing<S> {
     }
 
     async fn flush(&mut self) -> Result<(), Over> {
-        if self.out.is_empty() {
+        if self.told.is_empty() && self.out.is_empty() {
             return Ok(());
+        }
+        while !self.told.is_empty() {
+            timely(self.io.write_buf(&mut self.told)).await?;
         }
         while !self.out.is_empty() {
             timely(self.io.write_buf(&mut self.out)).await?;
         }
         timely(self.io.flush()).await?;
         // Between messages it holds nothing.
-        self.out = BytesMut::new();
+        (self.told, self.out) = (Bytes::new(), BytesMut::new());
         Ok(())
     }
 
@@ -185,7 +185,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Standing<S> {
     }
 }
 
-async fn next(live: &mut Option<Box<Live>>) -> Result<v1::SyncResponse, Refused> {
+async fn next(live: &mut Option<Box<Live>>) -> Result<Bytes, Refused> {
     match live {
         Some(live) => live.next().await,
         None => std::future::pending().await,

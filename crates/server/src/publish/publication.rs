@@ -43,6 +43,8 @@ pub(crate) struct Publication {
 pub(crate) enum Next {
     /// Send this now.
     Say(Step),
+    /// Send what has changed, now.
+    Change(Arc<Delta>),
     /// Nothing before this moment, unless the state moves.
     Wait(Timestamp),
 }
@@ -84,7 +86,7 @@ impl Publication {
         if !delta.is_empty() {
             self.spoken = now;
             self.told = Some(Arc::clone(current));
-            return Next::Say(Step::Changes(changes(current.revision, &delta)));
+            return Next::Change(delta);
         }
         let moved = told.revision < current.revision;
         let pause = if moved { MARK_PAUSE } else { self.silence };
@@ -99,11 +101,6 @@ impl Publication {
             witness: Bytes::new(),
         }))
     }
-}
-
-fn changes(at: Revision, delta: &Delta) -> v1::Changes {
-    let (put, gone) = (delta.put.clone(), delta.gone.clone());
-    v1::Changes { revision: Some(revision(at)), put, gone, witness: Bytes::new() }
 }
 
 fn revision(revision: Revision) -> v1::Revision {
@@ -147,6 +144,7 @@ mod tests {
     fn said(next: Next) -> Step {
         match next {
             Next::Say(step) => step,
+            Next::Change(delta) => Step::Changes(delta.changes()),
             Next::Wait(until) => panic!("waits until {until}"),
         }
     }

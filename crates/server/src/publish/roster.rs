@@ -85,6 +85,17 @@ pub(crate) struct Standing {
     pub(crate) tried: Option<v1::TrialResult>,
 }
 
+/// How far all points have come with one revision.
+#[derive(Debug, Default)]
+pub(crate) struct Reach {
+    /// How many have acknowledged it.
+    pub(crate) enforcing: u64,
+    /// Those that have not.
+    pub(crate) others: Vec<Standing>,
+    /// Connections that drain, of all of them.
+    pub(crate) draining: u64,
+}
+
 /// What the other servers are told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Told {
@@ -144,6 +155,30 @@ impl Roster {
     /// How many streams are open.
     pub(crate) fn streams(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// How far all points have come with this revision. It costs less than to ask each.
+    pub(crate) fn reach(&self, revision: Revision) -> Reach {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reach = Reach::default();
+        for (node, presence) in &table.nodes {
+            for point in presence.points.values() {
+                reach.draining = reach.draining.saturating_add(point.ack.draining);
+                if Some(revision) <= point.ack.revision.map(read) {
+                    reach.enforcing += 1;
+                } else {
+                    reach.others.extend(standing(*node, presence, point));
+                }
+            }
+        }
+        reach
+    }
+
+    /// Whether a point that an agent speaks for now has not acknowledged this revision.
+    pub(crate) fn lags(&self, revision: Revision) -> bool {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut points = table.nodes.values().flat_map(|presence| presence.points.values());
+        points.any(|point| point.confirmed && point.ack.revision.map(read) < Some(revision))
     }
 
     /// How many points have not acknowledged this revision, dead ones among them. It costs less than to ask which.
@@ -294,16 +329,8 @@ impl Roster {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let mut standings = Vec::new();
         for (node, presence) in &table.nodes {
-            standings.extend(presence.points.values().filter_map(|point| {
-                Some(Standing {
-                    key: key(*node, &point.ack)?,
-                    revision: point.ack.revision.map(read),
-                    draining: point.ack.draining,
-                    confirmed: point.confirmed,
-                    seen: presence.seen,
-                    tried: point.ack.tried.clone(),
-                })
-            }));
+            let points = presence.points.values();
+            standings.extend(points.filter_map(|point| standing(*node, presence, point)));
         }
         standings
     }
@@ -410,6 +437,17 @@ impl Roster {
 /// Whether a point's name is one, and its identity may be held on the node.
 fn is_fine(point: &v1::PointAck, told: Option<&Slice>) -> bool {
     point.point.len() <= NAME_BYTES_MAX && told.is_some_and(|told| told.is_own(&point.spiffe_id))
+}
+
+fn standing(node: NodeId, presence: &Presence, point: &Point) -> Option<Standing> {
+    Some(Standing {
+        key: key(node, &point.ack)?,
+        revision: point.ack.revision.map(read),
+        draining: point.ack.draining,
+        confirmed: point.confirmed,
+        seen: presence.seen,
+        tried: point.ack.tried.clone(),
+    })
 }
 
 fn key(node: NodeId, point: &v1::PointAck) -> Option<PointKey> {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use countersign_api::resource::{ServiceSpec, WorkloadSpec};
 use countersign_api::v1;
 use countersign_identity::{Name, Revision, SpiffeId, Suspended, Suspension};
@@ -23,22 +24,49 @@ const AGENT_PATH: &str = "/countersign/agent/";
 pub(crate) struct Slice {
     pub(crate) revision: Revision,
     records: imbl::OrdMap<Key, Arc<Entry>>,
-    /// The identities that belong to such nodes.
-    own: HashSet<SpiffeId>,
+    /// The identities that belong to such nodes, as they are written.
+    own: HashSet<String>,
     /// The difference from the slice before it, which is what nearly every stream asks for.
     latest: Option<(Revision, Arc<Delta>)>,
 }
 
 /// What differs between two slices.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Delta {
+    /// The revision of the newer.
+    at: Revision,
     pub(crate) put: Vec<v1::Record>,
     pub(crate) gone: Vec<v1::RecordKey>,
+    /// As it travels, with the silence that is told with it: nearly all streams are told the same.
+    frames: Mutex<Option<(u32, Bytes)>>,
 }
 
 impl Delta {
     pub(crate) fn is_empty(&self) -> bool {
         self.put.is_empty() && self.gone.is_empty()
+    }
+
+    /// What a reader of the older slice is told.
+    pub(crate) fn changes(&self) -> v1::Changes {
+        v1::Changes {
+            revision: Some(self.at.into()),
+            put: self.put.clone(),
+            gone: self.gone.clone(),
+            witness: Bytes::new(),
+        }
+    }
+
+    /// What travels with this silence, made once for all streams.
+    pub(crate) fn frames(&self, quiet: u32, make: impl FnOnce(v1::Changes) -> Bytes) -> Bytes {
+        let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, made)) = &*frames
+            && *of == quiet
+        {
+            return made.clone();
+        }
+        let made = make(self.changes());
+        *frames = Some((quiet, made.clone()));
+        made
     }
 }
 
@@ -61,8 +89,9 @@ impl Slice {
             }
         }
         let domain = &state.domain().trust_domain;
-        let id =
-            |name: &&str| state.workload(name).map(|(name, spec)| spec.spiffe_id_in(name, domain));
+        let id = |name: &&str| {
+            state.workload(name).map(|(name, spec)| spec.spiffe_id_in(name, domain).to_string())
+        };
         let own = own.iter().filter_map(id).collect();
         let mut slice = Self { revision: state.revision, records, own, latest: None };
         slice.latest = before.map(|before| (before.revision, Arc::new(slice.compare(before))));
@@ -78,7 +107,8 @@ impl Slice {
     }
 
     fn compare(&self, older: &Self) -> Delta {
-        let mut delta = Delta::default();
+        let (put, gone, frames) = (Vec::new(), Vec::new(), Mutex::default());
+        let mut delta = Delta { at: self.revision, put, gone, frames };
         for difference in older.records.diff(&self.records) {
             match difference {
                 imbl::ordmap::DiffItem::Add(_, entry) => delta.put.push(entry.wire.clone()),
@@ -93,13 +123,13 @@ impl Slice {
 
     /// Whether this identity may be held on such nodes.
     pub(crate) fn is_own(&self, id: &str) -> bool {
-        id.parse::<SpiffeId>().is_ok_and(|id| self.own.contains(&id))
+        self.own.contains(id)
     }
 
     /// A slice without records, for nodes that may hold these identities.
     #[cfg(test)]
     pub(crate) fn of_ids(revision: Revision, names: &[&str]) -> Self {
-        let id = |name: &&str| format!("spiffe://shop.example/{name}").parse().unwrap();
+        let id = |name: &&str| format!("spiffe://shop.example/{name}");
         let own = names.iter().map(id).collect();
         Self { revision, records: imbl::OrdMap::new(), own, latest: None }
     }
@@ -240,30 +270,49 @@ fn services<'a>(state: &'a State, own: &BTreeSet<&str>) -> (BTreeSet<&'a str>, B
 /// Slices of older states, by revision and labels.
 type Older = HashMap<(Revision, BTreeSet<Name>), Arc<Slice>>;
 
-/// The slices in use, one for each set of labels, computed once for all streams that need it.
+/// The slice in use of nodes with the same labels, which the streams of those nodes share.
 #[derive(Debug, Default)]
-pub(crate) struct Slices {
-    by_labels: Mutex<HashMap<BTreeSet<Name>, Arc<Slice>>>,
-    older: Mutex<Older>,
-}
+pub(crate) struct Shared(Mutex<Option<Arc<Slice>>>);
 
-impl Slices {
-    /// The slice of nodes with these labels at this state.
+impl Shared {
+    /// The slice at this state, of nodes with these labels, which are always the same.
     pub(crate) fn at(&self, state: &State, labels: &BTreeSet<Name>) -> Arc<Slice> {
-        let mut slices = self.by_labels.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = slices.get(labels);
-        if let Some(slice) = before
+        let mut latest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slice) = &*latest
             && state.revision <= slice.revision
         {
             return Arc::clone(slice);
         }
-        let slice = Arc::new(Slice::cut(state, labels, before.map(AsRef::as_ref)));
-        if SLICES_MAX <= slices.len() && !slices.contains_key(labels) {
+        let slice = Arc::new(Slice::cut(state, labels, latest.as_deref()));
+        *latest = Some(Arc::clone(&slice));
+        slice
+    }
+}
+
+/// The slices in use, one for each set of labels, computed once for all streams that need it.
+#[derive(Debug, Default)]
+pub(crate) struct Slices {
+    by_labels: Mutex<HashMap<BTreeSet<Name>, Arc<Shared>>>,
+    older: Mutex<Older>,
+}
+
+impl Slices {
+    /// What all streams of nodes with these labels share.
+    pub(crate) fn of(&self, labels: &BTreeSet<Name>) -> Arc<Shared> {
+        let mut slices = self.by_labels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shared) = slices.get(labels) {
+            return Arc::clone(shared);
+        }
+        if SLICES_MAX <= slices.len() {
             // Nobody is served worse by an empty table than by a full one.
             slices.clear();
         }
-        slices.insert(labels.clone(), Arc::clone(&slice));
-        slice
+        Arc::clone(slices.entry(labels.clone()).or_default())
+    }
+
+    /// The slice of nodes with these labels at this state.
+    pub(crate) fn at(&self, state: &State, labels: &BTreeSet<Name>) -> Arc<Slice> {
+        self.of(labels).at(state, labels)
     }
 
     /// The slice as it was at an older state, computed once for all agents that come back from the same moment.

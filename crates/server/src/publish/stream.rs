@@ -1,21 +1,26 @@
 //! One agent's stream: what it is told, and what ends it.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
+use countersign_api::standing::put;
 use countersign_api::v1;
+use countersign_api::v1::from_server::Step as Said;
 use countersign_api::v1::sync_response::Step as Told;
 use countersign_api::wire::clip;
 use countersign_identity::{Code, NodeId, Timestamp};
 use countersign_store::{Batch, Op, PointKey, PointRow};
 use tokio::sync::watch;
+use tokio::time::{Instant, Sleep};
 
 use crate::attest::{Caller, caller};
 use crate::control::Control;
 use crate::edge::Peer;
 use crate::publish::leash::Leashed;
 use crate::publish::publication::{Next, Publication, silence};
-use crate::publish::slice::Slice;
+use crate::publish::slice::{Shared, Slice};
 use crate::refusal::Refused;
 use crate::revoke::forget;
 use crate::state::State;
@@ -29,8 +34,10 @@ pub(crate) struct Live {
     states: watch::Receiver<Arc<State>>,
     leashed: Leashed,
     number: u64,
-    /// What is said next, after the signatures of what it holds.
-    signed: Option<Told>,
+    /// The slice of the caller's labels.
+    shared: Arc<Shared>,
+    /// Rings when there is something to say though nothing has moved, or before.
+    alarm: Pin<Box<Sleep>>,
 }
 
 /// What can wake a stream.
@@ -57,7 +64,9 @@ pub(crate) async fn open(
     // Streams that open later make it longer for all: each is told the longer time with what it is told next.
     publication.be_silent_for(silence(control.roster.streams()));
     tracing::info!(node = %caller.id(), version = %clip(&hello.version, 64), "agent connected");
-    Ok(Live { control, peer, caller, publication, states, leashed, number, signed: None })
+    let shared = control.slices.of(&caller.labels);
+    let alarm = Box::pin(tokio::time::sleep(Duration::ZERO));
+    Ok(Live { control, peer, caller, publication, states, leashed, number, shared, alarm })
 }
 
 /// Registers a stream, and only then decides whether it may be: a removal that came before is seen by the look-up, and
@@ -149,38 +158,17 @@ pub(crate) fn known(
 }
 
 impl Live {
-    /// The next thing to tell. Nothing is lost when it is dropped.
+    /// The next thing to tell, as it travels. Nothing is lost when it is dropped.
     ///
     /// # Errors
     /// When the stream ends.
-    pub(crate) async fn next(&mut self) -> Result<v1::SyncResponse, Refused> {
-        match self.step().await {
-            Ok(step) => Ok(self.told(step)),
-            Err(refused) => {
-                tracing::info!(node = %self.caller.id(), code = %refused.code, "agent's stream ended");
-                Err(refused)
-            }
-        }
+    pub(crate) async fn next(&mut self) -> Result<Bytes, Refused> {
+        self.frames().await.inspect_err(|refused| {
+            tracing::info!(node = %self.caller.id(), code = %refused.code, "agent's stream ended");
+        })
     }
 
-    /// What goes with the thing that was told last, and is there already.
-    pub(crate) fn rest(&mut self) -> Option<v1::SyncResponse> {
-        let step = self.signed.take()?;
-        Some(self.told(step))
-    }
-
-    /// With how long the caller may be told nothing after it.
-    fn told(&mut self, step: Told) -> v1::SyncResponse {
-        let silence = silence(self.control.roster.streams());
-        self.publication.be_silent_for(silence);
-        let quiet = silence.as_millis().try_into().unwrap_or(u32::MAX);
-        v1::SyncResponse { step: Some(step), quiet_millis: quiet }
-    }
-
-    async fn step(&mut self) -> Result<Told, Refused> {
-        if let Some(step) = self.signed.take() {
-            return Ok(step);
-        }
+    async fn frames(&mut self) -> Result<Bytes, Refused> {
         loop {
             let now = self.control.clock.now();
             if self.caller.expires < now {
@@ -188,9 +176,17 @@ impl Live {
             }
             let state = Arc::clone(&self.states.borrow_and_update());
             self.caller.not_suspended(&state)?;
-            let current = self.control.slices.at(&state, &self.caller.labels);
+            let current = self.shared.at(&state, &self.caller.labels);
             let until = match self.publication.next(&current, now) {
-                Next::Say(step) => return Ok(self.vouched(step)),
+                Next::Say(step) => {
+                    let quiet = self.quiet();
+                    return Ok(self.framed(step, quiet));
+                }
+                Next::Change(delta) => {
+                    let quiet = self.quiet();
+                    let make = |changes| self.framed(Told::Changes(changes), quiet);
+                    return Ok(delta.frames(quiet, make));
+                }
                 Next::Wait(until) => until.min(self.caller.expires + Duration::from_micros(1)),
             };
             match self.event(until.since(now)).await {
@@ -203,11 +199,30 @@ impl Live {
         }
     }
 
-    /// Vouches for a message by the log key. The signatures of its rules come before it, so that whoever keeps the rules
-    /// can keep them with their signatures from the first.
-    fn vouched(&mut self, mut step: Told) -> Told {
-        let Some(key) = &self.control.log_key else { return step };
-        let (revision, witness, records) = match &mut step {
+    /// How long the caller may be told nothing from now on, in milliseconds.
+    fn quiet(&mut self) -> u32 {
+        let silence = silence(self.control.roster.streams());
+        self.publication.be_silent_for(silence);
+        silence.as_millis().try_into().unwrap_or(u32::MAX)
+    }
+
+    /// A step as it travels. The signatures of its rules come before it, so that whoever keeps the rules can keep them with
+    /// their signatures from the first.
+    fn framed(&self, mut step: Told, quiet: u32) -> Bytes {
+        let records = self.vouch(&mut step);
+        let signed = (!records.is_empty()).then(|| Told::Signed(v1::Signed { records }));
+        let mut out = BytesMut::new();
+        for step in signed.into_iter().chain([step]) {
+            let sync = v1::SyncResponse { step: Some(step), quiet_millis: quiet };
+            put(&v1::FromServer { step: Some(Said::Sync(sync)) }, &mut out);
+        }
+        out.freeze()
+    }
+
+    /// Vouches for a message by the log key; gives the signatures of its rules.
+    fn vouch(&self, step: &mut Told) -> Vec<v1::SignedRecord> {
+        let Some(key) = &self.control.log_key else { return Vec::new() };
+        let (revision, witness, records) = match step {
             Told::Snapshot(snapshot) => {
                 (snapshot.revision, &mut snapshot.witness, snapshot.records.as_slice())
             }
@@ -215,22 +230,22 @@ impl Live {
                 (changes.revision, &mut changes.witness, changes.put.as_slice())
             }
             Told::Mark(mark) => (mark.revision, &mut mark.witness, &[][..]),
-            Told::Signed(_) => return step,
+            Told::Signed(_) => return Vec::new(),
         };
         *witness = revision.map(|revision| key.witness(revision.into())).unwrap_or_default();
-        let records = key.sign(records);
-        if records.is_empty() {
-            return step;
-        }
-        self.signed = Some(step);
-        Told::Signed(v1::Signed { records })
+        key.sign(records)
     }
 
     async fn event(&mut self, wait: Duration) -> Event {
+        let due = Instant::now() + wait;
+        // One that rings early costs less than one that is set anew with each message.
+        if due < self.alarm.deadline() || self.alarm.is_elapsed() {
+            self.alarm.as_mut().reset(due);
+        }
         tokio::select! {
             refused = self.leashed.ended() => Event::Ended(refused),
             moved = self.states.changed() => Event::Moved(moved.is_ok()),
-            () = tokio::time::sleep(wait) => Event::Time,
+            () = &mut self.alarm => Event::Time,
         }
     }
 
@@ -245,7 +260,10 @@ impl Live {
         if self.control.replicas.is_some() {
             let domain = self.control.feed.current().domain().trust_domain.clone();
             match caller(&self.peer, &*self.control.store, &domain, now).await {
-                Ok(caller) => self.caller = caller,
+                Ok(caller) => {
+                    self.shared = self.control.slices.of(&caller.labels);
+                    self.caller = caller;
+                }
                 Err(away) if away.code == Code::Unavailable => {}
                 Err(refused) => return Err(refused),
             }

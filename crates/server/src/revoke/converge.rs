@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::authority::internal;
 use crate::control::Control;
 use crate::incarnation::Life;
-use crate::publish::Standing;
+use crate::publish::{Reach, Standing};
 use crate::refusal::Refused;
 use crate::revoke::held;
 use crate::revoke::replicas::{CutCount, Heard, trial_of};
@@ -230,22 +230,25 @@ pub(crate) async fn converged(
 ) -> Result<Convergence, Refused> {
     let mut moved = control.converging.moved.subscribe();
     let until = control.clock.now() + wait;
+    known(&control.feed.current(), revision)?;
     loop {
         moved.mark_unchanged();
-        let answer = look(control, revision, trial).await?;
-        if answer.is_converged() && !answer.reissue_pending && !answer.is_tried_out_later() {
-            return Ok(answer);
+        let late = until <= control.clock.now() || control.stop.is_cancelled();
+        // While one of ours is behind, it is not asked which: that would hold up those who are.
+        if late || control.replicas.is_some() || !control.roster.lags(revision) {
+            let answer = look(control, revision, trial).await?;
+            let done =
+                answer.is_converged() && !answer.reissue_pending && !answer.is_tried_out_later();
+            if late || done {
+                return Ok(answer);
+            }
         }
         let pause = (control.clock.now() + LOOK_AGAIN).min(until);
         tokio::select! {
             () = may_be_done(control, revision, &mut moved), if control.replicas.is_none() => {}
             // Others may have heard, and who is dead is found out in time.
-            () = control.clock.sleep_until(pause) => {
-                if until <= control.clock.now() {
-                    return look(control, revision, trial).await;
-                }
-            }
-            () = control.stop.cancelled() => return Ok(answer),
+            () = control.clock.sleep_until(pause) => {}
+            () = control.stop.cancelled() => {}
         }
     }
 }
@@ -277,16 +280,17 @@ pub(crate) async fn look(
 ) -> Result<Convergence, Refused> {
     known(&control.feed.current(), revision)?;
     let heard = listen(control, revision).await?;
-    let points: Vec<Standing> =
-        control.roster.standings().into_iter().map(|point| joined(point, &heard)).collect();
-    let draining = points.iter().map(|point| point.draining).fold(0, u64::saturating_add);
+    let (reach, enforcing) = match (trial, &control.replicas) {
+        (None, None) => (control.roster.reach(revision), Vec::new()),
+        (Some(_), _) | (_, Some(_)) => one_by_one(control, revision, &heard),
+    };
     let mut answer = Convergence {
         revision,
         live: 0,
-        enforcing: 0,
+        enforcing: reach.enforcing,
         missing: Vec::new(),
         unaware: heard.unaware(control.roster.unaware()),
-        draining: draining.saturating_add(heard.draining()),
+        draining: reach.draining.saturating_add(heard.draining()),
         connections_cut: None,
         slowest_millis: None,
         reissued_millis: None,
@@ -294,10 +298,7 @@ pub(crate) async fn look(
         exposure_ends: None,
         trial: None,
     };
-    let (enforcing, others): (Vec<_>, Vec<_>) =
-        points.into_iter().partition(|point| Some(revision) <= point.revision);
-    answer.enforcing = enforcing.len() as u64;
-    let missing = living(control, others).await?;
+    let missing = living(control, reach.others).await?;
     answer.live = answer.enforcing + missing.len() as u64;
     answer.trial = trial.map(|trial| tried_out(trial, enforcing.iter().chain(&missing)));
     answer.missing = missing.into_iter().map(view).collect();
@@ -310,6 +311,16 @@ pub(crate) async fn look(
         answer.exposure_ends = exposure(control, revision).await?;
     }
     Ok(answer)
+}
+
+/// How far all points have come with a revision by what any server has heard, and those that enforce it.
+fn one_by_one(control: &Control, revision: Revision, heard: &Heard) -> (Reach, Vec<Standing>) {
+    let points = control.roster.standings().into_iter().map(|point| joined(point, heard));
+    let (enforcing, others): (Vec<_>, Vec<_>) =
+        points.partition(|point| Some(revision) <= point.revision);
+    let all = enforcing.iter().chain(&others);
+    let draining = all.map(|point| point.draining).fold(0, u64::saturating_add);
+    (Reach { enforcing: enforcing.len() as u64, others, draining }, enforcing)
 }
 
 /// Goes on only with a revision whose contents are known here: who has come beyond one that a restored store has lost
