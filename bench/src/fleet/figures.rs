@@ -13,16 +13,18 @@ use crate::figure::{Better, Figure, Output};
 use crate::plot::{Mark, Plot};
 
 /// The figures of a fleet. Those that need the same fleet share it when all are run.
-pub(crate) const NAMES: [&str; 7] = [
+pub(crate) const NAMES: [&str; 8] = [
     "stream_memory",
     "stream_idle",
     "fan_out",
     "revoke_fleet",
+    "revoke_fleet_known",
     "revocations_10k",
     "rotate_fleet",
     "revoke_live",
 ];
-const STANDING: [&str; 4] = ["stream_memory", "stream_idle", "fan_out", "revoke_fleet"];
+const STANDING: [&str; 5] =
+    ["stream_memory", "stream_idle", "fan_out", "revoke_fleet", "revoke_fleet_known"];
 
 /// How often something is measured whose distribution is asked for.
 const ROUNDS: usize = 5;
@@ -97,8 +99,8 @@ async fn standing(wanted: &[&'static str], options: &Options) -> Result<()> {
     if wanted.contains(&"fan_out") {
         print(fan_out(&fleet, options).await?);
     }
-    if wanted.contains(&"revoke_fleet") {
-        print(revoke(&fleet, options).await?);
+    if wanted.iter().any(|name| name.starts_with("revoke_fleet")) {
+        revoke(&fleet, options).await?.into_iter().for_each(print);
     }
     fleet.whole()?;
     fleet.end().await;
@@ -157,8 +159,8 @@ async fn fan_out(fleet: &Fleet, options: &Options) -> Result<Figure> {
     })
 }
 
-/// One leaked certificate that any of the points could meet.
-async fn revoke(fleet: &Fleet, options: &Options) -> Result<Figure> {
+/// One leaked certificate that any of the points could meet: when they refuse it, and when that is known of all of them.
+async fn revoke(fleet: &Fleet, options: &Options) -> Result<[Figure; 2]> {
     let mut all = Vec::new();
     let mut acknowledged = Vec::new();
     for round in 0..ROUNDS {
@@ -176,8 +178,10 @@ async fn revoke(fleet: &Fleet, options: &Options) -> Result<Figure> {
         );
         again?;
         let applied = applied?;
-        acknowledged.push(enforced?);
+        let heard = enforced?;
+        acknowledged.push(heard);
         tell("revoke_fleet", round, &applied);
+        eprintln!("    known of all after {:.0} ms", millis(heard));
         all.extend(applied);
         fleet.converged().await?;
     }
@@ -190,14 +194,23 @@ async fn revoke(fleet: &Fleet, options: &Options) -> Result<Figure> {
         label: format!("all acknowledged {:.0} ms", millis(heard)),
     });
     plot(options, "revoke_fleet", "From `revoke` to each enforcement point", &all, marks)?;
-    Ok(Figure {
+    let enforced = Figure {
         name: "revoke_fleet",
-        value: millis(p99.max(heard)),
+        value: millis(p99),
         unit: "ms p99",
         limit: 500.0,
-        limit_is: "ms from an operator's request until 99 of 100 points enforce, and until the server knows it of all in the slowest round",
+        limit_is: "ms from an operator's request until 99 of 100 points enforce it, over all rounds",
         better: Better::Lower,
-    })
+    };
+    let known = Figure {
+        name: "revoke_fleet_known",
+        value: millis(heard),
+        unit: "ms",
+        limit: 1000.0,
+        limit_is: "ms from an operator's request until the server knows of all points that they enforce it, in the slowest round",
+        better: Better::Lower,
+    };
+    Ok([enforced, known])
 }
 
 async fn order(fleet: &Fleet, serials: Vec<Serial>) -> Result<RevokeResponse> {
@@ -266,8 +279,11 @@ async fn many(options: &Options) -> Result<()> {
 
 fn tell(name: &str, round: usize, took: &[Duration]) {
     let at = |thousandths| quantile(took, thousandths).map(millis).unwrap_or_default();
-    let (middle, late, last) = (at(500), at(990), at(1000));
-    eprintln!("  {name} {}: p50 {middle:.0} ms, p99 {late:.0} ms, all {last:.0} ms", round + 1);
+    let (first, middle, late, last) = (at(0), at(500), at(990), at(1000));
+    eprintln!(
+        "  {name} {}: first {first:.0} ms, p50 {middle:.0} ms, p99 {late:.0} ms, all {last:.0} ms",
+        round + 1
+    );
 }
 
 fn quantile(sorted: &[Duration], thousandths: usize) -> Result<Duration> {

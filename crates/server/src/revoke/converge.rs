@@ -32,7 +32,7 @@ const CUTS_MAX: usize = 64;
 /// How often it is counted at most how many points are behind, while they acknowledge.
 const COUNT_AGAIN: Duration = Duration::from_millis(5);
 /// To hear one acknowledgement takes at least so long.
-const HEARD_EACH: Duration = Duration::from_micros(20);
+const HEARD_EACH: Duration = Duration::from_micros(10);
 /// How often it is looked again what other servers have heard and issued, while somebody waits for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
