@@ -49,6 +49,9 @@ pub struct Verified {
     pub anchor: KeyId,
     /// The keys of all authorities on the path, upwards: the issuer's first, the root's last.
     pub authorities: Arc<[KeyId]>,
+    /// Which of the certificates that were shown lie on the path, upwards: the leaf, 0, first. What else was shown was not
+    /// verified, and an anchor that was not shown is not among them.
+    pub shown: Arc<[usize]>,
     proof: Proof,
 }
 
@@ -58,8 +61,17 @@ struct Proof;
 
 impl Verified {
     /// Claims that this path was verified. Only [`verify`] may.
-    fn assertion(id: SpiffeId, path: &[Certificate], anchor: &Certificate) -> Option<Self> {
+    fn assertion(
+        id: SpiffeId,
+        path: &[Certificate],
+        anchor: &Certificate,
+        others: &[Certificate],
+    ) -> Option<Self> {
         let leaf = path.first()?;
+        let place = |authority: &Certificate| {
+            others.iter().position(|other| other.der() == authority.der()).map(|place| place + 1)
+        };
+        let above = path.iter().skip(1).chain([anchor]).filter_map(place);
         let ends = path.iter().map(|certificate| certificate.validity().not_after);
         let authorities: Arc<[_]> =
             path.iter().skip(1).chain([anchor]).map(Certificate::key_id).collect();
@@ -71,6 +83,7 @@ impl Verified {
             issuer: *authorities.first()?,
             anchor: anchor.key_id(),
             authorities,
+            shown: [0].into_iter().chain(above).collect(),
             proof: Proof,
         })
     }
@@ -133,7 +146,7 @@ fn find(
     })?;
     let mut search = Search::new(bundle, &others, role, now).recalling(memory);
     let (path, anchor) = search.run(&leaf)?;
-    let verified = Verified::assertion(id, &path, &anchor)
+    let verified = Verified::assertion(id, &path, &anchor, &others)
         .ok_or_else(|| Refused::new(Code::NoCertificate, "the path is empty"))?;
     Ok((verified, search.findings(&path, &anchor)))
 }

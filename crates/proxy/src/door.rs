@@ -26,13 +26,13 @@ use crate::bounds::{
 use crate::dial::{Want, protocols, spoken};
 use crate::facts::blank_fact;
 use crate::guard::Guard;
-use crate::headers::{client_certificate, peer_value};
+use crate::headers::{Told, client_certificate, peer_value};
 use crate::listener::{Arrived, Listener};
 use crate::metrics::{Meter, Open};
 use crate::plan::{Manners, Preface};
 use crate::plane::Plane;
 use crate::problem::problem;
-use crate::proxy_protocol::{self, Told};
+use crate::proxy_protocol;
 use crate::relay::Relay;
 use crate::retire::announced;
 use crate::route::Route;
@@ -127,9 +127,9 @@ impl Door {
     ) -> Result<SocketAddr, Option<String>> {
         let read = tokio::time::timeout(PROXY_HEADER_TIMEOUT, proxy_protocol::read(tcp));
         match read.await {
-            Ok(Ok(Told::From(from))) => Ok(from),
-            Ok(Ok(Told::Somebody)) => Ok(balancer),
-            Ok(Ok(Told::Itself)) => Err(None),
+            Ok(Ok(proxy_protocol::Told::From(from))) => Ok(from),
+            Ok(Ok(proxy_protocol::Told::Somebody)) => Ok(balancer),
+            Ok(Ok(proxy_protocol::Told::Itself)) => Err(None),
             Ok(Err(fault)) => Err(Some(fault.to_string())),
             Err(_elapsed) => Err(Some(format!("no header came within {PROXY_HEADER_TIMEOUT:?}"))),
         }
@@ -214,7 +214,9 @@ impl Door {
         };
         let requests = share.requests().clone();
         let Some(peer) = peer_value(&id) else { return };
-        let certificate = client_certificate(self.manners.load().told, &admitted);
+        let told = self.manners.load().told;
+        let chain = if told == Told::Chain { stream.peer_chain() } else { String::new() };
+        let certificate = client_certificate(told, &admitted, &chain);
         let ends = admitted.expires().min(admitted.presented_ends());
         let alarm = self.plane.alarms.at(announced(admitted.opened(), ends));
         let spoken = spoken(stream.alpn());

@@ -30,7 +30,12 @@ pub(crate) enum Told {
     Identity,
     /// The same, and the certificate.
     Certificate,
+    /// The same, and those of the issuers on the path that was verified.
+    Chain,
 }
+
+/// The longest chain that a program is told of, as it stands in the field. A longer one is left out, whole.
+const CHAIN_BYTES_MAX: usize = 16 * 1024;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -253,16 +258,25 @@ fn is_reserved(name: &str) -> bool {
 
 /// What the program is told of the certificate by which its caller came in: one element, as Envoy writes it, in the order in
 /// which Envoy writes it.
-pub(crate) fn client_certificate(told: Told, admitted: &Admitted) -> Option<HeaderValue> {
+pub(crate) fn client_certificate(
+    told: Told,
+    admitted: &Admitted,
+    chain: &str,
+) -> Option<HeaderValue> {
     let (peer, local) = (admitted.peer()?, admitted.local()?);
     let by = element("By", local.as_str());
     let hash = element("Hash", &peer.leaf.digest().to_string());
     let uri = element("URI", peer.id.as_str());
+    let certificate = || element("Cert", &percent(&peer.leaf.to_pem()));
     let text = match told {
         Told::Nothing => return None,
         Told::Identity => [by, hash, uri].join(";"),
-        Told::Certificate => {
-            [by, hash, element("Cert", &percent(&peer.leaf.to_pem())), uri].join(";")
+        Told::Certificate => [by, hash, certificate(), uri].join(";"),
+        Told::Chain => {
+            let chain = Some(element("Chain", &percent(chain)));
+            let chain = chain.filter(|element| element.len() <= CHAIN_BYTES_MAX);
+            let known = [by, hash, certificate()].into_iter();
+            known.chain(chain).chain([uri]).collect::<Vec<_>>().join(";")
         }
     };
     HeaderValue::try_from(text).ok()

@@ -239,6 +239,7 @@ const fn told(spec: &ServiceSpec) -> Told {
         ForwardClientCertificate::Nothing => Told::Nothing,
         ForwardClientCertificate::Identity => Told::Identity,
         ForwardClientCertificate::Certificate => Told::Certificate,
+        ForwardClientCertificate::Chain => Told::Chain,
     }
 }
 

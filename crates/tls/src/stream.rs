@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use countersign_identity::Code;
+use countersign_pki::encode_certificate;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsStream;
 
@@ -47,6 +48,18 @@ impl Stream {
     /// Under what it was admitted, how long it may live, and a way to hear of its end.
     pub const fn admitted(&self) -> &Admitted {
         &self.place.admitted
+    }
+
+    /// The certificates by which the peer came in, in PEM: those that it showed and that lie on the path that was verified, the
+    /// leaf first. What else it showed is left out, since nobody has looked whether it is true.
+    pub fn peer_chain(&self) -> String {
+        let shown = self.tls.get_ref().1.peer_certificates().unwrap_or_default();
+        let on_path = self.admitted().peer().map_or(&[][..], |peer| &*peer.shown);
+        on_path
+            .iter()
+            .filter_map(|place| shown.get(*place))
+            .map(|der| encode_certificate(der))
+            .collect()
     }
 
     /// The application protocol that was agreed on.

@@ -128,6 +128,7 @@ pub(super) enum ForwardText {
     Nothing,
     Identity,
     Certificate,
+    Chain,
 }
 
 #[derive(JsonSchema)]

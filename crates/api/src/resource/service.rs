@@ -118,12 +118,14 @@ pub enum ForwardClientCertificate {
     Identity,
     /// The same, and the certificate.
     Certificate,
+    /// The same, and those of the issuers on the path that was verified.
+    Chain,
 }
 
 /// A text that is none of them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is not what may be told of a certificate: expected `nothing`, `identity` or `certificate`"
+    "`{0}` is not what may be told of a certificate: expected `nothing`, `identity`, `certificate` or `chain`"
 )]
 pub struct UnknownForward(String);
 
@@ -133,6 +135,7 @@ impl fmt::Display for ForwardClientCertificate {
             Self::Nothing => "nothing",
             Self::Identity => "identity",
             Self::Certificate => "certificate",
+            Self::Chain => "chain",
         })
     }
 }
@@ -145,6 +148,7 @@ impl FromStr for ForwardClientCertificate {
             "nothing" => Ok(Self::Nothing),
             "identity" => Ok(Self::Identity),
             "certificate" => Ok(Self::Certificate),
+            "chain" => Ok(Self::Chain),
             _ => Err(UnknownForward(shorten(text))),
         }
     }
@@ -264,7 +268,7 @@ pub struct ServiceSpec {
     #[schemars(with = "Option<Connections>")]
     pub connections: Connections,
     /// What the program is told of its callers' certificates, in `x-forwarded-client-cert`: `nothing` (the default),
-    /// `identity` or `certificate`. Only with `protocol: http`.
+    /// `identity`, `certificate` or `chain`. Only with `protocol: http`.
     #[serde(skip_serializing_if = "ForwardClientCertificate::is_usual")]
     #[schemars(with = "Option<super::schema::ForwardText>")]
     pub forward_client_certificate: ForwardClientCertificate,

@@ -56,12 +56,12 @@ fn what_becomes_of_expired_connections_is_one_of_two_words() {
 }
 
 #[test]
-fn what_a_program_is_told_of_certificates_is_one_of_three_words_and_for_requests_only() {
-    for word in ["nothing", "identity", "certificate"] {
+fn what_a_program_is_told_of_certificates_is_one_of_four_words_and_for_requests_only() {
+    for word in ["nothing", "identity", "certificate", "chain"] {
         accepted("Service", json!({ "workload": "web", "forwardClientCertificate": word }));
     }
-    let spec = json!({ "workload": "web", "forwardClientCertificate": "chain" });
-    let words = "`nothing`, `identity` or `certificate`";
+    let spec = json!({ "workload": "web", "forwardClientCertificate": "path" });
+    let words = "`nothing`, `identity`, `certificate` or `chain`";
     refused("Service", spec, &[("spec.forwardClientCertificate", words)]);
     let spec =
         json!({ "workload": "web", "protocol": "tcp", "forwardClientCertificate": "identity" });

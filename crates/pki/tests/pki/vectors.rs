@@ -233,6 +233,23 @@ fn what_we_accept_webpki_accepts_too() {
 }
 
 #[test]
+fn what_was_shown_beside_the_path_is_told_apart() {
+    for case in cases().iter().filter(|case| case.id.is_some()) {
+        let verified = case.run().unwrap();
+        let shown = verified.shown.iter().map(|place| Certificate::parse(&case.chain[*place]));
+        let shown: Vec<Certificate> = shown.map(Result::unwrap).collect();
+        assert_eq!(shown[0], verified.leaf, "{}", case.name);
+        let mut authorities = verified.authorities.iter();
+        for authority in &shown[1..] {
+            assert!(authorities.any(|key| *key == authority.key_id()), "{}", case.name);
+        }
+    }
+    let cases = cases();
+    let beside = cases.iter().find(|case| case.name == "expired_certificate_sent_along").unwrap();
+    assert_eq!(beside.run().unwrap().shown.len() + 1, beside.chain.len());
+}
+
+#[test]
 fn an_empty_bundle_file_is_not_taken_for_an_empty_bundle() {
     let refused = Bundle::from_pem("shop.example".parse().unwrap(), "");
     assert!(matches!(refused, Err(BadBundle::Pem(_))));

@@ -117,6 +117,37 @@ async fn limits_are_of_those_behind_the_load_balancer_and_not_of_itself() {
     assert!(asks(&shop, tcp).await.is_some());
 }
 
+/// A Unix socket has no addresses of its own: what the program is told of is what the load balancer said.
+#[tokio::test]
+async fn a_program_on_a_unix_socket_is_told_what_the_load_balancer_said_of_its_caller() {
+    let directory = directory();
+    let realm = Realm::new("shop.example", 1).await;
+    let path = directory.path().join("program.sock");
+    let program = UnixListener::bind(&path).unwrap();
+    let mut orders = Proxy::start(&realm, "orders", WEB_TO_ORDERS).await;
+    orders.listen_as(&[inbound(&Target::Unix(path), Protocol::Tcp)], |manners| {
+        manners.preface = Preface::Address;
+        manners.balancers = vec!["127.1.0.1".parse().unwrap()];
+    });
+    let web = Proxy::start(&realm, "web", WEB_TO_ORDERS).await;
+    for source in ["192.0.2.7:4660", "[2001:db8::7]:4660"] {
+        let mut tcp = from(1, orders.door()).await.unwrap();
+        let said = header(address(source), orders.door(), "spiffe://evil.example/admin");
+        tcp.write_all(&said).await.unwrap();
+        let mut outbound = to_orders();
+        outbound.alpn.clear();
+        let mut stream = connect(&web.plane.trust, tcp, &outbound).await.unwrap().stream;
+        stream.write_all(b"hello").await.unwrap();
+        stream.flush().await.unwrap();
+        let (mut behind, _) = program.accept().await.unwrap();
+        let truth = header(address(source), orders.door(), "spiffe://shop.example/web");
+        let mut seen = vec![0; truth.len() + 5];
+        behind.read_exact(&mut seen).await.unwrap();
+        assert_eq!(parse(&seen), Ok(Some((Told::From(address(source)), truth.len()))));
+        assert_eq!(seen, [&truth[..], b"hello"].concat());
+    }
+}
+
 #[tokio::test]
 async fn a_program_that_asks_is_told_where_its_caller_is_and_who() {
     let directory = directory();

@@ -21,6 +21,12 @@ fn told(seen: &str) -> Vec<&str> {
     fields(seen, "x-forwarded-client-cert")
 }
 
+/// A PEM without its escapes.
+fn plain(escaped: &str) -> String {
+    let marks = [("%0A", "\n"), ("%20", " "), ("%2B", "+"), ("%2F", "/"), ("%3D", "=")];
+    marks.iter().fold(escaped.to_owned(), |text, (escape, mark)| text.replace(escape, mark))
+}
+
 /// `By`, `Hash` and `URI` for a call of `web` to `orders`.
 fn identity(shop: &Shop) -> String {
     let own = shop.web.plane.trust.identity().unwrap();
@@ -43,13 +49,16 @@ async fn a_program_is_told_as_much_as_its_service_asks_for() {
     let (certificate, after) = rest.split_once('"').unwrap();
     assert_eq!(format!("{before}{after}"), identity(&all));
     let pem = all.web.plane.trust.identity().unwrap().leaf().to_pem();
-    let unescaped = certificate
-        .replace("%0A", "\n")
-        .replace("%20", " ")
-        .replace("%2B", "+")
-        .replace("%2F", "/")
-        .replace("%3D", "=");
-    assert_eq!(unescaped, pem);
+    assert_eq!(plain(certificate), pem);
+    let whole = shop(Told::Chain).await;
+    let (_, seen) = whole.caller().await.get("/").await;
+    let [told] = super::certificate::told(&seen)[..] else { panic!("{seen}") };
+    let own = whole.web.plane.trust.identity().unwrap();
+    // The order in which Envoy writes them.
+    let keys: Vec<&str> = told.split(';').map(|part| part.split('=').next().unwrap()).collect();
+    assert_eq!(keys, ["By", "Hash", "Cert", "Chain", "URI"]);
+    let chain = told.split_once(";Chain=\"").unwrap().1.split('"').next().unwrap();
+    assert_eq!(plain(chain), own.chain().pem());
 }
 
 #[tokio::test]
