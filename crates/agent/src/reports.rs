@@ -25,6 +25,8 @@ struct Inbox {
 struct Queue {
     waiting: Vec<v1::HandshakeFact>, // INVARIANT: at most FACTS_MAX
     dropped: u64,
+    /// Of all that was dropped, here and by points, how many handshakes there were.
+    lost: u64,
     flows: Vec<v1::Flow>, // INVARIANT: at most FACTS_MAX
     flows_dropped: u64,
 }
@@ -38,7 +40,19 @@ struct Load {
     flows_dropped: u64,
 }
 
+impl Queue {
+    fn lose(&mut self, count: u64) {
+        self.dropped = self.dropped.saturating_add(count);
+        self.lost = self.lost.saturating_add(count);
+    }
+}
+
 impl Facts {
+    /// How many handshakes were told to nobody since the agent started.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lock().lost
+    }
+
     /// Takes facts of one point, by its name. Of flows, those through doors of its own services only.
     pub(crate) fn take(&self, point: &str, facts: v1::Facts, owns: impl Fn(&str) -> bool) {
         let mut queue = self.lock();
@@ -51,10 +65,10 @@ impl Facts {
                 queue.flows.push(wire::bounded_flow(flow));
             }
         }
-        queue.dropped = queue.dropped.saturating_add(facts.dropped);
+        queue.lose(facts.dropped);
         for fact in facts.handshakes {
             if wire::FACTS_MAX <= queue.waiting.len() {
-                queue.dropped = queue.dropped.saturating_add(fact.count.max(1));
+                queue.lose(fact.count.max(1));
                 continue;
             }
             let mut fact = wire::bounded_fact(fact);
@@ -91,7 +105,7 @@ impl Facts {
             if queue.waiting.len() < wire::FACTS_MAX {
                 queue.waiting.push(fact);
             } else {
-                queue.dropped = queue.dropped.saturating_add(fact.count.max(1));
+                queue.lose(fact.count.max(1));
             }
         }
     }

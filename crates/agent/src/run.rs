@@ -307,6 +307,7 @@ impl Parts {
             clock: Arc::clone(&self.reports.clock),
             views: self.reception.views.clone(),
             points: self.reports.points.clone(),
+            facts: self.reports.facts.clone(),
         }
     }
 

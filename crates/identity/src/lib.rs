@@ -24,6 +24,7 @@ mod spiffe_id;
 mod timestamp;
 mod tls_profile;
 mod verb;
+mod vitals;
 
 pub use backoff::{Backoff, BackoffPolicy};
 pub use canary::{Canary, Trial};
@@ -46,6 +47,7 @@ pub use spiffe_id::{IdError, SpiffeId, TrustDomain};
 pub use timestamp::{BadTimestamp, DurationText, Timestamp};
 pub use tls_profile::{TlsProfile, UnknownTlsProfile};
 pub use verb::{UnknownVerb, Verb};
+pub use vitals::{Condition, Told, Vital, Vitals};
 
 /// How far apart two honest clocks may be. A rule that ends is kept this much longer, and a peer
 /// whose clock differs by more than a twelfth of it is said in `status` (design, section 3.9).

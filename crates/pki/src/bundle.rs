@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use countersign_identity::{Code, KeyId, TrustDomain};
+use countersign_identity::{Code, KeyId, Timestamp, TrustDomain};
 use serde_json::{Map, Value, json};
 
 use crate::chain::split;
@@ -106,6 +106,11 @@ impl Bundle {
             retiring,
             reissue_within: Duration::ZERO,
         }
+    }
+
+    /// When the last of the authorities ends: from then on nobody is verified any more.
+    pub fn ends(&self) -> Option<Timestamp> {
+        self.authorities.iter().map(|authority| authority.validity().not_after).max()
     }
 
     /// Reads the JSON document of this trust domain.

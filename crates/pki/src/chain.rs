@@ -1,5 +1,7 @@
 //! A chain of certificates, the leaf first.
 
+use countersign_identity::Timestamp;
+
 use crate::pem::{self, BadPem};
 use crate::{BadCertificate, Certificate};
 
@@ -90,6 +92,11 @@ impl Chain {
     /// All certificates, the leaf first.
     pub fn certificates(&self) -> &[Certificate] {
         &self.0
+    }
+
+    /// When the first of those ends that vouch for the leaf, as far as the chain shows them.
+    pub fn issuers_end(&self) -> Option<Timestamp> {
+        self.certificates().iter().skip(1).map(|issuer| issuer.validity().not_after).min()
     }
 
     /// The DER of each.

@@ -59,6 +59,7 @@ mod route;
 mod run;
 mod session;
 mod shares;
+mod standing;
 mod supervise;
 mod tasks;
 mod tunnel;
@@ -71,7 +72,7 @@ pub use config::{
 };
 pub use dial::Target;
 pub use listener::ListenFault;
-pub use metrics::METRICS;
+pub use metrics::{METRICS, Row};
 pub use run::run;
 
 #[cfg(test)]

@@ -1,42 +1,123 @@
 //! What is counted, in one table, with labels from closed lists and manifests only.
 
 use std::fmt::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use countersign::Status;
+use countersign_identity::{Timestamp, Told};
 use countersign_tls::{Direction, HandshakeFact, Trust};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Metric, Registry};
 
-/// The table: name, meaning. Counters get `_total` from the exposition format.
-pub const METRICS: [(&str, &str); 9] = [
-    ("countersign_proxy_handshakes", "Handshakes, by service, direction and outcome"),
-    ("countersign_proxy_requests", "Requests answered, by service, direction and class of status"),
-    ("countersign_proxy_connections", "Connections open now, by service and direction"),
+use crate::standing::Standing;
+
+/// Name as it is exposed, kind, labels and meaning of every metric.
+pub const METRICS: [Row; 16] = [
     (
-        "countersign_proxy_tunnels",
+        "countersign_proxy_handshakes_total",
+        "counter",
+        &["service", "direction", "outcome"],
+        "Handshakes, by service, direction and outcome",
+    ),
+    (
+        "countersign_proxy_requests_total",
+        "counter",
+        &["service", "direction", "outcome"],
+        "Requests answered, by service, direction and class of status",
+    ),
+    (
+        "countersign_proxy_connections",
+        "gauge",
+        &["service", "direction"],
+        "Connections open now, by service and direction",
+    ),
+    (
+        "countersign_proxy_tunnels_total",
+        "counter",
+        &["service", "direction"],
         "Byte streams joined, upgraded ones included, by service and direction",
     ),
     (
-        "countersign_proxy_refused_connections",
+        "countersign_proxy_refused_connections_total",
+        "counter",
+        &["service", "reason"],
         "Connections closed before any handshake, by service and reason",
     ),
     (
-        "countersign_proxy_connections_revoked",
+        "countersign_proxy_connections_revoked_total",
+        "counter",
+        &[],
         "Connections that a revocation ended, or began to drain, the peer's credential or our own being covered",
     ),
     (
         "countersign_proxy_connections_draining",
+        "gauge",
+        &[],
         "Connections that a graceful revocation ends, and which are not closed yet",
     ),
     (
-        "countersign_proxy_chain_signatures",
+        "countersign_proxy_chain_signatures_total",
+        "counter",
+        &["outcome"],
         "Signatures of peers' certificates that handshakes asked for, by outcome: verified, or recalled from an earlier handshake",
     ),
-    ("countersign_proxy_facts_dropped", "Facts that were counted and not reported"),
+    (
+        "countersign_proxy_facts_dropped_total",
+        "counter",
+        &[],
+        "Facts that were counted and not reported",
+    ),
+    (
+        "countersign_proxy_request_seconds",
+        "histogram",
+        &["service", "direction"],
+        "From a request's head to the head of its answer, by service and direction",
+    ),
+    (
+        "countersign_proxy_handshake_seconds",
+        "histogram",
+        &["service", "direction"],
+        "How long handshakes took that let somebody in, by service and direction",
+    ),
+    (
+        "countersign_proxy_last_good_seconds",
+        "gauge",
+        &["part"],
+        "When leaf, issuer, bundle or policy was last had or confirmed, in seconds since 1970",
+    ),
+    (
+        "countersign_proxy_last_failure_seconds",
+        "gauge",
+        &["part"],
+        "When it was last wanted and not had, in seconds since 1970; absent when never",
+    ),
+    (
+        "countersign_proxy_ends_seconds",
+        "gauge",
+        &["part"],
+        "When the own leaf, its issuer, the whole bundle or the first policy ends, in seconds since 1970",
+    ),
+    (
+        "countersign_proxy_revision_number",
+        "gauge",
+        &[],
+        "The revision that is enforced, within its incarnation; 0 by local rules",
+    ),
+    (
+        "countersign_proxy_subscribed",
+        "gauge",
+        &[],
+        "1 while the agent says who may connect; 0 by local rules, and while it is away",
+    ),
 ];
+
+/// Name, kind, labels, meaning.
+pub type Row = (&'static str, &'static str, &'static [&'static str], &'static str);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
@@ -63,6 +144,11 @@ struct How {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Part {
+    part: &'static str,
+}
+
 /// The counters of one proxy.
 #[derive(Clone, Default)]
 pub(crate) struct Metrics(Arc<Inner>);
@@ -75,12 +161,44 @@ struct Inner {
     tunnels: Family<Place, Counter>,
     refused: Family<Reason, Counter>,
     facts_dropped: Counter,
+    request_seconds: Seconds,
+    handshake_seconds: Seconds,
+    standing: Mutex<Standing>,
+}
+
+/// How long things take, by place.
+#[derive(Clone)]
+struct Seconds(Family<Place, Histogram>);
+
+impl Default for Seconds {
+    fn default() -> Self {
+        // From half a millisecond to ten seconds.
+        const BOUNDS: [f64; 14] =
+            [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+        Self(Family::new_with_constructor(|| Histogram::new(BOUNDS)))
+    }
+}
+
+/// What is exposed, in the order of the table.
+struct Page {
+    registry: Registry,
+    rows: std::array::IntoIter<Row, 16>,
+}
+
+impl Page {
+    fn add(&mut self, metric: impl Metric) {
+        let (name, _kind, _labels, help) = self.rows.next().expect("the table has them all");
+        // The form of the text adds it to counters by itself.
+        let name = name.strip_suffix("_total").unwrap_or(name);
+        self.registry.register(name, help, metric);
+    }
 }
 
 /// The counters of one door or local listener, looked up once.
 #[derive(Clone)]
 pub(crate) struct Meter {
     requests: [Counter; 6],
+    seconds: Histogram,
     connections: Gauge,
     tunnels: Counter,
 }
@@ -94,8 +212,22 @@ impl Metrics {
     pub(crate) fn handshake(&self, fact: &HandshakeFact) {
         let service = fact.service.as_ref().map_or_else(String::new, ToString::to_string);
         let outcome = fact.code.map_or("admitted", countersign_identity::Code::as_str);
+        if fact.code.is_none() {
+            let place = Place { service: service.clone(), direction: word(fact.direction) };
+            let seconds = fact.took.as_secs_f64();
+            self.0.handshake_seconds.0.get_or_create(&place).observe(seconds);
+        }
         let labels = Outcome { service, direction: word(fact.direction), outcome };
         self.0.handshakes.get_or_create(&labels).inc();
+    }
+
+    /// The source of identity and policies says how it is.
+    pub(crate) fn saw(&self, status: &Status, now: Timestamp) {
+        self.standing().saw(status, now);
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.0.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn fact_dropped(&self) {
@@ -115,6 +247,7 @@ impl Metrics {
         };
         Meter {
             requests: CLASSES.map(request),
+            seconds: self.0.request_seconds.0.get_or_create(&place).clone(),
             connections: self.0.connections.get_or_create(&place).clone(),
             tunnels: self.0.tunnels.get_or_create(&place).clone(),
         }
@@ -122,38 +255,44 @@ impl Metrics {
 
     /// The exposition text.
     pub(crate) fn text(&self, trust: &Trust) -> String {
-        let mut registry = Registry::default();
+        let mut page = Page { registry: Registry::default(), rows: METRICS.into_iter() };
         let inner = &*self.0;
-        let [
-            handshakes,
-            requests,
-            connections,
-            tunnels,
-            refused,
-            revoked,
-            draining,
-            signatures,
-            dropped,
-        ] = METRICS;
+        let vitals = self.standing().vitals(trust);
+        let part = |told| {
+            let family = Family::<Part, Gauge>::default();
+            for (vital, at) in vitals.told(told) {
+                family.get_or_create(&Part { part: vital.as_str() }).set(at);
+            }
+            family
+        };
         // Counted where they happen, whoever holds the connection.
-        let (ended, retiring) = (Counter::<u64>::default(), Gauge::<i64>::default());
+        let ended = Counter::<u64>::default();
         ended.inc_by(trust.revoked());
-        retiring.set(i64::try_from(*trust.draining().borrow()).unwrap_or(i64::MAX));
         let (asked, counts) = (Family::<How, Counter>::default(), trust.signatures());
         for (outcome, count) in [("verified", counts.verified), ("recalled", counts.recalled)] {
             asked.get_or_create(&How { outcome }).inc_by(count);
         }
-        registry.register(handshakes.0, handshakes.1, inner.handshakes.clone());
-        registry.register(requests.0, requests.1, inner.requests.clone());
-        registry.register(connections.0, connections.1, inner.connections.clone());
-        registry.register(tunnels.0, tunnels.1, inner.tunnels.clone());
-        registry.register(refused.0, refused.1, inner.refused.clone());
-        registry.register(revoked.0, revoked.1, ended);
-        registry.register(draining.0, draining.1, retiring);
-        registry.register(signatures.0, signatures.1, asked);
-        registry.register(dropped.0, dropped.1, inner.facts_dropped.clone());
+        let draining = i64::try_from(*trust.draining().borrow()).unwrap_or(i64::MAX);
+        let revision = i64::try_from(trust.slice().revision.number).unwrap_or(i64::MAX);
+        let subscribed = i64::from(self.standing().subscribed);
+        page.add(inner.handshakes.clone());
+        page.add(inner.requests.clone());
+        page.add(inner.connections.clone());
+        page.add(inner.tunnels.clone());
+        page.add(inner.refused.clone());
+        page.add(ended);
+        page.add(gauge(draining));
+        page.add(asked);
+        page.add(inner.facts_dropped.clone());
+        page.add(inner.request_seconds.0.clone());
+        page.add(inner.handshake_seconds.0.clone());
+        page.add(part(Told::Good));
+        page.add(part(Told::Failed));
+        page.add(part(Told::Ends));
+        page.add(gauge(revision));
+        page.add(gauge(subscribed));
         let mut text = String::new();
-        if prometheus_client::encoding::text::encode(&mut text, &registry).is_err() {
+        if prometheus_client::encoding::text::encode(&mut text, &page.registry).is_err() {
             // Writing to a string does not fail; if it did, half a text must not be taken for a whole one.
             text.clear();
             let _ = writeln!(text, "# EOF");
@@ -162,8 +301,15 @@ impl Metrics {
     }
 }
 
+fn gauge(value: i64) -> Gauge {
+    let gauge = Gauge::default();
+    gauge.set(value);
+    gauge
+}
+
 impl Meter {
-    pub(crate) fn request(&self, status: http::StatusCode) {
+    pub(crate) fn request(&self, status: http::StatusCode, took: Duration) {
+        self.seconds.observe(took.as_secs_f64());
         let class = usize::from(status.as_u16() / 100);
         self.requests.get(class).unwrap_or(&self.requests[0]).inc();
     }
@@ -202,7 +348,7 @@ mod tests {
     fn every_metric_of_the_table_is_exposed_once() {
         let metrics = Metrics::default();
         let meter = metrics.meter("orders", Direction::Inbound);
-        meter.request(http::StatusCode::OK);
+        meter.request(http::StatusCode::OK, Duration::from_millis(3));
         let _open = meter.open();
         meter.tunnel();
         metrics.refused("orders", "too-many-connections");
@@ -211,10 +357,28 @@ mod tests {
             Outcome { service: "orders".into(), direction: "inbound", outcome: "admitted" };
         metrics.0.handshakes.get_or_create(&labels).inc();
         let trust = Trust::new(Arc::new(SystemClock::new()), Slice::nothing());
+        let place = Place { service: "orders".into(), direction: "inbound" };
+        metrics.0.handshake_seconds.0.get_or_create(&place).observe(0.01);
+        let mut status = Status {
+            identity: None,
+            link: countersign::Link::Connected,
+            enforcement: countersign::Enforcement::Subscribed,
+            revision: None,
+            troubles: std::collections::BTreeMap::new(),
+        };
+        metrics.saw(&status, Timestamp::from_secs(10));
+        status.troubles.insert(countersign::Topic::Policy, "bad".to_owned());
+        metrics.saw(&status, Timestamp::from_secs(20));
         let text = metrics.text(&trust);
-        for (name, _) in METRICS {
-            assert_eq!(text.matches(&format!("# HELP {name} ")).count(), 1, "{name}");
+        // Nobody has anything here that could end.
+        let without_ends = METRICS.iter().filter(|(name, ..)| !name.contains("_ends_"));
+        for (name, kind, ..) in without_ends {
+            let family = name.strip_suffix("_total").unwrap_or(name);
+            assert_eq!(text.matches(&format!("# TYPE {family} {kind}\n")).count(), 1, "{name}");
         }
+        assert!(text.contains(
+            "countersign_proxy_request_seconds_bucket{le=\"0.005\",service=\"orders\",direction=\"inbound\"} 1"
+        ), "{text}");
         assert!(text.contains(
             "countersign_proxy_requests_total{service=\"orders\",direction=\"inbound\",outcome=\"2xx\"} 1"
         ));

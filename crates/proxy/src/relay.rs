@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use countersign_identity::Code;
@@ -54,10 +55,10 @@ impl Relay {
         let Some(busy) = busy else {
             let why = "too many requests of this peer are under way";
             let response = problem(Code::RateLimited, why);
-            self.meter.request(response.status());
+            self.meter.request(response.status(), Duration::ZERO);
             return session.leave(response, session.enter());
         };
-        let grpc = is_grpc(request.headers());
+        let (grpc, began) = (is_grpc(request.headers()), self.plane.clock.now());
         let response = match self.pass(request).await {
             Ok(response) => response,
             Err(failed) => match grpc.then(|| grpc_status(failed.code)).flatten() {
@@ -65,7 +66,7 @@ impl Relay {
                 None => self.explain(&failed),
             },
         };
-        self.meter.request(response.status());
+        self.meter.request(response.status(), self.plane.clock.now().since(began));
         session.leave(response, busy)
     }
 

@@ -23,6 +23,7 @@ use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::plan::Plan;
 use crate::plane::Plane;
+use crate::standing;
 use crate::supervise::Supervisor;
 use crate::tasks::Tasks;
 
@@ -78,6 +79,7 @@ async fn with_source(
         let exposed = exposition::serve(listener, plane.clone(), serving.clone());
         plane.tasks.start(exposed);
     }
+    plane.tasks.start(standing::follow(source.status_changes(), plane.clone(), serving.clone()));
     let mut supervisor = Supervisor::new(&plane);
     let served = supervise(config, source, &plane, (&mut supervisor, address), stop, ready).await;
     notify(&[sd_notify::NotifyState::Stopping]);

@@ -77,7 +77,9 @@ impl Control {
             {
                 life.issues(self.clock.now())?;
             }
-            match self.desk.issue(&state, order).await {
+            let issued = self.desk.issue(&state, order).await;
+            self.watch.wrote(issued.as_ref().err().map(|refused| refused.code));
+            match issued {
                 Ok(svids) => return Ok((svids, state)),
                 Err(refused) if refused.code == Code::Fenced => self.catch_up().await?,
                 Err(refused) => return Err(refused),

@@ -62,7 +62,7 @@ pub fn openapi() -> String {
     admin::openapi_text()
 }
 
-/// Every metric: its name, its type and what it means, for the reference.
-pub fn metrics() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+/// Every metric: its name, its kind, its labels and what it means, for the reference.
+pub fn metrics() -> impl Iterator<Item = watch::Row> {
     watch::metric_table()
 }

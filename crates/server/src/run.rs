@@ -340,6 +340,7 @@ impl Serving {
         let trust = Trust::with_limits(Arc::clone(&clock), trusting(&feed.current()), limits);
         let shared = matches!(start.config.store, StoreAt::Postgres { .. });
         let replicas = shared.then(|| Replicas::new(start.domain.server.to_string()));
+        let watch = Arc::new(Watch::new(start.started));
         let rotation = Arc::new(Rotation {
             store: Arc::clone(&start.store),
             authorities: Arc::clone(&authorities),
@@ -351,6 +352,7 @@ impl Serving {
             holder: start.domain.server.to_string(),
             lifetime: start.config.issuer_lifetime,
             feed: feed.clone(),
+            watch: Arc::clone(&watch),
         });
         let control = Arc::new(Control {
             store: Arc::clone(&start.store),
@@ -362,7 +364,7 @@ impl Serving {
             replicas,
             slices: Slices::default(),
             throttle: Mutex::new(Throttle::default()),
-            watch: Arc::new(Watch::new(start.started)),
+            watch,
             pulse: Arc::default(),
             views: Views::default(),
             signing: Signing::default(),

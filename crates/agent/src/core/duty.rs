@@ -17,6 +17,8 @@ pub struct Standing {
     pub term: Option<Term>,
     /// Why the last try failed.
     pub trouble: Option<String>,
+    /// When a try failed last, be it long mended.
+    pub failed: Option<Timestamp>,
 }
 
 /// A credential to be kept fresh.
@@ -37,6 +39,7 @@ pub(super) struct Duty {
     retry: Option<Timestamp>,
     refusal: Option<(Code, String)>,
     trouble: Option<String>,
+    failed: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug)]
@@ -66,6 +69,7 @@ impl Duty {
             retry: None,
             refusal: None,
             trouble: None,
+            failed: None,
         }
     }
 
@@ -114,7 +118,7 @@ impl Duty {
     }
 
     pub(super) fn standing(&self) -> Standing {
-        Standing { term: self.term(), trouble: self.trouble.clone() }
+        Standing { term: self.term(), trouble: self.trouble.clone(), failed: self.failed }
     }
 
     /// When to ask next.
@@ -141,7 +145,7 @@ impl Duty {
     }
 
     pub(super) fn obtained(&mut self, credential: Credential, now: Timestamp) {
-        *self = Self::holding(credential, now);
+        *self = Self { failed: self.failed, ..Self::holding(credential, now) };
     }
 
     /// A revocation covers what a workload holds: it is served no longer, and its successor is due at once.
@@ -275,6 +279,7 @@ impl Duty {
         };
         self.retry = Some(now + wait);
         self.trouble = Some(why);
+        self.failed = Some(now);
     }
 
     pub(super) fn refused(
@@ -284,6 +289,7 @@ impl Duty {
         now: Timestamp,
         entropy: &dyn Entropy,
     ) {
+        let before = self.failed;
         self.failed(why.clone(), now, entropy);
         if code == Code::Suspended {
             // The record that says so is not here yet; what is held is withdrawn on the server's word.
@@ -295,6 +301,7 @@ impl Duty {
             // It runs on other nodes only; this one merely knows its name, as a peer's.
             self.retry = Some(now + ELSEWHERE_RETRY);
             self.trouble = None;
+            self.failed = before;
         }
         self.refusal = Some((code, why));
     }

@@ -145,6 +145,8 @@ pub struct LinkView {
     pub server: usize,
     /// Since when there is none.
     pub disconnected: Option<Timestamp>,
+    /// When it was last lost, or could not be made.
+    pub failed: Option<Timestamp>,
     /// Why.
     pub trouble: Option<String>,
     /// The word by which servers refuse this node itself, since they do.

@@ -34,6 +34,8 @@ pub struct State {
     tried: usize,
     backoff: Backoff,
     disconnected: Option<Timestamp>,
+    /// When the link was last lost, or could not be made.
+    unlinked: Option<Timestamp>,
     trouble: Option<String>,
     node: Duty,
     /// Since when the agent's own SVID is being renewed.
@@ -69,6 +71,7 @@ impl State {
             tried: 0,
             backoff: Backoff::new(RECONNECT),
             disconnected: Some(now),
+            unlinked: None,
             trouble: None,
             node: Duty::holding(node, now),
             renewing_node: None,
@@ -198,6 +201,7 @@ impl State {
         LinkView {
             server: self.server,
             disconnected: self.disconnected,
+            failed: self.unlinked,
             trouble: self.trouble.clone(),
             refused: self.shut_out.code(),
         }

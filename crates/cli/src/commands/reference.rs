@@ -218,15 +218,23 @@ fn events() -> String {
 }
 
 fn metrics() -> String {
-    let mut text = String::from("# Metrics\n");
-    let mut table = |program: &str, metrics: Vec<(&'static str, &'static str)>| {
-        text.push_str(&format!("\n## countersign {program}\n\n| metric | what |\n| --- | --- |\n"));
-        for (name, what) in metrics {
-            text.push_str(&format!("| `{name}` | {what} |\n"));
+    let mut text = String::from(
+        "# Metrics\n\n\
+         Names stay what they are. Labels have their values from closed lists and from manifests, so nobody who connects can \
+         add any. A `histogram` shows as `…_bucket`, `…_sum` and `…_count`, a `summary` as `…_sum` and `…_count`. \
+         [Monitoring](../monitoring.md) says what to make of them.\n",
+    );
+    let mut table = |program: &str, metrics: &mut dyn Iterator<Item = countersign_proxy::Row>| {
+        text.push_str(&format!(
+            "\n## countersign {program}\n\n| metric | kind | labels | what |\n| --- | --- | --- | --- |\n"
+        ));
+        for (name, kind, labels, what) in metrics {
+            let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
+            text.push_str(&format!("| `{name}` | {kind} | {} | {what} |\n", labels.join(", ")));
         }
     };
-    table("server", countersign_server::metrics().map(|(name, _, what)| (name, what)).collect());
-    table("agent", countersign_agent::METRICS.map(|(name, _, what)| (name, what)).to_vec());
-    table("proxy", countersign_proxy::METRICS.to_vec());
+    table("server", &mut countersign_server::metrics());
+    table("agent", &mut countersign_agent::METRICS.into_iter());
+    table("proxy", &mut countersign_proxy::METRICS.into_iter());
     text
 }

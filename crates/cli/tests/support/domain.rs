@@ -92,8 +92,15 @@ impl Domain {
         let server_data = place("server");
         let made = run(&["init", "--data", &server_data, "--trust-domain", "prod.example"]);
         assert!(made.status.success(), "{}", text(&made.stderr));
-        let arguments =
-            ["server", "--data", &server_data, "--listen", "127.0.0.1:0", "--metrics", "off"];
+        let arguments = [
+            "server",
+            "--data",
+            &server_data,
+            "--listen",
+            "127.0.0.1:0",
+            "--metrics",
+            "127.0.0.1:0",
+        ];
         let server = Part::start(&[&arguments, server_arguments].concat(), &[]);
         let manifest = place("me.yaml");
         std::fs::write(&manifest, manifests(&server.ready)).unwrap();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use countersign_identity::{Clock, Code, Entropy, KeyId, Lifetime};
+use countersign_identity::{Clock, Code, Entropy, KeyId, Lifetime, Vital};
 use countersign_pki::{Issuer, KeyKind, KeyVault, PrivateKey, SoftwareSigner};
 use countersign_seal::Kek;
 use countersign_store::{Batch, Store};
@@ -18,7 +18,7 @@ use crate::authority::sealed::{ISSUER, KeyToKeep, Unsealed, former, issuer_name,
 use crate::authority::{Authorities, Signing};
 use crate::refusal::Refused;
 use crate::state::{State, StateFeed};
-use crate::watch::TimeGuard;
+use crate::watch::{TimeGuard, Watch};
 
 /// How often the issuer's age is looked at.
 const LOOK: Duration = Duration::from_secs(60);
@@ -39,6 +39,7 @@ pub(crate) struct Rotation {
     pub(crate) holder: String,
     pub(crate) lifetime: Lifetime,
     pub(crate) feed: StateFeed,
+    pub(crate) watch: Arc<Watch>,
 }
 
 impl Rotation {
@@ -51,10 +52,18 @@ impl Rotation {
             let outdated = self.is_outdated(&states.borrow_and_update());
             // Another replica has put a successor in the place of one that is out of service, or under another root.
             let looked = if outdated { self.reload().await } else { self.look().await };
-            if let Err(refused) = looked {
-                tracing::warn!(code = %refused.code, why = %refused.why, "could not succeed the issuer");
+            let now = self.clock.now();
+            match looked {
+                Ok(()) => {
+                    let ends = self.authorities.load().issuer_validity().not_after;
+                    self.watch.good(Vital::Issuer, now, Some(ends));
+                }
+                Err(refused) => {
+                    tracing::warn!(code = %refused.code, why = %refused.why, "could not succeed the issuer");
+                    self.watch.failed(Vital::Issuer, now);
+                }
             }
-            let again = self.clock.now() + look;
+            let again = now + look;
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.clock.sleep_until(again) => {}

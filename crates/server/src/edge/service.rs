@@ -70,10 +70,12 @@ impl NodeService {
         call: &'static str,
         work: impl Future<Output = Result<T, Refused>>,
     ) -> Result<T, Refused> {
+        let began = self.control.clock.now();
         let outcome = tokio::time::timeout(CALL_TIMEOUT, work).await.unwrap_or_else(|_elapsed| {
             Err(Refused::new(Code::TimedOut, format!("`{call}` took too long")))
         });
-        self.control.watch.called(call, outcome.as_ref().err().map(|refused| refused.code));
+        let took = self.control.clock.now().since(began);
+        self.control.watch.called(call, outcome.as_ref().err().map(|refused| refused.code), took);
         outcome
     }
 

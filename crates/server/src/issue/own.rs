@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use countersign_identity::{
     Backoff, BackoffPolicy, Clock, Code, Entropy, Lifetime, Presented, SpiffeId, Spread, Timestamp,
-    renewal_due,
+    Vital, renewal_due,
 };
 use countersign_pki::{Certificate, Chain, DnsName, KeyKind, PrivateKey, ProvenKey, Reserved};
 use countersign_tls::{Identity, Trust};
@@ -75,6 +75,8 @@ impl Own {
         let leaf = chain.leaf().clone();
         let identity = Identity::new(chain, key.pkcs8()).map_err(internal)?;
         self.trust.set_identity(identity)?;
+        let ends = leaf.validity().not_after;
+        self.control.watch.good(Vital::Leaf, svid.issued, Some(ends));
         let due =
             renewal_due(svid.issued, leaf.validity().not_after, Spread::of(&leaf.fingerprint()));
         tracing::info!(id = %self.id, serial = %svid.serial, renewal = %due, "own credential issued");
@@ -151,6 +153,7 @@ impl Own {
                 }
                 Err(refused) => {
                     tracing::warn!(code = %refused.code, why = %refused.why, "could not renew the own credential");
+                    self.control.watch.failed(Vital::Leaf, self.clock.now());
                     backoff.failed(self.clock.now(), &*self.entropy)
                 }
             };

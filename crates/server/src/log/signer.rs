@@ -1,6 +1,6 @@
 //! Signs the log: one server, by a lease, at least every second while there are events.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use countersign_audit::{Checkpoint, Edge, Note, NoteKey, Origin};
@@ -22,23 +22,57 @@ const LEASE_TIME: Duration = Duration::from_secs(10);
 /// How many leaves are signed for at once; a log that was never signed is caught up with in such steps.
 const LEAVES_MAX: usize = 16 * PAGE_MAX;
 
-/// Whether the log is being signed.
+/// Whether the log is being signed, and how far it is.
 #[derive(Debug, Default)]
-pub(crate) struct Signing(Mutex<Option<String>>);
+pub(crate) struct Signing(Mutex<Found>);
+
+#[derive(Debug, Default)]
+struct Found {
+    trouble: Option<String>,
+    progress: Progress,
+}
+
+/// How far the log is signed, and whether the store could be asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// Events in the log.
+    pub(crate) events: u64,
+    /// Events in the newest checkpoint.
+    pub(crate) signed: u64,
+    /// When it was last signed, or found to be signed to its end.
+    pub(crate) at: Option<Timestamp>,
+    /// When the store last answered.
+    pub(crate) read: Option<Timestamp>,
+    /// When it last did not.
+    pub(crate) unread: Option<Timestamp>,
+}
 
 impl Signing {
+    fn found(&self) -> MutexGuard<'_, Found> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn note(&self, trouble: Option<String>) {
-        let mut found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(why) = trouble.as_ref().filter(|why| found.as_ref() != Some(*why)) {
+        let mut found = self.found();
+        if let Some(why) = trouble.as_ref().filter(|why| found.trouble.as_ref() != Some(*why)) {
             tracing::error!(why, "the audit log is not signed");
         }
-        *found = trouble;
+        found.trouble = trouble;
+    }
+
+    fn see(&self, see: impl FnOnce(&mut Progress)) {
+        see(&mut self.found().progress);
+    }
+
+    /// How far it is.
+    pub(crate) fn progress(&self) -> Progress {
+        self.found().progress
     }
 
     /// What an operator should know.
     pub(crate) fn warning(&self) -> Option<String> {
-        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        found.as_ref().map(|why| format!("the audit log is not signed: {why}"))
+        let found = self.found();
+        found.trouble.as_ref().map(|why| format!("the audit log is not signed: {why}"))
     }
 }
 
@@ -78,12 +112,20 @@ impl Signer {
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut stopped = false;
         loop {
-            match self.look().await {
-                Ok(true) => continue,
-                Ok(false) => self.control.signing.note(None),
+            let looked = self.look().await;
+            let (signing, now) = (&self.control.signing, self.control.clock.now());
+            match &looked {
                 // Away for a moment; others tell of that.
+                Err(refused) if refused.code == Code::Unavailable => {
+                    signing.see(|progress| progress.unread = Some(now));
+                }
+                Ok(_) | Err(_) => signing.see(|progress| progress.read = Some(now)),
+            }
+            match looked {
+                Ok(true) => continue,
+                Ok(false) => signing.note(None),
                 Err(refused) if refused.code == Code::Unavailable => {}
-                Err(refused) => self.control.signing.note(Some(refused.why)),
+                Err(refused) => signing.note(Some(refused.why)),
             }
             if stopped {
                 return;
@@ -114,6 +156,13 @@ impl Signer {
             let why = format!("it has {leaves} events, and {signed} of them were signed before");
             return Err(Refused::new(Code::Internal, why));
         }
+        let now = control.clock.now();
+        control.signing.see(|progress| {
+            (progress.events, progress.signed) = (head.log_size, signed);
+            if head.log_size == signed {
+                progress.at = Some(now);
+            }
+        });
         if head.log_size == signed || !self.may_sign().await? {
             return Ok(false);
         }
@@ -174,8 +223,12 @@ impl Signer {
         if !hashes.is_empty() {
             ops.push(Op::PutTileHashes { incarnation, hashes });
         }
-        store.commit(Batch { ops, ..Batch::default() }).await?;
+        let written = store.commit(Batch { ops, ..Batch::default() }).await.map_err(Refused::from);
+        self.control.watch.wrote(written.as_ref().err().map(|refused| refused.code));
+        written?;
         self.signed = Some(Signed { incarnation, edge, root });
+        let now = self.control.clock.now();
+        self.control.signing.see(|progress| (progress.signed, progress.at) = (to, Some(now)));
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use countersign_api::{v1, wire};
 use countersign_identity::{Code, NodeId, Revision, Timestamp};
@@ -94,6 +95,21 @@ pub(crate) struct Reach {
     pub(crate) others: Vec<Standing>,
     /// Connections that drain, of all of them.
     pub(crate) draining: u64,
+}
+
+/// All nodes together, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Fleet {
+    /// Agents whose stream is open.
+    pub(crate) connected: usize,
+    /// SVIDs that they hold.
+    pub(crate) svids: u64,
+    /// Those whose last renewal failed.
+    pub(crate) in_trouble: u64,
+    /// When the first of them ends that has not ended.
+    pub(crate) first_expiry: Option<Timestamp>,
+    /// The clock that is furthest from ours.
+    pub(crate) skew: Duration,
 }
 
 /// What the other servers are told.
@@ -427,10 +443,23 @@ impl Roster {
         self.table.lock().unwrap_or_else(PoisonError::into_inner).nodes.clone()
     }
 
-    /// How many streams are open.
-    pub(crate) fn connected(&self) -> usize {
+    /// What connected agents say, all together.
+    pub(crate) fn fleet(&self, now: Timestamp) -> Fleet {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        table.nodes.values().filter(|presence| presence.connected()).count()
+        let mut fleet = Fleet::default();
+        for presence in table.nodes.values().filter(|presence| presence.connected()) {
+            fleet.connected += 1;
+            let skew = presence.skew_micros.map_or(0, i64::unsigned_abs);
+            fleet.skew = fleet.skew.max(Duration::from_micros(skew));
+            for held in &presence.credentials {
+                let ends = Timestamp::from_micros(held.expires_micros);
+                let first = fleet.first_expiry.into_iter().chain([ends]).filter(|end| now < *end);
+                fleet.first_expiry = first.min();
+                fleet.svids += u64::from(now < ends);
+                fleet.in_trouble += u64::from(!held.trouble.is_empty());
+            }
+        }
+        fleet
     }
 }
 
@@ -486,7 +515,7 @@ mod tests {
         assert_eq!(leashed.ended().await.code, Code::Unavailable);
         roster.leave(NODE, first);
         assert_eq!(
-            roster.connected(),
+            roster.fleet(Timestamp::EPOCH).connected,
             1,
             "the end of the older stream does not disconnect the newer"
         );

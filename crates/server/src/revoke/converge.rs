@@ -20,7 +20,7 @@ use crate::incarnation::Life;
 use crate::publish::{Reach, Standing};
 use crate::refusal::Refused;
 use crate::revoke::held;
-use crate::revoke::replicas::{CutCount, Heard, trial_of};
+use crate::revoke::replicas::{CutCount, Heard, Replicas, trial_of};
 use crate::state::State;
 
 /// Revisions that are watched at once; the oldest gives way.
@@ -216,6 +216,40 @@ impl Converging {
         answer.reissued_millis = done.and_then(|moments| moments.into_iter().max()).map(millis);
         answer.exposure_ends = watch.watched.exposure_ends;
     }
+}
+
+/// How many enforcement points on record have come how far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// They enforce the newest change that takes rights away.
+    pub(crate) enforcing: u64,
+    /// They do not yet.
+    pub(crate) behind: u64,
+    /// They do not, and no agent speaks for them now.
+    pub(crate) silent: u64,
+}
+
+/// How far the newest change has come that takes rights away, by what is known here without asking the store.
+pub(crate) fn progress(control: &Control) -> Progress {
+    let newest = control.converging.latest(1).first().map(|(revision, _)| *revision);
+    let heard = control.replicas.as_ref().map(Replicas::heard).unwrap_or_default();
+    let mut progress = Progress::default();
+    for point in control.roster.standings() {
+        let point = joined(point, &heard);
+        let count = match (newest <= point.revision, point.confirmed) {
+            (true, _) if newest.is_some() || point.confirmed => &mut progress.enforcing,
+            (_, true) => &mut progress.behind,
+            (_, false) => &mut progress.silent,
+        };
+        *count += 1;
+    }
+    progress
+}
+
+/// How many processes cannot say what they enforce, on all nodes.
+pub(crate) fn unaware(control: &Control) -> u64 {
+    let heard = control.replicas.as_ref().map(Replicas::heard).unwrap_or_default();
+    heard.unaware(control.roster.unaware())
 }
 
 /// Says who enforces a revision; waits for at most so long until all do.

@@ -10,7 +10,9 @@ mod plan;
 mod prune;
 mod replicas;
 
-pub(crate) use converge::{Advance, Converging, Watched, converged, forget, look};
+pub(crate) use converge::{
+    Advance, Converging, Progress, Watched, converged, forget, look, progress, unaware,
+};
 pub(crate) use holdings::{held, is_covered};
 pub(crate) use order::{Suspending, in_force, revoke, shown, suspend, trial_batch, try_out};
 pub(crate) use plan::{condemned, removed, retired, suspension_change, suspension_name};

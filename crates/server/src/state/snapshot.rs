@@ -309,6 +309,23 @@ impl State {
         })
     }
 
+    /// Every policy.
+    pub(crate) fn policies(&self) -> impl Iterator<Item = &PolicyRecord> {
+        let of_kind = self.records.range(Key::new(Kind::Policy, "")..);
+        of_kind.map_while(|(_, entry)| match &entry.parsed {
+            Parsed::Policy { record, .. } => Some(record),
+            Parsed::Workload { .. }
+            | Parsed::Service { .. }
+            | Parsed::TrustDomain { .. }
+            | Parsed::Authority { .. }
+            | Parsed::Bundle(_)
+            | Parsed::Revocation(_)
+            | Parsed::Suspension(_)
+            | Parsed::Walk(_)
+            | Parsed::Incarnation(_) => None,
+        })
+    }
+
     /// What operators declared, in the order of kinds and names.
     pub(crate) fn resources(&self) -> impl Iterator<Item = Resource> {
         self.records.values().filter_map(|entry| entry.resource())

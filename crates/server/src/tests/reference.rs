@@ -7,7 +7,15 @@ fn description_of_the_operators_interface_is_the_one_on_file() {
 
 #[test]
 fn metrics_are_those_on_file() {
-    let lines: Vec<_> =
-        crate::metrics().map(|(name, kind, help)| format!("{name} ({kind}): {help}")).collect();
+    let lines: Vec<_> = crate::metrics()
+        .map(|(name, kind, labels, help)| {
+            let labels = if labels.is_empty() {
+                String::new()
+            } else {
+                format!(" by {}", labels.join(", "))
+            };
+            format!("{name} ({kind}{labels}): {help}")
+        })
+        .collect();
     insta::assert_snapshot!("metrics", lines.join("\n"));
 }

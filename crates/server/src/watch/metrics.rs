@@ -8,7 +8,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::header;
 use axum::routing::get;
-use countersign_identity::Timestamp;
+use countersign_identity::{Timestamp, Told, Vital, Vitals};
+use countersign_pki::Bundle;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
@@ -16,9 +17,15 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::authority::Authorities;
 use crate::control::Control;
+use crate::publish::Fleet;
+use crate::revoke::{Progress, progress, unaware};
 use crate::rotate::Gate;
-use crate::watch::{Count, resident_bytes};
+use crate::state::State;
+use crate::watch::status::all_nodes;
+use crate::watch::table::{METRICS, Metric, Row};
+use crate::watch::{Count, Watch, resident_bytes};
 
 /// Scrapers at once.
 const CONNECTIONS_MAX: usize = 16;
@@ -27,247 +34,202 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a scrape may take, or a connection idle.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Every metric: name, type, help. A name is written here and nowhere else.
-const METRICS: [(Metric, &str, &str, &str); 21] = {
-    use Metric::*;
-    [
-        (Resident, "countersign_server_resident_bytes", "gauge", "Resident memory of the process."),
-        (
-            Started,
-            "countersign_server_started_seconds",
-            "gauge",
-            "When the process started, in seconds since 1970.",
-        ),
-        (
-            Revision,
-            "countersign_server_revision_number",
-            "gauge",
-            "The revision of the snapshot, within its incarnation.",
-        ),
-        (Records, "countersign_server_records_count", "gauge", "Records of the state."),
-        (
-            Connections,
-            "countersign_server_connections_count",
-            "gauge",
-            "Connections on the agents' port that are open.",
-        ),
-        (Agents, "countersign_server_agents_count", "gauge", "Agents whose stream is open."),
-        (
-            Handshakes,
-            "countersign_server_handshakes_total",
-            "counter",
-            "Handshakes seen everywhere, by how they ended.",
-        ),
-        (
-            FlowsLost,
-            "countersign_server_flows_lost_total",
-            "counter",
-            "Requests and connections that were counted in no flow.",
-        ),
-        (
-            FactsLost,
-            "countersign_server_facts_lost_total",
-            "counter",
-            "Facts that were lost before they came here.",
-        ),
-        (
-            Issued,
-            "countersign_server_svids_issued_total",
-            "counter",
-            "Certificates made for workloads.",
-        ),
-        (
-            IssueRefused,
-            "countersign_server_svids_refused_total",
-            "counter",
-            "Certificates refused, by reason.",
-        ),
-        (
-            AttestationRefused,
-            "countersign_server_attestations_refused_total",
-            "counter",
-            "Attestations and renewals of nodes refused, and connections closed unread, by reason.",
-        ),
-        (
-            Calls,
-            "countersign_server_calls_total",
-            "counter",
-            "Calls of agents, by method and how they ended.",
-        ),
-        (
-            ListsPublished,
-            "countersign_server_revocation_lists_total",
-            "counter",
-            "Times that the revocation lists of an authority were made.",
-        ),
-        (
-            ListEntries,
-            "countersign_server_revocation_list_entries_count",
-            "gauge",
-            "Certificates on the revocation lists of all authorities.",
-        ),
-        (
-            OcspAnswers,
-            "countersign_server_ocsp_answers_total",
-            "counter",
-            "OCSP requests, by what was answered.",
-        ),
-        (
-            RootEnds,
-            "countersign_server_root_ends_seconds",
-            "gauge",
-            "When the active root ends, in seconds since 1970.",
-        ),
-        (
-            IssuerEnds,
-            "countersign_server_issuer_ends_seconds",
-            "gauge",
-            "When the issuer ends that signs now, in seconds since 1970.",
-        ),
-        (
-            CeremonyDue,
-            "countersign_server_ceremony_due_count",
-            "gauge",
-            "1 when a root that is held outside has to sign a successor of the issuer.",
-        ),
-        (
-            RootKeyAway,
-            "countersign_server_root_key_away_count",
-            "gauge",
-            "1 when the root's key, in a token, did not sign when it was last asked to.",
-        ),
-        (
-            ApprovalsMissing,
-            "countersign_server_approvals_missing_count",
-            "gauge",
-            "Operators who still have to approve that a new root signs.",
-        ),
-    ]
-};
-
-#[derive(Clone, Copy)]
-enum Metric {
-    Resident,
-    Started,
-    Revision,
-    Records,
-    Connections,
-    Agents,
-    Handshakes,
-    FlowsLost,
-    FactsLost,
-    Issued,
-    IssueRefused,
-    AttestationRefused,
-    Calls,
-    ListsPublished,
-    ListEntries,
-    OcspAnswers,
-    RootEnds,
-    IssuerEnds,
-    CeremonyDue,
-    RootKeyAway,
-    ApprovalsMissing,
+/// Name, kind, labels and help of every metric.
+pub(crate) fn metric_table() -> impl Iterator<Item = Row> {
+    METRICS.into_iter().map(|(_, row)| row)
 }
 
-/// Name, type and help of every metric.
-pub(crate) fn metric_table() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
-    METRICS.into_iter().map(|(_, name, kind, help)| (name, kind, help))
+/// One value, with what follows the name in the text, such as `{code="expired"}`.
+type Sample = (String, f64);
+
+/// What is read once for one text.
+struct Scrape<'a> {
+    control: &'a Control,
+    state: Arc<State>,
+    authorities: Arc<Authorities>,
+    fleet: Fleet,
+    vitals: Vitals,
+    nodes_on_record: usize,
+    now: Timestamp,
 }
 
-/// One value, with its labels in the form of the text, such as `{code="expired"}`.
-type Sample = (String, u64);
+impl<'a> Scrape<'a> {
+    async fn of(control: &'a Control) -> Self {
+        let (state, authorities) = (control.feed.current(), control.desk.authorities.load_full());
+        let now = control.clock.now();
+        let nodes_on_record = nodes_on_record(control, now).await;
+        let vitals = vitals(control, &state, &authorities, now);
+        let fleet = control.roster.fleet(now);
+        Self { control, state, authorities, fleet, vitals, nodes_on_record, now }
+    }
 
-/// The text of the exposition format, version 0.0.4.
-fn render(control: &Control) -> String {
-    let mut text = String::new();
-    for (metric, name, kind, help) in METRICS {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        for (labels, value) in samples(metric, control) {
-            let _ = writeln!(text, "{name}{labels} {value}");
+    /// The text of the exposition format, version 0.0.4.
+    fn render(&self) -> String {
+        let mut text = String::new();
+        for (metric, (name, kind, _labels, help)) in METRICS {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+            for (labels, value) in self.samples(metric) {
+                let _ = writeln!(text, "{name}{labels} {value}");
+            }
+        }
+        text
+    }
+
+    fn samples(&self, metric: Metric) -> Vec<Sample> {
+        let Self { control, state, authorities, fleet, .. } = self;
+        let watch = &control.watch;
+        match metric {
+            Metric::Resident => number(resident_bytes()),
+            Metric::Started => moment(Some(watch.started)),
+            Metric::Revision => number(state.revision.number),
+            Metric::Records => size(state.records.len()),
+            Metric::Connections => size(watch.connections.load(Ordering::Relaxed)),
+            Metric::Agents => size(fleet.connected),
+            Metric::Handshakes => {
+                let (outcomes, _lost) = watch.facts.totals();
+                let outcomes = outcomes.into_iter();
+                labelled("code", outcomes.map(|(outcome, count)| (outcome.as_str(), count)))
+            }
+            Metric::RootEnds => moment(Some(authorities.root_certificate().validity().not_after)),
+            Metric::IssuerEnds => moment(Some(authorities.issuer_validity().not_after)),
+            Metric::CeremonyDue => {
+                flag(authorities.is_outside() && authorities.successor_due(self.now))
+            }
+            Metric::RootKeyAway => {
+                let signer = authorities.root_signer.as_ref();
+                flag(signer.is_some_and(|signer| signer.trouble().is_some()))
+            }
+            Metric::ApprovalsMissing => number(match state.walk().map(|walk| walk.approval()) {
+                Ok(Gate::Waits { done, of, .. }) => of.saturating_sub(done),
+                Ok(Gate::Open) | Err(_) => 0,
+            }),
+            Metric::FlowsLost => number(watch.flows.dropped()),
+            Metric::FactsLost => number(watch.facts.totals().1),
+            Metric::Issued => number(watch.issued.load(Ordering::Relaxed)),
+            Metric::ListsPublished => number(watch.lists.load(Ordering::Relaxed)),
+            Metric::ListEntries => {
+                size(control.views.now().all().map(|view| view.lists.whole.count).sum())
+            }
+            Metric::IssueRefused
+            | Metric::AttestationRefused
+            | Metric::Calls
+            | Metric::OcspAnswers => counted(watch, metric),
+            Metric::CallSeconds => call_seconds(watch),
+            Metric::LastGood => self.parts(Told::Good),
+            Metric::LastFailure => self.parts(Told::Failed),
+            Metric::Ends => self.parts(Told::Ends),
+            Metric::StoreWritable => flag(watch.store_writable() && control.pulse.beats().is_ok()),
+            Metric::LogEvents => number(control.signing.progress().events),
+            Metric::LogSigned => number(control.signing.progress().signed),
+            Metric::LogSignedAt => moment(control.signing.progress().at),
+            Metric::Nodes => size(self.nodes_on_record),
+            Metric::Points => {
+                let Progress { enforcing, behind, silent } = progress(control);
+                labelled(
+                    "state",
+                    [("enforcing", enforcing), ("behind", behind), ("silent", silent)],
+                )
+            }
+            Metric::Unaware => number(unaware(control)),
+            Metric::Revocations => size(state.revocations().len()),
+            Metric::Suspensions => size(state.suspensions().count()),
+            Metric::SvidsHeld => number(fleet.svids),
+            Metric::SvidsInTrouble => number(fleet.in_trouble),
+            Metric::FirstExpiry => moment(fleet.first_expiry),
+            Metric::ClockSkew => vec![(String::new(), fleet.skew.as_secs_f64())],
+            Metric::ClockBehind => flag(control.desk.time.trusted(self.now).is_err()),
         }
     }
-    text
+
+    fn parts(&self, told: Told) -> Vec<Sample> {
+        let sample = |(part, at): (Vital, i64)| {
+            (format!("{{part=\"{}\"}}", part.as_str()), secs(Timestamp::from_secs(at)))
+        };
+        self.vitals.told(told).map(sample).collect()
+    }
 }
 
-fn samples(metric: Metric, control: &Control) -> Vec<Sample> {
-    let watch = &control.watch;
-    let single = |value: u64| vec![(String::new(), value)];
-    let size = |count: usize| single(u64::try_from(count).unwrap_or(u64::MAX));
-    let state = control.feed.current();
-    let authorities = control.desk.authorities.load();
-    let seconds = |moment: Timestamp| u64::try_from(moment.secs()).unwrap_or(0);
-    let counted = |label: &dyn Fn(&Count) -> Option<String>| {
-        let counts = watch.counts().into_iter();
-        counts.filter_map(|(count, value)| Some((label(&count)?, value))).collect()
+/// Whole seconds are exact in this type for as long as there are people.
+fn secs(moment: Timestamp) -> f64 {
+    u32::try_from(moment.secs()).map_or(0.0, f64::from)
+}
+
+fn moment(moment: Option<Timestamp>) -> Vec<Sample> {
+    moment.into_iter().map(|moment| (String::new(), secs(moment))).collect()
+}
+
+fn number(value: u64) -> Vec<Sample> {
+    vec![(String::new(), value as f64)]
+}
+
+fn size(count: usize) -> Vec<Sample> {
+    vec![(String::new(), count as f64)]
+}
+
+fn flag(is: bool) -> Vec<Sample> {
+    size(usize::from(is))
+}
+
+fn labelled(label: &str, counts: impl IntoIterator<Item = (&'static str, u64)>) -> Vec<Sample> {
+    let sample = |(value, count)| (format!("{{{label}=\"{value}\"}}"), count as f64);
+    counts.into_iter().map(sample).collect()
+}
+
+fn call_seconds(watch: &Watch) -> Vec<Sample> {
+    let took = watch.took();
+    let samples = took.into_iter().flat_map(|(call, (count, took))| {
+        let labels = format!("{{method=\"{call}\"}}");
+        [(format!("_sum{labels}"), took.as_secs_f64()), (format!("_count{labels}"), count as f64)]
+    });
+    samples.collect()
+}
+
+/// What is counted by reason, of one metric.
+fn counted(watch: &Watch, metric: Metric) -> Vec<Sample> {
+    let labels = |count: &Count| match (metric, count) {
+        (Metric::IssueRefused, Count::IssueRefused(code)) => Some(format!("{{code=\"{code}\"}}")),
+        (Metric::AttestationRefused, Count::AttestationRefused(code)) => {
+            Some(format!("{{stage=\"attestation\",code=\"{code}\"}}"))
+        }
+        (Metric::AttestationRefused, Count::TurnedAway(code)) => {
+            Some(format!("{{stage=\"connection\",code=\"{code}\"}}"))
+        }
+        (Metric::Calls, Count::Called(call, code)) => {
+            let code = code.map_or("ok", countersign_identity::Code::as_str);
+            Some(format!("{{method=\"{call}\",code=\"{code}\"}}"))
+        }
+        (Metric::OcspAnswers, Count::Asked(outcome)) => Some(format!("{{outcome=\"{outcome}\"}}")),
+        _ => None,
     };
-    match metric {
-        Metric::Resident => single(resident_bytes()),
-        Metric::Started => single(u64::try_from(watch.started.secs()).unwrap_or(0)),
-        Metric::Revision => single(state.revision.number),
-        Metric::Records => size(state.records.len()),
-        Metric::Connections => size(watch.connections.load(Ordering::Relaxed)),
-        Metric::Agents => size(control.roster.connected()),
-        Metric::Handshakes => {
-            let (outcomes, _lost) = watch.facts.totals();
-            let sample =
-                |outcome: super::facts::Outcome| format!("{{code=\"{}\"}}", outcome.as_str());
-            outcomes.into_iter().map(|(outcome, value)| (sample(outcome), value)).collect()
-        }
-        Metric::RootEnds => single(seconds(authorities.root_certificate().validity().not_after)),
-        Metric::IssuerEnds => single(seconds(authorities.issuer_validity().not_after)),
-        Metric::CeremonyDue => {
-            let due = authorities.is_outside() && authorities.successor_due(control.clock.now());
-            single(u64::from(due))
-        }
-        Metric::RootKeyAway => {
-            let signer = authorities.root_signer.as_ref();
-            single(u64::from(signer.is_some_and(|signer| signer.trouble().is_some())))
-        }
-        Metric::ApprovalsMissing => single(match state.walk().map(|walk| walk.approval()) {
-            Ok(Gate::Waits { done, of, .. }) => of.saturating_sub(done),
-            Ok(Gate::Open) | Err(_) => 0,
-        }),
-        Metric::FlowsLost => single(watch.flows.dropped()),
-        Metric::FactsLost => single(watch.facts.totals().1),
-        Metric::Issued => single(watch.issued.load(Ordering::Relaxed)),
-        Metric::ListsPublished => single(watch.lists.load(Ordering::Relaxed)),
-        Metric::ListEntries => {
-            size(control.views.now().all().map(|view| view.lists.whole.count).sum())
-        }
-        Metric::IssueRefused => counted(&|count| match count {
-            Count::IssueRefused(code) => Some(format!("{{code=\"{code}\"}}")),
-            Count::TurnedAway(_)
-            | Count::AttestationRefused(_)
-            | Count::Called(..)
-            | Count::Asked(_) => None,
-        }),
-        Metric::AttestationRefused => counted(&|count| match count {
-            Count::AttestationRefused(code) => {
-                Some(format!("{{stage=\"attestation\",code=\"{code}\"}}"))
-            }
-            Count::TurnedAway(code) => Some(format!("{{stage=\"connection\",code=\"{code}\"}}")),
-            Count::IssueRefused(_) | Count::Called(..) | Count::Asked(_) => None,
-        }),
-        Metric::Calls => counted(&|count| match count {
-            Count::Called(call, code) => {
-                let code = code.map_or("ok", countersign_identity::Code::as_str);
-                Some(format!("{{method=\"{call}\",code=\"{code}\"}}"))
-            }
-            Count::TurnedAway(_)
-            | Count::AttestationRefused(_)
-            | Count::IssueRefused(_)
-            | Count::Asked(_) => None,
-        }),
-        Metric::OcspAnswers => counted(&|count| match count {
-            Count::Asked(outcome) => Some(format!("{{outcome=\"{outcome}\"}}")),
-            Count::TurnedAway(_)
-            | Count::AttestationRefused(_)
-            | Count::IssueRefused(_)
-            | Count::Called(..) => None,
-        }),
+    let counts = watch.counts().into_iter();
+    counts.filter_map(|(count, value)| Some((labels(&count)?, value as f64))).collect()
+}
+
+/// How the server itself stands.
+fn vitals(control: &Control, state: &State, authorities: &Authorities, now: Timestamp) -> Vitals {
+    let mut vitals = control.watch.vitals();
+    vitals.ends(Vital::Issuer, Some(authorities.issuer_validity().not_after));
+    let bundle_ends = state.bundle(&state.domain().trust_domain).and_then(Bundle::ends);
+    let policies_end = state.policies().filter_map(|policy| policy.until).filter(|end| now < *end);
+    for (part, ends) in [(Vital::Bundle, bundle_ends), (Vital::Policy, policies_end.min())] {
+        // What is served is what the store holds for as long as it answers.
+        let store = control.signing.progress();
+        store.read.iter().for_each(|read| vitals.good(part, *read, ends));
+        store.unread.iter().for_each(|unread| vitals.failed(part, *unread));
+        vitals.ends(part, ends);
     }
+    vitals
+}
+
+/// How many nodes are on record. They are counted now and then; while the store is away, what was counted last counts.
+async fn nodes_on_record(control: &Control, now: Timestamp) -> usize {
+    if control.watch.nodes_are_due(now)
+        && let Ok(nodes) = all_nodes(&*control.store).await
+    {
+        control.watch.remember_nodes(&nodes);
+    }
+    control.watch.remembered_nodes_count()
 }
 
 /// Serves `/metrics` until stopped.
@@ -278,7 +240,10 @@ pub(crate) async fn serve_metrics(
 ) {
     let answer = move || {
         let control = Arc::clone(&control);
-        async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], render(&control)) }
+        async move {
+            let text = Scrape::of(&control).await.render();
+            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
+        }
     };
     let router = Router::new().route("/metrics", get(answer));
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));

@@ -5,15 +5,17 @@ mod flows;
 mod metrics;
 mod pulse;
 mod status;
+mod table;
 mod time;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use countersign_api::v1;
-use countersign_identity::{Code, Timestamp};
+use countersign_identity::{Code, Timestamp, Vital, Vitals};
 use countersign_store::NodeRow;
 use countersign_tls::{Direction, HandshakeFact};
 
@@ -22,6 +24,7 @@ pub(crate) use flows::{Flows, flows, keep_flows};
 pub(crate) use metrics::{metric_table, serve_metrics};
 pub(crate) use pulse::Pulse;
 pub(crate) use status::{About, LogTree, sealed_status, status};
+pub(crate) use table::Row;
 pub(crate) use time::TimeGuard;
 
 /// The server's own name among the enforcement points.
@@ -38,9 +41,16 @@ pub(crate) struct Watch {
     lists: AtomicU64,
     counts: Mutex<BTreeMap<Count, u64>>, // INVARIANT: its keys are of closed sets
     failures: Mutex<Failures>,
-    /// As they were last read for a status.
+    /// As they were last read, for a status or to be counted.
     nodes: Mutex<Vec<NodeRow>>,
+    nodes_counted: Mutex<Option<Timestamp>>,
+    took: Mutex<BTreeMap<&'static str, (u64, Duration)>>, // INVARIANT: its keys are the names of calls
+    vitals: Mutex<Vitals>,
+    store_fails: AtomicBool,
 }
+
+/// How often it is counted, for metrics, how many nodes are on record.
+const COUNT_NODES: Duration = Duration::from_secs(15);
 
 /// Failed handshakes of the server's own port that are kept as facts, each second. What comes beyond is counted.
 const FAILURES_PER_SEC_MAX: u32 = 20;
@@ -84,6 +94,10 @@ impl Watch {
             counts: Mutex::default(),
             failures: Mutex::default(),
             nodes: Mutex::default(),
+            nodes_counted: Mutex::default(),
+            took: Mutex::default(),
+            vitals: Mutex::default(),
+            store_fails: AtomicBool::new(false),
         }
     }
 
@@ -94,6 +108,48 @@ impl Watch {
 
     fn remembered_nodes(&self) -> Vec<NodeRow> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn remembered_nodes_count(&self) -> usize {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether it is time to count the nodes on record; whoever hears that it is, does.
+    fn nodes_are_due(&self, now: Timestamp) -> bool {
+        let mut counted = self.nodes_counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = counted.is_none_or(|at| now < at || at + COUNT_NODES <= now);
+        if due {
+            *counted = Some(now);
+        }
+        due
+    }
+
+    /// A part that the server cannot do without was had, and is good until then.
+    pub(crate) fn good(&self, vital: Vital, at: Timestamp, ends: Option<Timestamp>) {
+        self.vitals.lock().unwrap_or_else(PoisonError::into_inner).good(vital, at, ends);
+    }
+
+    /// It was wanted and not had.
+    pub(crate) fn failed(&self, vital: Vital, at: Timestamp) {
+        self.vitals.lock().unwrap_or_else(PoisonError::into_inner).failed(vital, at);
+    }
+
+    fn vitals(&self) -> Vitals {
+        *self.vitals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The store took a write, or refused one with this code.
+    pub(crate) fn wrote(&self, refused: Option<Code>) {
+        self.store_fails.store(refused == Some(Code::Unavailable), Ordering::Relaxed);
+    }
+
+    fn store_writable(&self) -> bool {
+        !self.store_fails.load(Ordering::Relaxed)
+    }
+
+    /// How often each call was made, and how long all of them took.
+    fn took(&self) -> BTreeMap<&'static str, (u64, Duration)> {
+        self.took.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A handshake of the server's own port. A flood of failed ones does not push out what others reported.
@@ -134,9 +190,13 @@ impl Watch {
         self.count(Count::IssueRefused(code));
     }
 
-    /// A call ended.
-    pub(crate) fn called(&self, call: &'static str, code: Option<Code>) {
+    /// A call ended after so long.
+    pub(crate) fn called(&self, call: &'static str, code: Option<Code>, took: Duration) {
         self.count(Count::Called(call, code));
+        let mut all = self.took.lock().unwrap_or_else(PoisonError::into_inner);
+        let (count, whole) = all.entry(call).or_default();
+        *count = count.saturating_add(1);
+        *whole = whole.saturating_add(took);
     }
 
     /// Revocation lists of one authority were made.

@@ -176,7 +176,7 @@ async fn nodes_now_or_before(control: &Control) -> Result<(Vec<NodeRow>, Option<
     }
 }
 
-async fn all_nodes(store: &dyn Store) -> Result<Vec<NodeRow>, Refused> {
+pub(super) async fn all_nodes(store: &dyn Store) -> Result<Vec<NodeRow>, Refused> {
     let mut nodes: Vec<NodeRow> = Vec::new();
     loop {
         let after = nodes.last().map(|node| node.id);

@@ -60,6 +60,7 @@ impl State {
             self.tried = 0;
         }
         self.disconnected.get_or_insert(now);
+        self.unlinked = Some(now);
         self.trouble = Some(why);
         self.signing.clear();
         self.server = (self.server + 1) % self.settings.servers.max(1);

@@ -1,0 +1,111 @@
+//! What a component cannot do without, and how it stands: what went well last, what failed last, and when it ends.
+
+use crate::Timestamp;
+
+/// Something whose end is the end of what a component does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Vital {
+    /// The certificate that is shown.
+    Leaf,
+    /// What signed it.
+    Issuer,
+    /// What peers are verified by.
+    Bundle,
+    /// What peers may do.
+    Policy,
+}
+
+/// How one of them stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Condition {
+    /// When it was last had, or confirmed.
+    pub good: Option<Timestamp>,
+    /// When it last was not, though it was wanted.
+    pub failed: Option<Timestamp>,
+    /// When what is in use ends; nothing where it has no end.
+    pub ends: Option<Timestamp>,
+}
+
+/// How all of them stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vitals([Condition; 4]);
+
+/// What is told of a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// When it was last good.
+    Good,
+    /// When it last failed.
+    Failed,
+    /// When it ends.
+    Ends,
+}
+
+impl Vital {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Leaf, Self::Issuer, Self::Bundle, Self::Policy];
+
+    /// Its name in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Leaf => "leaf",
+            Self::Issuer => "issuer",
+            Self::Bundle => "bundle",
+            Self::Policy => "policy",
+        }
+    }
+}
+
+impl Vitals {
+    /// It was had, and is good until then. A time that lies before what is known changes nothing but the end.
+    pub fn good(&mut self, vital: Vital, at: Timestamp, ends: Option<Timestamp>) {
+        let condition = &mut self.0[vital as usize];
+        condition.good = condition.good.max(Some(at));
+        condition.ends = ends;
+    }
+
+    /// It was wanted and not had.
+    pub fn failed(&mut self, vital: Vital, at: Timestamp) {
+        let condition = &mut self.0[vital as usize];
+        condition.failed = condition.failed.max(Some(at));
+    }
+
+    /// What is in use ends then; of what was had or not, nothing new is known.
+    pub fn ends(&mut self, vital: Vital, ends: Option<Timestamp>) {
+        self.0[vital as usize].ends = ends;
+    }
+
+    /// How one of them stands.
+    pub fn of(&self, vital: Vital) -> Condition {
+        self.0[vital as usize]
+    }
+
+    /// What is known of one kind, in seconds since 1970. What is not known, or has no end, is left out.
+    pub fn told(&self, told: Told) -> impl Iterator<Item = (Vital, i64)> {
+        let moment = move |condition: Condition| match told {
+            Told::Good => condition.good,
+            Told::Failed => condition.failed,
+            Told::Ends => condition.ends,
+        };
+        let known = move |vital: Vital| Some((vital, moment(self.of(vital))?.secs()));
+        Vital::ALL.into_iter().filter_map(known)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_known_is_told_and_never_takes_a_step_back() {
+        let at = Timestamp::from_secs;
+        let mut vitals = Vitals::default();
+        assert_eq!(vitals.told(Told::Good).count(), 0);
+        vitals.good(Vital::Leaf, at(20), Some(at(100)));
+        vitals.good(Vital::Leaf, at(10), Some(at(90)));
+        vitals.failed(Vital::Policy, at(30));
+        assert_eq!(vitals.told(Told::Good).collect::<Vec<_>>(), [(Vital::Leaf, 20)]);
+        assert_eq!(vitals.told(Told::Ends).collect::<Vec<_>>(), [(Vital::Leaf, 90)]);
+        assert_eq!(vitals.told(Told::Failed).collect::<Vec<_>>(), [(Vital::Policy, 30)]);
+    }
+}
