@@ -3,6 +3,7 @@
 mod export;
 mod prove;
 mod read;
+mod ship;
 mod source;
 mod verify;
 mod watched;

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use countersign_identity::Incarnation;
 use serde_json::json;
 
+use super::ship::{self, Credentials, Destination, Named, Shipment};
 use super::source::{Heading, Source};
 use crate::exit::Exit;
 use crate::find::Find;
@@ -14,7 +15,9 @@ use crate::output::{self, Output};
 
 /// Write the log as JSON lines: what was signed of it, then every event as it is stored
 ///
-/// `countersign log verify --export FILE` checks such a file with no server.
+/// `countersign log verify --export FILE` checks such a file with no server. With `--to`, events go to where an organisation keeps its
+/// logs instead: as syslog (RFC 5424 over TLS) or as OTLP log records. Each is delivered at least once; with `--follow` and
+/// `--cursor`, run it beside a server for as long as that runs.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -25,9 +28,30 @@ pub(crate) struct Arguments {
     /// Where to write it, in place of what is there, as a whole [default: standard output]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Send events there: `syslog+tls://HOST:PORT`, `otlp+https://HOST:PORT` or `otlp+http://HOST:PORT`
+    #[arg(long, value_name = "URL", conflicts_with = "out")]
+    to: Option<Named>,
+    /// Go on with events that come, until interrupted
+    #[arg(long, requires = "to")]
+    follow: bool,
+    /// Where it is kept how far the receiver has the log, and gone on from
+    #[arg(long, value_name = "FILE", requires = "to")]
+    cursor: Option<PathBuf>,
+    /// Who vouches for a receiver over TLS: certificates in PEM
+    #[arg(long, value_name = "FILE", requires = "to")]
+    ca: Option<PathBuf>,
+    /// The certificate that is shown to the receiver, and those above it, in PEM
+    #[arg(long, value_name = "FILE", requires = "key")]
+    certificate: Option<PathBuf>,
+    /// Its private key, PKCS#8 in PEM
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    key: Option<PathBuf>,
 }
 
 pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
+    if let Some(named) = &arguments.to {
+        return send(arguments, named, output).await;
+    }
     let mut source = Source::Server(arguments.find.client()?);
     let Some(out) = &arguments.out else {
         export(&mut source, arguments.incarnation, &mut std::io::stdout().lock()).await?;
@@ -47,6 +71,14 @@ pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
         Output::Human => output::line(&format!("{events} events in `{}`", out.display()))?,
     }
     Ok(Exit::Done)
+}
+
+async fn send(arguments: &Arguments, named: &Named, output: Output) -> Result<Exit> {
+    let Arguments { find, incarnation, follow, cursor, ca, certificate, key, .. } = arguments;
+    let by = Credentials { ca: ca.as_ref(), certificate: certificate.as_ref(), key: key.as_ref() };
+    let to = Destination::new(named, &by)?;
+    let (cursor, incarnation, follow) = (cursor.as_ref(), *incarnation, *follow);
+    ship::run(Shipment { find, to: &to, cursor, incarnation, follow }, output).await
 }
 
 async fn export(
