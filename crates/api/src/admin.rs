@@ -9,6 +9,7 @@ mod log;
 mod policy;
 mod problem;
 mod requests;
+mod review;
 mod revocation;
 mod status;
 
@@ -35,6 +36,11 @@ pub use self::requests::{
     CreateTokenResponse, EventFilter, EventView, EventsResponse, Handshake, HandshakeDirection,
     HandshakesResponse, LIST_MAX, NodeView, NodesResponse, ResourceView, ResourcesResponse,
     TOKEN_TTL, TrustFingerprint,
+};
+pub use self::review::{
+    BadSubject, BadVerdict, Observed, PermitView, Proposal, ReviewReport, ReviewState,
+    ReviewSubject, ReviewView, ReviewsResponse, SignReviewRequest, SignatureView,
+    StartReviewRequest, Verdict,
 };
 pub use self::revocation::{
     CONVERGENCE_WAIT_MILLIS_MAX, CanaryView, Convergence, Leaked, MissingPoint, Reissue,

@@ -62,6 +62,9 @@ impl EventKind {
             Self::Resumed => {
                 "The identity, key or node; the trust domain, when issuing was resumed."
             }
+            Self::ReviewStarted | Self::ReviewSigned => {
+                "What is reviewed: `all`, `Policy/name` or `Service/name`."
+            }
             Self::Summary => "What was counted.",
         }
     }
@@ -135,6 +138,21 @@ impl EventKind {
             Self::CeremonyDue => fields![
                 field("root", "The id of the outside root's key."),
                 field("ends", "When the issuer ends."),
+            ],
+            Self::ReviewStarted => fields![
+                field("review", "Its name."),
+                field("due", "When it is to be signed."),
+                field("window", "How far back it is looked at what was used."),
+                field("policies", "The digest of the policies that it is about."),
+            ],
+            Self::ReviewSigned => fields![
+                field("review", "Its name."),
+                field("verdict", "`keep`, `narrowed` or `removed`."),
+                field(
+                    "name",
+                    "Who signed, as they call themselves; the actor is whose user id it was."
+                ),
+                REASON,
             ],
             Self::RecordPut => fields![
                 field("sha256", "The digest of the record's value."),

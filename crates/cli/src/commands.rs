@@ -16,6 +16,7 @@ mod lists;
 mod log;
 mod plan;
 mod reference;
+mod review;
 mod revoke;
 mod status;
 mod store;
@@ -95,6 +96,11 @@ enum Command {
     Rollback(history::RollbackArguments),
     Drift(history::DriftArguments),
     Export(export::Arguments),
+    /// Reviews of policies: who could, who did, and who signed that it is as it should be
+    Review {
+        #[command(subcommand)]
+        what: review::What,
+    },
     Revoke(revoke::RevokeArguments),
     Revocations(revoke::RevocationsArguments),
     Converged(revoke::ConvergedArguments),
@@ -268,6 +274,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Rollback(arguments) => wait(history::rollback(&arguments, output)),
         Command::Drift(arguments) => wait(history::drift(&arguments, output)),
         Command::Export(arguments) => wait(export::run(&arguments, output)),
+        Command::Review { what } => wait(review::run(&what, output)),
         Command::Revoke(arguments) => wait(revoke::revoke(&arguments, output)),
         Command::Revocations(arguments) => wait(revoke::revocations(&arguments, output)),
         Command::Converged(arguments) => wait(revoke::converged(&arguments, output)),

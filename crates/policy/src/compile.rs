@@ -84,6 +84,15 @@ pub(crate) fn parse_alone(text: &str) -> Result<Vec<Statement>, Vec<Problem>> {
     })
 }
 
+/// Compiles a text as that of the manifest of this name, without the check of declared names.
+pub(crate) fn parse_named(name: &Name, text: &str) -> Result<Vec<Statement>, Vec<Problem>> {
+    with_room(|| {
+        let validator = Validator::new(schema());
+        let (mode, until, name) = (Mode::Enforce, None, Some(name));
+        Reader { name, text, mode, until, declared: None, validator: &validator }.read()
+    })
+}
+
 /// Works on a stack of its own, since Cedar takes some 45 KiB of it for each bracket (without optimisation) and
 /// the caller's may be as small as a worker thread's.
 fn with_room<T: Send>(

@@ -38,6 +38,7 @@ mod decide;
 mod index;
 mod limit;
 mod memory;
+mod narrow;
 mod operation;
 mod problem;
 mod reads;
@@ -50,6 +51,7 @@ pub use decide::{
     CallRequest, Called, ConnectRequest, Context, Decision, Grant, Policies, Principal, Verdict,
 };
 pub use limit::{Limit, Rate};
+pub use narrow::{Narrowed, Outcome, Permit, Use, narrow};
 pub use operation::{Operation, Operations};
 pub use problem::Problem;
 pub use schema::SCHEMA;

@@ -91,6 +91,45 @@ impl Layout {
     }
 }
 
+/// Where one policy of a text is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) start: usize,
+    /// After the bracket that closes its scope.
+    pub(crate) scope_end: usize,
+    /// After its semicolon.
+    pub(crate) end: usize,
+}
+
+/// Where each policy of a text is that compiles.
+pub(crate) fn spans(text: &str) -> Vec<Span> {
+    let mut spans = Vec::new();
+    let (mut start, mut scope_end, mut depth) = (None, None, 0_usize);
+    // The words of annotations are those behind an `@`.
+    let (mut named, mut in_scope) = (false, false);
+    for token in (Tokens { text, offset: 0 }) {
+        let begin = *start.get_or_insert(token.offset);
+        let end = token.offset + token.text.len();
+        match token.text {
+            "permit" | "forbid" if depth == 0 && !named => in_scope = true,
+            "(" | "[" | "{" => depth += 1,
+            ")" | "]" | "}" => {
+                depth = depth.saturating_sub(1);
+                if depth == 0 && in_scope && scope_end.is_none() {
+                    scope_end = Some(end);
+                }
+            }
+            ";" => {
+                spans.push(Span { start: begin, scope_end: scope_end.unwrap_or(end), end });
+                (start, scope_end, depth, in_scope) = (None, None, 0, false);
+            }
+            _ => {}
+        }
+        named = token.text == "@";
+    }
+    spans
+}
+
 /// The words before a text that make it an entity: `Workload`, `::`, and then `"web"`.
 #[derive(Debug, Default)]
 struct Path {

@@ -182,6 +182,17 @@ impl Judge {
         self.names.get(id).cloned().map_or_else(|| Principal::Id(id.clone()), Principal::Named)
     }
 
+    /// Every workload, by name.
+    pub(crate) fn workloads(&self) -> impl Iterator<Item = &Name> {
+        self.ids.keys()
+    }
+
+    /// The operations of a service, as policies name them.
+    pub(crate) fn operations(&self, service: &str) -> Vec<String> {
+        let of = self.policies.operations().of(service).unwrap_or_default();
+        of.iter().map(|operation| format!("{service}/{}", operation.name)).collect()
+    }
+
     /// Whether something like this flow would be let pass.
     pub(crate) fn lets_pass(&self, flow: &FlowView) -> bool {
         let call = flow

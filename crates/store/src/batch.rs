@@ -9,7 +9,7 @@ use countersign_identity::{
 };
 use countersign_pki::Receipt;
 
-use crate::{CheckpointRow, FlowRow, IssuedRow, NodeRow, PointKey, PointRow, TokenRow};
+use crate::{CheckpointRow, FlowRow, IssuedRow, NodeRow, PaperRow, PointKey, PointRow, TokenRow};
 
 /// The kinds of records, in the order of their words. Closed: a kind of a later version is refused, never skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -199,6 +199,13 @@ pub enum Op {
         /// The moment.
         before: Timestamp,
     },
+    /// Keeps a paper; one of its name that is there stays as it is.
+    PutPaper(PaperRow),
+    /// Drops a paper, if it is there.
+    RemovePaper {
+        /// Its name.
+        name: String,
+    },
     /// Notes that a node was seen.
     TouchNode {
         /// Which node.
@@ -250,6 +257,8 @@ impl fmt::Debug for Op {
             }
             Self::AddFlow(row) => write!(f, "AddFlow({row:?})"),
             Self::TrimFlows { before } => write!(f, "TrimFlows {{ before: {before} }}"),
+            Self::PutPaper(row) => write!(f, "PutPaper({})", row.name),
+            Self::RemovePaper { name } => write!(f, "RemovePaper({name})"),
             Self::TouchNode { id, at } => write!(f, "TouchNode {{ {id}, at: {at} }}"),
         }
     }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use countersign_audit::{EventKind, NOTE_BYTES_MAX};
 use countersign_identity::{Name, Serial};
 
-use crate::{Batch, Change, Op, PointRow, ReportRow, Result, StoreError};
+use crate::{Batch, Change, Op, PaperRow, PointRow, ReportRow, Result, StoreError};
 
 /// The longest name of a record, a secret, a lease or a lease's holder.
 pub const NAME_BYTES_MAX: usize = 255;
@@ -22,6 +22,8 @@ pub const HOST_BYTES_MAX: usize = 255;
 pub const REPORT_BYTES_MAX: usize = 4 << 20;
 /// The longest text of a flow.
 pub const FLOW_BYTES_MAX: usize = 4096;
+/// The longest paper: a review names a policy or a service, and an approval who gave it, with what there is to say.
+pub const PAPER_BYTES_MAX: usize = 16 * 1024;
 /// How many labels a node or a token may have.
 pub const LABELS_MAX: usize = 64;
 /// How many rows a page may have.
@@ -100,6 +102,11 @@ fn check_op(op: &Op) -> Result<()> {
             within("events whose details are dropped", rows, TRIM_ROWS_MAX)
         }
         Op::AddFlow(row) => within("bytes of a flow", row.flow.len(), FLOW_BYTES_MAX),
+        Op::PutPaper(PaperRow { name, value }) => {
+            check_name("bytes of a paper's name", name)?;
+            within("bytes of a paper", value.len(), PAPER_BYTES_MAX)
+        }
+        Op::RemovePaper { name } => check_name("bytes of a paper's name", name),
         Op::SpendToken { .. }
         | Op::TrimFlows { .. }
         | Op::RevokeKeys { .. }

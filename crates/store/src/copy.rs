@@ -171,6 +171,7 @@ pub(crate) const TABLES: &[Table] = &[
             ("seen", Number),
         ],
     },
+    Table { name: "papers", keys: 1, columns: &[("name", Bytes), ("value", Bytes)] },
 ];
 
 impl Table {

@@ -36,15 +36,15 @@ pub use backup::{Dumped, Dumping, Filling, Page};
 pub use batch::{Batch, Begins, Change, Committed, KeysOf, Kind, Op, Record, UnknownKind};
 pub use bounds::{
     BATCH_ROWS_MAX, FEED_COMMITS_MAX, FLOW_BYTES_MAX, HOST_BYTES_MAX, KEY_BYTES_MAX, LABELS_MAX,
-    NAME_BYTES_MAX, PAGE_MAX, REPORT_BYTES_MAX, TRIM_ROWS_MAX, VALUE_BYTES_MAX,
+    NAME_BYTES_MAX, PAGE_MAX, PAPER_BYTES_MAX, REPORT_BYTES_MAX, TRIM_ROWS_MAX, VALUE_BYTES_MAX,
 };
 pub use copy::{Copied, Place, copy};
 pub use error::{Result, StoreError};
 pub use memory::MemoryStore;
 pub use postgres::{BadUrl, Password, PostgresStore, PostgresUrl};
 pub use rows::{
-    CheckpointRow, Commit, Details, Feed, FlowRow, Head, Issued, IssuedRow, NodeRow, PointKey,
-    PointRow, ReportRow, Snapshot, StoredEvent, TokenRow, Trimmed,
+    CheckpointRow, Commit, Details, Feed, FlowRow, Head, Issued, IssuedRow, NodeRow, PaperRow,
+    PointKey, PointRow, ReportRow, Snapshot, StoredEvent, TokenRow, Trimmed,
 };
 pub use sqlite::{Observed, SqliteStore};
 pub use verify::{Verification, verify_everything};
@@ -88,6 +88,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// The flows after this one, in the order of their texts' bytes.
     async fn flows(&self, after: Option<String>, limit: usize) -> Result<Vec<FlowRow>>;
+
+    /// The papers after this one, in the order of their names' bytes.
+    async fn papers(&self, after: Option<String>, limit: usize) -> Result<Vec<PaperRow>>;
 
     /// The join token with this digest.
     async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>>;

@@ -16,8 +16,8 @@ use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name, check_repor
 use crate::transact::{Lease, Tables, Upkeep, lease_end, trim, write};
 use crate::{
     Batch, Change, CheckpointRow, Commit, Committed, Details, Feed, FlowRow, Head, Issued,
-    IssuedRow, KeysOf, Kind, NodeRow, PAGE_MAX, PointKey, PointRow, Record, ReportRow, Result,
-    Snapshot, Store, StoredEvent, TokenRow, Trimmed,
+    IssuedRow, KeysOf, Kind, NodeRow, PAGE_MAX, PaperRow, PointKey, PointRow, Record, ReportRow,
+    Result, Snapshot, Store, StoredEvent, TokenRow, Trimmed,
 };
 
 /// A store that forgets when it is dropped.
@@ -42,6 +42,7 @@ pub(crate) struct State {
     pub(crate) issued: OrdMap<Serial, Issued>,
     pub(crate) points: OrdMap<PointKey, PointRow>,
     pub(crate) flows: OrdMap<String, FlowRow>,
+    pub(crate) papers: OrdMap<String, PaperRow>,
     pub(crate) revoked_keys: OrdMap<KeyId, Timestamp>,
     pub(crate) leases: OrdMap<String, (String, Timestamp)>,
     pub(crate) reports: OrdMap<String, ReportRow>,
@@ -65,6 +66,7 @@ impl State {
             issued: OrdMap::new(),
             points: OrdMap::new(),
             flows: OrdMap::new(),
+            papers: OrdMap::new(),
             revoked_keys: OrdMap::new(),
             leases: OrdMap::new(),
             reports: OrdMap::new(),
@@ -176,6 +178,10 @@ impl Store for MemoryStore {
 
     async fn flows(&self, after: Option<String>, limit: usize) -> Result<Vec<FlowRow>> {
         Ok(page(&self.state().flows, after, limit))
+    }
+
+    async fn papers(&self, after: Option<String>, limit: usize) -> Result<Vec<PaperRow>> {
+        Ok(page(&self.state().papers, after, limit))
     }
 
     async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>> {
@@ -478,6 +484,16 @@ impl Tables for State {
         for flow in &old {
             self.flows.remove(flow);
         }
+        Ok(())
+    }
+
+    fn add_paper(&mut self, row: &PaperRow) -> Result<()> {
+        insert_new(&mut self.papers, row.name.clone(), row.clone());
+        Ok(())
+    }
+
+    fn remove_paper(&mut self, name: &str) -> Result<()> {
+        self.papers.remove(name);
         Ok(())
     }
 

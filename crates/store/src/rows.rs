@@ -243,6 +243,15 @@ pub struct FlowRow {
     pub count: u64,
 }
 
+/// What operators keep beside the state: a review of policies, the word of who approves a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PaperRow {
+    /// Its name, in which what belongs together begins alike.
+    pub name: String,
+    /// What it says; the bytes mean something to others only.
+    pub value: Vec<u8>,
+}
+
 /// What a trim dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Trimmed {

@@ -117,6 +117,12 @@ pub(crate) const ADD_FLOW: &str = "INSERT INTO flows (flow, first_seen, last_see
      last_seen = CASE WHEN flows.last_seen < excluded.last_seen THEN excluded.last_seen ELSE flows.last_seen END";
 pub(crate) const TRIM_FLOWS: &str = "DELETE FROM flows WHERE last_seen < $1";
 
+pub(crate) const PAPERS: &str =
+    "SELECT name, value FROM papers WHERE $1 < name ORDER BY name LIMIT $2";
+pub(crate) const ADD_PAPER: &str =
+    "INSERT INTO papers (name, value) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+pub(crate) const REMOVE_PAPER: &str = "DELETE FROM papers WHERE name = $1";
+
 pub(crate) const REVOKE_KEY: &str =
     "INSERT INTO revoked_keys (key_id, since) VALUES ($1, $2) ON CONFLICT DO NOTHING";
 pub(crate) const REVOKE_KEYS_OF_SERIAL: &str = "INSERT INTO revoked_keys (key_id, since) \
@@ -196,6 +202,9 @@ pub(crate) const ALL: &[&str] = &[
     FLOWS,
     ADD_FLOW,
     TRIM_FLOWS,
+    PAPERS,
+    ADD_PAPER,
+    REMOVE_PAPER,
     REVOKE_KEY,
     REVOKE_KEYS_OF_SERIAL,
     REVOKE_KEYS_OF_IDENTITY,

@@ -12,8 +12,8 @@ use countersign_pki::Receipt;
 use crate::bounds::{FEED_TRIM_STEP, TRIM_ROWS_MAX, positions};
 use crate::{
     Batch, Begins, Change, CheckpointRow, Committed, FEED_COMMITS_MAX, FlowRow, Head, IssuedRow,
-    KeysOf, Kind, NodeRow, Op, PointKey, PointRow, Record, ReportRow, Result, StoreError, TokenRow,
-    Trimmed,
+    KeysOf, Kind, NodeRow, Op, PaperRow, PointKey, PointRow, Record, ReportRow, Result, StoreError,
+    TokenRow, Trimmed,
 };
 
 /// The rows of one backend, inside a transaction. Each method is one statement.
@@ -56,6 +56,8 @@ pub(crate) trait Tables {
     fn trim_details(&mut self, past: Option<Incarnation>, from: u64, to: u64) -> Result<()>;
     fn add_flow(&mut self, row: &FlowRow) -> Result<()>;
     fn trim_flows(&mut self, before: Timestamp) -> Result<()>;
+    fn add_paper(&mut self, row: &PaperRow) -> Result<()>;
+    fn remove_paper(&mut self, name: &str) -> Result<()>;
     fn revoke_keys(&mut self, of: &KeysOf, at: Timestamp) -> Result<()>;
     fn is_key_revoked(&mut self, key: KeyId) -> Result<bool>;
 }
@@ -241,6 +243,8 @@ fn apply(tables: &mut impl Tables, op: &Op, present: Incarnation) -> Result<()> 
         }
         Op::AddFlow(row) => tables.add_flow(row),
         Op::TrimFlows { before } => tables.trim_flows(*before),
+        Op::PutPaper(row) => tables.add_paper(row),
+        Op::RemovePaper { name } => tables.remove_paper(name),
         Op::TouchNode { id, at } => known(*id, tables.touch_node(*id, *at)?),
     }
 }

@@ -19,9 +19,10 @@ use super::{
     EventFilter, EventsResponse, ExplainRequest, ExplainResponse, FlowsResponse,
     HandshakesResponse, HistoryResponse, ImportRequest, ImportResponse, LeavesResponse,
     LogResponse, NodesResponse, PlanResponse, ProblemDetails, ProofResponse, RecoverRequest,
-    RecoverResponse, RequestView, ResourcesResponse, ResumeRequest, RevisionResponse,
-    RevocationsResponse, RevokeRequest, RevokeResponse, RollbackRequest, RotateRequest, Status,
-    Step, StepRequest, SuspendRequest, TileHashesResponse,
+    RecoverResponse, RequestView, ResourcesResponse, ResumeRequest, ReviewReport, ReviewView,
+    ReviewsResponse, RevisionResponse, RevocationsResponse, RevokeRequest, RevokeResponse,
+    RollbackRequest, RotateRequest, SignReviewRequest, StartReviewRequest, Status, Step,
+    StepRequest, SuspendRequest, TileHashesResponse,
 };
 use crate::resource::Kind;
 
@@ -297,6 +298,45 @@ impl AdminClient {
     pub async fn flows(&self, since: Option<Duration>) -> Result<FlowsResponse, AdminError> {
         let since = since.map(|since| format!("?since={}", since.as_secs())).unwrap_or_default();
         self.get(&format!("/v1/flows{since}")).await
+    }
+
+    /// The reviews of policies.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn reviews(&self) -> Result<ReviewsResponse, AdminError> {
+        self.get("/v1/reviews").await
+    }
+
+    /// Opens a review of policies.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn start_review(
+        &self,
+        request: &StartReviewRequest,
+    ) -> Result<ReviewView, AdminError> {
+        self.post("/v1/reviews", request).await
+    }
+
+    /// What a review finds: who could, who did, and what would be enough.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or there is no such review.
+    pub async fn review(&self, id: &Name) -> Result<ReviewReport, AdminError> {
+        self.get(&format!("/v1/reviews/{id}")).await
+    }
+
+    /// Signs a review.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn sign_review(
+        &self,
+        id: &Name,
+        request: &SignReviewRequest,
+    ) -> Result<ReviewView, AdminError> {
+        self.post(&format!("/v1/reviews/{id}/signature"), request).await
     }
 
     /// What a set of resources would change, and whom that would hit.

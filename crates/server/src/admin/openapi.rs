@@ -4,7 +4,9 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use utoipa::OpenApi;
 
-use crate::admin::{ask, authority, change, console, history, list, log, plan, policy, revoke};
+use crate::admin::{
+    ask, authority, change, console, history, list, log, plan, policy, review, revoke,
+};
 
 /// Operators' interface.
 #[derive(OpenApi)]
@@ -54,6 +56,10 @@ use crate::admin::{ask, authority, change, console, history, list, log, plan, po
         revoke::try_out,
         policy::explain,
         policy::flows,
+        review::reviews,
+        review::start,
+        review::report,
+        review::sign,
         plan::plan,
         history::history,
         history::rollback,

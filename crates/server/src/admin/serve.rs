@@ -21,7 +21,7 @@ use crate::admin::change::Operator;
 use crate::admin::problem::Problem;
 use crate::admin::{
     Admin, AdminSocket, ask, authority, change, console, history, list, log, openapi, plan, policy,
-    revoke,
+    review, revoke,
 };
 
 /// The largest body: the manifests of some ten thousand workloads.
@@ -76,6 +76,9 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/trials", post(revoke::try_out))
         .route("/v1/explain", post(policy::explain))
         .route("/v1/flows", get(policy::flows))
+        .route("/v1/reviews", get(review::reviews).post(review::start))
+        .route("/v1/reviews/{id}", get(review::report))
+        .route("/v1/reviews/{id}/signature", post(review::sign))
         .route("/v1/plan", post(plan::plan))
         .route("/v1/history", get(history::history))
         .route("/v1/rollback", post(history::rollback))
@@ -249,7 +252,7 @@ mod tests {
     async fn no_route_answers_a_foreign_uid() {
         let unknown = [("get".to_owned(), "/".to_owned()), ("post".to_owned(), "/live".to_owned())];
         let routes = described();
-        assert_eq!(routes.len(), 42, "{routes:?}");
+        assert_eq!(routes.len(), 46, "{routes:?}");
         for (method, path) in routes.into_iter().chain(unknown) {
             let (status, body) = ask(FOREIGN, &method, &path).await;
             assert_eq!(status, StatusCode::FORBIDDEN, "{method} {path}");

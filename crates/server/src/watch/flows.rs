@@ -23,6 +23,8 @@ const WRITE_EVERY: Duration = Duration::from_secs(2);
 const WRITTEN_MAX: usize = 500;
 /// How often it is looked for what is too old, or too much.
 const TRIM_EVERY: Duration = Duration::from_secs(600);
+/// How often it is looked for reviews that another server was told of.
+const READ_EVERY: Duration = Duration::from_secs(60);
 /// How many different flows are remembered. Beyond that, nothing new is, until room was made.
 const REMEMBERED_MAX: usize = 50_000;
 /// How long a flow may be remembered at the shortest, lest one that was just seen is forgotten.
@@ -133,6 +135,7 @@ fn row(flow: v1::Flow, now: Timestamp) -> Option<FlowRow> {
 /// Writes what was reported, and forgets what is old, until stopped.
 pub(crate) async fn keep_flows(control: Arc<Control>, stop: CancellationToken) {
     let mut trim_at = control.clock.now();
+    let mut read_at = trim_at;
     loop {
         let now = control.clock.now();
         if let Err(error) = write(&control).await {
@@ -142,6 +145,12 @@ pub(crate) async fn keep_flows(control: Arc<Control>, stop: CancellationToken) {
             trim_at = now + TRIM_EVERY;
             if let Err(error) = trim(&control, now).await {
                 tracing::warn!(%error, "old flows could not be dropped");
+            }
+        }
+        if read_at <= now {
+            read_at = now + READ_EVERY;
+            if let Err(refused) = crate::review::reviews(&control).await {
+                tracing::warn!(%refused, "reviews could not be read");
             }
         }
         tokio::select! {

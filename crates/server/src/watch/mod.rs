@@ -35,6 +35,7 @@ pub(crate) const SERVER_POINT: &str = "server";
 pub(crate) struct Watch {
     pub(crate) facts: Facts,
     pub(crate) flows: Flows,
+    pub(crate) reviews: crate::review::Waiting,
     pub(crate) started: Timestamp,
     connections: AtomicUsize,
     issued: AtomicU64,
@@ -87,6 +88,7 @@ impl Watch {
         Self {
             facts: Facts::default(),
             flows: Flows::default(),
+            reviews: crate::review::Waiting::default(),
             started,
             connections: AtomicUsize::new(0),
             issued: AtomicU64::new(0),

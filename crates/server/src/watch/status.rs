@@ -132,6 +132,12 @@ pub(crate) async fn status(
     }
     warnings.extend(control.pulse.warnings());
     warnings.extend(control.signing.warning());
+    match crate::review::warnings(control).await {
+        Ok(overdue) => warnings.extend(overdue),
+        // That it is away is said already.
+        Err(refused) if refused.code == Code::Unavailable => {}
+        Err(refused) => return Err(refused),
+    }
     warnings.extend(stale);
     let life = state.life();
     warnings.extend(life.as_ref().and_then(|life| life.issues(now).err()).map(|held| held.why));

@@ -24,6 +24,7 @@ pub(crate) enum Metric {
     CeremonyDue,
     RootKeyAway,
     ApprovalsMissing,
+    ReviewsOverdue,
     LastGood,
     LastFailure,
     Ends,
@@ -47,7 +48,7 @@ pub(crate) enum Metric {
 /// Name, kind, labels and help. A name is written here and nowhere else.
 pub(crate) type Row = (&'static str, &'static str, &'static [&'static str], &'static str);
 
-pub(super) const METRICS: [(Metric, Row); 39] = {
+pub(super) const METRICS: [(Metric, Row); 40] = {
     use Metric::*;
     [
         (
@@ -216,6 +217,15 @@ pub(super) const METRICS: [(Metric, Row); 39] = {
                 "gauge",
                 &[],
                 "Operators who still have to approve that a new root signs.",
+            ),
+        ),
+        (
+            ReviewsOverdue,
+            (
+                "countersign_server_reviews_overdue_count",
+                "gauge",
+                &[],
+                "Reviews of policies that wait longer than they should to be signed.",
             ),
         ),
         (

@@ -16,8 +16,8 @@ use super::text;
 use crate::memory::State;
 use crate::transact::Tables;
 use crate::{
-    Batch, Change, CheckpointRow, FlowRow, Head, IssuedRow, KeysOf, Kind, NodeRow, Op, PointKey,
-    PointRow, Record, Result, TokenRow,
+    Batch, Change, CheckpointRow, FlowRow, Head, IssuedRow, KeysOf, Kind, NodeRow, Op, PaperRow,
+    PointKey, PointRow, Record, Result, TokenRow,
 };
 
 /// The rows on whose contents a group of batches depends.
@@ -62,7 +62,9 @@ impl<'a> Wanted<'a> {
             | Op::PutTileHashes { .. }
             | Op::TrimDetails { .. }
             | Op::AddFlow(_)
-            | Op::TrimFlows { .. } => {}
+            | Op::TrimFlows { .. }
+            | Op::PutPaper(_)
+            | Op::RemovePaper { .. } => {}
             Op::CreateToken(TokenRow { hash, .. }) | Op::SpendToken { hash, .. } => {
                 self.tokens.push(hash.as_bytes());
             }
@@ -157,6 +159,10 @@ pub(super) enum Unread {
     Flow(FlowRow),
     /// What was not seen since is forgotten.
     NoFlows(Timestamp),
+    /// A paper is kept.
+    Paper(PaperRow),
+    /// A paper is dropped.
+    NoPaper(String),
 }
 
 impl Draft {
@@ -360,6 +366,16 @@ impl Tables for Draft {
 
     fn trim_flows(&mut self, before: Timestamp) -> Result<()> {
         self.touched.unread.push_back(Unread::NoFlows(before));
+        Ok(())
+    }
+
+    fn add_paper(&mut self, row: &PaperRow) -> Result<()> {
+        self.touched.unread.push_back(Unread::Paper(row.clone()));
+        Ok(())
+    }
+
+    fn remove_paper(&mut self, name: &str) -> Result<()> {
+        self.touched.unread.push_back(Unread::NoPaper(name.to_owned()));
         Ok(())
     }
 

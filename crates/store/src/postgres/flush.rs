@@ -10,7 +10,7 @@ use super::rows::{labels_text, signed};
 use super::session::{Command, command};
 use super::text;
 use crate::{
-    Change, CheckpointRow, FlowRow, Issued, KeysOf, NodeRow, PointKey, PointRow, Result,
+    Change, CheckpointRow, FlowRow, Issued, KeysOf, NodeRow, PaperRow, PointKey, PointRow, Result,
     StoredEvent, TokenRow, sql,
 };
 
@@ -223,6 +223,10 @@ fn unread(change: &Unread) -> Result<Command<'_>> {
             command!(sql::ADD_FLOW, flow.as_bytes(), first, last, count)
         }
         Unread::NoFlows(before) => command!(sql::TRIM_FLOWS, before.micros()),
+        Unread::Paper(PaperRow { name, value }) => {
+            command!(sql::ADD_PAPER, name.as_bytes(), value.as_slice())
+        }
+        Unread::NoPaper(name) => command!(sql::REMOVE_PAPER, name.as_bytes()),
     })
 }
 

@@ -41,7 +41,7 @@ use crate::queue::{Job, OwnedLease, Queue, ended};
 use crate::transact::lease_end;
 use crate::{
     Batch, Change, CheckpointRow, Commit, Committed, Feed, FlowRow, Head, Issued, NodeRow,
-    PAGE_MAX, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store, StoreError,
+    PAGE_MAX, PaperRow, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store, StoreError,
     StoredEvent, TokenRow, Trimmed, sql,
 };
 
@@ -373,6 +373,13 @@ impl Store for PostgresStore {
         let after = after.unwrap_or_default().into_bytes();
         let limit = limited(limit, PAGE_MAX);
         self.all(move || command!(sql::FLOWS, after.clone(), limit), rows::flow).await
+    }
+
+    async fn papers(&self, after: Option<String>, limit: usize) -> Result<Vec<PaperRow>> {
+        // No bytes are before all bytes.
+        let after = after.unwrap_or_default().into_bytes();
+        let limit = limited(limit, PAGE_MAX);
+        self.all(move || command!(sql::PAPERS, after.clone(), limit), rows::paper).await
     }
 
     async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>> {

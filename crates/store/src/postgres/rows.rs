@@ -9,8 +9,8 @@ use tokio_postgres::types::FromSqlOwned;
 
 use super::seen::Tip;
 use crate::{
-    CheckpointRow, Details, FlowRow, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow,
-    ReportRow, Result, StoreError, StoredEvent, TokenRow,
+    CheckpointRow, Details, FlowRow, Head, Issued, IssuedRow, NodeRow, PaperRow, PointKey,
+    PointRow, ReportRow, Result, StoreError, StoredEvent, TokenRow,
 };
 
 pub(super) fn broken(what: impl Into<String>) -> StoreError {
@@ -100,6 +100,12 @@ pub(super) fn flow(row: &Row) -> Result<FlowRow> {
     let flow =
         String::from_utf8(column(row, 0)?).map_err(|error| broken(format!("a flow: {error}")))?;
     Ok(FlowRow { flow, first: moment(row, 1)?, last: moment(row, 2)?, count: number(row, 3)? })
+}
+
+pub(super) fn paper(row: &Row) -> Result<PaperRow> {
+    let name = String::from_utf8(column(row, 0)?)
+        .map_err(|error| broken(format!("the name of a paper: {error}")))?;
+    Ok(PaperRow { name, value: column(row, 1)? })
 }
 
 pub(super) fn report_version(row: &Row) -> Result<(String, u64)> {

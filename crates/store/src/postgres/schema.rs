@@ -16,6 +16,7 @@ pub(super) const STEPS: Steps = &[
     Step { ddl: STEP_3, older: Older::GoOn },
     Step { ddl: STEP_4, older: Older::GoOn },
     Step { ddl: STEP_5, older: Older::GoOn },
+    Step { ddl: STEP_6, older: Older::GoOn },
 ];
 
 // Times are BIGINT, ids BYTEA: nothing whose order or meaning a database's settings could change.
@@ -87,6 +88,11 @@ const STEP_5: &str = "
 CREATE TABLE flows (
     flow BYTEA PRIMARY KEY, first_seen BIGINT NOT NULL, last_seen BIGINT NOT NULL,
     seen BIGINT NOT NULL);
+";
+
+// What operators keep beside the state.
+const STEP_6: &str = "
+CREATE TABLE papers (name BYTEA PRIMARY KEY, value BYTEA NOT NULL);
 ";
 
 const MARK: &str = "CREATE TABLE countersign_schema (version BIGINT NOT NULL); \

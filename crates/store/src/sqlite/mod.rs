@@ -30,7 +30,7 @@ use crate::queue::{Job, OwnedLease, Queue, ended};
 use crate::transact::lease_end;
 use crate::{
     Batch, Change, CheckpointRow, Commit, Committed, Feed, FlowRow, Head, Issued, NodeRow,
-    PAGE_MAX, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store, StoreError,
+    PAGE_MAX, PaperRow, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store, StoreError,
     StoredEvent, TokenRow, Trimmed, sql,
 };
 
@@ -264,6 +264,16 @@ impl Store for SqliteStore {
             let after = after.unwrap_or_default();
             let values = (after.as_bytes(), limited(limit, PAGE_MAX));
             all(connection, sql::FLOWS, values, rows::flow)
+        };
+        self.readers.read(read).await
+    }
+
+    async fn papers(&self, after: Option<String>, limit: usize) -> Result<Vec<PaperRow>> {
+        let read = move |connection: &Connection| {
+            // No bytes are before all bytes.
+            let after = after.unwrap_or_default();
+            let values = (after.as_bytes(), limited(limit, PAGE_MAX));
+            all(connection, sql::PAPERS, values, rows::paper)
         };
         self.readers.read(read).await
     }

@@ -6,8 +6,8 @@ use countersign_identity::{KeyId, Name, NodeId, Serial, Sha256, SpiffeId, Timest
 use rusqlite::{ErrorCode, Row};
 
 use crate::{
-    CheckpointRow, Details, FlowRow, Head, Issued, IssuedRow, NodeRow, PointKey, PointRow,
-    ReportRow, Result, StoreError, StoredEvent, TokenRow,
+    CheckpointRow, Details, FlowRow, Head, Issued, IssuedRow, NodeRow, PaperRow, PointKey,
+    PointRow, ReportRow, Result, StoreError, StoredEvent, TokenRow,
 };
 
 /// Sorts an error of SQLite: what goes away by itself or by an operator's hand, and what is damage or a defect.
@@ -116,6 +116,12 @@ pub(super) fn flow(row: &Row<'_>) -> Result<FlowRow> {
     let flow =
         String::from_utf8(column(row, 0)?).map_err(|error| broken(format!("a flow: {error}")))?;
     Ok(FlowRow { flow, first: moment(row, 1)?, last: moment(row, 2)?, count: number(row, 3)? })
+}
+
+pub(super) fn paper(row: &Row<'_>) -> Result<PaperRow> {
+    let name = String::from_utf8(column(row, 0)?)
+        .map_err(|error| broken(format!("the name of a paper: {error}")))?;
+    Ok(PaperRow { name, value: column(row, 1)? })
 }
 
 pub(super) fn report_version(row: &Row<'_>) -> Result<(String, u64)> {

@@ -18,6 +18,7 @@ const STEPS: Steps = &[
     Step { ddl: STEP_3, older: Older::GoOn },
     Step { ddl: STEP_4, older: Older::GoOn },
     Step { ddl: STEP_5, older: Older::GoOn },
+    Step { ddl: STEP_6, older: Older::GoOn },
 ];
 /// The version that this program knows.
 const KNOWN: u64 = known(STEPS);
@@ -90,6 +91,11 @@ const STEP_5: &str = "
 CREATE TABLE flows (
     flow BLOB PRIMARY KEY, first_seen BIGINT NOT NULL, last_seen BIGINT NOT NULL,
     seen BIGINT NOT NULL) WITHOUT ROWID;
+";
+
+// What operators keep beside the state.
+const STEP_6: &str = "
+CREATE TABLE papers (name BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 ";
 
 /// Whether the open file is a store of ours, or an SQLite database of somebody else.
@@ -176,8 +182,8 @@ mod tests {
     };
     const AFTER: Step =
         Step { ddl: "ALTER TABLE records RENAME COLUMN value TO body", older: Older::Stop };
-    const LATER: Steps = &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], NEXT];
-    const LAST: Steps = &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], NEXT, AFTER];
+    const LATER: Steps = &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], NEXT];
+    const LAST: Steps = &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], NEXT, AFTER];
 
     #[test]
     fn an_older_program_goes_on_after_what_was_added_and_stops_at_what_was_changed() {
@@ -192,7 +198,7 @@ mod tests {
         }
         migrate_by(LAST, &mut connection, path).unwrap();
         let refused = migrate(&mut connection, path).unwrap_err();
-        let expected = StoreError::NewerSchema { path: path.into(), found: 7, needs: 7, known: 5 };
+        let expected = StoreError::NewerSchema { path: path.into(), found: 8, needs: 8, known: 6 };
         assert_eq!(refused, expected);
         assert_eq!(check_to_read(&connection, path), Err(expected));
     }

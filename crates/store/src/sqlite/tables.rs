@@ -7,8 +7,8 @@ use rusqlite::{Connection, OptionalExtension as _, Params, Row};
 use super::rows::{self, broken, failed, labels_text, signed};
 use crate::transact::{Lease, Tables, Upkeep};
 use crate::{
-    Change, CheckpointRow, FlowRow, Head, IssuedRow, KeysOf, Kind, NodeRow, PointKey, PointRow,
-    Record, ReportRow, Result, TokenRow, sql,
+    Change, CheckpointRow, FlowRow, Head, IssuedRow, KeysOf, Kind, NodeRow, PaperRow, PointKey,
+    PointRow, Record, ReportRow, Result, TokenRow, sql,
 };
 
 /// The writer's connection inside a transaction.
@@ -255,6 +255,14 @@ impl Tables for Open<'_> {
 
     fn trim_flows(&mut self, before: Timestamp) -> Result<()> {
         self.run(sql::TRIM_FLOWS, [before.micros()]).map(|_some| ())
+    }
+
+    fn add_paper(&mut self, row: &PaperRow) -> Result<()> {
+        self.run(sql::ADD_PAPER, (row.name.as_bytes(), &row.value)).map(|_one| ())
+    }
+
+    fn remove_paper(&mut self, name: &str) -> Result<()> {
+        self.run(sql::REMOVE_PAPER, [name.as_bytes()]).map(|_one| ())
     }
 
     fn revoke_keys(&mut self, of: &KeysOf, at: Timestamp) -> Result<()> {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, KeyId, Timestamp};
 use countersign_store::{
-    FLOW_BYTES_MAX, FlowRow, IssuedRow, KeysOf, Op, PAGE_MAX, PointKey, PointRow, REPORT_BYTES_MAX,
-    ReportRow, StoreError, VALUE_BYTES_MAX,
+    FLOW_BYTES_MAX, FlowRow, IssuedRow, KeysOf, Op, PAGE_MAX, PAPER_BYTES_MAX, PaperRow, PointKey,
+    PointRow, REPORT_BYTES_MAX, ReportRow, StoreError, VALUE_BYTES_MAX,
 };
 use tokio::task::JoinSet;
 
@@ -211,6 +211,27 @@ pub(crate) async fn flows_are_counted_together_and_forgotten_when_old(store: Sha
     assert_eq!(store.head().await.unwrap().revision.number, 0, "it moves no revision");
     let long = row(&"x".repeat(FLOW_BYTES_MAX + 1), 1, 1, 1);
     let refused = store.commit(doing([Op::AddFlow(long)])).await.unwrap_err();
+    assert!(matches!(refused, StoreError::TooLarge { .. }));
+}
+
+pub(crate) async fn a_paper_stays_as_it_was_first_kept_until_it_is_dropped(store: Shared) {
+    let row = |name: &str, value: &[u8]| PaperRow { name: name.to_owned(), value: value.to_vec() };
+    let keep = async |row: PaperRow| store.commit(doing([Op::PutPaper(row)])).await.unwrap();
+    assert_eq!(store.papers(None, 10).await.unwrap(), []);
+    keep(row("plan/b", b"1")).await;
+    keep(row("plan/a/é", b"2")).await;
+    keep(row("plan/a", b"3")).await;
+    keep(row("plan/a", b"another")).await;
+    let all = [row("plan/a", b"3"), row("plan/a/é", b"2"), row("plan/b", b"1")];
+    assert_eq!(store.papers(None, 10).await.unwrap(), all, "the first one stays");
+    assert_eq!(store.papers(Some("plan/a".to_owned()), 1).await.unwrap(), all[1..2]);
+    let drop_it = || doing([Op::RemovePaper { name: "plan/a".to_owned() }]);
+    store.commit(drop_it()).await.unwrap();
+    store.commit(drop_it()).await.unwrap();
+    assert_eq!(store.papers(None, 10).await.unwrap(), all[1..]);
+    assert_eq!(store.head().await.unwrap().revision.number, 0, "it moves no revision");
+    let long = row("x", &[0; PAPER_BYTES_MAX + 1]);
+    let refused = store.commit(doing([Op::PutPaper(long)])).await.unwrap_err();
     assert!(matches!(refused, StoreError::TooLarge { .. }));
 }
 
