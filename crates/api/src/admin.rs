@@ -27,8 +27,9 @@ pub use self::log::{
     LeafView, LeavesResponse, LogResponse, ProofResponse, TileHashView, TileHashesResponse,
 };
 pub use self::policy::{
-    Answer, ExplainRequest, ExplainResponse, FlowView, FlowsResponse, HistoryEntry,
-    HistoryResponse, PlanResponse, PlannedChange, RollbackRequest, Touched, UnusedGrant,
+    Answer, ApprovalGiven, ExplainRequest, ExplainResponse, FlowView, FlowsResponse, HistoryEntry,
+    HistoryResponse, PlanApproval, PlanResponse, PlannedChange, RollbackRequest, Touched,
+    UnusedGrant,
 };
 pub use self::problem::{BadProblem, ProblemDetails};
 pub use self::requests::{

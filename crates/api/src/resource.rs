@@ -46,7 +46,7 @@ pub use self::text::{
     Argument, BadText, CEDAR_BYTES_MAX, CedarText, EnvName, EnvValue, Hint, Reason,
 };
 pub use self::tree::{BadTree, Entry, Node, TREE_DEPTH_MAX, Tree};
-pub use self::trust_domain::TrustDomainSpec;
+pub use self::trust_domain::{Changes, TrustDomainSpec};
 pub use self::workload::{SELECTORS_MAX, WORKLOAD_ID_BYTES_MAX, WorkloadSpec};
 
 use self::reader::{Fields, Problems};

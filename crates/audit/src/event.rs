@@ -54,6 +54,7 @@ kinds! {
     Revoked "revoked" "An operator took credentials out of service.";
     Suspended "suspended" "An operator stopped what would be issued.";
     Resumed "resumed" "An operator lifted a suspension.";
+    ChangeApproved "change-approved" "An operator approved a plan: a change of what is declared, for one revision.";
     ReviewStarted "review-started" "An operator began a review of what policies grant.";
     ReviewSigned "review-signed" "An operator signed a review: what is granted stays, was narrowed, or was removed.";
     Summary "summary" "Many facts of one kind were counted, at most one such event a minute and reason.";

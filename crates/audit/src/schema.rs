@@ -62,6 +62,7 @@ impl EventKind {
             Self::Resumed => {
                 "The identity, key or node; the trust domain, when issuing was resumed."
             }
+            Self::ChangeApproved => "The plan, by the digest of what it declares.",
             Self::ReviewStarted | Self::ReviewSigned => {
                 "What is reviewed: `all`, `Policy/name` or `Service/name`."
             }
@@ -138,6 +139,11 @@ impl EventKind {
             Self::CeremonyDue => fields![
                 field("root", "The id of the outside root's key."),
                 field("ends", "When the issuer ends."),
+            ],
+            Self::ChangeApproved => fields![
+                field("base", "The revision that it is for."),
+                field("changes", "What it changes, as far as there is room for it."),
+                field("count", "How many changes those are."),
             ],
             Self::ReviewStarted => fields![
                 field("review", "Its name."),

@@ -347,6 +347,14 @@ impl AdminClient {
         self.post("/v1/plan", request).await
     }
 
+    /// Approves a plan: exactly this one, of manifests for the revision that it names.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn approve_plan(&self, request: &ApplyRequest) -> Result<PlanResponse, AdminError> {
+        self.post("/v1/plans/approve", request).await
+    }
+
     /// What has changed, newest first, before a revision.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! What policies come to, as operators ask.
 
-use countersign_identity::{Mode, Name, Revision, SpiffeId, Timestamp};
+use countersign_identity::{Mode, Name, Revision, Sha256, SpiffeId, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -174,6 +174,35 @@ pub struct PlanResponse {
     /// What the change does besides, in sentences.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub consequences: Vec<String>,
+    /// Who has to approve it, and who has; absent where nobody has to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<PlanApproval>,
+}
+
+/// Who has to approve a plan, and who has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanApproval {
+    /// The digest of the plan: of its manifests, its base and whether it removes the rest.
+    #[schema(value_type = String)]
+    pub digest: Sha256,
+    /// How many have to approve it, besides who applies it.
+    pub needed: usize,
+    /// Who may, `operator:uid:1001`.
+    pub among: Vec<String>,
+    /// Who has.
+    pub given: Vec<ApprovalGiven>,
+}
+
+/// One operator's word on a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApprovalGiven {
+    /// Whose, `operator:uid:1001`.
+    pub actor: String,
+    /// When.
+    #[schema(value_type = String)]
+    pub at: Timestamp,
 }
 
 /// One change of one resource.

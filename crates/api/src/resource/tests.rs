@@ -321,11 +321,31 @@ fn authority_has_defaults_that_fit_and_refuses_what_does_not() {
 }
 
 #[test]
+fn whoever_has_to_approve_changes_is_named_and_there_are_enough_of_them() {
+    let of =
+        |changes: serde_json::Value| json!({ "trustDomain": "shop.example", "changes": changes });
+    let spec = accepted("TrustDomain", of(json!({ "approvers": ["uid:1", "uid:2"] })));
+    let Spec::TrustDomain(spec) = spec.spec else { panic!("it is a trust domain") };
+    assert_eq!(spec.changes.expect("they are named").needed(), 2);
+    for (changes, said) in [
+        (json!({}), "name who may approve"),
+        (json!({ "approvals": 1 }), "name who may approve"),
+        (json!({ "approvals": 0, "approvers": ["uid:1"] }), "from 1 to 1"),
+        (json!({ "approvals": 2, "approvers": ["uid:1"] }), "from 1 to 1"),
+        (json!({ "approvers": ["uid:*"] }), "such as `uid:1001`"),
+        (json!({ "approvers": ["uid:1"], "required": false }), "unknown field"),
+    ] {
+        let problems = Resource::read(&manifest("TrustDomain", &of(changes))).expect_err(said);
+        assert!(problems.iter().any(|one| one.message.contains(said)), "{said}: {problems:?}");
+    }
+}
+
+#[test]
 fn schemas_name_exactly_the_fields_that_the_reader_knows() {
     for (kind, fields) in [
         (
             Kind::TrustDomain,
-            "agentLifetime flowRetention lifetimeMax revocationViews svidLifetime trustDomain",
+            "agentLifetime changes flowRetention lifetimeMax revocationViews svidLifetime trustDomain",
         ),
         (
             Kind::Authority,

@@ -3,8 +3,9 @@
 use countersign_identity::{Lifetime, TrustDomain};
 use serde::Serialize;
 
-use super::RevocationViews;
 use super::reader::{Fields, Problems};
+use super::tree::Tree;
+use super::{Approver, RevocationViews};
 
 /// The lifetime of workloads' SVIDs, when nothing else is said: an hour, so that renewals are rare enough
 /// to be cheap and an outage of 27 minutes is guaranteed to be survived.
@@ -15,6 +16,52 @@ const AGENT_LIFETIME: &str = "1d";
 const FLOW_RETENTION: &str = "90d";
 /// The longest lifetime that a workload may ask for.
 const LIFETIME_MAX: &str = "1d";
+
+/// Operators that may be named.
+const APPROVERS_MAX: usize = 16;
+
+/// Who has to approve what manifests declare, before it is in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields)]
+pub struct Changes {
+    /// How many of `approvers` have to approve a plan before it is applied; all of them when it does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approvals: Option<u8>,
+    /// Who may, `uid:1001`: never who applies it.
+    #[schemars(with = "Vec<String>")]
+    pub approvers: Vec<Approver>,
+}
+
+impl Changes {
+    /// How many have to approve.
+    pub fn needed(&self) -> usize {
+        self.approvals.map_or(self.approvers.len(), usize::from)
+    }
+
+    fn read(tree: &Tree, path: &str, problems: &mut Problems) -> Option<Self> {
+        let mut fields = Fields::open(tree, path, problems)?;
+        let approvals = fields.number::<u8>("approvals", problems);
+        let approvers = fields.set::<Approver>("approvers", APPROVERS_MAX, problems);
+        let (Some(approvals), Some(approvers)) = (approvals, approvers) else {
+            fields.close(problems);
+            return None;
+        };
+        let spec = Self { approvals, approvers };
+        let named = spec.approvers.len();
+        if named == 0 {
+            let message = "is missing: name who may approve, such as `uid:1001`";
+            problems.add(&fields.place_of("approvers"), message);
+        } else if spec.approvals == Some(0) || named < spec.needed() {
+            let message = format!(
+                "expected a number from 1 to {named}, as many as `approvers` names: name more of them, or write less"
+            );
+            problems.add(&fields.place_of("approvals"), message);
+        }
+        fields.close(problems);
+        Some(spec)
+    }
+}
 
 /// The trust domain and its lifetimes. There is at most one of the kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, schemars::JsonSchema)]
@@ -40,6 +87,10 @@ pub struct TrustDomainSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<RevocationViews>")]
     pub revocation_views: Option<RevocationViews>,
+    /// Who has to approve what manifests declare, before it is in force; absent: whoever may administer changes it alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Changes>")]
+    pub changes: Option<Changes>,
 }
 
 fn lifetime(text: &str) -> Lifetime {
@@ -56,6 +107,7 @@ impl TrustDomainSpec {
             lifetime_max: lifetime(LIFETIME_MAX),
             flow_retention: lifetime(FLOW_RETENTION),
             revocation_views: None,
+            changes: None,
         }
     }
 
@@ -69,6 +121,10 @@ impl TrustDomainSpec {
             Some((tree, path)) => RevocationViews::read(tree, &path, problems).map(Some),
             None => Some(None),
         };
+        let changes = match fields.optional_child("changes") {
+            Some((tree, path)) => Changes::read(tree, &path, problems).map(Some),
+            None => Some(None),
+        };
         let defaults = Self::of(trust_domain?);
         let lifetime_max = lifetime_max?.unwrap_or(defaults.lifetime_max);
         let spec = Self {
@@ -78,6 +134,7 @@ impl TrustDomainSpec {
             lifetime_max,
             flow_retention: flow_retention?.unwrap_or(defaults.flow_retention),
             revocation_views: views?,
+            changes: changes?,
             ..defaults
         };
         for (key, lifetime) in

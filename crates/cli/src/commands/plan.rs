@@ -6,8 +6,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use clap::Args;
-use countersign_api::admin::{Action, ApplyRequest, PlanResponse, PlannedChange, differences};
+use clap::{Args, Subcommand};
+use countersign_api::admin::{
+    Action, ApplyRequest, PlanApproval, PlanResponse, PlannedChange, differences,
+};
 use countersign_api::resource::{Kind, Resource};
 use countersign_identity::{Clock as _, Name, SystemClock};
 use serde::{Deserialize, Serialize};
@@ -22,11 +24,18 @@ use crate::output::{self, Output, printable};
 ///
 /// The flows are those of the last 24 hours, decided by the very code that the proxies run. Exit status 0, whether
 /// something would change or not.
+///
+/// Where others have to approve (`changes` of the TrustDomain): `plan DIR --out FILE`, `plan approve FILE` by each of them,
+/// `apply --plan FILE`. A folder of the name of a command is written `./approve`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    what: Option<What>,
+
     /// A folder of manifests, one file, or `-` for standard input
-    #[arg(value_name = "PATH")]
-    path: PathBuf,
+    #[arg(value_name = "PATH", required = true)]
+    path: Option<PathBuf>,
 
     /// As `apply --prune`: what is declared now and not in the manifests would be removed
     #[arg(long)]
@@ -48,6 +57,27 @@ pub(crate) struct Arguments {
     find: Find,
 }
 
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Say what a plan would change that was written to a file, as the server finds it now, and who has approved it
+    Show(FileArguments),
+    /// Approve a plan, as one of those whom the TrustDomain names
+    ///
+    /// It is approved for the revision that it was made for, as the server finds it, and for no other. Whoever applies it does
+    /// not count as one who has approved it.
+    Approve(FileArguments),
+}
+
+#[derive(Debug, Args)]
+struct FileArguments {
+    /// What `plan --out` wrote
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    #[command(flatten)]
+    find: Find,
+}
+
 /// A plan as a file: what is to be approved, and what is then applied.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -64,7 +94,11 @@ const VERSION: u32 = 1;
 const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
-    let manifests = Manifests::read(&arguments.path)?;
+    if let Some(what) = &arguments.what {
+        return of_file(what, output).await;
+    }
+    let path = arguments.path.as_deref().unwrap_or_else(|| Path::new("-"));
+    let manifests = Manifests::read(path)?;
     let plan = if arguments.offline {
         offline(arguments, &manifests)?
     } else {
@@ -90,6 +124,24 @@ pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
     match output {
         Output::Json => output::json(&plan)?,
         Output::Human => output::write(describe(&plan, arguments.out.as_deref()).as_bytes())?,
+    }
+    Ok(Exit::Done)
+}
+
+/// What a plan comes to that was written before, as the server finds it: what the file says of that is not looked at.
+async fn of_file(what: &What, output: Output) -> Result<Exit> {
+    let (What::Show(FileArguments { file, find }) | What::Approve(FileArguments { file, find })) =
+        what;
+    let PlanFile { resources, prune, plan: PlanResponse { base, .. }, .. } = read(file)?;
+    let request = ApplyRequest { resources, base, prune, dry_run: true };
+    let client = find.client()?;
+    let plan = match what {
+        What::Show(_) => client.plan(&request).await?,
+        What::Approve(_) => client.approve_plan(&request).await?,
+    };
+    match output {
+        Output::Json => output::json(&plan)?,
+        Output::Human => output::write(describe(&plan, None).as_bytes())?,
     }
     Ok(Exit::Done)
 }
@@ -153,7 +205,15 @@ fn offline(arguments: &Arguments, manifests: &Manifests) -> Result<PlanResponse>
         false => (changes, kept),
     };
     let (newly_denied, newly_allowed, consequences) = (Vec::new(), Vec::new(), Vec::new());
-    Ok(PlanResponse { base: None, changes, kept, newly_denied, newly_allowed, consequences })
+    Ok(PlanResponse {
+        base: None,
+        changes,
+        kept,
+        newly_denied,
+        newly_allowed,
+        consequences,
+        approval: None,
+    })
 }
 
 /// What differs between two sets of resources.
@@ -194,6 +254,9 @@ fn describe(plan: &PlanResponse, out: Option<&Path>) -> String {
             plan.kept.join(", ")
         ));
     }
+    if let Some(approval) = &plan.approval {
+        text.push_str(&format!("plan {}: {}\n", approval.digest, approvals(approval)));
+    }
     if let Some(out) = out {
         text.push_str(&format!(
             "written to `{}`: `countersign apply --plan` carries it out\n",
@@ -201,6 +264,17 @@ fn describe(plan: &PlanResponse, out: Option<&Path>) -> String {
         ));
     }
     text
+}
+
+fn approvals(approval: &PlanApproval) -> String {
+    let PlanApproval { digest: _, needed, among, given } = approval;
+    let given: Vec<_> = given.iter().map(|given| printable(&given.actor)).collect();
+    let by = if given.is_empty() { String::new() } else { format!(" ({})", given.join(", ")) };
+    format!(
+        "{} of {needed} have approved it{by}, among {}; who applies it does not count",
+        given.len(),
+        printable(&among.join(", "))
+    )
 }
 
 /// Whom it hits.

@@ -14,12 +14,13 @@ use countersign_api::admin::{
 };
 use countersign_api::resource::Kind;
 use countersign_audit::{Event, EventKind};
-use countersign_identity::{Code, Name, NodeId, Revision, Timestamp};
+use countersign_identity::{Code, Name, NodeId, Revision, Sha256, Timestamp};
 use countersign_store::{Batch, LABELS_MAX, Op, StoreError, TokenRow};
 use serde::de::DeserializeOwned;
 
 use crate::admin::Admin;
 use crate::admin::apply::{self, Invalid, Plan, Unnamed};
+use crate::admin::approval;
 use crate::admin::problem::Problem;
 use crate::attest::JoinToken;
 use crate::authority::internal;
@@ -70,12 +71,14 @@ pub(crate) async fn apply(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<ApplyResponse>, Problem> {
     let control = Arc::clone(admin.control()?);
-    let ApplyRequest { resources, base, prune, dry_run } = parse(body)?;
+    let request: ApplyRequest = parse(body)?;
+    let digest = approval::digest(&request);
+    let ApplyRequest { resources, base, prune, dry_run } = request;
     let unnamed = if prune { Unnamed::Remove } else { Unnamed::Keep };
     let resources = off_thread(move || apply::read(&resources)).await?.map_err(problem)?;
     let resources = Arc::new(resources);
     let decide = move |state: &State| apply::put(state, resources.to_vec(), unnamed).map(Some);
-    change(&control, operator, base, dry_run, decide).await
+    change(&control, Asked { operator, base, dry_run, digest }, decide).await
 }
 
 /// Removes one resource.
@@ -93,7 +96,7 @@ pub(crate) async fn remove_resource(
     let kind: Kind = kind.parse().map_err(not_understood)?;
     let name: Name = name.parse().map_err(not_understood)?;
     let decide = move |state: &State| apply::remove(state, kind, &name);
-    change(&control, operator, None, false, decide).await
+    change(&control, Asked { operator, base: None, dry_run: false, digest: None }, decide).await
 }
 
 fn not_understood(why: impl std::fmt::Display) -> Problem {
@@ -115,14 +118,26 @@ pub(crate) async fn off_thread<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(internal)
 }
 
+/// Who asks for a change, and under which conditions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    pub(crate) operator: Operator,
+    /// The revision that it was made for.
+    pub(crate) base: Option<Revision>,
+    pub(crate) dry_run: bool,
+    /// The plan that it is, where it is one that could be approved.
+    pub(crate) digest: Option<Sha256>,
+}
+
 /// Plans on the current state and commits exactly that plan; plans again when the state moved on meanwhile.
+///
+/// Every change of what is declared comes through here, so it is here that it is asked whether others have approved it.
 pub(crate) async fn change(
     control: &Arc<Control>,
-    operator: Operator,
-    base: Option<Revision>,
-    dry_run: bool,
+    asked: Asked,
     decide: impl Fn(&State) -> Result<Option<Plan>, Invalid> + Clone + Send + 'static,
 ) -> Result<Json<ApplyResponse>, Problem> {
+    let Asked { operator, base, dry_run, digest: _ } = asked;
     for _attempt in 0..ATTEMPTS_MAX {
         let state = control.feed.current();
         if let Some(base) = base
@@ -136,6 +151,8 @@ pub(crate) async fn change(
         if dry_run || plan.changes.is_empty() {
             return Ok(Json(ApplyResponse { revision: state.revision, changes: plan.shown }));
         }
+        // By the state that the plan is committed on: what would lift the requirement needs it as well.
+        approval::demanded(control, &state, asked).await?;
         match commit(control, operator, &state, plan).await {
             Ok(answer) => return Ok(Json(answer)),
             Err(refused) if refused.code == Code::StaleBase => {

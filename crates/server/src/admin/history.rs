@@ -23,7 +23,7 @@ use serde::Deserialize;
 use crate::admin::Admin;
 use crate::admin::apply::{self, Unnamed};
 use crate::admin::ask::query;
-use crate::admin::change::{Operator, change, parse};
+use crate::admin::change::{self, Operator, parse};
 use crate::admin::problem::Problem;
 use crate::refusal::Refused;
 use crate::state::{Key, State};
@@ -88,7 +88,8 @@ pub(crate) async fn rollback(
     let resources = Arc::new(declared_at(&*control.store, &control.feed.current(), to).await?);
     let decide =
         move |state: &State| apply::put(state, resources.to_vec(), Unnamed::Remove).map(Some);
-    change(&control, operator, base, dry_run, decide).await
+    let asked = change::Asked { operator, base, dry_run, digest: None };
+    change::change(&control, asked, decide).await
 }
 
 /// What was declared at a revision.

@@ -1,6 +1,7 @@
 //! What operators ask: HTTP and JSON on a Unix socket that only root and the data directory's owner may use.
 
 pub(crate) mod apply;
+mod approval;
 pub(crate) mod ask;
 pub(crate) mod authority;
 pub(crate) mod change;
@@ -84,6 +85,16 @@ impl Admin {
         let named = |control: &Arc<Control>| {
             let spec = control.feed.current().authority();
             spec.approvers.contains(&countersign_api::resource::Approver(operator.0))
+        };
+        self.control().is_ok_and(named)
+    }
+
+    /// Whether the manifest names this user as one who may approve changes.
+    fn approves_changes(&self, operator: change::Operator) -> bool {
+        let named = |control: &Arc<Control>| {
+            let state = control.feed.current();
+            let approver = countersign_api::resource::Approver(operator.0);
+            state.domain().changes.as_ref().is_some_and(|it| it.approvers.contains(&approver))
         };
         self.control().is_ok_and(named)
     }

@@ -5,7 +5,7 @@ use axum::response::IntoResponse;
 use utoipa::OpenApi;
 
 use crate::admin::{
-    ask, authority, change, console, history, list, log, plan, policy, review, revoke,
+    approval, ask, authority, change, console, history, list, log, plan, policy, review, revoke,
 };
 
 /// Operators' interface.
@@ -61,6 +61,7 @@ use crate::admin::{
         review::report,
         review::sign,
         plan::plan,
+        approval::approve,
         history::history,
         history::rollback,
     )

@@ -16,11 +16,13 @@ use countersign_api::resource::{Kind, Resource};
 use countersign_identity::Name;
 
 use crate::admin::apply::{self, Plan, Unnamed, record_kind};
+use crate::admin::approval;
 use crate::admin::change::{off_thread, parse, problem, stale};
 use crate::admin::history::last_touched;
 use crate::admin::problem::Problem;
 use crate::admin::{Admin, policy};
 use crate::authority::internal;
+use crate::control::Control;
 use crate::judge::Judge;
 use crate::refusal::Refused;
 use crate::state::{Key, State};
@@ -39,15 +41,25 @@ pub(crate) async fn plan(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<PlanResponse>, Problem> {
     let control = admin.control()?;
-    let ApplyRequest { resources, base, prune, dry_run: _ } = parse(body)?;
+    let request: ApplyRequest = parse(body)?;
     let state = control.feed.current();
+    Ok(Json(planned(control, &state, &request).await?))
+}
+
+/// What a request would change on this state, whom that would hit, and who has approved it.
+pub(crate) async fn planned(
+    control: &Arc<Control>,
+    state: &Arc<State>,
+    request: &ApplyRequest,
+) -> Result<PlanResponse, Problem> {
+    let ApplyRequest { resources, base, prune, dry_run: _ } = request.clone();
     if let Some(base) = base
         && base != state.revision
     {
         return Err(stale(base, state.revision));
     }
     let unnamed = if prune { Unnamed::Remove } else { Unnamed::Keep };
-    let on = Arc::clone(&state);
+    let on = Arc::clone(state);
     let planned = off_thread(move || {
         let resources = apply::read(&resources)?;
         let named = resources.iter().map(|one| (one.kind(), one.name.clone())).collect();
@@ -56,7 +68,7 @@ pub(crate) async fn plan(
     let (plan, named): (Plan, BTreeSet<(Kind, Name)>) = planned.await?.map_err(problem)?;
 
     // The very code that decides about requests is asked about each flow, now and as it would be.
-    let (on, would_be) = (Arc::clone(&state), plan.resources.clone());
+    let (on, would_be) = (Arc::clone(state), plan.resources.clone());
     let moment = control.clock.now();
     let judges = off_thread(move || {
         let domain = &on.domain().trust_domain;
@@ -92,14 +104,16 @@ pub(crate) async fn plan(
         PlannedChange { action, kind, name, fields, last: last.get(&key).cloned() }
     });
     let changes = changes.collect();
-    Ok(Json(PlanResponse {
+    let for_this = ApplyRequest { base: Some(state.revision), ..request.clone() };
+    Ok(PlanResponse {
         base: Some(state.revision),
         changes,
-        kept: kept(&state, &plan, &named),
+        kept: kept(state, &plan, &named),
         newly_denied,
         newly_allowed,
         consequences: consequences(&plan, &flows),
-    }))
+        approval: approval::standing(control, state, &for_this).await?,
+    })
 }
 
 /// One flow for all that differ only in what was decided about them.

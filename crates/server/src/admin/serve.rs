@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::change::Operator;
 use crate::admin::problem::Problem;
 use crate::admin::{
-    Admin, AdminSocket, ask, authority, change, console, history, list, log, openapi, plan, policy,
-    review, revoke,
+    Admin, AdminSocket, approval, ask, authority, change, console, history, list, log, openapi,
+    plan, policy, review, revoke,
 };
 
 /// The largest body: the manifests of some ten thousand workloads.
@@ -80,6 +80,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/reviews/{id}", get(review::report))
         .route("/v1/reviews/{id}/signature", post(review::sign))
         .route("/v1/plan", post(plan::plan))
+        .route("/v1/plans/approve", post(approval::approve))
         .route("/v1/history", get(history::history))
         .route("/v1/rollback", post(history::rollback))
         .fallback(|| async { Problem::new(Code::NotFound, "there is no such route") })
@@ -103,7 +104,11 @@ async fn admit(
         let route = (request.method(), request.uri().path());
         let approving = route == (&Method::GET, "/v1/authorities")
             || route == (&Method::POST, "/v1/authorities/approve");
-        if !approving || !admin.is_approver(operator) {
+        let planning =
+            route == (&Method::POST, "/v1/plan") || route == (&Method::POST, "/v1/plans/approve");
+        let may = approving && admin.is_approver(operator)
+            || planning && admin.approves_changes(operator);
+        if !may {
             return Err(refused.into());
         }
     }
@@ -252,7 +257,7 @@ mod tests {
     async fn no_route_answers_a_foreign_uid() {
         let unknown = [("get".to_owned(), "/".to_owned()), ("post".to_owned(), "/live".to_owned())];
         let routes = described();
-        assert_eq!(routes.len(), 46, "{routes:?}");
+        assert_eq!(routes.len(), 47, "{routes:?}");
         for (method, path) in routes.into_iter().chain(unknown) {
             let (status, body) = ask(FOREIGN, &method, &path).await;
             assert_eq!(status, StatusCode::FORBIDDEN, "{method} {path}");

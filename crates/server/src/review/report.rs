@@ -83,7 +83,7 @@ impl Seen {
         // Before the first flow that is remembered, nobody may have looked.
         let first = flows.iter().map(|flow| flow.first_seen).min().unwrap_or(now);
         let since = begin.max(first).min(now);
-        let seconds = (now - since).as_secs();
+        let seconds = now.since(since).as_secs();
         let short = (begin < since).then(|| {
             format!(
                 "seen for {} only, and {} were asked for: what is rarer looks unused",
