@@ -4,6 +4,7 @@ mod authority;
 mod client;
 mod console;
 mod difference;
+mod inventory;
 mod list;
 mod log;
 mod policy;
@@ -22,6 +23,7 @@ pub use self::authority::{
 pub use self::client::{AdminClient, AdminError};
 pub use self::console::ConsoleLinkResponse;
 pub use self::difference::{FieldChange, differences};
+pub use self::inventory::{Finding, FindingKind, InventoryResponse, OperationView, ServiceView};
 pub use self::list::CrlResponse;
 pub use self::log::{
     LeafView, LeavesResponse, LogResponse, ProofResponse, TileHashView, TileHashesResponse,

@@ -7,6 +7,7 @@
 mod address;
 mod authority;
 mod check;
+mod data_set;
 mod network;
 mod operation;
 mod policy;
@@ -31,6 +32,9 @@ pub use self::address::{
 };
 pub use self::authority::{Approval, Approver, AuthoritySpec, UnknownApproval};
 pub use self::check::{Declaration, Unread, check, check_beside};
+pub use self::data_set::{
+    Classification, DataSet, MutualTls, UnknownClassification, UnknownMutualTls,
+};
 pub use self::network::{BadNetwork, Network};
 pub use self::operation::{OPERATIONS_MAX, OperationSpec};
 pub use self::policy::{BadPolicyRecord, PolicyRecord, PolicyScope, PolicySpec, ScopeNames};

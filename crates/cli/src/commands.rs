@@ -12,6 +12,7 @@ mod fetch;
 mod flows;
 mod history;
 mod id;
+mod inventory;
 mod lists;
 mod log;
 mod plan;
@@ -89,6 +90,7 @@ enum Command {
     Console(console::Arguments),
     Explain(explain::Arguments),
     Flows(flows::Arguments),
+    Inventory(inventory::Arguments),
     Plan(plan::Arguments),
     History(history::HistoryArguments),
     Show(history::ShowArguments),
@@ -267,6 +269,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Console(arguments) => wait(console::run(&arguments, output)),
         Command::Explain(arguments) => wait(explain::run(&arguments, output)),
         Command::Flows(arguments) => wait(flows::run(&arguments, output)),
+        Command::Inventory(arguments) => wait(inventory::run(&arguments, output)),
         Command::Plan(arguments) => wait(plan::run(&arguments, output)),
         Command::History(arguments) => wait(history::history(&arguments, output)),
         Command::Show(arguments) => wait(history::show(&arguments, output)),

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -81,7 +82,7 @@ fn a_review_proposes_what_was_used_and_is_signed_once_it_was_applied() {
     let sign = |verdict: &str, more: &[&str]| {
         let sign =
             ["review", "sign", &id, "--verdict", verdict, "--name", "Ada", "--reason", "yearly"];
-        ask(&up, &[&sign, more].concat())
+        ask(&up, &[&sign[..], more].concat())
     };
     let (exit, _, said) = sign("narrowed", &[]);
     assert!(exit == 3 && said.contains("nothing that review"), "{exit}: {said}");
@@ -154,4 +155,71 @@ fn a_review_that_nobody_signs_in_time_is_told_of() {
     let bad =
         ask(&up, &["review", "sign", id, "--verdict", "keep", "--name", control, "--reason", "x"]);
     assert_eq!(bad.0, 2, "{}", bad.2);
+}
+
+#[test]
+fn the_inventory_tells_what_nobody_declared_what_nobody_serves_and_what_is_plain() {
+    let place = folder();
+    let up = Up::shop();
+    assert_eq!(up.get("web", "/").0, 200);
+    let agreed = until("what is declared is what is seen", || {
+        let (exit, said, _) = ask(&up, &["inventory"]);
+        (exit == 0).then_some(said)
+    });
+    let services = agreed["services"].as_array().unwrap();
+    let payments = services.iter().find(|one| one["service"] == "payments").unwrap();
+    assert_eq!(
+        (&payments["classification"], &payments["served"]),
+        (&json!("confidential"), &json!(true))
+    );
+    assert_eq!(payments["operations"][0]["dataSets"], json!(["charges"]));
+
+    // Somebody asks for what no operation stands for.
+    let admin = up.ready["admin"].as_str().unwrap().trim_start_matches("unix://");
+    let socket = Path::new(admin).parent().unwrap().join("orders.payments.sock");
+    for path in ["/a", "/b"] {
+        let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+        let request =
+            format!("DELETE {path} HTTP/1.1\r\nhost: payments\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    }
+    // One is declared that nobody serves, one hands out in plain text what it should not.
+    let more = place.path().join("more.yaml");
+    let manifest = |kind: &str, name: &str, spec: &str| {
+        format!(
+            "apiVersion: countersign.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {spec}\n---\n"
+        )
+    };
+    let text = [
+        manifest("Workload", "ledger", "{selectors: [\"unix:uid:1\"]}"),
+        manifest("Service", "ledger", "{workload: ledger, addresses: [\"127.0.0.1:9\"]}"),
+        manifest(
+            "Service",
+            "old",
+            "{workload: ledger, mutualTls: none, dataSets: [{name: books, classification: restricted}]}",
+        ),
+        manifest("Service", "bare", "{workload: ledger, forward: \"127.0.0.1:9\"}"),
+    ];
+    std::fs::write(&more, text.concat()).unwrap();
+    up.json(&["apply", more.to_str().unwrap()]);
+    let found = until("what differs is told", || {
+        let (exit, said, _) = ask(&up, &["inventory"]);
+        let undeclared = said["findings"].to_string().contains("undeclared");
+        undeclared.then(|| (exit, said["findings"].as_array().unwrap().clone()))
+    });
+    assert_eq!(found.0, 1);
+    let kinds: Vec<_> = found.1.iter().map(|one| (&one["kind"], &one["service"])).collect();
+    let of = |kind: &str, service: &str| (json!(kind), json!(service));
+    let expected = [
+        of("undeclared", "payments"),
+        of("unserved", "ledger"),
+        of("plain", "bare"),
+        of("plain", "old"),
+    ];
+    assert_eq!(kinds, expected.iter().map(|(kind, service)| (kind, service)).collect::<Vec<_>>());
+    assert_eq!(found.1[0]["sources"], json!(["orders"]), "one finding, whatever paths were tried");
+    assert!(found.1[3]["what"].as_str().unwrap().contains("`books` (restricted)"));
 }

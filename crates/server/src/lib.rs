@@ -21,6 +21,7 @@ mod directory;
 mod edge;
 mod incarnation;
 mod init;
+mod inventory;
 mod issue;
 mod judge;
 mod log;

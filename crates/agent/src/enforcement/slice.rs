@@ -132,6 +132,8 @@ fn service_of(name: &Name, spec: &ServiceSpec, scope: &Interest<'_>) -> v1::Reco
     let mut spec = spec.clone();
     spec.command.clear();
     spec.environment.clear();
+    spec.data_sets.clear();
+    spec.operations.iter_mut().for_each(|one| one.data_sets.clear());
     if !scope.own.contains_key(name) {
         spec.upstreams.clear();
         spec.operations.clear();

@@ -17,12 +17,12 @@ use super::{
     ApplyRequest, ApplyResponse, ApproveRequest, AuthoritiesResponse, CeremonyRequest,
     ConsoleLinkResponse, Convergence, CreateTokenRequest, CreateTokenResponse, CrlResponse,
     EventFilter, EventsResponse, ExplainRequest, ExplainResponse, FlowsResponse,
-    HandshakesResponse, HistoryResponse, ImportRequest, ImportResponse, LeavesResponse,
-    LogResponse, NodesResponse, PlanResponse, ProblemDetails, ProofResponse, RecoverRequest,
-    RecoverResponse, RequestView, ResourcesResponse, ResumeRequest, ReviewReport, ReviewView,
-    ReviewsResponse, RevisionResponse, RevocationsResponse, RevokeRequest, RevokeResponse,
-    RollbackRequest, RotateRequest, SignReviewRequest, StartReviewRequest, Status, Step,
-    StepRequest, SuspendRequest, TileHashesResponse,
+    HandshakesResponse, HistoryResponse, ImportRequest, ImportResponse, InventoryResponse,
+    LeavesResponse, LogResponse, NodesResponse, PlanResponse, ProblemDetails, ProofResponse,
+    RecoverRequest, RecoverResponse, RequestView, ResourcesResponse, ResumeRequest, ReviewReport,
+    ReviewView, ReviewsResponse, RevisionResponse, RevocationsResponse, RevokeRequest,
+    RevokeResponse, RollbackRequest, RotateRequest, SignReviewRequest, StartReviewRequest, Status,
+    Step, StepRequest, SuspendRequest, TileHashesResponse,
 };
 use crate::resource::Kind;
 
@@ -298,6 +298,14 @@ impl AdminClient {
     pub async fn flows(&self, since: Option<Duration>) -> Result<FlowsResponse, AdminError> {
         let since = since.map(|since| format!("?since={}", since.as_secs())).unwrap_or_default();
         self.get(&format!("/v1/flows{since}")).await
+    }
+
+    /// What is declared, and in what it differs from what was seen within this time.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn inventory(&self, since: Duration) -> Result<InventoryResponse, AdminError> {
+        self.get(&format!("/v1/inventory?since={}", since.as_secs())).await
     }
 
     /// The reviews of policies.

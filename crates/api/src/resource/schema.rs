@@ -107,6 +107,24 @@ pub(super) enum ModeText {
 #[derive(JsonSchema)]
 #[expect(dead_code, reason = "stands for the schema of a word only")]
 #[schemars(rename_all = "camelCase")]
+pub(super) enum MutualTlsText {
+    Required,
+    None,
+}
+
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "stands for the schema of a word only")]
+#[schemars(rename_all = "camelCase")]
+pub(super) enum ClassificationText {
+    Public,
+    Internal,
+    Confidential,
+    Restricted,
+}
+
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "stands for the schema of a word only")]
+#[schemars(rename_all = "camelCase")]
 pub(super) enum ExpiredText {
     End,
     Keep,

@@ -8,6 +8,7 @@ use countersign_identity::{Name, TlsProfile};
 use serde::Serialize;
 
 use super::address::{HostPort, ListenAddress, Local};
+use super::data_set::{DATA_SETS_MAX, DataSet, MutualTls, read_data_set};
 use super::network::Network;
 use super::operation::{OPERATIONS_MAX, OperationSpec, read_operation};
 use super::problem::shorten;
@@ -281,6 +282,15 @@ pub struct ServiceSpec {
     #[serde(skip_serializing_if = "TlsProfile::is_usual")]
     #[schemars(with = "Option<super::schema::TlsProfileText>")]
     pub tls_profile: TlsProfile,
+    /// Whether it may be spoken to without mutual TLS: `required` (the default), or `none` for one that has no door and is known to
+    /// be spoken to in plain text.
+    #[serde(skip_serializing_if = "MutualTls::is_usual")]
+    #[schemars(with = "Option<super::schema::MutualTlsText>")]
+    pub mutual_tls: MutualTls,
+    /// What it keeps or hands out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Option<Vec<DataSet>>")]
+    pub data_sets: Vec<DataSet>,
     /// What it does, by name. With at least one, each request is decided on by policies that speak of operations; with
     /// none, whoever may connect may ask for anything.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -339,6 +349,8 @@ impl ServiceSpec {
             fields.optional::<ForwardClientCertificate>("forwardClientCertificate", problems);
         let proxy_protocol = read_proxy_protocol(fields, problems);
         let tls_profile = fields.optional::<TlsProfile>("tlsProfile", problems);
+        let mutual_tls = fields.optional::<MutualTls>("mutualTls", problems);
+        let data_sets = fields.list("dataSets", DATA_SETS_MAX, problems, read_data_set);
         let operations = fields.list("operations", OPERATIONS_MAX, problems, read_operation);
         let upstreams = fields.list("upstreams", UPSTREAMS_MAX, problems, read_upstream);
         let command = fields.list("command", ARGUMENTS_MAX, problems, |tree, place, problems| {
@@ -355,6 +367,14 @@ impl ServiceSpec {
                     "cannot be told apart over `tcp`: write `protocol: http`, or leave them out";
                 problems.add(&fields.place_of("operations"), message);
             }
+        }
+        if let (Some(operations), Some(data_sets)) = (&operations, &data_sets) {
+            super::operation::check_data_sets(fields, operations, data_sets, problems);
+        }
+        if let (Some(Some(MutualTls::None)), Some(Some(_))) = (&mutual_tls, &listen) {
+            let message =
+                "a door speaks mutual TLS and nothing else: leave `mutualTls` out, or `listen`";
+            problems.add(&fields.place_of("mutualTls"), message);
         }
         if let (Some(Some(_)), Some(None)) = (&listen, &forward) {
             let message = "is missing: `listen` opens a door, so say where the program itself listens, such as `unix`";
@@ -391,6 +411,8 @@ impl ServiceSpec {
             forward_client_certificate: told?.unwrap_or_default(),
             proxy_protocol: proxy_protocol?,
             tls_profile: tls_profile?.unwrap_or_default(),
+            mutual_tls: mutual_tls?.unwrap_or_default(),
+            data_sets: data_sets?,
             operations: operations?,
             upstreams: upstreams?,
             command: command?,

@@ -354,7 +354,7 @@ fn schemas_name_exactly_the_fields_that_the_reader_knows() {
         (Kind::Workload, "crl dnsNames hint keyType lifetime nodes selectors spiffeId"),
         (
             Kind::Service,
-            "addresses command connections environment forward forwardClientCertificate listen operations protocol proxyProtocol tlsProfile upstreams workload",
+            "addresses command connections dataSets environment forward forwardClientCertificate listen mutualTls operations protocol proxyProtocol tlsProfile upstreams workload",
         ),
         (Kind::Policy, "cedar cedarFile mode reason until"),
     ] {

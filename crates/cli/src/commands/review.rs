@@ -188,7 +188,7 @@ impl Patch {
     fn of(proposal: &Proposal) -> Result<Self> {
         let read = |manifest: &serde_json::Value| {
             let resource = Resource::read(&Tree::from_value(manifest));
-            let resource = resource.map_err(|problems| manifest::Problems::from(problems));
+            let resource = resource.map_err(manifest::Problems::from);
             resource.map(|resource| manifest::write(&resource))
         };
         let file = format!("policy-{}.yaml", proposal.policy);

@@ -122,7 +122,7 @@ pub(crate) async fn standing(
 
 /// Approves a plan, as one of those who are named to. What it comes to is planned anew, and is in the answer.
 #[utoipa::path(
-    post, path = "/v1/plans/approve", request_body = ApplyRequest,
+    post, path = "/v1/plans/approve", operation_id = "approve_plan", request_body = ApplyRequest,
     responses((status = 200, body = PlanResponse), (status = "default", body = ProblemDetails))
 )]
 pub(crate) async fn approve(
@@ -221,13 +221,13 @@ mod tests {
         let same = ApplyRequest {
             resources: vec![json!({ "spec": { "b": 2, "a": 1 }, "kind": "Policy" })],
             dry_run: true,
-            ..plan.clone()
+            ..plan
         };
         assert_eq!(digest(&plan), digest(&same), "the order of members says nothing");
         for other in [
             ApplyRequest { prune: true, ..plan.clone() },
             ApplyRequest { base: Some("2.7".parse().unwrap()), ..plan.clone() },
-            ApplyRequest { resources: Vec::new(), ..plan.clone() },
+            ApplyRequest { resources: Vec::new(), ..plan },
         ] {
             assert_ne!(digest(&plan), digest(&other), "{other:?}");
         }

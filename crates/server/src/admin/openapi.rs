@@ -56,6 +56,7 @@ use crate::admin::{
         revoke::try_out,
         policy::explain,
         policy::flows,
+        policy::inventory,
         review::reviews,
         review::start,
         review::report,

@@ -8,7 +8,9 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Query, State as Shared};
-use countersign_api::admin::{ExplainRequest, ExplainResponse, FlowsResponse, ProblemDetails};
+use countersign_api::admin::{
+    ExplainRequest, ExplainResponse, FlowsResponse, InventoryResponse, ProblemDetails,
+};
 use countersign_api::resource::Resource;
 use countersign_identity::{Code, Timestamp};
 use serde::Deserialize;
@@ -70,6 +72,20 @@ pub(crate) async fn flows(
     let dropped = control.watch.flows.dropped();
     Ok(Json(FlowsResponse { flows, unused, dropped, kept_days: kept.as_secs() / 86_400 }))
 }
+
+/// What services are declared, and in what that differs from what is seen.
+#[utoipa::path(get, path = "/v1/inventory", params(Since), responses((status = 200, body = InventoryResponse), (status = "default", body = ProblemDetails)))]
+pub(crate) async fn inventory(
+    Shared(admin): Shared<Arc<Admin>>,
+    since: Result<Query<Since>, QueryRejection>,
+) -> Result<Json<InventoryResponse>, Problem> {
+    let control = admin.control()?;
+    let within = query(since)?.since.map_or(INVENTORY_OF, Duration::from_secs);
+    Ok(Json(crate::inventory::inventory(control, within).await?))
+}
+
+/// How far back it is looked when nothing else is said: a quarter, as flows are kept.
+const INVENTORY_OF: Duration = Duration::from_secs(90 * 86_400);
 
 /// Whoever decides on the state in force, at this moment.
 pub(crate) fn judge(state: &State, now: Timestamp) -> Result<Judge, Refused> {

@@ -28,7 +28,7 @@ pub(crate) async fn reviews(
 
 /// Opens a review of policies.
 #[utoipa::path(
-    post, path = "/v1/reviews", request_body = StartReviewRequest,
+    post, path = "/v1/reviews", operation_id = "start_review", request_body = StartReviewRequest,
     responses((status = 200, body = ReviewView), (status = "default", body = ProblemDetails))
 )]
 pub(crate) async fn start(
@@ -44,7 +44,7 @@ pub(crate) async fn start(
 
 /// What a review finds: who could, who did, and what would be enough.
 #[utoipa::path(
-    get, path = "/v1/reviews/{id}", params(("id" = String, Path, description = "The review's name")),
+    get, path = "/v1/reviews/{id}", operation_id = "review_report", params(("id" = String, Path, description = "The review's name")),
     responses((status = 200, body = ReviewReport), (status = "default", body = ProblemDetails))
 )]
 pub(crate) async fn report(
@@ -56,7 +56,7 @@ pub(crate) async fn report(
 
 /// Signs a review.
 #[utoipa::path(
-    post, path = "/v1/reviews/{id}/signature", request_body = SignReviewRequest,
+    post, path = "/v1/reviews/{id}/signature", operation_id = "sign_review", request_body = SignReviewRequest,
     params(("id" = String, Path, description = "The review's name")),
     responses((status = 200, body = ReviewView), (status = "default", body = ProblemDetails))
 )]

@@ -76,6 +76,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/trials", post(revoke::try_out))
         .route("/v1/explain", post(policy::explain))
         .route("/v1/flows", get(policy::flows))
+        .route("/v1/inventory", get(policy::inventory))
         .route("/v1/reviews", get(review::reviews).post(review::start))
         .route("/v1/reviews/{id}", get(review::report))
         .route("/v1/reviews/{id}/signature", post(review::sign))
@@ -257,7 +258,7 @@ mod tests {
     async fn no_route_answers_a_foreign_uid() {
         let unknown = [("get".to_owned(), "/".to_owned()), ("post".to_owned(), "/live".to_owned())];
         let routes = described();
-        assert_eq!(routes.len(), 47, "{routes:?}");
+        assert_eq!(routes.len(), 48, "{routes:?}");
         for (method, path) in routes.into_iter().chain(unknown) {
             let (status, body) = ask(FOREIGN, &method, &path).await;
             assert_eq!(status, StatusCode::FORBIDDEN, "{method} {path}");

@@ -285,7 +285,8 @@ fn idle(permit: &Permit, judge: &Judge) -> Vec<String> {
     };
     let operations = permit.resources.iter().filter(|resource| !resource.contains('/'));
     let operations = operations.flat_map(|service| judge.operations(service));
-    let whole = permit.actions.iter().any(|action| action == "connect");
+    // A permit to connect alone speaks of no operation.
+    let connects = matches!(permit.actions.as_slice(), [only] if only == "connect");
     let touched = |operation: &str| {
         permit.used.iter().any(|one| {
             let name = one.operation.as_ref().map(|name| format!("{}/{name}", one.service));
@@ -294,8 +295,6 @@ fn idle(permit: &Permit, judge: &Judge) -> Vec<String> {
     };
     let sources = sources.into_iter().filter(|name| !asked(name));
     let actions = permit.actions.iter().filter(|action| !done(action)).cloned();
-    // A permit to connect alone speaks of no operation.
-    let operations =
-        operations.filter(|name| !(whole && permit.actions.len() == 1) && !touched(name));
+    let operations = operations.filter(|name| !connects && !touched(name));
     sources.chain(actions).chain(operations).take(IDLE_SHOWN_MAX).collect()
 }

@@ -152,6 +152,12 @@ pub(crate) async fn keep_flows(control: Arc<Control>, stop: CancellationToken) {
             if let Err(refused) = crate::review::reviews(&control).await {
                 tracing::warn!(%refused, "reviews could not be read");
             }
+            // Right after the start nobody has come yet who serves anything.
+            if control.watch.started + READ_EVERY <= now
+                && let Err(refused) = crate::inventory::look(&control).await
+            {
+                tracing::warn!(%refused, "the inventory could not be compared");
+            }
         }
         tokio::select! {
             () = stop.cancelled() => break,

@@ -138,6 +138,7 @@ pub(crate) async fn status(
         Err(refused) if refused.code == Code::Unavailable => {}
         Err(refused) => return Err(refused),
     }
+    warnings.extend(control.watch.differences.warning());
     warnings.extend(stale);
     let life = state.life();
     warnings.extend(life.as_ref().and_then(|life| life.issues(now).err()).map(|held| held.why));

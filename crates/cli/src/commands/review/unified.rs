@@ -91,7 +91,7 @@ fn hunks(steps: &[Step<'_>]) -> Vec<std::ops::Range<usize>> {
 fn write_hunk(steps: &[Step<'_>], hunk: std::ops::Range<usize>, text: &mut String) {
     let old = |steps: &[Step<'_>]| steps.iter().filter(|it| !matches!(it, Step::New(_))).count();
     let new = |steps: &[Step<'_>]| steps.iter().filter(|it| !matches!(it, Step::Old(_))).count();
-    let (before, within) = (&steps[..hunk.start], &steps[hunk.clone()]);
+    let (before, within) = (&steps[..hunk.start], &steps[hunk]);
     // A side without lines begins before its first.
     let side = |from: usize, count: usize| format!("{},{count}", from + usize::from(0 < count));
     let old = side(old(before), old(within));
