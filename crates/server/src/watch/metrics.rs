@@ -104,9 +104,7 @@ impl<'a> Scrape<'a> {
                 Ok(Gate::Waits { done, of, .. }) => of.saturating_sub(done),
                 Ok(Gate::Open) | Err(_) => 0,
             }),
-            Metric::ReviewsOverdue => {
-                size(watch.reviews.overdue(control.clock.now()))
-            }
+            Metric::ReviewsOverdue => size(watch.reviews.overdue(self.now)),
             Metric::FlowsLost => number(watch.flows.dropped()),
             Metric::FactsLost => number(watch.facts.totals().1),
             Metric::Issued => number(watch.issued.load(Ordering::Relaxed)),
