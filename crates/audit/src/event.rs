@@ -57,6 +57,10 @@ kinds! {
     ChangeApproved "change-approved" "An operator approved a plan: a change of what is declared, for one revision.";
     ReviewStarted "review-started" "An operator began a review of what policies grant.";
     ReviewSigned "review-signed" "An operator signed a review: what is granted stays, was narrowed, or was removed.";
+    ConsoleLinkCreated "console-link-created" "An operator made a link that lets one browser in to the console.";
+    SessionBegan "session-began" "A link was used, and a session of the console is about to begin.";
+    SessionRefused "session-refused" "Links that were none, were used or too old were refused: counted, at most one such event a minute.";
+    SessionEnded "session-ended" "A session of the console came to its end.";
     Summary "summary" "Many facts of one kind were counted, at most one such event a minute and reason.";
 }
 

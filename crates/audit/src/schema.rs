@@ -66,6 +66,9 @@ impl EventKind {
             Self::ReviewStarted | Self::ReviewSigned => {
                 "What is reviewed: `all`, `Policy/name` or `Service/name`."
             }
+            Self::ConsoleLinkCreated => "A digest of the link, never the link.",
+            Self::SessionBegan | Self::SessionEnded => "A digest of the session, never its cookie.",
+            Self::SessionRefused => "What was asked: `console`.",
             Self::Summary => "What was counted.",
         }
     }
@@ -179,6 +182,16 @@ impl EventKind {
             Self::Resumed => fields![field(
                 "issuing",
                 "True when issuing was resumed before a hold-off was over."
+            )],
+            Self::ConsoleLinkCreated => fields![field("expires", "Until when it may be used.")],
+            Self::SessionBegan => fields![
+                field("link", "The link that was used, as its own event calls it."),
+                field("from", "The address that it came from."),
+            ],
+            Self::SessionRefused => fields![field("count", "How many.")],
+            Self::SessionEnded => fields![field(
+                "how",
+                "How: `signed-out`, `idle`, `old`, `displaced` by a newer one, or `refused`."
             )],
             Self::Summary => {
                 fields![field("count", "How many."), field("reason", "Of which reason.")]

@@ -11,6 +11,7 @@ use crate::admin::Admin;
 use crate::admin::change::Operator;
 use crate::admin::problem::Problem;
 use crate::authority::internal;
+use crate::console::{name_of, record};
 
 /// A link to the console, which lets one browser in, once. It shows, and changes nothing.
 #[utoipa::path(post, path = "/v1/console-links", responses((status = 200, body = ConsoleLinkResponse), (status = "default", body = ProblemDetails)))]
@@ -18,7 +19,7 @@ pub(crate) async fn link(
     Shared(admin): Shared<Arc<Admin>>,
     Extension(operator): Extension<Operator>,
 ) -> Result<Json<ConsoleLinkResponse>, Problem> {
-    let authorities = admin.authorities()?;
+    let (control, authorities) = (admin.control()?, admin.authorities()?);
     let console = admin.console.as_ref().ok_or_else(|| {
         Problem::new(
             Code::NotReady,
@@ -26,6 +27,8 @@ pub(crate) async fn link(
         )
     })?;
     let (secret, expires) = console.entrance.invite(operator.0).map_err(internal)?;
+    // On record before anybody has it.
+    record::link_created(control, operator, name_of(&secret), expires).await?;
     let root = authorities.load().root_certificate().clone();
     Ok(Json(ConsoleLinkResponse {
         url: console.url(&format!("/login#{}", secret.reveal())),

@@ -1,29 +1,31 @@
 //! The console's address: TLS with a certificate of the trust domain's own issuer, within bounds.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_tls::{Clients, Inbound, Source, Trust, accept};
+use countersign_tls::{Clients, Inbound, Trust, accept};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 
-use crate::console::{Console, routes};
-use crate::views::Sources;
+use crate::console::guests::{Guest, Guests};
+use crate::console::{Console, live, record, routes};
 
-/// Connections at once. More wait in the kernel.
-const CONNECTIONS_MAX: usize = 256;
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a caller may take to send a request's head, and an idle connection may last.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a connection may last. A page that watches opens the next by itself.
+/// How long a connection may last over which no request of a session came.
+const GUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long one may last over which one did. A page that watches opens the next by itself.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How often the other end of an idle connection is asked whether it is there, and how long it has to answer.
+const PING_EVERY: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long requests may take to end after a connection was told to go.
 const GOAWAY_GRACE: Duration = Duration::from_secs(2);
 /// The most bytes of a request's head.
@@ -43,25 +45,22 @@ pub(crate) struct ConsoleDoor {
 impl ConsoleDoor {
     /// Serves until stopped.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        let router = routes::router(self.console);
-        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let sources = Arc::new(Sources::default());
-        let mut connections = JoinSet::new();
+        let router = routes::router(Arc::clone(&self.console));
+        let guests = Arc::new(Guests::default());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(live::look(Arc::clone(&self.console), stop.clone()));
+        tasks.spawn(record::keep(Arc::clone(&self.console), stop.clone()));
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
-                Some(_ended) = connections.join_next() => continue,
-                accepted = enter(&self.listener, &room) => accepted,
+                Some(_ended) = tasks.join_next() => continue,
+                accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((tcp, address, place)) => {
-                    let Some(counted) = sources.enter(Source::of(address.ip())) else { continue };
-                    let connection =
-                        converse(tcp, Arc::clone(&self.trust), router.clone(), stop.clone());
-                    connections.spawn(async move {
-                        let _held = (place, counted);
-                        connection.await;
-                    });
+                Ok((tcp, address)) => {
+                    let guest = guests.enter(address.ip());
+                    let trust = Arc::clone(&self.trust);
+                    tasks.spawn(converse(tcp, guest, trust, router.clone(), stop.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "could not accept a connection for the console");
@@ -69,22 +68,24 @@ impl ConsoleDoor {
                 }
             }
         }
-        while connections.join_next().await.is_some() {}
+        while tasks.join_next().await.is_some() {}
     }
 }
 
-async fn enter(
-    listener: &TcpListener,
-    room: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
-    // The place first: who finds none waits in the kernel, and costs nothing.
-    let place = Arc::clone(room).acquire_owned().await.expect("the semaphore is never closed");
-    let (tcp, address) = listener.accept().await?;
-    Ok((tcp, address, place))
+/// Once this connection has to end, whatever it does: true when it is told to go, false when it is cut.
+async fn over(guest: &Guest) -> bool {
+    tokio::select! {
+        () = guest.gives_way() => return false,
+        () = tokio::time::sleep(GUEST_TIMEOUT) => return false,
+        () = guest.is_welcome() => {}
+    }
+    tokio::time::sleep(CONNECTION_TIMEOUT).await;
+    true
 }
 
 async fn converse(
     tcp: TcpStream,
+    guest: Arc<Guest>,
     trust: Arc<Trust>,
     router: axum::Router,
     stop: CancellationToken,
@@ -98,6 +99,7 @@ async fn converse(
     };
     let established = tokio::select! {
         () = stop.cancelled() => return,
+        () = guest.gives_way() => return,
         established = accept(&trust, tcp, &inbound) => established,
     };
     let stream = match established {
@@ -107,9 +109,15 @@ async fn converse(
             return;
         }
     };
+    // Every request tells over which connection it came.
+    let mark = Arc::clone(&guest);
+    let service = router.map_request(move |mut request: http::Request<_>| {
+        request.extensions_mut().insert(Arc::clone(&mark));
+        request
+    });
     let builder = builder();
     let connection =
-        builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     tokio::pin!(connection);
     tokio::select! {
         ended = &mut connection => {
@@ -119,7 +127,7 @@ async fn converse(
             return;
         }
         () = stop.cancelled() => {}
-        () = tokio::time::sleep(CONNECTION_TIMEOUT) => {}
+        stays = over(&guest) => if !stays { return },
     }
     connection.as_mut().graceful_shutdown();
     if tokio::time::timeout(GOAWAY_GRACE, connection).await.is_err() {
@@ -137,6 +145,8 @@ fn builder() -> auto::Builder<TokioExecutor> {
     builder
         .http2()
         .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT)
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEAD_BYTES_MAX);
     builder

@@ -1,16 +1,18 @@
 //! Who may look: links that work once, and the sessions that they begin.
 //!
 //! A secret is kept by its digest only, so a look at this memory lets nobody in, and finding one takes no comparison whose
-//! time tells anything. All of it is in memory: a server that starts anew knows no link and no session.
+//! time tells anything. All of it is in memory: a server that starts anew knows no link and no session. What becomes of
+//! them is told to `record`, which writes it to the log.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use countersign_identity::{Clock, Code, Entropy, EntropyLost, Sha256, Timestamp};
-use countersign_tls::{Allowance, Rate};
+use countersign_tls::{Allowance, Rate, Source};
 
 use crate::digest::sha256;
 use crate::refusal::Refused;
@@ -27,8 +29,13 @@ const LINKS_MAX: usize = 32;
 const SESSIONS_MAX: usize = 64;
 /// What one session may ask for.
 const PER_SESSION: Rate = Rate { burst: 200, every: Duration::from_millis(25) };
-/// What all those who have no session may ask for, together: it is little, and costs next to nothing.
-const OF_STRANGERS: Rate = Rate { burst: 400, every: Duration::from_millis(5) };
+/// What those of one source who have no session may ask for: it is little, and costs next to nothing.
+const PER_SOURCE: Rate = Rate { burst: 100, every: Duration::from_millis(100) };
+/// Sources that are remembered. Those beyond share one allowance.
+const SOURCES_MAX: usize = 1024;
+/// Ends of sessions that wait to be written. More than there are sessions at once, so only who begins and ends them by the
+/// hundred loses one.
+const ENDED_MAX: usize = 256;
 /// Bytes of chance in each secret.
 const SECRET_BYTES: usize = 32;
 
@@ -43,7 +50,48 @@ pub(crate) struct Entrance {
 struct Book {
     links: HashMap<Sha256, Link>, // INVARIANT: at most LINKS_MAX, by the digests of their secrets
     sessions: HashMap<Sha256, Session>, // INVARIANT: at most SESSIONS_MAX, by the digests of their secrets
-    strangers: Allowance,
+    strangers: HashMap<Option<Source>, Allowance>, // INVARIANT: at most SOURCES_MAX and the one that others share
+    ended: Vec<Ended>,                             // INVARIANT: at most ENDED_MAX
+    refused: u64,
+}
+
+/// A session that is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    /// Which.
+    pub(crate) session: Sha256,
+    /// Whose.
+    pub(crate) operator: u32,
+    /// How.
+    pub(crate) how: End,
+}
+
+/// How a session came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Somebody signed out.
+    SignedOut,
+    /// Nobody did anything for half an hour.
+    Idle,
+    /// It was eight hours old.
+    Old,
+    /// A newer one took its place.
+    Displaced,
+    /// Its beginning could not be written to the log, or its operator may not administer.
+    Refused,
+}
+
+impl End {
+    /// The word in the log.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::SignedOut => "signed-out",
+            Self::Idle => "idle",
+            Self::Old => "old",
+            Self::Displaced => "displaced",
+            Self::Refused => "refused",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +106,19 @@ struct Session {
     began: Timestamp,
     used: Timestamp,
     allowance: Allowance,
+}
+
+/// A session that begins.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    /// Its secret.
+    pub(crate) secret: Secret,
+    /// The uid that asked for the link.
+    pub(crate) operator: u32,
+    /// The name of the link.
+    pub(crate) link: Sha256,
+    /// The name of the session.
+    pub(crate) session: Sha256,
 }
 
 /// Who looks.
@@ -103,12 +164,23 @@ fn digest(secret: &str) -> Sha256 {
     sha256(secret.as_bytes())
 }
 
+/// What the log calls a link or a session: it follows from the secret, and tells neither it nor under what it is kept.
+pub(crate) fn name_of(secret: &Secret) -> Sha256 {
+    named(&digest(secret.reveal()))
+}
+
+fn named(kept: &Sha256) -> Sha256 {
+    sha256(format!("countersign console name\n{kept}").as_bytes())
+}
+
 impl Entrance {
     pub(crate) fn new(clock: Arc<dyn Clock>, entropy: Arc<dyn Entropy>) -> Self {
         let book = Book {
             links: HashMap::new(),
             sessions: HashMap::new(),
-            strangers: Allowance::whole(OF_STRANGERS, clock.now()),
+            strangers: HashMap::new(),
+            ended: Vec::new(),
+            refused: 0,
         };
         Self { book: Mutex::new(book), clock, entropy }
     }
@@ -135,19 +207,21 @@ impl Entrance {
     ///
     /// # Errors
     /// `spent-token` when there is no such link, it was used, or its time is over: in the same words.
-    pub(crate) fn enter(&self, link: &str) -> Result<(Secret, u32), Refused> {
+    pub(crate) fn enter(&self, link: &str) -> Result<Begun, Refused> {
         let now = self.clock.now();
         let secret = Secret::draw(&*self.entropy).map_err(crate::authority::internal)?;
         let mut book = self.book();
         book.forget_what_is_over(now);
-        let used = book.links.remove(&digest(link)).ok_or_else(|| {
+        let kept = digest(link);
+        let Some(used) = book.links.remove(&kept) else {
+            book.refused = book.refused.saturating_add(1);
             let why = "this link was used, or its five minutes are over: `countersign console` makes another";
-            Refused::new(Code::SpentToken, why)
-        })?;
+            return Err(Refused::new(Code::SpentToken, why));
+        };
         if SESSIONS_MAX <= book.sessions.len() {
             let oldest = book.sessions.iter().min_by_key(|(_, session)| session.used);
             let oldest = oldest.map(|(digest, _)| *digest);
-            oldest.and_then(|oldest| book.sessions.remove(&oldest));
+            oldest.iter().for_each(|oldest| book.end(oldest, End::Displaced));
         }
         let session = Session {
             operator: used.operator,
@@ -156,7 +230,8 @@ impl Entrance {
             allowance: Allowance::whole(PER_SESSION, now),
         };
         book.sessions.insert(digest(secret.reveal()), session);
-        Ok((secret, used.operator))
+        let session = name_of(&secret);
+        Ok(Begun { secret, operator: used.operator, link: named(&kept), session })
     }
 
     /// Whose session this is. A page that refreshes itself does not make it last.
@@ -192,13 +267,25 @@ impl Entrance {
     }
 
     /// Ends a session.
-    pub(crate) fn leave(&self, secret: &str) {
-        self.book().sessions.remove(&digest(secret));
+    pub(crate) fn leave(&self, secret: &str, how: End) {
+        self.book().end(&digest(secret), how);
     }
 
-    /// Whether somebody without a session may ask for something now.
-    pub(crate) fn has_room_for_strangers(&self) -> bool {
-        self.book().strangers.take(OF_STRANGERS, self.clock.now())
+    /// The sessions that have ended since this was asked last.
+    pub(crate) fn ended(&self) -> Vec<Ended> {
+        let mut book = self.book();
+        book.forget_what_is_over(self.clock.now());
+        std::mem::take(&mut book.ended)
+    }
+
+    /// How many links were none, since this was asked last.
+    pub(crate) fn refused(&self) -> u64 {
+        std::mem::take(&mut self.book().refused)
+    }
+
+    /// Whether somebody without a session, from there, may ask for something now.
+    pub(crate) fn has_room_for_stranger(&self, from: IpAddr) -> bool {
+        self.book().allows(Source::of(from), self.clock.now())
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -218,9 +305,33 @@ pub(crate) enum By {
 impl Book {
     fn forget_what_is_over(&mut self, now: Timestamp) {
         self.links.retain(|_, link| now < link.made + LINK_LIFETIME);
-        self.sessions.retain(|_, session| {
-            now < session.began + SESSION_LIFETIME && now < session.used + SESSION_IDLE_MAX
-        });
+        let over = |session: &Session| match (session.began, session.used) {
+            (began, _) if began + SESSION_LIFETIME <= now => Some(End::Old),
+            (_, used) if used + SESSION_IDLE_MAX <= now => Some(End::Idle),
+            _ => None,
+        };
+        let over = self.sessions.iter().filter_map(|(kept, session)| Some((*kept, over(session)?)));
+        for (kept, how) in over.collect::<Vec<_>>() {
+            self.end(&kept, how);
+        }
+    }
+
+    fn end(&mut self, kept: &Sha256, how: End) {
+        let Some(session) = self.sessions.remove(kept) else { return };
+        if self.ended.len() < ENDED_MAX {
+            self.ended.push(Ended { session: named(kept), operator: session.operator, how });
+        }
+    }
+
+    fn allows(&mut self, source: Source, now: Timestamp) -> bool {
+        let whole = Allowance::whole(PER_SOURCE, now);
+        if SOURCES_MAX <= self.strangers.len() && !self.strangers.contains_key(&Some(source)) {
+            // A source that has its whole allowance again is as good as unknown.
+            self.strangers.retain(|_, left| left.left(PER_SOURCE, now) < PER_SOURCE.burst);
+        }
+        let known = self.strangers.contains_key(&Some(source));
+        let key = (known || self.strangers.len() < SOURCES_MAX).then_some(source);
+        self.strangers.entry(key).or_insert(whole).take(PER_SOURCE, now)
     }
 }
 
@@ -248,7 +359,7 @@ mod tests {
     fn link_works_once_and_for_five_minutes() {
         let (entrance, clock) = entrance();
         let (link, _) = entrance.invite(7).unwrap();
-        let (session, operator) = entrance.enter(link.reveal()).unwrap();
+        let Begun { secret: session, operator, .. } = entrance.enter(link.reveal()).unwrap();
         assert_eq!(operator, 7);
         assert_eq!(code(entrance.enter(link.reveal())), Code::SpentToken);
         assert_eq!(entrance.visitor(session.reveal(), By::Hand).unwrap().operator, 7);
@@ -264,7 +375,7 @@ mod tests {
         let (entrance, _clock) = entrance();
         let (link, _) = entrance.invite(7).unwrap();
         assert_eq!(code(entrance.visitor(link.reveal(), By::Hand)), Code::Unauthenticated);
-        let (session, _) = entrance.enter(link.reveal()).unwrap();
+        let session = entrance.enter(link.reveal()).unwrap().secret;
         assert_ne!(session.reveal(), link.reveal());
         assert_eq!(code(entrance.enter(session.reveal())), Code::SpentToken);
     }
@@ -274,10 +385,10 @@ mod tests {
         let (entrance, clock) = entrance();
         let session = || {
             let (link, _) = entrance.invite(7).unwrap();
-            entrance.enter(link.reveal()).unwrap().0
+            entrance.enter(link.reveal()).unwrap().secret
         };
         let first = session();
-        entrance.leave(first.reveal());
+        entrance.leave(first.reveal(), End::SignedOut);
         assert_eq!(code(entrance.visitor(first.reveal(), By::Hand)), Code::Unauthenticated);
         let idle = session();
         clock.advance(SESSION_IDLE_MAX - Duration::from_secs(1));
@@ -295,6 +406,51 @@ mod tests {
     }
 
     #[test]
+    fn every_end_of_a_session_is_told_once_and_how_it_came() {
+        let (entrance, clock) = entrance();
+        let begin = || {
+            let (link, _) = entrance.invite(7).unwrap();
+            let begun = entrance.enter(link.reveal()).unwrap();
+            assert_eq!(begun.link, name_of(&link));
+            assert_eq!(begun.session, name_of(&begun.secret));
+            assert_ne!(
+                begun.session,
+                digest(begun.secret.reveal()),
+                "the log does not tell the key"
+            );
+            begun
+        };
+        let (left, idle) = (begin(), begin());
+        entrance.leave(left.secret.reveal(), End::SignedOut);
+        entrance.leave(left.secret.reveal(), End::SignedOut);
+        clock.advance(SESSION_IDLE_MAX);
+        let told = |begun: Begun, how| Ended { session: begun.session, operator: 7, how };
+        assert_eq!(entrance.ended(), [told(left, End::SignedOut), told(idle, End::Idle)]);
+        assert_eq!(entrance.ended(), []);
+        let first = begin();
+        clock.advance(Duration::from_millis(1));
+        for _ in 0..SESSIONS_MAX {
+            begin();
+        }
+        assert_eq!(entrance.ended(), [told(first, End::Displaced)]);
+    }
+
+    #[test]
+    fn one_source_uses_up_its_own_allowance_and_many_share_what_is_left() {
+        let (entrance, clock) = entrance();
+        let from = |number: u32| IpAddr::from(number.to_be_bytes());
+        let asked = (0..1000).filter(|_| entrance.has_room_for_stranger(from(1))).count();
+        assert_eq!(asked, PER_SOURCE.burst as usize);
+        assert!(entrance.has_room_for_stranger(from(2)));
+        let asked = (3..100_000).filter(|number| entrance.has_room_for_stranger(from(*number)));
+        assert!(asked.count() < SOURCES_MAX + PER_SOURCE.burst as usize);
+        assert!(entrance.book().strangers.len() <= SOURCES_MAX + 1);
+        clock.advance(Duration::from_secs(60));
+        assert!(entrance.has_room_for_stranger(from(1)), "it is earned again");
+        assert!(entrance.has_room_for_stranger(from(100_001)), "those that rest are forgotten");
+    }
+
+    #[test]
     fn links_and_sessions_are_bounded_and_the_newest_live() {
         let (entrance, clock) = entrance();
         let mut links = Vec::new();
@@ -307,7 +463,7 @@ mod tests {
             let (link, _) = entrance.invite(7).unwrap();
             entrance.enter(link.reveal()).unwrap();
         }
-        let (last, _) = entrance.enter(links[LINKS_MAX].reveal()).unwrap();
+        let last = entrance.enter(links[LINKS_MAX].reveal()).unwrap().secret;
         assert!(entrance.lasts(last.reveal()));
         assert_eq!(entrance.book().sessions.len(), SESSIONS_MAX);
     }
@@ -316,7 +472,7 @@ mod tests {
     fn session_that_asks_too_often_is_told_so_and_ends_not() {
         let (entrance, clock) = entrance();
         let (link, _) = entrance.invite(7).unwrap();
-        let (session, _) = entrance.enter(link.reveal()).unwrap();
+        let session = entrance.enter(link.reveal()).unwrap().secret;
         let mut asked = 0;
         while entrance.visitor(session.reveal(), By::Hand).is_ok() {
             asked += 1;
@@ -334,7 +490,7 @@ mod tests {
         assert_eq!(format!("{link:?}"), "Secret");
         let kept = format!("{:?}", entrance.book());
         assert!(!kept.contains(link.reveal()));
-        let (session, _) = entrance.enter(link.reveal()).unwrap();
+        let session = entrance.enter(link.reveal()).unwrap().secret;
         let visitor = entrance.visitor(session.reveal(), By::Hand).unwrap();
         assert!(!format!("{:?}{visitor:?}", entrance.book()).contains(session.reveal()));
     }

@@ -8,8 +8,9 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Redirect, Response};
 use countersign_identity::Code;
 
-use crate::console::entrance::By;
-use crate::console::{Console, ConsoleAt};
+use crate::console::entrance::{By, End, Visitor};
+use crate::console::guests::Guest;
+use crate::console::{Console, ConsoleAt, without_default_port};
 use crate::refusal::{Refused, http_status};
 
 /// A browser runs nothing that is not a file of ours, asks nobody but us, is in nobody's frame, and turns no text into markup.
@@ -63,31 +64,51 @@ pub(super) async fn guard(
 }
 
 enum Admitted {
-    Visitor(super::entrance::Visitor),
+    Visitor(Visitor),
     Stranger,
 }
 
 fn admit(console: &Console, request: &Request) -> Result<Admitted, Refused> {
     let (headers, path) = (request.headers(), request.uri().path());
     let host = host(request)?;
-    if !console.at.authorities.iter().any(|known| known == host) {
+    if !console.at.is(host) {
         // Some other name leads here: a page of somebody else's may have made it do so.
         return Err(Refused::new(Code::NotFound, "the console is not at this address"));
     }
     same_origin(request.method(), headers, host)?;
-    let open = is_open(path);
-    if open && !console.at.entrance.has_room_for_strangers() {
-        return Err(Refused::new(Code::RateLimited, "too many requests without a session"));
+    let guest = request.extensions().get::<Arc<Guest>>();
+    let visitor = visitor(console, headers, path);
+    match visitor {
+        Ok(visitor) => {
+            guest.iter().for_each(|guest| guest.welcome());
+            Ok(Admitted::Visitor(visitor))
+        }
+        Err(refused) if refused.code != Code::RateLimited && is_open(path) => {
+            // A connection without an address is none of the door's.
+            let from = guest.map(|guest| guest.address());
+            match from.is_some_and(|from| console.at.entrance.has_room_for_stranger(from)) {
+                true => Ok(Admitted::Stranger),
+                false => {
+                    let why = "too many requests without a session come from there";
+                    Err(Refused::new(Code::RateLimited, why))
+                }
+            }
+        }
+        Err(refused) => Err(refused),
     }
-    if open {
-        return Ok(Admitted::Stranger);
-    }
+}
+
+/// Whose session the request belongs to, and whether that operator may still administer.
+fn visitor(console: &Console, headers: &HeaderMap, path: &str) -> Result<Visitor, Refused> {
     let secret = session_cookie(&console.at, headers)
         .ok_or_else(|| Refused::new(Code::Unauthenticated, "there is no session"))?;
     let visitor = console.at.entrance.visitor(secret, by(path, headers))?;
-    // Rights are looked at again each time: they may have been taken away since.
-    console.admin.operators.admit(visitor.operator)?;
-    Ok(Admitted::Visitor(visitor))
+    // Rights are looked at again each time: they may have been taken away since, and then the session is over.
+    if let Err(refused) = console.admin.operators.admit(visitor.operator) {
+        console.at.entrance.leave(secret, End::Refused);
+        return Err(refused);
+    }
+    Ok(visitor)
 }
 
 /// Under which name the browser reached us: HTTP/2 says it in the address, HTTP/1.1 in a header.
@@ -120,11 +141,17 @@ fn same_origin(method: &Method, headers: &HeaderMap, host: &str) -> Result<(), R
         Some(_other) => return forged("another site's page asked for this"),
     }
     match said("origin") {
-        Some(origin) if origin.strip_prefix("https://") == Some(host) => Ok(()),
+        Some(origin) if is_same(origin, host) => Ok(()),
         Some(_other) => forged("another site's page asked for this"),
         None if looks => Ok(()),
         None => forged("a request that changes something must say which page it comes from"),
     }
+}
+
+/// Whether an origin is the host that was asked. Either may leave out the port that goes without saying.
+fn is_same(origin: &str, host: &str) -> bool {
+    let origin = origin.strip_prefix("https://").map(without_default_port);
+    origin.is_some_and(|origin| origin.eq_ignore_ascii_case(without_default_port(host)))
 }
 
 /// The secret of the session, if the request carries exactly one.
@@ -149,7 +176,7 @@ pub(super) fn set_cookie(at: &ConsoleAt, secret: &str) -> HeaderValue {
 }
 
 fn by(path: &str, headers: &HeaderMap) -> By {
-    let own = path == "/live" || headers.contains_key("countersign-refresh");
+    let own = path == "/live" || is_open(path) || headers.contains_key("countersign-refresh");
     if own { By::Itself } else { By::Hand }
 }
 

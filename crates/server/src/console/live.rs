@@ -11,9 +11,10 @@ use axum::extract::State as Shared;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use countersign_identity::Code;
+use countersign_identity::{Code, Revision};
 use futures_util::{Stream, stream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::console::Console;
 use crate::console::gate::{plain, session_cookie};
@@ -23,23 +24,25 @@ use crate::refusal::Refused;
 const STREAMS_MAX: usize = 64;
 /// How often it is looked whether anything has changed.
 const LOOK_EVERY: Duration = Duration::from_millis(400);
-/// How many looks without a change pass until a page is told to look again all the same: certificates are renewed without
-/// a revision.
-const QUIET_MAX: u32 = 12;
+/// After how long without a change a page is told to look again all the same: certificates are renewed without a revision.
+const QUIET_MAX: Duration = Duration::from_secs(5);
 
-/// Room for the streams of open pages.
-pub(crate) struct Streams(Arc<Semaphore>);
+/// The streams of open pages: room for them, and the mark that they all watch. It is made once, however many watch.
+pub(crate) struct Streams {
+    room: Arc<Semaphore>,
+    mark: watch::Sender<Option<Mark>>,
+}
 
 impl Default for Streams {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(STREAMS_MAX)))
+        Self { room: Arc::new(Semaphore::new(STREAMS_MAX)), mark: watch::Sender::new(None) }
     }
 }
 
 /// What pages are made from, in numbers that differ when it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Mark {
-    revision: countersign_identity::Revision,
+pub(crate) struct Mark {
+    revision: Revision,
     facts: u64,
     behind: usize,
     streams: usize,
@@ -56,31 +59,48 @@ fn mark(console: &Console) -> Result<Mark, Refused> {
     })
 }
 
+/// Looks whether anything has changed while somebody watches, until stopped.
+pub(super) async fn look(console: Arc<Console>, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        if 0 < console.live.mark.receiver_count() {
+            let now = mark(&console).ok();
+            console.live.mark.send_if_modified(|told| {
+                let changed = *told != now;
+                *told = now;
+                changed
+            });
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+}
+
 /// The stream of one open page, for as long as its session lasts and the server serves.
 pub(super) async fn live(Shared(console): Shared<Arc<Console>>, headers: HeaderMap) -> Response {
-    let Ok(place) = Arc::clone(&console.live.0).try_acquire_owned() else {
+    let Ok(place) = Arc::clone(&console.live.room).try_acquire_owned() else {
         return plain(&Refused::new(Code::RateLimited, "too many pages are open"));
     };
     let secret = session_cookie(&console.at, &headers).unwrap_or_default().to_owned();
     let keep = KeepAlive::new().interval(Duration::from_secs(10));
-    Sse::new(events(console, secret, place)).keep_alive(keep).into_response()
+    let marks = console.live.mark.subscribe();
+    let watching = Watching { console, secret, marks, is_open: false, _place: place };
+    Sse::new(events(watching)).keep_alive(keep).into_response()
 }
 
 /// One open page.
 struct Watching {
     console: Arc<Console>,
     secret: String,
-    told: Option<Mark>,
+    marks: watch::Receiver<Option<Mark>>,
+    /// Whether it was told anything yet.
+    is_open: bool,
     _place: OwnedSemaphorePermit,
 }
 
-fn events(
-    console: Arc<Console>,
-    secret: String,
-    place: OwnedSemaphorePermit,
-) -> impl Stream<Item = Result<Event, Infallible>> {
-    let begin = Some(Watching { console, secret, told: None, _place: place });
-    stream::unfold(begin, |watching| async move {
+fn events(watching: Watching) -> impl Stream<Item = Result<Event, Infallible>> {
+    stream::unfold(Some(watching), |watching| async move {
         let (event, watching) = watching?.next().await?;
         Some((Ok(event), watching))
     })
@@ -90,22 +110,28 @@ impl Watching {
     /// The next thing to tell, and whoever goes on watching after that.
     async fn next(mut self) -> Option<(Event, Option<Self>)> {
         let control = Arc::clone(self.console.admin.control().ok()?);
-        for quiet in 0.. {
-            let now = mark(&self.console).ok()?;
-            if self.told != Some(now) || QUIET_MAX <= quiet {
-                let what = if self.told.is_none() { "open" } else { "changed" };
-                self.told = Some(now);
-                let event = Event::default().event(what).data(now.revision.to_string());
-                return Some((event, Some(self)));
-            }
-            tokio::select! {
+        if !self.is_open {
+            self.is_open = true;
+            self.marks.borrow_and_update();
+            return Some((told("open", control.feed.current().revision), Some(self)));
+        }
+        let quiet = tokio::time::Instant::now() + QUIET_MAX;
+        loop {
+            let changed = tokio::select! {
                 () = control.stop.cancelled() => return None,
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-            }
+                changed = self.marks.changed() => changed.is_ok(),
+                () = tokio::time::sleep(LOOK_EVERY) => false,
+            };
             if !self.console.at.entrance.lasts(&self.secret) {
                 return Some((Event::default().event("over").data("the session is over"), None));
             }
+            if changed || quiet <= tokio::time::Instant::now() {
+                return Some((told("changed", control.feed.current().revision), Some(self)));
+            }
         }
-        None
     }
+}
+
+fn told(what: &str, revision: Revision) -> Event {
+    Event::default().event(what).data(revision.to_string())
 }

@@ -1,12 +1,15 @@
 //! The console's routes.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, Request, State as Shared};
+use axum::extract::{
+    DefaultBodyLimit, Extension, FromRequestParts, Path, Query, Request, State as Shared,
+};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
@@ -17,11 +20,12 @@ use serde::de::DeserializeOwned;
 
 use crate::admin::problem::Problem;
 use crate::console::assets::asset;
-use crate::console::entrance::Visitor;
+use crate::console::entrance::{Begun, End, Visitor};
 use crate::console::frame::{answer, login};
 use crate::console::gate::{guard, plain, session_cookie, set_cookie};
+use crate::console::guests::Guest;
 use crate::console::html::InUrl;
-use crate::console::{Console, live, pages};
+use crate::console::{Console, live, pages, record};
 use crate::refusal::Refused;
 
 /// The longest body: a form.
@@ -191,21 +195,20 @@ fn posted(body: &Bytes, name: &str) -> Option<String> {
     fields.remove(name)
 }
 
-async fn enter(Shared(console): Shared<Arc<Console>>, body: Bytes) -> Response {
+async fn enter(
+    Shared(console): Shared<Arc<Console>>,
+    guest: Option<Extension<Arc<Guest>>>,
+    body: Bytes,
+) -> Response {
     let link = posted(&body, "link").unwrap_or_default();
     // The whole link is as good as what stands behind its `#`.
     let secret = link.rsplit('#').next().unwrap_or_default().trim();
-    let entered = console.at.entrance.enter(secret).and_then(|(session, operator)| {
-        console.admin.operators.admit(operator)?;
-        Ok((session, operator))
-    });
-    match entered {
-        Ok((session, operator)) => {
-            tracing::info!(operator, "somebody signed in to the console");
+    let from = guest.map(|Extension(guest)| guest.address());
+    match begin(&console, secret, from).await {
+        Ok(begun) => {
             let mut answer = Redirect::to("/").into_response();
-            answer
-                .headers_mut()
-                .insert(header::SET_COOKIE, set_cookie(&console.at, session.reveal()));
+            let cookie = set_cookie(&console.at, begun.secret.reveal());
+            answer.headers_mut().insert(header::SET_COOKIE, cookie);
             answer
         }
         Err(refused) => {
@@ -215,11 +218,30 @@ async fn enter(Shared(console): Shared<Arc<Console>>, body: Bytes) -> Response {
     }
 }
 
+/// A session, once it is on record that it begins.
+async fn begin(console: &Console, link: &str, from: Option<IpAddr>) -> Result<Begun, Refused> {
+    let control = console.admin.control()?;
+    let begun = console.at.entrance.enter(link)?;
+    let admitted = console.admin.operators.admit(begun.operator);
+    let recorded = match admitted {
+        Ok(()) => record::session_began(control, &begun, from).await,
+        Err(refused) => Err(refused),
+    };
+    match recorded {
+        Ok(()) => Ok(begun),
+        Err(refused) => {
+            console.at.entrance.leave(begun.secret.reveal(), End::Refused);
+            Err(refused)
+        }
+    }
+}
+
 async fn leave(ask: Ask, headers: HeaderMap, body: Bytes) -> Response {
     if posted(&body, "form").as_deref() != Some(ask.visitor.form.as_str()) {
         return plain(&Refused::new(Code::Forbidden, "the form is not of this session"));
     }
-    ask.console.at.entrance.leave(session_cookie(&ask.console.at, &headers).unwrap_or_default());
+    let secret = session_cookie(&ask.console.at, &headers).unwrap_or_default();
+    ask.console.at.entrance.leave(secret, End::SignedOut);
     let mut answer = Redirect::to("/login").into_response();
     answer.headers_mut().insert(header::SET_COOKIE, set_cookie(&ask.console.at, ""));
     answer

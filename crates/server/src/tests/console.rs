@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::http::{HeaderMap, Method, Request, StatusCode};
-use countersign_api::admin::ProofResponse;
+use countersign_api::admin::{EventFilter, ProofResponse};
 use countersign_audit::{Bundle, NoteKey};
 use countersign_identity::Code;
 use countersign_pki::Bundles;
@@ -371,6 +371,81 @@ async fn sign_out_needs_the_form_of_the_session_and_ends_it_for_good() {
     assert!(left.header("set-cookie").contains("Max-Age=0"));
     assert_eq!(browser.get("/").await.header("location"), "/login");
     assert_eq!(other.get("/").await.status, StatusCode::OK);
+    running.stop().await;
+}
+
+/// What the log says of one kind of event, as JSON.
+async fn recorded(running: &Running, kind: &str) -> Vec<serde_json::Value> {
+    let filter = EventFilter { kind: Some(kind.to_owned()), ..EventFilter::default() };
+    let found = running.admin.search(&filter, 100, None).await.unwrap();
+    found.events.iter().map(|event| serde_json::to_value(event).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn sign_ins_are_on_record_and_their_secrets_are_not() {
+    let realm = Realm::begin().await;
+    let running = serve(&realm).await;
+    let mut browser = Browser::new(&realm, &running).await;
+    let link = browser.link().await;
+    let answer = browser.enter(&link).await;
+    browser.keep(&answer);
+    for _ in 0..3 {
+        assert_eq!(browser.enter("nothing").await.status, StatusCode::FORBIDDEN);
+    }
+    let (origin, form) = (format!("https://{}", browser.authority), browser.form().await);
+    browser.ask(Method::POST, "/logout", &[("origin", &origin)], &format!("form={form}")).await;
+    let mut of = std::collections::BTreeMap::new();
+    for kind in ["console-link-created", "session-began", "session-refused", "session-ended"] {
+        let found = soon(async {
+            loop {
+                let found = recorded(&running, kind).await;
+                if !found.is_empty() {
+                    return found;
+                }
+                realm.clock.advance(std::time::Duration::from_millis(500));
+            }
+        })
+        .await;
+        of.insert(kind, found);
+    }
+    let (made, began) = (&of["console-link-created"][0], &of["session-began"][0]);
+    assert_eq!(began["details"]["link"], made["subject"]);
+    assert_eq!(began["details"]["from"], "127.0.0.1");
+    assert!(began["actor"].as_str().unwrap().starts_with("operator:uid:"), "{began}");
+    let ended = &of["session-ended"][0];
+    assert_eq!((&ended["subject"], &ended["actor"]), (&began["subject"], &began["actor"]));
+    assert_eq!(ended["details"]["how"], "signed-out");
+    let refused: u64 =
+        of["session-refused"].iter().map(|event| event["details"]["count"].as_u64().unwrap()).sum();
+    assert!((1..=3).contains(&refused), "at most one event a minute: {refused}");
+    let secret = browser.cookie.split_once('=').unwrap().1;
+    let all = serde_json::to_string(&of).unwrap();
+    assert!(!all.contains(&link) && !all.contains(secret), "{all}");
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn crowd_at_the_door_keeps_out_nobody_who_has_a_session() {
+    let realm = Realm::begin().await;
+    let running = serve(&realm).await;
+    let browser = Browser::signed_in(&realm, &running).await;
+    let at = running.ready.console.unwrap();
+    let mut crowd = Vec::new();
+    for _ in 0..300 {
+        crowd.push(TcpStream::connect(at).await.unwrap());
+    }
+    assert_eq!(browser.get("/").await.status, StatusCode::OK);
+    // Those who came first, and said nothing, had to go.
+    let mut first = crowd.remove(0);
+    let mut byte = [0];
+    let ended = soon(tokio::io::AsyncReadExt::read(&mut first, &mut byte)).await;
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    // Nor does somebody who asks too often for the door keep others from the pages, and what they need.
+    while browser.ask(Method::GET, "/login", &[("cookie", "")], "").await.status == StatusCode::OK {
+    }
+    assert_eq!(browser.get("/assets/console.css").await.status, StatusCode::OK);
+    assert_eq!(browser.get("/").await.status, StatusCode::OK);
     running.stop().await;
 }
 

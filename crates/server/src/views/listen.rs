@@ -110,17 +110,17 @@ async fn converse(tcp: TcpStream, router: Router) {
 
 /// How many connections each source has.
 #[derive(Debug, Default)]
-pub(crate) struct Sources(Mutex<HashMap<Source, usize>>);
+struct Sources(Mutex<HashMap<Source, usize>>);
 
 /// A connection that is counted. Dropped, it is not.
-pub(crate) struct Counted {
+struct Counted {
     sources: Arc<Sources>,
     source: Source,
 }
 
 impl Sources {
     /// Counts one more of this source, unless it has too many.
-    pub(crate) fn enter(self: &Arc<Self>, source: Source) -> Option<Counted> {
+    fn enter(self: &Arc<Self>, source: Source) -> Option<Counted> {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(source).or_default();
         if CONNECTIONS_PER_SOURCE_MAX <= *count {

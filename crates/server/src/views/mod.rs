@@ -16,5 +16,5 @@ mod sets;
 
 pub(crate) use fetched::{Which, fetch, lists_for_agents};
 pub(crate) use keeper::{Keeper, Views};
-pub(crate) use listen::{Sources, ViewsDoor};
+pub(crate) use listen::ViewsDoor;
 pub use measured::revocation_list;
