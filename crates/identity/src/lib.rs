@@ -23,6 +23,7 @@ mod sim_clock;
 mod spiffe_id;
 mod timestamp;
 mod tls_profile;
+mod unseen;
 mod verb;
 mod vitals;
 
@@ -46,6 +47,7 @@ pub use sim_clock::SimClock;
 pub use spiffe_id::{IdError, SpiffeId, TrustDomain};
 pub use timestamp::{BadTimestamp, DurationText, Timestamp};
 pub use tls_profile::{TlsProfile, UnknownTlsProfile};
+pub use unseen::is_unseen;
 pub use verb::{UnknownVerb, Verb};
 pub use vitals::{Condition, Told, Vital, Vitals};
 

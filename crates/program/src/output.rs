@@ -3,8 +3,12 @@
 use std::io::{ErrorKind, Write as _};
 
 use anyhow::Result;
+use countersign_identity::is_unseen;
 
 use crate::exit::OutputClosed;
+
+/// The widest that a cell of a table may be.
+const CELL_CHARS_MAX: usize = 120;
 
 /// For whom the program speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -59,7 +63,7 @@ impl Table {
 
     /// Adds a line.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.into_iter().map(|cell| printable(&cell)).collect());
+        self.rows.push(cells.into_iter().map(|cell| shortened(printable(&cell))).collect());
     }
 
     /// Whether it has no line but the names.
@@ -87,8 +91,18 @@ impl Table {
 
 /// A text of unknown origin, without what would move a terminal's cursor or turn the order of what is read.
 pub fn printable(text: &str) -> String {
-    let turns = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.chars().map(|c| if c.is_control() || turns(c) { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if is_unseen(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// The beginning and the end of what is too long for a cell; the JSON form tells all of it.
+fn shortened(text: String) -> String {
+    let chars = text.chars().count();
+    if chars <= CELL_CHARS_MAX {
+        return text;
+    }
+    let begin = text.chars().take(CELL_CHARS_MAX * 2 / 3);
+    let end = text.chars().skip(chars - CELL_CHARS_MAX / 3);
+    begin.chain(['\u{2026}']).chain(end).collect()
 }
 
 #[cfg(test)]
@@ -101,5 +115,16 @@ mod tests {
         table.row(["é".to_owned(), "spiffe://a\u{1b}[2J".to_owned()]);
         table.row(["orders".to_owned(), String::new()]);
         assert_eq!(table.render(2), "  NAME    ID\n  é       spiffe://a\u{fffd}[2J\n  orders\n");
+    }
+
+    #[test]
+    fn name_of_2048_bytes_leaves_the_others_in_sight() {
+        let mut table = Table::new(["name", "id"]);
+        table.row([format!("a{}z", "é".repeat(1023)), "\u{202e}\u{200b}x".to_owned()]);
+        table.row(["web".to_owned(), "y".to_owned()]);
+        let text = table.render(0);
+        assert!(text.lines().all(|line| line.chars().count() < 2 * CELL_CHARS_MAX), "{text}");
+        let line = text.lines().nth(1).unwrap();
+        assert!(line.starts_with("aé") && line.contains("éz  \u{fffd}\u{fffd}x"), "{line}");
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Write};
 use std::time::Duration;
 
-use countersign_identity::Timestamp;
+use countersign_identity::{Timestamp, is_unseen};
 
 /// A piece of a page. Only texts of this program get into it unescaped.
 #[derive(Clone, Debug, Default)]
@@ -86,27 +86,6 @@ impl Write for Escaped<'_> {
         }
         Ok(())
     }
-}
-
-/// Characters that show nothing, or that change how others are shown: controls, marks of direction, joiners, tags.
-fn is_unseen(character: char) -> bool {
-    character.is_control()
-        || matches!(
-            character,
-            '\u{ad}'
-                | '\u{61c}'
-                | '\u{115f}'
-                | '\u{1160}'
-                | '\u{180e}'
-                | '\u{200b}'..='\u{200f}'
-                | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}'
-                | '\u{3164}'
-                | '\u{feff}'
-                | '\u{ffa0}'
-                | '\u{fff9}'..='\u{fffb}'
-                | '\u{e0000}'..='\u{e0fff}'
-        )
 }
 
 /// A text as one part of a path or of a query.
