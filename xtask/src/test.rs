@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::shell::{cargo, root, step};
 
 /// Debian packages that tests call: outside opinions and outside clients.
-const PACKAGES: [&str; 8] = [
+const PACKAGES: [&str; 11] = [
     "openssl",
     "gnutls-bin",
     "curl",
@@ -16,15 +16,22 @@ const PACKAGES: [&str; 8] = [
     "libfaketime",
     "postgresql",
     "softhsm2",
+    "chromium",
+    "chromium-driver",
+    "libnss3-tools",
 ];
 
 /// Outside clients and outside opinions from PyPI, unmodified.
 const PYTHON: [&str; 2] = ["spiffe==0.3.2", "pkilint==0.13.3"];
 
+/// The checker of accessibility that the console's tests run in the browser; from the npm registry.
+const AXE: &str = "axe-core@4.14.1";
+
 pub(crate) fn run(install: bool, filter: Option<&str>) -> Result<()> {
     if install {
         packages()?;
         python()?;
+        axe()?;
     }
     step("release build", &mut cargo(&["build", "--release"]))?;
     // All of them, so that one run names every failure.
@@ -51,6 +58,26 @@ fn packages() -> Result<()> {
     install.env("DEBIAN_FRONTEND", "noninteractive");
     step("Debian packages", &mut install)
         .context("run as root, or install them by hand: see README.md")
+}
+
+/// Unpacked into `target/npm/package`. Nothing of it runs but in the browser.
+fn axe() -> Result<()> {
+    let folder = root().join("target/npm");
+    let stamp = folder.join("installed.txt");
+    if std::fs::read_to_string(&stamp).is_ok_and(|have| have == AXE) {
+        return Ok(());
+    }
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot make {}", folder.display()))?;
+    if Command::new("npm").arg("--version").output().is_err() {
+        let mut install = Command::new("apt-get");
+        install.args(["install", "-qq", "-y", "--no-install-recommends", "npm"]);
+        step("npm", install.env("DEBIAN_FRONTEND", "noninteractive"))?;
+    }
+    step("axe-core", Command::new("npm").args(["pack", "--silent", AXE]).current_dir(&folder))?;
+    let archive = format!("{}.tgz", AXE.replace('@', "-"));
+    step("axe-core", Command::new("tar").args(["-xzf", &archive]).current_dir(&folder))?;
+    std::fs::write(&stamp, AXE).with_context(|| format!("cannot write {}", stamp.display()))
 }
 
 fn python_bin() -> std::path::PathBuf {

@@ -40,7 +40,7 @@ pub(crate) fn folder() -> TempDir {
 }
 
 /// How long a test waits for anything before it fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A running `up`.
 pub(crate) struct Up {
