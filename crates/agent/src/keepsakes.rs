@@ -71,7 +71,8 @@ impl Keepsakes {
                 | RecordKind::Bundle
                 | RecordKind::Workload
                 | RecordKind::Service
-                | RecordKind::Policy => false,
+                | RecordKind::Policy
+                | RecordKind::Role => false,
             };
             stays.then(|| (key.clone(), keepsake.clone()))
         };

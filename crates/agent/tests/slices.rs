@@ -10,13 +10,17 @@ use countersign_agent::enforcement::cut;
 use countersign_api::resource::Kind;
 use countersign_identity::Revision;
 use proptest::prelude::*;
-use random::{Known, NAMES, Stored, callers, id, policy, stored_policy, stored_workload};
+use random::{
+    Known, NAMES, Stored, callers, id, policy, stored_labels, stored_policy, stored_role,
+    stored_roles, stored_workload,
+};
 
 fn record((kind, name, value): Stored) -> Record {
     let kind = match kind {
         Kind::Policy => RecordKind::Policy,
         Kind::Service => RecordKind::Service,
         Kind::Workload => RecordKind::Workload,
+        Kind::Role => RecordKind::Role,
         Kind::TrustDomain | Kind::Authority => RecordKind::TrustDomain,
     };
     Record { key: RecordKey { kind, name: name.into() }, value: value.into() }
@@ -35,6 +39,7 @@ proptest! {
         for (number, policy) in policies.iter().enumerate() {
             stored.push(stored_policy(&format!("p{number}"), policy));
         }
+        stored.extend(stored_roles());
         for (name, upstream) in NAMES.iter().zip(&upstreams) {
             stored.extend(stored_workload(name, "x", *upstream));
         }
@@ -46,6 +51,9 @@ proptest! {
             let slice = cut(&replica, &[own]);
             let policies = slice.policies.into_iter().map(|it| (Kind::Policy, it.name, it.value.to_vec()));
             let services = slice.services.into_iter().map(|it| (Kind::Service, it.name, it.value.to_vec()));
+            let roles = slice.roles.iter().map(|it| stored_role(&it.role, &it.members));
+            let labels = slice.workloads.iter().map(|it| stored_labels(&it.name, "x", &it.labels));
+            let services = services.chain(roles).chain(labels).collect::<Vec<_>>();
             let named = slice.workloads.iter().map(|it| it.spiffe_id.parse().expect("it is one"));
             let part = Known::of(policies.chain(services), named).expect("it compiles in part");
             for from in callers() {

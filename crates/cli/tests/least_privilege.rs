@@ -217,6 +217,63 @@ fn a_plan_shows_whom_it_would_hit_and_is_carried_out_as_it_was_approved() {
     assert_eq!(again["kept"], serde_json::json!(["Workload/me"]));
 }
 
+/// The shop where whoever has the label `buyer` may see charges, and `orders` has it.
+fn shop_of_buyers(place: &Path) -> PathBuf {
+    let role = "apiVersion: countersign.dev/v1alpha1\nkind: Role\nmetadata: { name: buyers }\n\
+                spec: { labels: [buyer], selectors: [launch:orders] }\n";
+    let from = r#"principal == Workload::"orders", action == Action::"GET""#;
+    let to = r#"principal in Role::"buyers", action == Action::"GET""#;
+    let folder = shop_with(place, from, to);
+    std::fs::write(folder.join("roles.yaml"), role).unwrap();
+    let orders = folder.join("orders.yaml");
+    let with = std::fs::read_to_string(&orders).unwrap();
+    let selectors = "  selectors: [\"launch:orders\"]\n";
+    let label = format!("{selectors}  labels: [buyer]\n");
+    let with = with.replacen(selectors, &label, 1);
+    assert!(with.contains(&label), "{with}");
+    std::fs::write(orders, with).unwrap();
+    folder
+}
+
+#[test]
+fn a_role_permits_whom_labels_and_selectors_put_in_it_and_a_plan_shows_who_leaves_it() {
+    let place = folder();
+    let up = Up::shop();
+    let buyers = shop_of_buyers(place.path());
+    let shown = buyers.to_str().unwrap();
+    up.json(&["apply", shown, "--wait"]);
+    assert_eq!(as_orders(&up, "GET", "/charges/7").0, 200);
+    let (exit, said) = explain(&up, &["orders", "payments", "GET", "/charges/7"]);
+    assert_eq!(
+        (exit, &said["policies"]),
+        (0, &serde_json::json!(["orders-asks-payments#see-charge"]))
+    );
+    assert!(said["why"].as_str().unwrap().contains("`orders` is in role `buyers`"), "{said}");
+    assert_eq!(explain(&up, &["web", "payments", "GET", "/charges/7"]).0, 1);
+    flows_until(&up, &[], "the charge is seen", |flow| {
+        is(flow, "orders", "payments", "/charges/{id}") && flow["decision"] == "allow"
+    });
+    assert_eq!(up.run(&["drift", shown]).status.code(), Some(0), "manifests are what is declared");
+    let exported = place.path().join("exported");
+    up.run(&["export", exported.to_str().unwrap()]);
+    assert_eq!(up.run(&["drift", exported.to_str().unwrap()]).status.code(), Some(0));
+
+    // The label goes, and with it the right, though neither role nor policy was touched.
+    let orders = buyers.join("orders.yaml");
+    let without = std::fs::read_to_string(&orders).unwrap().replace("  labels: [buyer]\n", "");
+    std::fs::write(&orders, without).unwrap();
+    let plan = up.json(&["plan", shown]);
+    let changes = plan["changes"].as_array().unwrap();
+    let role = changes.iter().find(|change| change["kind"] == "Role").unwrap();
+    assert_eq!(role["fields"][0]["field"], "members[0]", "{plan}");
+    assert_eq!(role["fields"][0]["before"], "orders", "{plan}");
+    let denied = plan["newly_denied"].as_array().unwrap();
+    assert!(is(&denied[0], "orders", "payments", "/charges/{id}"), "{plan}");
+    up.json(&["apply", shown, "--wait"]);
+    assert_eq!(as_orders(&up, "GET", "/charges/7").0, 403);
+    assert_ne!(as_orders(&up, "POST", "/charges").0, 403, "what it may by itself it still may");
+}
+
 #[test]
 fn plans_are_made_without_a_server() {
     let place = folder();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use countersign_identity::SpiffeId;
-use countersign_policy::{Policies, PolicySource, TEXT_BYTES_MAX};
+use countersign_policy::{Policies, PolicySource, Scope, TEXT_BYTES_MAX, scope};
 
 use crate::files::{ReadFault, read_bounded};
 
@@ -61,6 +61,16 @@ pub(crate) fn read_policies(path: &Path) -> Result<Policies, PolicyFileFault> {
     let bytes = read_bounded(path, TEXT_BYTES_MAX)?;
     let text =
         str::from_utf8(&bytes).map_err(|_not_text| PolicyFileFault::NotText(path.to_owned()))?;
+    // A file says who is in no role and who has which label, so what it forbids to them it would forbid to nobody.
+    let of_manifests = |scope: &Scope| scope.labels || !scope.roles.is_empty();
+    if scope(text).is_ok_and(|scopes| scopes.iter().any(of_manifests)) {
+        let problems =
+            "roles and labels are those of manifests, which a file does not have; name SPIFFE IDs";
+        return Err(PolicyFileFault::Invalid {
+            path: path.to_owned(),
+            problems: problems.to_owned(),
+        });
+    }
     let source = PolicySource::enforced("file".parse().expect("a label"), text);
     Policies::compile(&[source], None).map_err(|problems| {
         let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();

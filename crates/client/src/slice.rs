@@ -1,6 +1,6 @@
 //! What the agent wants enforced, read as a whole or not at all.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use countersign_api::resource::{Kind, OperationSpec, PolicyRecord, ServiceSpec, Spec};
@@ -9,7 +9,9 @@ use countersign_identity::{
     Name, Revision, Revocation, Revocations, SpiffeId, Timestamp, TrustDomain,
 };
 use countersign_pki::{Bundle, Bundles, Certificate};
-use countersign_policy::{Operation, Operations, Policies, PolicySource};
+use countersign_policy::{
+    Member, Members, Operation, Operations, Policies, PolicySource, Principal,
+};
 use countersign_tls::Slice;
 
 use crate::Services;
@@ -23,6 +25,8 @@ const AUTHORITIES_MAX: usize = 64;
 const WORKLOADS_MAX: usize = 50_000;
 const SERVICES_MAX: usize = 4096;
 const POLICIES_MAX: usize = 20_000;
+const ROLES_MAX: usize = 20_000;
+const LABELS_MAX: usize = 16;
 const REVOCATIONS_MAX: usize = 100_000;
 
 /// A slice that is ready to be enforced.
@@ -39,14 +43,15 @@ pub(crate) struct Decoded {
 pub(crate) struct Compiled {
     sources: Vec<PolicySource>,
     operations: Operations,
-    policies: Arc<Policies>, // INVARIANT: of `sources` and `operations`
+    members: Members,
+    policies: Arc<Policies>, // INVARIANT: of `sources`, `operations` and `members`
 }
 
 impl Compiled {
     /// No text, no policy.
     pub(crate) fn nothing() -> Self {
-        let operations = Operations::default();
-        Self { sources: Vec::new(), operations, policies: Arc::new(Policies::none()) }
+        let (operations, members) = (Operations::default(), Members::default());
+        Self { sources: Vec::new(), operations, members, policies: Arc::new(Policies::none()) }
     }
 }
 
@@ -65,6 +70,8 @@ pub(crate) enum BadSlice {
     Workload { name: String, why: String },
     #[error("record `{kind}/{name}`: {why}")]
     Record { kind: String, name: String, why: String },
+    #[error("role `{role}`: {why}")]
+    Role { role: String, why: String },
     #[error("the policies do not compile: {0}")]
     Policies(String),
 }
@@ -76,9 +83,12 @@ pub(crate) fn decode(slice: v1::Slice, before: &Arc<Compiled>) -> Result<Decoded
     let workload = slice.workload.parse().map_err(|why| caller(&why))?;
     let id: SpiffeId = slice.spiffe_id.parse().map_err(|why| caller(&why))?;
     let bundles = bundles(slice.bundles)?;
+    let labels = labels(&slice.workloads)?;
     let ids = workloads(slice.workloads)?;
+    let roles = roles(slice.roles, &ids, &workload)?;
     let services = services(slice.services)?;
-    let compiled = policies(slice.policies, operations(&services), before)?;
+    let told = Told { operations: operations(&services), labels, roles };
+    let compiled = policies(slice.policies, told, before)?;
     let revocations = revocations(slice.revocations)?;
     let mut names: HashMap<_, _> =
         ids.iter().map(|(name, id)| (id.clone(), name.clone())).collect();
@@ -141,6 +151,7 @@ fn check_counts(slice: &v1::Slice) -> Result<(), BadSlice> {
         ("workloads", slice.workloads.len(), WORKLOADS_MAX),
         ("services", slice.services.len(), SERVICES_MAX),
         ("policies", slice.policies.len(), POLICIES_MAX),
+        ("roles", slice.roles.len(), ROLES_MAX),
         ("revocations", slice.revocations.len(), REVOCATIONS_MAX),
     ] {
         if max < count {
@@ -174,7 +185,7 @@ fn bundles(wire: Vec<v1::TrustBundle>) -> Result<Bundles, BadSlice> {
 
 fn workloads(wire: Vec<v1::NamedWorkload>) -> Result<BTreeMap<Name, SpiffeId>, BadSlice> {
     let mut ids = BTreeMap::new();
-    for v1::NamedWorkload { name: shown, spiffe_id } in wire {
+    for v1::NamedWorkload { name: shown, spiffe_id, labels: _ } in wire {
         let bad = |why: String| BadSlice::Workload { name: shown.clone(), why };
         let name: Name = shown.parse().map_err(|why| bad(format!("{why}")))?;
         let id: SpiffeId = spiffe_id.parse().map_err(|why| bad(format!("{why}")))?;
@@ -191,9 +202,13 @@ fn services(wire: Vec<v1::Record>) -> Result<BTreeMap<Name, ServiceSpec>, BadSli
         let name = name_of(&record, Kind::Service)?;
         let spec = match Spec::decode(Kind::Service, &record.value) {
             Ok(Spec::Service(spec)) => spec,
-            Ok(Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Workload(_) | Spec::Policy(_)) => {
-                return Err(bad_record(&record, "it is of another kind"));
-            }
+            Ok(
+                Spec::TrustDomain(_)
+                | Spec::Authority(_)
+                | Spec::Workload(_)
+                | Spec::Policy(_)
+                | Spec::Role(_),
+            ) => return Err(bad_record(&record, "it is of another kind")),
             Err(problems) => {
                 let lines: Vec<_> = problems.iter().take(5).map(ToString::to_string).collect();
                 return Err(bad_record(&record, &lines.join("; ")));
@@ -218,9 +233,74 @@ fn operations(services: &BTreeMap<Name, ServiceSpec>) -> Operations {
     Operations::new(services.iter().map(|(name, spec)| (name.clone(), of(spec))))
 }
 
+/// What policies are decided with, besides their texts.
+struct Told {
+    operations: Operations,
+    labels: Vec<(Name, BTreeSet<Name>)>,
+    roles: BTreeMap<Name, Vec<Principal>>,
+}
+
+impl Told {
+    fn members(&self) -> Members {
+        let labelled = self.labels.iter().map(|(name, labels)| {
+            let member = Member { labels: labels.clone(), ..Member::default() };
+            (Principal::Named(name.clone()), member)
+        });
+        let in_roles = self.roles.iter().flat_map(|(role, members)| {
+            let member = Member { roles: BTreeSet::from([role.clone()]), ..Member::default() };
+            members.iter().map(move |principal| (principal.clone(), member.clone()))
+        });
+        Members::new(labelled.chain(in_roles))
+    }
+}
+
+fn labels(wire: &[v1::NamedWorkload]) -> Result<Vec<(Name, BTreeSet<Name>)>, BadSlice> {
+    let mut all = Vec::new();
+    for v1::NamedWorkload { name: shown, labels, .. } in
+        wire.iter().filter(|it| !it.labels.is_empty())
+    {
+        let bad = |why: String| BadSlice::Workload { name: shown.clone(), why };
+        if LABELS_MAX < labels.len() {
+            return Err(bad(format!("{} labels", labels.len())));
+        }
+        let name: Name = shown.parse().map_err(|why| bad(format!("{why}")))?;
+        let labels = labels.iter().map(|label| label.parse()).collect::<Result<_, _>>();
+        all.push((name, labels.map_err(|why| bad(format!("{why}")))?));
+    }
+    Ok(all)
+}
+
+/// A member by name must be one whose SPIFFE ID is told as well: else it would be met as a stranger, who is in no role.
+fn roles(
+    wire: Vec<v1::RoleMembers>,
+    ids: &BTreeMap<Name, SpiffeId>,
+    own: &Name,
+) -> Result<BTreeMap<Name, Vec<Principal>>, BadSlice> {
+    let mut roles = BTreeMap::new();
+    for v1::RoleMembers { role: shown, members } in wire {
+        let bad = |why: String| BadSlice::Role { role: shown.chars().take(80).collect(), why };
+        let role: Name = shown.parse().map_err(|why| bad(format!("{why}")))?;
+        if WORKLOADS_MAX < members.len() {
+            return Err(bad(format!("{} members", members.len())));
+        }
+        let member = |text: &String| match text.parse::<Name>() {
+            Ok(name) if name == *own || ids.contains_key(&name) => Ok(Principal::Named(name)),
+            Ok(name) => Err(bad(format!("`{name}` is in it, and nobody has said who that is"))),
+            Err(_not_a_name) => {
+                text.parse().map(Principal::Id).map_err(|why| bad(format!("{why}")))
+            }
+        };
+        let members = members.iter().map(member).collect::<Result<_, _>>()?;
+        if roles.insert(role, members).is_some() {
+            return Err(bad("it is there twice".to_owned()));
+        }
+    }
+    Ok(roles)
+}
+
 fn policies(
     wire: Vec<v1::Record>,
-    operations: Operations,
+    told: Told,
     before: &Arc<Compiled>,
 ) -> Result<Arc<Compiled>, BadSlice> {
     let mut sources = Vec::with_capacity(wire.len());
@@ -228,10 +308,19 @@ fn policies(
         let name = name_of(&record, Kind::Policy)?;
         let policy = PolicyRecord::decode(&record.value)
             .map_err(|problem| bad_record(&record, &problem.to_string()))?;
+        // Who is in it is not known, which is another thing than that nobody is.
+        let untold =
+            |role: &&String| told.roles.keys().all(|known| known.as_str() != role.as_str());
+        if let Some(role) = policy.scopes.iter().flat_map(|scope| &scope.roles).find(untold) {
+            return Err(bad_record(&record, &format!("nobody has said who is in role `{role}`")));
+        }
         let text = policy.cedar.as_str().to_owned();
         sources.push(PolicySource { name, text, mode: policy.mode, until: policy.until });
     }
-    if sources == before.sources && operations == before.operations {
+    let members = told.members();
+    let operations = told.operations;
+    let same = sources == before.sources && operations == before.operations;
+    if same && members == before.members {
         return Ok(Arc::clone(before));
     }
     // The server has checked the names against all manifests. Here only some of them are known.
@@ -239,8 +328,9 @@ fn policies(
         let lines: Vec<_> = problems.iter().take(5).map(ToString::to_string).collect();
         BadSlice::Policies(lines.join("; "))
     })?;
-    let policies = Arc::new(policies.with_operations(operations.clone()));
-    Ok(Arc::new(Compiled { sources, operations, policies }))
+    let policies = policies.with_operations(operations.clone()).with_members(members.clone());
+    let policies = Arc::new(policies);
+    Ok(Arc::new(Compiled { sources, operations, members, policies }))
 }
 
 /// A rule that cannot be read refuses the slice: to leave it out would un-revoke.

@@ -8,7 +8,7 @@ use cedar_policy::{Effect, EntityUid, Policy, PolicyId, PolicySet, ValidationMod
 use countersign_identity::{Mode, Name, SpiffeId, Timestamp, Verb};
 
 use crate::reads::reads_age;
-use crate::schema::{CONNECT, OPERATION, SERVICE, WORKLOAD, schema};
+use crate::schema::{CONNECT, OPERATION, ROLE, SERVICE, WORKLOAD, schema};
 use crate::text::Layout;
 use crate::{Limit, Names, Problem, Scope};
 
@@ -50,6 +50,8 @@ impl PolicySource {
 pub struct Declared {
     /// Of kind Workload.
     pub workloads: BTreeSet<Name>,
+    /// Of kind Role.
+    pub roles: BTreeSet<Name>,
     /// Of kind Service.
     pub services: BTreeSet<Name>,
     /// The operations of services, `payments/charge`.
@@ -252,10 +254,10 @@ impl Reader<'_> {
         }
         let scope = Scope::of(policy);
         let whom = match (scope.principals, scope.resources) {
-            (Names::Only(_), Names::Only(_)) => return None,
+            (Names::Only(_) | Names::Role(_), Names::Only(_) | Names::Role(_)) => return None,
             (Names::Any, Names::Any) => "any workload to any service",
-            (Names::Any, Names::Only(_)) => "any workload",
-            (Names::Only(_), Names::Any) => "connections to any service",
+            (Names::Any, Names::Only(_) | Names::Role(_)) => "any workload",
+            (Names::Only(_) | Names::Role(_), Names::Any) => "connections to any service",
         };
         match policy.annotation(UNSCOPED).map(str::trim) {
             Some(why) if !why.is_empty() => None,
@@ -295,6 +297,7 @@ impl Reader<'_> {
         let text = uid.id().unescaped();
         match (kind.as_str(), self.declared) {
             (WORKLOAD, Some(declared)) => unknown(uid, text, &declared.workloads),
+            (ROLE, Some(declared)) => unknown(uid, text, &declared.roles),
             (SERVICE, Some(declared)) => unknown(uid, text, &declared.services),
             (OPERATION, Some(declared)) => {
                 (!declared.operations.contains(text)).then(|| undeclared(uid, text, declared))
@@ -305,6 +308,10 @@ impl Reader<'_> {
                 (!known)
                     .then(|| format!("`{uid}` can match nothing: expected a name or a SPIFFE ID"))
             }
+            (ROLE, None) => text
+                .parse::<Name>()
+                .is_err()
+                .then(|| format!("`{uid}` can match nothing: expected the name of a role")),
             (SERVICE, None) => text
                 .parse::<Name>()
                 .is_err()

@@ -12,11 +12,11 @@ use cedar_policy::{
 use countersign_identity::{CanonicalPath, Code, Mode, Name, SpiffeId, Timestamp, Verb};
 
 use crate::compile::{Declared, PolicySource, Statement, compile};
-use crate::index::{Buckets, Index};
+use crate::index::{Bucket, Buckets, Index};
 use crate::memory::{Memory, Question};
 use crate::operation::{Operation, Operations};
-use crate::schema::{AGE, Words};
-use crate::{Limit, Names, Problem};
+use crate::schema::{AGE, LABELS, Words};
+use crate::{Limit, Member, Members, Names, Problem};
 
 /// Who asks: a workload that a manifest names, or a peer that none names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -142,6 +142,7 @@ pub struct Policies {
     /// All of them, where some end; else nothing, since nothing is left out later.
     statements: Vec<Statement>,
     operations: Operations,
+    members: Members,
     grants: Vec<Grant>,
     limits: HashMap<String, Limit>,
     allowed: Option<BTreeSet<SpiffeId>>,
@@ -161,9 +162,9 @@ struct InForce {
 impl InForce {
     fn of(statements: Vec<Statement>, memory: Option<Memory>) -> Self {
         let ends = statements.iter().filter_map(|statement| statement.until).min();
-        let (enforced, observed) =
+        let (enforced, observed): (Vec<_>, Vec<_>) =
             statements.into_iter().partition(|statement| statement.mode == Mode::Enforce);
-        Self { enforced: Index::of(enforced), observed: Index::of(observed), memory, ends }
+        Self { enforced: Index::of(&enforced), observed: Index::of(&observed), memory, ends }
     }
 
     /// The same with another memory.
@@ -254,10 +255,21 @@ impl Policies {
     /// The same, for services with these operations.
     #[must_use]
     pub fn with_operations(self, operations: Operations) -> Self {
+        Self { operations, ..self.remembering_anew() }
+    }
+
+    /// What was decided so far was decided on something else.
+    fn remembering_anew(self) -> Self {
         let remembers = self.in_force.load().memory.is_some();
         let in_force = self.in_force.into_inner();
         let in_force = InForce::remembering(in_force, remembers.then(Memory::default));
-        Self { operations, in_force, ..self }
+        Self { in_force, ..self }
+    }
+
+    /// The same, where these are in roles or have labels.
+    #[must_use]
+    pub fn with_members(self, members: Members) -> Self {
+        Self { members, ..self.remembering_anew() }
     }
 
     /// The same, for somebody who asks each question once: every decision is made anew.
@@ -270,6 +282,11 @@ impl Policies {
     /// Every policy that permits something, in the order of the texts.
     pub fn grants(&self) -> &[Grant] {
         &self.grants
+    }
+
+    /// Who is in roles or has labels.
+    pub fn members(&self) -> &Members {
+        &self.members
     }
 
     /// The operations that services declare.
@@ -285,6 +302,7 @@ impl Policies {
             in_force: ArcSwap::from_pointee(InForce::of(Vec::new(), Some(Memory::default()))),
             statements: Vec::new(),
             operations: Operations::default(),
+            members: Members::default(),
             grants: Vec::new(),
             limits: HashMap::new(),
             allowed: None,
@@ -352,14 +370,15 @@ impl Policies {
         }
         let (principal, service) = (asked.principal.as_str(), asked.service);
         let in_force = self.in_force.load();
-        let enforced = in_force.enforced.buckets(principal, service);
-        let observed = in_force.observed.buckets(principal, service);
+        let member = self.members.of(principal);
+        let enforced = in_force.enforced.buckets(principal, member, service);
+        let observed = in_force.observed.buckets(principal, member, service);
         // What no policy bears on is not remembered: to find that out takes no longer than to remember it, and
         // strangers take up no room so.
-        if enforced.iter().chain(&observed).all(Option::is_none) {
+        if enforced.is_empty() && observed.is_empty() {
             return Decision::denied(Code::PolicyDenied, Mode::Enforce);
         }
-        let ages = enforced.iter().chain(&observed).flatten().any(|bucket| bucket.reads_age)
+        let ages = enforced.iter().chain(observed.iter()).any(|bucket| bucket.reads_age)
             || asked.age().is_none();
         let Some(memory) = in_force.memory.as_ref().filter(|_| !ages) else {
             return self.evaluate(asked, &enforced, &observed);
@@ -382,23 +401,26 @@ impl Policies {
         enforced: &Buckets<'_>,
         observed: &Buckets<'_>,
     ) -> Decision {
-        let Some((request, entities)) = self.cedar_request(asked) else {
+        let asks_for_members = enforced.iter().chain(observed.iter());
+        let asks_for_members: Vec<&Bucket> =
+            asks_for_members.filter(|it| it.reads_members).collect();
+        let Some((request, entities)) = self.cedar_request(asked, &asks_for_members) else {
             return Decision::denied(Code::PolicyError, Mode::Enforce);
         };
         let found = |buckets: &Buckets<'_>| {
             let mut found = Found::default();
-            for bucket in buckets.iter().flatten() {
+            for bucket in buckets.iter() {
                 found.add(&self.authorizer.is_authorized(&request, &bucket.policies, &entities));
             }
             found
         };
         // What an observed policy's scope admits is let pass, whatever that policy says.
-        let some_observed = observed.iter().any(Option::is_some);
-        let lenient = if some_observed { Mode::Observe } else { Mode::Enforce };
+        let lenient = if !observed.is_empty() { Mode::Observe } else { Mode::Enforce };
         decision(found(enforced), found(observed), lenient)
     }
 
-    fn cedar_request(&self, asked: &Asked<'_>) -> Option<(Request, Entities)> {
+    /// The question in Cedar's words, with all that these buckets may read of workloads.
+    fn cedar_request(&self, asked: &Asked<'_>, readers: &[&Bucket]) -> Option<(Request, Entities)> {
         let text = |value: &str| RestrictedExpression::new_string(value.to_owned());
         let age = asked.age()?;
         let context = CedarContext::from_pairs([
@@ -409,19 +431,45 @@ impl Policies {
         let principal: EntityUid = self.words.workload(asked.principal.as_str());
         let action = asked.verb.map_or_else(|| self.words.connect(), |verb| self.words.verb(verb));
         let service = self.words.service(asked.service);
-        let (resource, entities) = match asked.operation {
-            None => (service, Entities::empty()),
+        let mut entities = self.member_entities(asked.principal, readers)?;
+        let resource = match asked.operation {
+            None => service,
             Some(name) => {
                 let resource = self.words.operation(asked.service, name.as_str());
                 // Of which service it is an operation.
                 let parents = std::iter::once(service).collect();
-                let operation = Entity::new_no_attrs(resource.clone(), parents);
-                (resource, Entities::from_entities([operation], None).ok()?)
+                entities.push(Entity::new_no_attrs(resource.clone(), parents));
+                resource
             }
+        };
+        let entities = match entities.is_empty() {
+            true => Entities::empty(),
+            false => Entities::from_entities(entities, None).ok()?,
         };
         // Types and context are right by construction; validating them again would cost more than the decision.
         let request = Request::new(principal, action, resource, context.ok()?, None);
         Some((request.ok()?, entities))
+    }
+
+    /// The principal, and the workloads of whom these buckets ask as well. Nobody where none of them asks.
+    fn member_entities(&self, principal: &Principal, readers: &[&Bucket]) -> Option<Vec<Entity>> {
+        if readers.is_empty() {
+            return Some(Vec::new());
+        }
+        let mentioned = readers.iter().flat_map(|bucket| bucket.members.iter().map(String::as_str));
+        let asked_for: BTreeSet<&str> =
+            std::iter::once(principal.as_str()).chain(mentioned).collect();
+        asked_for.into_iter().map(|name| self.member_entity(name)).collect()
+    }
+
+    fn member_entity(&self, name: &str) -> Option<Entity> {
+        let nothing = Member::default();
+        let Member { roles, labels } = self.members.of(name).unwrap_or(&nothing);
+        let label = |label: &Name| RestrictedExpression::new_string(label.to_string());
+        let labels = RestrictedExpression::new_set(labels.iter().map(label));
+        let attributes = HashMap::from([(LABELS.to_owned(), labels)]);
+        let roles = roles.iter().map(|role| self.words.role(role.as_str())).collect();
+        Entity::new(self.words.workload(name), attributes, roles).ok()
     }
 }
 

@@ -1,19 +1,26 @@
 //! Policies by the principal and the service that their scopes name.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use cedar_policy::PolicySet;
+use countersign_identity::Name;
 
-use crate::Names;
 use crate::compile::Statement;
+use crate::{Member, Names};
 
 /// Every policy is in exactly one of the buckets.
 #[derive(Default)]
 pub(crate) struct Index {
-    for_any: Bucket,
-    by_principal: HashMap<String, Bucket>,
-    by_service: HashMap<String, Bucket>,
-    by_service_and_principal: HashMap<String, HashMap<String, Bucket>>,
+    of_any_service: ByPrincipal,
+    of_service: HashMap<String, ByPrincipal>,
+}
+
+/// The policies for some services, by whom their scopes name.
+#[derive(Default)]
+struct ByPrincipal {
+    any: Option<Bucket>,
+    named: HashMap<String, Bucket>,
+    in_role: HashMap<String, Bucket>,
 }
 
 /// The policies for one kind of question.
@@ -22,59 +29,91 @@ pub(crate) struct Bucket {
     pub(crate) policies: PolicySet,
     /// Whether one of them reads the age of the peer's certificate.
     pub(crate) reads_age: bool,
+    /// Whether one of them asks for roles or labels.
+    pub(crate) reads_members: bool,
+    /// The workloads that those name, of whom they may ask the same as of the principal.
+    pub(crate) members: BTreeSet<String>,
 }
 
-/// At most one for each way in which a scope can be narrow.
-pub(crate) type Buckets<'a> = [Option<&'a Bucket>; 4];
+/// Those that could bear on a question: at most one for each way in which a scope can be narrow, and one for each role.
+pub(crate) struct Buckets<'a> {
+    usual: [Option<&'a Bucket>; 4],
+    of_roles: Vec<&'a Bucket>, // Empty, and so without memory of its own, for whoever is in no role.
+}
+
+impl<'a> Buckets<'a> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &'a Bucket> {
+        self.usual.into_iter().flatten().chain(self.of_roles.iter().copied())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.iter().next().is_none()
+    }
+}
 
 impl Index {
-    pub(crate) fn of(statements: Vec<Statement>) -> Self {
+    pub(crate) fn of(statements: &[Statement]) -> Self {
         let mut index = Self::default();
-        for Statement { policy, scope, reads_age, .. } in statements {
-            let services = match scope.resources {
-                Names::Any => vec![None],
-                Names::Only(names) => names.into_iter().map(Some).collect(),
-            };
-            let principals = match scope.principals {
-                Names::Any => vec![None],
-                Names::Only(names) => names.into_iter().map(Some).collect(),
-            };
-            for service in &services {
-                for principal in &principals {
-                    let bucket = index.bucket_for(service.clone(), principal.clone());
-                    bucket.reads_age |= reads_age;
-                    bucket
-                        .policies
-                        .add(policy.clone())
-                        .expect("ids are unique, which compile checks");
+        for statement in statements {
+            match &statement.scope.resources {
+                Names::Only(services) => {
+                    for service in services {
+                        index.of_service.entry(service.clone()).or_default().insert(statement);
+                    }
                 }
+                // No resource is in a role.
+                Names::Any | Names::Role(_) => index.of_any_service.insert(statement),
             }
         }
         index
     }
 
-    fn bucket_for(&mut self, service: Option<String>, principal: Option<String>) -> &mut Bucket {
-        match (service, principal) {
-            (None, None) => &mut self.for_any,
-            (None, Some(principal)) => self.by_principal.entry(principal).or_default(),
-            (Some(service), None) => self.by_service.entry(service).or_default(),
-            (Some(service), Some(principal)) => self
-                .by_service_and_principal
-                .entry(service)
-                .or_default()
-                .entry(principal)
-                .or_default(),
+    /// The buckets that could bear on the question.
+    pub(crate) fn buckets(
+        &self,
+        principal: &str,
+        member: Option<&Member>,
+        service: &str,
+    ) -> Buckets<'_> {
+        let (of_any, of_service) = (&self.of_any_service, self.of_service.get(service));
+        let roles = member.into_iter().flat_map(|member| &member.roles);
+        let of_role = |role: &Name| {
+            let both = std::iter::once(of_any).chain(of_service);
+            both.filter_map(|it| it.in_role.get(role.as_str())).collect::<Vec<_>>()
+        };
+        Buckets {
+            usual: [
+                of_any.any.as_ref(),
+                of_any.named.get(principal),
+                of_service.and_then(|it| it.any.as_ref()),
+                of_service.and_then(|it| it.named.get(principal)),
+            ],
+            of_roles: roles.flat_map(of_role).collect(),
         }
     }
+}
 
-    /// The buckets that could bear on the question.
-    pub(crate) fn buckets(&self, principal: &str, service: &str) -> Buckets<'_> {
-        let both = self.by_service_and_principal.get(service);
-        [
-            (!self.for_any.policies.is_empty()).then_some(&self.for_any),
-            self.by_principal.get(principal),
-            self.by_service.get(service),
-            both.and_then(|by_principal| by_principal.get(principal)),
-        ]
+impl ByPrincipal {
+    fn insert(&mut self, statement: &Statement) {
+        match &statement.scope.principals {
+            Names::Any => self.any.get_or_insert_default().add(statement),
+            Names::Role(role) => self.in_role.entry(role.clone()).or_default().add(statement),
+            Names::Only(names) => {
+                for name in names {
+                    self.named.entry(name.clone()).or_default().add(statement);
+                }
+            }
+        }
+    }
+}
+
+impl Bucket {
+    fn add(&mut self, Statement { policy, scope, reads_age, .. }: &Statement) {
+        self.reads_age |= reads_age;
+        if scope.labels || !scope.roles.is_empty() {
+            self.reads_members = true;
+            self.members.extend(scope.workloads.iter().cloned());
+        }
+        self.policies.add(policy.clone()).expect("ids are unique, which compile checks");
     }
 }

@@ -1,6 +1,6 @@
 //! Who may do what to whom: Cedar policies compiled, checked and asked.
 //!
-//! Principals are workloads, resources are services and their operations, actions are `connect` and the methods of
+//! Principals are workloads, by name, by role or by label, resources are services and their operations, actions are `connect` and the methods of
 //! HTTP. Nothing is allowed without a policy; what cannot be evaluated is denied, also where Cedar itself would go on without the policy that
 //! failed. A set of policies is compiled once, with every problem told at once, and then asked at a
 //! cost that does not grow with the number of policies for other workloads and services. What was asked before is
@@ -37,6 +37,7 @@ mod compile;
 mod decide;
 mod index;
 mod limit;
+mod member;
 mod memory;
 mod narrow;
 mod operation;
@@ -51,6 +52,7 @@ pub use decide::{
     CallRequest, Called, ConnectRequest, Context, Decision, Grant, Policies, Principal, Verdict,
 };
 pub use limit::{Limit, Rate};
+pub use member::{Member, Members};
 pub use narrow::{Narrowed, Outcome, Permit, Use, narrow};
 pub use operation::{Operation, Operations};
 pub use problem::Problem;

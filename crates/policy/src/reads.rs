@@ -3,11 +3,33 @@
 use cedar_policy::Policy;
 use serde_json::Value;
 
-use crate::schema::AGE;
+use crate::schema::{AGE, LABELS};
 
 /// Whether what a policy says can depend on how old the peer's certificate is. In doubt it can.
 pub(crate) fn reads_age(policy: &Policy) -> bool {
     policy.to_json().map_or(true, |parsed| reads(&parsed))
+}
+
+/// Whether what a policy says can depend on labels. In doubt it does.
+pub(crate) fn reads_labels(policy: &Policy) -> bool {
+    policy.to_json().map_or(true, |parsed| names_labels(&parsed))
+}
+
+/// Whether an attribute of that name is read of anything: no other type has one, and `has` tells of it as well.
+fn names_labels(tree: &Value) -> bool {
+    match tree {
+        Value::Object(members) => members.iter().any(|(key, inside)| {
+            let reads = matches!(key.as_str(), "." | "has");
+            // `has` may name a path of attributes.
+            let named = |name: &Value| match name {
+                Value::Array(path) => path.iter().any(|part| part == LABELS),
+                name => name == LABELS,
+            };
+            (reads && named(&inside["attr"])) || names_labels(inside)
+        }),
+        Value::Array(items) => items.iter().any(names_labels),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
 }
 
 /// Looks for the context in the tree of an expression, as Cedar writes it in JSON.
@@ -61,6 +83,26 @@ mod tests {
         does_read("when { context == {tls_version: \"1.3\"} }", true);
         does_read("when { {x: context}.x.peer_age_seconds < 5 }", true);
         does_read("when { (if true then context else context).peer_age_seconds < 5 }", true);
+    }
+
+    #[test]
+    fn labels_are_found_however_they_are_read() {
+        let reads = |condition: &str| {
+            let text = format!("permit (principal, action, resource) when {{ {condition} }};");
+            reads_labels(&Policy::from_str(&text).unwrap())
+        };
+        for condition in [
+            "principal.labels.contains(\"pci\")",
+            "principal[\"labels\"] == [\"pci\"]",
+            "principal has labels",
+            "1 < 2 && !(if true then Workload::\"web\" else principal).labels.isEmpty()",
+            "{a: principal.labels}.a.containsAny([\"pci\"])",
+        ] {
+            assert!(reads(condition), "{condition}");
+        }
+        for condition in ["principal == Workload::\"labels\"", "context.group == \"labels\""] {
+            assert!(!reads(condition), "{condition}");
+        }
     }
 
     #[test]

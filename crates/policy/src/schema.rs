@@ -17,8 +17,13 @@ type Handshake = {
   // How long ago the certificate of the peer became valid.
   peer_age_seconds: Long,
 };
+// A group of workloads: the name of a Role manifest. No role is in another.
+entity Role;
 // A peer: the name of a Workload manifest, or a SPIFFE ID that no manifest names.
-entity Workload;
+entity Workload in [Role] = {
+  // Those of its manifest; a SPIFFE ID that no manifest names has none.
+  labels: Set<String>,
+};
 // A door: the name of a Service manifest.
 entity Service;
 // What a service does: the names of the Service and of one of its operations, "payments/charge".
@@ -38,6 +43,9 @@ action "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS" appliesTo {
 "#;
 
 pub(crate) const WORKLOAD: &str = "Workload";
+pub(crate) const ROLE: &str = "Role";
+/// The one attribute of a workload.
+pub(crate) const LABELS: &str = "labels";
 pub(crate) const SERVICE: &str = "Service";
 pub(crate) const OPERATION: &str = "Operation";
 pub(crate) const CONNECT: &str = "connect";
@@ -53,6 +61,7 @@ pub(crate) fn schema() -> Schema {
 /// The types and the actions, made once, since a decision must not parse text.
 pub(crate) struct Words {
     workload: EntityTypeName,
+    role: EntityTypeName,
     service: EntityTypeName,
     operation: EntityTypeName,
     action: EntityTypeName,
@@ -63,6 +72,7 @@ impl Words {
         let name = |text| EntityTypeName::from_str(text).expect("a type of our own schema");
         Self {
             workload: name(WORKLOAD),
+            role: name(ROLE),
             service: name(SERVICE),
             operation: name(OPERATION),
             action: name("Action"),
@@ -72,6 +82,10 @@ impl Words {
     // Entity ids are never built by text: a name with a quote in it would become another name.
     pub(crate) fn workload(&self, name: &str) -> EntityUid {
         EntityUid::from_type_name_and_id(self.workload.clone(), EntityId::new(name))
+    }
+
+    pub(crate) fn role(&self, name: &str) -> EntityUid {
+        EntityUid::from_type_name_and_id(self.role.clone(), EntityId::new(name))
     }
 
     pub(crate) fn service(&self, name: &str) -> EntityUid {

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::Problem;
 use crate::compile::parse_alone;
-use crate::schema::{OPERATION, SERVICE, WORKLOAD, service_of};
+use crate::reads::reads_labels;
+use crate::schema::{OPERATION, ROLE, SERVICE, WORKLOAD, service_of};
 
 /// The principals or the resources that a policy's scope admits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,16 +18,8 @@ pub enum Names {
     Any,
     /// These.
     Only(Vec<String>),
-}
-
-impl Names {
-    /// Whether the scope admits this one.
-    pub fn admits(&self, name: &str) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Only(names) => names.iter().any(|only| only == name),
-        }
-    }
+    /// Those in this role; of principals alone.
+    Role(String),
 }
 
 /// What one policy of a text can apply to, and whom it names.
@@ -45,6 +38,10 @@ pub struct Scope {
     pub workloads: BTreeSet<String>,
     /// Every service that it names, also in conditions.
     pub services: BTreeSet<String>,
+    /// Every role that it names, also in conditions. Who is in one of them must be known where the policy is enforced.
+    pub roles: BTreeSet<String>,
+    /// Whether it reads labels, which then must be known as well.
+    pub labels: bool,
 }
 
 impl Scope {
@@ -54,11 +51,14 @@ impl Scope {
             resources: resources(policy),
             workloads: BTreeSet::new(),
             services: BTreeSet::new(),
+            roles: BTreeSet::new(),
+            labels: reads_labels(policy),
         };
         for literal in policy.entity_literals() {
             let id = literal.id().unescaped().to_owned();
             match literal.type_name().to_string().as_str() {
                 WORKLOAD => scope.workloads.insert(id),
+                ROLE => scope.roles.insert(id),
                 SERVICE => scope.services.insert(id),
                 OPERATION => scope.services.insert(service_of(&id).to_owned()),
                 _ => continue,
@@ -83,7 +83,7 @@ fn principals(policy: &Policy) -> Names {
     match policy.principal_constraint() {
         // There is one type of principal, so being of a type restricts nothing.
         PrincipalConstraint::Any | PrincipalConstraint::Is(_) => Names::Any,
-        // There are no groups, so to be in something is to be it.
+        // To be in a workload is to be it.
         PrincipalConstraint::Eq(uid)
         | PrincipalConstraint::In(uid)
         | PrincipalConstraint::IsIn(_, uid) => only(&uid),
@@ -102,6 +102,9 @@ fn resources(policy: &Policy) -> Names {
 /// An operation stands for its service: slices are cut by services.
 fn only(uid: &EntityUid) -> Names {
     let id = uid.id().unescaped();
-    let id = if uid.type_name().to_string() == OPERATION { service_of(id) } else { id };
-    Names::Only(vec![id.to_owned()])
+    match uid.type_name().to_string().as_str() {
+        ROLE => Names::Role(id.to_owned()),
+        OPERATION => Names::Only(vec![service_of(id).to_owned()]),
+        _ => Names::Only(vec![id.to_owned()]),
+    }
 }

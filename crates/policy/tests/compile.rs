@@ -14,6 +14,7 @@ fn shop() -> Declared {
     Declared {
         workloads: names(["web", "orders", "payments"]),
         services: names(["web", "orders", "payments"]),
+        roles: names(["readers", "buyers", "guests"]),
         operations: ["payments/charge".to_owned(), "payments/refund".to_owned()].into(),
     }
 }
@@ -42,6 +43,40 @@ fn refused(text: &str, line: usize, column: usize, words: &str) {
 
 fn when(condition: &str) -> String {
     GOOD.replace(';', &format!("\nwhen {{ {condition} }};"))
+}
+
+#[test]
+fn roles_are_principals_by_declared_names_and_nothing_else() {
+    fine(r#"permit (principal in Role::"readers", action, resource in Service::"orders");"#);
+    fine(
+        r#"permit (principal is Workload in Role::"readers", action, resource == Service::"orders");"#,
+    );
+    fine(&when(r#"principal in [Role::"readers", Role::"buyers"]"#));
+    fine(&when(r#"principal.labels.contains("pci")"#));
+    let permit = |principal: &str| GOOD.replace(r#"principal == Workload::"web""#, principal);
+    refused(&permit(r#"principal in Role::"reader""#), 1, 22, "did you mean `readers`?");
+    refused(&when(r#"principal in Role::"*""#), 2, 21, "declare it with a manifest of kind Role");
+    // A role is no workload, and no service is in one.
+    assert!(!problems(&permit(r#"principal == Role::"readers""#)).is_empty());
+    assert!(!problems(&GOOD.replace(r#"Service::"orders""#, r#"Role::"readers""#)).is_empty());
+    assert!(!problems(&when(r#"resource in Role::"readers""#)).is_empty());
+    assert!(!problems(&when(r#"principal.label.contains("pci")"#)).is_empty());
+    assert!(!problems(&when(r#"principal.labels == "pci""#)).is_empty());
+}
+
+#[test]
+fn a_scope_tells_of_roles_and_labels_wherever_they_are_asked_for() {
+    let of = |text: &str| scope(text).unwrap().remove(0);
+    let scope =
+        of(r#"permit (principal in Role::"readers", action, resource == Service::"orders");"#);
+    assert_eq!(scope.principals, Names::Role("readers".to_owned()));
+    assert_eq!(scope.roles, ["readers".to_owned()].into());
+    assert!(!scope.labels);
+    let scope = of(
+        r#"forbid (principal, action, resource) unless { principal in Role::"buyers" || principal.labels.contains("pci") };"#,
+    );
+    assert_eq!(scope.principals, Names::Any);
+    assert_eq!((scope.roles, scope.labels), (["buyers".to_owned()].into(), true));
 }
 
 #[test]
@@ -270,7 +305,7 @@ fn the_scope_tells_what_a_policy_can_apply_to_and_whom_it_names() {
     assert_eq!(scopes[0].resources, Names::Only(vec!["orders".to_owned()]));
     assert_eq!(scopes[1].principals, Names::Any);
     assert!(scopes[1].workloads.contains("payments") && scopes[1].services.contains("web"));
-    assert!(scopes[2].principals.admits("anyone") && !scopes[0].resources.admits("web"));
+    assert_eq!(scopes[2].principals, Names::Any);
     let json = serde_json::to_value(&scopes).unwrap();
     assert_eq!(json[0]["principals"], serde_json::json!({"only": ["web"]}));
     assert_eq!(json[2]["resources"], "any");

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use countersign_identity::{CanonicalPath, Code, Mode, Timestamp, Verb};
 use countersign_policy::{
-    CallRequest, ConnectRequest, Context, Decision, Operation, Operations, Policies, PolicySource,
-    Principal, Verdict,
+    CallRequest, ConnectRequest, Context, Decision, Member, Members, Operation, Operations,
+    Policies, PolicySource, Principal, Verdict,
 };
 
 fn source(name: &str, text: &str) -> PolicySource {
@@ -69,6 +69,67 @@ fn only_what_a_policy_names_is_allowed() {
     {
         denied(&ask(&policies, &named("web"), service), Code::PolicyDenied, &[]);
     }
+}
+
+fn member(roles: &[&str], labels: &[&str]) -> Member {
+    let names = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect();
+    Member { roles: names(roles), labels: names(labels) }
+}
+
+#[test]
+fn who_is_in_a_role_is_let_in_by_it_and_nobody_else() {
+    let in_readers = PERMIT.replace(r#"== Workload::"web""#, r#"in Role::"readers""#);
+    let of = |members: Vec<(Principal, Member)>| {
+        compile(&[("shop", &in_readers)]).with_members(Members::new(members))
+    };
+    denied(&ask(&of(Vec::new()), &named("web"), "orders"), Code::PolicyDenied, &[]);
+    let foreign = "spiffe://other.example/web";
+    let policies = of(vec![
+        (named("web"), member(&["readers"], &[])),
+        (named("cron"), member(&["writers"], &["readers"])),
+        (id(foreign), member(&["readers"], &[])),
+    ]);
+    allowed(&ask(&policies, &named("web"), "orders"), &["shop"]);
+    allowed(&ask(&policies, &id(foreign), "orders"), &["shop"]);
+    for other in [named("cron"), named("readers"), id("spiffe://shop.example/web")] {
+        denied(&ask(&policies, &other, "orders"), Code::PolicyDenied, &[]);
+    }
+    denied(&ask(&policies, &named("web"), "payments"), Code::PolicyDenied, &[]);
+    // What was decided so far is not remembered where other people are in it.
+    let policies = policies.with_members(Members::default());
+    denied(&ask(&policies, &named("web"), "orders"), Code::PolicyDenied, &[]);
+}
+
+#[test]
+fn roles_and_labels_keep_out_as_well_as_they_let_in() {
+    let texts = [
+        (
+            "shop",
+            r#"@unscoped("a test") permit (principal, action, resource == Service::"orders");"#,
+        ),
+        ("banned", r#"forbid (principal in Role::"banned", action, resource);"#),
+        (
+            "pci",
+            r#"forbid (principal, action, resource) unless { principal.labels.contains("pci") };"#,
+        ),
+        (
+            "while",
+            r#"forbid (principal, action, resource) when { Workload::"off" in Role::"banned" };"#,
+        ),
+    ];
+    let people = |off: &[&str]| {
+        Members::new([
+            (named("web"), member(&[], &["pci"])),
+            (named("cron"), member(&["banned"], &["pci"])),
+            (named("off"), member(off, &[])),
+        ])
+    };
+    let policies = compile(&texts).with_members(people(&[]));
+    allowed(&ask(&policies, &named("web"), "orders"), &["shop"]);
+    denied(&ask(&policies, &named("cron"), "orders"), Code::PolicyDenied, &["banned"]);
+    denied(&ask(&policies, &named("other"), "orders"), Code::PolicyDenied, &["pci"]);
+    let policies = compile(&texts).with_members(people(&["banned"]));
+    denied(&ask(&policies, &named("web"), "orders"), Code::PolicyDenied, &["while"]);
 }
 
 #[test]

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use countersign_api::admin::{Answer, ExplainRequest, ExplainResponse, FlowView, UnusedGrant};
-use countersign_api::resource::{PolicySpec, Resource, ServiceSpec, Spec};
+use countersign_api::resource::{PolicySpec, Resource, ServiceSpec, Spec, roles};
 use countersign_identity::{CanonicalPath, Mode, Name, SpiffeId, Timestamp, TrustDomain, Verb};
 use countersign_policy::{
-    CallRequest, Called, ConnectRequest, Context, Decision, Declared, Grant, Limit, Names,
-    Operation, Operations, Policies, PolicySource, Principal, Problem, Rate, Verdict, nearest,
+    CallRequest, Called, ConnectRequest, Context, Decision, Declared, Grant, Limit, Member,
+    Members, Names, Operation, Operations, Policies, PolicySource, Principal, Problem, Rate,
+    Verdict, nearest,
 };
 
 /// How many names a sentence lists at most.
@@ -66,12 +67,13 @@ impl Judge {
                 }
                 Spec::Service(spec) => drop(services.insert(name, spec.clone())),
                 Spec::Policy(spec) => drop(notes.insert(name, note(spec))),
-                Spec::TrustDomain(_) | Spec::Authority(_) => {}
+                Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Role(_) => {}
             }
         }
         let names = ids.iter().map(|(name, id)| (id.clone(), name.clone())).collect();
         // Each question is another one.
-        let policies = Self::compile(resources)?.forgetful();
+        let policies = Self::compile(resources)?;
+        let policies = policies.with_members(members(resources, domain)).forgetful();
         policies.lapse(now);
         Ok(Self { policies, notes, ids, names, services })
     }
@@ -92,9 +94,11 @@ impl Judge {
                 mode: spec.mode,
                 until: spec.until,
             }),
-            Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Workload(_) | Spec::Service(_) => {
-                None
-            }
+            Spec::TrustDomain(_)
+            | Spec::Authority(_)
+            | Spec::Workload(_)
+            | Spec::Service(_)
+            | Spec::Role(_) => None,
         };
         resources.iter().filter_map(source).collect()
     }
@@ -106,6 +110,7 @@ impl Judge {
             let name = &resource.name;
             match &resource.spec {
                 Spec::Workload(_) => drop(declared.workloads.insert(name.clone())),
+                Spec::Role(_) => drop(declared.roles.insert(name.clone())),
                 Spec::Service(spec) => {
                     declared.services.insert(name.clone());
                     let full = spec.operations.iter().map(|one| format!("{name}/{}", one.name));
@@ -209,6 +214,10 @@ impl Judge {
         let names = |names: &Names| match names {
             Names::Any => Vec::new(),
             Names::Only(names) => names.clone(),
+            Names::Role(role) => {
+                let members = self.policies.members().in_role(role);
+                members.into_iter().map(str::to_owned).collect()
+            }
         };
         let unused =
             self.policies.grants().iter().filter(|grant| !used.contains(grant.policy.as_str()));
@@ -302,7 +311,23 @@ impl Judge {
                 text.push_str(&format!("; `{policy}`: {}", notes.join(", ")));
             }
         }
+        text.push_str(&self.roles_told(&question.source, &judged.decision.policies));
         text
+    }
+
+    /// In which of the roles the one who asks is that these policies are for.
+    fn roles_told(&self, source: &Principal, policies: &[String]) -> String {
+        let Some(member) = self.policies.members().of(source.as_str()) else {
+            return String::new();
+        };
+        let asked_for = |role: &&Name| {
+            self.policies.grants().iter().any(|grant| {
+                grant.principals == Names::Role(role.to_string())
+                    && policies.contains(&grant.policy)
+            })
+        };
+        let told = member.roles.iter().filter(asked_for);
+        told.map(|role| format!("; `{source}` is in role `{role}`")).collect()
     }
 
     /// What would allow it.
@@ -371,6 +396,26 @@ fn sample(template: &str) -> CanonicalPath {
     let path = segments.collect::<Vec<_>>().join("/");
     let undeclared = || CanonicalPath::of(UNDECLARED).expect("a path in its one form");
     CanonicalPath::of(&path).unwrap_or_else(|_not_a_template| undeclared())
+}
+
+/// Who is in which role and has which labels, for policies.
+fn members(resources: &[Resource], domain: &TrustDomain) -> Members {
+    let principal = |text: &str| match text.parse::<Name>() {
+        Ok(name) => Some(Principal::Named(name)),
+        Err(_) => text.parse().ok().map(Principal::Id),
+    };
+    let in_roles = roles(resources, domain).into_iter().flat_map(|(role, record)| {
+        let member = move |_| Member { roles: BTreeSet::from([role.clone()]), ..Member::default() };
+        let named = record.members.into_iter().filter_map(move |text| principal(&text));
+        named.map(move |principal| (principal.clone(), member(principal))).collect::<Vec<_>>()
+    });
+    let labelled = resources.iter().filter_map(|resource| {
+        let Spec::Workload(spec) = &resource.spec else { return None };
+        let labels: BTreeSet<Name> = spec.labels.iter().cloned().collect();
+        let labelled = (!labels.is_empty()).then(|| Principal::Named(resource.name.clone()));
+        Some((labelled?, Member { labels, ..Member::default() }))
+    });
+    Members::new(in_roles.chain(labelled))
 }
 
 /// The operations of services, for policies.

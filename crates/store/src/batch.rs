@@ -24,6 +24,8 @@ pub enum Kind {
     Policy,
     /// What was issued and is out of service.
     Revocation,
+    /// Who is in a group of workloads.
+    Role,
     /// Where a workload listens and whom it calls.
     Service,
     /// What is not issued any more.
@@ -39,18 +41,19 @@ pub enum Kind {
 /// A text that is none of the kinds of this version.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is not a kind of record: expected `Authority`, `Bundle`, `Incarnation`, `Policy`, `Revocation`, `Service`, `Suspension`, `TrustDomain`, `Walk` or `Workload`"
+    "`{0}` is not a kind of record: expected `Authority`, `Bundle`, `Incarnation`, `Policy`, `Revocation`, `Role`, `Service`, `Suspension`, `TrustDomain`, `Walk` or `Workload`"
 )]
 pub struct UnknownKind(String);
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Authority,
         Self::Bundle,
         Self::Incarnation,
         Self::Policy,
         Self::Revocation,
+        Self::Role,
         Self::Service,
         Self::Suspension,
         Self::TrustDomain,
@@ -67,6 +70,7 @@ impl Kind {
             Self::Workload => "Workload",
             Self::Service => "Service",
             Self::Policy => "Policy",
+            Self::Role => "Role",
             Self::Bundle => "Bundle",
             Self::Incarnation => "Incarnation",
             Self::Revocation => "Revocation",

@@ -18,18 +18,21 @@ pub enum RecordKind {
     Service,
     /// Cedar text and whom it speaks of.
     Policy,
+    /// Who is in a group of workloads.
+    Role,
     /// What was issued and is out of service.
     Revocation,
     /// What is not issued any more.
     Suspension,
 }
 
-const KINDS: [(RecordKind, &str); 7] = [
+const KINDS: [(RecordKind, &str); 8] = [
     (RecordKind::TrustDomain, "TrustDomain"),
     (RecordKind::Bundle, "Bundle"),
     (RecordKind::Workload, "Workload"),
     (RecordKind::Service, "Service"),
     (RecordKind::Policy, "Policy"),
+    (RecordKind::Role, "Role"),
     (RecordKind::Revocation, "Revocation"),
     (RecordKind::Suspension, "Suspension"),
 ];

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use countersign_api::resource::{
-    Kind, PolicyRecord, ServiceSpec, Spec, TrustDomainSpec, WorkloadSpec,
+    Kind, PolicyRecord, RoleRecord, ServiceSpec, Spec, TrustDomainSpec, WorkloadSpec,
 };
 use countersign_api::v1;
 use countersign_identity::{
@@ -24,10 +24,12 @@ pub struct Replica {
     workloads: BTreeMap<Name, Arc<Workload>>,
     services: BTreeMap<Name, Arc<ServiceSpec>>,
     policies: BTreeMap<Arc<str>, Arc<PolicyEntry>>,
+    /// Who is in each role, by the words that policies have for them.
+    roles: BTreeMap<Arc<str>, Arc<BTreeSet<String>>>,
     /// As the server says it now.
     revocations: BTreeMap<Arc<str>, Arc<Revocation>>,
     suspensions: BTreeMap<Arc<str>, Suspension>,
-    /// Records that take rights away, and that this version cannot read.
+    /// Records that take rights away, or by which a policy may, and that this version cannot read.
     unread: BTreeSet<RecordKey>,
     /// All revocations in force: what the server says, and what it may not lift by leaving it out.
     rules: Arc<Revocations>,
@@ -204,6 +206,11 @@ impl Replica {
         &self.policies
     }
 
+    /// Who is in a role; `None` when nobody has said.
+    pub fn role(&self, name: &str) -> Option<&BTreeSet<String>> {
+        self.roles.get(name).map(|members| &**members)
+    }
+
     /// What was issued and is out of service.
     pub fn rules(&self) -> &Arc<Revocations> {
         &self.rules
@@ -252,6 +259,7 @@ impl Replica {
         self.workloads.clear();
         self.services.clear();
         self.policies.clear();
+        self.roles.clear();
         self.revocations.clear();
         self.suspensions.clear();
         self.unread.clear();
@@ -268,7 +276,13 @@ impl Replica {
         let (_, value) = domains.next()?;
         match Spec::decode(Kind::TrustDomain, value) {
             Ok(Spec::TrustDomain(spec)) => Some(spec),
-            Ok(Spec::Authority(_) | Spec::Workload(_) | Spec::Service(_) | Spec::Policy(_))
+            Ok(
+                Spec::Authority(_)
+                | Spec::Workload(_)
+                | Spec::Service(_)
+                | Spec::Policy(_)
+                | Spec::Role(_),
+            )
             | Err(_) => None,
         }
     }
@@ -283,6 +297,10 @@ impl Replica {
             RecordKind::Service => self.services.retain(|name, _| name.as_str() != &*key.name),
             RecordKind::Policy => {
                 self.policies.remove(&key.name);
+            }
+            RecordKind::Role => {
+                self.roles.remove(&key.name);
+                self.unread.remove(key);
             }
             RecordKind::Revocation => {
                 self.revocations.remove(&key.name);
@@ -309,6 +327,12 @@ impl Replica {
                 let entry = PolicyEntry { value: Arc::clone(value), record };
                 self.policies.insert(Arc::clone(&key.name), Arc::new(entry));
                 understood
+            }
+            // A prohibition may speak of it.
+            RecordKind::Role => {
+                let members = RoleRecord::decode(value).ok().map(|role| Arc::new(role.members));
+                self.roles.extend(members.map(|members| (Arc::clone(&key.name), members)));
+                self.roles.contains_key(&key.name) || self.unread(key)
             }
             RecordKind::Revocation => {
                 let rule = serde_json::from_slice(value).ok().map(Arc::new);

@@ -32,6 +32,7 @@ pub fn cut(replica: &Replica, workloads: &[Arc<Workload>]) -> v1::Slice {
             .chain(scope.called.iter().filter(|(name, _)| !scope.own.contains_key(*name)))
             .map(|(name, spec)| service_of(name, spec, &scope))
             .collect(),
+        roles: roles(replica, &scope, &policies),
         policies: policies
             .iter()
             .map(|(name, entry)| v1::Record {
@@ -58,6 +59,7 @@ pub fn withdrawn(replica: &Replica, own: &Workload) -> v1::Slice {
 
 /// Whose services, and which services they call.
 struct Interest<'a> {
+    replica: &'a Replica,
     workloads: &'a [Arc<Workload>],
     own: BTreeMap<&'a Name, &'a Arc<ServiceSpec>>,
     called: BTreeMap<&'a Name, &'a Arc<ServiceSpec>>,
@@ -73,27 +75,34 @@ impl<'a> Interest<'a> {
             .flat_map(|spec| &spec.upstreams)
             .filter_map(|upstream| replica.services().get_key_value(&upstream.service))
             .collect();
-        Self { workloads, own, called }
+        Self { replica, workloads, own, called }
     }
 
     /// Whether a policy can decide about a connection of the caller's: to its own services, or from it to those it calls.
     fn is_concerned(&self, entry: &PolicyEntry) -> bool {
         let Some(record) = &entry.record else { return true };
         record.scopes.iter().any(|scope| {
-            let inbound = self.own.keys().any(|name| scope.resources.contains(name.as_str()));
-            inbound || (self.is_principal(scope) && self.calls_one_of(scope))
+            self.is_inbound(scope) || (self.is_principal(scope) && self.calls_one_of(scope))
         })
+    }
+
+    fn is_inbound(&self, scope: &PolicyScope) -> bool {
+        self.own.keys().any(|name| scope.is_about(name.as_str()))
     }
 
     fn is_principal(&self, scope: &PolicyScope) -> bool {
         self.workloads.iter().any(|one| {
-            scope.principals.contains(one.name.as_str())
-                || scope.principals.contains(one.id.as_str())
+            let words = [one.name.as_str(), one.id.as_str()];
+            // Who is in a role that nobody has told of is not known to be in none.
+            let is_in = |word: &str, role: &str| {
+                self.replica.role(role).is_none_or(|members| members.contains(word))
+            };
+            words.into_iter().any(|word| scope.admits(word, |role| is_in(word, role)))
         })
     }
 
     fn calls_one_of(&self, scope: &PolicyScope) -> bool {
-        self.called.keys().any(|name| scope.resources.contains(name.as_str()))
+        self.called.keys().any(|name| scope.is_about(name.as_str()))
     }
 }
 
@@ -113,18 +122,60 @@ fn named(
     let mut names: BTreeSet<&str> =
         scope.workloads.iter().map(|workload| workload.name.as_str()).collect();
     names.extend(scope.called.values().map(|spec| spec.workload.as_str()));
-    let records = policies.iter().filter_map(|(_, entry)| entry.record.as_ref());
-    for policy in records.flat_map(|record| &record.scopes) {
+    let mut labels_read = false;
+    for policy in scopes(policies) {
         names.extend(policy.workloads.iter().map(String::as_str));
+        labels_read |= policy.labels;
+        if scope.is_inbound(policy) {
+            let members = policy.roles.iter().filter_map(|role| replica.role(role)).flatten();
+            names.extend(members.map(String::as_str));
+        }
+        // Whoever has a label may be let in, or kept out, by it.
+        if scope.is_inbound(policy) && policy.labels {
+            let labelled =
+                replica.workloads().iter().filter(|(_, workload)| !workload.spec.labels.is_empty());
+            names.extend(labelled.map(|(name, _)| name.as_str()));
+        }
     }
+    let labels = |workload: &Workload| match labels_read {
+        true => workload.spec.labels.iter().map(ToString::to_string).collect(),
+        false => Vec::new(),
+    };
     names
         .into_iter()
         .filter_map(|name| replica.workloads().get(&name.parse::<Name>().ok()?))
         .map(|workload| v1::NamedWorkload {
             name: workload.name.to_string(),
             spiffe_id: workload.id.to_string(),
+            labels: labels(workload),
         })
         .collect()
+}
+
+/// Every role that the policies name, with those of its members whom the caller can meet. One that nobody has told of is
+/// left out: whoever enforces then sees that it cannot be decided who is in it.
+fn roles(
+    replica: &Replica,
+    scope: &Interest<'_>,
+    policies: &[(Arc<str>, Arc<PolicyEntry>)],
+) -> Vec<v1::RoleMembers> {
+    let named: BTreeSet<String> =
+        named(replica, scope, policies).into_iter().map(|one| one.name).collect();
+    let is_inbound = |role: &str| {
+        scopes(policies).any(|policy| policy.roles.contains(role) && scope.is_inbound(policy))
+    };
+    let roles: BTreeSet<&String> = scopes(policies).flat_map(|policy| &policy.roles).collect();
+    let told = roles.into_iter().filter_map(|role| {
+        let inbound = is_inbound(role);
+        let members = replica.role(role)?.iter();
+        let members = members.filter(|member| inbound || named.contains(*member)).cloned();
+        Some(v1::RoleMembers { role: role.clone(), members: members.collect() })
+    });
+    told.collect()
+}
+
+fn scopes(policies: &[(Arc<str>, Arc<PolicyEntry>)]) -> impl Iterator<Item = &PolicyScope> {
+    policies.iter().filter_map(|(_, entry)| entry.record.as_ref()).flat_map(|it| &it.scopes)
 }
 
 /// A service without what only its launcher needs; of others' services also without their insides.

@@ -91,6 +91,8 @@ pub(crate) async fn shop() -> World {
             resources: only(resource),
             workloads: BTreeSet::from([principal.to_owned()]),
             services: BTreeSet::from([resource.to_owned()]),
+            roles: BTreeSet::new(),
+            labels: false,
         };
         let cedar = format!(
             r#"permit (principal == Workload::"{principal}", action == Action::"connect", resource == Service::"{resource}");"#

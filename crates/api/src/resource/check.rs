@@ -7,7 +7,8 @@ use countersign_identity::{Lifetime, Name, SpiffeId, TrustDomain};
 
 use super::address::{ListenAddress, Local};
 use super::problem::Problem;
-use super::{Kind, Resource, ServiceSpec, Spec, TrustDomainSpec, WorkloadSpec};
+use super::role::{ROLE_MEMBERS_MAX, roles};
+use super::{Kind, Resource, RoleSpec, ServiceSpec, Spec, TrustDomainSpec, WorkloadSpec};
 
 /// The resources by name, and the trust domain that they are for.
 #[derive(Debug)]
@@ -72,9 +73,10 @@ pub fn check_beside<'a>(
         match &resource.spec {
             Spec::Workload(spec) => drop(workloads.insert(&resource.name, spec)),
             Spec::Service(spec) => drop(services.insert(&resource.name, spec)),
-            Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Policy(_) => {}
+            Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Policy(_) | Spec::Role(_) => {}
         }
     }
+    check_roles(resources, &workloads, settings.as_ref(), unread, &mut problems);
     match settings {
         Some(settings) => {
             check_workloads(&workloads, &settings, &mut problems);
@@ -185,6 +187,43 @@ fn over_limit(lifetime: Option<Lifetime>, max: Lifetime) -> Option<String> {
     Some(format!(
         "`{lifetime}` is over `lifetimeMax` of the trust domain, which is `{max}`: lower it, or raise the limit"
     ))
+}
+
+fn check_roles(
+    resources: &[Resource],
+    workloads: &BTreeMap<&Name, &WorkloadSpec>,
+    settings: Option<&TrustDomainSpec>,
+    unread: &Unread,
+    problems: &mut Vec<Problem>,
+) {
+    for resource in resources {
+        let Spec::Role(RoleSpec { workloads: listed, .. }) = &resource.spec else { continue };
+        for (index, workload) in listed.iter().enumerate() {
+            let missing = !workloads.contains_key(workload);
+            if missing && !unread.may_be(Kind::Workload, Some(workload)) {
+                let field = format!("spec.workloads[{index}]");
+                let message = undeclared(Kind::Workload, workload, workloads.keys());
+                problems.push(about(Kind::Role, &resource.name, &field, message));
+            }
+        }
+    }
+    // Without the trust domain the workloads' identities are not known.
+    let Some(TrustDomainSpec { trust_domain: domain, .. }) = settings else { return };
+    let unread_workload = unread.may_be(Kind::Workload, None);
+    for (name, record) in roles(resources, domain) {
+        let own = record.spec.spiffe_ids.iter().filter(|id| id.trust_domain() == domain);
+        for id in own.filter(|id| record.members.contains(id.as_str()) && !unread_workload) {
+            let message = format!("no manifest declares a workload with the SPIFFE ID `{id}`");
+            problems.push(about(Kind::Role, name, "spec.spiffeIds", message));
+        }
+        let members = record.members.len();
+        if ROLE_MEMBERS_MAX < members {
+            let message = format!(
+                "holds {members} workloads, over the limit of {ROLE_MEMBERS_MAX}: ask for more labels or selectors, or make several roles"
+            );
+            problems.push(about(Kind::Role, name, "spec", message));
+        }
+    }
 }
 
 fn check_services(

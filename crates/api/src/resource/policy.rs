@@ -70,6 +70,33 @@ pub struct PolicyScope {
     /// Every service that the policy mentions anywhere.
     #[serde(default)]
     pub services: BTreeSet<String>,
+    /// Every role that the policy mentions anywhere.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub roles: BTreeSet<String>,
+    /// Whether the policy reads labels.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub labels: bool,
+}
+
+impl PolicyScope {
+    /// Whether it can apply to what this principal does. `in_role` says whether that is in a role.
+    pub fn admits(&self, principal: &str, in_role: impl Fn(&str) -> bool) -> bool {
+        match &self.principals {
+            ScopeNames::Any => true,
+            ScopeNames::Only(names) => names.contains(principal),
+            ScopeNames::Role(role) => in_role(role),
+        }
+    }
+
+    /// Whether it can apply to what is done to this service.
+    pub fn is_about(&self, service: &str) -> bool {
+        match &self.resources {
+            ScopeNames::Any => true,
+            ScopeNames::Only(names) => names.contains(service),
+            // Of principals alone. Whatever it meant, it must not be left out.
+            ScopeNames::Role(_) => true,
+        }
+    }
 }
 
 /// The names that a scope holds.
@@ -80,16 +107,8 @@ pub enum ScopeNames {
     Any,
     /// These.
     Only(BTreeSet<String>),
-}
-
-impl ScopeNames {
-    /// Whether it holds the name.
-    pub fn contains(&self, name: &str) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Only(names) => names.contains(name),
-        }
-    }
+    /// Those in this role; of principals alone.
+    Role(String),
 }
 
 #[derive(Serialize, Deserialize)]

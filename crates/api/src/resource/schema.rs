@@ -3,7 +3,8 @@
 use schemars::JsonSchema;
 
 use super::{
-    API_VERSION, AuthoritySpec, Kind, PolicySpec, ServiceSpec, TrustDomainSpec, WorkloadSpec,
+    API_VERSION, AuthoritySpec, Kind, PolicySpec, RoleSpec, ServiceSpec, TrustDomainSpec,
+    WorkloadSpec,
 };
 
 macro_rules! text_schema {
@@ -164,6 +165,7 @@ pub fn schema(kind: Kind) -> serde_json::Value {
         Kind::Workload => schemars::schema_for!(WorkloadSpec),
         Kind::Service => schemars::schema_for!(ServiceSpec),
         Kind::Policy => schemars::schema_for!(PolicySpec),
+        Kind::Role => schemars::schema_for!(RoleSpec),
     };
     let mut spec = spec.to_value();
     let mut definitions = serde_json::Value::Null;

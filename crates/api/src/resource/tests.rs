@@ -39,6 +39,87 @@ fn the_smallest_manifests_are_accepted() {
     accepted("Workload", json!({ "selectors": ["launch:web"] }));
     accepted("Service", json!({ "workload": "web" }));
     accepted("Policy", json!({ "cedar": "permit (principal, action, resource);" }));
+    accepted("Role", json!({ "workloads": ["web"] }));
+}
+
+#[test]
+fn a_kind_of_a_later_version_is_told_to_be_one() {
+    for kind in ["Federation", "Notifier", "Playbook"] {
+        let problems = Resource::read(&manifest(kind, &json!({}))).expect_err("it is not there");
+        let said = format!("`{kind}` is not a kind that this version knows yet");
+        assert!(problems.iter().any(|one| one.message.contains(&said)), "{problems:?}");
+    }
+    let problems = Resource::read(&manifest("Rule", &json!({}))).expect_err("it is none");
+    assert!(problems.iter().any(|one| one.message.contains("`Rule` is not a kind: ")));
+}
+
+#[test]
+fn a_role_lists_or_asks_and_holds_no_other_role() {
+    accepted("Role", json!({ "spiffeIds": ["spiffe://other.example/web"] }));
+    accepted("Role", json!({ "labels": ["pci"], "selectors": ["unix:uid:1000"] }));
+    for (spec, path, why) in [
+        (json!({}), "spec", "holds nobody"),
+        (json!({ "workloads": [] }), "spec", "holds nobody"),
+        (
+            json!({ "workloads": ["web"], "roles": ["other"] }),
+            "spec.roles",
+            "no role is in another",
+        ),
+        (json!({ "workloads": ["web", "web"] }), "spec.workloads[1]", "listed twice"),
+        (json!({ "labels": ["*"] }), "spec.labels[0]", "`*`"),
+        (json!({ "selectors": ["unix:uid:*"] }), "spec.selectors[0]", "`*`"),
+        (json!({ "spiffeIds": ["spiffe://a.example"] }), "spec.spiffeIds", "add a path"),
+        (json!({ "workload": ["web"] }), "spec.workload", "did you mean `workloads`?"),
+    ] {
+        let problems = Resource::read(&manifest("Role", &spec)).expect_err("it is wrong");
+        let told = problems.iter().any(|one| one.field == path && one.message.contains(why));
+        assert!(told, "{path}: {why} is not in {problems:?}");
+    }
+}
+
+#[test]
+fn a_role_holds_whom_it_lists_and_who_has_all_that_it_asks_for() {
+    let workload = |name: &str, labels: &[&str]| {
+        let selectors = [format!("launch:{name}"), "unix:uid:7".to_owned()];
+        resource(name, "Workload", json!({ "selectors": selectors, "labels": labels }))
+    };
+    let roles_of = |role: serde_json::Value| {
+        let declared = [
+            workload("a", &["red", "blue"]),
+            workload("b", &["red"]),
+            workload("c", &[]),
+            resource("it", "Role", role),
+        ];
+        let domain = "shop.example".parse().expect("it is a trust domain");
+        let name: Name = "it".parse().expect("it is a name");
+        let record = roles(&declared, &domain).remove(&name).expect("it is declared");
+        assert_eq!(RoleRecord::decode(&record.encode()).expect("it round-trips"), record);
+        record.members.into_iter().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(roles_of(json!({ "workloads": ["c"] })), "c");
+    assert_eq!(roles_of(json!({ "labels": ["red"] })), "a b");
+    assert_eq!(roles_of(json!({ "labels": ["red", "blue"] })), "a", "all of them");
+    assert_eq!(roles_of(json!({ "labels": ["reds"] })), "", "no prefix");
+    assert_eq!(roles_of(json!({ "selectors": ["unix:uid:7"] })), "a b c");
+    assert_eq!(roles_of(json!({ "selectors": ["unix:uid:7"], "labels": ["blue"] })), "a");
+    assert_eq!(roles_of(json!({ "selectors": ["launch:a", "launch:b"] })), "");
+    assert_eq!(roles_of(json!({ "workloads": ["c"], "labels": ["blue"] })), "a c");
+    let ids = ["spiffe://shop.example/b", "spiffe://other.example/a"];
+    assert_eq!(roles_of(json!({ "spiffeIds": ids })), "b spiffe://other.example/a");
+}
+
+#[test]
+fn a_role_names_nobody_who_is_not_declared() {
+    let a = resource("a", "Workload", json!({ "selectors": ["launch:a"] }));
+    let ids = ["spiffe://shop.example/gone", "spiffe://other.example/gone"];
+    let role = json!({ "workloads": ["a", "gone"], "spiffeIds": ids });
+    together(
+        &[a, resource("it", "Role", role)],
+        &[
+            ("Role/it", "spec.workloads[1]", "no manifest declares workload `gone`"),
+            ("Role/it", "spec.spiffeIds", "the SPIFFE ID `spiffe://shop.example/gone`"),
+        ],
+    );
 }
 
 #[test]
@@ -351,12 +432,13 @@ fn schemas_name_exactly_the_fields_that_the_reader_knows() {
             Kind::Authority,
             "approvals approve approvers issuerLifetime keyType prepareBefore rootLifetime",
         ),
-        (Kind::Workload, "crl dnsNames hint keyType lifetime nodes selectors spiffeId"),
+        (Kind::Workload, "crl dnsNames hint keyType labels lifetime nodes selectors spiffeId"),
         (
             Kind::Service,
             "addresses command connections dataSets environment forward forwardClientCertificate listen mutualTls operations protocol proxyProtocol tlsProfile upstreams workload",
         ),
         (Kind::Policy, "cedar cedarFile mode reason until"),
+        (Kind::Role, "labels selectors spiffeIds workloads"),
     ] {
         let schema = schema(kind);
         let properties = schema["properties"]["spec"]["properties"].as_object().expect("fields");
@@ -386,6 +468,8 @@ fn a_policy_record_keeps_its_scope() {
             resources: ScopeNames::Only(["web".to_owned()].into()),
             workloads: ["a".to_owned()].into(),
             services: ["web".to_owned()].into(),
+            roles: ["readers".to_owned()].into(),
+            labels: true,
         }],
     };
     assert_eq!(PolicyRecord::decode(&record.encode()).expect("it round-trips"), record);

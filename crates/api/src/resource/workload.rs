@@ -42,6 +42,10 @@ pub struct WorkloadSpec {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Option<Vec<super::schema::NameText>>")]
     pub nodes: Vec<Name>,
+    /// Words that roles and policies can ask for: `principal.labels.contains("pci")`. A process cannot choose them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Option<Vec<super::schema::NameText>>")]
+    pub labels: Vec<Name>,
     /// A hint for programs that get several SVIDs.
     #[serde(skip_serializing_if = "is_empty")]
     #[schemars(with = "Option<String>")]
@@ -72,6 +76,7 @@ impl WorkloadSpec {
         let key_type = fields.optional("keyType", problems);
         let dns_names = fields.set("dnsNames", SELECTORS_MAX, problems);
         let nodes = fields.set("nodes", SELECTORS_MAX, problems);
+        let labels = fields.set("labels", SELECTORS_MAX, problems);
         let hint = fields.optional("hint", problems);
         let crl = fields.switch("crl", problems);
         if selectors.as_ref().is_some_and(Vec::is_empty) {
@@ -100,6 +105,7 @@ impl WorkloadSpec {
             key_type: key_type?.unwrap_or(KeyKind::P256),
             dns_names: dns_names?,
             nodes: nodes?,
+            labels: labels?,
             hint: hint?.unwrap_or_default(),
             crl: crl?.unwrap_or(false),
         })

@@ -73,7 +73,11 @@ fn offline(folder: &Path, request: &ExplainRequest) -> Result<ExplainResponse> {
     }
     let domain = manifests.resources.iter().find_map(|resource: &Resource| match &resource.spec {
         Spec::TrustDomain(spec) => Some(spec.trust_domain.clone()),
-        Spec::Authority(_) | Spec::Workload(_) | Spec::Service(_) | Spec::Policy(_) => None,
+        Spec::Authority(_)
+        | Spec::Workload(_)
+        | Spec::Service(_)
+        | Spec::Policy(_)
+        | Spec::Role(_) => None,
     });
     let domain = domain.ok_or_else(|| {
         Failure::not_understood("no manifest of kind `TrustDomain` says which trust domain this is")

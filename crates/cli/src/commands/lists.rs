@@ -102,6 +102,15 @@ pub(crate) async fn resources(find: &Find, kind: Option<Kind>, output: Output) -
                 id => id,
             },
             Kind::Service => format!("of workload {}", text("workload")),
+            Kind::Role => {
+                let of = |field: &str| resource.spec[field].as_array().map_or(0, Vec::len);
+                let listed = of("workloads") + of("spiffeIds");
+                let asked = [("labels", "labels"), ("selectors", "selectors")];
+                let asked = asked.map(|(field, word)| (of(field), word));
+                let asked = asked.iter().filter(|(count, _)| 0 < *count);
+                let asked = asked.map(|(count, word)| format!(", those with {count} {word}"));
+                format!("{listed} listed{}", asked.collect::<String>())
+            }
             Kind::Policy => text("cedar").trim().lines().next().unwrap_or_default().to_owned(),
         };
         table.row([resource.kind.to_string(), resource.name.to_string(), what]);

@@ -13,7 +13,7 @@ use crate::agent::{Agent, Heard, Offer};
 use crate::realm::Realm;
 use crate::revocation::{other_rule, record};
 use crate::world::{
-    World, connect, connect_to, now, options, policy, response, source, source_with, until,
+    READERS, World, connect, connect_to, now, options, policy, response, source, source_with, until,
 };
 
 /// `orders` with its agent at revision 5, acknowledged.
@@ -140,6 +140,37 @@ async fn a_change_cuts_what_it_denies_before_it_is_acknowledged() {
     assert_eq!(world.agent.acknowledged().await, (7, 1));
 }
 
+const BANNED: &str = r#"forbid (principal in Role::"readers", action, resource);"#;
+
+fn readers(members: &[&str]) -> v1::RoleMembers {
+    let members = members.iter().map(|&member| member.to_owned()).collect();
+    v1::RoleMembers { role: READERS.to_owned(), members }
+}
+
+/// A slice that keeps out who is in a role, in which these are.
+fn banned(world: &World, number: u64, members: &[&str]) -> v1::Slice {
+    let mut slice = world.slice(number, "orders");
+    slice.policies.push(v1::Record { name: "banned".to_owned(), ..policy(BANNED) });
+    slice.roles.push(readers(members));
+    slice
+}
+
+#[tokio::test]
+async fn who_comes_into_a_role_is_shut_out_by_what_is_said_of_it() {
+    let mut world = World::new(Offer::Enforcement);
+    let (web, _agent, _folder) = web(&world).await;
+    let orders = orders(&mut world).await;
+    world.agent.enforce(banned(&world, 6, &["orders", "spiffe://shop.example/other"]));
+    assert_eq!(world.agent.acknowledged().await, (6, 0));
+    let (client, server) = connect(&web, &orders).await;
+    let (mut client, _server) = (client.unwrap(), server.unwrap());
+    world.agent.enforce(banned(&world, 7, &["web"]));
+    assert_eq!(world.agent.acknowledged().await, (7, 1));
+    assert_eq!(client.read_to_end(&mut Vec::new()).await.unwrap_or(0), 0);
+    let (_, server) = connect(&web, &orders).await;
+    assert_eq!(server.unwrap_err().code, Code::PolicyDenied);
+}
+
 type Change = Box<dyn Fn(&mut v1::Slice)>;
 
 #[tokio::test]
@@ -174,6 +205,21 @@ async fn a_slice_that_cannot_be_read_is_not_acknowledged_and_the_old_one_stays()
             Box::new(|slice| slice.policies[0].kind = "Revocation".to_owned()),
         ),
         ("a policy twice", Box::new(|slice| slice.policies.push(slice.policies[0].clone()))),
+        (
+            "a role of which nobody has told",
+            Box::new(|slice| {
+                slice.policies.push(v1::Record { name: "banned".to_owned(), ..policy(BANNED) });
+            }),
+        ),
+        (
+            "a role with a member of whom nobody has told",
+            Box::new(|slice| slice.roles.push(readers(&["cron"]))),
+        ),
+        ("a role twice", Box::new(|slice| slice.roles.extend([readers(&["web"]), readers(&[])]))),
+        (
+            "a label that is none",
+            Box::new(|slice| slice.workloads[0].labels.push("a b".to_owned())),
+        ),
         (
             "a service of a later form",
             Box::new(|slice| {

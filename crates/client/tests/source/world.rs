@@ -49,6 +49,7 @@ impl World {
         let named = |name: &str| v1::NamedWorkload {
             name: name.to_owned(),
             spiffe_id: format!("spiffe://shop.example/{name}"),
+            labels: Vec::new(),
         };
         v1::Slice {
             revision: Some(v1::Revision { incarnation: 1, number }),
@@ -60,6 +61,7 @@ impl World {
             }],
             workloads: vec![named("web"), named("orders")],
             revocations: Vec::new(),
+            roles: Vec::new(),
             services: vec![v1::Record {
                 kind: "Service".to_owned(),
                 name: "orders".to_owned(),
@@ -72,12 +74,17 @@ impl World {
 
 pub(crate) const PERMIT: &str = r#"permit (principal == Workload::"web", action == Action::"connect", resource == Service::"orders");"#;
 
+/// A role, which the record of a policy that names it tells of.
+pub(crate) const READERS: &str = "readers";
+
 pub(crate) fn policy(cedar: &str) -> v1::Record {
     let scope = PolicyScope {
         principals: ScopeNames::Any,
         resources: ScopeNames::Any,
         workloads: std::collections::BTreeSet::new(),
         services: std::collections::BTreeSet::new(),
+        roles: [READERS.to_owned()].into_iter().filter(|role| cedar.contains(role)).collect(),
+        labels: false,
     };
     let record = PolicyRecord {
         cedar: cedar.parse().unwrap(),

@@ -3,18 +3,33 @@
 use std::collections::HashMap;
 
 use countersign_api::resource::{
-    Kind, PolicyRecord, PolicyScope, Resource, ScopeNames, ServiceSpec, Spec, Tree,
+    Kind, PolicyRecord, PolicyScope, Resource, RoleRecord, ScopeNames, ServiceSpec, Spec, Tree,
 };
 use countersign_identity::{CanonicalPath, Name, SpiffeId, Verb};
 use countersign_policy::{
-    CallRequest, ConnectRequest, Context, Decision, Names, Operation, Operations, Policies,
-    PolicySource, Principal,
+    CallRequest, ConnectRequest, Context, Decision, Member, Members, Names, Operation, Operations,
+    Policies, PolicySource, Principal,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 /// Workloads, and services of the same names.
 pub(crate) const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+/// Roles: who is in them, and that also strangers can be.
+const ROLES: [(&str, &[&str]); 3] =
+    [("first", &["a", "b"]), ("guests", &["c", "spiffe://shop.example/stranger"]), ("nobody", &[])];
+
+/// Who has which labels.
+const LABELS: [(&str, &[&str]); 3] = [("a", &["blue"]), ("c", &["blue", "red"]), ("d", &["red"])];
+
+fn role() -> impl Strategy<Value = &'static str> {
+    proptest::sample::select(&ROLES[..]).prop_map(|(role, _)| role)
+}
+
+fn label() -> impl Strategy<Value = &'static str> {
+    proptest::sample::select(&["blue", "red"][..])
+}
 
 fn name() -> impl Strategy<Value = &'static str> {
     proptest::sample::select(&NAMES[..])
@@ -24,6 +39,7 @@ fn principal() -> impl Strategy<Value = String> {
     prop_oneof![
         1 => Just("principal".to_owned()),
         4 => name().prop_map(|name| format!("principal == Workload::\"{name}\"")),
+        2 => role().prop_map(|role| format!("principal in Role::\"{role}\"")),
     ]
 }
 
@@ -46,6 +62,15 @@ fn condition() -> impl Strategy<Value = String> {
         1 => name().prop_map(|name| format!(" when {{ principal == Workload::\"{name}\" }}")),
         1 => name().prop_map(|name| format!(" unless {{ principal == Workload::\"{name}\" }}")),
         1 => name().prop_map(|name| format!(" unless {{ resource in Service::\"{name}\" }}")),
+        1 => role().prop_map(|role| format!(" when {{ principal in Role::\"{role}\" }}")),
+        1 => role().prop_map(|role| format!(" unless {{ principal in Role::\"{role}\" }}")),
+        1 => label().prop_map(|label| format!(" when {{ principal.labels.contains(\"{label}\") }}")),
+        1 => (name(), role()).prop_map(|(name, role)| {
+            format!(" when {{ Workload::\"{name}\" in Role::\"{role}\" }}")
+        }),
+        1 => (name(), label()).prop_map(|(name, label)| {
+            format!(" unless {{ Workload::\"{name}\".labels.contains(\"{label}\") }}")
+        }),
         1 => Just(" when { context.group like \"X*\" }".to_owned()),
         1 => Just(" when { context.peer_age_seconds * 9223372036854775807 != 3 }".to_owned()),
     ]
@@ -83,6 +108,7 @@ pub(crate) fn stored_policy(name: &str, (cedar, mode): &(String, &str)) -> Store
     let names = |names: Names| match names {
         Names::Any => ScopeNames::Any,
         Names::Only(names) => ScopeNames::Only(names.into_iter().collect()),
+        Names::Role(role) => ScopeNames::Role(role),
     };
     let scopes = countersign_policy::scope(cedar).unwrap_or_default();
     let scopes = scopes.into_iter().map(|scope| PolicyScope {
@@ -90,6 +116,8 @@ pub(crate) fn stored_policy(name: &str, (cedar, mode): &(String, &str)) -> Store
         resources: names(scope.resources),
         workloads: scope.workloads,
         services: scope.services,
+        roles: scope.roles,
+        labels: scope.labels,
     });
     let record = PolicyRecord {
         cedar: spec.cedar,
@@ -109,9 +137,38 @@ pub(crate) fn stored_workload(name: &str, label: &str, upstream: Option<&str>) -
         .collect();
     let operations = json!([{ "name": "see", "method": "GET", "path": "/see" }]);
     let service = json!({ "workload": name, "operations": operations, "upstreams": upstreams });
-    let workload = json!({ "selectors": [format!("launch:{name}")], "nodes": [label] });
-    [(Kind::Workload, workload), (Kind::Service, service)]
-        .map(|(kind, spec)| (kind, name.to_owned(), resource(kind, name, &spec).spec.encode()))
+    let service = resource(Kind::Service, name, &service).spec.encode();
+    let has = LABELS.iter().find(|(labelled, _)| *labelled == name).map_or(&[][..], |(_, has)| has);
+    [stored_labels(name, label, has), (Kind::Service, name.to_owned(), service)]
+}
+
+/// A workload for nodes with this label, which has these labels of its own.
+pub(crate) fn stored_labels<T: AsRef<str>>(name: &str, node: &str, labels: &[T]) -> Stored {
+    let labels: Vec<&str> = labels.iter().map(AsRef::as_ref).collect();
+    let spec =
+        json!({ "selectors": [format!("launch:{name}")], "nodes": [node], "labels": labels });
+    (Kind::Workload, name.to_owned(), resource(Kind::Workload, name, &spec).spec.encode())
+}
+
+/// All roles.
+pub(crate) fn stored_roles() -> impl Iterator<Item = Stored> {
+    ROLES.iter().map(|(role, members)| stored_role(role, members))
+}
+
+/// As the server stores a role: with who is in it.
+pub(crate) fn stored_role<T: AsRef<str>>(name: &str, members: &[T]) -> Stored {
+    let role = resource(Kind::Role, name, &json!({ "labels": ["any"] }));
+    let Spec::Role(spec) = role.spec else { unreachable!("it is of that kind") };
+    let members = members.iter().map(|member| member.as_ref().to_owned()).collect();
+    (Kind::Role, name.to_owned(), RoleRecord { spec, members }.encode())
+}
+
+fn member_of(role: &str, principal: &str) -> (Principal, Member) {
+    let named = principal.parse().map(Principal::Named);
+    let principal =
+        named.unwrap_or_else(|_| Principal::Id(principal.parse().expect("it is an identity")));
+    let roles = [role.parse().expect("it is a name")].into();
+    (principal, Member { roles, ..Member::default() })
 }
 
 pub(crate) fn id(name: &str) -> SpiffeId {
@@ -137,6 +194,7 @@ impl Known {
         names: impl IntoIterator<Item = SpiffeId>,
     ) -> Option<Self> {
         let (mut sources, mut services) = (Vec::new(), HashMap::new());
+        let mut members = Vec::new();
         for (kind, name, value) in records {
             match kind {
                 Kind::Policy => {
@@ -150,7 +208,18 @@ impl Known {
                     let Spec::Service(spec) = spec else { unreachable!("it is of that kind") };
                     services.insert(name, spec);
                 }
-                Kind::TrustDomain | Kind::Authority | Kind::Workload => {}
+                Kind::Role => {
+                    let record = RoleRecord::decode(&value).expect("it was encoded");
+                    members.extend(record.members.iter().map(|member| member_of(&name, member)));
+                }
+                Kind::Workload => {
+                    let spec = Spec::decode(kind, &value).expect("it was encoded");
+                    let Spec::Workload(spec) = spec else { unreachable!("it is of that kind") };
+                    let labels = spec.labels.into_iter().collect();
+                    let name = Principal::Named(name.parse().expect("it is a name"));
+                    members.push((name, Member { labels, ..Member::default() }));
+                }
+                Kind::TrustDomain | Kind::Authority => {}
             }
         }
         let operation = |spec: &ServiceSpec| {
@@ -165,6 +234,7 @@ impl Known {
             .iter()
             .map(|(name, spec)| (name.parse().expect("it is a name"), operation(spec)));
         let policies = Policies::compile(&sources, None).ok()?.with_operations(Operations::new(of));
+        let policies = policies.with_members(Members::new(members));
         let named = |id: SpiffeId| {
             let name = id.path().trim_start_matches('/').parse().expect("it is a name");
             (id, name)

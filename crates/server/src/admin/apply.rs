@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use countersign_api::admin::{Action, AppliedChange};
 use countersign_api::resource::{
-    Kind, Local, PolicyRecord, PolicyScope, PolicySpec, Problem, Resource, ScopeNames, Spec, Tree,
-    check,
+    Kind, Local, PolicyRecord, PolicyScope, PolicySpec, Problem, Resource, RoleRecord, ScopeNames,
+    Spec, Tree, check, roles,
 };
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, Name, SpiffeId, Timestamp};
@@ -235,12 +235,13 @@ fn difference(state: &State, resources: &[Resource]) -> Plan {
     let (shown, changes, narrows) = (Vec::new(), Vec::new(), false);
     let mut plan = Plan { shown, changes, narrows, resources: Vec::new(), retired };
     let mut kept = HashSet::with_capacity(resources.len());
+    let roles = roles(resources, &state.domain().trust_domain);
     for resource in resources {
         let kind = record_kind(resource.kind());
         let key = Key::new(kind, resource.name.as_str());
         let before = state.records.get(&key);
         kept.insert(key);
-        let value = record_value(resource);
+        let value = record_value(resource, &roles);
         if before.is_some_and(|before| before.wire.value == value) {
             continue;
         }
@@ -268,18 +269,22 @@ fn no_longer_declared(state: &State, resources: &[Resource]) -> Vec<SpiffeId> {
     let domain = &state.domain().trust_domain;
     let declares = |resource: &Resource| match &resource.spec {
         Spec::Workload(spec) => Some(spec.spiffe_id_in(&resource.name, domain)),
-        Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Service(_) | Spec::Policy(_) => None,
+        Spec::TrustDomain(_)
+        | Spec::Authority(_)
+        | Spec::Service(_)
+        | Spec::Policy(_)
+        | Spec::Role(_) => None,
     };
     let declared: HashSet<SpiffeId> = resources.iter().filter_map(declares).collect();
     let before = state.workloads().map(|(name, spec)| spec.spiffe_id_in(name, domain));
     before.filter(|id| !declared.contains(id)).collect()
 }
 
-/// Whether a new resource of the kind can only add rights. A new policy may forbid.
+/// Whether a new resource of the kind can only add rights. A new policy may forbid, and a role be spoken of by one.
 fn is_harmless_when_new(kind: Kind) -> bool {
     match kind {
         Kind::Workload | Kind::Service => true,
-        Kind::Policy | Kind::TrustDomain | Kind::Authority => false,
+        Kind::Policy | Kind::Role | Kind::TrustDomain | Kind::Authority => false,
     }
 }
 
@@ -290,22 +295,29 @@ pub(crate) fn record_kind(kind: Kind) -> RecordKind {
         Kind::Workload => RecordKind::Workload,
         Kind::Service => RecordKind::Service,
         Kind::Policy => RecordKind::Policy,
+        Kind::Role => RecordKind::Role,
     }
 }
 
-/// What the store keeps of a resource: its canonical JSON; of a policy also whom it speaks of.
-fn record_value(resource: &Resource) -> Vec<u8> {
+/// What the store keeps of a resource: its canonical JSON; of a policy also whom it speaks of, of a role who is in it.
+fn record_value(resource: &Resource, roles: &BTreeMap<&Name, RoleRecord>) -> Vec<u8> {
+    if let (Spec::Role(_), Some(record)) = (&resource.spec, roles.get(&resource.name)) {
+        return record.encode();
+    }
     let Spec::Policy(spec) = &resource.spec else { return resource.spec.encode() };
     let scopes = countersign_policy::scope(spec.cedar.as_str()).unwrap_or_default();
     let names = |names: Names| match names {
         Names::Any => ScopeNames::Any,
         Names::Only(names) => ScopeNames::Only(names.into_iter().collect()),
+        Names::Role(role) => ScopeNames::Role(role),
     };
     let scopes = scopes.into_iter().map(|scope| PolicyScope {
         principals: names(scope.principals),
         resources: names(scope.resources),
         workloads: scope.workloads,
         services: scope.services,
+        roles: scope.roles,
+        labels: scope.labels,
     });
     let PolicySpec { cedar, mode, until, reason } = spec.clone();
     PolicyRecord { cedar, mode, until, reason, scopes: scopes.collect() }.encode()

@@ -247,7 +247,12 @@ fn key(change: &Change) -> Key {
 /// Whether manifests declare records of this kind.
 pub(crate) fn is_declared(kind: Kind) -> bool {
     match kind {
-        Kind::TrustDomain | Kind::Authority | Kind::Workload | Kind::Service | Kind::Policy => true,
+        Kind::TrustDomain
+        | Kind::Authority
+        | Kind::Workload
+        | Kind::Service
+        | Kind::Policy
+        | Kind::Role => true,
         Kind::Bundle | Kind::Incarnation | Kind::Revocation | Kind::Suspension | Kind::Walk => {
             false
         }

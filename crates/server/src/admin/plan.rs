@@ -12,7 +12,7 @@ use countersign_api::admin::{
     Action, AppliedChange, ApplyRequest, FlowView, PlanResponse, PlannedChange, ProblemDetails,
     differences,
 };
-use countersign_api::resource::{Kind, Resource};
+use countersign_api::resource::{Kind, Resource, RoleRecord, roles};
 use countersign_identity::Name;
 
 use crate::admin::apply::{self, Plan, Unnamed, record_kind};
@@ -94,10 +94,16 @@ pub(crate) async fn planned(
         state.resources().map(|one| (key_of(&one), one)).collect();
     let after: BTreeMap<Key, Resource> =
         plan.resources.iter().map(|one| (key_of(one), one.clone())).collect();
+    let domain = &state.domain().trust_domain;
+    let declared: Vec<Resource> = before.values().cloned().collect();
+    let (roles_before, roles_after) = (roles(&declared, domain), roles(&plan.resources, domain));
     let changes = plan.shown.iter().map(|change| {
         let key = key(change);
         let fields = match (before.get(&key), after.get(&key)) {
-            (Some(before), Some(after)) => differences(&before.spec.json(), &after.spec.json()),
+            (Some(before), Some(after)) => differences(
+                &with_members(before, &roles_before),
+                &with_members(after, &roles_after),
+            ),
             (_, _) => Vec::new(),
         };
         let AppliedChange { action, kind, name } = change.clone();
@@ -114,6 +120,15 @@ pub(crate) async fn planned(
         consequences: consequences(&plan, &flows),
         approval: approval::standing(control, state, &for_this).await?,
     })
+}
+
+/// What a resource says; of a role also who is in it, which changes with the workloads as well.
+fn with_members(resource: &Resource, roles: &BTreeMap<&Name, RoleRecord>) -> serde_json::Value {
+    let mut said = resource.spec.json();
+    if let (Kind::Role, Some(record)) = (resource.kind(), roles.get(&resource.name)) {
+        said["members"] = record.members.iter().cloned().collect();
+    }
+    said
 }
 
 /// One flow for all that differ only in what was decided about them.
@@ -143,7 +158,7 @@ fn kept(state: &State, plan: &Plan, named: &BTreeSet<(Kind, Name)>) -> Vec<Strin
     let only = |one: &Resource| match one.kind() {
         // There is one, whatever it is named.
         Kind::TrustDomain | Kind::Authority => false,
-        Kind::Workload | Kind::Service | Kind::Policy => {
+        Kind::Workload | Kind::Service | Kind::Policy | Kind::Role => {
             after.contains(&key_of(one)) && !named.contains(&(one.kind(), one.name.clone()))
         }
     };

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use countersign_api::resource::{ServiceSpec, WorkloadSpec};
+use countersign_api::resource::{RoleRecord, ScopeNames, ServiceSpec, WorkloadSpec};
 use countersign_api::v1;
 use countersign_identity::{Name, Revision, SpiffeId, Suspended, Suspension};
 use countersign_store::Kind;
@@ -84,7 +84,8 @@ impl Slice {
             records.remove(&key);
         }
         for (key, entry) in needed {
-            if !records.get(&key).is_some_and(|known| Arc::ptr_eq(known, &entry)) {
+            // What was made for these nodes anew, and says the same, is the same.
+            if !records.get(&key).is_some_and(|known| *known == entry) {
                 records.insert(key, entry);
             }
         }
@@ -147,6 +148,7 @@ fn needed(state: &State, own: &BTreeSet<&str>) -> imbl::HashMap<Key, Arc<Entry>>
     let (own_services, called) = services(state, own);
     let mut workloads: BTreeSet<&str> = own.iter().copied().collect();
     let mut everybody = false;
+    let mut named_roles = BTreeSet::new();
     let mut needed = imbl::HashMap::new();
     for (key, entry) in &state.records {
         let wanted = match &entry.parsed {
@@ -161,25 +163,39 @@ fn needed(state: &State, own: &BTreeSet<&str>) -> imbl::HashMap<Key, Arc<Entry>>
             Parsed::Policy { record, .. } => {
                 let mut wanted = false;
                 for scope in &record.scopes {
-                    let inbound = own_services.iter().any(|name| scope.resources.contains(name));
-                    let outbound = called.iter().any(|name| scope.resources.contains(name))
-                        && own.iter().any(|name| scope.principals.contains(name));
+                    let inbound = own_services.iter().any(|name| scope.is_about(name));
+                    let is_in = |name: &str, role: &str| {
+                        role_of(state, role).is_some_and(|role| role.members.contains(name))
+                    };
+                    let outbound = called.iter().any(|name| scope.is_about(name))
+                        && own.iter().any(|name| scope.admits(name, |role| is_in(name, role)));
                     if !inbound && !outbound {
                         continue;
                     }
                     wanted = true;
                     workloads.extend(scope.workloads.iter().map(String::as_str));
+                    for role in &scope.roles {
+                        named_roles.insert(role.as_str());
+                        // Whose door it is meets all of them; who calls is only one of them.
+                        let met = role_of(state, role).filter(|_| inbound);
+                        let met = met.into_iter().flat_map(|role| &role.members);
+                        let met: Vec<&str> = met.map(String::as_str).collect();
+                        workloads.extend(met);
+                    }
                     match &scope.principals {
-                        countersign_api::resource::ScopeNames::Any => everybody |= inbound,
-                        countersign_api::resource::ScopeNames::Only(names) => {
+                        ScopeNames::Any => everybody |= inbound,
+                        ScopeNames::Only(names) => {
                             workloads.extend(names.iter().map(String::as_str));
                         }
+                        // Its members were told above.
+                        ScopeNames::Role(_) => {}
                     }
                 }
                 wanted
             }
             // Decided below, when it is known who is named.
             Parsed::Workload { .. }
+            | Parsed::Role { .. }
             | Parsed::Authority { .. }
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
@@ -198,8 +214,31 @@ fn needed(state: &State, own: &BTreeSet<&str>) -> imbl::HashMap<Key, Arc<Entry>>
             needed.insert(key.clone(), if abroad { entry.abroad() } else { entry.home() });
         }
     }
+    for role in named_roles {
+        let key = Key::new(Kind::Role, role);
+        let told = |name: &str| everybody || workloads.contains(name);
+        let role = state.records.get(&key).and_then(|entry| entry.role_of(told));
+        needed.extend(role.map(|entry| (key, entry)));
+    }
     needed.extend(out_of_service(state, own, &workloads, everybody));
     needed
+}
+
+/// Who is in a role.
+fn role_of<'a>(state: &'a State, role: &str) -> Option<&'a RoleRecord> {
+    match &state.records.get(&Key::new(Kind::Role, role))?.parsed {
+        Parsed::Role { record, .. } => Some(record),
+        Parsed::Workload { .. }
+        | Parsed::Service { .. }
+        | Parsed::Policy { .. }
+        | Parsed::TrustDomain { .. }
+        | Parsed::Authority { .. }
+        | Parsed::Bundle(_)
+        | Parsed::Revocation(_)
+        | Parsed::Suspension(_)
+        | Parsed::Walk(_)
+        | Parsed::Incarnation(_) => None,
+    }
 }
 
 /// The revocations that can cover a peer of such nodes or something of their own, and the suspensions of their own.
@@ -231,6 +270,7 @@ fn out_of_service(
         | Parsed::Workload { .. }
         | Parsed::Service { .. }
         | Parsed::Policy { .. }
+        | Parsed::Role { .. }
         | Parsed::TrustDomain { .. }
         | Parsed::Authority { .. }
         | Parsed::Bundle(_)

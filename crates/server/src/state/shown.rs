@@ -39,6 +39,7 @@ impl Entry {
             Parsed::Workload { spec, .. } => Spec::Workload(spec.clone()),
             Parsed::Service { spec, .. } => Spec::Service(spec.clone()),
             Parsed::Policy { .. }
+            | Parsed::Role { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Authority { .. }
             | Parsed::Bundle(_)
@@ -58,6 +59,7 @@ impl Entry {
             }
             Parsed::Workload { .. }
             | Parsed::Policy { .. }
+            | Parsed::Role { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Authority { .. }
             | Parsed::Bundle(_)
@@ -85,6 +87,7 @@ impl Entry {
                 Some(Parsed::Service { name: name.clone(), spec })
             }
             Parsed::Policy { .. }
+            | Parsed::Role { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Authority { .. }
             | Parsed::Bundle(_)
@@ -110,6 +113,7 @@ fn named(spec: &WorkloadSpec) -> WorkloadSpec {
         key_type: KeyKind::P256,
         dns_names: Vec::new(),
         nodes: Vec::new(),
+        labels: spec.labels.clone(),
         hint: Hint::default(),
         crl: false,
     }

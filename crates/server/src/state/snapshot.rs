@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use countersign_api::resource::{
-    AuthoritySpec, PolicyRecord, PolicySpec, Resource, RevocationViews, ServiceSpec, Spec,
-    TrustDomainSpec, WorkloadSpec,
+    AuthoritySpec, PolicyRecord, PolicySpec, Resource, RevocationViews, RoleRecord, ServiceSpec,
+    Spec, TrustDomainSpec, WorkloadSpec,
 };
 use countersign_api::{resource, v1};
 use countersign_identity::{
@@ -60,6 +60,7 @@ pub(crate) enum Parsed {
     Workload { name: Name, spec: WorkloadSpec },
     Service { name: Name, spec: ServiceSpec },
     Policy { name: Name, record: PolicyRecord },
+    Role { name: Name, record: RoleRecord },
     TrustDomain { name: Name, spec: TrustDomainSpec },
     Authority { name: Name, spec: AuthoritySpec },
     Bundle(Bundle),
@@ -157,6 +158,7 @@ impl State {
             | Parsed::Workload { .. }
             | Parsed::Service { .. }
             | Parsed::Policy { .. }
+            | Parsed::Role { .. }
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
@@ -188,6 +190,7 @@ impl State {
             Parsed::Workload { .. }
             | Parsed::Service { .. }
             | Parsed::Policy { .. }
+            | Parsed::Role { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
@@ -216,6 +219,7 @@ impl State {
             | Parsed::Workload { .. }
             | Parsed::Service { .. }
             | Parsed::Policy { .. }
+            | Parsed::Role { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Authority { .. }
             | Parsed::Bundle(_)
@@ -236,6 +240,7 @@ impl State {
             Parsed::Workload { .. }
             | Parsed::Service { .. }
             | Parsed::Policy { .. }
+            | Parsed::Role { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Authority { .. }
             | Parsed::Revocation(_)
@@ -268,6 +273,7 @@ impl State {
             Parsed::Workload { .. }
             | Parsed::Service { .. }
             | Parsed::Policy { .. }
+            | Parsed::Role { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
@@ -283,6 +289,7 @@ impl State {
             Parsed::Workload { name, spec } => Some((name, spec)),
             Parsed::Service { .. }
             | Parsed::Policy { .. }
+            | Parsed::Role { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Authority { .. }
             | Parsed::Bundle(_)
@@ -299,6 +306,7 @@ impl State {
             Parsed::Workload { name, spec } => Some((name, spec)),
             Parsed::Service { .. }
             | Parsed::Policy { .. }
+            | Parsed::Role { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Authority { .. }
             | Parsed::Bundle(_)
@@ -333,6 +341,15 @@ impl State {
 }
 
 impl Entry {
+    /// A role as nodes see it that may know only these of its members.
+    pub(crate) fn role_of(&self, told: impl Fn(&str) -> bool) -> Option<Arc<Self>> {
+        let Parsed::Role { name, record } = &self.parsed else { return None };
+        let record = record.only(told);
+        let wire = v1::Record { value: record.encode().into(), ..self.wire.clone() };
+        let parsed = Parsed::Role { name: name.clone(), record };
+        Some(Arc::new(Self { wire, parsed, shown: Shown::default() }))
+    }
+
     /// As the operator declared it; `None` for what nobody declares.
     pub(crate) fn resource(&self) -> Option<Resource> {
         let (name, spec) = match &self.parsed {
@@ -342,6 +359,7 @@ impl Entry {
                 let PolicyRecord { cedar, mode, until, reason, .. } = record.clone();
                 (name, Spec::Policy(PolicySpec { cedar, mode, until, reason }))
             }
+            Parsed::Role { name, record } => (name, Spec::Role(record.spec.clone())),
             Parsed::TrustDomain { name, spec } => (name, Spec::TrustDomain(spec.clone())),
             Parsed::Authority { name, spec } => (name, Spec::Authority(spec.clone())),
             Parsed::Bundle(_)
@@ -375,6 +393,7 @@ fn bundles(records: &Records) -> Result<Arc<Bundles>, BadState> {
         Parsed::Workload { .. }
         | Parsed::Service { .. }
         | Parsed::Policy { .. }
+        | Parsed::Role { .. }
         | Parsed::TrustDomain { .. }
         | Parsed::Authority { .. }
         | Parsed::Revocation(_)
@@ -394,6 +413,7 @@ fn revocations(records: &Records) -> Arc<Revocations> {
         Parsed::Workload { .. }
         | Parsed::Service { .. }
         | Parsed::Policy { .. }
+        | Parsed::Role { .. }
         | Parsed::TrustDomain { .. }
         | Parsed::Authority { .. }
         | Parsed::Bundle(_)
@@ -412,6 +432,7 @@ fn walk(records: &Records) -> Option<Arc<Walk>> {
         Parsed::Workload { .. }
         | Parsed::Service { .. }
         | Parsed::Policy { .. }
+        | Parsed::Role { .. }
         | Parsed::TrustDomain { .. }
         | Parsed::Authority { .. }
         | Parsed::Bundle(_)
@@ -457,6 +478,10 @@ fn understand(kind: Kind, name: &str, value: &[u8]) -> Result<Parsed, String> {
             let record = PolicyRecord::decode(value).map_err(|bad| bad.to_string())?;
             return Ok(Parsed::Policy { name: named()?, record });
         }
+        Kind::Role => {
+            let record = RoleRecord::decode(value).map_err(|bad| bad.to_string())?;
+            return Ok(Parsed::Role { name: named()?, record });
+        }
         Kind::Revocation => {
             let rule = serde_json::from_slice(value).map_err(|bad| bad.to_string())?;
             return Ok(Parsed::Revocation(Arc::new(rule)));
@@ -487,7 +512,7 @@ fn understand(kind: Kind, name: &str, value: &[u8]) -> Result<Parsed, String> {
         Spec::Service(spec) => Parsed::Service { name, spec },
         Spec::TrustDomain(spec) => Parsed::TrustDomain { name, spec },
         Spec::Authority(spec) => Parsed::Authority { name, spec },
-        Spec::Policy(_) => unreachable!("policies were read above"),
+        Spec::Policy(_) | Spec::Role(_) => unreachable!("these were read above"),
     })
 }
 

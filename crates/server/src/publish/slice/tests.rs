@@ -44,6 +44,8 @@ fn policy(name: &str, principals: ScopeNames, resources: ScopeNames, mentioned: 
         resources,
         workloads: mentioned.iter().map(|&name| name.to_owned()).collect(),
         services: BTreeSet::new(),
+        roles: BTreeSet::new(),
+        labels: false,
     };
     let cedar = "permit (principal, action, resource);".parse().unwrap();
     let mode = countersign_identity::Mode::Enforce;

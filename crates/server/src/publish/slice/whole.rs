@@ -6,7 +6,9 @@ mod random;
 use countersign_api::resource::Kind as Declared;
 use countersign_store::{Kind, Record};
 use proptest::prelude::*;
-use random::{Known, NAMES, Stored, callers, id, policy, stored_policy, stored_workload};
+use random::{
+    Known, NAMES, Stored, callers, id, policy, stored_policy, stored_roles, stored_workload,
+};
 
 use super::tests::{labels, state};
 use super::*;
@@ -20,6 +22,7 @@ fn declared(kind: Kind) -> Option<Declared> {
         Kind::Workload => Some(Declared::Workload),
         Kind::Service => Some(Declared::Service),
         Kind::Policy => Some(Declared::Policy),
+        Kind::Role => Some(Declared::Role),
         _ => None,
     }
 }
@@ -37,6 +40,7 @@ proptest! {
         for (number, policy) in policies.iter().enumerate() {
             stored.push(stored_policy(&format!("p{number}"), policy));
         }
+        stored.extend(stored_roles());
         for ((name, here), upstream) in NAMES.iter().zip(&here).zip(&upstreams) {
             stored.extend(stored_workload(name, if *here { "x" } else { "y" }, *upstream));
         }
