@@ -13,6 +13,11 @@ use load::{Load, Outcome};
 use serde_json::Value;
 use support::{Up, folder, shop_with_lifetimes, signal};
 
+/// How many requests are asked for each second: what also a program without optimisation answers beside other work.
+const PER_SECOND: u32 = 100;
+
+/// At least a quarter of those that were due must have been answered. How fast they are is for benchmarks to say: what is
+/// shown here is that nothing fails while the load goes on.
 #[track_caller]
 fn assert_no_failure(outcome: &Outcome, at_least: u64) {
     let (failures, answered) = (&outcome.failures, outcome.answered);
@@ -33,7 +38,7 @@ fn certificates_of_ten_seconds_are_renewed_again_and_again_without_one_failed_re
         &state.path().join("data"),
         &[],
     );
-    let load = Load::start(&up.address("web"), 500);
+    let load = Load::start(&up.address("web"), PER_SECOND);
     let serial = |up: &Up| {
         let told = |status: &Value| status["nodes"][0]["credentials"][0]["serial"].is_string();
         let status = up.status_until("a certificate is told", told);
@@ -47,7 +52,7 @@ fn certificates_of_ten_seconds_are_renewed_again_and_again_without_one_failed_re
     serials.dedup();
     let outcome = load.stop();
     println!("{} answered, p99 {:?}", outcome.answered, outcome.quantile(990));
-    assert_no_failure(&outcome, 10_000);
+    assert_no_failure(&outcome, 750);
     assert!(4 <= serials.len(), "renewed only {} times", serials.len() - 1);
 }
 
@@ -81,7 +86,7 @@ fn a_server_away_for_25_of_60_seconds_fails_no_request_and_the_budget_is_told_ri
     let manifests = shop_with_lifetimes(state.path(), "60s", "24h");
     let up = Up::start(&manifests, &state.path().join("data"), &[]);
     let server = up.server();
-    let load = Load::start(&up.address("web"), 500);
+    let load = Load::start(&up.address("web"), PER_SECOND);
     // At the worst moment: what is held is as old as it may become.
     let before = up.status_until("the first renewal is near", |status| {
         let due = of_credentials(status, "renewalAt").into_iter().min();
@@ -111,7 +116,7 @@ fn a_server_away_for_25_of_60_seconds_fails_no_request_and_the_budget_is_told_ri
     for_a_while(Duration::from_secs(10));
     let outcome = load.stop();
     println!("{} answered, p99 {:?}", outcome.answered, outcome.quantile(990));
-    assert_no_failure(&outcome, 20_000);
+    assert_no_failure(&outcome, 1_000);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use http::{Method, request};
 use crate::headers;
 use crate::limits::{Exceeded, Held};
 use crate::plane::Plane;
+use crate::relay::whole_seconds;
 use crate::upstream::Failed;
 
 /// The peer of one connection, and the service whose door it came through.
@@ -42,7 +43,7 @@ impl Guard {
         if !plane.trust.decides_calls(&self.service) {
             return Ok(None);
         }
-        let bad = |detail: String| Failed { code: Code::NotUnderstood, detail };
+        let bad = |detail: String| Failed { code: Code::NotUnderstood, detail, again: None };
         headers::overriding(&head.headers)?;
         let path = CanonicalPath::of(head.uri.path()).map_err(|why| bad(why.to_string()))?;
         let verb = verb(&head.method);
@@ -63,7 +64,7 @@ impl Guard {
             return Ok(());
         }
         let detail = "policies have changed while the request was under way".to_owned();
-        Err(Failed { code: Code::PolicyDenied, detail })
+        Err(Failed { code: Code::PolicyDenied, detail, again: None })
     }
 
     /// Puts what was decided on record, and does it.
@@ -104,12 +105,11 @@ impl Guard {
 
     fn limited(&self, again: Option<Duration>) -> Failed {
         let when = match again {
-            // Rounded up: whoever comes back then is let in.
-            Some(again) => format!("; again in {} s", again.as_millis().div_ceil(1000)),
+            Some(again) => format!("; again in {} s", whole_seconds(again)),
             None => " at once".to_owned(),
         };
         let detail = format!("`{}` permits this caller no more of it{when}", self.service);
-        Failed { code: Code::RateLimited, detail }
+        Failed { code: Code::RateLimited, detail, again }
     }
 
     /// A peer is told what it may not do, and not by which policy.
@@ -124,7 +124,7 @@ impl Guard {
             None => format!("`{method}` on a path that no operation declares"),
         };
         let detail = format!("`{peer}` may not ask `{}` for {what}", self.service);
-        Failed { code, detail }
+        Failed { code, detail, again: None }
     }
 }
 

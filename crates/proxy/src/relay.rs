@@ -7,7 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use countersign_identity::Code;
 use countersign_tls::LiveCall;
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, UPGRADE};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -62,8 +62,8 @@ impl Relay {
         let response = match self.pass(request).await {
             Ok(response) => response,
             Err(failed) => match grpc.then(|| grpc_status(failed.code)).flatten() {
-                Some(status) => refused_call(status, &failed.detail),
-                None => self.explain(&failed),
+                Some(status) => refused_call(status, &failed),
+                None => with_time(self.explain(&failed), failed.again),
             },
         };
         self.meter.request(response.status(), self.plane.clock.now().since(began));
@@ -142,7 +142,7 @@ impl Relay {
         if granted && tunnel.is_none() {
             let detail =
                 "the other end changed the protocol, which nobody had asked for".to_owned();
-            return Err(Failed { code: Code::BadHandshake, detail });
+            return Err(Failed { code: Code::BadHandshake, detail, again: None });
         }
         if let (Some(_), Some(guard), Some(entered)) = (&tunnel, &self.guard, &entered) {
             guard.upgraded(&self.plane, entered.call.clone())?;
@@ -188,7 +188,7 @@ async fn while_permitted<T>(
         sent = sent => sent,
         code = ended => {
             let detail = "policies have changed while the request was under way".to_owned();
-            Err(Failed { code, detail })
+            Err(Failed { code, detail, again: None })
         }
     }
 }
@@ -217,15 +217,28 @@ fn grpc_status(code: Code) -> Option<&'static str> {
 }
 
 /// That status in a response without a body, where its head takes the trailers' place.
-fn refused_call(status: &'static str, detail: &str) -> Response<Body> {
+fn refused_call(status: &'static str, failed: &Failed) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", HeaderValue::from_static(status));
-    if let Ok(detail) = HeaderValue::from_str(detail) {
+    if let Ok(detail) = HeaderValue::from_str(&failed.detail) {
         headers.insert("grpc-message", detail);
     }
+    with_time(response, failed.again)
+}
+
+/// Says in which time to ask again (RFC 9110, 10.2.3), where that is known.
+fn with_time(mut response: Response<Body>, again: Option<Duration>) -> Response<Body> {
+    if let Some(again) = again {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(whole_seconds(again)));
+    }
     response
+}
+
+/// Rounded up: whoever comes back then is let in.
+pub(crate) fn whole_seconds(span: Duration) -> u64 {
+    u64::try_from(span.as_millis().div_ceil(1000)).unwrap_or(u64::MAX)
 }
 
 /// The service became a byte stream while this connection was open.
@@ -233,12 +246,13 @@ fn changed() -> Failed {
     Failed {
         code: Code::Unavailable,
         detail: "the service does not take requests any more".to_owned(),
+        again: None,
     }
 }
 
 impl From<BadRequest> for Failed {
     fn from(bad: BadRequest) -> Self {
-        Self { code: Code::NotUnderstood, detail: bad.to_string() }
+        Self { code: Code::NotUnderstood, detail: bad.to_string(), again: None }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Where requests and connections go: several addresses in order of priority, tried until one takes them.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use countersign_identity::Code;
 use countersign_tls::{Direction, HandshakeFact};
@@ -47,11 +48,13 @@ pub(crate) enum Carries {
 pub(crate) struct Failed {
     pub(crate) code: Code,
     pub(crate) detail: String,
+    /// In which time it may be otherwise, where that is known.
+    pub(crate) again: Option<Duration>,
 }
 
 impl From<DialFailure> for Failed {
     fn from(failure: DialFailure) -> Self {
-        Self { code: failure.code, detail: failure.detail }
+        Self { code: failure.code, detail: failure.detail, again: None }
     }
 }
 
@@ -111,7 +114,7 @@ impl Upstream {
             Next::GiveUp(why) | Next::Onward(_, why) => Err(why),
             Next::Again(_) => {
                 let detail = format!("{} closes every connection", self.pools[address].dialer());
-                Err(Failed { code: Code::PeerClosed, detail })
+                Err(Failed { code: Code::PeerClosed, detail, again: None })
             }
         }
     }
@@ -137,7 +140,7 @@ impl Upstream {
         let Ok(sent) = tokio::time::timeout(patience, lease.send(request)).await else {
             let detail =
                 format!("{} did not answer within {} s", pool.dialer(), patience.as_secs());
-            return Next::GiveUp(Failed { code: Code::TimedOut, detail });
+            return Next::GiveUp(Failed { code: Code::TimedOut, detail, again: None });
         };
         match sent {
             Ok(response) => {
@@ -162,13 +165,13 @@ impl Upstream {
             SendFailure::Lost(_) if refusal.is_some() => spare.again(),
             SendFailure::Lost(error) => {
                 let detail = format!("{dialer} ended the connection before it answered: {error}");
-                return Next::GiveUp(Failed { code: Code::PeerClosed, detail });
+                return Next::GiveUp(Failed { code: Code::PeerClosed, detail, again: None });
             }
         };
         let Some(request) = again else {
             let detail =
                 format!("{dialer} closed while a long body was on its way, and did not read it");
-            return Next::GiveUp(Failed { code: Code::Unavailable, detail });
+            return Next::GiveUp(Failed { code: Code::Unavailable, detail, again: None });
         };
         if let Some(alert) = refusal {
             let failed = Failed::from(DialFailure::refused(dialer, alert));
@@ -180,7 +183,7 @@ impl Upstream {
         }
         // A connection that was just opened and takes nothing: another address may do better.
         let detail = format!("{dialer} closed the connection before the request");
-        self.onward(address, request, Failed { code: Code::PeerClosed, detail })
+        self.onward(address, request, Failed { code: Code::PeerClosed, detail, again: None })
     }
 
     /// A byte stream to the first address that takes one.
@@ -310,7 +313,11 @@ impl Upstream {
 }
 
 fn nowhere() -> Failed {
-    Failed { code: Code::PeerUnreachable, detail: "no address is known for it".to_owned() }
+    Failed {
+        code: Code::PeerUnreachable,
+        detail: "no address is known for it".to_owned(),
+        again: None,
+    }
 }
 
 /// What is needed to send a request a second time, if the first was not read.
@@ -368,7 +375,7 @@ fn addressed(
         Ok(()) => Ok(Request::from_parts(head, body)),
         Err(error) => {
             let detail = format!("the target cannot be passed on: {error}");
-            Err(Failed { code: Code::NotUnderstood, detail })
+            Err(Failed { code: Code::NotUnderstood, detail, again: None })
         }
     }
 }

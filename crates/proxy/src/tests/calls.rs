@@ -90,6 +90,8 @@ async fn more_than_the_rate_is_refused_without_reaching_the_program_and_is_on_re
         "{body}"
     );
     assert_eq!(shop.program.reached(), 3);
+    let refused = caller.send(get("/see/2")).await.unwrap();
+    assert_eq!(refused.headers()["retry-after"], "1200");
     let (status, _) = read(caller.send(grpc("/shop.Orders/Place")).await.unwrap()).await;
     assert_eq!((status, shop.program.reached()), (200, 4), "another policy has its own limit");
     status_is(&caller.send(grpc("/shop.Orders/Place")).await.unwrap(), "8", "permits this caller");
