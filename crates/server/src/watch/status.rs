@@ -136,7 +136,8 @@ pub(crate) async fn status(
         Ok(overdue) => warnings.extend(overdue),
         // That it is away is said already.
         Err(refused) if refused.code == Code::Unavailable => {}
-        Err(refused) => return Err(refused),
+        // A paper of a later version must not keep anybody from seeing the rest.
+        Err(refused) => warnings.push(format!("reviews cannot be read: {}", refused.why)),
     }
     warnings.extend(control.watch.differences.warning());
     warnings.extend(stale);
