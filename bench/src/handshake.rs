@@ -247,6 +247,7 @@ async fn proxy(folder: &Path, stop: CancellationToken) -> Result<()> {
             outbound: Vec::new(),
         },
         metrics: None,
+        tracing: None,
     };
     let (ready, told) = tokio::sync::oneshot::channel::<countersign_proxy::Ready>();
     let telling = async {

@@ -22,6 +22,7 @@ mod postgres;
 mod revoked;
 mod rotation;
 mod small;
+mod telemetry;
 
 use std::process::ExitCode;
 
@@ -53,7 +54,7 @@ struct Arguments {
 
 type Bench = fn(Output) -> Result<()>;
 
-const FIGURES: [(&str, Bench); 17] = [
+const FIGURES: [(&str, Bench); 18] = [
     ("issue_embedded", issue::embedded),
     ("issue_postgres", issue::postgres),
     ("handshake", handshake::run),
@@ -70,6 +71,7 @@ const FIGURES: [(&str, Bench); 17] = [
     ("log_append", issue::append),
     ("log_verify_1m", log::verify),
     ("log_proof", log::prove),
+    ("telemetry", telemetry::run),
     ("console_page", console::page),
 ];
 

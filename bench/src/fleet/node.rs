@@ -130,7 +130,7 @@ impl Node {
         };
         let items = workloads.iter().map(item).collect::<Result<_>>()?;
         let answer = tokio::select! {
-            answer = calls.sign(v1::SignRequest { items }) => answer?,
+            answer = calls.sign(v1::SignRequest { items, ..v1::SignRequest::default() }) => answer?,
             () = moving => return Err(calls.why_ended().into()),
         };
         answer.results.into_iter().map(serial).collect()

@@ -13,6 +13,7 @@ use countersign_program::exit::{Exit, Failure, Known};
 use countersign_program::output::Output;
 use countersign_program::run::{Dump, Logging, run};
 use countersign_program::settings::{Field, MaybeAddress, Program, Resolved, Settings, remember};
+use countersign_program::trace::{OTLP, TRACE_SHARE, Tracing};
 use serde_json::json;
 
 use crate::{Config, MachineFiles, Ready, StartRefused};
@@ -65,6 +66,8 @@ impl Program for AgentProgram {
             "Where Prometheus finds metrics, `IP:PORT`; `off` for nowhere",
         )
         .or("off"),
+        OTLP,
+        TRACE_SHARE,
         Field::switch(
             "launcher-stdin",
             "Standard input is the socket of a launcher that vouches for processes",
@@ -117,6 +120,7 @@ pub fn agent(settings: &Settings<AgentProgram>, output: Output) -> Result<Exit> 
     }
     let socket = resolved.optional::<PathBuf>("socket");
     let metrics = resolved.required::<MaybeAddress>("metrics");
+    let tracing = Tracing::resolve(&mut resolved);
     let launched = resolved.switch("launcher-stdin");
     let logging = Logging::resolve(&mut resolved);
     resolved.finish()?;
@@ -141,6 +145,7 @@ pub fn agent(settings: &Settings<AgentProgram>, output: Output) -> Result<Exit> 
         trust: trust.map(|TrustFingerprint(key)| key),
         launcher,
         metrics,
+        tracing,
         pinning: crate::attest::Pinning::Auto,
     };
     run(

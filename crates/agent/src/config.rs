@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use countersign_identity::{Code, KeyId, TrustDomain};
 use countersign_pki::{Chain, PrivateKey};
+use countersign_program::trace::Tracing;
 use zeroize::Zeroizing;
 
 use crate::disk::DiskFault;
@@ -33,6 +34,8 @@ pub struct Config {
     pub launcher: Option<OwnedFd>,
     /// Where to listen for scrapers.
     pub metrics: Option<SocketAddr>,
+    /// Where spans go, if they go anywhere.
+    pub tracing: Option<Tracing>,
     /// How callers are held on to.
     pub pinning: crate::attest::Pinning,
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use countersign_api::v1;
 use countersign_identity::{Clock, Code, Entropy, Name, Revision, Revocations, Timestamp};
 use countersign_pki::{Bundle, Bundles};
+use countersign_program::trace::Tracer;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
@@ -31,6 +32,7 @@ pub(crate) struct Surroundings {
     pub(crate) disk: Arc<Disk>,
     pub(crate) servers: Vec<String>,
     pub(crate) reports: Reports,
+    pub(crate) tracer: Tracer,
 }
 
 /// Does what the machine says, and tells it what happened.
@@ -378,12 +380,12 @@ impl Driver {
         let Some(session) = &self.session else { return };
         let (calls, tell) = (Arc::clone(&session.calls), self.tell.clone());
         let (ended, keys) = (session.ended.clone(), self.keys.clone());
-        let clock = Arc::clone(&self.around.clock);
+        let (clock, tracer) = (Arc::clone(&self.around.clock), self.around.tracer.clone());
         let bundle = self.state.replica().own_bundle().cloned();
         self.tasks.spawn(async move {
             tokio::select! {
                 () = ended.cancelled() => {}
-                signed = renewal::sign(&*calls, &keys, workloads, bundle, &*clock) => {
+                signed = renewal::sign(&*calls, &keys, workloads, bundle, (&*clock, &tracer)) => {
                     tell.send(Happened::Signed(signed)).await.ok();
                 }
             }

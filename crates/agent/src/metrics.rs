@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::{Clock, Timestamp, Told, Vital, Vitals};
+use countersign_program::trace::Tracer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -19,7 +20,7 @@ use crate::reports::{Facts, resident_bytes};
 use crate::view::View;
 
 /// Name, kind, labels and meaning of every metric of the agent.
-pub const METRICS: [(&str, &str, &[&str], &str); 16] = [
+pub const METRICS: [(&str, &str, &[&str], &str); 17] = [
     ("countersign_agent_connected", "gauge", &[], "1 while a server is reached"),
     ("countersign_agent_revision_number", "gauge", &[], "the revision that is served"),
     ("countersign_agent_svids", "gauge", &[], "SVIDs held for workloads"),
@@ -65,6 +66,7 @@ pub const METRICS: [(&str, &str, &[&str], &str); 16] = [
         &[],
         "when the agent's own certificate ends, in seconds since 1970",
     ),
+    ("countersign_agent_spans_dropped_total", "counter", &[], "spans that no collector took"),
     ("countersign_agent_facts_dropped_total", "counter", &[], "facts that were lost on their way"),
 ];
 
@@ -75,6 +77,7 @@ pub(crate) struct Exposition {
     pub(crate) views: watch::Receiver<Option<Arc<View>>>,
     pub(crate) points: Points,
     pub(crate) facts: Facts,
+    pub(crate) tracer: Tracer,
 }
 
 impl Exposition {
@@ -126,7 +129,7 @@ impl Exposition {
     }
 
     /// In the order of the table.
-    fn values(&self, view: Option<&View>) -> [Value; 16] {
+    fn values(&self, view: Option<&View>) -> [Value; 17] {
         let number = |value: usize| Value::Number(value.to_string());
         let troubled = view.map_or(0, |view| {
             view.standings.values().filter(|standing| standing.trouble.is_some()).count()
@@ -150,6 +153,7 @@ impl Exposition {
             Value::Parts(Told::Failed),
             Value::Parts(Told::Ends),
             Value::Number(node_ends.map_or(0, |term| term.expires.secs()).to_string()),
+            Value::Number(self.tracer.dropped().to_string()),
             Value::Number(self.facts.lost().to_string()),
         ]
     }

@@ -6,6 +6,7 @@ use countersign_identity::{Clock, Code, Name};
 use countersign_pki::{
     Bundle, Bundles, Chain, KeyKind, PrivateKey, Role, Verified, make_csr, verify,
 };
+use countersign_program::trace::{Kind, Tracer};
 use tokio::sync::Semaphore;
 
 use crate::core::{Credential, Outcome, Workload};
@@ -190,8 +191,10 @@ pub(crate) async fn sign(
     maker: &KeyMaker,
     workloads: Vec<Arc<Workload>>,
     bundle: Option<Arc<Bundle>>,
-    clock: &dyn Clock,
+    (clock, tracer): (&dyn Clock, &Tracer),
 ) -> Vec<Signed> {
+    let mut span = tracer.begin(|| "renew SVIDs".into(), Kind::Client, None);
+    span.number("countersign.svids", i64::try_from(workloads.len()).unwrap_or(i64::MAX));
     let failed = |workload: &Arc<Workload>, why: String| Signed {
         name: workload.name.clone(),
         outcome: Outcome::Failed(why),
@@ -209,7 +212,7 @@ pub(crate) async fn sign(
             Err(why) => signed.push(failed(&workload, why.why)),
         }
     }
-    match calls.sign(items).await {
+    match calls.sign(items, span.context()).await {
         Ok(answers) => {
             let bundles =
                 bundle.map(|bundle| Bundles::of(Bundle::clone(&bundle))).unwrap_or_default();
@@ -220,6 +223,7 @@ pub(crate) async fn sign(
             );
         }
         Err(fault) => {
+            span.fail(fault.why.clone());
             signed.extend(asked.iter().map(|(workload, _)| failed(workload, fault.why.clone())));
         }
     }

@@ -7,6 +7,7 @@ use anyhow::Context;
 use countersign_identity::{
     Backoff, BackoffPolicy, Clock, Entropy, Fault, SystemClock, SystemEntropy,
 };
+use countersign_program::trace::{Exporter, Service, Tracer, Tracing};
 use countersign_tls::{Slice, Trust};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -111,10 +112,18 @@ pub async fn run_on(
         .clone()
         .unwrap_or_else(|| Arc::new(LinuxAttestor::new(config.pinning, launches.clone())));
     let (publish, views) = watch::channel(None);
+    let (tracer, exporter) = tracer(&ground, config.tracing.as_ref());
     let parts = Parts::new(&ground, launches, views.clone(), config.servers.clone());
     let health = parts.serve(&mut socket, attestor, &mut tasks).await?;
     if let Some(listener) = metrics {
-        tasks.serve_metrics(parts.exposition(), listener);
+        tasks.serve_metrics(parts.exposition(tracer.clone()), listener);
+    }
+    if let Some(exporter) = exporter {
+        let stop = tasks.stop.clone();
+        tasks.all.spawn(async move {
+            exporter.run(stop).await;
+            Ok(())
+        });
     }
 
     // 3. Who this node is: from its disk, or by its join token.
@@ -140,6 +149,7 @@ pub async fn run_on(
         disk,
         servers: config.servers,
         reports: parts.reports.clone(),
+        tracer,
     };
     let driver = Driver::new(around, state, (node, keepsakes), publish);
     let driving = tokio::spawn(driver.run(stop.clone()));
@@ -257,6 +267,16 @@ async fn first_answer(
     }
 }
 
+/// What begins spans, and what sends them, if anybody wants any.
+fn tracer(ground: &Ground, tracing: Option<&Tracing>) -> (Tracer, Option<Exporter>) {
+    let Some(tracing) = tracing else { return (Tracer::default(), None) };
+    let instance = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let service = Service { name: "countersign-agent", instance };
+    let (clock, entropy) = (Arc::clone(&ground.clock), Arc::clone(&ground.entropy));
+    let (tracer, exporter) = Tracer::new(tracing, service, clock, entropy);
+    (tracer, Some(exporter))
+}
+
 /// What answers on the socket.
 struct Parts {
     reception: Reception,
@@ -302,12 +322,13 @@ impl Parts {
         Self { reception, reports, servers: servers.into() }
     }
 
-    fn exposition(&self) -> Exposition {
+    fn exposition(&self, tracer: Tracer) -> Exposition {
         Exposition {
             clock: Arc::clone(&self.reports.clock),
             views: self.reception.views.clone(),
             points: self.reports.points.clone(),
             facts: self.reports.facts.clone(),
+            tracer,
         }
     }
 

@@ -137,7 +137,7 @@ impl Trials {
             items.push(SignItem { subject: Subject::Canary(trial.id(domain, canary)), csr });
             keys.push(key);
         }
-        let answers = calls.sign(items).await.map_err(|fault| fault.why)?;
+        let answers = calls.sign(items, None).await.map_err(|fault| fault.why)?;
         let mut birds = keys.into_iter().zip(answers).map(|(key, answer)| match answer {
             SignAnswer::Issued { chain, .. } => identity(chain, &key).map(Some),
             SignAnswer::Refused(Code::NotFound, _) => Ok(None),

@@ -326,7 +326,8 @@ mod tests {
     #[test]
     fn items_are_counted_before_they_are_read() {
         let items = vec![v1::SignItem::default(); 100];
-        let asked = Some(v1::call::Asked::Sign(v1::SignRequest { items }));
+        let asked =
+            Some(v1::call::Asked::Sign(v1::SignRequest { items, ..v1::SignRequest::default() }));
         let call = v1::Call { number: 1, asked };
         let sign = v1::FromAgent { step: Some(v1::from_agent::Step::Call(call)) }.encode_to_vec();
         assert!(elements_within(&sign, 100) && !elements_within(&sign, 99));

@@ -3,11 +3,13 @@
 //! It refuses to know what any of the programs does.
 
 pub mod exit;
+pub mod otlp;
 pub mod output;
 mod resident;
 pub mod run;
 pub mod settings;
 pub mod system;
+pub mod trace;
 
 use std::error::Error;
 use std::process::ExitCode;

@@ -15,6 +15,7 @@ use countersign_program::output::{Output, printable};
 use countersign_program::run::{Dump, Logging, run};
 use countersign_program::settings::{Field, MaybeAddress, Program, Resolved, Settings, remember};
 use countersign_program::system::socket_path;
+use countersign_program::trace::{OTLP, TRACE_SHARE, Tracing};
 use serde_json::json;
 
 use self::fixed::{Inbound, Outbound};
@@ -70,6 +71,8 @@ impl Program for ProxyProgram {
             "Where Prometheus finds metrics, `IP:PORT`; `off` for nowhere",
         )
         .or("off"),
+        OTLP,
+        TRACE_SHARE,
     ];
 }
 
@@ -125,6 +128,7 @@ pub fn proxy(settings: &Settings<ProxyProgram>, output: Output) -> Result<Exit> 
     let authorization = authorization(&mut resolved);
     let listeners = listeners(&mut resolved);
     let metrics = resolved.required::<MaybeAddress>("metrics");
+    let tracing = Tracing::resolve(&mut resolved);
     let logging = Logging::resolve(&mut resolved);
     resolved.finish()?;
     let (Some(name), Some(identity), Some(authorization), Some(listeners)) =
@@ -140,7 +144,7 @@ pub fn proxy(settings: &Settings<ProxyProgram>, output: Output) -> Result<Exit> 
         Listeners::Fixed { .. } => None,
     };
     let known_as = name.to_string();
-    let config = Config { name, identity, authorization, listeners, metrics };
+    let config = Config { name, identity, authorization, listeners, metrics, tracing };
     run(
         logging,
         Dump::AsUsual,

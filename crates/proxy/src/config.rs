@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use countersign::{Authorization, Endpoint};
 use countersign_identity::{Name, SpiffeId, TrustDomain};
+use countersign_program::trace::Tracing;
 
 use crate::dial::Target;
 
@@ -21,6 +22,8 @@ pub struct Config {
     pub listeners: Listeners,
     /// Where metrics are served over plain HTTP, if they are.
     pub metrics: Option<SocketAddr>,
+    /// Where spans go, if they go anywhere.
+    pub tracing: Option<Tracing>,
 }
 
 /// Where the proxy's own identity comes from.

@@ -243,6 +243,7 @@ impl Door {
                         service: self.service.clone(),
                         admitted: admitted.clone(),
                     }),
+                    service: self.service.clone(),
                 };
                 let retires = admitted.retires();
                 let announce = async {

@@ -54,7 +54,8 @@ fn answer(request: &Request<Incoming>, plane: &Plane) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => {
-            *response.body_mut() = Body::from(Bytes::from(plane.metrics.text(&plane.trust)));
+            *response.body_mut() =
+                Body::from(Bytes::from(plane.metrics.text(&plane.trust, plane.tracer.dropped())));
             response.headers_mut().insert(CONTENT_TYPE, OPEN_METRICS);
         }
         (_, "/metrics") => *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED,

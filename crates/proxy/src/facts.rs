@@ -12,21 +12,23 @@ use crate::metrics::Metrics;
 use crate::plane::Plane;
 
 /// Takes a fact without waiting.
-pub(crate) type Sink = Arc<dyn Fn(HandshakeFact) + Send + Sync>;
+pub type Sink = Arc<dyn Fn(HandshakeFact) + Send + Sync>;
 
 /// Counts every fact, and passes on those that there is room for.
-pub(crate) struct Facts {
+pub struct Facts {
     sink: Sink,
     metrics: Metrics,
     failures: Mutex<Reported>,
 }
 
 impl Facts {
-    pub(crate) fn new(sink: Sink, metrics: Metrics) -> Self {
+    /// Counts here, and passes on there.
+    pub fn new(sink: Sink, metrics: Metrics) -> Self {
         Self { sink, metrics, failures: Mutex::default() }
     }
 
-    pub(crate) fn report(&self, fact: HandshakeFact) {
+    /// Takes one, and never waits.
+    pub fn report(&self, fact: HandshakeFact) {
         self.metrics.handshake(&fact);
         let source = fact.peer_address.map(|address| Source::of(address.ip()));
         if fact.code.is_some() {

@@ -62,6 +62,7 @@ mod shares;
 mod standing;
 mod supervise;
 mod tasks;
+mod trace;
 mod tunnel;
 mod upstream;
 mod wire;
@@ -71,8 +72,9 @@ pub use config::{
     LocalPlace, Protocol, Ready,
 };
 pub use dial::Target;
+pub use facts::{Facts, Sink};
 pub use listener::ListenFault;
-pub use metrics::{METRICS, Row};
+pub use metrics::{METRICS, Metrics, Row};
 pub use run::run;
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use prometheus_client::registry::{Metric, Registry};
 use crate::standing::Standing;
 
 /// Name as it is exposed, kind, labels and meaning of every metric.
-pub const METRICS: [Row; 16] = [
+pub const METRICS: [Row; 17] = [
     (
         "countersign_proxy_handshakes_total",
         "counter",
@@ -114,6 +114,7 @@ pub const METRICS: [Row; 16] = [
         &[],
         "1 while the agent says who may connect; 0 by local rules, and while it is away",
     ),
+    ("countersign_proxy_spans_dropped_total", "counter", &[], "Spans that no collector took"),
 ];
 
 /// Name, kind, labels, meaning.
@@ -151,7 +152,7 @@ struct Part {
 
 /// The counters of one proxy.
 #[derive(Clone, Default)]
-pub(crate) struct Metrics(Arc<Inner>);
+pub struct Metrics(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
@@ -182,7 +183,7 @@ impl Default for Seconds {
 /// What is exposed, in the order of the table.
 struct Page {
     registry: Registry,
-    rows: std::array::IntoIter<Row, 16>,
+    rows: std::array::IntoIter<Row, 17>,
 }
 
 impl Page {
@@ -254,7 +255,7 @@ impl Metrics {
     }
 
     /// The exposition text.
-    pub(crate) fn text(&self, trust: &Trust) -> String {
+    pub(crate) fn text(&self, trust: &Trust, spans_dropped: u64) -> String {
         let mut page = Page { registry: Registry::default(), rows: METRICS.into_iter() };
         let inner = &*self.0;
         let vitals = self.standing().vitals(trust);
@@ -265,6 +266,8 @@ impl Metrics {
             }
             family
         };
+        let dropped = Counter::<u64>::default();
+        dropped.inc_by(spans_dropped);
         // Counted where they happen, whoever holds the connection.
         let ended = Counter::<u64>::default();
         ended.inc_by(trust.revoked());
@@ -291,6 +294,7 @@ impl Metrics {
         page.add(part(Told::Ends));
         page.add(gauge(revision));
         page.add(gauge(subscribed));
+        page.add(dropped);
         let mut text = String::new();
         if prometheus_client::encoding::text::encode(&mut text, &page.registry).is_err() {
             // Writing to a string does not fail; if it did, half a text must not be taken for a whole one.
@@ -369,7 +373,7 @@ mod tests {
         metrics.saw(&status, Timestamp::from_secs(10));
         status.troubles.insert(countersign::Topic::Policy, "bad".to_owned());
         metrics.saw(&status, Timestamp::from_secs(20));
-        let text = metrics.text(&trust);
+        let text = metrics.text(&trust, 0);
         // Nobody has anything here that could end.
         let without_ends = METRICS.iter().filter(|(name, ..)| !name.contains("_ends_"));
         for (name, kind, ..) in without_ends {

@@ -99,6 +99,7 @@ impl Outlet {
                     certificate: None,
                     requests: None,
                     guard: None,
+                    service: self.upstream.clone(),
                 };
                 drop(route);
                 let how = (Spoken::Either, Patience::Program);

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use countersign::Flows;
 use countersign_identity::{Clock, Entropy};
+use countersign_program::trace::Tracer;
 use countersign_tls::{Standings, Trust};
 
 use crate::alarms::Alarms;
@@ -25,6 +26,7 @@ pub(crate) struct Plane {
     /// What peers have taken of what policies permit, by all doors together.
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
+    pub(crate) tracer: Tracer,
     /// Of all doors together: who floods one is not welcome at another.
     pub(crate) standings: Mutex<Standings>,
 }

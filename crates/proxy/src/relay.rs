@@ -5,7 +5,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use countersign_identity::Code;
+use countersign_identity::{Code, Name};
+use countersign_program::trace::{Context, Kind, Span};
 use countersign_tls::LiveCall;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, UPGRADE};
 use http::{Request, Response, StatusCode, Version};
@@ -23,6 +24,7 @@ use crate::plane::Plane;
 use crate::problem::problem;
 use crate::route::{Route, Ways};
 use crate::session::Session;
+use crate::trace;
 use crate::tunnel;
 use crate::upstream::{Failed, Upstream};
 
@@ -39,6 +41,8 @@ pub(crate) struct Relay {
     pub(crate) requests: Option<Arc<Semaphore>>,
     /// What that peer may ask for; `None` likewise.
     pub(crate) guard: Option<Guard>,
+    /// Which service they are for.
+    pub(crate) service: Name,
 }
 
 impl Relay {
@@ -59,15 +63,35 @@ impl Relay {
             return session.leave(response, session.enter());
         };
         let (grpc, began) = (is_grpc(request.headers()), self.plane.clock.now());
-        let response = match self.pass(request).await {
+        let mut span = self.span(&request);
+        let response = match self.pass(request, span.context()).await {
             Ok(response) => response,
             Err(failed) => match grpc.then(|| grpc_status(failed.code)).flatten() {
                 Some(status) => refused_call(status, &failed),
                 None => with_time(self.explain(&failed), failed.again),
             },
         };
+        span.number("http.response.status_code", i64::from(response.status().as_u16()));
+        if response.status().is_server_error() {
+            span.fail("");
+        }
+        drop(span);
         self.meter.request(response.status(), self.plane.clock.now().since(began));
         session.leave(response, busy)
+    }
+
+    /// A span of this hop: it continues the trace that the request says it belongs to. What the caller says there decides what is
+    /// told to the collector, and nothing else.
+    fn span(&self, request: &Request<Incoming>) -> Span {
+        let kind = if self.peer.is_some() { Kind::Server } else { Kind::Client };
+        let name = || format!("{} {}", trace::word(request.method()), self.service).into();
+        let mut span = self.plane.tracer.begin(name, kind, trace::read(request.headers()));
+        span.text("countersign.service", &self.service);
+        if let Some(peer) = self.peer.as_ref().and_then(|peer| peer.to_str().ok()) {
+            span.text("countersign.peer", peer);
+        }
+        span.text("http.request.method", trace::word(request.method()));
+        span
     }
 
     /// The answer in place of the one that did not come. A peer is not told where our program lives.
@@ -87,7 +111,11 @@ impl Relay {
         }
     }
 
-    async fn pass(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Failed> {
+    async fn pass(
+        &self,
+        mut request: Request<Incoming>,
+        span: Option<Context>,
+    ) -> Result<Response<Body>, Failed> {
         let asked = (request.version() == Version::HTTP_11)
             .then(|| headers::upgrade(request.headers()))
             .flatten();
@@ -101,6 +129,7 @@ impl Relay {
         };
         headers::strip_request(&mut head.headers)?;
         headers::strip_reserved(&mut head.headers);
+        trace::carry(&mut head.headers, span);
         if let Some(peer) = &self.peer {
             head.headers.insert(PEER_HEADER, peer.clone());
         }

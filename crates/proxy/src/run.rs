@@ -9,6 +9,7 @@ use countersign::{
     WorkloadApiOptions,
 };
 use countersign_identity::{Clock, Entropy, SystemClock, SystemEntropy};
+use countersign_program::trace::{Service, Tracer};
 use countersign_tls::{Standings, Trust};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -67,12 +68,22 @@ async fn with_source(
     let reporter = source.reporter();
     let flows = reporter.flows();
     let sink: Sink = Arc::new(move |fact| reporter.report(fact));
-    let plane = plane(source.trust(), clock, Arc::new(SystemEntropy), (sink, flows));
+    let entropy = Arc::new(SystemEntropy);
+    let (tracer, exporter) = match &config.tracing {
+        Some(tracing) => {
+            let service = Service { name: "countersign-proxy", instance: config.name.to_string() };
+            let (tracer, exporter) = Tracer::new(tracing, service, clock.clone(), entropy.clone());
+            (tracer, Some(exporter))
+        }
+        None => (Tracer::default(), None),
+    };
+    let plane = plane((source.trust(), tracer), clock, entropy, (sink, flows));
     let (alarms, over) = (plane.alarms.clone(), CancellationToken::new());
     let waking = tokio::spawn({
         let over = over.clone();
         async move { alarms.run(&over).await }
     });
+    let exporting = exporter.map(|exporter| tokio::spawn(exporter.run(over.clone())));
     let serving = stop.child_token();
     let address = metrics.as_ref().and_then(Listener::address);
     if let Some(listener) = metrics {
@@ -90,6 +101,9 @@ async fn with_source(
     }
     over.cancel();
     waking.await.context("the task that keeps time has failed")?;
+    if let Some(exporting) = exporting {
+        exporting.await.context("the task that sends spans has failed")?;
+    }
     served
 }
 
@@ -114,7 +128,7 @@ fn prepare(config: &Config, source: &Source) -> anyhow::Result<()> {
 
 /// Assembles what all parts share.
 pub(crate) fn plane(
-    trust: Arc<Trust>,
+    (trust, tracer): (Arc<Trust>, Tracer),
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     (sink, flows): (Sink, Flows),
@@ -131,6 +145,7 @@ pub(crate) fn plane(
         flows,
         limits: Limits::default(),
         metrics,
+        tracer,
     })
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use countersign_identity::{Code, KeyId, Lifetime, TrustDomain};
 use countersign_pki::{DnsName, KeyVault, NoVault};
+use countersign_program::trace::Tracing;
 use countersign_seal::{KekFileRefused, KeyWrap, WrapRefused};
 use countersign_store::{Password, PostgresUrl, StoreError};
 
@@ -72,6 +73,8 @@ pub struct Config {
     pub node_authorities: Option<NodeAuthorities>,
     /// How long the details of events are kept; for ever when absent.
     pub details_kept: Option<Duration>,
+    /// Where spans go, if they go anywhere.
+    pub tracing: Option<Tracing>,
     /// Where keys are that lie in tokens.
     pub vault: Arc<dyn KeyVault>,
     /// What opens the key file, if it is wrapped.
@@ -96,6 +99,7 @@ impl Config {
             journal: None,
             node_authorities: None,
             details_kept: None,
+            tracing: None,
             vault: Arc::new(NoVault),
             unlock: None,
         }

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::{Clock, Code, Entropy, Revision};
+use countersign_program::trace::{Scope, Tracer};
 use countersign_store::Store;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +36,7 @@ pub(crate) struct Control {
     pub(crate) slices: Slices,
     pub(crate) throttle: Mutex<Throttle>,
     pub(crate) watch: Arc<Watch>,
+    pub(crate) tracer: Tracer,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) views: Views,
     pub(crate) signing: Signing,
@@ -101,7 +103,7 @@ impl Control {
     ) -> Result<(Svid, Arc<State>), Refused> {
         let order = |state: &State| {
             let (wanted, cause) = decide(state);
-            Order { wanted: vec![Ok(wanted)], cause }
+            Order { wanted: vec![Ok(wanted)], cause, scope: Scope::default() }
         };
         let (svids, state) = self.issue(order).await?;
         let svid = svids.into_iter().next();

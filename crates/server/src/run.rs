@@ -8,6 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use countersign_audit::{Entry, Event, EventKind};
 use countersign_identity::{Clock, Code, Entropy, SystemClock, SystemEntropy, Timestamp};
+use countersign_program::trace::{Exporter, Service, Tracer};
 use countersign_seal::{Kek, KekFile};
 use countersign_store::{Batch, PAGE_MAX, Store};
 use countersign_tls::{Limits, Slice, Trust};
@@ -320,6 +321,8 @@ struct Serving {
     rotation: Arc<Rotation>,
     walker: Arc<Walker>,
     own: Own,
+    /// What sends spans, if anybody wants any.
+    exporter: Option<Exporter>,
 }
 
 impl Serving {
@@ -341,6 +344,7 @@ impl Serving {
         let shared = matches!(start.config.store, StoreAt::Postgres { .. });
         let replicas = shared.then(|| Replicas::new(start.domain.server.to_string()));
         let watch = Arc::new(Watch::new(start.started));
+        let (tracer, exporter) = tracer(start);
         let rotation = Arc::new(Rotation {
             store: Arc::clone(&start.store),
             authorities: Arc::clone(&authorities),
@@ -365,6 +369,7 @@ impl Serving {
             slices: Slices::default(),
             throttle: Mutex::new(Throttle::default()),
             watch,
+            tracer,
             pulse: Arc::default(),
             views: Views::default(),
             signing: Signing::default(),
@@ -389,7 +394,7 @@ impl Serving {
             clock,
             entropy,
         };
-        Self { control, trust, authorities, rotation, walker, own }
+        Self { control, trust, authorities, rotation, walker, own, exporter }
     }
 
     /// Succeeds the issuer if that is due, records the start, and issues the first credential of our own. While
@@ -408,6 +413,16 @@ impl Serving {
         start.time.recorded(now);
         Ok(self.own.renew().await?)
     }
+}
+
+/// What begins spans, and what sends them, if anybody wants any.
+fn tracer(start: &Start) -> (Tracer, Option<Exporter>) {
+    let Some(tracing) = &start.config.tracing else { return (Tracer::default(), None) };
+    let instance = start.domain.server.to_string();
+    let service = Service { name: "countersign-server", instance };
+    let Surroundings { clock, entropy } = start.around.clone();
+    let (tracer, exporter) = Tracer::new(tracing, service, clock, entropy);
+    (tracer, Some(exporter))
 }
 
 /// Remembers the enforcement points on record: none of them is dead because the server was away.
@@ -474,7 +489,7 @@ impl Parts {
         stop: CancellationToken,
     ) -> Result<Ended, StartError> {
         let Self { start, serving, feeder, listener, metrics, views, console, due } = self;
-        let Serving { control, trust, authorities, rotation, walker, own } = serving;
+        let Serving { control, trust, authorities, rotation, walker, own, exporter } = serving;
         let about = About { views: to_say.views, ..start.about(to_say.listen) };
         let drain = start.config.drain;
         let holder = start.domain.server.to_string();
@@ -528,6 +543,9 @@ impl Parts {
         let (hold_off, journal) = (start.config.hold_off, start.config.journal.clone());
         spawn(&mut parts, recover(Arc::clone(&control), hold_off, journal, after.clone()));
         spawn(&mut parts, watchdog(after.clone()));
+        if let Some(exporter) = exporter {
+            spawn(&mut parts, exporter.run(after.clone()));
+        }
         if let Some(listener) = metrics {
             spawn(&mut parts, serve_metrics(listener, Arc::clone(&control), after.clone()));
         }

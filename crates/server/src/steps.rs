@@ -143,6 +143,7 @@ impl Steps {
             slices: Slices::default(),
             throttle: Mutex::new(Throttle::default()),
             watch: Arc::new(Watch::new(clock.now())),
+            tracer: countersign_program::trace::Tracer::default(),
             pulse: Arc::default(),
             views: crate::views::Views::default(),
             signing: Signing::default(),

@@ -334,7 +334,7 @@ impl Machine {
         let call = self.call(Call::Sign(asked), effects);
         let chain = self.disk.node.shown();
         let server = self.life.as_ref().map_or(0, |life| life.server);
-        let request = v1::SignRequest { items };
+        let request = v1::SignRequest { items, ..v1::SignRequest::default() };
         effects.push(Effect::Send(server, Request::Sign { call, chain, request }));
     }
 

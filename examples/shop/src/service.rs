@@ -70,6 +70,8 @@ struct Upstream {
 }
 
 const BODY_BYTES_MAX: usize = 64 * 1024;
+/// Where a request stands in a trace (W3C Trace Context); whoever asks somebody else passes it on.
+const TRACE: http::HeaderName = http::HeaderName::from_static("traceparent");
 
 /// Serves until stopped. `environment` looks up a variable.
 ///
@@ -144,13 +146,14 @@ impl Service {
             return json_answer(StatusCode::PAYLOAD_TOO_LARGE, &json!({"error": "body too large"}));
         };
         let path = parts.uri.path();
+        let trace = parts.headers.get(TRACE);
         match (self.role, &parts.method, path) {
             (Role::Web, &Method::GET, "/") => {
-                self.ask(Method::GET, "/orders/42", "web", Bytes::new()).await
+                self.ask((Method::GET, "/orders/42"), "web", Bytes::new(), trace).await
             }
             (Role::Orders, &Method::GET, path) if path.starts_with("/orders/") => {
                 let charge = json!({"order": &path["/orders/".len()..], "cents": 4200}).to_string();
-                self.ask(Method::POST, "/charges", "orders", charge.into()).await
+                self.ask((Method::POST, "/charges"), "orders", charge.into(), trace).await
             }
             (Role::Payments, &Method::POST, "/charges") => {
                 let order =
@@ -165,11 +168,17 @@ impl Service {
     }
 
     /// Asks the next service and puts its answer into ours.
-    async fn ask(&self, method: Method, path: &str, service: &str, body: Bytes) -> Answer {
+    async fn ask(
+        &self,
+        (method, path): (Method, &str),
+        service: &str,
+        body: Bytes,
+        trace: Option<&HeaderValue>,
+    ) -> Answer {
         let Some(next) = &self.next else {
             return json_answer(StatusCode::NOT_FOUND, &json!({"error": "no such page"}));
         };
-        match next.fetch(method, path, body).await {
+        match next.fetch((method, path), body, trace).await {
             Ok((StatusCode::OK, answer)) => {
                 json_answer(StatusCode::OK, &json!({"service": service, (next.name): answer}))
             }
@@ -186,12 +195,18 @@ impl Service {
 }
 
 impl Upstream {
-    async fn fetch(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Value)> {
-        let request = Request::builder()
+    async fn fetch(
+        &self,
+        (method, path): (Method, &str),
+        body: Bytes,
+        trace: Option<&HeaderValue>,
+    ) -> Result<(StatusCode, Value)> {
+        let mut request = Request::builder()
             .method(method)
             .uri(format!("http://{}{path}", self.name))
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))?;
+        request.headers_mut().extend(trace.map(|trace| (TRACE, trace.clone())));
         let answer = self.client.request(request).await?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), BODY_BYTES_MAX).collect().await;

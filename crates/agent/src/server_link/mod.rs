@@ -15,6 +15,7 @@ use bytes::Bytes;
 use countersign_api::v1;
 use countersign_identity::{Code, KeyId, Name, NodeId, Revision, Revocations, SpiffeId, Timestamp};
 use countersign_pki::{Bundle, Chain, PrivateKey};
+use countersign_program::trace::Context;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
@@ -227,7 +228,12 @@ impl Quiet {
 #[async_trait]
 pub trait Calls: Send + Sync + 'static {
     /// Asks for SVIDs; the answers come in the order of the items.
-    async fn sign(&self, items: Vec<SignItem>) -> Result<Vec<SignAnswer>, LinkFault>;
+    /// The request stands there in a trace, if it does in any.
+    async fn sign(
+        &self,
+        items: Vec<SignItem>,
+        from: Option<Context>,
+    ) -> Result<Vec<SignAnswer>, LinkFault>;
 
     /// Passes facts and statuses on. They may be lost.
     async fn report(&self, report: v1::ReportRequest) -> Result<(), LinkFault>;

@@ -12,6 +12,7 @@ use countersign_api::v1;
 use countersign_api::v1::node_client::NodeClient;
 use countersign_identity::{Clock, Code, Revision, Revocations, Sha256, Timestamp, TrustDomain};
 use countersign_pki::{Bundle, Bundles};
+use countersign_program::trace::Context;
 use countersign_tls::{
     Expected, FirstContact, HANDSHAKE_TIMEOUT, Identity, Outbound, Present, Slice, Stream, Trust,
     connect_pinned, dial,
@@ -447,7 +448,11 @@ struct StandingCalls {
 
 #[async_trait]
 impl Calls for StandingCalls {
-    async fn sign(&self, items: Vec<SignItem>) -> Result<Vec<SignAnswer>, LinkFault> {
+    async fn sign(
+        &self,
+        items: Vec<SignItem>,
+        from: Option<Context>,
+    ) -> Result<Vec<SignAnswer>, LinkFault> {
         let asked = items.len();
         let items = items
             .into_iter()
@@ -459,7 +464,8 @@ impl Calls for StandingCalls {
                 v1::SignItem { workload, csr: csr.into(), canary }
             })
             .collect();
-        let answer = answered(self.calls.sign(v1::SignRequest { items })).await?;
+        let traceparent = from.map(|from| from.to_string()).unwrap_or_default();
+        let answer = answered(self.calls.sign(v1::SignRequest { items, traceparent })).await?;
         if answer.results.len() != asked {
             return Err(broken(format!("{} results for {asked} items", answer.results.len())));
         }

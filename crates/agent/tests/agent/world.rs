@@ -62,6 +62,7 @@ impl World {
             socket: self.folder.path().join("run/s"),
             launcher: None,
             metrics: None,
+            tracing: None,
             pinning: Pinning::Auto,
         }
     }

@@ -9,6 +9,7 @@ use countersign_api::admin::TrustFingerprint;
 use countersign_identity::{Code, DurationText, Lifetime, Name, TrustDomain};
 use countersign_pki::DnsName;
 use countersign_program::run::{Dump, Logging, harden, run};
+use countersign_program::trace::{OTLP, TRACE_SHARE, Tracing};
 use countersign_server::{
     Config, ConsoleConfig, InitConfig, NodeAuthorities, Ready, RequestReport, StartError, StoreAt,
 };
@@ -152,6 +153,8 @@ impl Program for ServerProgram {
             "Where Prometheus finds metrics, `IP:PORT`; `off` for nowhere",
         )
         .or("127.0.0.1:9464"),
+        OTLP,
+        TRACE_SHARE,
         Field::one(
             "views",
             "ADDRESS",
@@ -325,6 +328,7 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
     let listen = listen(&mut resolved);
     let admin = resolved.optional::<PathBuf>("admin-socket");
     let metrics = resolved.required::<MaybeAddress>("metrics");
+    let tracing = Tracing::resolve(&mut resolved);
     let views = resolved.required::<MaybeAddress>("views");
     let console = resolved.required::<MaybeAddress>("console");
     let console_names = resolved.list::<DnsName>("console-name");
@@ -361,6 +365,7 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
         listen,
         admin,
         metrics,
+        tracing,
         views,
         console: console.map(|listen| ConsoleConfig { listen, names: named(console_names) }),
         advertise,

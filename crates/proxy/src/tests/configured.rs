@@ -112,7 +112,8 @@ async fn files(realm: &Realm, workload: &str, folder: &Path) -> IdentitySource {
 
 fn config(identity: IdentitySource, authorization: Authorization, listeners: Listeners) -> Config {
     let metrics = Some("127.0.0.1:0".parse().unwrap());
-    Config { name: name("proxy"), identity, authorization, listeners, metrics }
+    let tracing = None;
+    Config { name: name("proxy"), identity, authorization, listeners, metrics, tracing }
 }
 
 async fn orders(

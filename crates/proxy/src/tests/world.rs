@@ -63,7 +63,7 @@ impl Proxy {
         let seen = facts.clone();
         let sink = Arc::new(move |fact| seen.lock().unwrap().push(fact));
         let plane = crate::run::plane(
-            trust.clone(),
+            (trust.clone(), countersign_program::trace::Tracer::default()),
             realm.clock.clone(),
             Arc::new(SeededEntropy::new(5)),
             (sink, countersign::Flows::default()),

@@ -10,6 +10,7 @@ use countersign_identity::{
 use countersign_pki::{
     Certificate, DnsName, Draft, ProvenKey, Provenance, Receipt, Reserved, Reviewed, Role, Summary,
 };
+use countersign_program::trace::Scope;
 use countersign_store::{Batch, IssuedRow, Op, Store};
 use countersign_tls::revoked;
 
@@ -51,6 +52,8 @@ pub(crate) struct Order {
     pub(crate) wanted: Vec<Result<Wanted, Refused>>,
     /// On whose behalf.
     pub(crate) cause: Cause,
+    /// Where its steps stand in a trace, if they are told.
+    pub(crate) scope: Scope,
 }
 
 /// A certificate that is recorded, signed and verified.
@@ -134,16 +137,21 @@ impl Desk {
         let provenance = Provenance { revision: state.revision, node: tag };
         let request = Request { state, by, standing, now, provenance };
         // 2. Build and review. What does not pass is not recorded.
+        let reviewing = order.scope.begin("review");
         let mut reviewed = Vec::with_capacity(order.wanted.len());
         for one in order.wanted {
             reviewed.push(one.and_then(|one| self.review(one, &request)));
         }
+        drop(reviewing);
+        let recording = order.scope.begin("record");
         // 3. Record before signing. A crash in between leaves an entry without a certificate, which is
         // harmless; the other order could leave a certificate which the log has never seen.
         let summaries = reviewed.iter().flatten().map(Reviewed::summary).collect();
         let committed = self.store.commit(batch(&request, summaries, order.cause)).await?;
         self.time.recorded(now);
+        drop(recording);
         // 4. Sign what was recorded.
+        let _signing = order.scope.begin("sign");
         let mut receipts = committed.receipts.into_iter();
         let mut svids = Vec::with_capacity(reviewed.len());
         for one in reviewed {

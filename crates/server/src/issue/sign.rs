@@ -8,6 +8,7 @@ use countersign_identity::{
     Canary, Code, Lifetime, Revocation, Revoked, SpiffeId, Timestamp, Trial,
 };
 use countersign_pki::{ProvenKey, Reserved};
+use countersign_program::trace::{Kind, Scope};
 use countersign_store::Op;
 
 use crate::attest::{Caller, chain};
@@ -53,8 +54,24 @@ pub(crate) async fn sign(
             format!("{} items are over the limit of {ITEMS_MAX} a request", request.items.len()),
         ));
     }
+    // Whoever asks says where it stands in a trace. That decides what is told, and nothing else.
+    let parent = request.traceparent.parse().ok();
+    let mut span = control.tracer.begin(|| "Sign".into(), Kind::Server, parent);
+    span.text("countersign.node", &caller.row.spiffe_id);
+    span.number("countersign.svids", i64::try_from(request.items.len()).unwrap_or(i64::MAX));
+    let scope = span.scope();
+    let opening = scope.begin("verify requests");
     let items = open(request.items).await;
-    let (mut svids, state) = control.issue(|state| order(&control, &caller, state, &items)).await?;
+    drop(opening);
+    let issued = control.issue(|state| {
+        let _authorising = scope.begin("authorise");
+        order(&control, &caller, state, (&items[..], scope.clone()))
+    });
+    let issued = issued.await;
+    if let Err(refused) = &issued {
+        span.fail(refused.code.as_str());
+    }
+    let (mut svids, state) = issued?;
     for (item, svid) in items.iter().zip(&mut svids) {
         if item.is_former_canary() {
             *svid = former_canary(&control, &caller, &state, item).await;
@@ -83,9 +100,15 @@ async fn open(items: Vec<v1::SignItem>) -> Vec<Item> {
 }
 
 /// Authorises each item on one snapshot.
-fn order(control: &Control, caller: &Caller, state: &State, items: &[Item]) -> Order {
+fn order(
+    control: &Control,
+    caller: &Caller,
+    state: &State,
+    (items, scope): (&[Item], Scope),
+) -> Order {
     let now = control.clock.now();
-    ordered(caller, control, items.iter().map(|item| decide(state, caller, item, now)).collect())
+    let wanted = items.iter().map(|item| decide(state, caller, item, now)).collect();
+    Order { scope, ..ordered(caller, control, wanted) }
 }
 
 fn ordered(caller: &Caller, control: &Control, wanted: Vec<Result<Wanted, Refused>>) -> Order {
@@ -95,7 +118,8 @@ fn ordered(caller: &Caller, control: &Control, wanted: Vec<Result<Wanted, Refuse
         Op::TouchNode { id, at: control.clock.now() },
     ];
     let actor = caller.row.spiffe_id.to_string();
-    Order { wanted, cause: Cause { actor, node: Some(id), ops, events: Vec::new() } }
+    let cause = Cause { actor, node: Some(id), ops, events: Vec::new() };
+    Order { wanted, cause, scope: Scope::default() }
 }
 
 fn decide(state: &State, caller: &Caller, item: &Item, now: Timestamp) -> Result<Wanted, Refused> {

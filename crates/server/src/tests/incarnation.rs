@@ -118,8 +118,11 @@ async fn what_was_revoked_after_the_backup_is_taken_back_from_agents_before_anyt
         Revision::from(again.snapshot().await.revision.unwrap()).incarnation,
         report.revision.incarnation
     );
-    let refused =
-        client.node.sign(v1::SignRequest { items: vec![item("web", &key())] }).await.unwrap_err();
+    let refused = client
+        .node
+        .sign(v1::SignRequest { items: vec![item("web", &key())], ..v1::SignRequest::default() })
+        .await
+        .unwrap_err();
     assert_eq!(code(&refused), Code::NotReady);
     let taken = hand_back(&mut client, stream.signed.clone()).await.unwrap();
     assert!(4 <= taken, "{taken}");
@@ -501,7 +504,10 @@ async fn hold_off_of_a_restored_store_begins_with_its_first_server_and_not_anew_
     realm.clock.advance(Duration::from_secs(600));
     let running = realm.serve_at("e").await;
     let mut client = agent.client(&realm, &running).await;
-    let refused = client.node.sign(v1::SignRequest { items: vec![item("web", &key())] }).await;
+    let refused = client
+        .node
+        .sign(v1::SignRequest { items: vec![item("web", &key())], ..v1::SignRequest::default() })
+        .await;
     assert_eq!(code(&refused.unwrap_err()), Code::NotReady);
     realm.clock.advance(Duration::from_secs(61));
     assert!(sign(&mut client, vec![item("web", &key())]).await.remove(0).is_ok());

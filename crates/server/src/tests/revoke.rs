@@ -114,7 +114,11 @@ async fn serial_takes_its_key_with_it_and_both_are_refused_for_ever() {
     assert_eq!(targets, [Revoked::Serial(serial), Revoked::Key(leaked.public().id())]);
     assert_eq!(answer.covered, 1, "the other certificate of the same workload is not covered");
     let items = vec![item("web", &leaked)];
-    let again = client.node.sign(v1::SignRequest { items }).await.unwrap_err();
+    let again = client
+        .node
+        .sign(v1::SignRequest { items, ..v1::SignRequest::default() })
+        .await
+        .unwrap_err();
     assert_eq!(code(&again), Code::RevokedKey);
     assert!(sign(&mut client, vec![item("web", &other)]).await[0].is_ok());
     running.stop().await;
@@ -122,7 +126,11 @@ async fn serial_takes_its_key_with_it_and_both_are_refused_for_ever() {
     realm.clock.advance(Duration::from_secs(1800));
     let client = agent.client(&realm, &running).await;
     let items = vec![item("web", &leaked)];
-    let again = client.node.sign(v1::SignRequest { items }).await.unwrap_err();
+    let again = client
+        .node
+        .sign(v1::SignRequest { items, ..v1::SignRequest::default() })
+        .await
+        .unwrap_err();
     assert_eq!(code(&again), Code::RevokedKey, "also after a restart, and when the rule is moot");
     running.stop().await;
     realm.verify_everything().await;
@@ -221,7 +229,10 @@ async fn leaked_node_loses_its_stream_and_comes_back_by_attesting_anew_only() {
         }
     };
     soon(ended).await;
-    let asked = client.node.sign(v1::SignRequest { items: vec![item("web", &key())] }).await;
+    let asked = client
+        .node
+        .sign(v1::SignRequest { items: vec![item("web", &key())], ..v1::SignRequest::default() })
+        .await;
     let issued = asked.is_ok_and(|answer| {
         let results = answer.into_inner().results;
         results

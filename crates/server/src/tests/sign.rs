@@ -23,7 +23,7 @@ pub(super) async fn sign(
     client: &mut Client,
     items: Vec<v1::SignItem>,
 ) -> Vec<Result<v1::Issued, Code>> {
-    let request = v1::SignRequest { items };
+    let request = v1::SignRequest { items, ..v1::SignRequest::default() };
     let answer = client.node.sign(request).await.map(Response::into_inner).unwrap();
     let read = |result: v1::SignResult| match result.outcome.unwrap() {
         Outcome::Issued(issued) => Ok(issued),
@@ -140,7 +140,11 @@ async fn request_over_its_bound_is_refused_as_a_whole() {
     let mut client = agent.client(&realm, &running).await;
     let key = PrivateKey::generate(KeyKind::P256).unwrap();
     let items = vec![item("web", &key); 257];
-    let refused = client.node.sign(v1::SignRequest { items }).await.unwrap_err();
+    let refused = client
+        .node
+        .sign(v1::SignRequest { items, ..v1::SignRequest::default() })
+        .await
+        .unwrap_err();
     assert_eq!(code(&refused), Code::TooLarge);
     let results = sign(&mut client, vec![item("web", &key); 256]).await;
     assert!(results.iter().all(Result::is_ok));
@@ -158,7 +162,7 @@ async fn removed_node_gets_nothing_on_a_connection_that_is_still_open() {
     let key = PrivateKey::generate(KeyKind::P256).unwrap();
     sign(&mut client, vec![item("web", &key)]).await.remove(0).unwrap();
     running.admin.remove_node(agent.node).await.unwrap();
-    let request = v1::SignRequest { items: vec![item("web", &key)] };
+    let request = v1::SignRequest { items: vec![item("web", &key)], ..v1::SignRequest::default() };
     let refused = client.node.sign(request).await.unwrap_err();
     unknown_or_cut(&refused);
     running.stop().await;
@@ -217,7 +221,8 @@ async fn signing_goes_on_while_rights_are_taken_away_elsewhere() {
     let signing = async {
         let mut outcomes = Vec::new();
         for _ in 0..40 {
-            let request = v1::SignRequest { items: vec![item("web", &key)] };
+            let request =
+                v1::SignRequest { items: vec![item("web", &key)], ..v1::SignRequest::default() };
             outcomes.push(client.node.sign(request).await.map_err(|status| code(&status)));
         }
         outcomes

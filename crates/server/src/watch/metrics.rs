@@ -139,6 +139,7 @@ impl<'a> Scrape<'a> {
             Metric::SvidsInTrouble => number(fleet.in_trouble),
             Metric::FirstExpiry => moment(fleet.first_expiry),
             Metric::ClockSkew => vec![(String::new(), fleet.skew.as_secs_f64())],
+            Metric::SpansDropped => number(control.tracer.dropped()),
             Metric::ClockBehind => flag(control.desk.time.trusted(self.now).is_err()),
         }
     }

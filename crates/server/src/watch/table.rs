@@ -42,13 +42,14 @@ pub(crate) enum Metric {
     FirstExpiry,
     ClockSkew,
     ClockBehind,
+    SpansDropped,
     CallSeconds,
 }
 
 /// Name, kind, labels and help. A name is written here and nowhere else.
 pub(crate) type Row = (&'static str, &'static str, &'static [&'static str], &'static str);
 
-pub(super) const METRICS: [(Metric, Row); 40] = {
+pub(super) const METRICS: [(Metric, Row); 41] = {
     use Metric::*;
     [
         (
@@ -373,6 +374,15 @@ pub(super) const METRICS: [(Metric, Row); 40] = {
                 "summary",
                 &["method"],
                 "How long calls of agents took, by method.",
+            ),
+        ),
+        (
+            SpansDropped,
+            (
+                "countersign_server_spans_dropped_total",
+                "counter",
+                &[],
+                "Spans that no collector took.",
             ),
         ),
     ]

@@ -125,7 +125,11 @@ impl ServerLink for Server {
 
 #[async_trait]
 impl Calls for Server {
-    async fn sign(&self, items: Vec<SignItem>) -> Result<Vec<SignAnswer>, LinkFault> {
+    async fn sign(
+        &self,
+        items: Vec<SignItem>,
+        _from: Option<countersign_program::trace::Context>,
+    ) -> Result<Vec<SignAnswer>, LinkFault> {
         self.check_up()?;
         let mut answers = Vec::new();
         for item in items {

@@ -4,7 +4,6 @@
 //! page; how far it came is in a file, which moves on only when a receiver is known to have what was sent.
 
 mod line;
-mod otlp;
 mod record;
 mod syslog;
 mod to;

@@ -3,10 +3,10 @@
 use std::io;
 
 use countersign_api::admin::EventView;
+use countersign_program::otlp::{number, post, text};
 use serde_json::{Value, json};
 
 use super::line::connect;
-use super::otlp::{number, post, text};
 use super::to::{Destination, Origin};
 
 /// Sends events in one message. Whoever answers that it is well has them.

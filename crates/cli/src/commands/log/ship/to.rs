@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use countersign_identity::Incarnation;
+use countersign_program::otlp::Collector;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
-use super::otlp::Collector;
 use super::pem;
 use crate::exit::Failure;
 

@@ -1,35 +1,42 @@
 //! OTLP over HTTP with bodies of JSON: where it goes, and one exchange (OpenTelemetry Protocol, section OTLP/HTTP).
 
+use std::fmt;
 use std::io;
+use std::str::FromStr;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// The port that collectors listen on for it.
-pub(super) const PORT: u16 = 4318;
+pub const PORT: u16 = 4318;
 /// The longest first line of an answer.
 const STATUS_BYTES_MAX: usize = 1024;
 
-/// Where a receiver is.
+/// A collector, reached in the clear: one beside the program, which knows the way on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Collector {
+pub struct Collector {
     authority: String,
     prefix: String,
 }
 
+/// A text that names no collector.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` names no collector: write `http://HOST:PORT`")]
+pub struct BadCollector(String);
+
 impl Collector {
     /// Where to connect to, `HOST:PORT`.
-    pub(super) fn authority(&self) -> &str {
+    pub fn authority(&self) -> &str {
         &self.authority
     }
 
     /// Where a signal goes, such as `traces`.
-    pub(super) fn path(&self, signal: &str) -> String {
+    pub fn path(&self, signal: &str) -> String {
         format!("{}/v1/{signal}", self.prefix)
     }
 
     /// What stands behind the scheme: `HOST[:PORT][/PREFIX]`.
-    pub(super) fn behind_scheme(rest: &str) -> Option<Self> {
+    pub fn behind_scheme(rest: &str) -> Option<Self> {
         let (authority, prefix) = match rest.split_once('/') {
             Some((authority, prefix)) => (authority, format!("/{}", prefix.trim_end_matches('/'))),
             None => (rest, String::new()),
@@ -51,11 +58,27 @@ impl Collector {
     }
 }
 
+impl FromStr for Collector {
+    type Err = BadCollector;
+
+    fn from_str(text: &str) -> Result<Self, BadCollector> {
+        let rest = text.strip_prefix("http://");
+        let bad = || BadCollector(text.chars().take(80).collect());
+        rest.and_then(Self::behind_scheme).ok_or_else(bad)
+    }
+}
+
+impl fmt::Display for Collector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}{}", self.authority, self.prefix)
+    }
+}
+
 /// Sends one body on a connection of its own, and says with which status it was answered.
 ///
 /// # Errors
 /// When the connection breaks, or what comes back is not HTTP.
-pub(super) async fn post<S: AsyncRead + AsyncWrite + Unpin>(
+pub async fn post<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     (authority, path): (&str, &str),
     body: &[u8],
@@ -85,12 +108,12 @@ pub(super) async fn post<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// An attribute with a text.
-pub(super) fn text(key: &str, value: &str) -> Value {
+pub fn text(key: &str, value: &str) -> Value {
     json!({ "key": key, "value": { "stringValue": value } })
 }
 
 /// An attribute with a number. As JSON has no integers of 64 bits, they travel as texts.
-pub(super) fn number(key: &str, value: i64) -> Value {
+pub fn number(key: &str, value: i64) -> Value {
     json!({ "key": key, "value": { "intValue": value.to_string() } })
 }
 
@@ -99,16 +122,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_receiver_is_a_host_and_a_port() {
-        let at = |text: &str| {
-            Collector::behind_scheme(text).map(|at| (at.authority().to_owned(), at.path("logs")))
-        };
-        let told = |authority: &str, path: &str| Some((authority.to_owned(), path.to_owned()));
-        assert_eq!(at("127.0.0.1:9"), told("127.0.0.1:9", "/v1/logs"));
-        assert_eq!(at("collector/"), told("collector:4318", "/v1/logs"));
-        assert_eq!(at("[::1]:9/otlp/"), told("[::1]:9", "/otlp/v1/logs"));
-        for bad in ["", "u@c:1", "c:99999", "c\r\nx: y", ":1", "c?x"] {
-            assert_eq!(at(bad), None, "{bad}");
+    fn a_collector_is_a_host_and_a_port_in_the_clear() {
+        let named = |text: &str| text.parse::<Collector>().map(|collector| collector.to_string());
+        assert_eq!(named("http://127.0.0.1:4318").unwrap(), "http://127.0.0.1:4318");
+        assert_eq!(named("http://collector/").unwrap(), "http://collector:4318");
+        assert_eq!(named("http://[::1]:9/otlp/").unwrap(), "http://[::1]:9/otlp");
+        assert_eq!("http://c/a".parse::<Collector>().unwrap().path("traces"), "/a/v1/traces");
+        for bad in [
+            "",
+            "127.0.0.1:4318",
+            "https://c:1",
+            "http://",
+            "http://u@c:1",
+            "http://c:99999",
+            "http://c\r\nx: y",
+        ] {
+            assert!(named(bad).is_err(), "{bad}");
         }
     }
 
