@@ -89,7 +89,11 @@ struct Seen {
 fn compare(state: &State, seen: &Seen, since: Timestamp) -> InventoryResponse {
     let service = |one: Resource| match one.spec {
         Spec::Service(spec) => Some((one.name, spec)),
-        Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Workload(_) | Spec::Policy(_) => None,
+        Spec::TrustDomain(_)
+        | Spec::Authority(_)
+        | Spec::Workload(_)
+        | Spec::Policy(_)
+        | Spec::Role(_) => None,
     };
     let services: BTreeMap<Name, ServiceSpec> = state.resources().filter_map(service).collect();
     let views: Vec<ServiceView> =

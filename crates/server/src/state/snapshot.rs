@@ -324,6 +324,7 @@ impl State {
             Parsed::Policy { record, .. } => Some(record),
             Parsed::Workload { .. }
             | Parsed::Service { .. }
+            | Parsed::Role { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Authority { .. }
             | Parsed::Bundle(_)
