@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::v1;
-use countersign_identity::{Clock, Code, Entropy, Name, Revision, Revocations, Timestamp};
+use countersign_identity::{
+    Clock, Code, Entropy, Incarnation, Name, Revision, Revocations, Timestamp,
+};
 use countersign_pki::{Bundle, Bundles};
 use countersign_program::trace::Tracer;
 use tokio::sync::{mpsc, watch};
@@ -54,8 +56,8 @@ pub(crate) struct Driver {
     lists: Option<Arc<RevocationLists>>,
     /// Rules with their signatures, to be handed back to a server whose store lost its tail.
     keepsakes: Arc<Keepsakes>,
-    /// The session on which they were compared last.
-    handed: u64,
+    /// The session and the incarnation in which they were compared last.
+    handed: (u64, Incarnation),
     keys: KeyMaker,
 }
 
@@ -139,7 +141,7 @@ impl Driver {
             enforced: None,
             lists: None,
             keepsakes,
-            handed: 0,
+            handed: (0, 0),
             keys: KeyMaker::new(),
         }
     }
@@ -255,8 +257,10 @@ impl Driver {
                 self.remember();
             }
         }
-        // Once a session: what is missing later was withdrawn by the server's own word.
-        if std::mem::replace(&mut self.handed, self.sessions) != self.sessions {
+        // Once for a session and an incarnation: what is missing later was withdrawn by the server's own word. A stream may
+        // outlive the beginning of an incarnation, whose state lacks what the store has lost.
+        let now = (self.sessions, replica.revision().incarnation);
+        if std::mem::replace(&mut self.handed, now) != now {
             self.hand_back(self.keepsakes.missing(&replica));
         }
     }
