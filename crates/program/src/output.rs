@@ -7,7 +7,7 @@ use countersign_identity::is_unseen;
 
 use crate::exit::OutputClosed;
 
-/// The widest that a cell of a table may be.
+/// The widest that a cell of a table may be which others follow.
 const CELL_CHARS_MAX: usize = 120;
 
 /// For whom the program speaks.
@@ -61,9 +61,13 @@ impl Table {
         Self { rows: vec![head.iter().map(|cell| cell.to_uppercase()).collect()] }
     }
 
-    /// Adds a line.
+    /// Adds a line. Its last cell, which pushes nothing out of sight, is whole.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.into_iter().map(|cell| shortened(printable(&cell))).collect());
+        let mut cells: Vec<String> = cells.into_iter().map(|cell| printable(&cell)).collect();
+        if let Some((_last, others)) = cells.split_last_mut() {
+            others.iter_mut().for_each(shorten);
+        }
+        self.rows.push(cells);
     }
 
     /// Whether it has no line but the names.
@@ -94,15 +98,14 @@ pub fn printable(text: &str) -> String {
     text.chars().map(|c| if is_unseen(c) { '\u{fffd}' } else { c }).collect()
 }
 
-/// The beginning and the end of what is too long for a cell; the JSON form tells all of it.
-fn shortened(text: String) -> String {
+/// Leaves the beginning and the end of what is too long for a cell; the JSON form tells all of it.
+fn shorten(text: &mut String) {
     let chars = text.chars().count();
-    if chars <= CELL_CHARS_MAX {
-        return text;
+    if CELL_CHARS_MAX < chars {
+        let begin = text.chars().take(CELL_CHARS_MAX * 2 / 3);
+        let end = text.chars().skip(chars - CELL_CHARS_MAX / 3);
+        *text = begin.chain(['\u{2026}']).chain(end).collect();
     }
-    let begin = text.chars().take(CELL_CHARS_MAX * 2 / 3);
-    let end = text.chars().skip(chars - CELL_CHARS_MAX / 3);
-    begin.chain(['\u{2026}']).chain(end).collect()
 }
 
 #[cfg(test)]
