@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask check | test | layers | gen | sbom | crash | bench | instructions | fuzz`.
+//! The project's own commands: `cargo xtask check | test | layers | gen | sbom | crash | bench | fuzz`.
 
 use std::process::ExitCode;
 
@@ -11,7 +11,6 @@ mod check;
 mod crash;
 mod fuzz;
 mod generate;
-mod instructions;
 mod layers;
 mod sbom;
 mod shell;
@@ -58,8 +57,6 @@ enum Command {
         #[command(flatten)]
         fleet: bench::FleetArguments,
     },
-    /// Count the instructions of what is done most, beside the committed table
-    Instructions(instructions::Counting),
     /// Run the kill rounds of a range of seeds, in pieces, going on where it was stopped
     Crash(crash::Rounds),
     /// Run every fuzz target for some seconds
@@ -90,7 +87,6 @@ fn run(command: Command) -> Result<()> {
         Command::Layers => layers::run(),
         Command::Gen => generate::run(),
         Command::Sbom => sbom::run(),
-        Command::Instructions(counting) => instructions::run(&counting),
         Command::Crash(rounds) => crash::run(&rounds),
         Command::Bench { output, name, fleet } => bench::run(output, name.as_deref(), &fleet),
         Command::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),

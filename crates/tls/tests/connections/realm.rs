@@ -102,24 +102,6 @@ impl Realm {
         Svid { id, chain, pkcs8: key.pkcs8().to_vec() }
     }
 
-    /// A certificate of an hour for a key whose possession is proven.
-    pub(crate) fn certify(&self, key: ProvenKey, path: &str, issuer: &Issuer) -> Certificate {
-        let lifetime = Lifetime::from_secs(3600).unwrap();
-        let draft = Draft {
-            id: self.domain.with_path(path).unwrap(),
-            key,
-            serial: Serial::draw(START, &self.entropy).unwrap(),
-            issued: START,
-            lifetime,
-            dns_names: Vec::new(),
-            provenance: Provenance { revision: Revision { incarnation: 1, number: 7 }, node: NODE },
-            reserved: Reserved::Refuse,
-        };
-        let profile =
-            Profile { domain: self.domain.clone(), lifetime_max: lifetime, pointers: None };
-        sign(draft.review(&profile, issuer).unwrap(), &self.issuer_key)
-    }
-
     /// The chain with another leaf, in whose contents these bytes are exchanged, rightly signed by the issuer.
     pub(crate) fn altered(&self, svid: &Svid, from: &[u8], to: &[u8]) -> Vec<Vec<u8>> {
         let mut tbs = svid.chain.leaf().tbs().to_vec();
