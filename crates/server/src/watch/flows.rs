@@ -21,6 +21,8 @@ const WAITING_MAX: usize = 10_000;
 const WRITE_EVERY: Duration = Duration::from_secs(2);
 /// How many are written at once.
 const WRITTEN_MAX: usize = 500;
+/// The most that one report says of one flow. A node that claims more would spoil the sums that others are in.
+const REPORTED_MAX: u64 = u32::MAX as u64;
 /// How often it is looked for what is too old, or too much.
 const TRIM_EVERY: Duration = Duration::from_secs(600);
 /// How often it is looked for reviews that another server was told of.
@@ -128,7 +130,7 @@ fn row(flow: v1::Flow, now: Timestamp) -> Option<FlowRow> {
         flow: flow_text,
         first,
         last,
-        count: flow.count,
+        count: flow.count.min(REPORTED_MAX),
     })
 }
 
@@ -261,6 +263,16 @@ mod tests {
             count,
             ..v1::Flow::default()
         }
+    }
+
+    #[test]
+    fn a_count_without_measure_keeps_no_other_flow_from_being_written() {
+        let flows = Flows::default();
+        let now = Timestamp::from_secs(100);
+        flows.observe(vec![flow("web", u64::MAX, 50), flow("web", u64::MAX, 51)], 0, now);
+        let rows = flows.take();
+        assert_eq!(rows.iter().map(|row| row.count).collect::<Vec<_>>(), [2 * REPORTED_MAX]);
+        assert!(rows.iter().all(|row| i64::try_from(row.count).is_ok()), "as stores count");
     }
 
     #[test]
