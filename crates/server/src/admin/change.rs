@@ -172,7 +172,9 @@ pub(crate) async fn change(
 }
 
 pub(crate) fn stale(base: Revision, current: Revision) -> Problem {
-    let why = format!("the change was made for revision {base}, the current one is {current}");
+    let why = format!(
+        "the change was made for revision {base}, the current one is {current}: look at it anew with `countersign plan`"
+    );
     Problem::new(Code::StaleBase, why).with_revision(current)
 }
 

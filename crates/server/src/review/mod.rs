@@ -123,7 +123,12 @@ pub(crate) async fn warnings(control: &Control) -> Result<Vec<String>, Refused> 
 
 async fn find(store: &dyn Store, id: &Name) -> Result<Kept, Refused> {
     let found = all(store).await?.into_iter().find(|kept| kept.id == *id);
-    found.ok_or_else(|| Refused::new(Code::NotFound, format!("there is no review `{id}`")))
+    found.ok_or_else(|| {
+        Refused::new(
+            Code::NotFound,
+            format!("there is no review `{id}`: `countersign review show` lists them"),
+        )
+    })
 }
 
 /// Opens a review.
@@ -200,7 +205,10 @@ fn is_declared(state: &State, subject: &ReviewSubject) -> Result<(), Refused> {
     if state.resources().any(|one| one.kind() == kind && one.name == *name) {
         return Ok(());
     }
-    Err(Refused::new(Code::NotFound, format!("there is no {kind} `{name}`")))
+    Err(Refused::new(
+        Code::NotFound,
+        format!("there is no {kind} `{name}`: `countersign export` shows what there is"),
+    ))
 }
 
 /// The digest of the policies that a review is about: of those of a service it is all policies, since any may permit something on it.
@@ -270,7 +278,10 @@ pub(crate) async fn sign(
 }
 
 fn already(id: &Name) -> Refused {
-    Refused::new(Code::AlreadyExists, format!("review `{id}` is signed already"))
+    let why = format!(
+        "review `{id}` is signed already, and stays so: `countersign review start` begins another"
+    );
+    Refused::new(Code::AlreadyExists, why)
 }
 
 /// A text that people have written, in bounds and on one line.
