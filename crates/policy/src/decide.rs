@@ -409,8 +409,8 @@ impl Policies {
         };
         let found = |buckets: &Buckets<'_>| {
             let mut found = Found::default();
-            for bucket in buckets.iter() {
-                found.add(&self.authorizer.is_authorized(&request, &bucket.policies, &entities));
+            for policies in buckets.iter().flat_map(|it| it.bearing_on(asked.operation)) {
+                found.add(&self.authorizer.is_authorized(&request, policies, &entities));
             }
             found
         };

@@ -6,6 +6,7 @@ use cedar_policy::PolicySet;
 use countersign_identity::Name;
 
 use crate::compile::Statement;
+use crate::scope::operation_of;
 use crate::{Member, Names};
 
 /// Every policy is in exactly one of the buckets.
@@ -26,7 +27,9 @@ struct ByPrincipal {
 /// The policies for one kind of question.
 #[derive(Default)]
 pub(crate) struct Bucket {
-    pub(crate) policies: PolicySet,
+    policies: PolicySet,
+    /// Those whose scope names an operation, by its name: to any other request they say nothing.
+    of_operation: HashMap<String, PolicySet>,
     /// Whether one of them reads the age of the peer's certificate.
     pub(crate) reads_age: bool,
     /// Whether one of them asks for roles or labels.
@@ -114,6 +117,16 @@ impl Bucket {
             self.reads_members = true;
             self.members.extend(scope.workloads.iter().cloned());
         }
-        self.policies.add(policy.clone()).expect("ids are unique, which compile checks");
+        let policies = match operation_of(policy) {
+            Some(operation) => self.of_operation.entry(operation).or_default(),
+            None => &mut self.policies,
+        };
+        policies.add(policy.clone()).expect("ids are unique, which compile checks");
+    }
+
+    /// Those that could bear on a request for this operation, or on one for none.
+    pub(crate) fn bearing_on(&self, operation: Option<&Name>) -> impl Iterator<Item = &PolicySet> {
+        let of_it = operation.and_then(|name| self.of_operation.get(name.as_str()));
+        std::iter::once(&self.policies).filter(|all| !all.is_empty()).chain(of_it)
     }
 }

@@ -99,6 +99,21 @@ fn resources(policy: &Policy) -> Names {
     }
 }
 
+/// The name of the only operation that a policy's scope admits, where it names one: nothing but itself is in an operation.
+pub(crate) fn operation_of(policy: &Policy) -> Option<String> {
+    let uid = match policy.resource_constraint() {
+        ResourceConstraint::Any | ResourceConstraint::Is(_) => return None,
+        ResourceConstraint::Eq(uid)
+        | ResourceConstraint::In(uid)
+        | ResourceConstraint::IsIn(_, uid) => uid,
+    };
+    if uid.type_name().to_string() != OPERATION {
+        return None;
+    }
+    let (_service, operation) = uid.id().unescaped().split_once('/')?;
+    Some(operation.to_owned())
+}
+
 /// An operation stands for its service: slices are cut by services.
 fn only(uid: &EntityUid) -> Names {
     let id = uid.id().unescaped();
