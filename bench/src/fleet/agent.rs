@@ -35,6 +35,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(super) struct Seen {
     /// Each change with when an agent had applied it.
     applied: Mutex<Vec<(u64, Instant)>>,
+    /// How many records came with changes.
+    pub(super) records: AtomicU64,
     /// Streams that were told something.
     pub(super) opened: AtomicU64,
     /// Streams that ended before their time.
@@ -56,6 +58,7 @@ impl Seen {
     /// Forgets what was seen so far.
     pub(super) fn forget(&self) {
         self.applied.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.records.store(0, Ordering::Relaxed);
     }
 
     pub(super) fn trouble(&self) -> Option<String> {
@@ -198,6 +201,7 @@ impl Agent {
             Some(Step::Changes(changes)) => {
                 session.have = changes.revision.unwrap_or_default();
                 self.seen.note(session.have.number);
+                self.seen.records.fetch_add(changes.put.len() as u64, Ordering::Relaxed);
                 changes.put
             }
             Some(Step::Mark(mark)) => {

@@ -8,12 +8,12 @@ use countersign_api::admin::{Reissue, RevokeRequest, RevokeResponse, Target};
 use countersign_identity::{Reason, Revision, Serial};
 
 use super::server::{Server, Usage};
-use super::{DOMAIN, Fleet, Place, limits, live, rotate, workload};
+use super::{DOMAIN, Fleet, Place, change, limits, live, rotate, workload};
 use crate::figure::{Better, Figure, Output};
 use crate::plot::{Mark, Plot};
 
 /// The figures of a fleet. Those that need the same fleet share it when all are run.
-pub(crate) const NAMES: [&str; 8] = [
+pub(crate) const NAMES: [&str; 10] = [
     "stream_memory",
     "stream_idle",
     "fan_out",
@@ -22,7 +22,10 @@ pub(crate) const NAMES: [&str; 8] = [
     "revocations_10k",
     "rotate_fleet",
     "revoke_live",
+    "apply_10k",
+    "policy_change",
 ];
+const CHANGE: [&str; 2] = ["apply_10k", "policy_change"];
 const STANDING: [&str; 5] =
     ["stream_memory", "stream_idle", "fan_out", "revoke_fleet", "revoke_fleet_known"];
 
@@ -65,15 +68,19 @@ pub(crate) fn run(wanted: &[&'static str], options: &Options) -> Result<()> {
     if wanted.contains(&"revoke_live") {
         runtime.block_on(live::run(options))?;
     }
+    if wanted.iter().any(|name| CHANGE.contains(name)) {
+        runtime.block_on(change::run(wanted, options))?;
+    }
     Ok(())
 }
 
-fn place(server: &Server) -> Place {
+pub(super) fn place(server: &Server) -> Place {
     Place {
         admin: server.admin.clone(),
         address: server.address,
         trust: server.trust.0,
         domain: DOMAIN.to_owned(),
+        sorts: 1,
     }
 }
 
@@ -225,7 +232,7 @@ async fn order(fleet: &Fleet, serials: Vec<Serial>) -> Result<RevokeResponse> {
 }
 
 /// Waits until every agent has applied it; gives how long each took.
-async fn applied(fleet: &Fleet, begin: Instant, number: u64) -> Result<Vec<Duration>> {
+pub(super) async fn applied(fleet: &Fleet, begin: Instant, number: u64) -> Result<Vec<Duration>> {
     loop {
         let took = fleet.seen.since(begin, number);
         if fleet.nodes.len() <= took.len() {
@@ -277,7 +284,7 @@ async fn many(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn tell(name: &str, round: usize, took: &[Duration]) {
+pub(super) fn tell(name: &str, round: usize, took: &[Duration]) {
     let at = |thousandths| quantile(took, thousandths).map(millis).unwrap_or_default();
     let (first, middle, late, last) = (at(0), at(500), at(990), at(1000));
     eprintln!(
@@ -286,16 +293,16 @@ fn tell(name: &str, round: usize, took: &[Duration]) {
     );
 }
 
-fn quantile(sorted: &[Duration], thousandths: usize) -> Result<Duration> {
+pub(super) fn quantile(sorted: &[Duration], thousandths: usize) -> Result<Duration> {
     let last = sorted.len().checked_sub(1).context("nothing was measured")?;
     sorted.get(last * thousandths / 1000).copied().context("nothing was measured")
 }
 
-fn millis(duration: Duration) -> f64 {
+pub(super) fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-fn marks(sorted: &[Duration], limit: f64) -> Result<Vec<Mark>> {
+pub(super) fn marks(sorted: &[Duration], limit: f64) -> Result<Vec<Mark>> {
     let mark = |label: &str, thousandths| -> Result<Mark> {
         let at = millis(quantile(sorted, thousandths)?);
         Ok(Mark { at, label: format!("{label} {at:.0} ms") })
@@ -305,7 +312,7 @@ fn marks(sorted: &[Duration], limit: f64) -> Result<Vec<Mark>> {
 }
 
 /// Draws the distribution, where one is asked for. Of several figures each has a file of its own.
-fn plot(
+pub(super) fn plot(
     options: &Options,
     name: &str,
     title: &str,

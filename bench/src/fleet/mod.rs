@@ -1,6 +1,7 @@
 //! A fleet of simulated agents on one real server: real TLS, real streams, real durable state, over loopback.
 
 mod agent;
+mod change;
 mod figures;
 pub(crate) mod limits;
 mod live;
@@ -41,6 +42,8 @@ struct Place {
     address: std::net::SocketAddr,
     trust: KeyId,
     domain: String,
+    /// How many sorts of nodes there are, each with a label of its own, and so a slice of its own.
+    sorts: usize,
 }
 
 /// Agents whose streams stand.
@@ -76,10 +79,16 @@ impl Place {
     }
 
     async fn join(self, home: Home, number: usize) -> Result<Arc<Node>> {
-        let request = CreateTokenRequest { ttl: "10m".parse()?, labels: vec![LABEL.parse()?] };
+        let labels = vec![LABEL.parse()?, sort(number % self.sorts).parse()?];
+        let request = CreateTokenRequest { ttl: "10m".parse()?, labels };
         let token = self.admin.create_token(&request).await?.token;
         Ok(Arc::new(Node::join(home, u32::try_from(number)?, token).await?))
     }
+}
+
+/// The label of the nodes of one sort.
+fn sort(number: usize) -> String {
+    format!("{LABEL}-{number}")
 }
 
 fn workload(name: &str, lifetime: &str) -> Value {

@@ -73,7 +73,7 @@ impl Shop {
         let admin = AdminClient::new(self.text("admin")?.trim_start_matches("unix://"));
         let trust = admin.authorities().await?.roots.first().context("a root")?.key;
         let address = self.text("server")?.parse()?;
-        Ok(Place { admin, address, trust, domain: DOMAIN.to_owned() })
+        Ok(Place { admin, address, trust, domain: DOMAIN.to_owned(), sorts: 1 })
     }
 }
 
