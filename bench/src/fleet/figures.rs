@@ -31,6 +31,8 @@ const STANDING: [&str; 5] =
 
 /// How often something is measured whose distribution is asked for.
 const ROUNDS: usize = 5;
+/// After which every stream has been told, by what it was told next, how long all of them together may be silent.
+const SILENT: Duration = Duration::from_secs(170);
 /// Over which the cost of silence is measured.
 const SILENCE: Duration = Duration::from_secs(60);
 /// After which a round has failed.
@@ -127,6 +129,7 @@ fn memory(kib: f64, agents: usize) -> Figure {
 }
 
 async fn idle(usage: Usage) -> Result<Figure> {
+    tokio::time::sleep(SILENT).await;
     let (begin, before) = (Instant::now(), usage.processor()?);
     tokio::time::sleep(SILENCE).await;
     let used = usage.processor()?.saturating_sub(before);
