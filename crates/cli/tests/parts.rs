@@ -115,3 +115,21 @@ fn openssl_reads_what_we_issue_and_agrees_that_it_is_good() {
     let mode = std::fs::metadata(me.join("svid-key.pem")).unwrap();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777, 0o600);
 }
+
+#[test]
+fn a_full_disk_behind_the_log_costs_lines_and_ends_no_program() {
+    let folder = support::folder();
+    let data = file(folder.path(), "server");
+    let made = domain::run(&["init", "--data", &data, "--trust-domain", "prod.example"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let server = ["server", "--data", &data, "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
+    let server = Part::start_without_log(&server);
+    let admin = server.ready["admin"].as_str().unwrap();
+    // Each of them makes the server say something in its log.
+    for _ in 0..3 {
+        let token = domain::run(&["token", "create", "--admin", admin]);
+        assert!(token.status.success(), "{}", text(&token.stderr));
+        let status = domain::run(&["status", "--admin", admin]);
+        assert!(status.status.success(), "{}", text(&status.stderr));
+    }
+}

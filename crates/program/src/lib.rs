@@ -3,6 +3,7 @@
 //! It refuses to know what any of the programs does.
 
 pub mod exit;
+mod log;
 pub mod otlp;
 pub mod output;
 mod resident;
@@ -27,10 +28,8 @@ pub fn main(
     // A defect ends the program with a sentence, too, and with the status for it.
     std::panic::set_hook(Box::new(move |info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
-        eprintln!(
-            "{name}: a defect of this program ({place}): {}",
-            info.payload_as_str().unwrap_or("no reason given")
-        );
+        let why = info.payload_as_str().unwrap_or("no reason given");
+        output::aside(&format!("{name}: a defect of this program ({place}): {why}"));
     }));
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(command)) {
         Ok(Ok(exit)) => exit.into(),
@@ -50,7 +49,7 @@ fn tell(
         return Exit::Done;
     }
     let told = Told::of(error, known);
-    eprintln!("{name}: {}", sentence(&told));
+    output::aside(&format!("{name}: {}", sentence(&told)));
     if output == Output::Json {
         let object = serde_json::json!({
             "error": { "code": told.code, "message": told.message, "problems": told.problems },

@@ -41,6 +41,12 @@ pub fn line(text: &str) -> Result<()> {
     write(format!("{text}\n").as_bytes())
 }
 
+/// Writes a line to standard error, for whoever looks. That nobody can, since its disk is full or its reader has gone, ends no
+/// program.
+pub fn aside(text: &str) {
+    let _unheard = writeln!(std::io::stderr(), "{text}");
+}
+
 /// Writes one JSON object as a line.
 ///
 /// # Errors

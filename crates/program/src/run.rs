@@ -11,27 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::exit::Exit;
+use crate::log::{Log, LogForm};
 use crate::output::{self, Output};
 use crate::settings::Resolved;
-
-/// How a program logs.
-#[derive(Clone, Copy, Debug)]
-enum LogForm {
-    Human,
-    Json,
-}
-
-impl std::str::FromStr for LogForm {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "human" => Ok(Self::Human),
-            "json" => Ok(Self::Json),
-            other => Err(format!("`{}` is neither `human` nor `json`", output::printable(other))),
-        }
-    }
-}
 
 /// Logging, ready to be begun.
 #[derive(Debug)]
@@ -50,8 +32,8 @@ impl Logging {
 
     fn begin(self) {
         let colour = std::io::stderr().is_terminal();
-        let builder =
-            tracing_subscriber::fmt().with_env_filter(self.filter).with_writer(std::io::stderr);
+        let log = Log::new(self.form, std::io::stderr());
+        let builder = tracing_subscriber::fmt().with_env_filter(self.filter).with_writer(log);
         match self.form {
             LogForm::Human => builder.with_ansi(colour).with_target(false).init(),
             LogForm::Json => builder.json().flatten_event(true).init(),

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::layout::Whereabouts;
 use super::plan::ServicePlan;
 use super::story::ready_line;
-use crate::output::Output;
+use crate::output::{self, Output};
 
 pub(crate) struct View {
     output: Output,
@@ -64,7 +64,11 @@ impl View {
                 let event = json!({"event": "ended", "process": name, "status": status,
                     "again_in": wait.to_string()});
                 // Before `ready` nothing is said on standard output: it is the first line.
-                if self.since.is_some() { say(&event.to_string()) } else { eprintln!("{event}") }
+                if self.since.is_some() {
+                    say(&event.to_string())
+                } else {
+                    output::aside(&event.to_string())
+                }
             }
             Output::Human => {
                 self.note(&format!("{name} ended ({status}), starting again in {wait}"));
@@ -75,13 +79,12 @@ impl View {
     /// A line that stays, above the live one.
     fn note(&mut self, text: &str) {
         self.clear();
-        eprintln!("{text}");
+        output::aside(text);
     }
 
     fn clear(&self) {
         if self.live {
-            print!("\r\x1b[2K");
-            flush();
+            live("\r\x1b[2K");
         }
     }
 
@@ -101,8 +104,7 @@ impl View {
         };
         let width = usize::from(terminal_width());
         let line: String = line.chars().take(width.saturating_sub(1)).collect();
-        print!("\r\x1b[2K{line}");
-        flush();
+        live(&format!("\r\x1b[2K{line}"));
     }
 
     pub(crate) fn stopping(&mut self) {
@@ -132,8 +134,10 @@ fn say(text: &str) {
     let _closed = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
 }
 
-fn flush() {
-    let _closed = std::io::stdout().flush();
+/// Writes over the line that changes.
+fn live(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _closed = write!(stdout, "{text}").and_then(|()| stdout.flush());
 }
 
 fn terminal_width() -> u16 {

@@ -28,18 +28,25 @@ impl Part {
         arguments: &[&str],
         environment: &[(&str, &str)],
     ) -> Self {
-        let mut child = Command::new(program)
-            .args(arguments)
-            .args(["--output", "json", "--log-level", "warn"])
-            .envs(environment.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(program);
+        command.args(arguments).args(["--output", "json", "--log-level", "warn"]);
+        Self::spawn(command.envs(environment.iter().copied()))
+    }
+
+    /// The same with a log that cannot be written: each line meets a full disk.
+    pub(crate) fn start_without_log(arguments: &[&str]) -> Self {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(binary());
+        command.args(arguments).args(["--output", "json", "--log-level", "debug"]);
+        Self::spawn(command.stderr(full))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ready: Value = serde_json::from_str(&line)
-            .unwrap_or_else(|error| panic!("{arguments:?} said `{line}`: {error}"));
+            .unwrap_or_else(|error| panic!("{command:?} said `{line}`: {error}"));
         assert_eq!(ready["event"], "ready", "{ready}");
         Self { child, ready }
     }

@@ -101,7 +101,7 @@ pub(super) async fn run(shipment: Shipment<'_>, output: Output) -> Result<Exit> 
             Err(Undelivered::Away(why)) if shipment.follow => {
                 // Said once, and not at each try.
                 if trouble.as_ref() != Some(&why) {
-                    eprintln!("countersign: {}", output::printable(&why));
+                    output::aside(&format!("countersign: {}", output::printable(&why)));
                     trouble = Some(why);
                 }
                 line = None;

@@ -88,7 +88,7 @@ pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
                 if told.exit != Exit::Unreachable {
                     return Err(error);
                 }
-                eprintln!("countersign: {}", told.message);
+                output::aside(&format!("countersign: {}", told.message));
             }
         }
         if arguments.once {
