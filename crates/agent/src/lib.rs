@@ -16,6 +16,7 @@ pub mod core;
 mod disk;
 mod driver;
 pub mod enforcement;
+mod envoy;
 mod keepsakes;
 pub mod launcher;
 mod lists;

@@ -19,6 +19,7 @@ use crate::core::{Knowledge, Settings, State};
 use crate::disk::{Disk, Node};
 use crate::driver::{Driver, Surroundings};
 use crate::enforcement::{EnforcementService, Points};
+use crate::envoy::EnvoyAuthorization;
 use crate::launcher::{Launches, receive};
 use crate::metrics::{self, Exposition};
 use crate::reception::{Counter, Reception};
@@ -348,10 +349,12 @@ impl Parts {
                     countersign_api::workload::FILE_DESCRIPTOR_SET,
                 )
                 .register_encoded_file_descriptor_set(countersign_api::v1::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(countersign_api::envoy::FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
                 .with_service_name("SpiffeWorkloadAPI")
                 .with_service_name("countersign.v1.Enforcement")
                 .with_service_name("countersign.v1.AgentStatus")
+                .with_service_name("envoy.service.auth.v3.Authorization")
                 .with_service_name("grpc.health.v1.Health")
         };
         let reports = &self.reports;
@@ -360,6 +363,7 @@ impl Parts {
             reports.points.clone(),
             reports.facts.clone(),
         );
+        let envoy = EnvoyAuthorization::server(self.reception.clone(), reports.facts.clone());
         let status = StatusService::server(
             self.reception.clone(),
             reports.clone(),
@@ -374,6 +378,7 @@ impl Parts {
             .add_service(WorkloadApi::guarded(self.reception.clone(), reports.points.clone()))
             .add_service(enforcement)
             .add_service(status)
+            .add_service(envoy)
             .add_service(health)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)

@@ -35,3 +35,20 @@ pub mod v1 {
     pub const FILE_DESCRIPTOR_SET: &[u8] =
         include_bytes!(concat!(env!("OUT_DIR"), "/countersign.v1.bin"));
 }
+
+/// What Envoy asks before it lets a request go on.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes,
+    clippy::wildcard_imports,
+    clippy::needless_pass_by_value,
+    reason = "generated"
+)]
+pub mod envoy {
+    include!(concat!(env!("OUT_DIR"), "/envoy.service.auth.v3.rs"));
+
+    /// The descriptors, for reflection.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/envoy.bin"));
+}

@@ -30,6 +30,6 @@ mod secret_debug;
 pub mod standing;
 pub mod wire;
 
-pub use generated::{v1, workload};
+pub use generated::{envoy, v1, workload};
 /// What makes bytes of a message and reads them, for whoever speaks the wire without a generated client.
 pub use prost::Message;

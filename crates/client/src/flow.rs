@@ -103,6 +103,11 @@ impl Flows {
         self.lock().tallies.keys().cloned().collect()
     }
 
+    /// Takes all that was counted, as it is told, and how many were not.
+    pub fn drain(&self) -> (Vec<v1::Flow>, u64) {
+        self.take(FLOWS_MAX)
+    }
+
     /// Takes what was counted, at most so many, and how many were not; what is left comes the next time.
     pub(crate) fn take(&self, most: usize) -> (Vec<v1::Flow>, u64) {
         let mut counted = self.lock();

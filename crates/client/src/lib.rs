@@ -42,10 +42,12 @@
 //! The crate refuses to know what is spoken inside of the connections, and how SVIDs are issued.
 
 mod authorization;
+mod decider;
 mod door;
 mod endpoint;
 mod enforcement;
 mod fact;
+mod fields;
 mod files;
 mod flow;
 mod keeper;
@@ -60,9 +62,11 @@ mod svid;
 mod workload_api;
 
 pub use authorization::{Authorization, PolicyFileFault};
+pub use decider::{Decider, Denied, Ruling, Told, Undecidable};
 pub use door::{Connection, Door};
 pub use endpoint::{BadEndpoint, ENDPOINT_VARIABLE, Endpoint};
 pub use fact::Reporter;
+pub use fields::{is_overriding, is_reserved};
 pub use files::FilesFault;
 pub use flow::{Asked, Flow, Flows};
 pub use options::{Choice, FileOptions, Point, PointKind, WorkloadApiOptions};

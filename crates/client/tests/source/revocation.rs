@@ -17,9 +17,9 @@ use crate::enforcement::{orders, web};
 use crate::realm::Svid;
 use crate::world::{World, connect, now, source, until};
 
-const LEAK: Reason = Reason::KeyCompromise;
+pub(crate) const LEAK: Reason = Reason::KeyCompromise;
 
-fn rule(target: Revoked, reason: Reason) -> Revocation {
+pub(crate) fn rule(target: Revoked, reason: Reason) -> Revocation {
     let (at, until) = (now(), now() + Duration::from_secs(3600));
     Revocation { target, about: None, reason, at, until }
 }

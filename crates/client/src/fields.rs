@@ -1,0 +1,62 @@
+//! Names of header fields by which a program could be deceived about what it is asked, or by whom.
+
+/// From these, frameworks take another method or path. Without what stands between the words of their names.
+const OVERRIDES: [&str; 6] = [
+    "xhttpmethodoverride",
+    "xhttpmethod",
+    "xmethodoverride",
+    "xoriginalurl",
+    "xoriginaluri",
+    "xrewriteurl",
+];
+/// Names that begin so belong to whoever decides.
+const RESERVED_PREFIX: &str = "x-countersign-";
+/// How Envoy and others tell who a peer is. A program that knows it would believe it.
+const RESERVED_NAME: &str = "x-forwarded-client-cert";
+
+/// Whether a program could take another method or path from the field of this name.
+pub fn is_overriding(field: &str) -> bool {
+    let letters = field.bytes().filter(u8::is_ascii_alphanumeric);
+    let plain = letters.map(|letter| char::from(letter.to_ascii_lowercase())).collect::<String>();
+    OVERRIDES.contains(&plain.as_str())
+}
+
+/// Whether a program could take from the field of this name who its caller is. The name is in lower case.
+///
+/// CGI, WSGI and their like read `_` and `-` as one, some of them every other mark as well, so all of these spellings count.
+pub fn is_reserved(field: &str) -> bool {
+    if !field.starts_with('x') {
+        return false;
+    }
+    let same = |(ours, theirs): (u8, u8)| {
+        ours == theirs || (ours == b'-' && !theirs.is_ascii_alphanumeric())
+    };
+    let begins =
+        |with: &str| with.len() <= field.len() && with.bytes().zip(field.bytes()).all(same);
+    begins(RESERVED_PREFIX) || (field.len() == RESERVED_NAME.len() && begins(RESERVED_NAME))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_that_some_read_as_a_dash_do_not_hide_a_reserved_name() {
+        for name in ["x!countersign!peer", "x.forwarded.client.cert", "x-countersign~peer"] {
+            assert!(is_reserved(name), "{name}");
+        }
+        for name in ["x-forwarded-client-certs", "xxforwarded", "x-counter", ""] {
+            assert!(!is_reserved(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn no_spelling_hides_a_field_that_changes_the_request() {
+        for name in ["X-HTTP-Method-Override", "x_http_method", "x-original.url", "XRewriteURL"] {
+            assert!(is_overriding(name), "{name}");
+        }
+        for name in ["x-method", "original-url", "x-http-methods", ""] {
+            assert!(!is_overriding(name), "{name}");
+        }
+    }
+}
