@@ -65,9 +65,9 @@ impl View {
                     "again_in": wait.to_string()});
                 // Before `ready` nothing is said on standard output: it is the first line.
                 if self.since.is_some() {
-                    say(&event.to_string())
+                    say(&event.to_string());
                 } else {
-                    output::aside(&event.to_string())
+                    output::aside(&event.to_string());
                 }
             }
             Output::Human => {
