@@ -26,13 +26,34 @@ use tokio_util::sync::CancellationToken;
 
 use crate::credentials::Domain;
 use crate::figure::{Better, Figure, Output};
+use crate::peers::{caller, process, program};
 
 /// Which end a child process is.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum End {
     Proxy,
     Bare,
     Backend,
+    /// Sends the load of [`crate::peers`].
+    Caller,
+    /// The program behind its proxies.
+    Program,
+}
+
+impl End {
+    /// This program, told to be this end.
+    pub(crate) fn of(self, mut command: Command, folder: &Path) -> Command {
+        let name = match self {
+            Self::Proxy => "proxy",
+            Self::Bare => "bare",
+            Self::Backend => "backend",
+            Self::Caller => "caller",
+            Self::Program => "program",
+        };
+        command.args(["--be", name, "--folder"]).arg(folder);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+    }
 }
 
 const HANDSHAKES: u32 = 1500;
@@ -153,21 +174,20 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub(crate) fn start(end: End, folder: &Path) -> Result<Self> {
-        let name = match end {
-            End::Proxy => "proxy",
-            End::Bare => "bare",
-            End::Backend => "backend",
-        };
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(["--be", name, "--folder"])
-            .arg(folder)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
+        Self::spawn(Command::new(std::env::current_exe()?), end, folder)
+    }
+
+    /// The same on one core.
+    pub(crate) fn start_on(core: u32, end: End, folder: &Path) -> Result<Self> {
+        Self::spawn(process::pinned(core, &std::env::current_exe()?), end, folder)
+    }
+
+    fn spawn(command: Command, end: End, folder: &Path) -> Result<Self> {
+        let mut child = end.of(command, folder).spawn()?;
         let mut line = String::new();
         let stdout = child.stdout.take().context("the child has an output")?;
         BufReader::new(stdout).read_line(&mut line)?;
-        let address = line.trim().parse().with_context(|| format!("{name} said `{line}`"))?;
+        let address = line.trim().parse().with_context(|| format!("{end:?} said `{line}`"))?;
         Ok(Self { child, address })
     }
 
@@ -193,8 +213,16 @@ impl Drop for Peer {
 
 /// What the child does: listens, says where, and serves until its input closes.
 pub(crate) fn serve(end: End, folder: &Path) -> Result<()> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    if end == End::Caller {
+        return caller::serve(folder);
+    }
+    let runtime = match end {
+        // It has one core at most.
+        End::Program => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
+        End::Proxy | End::Bare | End::Backend | End::Caller => {
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?
+        }
+    };
     let stop = CancellationToken::new();
     let ended = stop.clone();
     std::thread::spawn(move || {
@@ -207,6 +235,8 @@ pub(crate) fn serve(end: End, folder: &Path) -> Result<()> {
                 End::Proxy => proxy(folder, stop.clone()).await,
                 End::Bare => bare(folder).await,
                 End::Backend => backend().await,
+                End::Program => program::serve().await,
+                End::Caller => Ok(()),
             }
         };
         tokio::select! {
@@ -216,9 +246,10 @@ pub(crate) fn serve(end: End, folder: &Path) -> Result<()> {
     })
 }
 
-fn say(address: SocketAddr) -> Result<()> {
+/// Tells whoever started this process.
+pub(crate) fn say(what: impl std::fmt::Display) -> Result<()> {
     let mut stdout = std::io::stdout();
-    writeln!(stdout, "{address}")?;
+    writeln!(stdout, "{what}")?;
     Ok(stdout.flush()?)
 }
 
@@ -326,16 +357,24 @@ fn server_config(folder: &Path) -> Result<ServerConfig> {
     Ok(config)
 }
 
-/// The client does not look at the server's name: what it costs is not what is measured.
 pub(crate) fn connector(folder: &Path, name: &str) -> Result<TlsConnector> {
+    Ok(TlsConnector::from(Arc::new(client_config(folder, name, provider())?)))
+}
+
+/// The client does not look at the server's name: what it costs is not what is measured.
+pub(crate) fn client_config(
+    folder: &Path,
+    name: &str,
+    provider: Arc<rustls::crypto::CryptoProvider>,
+) -> Result<ClientConfig> {
     let (chain, key) = own(folder, name)?;
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody(provider())))
+        .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
         .with_client_auth_cert(chain, key)?;
     config.resumption = rustls::client::Resumption::disabled();
-    Ok(TlsConnector::from(Arc::new(config)))
+    Ok(config)
 }
 
 /// Takes any server, in a benchmark's client only.

@@ -15,6 +15,8 @@ mod lists;
 #[path = "../../crates/cli/tests/support/load.rs"]
 mod load;
 mod log;
+mod machine;
+mod peers;
 mod plot;
 #[path = "../../crates/store/tests/support/postgres.rs"]
 #[expect(dead_code, clippy::unwrap_used, reason = "it is the tests' own")]
@@ -23,6 +25,7 @@ mod revoked;
 mod rotation;
 mod small;
 mod telemetry;
+mod workload;
 
 use std::process::ExitCode;
 
@@ -54,11 +57,18 @@ struct Arguments {
 
 type Bench = fn(Output) -> Result<()>;
 
-const FIGURES: [(&str, Bench); 18] = [
+const FIGURES: [(&str, Bench); 25] = [
     ("issue_embedded", issue::embedded),
     ("issue_postgres", issue::postgres),
     ("handshake", handshake::run),
     ("handshake_remembered", handshake::remembered),
+    ("http1", peers::http1),
+    ("http2", peers::http2),
+    ("tcp", peers::tcp),
+    ("bulk", peers::bulk),
+    ("idle_connection", peers::idle),
+    ("proxy_policy", peers::policy),
+    ("workload_to_svid", workload::run),
     ("flood", flood::run),
     ("rotation_p99", rotation::run),
     ("verify", small::verify),

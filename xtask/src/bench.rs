@@ -1,8 +1,16 @@
 //! The benchmarks: each prints figures with their ratio to a stated limit, measured in the same run.
 
-use anyhow::Result;
+use std::path::PathBuf;
 
-use crate::shell::{cargo, step};
+use anyhow::{Context, Result};
+
+use crate::shell::{cargo, root, step};
+use crate::test::{packages, python};
+
+/// The figures that need other proxies beside ours.
+const BESIDE_PEERS: [&str; 4] = ["http1", "http2", "tcp", "bulk"];
+/// Those of Debian.
+const PEERS: [&str; 4] = ["nginx", "libnginx-mod-stream", "haproxy", "python3-venv"];
 
 /// How figures are printed.
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -22,15 +30,31 @@ pub(crate) struct FleetArguments {
     plot: Option<std::path::PathBuf>,
 }
 
-pub(crate) fn run(output: Output, name: Option<&str>, fleet: &FleetArguments) -> Result<()> {
+pub(crate) fn run(
+    output: Output,
+    name: Option<&str>,
+    install: bool,
+    fleet: &FleetArguments,
+) -> Result<()> {
     let format = match output {
         Output::Human => "human",
         Output::Json => "json",
     };
-    // One figure runs the product itself.
+    let beside_peers = name.is_none_or(|name| BESIDE_PEERS.contains(&name));
+    if install
+        && beside_peers
+        && let Err(why) = peers()
+    {
+        // The figures that lack one say so themselves.
+        eprintln!("xtask: {why:#}");
+    }
+    // Some figures run the product itself.
     step_quietly(&mut cargo(&["build", "--quiet", "--release"]))?;
     let mut bench = cargo(&["run", "--quiet", "--release", "--package", "countersign-bench", "--"]);
     bench.args(["--output", format]).args(name);
+    if let Some(envoy) = envoy() {
+        bench.env("COUNTERSIGN_ENVOY", envoy);
+    }
     if let Some(agents) = fleet.agents {
         bench.args(["--agents", &agents.to_string()]);
     }
@@ -42,6 +66,20 @@ pub(crate) fn run(output: Output, name: Option<&str>, fleet: &FleetArguments) ->
         // One object a line and nothing else.
         Output::Json => step_quietly(&mut bench),
     }
+}
+
+/// Installs the proxies that ours is measured beside.
+fn peers() -> Result<()> {
+    packages(&PEERS)?;
+    // Envoy is among what the tests need.
+    python().context("Envoy is not installed")
+}
+
+/// The program in its package.
+fn envoy() -> Option<PathBuf> {
+    let versions = std::fs::read_dir(root().join("target/venv/lib")).ok()?;
+    let inside = "site-packages/envoy/_bin/envoy";
+    versions.flatten().map(|version| version.path().join(inside)).find(|path| path.is_file())
 }
 
 fn step_quietly(command: &mut std::process::Command) -> Result<()> {

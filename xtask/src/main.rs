@@ -52,6 +52,9 @@ enum Command {
         /// `json` prints one object a line
         #[arg(long, default_value = "human")]
         output: bench::Output,
+        /// Leave the machine's packages as they are
+        #[arg(long)]
+        no_install: bool,
         /// Run only this figure, or only those of a `fleet`
         name: Option<String>,
         #[command(flatten)]
@@ -88,7 +91,9 @@ fn run(command: Command) -> Result<()> {
         Command::Gen => generate::run(),
         Command::Sbom => sbom::run(),
         Command::Crash(rounds) => crash::run(&rounds),
-        Command::Bench { output, name, fleet } => bench::run(output, name.as_deref(), &fleet),
+        Command::Bench { output, no_install, name, fleet } => {
+            bench::run(output, name.as_deref(), !no_install, &fleet)
+        }
         Command::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
     }
 }

@@ -20,7 +20,8 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
 
 /// Says what it runs, runs it, and is an error when it does not succeed.
 pub(crate) fn step(title: &str, command: &mut Command) -> Result<()> {
-    println!("── {title}");
+    // Standard output is for what was asked for.
+    eprintln!("── {title}");
     let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
     ensure!(status.success(), "{title}: {command:?} ended with {status}");
     Ok(())

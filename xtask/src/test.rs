@@ -29,7 +29,7 @@ const AXE: &str = "axe-core@4.14.1";
 
 pub(crate) fn run(install: bool, filter: Option<&str>) -> Result<()> {
     if install {
-        packages()?;
+        packages(&PACKAGES)?;
         python()?;
         axe()?;
     }
@@ -43,19 +43,21 @@ pub(crate) fn run(install: bool, filter: Option<&str>) -> Result<()> {
     step("tests", &mut tests)
 }
 
-fn packages() -> Result<()> {
-    let installed = |package: &&str| {
+/// Installs those of these Debian packages that are missing.
+pub(crate) fn packages(wanted: &[&str]) -> Result<()> {
+    let installed = |package: &str| {
         let query = Command::new("dpkg-query").args(["-W", "-f", "${Status}", package]).output();
         query.is_ok_and(|query| query.stdout.ends_with(b"ok installed"))
     };
-    let missing: Vec<_> = PACKAGES.into_iter().filter(|package| !installed(package)).collect();
+    let missing: Vec<_> = wanted.iter().filter(|package| !installed(package)).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    step("package lists", Command::new("apt-get").args(["update", "-qq"]))?;
+    let mut update = Command::new("apt-get");
+    step("package lists", update.args(["update", "-qq"]).stdout(std::io::stderr()))?;
     let mut install = Command::new("apt-get");
     install.args(["install", "-qq", "-y", "--no-install-recommends"]).args(&missing);
-    install.env("DEBIAN_FRONTEND", "noninteractive");
+    install.env("DEBIAN_FRONTEND", "noninteractive").stdout(std::io::stderr());
     step("Debian packages", &mut install)
         .context("run as root, or install them by hand: see README.md")
 }
@@ -84,7 +86,8 @@ fn python_bin() -> std::path::PathBuf {
     root().join("target/venv/bin/python")
 }
 
-fn python() -> Result<()> {
+/// A Python environment that holds what is wanted of PyPI.
+pub(crate) fn python() -> Result<()> {
     let venv = root().join("target/venv");
     let stamp = venv.join("installed.txt");
     let wanted = PYTHON.join("\n");

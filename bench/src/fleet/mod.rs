@@ -7,8 +7,8 @@ pub(crate) mod limits;
 mod live;
 mod node;
 mod rotate;
-mod server;
-mod wire;
+pub(crate) mod server;
+pub(crate) mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -10,18 +10,18 @@ use countersign_api::admin::{AdminClient, TrustFingerprint};
 use serde_json::Value;
 
 /// A server of a trust domain of its own, ended when this is dropped.
-pub(super) struct Server {
+pub(crate) struct Server {
     child: Child,
     pid: u32,
-    pub(super) admin: AdminClient,
-    pub(super) address: std::net::SocketAddr,
-    pub(super) trust: TrustFingerprint,
+    pub(crate) admin: AdminClient,
+    pub(crate) address: std::net::SocketAddr,
+    pub(crate) trust: TrustFingerprint,
     _folder: tempfile::TempDir,
 }
 
 impl Server {
     /// Makes a trust domain and serves it.
-    pub(super) fn start(domain: &str) -> Result<Self> {
+    pub(crate) fn start(domain: &str) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("cs").tempdir_in("/tmp")?;
         let data = folder.path().join("d");
         let mut init = command()?;
@@ -50,7 +50,7 @@ impl Server {
     }
 
     pub(super) fn usage(&self) -> Usage {
-        Usage { pid: self.pid }
+        Usage::of(self.pid)
     }
 }
 
@@ -63,7 +63,7 @@ impl Drop for Server {
 }
 
 /// The first line that a program says.
-pub(super) fn ready(child: &mut Child) -> Result<Value> {
+pub(crate) fn ready(child: &mut Child) -> Result<Value> {
     let mut line = String::new();
     let output = child.stdout.take().context("an output")?;
     BufReader::new(output).read_line(&mut line)?;
@@ -71,7 +71,7 @@ pub(super) fn ready(child: &mut Child) -> Result<Value> {
 }
 
 /// The product, from beside this program.
-pub(super) fn command() -> Result<Command> {
+pub(crate) fn command() -> Result<Command> {
     let built: PathBuf = std::env::current_exe()?.with_file_name("countersign");
     let beside = std::env::var_os("COUNTERSIGN_BIN").map_or(built, PathBuf::from);
     Ok(Command::new(beside))
@@ -79,13 +79,17 @@ pub(super) fn command() -> Result<Command> {
 
 /// What a process uses.
 #[derive(Clone, Copy)]
-pub(super) struct Usage {
+pub(crate) struct Usage {
     pid: u32,
 }
 
 impl Usage {
+    pub(crate) const fn of(pid: u32) -> Self {
+        Self { pid }
+    }
+
     /// KiB of memory that are resident.
-    pub(super) fn resident(self) -> Result<f64> {
+    pub(crate) fn resident(self) -> Result<f64> {
         let status = self.read("status")?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let number = line.and_then(|line| line.split_whitespace().next());
@@ -93,7 +97,7 @@ impl Usage {
     }
 
     /// Time of a processor that was used so far.
-    pub(super) fn processor(self) -> Result<Duration> {
+    pub(crate) fn processor(self) -> Result<Duration> {
         let stat = self.read("stat")?;
         // The name of the program, in brackets, may hold anything.
         let (_, fields) = stat.rsplit_once(')').context("fields")?;
@@ -106,7 +110,7 @@ impl Usage {
     fn read(self, file: &str) -> Result<String> {
         let path = Path::new("/proc").join(self.pid.to_string()).join(file);
         std::fs::read_to_string(&path)
-            .with_context(|| format!("the server has ended: {}", path.display()))
+            .with_context(|| format!("the process has ended: {}", path.display()))
     }
 }
 

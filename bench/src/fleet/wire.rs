@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use countersign_api::Message;
+use countersign_api::workload::X509svidRequest;
 use h2::client::{Connection, ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -13,7 +14,7 @@ const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 const PREFIX_BYTES: usize = 5;
 
 /// A connection, and what begins calls on it.
-pub(super) async fn over<S>(stream: S) -> Result<(SendRequest<Bytes>, Connection<S, Bytes>)>
+pub(crate) async fn over<S>(stream: S) -> Result<(SendRequest<Bytes>, Connection<S, Bytes>)>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -26,7 +27,7 @@ where
 }
 
 /// Runs `work` while the connection is driven; the connection does not outlive it.
-pub(super) async fn driving<S, T>(
+pub(crate) async fn driving<S, T>(
     connection: Connection<S, Bytes>,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T>
@@ -43,8 +44,17 @@ where
     }
 }
 
+/// The gRPC status with which a call ended.
+#[derive(Debug, thiserror::Error)]
+#[error("gRPC status {status}: {why}")]
+pub(crate) struct Refused {
+    /// Its number.
+    pub(crate) status: String,
+    why: String,
+}
+
 /// A call that is under way.
-pub(super) struct Call {
+pub(crate) struct Call {
     outgoing: SendStream<Bytes>,
     answer: Answer,
 }
@@ -57,22 +67,40 @@ enum Answer {
 
 impl Call {
     /// Begins to call this method of the service for agents.
-    pub(super) async fn begin(sender: &SendRequest<Bytes>, method: &str) -> Result<Self> {
+    pub(crate) async fn begin(sender: &SendRequest<Bytes>, method: &str) -> Result<Self> {
+        Self::to(sender, &format!("/countersign.v1.Node/{method}"), None).await
+    }
+
+    /// Asks the Workload API for SVIDs, as long as the call is held.
+    pub(crate) async fn svids(sender: &SendRequest<Bytes>) -> Result<Self> {
+        let header = Some(("workload.spiffe.io", "true"));
+        let mut call = Self::to(sender, "/SpiffeWorkloadAPI/FetchX509SVID", header).await?;
+        call.outgoing.send_data(framed(&X509svidRequest {})?, true)?;
+        Ok(call)
+    }
+
+    async fn to(
+        sender: &SendRequest<Bytes>,
+        path: &str,
+        header: Option<(&str, &str)>,
+    ) -> Result<Self> {
         let mut sender = sender.clone().ready().await?;
-        let request = http::Request::post(format!("http://server/countersign.v1.Node/{method}"))
+        let mut request = http::Request::post(format!("http://server{path}"))
             .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .body(())?;
-        let (answer, outgoing) = sender.send_request(request, false)?;
+            .header("te", "trailers");
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
+        }
+        let (answer, outgoing) = sender.send_request(request.body(())?, false)?;
         Ok(Self { outgoing, answer: Answer::Awaited(answer) })
     }
 
-    pub(super) fn say(&mut self, message: &impl Message) -> Result<()> {
+    pub(crate) fn say(&mut self, message: &impl Message) -> Result<()> {
         Ok(self.outgoing.send_data(framed(message)?, false)?)
     }
 
     /// The next message of the answer; `None` at its end. Nothing is lost when it is dropped.
-    pub(super) async fn hear<T: Message + Default>(&mut self) -> Result<Option<T>> {
+    pub(crate) async fn hear<T: Message + Default>(&mut self) -> Result<Option<T>> {
         loop {
             match &mut self.answer {
                 Answer::Awaited(answer) => {
@@ -91,7 +119,7 @@ impl Call {
 }
 
 /// A call with one message each way.
-pub(super) async fn ask<T: Message + Default>(
+pub(crate) async fn ask<T: Message + Default>(
     sender: &SendRequest<Bytes>,
     method: &str,
     question: &impl Message,
@@ -156,7 +184,8 @@ fn refused(headers: &http::HeaderMap) -> Result<()> {
     match text("grpc-status") {
         None | Some("0") => Ok(()),
         Some(status) => {
-            bail!("gRPC status {status}: {}", text("grpc-message").unwrap_or_default())
+            let why = text("grpc-message").unwrap_or_default();
+            bail!(Refused { status: status.to_owned(), why: why.to_owned() })
         }
     }
 }
