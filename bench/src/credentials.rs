@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use countersign_identity::{
-    Lifetime, NodeTag, Revision, Serial, SystemEntropy, Timestamp, TrustDomain,
+    Attested, Lifetime, NodeTag, Revision, Serial, SystemEntropy, Timestamp, TrustDomain,
 };
 use countersign_pki::{
     AuthorityDraft, Bundle, Certificate, Chain, Draft, Issuer, KeyKind, PrivateKey, Profile,
@@ -77,6 +77,7 @@ impl Domain {
             provenance: Provenance {
                 revision: Revision { incarnation: 1, number: 0 },
                 node: NodeTag::from_bytes([7; 8]),
+                attested: Attested::default(),
             },
             reserved: Reserved::Refuse,
         })

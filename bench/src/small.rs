@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use countersign_identity::{CanonicalPath, Clock, SystemClock, Verb};
+use countersign_identity::{CanonicalPath, Clock, SystemClock, Timestamp, Verb};
 use countersign_pki::{Bundles, Role};
 use countersign_policy::{
     CallRequest, Called, Context as PolicyContext, Operation, Operations, Policies, PolicySource,
@@ -95,6 +95,7 @@ fn decided(
         tls_version: "1.3".to_owned(),
         group: "X25519MLKEM768".to_owned(),
         peer_age_seconds: 60,
+        ..PolicyContext::default()
     };
     let request = CallRequest {
         principal: &principal,
@@ -102,6 +103,7 @@ fn decided(
         verb: Some(Verb::Get),
         path: &path,
         context: &context,
+        now: Timestamp::EPOCH,
     };
     let allowed = |called: Option<Called>| called.is_some_and(|it| it.decision.is_allowed());
     let per_second = rate(SPAN, || assert!(allowed(policies.decide_call(&request))));

@@ -364,3 +364,60 @@ fn what_goes_with_a_removal_is_said_before_it_is_done() {
     let kept = up.json(&["plan", few.to_str().unwrap()]);
     assert!(kept["kept"].as_array().unwrap().contains(&"Workload/payments".into()), "{kept}");
 }
+
+#[test]
+fn time_source_and_attestation_narrow_what_real_requests_may_and_are_assumed_in_words() {
+    let place = folder();
+    let up = Up::shop();
+    assert_eq!(as_orders(&up, "GET", "/charges/7").0, 200);
+    let see = r#"resource == Operation::"payments/see-charge");"#;
+    let narrowed = |net: &str, kind: &str, end: &str| {
+        let when = format!(
+            r#"resource == Operation::"payments/see-charge") when {{ context has source && context.source.isInRange(ip("{net}")) && context has attestation && context.attestation.contains("{kind}") && context.time < datetime("{end}") }};"#
+        );
+        shop_with(place.path(), see, &when)
+    };
+    let apply = |manifests: &Path| {
+        up.json(&["apply", manifests.to_str().unwrap(), "--wait"]);
+    };
+    // What is so: a proxy on this machine, whose process the launcher has vouched for.
+    apply(&narrowed("127.0.0.0/8", "launch", "2999-01-01"));
+    assert_eq!(as_orders(&up, "GET", "/charges/7").0, 200);
+    for (net, kind, end) in [
+        ("10.0.0.0/8", "launch", "2999-01-01"),
+        ("127.0.0.0/8", "container:id", "2999-01-01"),
+        ("127.0.0.0/8", "launch", "2020-01-01"),
+    ] {
+        apply(&narrowed(net, kind, end));
+        let (status, answer) = as_orders(&up, "GET", "/charges/7");
+        assert_eq!(status, 403, "{net} {kind} {end}: {answer}");
+        assert_eq!(up.get("web", "/").0, 200, "nothing else is denied");
+    }
+
+    let question = ["orders", "payments", "GET", "/charges/7", "--address", "127.0.0.1"];
+    let (exit, said) = explain(&up, &[&question[..], &["--at", "2019-06-01T00:00:00Z"]].concat());
+    assert_eq!((exit, &said["decision"]), (0, &"allow".into()), "{said}");
+    let assumed = said["assumed"].to_string();
+    for words in ["2019-06-01T00:00:00Z", "comes from 127.0.0.1", "says `launch`"] {
+        assert!(assumed.contains(words), "{assumed}");
+    }
+    assert_eq!(explain(&up, &question).0, 1, "today it is over");
+    apply(&shop());
+    flows_until(&up, &[], "a flow of it", |flow| is(flow, "orders", "payments", "/charges/{id}"));
+    let changed = narrowed("127.0.0.0/8", "launch", "2999-01-01");
+    let plan = up.json(&["plan", changed.to_str().unwrap()]);
+    let denied = plan["newly_denied"].as_array().unwrap();
+    assert!(denied.iter().any(|flow| flow["path"] == "/charges/{id}"), "{plan}");
+    assert!(plan["assumed"].to_string().contains("from where any of them came"), "{plan}");
+
+    let anybody = r#"@unscoped("our own network") permit (principal, action, resource in Service::"payments") when { context has source && context.source.isInRange(ip("127.0.0.0/8")) };"#;
+    let principal = r#"permit (principal == Workload::"web", action == Action::"connect", resource == Service::"orders");"#;
+    let addressed = shop_with(place.path(), principal, anybody);
+    let refused = up.run(&["apply", addressed.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(
+        text(&refused.stderr).contains("an address is no identity"),
+        "{}",
+        text(&refused.stderr)
+    );
+}

@@ -42,7 +42,7 @@ pub use revocation::{
     Ending, Presented, Reason, Revocation, Revocations, Revoked, Suspended, Suspension,
     UnknownReason,
 };
-pub use selector::{BadSelector, Selector, SelectorKind};
+pub use selector::{Attested, BadSelector, Selector, SelectorKind};
 pub use sim_clock::SimClock;
 pub use spiffe_id::{IdError, SpiffeId, TrustDomain};
 pub use timestamp::{BadTimestamp, DurationText, Timestamp};

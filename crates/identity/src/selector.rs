@@ -36,6 +36,50 @@ pub enum SelectorKind {
     ContainerId,
 }
 
+/// By which kinds of facts somebody was attested, as a certificate carries it. Empty where nobody says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Attested(u16); // INVARIANT: only bits of `KINDS`, the first kind the lowest
+
+impl Attested {
+    /// By these facts.
+    pub fn by<'a>(selectors: impl IntoIterator<Item = &'a Selector>) -> Self {
+        selectors.into_iter().fold(Self::default(), |all, one| all.and(one.kind))
+    }
+
+    /// These, and one more.
+    #[must_use]
+    pub fn and(self, kind: SelectorKind) -> Self {
+        let place = KINDS.iter().position(|(known, _)| *known == kind);
+        Self(self.0 | place.map_or(0, |place| 1 << place))
+    }
+
+    /// From what [`bits`](Self::bits) gave. Kinds that a later version knows are left out.
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits & (u16::MAX >> (16 - KINDS.len())))
+    }
+
+    /// One bit for each kind, in the order of [`SelectorKind`], the first the lowest.
+    pub const fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// Whether each of these is among those.
+    pub const fn is_within(self, those: Self) -> bool {
+        self.0 & !those.0 == 0
+    }
+
+    /// Whether nobody says.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The kinds, as selectors begin with them: `unix:uid`, `launch`.
+    pub fn kinds(self) -> impl Iterator<Item = &'static str> {
+        let named = KINDS.into_iter().enumerate();
+        named.filter(move |(place, _)| self.0 >> place & 1 == 1).map(|(_, (_, text))| text)
+    }
+}
+
 /// Why a text is not a selector.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadSelector {
@@ -170,6 +214,21 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Selector>().unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn kinds_go_through_bits_and_unknown_ones_are_left_out() {
+        let selectors =
+            ["launch:web", "unix:uid:7", "unix:uid:8"].map(|text| text.parse().unwrap());
+        let attested = Attested::by(&selectors);
+        assert_eq!(attested.kinds().collect::<Vec<_>>(), ["unix:uid", "launch"]);
+        assert_eq!(Attested::from_bits(attested.bits() | 0xfe00), attested);
+        assert!(Attested::by([]).is_empty() && Attested::from_bits(0x8000).is_empty());
+        let all = KINDS.iter().fold(Attested::default(), |all, (kind, _)| all.and(*kind));
+        assert_eq!(Attested::from_bits(u16::MAX), all);
+        assert_eq!(all.kinds().count(), KINDS.len());
+        assert!(attested.is_within(all) && attested.is_within(attested));
+        assert!(!all.is_within(attested) && Attested::default().is_within(attested));
     }
 
     #[test]

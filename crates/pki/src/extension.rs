@@ -1,11 +1,12 @@
 //! The extensions of a certificate (RFC 5280, 4.2), read strictly and all of them.
 
-use countersign_identity::{Code, NodeTag, Revision};
+use countersign_identity::{Attested, Code, NodeTag, Revision};
 
 use crate::der::{self, BadDer, Reader, Value};
 use crate::oid;
 
-/// Under which revision an SVID was authorised, and through which node it was issued.
+/// Under which revision an SVID was authorised, through which node it was issued, and by which kinds of facts its holder was
+/// attested there.
 ///
 /// A private, non-critical extension of every SVID, under the identifier
 /// `2.25.14296939048434451238334504876767025306`, which carries the DER of
@@ -15,28 +16,37 @@ use crate::oid;
 ///     incarnation  INTEGER (0..18446744073709551615),
 ///     number       INTEGER (0..18446744073709551615),
 ///     node         OCTET STRING (SIZE (8)),
+///     attested [0] IMPLICIT OCTET STRING (SIZE (2)) OPTIONAL,
 ///     ...
 /// }
 /// ```
 ///
-/// What a later version adds at the end is skipped.
+/// `attested` is a number of 16 bits, one for each kind of selector ([`Attested`]); it is left out where there is none. What a later
+/// version adds at the end is skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Provenance {
     /// The revision of the state on which the issuance was authorised.
     pub revision: Revision,
     /// The opaque name of the node.
     pub node: NodeTag,
+    /// The kinds of facts that the workload's entry asked for when it was authorised: no agent hands it out without all of them.
+    pub attested: Attested,
 }
 
 impl Provenance {
     /// The extension's value.
     pub(crate) fn to_der(self) -> Vec<u8> {
+        let attested = match self.attested.is_empty() {
+            true => Vec::new(),
+            false => der::write(der::context(0), &[&self.attested.bits().to_be_bytes()]),
+        };
         der::write(
             der::SEQUENCE,
             &[
                 &der::write_unsigned(&self.revision.incarnation.to_be_bytes()),
                 &der::write_unsigned(&self.revision.number.to_be_bytes()),
                 &der::write(der::OCTET_STRING, &[self.node.as_bytes()]),
+                &attested,
             ],
         )
     }
@@ -49,7 +59,17 @@ impl Provenance {
         let number = fields.take(der::INTEGER, "revision")?.unsigned()?;
         let tag = fields.take(der::OCTET_STRING, "node tag")?;
         let node = tag.content.try_into().map_err(|_| tag.bad("a node tag is 8 bytes"))?;
-        Ok(Self { revision: Revision { incarnation, number }, node: NodeTag::from_bytes(node) })
+        let attested = match fields.optional(der::context(0), "attested")? {
+            None => Attested::default(),
+            Some(bits) => {
+                let both = bits.content.try_into();
+                Attested::from_bits(u16::from_be_bytes(
+                    both.map_err(|_| bits.bad("kinds of attestation are 2 bytes"))?,
+                ))
+            }
+        };
+        let revision = Revision { incarnation, number };
+        Ok(Self { revision, node: NodeTag::from_bytes(node), attested })
     }
 }
 
@@ -391,4 +411,42 @@ pub(crate) fn check_name<'a>(name: &Value<'a>) -> Result<&'a [u8], BadDer> {
         }
     }
     Ok(name.content)
+}
+
+#[cfg(test)]
+mod tests {
+    use countersign_identity::SelectorKind;
+
+    use super::*;
+
+    fn read(der: &[u8]) -> Result<Provenance, BadDer> {
+        let octets = der::write(der::OCTET_STRING, &[der]);
+        Provenance::parse(&Reader::new(&octets).any()?)
+    }
+
+    #[test]
+    fn provenance_is_read_as_it_was_written_and_what_comes_later_is_skipped() {
+        let plain = Provenance {
+            revision: Revision { incarnation: 1, number: u64::MAX },
+            node: NodeTag::from_bytes([7; 8]),
+            attested: Attested::default(),
+        };
+        assert_eq!(read(&plain.to_der()), Ok(plain));
+        let attested = Attested::default().and(SelectorKind::Launch).and(SelectorKind::UnixUid);
+        let said = Provenance { attested, ..plain };
+        assert_eq!(read(&said.to_der()), Ok(said));
+        assert_eq!(said.to_der().len(), plain.to_der().len() + 4);
+        let fields = |more: &[u8]| {
+            let der = plain.to_der();
+            der::write(der::SEQUENCE, &[&der[2..], more])
+        };
+        let later = der::write(der::context(1), &[b"later"]);
+        assert_eq!(read(&fields(&later)), Ok(plain));
+        let kinds = |bytes: &[u8]| fields(&der::write(der::context(0), &[bytes]));
+        let unknown = Provenance { attested: Attested::default(), ..plain };
+        assert_eq!(read(&kinds(&[0x80, 0])), Ok(unknown), "a kind of a later version");
+        for bytes in [&[][..], &[1], &[0, 0, 1]] {
+            assert!(read(&kinds(bytes)).is_err(), "{bytes:?}");
+        }
+    }
 }

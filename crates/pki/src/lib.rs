@@ -6,7 +6,7 @@
 //! keeps to the SPIFFE X.509-SVID standard and RFC 5280 where other software is lenient.
 //!
 //! ```
-//! # use countersign_identity::{NodeTag, Revision, SeededEntropy, Serial, Timestamp};
+//! # use countersign_identity::{Attested, NodeTag, Revision, SeededEntropy, Serial, Timestamp};
 //! # use countersign_pki::*;
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -28,7 +28,11 @@
 //!     issued: now,
 //!     lifetime: "1h".parse()?,
 //!     dns_names: Vec::new(),
-//!     provenance: Provenance { revision: Revision::default(), node: NodeTag::from_bytes([7; 8]) },
+//!     provenance: Provenance {
+//!         revision: Revision::default(),
+//!         node: NodeTag::from_bytes([7; 8]),
+//!         attested: Attested::default(),
+//!     },
 //!     reserved: Reserved::Refuse,
 //! };
 //! let profile = Profile { domain: domain.clone(), lifetime_max: "24h".parse()?, pointers: None };

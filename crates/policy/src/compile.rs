@@ -7,8 +7,8 @@ use cedar_policy::ffi::DetailedError;
 use cedar_policy::{Effect, EntityUid, Policy, PolicyId, PolicySet, ValidationMode, Validator};
 use countersign_identity::{Mode, Name, SpiffeId, Timestamp, Verb};
 
-use crate::reads::reads_age;
-use crate::schema::{CONNECT, OPERATION, ROLE, SERVICE, WORKLOAD, schema};
+use crate::reads::Reads;
+use crate::schema::{CONNECT, OPERATION, ROLE, SERVICE, SOURCE, WORKLOAD, schema};
 use crate::text::Layout;
 use crate::{Limit, Names, Problem, Scope};
 
@@ -66,8 +66,8 @@ pub(crate) struct Statement {
     pub(crate) mode: Mode,
     pub(crate) until: Option<Timestamp>,
     pub(crate) limit: Option<Limit>,
-    /// Whether what it says can change while a certificate ages.
-    pub(crate) reads_age: bool,
+    /// What it reads of the context.
+    pub(crate) reads: Reads,
 }
 
 pub(crate) fn compile(
@@ -161,16 +161,17 @@ impl Reader<'_> {
         let parsed = self.parse(&layout)?;
         let mut problems = self.validate(&parsed);
         for (policy, offset) in parsed.iter().zip(&layout.statements) {
-            problems.extend(self.unscoped(policy, *offset));
+            let wide = self.addressed(policy, *offset).or_else(|| self.unscoped(policy, *offset));
+            problems.extend(wide);
             problems.extend(Limit::of(policy).err().map(|why| self.problem(*offset, why)));
         }
         problems.extend(self.names(&parsed, &layout));
         if problems.is_empty() {
             let (mode, until) = (self.mode, self.until);
             let statement = |policy| {
-                let (scope, reads_age) = (Scope::of(&policy), reads_age(&policy));
+                let (scope, reads) = (Scope::of(&policy), Reads::of(&policy));
                 let limit = Limit::of(&policy).expect("no problem of it was found");
-                Statement { policy, scope, mode, until, limit, reads_age }
+                Statement { policy, scope, mode, until, limit, reads }
             };
             return Ok(parsed.into_iter().map(statement).collect());
         }
@@ -245,6 +246,25 @@ impl Reader<'_> {
             errors
         };
         details.into_iter().map(|detail| self.cedar_problem(detail)).collect()
+    }
+
+    /// A permit for anybody that reads an address: whoever can have that address would be whom it permits.
+    fn addressed(&self, policy: &Policy, offset: usize) -> Option<Problem> {
+        match policy.effect() {
+            Effect::Forbid => return None,
+            Effect::Permit => {}
+        }
+        match Scope::of(policy).principals {
+            Names::Only(_) | Names::Role(_) => return None,
+            Names::Any => {}
+        }
+        Reads::of(policy).source.then(|| {
+            let message = format!(
+                "it permits anybody by the address that they come from, and an address is no identity; name whom with \
+                 `principal == Workload::\"…\"` or `principal in Role::\"…\"`, and let `context.{SOURCE}` narrow that"
+            );
+            self.problem(offset, message)
+        })
     }
 
     fn unscoped(&self, policy: &Policy, offset: usize) -> Option<Problem> {

@@ -9,13 +9,15 @@ use cedar_policy::{
     AuthorizationError, Authorizer, Context as CedarContext, Decision as CedarDecision, Effect,
     Entities, Entity, EntityUid, Request, RestrictedExpression,
 };
-use countersign_identity::{CanonicalPath, Code, Mode, Name, SpiffeId, Timestamp, Verb};
+use countersign_identity::{Attested, CanonicalPath, Code, Mode, Name, SpiffeId, Timestamp, Verb};
 
+use crate::circumstance::Context;
 use crate::compile::{Declared, PolicySource, Statement, compile};
 use crate::index::{Bucket, Buckets, Index};
 use crate::memory::{Memory, Question};
 use crate::operation::{Operation, Operations};
-use crate::schema::{AGE, LABELS, Words};
+use crate::reads::Reads;
+use crate::schema::{LABELS, Words};
 use crate::{Limit, Member, Members, Names, Problem};
 
 /// Who asks: a workload that a manifest names, or a peer that none names.
@@ -43,17 +45,6 @@ impl fmt::Display for Principal {
     }
 }
 
-/// What the handshake has shown, for the conditions of policies. Everything is always present.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Context {
-    /// `1.3`.
-    pub tls_version: String,
-    /// The key exchange, `X25519MLKEM768`.
-    pub group: String,
-    /// How long ago the peer's certificate became valid.
-    pub peer_age_seconds: u64,
-}
-
 /// May this peer open a connection to this service?
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectRequest<'a> {
@@ -63,6 +54,8 @@ pub struct ConnectRequest<'a> {
     pub service: &'a str,
     /// What the handshake has shown.
     pub context: &'a Context,
+    /// When it is decided.
+    pub now: Timestamp,
 }
 
 /// May this peer ask for this, over a connection that it may have?
@@ -78,6 +71,8 @@ pub struct CallRequest<'a> {
     pub path: &'a CanonicalPath,
     /// What the handshake has shown.
     pub context: &'a Context,
+    /// When it is decided.
+    pub now: Timestamp,
 }
 
 /// What was decided about a request, and which operation it is.
@@ -134,7 +129,7 @@ impl Decision {
 ///
 /// Policies are kept by the principal and the service that their scopes name, so that a question
 /// meets only those that could bear on it. What was decided before is remembered, within a bound, unless a policy that bears
-/// on it reads the age of the peer's certificate, or could not be evaluated.
+/// on it reads the time or the age of the peer's certificate, or could not be evaluated.
 pub struct Policies {
     words: Words,
     authorizer: Authorizer,
@@ -157,14 +152,18 @@ struct InForce {
     memory: Option<Memory>,
     /// When the first of them ends.
     ends: Option<Timestamp>,
+    /// What one of them reads of the context.
+    reads: Reads,
 }
 
 impl InForce {
     fn of(statements: Vec<Statement>, memory: Option<Memory>) -> Self {
         let ends = statements.iter().filter_map(|statement| statement.until).min();
+        let reads = statements.iter().fold(Reads::default(), |all, one| all | one.reads);
         let (enforced, observed): (Vec<_>, Vec<_>) =
             statements.into_iter().partition(|statement| statement.mode == Mode::Enforce);
-        Self { enforced: Index::of(&enforced), observed: Index::of(&observed), memory, ends }
+        let (enforced, observed) = (Index::of(&enforced), Index::of(&observed));
+        Self { enforced, observed, memory, ends, reads }
     }
 
     /// The same with another memory.
@@ -245,6 +244,19 @@ impl Policies {
     /// When the next of them ends.
     pub fn ends(&self) -> Option<Timestamp> {
         self.in_force.load().ends
+    }
+
+    /// What they read of the context. Where that is the time, what was let in has to be looked at again as it passes.
+    pub fn reads(&self) -> Reads {
+        self.in_force.load().reads
+    }
+
+    /// What those of them read of the context that could bear on what this one asks of a service.
+    pub fn reads_on(&self, principal: &Principal, service: &str) -> Reads {
+        let in_force = self.in_force.load();
+        let (principal, member) = (principal.as_str(), self.members.of(principal.as_str()));
+        let of = |index: &Index| index.buckets(principal, member, service).reads();
+        of(&in_force.enforced) | of(&in_force.observed)
     }
 
     /// How much the policy of this name permits, where it says so.
@@ -332,8 +344,8 @@ impl Policies {
 
     /// Decides about a connection. Whatever cannot be evaluated denies.
     pub fn decide(&self, request: &ConnectRequest<'_>) -> Decision {
-        let ConnectRequest { principal, service, context } = *request;
-        self.ask(&Asked { principal, service, verb: None, operation: None, context })
+        let ConnectRequest { principal, service, context, now } = *request;
+        self.ask(&Asked { principal, service, verb: None, operation: None, context, now })
     }
 
     /// Decides about a request to a service that declares operations; `None` for one that declares none, where the
@@ -342,7 +354,7 @@ impl Policies {
     /// A request that no operation stands for is asked of the service itself, and one whose method no operation
     /// could have is denied.
     pub fn decide_call(&self, request: &CallRequest<'_>) -> Option<Called> {
-        let CallRequest { principal, service, context, .. } = *request;
+        let CallRequest { principal, service, context, now, .. } = *request;
         self.operations.of(service)?;
         let Some(verb) = request.verb else {
             let decision = Decision::denied(Code::PolicyDenied, Mode::Enforce);
@@ -351,7 +363,7 @@ impl Policies {
         let operation = self.operations.find(service, verb, request.path).cloned();
         let name = operation.as_ref().map(|operation| &operation.name);
         let verb = Some(verb);
-        let decision = self.ask(&Asked { principal, service, verb, operation: name, context });
+        let decision = self.ask(&Asked { principal, service, verb, operation: name, context, now });
         let limit = |policy: &String| self.limits.get(policy).copied();
         let limited =
             !self.limits.is_empty() && decision.policies.iter().any(|it| limit(it).is_some());
@@ -378,16 +390,16 @@ impl Policies {
         if enforced.is_empty() && observed.is_empty() {
             return Decision::denied(Code::PolicyDenied, Mode::Enforce);
         }
-        let ages = enforced.iter().chain(observed.iter()).any(|bucket| bucket.reads_age)
-            || asked.age().is_none();
-        let Some(memory) = in_force.memory.as_ref().filter(|_| !ages) else {
-            return self.evaluate(asked, &enforced, &observed);
+        let reads = enforced.reads() | observed.reads();
+        let passing = reads.passing() || asked.context.age().is_none();
+        let Some(memory) = in_force.memory.as_ref().filter(|_| !passing) else {
+            return self.evaluate(asked, (&enforced, &observed), reads);
         };
-        let question = asked.question();
+        let question = asked.question(reads);
         if let Some(known) = memory.recall(&question) {
             return known;
         }
-        let decision = self.evaluate(asked, &enforced, &observed);
+        let decision = self.evaluate(asked, (&enforced, &observed), reads);
         // A failure is looked at again each time.
         if decision.verdict != Verdict::Deny(Code::PolicyError) {
             memory.remember(&question, &decision);
@@ -398,13 +410,13 @@ impl Policies {
     fn evaluate(
         &self,
         asked: &Asked<'_>,
-        enforced: &Buckets<'_>,
-        observed: &Buckets<'_>,
+        (enforced, observed): (&Buckets<'_>, &Buckets<'_>),
+        reads: Reads,
     ) -> Decision {
         let asks_for_members = enforced.iter().chain(observed.iter());
         let asks_for_members: Vec<&Bucket> =
             asks_for_members.filter(|it| it.reads_members).collect();
-        let Some((request, entities)) = self.cedar_request(asked, &asks_for_members) else {
+        let Some((request, entities)) = self.cedar_request(asked, reads, &asks_for_members) else {
             return Decision::denied(Code::PolicyError, Mode::Enforce);
         };
         let found = |buckets: &Buckets<'_>| {
@@ -419,15 +431,14 @@ impl Policies {
         decision(found(enforced), found(observed), lenient)
     }
 
-    /// The question in Cedar's words, with all that these buckets may read of workloads.
-    fn cedar_request(&self, asked: &Asked<'_>, readers: &[&Bucket]) -> Option<(Request, Entities)> {
-        let text = |value: &str| RestrictedExpression::new_string(value.to_owned());
-        let age = asked.age()?;
-        let context = CedarContext::from_pairs([
-            ("tls_version".to_owned(), text(&asked.context.tls_version)),
-            ("group".to_owned(), text(&asked.context.group)),
-            (AGE.to_owned(), RestrictedExpression::new_long(age)),
-        ]);
+    /// The question in Cedar's words, with all that is read of the context, and that these buckets may read of workloads.
+    fn cedar_request(
+        &self,
+        asked: &Asked<'_>,
+        reads: Reads,
+        readers: &[&Bucket],
+    ) -> Option<(Request, Entities)> {
+        let context = CedarContext::from_pairs(asked.context.attributes(asked.now, reads)?);
         let principal: EntityUid = self.words.workload(asked.principal.as_str());
         let action = asked.verb.map_or_else(|| self.words.connect(), |verb| self.words.verb(verb));
         let service = self.words.service(asked.service);
@@ -482,16 +493,13 @@ struct Asked<'a> {
     /// None for the service itself.
     operation: Option<&'a Name>,
     context: &'a Context,
+    now: Timestamp,
 }
 
 impl<'a> Asked<'a> {
-    /// None when it is none that a policy could read.
-    fn age(&self) -> Option<i64> {
-        i64::try_from(self.context.peer_age_seconds).ok()
-    }
-
-    /// The same, without what is never remembered.
-    fn question(&self) -> Question<'a> {
+    /// The same, without what is never remembered, and without what nobody reads.
+    fn question(&self, reads: Reads) -> Question<'a> {
+        let attested = if reads.attestation { self.context.attested } else { Attested::default() };
         Question {
             principal: self.principal,
             service: self.service,
@@ -499,6 +507,8 @@ impl<'a> Asked<'a> {
             verb: self.verb,
             tls_version: &self.context.tls_version,
             group: &self.context.group,
+            source: self.context.source.filter(|_| reads.source),
+            attested,
         }
     }
 }

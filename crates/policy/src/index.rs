@@ -6,6 +6,7 @@ use cedar_policy::PolicySet;
 use countersign_identity::Name;
 
 use crate::compile::Statement;
+use crate::reads::Reads;
 use crate::scope::operation_of;
 use crate::{Member, Names};
 
@@ -30,8 +31,8 @@ pub(crate) struct Bucket {
     policies: PolicySet,
     /// Those whose scope names an operation, by its name: to any other request they say nothing.
     of_operation: HashMap<String, PolicySet>,
-    /// Whether one of them reads the age of the peer's certificate.
-    pub(crate) reads_age: bool,
+    /// What one of them reads of the context.
+    pub(crate) reads: Reads,
     /// Whether one of them asks for roles or labels.
     pub(crate) reads_members: bool,
     /// The workloads that those name, of whom they may ask the same as of the principal.
@@ -51,6 +52,11 @@ impl<'a> Buckets<'a> {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.iter().next().is_none()
+    }
+
+    /// What one of their policies reads of the context.
+    pub(crate) fn reads(&self) -> Reads {
+        self.iter().fold(Reads::default(), |all, bucket| all | bucket.reads)
     }
 }
 
@@ -111,8 +117,8 @@ impl ByPrincipal {
 }
 
 impl Bucket {
-    fn add(&mut self, Statement { policy, scope, reads_age, .. }: &Statement) {
-        self.reads_age |= reads_age;
+    fn add(&mut self, Statement { policy, scope, reads, .. }: &Statement) {
+        self.reads = self.reads | *reads;
         if scope.labels || !scope.roles.is_empty() {
             self.reads_members = true;
             self.members.extend(scope.workloads.iter().cloned());

@@ -6,9 +6,12 @@
 //! cost that does not grow with the number of policies for other workloads and services. What was asked before is
 //! remembered as long as the set lives, unless it depends on time.
 //!
+//! Addresses narrow what somebody may, and never say who somebody is: a permit for anybody that reads one is refused.
+//!
 //! No Cedar type appears outside of this crate. It knows no sockets, no certificates and no store.
 //!
 //! ```
+//! use countersign_identity::Timestamp;
 //! use countersign_policy::{ConnectRequest, Context, Policies, PolicySource, Principal};
 //!
 //! let text = r#"
@@ -25,14 +28,17 @@
 //!     tls_version: "1.3".to_owned(),
 //!     group: "X25519MLKEM768".to_owned(),
 //!     peer_age_seconds: 12,
+//!     ..Context::default()
 //! };
 //! let web = Principal::Named("web".parse()?);
-//! let request = ConnectRequest { principal: &web, service: "orders", context: &context };
+//! let now = Timestamp::from_secs(1_790_000_000);
+//! let request = ConnectRequest { principal: &web, service: "orders", context: &context, now };
 //! assert!(policies.decide(&request).is_allowed());
 //! assert!(!policies.decide(&ConnectRequest { service: "payments", ..request }).is_allowed());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod circumstance;
 mod compile;
 mod decide;
 mod index;
@@ -47,14 +53,16 @@ mod schema;
 mod scope;
 mod text;
 
+pub use circumstance::Context;
 pub use compile::{Declared, PolicySource, TEXT_BYTES_MAX, nearest};
 pub use decide::{
-    CallRequest, Called, ConnectRequest, Context, Decision, Grant, Policies, Principal, Verdict,
+    CallRequest, Called, ConnectRequest, Decision, Grant, Policies, Principal, Verdict,
 };
 pub use limit::{Limit, Rate};
 pub use member::{Member, Members};
 pub use narrow::{Narrowed, Outcome, Permit, Use, narrow};
 pub use operation::{Operation, Operations};
 pub use problem::Problem;
+pub use reads::Reads;
 pub use schema::SCHEMA;
 pub use scope::{Names, Scope, scope};

@@ -4,11 +4,12 @@
 //! empty one, so nothing has ever to be taken out because it has become wrong.
 
 use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwapOption;
-use countersign_identity::{Name, Verb};
+use countersign_identity::{Attested, Name, Verb};
 
 use crate::{Decision, Principal};
 
@@ -19,8 +20,8 @@ const WAYS: usize = 4;
 /// A decision that rests on more policies than this is not remembered, so that what is remembered stays small.
 const POLICIES_MAX: usize = 32;
 
-/// All that the answer to a question depends on, apart from the age of the peer's certificate. What reads that is never
-/// remembered.
+/// All that the answer to a question depends on, apart from the time and from the age of the peer's certificate. What reads those
+/// is never remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Question<'a> {
     pub(crate) principal: &'a Principal,
@@ -31,6 +32,10 @@ pub(crate) struct Question<'a> {
     pub(crate) verb: Option<Verb>,
     pub(crate) tls_version: &'a str,
     pub(crate) group: &'a str,
+    /// None also where no policy that bears on it asks, so that callers from everywhere take up one place.
+    pub(crate) source: Option<IpAddr>,
+    /// Empty likewise.
+    pub(crate) attested: Attested,
 }
 
 /// Decisions by question, in a table of one size, where a newcomer takes the place of another. So whoever asks for much is
@@ -50,6 +55,8 @@ struct Remembered {
     verb: Option<Verb>,
     tls_version: String,
     group: String,
+    source: Option<IpAddr>,
+    attested: Attested,
     decision: Decision,
 }
 
@@ -102,6 +109,8 @@ impl Remembered {
             verb: question.verb,
             tls_version: question.tls_version.to_owned(),
             group: question.group.to_owned(),
+            source: question.source,
+            attested: question.attested,
             decision: decision.clone(),
         }
     }
@@ -114,13 +123,15 @@ impl Remembered {
             verb: self.verb,
             tls_version: &self.tls_version,
             group: &self.group,
+            source: self.source,
+            attested: self.attested,
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use countersign_identity::Mode;
+    use countersign_identity::{Mode, SelectorKind};
 
     use super::*;
     use crate::Verdict;
@@ -131,8 +142,16 @@ mod tests {
     }
 
     fn question<'a>(principal: &'a Principal, service: &'a str) -> Question<'a> {
-        let (operation, verb) = (None, None);
-        Question { principal, service, operation, verb, tls_version: "1.3", group: "X25519" }
+        Question {
+            principal,
+            service,
+            operation: None,
+            verb: None,
+            tls_version: "1.3",
+            group: "X25519",
+            source: None,
+            attested: Attested::default(),
+        }
     }
 
     #[test]
@@ -153,6 +172,8 @@ mod tests {
             Question { verb: Some(Verb::Get), ..asked },
             Question { tls_version: "1.2", ..asked },
             Question { group: "X25519MLKEM768", ..asked },
+            Question { source: Some(IpAddr::from([192, 0, 2, 7])), ..asked },
+            Question { attested: Attested::default().and(SelectorKind::Launch), ..asked },
         ] {
             assert_eq!(memory.recall(&other), None, "{other:?}");
         }

@@ -1,13 +1,82 @@
-//! Which of what changes by itself a policy reads.
+//! Which of what changes by itself, and of what callers differ in, a policy reads.
+
+use std::ops::BitOr;
 
 use cedar_policy::Policy;
 use serde_json::Value;
 
-use crate::schema::{AGE, LABELS};
+use crate::schema::{AGE, ATTESTATION, GROUP, LABELS, SOURCE, TIME, TLS_VERSION, WEEKDAY};
 
-/// Whether what a policy says can depend on how old the peer's certificate is. In doubt it can.
-pub(crate) fn reads_age(policy: &Policy) -> bool {
-    policy.to_json().map_or(true, |parsed| reads(&parsed))
+/// Which attributes of the context policies read. In doubt all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reads {
+    /// What the handshake agreed on: `tls_version`, `group`.
+    pub handshake: bool,
+    /// How old the peer's certificate is: `peer_age_seconds`.
+    pub age: bool,
+    /// When it is decided: `time`, `weekday`.
+    pub time: bool,
+    /// From where the caller comes: `source`.
+    pub source: bool,
+    /// By which kinds of facts the caller was attested: `attestation`.
+    pub attestation: bool,
+}
+
+impl Reads {
+    const ALL: Self =
+        Self { handshake: true, age: true, time: true, source: true, attestation: true };
+
+    pub(crate) fn of(policy: &Policy) -> Self {
+        policy.to_json().map_or(Self::ALL, |parsed| Self::in_tree(&parsed))
+    }
+
+    /// Whether what it comes to can change while nothing does but time.
+    pub(crate) fn passing(self) -> bool {
+        self.age || self.time
+    }
+
+    /// Looks for the context in the tree of an expression, as Cedar writes it in JSON.
+    fn in_tree(tree: &Value) -> Self {
+        let all = |all: Self, one: Self| all | one;
+        match tree {
+            Value::Object(members) => {
+                let read = |(key, inside): (&String, &Value)| match attribute(key, inside) {
+                    Some(attribute) => Self::attribute(attribute),
+                    // The context as a whole, in which everything is.
+                    None if key == "Var" && inside == CONTEXT => Self::ALL,
+                    None => Self::in_tree(inside),
+                };
+                members.iter().map(read).fold(Self::default(), all)
+            }
+            Value::Array(items) => items.iter().map(Self::in_tree).fold(Self::default(), all),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Self::default(),
+        }
+    }
+
+    fn attribute(name: &str) -> Self {
+        match name {
+            TLS_VERSION | GROUP => Self { handshake: true, ..Self::default() },
+            AGE => Self { age: true, ..Self::default() },
+            TIME | WEEKDAY => Self { time: true, ..Self::default() },
+            SOURCE => Self { source: true, ..Self::default() },
+            ATTESTATION => Self { attestation: true, ..Self::default() },
+            _ => Self::ALL,
+        }
+    }
+}
+
+impl BitOr for Reads {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self {
+            handshake: self.handshake || other.handshake,
+            age: self.age || other.age,
+            time: self.time || other.time,
+            source: self.source || other.source,
+            attestation: self.attestation || other.attestation,
+        }
+    }
 }
 
 /// Whether what a policy says can depend on labels. In doubt it does.
@@ -32,22 +101,6 @@ fn names_labels(tree: &Value) -> bool {
     }
 }
 
-/// Looks for the context in the tree of an expression, as Cedar writes it in JSON.
-fn reads(tree: &Value) -> bool {
-    match tree {
-        Value::Object(members) => {
-            members.iter().any(|(key, inside)| match attribute(key, inside) {
-                Some(attribute) => attribute == AGE,
-                // The context as a whole, in which the age is.
-                None if key == "Var" && inside == CONTEXT => true,
-                None => reads(inside),
-            })
-        }
-        Value::Array(items) => items.iter().any(reads),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
-    }
-}
-
 /// The name in `context.NAME` and in `context has NAME`.
 fn attribute<'a>(key: &str, inside: &'a Value) -> Option<&'a str> {
     let of_context = matches!(key, "." | "has") && inside["left"]["Var"] == CONTEXT;
@@ -63,10 +116,15 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn does_read(condition: &str, expected: bool) {
+    fn read(condition: &str) -> Reads {
         let policy =
             Policy::from_str(&format!("permit (principal, action, resource) {condition};"));
-        assert_eq!(reads_age(&policy.unwrap()), expected, "{condition}");
+        Reads::of(&policy.unwrap())
+    }
+
+    #[track_caller]
+    fn does_read(condition: &str, expected: bool) {
+        assert_eq!(read(condition).age, expected, "{condition}");
     }
 
     #[test]
@@ -83,6 +141,42 @@ mod tests {
         does_read("when { context == {tls_version: \"1.3\"} }", true);
         does_read("when { {x: context}.x.peer_age_seconds < 5 }", true);
         does_read("when { (if true then context else context).peer_age_seconds < 5 }", true);
+    }
+
+    #[test]
+    fn time_source_and_attestation_are_found_however_they_are_read() {
+        let nothing = Reads::default();
+        let time = Reads { time: true, ..nothing };
+        for condition in [
+            "when { context.time < datetime(\"2027-01-01\") }",
+            "when { context.time.toTime() < duration(\"18h\") }",
+            "unless { context[\"time\"].offset(duration(\"1h\")).toTime() < duration(\"18h\") }",
+            "when { context.weekday <= 5 }",
+            "when { datetime(\"2027-01-01\").durationSince(context.time) > duration(\"1d\") }",
+        ] {
+            assert_eq!(read(condition), time, "{condition}");
+        }
+        let source = Reads { source: true, ..nothing };
+        for condition in [
+            "when { context has source && context.source.isInRange(ip(\"10.0.0.0/8\")) }",
+            "unless { context has source }",
+            "when { context[\"source\"].isLoopback() }",
+        ] {
+            assert_eq!(read(condition), source, "{condition}");
+        }
+        let attested = Reads { attestation: true, ..nothing };
+        for condition in [
+            "when { context has attestation && context.attestation.contains(\"launch\") }",
+            "when { [\"launch\"].containsAll(context.attestation) }",
+        ] {
+            assert_eq!(read(condition), attested, "{condition}");
+        }
+        assert_eq!(read("when { context has source.more }"), Reads::ALL, "a path of attributes");
+        assert_eq!(read("when { {x: context}.x.tls_version == \"1.3\" }"), Reads::ALL);
+        let both = Reads { age: true, source: true, ..nothing };
+        assert_eq!(read("when { context.peer_age_seconds < 5 && context has source }"), both);
+        let handshake = Reads { handshake: true, ..nothing };
+        assert_eq!(read("when { context.group like \"X*\" }"), handshake);
     }
 
     #[test]
@@ -106,11 +200,17 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_read_it_may_be_remembered() {
-        does_read("", false);
-        does_read("when { context.tls_version == \"1.3\" }", false);
-        does_read("when { context.group like \"*768\" && principal == Workload::\"web\" }", false);
-        does_read("when { resource in Service::\"peer_age_seconds\" }", false);
-        does_read("when { \"context.peer_age_seconds\" == \"context\" }", false);
+    fn what_does_not_read_them_may_be_remembered() {
+        for condition in [
+            "",
+            "when { context.tls_version == \"1.3\" }",
+            "when { context.group like \"*768\" && principal == Workload::\"web\" }",
+            "when { resource in Service::\"peer_age_seconds\" }",
+            "when { \"context.peer_age_seconds\" == \"context\" }",
+            "when { resource == Service::\"time\" && \"context.source\" != \"attestation\" }",
+        ] {
+            let read = read(condition);
+            assert_eq!(Reads { handshake: false, ..read }, Reads::default(), "{condition}");
+        }
     }
 }

@@ -7,15 +7,26 @@ use countersign_identity::Verb;
 
 /// What every policy is validated against, as Cedar's own schema language writes it.
 ///
-/// No attribute is optional, so that no policy can fail for want of one.
-pub const SCHEMA: &str = r#"// What the handshake that proved the peer has shown.
-type Handshake = {
+/// What is not known of every caller is optional, and Cedar takes no policy that reads it without having asked `has`: so no policy
+/// can fail for want of an attribute.
+pub const SCHEMA: &str = r#"// What the handshake that proved the peer has shown, and what else is known at the moment of the decision.
+type Circumstances = {
   // "1.3"
   tls_version: String,
   // "X25519MLKEM768"
   group: String,
   // How long ago the certificate of the peer became valid.
   peer_age_seconds: Long,
+  // When it is decided. In UTC: context.time.toTime() is the time of day, and context.time.offset(duration("1h")) that of
+  // another zone.
+  time: datetime,
+  // Which day of the week that is, in UTC: 1 is Monday, 7 is Sunday.
+  weekday: Long,
+  // The address that the caller's connection comes from, where it is known. For narrowing: it says nothing of who it is.
+  source?: ipaddr,
+  // By which kinds of facts the caller's certificate says that its process was attested: "launch", "unix:uid". Absent where
+  // it does not say, and of callers of other trust domains.
+  attestation?: Set<String>,
 };
 // A group of workloads: the name of a Role manifest. No role is in another.
 entity Role;
@@ -32,13 +43,13 @@ entity Operation in [Service];
 action "connect" appliesTo {
   principal: Workload,
   resource: Service,
-  context: Handshake,
+  context: Circumstances,
 };
 // Ask for something over it. What no operation declares is asked of the service itself.
 action "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS" appliesTo {
   principal: Workload,
   resource: [Service, Operation],
-  context: Handshake,
+  context: Circumstances,
 };
 "#;
 
@@ -49,8 +60,14 @@ pub(crate) const LABELS: &str = "labels";
 pub(crate) const SERVICE: &str = "Service";
 pub(crate) const OPERATION: &str = "Operation";
 pub(crate) const CONNECT: &str = "connect";
-/// The one attribute of the context that time changes.
+/// The attributes of the context.
+pub(crate) const TLS_VERSION: &str = "tls_version";
+pub(crate) const GROUP: &str = "group";
 pub(crate) const AGE: &str = "peer_age_seconds";
+pub(crate) const TIME: &str = "time";
+pub(crate) const WEEKDAY: &str = "weekday";
+pub(crate) const SOURCE: &str = "source";
+pub(crate) const ATTESTATION: &str = "attestation";
 
 pub(crate) fn schema() -> Schema {
     let (schema, _warnings) =

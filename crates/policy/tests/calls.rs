@@ -8,7 +8,7 @@ use cedar_policy::{
     Authorizer, Context as CedarContext, Decision as CedarDecision, Entities, Entity, EntityId,
     EntityTypeName, EntityUid, PolicySet, Request, RestrictedExpression,
 };
-use countersign_identity::{CanonicalPath, Code, Name, Verb};
+use countersign_identity::{CanonicalPath, Code, Name, Timestamp, Verb};
 use countersign_policy::{
     CallRequest, Context, Operation, Operations, Policies, PolicySource, Principal, Verdict,
 };
@@ -136,12 +136,12 @@ proptest! {
         let Ok(policies) = Policies::compile(&[source], None) else { return Ok(()) };
         let policies = policies.with_operations(operations());
         let set = PolicySet::from_str(&text).unwrap();
-        let context = Context { tls_version: "1.3".to_owned(), group: "X25519".to_owned(), peer_age_seconds: age };
+        let context = Context { tls_version: "1.3".to_owned(), group: "X25519".to_owned(), peer_age_seconds: age, ..Context::default() };
         for caller in CALLERS {
             let principal = Principal::Named(caller.parse().unwrap());
             for (verb, name) in VERBS.iter().flat_map(|verb| OPERATIONS.iter().chain(&[NOWHERE]).map(move |it| (*verb, it))) {
                 let path = CanonicalPath::of(&format!("/{name}")).unwrap();
-                let request = CallRequest { principal: &principal, service: "payments", verb: Some(verb), path: &path, context: &context };
+                let request = CallRequest { principal: &principal, service: "payments", verb: Some(verb), path: &path, context: &context, now: Timestamp::EPOCH };
                 let called = policies.decide_call(&request).unwrap();
                 let operation = called.operation.map(|operation| operation.name);
                 prop_assert_eq!(called.decision.verdict, whole(&set, &request, operation.as_ref()), "{} {:?} {}", caller, verb, name);

@@ -1,6 +1,7 @@
 //! What is refused before it can decide anything, and what is said of it.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+use countersign_identity::Timestamp;
 use countersign_policy::{
     ConnectRequest, Context, Declared, Names, Policies, PolicySource, Principal, Problem, scope,
 };
@@ -174,6 +175,50 @@ fn an_unscoped_permit_needs_a_reason() {
     );
 }
 
+/// Whoever can have the address would be whom it permits, however good the reason for it sounds.
+#[test]
+fn no_permit_for_anybody_may_read_an_address() {
+    let inside = r#"context has source && context.source.isInRange(ip("10.0.0.0/8"))"#;
+    fine(&when(inside));
+    fine(
+        &GOOD
+            .replace(r#"principal == Workload::"web""#, r#"principal in Role::"readers""#)
+            .replace(';', &format!(" when {{ {inside} }};")),
+    );
+    fine(&format!(r#"forbid (principal, action, resource) unless {{ {inside} }};"#));
+    for principal in ["principal", "principal is Workload"] {
+        for condition in [
+            format!("when {{ {inside} }}"),
+            "when { context has source }".to_owned(),
+            format!(r#"when {{ principal in Role::"readers" && {inside} }}"#),
+            format!(r#"when {{ principal.labels.contains("pci") || ({inside}) }}"#),
+            format!("unless {{ !({inside}) }}"),
+        ] {
+            let text = format!(
+                r#"@unscoped("the network is ours") permit ({principal}, action, resource in Service::"orders") {condition};"#
+            );
+            refused(&text, 1, 1, "an address is no identity");
+        }
+    }
+    refused(
+        &format!("permit (principal, action, resource) when {{ {inside} }};"),
+        1,
+        1,
+        "and let `context.source` narrow that",
+    );
+}
+
+#[test]
+fn what_is_not_known_of_every_caller_has_to_be_asked_for_first() {
+    fine(&when(r#"context.time < datetime("2027-01-31T00:00:00Z")"#));
+    fine(&when(r#"context.weekday <= 5 && context.time.toTime() >= duration("8h")"#));
+    fine(&when(r#"context has attestation && context.attestation.contains("launch")"#));
+    refused(&when(r#"context.attestation.contains("launch")"#), 2, 8, "attestation");
+    refused(&when(r#"context.source.isLoopback()"#), 2, 8, "source");
+    refused(&when(r#"context.time < "2027-01-31""#), 2, 23, "expected datetime");
+    assert!(!problems(&when(r#"context.time < datetime("tomorrow")"#)).is_empty());
+}
+
 #[test]
 fn unknown_types_actions_and_attributes_are_refused() {
     refused(&GOOD.replace("Workload", "User"), 1, 22, "User");
@@ -230,8 +275,9 @@ fn a_policy_behind_a_comment_that_ends_in_a_carriage_return_is_in_force() {
         let policies = Policies::compile(&[source("p", &text)], Some(&shop())).unwrap();
         assert_eq!(policies.count(), 2, "{end:?}");
         let (principal, context) = (Principal::Named("web".parse().unwrap()), Context::default());
+        let now = Timestamp::EPOCH;
         let request =
-            ConnectRequest { principal: &principal, service: "orders", context: &context };
+            ConnectRequest { principal: &principal, service: "orders", context: &context, now };
         assert!(!policies.decide(&request).is_allowed(), "{end:?}");
     }
     refused(&format!("// a comment\r{}", GOOD.replace("web", "wbe")), 1, 35, "did you mean `web`?");
@@ -280,11 +326,8 @@ fn hostile_texts_end_in_problems_also_on_a_small_stack() {
             let request = ConnectRequest {
                 principal: &Principal::Named("web".parse().unwrap()),
                 service: "orders",
-                context: &Context {
-                    tls_version: String::new(),
-                    group: String::new(),
-                    peer_age_seconds: 1,
-                },
+                context: &Context { peer_age_seconds: 1, ..Context::default() },
+                now: Timestamp::EPOCH,
             };
             // Deep ones may be more than this stack takes, which denies.
             policies.decide(&request);

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use countersign_identity::{CanonicalPath, Code, Mode, Timestamp, Verb};
+use countersign_identity::{Attested, CanonicalPath, Code, Mode, SelectorKind, Timestamp, Verb};
 use countersign_policy::{
     CallRequest, ConnectRequest, Context, Decision, Member, Members, Operation, Operations,
     Policies, PolicySource, Principal, Verdict,
@@ -23,8 +23,12 @@ fn context() -> Context {
         tls_version: "1.3".to_owned(),
         group: "X25519MLKEM768".to_owned(),
         peer_age_seconds: 60,
+        ..Context::default()
     }
 }
+
+/// 2026-11-26, a Thursday, 10 in the morning.
+const NOW: Timestamp = Timestamp::from_secs(1_795_687_200);
 
 fn named(name: &str) -> Principal {
     Principal::Named(name.parse().unwrap())
@@ -35,7 +39,7 @@ fn id(text: &str) -> Principal {
 }
 
 fn ask(policies: &Policies, principal: &Principal, service: &str) -> Decision {
-    policies.decide(&ConnectRequest { principal, service, context: &context() })
+    policies.decide(&ConnectRequest { principal, service, context: &context(), now: NOW })
 }
 
 #[track_caller]
@@ -189,7 +193,8 @@ fn a_policy_that_cannot_be_evaluated_denies() {
 fn an_age_that_no_policy_could_read_denies() {
     let policies = compile(&[("permit", PERMIT)]);
     let old = Context { peer_age_seconds: u64::MAX, ..context() };
-    let request = ConnectRequest { principal: &named("web"), service: "orders", context: &old };
+    let request =
+        ConnectRequest { principal: &named("web"), service: "orders", context: &old, now: NOW };
     denied(&policies.decide(&request), Code::PolicyError, &[]);
     allowed(&ask(&policies, &named("web"), "orders"), &["permit"]);
     denied(&policies.decide(&request), Code::PolicyError, &[]);
@@ -205,7 +210,7 @@ fn conditions_read_the_handshake() {
     let web = named("web");
     let ask = |context: &Context| {
         policies
-            .decide(&ConnectRequest { principal: &web, service: "orders", context })
+            .decide(&ConnectRequest { principal: &web, service: "orders", context, now: NOW })
             .is_allowed()
     };
     assert!(ask(&context()));
@@ -238,7 +243,8 @@ fn an_allow_list_takes_exactly_its_ids() {
 #[test]
 fn only_an_allow_list_leaves_dialling_to_the_dialler() {
     let context = context();
-    let request = |principal| ConnectRequest { principal, service: "orders", context: &context };
+    let request =
+        |principal| ConnectRequest { principal, service: "orders", context: &context, now: NOW };
     let web = id("spiffe://shop.example/web");
     let list = Policies::allow_ids(Vec::new());
     allowed(&list.decide_outbound(&request(&web)), &["allow-list"]);
@@ -310,7 +316,8 @@ fn call(policies: &Policies, verb: Option<Verb>, path: &str) -> Decision {
     let path = CanonicalPath::of(path).unwrap();
     let (principal, context) = (named("orders"), context());
     let (principal, context) = (&principal, &context);
-    let request = CallRequest { principal, service: "payments", verb, path: &path, context };
+    let (service, path, now) = ("payments", &path, NOW);
+    let request = CallRequest { principal, service, verb, path, context, now };
     policies.decide_call(&request).unwrap().decision
 }
 
@@ -332,8 +339,12 @@ fn a_permit_for_one_operation_reaches_no_other_and_no_path_beside_it() {
         assert!(!decision.is_allowed(), "{verb:?} {path}");
         assert_eq!(decision.policies, [""; 0]);
     }
-    let request =
-        ConnectRequest { principal: &named("orders"), service: "payments", context: &context() };
+    let request = ConnectRequest {
+        principal: &named("orders"),
+        service: "payments",
+        context: &context(),
+        now: NOW,
+    };
     assert!(!policies.decide(&request).is_allowed(), "nor does it let connect");
 }
 
@@ -381,7 +392,8 @@ fn what_was_decided_before_is_not_decided_for_another_handshake() {
         let policies = compile(&[("shop", &only(condition))]);
         let web = named("web");
         let ask = |context| {
-            policies.decide(&ConnectRequest { principal: &web, service: "orders", context })
+            let (principal, service, now) = (&web, "orders", NOW);
+            policies.decide(&ConnectRequest { principal, service, context, now })
         };
         contexts.iter().map(|context| ask(context).is_allowed()).collect::<Vec<_>>()
     };
@@ -391,6 +403,79 @@ fn what_was_decided_before_is_not_decided_for_another_handshake() {
     let older = Context { peer_age_seconds: 61, ..fine.clone() };
     let contexts = [fine.clone(), older, fine];
     assert_eq!(verdicts("context.peer_age_seconds <= 60", &contexts), [true, false, true]);
+}
+
+/// The permit of [`PERMIT`], under this condition.
+fn only_when(condition: &str) -> String {
+    PERMIT.replace(");", &format!(") when {{ {condition} }};"))
+}
+
+#[test]
+fn what_reads_the_time_is_decided_at_each_moment_anew() {
+    let hours = r#"context.weekday <= 5 && context.time.toTime() >= duration("8h") && context.time.toTime() < duration("18h")"#;
+    let policies = compile(&[("shop", &only_when(hours))]);
+    assert!(policies.reads().time);
+    let web = named("web");
+    let open = |text: &str| {
+        let (service, context, now) = ("orders", &context(), text.parse().unwrap());
+        policies.decide(&ConnectRequest { principal: &web, service, context, now }).is_allowed()
+    };
+    for (at, expected) in [
+        ("2026-11-26T17:59:59.999999Z", true),
+        ("2026-11-26T18:00:00Z", false),
+        ("2026-11-27T07:59:59Z", false),
+        ("2026-11-27T08:00:00Z", true),
+        ("2026-11-28T12:00:00Z", false),
+        ("2026-11-29T12:00:00Z", false),
+        ("2026-11-30T12:00:00Z", true),
+        ("2026-11-26T17:59:59Z", true),
+    ] {
+        assert_eq!(open(at), expected, "{at}");
+    }
+    let ends = only_when(r#"context.time < datetime("2026-11-26T12:00:00Z")"#);
+    let policies = compile(&[("shop", &ends)]);
+    let at = |now| {
+        let (service, context) = ("orders", &context());
+        policies.decide(&ConnectRequest { principal: &web, service, context, now }).is_allowed()
+    };
+    assert!(at(NOW) && !at(NOW + Duration::from_secs(7200)) && at(NOW));
+    assert!(!compile(&[("shop", PERMIT)]).reads().time);
+}
+
+#[test]
+fn a_source_narrows_what_somebody_may_and_is_denied_where_it_is_not_known() {
+    let condition = r#"context has source && context.source.isInRange(ip("10.0.0.0/8"))"#;
+    let policies = compile(&[("shop", &only_when(condition))]);
+    let from = |principal: &str, source: Option<&str>| {
+        let source = source.map(|text| text.parse().unwrap());
+        let (principal, service) = (&named(principal), "orders");
+        let context = &Context { source, ..context() };
+        policies.decide(&ConnectRequest { principal, service, context, now: NOW }).is_allowed()
+    };
+    // Twice, so that what is remembered of one address is not said of another.
+    for _ in 0..2 {
+        assert!(from("web", Some("10.1.2.3")) && from("web", Some("::ffff:10.1.2.3")));
+        assert!(!from("web", Some("192.0.2.7")) && !from("web", None));
+        assert!(!from("web", Some("::1")));
+        assert!(!from("orders", Some("10.1.2.3")), "it is nobody's identity");
+    }
+}
+
+#[test]
+fn kinds_of_attestation_narrow_and_are_absent_where_nobody_says_them() {
+    let condition = r#"context has attestation && context.attestation.contains("launch")"#;
+    let policies = compile(&[("shop", &only_when(condition))]);
+    let by = |kinds: &[SelectorKind]| {
+        let attested = kinds.iter().fold(Attested::default(), |all, kind| all.and(*kind));
+        let (web, context) = (named("web"), Context { attested, ..context() });
+        let request =
+            ConnectRequest { principal: &web, service: "orders", context: &context, now: NOW };
+        policies.decide(&request).is_allowed()
+    };
+    for _ in 0..2 {
+        assert!(by(&[SelectorKind::Launch]) && by(&[SelectorKind::UnixUid, SelectorKind::Launch]));
+        assert!(!by(&[SelectorKind::UnixUid]) && !by(&[]));
+    }
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use countersign_identity::{Code, Name, SpiffeId};
 use countersign_tls::{
-    Admitted, Direction, Established, HandshakeFact, Inbound, Leave, Outcome, REPROOF_ALPN, Room,
-    Source, Stream, Ticket,
+    AddressOf, Admitted, Direction, Established, HandshakeFact, Inbound, Leave, Outcome,
+    REPROOF_ALPN, Room, Source, Stream, Ticket,
 };
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
@@ -102,7 +102,7 @@ impl Door {
         let place = (place, self.meter.open(), self.inside.clone());
         let manners = self.manners.load_full();
         if manners.balancers.is_empty() {
-            return self.receive(tcp, from, place);
+            return self.receive(tcp, (from, AddressOf::Peer), place);
         }
         if !manners.balancers.iter().any(|network| network.contains(from.ip())) {
             let why = "the door is open to its load balancers only, and this is none of them";
@@ -112,7 +112,7 @@ impl Door {
         self.plane.tasks.start(async move {
             let mut tcp = tcp;
             match door.introduced(&mut tcp, from).await {
-                Ok(from) => door.receive(tcp, from, place),
+                Ok(comes) => door.receive(tcp, comes, place),
                 Err(Some(why)) => door.turn_away(from, Code::NotUnderstood, &why),
                 Err(None) => {}
             }
@@ -124,11 +124,12 @@ impl Door {
         &self,
         tcp: &mut TcpStream,
         balancer: SocketAddr,
-    ) -> Result<SocketAddr, Option<String>> {
+    ) -> Result<(SocketAddr, AddressOf), Option<String>> {
         let read = tokio::time::timeout(PROXY_HEADER_TIMEOUT, proxy_protocol::read(tcp));
         match read.await {
-            Ok(Ok(proxy_protocol::Told::From(from))) => Ok(from),
-            Ok(Ok(proxy_protocol::Told::Somebody)) => Ok(balancer),
+            Ok(Ok(proxy_protocol::Told::From(from))) => Ok((from, AddressOf::Peer)),
+            // Policies are not told that the peer were where the load balancer is.
+            Ok(Ok(proxy_protocol::Told::Somebody)) => Ok((balancer, AddressOf::Relay)),
             Ok(Ok(proxy_protocol::Told::Itself)) => Err(None),
             Ok(Err(fault)) => Err(Some(fault.to_string())),
             Err(_elapsed) => Err(Some(format!("no header came within {PROXY_HEADER_TIMEOUT:?}"))),
@@ -136,7 +137,12 @@ impl Door {
     }
 
     /// Lets a peer try, within what its source may have and what there is room for. Nothing of it is read before.
-    fn receive(self: &Arc<Self>, tcp: TcpStream, from: SocketAddr, place: Place) {
+    fn receive(
+        self: &Arc<Self>,
+        tcp: TcpStream,
+        (from, of): (SocketAddr, AddressOf),
+        place: Place,
+    ) {
         let (source, now) = (Source::of(from.ip()), self.plane.clock.now());
         let begun = self.plane.standings().begin(source, now);
         let leave = match begun {
@@ -151,7 +157,7 @@ impl Door {
         };
         let door = self.clone();
         self.plane.tasks.start(async move {
-            if let Some(stream) = door.shake(tcp, from, (ticket, leave)).await {
+            if let Some(stream) = door.shake(tcp, (from, of), (ticket, leave)).await {
                 door.serve(stream, from, place).await;
             }
         });
@@ -161,12 +167,13 @@ impl Door {
     async fn shake(
         &self,
         tcp: TcpStream,
-        from: SocketAddr,
+        (from, of): (SocketAddr, AddressOf),
         (ticket, leave): (Ticket, Leave),
     ) -> Option<Stream> {
         let mut inbound = Inbound::service(self.service.clone());
         inbound.timeout = HANDSHAKE_TIMEOUT;
         inbound.peer_address = Some(from);
+        inbound.address_of = of;
         inbound.expired = self.manners.load().expired;
         inbound.profile = self.manners.load().profile;
         inbound.alpn = match &**self.route.load() {

@@ -1,13 +1,16 @@
 //! What the policies of a set of resources come to: asked by operators, about the state in force or one that might be.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use countersign_api::admin::{Answer, ExplainRequest, ExplainResponse, FlowView, UnusedGrant};
 use countersign_api::resource::{PolicySpec, Resource, ServiceSpec, Spec, roles};
-use countersign_identity::{CanonicalPath, Mode, Name, SpiffeId, Timestamp, TrustDomain, Verb};
+use countersign_identity::{
+    Attested, CanonicalPath, Mode, Name, SpiffeId, Timestamp, TrustDomain, Verb,
+};
 use countersign_policy::{
     CallRequest, Called, ConnectRequest, Context, Decision, Declared, Grant, Limit, Member,
-    Members, Names, Operation, Operations, Policies, PolicySource, Principal, Problem, Rate,
+    Members, Names, Operation, Operations, Policies, PolicySource, Principal, Problem, Rate, Reads,
     Verdict, nearest,
 };
 
@@ -23,6 +26,9 @@ pub struct Judge {
     ids: BTreeMap<Name, SpiffeId>,
     names: BTreeMap<SpiffeId, Name>,
     services: BTreeMap<Name, ServiceSpec>,
+    /// By which kinds of facts a process must be attested to be this workload, which its certificates then say.
+    attested: BTreeMap<Name, Attested>,
+    now: Timestamp,
 }
 
 /// A question that names nothing that is declared, or that no proxy would let through to be decided on.
@@ -36,6 +42,10 @@ pub(crate) struct Question {
     pub(crate) source: Principal,
     pub(crate) service: Name,
     pub(crate) call: Option<(String, CanonicalPath)>,
+    /// When.
+    pub(crate) at: Timestamp,
+    /// From where, if that is known.
+    pub(crate) address: Option<IpAddr>,
 }
 
 /// What was decided about a question.
@@ -58,11 +68,13 @@ impl Judge {
         now: Timestamp,
     ) -> Result<Self, Vec<Problem>> {
         let (mut ids, mut services) = (BTreeMap::new(), BTreeMap::new());
+        let mut attested = BTreeMap::new();
         let mut notes = BTreeMap::new();
         for resource in resources {
             let name = resource.name.clone();
             match &resource.spec {
                 Spec::Workload(spec) => {
+                    attested.insert(name.clone(), Attested::by(&spec.selectors));
                     drop(ids.insert(name.clone(), spec.spiffe_id_in(&name, domain)));
                 }
                 Spec::Service(spec) => drop(services.insert(name, spec.clone())),
@@ -75,7 +87,7 @@ impl Judge {
         let policies = Self::compile(resources)?;
         let policies = policies.with_members(members(resources, domain)).forgetful();
         policies.lapse(now);
-        Ok(Self { policies, notes, ids, names, services })
+        Ok(Self { policies, notes, ids, names, services, attested, now })
     }
 
     /// The policies alone.
@@ -142,6 +154,7 @@ impl Judge {
             policies: judged.decision.policies,
             revision: None,
             source: question.source.to_string(),
+            assumed: self.assumed(&question),
             service: question.service,
             path,
             remedy,
@@ -150,11 +163,11 @@ impl Judge {
 
     /// Decides as a proxy would: on the connection first, then on the request.
     pub(crate) fn judge(&self, question: &Question) -> Judged {
-        let context = usual();
+        let (context, now) = (self.context(question), question.at);
         let service = question.service.as_str();
         let principal = &question.source;
         let connect =
-            self.policies.decide(&ConnectRequest { principal, service, context: &context });
+            self.policies.decide(&ConnectRequest { principal, service, context: &context, now });
         let called = question.call.as_ref().and_then(|(method, path)| {
             let verb = method.parse::<Verb>().ok();
             self.policies.decide_call(&CallRequest {
@@ -163,6 +176,7 @@ impl Judge {
                 verb,
                 path,
                 context: &context,
+                now,
             })
         });
         match called {
@@ -198,14 +212,59 @@ impl Judge {
         of.iter().map(|operation| format!("{service}/{}", operation.name)).collect()
     }
 
-    /// Whether something like this flow would be let pass.
+    /// What a handshake of ours shows, and what the certificate of the one who asks would say.
+    fn context(&self, question: &Question) -> Context {
+        let attested = match &question.source {
+            Principal::Named(name) => self.attested.get(name).copied().unwrap_or_default(),
+            Principal::Id(_) => Attested::default(),
+        };
+        Context {
+            tls_version: "1.3".to_owned(),
+            group: "X25519MLKEM768".to_owned(),
+            peer_age_seconds: 60,
+            source: question.address,
+            attested,
+        }
+    }
+
+    /// What was taken for so of that which policies read and the question does not say.
+    fn assumed(&self, question: &Question) -> Vec<String> {
+        let context = self.context(question);
+        let reads = self.policies.reads_on(&question.source, question.service.as_str());
+        let Context { tls_version, group, peer_age_seconds: age, source, attested } = &context;
+        let from = source.map_or_else(
+            || "it is not known from where the caller comes".to_owned(),
+            |source| format!("the caller comes from {source}"),
+        );
+        let kinds: Vec<_> = attested.kinds().collect();
+        let by = match kinds.as_slice() {
+            [] => "the caller's certificate says of no attestation".to_owned(),
+            kinds => format!("the caller's certificate says `{}`", kinds.join("`, `")),
+        };
+        let sentences = [
+            (reads.handshake, format!("the handshake agrees on TLS {tls_version} and {group}")),
+            (reads.age, format!("the peer's certificate has been valid for {age} s")),
+            (reads.time, format!("it is decided at {}", question.at.floor_secs())),
+            (reads.source, from),
+            (reads.attestation, by),
+        ];
+        sentences.into_iter().filter_map(|(read, sentence)| read.then_some(sentence)).collect()
+    }
+
+    /// What policies read of the context.
+    pub(crate) fn reads(&self) -> Reads {
+        self.policies.reads()
+    }
+
+    /// Whether something like this flow would be let pass, when it was seen last.
     pub(crate) fn lets_pass(&self, flow: &FlowView) -> bool {
         let call = flow
             .method
             .as_ref()
             .map(|method| (method.clone(), sample(flow.path.as_deref().unwrap_or(UNDECLARED))));
         let source = self.principal(&flow.source_id);
-        let question = Question { source, service: flow.service.clone(), call };
+        let (service, at) = (flow.service.clone(), flow.last_seen);
+        let question = Question { source, service, call, at, address: None };
         self.judge(&question).decision.is_allowed()
     }
 
@@ -251,7 +310,8 @@ impl Judge {
             }
         };
         let (source, service) = (self.source(&request.from)?, self.service(&request.to)?);
-        Ok(Question { source, service, call })
+        let at = request.time.unwrap_or(self.now);
+        Ok(Question { source, service, call, at, address: request.address })
     }
 
     fn source(&self, text: &str) -> Result<Principal, Unclear> {
@@ -373,6 +433,21 @@ impl Judge {
     }
 }
 
+/// What is assumed of flows: what policies read of the context, and nobody has kept of them.
+pub(crate) fn of_flows(reads: Reads) -> Vec<String> {
+    let sentences = [
+        (reads.handshake, "each came over TLS 1.3 and X25519MLKEM768"),
+        (reads.age, "each peer's certificate had been valid for 60 s"),
+        (
+            reads.time,
+            "each came at the moment at which it was seen last, however often it came before",
+        ),
+        (reads.source, "it is not known from where any of them came"),
+        (reads.attestation, "each caller's certificate says what its manifest asks for"),
+    ];
+    sentences.into_iter().filter(|(read, _)| *read).map(|(_, said)| said.to_owned()).collect()
+}
+
 /// What a manifest says of its policies, beside what they permit.
 fn note(spec: &PolicySpec) -> String {
     let until = spec.until.map(|until| format!("until {until}"));
@@ -430,15 +505,6 @@ fn operations(resources: &[Resource]) -> Operations {
         Some((resource.name.clone(), spec.operations.iter().map(operation).collect()))
     };
     Operations::new(resources.iter().filter_map(of))
-}
-
-/// What a handshake of ours shows.
-fn usual() -> Context {
-    Context {
-        tls_version: "1.3".to_owned(),
-        group: "X25519MLKEM768".to_owned(),
-        peer_age_seconds: 60,
-    }
 }
 
 fn unknown(text: &str, what: &str, declared: &BTreeSet<&str>) -> Unclear {

@@ -14,7 +14,7 @@ use countersign_agent::core::{
     Settings as AgentSettings, Shown, State, SyncMessage, Term, Workload,
 };
 use countersign_identity::{
-    Code, Entropy, KeyId, Name, NodeId, NodeTag, Reason, Revision, Revocation, Revoked,
+    Attested, Code, Entropy, KeyId, Name, NodeId, NodeTag, Reason, Revision, Revocation, Revoked,
     SeededEntropy, Sha256, SpiffeId, Timestamp,
 };
 use serde_json::json;
@@ -424,6 +424,7 @@ impl Fleet {
             key: KeyId::from_bytes(key),
             authorities: vec![self.server.issuer, ROOT],
             provenance: Some((self.server.revision, NodeTag::from_bytes(tag(index)))),
+            attested: Attested::default(),
         };
         Credential { term, shown: Arc::new(shown) }
     }

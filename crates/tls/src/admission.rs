@@ -174,7 +174,7 @@ pub(crate) fn review(
     for entry in register.entries() {
         let Some(denied) = asked(&entry, slice, now) else {
             if let (Changed::Decisions, Some(standing)) = (changed, &entry.standing) {
-                entry.calls.review(slice, standing);
+                entry.calls.review(slice, standing, now);
             }
             continue;
         };
@@ -254,9 +254,9 @@ fn verdict(entry: &Entry, slice: &Slice, now: Timestamp) -> Result<Vec<String>, 
                 lasts(peer, now)?;
             }
             if let Some(call) = entry.lasting.get() {
-                call.permitted(slice, standing)?;
+                call.permitted(slice, standing, now)?;
             }
-            decide(rule, peer, own.map(|own| own.identity.id()), context, slice)
+            decide(rule, peer, own.map(|own| own.identity.id()), (context, now), slice)
         })?,
         None => Vec::new(),
     };

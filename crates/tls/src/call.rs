@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use countersign_identity::{CanonicalPath, Code, Mode, Name, SpiffeId, Verb};
+use countersign_identity::{CanonicalPath, Code, Mode, Name, SpiffeId, Timestamp, Verb};
 use countersign_policy::{
     CallRequest, Called, ConnectRequest, Context as Handshake, Decision, Verdict,
 };
@@ -22,7 +22,7 @@ impl Trust {
     }
 
     /// What is decided about a connection of this peer to a service of ours, whose handshake agreed on this version and
-    /// group, by one whose certificate is a minute old.
+    /// group, by one whose certificate is a minute old, who comes from nobody knows where.
     pub fn decision_on(
         &self,
         peer: &SpiffeId,
@@ -34,9 +34,11 @@ impl Trust {
             tls_version: version.to_owned(),
             group: group.to_owned(),
             peer_age_seconds: 60,
+            ..Handshake::default()
         };
         let (principal, service) = (principal(peer, &slice), service.as_str());
-        let request = ConnectRequest { principal: &principal, service, context: &context };
+        let now = self.now();
+        let request = ConnectRequest { principal: &principal, service, context: &context, now };
         slice.policies.decide(&request)
     }
 
@@ -49,7 +51,8 @@ impl Trust {
         verb: Option<Verb>,
         path: &CanonicalPath,
     ) -> Option<Called> {
-        decided(&self.slice_now(), admitted.entry().standing.as_ref(), service, verb, path)
+        let (slice, standing) = (self.slice_now(), admitted.entry().standing.as_ref());
+        decided(&slice, (standing, self.now()), service, verb, path)
     }
 
     /// Begins a call: until it is dropped, whatever is enforced from now on is asked about it. To be asked for before the first
@@ -150,9 +153,9 @@ impl Calls {
     }
 
     /// Ends those that the slice does not permit any more.
-    pub(crate) fn review(&self, slice: &Slice, standing: &Standing) {
+    pub(crate) fn review(&self, slice: &Slice, standing: &Standing, now: Timestamp) {
         for (call, ended) in self.live().calls.values() {
-            if let Err(refused) = call.permitted(slice, standing) {
+            if let Err(refused) = call.permitted(slice, standing, now) {
                 ended.end(refused.code);
             }
         }
@@ -165,9 +168,14 @@ impl Calls {
 
 impl LastingCall {
     /// Whether it is permitted still.
-    pub(crate) fn permitted(&self, slice: &Slice, standing: &Standing) -> Result<(), Refused> {
+    pub(crate) fn permitted(
+        &self,
+        slice: &Slice,
+        standing: &Standing,
+        now: Timestamp,
+    ) -> Result<(), Refused> {
         let Self { service, verb, path } = self;
-        let Some(called) = decided(slice, Some(standing), service, *verb, path) else {
+        let Some(called) = decided(slice, (Some(standing), now), service, *verb, path) else {
             return Ok(());
         };
         match called.decision.verdict {
@@ -184,7 +192,7 @@ impl LastingCall {
 
 fn decided(
     slice: &Slice,
-    standing: Option<&Standing>,
+    (standing, now): (Option<&Standing>, Timestamp),
     service: &Name,
     verb: Option<Verb>,
     path: &CanonicalPath,
@@ -193,7 +201,8 @@ fn decided(
     let Some(standing) = standing else { return Some(nobody()) };
     let principal = principal(&standing.peer.id, slice);
     let (service, context) = (service.as_str(), &standing.context);
-    slice.policies.decide_call(&CallRequest { principal: &principal, service, verb, path, context })
+    let principal = &principal;
+    slice.policies.decide_call(&CallRequest { principal, service, verb, path, context, now })
 }
 
 /// Who has shown nothing may ask for nothing.

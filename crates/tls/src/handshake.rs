@@ -22,9 +22,9 @@ use crate::alert::{code_of_io, sentence};
 use crate::canary::{self, CANARY_ALPN};
 use crate::register::{Arrival, Standing};
 use crate::reproof::{ProofName, REPROOF_ALPN};
-use crate::rule::{Clients, Inbound, Outbound, Present, Rule, no_own_identity};
+use crate::rule::{AddressOf, Clients, Inbound, Outbound, Present, Rule, no_own_identity};
 use crate::socket::Socket;
-use crate::verifier::{Asked, Slot, context};
+use crate::verifier::{Asked, Shown, Slot};
 use crate::{HandshakeFact, HandshakeFailure, Stream, Trust, config};
 
 /// An admitted connection, and what its handshake showed.
@@ -58,6 +58,10 @@ pub async fn accept(
 ) -> Result<Established, HandshakeFailure> {
     let address = inbound.peer_address.or_else(|| tcp.peer_addr().ok());
     let attempt = Attempt::begin(trust, Rule::inbound(inbound), address);
+    match inbound.address_of {
+        AddressOf::Peer => attempt.slot.comes_from(address.map(|address| address.ip())),
+        AddressOf::Relay => {}
+    }
     let Ok(_permit) = trust.handshakes.try_acquire() else {
         return Err(attempt.refuse(&too_many()));
     };
@@ -175,6 +179,8 @@ impl Attempt {
         if let Err(error) = tune(&tcp) {
             return Err(self.broken(&error));
         }
+        // Whoever dials is us, and this is where the connection goes out.
+        self.slot.comes_from(tcp.local_addr().ok().map(|address| address.ip()));
         let config = config::client(&self.trust, outbound, Some(&self.slot));
         let shaking =
             TlsConnector::from(config).connect(nobody(), Socket::new(tcp)).into_fallible();
@@ -342,12 +348,18 @@ impl Attempt {
             return Err(Refused { code: Code::NoCertificate, why });
         }
         let expires = peer.as_ref().map_or(opened + ANONYMOUS_LIFE, |peer| peer.expires);
-        let standing = peer.map(|peer| Standing {
-            rule: self.rule.clone(),
-            context: context(&peer, self.fact.version, self.fact.group, &self.trust),
-            peer,
-        });
         let shown = self.slot.shown().cloned();
+        let standing = peer.map(|peer| {
+            let shown = Shown {
+                peer: &peer,
+                local: shown.as_ref().map(|own| &*own.identity),
+                source: self.slot.source(),
+                version: self.fact.version,
+                group: self.fact.group,
+            };
+            let context = shown.context(self.rule.direction, &self.trust);
+            Standing { rule: self.rule.clone(), context, peer }
+        });
         let socket = Some(tls.get_ref().0.clone());
         let (address, name) = (self.fact.peer_address, ProofName::of(tls));
         Ok(Arrival { standing, shown, opened, expires, address, name, socket })

@@ -73,9 +73,9 @@ pub use reproof::{REPROOF_ALPN, REPROOF_NAMES_MAX, REPROOF_TIMEOUT, ReproofFault
 pub use revoked::{Covered, revoked};
 pub use room::{Room, RoomBounds, Ticket};
 pub use rule::{
-    Clients, Expected, Expired, HANDSHAKE_TIMEOUT, Inbound, Outbound, Present, Purpose,
+    AddressOf, Clients, Expected, Expired, HANDSHAKE_TIMEOUT, Inbound, Outbound, Present, Purpose,
 };
 pub use source::Source;
 pub use standing::{Allowance, Leave, Outcome, Rate, StandingRates, Standings};
 pub use stream::Stream;
-pub use trust::{Applied, Limits, Slice, Trust};
+pub use trust::{Applied, Limits, Slice, TIME_REVIEW_EVERY, Trust};

@@ -92,6 +92,17 @@ pub enum Expired {
     Keep,
 }
 
+/// Whose address it is that is known of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AddressOf {
+    /// The peer's: facts, limits and policies take it for where the peer comes from.
+    #[default]
+    Peer,
+    /// That of something in between, which does not say for whom it connects: facts and limits take it, and policies are told
+    /// of no source.
+    Relay,
+}
+
 /// How to treat those who dial us.
 #[derive(Clone, Debug)]
 pub struct Inbound {
@@ -107,8 +118,10 @@ pub struct Inbound {
     pub timeout: Duration,
     /// What becomes of connections that outlive their peers' certificates.
     pub expired: Expired,
-    /// Where the peer is, when it is known better than from the socket; for facts and limits.
+    /// Where the peer is, when it is known better than from the socket.
     pub peer_address: Option<SocketAddr>,
+    /// Whose address that is.
+    pub address_of: AddressOf,
 }
 
 impl Inbound {
@@ -131,6 +144,7 @@ impl Inbound {
             timeout: HANDSHAKE_TIMEOUT,
             expired: Expired::End,
             peer_address: None,
+            address_of: AddressOf::Peer,
         }
     }
 }
@@ -207,12 +221,12 @@ impl Rule {
 /// May this connection exist, on this slice, now? Names the policies that say so.
 ///
 /// `local` is who we were when it was made, and `context` what its handshake showed, so a connection is
-/// not ended because time passes or our own certificate is renewed.
+/// not ended because a certificate ages or our own is renewed; what policies say of `now` itself can end it.
 pub(crate) fn decide(
     rule: &Rule,
     peer: &Verified,
     local: Option<&SpiffeId>,
-    context: &Context,
+    (context, now): (&Context, Timestamp),
     slice: &Slice,
 ) -> Result<Vec<String>, Refused> {
     holds(peer, slice)?;
@@ -232,7 +246,8 @@ pub(crate) fn decide(
         Direction::Outbound => local.ok_or_else(no_own_identity)?,
     };
     let principal = principal(dialler, slice);
-    let request = ConnectRequest { principal: &principal, service: service.as_str(), context };
+    let service_name = service.as_str();
+    let request = ConnectRequest { principal: &principal, service: service_name, context, now };
     let decision = match rule.direction {
         Direction::Inbound => slice.policies.decide(&request),
         Direction::Outbound => slice.policies.decide_outbound(&request),

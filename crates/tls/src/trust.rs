@@ -59,6 +59,9 @@ impl fmt::Debug for Slice {
     }
 }
 
+/// How often what is open is decided on again where policies read the time. What begins is decided on at its moment.
+pub const TIME_REVIEW_EVERY: Duration = Duration::from_secs(5);
+
 /// Bounds on what peers can make us hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -239,6 +242,17 @@ impl Trust {
         slice
     }
 
+    /// Ends what policies that read the time do not permit any more.
+    fn review_time(&self) {
+        let _one_at_a_time = self.one_at_a_time();
+        let (slice, now) = (self.slice(), self.now());
+        let Reviewed { cut, .. } =
+            admission::review(&self.register, &slice, Changed::Decisions, now);
+        if 0 < cut {
+            tracing::info!(cut, "policies that read the time permit it no longer");
+        }
+    }
+
     /// What is enforced now.
     pub fn slice(&self) -> Arc<Slice> {
         self.slice.load_full()
@@ -275,14 +289,24 @@ impl Trust {
     }
 
     /// Ends connections when the certificate of their peer expires, their time to drain is over, or the policy that let them in
-    /// ends, until it is told to stop. Must always run beside what uses this trust.
+    /// ends or, reading the time, does not let them in any more, until it is told to stop. Must always run beside what uses this
+    /// trust.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut reviewed = self.now();
         loop {
-            let ends = self.slice_now().policies.ends();
+            let slice = self.slice_now();
+            let (ends, timed) = (slice.policies.ends(), slice.policies.reads().time);
+            let now = self.now();
+            // The second half is for a clock that went back.
+            if timed && (TIME_REVIEW_EVERY <= now.since(reviewed) || now < reviewed) {
+                reviewed = now;
+                self.review_time();
+            }
             let next = self.register.sweep(self.now());
             // A certificate is valid at its last moment still (RFC 5280, 4.1.2.5).
             let wake = next.map_or(Timestamp::LAST, |last| last + Duration::from_micros(1));
             let wake = ends.map_or(wake, |end| wake.min(end));
+            let wake = if timed { wake.min(self.now() + TIME_REVIEW_EVERY) } else { wake };
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.clock.sleep_until(wake) => {}

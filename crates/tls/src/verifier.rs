@@ -1,8 +1,9 @@
 //! Where rustls asks us: who is this, did they prove it, and what do we show?
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use countersign_identity::{Code, SpiffeId};
+use countersign_identity::{Attested, Code};
 use countersign_pki::{Findings, Refused, Role, Verified};
 use countersign_policy::Context;
 use rustls::client::ResolvesClientCert;
@@ -15,13 +16,13 @@ use rustls::{DigitallySignedStruct, DistinguishedName, Error, PeerMisbehaved, Si
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::aws_lc_rs as algorithms;
 
-use crate::Trust;
 use crate::alert::alerting;
 use crate::canary;
 use crate::config::group_names;
 use crate::identity::Own;
 use crate::revoked::revoked;
 use crate::rule::{Clients, Present, Rule, decide, no_own_identity};
+use crate::{Direction, Identity, Trust};
 
 /// How a peer may prove possession of its key. One algorithm a scheme, so that a scheme fixes the curve
 /// (RFC 8446, 4.2.3). Which keys may be in a certificate at all is for `countersign_pki::verify` to say.
@@ -53,9 +54,23 @@ pub(crate) struct Slot {
     proven: OnceLock<()>,
     refused: OnceLock<Refused>,
     shown: OnceLock<Arc<Own>>,
+    /// The address that whoever dials comes from, where it is known.
+    source: OnceLock<IpAddr>,
 }
 
 impl Slot {
+    /// The caller comes from here. Told before the handshake begins.
+    pub(crate) fn comes_from(&self, source: Option<IpAddr>) {
+        if let Some(source) = source {
+            self.source.get_or_init(|| source);
+        }
+    }
+
+    /// From where the caller comes.
+    pub(crate) fn source(&self) -> Option<IpAddr> {
+        self.source.get().copied()
+    }
+
     /// Whom the presented certificates name, once the peer has also proved that it holds the key.
     pub(crate) fn peer(&self) -> Option<&Verified> {
         self.proven.get().and_then(|()| self.verified.get())
@@ -121,8 +136,8 @@ impl Verifier {
             }
             (Some(slot), Err(refused)) => Err(slot.refuse(refused)),
             (None, Ok((verified, _unproven))) => {
-                let local = self.trust.identity().map(|own| own.id().clone());
-                self.foresee(&verified, local.as_ref()).map_err(|refused| alerting(refused.code))
+                let local = self.trust.identity();
+                self.foresee(&verified, local.as_deref()).map_err(|refused| alerting(refused.code))
             }
             (None, Err(refused)) => Err(alerting(refused.code)),
         }
@@ -151,7 +166,7 @@ impl Verifier {
             let why = "the peer's signature came before its certificates".to_owned();
             return Err(slot.refuse(Refused { code: Code::Internal, why }));
         };
-        let local = slot.shown().map(|own| own.identity.id());
+        let local = slot.shown().map(|own| &*own.identity);
         self.foresee(peer, local).map_err(|refused| slot.refuse(refused))?;
         Ok(valid)
     }
@@ -160,16 +175,18 @@ impl Verifier {
     ///
     /// Policy may read the key exchange, which rustls does not tell at this point. So every one that we can agree on is
     /// tried: refused is what none of them lets pass. Admission decides again, on what was really agreed.
-    fn foresee(&self, peer: &Verified, local: Option<&SpiffeId>) -> Result<(), Refused> {
+    fn foresee(&self, peer: &Verified, local: Option<&Identity>) -> Result<(), Refused> {
         let slice = self.trust.slice();
         if self.asked == Asked::Trial {
             return canary::alive(peer, &slice);
         }
         revoked(peer, &slice.revocations).map_err(|covered| covered.refused)?;
-        let mut last = None;
+        let (mut last, now) = (None, self.trust.now());
+        let source = self.slot.as_ref().and_then(|slot| slot.source());
         for group in group_names() {
-            let context = context(peer, "1.3", group, &self.trust);
-            match decide(&self.rule, peer, local, &context, &slice) {
+            let shown = Shown { peer, local, source, version: "1.3", group };
+            let context = shown.context(self.rule.direction, &self.trust);
+            match decide(&self.rule, peer, local.map(Identity::id), (&context, now), &slice) {
                 Ok(_policies) => return Ok(()),
                 Err(refused) => last = Some(refused),
             }
@@ -178,12 +195,40 @@ impl Verifier {
     }
 }
 
-/// What a handshake shows to policies. An age is taken once: a connection does not end because it grows.
-pub(crate) fn context(peer: &Verified, version: &str, group: &str, trust: &Trust) -> Context {
-    Context {
-        tls_version: version.to_owned(),
-        group: group.to_owned(),
-        peer_age_seconds: trust.now().since(peer.leaf.validity().not_before).as_secs(),
+/// What a handshake has shown.
+pub(crate) struct Shown<'a> {
+    pub(crate) peer: &'a Verified,
+    pub(crate) local: Option<&'a Identity>,
+    pub(crate) source: Option<IpAddr>,
+    pub(crate) version: &'a str,
+    pub(crate) group: &'a str,
+}
+
+impl Shown<'_> {
+    /// For policies. An age is taken once: a connection does not end because it grows.
+    pub(crate) fn context(&self, direction: Direction, trust: &Trust) -> Context {
+        let not_before = self.peer.leaf.validity().not_before;
+        Context {
+            tls_version: self.version.to_owned(),
+            group: self.group.to_owned(),
+            peer_age_seconds: trust.now().since(not_before).as_secs(),
+            source: self.source,
+            attested: self.attested(direction),
+        }
+    }
+
+    /// What the certificate of whoever dials says of attestation. Of another trust domain's it is that domain's word, which is
+    /// not ours: nothing is taken from it.
+    fn attested(&self, direction: Direction) -> Attested {
+        let ours = self.local.map(|own| own.id().trust_domain());
+        let said = match direction {
+            Direction::Inbound if ours == Some(self.peer.id.trust_domain()) => {
+                self.peer.provenance()
+            }
+            Direction::Inbound => None,
+            Direction::Outbound => self.local.and_then(|own| own.leaf().provenance()),
+        };
+        said.map(|said| said.attested).unwrap_or_default()
     }
 }
 

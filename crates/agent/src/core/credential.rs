@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use countersign_identity::{
-    KeyId, NodeTag, Presented, Revision, Serial, Sha256, SpiffeId, Spread, Timestamp, renewal_due,
+    Attested, KeyId, NodeTag, Presented, Revision, Serial, Sha256, SpiffeId, Spread, Timestamp,
+    renewal_due,
 };
 use countersign_pki::{Bundle, Bundles, Chain, Role, Verified, verify};
 
@@ -31,6 +32,8 @@ pub struct Shown {
     pub authorities: Vec<KeyId>,
     /// Under which revision and through which node it was issued, when it says so.
     pub provenance: Option<(Revision, NodeTag)>,
+    /// By which kinds of facts it says that its holder was attested.
+    pub attested: Attested,
 }
 
 /// A credential without its key.
@@ -74,6 +77,7 @@ impl Shown {
             key: leaf.key_id(),
             authorities: above.chain(anchor).collect(),
             provenance: leaf.provenance().map(|one| (one.revision, one.node)),
+            attested: leaf.provenance().map(|one| one.attested).unwrap_or_default(),
         }
     }
 }

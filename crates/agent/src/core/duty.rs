@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::{
-    Backoff, BackoffPolicy, Code, Entropy, Incarnation, KeyId, Revocation, Revocations,
+    Attested, Backoff, BackoffPolicy, Code, Entropy, Incarnation, KeyId, Revocation, Revocations,
     SKEW_ALLOWED, Timestamp, retry_ends,
 };
 
@@ -104,6 +104,12 @@ impl Duty {
     /// Whose turn it is when several are due: those without any come first, and those that were answered in vain after them.
     pub(super) fn turn(&self) -> (bool, u32) {
         (self.held.is_some(), self.stale)
+    }
+
+    /// Whether what is held says that it was attested by what the manifest does not ask for: whoever is handed it now may not have
+    /// shown that.
+    pub(super) fn says_more_than(&self, asked: Attested) -> bool {
+        self.held.as_ref().is_some_and(|held| !held.credential.shown.attested.is_within(asked))
     }
 
     /// The rule that covers what is held.

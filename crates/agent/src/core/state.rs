@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{Backoff, Code, Entropy, Lifetime, Name, SKEW_ALLOWED, Timestamp};
+use countersign_identity::{
+    Attested, Backoff, Code, Entropy, Lifetime, Name, SKEW_ALLOWED, Timestamp,
+};
 use link::{Link, RECONNECT};
 
 use super::credential::Credential;
@@ -302,6 +304,8 @@ impl State {
             let Some(old) = before.workloads().get(name) else { continue };
             if old.id != workload.id {
                 *duty = Duty::new();
+            } else if duty.says_more_than(asked_of(workload)) {
+                duty.lose();
             } else if asks_for_another(old, workload) {
                 duty.outdate();
             }
@@ -365,6 +369,15 @@ impl State {
                 Outcome::Issued(_) if duty.is_suspended() => {}
                 Outcome::Issued(credential) if credential.shown.id != workload.id => {
                     let why = format!("the server issued `{}`", credential.shown.id);
+                    duty.failed(why, now, entropy);
+                }
+                Outcome::Issued(credential)
+                    if !credential.shown.attested.is_within(asked_of(workload)) =>
+                {
+                    // One of the two does not know yet what the manifest asks for.
+                    let kinds = credential.shown.attested.kinds().collect::<Vec<_>>().join("`, `");
+                    let why =
+                        format!("the server issued what says `{kinds}`, and that is not asked for");
                     duty.failed(why, now, entropy);
                 }
                 Outcome::Issued(credential) => {
@@ -489,6 +502,12 @@ fn asks_for_another(old: &Workload, new: &Workload) -> bool {
         || old.spec.lifetime != new.spec.lifetime
         || old.spec.key_type != new.spec.key_type
         || old.spec.dns_names != new.spec.dns_names
+        || asked_of(old) != asked_of(new)
+}
+
+/// By which kinds of facts a process must be attested to be this workload.
+fn asked_of(workload: &Workload) -> Attested {
+    Attested::by(&workload.spec.selectors)
 }
 
 /// A certificate is valid at its last moment still.

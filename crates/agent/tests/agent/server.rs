@@ -10,9 +10,9 @@ use countersign_agent::core::{Record, RecordKey, SyncMessage};
 use countersign_agent::server_link::LinkFault;
 use countersign_api::v1;
 use countersign_identity::{
-    Clock, Code, KeyId, Lifetime, NodeId, NodeTag, Reason, Revision, Revocation, Revocations,
-    Revoked, SeededEntropy, Serial, SimClock, SpiffeId, Suspended, Suspension, Timestamp,
-    TrustDomain,
+    Attested, Clock, Code, KeyId, Lifetime, NodeId, NodeTag, Reason, Revision, Revocation,
+    Revocations, Revoked, SeededEntropy, Serial, SimClock, SpiffeId, Suspended, Suspension,
+    Timestamp, TrustDomain,
 };
 use countersign_pki::{
     AuthorityDraft, Bundle, Certificate, Chain, CrlDraft, CrlNumber, CrlOf, Draft, Issuer, KeyKind,
@@ -379,7 +379,11 @@ impl Server {
             issued,
             lifetime,
             dns_names: Vec::new(),
-            provenance: Provenance { revision: self.lock().authorises(), node: TAG },
+            provenance: Provenance {
+                revision: self.lock().authorises(),
+                node: TAG,
+                attested: Attested::default(),
+            },
             reserved,
         };
         let profile =

@@ -1,11 +1,13 @@
 //! Credentials are kept fresh, whatever servers and clocks do.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_agent::core::{
-    Action, Event, Knowledge, Outcome, Record, RecordKey, Remembered, Replica, State, SyncMessage,
+    Action, Credential, Event, Knowledge, Outcome, Record, RecordKey, Remembered, Replica, Shown,
+    State, SyncMessage,
 };
-use countersign_identity::{Code, Revision, SeededEntropy, Timestamp};
+use countersign_identity::{Attested, Code, Revision, SeededEntropy, Selector, Timestamp};
 
 use crate::world::{
     START, World, away, domain, id, name, node, revision, secs, settings, workload, workload_with,
@@ -169,6 +171,56 @@ fn a_changed_lifetime_takes_effect_at_once_and_the_old_svid_serves_until_then() 
     world.event(Event::Said(message));
     assert_eq!(world.held("web").unwrap().expires, world.now + secs(10));
     assert_eq!(world.signed.len(), 2);
+}
+
+/// A credential of `web` that says that its holder was attested by these selectors.
+fn saying(world: &mut World, selectors: &[&str]) -> Credential {
+    let selectors: Vec<Selector> = selectors.iter().map(|text| text.parse().unwrap()).collect();
+    let Credential { term, shown } = world.issue(id("web"), secs(3600));
+    let shown = Shown { attested: Attested::by(&selectors), ..Shown::clone(&shown) };
+    Credential { term, shown: Arc::new(shown) }
+}
+
+#[test]
+fn what_says_more_of_attestation_than_the_manifest_asks_for_is_handed_to_nobody() {
+    let mut world = World::new(23, secs(3600));
+    let step = |world: &mut World, event| world.state.step(event, world.now, &world.entropy);
+    step(&mut world, Event::Woke);
+    step(&mut world, Event::Opened);
+    let snapshot = world.snapshot();
+    step(&mut world, Event::Said(snapshot));
+    let held = saying(&mut world, &["launch:web"]);
+    let digest = held.term.digest;
+    step(&mut world, Event::Signed(vec![(name("web"), Outcome::Issued(held))]));
+    assert!(world.state.holds(&name("web"), &digest));
+    let asks = |number, selectors: &str| {
+        let value = format!(r#"{{"keyType":"ecdsa-p256","selectors":{selectors}}}"#);
+        let put = vec![Record::read("Workload", "web", value.as_bytes()).unwrap()];
+        Event::Said(SyncMessage::Changes { revision: revision(number), put, gone: Vec::new() })
+    };
+    // Asked for more: what is held stays until its successor, which says it, is there.
+    let actions = step(&mut world, asks(8, r#"["launch:web","unix:uid:7"]"#));
+    assert_eq!(signs(&actions), [["web"]]);
+    assert!(world.state.holds(&name("web"), &digest));
+    let both = saying(&mut world, &["launch:web", "unix:uid:7"]);
+    let digest = both.term.digest;
+    step(&mut world, Event::Signed(vec![(name("web"), Outcome::Issued(both))]));
+    assert!(world.state.holds(&name("web"), &digest));
+    // Asked for less: whoever comes now need not have been launched.
+    let actions = step(&mut world, asks(9, r#"["unix:uid:7"]"#));
+    assert!(!world.state.holds(&name("web"), &digest));
+    assert_eq!(signs(&actions), [["web"]]);
+    // A server that has not heard of it yet.
+    let late = saying(&mut world, &["launch:web", "unix:uid:7"]);
+    let digest = late.term.digest;
+    step(&mut world, Event::Signed(vec![(name("web"), Outcome::Issued(late))]));
+    assert!(!world.state.holds(&name("web"), &digest));
+    world.now = world.now + secs(5);
+    assert_eq!(signs(&step(&mut world, Event::Woke)), [["web"]], "asked again");
+    let right = saying(&mut world, &["unix:uid:8"]);
+    let digest = right.term.digest;
+    step(&mut world, Event::Signed(vec![(name("web"), Outcome::Issued(right))]));
+    assert!(world.state.holds(&name("web"), &digest));
 }
 
 #[test]

@@ -8,8 +8,8 @@ use countersign_agent::core::{
     Term,
 };
 use countersign_identity::{
-    Code, KeyId, Name, NodeId, NodeTag, Revision, SeededEntropy, Serial, Sha256, SpiffeId,
-    Timestamp,
+    Attested, Code, KeyId, Name, NodeId, NodeTag, Revision, SeededEntropy, Serial, Sha256,
+    SpiffeId, Timestamp,
 };
 
 pub(crate) const START: Timestamp = Timestamp::from_secs(1_800_000_000);
@@ -60,6 +60,7 @@ pub(crate) fn credential(
         key: KeyId::from_bytes(bytes),
         authorities: vec![ISSUER],
         provenance: Some((at, TAG)),
+        attested: Attested::default(),
     };
     Credential { term: Term { digest, issued, expires: ends }, shown: Arc::new(shown) }
 }

@@ -1,5 +1,7 @@
 //! What policies come to, as operators ask.
 
+use std::net::IpAddr;
+
 use countersign_identity::{Mode, Name, Revision, Sha256, SpiffeId, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -9,7 +11,7 @@ use super::requests::Action;
 use crate::resource::Kind;
 
 /// May this one do that there?
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExplainRequest {
     /// Who asks: the name of a workload or of its service, or a SPIFFE ID.
@@ -22,6 +24,14 @@ pub struct ExplainRequest {
     /// The path of the request, with a method only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// When it is asked for; absent: now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub time: Option<Timestamp>,
+    /// The address that the caller comes from; absent: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<IpAddr>,
 }
 
 /// Yes or no.
@@ -78,6 +88,9 @@ pub struct ExplainResponse {
     /// What would allow it, if it is denied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
+    /// What was assumed of the context, in sentences: as far as policies that could bear on it read that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub assumed: Vec<String>,
 }
 
 /// Things alike that were asked for, counted together.
@@ -171,6 +184,9 @@ pub struct PlanResponse {
     pub newly_denied: Vec<FlowView>,
     /// The flows of the last 24 hours that are refused now, and would not be any more.
     pub newly_allowed: Vec<FlowView>,
+    /// What was assumed of the flows, in sentences: what policies read of the context, and flows do not carry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub assumed: Vec<String>,
     /// What the change does besides, in sentences.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub consequences: Vec<String>,

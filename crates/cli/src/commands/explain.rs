@@ -1,12 +1,13 @@
 //! `countersign explain`: what policies say about one question, and what would make them say yes.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
 use countersign_api::admin::{Answer, ExplainRequest, ExplainResponse};
 use countersign_api::resource::{Resource, Spec};
-use countersign_identity::{Clock, Code, SystemClock};
+use countersign_identity::{Clock, Code, SystemClock, Timestamp};
 use countersign_server::Judge;
 
 use crate::exit::{Exit, Failure};
@@ -36,6 +37,14 @@ pub(crate) struct Arguments {
     #[arg(value_name = "PATH")]
     path: Option<String>,
 
+    /// When it is asked for, such as `2026-12-24T18:00:00Z`; now, if nothing is said
+    #[arg(long, value_name = "TIME")]
+    at: Option<Timestamp>,
+
+    /// The address that the caller comes from; not known, if nothing is said
+    #[arg(long, value_name = "ADDRESS")]
+    address: Option<IpAddr>,
+
     /// Ask the manifests of this folder, and no server
     #[arg(long, value_name = "DIR")]
     offline: Option<PathBuf>,
@@ -50,6 +59,8 @@ pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
         to: arguments.to.clone(),
         method: arguments.method.clone(),
         path: arguments.path.clone(),
+        time: arguments.at,
+        address: arguments.address,
     };
     let answer = match &arguments.offline {
         Some(folder) => offline(folder, &request)?,
@@ -103,6 +114,12 @@ fn describe(answer: &ExplainResponse) -> String {
         text.push_str("what would allow it:\n");
         for line in remedy.lines() {
             text.push_str(&format!("  {}\n", printable(line)));
+        }
+    }
+    if !answer.assumed.is_empty() {
+        text.push_str("assumed, since policies read it:\n");
+        for sentence in &answer.assumed {
+            text.push_str(&format!("  {}\n", printable(sentence)));
         }
     }
     text

@@ -204,13 +204,15 @@ fn offline(arguments: &Arguments, manifests: &Manifests) -> Result<PlanResponse>
         true => (changes.into_iter().chain(gone).collect(), Vec::new()),
         false => (changes, kept),
     };
-    let (newly_denied, newly_allowed, consequences) = (Vec::new(), Vec::new(), Vec::new());
+    let (newly_denied, newly_allowed) = (Vec::new(), Vec::new());
+    let (assumed, consequences) = (Vec::new(), Vec::new());
     Ok(PlanResponse {
         base: None,
         changes,
         kept,
         newly_denied,
         newly_allowed,
+        assumed,
         consequences,
         approval: None,
     })
@@ -288,6 +290,10 @@ pub(super) fn impact(plan: &PlanResponse) -> String {
             text.push_str(&format!("  {count} {plural} of the last 24 h would be {what}:\n"));
             text.push_str(&changes::flows(flows, now));
         }
+    }
+    if !plan.assumed.is_empty() {
+        let assumed = printable(&plan.assumed.join("; "));
+        text.push_str(&format!("  of flows it is assumed, since policies read it: {assumed}\n"));
     }
     for said in &plan.consequences {
         text.push_str(&format!("  {}\n", printable(said)));

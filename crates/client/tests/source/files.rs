@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign::{Authorization, FileOptions, Source, SourceFault, Status, Topic};
-use countersign_identity::{Clock, SimClock};
+use countersign_identity::{Clock, SimClock, Timestamp};
 use countersign_pki::Chain;
 use tempfile::TempDir;
 
@@ -253,8 +253,8 @@ async fn an_edited_policy_file_takes_effect_and_a_broken_one_does_not() {
     let allows = |id: &str| {
         let principal = Principal::Id(format!("spiffe://shop.example/{id}").parse().unwrap());
         let context = Context::default();
-        let request =
-            ConnectRequest { principal: &principal, service: "orders", context: &context };
+        let (service, now) = ("orders", Timestamp::EPOCH);
+        let request = ConnectRequest { principal: &principal, service, context: &context, now };
         source.trust().slice().policies.decide(&request).is_allowed()
     };
     assert!(allows("web") && !allows("payments"));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use countersign_api::workload::X509svid;
 use countersign_identity::{
-    Lifetime, NodeTag, Revision, SeededEntropy, Serial, SpiffeId, Timestamp, TrustDomain,
+    Attested, Lifetime, NodeTag, Revision, SeededEntropy, Serial, SpiffeId, Timestamp, TrustDomain,
 };
 use countersign_pki::{
     AuthorityDraft, Bundle, Certificate, Chain, Draft, Issuer, KeyKind, PrivateKey, Profile,
@@ -64,6 +64,7 @@ impl Realm {
             provenance: Provenance {
                 revision: Revision { incarnation: 1, number: 7 },
                 node: NodeTag::from_bytes([7; 8]),
+                attested: Attested::default(),
             },
             reserved: Reserved::Refuse,
         };

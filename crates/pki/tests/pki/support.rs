@@ -1,7 +1,7 @@
 //! A small trust domain for tests: a root, an issuer, and what they sign.
 
 use countersign_identity::{
-    Lifetime, NodeTag, Revision, SeededEntropy, Serial, Timestamp, TrustDomain,
+    Attested, Lifetime, NodeTag, Revision, SeededEntropy, Serial, Timestamp, TrustDomain,
 };
 use countersign_pki::{
     AuthorityDraft, Bundle, Bundles, Certificate, Chain, Draft, Issuer, KeyKind, PrivateKey,
@@ -74,6 +74,7 @@ impl Realm {
             provenance: Provenance {
                 revision: Revision { incarnation: 1, number: 412 },
                 node: NodeTag::from_bytes([7; 8]),
+                attested: Attested::default(),
             },
             reserved: Reserved::Refuse,
         }

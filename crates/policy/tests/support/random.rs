@@ -1,11 +1,14 @@
 //! Random policies over a few workloads and services, and who is decided about: what a part of them decides is held against the whole.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use countersign_api::resource::{
     Kind, PolicyRecord, PolicyScope, Resource, RoleRecord, ScopeNames, ServiceSpec, Spec, Tree,
 };
-use countersign_identity::{CanonicalPath, Name, SpiffeId, Verb};
+use countersign_identity::{
+    Attested, CanonicalPath, Name, SelectorKind, SpiffeId, Timestamp, Verb,
+};
 use countersign_policy::{
     CallRequest, ConnectRequest, Context, Decision, Member, Members, Names, Operation, Operations,
     Policies, PolicySource, Principal,
@@ -73,14 +76,29 @@ fn condition() -> impl Strategy<Value = String> {
         }),
         1 => Just(" when { context.group like \"X*\" }".to_owned()),
         1 => Just(" when { context.peer_age_seconds * 9223372036854775807 != 3 }".to_owned()),
+        1 => Just(" when { context.time.toTime() < duration(\"18h\") }".to_owned()),
+        1 => Just(" unless { context.weekday == 4 }".to_owned()),
+        1 => Just(ADDRESS.to_owned()),
+        1 => Just(
+            " unless { context has attestation && context.attestation.contains(\"launch\") }".to_owned()
+        ),
     ]
 }
 
+const ADDRESS: &str =
+    " when { context has source && context.source.isInRange(ip(\"10.0.0.0/8\")) }";
+
 fn statement() -> impl Strategy<Value = String> {
     let effect = prop_oneof![3 => Just("@unscoped(\"test\") permit"), 1 => Just("forbid")];
-    (effect, principal(), asked(), condition()).prop_map(|(effect, principal, asked, condition)| {
-        format!("{effect} ({principal}, {asked}){condition};")
-    })
+    (effect, principal(), asked(), condition()).prop_map(
+        |(effect, principal, asked, mut condition)| {
+            // A permit for anybody may not read an address.
+            if effect != "forbid" && principal == "principal" && condition == ADDRESS {
+                condition.clear();
+            }
+            format!("{effect} ({principal}, {asked}){condition};")
+        },
+    )
 }
 
 /// A text, and its mode.
@@ -248,26 +266,27 @@ impl Known {
         spec.upstreams.iter().map(|upstream| upstream.service.to_string()).collect()
     }
 
-    /// About a connection.
-    pub(crate) fn connect(&self, from: &SpiffeId, to: &str) -> Decision {
-        let request =
-            ConnectRequest { principal: &self.principal(from), service: to, context: &context() };
-        self.policies.decide(&request)
+    /// About a connection, in each of the contexts.
+    pub(crate) fn connect(&self, from: &SpiffeId, to: &str) -> Vec<Decision> {
+        let principal = &self.principal(from);
+        let ask = |(context, now): (Context, Timestamp)| {
+            let request = ConnectRequest { principal, service: to, context: &context, now };
+            self.policies.decide(&request)
+        };
+        contexts().map(ask).into()
     }
 
     /// About what its operation is, and about what no operation is.
     pub(crate) fn calls(&self, from: &SpiffeId, to: &str) -> Vec<Option<Decision>> {
-        let ask = |path: &str| {
-            let request = CallRequest {
-                principal: &self.principal(from),
-                service: to,
-                verb: Some(Verb::Get),
-                path: &CanonicalPath::of(path).expect("it is in its one form"),
-                context: &context(),
-            };
+        let principal = &self.principal(from);
+        let ask = |path: &str, (context, now): (Context, Timestamp)| {
+            let path = &CanonicalPath::of(path).expect("it is in its one form");
+            let (service, verb, context) = (to, Some(Verb::Get), &context);
+            let request = CallRequest { principal, service, verb, path, context, now };
             self.policies.decide_call(&request).map(|called| called.decision)
         };
-        ["/see", "/other"].map(ask).into()
+        let both = |path| contexts().map(|context| ask(path, context));
+        ["/see", "/other"].into_iter().flat_map(both).collect()
     }
 
     fn principal(&self, id: &SpiffeId) -> Principal {
@@ -276,10 +295,16 @@ impl Known {
     }
 }
 
-fn context() -> Context {
-    Context {
+/// From inside, by day, of somebody who was attested; and from nobody knows where, by night.
+fn contexts() -> [(Context, Timestamp); 2] {
+    let usual = Context {
         tls_version: "1.3".to_owned(),
         group: "X25519MLKEM768".to_owned(),
         peer_age_seconds: 1,
-    }
+        ..Context::default()
+    };
+    let attested = Attested::default().and(SelectorKind::Launch);
+    let inside = Context { source: Some([10, 0, 0, 7].into()), attested, ..usual.clone() };
+    let day = Timestamp::from_secs(1_795_687_200);
+    [(inside, day), (usual, day + Duration::from_secs(12 * 3600))]
 }

@@ -175,3 +175,41 @@ async fn a_program_that_asks_is_told_where_its_caller_is_and_who() {
     assert_eq!(parse(&seen), Ok(Some((Told::From(own), truth.len()))));
     assert_eq!(seen, [truth, lie].concat());
 }
+
+/// A header of a caller whose address has no place in it.
+const OF_SOMEBODY: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0";
+
+#[tokio::test]
+async fn a_policy_sees_a_source_where_the_load_balancer_says_it_is_and_none_where_it_does_not_say()
+{
+    let shop = shop().await;
+    let from_net = |net: &str| {
+        let inside = format!(r#"context has source && context.source.isInRange(ip("{net}"))"#);
+        WEB_TO_ORDERS.replace(");", &format!(") when {{ {inside} }};"))
+    };
+    shop.orders.enforce(&from_net("192.0.2.0/24"), 2);
+    let inside = through(1, &shop, "192.0.2.7:4660").await;
+    assert!(asks(&shop, inside).await.is_some());
+    let outside = through(1, &shop, "198.51.100.7:4660").await;
+    assert_eq!(asks(&shop, outside).await, None);
+    let fact = shop.orders.refused(Code::PolicyDenied).await;
+    assert_eq!(fact.peer_address, Some(address("198.51.100.7:4660")));
+    // The load balancer's own address is nobody's source.
+    shop.orders.enforce(&from_net("127.0.0.0/8"), 3);
+    let mut tcp = from(1, shop.orders.door()).await.unwrap();
+    tcp.write_all(OF_SOMEBODY).await.unwrap();
+    let balancer = tcp.local_addr().unwrap();
+    assert_eq!(asks(&shop, tcp).await, None);
+    let is_it = |fact: &countersign_tls::HandshakeFact| fact.peer_address == Some(balancer);
+    let fact = shop.orders.fact(|fact| is_it(fact) && fact.code.is_some()).await;
+    assert_eq!(fact.code, Some(Code::PolicyDenied));
+    let tcp = through(1, &shop, "127.9.9.9:1").await;
+    assert!(asks(&shop, tcp).await.is_some());
+    // Without a load balancer it is where the connection comes from.
+    let plain = Shop::open(Protocol::Http).await;
+    plain.orders.enforce(&from_net("127.1.0.7"), 2);
+    let tcp = from(7, plain.orders.door()).await.unwrap();
+    assert!(asks(&plain, tcp).await.is_some());
+    let tcp = from(8, plain.orders.door()).await.unwrap();
+    assert_eq!(asks(&plain, tcp).await, None);
+}

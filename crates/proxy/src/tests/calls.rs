@@ -194,3 +194,25 @@ async fn a_policys_end_ends_what_it_let_in_and_permits_nothing_from_then_on() {
     assert_eq!(why, None);
     assert!(!shop.orders.has_refused(Code::PolicyDenied), "nobody was kept from connecting");
 }
+
+#[tokio::test]
+async fn a_request_is_decided_at_its_own_moment_and_what_goes_on_ends_when_its_time_is_over() {
+    let shop = shop(&permit("", "GET", "gate")).await;
+    let end = (SystemClock::new().now() + Duration::from_secs(3)).floor_secs();
+    let timed = |operation: &str| {
+        let until = format!(") when {{ context.time < datetime(\"{end}\") }};");
+        permit("", "GET", operation).replace(");", &until)
+    };
+    let policy = timed("see") + &timed("upgrade") + &permit("", "GET", "gate");
+    shop.orders.enforce_calls(&policy, operations(), None);
+    let (mut plain, mut caller) = (shop.caller().await, shop.caller().await);
+    let mut io = upgraded(&mut caller).await;
+    assert_eq!(plain.get("/see/1").await.0, 200);
+    let mut rest = Vec::new();
+    let closed = tokio::time::timeout(Duration::from_secs(60), io.read_to_end(&mut rest)).await;
+    assert!(closed.is_ok() && end <= SystemClock::new().now());
+    let (status, body) = plain.get("/see/1").await;
+    assert_eq!(status, 403, "over the connection that was there: {body}");
+    shop.program.gate.add_permits(1);
+    assert_eq!(plain.get("/gate").await.0, 200, "which goes on for what has no time");
+}

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use countersign_identity::{
-    Clock, Lifetime, NodeTag, Revision, SeededEntropy, Serial, SpiffeId, SystemClock, Timestamp,
-    TrustDomain,
+    Attested, Clock, Lifetime, NodeTag, Revision, SeededEntropy, Serial, SpiffeId, SystemClock,
+    Timestamp, TrustDomain,
 };
 use countersign_pki::{
     AuthorityDraft, Bundle, Certificate, Chain, Draft, Issuer, KeyKind, PrivateKey, Profile,
@@ -78,6 +78,7 @@ impl Realm {
             provenance: Provenance {
                 revision: Revision { incarnation: 1, number: 7 },
                 node: NodeTag::from_bytes([7; 8]),
+                attested: Attested::default(),
             },
             reserved: Reserved::Refuse,
         };

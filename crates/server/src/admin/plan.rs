@@ -23,7 +23,7 @@ use crate::admin::problem::Problem;
 use crate::admin::{Admin, policy};
 use crate::authority::internal;
 use crate::control::Control;
-use crate::judge::Judge;
+use crate::judge::{Judge, of_flows};
 use crate::refusal::Refused;
 use crate::state::{Key, State};
 use crate::watch;
@@ -117,6 +117,7 @@ pub(crate) async fn planned(
         kept: kept(state, &plan, &named),
         newly_denied,
         newly_allowed,
+        assumed: if flows.is_empty() { Vec::new() } else { of_flows(now.reads() | then.reads()) },
         consequences: consequences(&plan, &flows),
         approval: approval::standing(control, state, &for_this).await?,
     })

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use countersign_api::v1::attest_request::Evidence;
 use countersign_api::{v1, wire};
 use countersign_audit::{Event, EventKind};
-use countersign_identity::{Code, NodeId, Timestamp};
+use countersign_identity::{Attested, Code, NodeId, Timestamp};
 use countersign_pki::{ProvenKey, Reserved};
 use countersign_store::{HOST_BYTES_MAX, NodeRow, Op, TokenRow};
 
@@ -89,6 +89,7 @@ async fn attest(
             key: key.clone(),
             lifetime: state.domain().agent_lifetime,
             dns_names: Vec::new(),
+            attested: Attested::default(),
             reserved: Reserved::Allow,
         };
         let cause = Cause {

@@ -12,7 +12,7 @@ use countersign_api::v1::renew_request::Step as Asked;
 use countersign_api::v1::renew_response::Step as Told;
 use countersign_api::{v1, wire};
 use countersign_audit::{Event, EventKind};
-use countersign_identity::{Code, KeyId, NodeId, Presented, Revoked, Timestamp};
+use countersign_identity::{Attested, Code, KeyId, NodeId, Presented, Revoked, Timestamp};
 use countersign_pki::{Certificate, ProvenKey, PublicKey, Reserved, Role};
 use countersign_store::{NodeRow, Op};
 use tokio::sync::mpsc;
@@ -271,6 +271,7 @@ pub(crate) async fn issue(
             key: proven.key.clone(),
             lifetime: state.domain().agent_lifetime,
             dns_names: Vec::new(),
+            attested: Attested::default(),
             reserved: Reserved::Allow,
         };
         let (ops, events) = (ops(&node, &proven, now), vec![event.with_details(details)]);

@@ -14,7 +14,7 @@ use countersign_api::v1::attest_x509_request::Step as Asked;
 use countersign_api::v1::attest_x509_response::Step as Told;
 use countersign_api::{v1, wire};
 use countersign_audit::{Event, EventKind};
-use countersign_identity::{Code, Fault, Name, NodeId};
+use countersign_identity::{Attested, Code, Fault, Name, NodeId};
 use countersign_pki::{
     Certificate, ProvenKey, Reserved, VerifiedMachine, check_machine_authority, verify_machine,
 };
@@ -245,6 +245,7 @@ async fn register(
             key: key.clone(),
             lifetime: state.domain().agent_lifetime,
             dns_names: Vec::new(),
+            attested: Attested::default(),
             reserved: Reserved::Allow,
         };
         let node = NodeRow {

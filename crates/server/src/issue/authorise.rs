@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use countersign_api::resource::WorkloadSpec;
-use countersign_identity::{Code, Lifetime, Name, SpiffeId, Suspended};
+use countersign_identity::{Attested, Code, Lifetime, Name, SpiffeId, Suspended};
 use countersign_pki::{DnsName, KeyKind};
 
 use crate::refusal::Refused;
@@ -20,6 +20,8 @@ pub(crate) struct Grant {
     pub(crate) key_kind: KeyKind,
     /// The names besides.
     pub(crate) dns_names: Vec<DnsName>,
+    /// The kinds of facts that a process must have been attested by.
+    pub(crate) attested: Attested,
 }
 
 /// Whether a workload may run on a node with these labels: the node has every label that the workload asks for.
@@ -56,5 +58,6 @@ pub(crate) fn authorise(
         lifetime: spec.lifetime.unwrap_or(domain.svid_lifetime).min(domain.lifetime_max),
         key_kind: spec.key_type,
         dns_names: spec.dns_names.clone(),
+        attested: Attested::by(&spec.selectors),
     })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{
-    Clock, Code, Entropy, Lifetime, NodeId, NodeTag, Serial, SpiffeId, Timestamp,
+    Attested, Clock, Code, Entropy, Lifetime, NodeId, NodeTag, Serial, SpiffeId, Timestamp,
 };
 use countersign_pki::{
     Certificate, DnsName, Draft, ProvenKey, Provenance, Receipt, Reserved, Reviewed, Role, Summary,
@@ -30,6 +30,8 @@ pub(crate) struct Wanted {
     pub(crate) lifetime: Lifetime,
     /// Names besides.
     pub(crate) dns_names: Vec<DnsName>,
+    /// By which kinds of facts its holder is attested; empty where it is by none.
+    pub(crate) attested: Attested,
     /// Whether the identity may lie under `/countersign`.
     pub(crate) reserved: Reserved,
 }
@@ -134,7 +136,8 @@ impl Desk {
         // 1. One moment and one authority for all.
         let now = self.time.trusted(self.clock.now())?;
         let tag = order.cause.node.map_or(NodeTag::from_bytes([0; 8]), node_tag);
-        let provenance = Provenance { revision: state.revision, node: tag };
+        let attested = Attested::default();
+        let provenance = Provenance { revision: state.revision, node: tag, attested };
         let request = Request { state, by, standing, now, provenance };
         // 2. Build and review. What does not pass is not recorded.
         let reviewing = order.scope.begin("review");
@@ -174,7 +177,7 @@ impl Desk {
             issued: request.now,
             lifetime: wanted.lifetime,
             dns_names: wanted.dns_names,
-            provenance: request.provenance,
+            provenance: Provenance { attested: wanted.attested, ..request.provenance },
             reserved: wanted.reserved,
         };
         draft

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use countersign_identity::{
-    Backoff, BackoffPolicy, Clock, Code, Entropy, Lifetime, Presented, SpiffeId, Spread, Timestamp,
-    Vital, renewal_due,
+    Attested, Backoff, BackoffPolicy, Clock, Code, Entropy, Lifetime, Presented, SpiffeId, Spread,
+    Timestamp, Vital, renewal_due,
 };
 use countersign_pki::{Certificate, Chain, DnsName, KeyKind, PrivateKey, ProvenKey, Reserved};
 use countersign_tls::{Identity, Trust};
@@ -56,6 +56,7 @@ impl Own {
                 key: ProvenKey::of(&key),
                 lifetime: state.domain().lifetime_max.min(lifetime_max()),
                 dns_names: self.dns_names.clone(),
+                attested: Attested::default(),
                 reserved: Reserved::Allow,
             };
             let actor = self.id.to_string();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use countersign_api::v1::sign_result::Outcome;
 use countersign_api::{v1, wire};
 use countersign_identity::{
-    Canary, Code, Lifetime, Revocation, Revoked, SpiffeId, Timestamp, Trial,
+    Attested, Canary, Code, Lifetime, Revocation, Revoked, SpiffeId, Timestamp, Trial,
 };
 use countersign_pki::{ProvenKey, Reserved};
 use countersign_program::trace::{Kind, Scope};
@@ -144,6 +144,7 @@ fn decide(state: &State, caller: &Caller, item: &Item, now: Timestamp) -> Result
         key,
         lifetime: grant.lifetime,
         dns_names: grant.dns_names,
+        attested: grant.attested,
         reserved: Reserved::Refuse,
     })
 }
@@ -168,6 +169,7 @@ fn canary(state: &State, item: &Item, now: Timestamp) -> Result<Wanted, Refused>
         key: item.key.clone()?,
         lifetime: lifetime.map_err(|bad| Refused::new(Code::Internal, bad.to_string()))?,
         dns_names: Vec::new(),
+        attested: Attested::default(),
         reserved: Reserved::Allow,
     })
 }

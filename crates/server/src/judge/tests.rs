@@ -68,6 +68,7 @@ fn ask(
         to: to.to_owned(),
         method: call.map(|(method, _)| method.to_owned()),
         path: call.map(|(_, path)| path.to_owned()),
+        ..ExplainRequest::default()
     })
 }
 
@@ -182,6 +183,7 @@ fn what_has_ended_permits_nothing_and_what_will_end_is_said_with_its_reason_and_
         to: "payments".to_owned(),
         method: Some("POST".to_owned()),
         path: Some("/charges".to_owned()),
+        ..ExplainRequest::default()
     };
     let answer = judge("2027-01-31T00:00:00Z").explain(&request).unwrap();
     assert_eq!(answer.decision, Answer::Allow);
@@ -190,4 +192,43 @@ fn what_has_ended_permits_nothing_and_what_will_end_is_said_with_its_reason_and_
     assert!(answer.why.ends_with(note), "{}", answer.why);
     let answer = judge("1970-01-02T00:00:00Z").explain(&request).unwrap();
     assert_eq!((answer.decision, answer.policies), (Answer::Deny, Vec::new()));
+}
+
+#[test]
+fn what_policies_read_of_the_context_is_assumed_in_words_and_nothing_else_is_told() {
+    let hours = CONNECT.replace(
+        ';',
+        r#" when { context.time.toTime() >= duration("8h") && context.time.toTime() < duration("18h")
+            && context has source && context.source.isInRange(ip("10.0.0.0/8"))
+            && context has attestation && context.attestation.contains("launch") };"#,
+    );
+    let plain = CONNECT.replace("orders", "web");
+    let judge = judge(&[("hours", "enforce", &hours), ("web", "enforce", &plain)]);
+    let asked = |time: Option<&str>, address: Option<&str>| {
+        let request = ExplainRequest {
+            from: "orders".to_owned(),
+            to: "payments".to_owned(),
+            time: time.map(|text| text.parse().unwrap()),
+            address: address.map(|text| text.parse().unwrap()),
+            ..ExplainRequest::default()
+        };
+        judge.explain(&request).unwrap()
+    };
+    let answer = asked(Some("2026-11-26T10:00:00Z"), Some("10.0.0.7"));
+    assert_eq!(answer.decision, Answer::Allow);
+    let told = [
+        "it is decided at 2026-11-26T10:00:00Z",
+        "the caller comes from 10.0.0.7",
+        "the caller's certificate says `launch`",
+    ];
+    assert_eq!(answer.assumed, told);
+    assert_eq!(asked(Some("2026-11-26T18:00:00Z"), Some("10.0.0.7")).decision, Answer::Deny);
+    let answer = asked(Some("2026-11-26T10:00:00Z"), None);
+    assert_eq!(answer.decision, Answer::Deny);
+    assert_eq!(answer.assumed[1], "it is not known from where the caller comes");
+    // NOW, when nothing is said.
+    assert_eq!(asked(None, None).assumed[0], "it is decided at 1970-01-12T13:46:40Z");
+    assert_eq!(ask(&judge, "web", "payments", None).unwrap().assumed, [""; 0]);
+    let stranger = ask(&judge, "spiffe://other.example/x", "payments", None).unwrap();
+    assert_eq!(stranger.assumed, [""; 0], "no policy could bear on it");
 }

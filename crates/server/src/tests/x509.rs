@@ -10,7 +10,7 @@ use countersign_api::v1;
 use countersign_api::v1::attest_x509_request::Step as Asked;
 use countersign_api::v1::attest_x509_response::Step as Told;
 use countersign_identity::{
-    Clock as _, Code, Lifetime, NodeTag, Reason, Revision, Serial, SystemEntropy,
+    Attested, Clock as _, Code, Lifetime, NodeTag, Reason, Revision, Serial, SystemEntropy,
 };
 use countersign_pki::{
     AuthorityDraft, Certificate, Chain, Draft, Issuer, KeyKind, PrivateKey, Profile, ProvenKey,
@@ -68,6 +68,7 @@ impl Authority {
             provenance: Provenance {
                 revision: Revision { incarnation: 1, number: 1 },
                 node: NodeTag::from_bytes([0; 8]),
+                attested: Attested::default(),
             },
             reserved: Reserved::Refuse,
         };

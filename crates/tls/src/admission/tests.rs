@@ -71,6 +71,7 @@ impl Door {
             tls_version: "1.3".to_owned(),
             group: "X25519".to_owned(),
             peer_age_seconds: 1,
+            ..Context::default()
         };
         let peer = self.peer.clone();
         let expires = peer.expires;

@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use countersign_identity::{
-    Lifetime, NodeTag, Revision, SeededEntropy, Serial, SpiffeId, Timestamp, TrustDomain,
+    Attested, Lifetime, NodeTag, Revision, SeededEntropy, Serial, SpiffeId, Timestamp, TrustDomain,
 };
 use countersign_pki::{
     AuthorityDraft, Bundle, Certificate, Chain, Draft, Issuer, KeyKind, PrivateKey, Profile,
@@ -32,6 +32,8 @@ pub(crate) struct Realm {
     pub(crate) issuer: Certificate,
     issuer_key: SoftwareSigner,
     entropy: SeededEntropy,
+    /// By which its SVIDs say that their holders were attested.
+    pub(crate) attested: Attested,
 }
 
 impl Realm {
@@ -51,7 +53,8 @@ impl Realm {
         let draft =
             AuthorityDraft::issuer(&parent, key.public().clone(), serial(START), START, week);
         let issuer = sign(draft.review().unwrap(), &root_key);
-        Self { domain, root, issuer, issuer_key: SoftwareSigner::from(key), entropy }
+        let (issuer_key, attested) = (SoftwareSigner::from(key), Attested::default());
+        Self { domain, root, issuer, issuer_key, entropy, attested }
     }
 
     /// An SVID that is issued at this moment.
@@ -89,7 +92,11 @@ impl Realm {
             issued,
             lifetime,
             dns_names: Vec::new(),
-            provenance: Provenance { revision: Revision { incarnation: 1, number }, node },
+            provenance: Provenance {
+                revision: Revision { incarnation: 1, number },
+                node,
+                attested: self.attested,
+            },
             reserved: if id.is_reserved() { Reserved::Allow } else { Reserved::Refuse },
         };
         let profile =

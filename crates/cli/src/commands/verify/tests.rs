@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use countersign_identity::{Lifetime, NodeTag, Revision, SeededEntropy, Serial};
+use countersign_identity::{Attested, Lifetime, NodeTag, Revision, SeededEntropy, Serial};
 use countersign_pki::{
     AuthorityDraft, Draft, Issuer, KeyKind, PrivateKey, Profile, ProvenKey, Provenance, Receipt,
     Reserved, Reviewed, Signer, SoftwareSigner, encode_certificate,
@@ -38,7 +38,11 @@ fn made() -> (String, String) {
         issued: ISSUED,
         lifetime: Lifetime::from_secs(3600).unwrap(),
         dns_names: Vec::new(),
-        provenance: Provenance { revision: Revision::default(), node: NodeTag::from_bytes([1; 8]) },
+        provenance: Provenance {
+            revision: Revision::default(),
+            node: NodeTag::from_bytes([1; 8]),
+            attested: Attested::default(),
+        },
         reserved: Reserved::Refuse,
     };
     let issuer = Issuer::from_certificate(root.clone()).unwrap();

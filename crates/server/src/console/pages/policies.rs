@@ -119,7 +119,8 @@ async fn try_it(html: &mut Html, ask: &Ask) -> Result<(), Problem> {
         let text = |name: &str| ask.field(name).map(str::to_owned);
         let method = text("method").map(|method| method.to_uppercase());
         let path = text("path").filter(|_| method.is_some());
-        let request = ExplainRequest { from: from.to_owned(), to: to.to_owned(), method, path };
+        let (from, to) = (from.to_owned(), to.to_owned());
+        let request = ExplainRequest { from, to, method, path, ..ExplainRequest::default() };
         let body = serde_json::to_vec(&request).unwrap_or_default();
         html.put("<div id=\"answer\" role=\"status\" data-live>");
         match routes::explain(ask.admin(), Ok(Bytes::from(body))).await {
@@ -148,6 +149,10 @@ fn explained(html: &mut Html, answer: &ExplainResponse) {
         html.put("<p>What would allow it:</p><pre tabindex=\"0\"><bdi>")
             .text(remedy)
             .put("</bdi></pre>");
+    }
+    if !answer.assumed.is_empty() {
+        html.put("<p>Assumed, since policies read it: ").name(&answer.assumed.join("; "));
+        html.put(". <code>explain</code> asks about other times and addresses.</p>");
     }
     if !answer.policies.is_empty() {
         html.put("<p>By ");
