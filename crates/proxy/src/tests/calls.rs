@@ -198,7 +198,7 @@ async fn a_policys_end_ends_what_it_let_in_and_permits_nothing_from_then_on() {
 #[tokio::test]
 async fn a_request_is_decided_at_its_own_moment_and_what_goes_on_ends_when_its_time_is_over() {
     let shop = shop(&permit("", "GET", "gate")).await;
-    let end = (SystemClock::new().now() + Duration::from_secs(3)).floor_secs();
+    let end = (SystemClock::new().now() + Duration::from_secs(10)).floor_secs();
     let timed = |operation: &str| {
         let until = format!(") when {{ context.time < datetime(\"{end}\") }};");
         permit("", "GET", operation).replace(");", &until)
