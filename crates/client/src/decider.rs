@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use countersign_api::v1;
-use countersign_identity::{CanonicalPath, Code, Name, Presented, SpiffeId, Timestamp, Verb};
+use countersign_identity::{
+    Attested, CanonicalPath, Code, Name, Presented, SpiffeId, Timestamp, Verb,
+};
 use countersign_pki::Certificate;
 use countersign_policy::{CallRequest, ConnectRequest, Context, Decision, Principal, Verdict};
 use countersign_tls::Slice;
@@ -112,6 +114,10 @@ impl Decider {
         };
         self.slice.policies.lapse(now);
         let principal = self.principal(told.peer);
+        if self.slice.policies.reads_on(&principal, service.as_str()).source {
+            let why = "policies ask from where the caller comes, which is not told here";
+            return silent(denied(Code::PolicyError, why));
+        }
         let verb: Option<Verb> = told.method.parse().ok();
         let age = now.since(told.certificate.validity().not_before).as_secs();
         // What whoever asks cannot tell of the handshake is asked for everything that it could have been: a policy that reads it
@@ -121,6 +127,8 @@ impl Decider {
                 tls_version: (*version).to_owned(),
                 group: (*group).to_owned(),
                 peer_age_seconds: age,
+                source: None,
+                attested: self.attested(told),
             })
         });
         let mut first = None;
@@ -132,7 +140,7 @@ impl Decider {
                 verb,
                 path: path.as_ref().map(|(path, _)| path),
             };
-            let (allowed, flow) = self.ask(&asked, &context);
+            let (allowed, flow) = self.ask(&asked, &context, now);
             if let Err(denied) = allowed {
                 return Ruling { passes: Err(denied), flow: Some(flow) };
             }
@@ -200,17 +208,29 @@ impl Decider {
         }
     }
 
+    /// What the certificate says of attestation, where it is of our own trust domain.
+    fn attested(&self, told: &Told<'_>) -> Attested {
+        let ours = self.services.id.trust_domain() == told.peer.trust_domain();
+        let said = told.certificate.provenance().filter(|_| ours);
+        said.map(|said| said.attested).unwrap_or_default()
+    }
+
     fn principal(&self, peer: &SpiffeId) -> Principal {
         let named = self.slice.names.get(peer).cloned();
         named.map_or_else(|| Principal::Id(peer.clone()), Principal::Named)
     }
 
     /// The connection first, then the request, as at a door of ours.
-    fn ask(&self, asked: &Question<'_>, context: &Context) -> (Result<(), Denied>, Flow) {
+    fn ask(
+        &self,
+        asked: &Question<'_>,
+        context: &Context,
+        now: Timestamp,
+    ) -> (Result<(), Denied>, Flow) {
         let Question { told, service, principal, verb, path } = *asked;
         let policies = &self.slice.policies;
         let peer = told.peer.clone();
-        let connect = ConnectRequest { principal, service: service.as_str(), context };
+        let connect = ConnectRequest { principal, service: service.as_str(), context, now };
         let connect = policies.decide(&connect);
         let connection = Flow::connection(peer.clone(), service.clone(), &connect);
         if let Err(code) = passes(&connect) {
@@ -218,7 +238,7 @@ impl Decider {
             return (Err(denied(code, why)), connection);
         }
         let Some(path) = path else { return (Ok(()), connection) };
-        let call = CallRequest { principal, service: service.as_str(), verb, path, context };
+        let call = CallRequest { principal, service: service.as_str(), verb, path, context, now };
         let Some(called) = policies.decide_call(&call) else { return (Ok(()), connection) };
         let flow = Flow::call(peer.clone(), service.clone(), verb, &called);
         if let Err(code) = passes(&called.decision) {

@@ -154,6 +154,18 @@ async fn what_nobody_tells_or_counts_permits_nothing() {
     let old = format!(r#"{forbid} when {{ context.tls_version == "1.2" }};"#);
     assert_eq!(asked(&[&format!("{SEE};"), &old]), Err(Code::PolicyDenied));
     assert!(asked(&[&format!("{SEE} when {{ context.peer_age_seconds < 3600 }};")]).is_ok());
+    // It may come from there, and nobody tells.
+    let source = r#"context has source && context.source.isInRange(ip("10.0.0.0/8"))"#;
+    let near = format!("{forbid} when {{ {source} }};");
+    assert_eq!(asked(&[&format!("{SEE};"), &near]), Err(Code::PolicyError));
+    assert_eq!(asked(&[&format!("{SEE} when {{ {source} }};")]), Err(Code::PolicyError));
+    assert!(
+        asked(&[&format!("{SEE} when {{ context.time > datetime(\"2026-01-01\") }};")]).is_ok()
+    );
+    let ended = format!("{SEE} when {{ context.time < datetime(\"2026-01-01\") }};");
+    assert_eq!(asked(&[&ended]), Err(Code::PolicyDenied));
+    let attested = format!("{SEE} when {{ context has attestation }};");
+    assert_eq!(asked(&[&attested]), Err(Code::PolicyDenied), "its certificate says nothing");
     let slowly = format!(r#"@rate("100/s") {SEE};"#);
     assert_eq!(asked(&[&slowly]), Err(Code::PolicyError));
     assert!(asked(&[&slowly, &format!("{SEE};")]).is_ok(), "one without a limit permits it");
