@@ -85,7 +85,7 @@ pub(crate) fn load(path: &Path) -> Result<Vec<Resource>, Problems> {
 /// With every problem.
 pub fn read_text(file: &str, text: &str) -> Result<Vec<Resource>, Problems> {
     let mut manifests = Manifests::default();
-    manifests.take(&Source { name: file.into(), folder: None, text: text.to_owned() });
+    manifests.take(&Source::new(file.into(), None, text.to_owned()));
     manifests.finish();
     if manifests.problems.is_empty() {
         Ok(manifests.resources)

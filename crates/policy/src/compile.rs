@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
+use std::sync::{Arc, LazyLock};
 
 use cedar_policy::ffi::DetailedError;
 use cedar_policy::{Effect, EntityUid, Policy, PolicyId, PolicySet, ValidationMode, Validator};
 use countersign_identity::{Mode, Name, SpiffeId, Timestamp, Verb};
 
-use crate::reads::Reads;
+use crate::known::{self, Known};
+use crate::reads::{Conditions, Reads};
 use crate::schema::{CONNECT, OPERATION, ROLE, SERVICE, SOURCE, WORKLOAD, schema};
 use crate::text::Layout;
 use crate::{Limit, Names, Problem, Scope};
@@ -79,19 +81,19 @@ pub(crate) fn compile(
 
 /// Compiles a text by itself, without its manifest's name and without the check of declared names.
 pub(crate) fn parse_alone(text: &str) -> Result<Vec<Statement>, Vec<Problem>> {
-    with_room(|| {
-        let validator = Validator::new(schema());
-        let (mode, until) = (Mode::Enforce, None);
-        Reader { name: None, text, mode, until, declared: None, validator: &validator }.read()
-    })
+    let reader = Reader { name: None, text, mode: Mode::Enforce, until: None, declared: None };
+    match known::recall(text) {
+        // Nothing is left to do that needs room.
+        Some(known) => reader.named(&known),
+        None => with_room(|| reader.read()),
+    }
 }
 
 /// Compiles a text as that of the manifest of this name, without the check of declared names.
 pub(crate) fn parse_named(name: &Name, text: &str) -> Result<Vec<Statement>, Vec<Problem>> {
     with_room(|| {
-        let validator = Validator::new(schema());
         let (mode, until, name) = (Mode::Enforce, None, Some(name));
-        Reader { name, text, mode, until, declared: None, validator: &validator }.read()
+        Reader { name, text, mode, until, declared: None }.read()
     })
 }
 
@@ -119,7 +121,6 @@ fn compile_here(
         let message = format!("{} policies are over the limit of {SOURCES_MAX}", sources.len());
         return Err(vec![Problem::at(None, "", 0, message)]);
     }
-    let validator = Validator::new(schema());
     let (mut statements, mut problems) = (Vec::new(), Vec::new());
     let mut names = BTreeSet::new();
     for PolicySource { name, text, mode, until } in sources {
@@ -129,7 +130,7 @@ fn compile_here(
             continue;
         }
         let (name, mode, until) = (Some(name), *mode, *until);
-        let reader = Reader { name, text, mode, until, declared, validator: &validator };
+        let reader = Reader { name, text, mode, until, declared };
         match reader.read() {
             Ok(read) => statements.extend(read),
             Err(found) => problems.extend(found),
@@ -145,11 +146,36 @@ struct Reader<'a> {
     mode: Mode,
     until: Option<Timestamp>,
     declared: Option<&'a Declared>,
-    validator: &'a Validator,
 }
+
+/// Made once: to read the schema takes longer than to read a policy.
+static VALIDATOR: LazyLock<Validator> = LazyLock::new(|| Validator::new(schema()));
 
 impl Reader<'_> {
     fn read(&self) -> Result<Vec<Statement>, Vec<Problem>> {
+        let text = match known::recall(self.text) {
+            Some(text) => text,
+            None => {
+                let text = Arc::new(self.learn()?);
+                known::remember(self.text, Arc::clone(&text));
+                text
+            }
+        };
+        self.named(&text)
+    }
+
+    /// The policies of a known text under their manifest's name, if what they name is there.
+    fn named(&self, text: &known::Text) -> Result<Vec<Statement>, Vec<Problem>> {
+        let policies = text.policies.iter().map(|known| &known.policy);
+        let problems = self.names(policies, &text.layout);
+        if problems.is_empty() {
+            return Ok(text.policies.iter().map(|known| self.statement(known)).collect());
+        }
+        Err(told(problems))
+    }
+
+    /// All that is true of the text whoever's it is, and whatever is declared.
+    fn learn(&self) -> Result<known::Text, Vec<Problem>> {
         // The bounds come first: Cedar's own passes recurse.
         if TEXT_BYTES_MAX < self.text.len() {
             let bytes = self.text.len();
@@ -160,29 +186,39 @@ impl Reader<'_> {
             .map_err(|much| vec![self.problem(much.offset(), much.to_string())])?;
         let parsed = self.parse(&layout)?;
         let mut problems = self.validate(&parsed);
-        for (policy, offset) in parsed.iter().zip(&layout.statements) {
-            let wide = self.addressed(policy, *offset).or_else(|| self.unscoped(policy, *offset));
-            problems.extend(wide);
-            problems.extend(Limit::of(policy).err().map(|why| self.problem(*offset, why)));
+        let mut policies = Vec::with_capacity(parsed.len());
+        for ((policy, suffix), offset) in parsed.iter().cloned().zip(&layout.statements) {
+            let conditions = Conditions::of(&policy, self.text);
+            let (scope, reads) = (Scope::of(&policy, &conditions), Reads::of(&conditions));
+            let wide = self.addressed(&policy, &scope, reads, *offset);
+            problems.extend(wide.or_else(|| self.unscoped(&policy, &scope, *offset)));
+            match Limit::of(&policy) {
+                Ok(limit) => policies.push(Known { policy, suffix, scope, limit, reads }),
+                Err(why) => problems.push(self.problem(*offset, why)),
+            }
         }
-        problems.extend(self.names(&parsed, &layout));
         if problems.is_empty() {
-            let (mode, until) = (self.mode, self.until);
-            let statement = |policy| {
-                let (scope, reads) = (Scope::of(&policy), Reads::of(&policy));
-                let limit = Limit::of(&policy).expect("no problem of it was found");
-                Statement { policy, scope, mode, until, limit, reads }
-            };
-            return Ok(parsed.into_iter().map(statement).collect());
+            return Ok(known::Text { layout, policies });
         }
-        problems.sort();
-        problems.dedup();
-        problems.truncate(PROBLEMS_MAX);
-        Err(problems)
+        problems.extend(self.names(parsed.iter().map(|(policy, _)| policy), &layout));
+        Err(told(problems))
     }
 
-    /// The policies in the order of the text, each with its final id.
-    fn parse(&self, layout: &Layout) -> Result<Vec<Policy>, Vec<Problem>> {
+    /// A policy under the name and with the mode and the end of its manifest.
+    fn statement(&self, known: &Known) -> Statement {
+        let Known { policy, suffix, scope, limit, reads } = known;
+        Statement {
+            policy: policy.new_id(PolicyId::new(self.id(suffix.as_deref()))),
+            scope: scope.clone(),
+            mode: self.mode,
+            until: self.until,
+            limit: *limit,
+            reads: *reads,
+        }
+    }
+
+    /// The policies in the order of the text, each with its final id, and what of that is not its manifest's name.
+    fn parse(&self, layout: &Layout) -> Result<Vec<(Policy, Option<String>)>, Vec<Problem>> {
         let set = PolicySet::from_str(self.text).map_err(|errors| {
             let details = errors.iter().map(DetailedError::from);
             details.map(|detail| self.cedar_problem(detail)).take(PROBLEMS_MAX).collect::<Vec<_>>()
@@ -207,10 +243,15 @@ impl Reader<'_> {
                 problems.push(self.problem(*offset, message.to_owned()));
                 continue;
             };
-            match self.id(policy, number, single) {
-                Ok(id) if ids.insert(id.clone()) => policies.push(policy.new_id(PolicyId::new(id))),
-                Ok(id) => {
-                    problems.push(self.problem(*offset, format!("there are two policies `{id}`")));
+            match suffix(policy, number, single) {
+                Ok(suffix) => {
+                    let id = self.id(suffix.as_deref());
+                    if ids.insert(id.clone()) {
+                        policies.push((policy.new_id(PolicyId::new(id)), suffix));
+                    } else {
+                        let message = format!("there are two policies `{id}`");
+                        problems.push(self.problem(*offset, message));
+                    }
                 }
                 Err(message) => problems.push(self.problem(*offset, message)),
             }
@@ -219,25 +260,17 @@ impl Reader<'_> {
     }
 
     /// The name under which decisions tell of the policy.
-    fn id(&self, policy: &Policy, number: usize, single: bool) -> Result<String, String> {
+    fn id(&self, suffix: Option<&str>) -> String {
         let manifest = self.name.map_or("policy", Name::as_str);
-        let Some(written) = policy.annotation(ID) else {
-            return Ok(if single {
-                manifest.to_owned()
-            } else {
-                format!("{manifest}#{}", number + 1)
-            });
-        };
-        let name: Name = written.parse().map_err(|bad| format!("annotation `@{ID}`: {bad}"))?;
-        Ok(format!("{manifest}#{name}"))
+        suffix.map_or_else(|| manifest.to_owned(), |suffix| format!("{manifest}#{suffix}"))
     }
 
     /// What Cedar's strict validation says. Its warnings are problems too: a policy that can never apply, and
     /// names that look like others.
-    fn validate(&self, policies: &[Policy]) -> Vec<Problem> {
-        let set = PolicySet::from_policies(policies.iter().cloned())
+    fn validate(&self, policies: &[(Policy, Option<String>)]) -> Vec<Problem> {
+        let set = PolicySet::from_policies(policies.iter().map(|(policy, _)| policy.clone()))
             .expect("ids are unique, and there are no templates");
-        let result = self.validator.validate(&set, ValidationMode::Strict);
+        let result = VALIDATOR.validate(&set, ValidationMode::Strict);
         let errors: Vec<_> = result.validation_errors().map(DetailedError::from).collect();
         // Warnings repeat what follows from an error, such as that no action can apply.
         let details = if errors.is_empty() {
@@ -249,16 +282,22 @@ impl Reader<'_> {
     }
 
     /// A permit for anybody that reads an address: whoever can have that address would be whom it permits.
-    fn addressed(&self, policy: &Policy, offset: usize) -> Option<Problem> {
+    fn addressed(
+        &self,
+        policy: &Policy,
+        scope: &Scope,
+        reads: Reads,
+        offset: usize,
+    ) -> Option<Problem> {
         match policy.effect() {
             Effect::Forbid => return None,
             Effect::Permit => {}
         }
-        match Scope::of(policy).principals {
+        match scope.principals {
             Names::Only(_) | Names::Role(_) => return None,
             Names::Any => {}
         }
-        Reads::of(policy).source.then(|| {
+        reads.source.then(|| {
             let message = format!(
                 "it permits anybody by the address that they come from, and an address is no identity; name whom with \
                  `principal == Workload::\"…\"` or `principal in Role::\"…\"`, and let `context.{SOURCE}` narrow that"
@@ -267,19 +306,18 @@ impl Reader<'_> {
         })
     }
 
-    fn unscoped(&self, policy: &Policy, offset: usize) -> Option<Problem> {
+    fn unscoped(&self, policy: &Policy, scope: &Scope, offset: usize) -> Option<Problem> {
         match policy.effect() {
             Effect::Forbid => return None,
             Effect::Permit => {}
         }
-        let scope = Scope::of(policy);
-        let whom = match (scope.principals, scope.resources) {
+        let whom = match (&scope.principals, &scope.resources) {
             (Names::Only(_) | Names::Role(_), Names::Only(_) | Names::Role(_)) => return None,
             (Names::Any, Names::Any) => "any workload to any service",
             (Names::Any, Names::Only(_) | Names::Role(_)) => "any workload",
             (Names::Only(_) | Names::Role(_), Names::Any) => "connections to any service",
         };
-        match policy.annotation(UNSCOPED).map(str::trim) {
+        match annotation(policy, UNSCOPED).map(str::trim) {
             Some(why) if !why.is_empty() => None,
             Some(_) => {
                 Some(self.problem(offset, format!("annotation `@{UNSCOPED}` needs a reason")))
@@ -296,13 +334,17 @@ impl Reader<'_> {
 
     /// Every name must be one that can stand for something: Cedar takes any text, so a misspelt forbid would
     /// forbid nothing.
-    fn names(&self, policies: &[Policy], layout: &Layout) -> Vec<Problem> {
+    fn names<'a>(
+        &self,
+        policies: impl Iterator<Item = &'a Policy>,
+        layout: &Layout,
+    ) -> Vec<Problem> {
         let mut problems = Vec::new();
         for (offset, uid) in &layout.entities {
             problems.extend(self.name(uid).map(|message| self.problem(*offset, message)));
         }
         // What Cedar finds decides; the layout only knows where.
-        for (policy, offset) in policies.iter().zip(&layout.statements) {
+        for (policy, offset) in policies.zip(&layout.statements) {
             for uid in policy.entity_literals() {
                 if layout.entities.iter().all(|(_, written)| *written != uid) {
                     problems.extend(self.name(&uid).map(|message| self.problem(*offset, message)));
@@ -363,6 +405,28 @@ impl Reader<'_> {
     fn problem(&self, offset: usize, message: String) -> Problem {
         Problem::at(self.name, self.text, offset, message)
     }
+}
+
+/// The same in order, each once, and not without end.
+fn told(mut problems: Vec<Problem>) -> Vec<Problem> {
+    problems.sort();
+    problems.dedup();
+    problems.truncate(PROBLEMS_MAX);
+    problems
+}
+
+/// What tells a policy from the others of its text; `None` for the only one, where it does not say its name.
+fn suffix(policy: &Policy, number: usize, single: bool) -> Result<Option<String>, String> {
+    let Some(written) = annotation(policy, ID) else {
+        return Ok((!single).then(|| (number + 1).to_string()));
+    };
+    let name: Name = written.parse().map_err(|bad| format!("annotation `@{ID}`: {bad}"))?;
+    Ok(Some(name.to_string()))
+}
+
+/// What an annotation says. Cedar's own way to it parses the name each time.
+pub(crate) fn annotation<'a>(policy: &'a Policy, name: &str) -> Option<&'a str> {
+    policy.annotations().find_map(|(key, value)| (key == name).then_some(value))
 }
 
 fn unknown(uid: &EntityUid, text: &str, declared: &BTreeSet<Name>) -> Option<String> {

@@ -42,6 +42,7 @@ mod circumstance;
 mod compile;
 mod decide;
 mod index;
+mod known;
 mod limit;
 mod member;
 mod memory;

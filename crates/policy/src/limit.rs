@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cedar_policy::{ActionConstraint, Effect, Policy};
 
+use crate::compile::annotation;
 use crate::schema::CONNECT;
 
 /// How much of what a policy permits, to each workload that it permits it to, at each enforcement point.
@@ -27,7 +28,7 @@ pub struct Rate {
 impl Limit {
     /// What the annotations of a policy say; `None` when they say nothing.
     pub(crate) fn of(policy: &Policy) -> Result<Option<Self>, String> {
-        let (rate, concurrent) = (policy.annotation(RATE), policy.annotation(CONCURRENT));
+        let (rate, concurrent) = (annotation(policy, RATE), annotation(policy, CONCURRENT));
         if rate.is_none() && concurrent.is_none() {
             return Ok(None);
         }

@@ -7,7 +7,7 @@ use cedar_policy::{
 };
 use countersign_identity::{Name, Verb};
 
-use crate::compile::parse_named;
+use crate::compile::{annotation, parse_named};
 use crate::schema::{CONNECT, Words, service_of};
 use crate::text::{Span, spans};
 use crate::{Principal, Problem};
@@ -100,8 +100,10 @@ pub fn narrow(
     let statements = parse_named(name, text)?;
     let spans = spans(text);
     let words = Words::new();
-    let mut names: BTreeSet<String> =
-        statements.iter().filter_map(|one| one.policy.annotation(ID).map(str::to_owned)).collect();
+    let mut names: BTreeSet<String> = statements
+        .iter()
+        .filter_map(|one| annotation(&one.policy, ID).map(str::to_owned))
+        .collect();
     let (mut permits, mut rest, mut left) = (Vec::new(), String::new(), 0);
     let mut end = 0;
     for (statement, span) in statements.iter().zip(&spans) {

@@ -7,6 +7,27 @@ use serde_json::Value;
 
 use crate::schema::{AGE, ATTESTATION, GROUP, LABELS, SOURCE, TIME, TLS_VERSION, WEEKDAY};
 
+/// What a policy asks beyond its scope, which reads nothing but who asks whom for what.
+pub(crate) enum Conditions {
+    /// Nothing.
+    None,
+    /// The policy as Cedar writes it in JSON.
+    Tree(Value),
+    /// Something that Cedar does not write.
+    Unreadable,
+}
+
+impl Conditions {
+    /// Those of a policy in this text. To have them written costs as much as to parse the policy, so a text in which neither of
+    /// the words stands with which conditions begin is spared that.
+    pub(crate) fn of(policy: &Policy, text: &str) -> Self {
+        if !["when", "unless"].iter().any(|word| text.contains(word)) {
+            return Self::None;
+        }
+        policy.to_json().map_or(Self::Unreadable, Self::Tree)
+    }
+}
+
 /// Which attributes of the context policies read. In doubt all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reads {
@@ -26,8 +47,12 @@ impl Reads {
     const ALL: Self =
         Self { handshake: true, age: true, time: true, source: true, attestation: true };
 
-    pub(crate) fn of(policy: &Policy) -> Self {
-        policy.to_json().map_or(Self::ALL, |parsed| Self::in_tree(&parsed))
+    pub(crate) fn of(conditions: &Conditions) -> Self {
+        match conditions {
+            Conditions::None => Self::default(),
+            Conditions::Tree(tree) => Self::in_tree(tree),
+            Conditions::Unreadable => Self::ALL,
+        }
     }
 
     /// Whether what it comes to can change while nothing does but time.
@@ -80,8 +105,12 @@ impl BitOr for Reads {
 }
 
 /// Whether what a policy says can depend on labels. In doubt it does.
-pub(crate) fn reads_labels(policy: &Policy) -> bool {
-    policy.to_json().map_or(true, |parsed| names_labels(&parsed))
+pub(crate) fn reads_labels(conditions: &Conditions) -> bool {
+    match conditions {
+        Conditions::None => false,
+        Conditions::Tree(tree) => names_labels(tree),
+        Conditions::Unreadable => true,
+    }
 }
 
 /// Whether an attribute of that name is read of anything: no other type has one, and `has` tells of it as well.
@@ -116,10 +145,13 @@ mod tests {
     use super::*;
 
     #[track_caller]
+    fn conditions(text: &str) -> Conditions {
+        Conditions::of(&Policy::from_str(text).unwrap(), text)
+    }
+
+    #[track_caller]
     fn read(condition: &str) -> Reads {
-        let policy =
-            Policy::from_str(&format!("permit (principal, action, resource) {condition};"));
-        Reads::of(&policy.unwrap())
+        Reads::of(&conditions(&format!("permit (principal, action, resource) {condition};")))
     }
 
     #[track_caller]
@@ -183,7 +215,7 @@ mod tests {
     fn labels_are_found_however_they_are_read() {
         let reads = |condition: &str| {
             let text = format!("permit (principal, action, resource) when {{ {condition} }};");
-            reads_labels(&Policy::from_str(&text).unwrap())
+            reads_labels(&conditions(&text))
         };
         for condition in [
             "principal.labels.contains(\"pci\")",

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Problem;
 use crate::compile::parse_alone;
-use crate::reads::reads_labels;
+use crate::reads::{Conditions, reads_labels};
 use crate::schema::{OPERATION, ROLE, SERVICE, WORKLOAD, service_of};
 
 /// The principals or the resources that a policy's scope admits.
@@ -45,14 +45,14 @@ pub struct Scope {
 }
 
 impl Scope {
-    pub(crate) fn of(policy: &Policy) -> Self {
+    pub(crate) fn of(policy: &Policy, conditions: &Conditions) -> Self {
         let mut scope = Self {
             principals: principals(policy),
             resources: resources(policy),
             workloads: BTreeSet::new(),
             services: BTreeSet::new(),
             roles: BTreeSet::new(),
-            labels: reads_labels(policy),
+            labels: reads_labels(conditions),
         };
         for literal in policy.entity_literals() {
             let id = literal.id().unescaped().to_owned();

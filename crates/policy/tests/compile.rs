@@ -377,3 +377,22 @@ fn nobody_connects_to_an_operation() {
     let text = r#"permit (principal == Workload::"web", action == Action::"connect", resource == Operation::"payments/charge");"#;
     assert!(!problems(text).is_empty());
 }
+
+#[test]
+fn a_text_that_was_read_before_is_told_by_its_own_name_and_held_against_what_is_declared_now() {
+    let text = r#"
+        permit (principal == Workload::"web", action, resource == Service::"payments");
+        @id("never") forbid (principal == Workload::"orders", action, resource == Service::"payments");"#;
+    let source = |name: &str| PolicySource::enforced(name.parse().unwrap(), text);
+    let ids = |sources: &[PolicySource]| -> Vec<String> {
+        let policies = Policies::compile(sources, Some(&shop())).unwrap();
+        policies.grants().iter().map(|grant| grant.policy.clone()).collect()
+    };
+    assert_eq!(ids(&[source("first")]), ["first#1"]);
+    assert_eq!(ids(&[source("second"), source("third")]), ["second#1", "third#1"]);
+    let mut fewer = shop();
+    assert!(fewer.workloads.remove(&"orders".parse().unwrap()));
+    let problems = Policies::compile(&[source("first")], Some(&fewer)).unwrap_err();
+    assert!(problems[0].message.contains("`Workload::\"orders\"`"), "{problems:#?}");
+    assert_eq!(problems[0].line, 3);
+}

@@ -64,8 +64,9 @@ pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
         (None, path) => {
             let path = path.as_deref().unwrap_or_else(|| Path::new("-"));
             let manifests = Manifests::read(path)?;
-            let problems = problems(&manifests, &client, arguments.prune).await?;
-            if !problems.is_empty() {
+            // What else is wrong the server finds, which looks at the whole anyway.
+            if !manifests.own_problems().is_empty() {
+                let problems = problems(&manifests, &client, arguments.prune).await?;
                 return Err(Problems::from(problems).into());
             }
             let request = ApplyRequest {
@@ -77,16 +78,18 @@ pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
             (Some(manifests), request)
         }
     };
-    let locate = |error| match &manifests {
-        Some(manifests) => located(error, manifests),
-        None => error,
-    };
+    let manifests = manifests.as_ref();
     if request.prune && output == Output::Human {
         // What goes with what is removed is said before it is done.
-        let impact = plan::impact(&client.plan(&request).await.map_err(locate)?);
-        output::write(impact.as_bytes())?;
+        match client.plan(&request).await {
+            Ok(plan) => output::write(plan::impact(&plan).as_bytes())?,
+            Err(error) => return Err(explained(error, manifests, &client, true).await),
+        }
     }
-    let response = client.apply(&request).await.map_err(locate)?;
+    let response = match client.apply(&request).await {
+        Ok(response) => response,
+        Err(error) => return Err(explained(error, manifests, &client, request.prune).await),
+    };
     let wait = arguments.wait.then_some(arguments.timeout.duration());
     tell(&client, &response, arguments.dry_run, wait, output).await
 }
@@ -121,6 +124,23 @@ pub(super) async fn tell(
         }
     }
     Ok(if convergence.is_converged() { Exit::Done } else { Exit::No })
+}
+
+/// Why nothing was applied: where it is the manifests, with the places in the files, which the server does not know.
+async fn explained(
+    error: AdminError,
+    manifests: Option<&Manifests>,
+    client: &AdminClient,
+    prune: bool,
+) -> anyhow::Error {
+    let Some(manifests) = manifests else { return error.into() };
+    if let AdminError::Refused(_) = &error
+        && let Ok(problems) = problems(manifests, client, prune).await
+        && !problems.is_empty()
+    {
+        return Problems::from(problems).into();
+    }
+    located(error, manifests).into()
 }
 
 /// What is wrong with the manifests together with what is in force. Problems of the manifests alone are told

@@ -1,5 +1,6 @@
 //! Which files are manifests, and their bounded contents.
 
+use std::cell::OnceCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +26,24 @@ pub(super) struct Source {
     pub(super) folder: Option<PathBuf>,
     /// What it holds.
     pub(super) text: String,
+    /// Where its lines begin, once somebody has asked.
+    starts: OnceCell<Vec<usize>>,
+}
+
+impl Source {
+    pub(super) fn new(name: Arc<str>, folder: Option<PathBuf>, text: String) -> Self {
+        Self { name, folder, text, starts: OnceCell::new() }
+    }
+
+    /// The line of this number, from 1, without its end.
+    pub(super) fn line(&self, number: u64) -> Option<&str> {
+        let starts = self.starts.get_or_init(|| {
+            let after = self.text.match_indices('\n').map(|(newline, _)| newline + 1);
+            std::iter::once(0).chain(after).collect()
+        });
+        let index = usize::try_from(number.checked_sub(1)?).ok()?;
+        self.text.get(*starts.get(index)?..)?.lines().next()
+    }
 }
 
 /// Opens every file of a folder that ends in `.yaml` or `.yml`, in the order of their names; or one file; or
@@ -36,10 +55,7 @@ pub(super) fn open(path: &Path) -> Result<(Vec<Source>, Vec<Problem>), Problems>
     if path == Path::new("-") {
         let text = read(std::io::stdin().lock(), FILE_BYTES_MAX)
             .map_err(|why| Problem::about("", "", why).in_file("standard input"))?;
-        return Ok((
-            vec![Source { name: "standard input".into(), folder: None, text }],
-            Vec::new(),
-        ));
+        return Ok((vec![Source::new("standard input".into(), None, text)], Vec::new()));
     }
     let problem =
         |path: &Path, why: String| Problem::about("", "", why).in_file(path.display().to_string());
@@ -67,7 +83,7 @@ pub(super) fn open(path: &Path) -> Result<(Vec<Source>, Vec<Problem>), Problems>
                     break;
                 }
                 let name = path.display().to_string().into();
-                sources.push(Source { name, folder: Some(folder), text });
+                sources.push(Source::new(name, Some(folder), text));
             }
             Err(why) => problems.push(problem(&path, why)),
         }

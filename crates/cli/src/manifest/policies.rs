@@ -23,7 +23,7 @@ pub(super) fn inline(source: &Source, tree: &mut Tree) -> Result<Option<CedarTex
     }
     let Some(index) = entries.iter().position(|entry| entry.key == "cedarFile") else {
         let at = entries.iter().find(|entry| entry.key == "cedar").and_then(|entry| entry.value.at);
-        let start = at.map(|at| (at, lines(&source.text, at)));
+        let start = at.map(|at| (at, lines(source, at)));
         return Ok(Some(CedarText { file: None, start }));
     };
     let both = entries.iter().any(|entry| entry.key == "cedar");
@@ -95,14 +95,13 @@ fn read(source: &Source, value: &Tree) -> Result<(String, String), String> {
 }
 
 /// Whether the text that begins at this place is a block, as the end of the line before it says.
-fn lines(text: &str, at: Position) -> Lines {
-    let before = at.line.checked_sub(2).and_then(|index| usize::try_from(index).ok());
-    let line = before.and_then(|index| text.lines().nth(index)).unwrap_or_default();
+fn lines(source: &Source, at: Position) -> Lines {
+    let line = source.line(at.line.saturating_sub(1)).unwrap_or_default();
     let line = line.split(" #").next().unwrap_or_default().trim_end();
     let header = line.trim_end_matches(['+', '-']);
     let column = usize::try_from(at.column.saturating_sub(1)).unwrap_or(usize::MAX);
-    let first = text.lines().nth(usize::try_from(at.line.saturating_sub(1)).unwrap_or(usize::MAX));
-    let indented = first.is_some_and(|first| first.chars().take(column).all(|c| c == ' '));
+    let indented =
+        source.line(at.line).is_some_and(|first| first.chars().take(column).all(|c| c == ' '));
     if header.ends_with('|') && indented { Lines::Same } else { Lines::Unknown }
 }
 
