@@ -23,9 +23,8 @@ const POINTS_MAX: usize = 1000;
 /// In so many sorts, each with a slice of its own.
 const SORTS: usize = 20;
 const ROUNDS: usize = 5;
-/// The workload that every point stands for, and the service that it calls by the policy that changes.
-const CALLER: &str = "w0";
-const CALLED: &str = "service-0";
+/// The workload that every point stands for; the policy that changes is about its service.
+const OF_ALL: &str = "w0";
 
 /// Measures both: the first as an operator sees it, from the command to its end.
 pub(super) async fn run(wanted: &[&'static str], options: &Options) -> Result<()> {
@@ -122,19 +121,21 @@ fn elsewhere(number: usize) -> Value {
     })
 }
 
+/// Of the workload that is everywhere, or of one that is nowhere.
 fn service(number: usize) -> Value {
+    let workload = match number {
+        0 => OF_ALL.to_owned(),
+        _ => format!("w{}", WORKLOADS - number),
+    };
     json!({
         "apiVersion": "countersign.dev/v1alpha1", "kind": "Service",
         "metadata": { "name": format!("service-{number}") },
-        "spec": { "workload": format!("w{}", WORKLOADS - 1 - number) },
+        "spec": { "workload": workload },
     })
 }
 
 fn policy(number: usize, narrow: bool) -> Value {
-    let (caller, called) = match number {
-        0 => (CALLER.to_owned(), CALLED.to_owned()),
-        _ => (format!("w{number}"), format!("service-{number}")),
-    };
+    let (caller, called) = (format!("w{}", number + 1), format!("service-{number}"));
     let when = if narrow { " when { context.tls_version == \"1.3\" }" } else { "" };
     json!({
         "apiVersion": "countersign.dev/v1alpha1", "kind": "Policy",
