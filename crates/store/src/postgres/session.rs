@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::future;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
@@ -261,17 +261,18 @@ impl Session {
         for command in commands {
             self.prepare(command.text).await.map_err(|error| Fault::new(&error))?;
         }
-        let mut sent: Sent<'_> = Box::pin(async { Vec::new() });
+        let mut sent: Vec<Sent<'_>> = Vec::with_capacity(commands.len() + 2);
         if let Some(begin) = begin {
-            sent = Box::pin(after(sent, self.bracket(begin)));
+            sent.push(Box::pin(self.bracket(begin)));
         }
         for command in commands {
-            sent = Box::pin(after(sent, self.rows(command)));
+            sent.push(Box::pin(self.rows(command)));
         }
         if let Some(end) = end {
-            sent = Box::pin(after(sent, self.bracket(end)));
+            sent.push(Box::pin(self.bracket(end)));
         }
-        let outcomes: std::result::Result<Vec<_>, Fault> = sent.await.into_iter().collect();
+        let outcomes: std::result::Result<Vec<_>, Fault> =
+            in_order(sent).await.into_iter().collect();
         let mut rows = outcomes?.into_iter();
         // A beginning gives none.
         Ok(rows.by_ref().skip(usize::from(begin.is_some())).take(commands.len()).collect())
@@ -288,14 +289,29 @@ impl Session {
 }
 
 type Outcome = std::result::Result<Vec<Row>, Fault>;
-type Sent<'a> = Pin<Box<dyn Future<Output = Vec<Outcome>> + Send + 'a>>;
+type Sent<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 
-/// Sends one more after others. A statement goes out when its future is first polled, and `join` polls its first one
-/// first.
-async fn after(sent: Sent<'_>, next: impl Future<Output = Outcome>) -> Vec<Outcome> {
-    let (mut outcomes, next) = future::join(sent, next).await;
-    outcomes.push(next);
-    outcomes
+/// Sends statements in their order, and waits for all. A statement goes out when its future is first polled, so all are
+/// polled once, in order; then each when those before it are done, since answers come in the same order. None is nested in
+/// another, so that a batch of many thousand needs no deep stack.
+async fn in_order(mut sent: Vec<Sent<'_>>) -> Vec<Outcome> {
+    let mut outcomes: Vec<Option<Outcome>> = sent.iter().map(|_open| None).collect();
+    let mut are_sent = false;
+    poll_fn(|context| {
+        let open = sent.iter_mut().zip(&mut outcomes).filter(|(_, outcome)| outcome.is_none());
+        let mut waits = false;
+        for (statement, outcome) in open {
+            match statement.as_mut().poll(context) {
+                Poll::Ready(ended) => *outcome = Some(ended),
+                Poll::Pending if are_sent => return Poll::Pending,
+                Poll::Pending => waits = true,
+            }
+        }
+        are_sent = true;
+        if waits { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+    outcomes.into_iter().flatten().collect()
 }
 
 fn told_of(fault: &Fault) -> &str {
