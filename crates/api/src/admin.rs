@@ -12,6 +12,7 @@ mod problem;
 mod requests;
 mod review;
 mod revocation;
+mod seen;
 mod status;
 
 pub use self::authority::{
@@ -49,6 +50,10 @@ pub use self::revocation::{
     CONVERGENCE_WAIT_MILLIS_MAX, CanaryView, Convergence, Leaked, MissingPoint, Reissue,
     ResumeRequest, RevisionResponse, RevocationsResponse, RevokeRequest, RevokeResponse, RuleView,
     SuspendRequest, SuspensionView, TARGETS_MAX, Target, TrialView, UnverifiedPoint, VerifiedPoint,
+};
+pub use self::seen::{
+    HandshakeBy, HandshakeCount, HandshakeFilter, HandshakeGroup, HandshakeHistory, Outcome,
+    OutcomeCounts, UnknownWord,
 };
 pub use self::status::{
     CredentialView, IncarnationView, LogView, NodeStatus, OutageBudget, PointStatus, ProcessView,

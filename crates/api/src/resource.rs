@@ -9,6 +9,7 @@ mod authority;
 mod check;
 mod data_set;
 mod network;
+mod observations;
 mod operation;
 mod policy;
 mod problem;
@@ -37,6 +38,7 @@ pub use self::data_set::{
     Classification, DataSet, MutualTls, UnknownClassification, UnknownMutualTls,
 };
 pub use self::network::{BadNetwork, Network};
+pub use self::observations::{BadEntriesMax, EntriesMax, Observations};
 pub use self::operation::{OPERATIONS_MAX, OperationSpec};
 pub use self::policy::{BadPolicyRecord, PolicyRecord, PolicyScope, PolicySpec, ScopeNames};
 pub(crate) use self::problem::shorten;

@@ -10,6 +10,7 @@ mod explain;
 mod export;
 mod fetch;
 mod flows;
+mod handshakes;
 mod history;
 mod id;
 mod inventory;
@@ -91,6 +92,7 @@ enum Command {
     Explain(explain::Arguments),
     Flows(flows::Arguments),
     Inventory(inventory::Arguments),
+    Handshakes(handshakes::Arguments),
     Plan(plan::Arguments),
     History(history::HistoryArguments),
     Show(history::ShowArguments),
@@ -270,6 +272,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Explain(arguments) => wait(explain::run(&arguments, output)),
         Command::Flows(arguments) => wait(flows::run(&arguments, output)),
         Command::Inventory(arguments) => wait(inventory::run(&arguments, output)),
+        Command::Handshakes(arguments) => wait(handshakes::run(&arguments, output)),
         Command::Plan(arguments) => wait(plan::run(&arguments, output)),
         Command::History(arguments) => wait(history::history(&arguments, output)),
         Command::Show(arguments) => wait(history::show(&arguments, output)),

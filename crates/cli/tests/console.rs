@@ -91,6 +91,9 @@ fn every_page_is_accessible_fits_and_breaks_no_rule_of_its_policy() {
     let home = folder();
     let browser = enter(&up, home.path());
     up.get("web", "/");
+    until("what was seen is stored", || {
+        (up.json(&["handshakes", "--at", "orders"])["entries"] != 0).then_some(())
+    });
     let axe =
         std::fs::read_to_string(axe()).expect("axe-core is installed: `cargo xtask test` does it");
     let pictures = pictures();
@@ -100,6 +103,7 @@ fn every_page_is_accessible_fits_and_breaks_no_rule_of_its_policy() {
         "/map?of=orders",
         "/map?from=web&to=orders",
         "/policies/web-asks-orders",
+        "/handshakes?by=pair",
     ];
     let tried = "/policies?from=web&to=payments&method=GET&path=%2Fx";
     for path in PAGES.into_iter().chain(details).chain([tried, "/no-such-page"]) {
@@ -256,7 +260,7 @@ fn hostile_names_do_nothing_and_can_be_read() {
     assert_eq!(complaints, [""; 0]);
     // The same names in a terminal: no line runs away, and nothing turns or hides what stands beside it.
     let revision = applied["revision"].as_str().unwrap();
-    for command in [&["status"][..], &["show", revision], &["flows"]] {
+    for command in [&["status"][..], &["show", revision], &["flows"], &["handshakes"]] {
         let said = text_of(&up, command);
         let unseen = |c: char| c != '\n' && (c.is_control() || "\u{202e}\u{200b}".contains(c));
         assert!(!said.contains(unseen), "{command:?}: {said:?}");

@@ -37,6 +37,38 @@ fn a_request_travels_from_web_to_payments_and_a_door_refuses_who_shows_no_certif
 }
 
 #[test]
+fn a_refused_handshake_is_found_by_its_reason_and_the_admitted_ones_are_counted() {
+    let up = Up::shop();
+    assert_eq!(up.get("web", "/").0, 200);
+    let door = up.address("orders");
+    Command::new("openssl")
+        .args(["s_client", "-connect", &door, "-ign_eof"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let refused = ["handshakes", "--reason", "no-certificate", "--at", "orders"];
+    let found = until("the refused handshake is stored", || {
+        let found = up.json(&refused);
+        (0 < found["entries"].as_u64()?).then_some(found)
+    });
+    let seen = &found["handshakes"][0];
+    assert_eq!((&seen["direction"], &seen["from"]), (&"inbound".into(), &"".into()), "{found}");
+    assert_ne!(seen["peerAddress"], "", "{found}");
+    let shown = up.run(&refused);
+    assert!(text(&shown.stdout).contains("refused: no-certificate"), "{}", text(&shown.stdout));
+    let counted = until("the admitted ones are stored", || {
+        let pair = ["handshakes", "--from", "web", "--to", "orders", "--outcome", "admitted"];
+        let counted = up.json(&[&pair[..], &["--by", "version"]].concat());
+        (0 < counted["groups"][0]["accepting"]["admitted"].as_u64()?).then_some(counted)
+    });
+    assert_eq!(counted["groups"][0]["value"], "1.3", "{counted}");
+    let group = up.json(&["handshakes", "--from", "web", "--group", "x25519mlkem768"]);
+    assert_ne!(group["entries"], 0, "{group}");
+    let none = up.json(&["handshakes", "--reason", "revoked"]);
+    assert_eq!(none["entries"], 0, "{none}");
+}
+
+#[test]
 fn a_process_that_nobody_launched_gets_no_identity_until_a_manifest_names_it() {
     let up = Up::shop();
     let refused = up.run(&["fetch", "x509"]);

@@ -39,7 +39,7 @@ use crate::rotate::Walker;
 use crate::state::{Feeder, State, StateFeed};
 use crate::storage::{self, Upkeep};
 use crate::views::{Keeper, Views, ViewsDoor};
-use crate::watch::{About, LogTree, TimeGuard, Watch, keep_flows, serve_metrics};
+use crate::watch::{About, LogTree, TimeGuard, Watch, keep_flows, keep_tallies, serve_metrics};
 
 /// Connections on the agents' port.
 const CONNECTIONS_MAX: usize = 32_768;
@@ -520,6 +520,7 @@ impl Parts {
         spawn(&mut parts, upkeep.trim(after.clone()));
         spawn(&mut parts, prune(Arc::clone(&control), holder.clone(), after.clone()));
         spawn(&mut parts, keep_flows(Arc::clone(&control), after.clone()));
+        spawn(&mut parts, keep_tallies(Arc::clone(&control), after.clone()));
         spawn(
             &mut parts,
             settle(Arc::clone(&control), start.domain.server.to_string(), after.clone()),

@@ -9,7 +9,10 @@ use countersign_identity::{
 };
 use countersign_pki::Receipt;
 
-use crate::{CheckpointRow, FlowRow, IssuedRow, NodeRow, PaperRow, PointKey, PointRow, TokenRow};
+use crate::{
+    CheckpointRow, FlowRow, IssuedRow, NodeRow, PaperRow, PointKey, PointRow, TallyOf, TallyRow,
+    TokenRow,
+};
 
 /// The kinds of records, in the order of their words. Closed: a kind of a later version is refused, never skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -210,6 +213,15 @@ pub enum Op {
         /// Its name.
         name: String,
     },
+    /// Adds to a tally: to its count and its time, with the newer sample.
+    AddTally(TallyOf, TallyRow),
+    /// Drops tallies of spans that began earlier, the oldest first, at most [`TRIM_ROWS_MAX`](crate::TRIM_ROWS_MAX).
+    TrimTallies {
+        /// Of what.
+        of: TallyOf,
+        /// The moment.
+        before: Timestamp,
+    },
     /// Notes that a node was seen.
     TouchNode {
         /// Which node.
@@ -263,6 +275,10 @@ impl fmt::Debug for Op {
             Self::TrimFlows { before } => write!(f, "TrimFlows {{ before: {before} }}"),
             Self::PutPaper(row) => write!(f, "PutPaper({})", row.name),
             Self::RemovePaper { name } => write!(f, "RemovePaper({name})"),
+            Self::AddTally(of, row) => write!(f, "AddTally({of:?}, {row:?})"),
+            Self::TrimTallies { of, before } => {
+                write!(f, "TrimTallies {{ of: {of:?}, before: {before} }}")
+            }
             Self::TouchNode { id, at } => write!(f, "TouchNode {{ {id}, at: {at} }}"),
         }
     }

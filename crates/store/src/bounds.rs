@@ -24,6 +24,8 @@ pub const REPORT_BYTES_MAX: usize = 4 << 20;
 pub const FLOW_BYTES_MAX: usize = 4096;
 /// The longest paper: a review names a policy or a service, and an approval who gave it, with what there is to say.
 pub const PAPER_BYTES_MAX: usize = 16 * 1024;
+/// The longest text of a tally, and the longest sample in it.
+pub const TALLY_BYTES_MAX: usize = 8192;
 /// How many labels a node or a token may have.
 pub const LABELS_MAX: usize = 64;
 /// How many rows a page may have.
@@ -107,7 +109,12 @@ fn check_op(op: &Op) -> Result<()> {
             within("bytes of a paper", value.len(), PAPER_BYTES_MAX)
         }
         Op::RemovePaper { name } => check_name("bytes of a paper's name", name),
+        Op::AddTally(_, row) => {
+            within("bytes of a tally", row.what.len(), TALLY_BYTES_MAX)?;
+            within("bytes of a tally's sample", row.sample.len(), TALLY_BYTES_MAX)
+        }
         Op::SpendToken { .. }
+        | Op::TrimTallies { .. }
         | Op::TrimFlows { .. }
         | Op::RevokeKeys { .. }
         | Op::ExpectNode { .. }

@@ -172,6 +172,20 @@ pub(crate) const TABLES: &[Table] = &[
         ],
     },
     Table { name: "papers", keys: 1, columns: &[("name", Bytes), ("value", Bytes)] },
+    Table {
+        name: "tallies",
+        keys: 3,
+        columns: &[
+            ("kind", Number),
+            ("began", Number),
+            ("what", Bytes),
+            ("first_seen", Number),
+            ("last_seen", Number),
+            ("seen", Number),
+            ("micros", Number),
+            ("sample", Bytes),
+        ],
+    },
 ];
 
 impl Table {

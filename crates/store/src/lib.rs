@@ -36,7 +36,8 @@ pub use backup::{Dumped, Dumping, Filling, Page};
 pub use batch::{Batch, Begins, Change, Committed, KeysOf, Kind, Op, Record, UnknownKind};
 pub use bounds::{
     BATCH_ROWS_MAX, FEED_COMMITS_MAX, FLOW_BYTES_MAX, HOST_BYTES_MAX, KEY_BYTES_MAX, LABELS_MAX,
-    NAME_BYTES_MAX, PAGE_MAX, PAPER_BYTES_MAX, REPORT_BYTES_MAX, TRIM_ROWS_MAX, VALUE_BYTES_MAX,
+    NAME_BYTES_MAX, PAGE_MAX, PAPER_BYTES_MAX, REPORT_BYTES_MAX, TALLY_BYTES_MAX, TRIM_ROWS_MAX,
+    VALUE_BYTES_MAX,
 };
 pub use copy::{Copied, Place, copy};
 pub use error::{Result, StoreError};
@@ -44,7 +45,8 @@ pub use memory::MemoryStore;
 pub use postgres::{BadUrl, Password, PostgresStore, PostgresUrl};
 pub use rows::{
     CheckpointRow, Commit, Details, Feed, FlowRow, Head, Issued, IssuedRow, NodeRow, PaperRow,
-    PointKey, PointRow, ReportRow, Snapshot, StoredEvent, TokenRow, Trimmed,
+    PointKey, PointRow, ReportRow, Snapshot, StoredEvent, TallyOf, TallyPlace, TallyRow, TokenRow,
+    Trimmed,
 };
 pub use sqlite::{Observed, SqliteStore};
 pub use verify::{Verification, verify_everything};
@@ -91,6 +93,17 @@ pub trait Store: Send + Sync + 'static {
 
     /// The papers after this one, in the order of their names' bytes.
     async fn papers(&self, after: Option<String>, limit: usize) -> Result<Vec<PaperRow>>;
+    /// The tallies of spans that began at this moment or later, and before this place, newest first.
+    async fn tallies(
+        &self,
+        of: TallyOf,
+        from: Timestamp,
+        before: TallyPlace,
+        limit: usize,
+    ) -> Result<Vec<TallyRow>>;
+
+    /// The span of the newest tally beyond the newest so many; nothing when there are not more.
+    async fn tallies_beyond(&self, of: TallyOf, keep: u64) -> Result<Option<Timestamp>>;
 
     /// The join token with this digest.
     async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>>;

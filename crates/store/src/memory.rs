@@ -12,12 +12,12 @@ use countersign_identity::{
 use imbl::{OrdMap, Vector};
 use tokio::sync::watch;
 
-use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name, check_report};
+use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, TRIM_ROWS_MAX, check, check_name, check_report};
 use crate::transact::{Lease, Tables, Upkeep, lease_end, trim, write};
 use crate::{
     Batch, Change, CheckpointRow, Commit, Committed, Details, Feed, FlowRow, Head, Issued,
     IssuedRow, KeysOf, Kind, NodeRow, PAGE_MAX, PaperRow, PointKey, PointRow, Record, ReportRow,
-    Result, Snapshot, Store, StoredEvent, TokenRow, Trimmed,
+    Result, Snapshot, Store, StoredEvent, TallyOf, TallyPlace, TallyRow, TokenRow, Trimmed,
 };
 
 /// A store that forgets when it is dropped.
@@ -43,6 +43,7 @@ pub(crate) struct State {
     pub(crate) points: OrdMap<PointKey, PointRow>,
     pub(crate) flows: OrdMap<String, FlowRow>,
     pub(crate) papers: OrdMap<String, PaperRow>,
+    pub(crate) tallies: OrdMap<(TallyOf, Timestamp, String), TallyRow>,
     pub(crate) revoked_keys: OrdMap<KeyId, Timestamp>,
     pub(crate) leases: OrdMap<String, (String, Timestamp)>,
     pub(crate) reports: OrdMap<String, ReportRow>,
@@ -67,6 +68,7 @@ impl State {
             points: OrdMap::new(),
             flows: OrdMap::new(),
             papers: OrdMap::new(),
+            tallies: OrdMap::new(),
             revoked_keys: OrdMap::new(),
             leases: OrdMap::new(),
             reports: OrdMap::new(),
@@ -182,6 +184,29 @@ impl Store for MemoryStore {
 
     async fn papers(&self, after: Option<String>, limit: usize) -> Result<Vec<PaperRow>> {
         Ok(page(&self.state().papers, after, limit))
+    }
+
+    async fn tallies(
+        &self,
+        of: TallyOf,
+        from: Timestamp,
+        before: TallyPlace,
+        limit: usize,
+    ) -> Result<Vec<TallyRow>> {
+        let state = self.state();
+        let (from, before) = ((of, from, String::new()), (of, before.at, before.what));
+        if before < from {
+            return Ok(Vec::new());
+        }
+        let found = state.tallies.range(from..before).rev().take(limit.min(PAGE_MAX));
+        Ok(found.map(|(_, row)| row.clone()).collect())
+    }
+
+    async fn tallies_beyond(&self, of: TallyOf, keep: u64) -> Result<Option<Timestamp>> {
+        let keep = usize::try_from(keep).unwrap_or(usize::MAX);
+        let state = self.state();
+        let mut of = state.tallies.iter().rev().filter(|((kept, ..), _)| *kept == of);
+        Ok(of.nth(keep).map(|((_, at, _), _)| *at))
     }
 
     async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>> {
@@ -475,6 +500,31 @@ impl Tables for State {
             None => row.clone(),
         };
         self.flows.insert(row.flow.clone(), merged);
+        Ok(())
+    }
+
+    fn add_tally(&mut self, of: TallyOf, row: &TallyRow) -> Result<()> {
+        let key = (of, row.at, row.what.clone());
+        let merged = match self.tallies.get(&key) {
+            Some(before) => TallyRow {
+                first: before.first.min(row.first),
+                last: before.last.max(row.last),
+                count: before.count.saturating_add(row.count),
+                micros: before.micros.saturating_add(row.micros),
+                sample: if row.last < before.last { &before.sample } else { &row.sample }.clone(),
+                ..row.clone()
+            },
+            None => row.clone(),
+        };
+        self.tallies.insert(key, merged);
+        Ok(())
+    }
+
+    fn trim_tallies(&mut self, of: TallyOf, before: Timestamp) -> Result<()> {
+        let old = self.tallies.keys().filter(|(kept, at, _)| *kept == of && *at < before);
+        for key in old.take(TRIM_ROWS_MAX).cloned().collect::<Vec<_>>() {
+            self.tallies.remove(&key);
+        }
         Ok(())
     }
 

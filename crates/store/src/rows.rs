@@ -252,6 +252,53 @@ pub struct PaperRow {
     pub value: Vec<u8>,
 }
 
+/// Of what a tally is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TallyOf {
+    /// Of handshakes.
+    Handshakes,
+    /// Of requests that were answered.
+    Requests,
+}
+
+impl TallyOf {
+    /// The number under which rows are kept.
+    pub(crate) const fn number(self) -> i64 {
+        match self {
+            Self::Handshakes => 1,
+            Self::Requests => 2,
+        }
+    }
+}
+
+/// A tally: things alike that were seen in one span of time, counted together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TallyRow {
+    /// When the span began.
+    pub at: Timestamp,
+    /// What they are; the text means something to others only.
+    pub what: String,
+    /// When the first was seen.
+    pub first: Timestamp,
+    /// When the last was seen.
+    pub last: Timestamp,
+    /// How many.
+    pub count: u64,
+    /// How long they took together, in microseconds.
+    pub micros: u64,
+    /// One of them, told more closely.
+    pub sample: String,
+}
+
+/// A place among tallies, which are read from the newest to the oldest: before this one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TallyPlace {
+    /// Its span.
+    pub at: Timestamp,
+    /// Its text; with an empty one, only spans that began earlier are before it.
+    pub what: String,
+}
+
 /// What a trim dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Trimmed {

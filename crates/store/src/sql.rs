@@ -122,6 +122,20 @@ pub(crate) const PAPERS: &str =
 pub(crate) const ADD_PAPER: &str =
     "INSERT INTO papers (name, value) VALUES ($1, $2) ON CONFLICT DO NOTHING";
 pub(crate) const REMOVE_PAPER: &str = "DELETE FROM papers WHERE name = $1";
+pub(crate) const TALLIES: &str = "SELECT began, what, first_seen, last_seen, seen, micros, sample \
+     FROM tallies WHERE kind = $1 AND $2 <= began AND (began < $3 OR (began = $3 AND what < $4)) \
+     ORDER BY began DESC, what DESC LIMIT $5";
+pub(crate) const TALLIES_BEYOND: &str =
+    "SELECT began FROM tallies WHERE kind = $1 ORDER BY began DESC LIMIT 1 OFFSET $2";
+pub(crate) const ADD_TALLY: &str = "INSERT INTO tallies \
+     (kind, began, what, first_seen, last_seen, seen, micros, sample) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (kind, began, what) DO UPDATE SET \
+     seen = tallies.seen + excluded.seen, micros = tallies.micros + excluded.micros, \
+     first_seen = CASE WHEN excluded.first_seen < tallies.first_seen THEN excluded.first_seen ELSE tallies.first_seen END, \
+     sample = CASE WHEN excluded.last_seen < tallies.last_seen THEN tallies.sample ELSE excluded.sample END, \
+     last_seen = CASE WHEN tallies.last_seen < excluded.last_seen THEN excluded.last_seen ELSE tallies.last_seen END";
+pub(crate) const TRIM_TALLIES: &str = "DELETE FROM tallies WHERE kind = $1 AND (began, what) IN \
+     (SELECT began, what FROM tallies WHERE kind = $1 AND began < $2 ORDER BY began, what LIMIT $3)";
 
 pub(crate) const REVOKE_KEY: &str =
     "INSERT INTO revoked_keys (key_id, since) VALUES ($1, $2) ON CONFLICT DO NOTHING";
@@ -205,6 +219,10 @@ pub(crate) const ALL: &[&str] = &[
     PAPERS,
     ADD_PAPER,
     REMOVE_PAPER,
+    TALLIES,
+    TALLIES_BEYOND,
+    ADD_TALLY,
+    TRIM_TALLIES,
     REVOKE_KEY,
     REVOKE_KEYS_OF_SERIAL,
     REVOKE_KEYS_OF_IDENTITY,

@@ -13,7 +13,7 @@ use crate::bounds::{FEED_TRIM_STEP, TRIM_ROWS_MAX, positions};
 use crate::{
     Batch, Begins, Change, CheckpointRow, Committed, FEED_COMMITS_MAX, FlowRow, Head, IssuedRow,
     KeysOf, Kind, NodeRow, Op, PaperRow, PointKey, PointRow, Record, ReportRow, Result, StoreError,
-    TokenRow, Trimmed,
+    TallyOf, TallyRow, TokenRow, Trimmed,
 };
 
 /// The rows of one backend, inside a transaction. Each method is one statement.
@@ -58,6 +58,8 @@ pub(crate) trait Tables {
     fn trim_flows(&mut self, before: Timestamp) -> Result<()>;
     fn add_paper(&mut self, row: &PaperRow) -> Result<()>;
     fn remove_paper(&mut self, name: &str) -> Result<()>;
+    fn add_tally(&mut self, of: TallyOf, row: &TallyRow) -> Result<()>;
+    fn trim_tallies(&mut self, of: TallyOf, before: Timestamp) -> Result<()>;
     fn revoke_keys(&mut self, of: &KeysOf, at: Timestamp) -> Result<()>;
     fn is_key_revoked(&mut self, key: KeyId) -> Result<bool>;
 }
@@ -245,6 +247,8 @@ fn apply(tables: &mut impl Tables, op: &Op, present: Incarnation) -> Result<()> 
         Op::TrimFlows { before } => tables.trim_flows(*before),
         Op::PutPaper(row) => tables.add_paper(row),
         Op::RemovePaper { name } => tables.remove_paper(name),
+        Op::AddTally(of, row) => tables.add_tally(*of, row),
+        Op::TrimTallies { of, before } => tables.trim_tallies(*of, *before),
         Op::TouchNode { id, at } => known(*id, tables.touch_node(*id, *at)?),
     }
 }

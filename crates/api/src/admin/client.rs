@@ -16,13 +16,13 @@ use countersign_identity::{Code, Incarnation, KeyId, Name, NodeId, Revision, Ser
 use super::{
     ApplyRequest, ApplyResponse, ApproveRequest, AuthoritiesResponse, CeremonyRequest,
     ConsoleLinkResponse, Convergence, CreateTokenRequest, CreateTokenResponse, CrlResponse,
-    EventFilter, EventsResponse, ExplainRequest, ExplainResponse, FlowsResponse,
-    HandshakesResponse, HistoryResponse, ImportRequest, ImportResponse, InventoryResponse,
-    LeavesResponse, LogResponse, NodesResponse, PlanResponse, ProblemDetails, ProofResponse,
-    RecoverRequest, RecoverResponse, RequestView, ResourcesResponse, ResumeRequest, ReviewReport,
-    ReviewView, ReviewsResponse, RevisionResponse, RevocationsResponse, RevokeRequest,
-    RevokeResponse, RollbackRequest, RotateRequest, SignReviewRequest, StartReviewRequest, Status,
-    Step, StepRequest, SuspendRequest, TileHashesResponse,
+    EventFilter, EventsResponse, ExplainRequest, ExplainResponse, FlowsResponse, HandshakeFilter,
+    HandshakeHistory, HandshakesResponse, HistoryResponse, ImportRequest, ImportResponse,
+    InventoryResponse, LeavesResponse, LogResponse, NodesResponse, PlanResponse, ProblemDetails,
+    ProofResponse, RecoverRequest, RecoverResponse, RequestView, ResourcesResponse, ResumeRequest,
+    ReviewReport, ReviewView, ReviewsResponse, RevisionResponse, RevocationsResponse,
+    RevokeRequest, RevokeResponse, RollbackRequest, RotateRequest, SignReviewRequest,
+    StartReviewRequest, Status, Step, StepRequest, SuspendRequest, TileHashesResponse,
 };
 use crate::resource::Kind;
 
@@ -142,6 +142,22 @@ impl AdminClient {
     ) -> Result<HandshakesResponse, AdminError> {
         let after = after.map(|after| format!("&after={after}")).unwrap_or_default();
         self.get(&format!("/v1/handshakes?limit={limit}{after}")).await
+    }
+
+    /// Stored handshakes that fit, newest first, but for so many of the newest.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or refuses.
+    pub async fn handshake_history(
+        &self,
+        filter: &HandshakeFilter,
+        limit: usize,
+        skip: usize,
+    ) -> Result<HandshakeHistory, AdminError> {
+        let path = "/v1/handshakes/history";
+        let filter = serde_urlencoded::to_string(filter)
+            .map_err(|bad| not_understood(path, bad.to_string()))?;
+        self.get(&format!("{path}?{filter}&limit={limit}&skip={skip}")).await
     }
 
     /// A page of events, oldest first; only those after this index.

@@ -426,7 +426,7 @@ fn schemas_name_exactly_the_fields_that_the_reader_knows() {
     for (kind, fields) in [
         (
             Kind::TrustDomain,
-            "agentLifetime changes flowRetention lifetimeMax revocationViews svidLifetime trustDomain",
+            "agentLifetime changes flowRetention lifetimeMax observations revocationViews svidLifetime trustDomain",
         ),
         (
             Kind::Authority,

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::reader::{Fields, Problems};
 use super::tree::Tree;
-use super::{Approver, RevocationViews};
+use super::{Approver, Observations, RevocationViews};
 
 /// The lifetime of workloads' SVIDs, when nothing else is said: an hour, so that renewals are rare enough
 /// to be cheap and an outage of 27 minutes is guaranteed to be survived.
@@ -83,6 +83,9 @@ pub struct TrustDomainSpec {
     /// How long it is remembered who talked to whom, after it was last seen.
     #[schemars(with = "Option<super::schema::LifetimeText>")]
     pub flow_retention: Lifetime,
+    /// How much is remembered of handshakes and of answered requests.
+    #[schemars(with = "Option<Observations>")]
+    pub observations: Observations,
     /// Revocation lists and OCSP, for the rest of the world; absent: certificates name neither.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<RevocationViews>")]
@@ -106,6 +109,7 @@ impl TrustDomainSpec {
             agent_lifetime: lifetime(AGENT_LIFETIME),
             lifetime_max: lifetime(LIFETIME_MAX),
             flow_retention: lifetime(FLOW_RETENTION),
+            observations: Observations::default(),
             revocation_views: None,
             changes: None,
         }
@@ -125,6 +129,10 @@ impl TrustDomainSpec {
             Some((tree, path)) => Changes::read(tree, &path, problems).map(Some),
             None => Some(None),
         };
+        let observations = match fields.optional_child("observations") {
+            Some((tree, path)) => Observations::read(tree, &path, problems),
+            None => Some(Observations::default()),
+        };
         let defaults = Self::of(trust_domain?);
         let lifetime_max = lifetime_max?.unwrap_or(defaults.lifetime_max);
         let spec = Self {
@@ -133,6 +141,7 @@ impl TrustDomainSpec {
             agent_lifetime: agent_lifetime?.unwrap_or(defaults.agent_lifetime.min(lifetime_max)),
             lifetime_max,
             flow_retention: flow_retention?.unwrap_or(defaults.flow_retention),
+            observations: observations?,
             revocation_views: views?,
             changes: changes?,
             ..defaults

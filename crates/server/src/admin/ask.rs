@@ -9,12 +9,13 @@ use axum::extract::{Query, State as Shared};
 use axum::http::header;
 use axum::response::IntoResponse;
 use countersign_api::admin::{
-    EventView, EventsResponse, Handshake, HandshakesResponse, LIST_MAX, NodeView, NodesResponse,
-    ProblemDetails, ResourceView, ResourcesResponse, Status,
+    EventView, EventsResponse, Handshake, HandshakeBy, HandshakeFilter, HandshakeHistory,
+    HandshakesResponse, LIST_MAX, NodeView, NodesResponse, Outcome, ProblemDetails, ResourceView,
+    ResourcesResponse, Status,
 };
 use countersign_audit::{Entry, EventKind, UnknownEventKind};
 use countersign_identity::{Code, NodeId, Revision, Serial, Timestamp};
-use countersign_store::{PAGE_MAX, StoredEvent};
+use countersign_store::{PAGE_MAX, StoredEvent, TallyOf};
 use serde::Deserialize;
 
 use crate::admin::problem::Problem;
@@ -180,6 +181,88 @@ pub(crate) async fn handshakes(
     let view = |fact: watch::Fact| Handshake::from_wire(fact.index, fact.handshake).ok();
     let handshakes = found.into_iter().rev().filter_map(view).collect();
     Ok(Json(HandshakesResponse { handshakes, dropped: facts.totals().1, next }))
+}
+
+/// Which stored handshakes.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct HistoryPage {
+    /// At most so many.
+    limit: Option<usize>,
+    /// But for so many of the newest.
+    skip: Option<usize>,
+    /// Dialled by this one: a workload's name or a SPIFFE ID; with a `*` at the end, any that begins so.
+    from: Option<String>,
+    /// To this one, likewise.
+    to: Option<String>,
+    /// At this service's door, dialling it, or seen by this enforcement point.
+    at: Option<String>,
+    /// With this outcome.
+    outcome: Option<Outcome>,
+    /// Refused for this reason.
+    #[param(value_type = Option<String>)]
+    reason: Option<Code>,
+    /// With this version of TLS.
+    version: Option<String>,
+    /// With this group of the key exchange.
+    group: Option<String>,
+    /// With this cipher suite.
+    suite: Option<String>,
+    /// At this time or later; an hour ago when nothing is said.
+    #[param(value_type = Option<String>)]
+    since: Option<Timestamp>,
+    /// Before this time.
+    #[param(value_type = Option<String>)]
+    until: Option<Timestamp>,
+    /// Counted together by what they have in common, as well.
+    by: Option<HandshakeBy>,
+}
+
+impl HistoryPage {
+    fn filter(self) -> HandshakeFilter {
+        HandshakeFilter {
+            from: self.from,
+            to: self.to,
+            at: self.at,
+            outcome: self.outcome,
+            reason: self.reason,
+            version: self.version,
+            group: self.group,
+            suite: self.suite,
+            since: self.since,
+            until: self.until,
+            by: self.by,
+        }
+    }
+}
+
+/// Stored entries that one answer looks through.
+const ENTRIES_MAX: usize = 1_000_000;
+
+/// Stored handshakes, newest first: those alike and of one minute together.
+#[utoipa::path(get, path = "/v1/handshakes/history", params(HistoryPage), responses((status = 200, body = HandshakeHistory), (status = "default", body = ProblemDetails)))]
+pub(crate) async fn handshake_history(
+    Shared(admin): Shared<Arc<Admin>>,
+    page: Result<Query<HistoryPage>, QueryRejection>,
+) -> Result<Json<HandshakeHistory>, Problem> {
+    let control = admin.control()?;
+    let page = query(page)?;
+    let (limit, skip) = (page.limit.unwrap_or(LIMIT), page.skip.unwrap_or(0));
+    let filter = page.filter();
+    let sought = watch::Sought::of(&filter, &control.feed.current(), control.clock.now());
+    let wanted =
+        watch::Wanted { skip, limit: limit.clamp(1, LIST_MAX), looked_at_max: ENTRIES_MAX };
+    let found = watch::search(&*control.store, &sought, wanted).await?;
+    Ok(Json(HandshakeHistory {
+        since: found.since,
+        until: found.until,
+        whole: found.whole,
+        handshakes: found.entries,
+        entries: found.total,
+        groups: found.groups,
+        dropped: control.watch.tallies.dropped(TallyOf::Handshakes),
+    }))
 }
 
 /// Which events.

@@ -25,6 +25,7 @@ use crate::admin::{
         ask::bundle,
         ask::nodes,
         ask::handshakes,
+        ask::handshake_history,
         ask::events,
         change::apply,
         console::link,

@@ -48,6 +48,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/nodes", get(ask::nodes))
         .route("/v1/nodes/{id}", delete(change::remove_node))
         .route("/v1/handshakes", get(ask::handshakes))
+        .route("/v1/handshakes/history", get(ask::handshake_history))
         .route("/v1/events", get(ask::events))
         .route("/v1/apply", post(change::apply))
         .route("/v1/console-links", post(console::link))
@@ -258,7 +259,7 @@ mod tests {
     async fn no_route_answers_a_foreign_uid() {
         let unknown = [("get".to_owned(), "/".to_owned()), ("post".to_owned(), "/live".to_owned())];
         let routes = described();
-        assert_eq!(routes.len(), 48, "{routes:?}");
+        assert_eq!(routes.len(), 49, "{routes:?}");
         for (method, path) in routes.into_iter().chain(unknown) {
             let (status, body) = ask(FOREIGN, &method, &path).await;
             assert_eq!(status, StatusCode::FORBIDDEN, "{method} {path}");

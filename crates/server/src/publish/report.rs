@@ -28,7 +28,7 @@ pub(crate) fn report(
     let mut handshakes = std::mem::take(&mut report.handshakes);
     // Nobody else speaks for the server.
     handshakes.retain(|fact| fact.point != SERVER_POINT);
-    control.watch.facts.observe(handshakes, report.dropped);
+    control.watch.observe(Some(caller.id()), handshakes, report.dropped, now);
     let flows = std::mem::take(&mut report.flows);
     control.watch.flows.observe(flows, report.flows_dropped, now);
     control.roster.report(caller.id(), report, now);

@@ -12,6 +12,7 @@ mod reference;
 mod renew;
 mod revoke;
 mod rotate;
+mod seen;
 mod sign;
 mod start;
 mod sync;

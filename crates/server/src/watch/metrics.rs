@@ -10,6 +10,7 @@ use axum::http::header;
 use axum::routing::get;
 use countersign_identity::{Timestamp, Told, Vital, Vitals};
 use countersign_pki::Bundle;
+use countersign_store::TallyOf;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
@@ -107,6 +108,11 @@ impl<'a> Scrape<'a> {
             Metric::ReviewsOverdue => size(watch.reviews.overdue(self.now)),
             Metric::FlowsLost => number(watch.flows.dropped()),
             Metric::FactsLost => number(watch.facts.totals().1),
+            Metric::ObservationsLost => labelled(
+                "of",
+                [("handshakes", TallyOf::Handshakes), ("requests", TallyOf::Requests)]
+                    .map(|(word, of)| (word, watch.tallies.dropped(of))),
+            ),
             Metric::Issued => number(watch.issued.load(Ordering::Relaxed)),
             Metric::ListsPublished => number(watch.lists.load(Ordering::Relaxed)),
             Metric::ListEntries => {

@@ -4,8 +4,10 @@ mod facts;
 mod flows;
 mod metrics;
 mod pulse;
+mod seen;
 mod status;
 mod table;
+mod tallies;
 mod time;
 
 use std::collections::BTreeMap;
@@ -14,17 +16,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use countersign_api::v1;
-use countersign_identity::{Code, Timestamp, Vital, Vitals};
-use countersign_store::NodeRow;
+use countersign_api::{v1, wire};
+use countersign_identity::{Code, NodeId, Timestamp, Vital, Vitals};
+use countersign_store::{NodeRow, TallyOf};
 use countersign_tls::{Direction, HandshakeFact};
 
-pub(crate) use facts::{Fact, Facts, Outcome};
+pub(crate) use facts::{Fact, Facts};
 pub(crate) use flows::{Flows, flows, keep_flows};
 pub(crate) use metrics::{metric_table, serve_metrics};
 pub(crate) use pulse::Pulse;
+pub(crate) use seen::{Found, Sought, Wanted, search};
 pub(crate) use status::{About, LogTree, sealed_status, status};
 pub(crate) use table::Row;
+pub(crate) use tallies::{Tallies, keep_tallies};
 pub(crate) use time::TimeGuard;
 
 /// The server's own name among the enforcement points.
@@ -37,6 +41,7 @@ pub(crate) struct Watch {
     pub(crate) flows: Flows,
     pub(crate) reviews: crate::review::Waiting,
     pub(crate) differences: crate::inventory::Differences,
+    pub(crate) tallies: Tallies,
     pub(crate) started: Timestamp,
     connections: AtomicUsize,
     issued: AtomicU64,
@@ -91,6 +96,7 @@ impl Watch {
             flows: Flows::default(),
             reviews: crate::review::Waiting::default(),
             differences: crate::inventory::Differences::default(),
+            tallies: Tallies::default(),
             started,
             connections: AtomicUsize::new(0),
             issued: AtomicU64::new(0),
@@ -158,11 +164,29 @@ impl Watch {
 
     /// A handshake of the server's own port. A flood of failed ones does not push out what others reported.
     pub(crate) fn handshake(&self, fact: &HandshakeFact) {
+        let mut told = wire_fact(fact);
         if fact.code.is_some() && !self.has_room(fact.at) {
             self.facts.count(fact.code);
+            // What is stored is counted together, so it does not grow by what it does not tell apart.
+            (told.peer_address, told.detail) = (String::new(), String::new());
+            seen::count(&self.tallies, None, &[told], fact.at);
         } else {
-            self.facts.observe(vec![wire_fact(fact)], 0);
+            self.observe(None, vec![told], 0, fact.at);
         }
+    }
+
+    /// What a node reports of handshakes; the server's own are of nobody.
+    pub(crate) fn observe(
+        &self,
+        by: Option<NodeId>,
+        handshakes: Vec<v1::HandshakeFact>,
+        lost: u64,
+        now: Timestamp,
+    ) {
+        let handshakes: Vec<_> = handshakes.into_iter().map(wire::bounded_fact).collect();
+        seen::count(&self.tallies, by, &handshakes, now);
+        self.tallies.lost(TallyOf::Handshakes, lost);
+        self.facts.observe(handshakes, lost);
     }
 
     fn has_room(&self, now: Timestamp) -> bool {

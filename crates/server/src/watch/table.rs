@@ -12,6 +12,7 @@ pub(crate) enum Metric {
     Handshakes,
     FlowsLost,
     FactsLost,
+    ObservationsLost,
     Issued,
     IssueRefused,
     AttestationRefused,
@@ -49,7 +50,7 @@ pub(crate) enum Metric {
 /// Name, kind, labels and help. A name is written here and nowhere else.
 pub(crate) type Row = (&'static str, &'static str, &'static [&'static str], &'static str);
 
-pub(super) const METRICS: [(Metric, Row); 41] = {
+pub(super) const METRICS: [(Metric, Row); 42] = {
     use Metric::*;
     [
         (
@@ -110,6 +111,15 @@ pub(super) const METRICS: [(Metric, Row); 41] = {
                 "counter",
                 &[],
                 "Facts that were lost before they came here.",
+            ),
+        ),
+        (
+            ObservationsLost,
+            (
+                "countersign_server_observations_lost_total",
+                "counter",
+                &["of"],
+                "Handshakes and answered requests that are not in what is stored.",
             ),
         ),
         (

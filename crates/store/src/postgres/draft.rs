@@ -17,7 +17,7 @@ use crate::memory::State;
 use crate::transact::Tables;
 use crate::{
     Batch, Change, CheckpointRow, FlowRow, Head, IssuedRow, KeysOf, Kind, NodeRow, Op, PaperRow,
-    PointKey, PointRow, Record, Result, TokenRow,
+    PointKey, PointRow, Record, Result, TallyOf, TallyRow, TokenRow,
 };
 
 /// The rows on whose contents a group of batches depends.
@@ -64,7 +64,9 @@ impl<'a> Wanted<'a> {
             | Op::AddFlow(_)
             | Op::TrimFlows { .. }
             | Op::PutPaper(_)
-            | Op::RemovePaper { .. } => {}
+            | Op::RemovePaper { .. }
+            | Op::AddTally(..)
+            | Op::TrimTallies { .. } => {}
             Op::CreateToken(TokenRow { hash, .. }) | Op::SpendToken { hash, .. } => {
                 self.tokens.push(hash.as_bytes());
             }
@@ -163,6 +165,10 @@ pub(super) enum Unread {
     Paper(PaperRow),
     /// A paper is dropped.
     NoPaper(String),
+    /// Something is added to a tally.
+    Tally(TallyOf, TallyRow),
+    /// Tallies of earlier spans are forgotten.
+    NoTallies(TallyOf, Timestamp),
 }
 
 impl Draft {
@@ -361,6 +367,16 @@ impl Tables for Draft {
 
     fn add_flow(&mut self, row: &FlowRow) -> Result<()> {
         self.touched.unread.push_back(Unread::Flow(row.clone()));
+        Ok(())
+    }
+
+    fn add_tally(&mut self, of: TallyOf, row: &TallyRow) -> Result<()> {
+        self.touched.unread.push_back(Unread::Tally(of, row.clone()));
+        Ok(())
+    }
+
+    fn trim_tallies(&mut self, of: TallyOf, before: Timestamp) -> Result<()> {
+        self.touched.unread.push_back(Unread::NoTallies(of, before));
         Ok(())
     }
 

@@ -9,9 +9,10 @@ use super::draft::{Draft, Unread};
 use super::rows::{labels_text, signed};
 use super::session::{Command, command};
 use super::text;
+use crate::bounds::TRIM_ROWS_MAX;
 use crate::{
     Change, CheckpointRow, FlowRow, Issued, KeysOf, NodeRow, PaperRow, PointKey, PointRow, Result,
-    StoredEvent, TokenRow, sql,
+    StoredEvent, TallyRow, TokenRow, sql,
 };
 
 /// How many rows one statement writes at most, so that it ends well within its time-out.
@@ -227,6 +228,16 @@ fn unread(change: &Unread) -> Result<Command<'_>> {
             command!(sql::ADD_PAPER, name.as_bytes(), value.as_slice())
         }
         Unread::NoPaper(name) => command!(sql::REMOVE_PAPER, name.as_bytes()),
+        Unread::Tally(of, TallyRow { at, what, first, last, count, micros, sample }) => {
+            let (at, first, last) = (at.micros(), first.micros(), last.micros());
+            let (count, micros) = (signed(*count)?, signed(*micros)?);
+            let (of, what, sample) = (of.number(), what.as_bytes(), sample.as_bytes());
+            command!(sql::ADD_TALLY, of, at, what, first, last, count, micros, sample)
+        }
+        Unread::NoTallies(of, before) => {
+            let most = signed(TRIM_ROWS_MAX as u64)?;
+            command!(sql::TRIM_TALLIES, of.number(), before.micros(), most)
+        }
     })
 }
 

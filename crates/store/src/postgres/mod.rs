@@ -42,7 +42,7 @@ use crate::transact::lease_end;
 use crate::{
     Batch, Change, CheckpointRow, Commit, Committed, Feed, FlowRow, Head, Issued, NodeRow,
     PAGE_MAX, PaperRow, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store, StoreError,
-    StoredEvent, TokenRow, Trimmed, sql,
+    StoredEvent, TallyOf, TallyPlace, TallyRow, TokenRow, Trimmed, sql,
 };
 
 /// A store in a database: durable, for any number of processes at a time.
@@ -380,6 +380,24 @@ impl Store for PostgresStore {
         let after = after.unwrap_or_default().into_bytes();
         let limit = limited(limit, PAGE_MAX);
         self.all(move || command!(sql::PAPERS, after.clone(), limit), rows::paper).await
+    }
+
+    async fn tallies(
+        &self,
+        of: TallyOf,
+        from: Timestamp,
+        before: TallyPlace,
+        limit: usize,
+    ) -> Result<Vec<TallyRow>> {
+        let limit = limited(limit, PAGE_MAX);
+        let (from, at, what) = (from.micros(), before.at.micros(), before.what.into_bytes());
+        let page = move || command!(sql::TALLIES, of.number(), from, at, what.clone(), limit);
+        self.all(page, rows::tally).await
+    }
+
+    async fn tallies_beyond(&self, of: TallyOf, keep: u64) -> Result<Option<Timestamp>> {
+        let keep = rows::signed(keep)?;
+        self.one(move || command!(sql::TALLIES_BEYOND, of.number(), keep), rows::began).await
     }
 
     async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>> {

@@ -17,6 +17,7 @@ pub(super) const STEPS: Steps = &[
     Step { ddl: STEP_4, older: Older::GoOn },
     Step { ddl: STEP_5, older: Older::GoOn },
     Step { ddl: STEP_6, older: Older::GoOn },
+    Step { ddl: STEP_7, older: Older::GoOn },
 ];
 
 // Times are BIGINT, ids BYTEA: nothing whose order or meaning a database's settings could change.
@@ -93,6 +94,15 @@ CREATE TABLE flows (
 // What operators keep beside the state.
 const STEP_6: &str = "
 CREATE TABLE papers (name BYTEA PRIMARY KEY, value BYTEA NOT NULL);
+";
+
+// What was observed, counted a minute at a time.
+const STEP_7: &str = "
+CREATE TABLE tallies (
+    kind BIGINT NOT NULL, began BIGINT NOT NULL, what BYTEA NOT NULL,
+    first_seen BIGINT NOT NULL, last_seen BIGINT NOT NULL, seen BIGINT NOT NULL,
+    micros BIGINT NOT NULL, sample BYTEA NOT NULL,
+    PRIMARY KEY (kind, began, what));
 ";
 
 const MARK: &str = "CREATE TABLE countersign_schema (version BIGINT NOT NULL); \

@@ -30,8 +30,9 @@ const NEXT: Step = Step {
 };
 /// And one that changes what others rely on.
 const AFTER: Step = Step { ddl: "ALTER TABLE past_log DROP COLUMN salt", older: Older::Stop };
-const LATER: Steps = &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], NEXT];
-const LAST: Steps = &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], NEXT, AFTER];
+const LATER: Steps = &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], STEPS[6], NEXT];
+const LAST: Steps =
+    &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], STEPS[6], NEXT, AFTER];
 
 /// A database of its own.
 struct Database(String);
@@ -132,13 +133,13 @@ async fn a_step_that_would_break_others_is_refused_until_they_are_gone_and_then_
     older.commit(putting(0)).await.unwrap();
     let refused = database.open(LAST).await.err().unwrap();
     assert!(
-        matches!(refused, StoreError::OlderPrograms { version: 8, known: 6, connections: 2.., .. }),
+        matches!(refused, StoreError::OlderPrograms { version: 9, known: 7, connections: 2.., .. }),
         "{refused}"
     );
     assert!(refused.to_string().contains("stop them, then start this one again"), "{refused}");
     // What only adds was done; nothing of the other step was, and the older one serves on.
     let version = "SELECT version FROM countersign_schema";
-    assert_eq!(database.says(version), "7");
+    assert_eq!(database.says(version), "8");
     older.commit(putting(1)).await.unwrap();
     verify_everything(&older).await.unwrap();
     drop(older);
@@ -150,8 +151,8 @@ async fn a_step_that_would_break_others_is_refused_until_they_are_gone_and_then_
         }
     };
     newer.commit(putting(2)).await.unwrap();
-    assert_eq!(database.says(version), "8");
-    stopped(database.open(STEPS).await, 8);
+    assert_eq!(database.says(version), "9");
+    stopped(database.open(STEPS).await, 9);
     newer.commit(putting(3)).await.unwrap();
 }
 
@@ -162,10 +163,10 @@ async fn a_replica_that_the_refusal_missed_writes_nothing_more() {
     let older = database.program(STEPS, Opening::Create).await.unwrap();
     older.commit(putting(0)).await.unwrap();
     database.says(
-        "BEGIN; UPDATE countersign_schema SET version = 7; \
-         UPDATE head SET needs = 7, writes = writes + 1; COMMIT",
+        "BEGIN; UPDATE countersign_schema SET version = 8; \
+         UPDATE head SET needs = 8, writes = writes + 1; COMMIT",
     );
-    stopped(older.commit(putting(1)).await, 7);
-    stopped(older.head().await, 7);
+    stopped(older.commit(putting(1)).await, 8);
+    stopped(older.head().await, 8);
     assert_eq!(database.says("SELECT number FROM head"), "1");
 }

@@ -31,7 +31,7 @@ use crate::transact::lease_end;
 use crate::{
     Batch, Change, CheckpointRow, Commit, Committed, Feed, FlowRow, Head, Issued, NodeRow,
     PAGE_MAX, PaperRow, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store, StoreError,
-    StoredEvent, TokenRow, Trimmed, sql,
+    StoredEvent, TallyOf, TallyPlace, TallyRow, TokenRow, Trimmed, sql,
 };
 
 /// A store in a directory: durable, for one process at a time.
@@ -274,6 +274,30 @@ impl Store for SqliteStore {
             let after = after.unwrap_or_default();
             let values = (after.as_bytes(), limited(limit, PAGE_MAX));
             all(connection, sql::PAPERS, values, rows::paper)
+        };
+        self.readers.read(read).await
+    }
+
+    async fn tallies(
+        &self,
+        of: TallyOf,
+        from: Timestamp,
+        before: TallyPlace,
+        limit: usize,
+    ) -> Result<Vec<TallyRow>> {
+        let read = move |connection: &Connection| {
+            let TallyPlace { at, what } = &before;
+            let (from, at, what) = (from.micros(), at.micros(), what.as_bytes());
+            let values = (of.number(), from, at, what, limited(limit, PAGE_MAX));
+            all(connection, sql::TALLIES, values, rows::tally)
+        };
+        self.readers.read(read).await
+    }
+
+    async fn tallies_beyond(&self, of: TallyOf, keep: u64) -> Result<Option<Timestamp>> {
+        let keep = rows::signed(keep)?;
+        let read = move |connection: &Connection| {
+            one(connection, sql::TALLIES_BEYOND, (of.number(), keep), rows::began)
         };
         self.readers.read(read).await
     }

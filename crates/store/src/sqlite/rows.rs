@@ -7,7 +7,7 @@ use rusqlite::{ErrorCode, Row};
 
 use crate::{
     CheckpointRow, Details, FlowRow, Head, Issued, IssuedRow, NodeRow, PaperRow, PointKey,
-    PointRow, ReportRow, Result, StoreError, StoredEvent, TokenRow,
+    PointRow, ReportRow, Result, StoreError, StoredEvent, TallyRow, TokenRow,
 };
 
 /// Sorts an error of SQLite: what goes away by itself or by an operator's hand, and what is damage or a defect.
@@ -110,6 +110,26 @@ pub(super) fn point(row: &Row<'_>) -> Result<PointRow> {
     let node = NodeId::from_bytes(bytes(row, 0)?);
     let key = PointKey { node, spiffe_id: parsed(row, 1)?, name: column(row, 2)? };
     Ok(PointRow { key, registered_at: moment(row, 3)? })
+}
+
+pub(super) fn began(row: &Row<'_>) -> Result<Timestamp> {
+    moment(row, 0)
+}
+
+pub(super) fn tally(row: &Row<'_>) -> Result<TallyRow> {
+    let text = |place| {
+        let bytes: Vec<u8> = column(row, place)?;
+        String::from_utf8(bytes).map_err(|error| broken(format!("a tally: {error}")))
+    };
+    Ok(TallyRow {
+        at: moment(row, 0)?,
+        what: text(1)?,
+        first: moment(row, 2)?,
+        last: moment(row, 3)?,
+        count: number(row, 4)?,
+        micros: number(row, 5)?,
+        sample: text(6)?,
+    })
 }
 
 pub(super) fn flow(row: &Row<'_>) -> Result<FlowRow> {

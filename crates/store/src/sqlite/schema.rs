@@ -19,6 +19,7 @@ const STEPS: Steps = &[
     Step { ddl: STEP_4, older: Older::GoOn },
     Step { ddl: STEP_5, older: Older::GoOn },
     Step { ddl: STEP_6, older: Older::GoOn },
+    Step { ddl: STEP_7, older: Older::GoOn },
 ];
 /// The version that this program knows.
 const KNOWN: u64 = known(STEPS);
@@ -96,6 +97,15 @@ CREATE TABLE flows (
 // What operators keep beside the state.
 const STEP_6: &str = "
 CREATE TABLE papers (name BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+";
+
+// What was observed, counted a minute at a time.
+const STEP_7: &str = "
+CREATE TABLE tallies (
+    kind BIGINT NOT NULL, began BIGINT NOT NULL, what BLOB NOT NULL,
+    first_seen BIGINT NOT NULL, last_seen BIGINT NOT NULL, seen BIGINT NOT NULL,
+    micros BIGINT NOT NULL, sample BLOB NOT NULL,
+    PRIMARY KEY (kind, began, what)) WITHOUT ROWID;
 ";
 
 /// Whether the open file is a store of ours, or an SQLite database of somebody else.
@@ -182,8 +192,10 @@ mod tests {
     };
     const AFTER: Step =
         Step { ddl: "ALTER TABLE records RENAME COLUMN value TO body", older: Older::Stop };
-    const LATER: Steps = &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], NEXT];
-    const LAST: Steps = &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], NEXT, AFTER];
+    const LATER: Steps =
+        &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], STEPS[6], NEXT];
+    const LAST: Steps =
+        &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], STEPS[6], NEXT, AFTER];
 
     #[test]
     fn an_older_program_goes_on_after_what_was_added_and_stops_at_what_was_changed() {
@@ -198,7 +210,7 @@ mod tests {
         }
         migrate_by(LAST, &mut connection, path).unwrap();
         let refused = migrate(&mut connection, path).unwrap_err();
-        let expected = StoreError::NewerSchema { path: path.into(), found: 8, needs: 8, known: 6 };
+        let expected = StoreError::NewerSchema { path: path.into(), found: 9, needs: 9, known: 7 };
         assert_eq!(refused, expected);
         assert_eq!(check_to_read(&connection, path), Err(expected));
     }

@@ -5,10 +5,11 @@ use countersign_identity::{Incarnation, KeyId, NodeId, Serial, Sha256, Timestamp
 use rusqlite::{Connection, OptionalExtension as _, Params, Row};
 
 use super::rows::{self, broken, failed, labels_text, signed};
+use crate::bounds::TRIM_ROWS_MAX;
 use crate::transact::{Lease, Tables, Upkeep};
 use crate::{
     Change, CheckpointRow, FlowRow, Head, IssuedRow, KeysOf, Kind, NodeRow, PaperRow, PointKey,
-    PointRow, Record, ReportRow, Result, TokenRow, sql,
+    PointRow, Record, ReportRow, Result, TallyOf, TallyRow, TokenRow, sql,
 };
 
 /// The writer's connection inside a transaction.
@@ -263,6 +264,21 @@ impl Tables for Open<'_> {
 
     fn remove_paper(&mut self, name: &str) -> Result<()> {
         self.run(sql::REMOVE_PAPER, [name.as_bytes()]).map(|_one| ())
+    }
+
+    fn add_tally(&mut self, of: TallyOf, row: &TallyRow) -> Result<()> {
+        let TallyRow { at, what, first, last, count, micros, sample } = row;
+        let (first, last) = (first.micros(), last.micros());
+        let counted = (signed(*count)?, signed(*micros)?, sample.as_bytes());
+        let (count, micros, sample) = counted;
+        let values =
+            (of.number(), at.micros(), what.as_bytes(), first, last, count, micros, sample);
+        self.run(sql::ADD_TALLY, values).map(|_one| ())
+    }
+
+    fn trim_tallies(&mut self, of: TallyOf, before: Timestamp) -> Result<()> {
+        let most = signed(TRIM_ROWS_MAX as u64)?;
+        self.run(sql::TRIM_TALLIES, (of.number(), before.micros(), most)).map(|_some| ())
     }
 
     fn revoke_keys(&mut self, of: &KeysOf, at: Timestamp) -> Result<()> {

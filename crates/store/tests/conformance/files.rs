@@ -143,10 +143,10 @@ async fn what_is_not_our_store_is_refused_and_left_as_it_is() {
 async fn a_store_of_a_newer_version_is_refused() {
     let folder = folder();
     drop(create(folder.path()));
-    tamper(folder.path(), "UPDATE schema SET version = 9; UPDATE head SET needs = 8");
+    tamper(folder.path(), "UPDATE schema SET version = 10; UPDATE head SET needs = 9");
     let path = folder.path().join("state.db");
     let error = refused(folder.path());
-    assert_eq!(error, StoreError::NewerSchema { path, found: 9, needs: 8, known: 6 });
+    assert_eq!(error, StoreError::NewerSchema { path, found: 10, needs: 9, known: 7 });
     assert!(error.to_string().ends_with("use a newer one"), "{error}");
 }
 

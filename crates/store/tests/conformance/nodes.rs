@@ -7,7 +7,8 @@ use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, KeyId, Timestamp};
 use countersign_store::{
     FLOW_BYTES_MAX, FlowRow, IssuedRow, KeysOf, Op, PAGE_MAX, PAPER_BYTES_MAX, PaperRow, PointKey,
-    PointRow, REPORT_BYTES_MAX, ReportRow, StoreError, VALUE_BYTES_MAX,
+    PointRow, REPORT_BYTES_MAX, ReportRow, StoreError, TALLY_BYTES_MAX, TRIM_ROWS_MAX, TallyOf,
+    TallyPlace, TallyRow, VALUE_BYTES_MAX,
 };
 use tokio::task::JoinSet;
 
@@ -233,6 +234,62 @@ pub(crate) async fn a_paper_stays_as_it_was_first_kept_until_it_is_dropped(store
     let long = row("x", &[0; PAPER_BYTES_MAX + 1]);
     let refused = store.commit(doing([Op::PutPaper(long)])).await.unwrap_err();
     assert!(matches!(refused, StoreError::TooLarge { .. }));
+}
+
+pub(crate) async fn tallies_are_added_up_and_read_from_the_newest(store: Shared) {
+    let at = Timestamp::from_secs;
+    let row = |began, what: &str, last, count| TallyRow {
+        at: at(began),
+        what: what.to_owned(),
+        first: at(began),
+        last: at(last),
+        count,
+        micros: 10 * count,
+        sample: format!("seen at {last}"),
+    };
+    let of = TallyOf::Handshakes;
+    let add = async |of, row: TallyRow| {
+        store.commit(doing([Op::AddTally(of, row)])).await.unwrap();
+    };
+    let end = || TallyPlace { at: at(1000), what: String::new() };
+    assert_eq!(store.tallies(of, at(0), end(), 10).await.unwrap(), []);
+    assert_eq!(store.tallies_beyond(of, 0).await.unwrap(), None);
+    add(of, row(60, "a", 70, 2)).await;
+    add(of, row(60, "b", 61, 1)).await;
+    add(of, row(120, "a\0", 121, 5)).await;
+    add(TallyOf::Requests, row(180, "of others", 181, 1)).await;
+    // One that comes late adds to the count and is not the sample.
+    add(of, row(60, "a", 65, 3)).await;
+    let a =
+        TallyRow { count: 5, micros: 50, sample: "seen at 70".to_owned(), ..row(60, "a", 70, 2) };
+    let all = [row(120, "a\0", 121, 5), row(60, "b", 61, 1), a];
+    assert_eq!(store.tallies(of, at(0), end(), 10).await.unwrap(), all);
+    assert_eq!(store.tallies(of, at(60), end(), 2).await.unwrap(), all[..2]);
+    let place = TallyPlace { at: at(60), what: "b".to_owned() };
+    assert_eq!(store.tallies(of, at(0), place, 10).await.unwrap(), all[2..]);
+    assert_eq!(store.tallies(of, at(61), end(), 10).await.unwrap(), all[..1]);
+    let before = TallyPlace { at: at(120), what: String::new() };
+    assert_eq!(store.tallies(of, at(0), before, 10).await.unwrap(), all[1..]);
+    let none = TallyPlace { at: at(10), what: String::new() };
+    assert_eq!(store.tallies(of, at(60), none, 10).await.unwrap(), []);
+    assert_eq!(store.tallies_beyond(of, 1).await.unwrap(), Some(at(60)));
+    assert_eq!(store.tallies_beyond(of, 3).await.unwrap(), None);
+    store.commit(doing([Op::TrimTallies { of, before: at(120) }])).await.unwrap();
+    assert_eq!(store.tallies(of, at(0), end(), 10).await.unwrap(), all[..1]);
+    let others = store.tallies(TallyOf::Requests, at(0), end(), 10).await.unwrap();
+    assert_eq!(others, [row(180, "of others", 181, 1)]);
+    // However many there are, one trim keeps nobody waiting for long.
+    let many =
+        (0..=TRIM_ROWS_MAX).map(|number| Op::AddTally(of, row(180, &number.to_string(), 180, 1)));
+    store.commit(doing(many.collect::<Vec<_>>())).await.unwrap();
+    let trim = || doing([Op::TrimTallies { of, before: at(240) }]);
+    for left in [2, 0] {
+        store.commit(trim()).await.unwrap();
+        assert_eq!(store.tallies(of, at(0), end(), 10).await.unwrap().len(), left);
+    }
+    let long = row(60, &"x".repeat(TALLY_BYTES_MAX + 1), 60, 1);
+    let refused = store.commit(doing([Op::AddTally(of, long)])).await.unwrap_err();
+    assert!(matches!(refused, StoreError::TooLarge { .. }), "{refused}");
 }
 
 pub(crate) async fn a_replicas_report_is_replaced_whole_by_a_later_one_only(store: Shared) {

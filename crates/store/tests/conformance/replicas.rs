@@ -291,11 +291,11 @@ async fn an_older_replica_goes_on_while_a_newer_one_adds_to_the_schema_and_stops
     // The version after it changes what we rely on. Nothing that we write comes after that.
     let changed = "BEGIN; ALTER TABLE records RENAME COLUMN value TO body; \
         UPDATE countersign_schema SET version = version + 1; \
-        UPDATE head SET needs = 8, writes = writes + 1; COMMIT";
+        UPDATE head SET needs = 9, writes = writes + 1; COMMIT";
     cluster.sql(&database, changed);
     for store in [&older, &again] {
         let refused = store.commit(putting("web", "late")).await.unwrap_err();
-        assert!(matches!(refused, StoreError::NewerSchema { needs: 8, .. }), "{refused}");
+        assert!(matches!(refused, StoreError::NewerSchema { needs: 9, .. }), "{refused}");
         let head = store.head().await.unwrap_err();
         assert!(matches!(head, StoreError::NewerSchema { .. }), "{head}");
         let lease = store.lease("a", "b", Duration::from_secs(1), noon()).await;
@@ -306,7 +306,7 @@ async fn an_older_replica_goes_on_while_a_newer_one_adds_to_the_schema_and_stops
         Password::None,
         crate::fixture::entropy(3),
     );
-    assert!(matches!(opened.await.unwrap_err(), StoreError::NewerSchema { found: 8, .. }));
+    assert!(matches!(opened.await.unwrap_err(), StoreError::NewerSchema { found: 9, .. }));
     let number = cluster.sql(&database, "SELECT number FROM head");
     assert_eq!(number, (upgrading + 3).to_string());
 }
