@@ -1,11 +1,13 @@
 //! The console: who gets in, what a forged request meets, and what hostile names come to.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use countersign_api::admin::{EventFilter, ProofResponse};
+use countersign_api::v1;
 use countersign_audit::{Bundle, NoteKey};
-use countersign_identity::Code;
+use countersign_identity::{Clock as _, Code};
 use countersign_pki::Bundles;
 use countersign_tls::{Expected, Outbound, Present, Slice, Trust};
 use http_body_util::{BodyExt as _, Full};
@@ -13,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::net::TcpStream;
 
+use super::sync::open;
 use super::{Agent, DOMAIN, Realm, Running, policy, service, soon, workload};
 use crate::config::{Config, ConsoleConfig};
 
@@ -402,7 +405,7 @@ async fn sign_ins_are_on_record_and_their_secrets_are_not() {
                 if !found.is_empty() {
                     return found;
                 }
-                realm.clock.advance(std::time::Duration::from_millis(500));
+                realm.clock.advance(Duration::from_millis(500));
             }
         })
         .await;
@@ -472,7 +475,7 @@ async fn session_that_was_planted_or_doubled_is_none() {
     let answer = browser.ask(Method::POST, "/login", &headers, &format!("link={link}")).await;
     assert_eq!(answer.status, StatusCode::SEE_OTHER);
     assert!(!answer.header("set-cookie").contains("planted"));
-    realm.clock.advance(std::time::Duration::from_secs(1801));
+    realm.clock.advance(Duration::from_secs(1801));
     assert_eq!(browser.get("/").await.header("location"), "/login", "it was idle for half an hour");
     running.stop().await;
 }
@@ -487,7 +490,7 @@ async fn console_is_no_server_to_agents_and_is_told_so_when_there_is_none() {
         pin: realm.trust,
         domain: None,
         alpn: vec![b"h2".to_vec()],
-        timeout: std::time::Duration::from_secs(10),
+        timeout: Duration::from_secs(10),
     };
     let tcp = TcpStream::connect(running.ready.console.unwrap()).await.unwrap();
     let refused = countersign_tls::connect_pinned(&realm.time(), tcp, &contact).await.unwrap_err();
@@ -519,6 +522,61 @@ async fn fill_with_hostile_names(running: &Running) {
             policy("hostile", &text),
         ])
         .await;
+}
+
+#[tokio::test]
+async fn first_page_tells_what_was_denied_lately_and_until_when_an_outage_would_last() {
+    let realm = Realm::begin().await;
+    let running = serve(&realm).await;
+    let browser = Browser::signed_in(&realm, &running).await;
+    running.apply(vec![workload("web", &[]), workload("orders", &[])]).await;
+    let first = browser.get("/").await.body;
+    assert!(first.contains("Policies have denied nothing since this server started"), "{first}");
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let now = realm.clock.now();
+    let flow = |source: &str, allowed: bool, mode: &str| v1::Flow {
+        source: format!("spiffe://{DOMAIN}/{source}"),
+        service: "orders".to_owned(),
+        method: "DELETE".to_owned(),
+        allowed,
+        mode: mode.to_owned(),
+        first_micros: now.micros(),
+        last_micros: now.micros(),
+        count: 7,
+        ..v1::Flow::default()
+    };
+    let credential = v1::CredentialStatus {
+        workload: "web".to_owned(),
+        spiffe_id: format!("spiffe://{DOMAIN}/web"),
+        serial: vec![0x40; 16].into(),
+        issued_micros: now.micros(),
+        expires_micros: (now + Duration::from_secs(900)).micros(),
+        renewal_micros: (now + Duration::from_secs(450)).micros(),
+        trouble: String::new(),
+    };
+    let report = v1::ReportRequest {
+        flows: vec![
+            flow("thief", false, "enforce"),
+            flow("curious", false, "observe"),
+            flow("friend", true, "enforce"),
+        ],
+        credentials: vec![credential],
+        ..v1::ReportRequest::default()
+    };
+    let mut client = agent.client(&realm, &running).await;
+    let mut stream = open(&mut client, None).await.unwrap();
+    stream.snapshot().await;
+    client.node.report(report).await.unwrap();
+    let first = browser.get("/").await.body;
+    let denied = first.split("id=\"denials\"").nth(1).unwrap();
+    let denied = denied.split("</section>").next().unwrap();
+    assert!(denied.contains(&format!("spiffe://{DOMAIN}/thief")), "{denied}");
+    assert!(denied.contains("let pass") && denied.contains("/curious"), "{denied}");
+    assert!(denied.contains("DELETE") && denied.contains(">7<"), "{denied}");
+    assert!(!denied.contains("/friend"), "what was allowed is not denied: {denied}");
+    let budget = first.split("Outage budget").nth(1).unwrap().split("</article>").next().unwrap();
+    assert!(budget.contains("15 min") && budget.contains("guaranteed"), "{budget}");
+    running.stop().await;
 }
 
 #[tokio::test]
@@ -583,7 +641,7 @@ async fn page_of_an_event_carries_a_proof_that_verifies() {
             if answer.status == StatusCode::OK {
                 return answer;
             }
-            realm.clock.advance(std::time::Duration::from_millis(500));
+            realm.clock.advance(Duration::from_millis(500));
         }
     })
     .await;

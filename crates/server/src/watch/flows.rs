@@ -17,6 +17,8 @@ use crate::refusal::Refused;
 
 /// How many different flows wait to be written. What comes on top is a number.
 const WAITING_MAX: usize = 10_000;
+/// How many different flows that were denied lately are at hand.
+const DENIED_MAX: usize = 64;
 /// How often what was reported is written.
 const WRITE_EVERY: Duration = Duration::from_secs(2);
 /// How many are written at once.
@@ -58,6 +60,8 @@ pub(crate) struct Flows {
 #[derive(Debug, Default)]
 struct Waiting {
     rows: HashMap<String, FlowRow>, // INVARIANT: at most WAITING_MAX
+    /// Those that were denied last, since this server started.
+    denied: Vec<FlowRow>, // INVARIANT: at most DENIED_MAX
     dropped: u64,
     full: bool,
 }
@@ -69,12 +73,23 @@ impl Flows {
         waiting.dropped = waiting.dropped.saturating_add(lost);
         for flow in flows {
             let flow = wire::bounded_flow(flow);
-            let count = flow.count;
-            let taken = row(flow, now).is_some_and(|row| waiting.add(row));
+            let (count, allowed) = (flow.count, flow.allowed);
+            let row = row(flow, now);
+            if let Some(row) = row.as_ref().filter(|_row| !allowed) {
+                waiting.deny(row);
+            }
+            let taken = row.is_some_and(|row| waiting.add(row));
             if !taken {
                 waiting.dropped = waiting.dropped.saturating_add(count);
             }
         }
+    }
+
+    /// What was denied last, the latest first, by SPIFFE IDs.
+    pub(crate) fn denied(&self) -> Vec<FlowView> {
+        let mut denied = self.lock().denied.clone();
+        denied.sort_by_key(|row| std::cmp::Reverse(row.last));
+        denied.iter().filter_map(|row| view(row, ToString::to_string)).collect()
     }
 
     /// How many were counted in no flow.
@@ -94,6 +109,20 @@ impl Flows {
 }
 
 impl Waiting {
+    fn deny(&mut self, row: &FlowRow) {
+        if let Some(before) = self.denied.iter_mut().find(|before| before.flow == row.flow) {
+            before.last = before.last.max(row.last);
+            before.count = before.count.saturating_add(row.count);
+            return;
+        }
+        if DENIED_MAX <= self.denied.len() {
+            let oldest = self.denied.iter().enumerate().min_by_key(|(_, row)| row.last);
+            let oldest = oldest.map(|(place, _)| place);
+            oldest.iter().for_each(|place| _ = self.denied.swap_remove(*place));
+        }
+        self.denied.push(row.clone());
+    }
+
     fn add(&mut self, row: FlowRow) -> bool {
         if let Some(before) = self.rows.get_mut(&row.flow) {
             before.first = before.first.min(row.first);
@@ -221,7 +250,8 @@ pub(crate) async fn flows(
 ) -> Result<Vec<FlowView>, Refused> {
     let rows = all(store).await?;
     let recent = rows.into_iter().filter(|row| since.is_none_or(|since| since <= row.last));
-    let mut views: Vec<FlowView> = recent.filter_map(|row| view(&row, judge)).collect();
+    let mut views: Vec<FlowView> =
+        recent.filter_map(|row| view(&row, |id| judge.principal(id).to_string())).collect();
     views.sort_by(|a, b| {
         let key = |view: &FlowView| (view.source.clone(), view.service.clone(), view.what());
         key(a).cmp(&key(b))
@@ -229,12 +259,12 @@ pub(crate) async fn flows(
     Ok(views)
 }
 
-fn view(row: &FlowRow, judge: &Judge) -> Option<FlowView> {
+fn view(row: &FlowRow, name: impl Fn(&SpiffeId) -> String) -> Option<FlowView> {
     let said: Said = serde_json::from_str(&row.flow).ok()?;
     let source_id: SpiffeId = said.source.parse().ok()?;
     let text = |text: String| Some(text).filter(|text| !text.is_empty());
     Some(FlowView {
-        source: judge.principal(&source_id).to_string(),
+        source: name(&source_id),
         source_id,
         service: said.service.parse().ok()?,
         operation: text(said.operation).and_then(|name| name.parse().ok()),
@@ -307,5 +337,21 @@ mod tests {
         let many = (0..WAITING_MAX + 3).map(|number| flow(&format!("s{number}"), 1, 1)).collect();
         flows.observe(many, 0, now);
         assert_eq!(flows.dropped(), 12);
+    }
+
+    #[test]
+    fn what_was_denied_last_is_at_hand_and_bounded() {
+        let flows = Flows::default();
+        let now = Timestamp::from_secs(100_000);
+        for number in 0..1000 {
+            flows.observe(vec![flow(&format!("s{number}"), 1, number)], 0, now);
+        }
+        let allowed = v1::Flow { allowed: true, ..flow("fine", 1, 5000) };
+        flows.observe(vec![allowed, flow("s999", 2, 1001)], 0, now);
+        let waiting = flows.lock();
+        assert_eq!(waiting.denied.len(), DENIED_MAX);
+        let last = waiting.denied.iter().max_by_key(|row| row.last).unwrap();
+        assert_eq!((last.count, last.last), (3, Timestamp::from_secs(1001)));
+        assert!(waiting.denied.iter().all(|row| Timestamp::from_secs(900) < row.last));
     }
 }

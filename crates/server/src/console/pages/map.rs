@@ -85,7 +85,7 @@ pub(crate) async fn map(ask: &Ask) -> Result<Page, Problem> {
         html.put("<p class=\"empty\">Nobody has asked anybody for anything, and nothing is granted by name. A call that a proxy or the library decides on appears here.</p>");
     } else {
         picture(&mut html, &shown, chosen, of);
-        html.put("<p class=\"legend\"><span class=\"key used\"></span>granted and used <span class=\"key unused\"></span>granted, never used <span class=\"key denied\"></span>denied</p>");
+        html.put("<p class=\"legend\"><span class=\"item\"><span class=\"key used\"></span>granted and used</span> <span class=\"item\"><span class=\"key unused\"></span>granted, never used</span> <span class=\"item\"><span class=\"key denied\"></span>denied</span></p>");
         if shown.len() < all.len() {
             html.fill("<p class=\"muted\">{} of {} connections are drawn. Choose a service to see its own.</p>", &[&Count(shown.len()), &Count(all.len())]);
         }

@@ -30,7 +30,9 @@ pub(crate) async fn overview(ask: &Ask) -> Result<Page, Problem> {
     warnings(&mut html, &status);
     html.put("<section class=\"cards\" id=\"figures\" aria-label=\"Figures\" data-live>");
     figures(&mut html, &status, &convergence, &pulse, now);
-    html.put("</section><section class=\"panel\" id=\"handshakes\" aria-labelledby=\"handshakes-title\" data-live>");
+    html.put("</section>");
+    denials(&mut html, ask, now)?;
+    html.put("<section class=\"panel\" id=\"handshakes\" aria-labelledby=\"handshakes-title\" data-live>");
     handshakes(&mut html, &pulse, &facts, now);
     html.put(
         "</section><section class=\"panel\" id=\"next\" aria-labelledby=\"next-title\" data-live>",
@@ -101,13 +103,14 @@ fn figures(html: &mut Html, status: &Status, told: &Convergence, pulse: &Pulse, 
     html.fill("<p>enforce this revision; {} unaware</p></article>", &[&Count(told.unaware)]);
     html.put("<article class=\"card\"><h2>Outage budget</h2><p class=\"figure\">");
     let budget = std::time::Duration::from_secs(status.outage_budget.guaranteed_seconds);
-    html.text(&Span(budget)).put("</p><p>");
     match status.outage_budget.ends_at {
-        Some(ends) => html
-            .put("guaranteed; without the server, the first certificate ends ")
-            .moment(ends, now),
-        None => html.put("guaranteed; no certificate is in use yet"),
-    };
+        Some(ends) => {
+            html.text(&Span(ends.since(now))).put("</p><p>without the server, until ");
+            html.put("the first certificate in use ends, ").moment(ends, now);
+        }
+        None => _ = html.text(&Span(budget)).put("</p><p>no certificate is in use yet"),
+    }
+    html.fill("; {} guaranteed", &[&Span(budget)]);
     html.put("</p></article><article class=\"card\"><h2>Handshakes, last minute</h2><p class=\"figure\">");
     html.fill(
         "{}</p><p class=\"{}\">{} refused</p></article>",
@@ -156,6 +159,35 @@ fn handshakes(html: &mut Html, pulse: &Pulse, facts: &[Fact], now: Timestamp) {
     end_table(html);
 }
 
+/// What policies have denied last: connections, and requests on connections that they allow.
+fn denials(html: &mut Html, ask: &Ask, now: Timestamp) -> Result<(), Problem> {
+    let control = ask.console.admin.control()?;
+    let denied = control.watch.flows.denied();
+    html.put("<section class=\"panel\" id=\"denials\" aria-labelledby=\"denials-title\" data-live><div class=\"head\"><h2 id=\"denials-title\">Denied lately</h2><a href=\"/map\">Map</a></div>");
+    if denied.is_empty() {
+        html.put("<p class=\"empty\">Policies have denied nothing since this server started.</p></section>");
+        return Ok(());
+    }
+    table(html, "What policies denied last", &["From", "To", "What", "Times", "Last"]);
+    for flow in denied.iter().take(SHOWN_MAX) {
+        html.put("<tr><td data-label=\"From\">").name(&flow.source).put("</td>");
+        let to = InUrl(&flow.service);
+        html.fill("<td data-label=\"To\"><a href=\"/map?of={}\">", &[&to]);
+        html.name(&flow.service)
+            .put("</a></td><td data-label=\"What\"><code>")
+            .name(&flow.what())
+            .put("</code>");
+        if !flow.mode.is_usual() {
+            html.put(" <span class=\"tag warn\">let pass</span>");
+        }
+        html.fill("</td><td data-label=\"Times\">{}</td>", &[&Count(flow.count)]);
+        html.put("<td data-label=\"Last\">").moment(flow.last_seen, now).put("</td></tr>");
+    }
+    end_table(html);
+    html.put("</section>");
+    Ok(())
+}
+
 fn picture(html: &mut Html, pulse: &Pulse, most: u64) {
     const HEIGHT: u64 = 96;
     let total: u64 = pulse.columns.iter().map(|(fine, bad)| fine + bad).sum();
@@ -178,7 +210,7 @@ fn picture(html: &mut Html, pulse: &Pulse, most: u64) {
             &[&x, &(HEIGHT - fine - bad), &bad],
         );
     }
-    html.put("</svg><p class=\"legend\"><span class=\"key fine\"></span>admitted <span class=\"key bad\"></span>refused</p>");
+    html.put("</svg><p class=\"legend\"><span class=\"item\"><span class=\"key fine\"></span>admitted</span> <span class=\"item\"><span class=\"key bad\"></span>refused</span></p>");
 }
 
 fn expiring(html: &mut Html, status: &Status, now: Timestamp) {
