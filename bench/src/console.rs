@@ -14,13 +14,14 @@ use crate::figure::{Better, Figure, Output};
 
 const WORKLOADS: usize = 10_000;
 const ROUNDS: usize = 3;
-/// Every page of the console, the last page of the long list, and a search of it.
-const PAGES: [&str; 11] = [
+/// Every page of the console, the last page of the long list, a search of it, and one of it.
+const PAGES: [&str; 12] = [
     "/",
     "/map",
     "/workloads",
     "/workloads?page=200",
     "/workloads?q=w0999",
+    "/workloads/w00042",
     "/nodes",
     "/authorities",
     "/policies",

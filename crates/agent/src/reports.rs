@@ -29,6 +29,8 @@ struct Queue {
     lost: u64,
     flows: Vec<v1::Flow>, // INVARIANT: at most FACTS_MAX
     flows_dropped: u64,
+    served: Vec<v1::Served>, // INVARIANT: at most FACTS_MAX
+    served_dropped: u64,
 }
 
 /// What is on its way to the server in one report.
@@ -38,9 +40,19 @@ struct Load {
     dropped: u64,
     flows: Vec<v1::Flow>,
     flows_dropped: u64,
+    served: Vec<v1::Served>,
+    served_dropped: u64,
 }
 
 impl Queue {
+    fn add_served(&mut self, served: v1::Served, owns: &impl Fn(&str) -> bool) {
+        if wire::FACTS_MAX <= self.served.len() || !owns(&served.service) {
+            self.served_dropped = self.served_dropped.saturating_add(served.count);
+        } else {
+            self.served.push(served);
+        }
+    }
+
     fn lose(&mut self, count: u64) {
         self.dropped = self.dropped.saturating_add(count);
         self.lost = self.lost.saturating_add(count);
@@ -53,9 +65,12 @@ impl Facts {
         self.lock().lost
     }
 
-    /// Takes facts of one point, by its name. Of flows, those through doors of its own services only.
+    /// Takes facts of one point, by its name. Of flows and answers, those through doors of its own services only.
     pub(crate) fn take(&self, point: &str, facts: v1::Facts, owns: impl Fn(&str) -> bool) {
         let mut queue = self.lock();
+        for served in facts.served {
+            queue.add_served(served, &owns);
+        }
         queue.flows_dropped = queue.flows_dropped.saturating_add(facts.flows_dropped);
         for flow in facts.flows {
             let flow = v1::Flow { point: point.to_owned(), ..flow };
@@ -86,6 +101,8 @@ impl Facts {
             dropped: std::mem::take(&mut queue.dropped),
             flows: std::mem::take(&mut queue.flows),
             flows_dropped: std::mem::take(&mut queue.flows_dropped),
+            served: std::mem::take(&mut queue.served),
+            served_dropped: std::mem::take(&mut queue.served_dropped),
         }
     }
 
@@ -93,6 +110,10 @@ impl Facts {
     fn put_back(&self, load: Load) {
         let mut queue = self.lock();
         queue.dropped = queue.dropped.saturating_add(load.dropped);
+        queue.served_dropped = queue.served_dropped.saturating_add(load.served_dropped);
+        for served in load.served {
+            queue.add_served(served, &|_its_own| true);
+        }
         queue.flows_dropped = queue.flows_dropped.saturating_add(load.flows_dropped);
         for flow in load.flows {
             if queue.flows.len() < wire::FACTS_MAX {
@@ -116,6 +137,8 @@ impl Facts {
             && queue.dropped == 0
             && queue.flows.is_empty()
             && queue.flows_dropped == 0
+            && queue.served.is_empty()
+            && queue.served_dropped == 0
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
@@ -220,6 +243,8 @@ impl Reports {
             dropped: load.dropped,
             flows: load.flows.clone(),
             flows_dropped: load.flows_dropped,
+            served: load.served.clone(),
+            served_dropped: load.served_dropped,
             processes: self.processes(),
             credentials,
             clock_micros: self.clock.now().micros(),
@@ -298,10 +323,20 @@ mod tests {
             count: 3,
             ..v1::Flow::default()
         };
-        let sent = v1::Facts { flows: vec![flow("mine"), flow("theirs")], ..v1::Facts::default() };
+        let served = |service: &str| v1::Served {
+            service: service.to_owned(),
+            count: 5,
+            ..v1::Served::default()
+        };
+        let sent = v1::Facts {
+            flows: vec![flow("mine"), flow("theirs")],
+            served: vec![served("theirs"), served("mine")],
+            ..v1::Facts::default()
+        };
         facts.take("p", sent, |service| service == "mine");
         let load = facts.drain();
         assert_eq!((load.flows.len(), load.flows_dropped), (1, 3));
+        assert_eq!((load.served, load.served_dropped), (vec![served("mine")], 5));
         assert_eq!((load.flows[0].point.as_str(), load.flows[0].service.as_str()), ("p", "mine"));
     }
 }

@@ -242,6 +242,13 @@ pub fn bounded_fact(mut fact: v1::HandshakeFact) -> v1::HandshakeFact {
     fact
 }
 
+/// Within how many microseconds a request was answered, as it is told: from a millisecond to ten seconds. Fixed, so that
+/// the counts of all points can be added.
+pub const SERVED_WITHIN_MICROS: [u64; 13] = [
+    1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    5_000_000, 10_000_000,
+];
+
 /// How many policies a flow names at most, and how long each name is.
 const FLOW_POLICIES_MAX: usize = 16;
 

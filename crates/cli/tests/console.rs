@@ -94,11 +94,20 @@ fn every_page_is_accessible_fits_and_breaks_no_rule_of_its_policy() {
     until("what was seen is stored", || {
         (up.json(&["handshakes", "--at", "orders"])["entries"] != 0).then_some(())
     });
+    // On one line of time: what the door answered, who shook hands, and the certificate.
+    until("the hour is told", || {
+        see(&browser, "/workloads/orders");
+        let hour = browser.try_run("return document.querySelector('#hour')?.textContent")?;
+        let hour = hour.as_str()?;
+        let told = !hour.contains("minute0 answered") && !hour.contains("minute0 admitted");
+        (told && hour.contains("svid-issued")).then_some(())
+    });
     let axe =
         std::fs::read_to_string(axe()).expect("axe-core is installed: `cargo xtask test` does it");
     let pictures = pictures();
     let details = [
         "/workloads/web",
+        "/workloads/orders",
         "/log/1",
         "/map?of=orders",
         "/map?from=web&to=orders",
@@ -127,9 +136,11 @@ fn every_page_is_accessible_fits_and_breaks_no_rule_of_its_policy() {
     let foreign: Vec<_> = asked.iter().filter(|url| !url.starts_with(&own)).collect();
     assert_eq!(foreign, [""; 0], "each request goes to the console itself");
     assert!(asked.iter().any(|url| url.ends_with("/assets/console.css")), "{asked:?}");
-    // The policy had nothing to forbid, and no script failed.
+    // The policy had nothing to forbid, and no script failed. A live stream that a slow machine lets break is opened anew.
+    let expected = ["no-such-page", "/live - Failed to load resource"];
+    let complaints = browser.complaints().into_iter();
     let complaints: Vec<_> =
-        browser.complaints().into_iter().filter(|one| !one.contains("no-such-page")).collect();
+        complaints.filter(|one| !expected.iter().any(|known| one.contains(known))).collect();
     assert_eq!(complaints, [""; 0]);
 }
 

@@ -165,6 +165,7 @@ struct Outbox {
     dropped: u64,
     flows: Vec<v1::Flow>,
     flows_dropped: u64,
+    served: Vec<v1::Served>,
 }
 
 impl Outbox {
@@ -173,6 +174,7 @@ impl Outbox {
             && self.status.is_none()
             && self.facts.is_empty()
             && self.flows.is_empty()
+            && self.served.is_empty()
     }
 
     /// Acknowledgements first: somebody may be waiting for them.
@@ -183,14 +185,15 @@ impl Outbox {
             Out::Acknowledge(v1::Acknowledge { revision: Some(revision.into()), cut, draining })
         } else if let Some(status) = self.status.take() {
             Out::Status(status)
-        } else if self.facts.is_empty() && self.flows.is_empty() {
+        } else if self.facts.is_empty() && self.flows.is_empty() && self.served.is_empty() {
             return None;
         } else {
             let handshakes = std::mem::take(&mut self.facts);
             let dropped = std::mem::take(&mut self.dropped);
             let flows = std::mem::take(&mut self.flows);
             let flows_dropped = std::mem::take(&mut self.flows_dropped);
-            Out::Facts(v1::Facts { handshakes, dropped, flows, flows_dropped })
+            let served = std::mem::take(&mut self.served);
+            Out::Facts(v1::Facts { handshakes, dropped, flows, flows_dropped, served })
         };
         Some(v1::EnforcementRequest { step: Some(step) })
     }
@@ -335,6 +338,10 @@ impl<'a> Conversation<'a> {
             let (flows, dropped) = self.subscription.facts.flows.take(FLOWS_MAX);
             self.outbox.flows = flows;
             self.outbox.flows_dropped += dropped;
+        }
+        if self.outbox.served.is_empty() {
+            let now = self.subscription.clock.now();
+            self.outbox.served = self.subscription.facts.served.take(now);
         }
     }
 

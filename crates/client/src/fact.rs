@@ -10,7 +10,7 @@ use countersign_identity::Code;
 use countersign_tls::{Direction, HandshakeFact, Trust};
 use tokio::sync::mpsc;
 
-use crate::{Flow, Flows};
+use crate::{Flow, Flows, Served};
 
 /// How many facts wait for the agent. What comes on top is counted, not kept.
 const WAITING_MAX: usize = 1024;
@@ -21,6 +21,7 @@ pub struct Reporter {
     queue: mpsc::Sender<Counted>,
     dropped: Arc<AtomicU64>,
     flows: Flows,
+    served: Served,
     trust: Arc<Trust>,
 }
 
@@ -34,6 +35,7 @@ pub(crate) struct Counted {
 pub(crate) struct Facts {
     pub(crate) queue: mpsc::Receiver<Counted>,
     pub(crate) flows: Flows,
+    pub(crate) served: Served,
     dropped: Arc<AtomicU64>,
     told: u64,
 }
@@ -42,9 +44,15 @@ impl Reporter {
     pub(crate) fn new(trust: Arc<Trust>) -> (Self, Facts) {
         let (sender, queue) = mpsc::channel(WAITING_MAX);
         let dropped = Arc::new(AtomicU64::new(0));
-        let flows = Flows::default();
-        let facts = Facts { queue, flows: flows.clone(), dropped: Arc::clone(&dropped), told: 0 };
-        (Self { queue: sender, dropped, flows, trust }, facts)
+        let (flows, served) = (Flows::default(), Served::default());
+        let facts = Facts {
+            queue,
+            flows: flows.clone(),
+            served: served.clone(),
+            dropped: Arc::clone(&dropped),
+            told: 0,
+        };
+        (Self { queue: sender, dropped, flows, served, trust }, facts)
     }
 
     /// Passes on one handshake.
@@ -65,6 +73,11 @@ impl Reporter {
     /// Where decisions about requests are counted.
     pub fn flows(&self) -> Flows {
         self.flows.clone()
+    }
+
+    /// Where answers of doors are counted.
+    pub fn served(&self) -> Served {
+        self.served.clone()
     }
 
     /// What was decided about a connection to a service of ours, by a handshake that proved its peer.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use countersign::Status;
+use countersign::{Served, ServedAt, Status};
 use countersign_identity::{Timestamp, Told};
 use countersign_tls::{Direction, HandshakeFact, Trust};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -165,6 +165,8 @@ struct Inner {
     request_seconds: Seconds,
     handshake_seconds: Seconds,
     standing: Mutex<Standing>,
+    /// What the server is told of answers.
+    answered: Served,
 }
 
 /// How long things take, by place.
@@ -202,6 +204,7 @@ pub(crate) struct Meter {
     seconds: Histogram,
     connections: Gauge,
     tunnels: Counter,
+    answered: Option<ServedAt>,
 }
 
 /// Counts a connection as open until dropped.
@@ -210,6 +213,11 @@ pub(crate) struct Open(Gauge);
 const CLASSES: [&str; 6] = ["other", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
 impl Metrics {
+    /// Counters that tell of answers here, too.
+    pub(crate) fn telling(answered: Served) -> Self {
+        Self(Arc::new(Inner { answered, ..Inner::default() }))
+    }
+
     pub(crate) fn handshake(&self, fact: &HandshakeFact) {
         let service = fact.service.as_ref().map_or_else(String::new, ToString::to_string);
         let outcome = fact.code.map_or("admitted", countersign_identity::Code::as_str);
@@ -246,7 +254,12 @@ impl Metrics {
                 Outcome { service: service.to_owned(), direction: word(direction), outcome };
             self.0.requests.get_or_create(&labels).clone()
         };
+        let answered = match direction {
+            Direction::Inbound => service.parse().ok().map(|name| self.0.answered.at(&name)),
+            Direction::Outbound => None,
+        };
         Meter {
+            answered,
             requests: CLASSES.map(request),
             seconds: self.0.request_seconds.0.get_or_create(&place).clone(),
             connections: self.0.connections.get_or_create(&place).clone(),
@@ -314,6 +327,9 @@ fn gauge(value: i64) -> Gauge {
 impl Meter {
     pub(crate) fn request(&self, status: http::StatusCode, took: Duration) {
         self.seconds.observe(took.as_secs_f64());
+        if let Some(answered) = &self.answered {
+            answered.count(status.as_u16(), took);
+        }
         let class = usize::from(status.as_u16() / 100);
         self.requests.get(class).unwrap_or(&self.requests[0]).inc();
     }

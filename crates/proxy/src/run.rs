@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use countersign::{
-    Announcement, Enforcement, FileOptions, Flows, Point, PointKind, Services, Source,
+    Announcement, Enforcement, FileOptions, Flows, Point, PointKind, Served, Services, Source,
     WorkloadApiOptions,
 };
 use countersign_identity::{Clock, Entropy, SystemClock, SystemEntropy};
@@ -66,7 +66,7 @@ async fn with_source(
     let metrics =
         config.metrics.map(Listener::tcp).transpose().context("metrics cannot be served")?;
     let reporter = source.reporter();
-    let flows = reporter.flows();
+    let (flows, answered) = (reporter.flows(), reporter.served());
     let sink: Sink = Arc::new(move |fact| reporter.report(fact));
     let entropy = Arc::new(SystemEntropy);
     let (tracer, exporter) = match &config.tracing {
@@ -77,7 +77,7 @@ async fn with_source(
         }
         None => (Tracer::default(), None),
     };
-    let plane = plane((source.trust(), tracer), clock, entropy, (sink, flows));
+    let plane = plane((source.trust(), tracer), clock, entropy, (sink, flows, answered));
     let (alarms, over) = (plane.alarms.clone(), CancellationToken::new());
     let waking = tokio::spawn({
         let over = over.clone();
@@ -131,9 +131,9 @@ pub(crate) fn plane(
     (trust, tracer): (Arc<Trust>, Tracer),
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
-    (sink, flows): (Sink, Flows),
+    (sink, flows, answered): (Sink, Flows, Served),
 ) -> Arc<Plane> {
-    let metrics = Metrics::default();
+    let metrics = Metrics::telling(answered);
     Arc::new(Plane {
         trust,
         alarms: Alarms::new(clock.clone()),

@@ -66,7 +66,7 @@ impl Proxy {
             (trust.clone(), countersign_program::trace::Tracer::default()),
             realm.clock.clone(),
             Arc::new(SeededEntropy::new(5)),
-            (sink, countersign::Flows::default()),
+            (sink, countersign::Flows::default(), countersign::Served::default()),
         );
         tokio::spawn(trust.clone().run(stop.clone()));
         // As the source does.

@@ -17,7 +17,11 @@ pub(crate) fn report(
     caller: &Caller,
     mut report: v1::ReportRequest,
 ) -> Result<v1::ReportResponse, Refused> {
-    for (what, count) in [("handshakes", report.handshakes.len()), ("flows", report.flows.len())] {
+    for (what, count) in [
+        ("handshakes", report.handshakes.len()),
+        ("flows", report.flows.len()),
+        ("counts of answers", report.served.len()),
+    ] {
         if wire::FACTS_MAX < count {
             let most = wire::FACTS_MAX;
             let why = format!("{count} {what} are over the limit of {most} a report");
@@ -31,6 +35,8 @@ pub(crate) fn report(
     control.watch.observe(Some(caller.id()), handshakes, report.dropped, now);
     let flows = std::mem::take(&mut report.flows);
     control.watch.flows.observe(flows, report.flows_dropped, now);
+    let served = std::mem::take(&mut report.served);
+    control.watch.served(caller.id(), &served, report.served_dropped, now);
     control.roster.report(caller.id(), report, now);
     Ok(v1::ReportResponse {})
 }

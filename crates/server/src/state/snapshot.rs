@@ -300,6 +300,24 @@ impl State {
         }
     }
 
+    /// The services of a workload, by name.
+    pub(crate) fn services_of(&self, workload: &Name) -> impl Iterator<Item = &Name> {
+        self.records.values().filter_map(move |entry| match &entry.parsed {
+            Parsed::Service { name, spec } if spec.workload == *workload => Some(name),
+            Parsed::Service { .. }
+            | Parsed::Workload { .. }
+            | Parsed::Role { .. }
+            | Parsed::Policy { .. }
+            | Parsed::TrustDomain { .. }
+            | Parsed::Authority { .. }
+            | Parsed::Bundle(_)
+            | Parsed::Revocation(_)
+            | Parsed::Suspension(_)
+            | Parsed::Walk(_)
+            | Parsed::Incarnation(_) => None,
+        })
+    }
+
     /// Every workload, by name.
     pub(crate) fn workloads(&self) -> impl Iterator<Item = (&Name, &WorkloadSpec)> {
         self.records.values().filter_map(|entry| match &entry.parsed {

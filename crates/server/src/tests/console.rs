@@ -8,13 +8,14 @@ use countersign_api::admin::{EventFilter, ProofResponse};
 use countersign_api::v1;
 use countersign_audit::{Bundle, NoteKey};
 use countersign_identity::{Clock as _, Code};
-use countersign_pki::Bundles;
+use countersign_pki::{Bundles, KeyKind, PrivateKey};
 use countersign_tls::{Expected, Outbound, Present, Slice, Trust};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::net::TcpStream;
 
+use super::sign::{item, sign};
 use super::sync::open;
 use super::{Agent, DOMAIN, Realm, Running, policy, service, soon, workload};
 use crate::config::{Config, ConsoleConfig};
@@ -576,6 +577,76 @@ async fn first_page_tells_what_was_denied_lately_and_until_when_an_outage_would_
     assert!(!denied.contains("/friend"), "what was allowed is not denied: {denied}");
     let budget = first.split("Outage budget").nth(1).unwrap().split("</article>").next().unwrap();
     assert!(budget.contains("15 min") && budget.contains("guaranteed"), "{budget}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn last_hour_of_a_workload_shows_requests_handshakes_and_certificates_on_one_line() {
+    let realm = Realm::begin().await;
+    let running = serve(&realm).await;
+    let browser = Browser::signed_in(&realm, &running).await;
+    running
+        .apply(vec![workload("orders", &[]), service("orders", &[]), workload("web", &[])])
+        .await;
+    let empty = browser.get("/workloads/orders").await.body;
+    assert!(empty.contains("0 answered, 0 of them 4xx, 0 failed"), "{empty}");
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let mut client = agent.client(&realm, &running).await;
+    let key = PrivateKey::generate(KeyKind::P256).unwrap();
+    sign(&mut client, vec![item("orders", &key)]).await[0].as_ref().unwrap();
+    let now = realm.clock.now();
+    let served = |service: &str, class, within, count| v1::Served {
+        service: service.to_owned(),
+        class,
+        within,
+        count,
+        at_micros: now.micros(),
+        micros: 1000 * count,
+    };
+    let seen = |code: &str, count| v1::HandshakeFact {
+        at_micros: now.micros(),
+        point: "orders-proxy".to_owned(),
+        direction: v1::Direction::Inbound.into(),
+        service: "orders".to_owned(),
+        local_id: format!("spiffe://{DOMAIN}/orders"),
+        peer_id: format!("spiffe://{DOMAIN}/web"),
+        code: code.to_owned(),
+        count,
+        ..v1::HandshakeFact::default()
+    };
+    let report = v1::ReportRequest {
+        served: vec![
+            served("orders", 2, 0, 97),
+            served("orders", 4, 1, 2),
+            served("orders", 5, 8, 1),
+            served("others", 2, 0, 500),
+        ],
+        handshakes: vec![seen("", 8), seen("revoked", 3)],
+        ..v1::ReportRequest::default()
+    };
+    client.node.report(report).await.unwrap();
+    let shown = soon(async {
+        loop {
+            let page = browser.get("/workloads/orders").await.body;
+            if page.contains("8 admitted, 3 refused") && page.contains("100 answered") {
+                return page;
+            }
+            realm.clock.advance(Duration::from_millis(100));
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let hour = shown.split("id=\"hour\"").nth(1).unwrap().split("</section>").next().unwrap();
+    assert!(hour.contains("100 answered, 2 of them 4xx, 1 failed"), "{hour}");
+    assert!(hour.contains("half within 1000 µs, 99 of 100 within 2500 µs"), "{hour}");
+    assert!(hour.contains("svid-issued") && hour.contains("class=\"mark\""), "{hour}");
+    assert!(!hour.contains("looks through"), "{hour}");
+    // An hour later it is not of the last hour any more.
+    realm.clock.advance(Duration::from_secs(3700));
+    let browser = Browser::signed_in(&realm, &running).await;
+    let later = browser.get("/workloads/orders").await.body;
+    assert!(later.contains("0 answered, 0 of them 4xx, 0 failed"), "{later}");
+    assert!(later.contains("Nothing happened to its certificates in this time"), "{later}");
     running.stop().await;
 }
 

@@ -1,5 +1,6 @@
 //! What the server sees of itself and of others: facts, counts, the status and the metrics.
 
+mod answered;
 mod facts;
 mod flows;
 mod metrics;
@@ -21,6 +22,7 @@ use countersign_identity::{Code, NodeId, Timestamp, Vital, Vitals};
 use countersign_store::{NodeRow, TallyOf};
 use countersign_tls::{Direction, HandshakeFact};
 
+pub(crate) use answered::{Answers, answers};
 pub(crate) use facts::{Fact, Facts};
 pub(crate) use flows::{Flows, flows, keep_flows};
 pub(crate) use metrics::{metric_table, serve_metrics};
@@ -28,7 +30,7 @@ pub(crate) use pulse::Pulse;
 pub(crate) use seen::{Found, Sought, Wanted, search};
 pub(crate) use status::{About, LogTree, sealed_status, status};
 pub(crate) use table::Row;
-pub(crate) use tallies::{Tallies, keep_tallies};
+pub(crate) use tallies::{SPAN, Tallies, keep_tallies, span_of};
 pub(crate) use time::TimeGuard;
 
 /// The server's own name among the enforcement points.
@@ -187,6 +189,12 @@ impl Watch {
         seen::count(&self.tallies, by, &handshakes, now);
         self.tallies.lost(TallyOf::Handshakes, lost);
         self.facts.observe(handshakes, lost);
+    }
+
+    /// What a node reports of requests that its doors answered.
+    pub(crate) fn served(&self, by: NodeId, served: &[v1::Served], lost: u64, now: Timestamp) {
+        answered::count(&self.tallies, by, served, now);
+        self.tallies.lost(TallyOf::Requests, lost);
     }
 
     fn has_room(&self, now: Timestamp) -> bool {

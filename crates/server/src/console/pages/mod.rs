@@ -9,6 +9,7 @@ mod nodes;
 mod overview;
 mod policies;
 mod revocations;
+mod timeline;
 mod workloads;
 
 pub(super) use authorities::authorities;

@@ -91,6 +91,7 @@ pub(crate) async fn workload(ask: &Ask, name: &str) -> Result<Page, Problem> {
         html.put("</dd>");
     }
     html.fill("<dt>On record</dt><dd><a href=\"/log?subject={}\">All events about it</a></dd></dl></section>", &[&InUrl(&one.spiffe_id)]);
+    super::timeline::timeline(&mut html, ask, name, &one.spiffe_id).await?;
     html.put("<section class=\"panel\" id=\"held\" aria-labelledby=\"held-title\" data-live><h2 id=\"held-title\">Certificates in use</h2>");
     let held: Vec<_> = status
         .nodes
