@@ -1,17 +1,12 @@
 //! Prometheus metrics, from one table.
 
 use std::fmt::Write;
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use countersign_identity::{Clock, Timestamp, Told, Vital, Vitals};
+use countersign_program::exposition;
 use countersign_program::trace::Tracer;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::core::{Knowledge, Standing};
@@ -81,30 +76,9 @@ pub(crate) struct Exposition {
 }
 
 impl Exposition {
-    /// Serves the page until stopped: one request a connection, [`CONNECTIONS_MAX`] connections at once.
-    pub(crate) async fn serve(
-        self,
-        listener: tokio::net::TcpListener,
-        stop: CancellationToken,
-    ) -> io::Result<()> {
-        let mut answering = JoinSet::new();
-        loop {
-            let accepted = tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                Some(_done) = answering.join_next() => continue,
-                accepted = listener.accept(), if answering.len() < CONNECTIONS_MAX => accepted,
-            };
-            match accepted {
-                Ok((stream, _address)) => {
-                    let page = self.page();
-                    answering.spawn(tokio::time::timeout(ANSWER_TIMEOUT, answer(stream, page)));
-                }
-                Err(why) => {
-                    tracing::warn!(%why, "no connection for metrics can be accepted");
-                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
-                }
-            }
-        }
+    /// Serves the page until stopped.
+    pub(crate) async fn serve(self, listener: tokio::net::TcpListener, stop: CancellationToken) {
+        exposition::serve(listener, move || self.page(), stop).await;
     }
 
     fn page(&self) -> String {
@@ -190,40 +164,4 @@ fn vitals(view: &View, now: Timestamp) -> Vitals {
         view.link.failed.iter().for_each(|failed| vitals.failed(part, *failed));
     }
     vitals
-}
-
-const CONNECTIONS_MAX: usize = 16;
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-const HEAD_BYTES_MAX: usize = 8 * 1024;
-/// How long to wait when the system has no descriptors left.
-const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
-
-/// Reads one request's head, answers, and closes.
-async fn answer(mut stream: TcpStream, page: String) -> io::Result<()> {
-    let mut head = Vec::new();
-    let mut buffer = [0; 1024];
-    while !head.windows(4).any(|end| end == b"\r\n\r\n") {
-        let read = stream.read(&mut buffer).await?;
-        if read == 0 || HEAD_BYTES_MAX < head.len() {
-            return Ok(());
-        }
-        head.extend_from_slice(&buffer[..read]);
-    }
-    let (status, body) = if head.starts_with(b"GET /metrics ") {
-        ("200 OK", page)
-    } else {
-        ("404 Not Found", "metrics are at /metrics\n".to_owned())
-    };
-    let head = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: text/plain; version=0.0.4\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).await?;
-    stream.write_all(body.as_bytes()).await?;
-    stream.shutdown().await
-}
-
-/// Listens for scrapers.
-pub(crate) async fn listen(address: SocketAddr) -> io::Result<tokio::net::TcpListener> {
-    tokio::net::TcpListener::bind(address).await
 }

@@ -7,6 +7,7 @@ use anyhow::Context;
 use countersign_identity::{
     Backoff, BackoffPolicy, Clock, Entropy, Fault, SystemClock, SystemEntropy,
 };
+use countersign_program::exposition;
 use countersign_program::trace::{Exporter, Service, Tracer, Tracing};
 use countersign_tls::{Slice, Trust};
 use tokio::sync::{oneshot, watch};
@@ -21,7 +22,7 @@ use crate::driver::{Driver, Surroundings};
 use crate::enforcement::{EnforcementService, Points};
 use crate::envoy::EnvoyAuthorization;
 use crate::launcher::{Launches, receive};
-use crate::metrics::{self, Exposition};
+use crate::metrics::Exposition;
 use crate::reception::{Counter, Reception};
 use crate::renewal::{self, Admission};
 use crate::reports::{Facts, Reports};
@@ -92,7 +93,9 @@ pub async fn run_on(
     let mut socket = Socket::bind(&config.socket).map_err(StartRefused::Socket)?;
     let metrics = match config.metrics {
         Some(address) => Some(
-            metrics::listen(address).await.map_err(|why| StartRefused::Metrics { address, why })?,
+            exposition::listen(address)
+                .await
+                .map_err(|why| StartRefused::Metrics { address, why })?,
         ),
         None => None,
     };
@@ -441,7 +444,8 @@ impl Tasks {
     fn serve_metrics(&mut self, exposition: Exposition, listener: tokio::net::TcpListener) {
         let stop = self.stop.clone();
         self.serve("metrics", async move {
-            exposition.serve(listener, stop).await.context("metrics cannot be served")
+            exposition.serve(listener, stop).await;
+            Ok(())
         });
     }
 

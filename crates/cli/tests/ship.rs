@@ -4,6 +4,8 @@
 
 #[path = "support/collector.rs"]
 mod collector;
+#[path = "support/demanding.rs"]
+mod demanding;
 #[path = "support/domain.rs"]
 mod domain;
 mod support;
@@ -11,10 +13,12 @@ mod support;
 mod syslog;
 
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use collector::Collector;
+use demanding::Demanding;
 use domain::{Domain, run};
 use serde_json::Value;
 use support::{binary, text, until};
@@ -54,6 +58,23 @@ impl World {
         Exporter(child)
     }
 
+    /// One that says where its metrics are.
+    fn follow_with_metrics(&self, arguments: &[&str]) -> (Exporter, Metrics) {
+        let mut child = Command::new(binary())
+            .args(["log", "export", "--follow", "--metrics", "127.0.0.1:0", "--output", "json"])
+            .args(arguments)
+            .args(["--admin", &self.domain.admin()])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut said = BufReader::new(child.stdout.take().unwrap());
+        said.read_line(&mut line).unwrap();
+        let started: Value = serde_json::from_str(&line).unwrap();
+        (Exporter(child), Metrics(started["metrics"].as_str().unwrap().to_owned()))
+    }
+
     /// The join tokens that are made are so many events more.
     fn grow(&self, events: usize) -> Vec<String> {
         let made = (0..events).map(|_| {
@@ -67,6 +88,24 @@ impl World {
 
     fn size(&self) -> u64 {
         self.domain.status()["server"]["log"]["size"].as_u64().unwrap()
+    }
+}
+
+/// The metrics of an exporter that was told to serve them.
+struct Metrics(String);
+
+impl Metrics {
+    fn page(&self) -> String {
+        let (status, page) = support::get(&self.0, "/metrics").unwrap();
+        assert_eq!(status, 200, "{page}");
+        page
+    }
+
+    /// The value of a sample, by its name with its labels; nothing when it is not there.
+    fn value(&self, sample: &str) -> Option<u64> {
+        let page = self.page();
+        let line = page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '))?;
+        Some(line.parse().unwrap())
     }
 }
 
@@ -145,6 +184,70 @@ fn a_receiver_that_another_authority_vouches_for_gets_nothing() {
     assert!(text(&unnamed.stderr).contains("--ca"), "{}", text(&unnamed.stderr));
 }
 
+/// A receiver that lets in whom one authority vouches for, and who that is, and who is a stranger to it.
+fn demanding(world: &World) -> (Demanding, Credentials, Credentials) {
+    let folder = world.domain.folder.path();
+    let (sender, stranger) =
+        (Credentials::make(folder, "sender"), Credentials::make(folder, "stranger"));
+    (Demanding::start(&world.credentials, &sender.ca), sender, stranger)
+}
+
+/// Exports as this one; as nobody when it is nobody.
+fn export_as(world: &World, to: &str, who: Option<&Credentials>) -> Output {
+    let mut arguments = vec!["--to", to, "--ca", at(&world.credentials.ca), "--output", "json"];
+    if let Some(who) = who {
+        arguments.extend(["--certificate", at(&who.chain), "--key", at(&who.key)]);
+    }
+    world.export(&arguments)
+}
+
+#[test]
+fn a_receiver_of_syslog_that_demands_a_certificate_is_shown_it_and_takes_nothing_without() {
+    let world = World::make();
+    let (receiver, sender, stranger) = demanding(&world);
+    let to = format!("syslog+tls://{}", receiver.address);
+    for who in [None, Some(&stranger)] {
+        let refused = export_as(&world, &to, who);
+        assert_eq!(refused.status.code(), Some(3), "{}", text(&refused.stderr));
+    }
+    assert!(!receiver.said().contains("<109>1 "), "{}", receiver.said());
+    let sent = export_as(&world, &to, Some(&sender));
+    assert!(sent.status.success(), "{}", text(&sent.stderr));
+    let told: Value = serde_json::from_slice(&sent.stdout).unwrap();
+    let next = usize::try_from(told["next"].as_u64().unwrap()).unwrap();
+    until("every event has come", || {
+        (receiver.said().matches("<109>1 ").count() == next).then_some(())
+    });
+    assert!(receiver.said().contains("Client certificate"), "{}", receiver.said());
+}
+
+#[test]
+fn a_collector_over_tls_that_demands_a_certificate_is_shown_it_and_takes_nothing_without() {
+    let world = World::make();
+    let (collector, sender, stranger) = demanding(&world);
+    let to = format!("otlp+https://{}", collector.address);
+    for who in [None, Some(&stranger)] {
+        let refused = export_as(&world, &to, who);
+        assert_eq!(refused.status.code(), Some(3), "{}", text(&refused.stderr));
+    }
+    assert!(!collector.said().contains("POST "), "{}", collector.said());
+    let sent = std::thread::scope(|scope| {
+        let sending = scope.spawn(|| export_as(&world, &to, Some(&sender)));
+        until("the whole message has come", || {
+            let said = collector.said();
+            let (head, body) = said.split_once("POST ")?.1.split_once("\r\n\r\n")?;
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "))?;
+            (length.trim().parse::<usize>().unwrap() <= body.len()).then_some(())
+        });
+        collector.answer("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}");
+        sending.join().unwrap()
+    });
+    assert!(sent.status.success(), "{}", text(&sent.stderr));
+    let said = collector.said();
+    assert!(said.contains("POST /v1/logs ") && said.contains("svid-issued"), "{said}");
+    assert!(said.contains("Client certificate"), "{said}");
+}
+
 #[test]
 fn no_event_is_lost_when_the_receiver_or_the_exporter_is_cut_off() {
     let world = World::make();
@@ -205,6 +308,44 @@ fn a_receiver_that_is_away_holds_up_nobody() {
     world.grow(5);
     assert_eq!(world.domain.fetch().status.code(), Some(0));
     assert!(before + 5 <= world.size());
+}
+
+#[test]
+fn an_exporter_tells_when_the_receiver_had_all_when_it_was_away_and_what_it_lacks() {
+    const FAILED: &str = "countersign_export_failures_total{end=\"receiver\"}";
+    const LAG: &str = "countersign_export_lag_events";
+    let world = World::make();
+    let collector = Collector::start();
+    let to = format!("otlp+{}", collector.url());
+    let (_exporter, metrics) = world.follow_with_metrics(&["--to", &to]);
+    until("the receiver has all", || (metrics.value(LAG)? == 0).then_some(()));
+    let good = until("it was good", || metrics.value("countersign_export_last_good_seconds"));
+    until("all were delivered", || {
+        (world.size() <= metrics.value("countersign_export_delivered_total")?).then_some(())
+    });
+    assert_eq!(metrics.value(FAILED), Some(0));
+    assert_eq!(metrics.value("countersign_export_last_failure_seconds{end=\"receiver\"}"), None);
+    // A receiver that takes nothing: what it lacks grows, and since when is told.
+    collector.refuse(usize::MAX);
+    world.grow(4);
+    let lag = until("the lag is told", || metrics.value(LAG).filter(|lag| 4 <= *lag));
+    let failed = until("the failure is told", || {
+        metrics.value("countersign_export_last_failure_seconds{end=\"receiver\"}")
+    });
+    assert!(good <= failed && 4 <= lag, "{good} {failed}");
+    assert!(metrics.value(FAILED) > Some(0));
+    assert_eq!(metrics.value("countersign_export_failures_total{end=\"server\"}"), Some(0));
+    collector.refuse(0);
+    until("the receiver has all again", || (metrics.value(LAG)? == 0).then_some(()));
+    assert!(failed <= metrics.value("countersign_export_last_good_seconds").unwrap());
+    // Every metric of the reference is there, and no other.
+    let reference = run(&["reference", "metrics"]);
+    let reference = text(&reference.stdout);
+    let named = reference.lines().filter_map(|line| line.strip_prefix("| `countersign_export_"));
+    let named: BTreeSet<&str> = named.map(|line| line.split('`').next().unwrap()).collect();
+    let page = metrics.page();
+    let told = page.lines().filter_map(|line| line.strip_prefix("# TYPE countersign_export_"));
+    assert_eq!(told.map(|line| line.split(' ').next().unwrap()).collect::<BTreeSet<_>>(), named);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! It refuses to know what any of the programs does.
 
 pub mod exit;
+pub mod exposition;
 mod log;
 pub mod otlp;
 pub mod output;

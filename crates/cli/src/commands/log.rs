@@ -9,6 +9,8 @@ mod verify;
 mod watched;
 mod witness;
 
+pub(super) use self::ship::METRICS;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 

@@ -236,5 +236,6 @@ fn metrics() -> String {
     table("server", &mut countersign_server::metrics());
     table("agent", &mut countersign_agent::METRICS.into_iter());
     table("proxy", &mut countersign_proxy::METRICS.into_iter());
+    table("log export", &mut super::log::METRICS.into_iter());
     text
 }

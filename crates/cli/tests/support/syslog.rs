@@ -15,8 +15,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 /// An authority, and a certificate of it for `127.0.0.1`.
 pub(crate) struct Credentials {
     pub(crate) ca: PathBuf,
-    chain: PathBuf,
-    key: PathBuf,
+    pub(crate) chain: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 fn openssl(folder: &Path, arguments: &[&str]) {

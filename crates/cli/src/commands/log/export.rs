@@ -1,6 +1,7 @@
 //! The log in a file, complete enough to be verified from it.
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
@@ -37,6 +38,9 @@ pub(crate) struct Arguments {
     /// Where it is kept how far the receiver has the log, and gone on from
     #[arg(long, value_name = "FILE", requires = "to")]
     cursor: Option<PathBuf>,
+    /// Serve Prometheus metrics there, such as 127.0.0.1:9105: when the receiver last had what there was, when not, and what it lacks
+    #[arg(long, value_name = "ADDRESS", requires = "follow")]
+    metrics: Option<SocketAddr>,
     /// Who vouches for a receiver over TLS: certificates in PEM
     #[arg(long, value_name = "FILE", requires = "to")]
     ca: Option<PathBuf>,
@@ -78,7 +82,8 @@ async fn send(arguments: &Arguments, named: &Named, output: Output) -> Result<Ex
     let by = Credentials { ca: ca.as_ref(), certificate: certificate.as_ref(), key: key.as_ref() };
     let to = Destination::new(named, &by)?;
     let (cursor, incarnation, follow) = (cursor.as_ref(), *incarnation, *follow);
-    ship::run(Shipment { find, to: &to, cursor, incarnation, follow }, output).await
+    let metrics = arguments.metrics;
+    ship::run(Shipment { find, to: &to, cursor, incarnation, follow, metrics }, output).await
 }
 
 async fn export(

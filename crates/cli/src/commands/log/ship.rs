@@ -7,21 +7,27 @@ mod line;
 mod record;
 mod syslog;
 mod to;
+mod told;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
-use countersign_api::admin::{AdminClient, EventFilter, EventView};
+use anyhow::{Context as _, Result};
+use countersign_api::admin::{AdminClient, AdminError, EventFilter, EventView};
 use countersign_identity::{
     Backoff, BackoffPolicy, Clock as _, Incarnation, SystemClock, SystemEntropy,
 };
+use countersign_program::exposition;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use self::syslog::Syslog;
 use self::to::Way;
 pub(super) use self::to::{Credentials, Destination, Named};
+pub(crate) use self::told::METRICS;
+use self::told::{End, Teller};
 use super::read_file;
 use crate::commands::crl::replace;
 use crate::exit::{Exit, Failure};
@@ -45,6 +51,8 @@ pub(super) struct Shipment<'a> {
     pub(super) cursor: Option<&'a PathBuf>,
     pub(super) incarnation: Option<Incarnation>,
     pub(super) follow: bool,
+    /// Where it tells scrapers how it stands.
+    pub(super) metrics: Option<SocketAddr>,
 }
 
 /// How far a receiver is known to have the log.
@@ -61,9 +69,9 @@ struct Cursor {
 /// Why something was not delivered.
 #[derive(Debug, thiserror::Error)]
 enum Undelivered {
-    /// It may be later.
-    #[error("{0}")]
-    Away(String),
+    /// It may be later, when this end is there again.
+    #[error("{1}")]
+    Away(End, String),
     /// It will not be.
     #[error(transparent)]
     Never(#[from] anyhow::Error),
@@ -76,29 +84,62 @@ enum Line {
 }
 
 pub(super) async fn run(shipment: Shipment<'_>, output: Output) -> Result<Exit> {
+    let (teller, told) = Teller::new();
+    let Some(address) = shipment.metrics else { return go(&shipment, teller, output).await };
+    let listener = exposition::listen(address)
+        .await
+        .with_context(|| format!("metrics cannot be served at `{address}`"))?;
+    say_where(listener.local_addr()?, output)?;
+    let stop = CancellationToken::new();
+    let serving = exposition::serve(listener, move || told::page(&told.borrow()), stop.clone());
+    let going = async {
+        let exit = go(&shipment, teller, output).await;
+        stop.cancel();
+        exit
+    };
+    tokio::join!(going, serving).0
+}
+
+fn say_where(metrics: SocketAddr, output: Output) -> Result<()> {
+    match output {
+        Output::Json => output::json(&json!({ "event": "started", "metrics": metrics }))?,
+        Output::Human => output::line(&format!("metrics at http://{metrics}/metrics"))?,
+    }
+    Ok(())
+}
+
+async fn go(shipment: &Shipment<'_>, mut teller: Teller, output: Output) -> Result<Exit> {
     let client = shipment.find.client()?;
-    let mut cursor = begin(&client, &shipment).await?;
+    let mut cursor = begin(&client, shipment).await?;
     let mut backoff = Backoff::new(BACKOFF);
     let (mut line, mut trouble) = (None, None);
     loop {
         let before = cursor.clone();
-        let turn = deliver(&client, &shipment, &mut cursor, &mut line);
+        let turn = async {
+            count(&client, &cursor, &mut teller).await?;
+            deliver(&client, shipment, &mut cursor, &mut line).await
+        };
         let turned = tokio::select! {
             turned = turn => turned,
-            _interrupted = tokio::signal::ctrl_c() => return end(line, &shipment, cursor, output).await,
+            _interrupted = tokio::signal::ctrl_c() => return end(line, shipment, cursor, output).await,
         };
         if cursor != before {
             backoff.reset();
-            keep(&shipment, &cursor)?;
+            keep(shipment, &cursor)?;
+            teller.good(cursor.past(&before));
         }
         let wait = match turned {
             Ok(true) => continue,
-            Ok(false) if !shipment.follow => return end(line, &shipment, cursor, output).await,
+            Ok(false) if !shipment.follow => return end(line, shipment, cursor, output).await,
             Ok(false) => {
+                if sent(&line, &cursor) == cursor.next {
+                    teller.good(0);
+                }
                 trouble = None;
                 LOOK_PAUSE
             }
-            Err(Undelivered::Away(why)) if shipment.follow => {
+            Err(Undelivered::Away(at, why)) if shipment.follow => {
+                teller.failed(at);
                 // Said once, and not at each try.
                 if trouble.as_ref() != Some(&why) {
                     output::aside(&format!("countersign: {}", output::printable(&why)));
@@ -108,13 +149,55 @@ pub(super) async fn run(shipment: Shipment<'_>, output: Output) -> Result<Exit> 
                 let now = SystemClock::new().now();
                 backoff.failed(now, &SystemEntropy).since(now)
             }
-            Err(Undelivered::Away(why)) => return Err(Failure::unreachable(why).into()),
+            Err(Undelivered::Away(_, why)) => return Err(Failure::unreachable(why).into()),
             Err(Undelivered::Never(why)) => return Err(why),
         };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            _interrupted = tokio::signal::ctrl_c() => return end(line, &shipment, cursor, output).await,
+            _interrupted = tokio::signal::ctrl_c() => return end(line, shipment, cursor, output).await,
         }
+    }
+}
+
+impl Cursor {
+    /// How many events lie between an earlier place and this one, as far as it can be known.
+    fn past(&self, before: &Self) -> u64 {
+        match self.incarnation == before.incarnation {
+            true => self.next.saturating_sub(before.next),
+            false => self.next,
+        }
+    }
+}
+
+/// Counts, every so often, what the receiver is not known to have.
+async fn count(
+    client: &AdminClient,
+    cursor: &Cursor,
+    teller: &mut Teller,
+) -> Result<(), Undelivered> {
+    if teller.count_is_due() {
+        let log = client.log(None).await.map_err(unread)?;
+        let counted = log.counted.unwrap_or_default();
+        let had = if log.incarnation == cursor.incarnation { cursor.next } else { 0 };
+        teller.lacks(counted.saturating_sub(had));
+    }
+    Ok(())
+}
+
+/// The log could not be read.
+fn unread(error: AdminError) -> Undelivered {
+    let told = crate::exit::Told::of(&anyhow::Error::from(error), crate::known);
+    match told.exit {
+        Exit::Unreachable => Undelivered::Away(End::Server, told.message),
+        _ => Undelivered::Never(Failure::new(told.code, told.message).into()),
+    }
+}
+
+/// Up to where events were sent.
+fn sent(line: &Option<Line>, cursor: &Cursor) -> u64 {
+    match line {
+        Some(Line::Syslog(syslog)) => syslog.sent_to().unwrap_or(cursor.next).max(cursor.next),
+        Some(Line::Otlp) | None => cursor.next,
     }
 }
 
@@ -147,18 +230,9 @@ async fn deliver(
     cursor: &mut Cursor,
     line: &mut Option<Line>,
 ) -> Result<bool, Undelivered> {
-    let sent = match line {
-        Some(Line::Syslog(syslog)) => syslog.sent_to().unwrap_or(cursor.next).max(cursor.next),
-        Some(Line::Otlp) | None => cursor.next,
-    };
+    let sent = sent(line, cursor);
     let filter = EventFilter { incarnation: Some(cursor.incarnation), ..EventFilter::default() };
-    let page = client.search(&filter, PAGE_MAX, sent.checked_sub(1)).await.map_err(|error| {
-        let told = crate::exit::Told::of(&anyhow::Error::from(error), crate::known);
-        match told.exit {
-            Exit::Unreachable => Undelivered::Away(told.message),
-            _ => Undelivered::Never(Failure::new(told.code, told.message).into()),
-        }
-    })?;
+    let page = client.search(&filter, PAGE_MAX, sent.checked_sub(1)).await.map_err(unread)?;
     let events: Vec<EventView> = page.events;
     if events.is_empty() {
         return idle(client, shipment, cursor, line).await;
@@ -175,7 +249,7 @@ async fn deliver(
     let next = events.last().map_or(sent, |event| event.index + 1);
     let sending = send(shipment, cursor, line, &events);
     tokio::time::timeout(DELIVER_TIMEOUT, sending).await.unwrap_or_else(|_late| {
-        Err(Undelivered::Away(format!("`{}` takes nothing", shipment.to)))
+        Err(Undelivered::Away(End::Receiver, format!("`{}` takes nothing", shipment.to)))
     })?;
     settle(line, cursor, next);
     Ok(true)
@@ -188,7 +262,7 @@ async fn send(
     events: &[EventView],
 ) -> Result<(), Undelivered> {
     let to = shipment.to;
-    let away = |error: std::io::Error| Undelivered::Away(format!("`{to}`: {error}"));
+    let away = |error: std::io::Error| Undelivered::Away(End::Receiver, format!("`{to}`: {error}"));
     let open = match line.take() {
         Some(open) => open,
         None => match to.way {
@@ -225,7 +299,8 @@ async fn idle(
     line: &mut Option<Line>,
 ) -> Result<bool, Undelivered> {
     if let Some(Line::Syslog(syslog)) = line {
-        syslog.look().map_err(|error| Undelivered::Away(format!("`{}`: {error}", shipment.to)))?;
+        let away = |error| Undelivered::Away(End::Receiver, format!("`{}`: {error}", shipment.to));
+        syslog.look().map_err(away)?;
         let sent = syslog.sent_to().unwrap_or(cursor.next);
         settle(line, cursor, sent);
         if cursor.next < sent {
@@ -235,7 +310,7 @@ async fn idle(
     if shipment.incarnation.is_some() {
         return Ok(false);
     }
-    let log = client.log(None).await.map_err(|error| Undelivered::Away(error.to_string()))?;
+    let log = client.log(None).await.map_err(unread)?;
     let all = log.past.iter().copied().chain([log.incarnation]);
     let Some(later) = all.filter(|later| cursor.incarnation < *later).min() else {
         return Ok(false);
