@@ -21,7 +21,7 @@ fn record((kind, name, value): Stored) -> Record {
         Kind::Service => RecordKind::Service,
         Kind::Workload => RecordKind::Workload,
         Kind::Role => RecordKind::Role,
-        Kind::TrustDomain | Kind::Authority => RecordKind::TrustDomain,
+        Kind::TrustDomain | Kind::Authority | Kind::TlsProfile => RecordKind::TrustDomain,
     };
     Record { key: RecordKey { kind, name: name.into() }, value: value.into() }
 }

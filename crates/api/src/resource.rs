@@ -1,4 +1,4 @@
-//! What operators declare: trust domains, workloads, services, roles and policies.
+//! What operators declare: trust domains, workloads, services, roles, TLS profiles and policies.
 //!
 //! A manifest in YAML, the body of `apply`, and the value of a record in the store are the same fields.
 //! All three are read by one reader ([`Resource::read`], [`Spec::decode`]), which tells every problem at
@@ -19,6 +19,7 @@ mod role;
 mod schema;
 mod service;
 mod text;
+mod tls_profile;
 mod tree;
 mod trust_domain;
 mod workload;
@@ -53,6 +54,10 @@ pub use self::service::{
 pub use self::text::{
     Argument, BadText, CEDAR_BYTES_MAX, CedarText, EnvName, EnvValue, Hint, Reason,
 };
+pub use self::tls_profile::{
+    ClientCertificate, TlsChoice, TlsChoiceName, TlsProfileSpec, UnknownClientCertificate,
+    UnknownTlsChoice,
+};
 pub use self::tree::{BadTree, Entry, Node, TREE_DEPTH_MAX, Tree};
 pub use self::trust_domain::{Changes, TrustDomainSpec};
 pub use self::workload::{SELECTORS_MAX, WORKLOAD_ID_BYTES_MAX, WorkloadSpec};
@@ -77,12 +82,14 @@ pub enum Kind {
     Policy,
     /// A group of workloads.
     Role,
+    /// What the doors of services agree to.
+    TlsProfile,
 }
 
 /// A text that is none of the kinds.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is not a kind{later}: expected one of `TrustDomain`, `Authority`, `Workload`, `Service`, `Policy`, `Role`",
+    "`{0}` is not a kind{later}: expected one of `TrustDomain`, `Authority`, `Workload`, `Service`, `Policy`, `Role`, `TlsProfile`",
     later = later(.0)
 )]
 pub struct UnknownKind(String);
@@ -96,13 +103,14 @@ fn later(word: &str) -> &'static str {
 
 impl Kind {
     /// Every kind, in the order in which lists show them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::TrustDomain,
         Self::Authority,
         Self::Workload,
         Self::Service,
         Self::Policy,
         Self::Role,
+        Self::TlsProfile,
     ];
 
     /// The word in manifests and records.
@@ -114,6 +122,7 @@ impl Kind {
             Self::Service => "Service",
             Self::Policy => "Policy",
             Self::Role => "Role",
+            Self::TlsProfile => "TlsProfile",
         }
     }
 }
@@ -161,6 +170,8 @@ pub enum Spec {
     Policy(PolicySpec),
     /// See [`Kind::Role`].
     Role(RoleSpec),
+    /// See [`Kind::TlsProfile`].
+    TlsProfile(TlsProfileSpec),
 }
 
 /// One declared thing. Its identity is its kind and name.
@@ -241,6 +252,7 @@ impl Spec {
             Self::Service(_) => Kind::Service,
             Self::Policy(_) => Kind::Policy,
             Self::Role(_) => Kind::Role,
+            Self::TlsProfile(_) => Kind::TlsProfile,
         }
     }
 
@@ -255,6 +267,7 @@ impl Spec {
             Kind::Service => ServiceSpec::read(&mut fields, problems).map(Self::Service),
             Kind::Policy => PolicySpec::read(&mut fields, problems).map(Self::Policy),
             Kind::Role => RoleSpec::read(&mut fields, problems).map(Self::Role),
+            Kind::TlsProfile => TlsProfileSpec::read(&mut fields, problems).map(Self::TlsProfile),
         };
         fields.close(problems);
         spec
@@ -269,13 +282,20 @@ impl Spec {
             Self::Service(spec) => serde_json::to_value(spec),
             Self::Policy(spec) => serde_json::to_value(spec),
             Self::Role(spec) => serde_json::to_value(spec),
+            Self::TlsProfile(spec) => serde_json::to_value(spec),
         };
         value.expect("texts, lists and maps with text keys always have a JSON form")
     }
 
     /// The value of this resource's record: canonical JSON (RFC 8785; no numbers occur in it).
     pub fn encode(&self) -> Vec<u8> {
-        canonical(&self.json())
+        let mut json = self.json();
+        if let Self::Service(spec) = self
+            && let Some(profile) = spec.tls_profile.record_json()
+        {
+            json["tlsProfile"] = profile;
+        }
+        canonical(&json)
     }
 
     /// Reads the value of a record.
@@ -285,7 +305,7 @@ impl Spec {
     pub fn decode(kind: Kind, value: &[u8]) -> Result<Self, Vec<Problem>> {
         let tree = Tree::from_json(value)
             .map_err(|bad| vec![Problem::about(kind.as_str(), "", bad.to_string())])?;
-        let mut problems = Problems::of(&tree);
+        let mut problems = Problems::of_record(&tree);
         match Self::read(kind, &tree, "spec", &mut problems) {
             Some(spec) if problems.is_empty() => Ok(spec),
             Some(_) | None => Err(problems.into_inner()),

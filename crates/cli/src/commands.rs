@@ -174,7 +174,7 @@ enum Command {
     },
     /// Print the JSON Schema of a kind of manifest, for editors
     Schema {
-        /// `TrustDomain`, `Authority`, `Workload`, `Service` or `Policy`
+        /// `TrustDomain`, `Authority`, `Workload`, `Service`, `Policy`, `Role` or `TlsProfile`
         kind: Kind,
     },
     /// Print the completions of a shell

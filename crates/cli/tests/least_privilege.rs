@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use support::{PATIENCE, Up, folder, shop, text, until};
+use support::{PATIENCE, Up, folder, manifest_of_me, shop, text, until};
 
 /// A request as the program of `orders` sends it to `payments`: status and body.
 fn as_orders(up: &Up, method: &str, path: &str) -> (u16, String) {
@@ -272,6 +272,77 @@ fn a_role_permits_whom_labels_and_selectors_put_in_it_and_a_plan_shows_who_leave
     up.json(&["apply", shown, "--wait"]);
     assert_eq!(as_orders(&up, "GET", "/charges/7").0, 403);
     assert_ne!(as_orders(&up, "POST", "/charges").0, 403, "what it may by itself it still may");
+}
+
+/// What OpenSSL says of a handshake with a door, with this SVID.
+fn handshake(up: &Up, service: &str, svid: &Path, offer: &[&str]) -> String {
+    let at = |name: &str| svid.join(name).to_str().unwrap().to_owned();
+    let (certificate, key) = (at("svid.pem"), at("svid-key.pem"));
+    let mut openssl = std::process::Command::new("openssl");
+    openssl.args(["s_client", "-brief", "-connect", &up.address(service), "-cert", &certificate]);
+    openssl.args(["-cert_chain", &certificate, "-key", &key]).args(offer);
+    let output = openssl.stdin(std::process::Stdio::null()).output().unwrap();
+    text(&[output.stdout, output.stderr].concat())
+}
+
+#[test]
+fn a_door_speaks_tls_1_2_where_a_profile_is_marked_weak_and_as_long_as_it_is() {
+    let place = folder();
+    let up = Up::shop();
+    up.make_me("10m");
+    let svid = place.path().join("svid");
+    until("an SVID is there", || {
+        let fetched = up.run(&["fetch", "x509", "--write", svid.to_str().unwrap()]);
+        fetched.status.success().then_some(())
+    });
+    let changed = shop_with(
+        place.path(),
+        "  workload: payments\n",
+        "  workload: payments\n  tlsProfile: press\n",
+    );
+    let shown = changed.to_str().unwrap();
+    let permit = "apiVersion: countersign.dev/v1alpha1\nkind: Policy\nmetadata: { name: me-payments }\nspec:\n  cedar: |\n    \
+                  permit (principal == Workload::\"me\", action == Action::\"connect\", resource == Service::\"payments\");\n";
+    std::fs::write(changed.join("permit.yaml"), permit).unwrap();
+    std::fs::write(changed.join("me.yaml"), manifest_of_me("10m")).unwrap();
+    let profile = |spec: &str| {
+        let head =
+            "apiVersion: countersign.dev/v1alpha1\nkind: TlsProfile\nmetadata: { name: press }\n";
+        std::fs::write(changed.join("press.yaml"), format!("{head}spec: {{ {spec} }}\n")).unwrap();
+    };
+    let old = ["-tls1_2"];
+    profile(r#"versions: ["1.3", "1.2"]"#);
+    let refused = up.run(&["apply", shown]);
+    assert_eq!(refused.status.code(), Some(2));
+    let said = text(&refused.stderr);
+    assert!(said.contains("is weak, since TLS 1.2") && said.contains("`weak: true`"), "{said}");
+    assert!(!handshake(&up, "payments", &svid, &old).contains("Protocol version"));
+
+    profile(r#"versions: ["1.3", "1.2"], weak: true, reason: "a press that nobody can update""#);
+    up.json(&["apply", shown, "--wait"]);
+    let said = handshake(&up, "payments", &svid, &old);
+    assert!(said.contains("Protocol version: TLSv1.2"), "{said}");
+    assert_eq!(up.get("web", "/").0, 200, "our own speak as before");
+    assert!(!handshake(&up, "orders", &svid, &old).contains("Protocol version: TLSv1.2"));
+    assert_eq!(up.run(&["drift", shown]).status.code(), Some(0), "manifests are what is declared");
+    let exported = place.path().join("exported");
+    up.run(&["export", exported.to_str().unwrap()]);
+    assert_eq!(up.run(&["drift", exported.to_str().unwrap()]).status.code(), Some(0));
+
+    // The profile alone changes, and with it the door.
+    profile("");
+    let plan = up.json(&["plan", shown]);
+    let changes = plan["changes"].as_array().unwrap();
+    assert!(changes.iter().any(|change| change["kind"] == "TlsProfile"), "{plan}");
+    let service = changes.iter().find(|change| change["kind"] == "Service").unwrap();
+    assert!(service["fields"].to_string().contains("tlsProfile.spec.versions"), "{plan}");
+    up.json(&["apply", shown, "--wait"]);
+    assert!(!handshake(&up, "payments", &svid, &old).contains("Protocol version"));
+    assert_eq!(up.get("web", "/").0, 200);
+    let removed = up.run(&["resource", "remove", "TlsProfile", "press"]);
+    assert!(!removed.status.success(), "a service names it");
+    let said = text(&removed.stderr);
+    assert!(said.contains("no manifest declares TLS profile `press`"), "{said}");
 }
 
 #[test]

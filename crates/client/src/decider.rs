@@ -103,7 +103,8 @@ impl Decider {
             Ok(service) => service,
             Err(denied) => return silent(denied),
         };
-        if let Err(denied) = self.stands(told, now) {
+        if let Err(denied) = self.accepted(told.peer, service).and_then(|()| self.stands(told, now))
+        {
             return silent(denied);
         }
         // As at a door of ours: where nobody decides on requests, they pass as they came.
@@ -169,6 +170,20 @@ impl Decider {
                 (None, _) => Err(denied(Code::NotFound, "whoever asks has no service")),
             },
         }
+    }
+
+    /// Whether the TLS profile of the service takes the peer. Which root vouches for it nobody tells, so where that matters, none does.
+    fn accepted(&self, peer: &SpiffeId, service: &Name) -> Result<(), Denied> {
+        let Some(profile) = self.slice.profiles.get(service) else { return Ok(()) };
+        let taken = profile.accepted.takes_domain(peer.trust_domain(), service);
+        taken.map_err(|refused| denied(refused.code, refused.why))?;
+        if profile.accepted.roots.is_some() {
+            let why = format!(
+                "the TLS profile of `{service}` takes some roots only, and which of them vouches for `{peer}` is not told"
+            );
+            return Err(denied(Code::UnknownIssuer, why));
+        }
+        Ok(())
     }
 
     /// Whether the peer is who it is said to be, and nothing takes that out of service.

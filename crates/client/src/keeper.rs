@@ -317,6 +317,8 @@ impl Keeper {
             names: Arc::new(HashMap::new()),
             policies: Arc::clone(&held.policies),
             revocations: Arc::clone(&self.trust.slice().revocations),
+            // No agent, no services.
+            profiles: Arc::default(),
         });
         held.cut = held.cut.saturating_add(u64::try_from(applied.cut).unwrap_or(u64::MAX));
     }

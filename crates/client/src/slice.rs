@@ -12,7 +12,7 @@ use countersign_pki::{Bundle, Bundles, Certificate};
 use countersign_policy::{
     Member, Members, Operation, Operations, Policies, PolicySource, Principal,
 };
-use countersign_tls::Slice;
+use countersign_tls::{Accepted, ServiceTls, Slice};
 
 use crate::Services;
 
@@ -87,6 +87,7 @@ pub(crate) fn decode(slice: v1::Slice, before: &Arc<Compiled>) -> Result<Decoded
     let ids = workloads(slice.workloads)?;
     let roles = roles(slice.roles, &ids, &workload)?;
     let services = services(slice.services)?;
+    let profiles = profiles(&services)?;
     let told = Told { operations: operations(&services), labels, roles };
     let compiled = policies(slice.policies, told, before)?;
     let revocations = revocations(slice.revocations)?;
@@ -108,6 +109,7 @@ pub(crate) fn decode(slice: v1::Slice, before: &Arc<Compiled>) -> Result<Decoded
         names: Arc::new(names),
         policies: Arc::clone(&compiled.policies),
         revocations: Arc::new(revocations),
+        profiles: Arc::new(profiles),
     };
     let services = Services { revision, workload, id, services, ids };
     Ok(Decoded { slice, services, compiled })
@@ -124,6 +126,7 @@ pub(crate) fn following(slice: Slice, before: &Slice, now: Timestamp) -> Slice {
     Slice {
         bundles: unchanged(slice.bundles, &before.bundles),
         names: unchanged(slice.names, &before.names),
+        profiles: unchanged(slice.profiles, &before.profiles),
         revocations,
         ..slice
     }
@@ -207,7 +210,8 @@ fn services(wire: Vec<v1::Record>) -> Result<BTreeMap<Name, ServiceSpec>, BadSli
                 | Spec::Authority(_)
                 | Spec::Workload(_)
                 | Spec::Policy(_)
-                | Spec::Role(_),
+                | Spec::Role(_)
+                | Spec::TlsProfile(_),
             ) => return Err(bad_record(&record, "it is of another kind")),
             Err(problems) => {
                 let lines: Vec<_> = problems.iter().take(5).map(ToString::to_string).collect();
@@ -219,6 +223,26 @@ fn services(wire: Vec<v1::Record>) -> Result<BTreeMap<Name, ServiceSpec>, BadSli
         }
     }
     Ok(services)
+}
+
+/// What the services ask of handshakes that ask for something of their own.
+fn profiles(services: &BTreeMap<Name, ServiceSpec>) -> Result<HashMap<Name, ServiceTls>, BadSlice> {
+    let profile = |(name, spec): (&Name, &ServiceSpec)| {
+        let Some(terms) = spec.tls_profile.terms() else {
+            let why = format!("nobody has said what TLS profile `{}` is", spec.tls_profile.name);
+            let (kind, name) = (Kind::Service.to_string(), name.to_string());
+            return Err(BadSlice::Record { kind, name, why });
+        };
+        let declared = spec.tls_profile.spec.as_ref();
+        let domains = declared.map(|it| it.trust_domains.iter().cloned().collect::<BTreeSet<_>>());
+        let roots = declared.map(|it| it.roots.iter().copied().collect::<BTreeSet<_>>());
+        let accepted = Accepted {
+            domains: domains.filter(|domains| !domains.is_empty()),
+            roots: roots.filter(|roots| !roots.is_empty()),
+        };
+        Ok((name.clone(), ServiceTls { terms, accepted }))
+    };
+    services.iter().map(profile).collect()
 }
 
 fn operations(services: &BTreeMap<Name, ServiceSpec>) -> Operations {

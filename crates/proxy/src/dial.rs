@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use countersign_identity::{Code, Name, SpiffeId, TlsProfile};
+use countersign_identity::{Code, Name, SpiffeId};
 use countersign_tls::{Admitted, Established, Expected, Expired, Outbound};
 use rustls::AlertDescription;
 use tokio::net::{TcpStream, UnixStream};
@@ -35,7 +35,7 @@ impl std::fmt::Display for Target {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Dialer {
     /// To the one peer that is meant, at an address.
-    Mutual { service: Name, peer: SpiffeId, address: String, expired: Expired, profile: TlsProfile },
+    Mutual { service: Name, peer: SpiffeId, address: String, expired: Expired },
     /// To the program, in clear.
     Program(Target),
     /// To the program, in clear, with HTTP/2 from the first byte.
@@ -111,13 +111,12 @@ impl Dialer {
 
     pub(crate) async fn dial(&self, plane: &Plane, want: Want) -> Result<Dialled, DialFailure> {
         match self {
-            Self::Mutual { service, peer, address, expired, profile } => {
+            Self::Mutual { service, peer, address, expired } => {
                 let expected = Expected::Id(peer.clone());
                 let mut outbound = Outbound::service(service.clone(), expected);
                 outbound.timeout = CONNECT_TIMEOUT;
                 outbound.alpn = protocols(want);
                 outbound.expired = *expired;
-                outbound.profile = *profile;
                 mutual(plane, address, &outbound).await
             }
             Self::Program(target) => program(target, Spoken::Http1).await,

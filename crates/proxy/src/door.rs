@@ -175,7 +175,6 @@ impl Door {
         inbound.peer_address = Some(from);
         inbound.address_of = of;
         inbound.expired = self.manners.load().expired;
-        inbound.profile = self.manners.load().profile;
         inbound.alpn = match &**self.route.load() {
             Route::Requests(_) => protocols(Want::AnyHttp),
             Route::Bytes(_) => protocols(Want::Raw),

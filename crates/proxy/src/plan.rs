@@ -9,7 +9,7 @@ use countersign_api::resource::{
     Expired as SpecExpired, ForwardClientCertificate, Local, Network, Protocol as Spec,
     ProxyVersion, ServiceSpec, Upstream,
 };
-use countersign_identity::{Name, SpiffeId, TlsProfile};
+use countersign_identity::{Name, SpiffeId};
 use countersign_tls::Expired;
 
 use crate::config::{FixedInbound, FixedOutbound, LocalPlace, Protocol};
@@ -39,7 +39,6 @@ pub(crate) struct DoorPlan {
 pub(crate) struct Manners {
     /// What becomes of connections that outlive their peers' certificates.
     pub(crate) expired: Expired,
-    pub(crate) profile: TlsProfile,
     /// What the program is told of its callers' certificates.
     pub(crate) told: Told,
     /// The load balancers through which everybody comes; none when peers dial the door themselves.
@@ -61,7 +60,6 @@ impl Manners {
     /// When nobody says otherwise.
     pub(crate) const USUAL: Self = Self {
         expired: Expired::End,
-        profile: TlsProfile::Modern,
         told: Told::Nothing,
         balancers: Vec::new(),
         preface: Preface::Nothing,
@@ -116,12 +114,8 @@ impl Plan {
             }
         }
         for outlet in outbound {
-            let ways = mutual(
-                &outlet.service,
-                &outlet.peer,
-                outlet.addresses.clone(),
-                (Expired::End, TlsProfile::Modern),
-            );
+            let addresses = outlet.addresses.clone();
+            let ways = mutual(&outlet.service, &outlet.peer, addresses, Expired::End);
             let leads = Leads { protocol: outlet.protocol, ways };
             let key = (outlet.service.clone(), outlet.service.clone());
             let before =
@@ -164,7 +158,6 @@ impl Plan {
             Leads { protocol: protocol(spec.protocol), ways: vec![Dialer::Program(forward)] };
         let manners = Manners {
             expired: expired(spec),
-            profile: spec.tls_profile,
             told: told(spec),
             balancers: spec.proxy_protocol.from.clone(),
             preface: spec
@@ -205,7 +198,7 @@ impl Plan {
         let addresses = addresses.iter().map(ToString::to_string).collect();
         let leads = Leads {
             protocol: protocol(spec.protocol),
-            ways: mutual(called, peer, addresses, (expired(spec), spec.tls_profile)),
+            ways: mutual(called, peer, addresses, expired(spec)),
         };
         self.outlets.insert((name.clone(), called.clone()), OutletPlan { local, leads });
     }
@@ -215,15 +208,10 @@ fn mutual(
     service: &Name,
     peer: &SpiffeId,
     addresses: Vec<String>,
-    (expired, profile): (Expired, TlsProfile),
+    expired: Expired,
 ) -> Vec<Dialer> {
-    let way = |address| Dialer::Mutual {
-        service: service.clone(),
-        peer: peer.clone(),
-        address,
-        expired,
-        profile,
-    };
+    let way =
+        |address| Dialer::Mutual { service: service.clone(), peer: peer.clone(), address, expired };
     addresses.into_iter().map(way).collect()
 }
 

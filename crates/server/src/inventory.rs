@@ -93,7 +93,8 @@ fn compare(state: &State, seen: &Seen, since: Timestamp) -> InventoryResponse {
         | Spec::Authority(_)
         | Spec::Workload(_)
         | Spec::Policy(_)
-        | Spec::Role(_) => None,
+        | Spec::Role(_)
+        | Spec::TlsProfile(_) => None,
     };
     let services: BTreeMap<Name, ServiceSpec> = state.resources().filter_map(service).collect();
     let views: Vec<ServiceView> =
@@ -130,7 +131,7 @@ fn view(state: &State, name: &Name, spec: &ServiceSpec, seen: &Seen) -> ServiceV
         protocol: spec.protocol.to_string(),
         addresses: spec.dial_addresses().iter().map(ToString::to_string).collect(),
         mutual_tls: spec.mutual_tls.to_string(),
-        tls_profile: spec.tls_profile.to_string(),
+        tls_profile: spec.tls_profile.name.to_string(),
         classification: spec
             .data_sets
             .iter()

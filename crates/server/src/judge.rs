@@ -1,18 +1,24 @@
 //! What the policies of a set of resources come to: asked by operators, about the state in force or one that might be.
 
+mod accepted;
+mod told;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use countersign_api::admin::{Answer, ExplainRequest, ExplainResponse, FlowView, UnusedGrant};
-use countersign_api::resource::{PolicySpec, Resource, ServiceSpec, Spec, roles};
+use countersign_api::resource::{Resource, ServiceSpec, Spec, roles};
 use countersign_identity::{
-    Attested, CanonicalPath, Mode, Name, SpiffeId, Timestamp, TrustDomain, Verb,
+    Attested, CanonicalPath, Code, Mode, Name, SpiffeId, Timestamp, TrustDomain, Verb,
 };
 use countersign_policy::{
-    CallRequest, Called, ConnectRequest, Context, Decision, Declared, Grant, Limit, Member,
-    Members, Names, Operation, Operations, Policies, PolicySource, Principal, Problem, Rate, Reads,
-    Verdict, nearest,
+    CallRequest, Called, ConnectRequest, Context, Decision, Declared, Grant, Member, Members,
+    Names, Operation, Operations, Policies, PolicySource, Principal, Problem, Reads, Verdict,
+    nearest,
 };
+
+use accepted::Accepted;
+use told::{limit, note, why};
 
 /// How many names a sentence lists at most.
 const NAMES_TOLD_MAX: usize = 8;
@@ -28,6 +34,7 @@ pub struct Judge {
     services: BTreeMap<Name, ServiceSpec>,
     /// By which kinds of facts a process must be attested to be this workload, which its certificates then say.
     attested: BTreeMap<Name, Attested>,
+    accepted: Accepted,
     now: Timestamp,
 }
 
@@ -79,7 +86,8 @@ impl Judge {
                 }
                 Spec::Service(spec) => drop(services.insert(name, spec.clone())),
                 Spec::Policy(spec) => drop(notes.insert(name, note(spec))),
-                Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Role(_) => {}
+                Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Role(_) | Spec::TlsProfile(_) => {
+                }
             }
         }
         let names = ids.iter().map(|(name, id)| (id.clone(), name.clone())).collect();
@@ -87,7 +95,8 @@ impl Judge {
         let policies = Self::compile(resources)?;
         let policies = policies.with_members(members(resources, domain)).forgetful();
         policies.lapse(now);
-        Ok(Self { policies, notes, ids, names, services, attested, now })
+        let accepted = Accepted::of(resources);
+        Ok(Self { policies, notes, ids, names, services, attested, accepted, now })
     }
 
     /// The policies alone.
@@ -110,7 +119,8 @@ impl Judge {
             | Spec::Authority(_)
             | Spec::Workload(_)
             | Spec::Service(_)
-            | Spec::Role(_) => None,
+            | Spec::Role(_)
+            | Spec::TlsProfile(_) => None,
         };
         resources.iter().filter_map(source).collect()
     }
@@ -128,7 +138,10 @@ impl Judge {
                     let full = spec.operations.iter().map(|one| format!("{name}/{}", one.name));
                     declared.operations.extend(full);
                 }
-                Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Policy(_) => {}
+                Spec::TrustDomain(_)
+                | Spec::Authority(_)
+                | Spec::Policy(_)
+                | Spec::TlsProfile(_) => {}
             }
         }
         declared
@@ -163,6 +176,11 @@ impl Judge {
 
     /// Decides as a proxy would: on the connection first, then on the request.
     pub(crate) fn judge(&self, question: &Question) -> Judged {
+        if !self.takes(question) {
+            let (verdict, policies) = (Verdict::Deny(Code::UnknownTrustDomain), Vec::new());
+            let decision = Decision { verdict, mode: Mode::Enforce, policies };
+            return Judged { decision, operation: None, by_connection: true };
+        }
         let (context, now) = (self.context(question), question.at);
         let service = question.service.as_str();
         let principal = &question.source;
@@ -194,6 +212,15 @@ impl Judge {
             }
             None => Judged { decision: connect, operation: None, by_connection: true },
         }
+    }
+
+    /// Whether the TLS profile of the service takes the one who asks, before any policy is asked.
+    fn takes(&self, question: &Question) -> bool {
+        let id = match &question.source {
+            Principal::Named(name) => self.ids.get(name),
+            Principal::Id(id) => Some(id),
+        };
+        id.is_none_or(|id| self.accepted.takes(id, &question.service))
     }
 
     /// Who this is, as policies name it.
@@ -393,6 +420,11 @@ impl Judge {
     /// What would allow it.
     fn remedy(&self, question: &Question, judged: &Judged) -> String {
         let (source, service) = (&question.source, &question.service);
+        if !self.takes(question) {
+            return format!(
+                "its trust domain must be among the `trustDomains` of the TLS profile of `{service}`, and a policy must permit it"
+            );
+        }
         if !judged.decision.policies.is_empty() {
             let policies = judged.decision.policies.join("`, `");
             return format!(
@@ -446,20 +478,6 @@ pub(crate) fn of_flows(reads: Reads) -> Vec<String> {
         (reads.attestation, "each caller's certificate says what its manifest asks for"),
     ];
     sentences.into_iter().filter(|(read, _)| *read).map(|(_, said)| said.to_owned()).collect()
-}
-
-/// What a manifest says of its policies, beside what they permit.
-fn note(spec: &PolicySpec) -> String {
-    let until = spec.until.map(|until| format!("until {until}"));
-    let reason = spec.reason.as_ref().map(ToString::to_string);
-    until.into_iter().chain(reason).collect::<Vec<_>>().join(", ")
-}
-
-fn limit(limit: &Limit) -> String {
-    let rate =
-        limit.rate.map(|Rate { count, span }| format!("at most {count} in {}s", span.as_secs()));
-    let concurrent = limit.concurrent.map(|count| format!("at most {count} at once"));
-    rate.into_iter().chain(concurrent).collect::<Vec<_>>().join(", ")
 }
 
 /// Stands for the paths that no operation declares.
@@ -524,42 +542,6 @@ fn unknown(text: &str, what: &str, declared: &BTreeSet<&str>) -> Unclear {
             ))
         }
     }
-}
-
-/// The decision in a sentence.
-fn why(question: &Question, judged: &Judged) -> String {
-    let (source, service) = (&question.source, &question.service);
-    let Decision { verdict, mode, policies } = &judged.decision;
-    let may = if *verdict == Verdict::Allow { "may" } else { "may not" };
-    let what = match &question.call {
-        Some((method, path)) => {
-            let operation = judged.operation.as_ref();
-            let named = operation.map(|one| format!(", its operation `{}`", one.name));
-            format!(
-                "`{source}` {may} ask `{service}` for `{method} {path}`{}",
-                named.unwrap_or_default()
-            )
-        }
-        None => format!("`{source}` {may} connect to `{service}`"),
-    };
-    let by = policies.join("`, `");
-    let connection = question.call.is_some() && judged.by_connection;
-    let because = match (verdict, policies.is_empty(), connection) {
-        (Verdict::Allow, _, true) => {
-            format!("it may connect, by `{by}`, and no operation is asked about")
-        }
-        (Verdict::Allow, _, false) => format!("by `{by}`"),
-        (Verdict::Deny(_), true, true) => "no policy lets it connect".to_owned(),
-        (Verdict::Deny(_), true, false) => "no policy permits it".to_owned(),
-        (Verdict::Deny(_), false, true) => format!("`{by}` keeps it from connecting"),
-        (Verdict::Deny(_), false, false) => format!("`{by}` forbids it"),
-    };
-    let observed = match (verdict, mode) {
-        (Verdict::Deny(_), Mode::Observe) => "; it is let pass, since policies only observe here",
-        (Verdict::Allow, Mode::Observe) => ", which only observes so far",
-        (_, Mode::Enforce) => "",
-    };
-    format!("{what}: {because}{observed}")
 }
 
 #[cfg(test)]

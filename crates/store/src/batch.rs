@@ -33,6 +33,8 @@ pub enum Kind {
     Service,
     /// What is not issued any more.
     Suspension,
+    /// What the doors of services agree to.
+    TlsProfile,
     /// A realm's own settings.
     TrustDomain,
     /// How far the authorities have walked, in one record.
@@ -44,13 +46,13 @@ pub enum Kind {
 /// A text that is none of the kinds of this version.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is not a kind of record: expected `Authority`, `Bundle`, `Incarnation`, `Policy`, `Revocation`, `Role`, `Service`, `Suspension`, `TrustDomain`, `Walk` or `Workload`"
+    "`{0}` is not a kind of record: expected `Authority`, `Bundle`, `Incarnation`, `Policy`, `Revocation`, `Role`, `Service`, `Suspension`, `TlsProfile`, `TrustDomain`, `Walk` or `Workload`"
 )]
 pub struct UnknownKind(String);
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Authority,
         Self::Bundle,
         Self::Incarnation,
@@ -59,6 +61,7 @@ impl Kind {
         Self::Role,
         Self::Service,
         Self::Suspension,
+        Self::TlsProfile,
         Self::TrustDomain,
         Self::Walk,
         Self::Workload,
@@ -74,6 +77,7 @@ impl Kind {
             Self::Service => "Service",
             Self::Policy => "Policy",
             Self::Role => "Role",
+            Self::TlsProfile => "TlsProfile",
             Self::Bundle => "Bundle",
             Self::Incarnation => "Incarnation",
             Self::Revocation => "Revocation",

@@ -142,6 +142,7 @@ impl Changed {
     pub(crate) fn between(before: &Slice, after: &Slice) -> Self {
         let same = Arc::ptr_eq(&before.bundles, &after.bundles)
             && Arc::ptr_eq(&before.names, &after.names)
+            && Arc::ptr_eq(&before.profiles, &after.profiles)
             && Arc::ptr_eq(&before.policies, &after.policies);
         match (same, Arc::ptr_eq(&before.revocations, &after.revocations)) {
             (true, true) => Self::Nothing,

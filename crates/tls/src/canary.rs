@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{Clock, Code, Revision, SpiffeId};
+use countersign_identity::{Clock, Code, Revision, SpiffeId, TlsTerms};
 use countersign_pki::{Refused, Verified};
 use rustls::{AlertDescription, Error};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -113,6 +113,8 @@ async fn show(
 ) -> CanaryAnswer {
     let mut outbound = Outbound::control(Expected::Id(expected.clone()));
     outbound.alpn = vec![CANARY_ALPN.to_vec()];
+    // Which profile the door has is not known here, and a canary is no secret.
+    outbound.terms = TlsTerms::ANY;
     outbound.timeout = timeout;
     let shown = async {
         match dial(trust, address, &outbound).await {

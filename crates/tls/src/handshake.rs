@@ -319,6 +319,7 @@ impl Attempt {
         let common = tls.get_ref().1;
         self.fact.version = match common.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "1.3",
+            Some(ProtocolVersion::TLSv1_2) => "1.2",
             Some(other) => other.as_str().unwrap_or_default(),
             None => "",
         };

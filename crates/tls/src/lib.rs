@@ -54,6 +54,7 @@ mod reproof;
 mod revoked;
 mod room;
 mod rule;
+mod service_tls;
 mod socket;
 mod source;
 mod standing;
@@ -75,6 +76,7 @@ pub use room::{Room, RoomBounds, Ticket};
 pub use rule::{
     AddressOf, Clients, Expected, Expired, HANDSHAKE_TIMEOUT, Inbound, Outbound, Present, Purpose,
 };
+pub use service_tls::{Accepted, ServiceTls};
 pub use source::Source;
 pub use standing::{Allowance, Leave, Outcome, Rate, StandingRates, Standings};
 pub use stream::Stream;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use countersign_identity::{Clock, Code, KeyId, TlsProfile, TrustDomain};
+use countersign_identity::{Clock, Code, KeyId, TlsTerms, TrustDomain};
 use countersign_pki::{Bundle, Refused, Role, Verified, verify_pinned};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::verify_tls13_signature;
@@ -76,7 +76,7 @@ pub async fn connect_pinned(
         found: OnceLock::new(),
     });
     let config = client_with(
-        provider(TlsProfile::Modern),
+        (provider(TlsTerms::MODERN), TlsTerms::MODERN),
         Arc::clone(&verifier) as Arc<_>,
         ShowsNothing,
         &contact.alpn,

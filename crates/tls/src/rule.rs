@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use countersign_identity::{Code, Mode, Name, SpiffeId, Timestamp, TlsProfile, TrustDomain};
+use countersign_identity::{Code, Mode, Name, SpiffeId, Timestamp, TlsTerms, TrustDomain};
 use countersign_pki::{Refused, Verified};
 use countersign_policy::{ConnectRequest, Context, Principal, Verdict};
 
@@ -112,8 +112,8 @@ pub struct Inbound {
     pub clients: Clients,
     /// Application protocols, best first.
     pub alpn: Vec<Vec<u8>>,
-    /// Which key exchanges are agreed to.
-    pub profile: TlsProfile,
+    /// On what handshakes may agree, where the slice holds no profile of the service.
+    pub terms: TlsTerms,
     /// How long a handshake may take.
     pub timeout: Duration,
     /// What becomes of connections that outlive their peers' certificates.
@@ -140,7 +140,7 @@ impl Inbound {
             purpose,
             clients: Clients::Required,
             alpn: Vec::new(),
-            profile: TlsProfile::Modern,
+            terms: TlsTerms::MODERN,
             timeout: HANDSHAKE_TIMEOUT,
             expired: Expired::End,
             peer_address: None,
@@ -160,8 +160,8 @@ pub struct Outbound {
     pub present: Present,
     /// Application protocols, best first.
     pub alpn: Vec<Vec<u8>>,
-    /// Which key exchanges are offered.
-    pub profile: TlsProfile,
+    /// What is offered, where the slice holds no profile of the service.
+    pub terms: TlsTerms,
     /// How long the handshake may take; [`dial`](crate::dial) counts the way there as well.
     pub timeout: Duration,
     /// What becomes of connections that outlive their peers' certificates.
@@ -186,7 +186,7 @@ impl Outbound {
             expected,
             present,
             alpn: Vec::new(),
-            profile: TlsProfile::Modern,
+            terms: TlsTerms::MODERN,
             timeout: HANDSHAKE_TIMEOUT,
             expired: Expired::End,
         }
@@ -242,7 +242,11 @@ pub(crate) fn decide(
         Purpose::Control => return Ok(Vec::new()),
     };
     let dialler = match rule.direction {
-        Direction::Inbound => &peer.id,
+        Direction::Inbound => {
+            let profile = slice.profiles.get(service);
+            profile.map_or(Ok(()), |profile| profile.accepted.takes(peer, service))?;
+            &peer.id
+        }
         Direction::Outbound => local.ok_or_else(no_own_identity)?,
     };
     let principal = principal(dialler, slice);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use countersign_identity::{
-    Clock, Code, Name, Revision, Revocation, Revocations, SpiffeId, Timestamp, TlsProfile,
+    Clock, Code, Name, Revision, Revocation, Revocations, SpiffeId, Timestamp, TlsTerms,
 };
 use countersign_pki::{
     Bundle, Bundles, ChainMemory, Findings, Refused, Role, SignatureCounts, Verified,
@@ -18,12 +18,12 @@ use rustls::crypto::CryptoProvider;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::Identity;
 use crate::admission::{self, Changed, Reviewed};
 use crate::config::Providers;
 use crate::identity::Own;
 use crate::register::Register;
 use crate::revoked::revoked;
+use crate::{Identity, ServiceTls};
 
 /// All that verifiers enforce, at one revision. It is swapped as one value, so that no decision ever mixes two.
 #[derive(Clone)]
@@ -38,6 +38,9 @@ pub struct Slice {
     pub policies: Arc<Policies>,
     /// What was issued and is out of service.
     pub revocations: Arc<Revocations>,
+    /// What the TLS profiles of services ask of those who dial them, and of those whom they let in; of no service that is not
+    /// among them more than the usual.
+    pub profiles: Arc<HashMap<Name, ServiceTls>>,
 }
 
 impl Slice {
@@ -49,6 +52,7 @@ impl Slice {
             names: Arc::default(),
             policies: Arc::new(Policies::none()),
             revocations: Arc::default(),
+            profiles: Arc::default(),
         }
     }
 }
@@ -342,8 +346,8 @@ impl Trust {
         self.applying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn provider(&self, profile: TlsProfile) -> Arc<CryptoProvider> {
-        self.providers.of(profile)
+    pub(crate) fn provider(&self, terms: TlsTerms) -> Arc<CryptoProvider> {
+        self.providers.of(terms)
     }
 }
 

@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use countersign_identity::{Attested, Code};
+use countersign_identity::{Attested, Code, TlsTerms, TlsVersion};
 use countersign_pki::{Findings, Refused, Role, Verified};
 use countersign_policy::Context;
 use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -113,6 +113,8 @@ pub(crate) struct Verifier {
     pub(crate) trust: Arc<Trust>,
     pub(crate) rule: Rule,
     pub(crate) clients: Clients,
+    /// On what the handshake may agree.
+    pub(crate) terms: TlsTerms,
     pub(crate) asked: Asked,
     /// Of this one connection; none in a configuration that many connections share.
     pub(crate) slot: Option<Arc<Slot>>,
@@ -137,7 +139,12 @@ impl Verifier {
             (Some(slot), Err(refused)) => Err(slot.refuse(refused)),
             (None, Ok((verified, _unproven))) => {
                 let local = self.trust.identity();
-                self.foresee(&verified, local.as_deref()).map_err(|refused| alerting(refused.code))
+                // Which version is agreed on cannot be told here, so every one that could be has to be let in.
+                let mut versions = TlsVersion::ALL.iter().filter(|it| self.terms.has_version(**it));
+                versions.try_for_each(|version| {
+                    let foreseen = self.foresee(&verified, local.as_deref(), version.as_str());
+                    foreseen.map_err(|refused| alerting(refused.code))
+                })
             }
             (None, Err(refused)) => Err(alerting(refused.code)),
         }
@@ -149,11 +156,17 @@ impl Verifier {
     /// Only from here on is the peer's name more than a claim, so only here it is used in a refusal.
     fn proof(
         &self,
-        message: &[u8],
         leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
+        (message, signature): (&[u8], &DigitallySignedStruct),
+        version: TlsVersion,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let valid = verify_tls13_signature(message, leaf, signature, &ALGORITHMS)?;
+        let valid = match version {
+            TlsVersion::V13 => verify_tls13_signature(message, leaf, signature, &ALGORITHMS),
+            TlsVersion::V12 if self.terms.has_version(version) => {
+                verify_tls12_signature(message, leaf, signature, &ALGORITHMS)
+            }
+            TlsVersion::V12 => Err(no_tls12()),
+        }?;
         let Some(slot) = &self.slot else {
             return Ok(valid);
         };
@@ -167,7 +180,7 @@ impl Verifier {
             return Err(slot.refuse(Refused { code: Code::Internal, why }));
         };
         let local = slot.shown().map(|own| &*own.identity);
-        self.foresee(peer, local).map_err(|refused| slot.refuse(refused))?;
+        self.foresee(peer, local, version.as_str()).map_err(|refused| slot.refuse(refused))?;
         Ok(valid)
     }
 
@@ -175,7 +188,12 @@ impl Verifier {
     ///
     /// Policy may read the key exchange, which rustls does not tell at this point. So every one that we can agree on is
     /// tried: refused is what none of them lets pass. Admission decides again, on what was really agreed.
-    fn foresee(&self, peer: &Verified, local: Option<&Identity>) -> Result<(), Refused> {
+    fn foresee(
+        &self,
+        peer: &Verified,
+        local: Option<&Identity>,
+        version: &str,
+    ) -> Result<(), Refused> {
         let slice = self.trust.slice();
         if self.asked == Asked::Trial {
             return canary::alive(peer, &slice);
@@ -184,7 +202,7 @@ impl Verifier {
         let (mut last, now) = (None, self.trust.now());
         let source = self.slot.as_ref().and_then(|slot| slot.source());
         for group in group_names() {
-            let shown = Shown { peer, local, source, version: "1.3", group };
+            let shown = Shown { peer, local, source, version, group };
             let context = shown.context(self.rule.direction, &self.trust);
             match decide(&self.rule, peer, local.map(Identity::id), (&context, now), &slice) {
                 Ok(_policies) => return Ok(()),
@@ -263,11 +281,11 @@ impl ClientCertVerifier for Verifier {
 
     fn verify_tls12_signature(
         &self,
-        _message: &[u8],
-        _leaf: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(no_tls12())
+        self.proof(leaf, (message, signature), TlsVersion::V12)
     }
 
     fn verify_tls13_signature(
@@ -276,7 +294,7 @@ impl ClientCertVerifier for Verifier {
         leaf: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.proof(message, leaf, signature)
+        self.proof(leaf, (message, signature), TlsVersion::V13)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -298,11 +316,11 @@ impl ServerCertVerifier for Verifier {
 
     fn verify_tls12_signature(
         &self,
-        _message: &[u8],
-        _leaf: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(no_tls12())
+        self.proof(leaf, (message, signature), TlsVersion::V12)
     }
 
     fn verify_tls13_signature(
@@ -311,7 +329,7 @@ impl ServerCertVerifier for Verifier {
         leaf: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.proof(message, leaf, signature)
+        self.proof(leaf, (message, signature), TlsVersion::V13)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -319,7 +337,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// No configuration of ours speaks TLS 1.2, so no signature of it is ever good.
+/// Where TLS 1.2 is not spoken, no signature of it is ever good.
 pub(crate) fn no_tls12() -> Error {
     Error::PeerMisbehaved(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme)
 }

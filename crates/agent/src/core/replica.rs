@@ -281,7 +281,8 @@ impl Replica {
                 | Spec::Workload(_)
                 | Spec::Service(_)
                 | Spec::Policy(_)
-                | Spec::Role(_),
+                | Spec::Role(_)
+                | Spec::TlsProfile(_),
             )
             | Err(_) => None,
         }

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 
-use countersign_identity::{Lifetime, Name, SpiffeId, TrustDomain};
+use countersign_identity::{Lifetime, Name, SpiffeId, TlsProfile, TrustDomain};
 
 use super::address::{ListenAddress, Local};
 use super::problem::Problem;
 use super::role::{ROLE_MEMBERS_MAX, roles};
+use super::tls_profile::TlsChoiceName;
 use super::{Kind, Resource, RoleSpec, ServiceSpec, Spec, TrustDomainSpec, WorkloadSpec};
 
 /// The resources by name, and the trust domain that they are for.
@@ -73,9 +74,14 @@ pub fn check_beside<'a>(
         match &resource.spec {
             Spec::Workload(spec) => drop(workloads.insert(&resource.name, spec)),
             Spec::Service(spec) => drop(services.insert(&resource.name, spec)),
-            Spec::TrustDomain(_) | Spec::Authority(_) | Spec::Policy(_) | Spec::Role(_) => {}
+            Spec::TrustDomain(_)
+            | Spec::Authority(_)
+            | Spec::Policy(_)
+            | Spec::Role(_)
+            | Spec::TlsProfile(_) => {}
         }
     }
+    check_profiles(resources, &services, unread, &mut problems);
     check_roles(resources, &workloads, settings.as_ref(), unread, &mut problems);
     match settings {
         Some(settings) => {
@@ -187,6 +193,39 @@ fn over_limit(lifetime: Option<Lifetime>, max: Lifetime) -> Option<String> {
     Some(format!(
         "`{lifetime}` is over `lifetimeMax` of the trust domain, which is `{max}`: lower it, or raise the limit"
     ))
+}
+
+/// A service that names no profile in force would have a door that agrees to what nobody meant.
+fn check_profiles(
+    resources: &[Resource],
+    services: &BTreeMap<&Name, &ServiceSpec>,
+    unread: &Unread,
+    problems: &mut Vec<Problem>,
+) {
+    let declared = resources.iter().filter(|one| one.kind() == Kind::TlsProfile);
+    let declared: Vec<&Name> = declared.map(|one| &one.name).collect();
+    for name in &declared {
+        if name.as_str().parse::<TlsProfile>().is_ok() {
+            let message = format!(
+                "`{name}` is one of the three profiles that need no manifest: choose another name"
+            );
+            problems.push(about(Kind::TlsProfile, name, "metadata.name", message));
+        }
+    }
+    for (service, spec) in services {
+        let TlsChoiceName::Manifest(name) = &spec.tls_profile.name else { continue };
+        if !declared.contains(&name) && !unread.may_be(Kind::TlsProfile, Some(name)) {
+            let known = TlsProfile::ALL.iter().map(|known| known.as_str());
+            let own = declared.iter().map(|name| name.as_str());
+            let own = own.filter(|name| name.parse::<TlsProfile>().is_err());
+            let names: Vec<_> = known.chain(own).take(10).collect();
+            let message = format!(
+                "no manifest declares TLS profile `{name}`: declare it, or name one of `{}`",
+                names.join("`, `")
+            );
+            problems.push(about(Kind::Service, service, "spec.tlsProfile", message));
+        }
+    }
 }
 
 fn check_roles(

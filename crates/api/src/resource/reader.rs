@@ -22,6 +22,7 @@ pub(super) struct Place {
 #[derive(Debug)]
 pub(super) struct Problems {
     resource: String,
+    of_record: bool,
     list: Vec<Problem>,
 }
 
@@ -35,7 +36,16 @@ impl Problems {
             (Some(kind), None) => shorten(kind),
             (None, _) => String::new(),
         };
-        Self { resource, list: Vec::new() }
+        Self { resource, of_record: false, list: Vec::new() }
+    }
+
+    /// None yet, in the record of a resource, which may hold what the server has added.
+    pub(super) fn of_record(tree: &Tree) -> Self {
+        Self { of_record: true, ..Self::of(tree) }
+    }
+
+    pub(super) fn is_of_record(&self) -> bool {
+        self.of_record
     }
 
     /// Kind and name are understood now.
@@ -98,6 +108,11 @@ impl<'a> Fields<'a> {
         let entry = self.entries.iter().find(|entry| entry.key == key);
         let at = entry.map_or(self.at, |entry| entry.value.at.or(entry.at));
         Place { path: join(&self.path, key), at }
+    }
+
+    /// Whether the field is written.
+    pub(super) fn is_there(&self, key: &str) -> bool {
+        self.entries.iter().any(|entry| entry.key == key)
     }
 
     fn take(&mut self, key: &'static str) -> Option<&'a Entry> {

@@ -175,7 +175,8 @@ pub fn roles<'a>(
             | Spec::Authority(_)
             | Spec::Service(_)
             | Spec::Policy(_)
-            | Spec::Role(_) => None,
+            | Spec::Role(_)
+            | Spec::TlsProfile(_) => None,
         })
         .collect();
     let record = |resource: &'a Resource| {

@@ -3,8 +3,8 @@
 use schemars::JsonSchema;
 
 use super::{
-    API_VERSION, AuthoritySpec, Kind, PolicySpec, RoleSpec, ServiceSpec, TrustDomainSpec,
-    WorkloadSpec,
+    API_VERSION, AuthoritySpec, Kind, PolicySpec, RoleSpec, ServiceSpec, TlsProfileSpec,
+    TrustDomainSpec, WorkloadSpec,
 };
 
 macro_rules! text_schema {
@@ -133,11 +133,41 @@ pub(super) enum ExpiredText {
 
 #[derive(JsonSchema)]
 #[expect(dead_code, reason = "stands for the schema of a word only")]
-#[schemars(rename_all = "kebab-case")]
-pub(super) enum TlsProfileText {
-    Modern,
-    Compatible,
-    PqOnly,
+pub(super) enum TlsVersionText {
+    #[schemars(rename = "1.3")]
+    V13,
+    #[schemars(rename = "1.2")]
+    V12,
+}
+
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "stands for the schema of a word only")]
+pub(super) enum TlsGroupText {
+    #[schemars(rename = "X25519MLKEM768")]
+    X25519Mlkem768,
+    X25519,
+    #[schemars(rename = "P-256")]
+    P256,
+    #[schemars(rename = "P-384")]
+    P384,
+}
+
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "stands for the schema of a word only")]
+pub(super) enum TlsSuiteText {
+    #[schemars(rename = "TLS_AES_128_GCM_SHA256")]
+    Aes128,
+    #[schemars(rename = "TLS_AES_256_GCM_SHA384")]
+    Aes256,
+    #[schemars(rename = "TLS_CHACHA20_POLY1305_SHA256")]
+    Chacha20,
+}
+
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "stands for the schema of a word only")]
+#[schemars(rename_all = "camelCase")]
+pub(super) enum ClientCertificateText {
+    Required,
 }
 
 #[derive(JsonSchema)]
@@ -166,6 +196,7 @@ pub fn schema(kind: Kind) -> serde_json::Value {
         Kind::Service => schemars::schema_for!(ServiceSpec),
         Kind::Policy => schemars::schema_for!(PolicySpec),
         Kind::Role => schemars::schema_for!(RoleSpec),
+        Kind::TlsProfile => schemars::schema_for!(TlsProfileSpec),
     };
     let mut spec = spec.to_value();
     let mut definitions = serde_json::Value::Null;

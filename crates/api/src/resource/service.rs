@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use countersign_identity::{Name, TlsProfile};
+use countersign_identity::Name;
 use serde::Serialize;
 
 use super::address::{HostPort, ListenAddress, Local};
@@ -14,6 +14,7 @@ use super::operation::{OPERATIONS_MAX, OperationSpec, read_operation};
 use super::problem::shorten;
 use super::reader::{Fields, Place, Problems, parse, text_of};
 use super::text::{Argument, EnvName, EnvValue};
+use super::tls_profile::TlsChoice;
 use super::tree::Tree;
 
 /// How many upstreams one service may have.
@@ -277,11 +278,11 @@ pub struct ServiceSpec {
     #[serde(skip_serializing_if = "ProxyProtocol::is_unused")]
     #[schemars(with = "Option<ProxyProtocol>")]
     pub proxy_protocol: ProxyProtocol,
-    /// Which key exchanges its door agrees to, and those who dial it: `modern` (the default), `compatible` (P-384 as well) or
-    /// `pq-only` (X25519MLKEM768 alone).
-    #[serde(skip_serializing_if = "TlsProfile::is_usual")]
-    #[schemars(with = "Option<super::schema::TlsProfileText>")]
-    pub tls_profile: TlsProfile,
+    /// What its door agrees to, and those who dial it: `modern` (the default), `compatible` (P-384 as well), `pq-only`
+    /// (X25519MLKEM768 alone), or the name of a TlsProfile manifest.
+    #[serde(skip_serializing_if = "TlsChoice::is_usual")]
+    #[schemars(with = "Option<super::schema::NameText>")]
+    pub tls_profile: TlsChoice,
     /// Whether it may be spoken to without mutual TLS: `required` (the default), or `none` for one that has no door and is known to
     /// be spoken to in plain text.
     #[serde(skip_serializing_if = "MutualTls::is_usual")]
@@ -348,7 +349,10 @@ impl ServiceSpec {
         let told =
             fields.optional::<ForwardClientCertificate>("forwardClientCertificate", problems);
         let proxy_protocol = read_proxy_protocol(fields, problems);
-        let tls_profile = fields.optional::<TlsProfile>("tlsProfile", problems);
+        let tls_profile = match fields.optional_child("tlsProfile") {
+            None => Some(TlsChoice::default()),
+            Some((tree, _)) => TlsChoice::read(tree, &fields.place_of("tlsProfile"), problems),
+        };
         let mutual_tls = fields.optional::<MutualTls>("mutualTls", problems);
         let data_sets = fields.list("dataSets", DATA_SETS_MAX, problems, read_data_set);
         let operations = fields.list("operations", OPERATIONS_MAX, problems, read_operation);
@@ -410,7 +414,7 @@ impl ServiceSpec {
             connections: connections?,
             forward_client_certificate: told?.unwrap_or_default(),
             proxy_protocol: proxy_protocol?,
-            tls_profile: tls_profile?.unwrap_or_default(),
+            tls_profile: tls_profile?,
             mutual_tls: mutual_tls?.unwrap_or_default(),
             data_sets: data_sets?,
             operations: operations?,

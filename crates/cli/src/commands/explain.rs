@@ -88,7 +88,8 @@ fn offline(folder: &Path, request: &ExplainRequest) -> Result<ExplainResponse> {
         | Spec::Workload(_)
         | Spec::Service(_)
         | Spec::Policy(_)
-        | Spec::Role(_) => None,
+        | Spec::Role(_)
+        | Spec::TlsProfile(_) => None,
     });
     let domain = domain.ok_or_else(|| {
         Failure::not_understood("no manifest of kind `TrustDomain` says which trust domain this is")

@@ -102,6 +102,16 @@ pub(crate) async fn resources(find: &Find, kind: Option<Kind>, output: Output) -
                 id => id,
             },
             Kind::Service => format!("of workload {}", text("workload")),
+            Kind::TlsProfile => {
+                let list = |field: &str| match resource.spec[field].as_array() {
+                    Some(items) => {
+                        items.iter().filter_map(|item| item.as_str()).collect::<Vec<_>>()
+                    }
+                    None => Vec::new(),
+                };
+                let weak = if resource.spec["weak"] == true { ", weak" } else { "" };
+                format!("TLS {}, {}{weak}", list("versions").join(" "), list("groups").join(" "))
+            }
             Kind::Role => {
                 let of = |field: &str| resource.spec[field].as_array().map_or(0, Vec::len);
                 let listed = of("workloads") + of("spiffeIds");

@@ -189,6 +189,13 @@ async fn a_slice_that_cannot_be_read_is_not_acknowledged_and_the_old_one_stays()
             Box::new(|slice| slice.spiffe_id = "spiffe://shop.example/web".to_owned()),
         ),
         (
+            "a TLS profile that nobody has told",
+            Box::new(|slice| {
+                let value = br#"{"workload":"orders","protocol":"http","listen":"127.0.0.1:4","forward":"unix","tlsProfile":"press"}"#;
+                slice.services[0].value = value[..].into();
+            }),
+        ),
+        (
             "a policy that does not compile",
             Box::new(|slice| slice.policies[0] = policy("permit (")),
         ),

@@ -237,7 +237,7 @@ impl Known {
                     let name = Principal::Named(name.parse().expect("it is a name"));
                     members.push((name, Member { labels, ..Member::default() }));
                 }
-                Kind::TrustDomain | Kind::Authority => {}
+                Kind::TrustDomain | Kind::Authority | Kind::TlsProfile => {}
             }
         }
         let operation = |spec: &ServiceSpec| {

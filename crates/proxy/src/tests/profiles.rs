@@ -1,9 +1,10 @@
-//! Which key exchanges a door agrees to, asked by OpenSSL.
+//! What a door agrees to, asked by OpenSSL, and whom it takes for somebody.
 
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
-use countersign_identity::TlsProfile;
+use countersign_identity::{Code, TlsGroup, TlsProfile, TlsSuite, TlsTerms, TlsVersion};
+use countersign_tls::{Accepted, ServiceTls};
 
 use super::world::Shop;
 use crate::config::Protocol;
@@ -21,7 +22,10 @@ async fn asked(door: SocketAddr, offer: &'static [&'static str]) -> String {
 
 /// Whether the door agrees to X25519, P-256 and P-384, each offered alone, and to TLS 1.2.
 async fn agrees(profile: TlsProfile) -> [bool; 4] {
-    let shop = Shop::open_as(Protocol::Http, |manners| manners.profile = profile).await;
+    let shop = Shop::open(Protocol::Http).await;
+    for proxy in [&shop.orders, &shop.web] {
+        proxy.profile(ServiceTls { terms: TlsTerms::of(profile), accepted: Accepted::default() });
+    }
     assert_eq!(shop.caller().await.get("/").await.0, 200, "our own callers always come in");
     let fact = shop.orders.fact(|fact| fact.code.is_none()).await;
     assert_eq!((fact.version, fact.group), ("1.3", "X25519MLKEM768"));
@@ -45,4 +49,67 @@ async fn a_door_agrees_to_the_key_exchanges_of_its_profile_and_to_no_others() {
     assert_eq!(agrees(TlsProfile::Modern).await, [true, true, false, false]);
     assert_eq!(agrees(TlsProfile::Compatible).await, [true, true, true, false]);
     assert_eq!(agrees(TlsProfile::PqOnly).await, [false, false, false, false]);
+}
+
+/// A profile of these terms, which takes everybody.
+fn of(versions: &[TlsVersion], groups: &[TlsGroup], suites: &[TlsSuite]) -> ServiceTls {
+    let terms = TlsTerms::new(versions, groups, suites).unwrap();
+    ServiceTls { terms, accepted: Accepted::default() }
+}
+
+#[tokio::test]
+async fn where_a_profile_says_so_tls_1_2_is_spoken_and_both_ends_prove_who_they_are() {
+    let shop = Shop::open(Protocol::Http).await;
+    let groups = [TlsGroup::X25519, TlsGroup::P384];
+    let old = of(&[TlsVersion::V12], &groups, &[TlsSuite::Aes256]);
+    for proxy in [&shop.orders, &shop.web] {
+        proxy.profile(old.clone());
+    }
+    assert_eq!(shop.caller().await.get("/").await.0, 200);
+    let fact = shop.orders.fact(|fact| fact.code.is_none()).await;
+    assert_eq!((fact.version, fact.group), ("1.2", "X25519"));
+    assert_eq!(fact.suite, "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384");
+    assert_eq!(fact.peer, Some(shop.realm.id("web")));
+    let said = asked(shop.orders.door(), &["-tls1_3"]).await;
+    assert!(said.contains("alert"), "1.3 is none of them: {said}");
+    // Who shows nothing is not let in by 1.2 either, nor with a suite that is none of them.
+    let said = asked(shop.orders.door(), &["-tls1_2"]).await;
+    assert!(said.contains("alert") && !said.contains("Protocol version"), "{said}");
+    let said = asked(shop.orders.door(), &["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-GCM-SHA256"]);
+    assert!(said.await.contains("alert handshake failure"));
+}
+
+#[tokio::test]
+async fn who_is_not_accepted_any_more_is_cut_and_nobody_else() {
+    let shop = Shop::open(Protocol::Http).await;
+    let mut caller = shop.caller().await;
+    assert_eq!(caller.get("/").await.0, 200);
+    let terms = TlsTerms::MODERN;
+    let only = |domain: &str| Accepted {
+        domains: Some([domain.parse().unwrap()].into()),
+        ..Accepted::default()
+    };
+    let own = ServiceTls { terms, accepted: only("shop.example") };
+    assert_eq!(shop.orders.profile(own), 0, "who is accepted stays");
+    assert_eq!(caller.get("/").await.0, 200);
+    let other = ServiceTls { terms, accepted: only("other.example") };
+    assert_eq!(shop.orders.profile(other), 1);
+    assert_ne!(shop.caller().await.get("/").await.0, 200);
+    shop.orders.refused(Code::UnknownTrustDomain).await;
+}
+
+#[tokio::test]
+async fn a_profile_takes_certificates_of_its_roots_only() {
+    let shop = Shop::open(Protocol::Http).await;
+    let root = shop.realm.bundle().authorities[0].key_id();
+    let of = |root| {
+        let accepted = Accepted { roots: Some([root].into()), ..Accepted::default() };
+        ServiceTls { terms: TlsTerms::MODERN, accepted }
+    };
+    shop.orders.profile(of(root));
+    assert_eq!(shop.caller().await.get("/").await.0, 200);
+    let other = "00".repeat(32).parse().unwrap();
+    assert_eq!(shop.orders.profile(of(other)), 1);
+    assert_ne!(shop.caller().await.get("/").await.0, 200);
+    shop.orders.refused(Code::UnknownIssuer).await;
 }

@@ -13,7 +13,7 @@ use countersign_identity::{
 };
 use countersign_pki::Bundles;
 use countersign_policy::{Operations, Policies, PolicySource};
-use countersign_tls::{Applied, HandshakeFact, Slice, Trust};
+use countersign_tls::{Applied, HandshakeFact, ServiceTls, Slice, Trust};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -88,6 +88,13 @@ impl Proxy {
     /// Lets other policies hold, and says how many connections that ended.
     pub(super) fn enforce(&self, policy: &str, revision: u64) -> usize {
         self.plane.trust.apply(slice(&self.realm, policy, revision)).cut
+    }
+
+    /// Has the service `orders` another TLS profile, and says how many connections that ended.
+    pub(super) fn profile(&self, tls: ServiceTls) -> usize {
+        let before = self.plane.trust.slice();
+        let profiles = Arc::new(HashMap::from([(name("orders"), tls)]));
+        self.plane.trust.apply(Slice { profiles, ..Slice::clone(&before) }).cut
     }
 
     /// The same for policies that speak of operations, and until when they do.
@@ -193,6 +200,7 @@ fn slice(realm: &Realm, policy: &str, number: u64) -> Slice {
         names: Arc::new(HashMap::from(names)),
         policies: Arc::new(policies),
         revocations: Arc::default(),
+        profiles: Arc::default(),
     }
 }
 

@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use countersign_api::admin::{Action, AppliedChange};
 use countersign_api::resource::{
     Kind, Local, PolicyRecord, PolicyScope, PolicySpec, Problem, Resource, RoleRecord, ScopeNames,
-    Spec, Tree, check, roles,
+    ServiceSpec, Spec, TlsChoiceName, TlsProfileSpec, Tree, check, roles,
 };
 use countersign_audit::{Event, EventKind};
-use countersign_identity::{Code, Name, SpiffeId, Timestamp};
+use countersign_identity::{Code, Name, SpiffeId, Timestamp, TrustDomain};
 use countersign_policy::Names;
 use countersign_store::{Batch, Change, Kind as RecordKind, Record};
 use serde_json::Value;
@@ -235,13 +235,13 @@ fn difference(state: &State, resources: &[Resource]) -> Plan {
     let (shown, changes, narrows) = (Vec::new(), Vec::new(), false);
     let mut plan = Plan { shown, changes, narrows, resources: Vec::new(), retired };
     let mut kept = HashSet::with_capacity(resources.len());
-    let roles = roles(resources, &state.domain().trust_domain);
+    let beside = Beside::of(resources, &state.domain().trust_domain);
     for resource in resources {
         let kind = record_kind(resource.kind());
         let key = Key::new(kind, resource.name.as_str());
         let before = state.records.get(&key);
         kept.insert(key);
-        let value = record_value(resource, &roles);
+        let value = record_value(resource, &beside);
         if before.is_some_and(|before| before.wire.value == value) {
             continue;
         }
@@ -273,7 +273,8 @@ fn no_longer_declared(state: &State, resources: &[Resource]) -> Vec<SpiffeId> {
         | Spec::Authority(_)
         | Spec::Service(_)
         | Spec::Policy(_)
-        | Spec::Role(_) => None,
+        | Spec::Role(_)
+        | Spec::TlsProfile(_) => None,
     };
     let declared: HashSet<SpiffeId> = resources.iter().filter_map(declares).collect();
     let before = state.workloads().map(|(name, spec)| spec.spiffe_id_in(name, domain));
@@ -283,7 +284,7 @@ fn no_longer_declared(state: &State, resources: &[Resource]) -> Vec<SpiffeId> {
 /// Whether a new resource of the kind can only add rights. A new policy may forbid, and a role be spoken of by one.
 fn is_harmless_when_new(kind: Kind) -> bool {
     match kind {
-        Kind::Workload | Kind::Service => true,
+        Kind::Workload | Kind::Service | Kind::TlsProfile => true,
         Kind::Policy | Kind::Role | Kind::TrustDomain | Kind::Authority => false,
     }
 }
@@ -296,13 +297,51 @@ pub(crate) fn record_kind(kind: Kind) -> RecordKind {
         Kind::Service => RecordKind::Service,
         Kind::Policy => RecordKind::Policy,
         Kind::Role => RecordKind::Role,
+        Kind::TlsProfile => RecordKind::TlsProfile,
     }
 }
 
-/// What the store keeps of a resource: its canonical JSON; of a policy also whom it speaks of, of a role who is in it.
-fn record_value(resource: &Resource, roles: &BTreeMap<&Name, RoleRecord>) -> Vec<u8> {
-    if let (Spec::Role(_), Some(record)) = (&resource.spec, roles.get(&resource.name)) {
+/// What records of resources say of others.
+pub(crate) struct Beside<'a> {
+    /// Who is in each role.
+    pub(crate) roles: BTreeMap<&'a Name, RoleRecord>,
+    profiles: BTreeMap<&'a Name, &'a TlsProfileSpec>,
+}
+
+impl<'a> Beside<'a> {
+    pub(crate) fn of(resources: &'a [Resource], domain: &TrustDomain) -> Self {
+        let profile = |resource: &'a Resource| match &resource.spec {
+            Spec::TlsProfile(spec) => Some((&resource.name, spec)),
+            Spec::TrustDomain(_)
+            | Spec::Authority(_)
+            | Spec::Workload(_)
+            | Spec::Service(_)
+            | Spec::Policy(_)
+            | Spec::Role(_) => None,
+        };
+        let profiles = resources.iter().filter_map(profile).collect();
+        Self { roles: roles(resources, domain), profiles }
+    }
+
+    /// What the manifest says whose TLS profile the service names; nothing for the profiles that need none.
+    pub(crate) fn profile_of(&self, service: &ServiceSpec) -> Option<&'a TlsProfileSpec> {
+        match &service.tls_profile.name {
+            TlsChoiceName::Known(_) => None,
+            TlsChoiceName::Manifest(name) => self.profiles.get(name).copied(),
+        }
+    }
+}
+
+/// What the store keeps of a resource: its canonical JSON; of a policy also whom it speaks of, of a role who is in it, of a
+/// service what its TLS profile says.
+fn record_value(resource: &Resource, beside: &Beside<'_>) -> Vec<u8> {
+    if let (Spec::Role(_), Some(record)) = (&resource.spec, beside.roles.get(&resource.name)) {
         return record.encode();
+    }
+    if let Spec::Service(spec) = &resource.spec {
+        let mut spec = spec.clone();
+        spec.tls_profile.spec = beside.profile_of(&spec).cloned().map(Box::new);
+        return Spec::Service(spec).encode();
     }
     let Spec::Policy(spec) = &resource.spec else { return resource.spec.encode() };
     let scopes = countersign_policy::scope(spec.cedar.as_str()).unwrap_or_default();

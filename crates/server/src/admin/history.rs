@@ -252,7 +252,8 @@ pub(crate) fn is_declared(kind: Kind) -> bool {
         | Kind::Workload
         | Kind::Service
         | Kind::Policy
-        | Kind::Role => true,
+        | Kind::Role
+        | Kind::TlsProfile => true,
         Kind::Bundle | Kind::Incarnation | Kind::Revocation | Kind::Suspension | Kind::Walk => {
             false
         }

@@ -12,10 +12,11 @@ use countersign_api::admin::{
     Action, AppliedChange, ApplyRequest, FlowView, PlanResponse, PlannedChange, ProblemDetails,
     differences,
 };
-use countersign_api::resource::{Kind, Resource, RoleRecord, roles};
+use countersign_api::resource::{Kind, Resource, Spec};
 use countersign_identity::Name;
+use serde_json::json;
 
-use crate::admin::apply::{self, Plan, Unnamed, record_kind};
+use crate::admin::apply::{self, Beside, Plan, Unnamed, record_kind};
 use crate::admin::approval;
 use crate::admin::change::{off_thread, parse, problem, stale};
 use crate::admin::history::last_touched;
@@ -96,13 +97,14 @@ pub(crate) async fn planned(
         plan.resources.iter().map(|one| (key_of(one), one.clone())).collect();
     let domain = &state.domain().trust_domain;
     let declared: Vec<Resource> = before.values().cloned().collect();
-    let (roles_before, roles_after) = (roles(&declared, domain), roles(&plan.resources, domain));
+    let beside_before = Beside::of(&declared, domain);
+    let beside_after = Beside::of(&plan.resources, domain);
     let changes = plan.shown.iter().map(|change| {
         let key = key(change);
         let fields = match (before.get(&key), after.get(&key)) {
             (Some(before), Some(after)) => differences(
-                &with_members(before, &roles_before),
-                &with_members(after, &roles_after),
+                &with_others(before, &beside_before),
+                &with_others(after, &beside_after),
             ),
             (_, _) => Vec::new(),
         };
@@ -123,11 +125,18 @@ pub(crate) async fn planned(
     })
 }
 
-/// What a resource says; of a role also who is in it, which changes with the workloads as well.
-fn with_members(resource: &Resource, roles: &BTreeMap<&Name, RoleRecord>) -> serde_json::Value {
+/// What a resource says; of a role also who is in it, which changes with the workloads as well, and of a service what its
+/// TLS profile says.
+fn with_others(resource: &Resource, beside: &Beside<'_>) -> serde_json::Value {
     let mut said = resource.spec.json();
-    if let (Kind::Role, Some(record)) = (resource.kind(), roles.get(&resource.name)) {
+    if let (Kind::Role, Some(record)) = (resource.kind(), beside.roles.get(&resource.name)) {
         said["members"] = record.members.iter().cloned().collect();
+    }
+    if let Spec::Service(service) = &resource.spec
+        && let Some(profile) = beside.profile_of(service)
+    {
+        said["tlsProfile"] =
+            json!({ "name": service.tls_profile.name.to_string(), "spec": profile });
     }
     said
 }
@@ -159,7 +168,7 @@ fn kept(state: &State, plan: &Plan, named: &BTreeSet<(Kind, Name)>) -> Vec<Strin
     let only = |one: &Resource| match one.kind() {
         // There is one, whatever it is named.
         Kind::TrustDomain | Kind::Authority => false,
-        Kind::Workload | Kind::Service | Kind::Policy | Kind::Role => {
+        Kind::Workload | Kind::Service | Kind::Policy | Kind::Role | Kind::TlsProfile => {
             after.contains(&key_of(one)) && !named.contains(&(one.kind(), one.name.clone()))
         }
     };

@@ -1,6 +1,6 @@
 //! What policies come to, asked by an operator.
 
-use countersign_api::resource::Tree;
+use countersign_api::resource::{Kind, Tree};
 use serde_json::json;
 
 use super::*;
@@ -231,4 +231,30 @@ fn what_policies_read_of_the_context_is_assumed_in_words_and_nothing_else_is_tol
     assert_eq!(ask(&judge, "web", "payments", None).unwrap().assumed, [""; 0]);
     let stranger = ask(&judge, "spiffe://other.example/x", "payments", None).unwrap();
     assert_eq!(stranger.assumed, [""; 0], "no policy could bear on it");
+}
+
+#[test]
+fn whom_a_tls_profile_takes_comes_before_policy() {
+    let any = r#"@unscoped("a test") permit (principal, action, resource == Service::"orders");"#;
+    let judge = |domains: serde_json::Value| {
+        let mut resources = shop();
+        resources.retain(|one| (one.kind(), one.name.as_str()) != (Kind::Service, "orders"));
+        let orders = json!({"workload": "orders", "tlsProfile": "own"});
+        resources.push(resource("Service", "orders", &orders));
+        resources.push(resource("TlsProfile", "own", &domains));
+        resources.push(resource("Policy", "any", &json!({"cedar": any})));
+        Judge::of(&resources, &"shop.example".parse().unwrap(), NOW).unwrap()
+    };
+    let asked = |judge: &Judge, from: &str| ask(judge, from, "orders", None).unwrap();
+    let stranger = "spiffe://press.example/x";
+    let open = judge(json!({}));
+    assert_eq!(asked(&open, stranger).decision, Answer::Allow);
+    let own = judge(json!({"trustDomains": ["shop.example"]}));
+    assert_eq!(asked(&own, "web").decision, Answer::Allow);
+    let answer = asked(&own, stranger);
+    assert_eq!((answer.decision, answer.mode), (Answer::Deny, Mode::Enforce));
+    assert!(answer.why.contains("the TLS profile of `orders` takes no identities"), "{answer:?}");
+    assert!(answer.remedy.unwrap().contains("`trustDomains`"));
+    let theirs = judge(json!({"trustDomains": ["press.example"]}));
+    assert_eq!(asked(&theirs, "web").decision, Answer::Deny);
 }

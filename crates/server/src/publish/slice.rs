@@ -196,6 +196,7 @@ fn needed(state: &State, own: &BTreeSet<&str>) -> imbl::HashMap<Key, Arc<Entry>>
             // Decided below, when it is known who is named.
             Parsed::Workload { .. }
             | Parsed::Role { .. }
+            | Parsed::TlsProfile { .. }
             | Parsed::Authority { .. }
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
@@ -231,6 +232,7 @@ fn role_of<'a>(state: &'a State, role: &str) -> Option<&'a RoleRecord> {
         Parsed::Workload { .. }
         | Parsed::Service { .. }
         | Parsed::Policy { .. }
+        | Parsed::TlsProfile { .. }
         | Parsed::TrustDomain { .. }
         | Parsed::Authority { .. }
         | Parsed::Bundle(_)
@@ -271,6 +273,7 @@ fn out_of_service(
         | Parsed::Service { .. }
         | Parsed::Policy { .. }
         | Parsed::Role { .. }
+        | Parsed::TlsProfile { .. }
         | Parsed::TrustDomain { .. }
         | Parsed::Authority { .. }
         | Parsed::Bundle(_)

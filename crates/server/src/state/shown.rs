@@ -40,6 +40,7 @@ impl Entry {
             Parsed::Service { spec, .. } => Spec::Service(spec.clone()),
             Parsed::Policy { .. }
             | Parsed::Role { .. }
+            | Parsed::TlsProfile { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Authority { .. }
             | Parsed::Bundle(_)
@@ -60,6 +61,7 @@ impl Entry {
             Parsed::Workload { .. }
             | Parsed::Policy { .. }
             | Parsed::Role { .. }
+            | Parsed::TlsProfile { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Authority { .. }
             | Parsed::Bundle(_)
@@ -88,6 +90,7 @@ impl Entry {
             }
             Parsed::Policy { .. }
             | Parsed::Role { .. }
+            | Parsed::TlsProfile { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Authority { .. }
             | Parsed::Bundle(_)

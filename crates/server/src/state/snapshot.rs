@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use countersign_api::resource::{
     AuthoritySpec, PolicyRecord, PolicySpec, Resource, RevocationViews, RoleRecord, ServiceSpec,
-    Spec, TrustDomainSpec, WorkloadSpec,
+    Spec, TlsProfileSpec, TrustDomainSpec, WorkloadSpec,
 };
 use countersign_api::{resource, v1};
 use countersign_identity::{
@@ -61,6 +61,7 @@ pub(crate) enum Parsed {
     Service { name: Name, spec: ServiceSpec },
     Policy { name: Name, record: PolicyRecord },
     Role { name: Name, record: RoleRecord },
+    TlsProfile { name: Name, spec: TlsProfileSpec },
     TrustDomain { name: Name, spec: TrustDomainSpec },
     Authority { name: Name, spec: AuthoritySpec },
     Bundle(Bundle),
@@ -159,6 +160,7 @@ impl State {
             | Parsed::Service { .. }
             | Parsed::Policy { .. }
             | Parsed::Role { .. }
+            | Parsed::TlsProfile { .. }
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
             | Parsed::Suspension(_)
@@ -191,6 +193,7 @@ impl State {
             | Parsed::Service { .. }
             | Parsed::Policy { .. }
             | Parsed::Role { .. }
+            | Parsed::TlsProfile { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
@@ -220,6 +223,7 @@ impl State {
             | Parsed::Service { .. }
             | Parsed::Policy { .. }
             | Parsed::Role { .. }
+            | Parsed::TlsProfile { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Authority { .. }
             | Parsed::Bundle(_)
@@ -241,6 +245,7 @@ impl State {
             | Parsed::Service { .. }
             | Parsed::Policy { .. }
             | Parsed::Role { .. }
+            | Parsed::TlsProfile { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Authority { .. }
             | Parsed::Revocation(_)
@@ -274,6 +279,7 @@ impl State {
             | Parsed::Service { .. }
             | Parsed::Policy { .. }
             | Parsed::Role { .. }
+            | Parsed::TlsProfile { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Bundle(_)
             | Parsed::Revocation(_)
@@ -290,6 +296,7 @@ impl State {
             Parsed::Service { .. }
             | Parsed::Policy { .. }
             | Parsed::Role { .. }
+            | Parsed::TlsProfile { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Authority { .. }
             | Parsed::Bundle(_)
@@ -325,6 +332,7 @@ impl State {
             Parsed::Service { .. }
             | Parsed::Policy { .. }
             | Parsed::Role { .. }
+            | Parsed::TlsProfile { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Authority { .. }
             | Parsed::Bundle(_)
@@ -343,6 +351,7 @@ impl State {
             Parsed::Workload { .. }
             | Parsed::Service { .. }
             | Parsed::Role { .. }
+            | Parsed::TlsProfile { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Authority { .. }
             | Parsed::Bundle(_)
@@ -379,6 +388,7 @@ impl Entry {
                 (name, Spec::Policy(PolicySpec { cedar, mode, until, reason }))
             }
             Parsed::Role { name, record } => (name, Spec::Role(record.spec.clone())),
+            Parsed::TlsProfile { name, spec } => (name, Spec::TlsProfile(spec.clone())),
             Parsed::TrustDomain { name, spec } => (name, Spec::TrustDomain(spec.clone())),
             Parsed::Authority { name, spec } => (name, Spec::Authority(spec.clone())),
             Parsed::Bundle(_)
@@ -413,6 +423,7 @@ fn bundles(records: &Records) -> Result<Arc<Bundles>, BadState> {
         | Parsed::Service { .. }
         | Parsed::Policy { .. }
         | Parsed::Role { .. }
+        | Parsed::TlsProfile { .. }
         | Parsed::TrustDomain { .. }
         | Parsed::Authority { .. }
         | Parsed::Revocation(_)
@@ -433,6 +444,7 @@ fn revocations(records: &Records) -> Arc<Revocations> {
         | Parsed::Service { .. }
         | Parsed::Policy { .. }
         | Parsed::Role { .. }
+        | Parsed::TlsProfile { .. }
         | Parsed::TrustDomain { .. }
         | Parsed::Authority { .. }
         | Parsed::Bundle(_)
@@ -452,6 +464,7 @@ fn walk(records: &Records) -> Option<Arc<Walk>> {
         | Parsed::Service { .. }
         | Parsed::Policy { .. }
         | Parsed::Role { .. }
+        | Parsed::TlsProfile { .. }
         | Parsed::TrustDomain { .. }
         | Parsed::Authority { .. }
         | Parsed::Bundle(_)
@@ -521,6 +534,7 @@ fn understand(kind: Kind, name: &str, value: &[u8]) -> Result<Parsed, String> {
         Kind::Service => resource::Kind::Service,
         Kind::TrustDomain => resource::Kind::TrustDomain,
         Kind::Authority => resource::Kind::Authority,
+        Kind::TlsProfile => resource::Kind::TlsProfile,
     };
     let spec = Spec::decode(kind, value).map_err(|problems| {
         problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
@@ -531,6 +545,7 @@ fn understand(kind: Kind, name: &str, value: &[u8]) -> Result<Parsed, String> {
         Spec::Service(spec) => Parsed::Service { name, spec },
         Spec::TrustDomain(spec) => Parsed::TrustDomain { name, spec },
         Spec::Authority(spec) => Parsed::Authority { name, spec },
+        Spec::TlsProfile(spec) => Parsed::TlsProfile { name, spec },
         Spec::Policy(_) | Spec::Role(_) => unreachable!("these were read above"),
     })
 }

@@ -46,6 +46,7 @@ impl Door {
             names: Arc::new(HashMap::new()),
             policies: Arc::new(policies),
             revocations: Arc::default(),
+            profiles: Arc::default(),
         };
         let key = peer.key;
         let open = with(Policies::allow_ids(vec![web.id.clone()]));

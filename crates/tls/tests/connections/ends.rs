@@ -50,6 +50,7 @@ pub(crate) fn slice(realms: &[&Realm], text: &str) -> Slice {
         names: Arc::new(HashMap::from(names)),
         policies: policies(text),
         revocations: Arc::default(),
+        profiles: Arc::default(),
     }
 }
 
