@@ -6,16 +6,21 @@
 //! cargo run -p countersign --example axum -- 127.0.0.1:8443 --allow spiffe://shop.example/web
 //! ```
 //!
-//! With `--service NAME` the agent's policies decide who may connect to the service of that name; with `--allow` the list does.
+//! With `--service NAME` the agent's policies decide who may connect to the service of that name, and who may ask it for what if it
+//! declares operations; with `--allow` the list does.
 
 use anyhow::{Context, bail};
-use axum::Router;
-use axum::extract::ConnectInfo;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Request};
+use axum::http::Extensions;
 use axum::routing::get;
+use axum::{Router, ServiceExt};
 use countersign::{
-    Admitted, Authorization, Connection, Door, Inbound, Name, Source, SpiffeId, WorkloadApiOptions,
+    Admitted, Authorization, Connection, Door, Inbound, Name, RequestLayer, Source, SpiffeId,
+    WorkloadApiOptions,
 };
 use tokio::net::TcpListener;
+use tower::Layer;
 
 const USAGE: &str = "usage: axum ADDR [--service NAME] [--allow ID]…";
 
@@ -32,18 +37,23 @@ async fn main() -> anyhow::Result<()> {
     let listener = TcpListener::bind(&address).await;
     let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
     println!("listening on {}", listener.local_addr()?);
-    let mut inbound = Inbound::service(service);
+    let mut inbound = Inbound::service(service.clone());
     inbound.alpn = vec![b"http/1.1".to_vec()];
     let door = Mutual(Door::new(&source, listener, inbound));
 
     let router = Router::new().route("/", get(greet));
-    let service = router.into_make_service_with_connect_info::<Caller>();
+    // Around the whole router, so that a path is decided on in the form by which its route is chosen.
+    let layer = RequestLayer::new(&source, service).finding(caller);
+    let decided = tower::ServiceExt::<Request>::map_response(layer.layer(router), |answer| {
+        answer.map(Body::new)
+    });
+    let service = ServiceExt::<Request>::into_make_service_with_connect_info::<Caller>(decided);
     axum::serve(door, service).with_graceful_shutdown(interrupted()).await?;
     source.shutdown().await;
     Ok(())
 }
 
-/// A handler. Whoever gets here was admitted: the door has asked the policies already.
+/// A handler. Whoever gets here was admitted, and may ask for this: the door and the layer have asked the policies already.
 async fn greet(ConnectInfo(Caller(admitted)): ConnectInfo<Caller>) -> String {
     let peer = admitted.peer().map_or_else(|| "nobody".to_owned(), |peer| peer.id.to_string());
     format!("hello, {peer}\n")
@@ -52,6 +62,11 @@ async fn greet(ConnectInfo(Caller(admitted)): ConnectInfo<Caller>) -> String {
 /// Who is at the other end of a connection.
 #[derive(Clone)]
 struct Caller(Admitted);
+
+/// Where axum keeps it.
+fn caller(extensions: &Extensions) -> Option<Admitted> {
+    extensions.get::<ConnectInfo<Caller>>().map(|info| info.0.0.clone())
+}
 
 /// The door as axum wants it.
 struct Mutual(Door);

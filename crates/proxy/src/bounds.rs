@@ -26,8 +26,6 @@ pub(crate) const CONNECTIONS_MAX: usize = 8192;
 pub(crate) const CONNECTIONS_PER_PEER_MAX: usize = 2048;
 /// Requests of one peer under way at one door, over all its connections. Each may hold a connection to the program.
 pub(crate) const REQUESTS_PER_PEER_MAX: usize = 4096;
-/// What is remembered of peers that policies limit: one entry for each policy and peer, about 300 bytes.
-pub(crate) const LIMITED_MAX: usize = 16_384;
 /// How long to wait before accepting again after the system had no descriptor left.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What the kernel queues before we accept.

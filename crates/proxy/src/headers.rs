@@ -72,10 +72,6 @@ pub(crate) enum BadRequest {
     Framing,
     #[error("`CONNECT` is for forward proxies, which this is not")]
     Connect,
-    #[error(
-        "the field `{0}` asks some programs for another request than the one that is decided on"
-    )]
-    Override(HeaderName),
 }
 
 /// Which host the request is for: the one name that all of its places agree on.
@@ -138,15 +134,6 @@ pub(crate) fn unambiguous(head: &request::Parts) -> Result<(), BadRequest> {
     let path = head.uri.path();
     let asterisk = path == "*" && head.method == Method::OPTIONS;
     if path.starts_with('/') || asterisk { Ok(()) } else { Err(BadRequest::BadTarget) }
-}
-
-/// Refuses fields by which a program could be made to take the request for another one: frameworks take the method from
-/// them, or the path.
-pub(crate) fn overriding(headers: &HeaderMap) -> Result<(), BadRequest> {
-    match headers.keys().find(|name| countersign::is_overriding(name.as_str())) {
-        Some(name) => Err(BadRequest::Override(name.clone())),
-        None => Ok(()),
-    }
 }
 
 /// The protocol that the message asks to go on with, or goes on with.

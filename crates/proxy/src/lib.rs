@@ -43,7 +43,6 @@ mod guard;
 mod headers;
 mod health;
 mod lease;
-mod limits;
 mod listener;
 mod metrics;
 mod outlet;

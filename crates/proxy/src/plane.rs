@@ -2,14 +2,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use countersign::Flows;
+use countersign::requests::Requests;
 use countersign_identity::{Clock, Entropy};
 use countersign_program::trace::Tracer;
 use countersign_tls::{Standings, Trust};
 
 use crate::alarms::Alarms;
 use crate::facts::Facts;
-use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::retire::Jitter;
 use crate::tasks::Tasks;
@@ -22,9 +21,8 @@ pub(crate) struct Plane {
     pub(crate) alarms: Arc<Alarms>,
     pub(crate) tasks: Tasks,
     pub(crate) facts: Facts,
-    pub(crate) flows: Flows,
-    /// What peers have taken of what policies permit, by all doors together.
-    pub(crate) limits: Limits,
+    /// Decides on requests, and knows what peers have taken of what policies permit, by all doors together.
+    pub(crate) requests: Requests,
     pub(crate) metrics: Metrics,
     pub(crate) tracer: Tracer,
     /// Of all doors together: who floods one is not welcome at another.

@@ -5,6 +5,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use countersign::requests::{ended, grpc_status, whole_seconds};
 use countersign_identity::{Code, Name};
 use countersign_program::trace::{Context, Kind, Span};
 use countersign_tls::LiveCall;
@@ -212,13 +213,10 @@ async fn while_permitted<T>(
     call: Option<&LiveCall>,
     sent: impl Future<Output = Result<T, Failed>>,
 ) -> Result<T, Failed> {
-    let ended = std::future::poll_fn(|cx| call.map_or(Poll::Pending, |call| call.poll_ended(cx)));
+    let over = std::future::poll_fn(|cx| call.map_or(Poll::Pending, |call| call.poll_ended(cx)));
     tokio::select! {
         sent = sent => sent,
-        code = ended => {
-            let detail = "policies have changed while the request was under way".to_owned();
-            Err(Failed { code, detail, again: None })
-        }
+        code = over => Err(ended(code).into()),
     }
 }
 
@@ -234,15 +232,6 @@ impl Ways {
 fn is_grpc(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
     kind.is_some_and(|kind| kind.starts_with(b"application/grpc"))
-}
-
-/// What gRPC says of a request that may not be, or not now: `PERMISSION_DENIED` and `RESOURCE_EXHAUSTED`.
-fn grpc_status(code: Code) -> Option<&'static str> {
-    match code {
-        Code::PolicyDenied | Code::PolicyError => Some("7"),
-        Code::RateLimited => Some("8"),
-        _ => None,
-    }
 }
 
 /// That status in a response without a body, where its head takes the trailers' place.
@@ -263,11 +252,6 @@ fn with_time(mut response: Response<Body>, again: Option<Duration>) -> Response<
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(whole_seconds(again)));
     }
     response
-}
-
-/// Rounded up: whoever comes back then is let in.
-pub(crate) fn whole_seconds(span: Duration) -> u64 {
-    u64::try_from(span.as_millis().div_ceil(1000)).unwrap_or(u64::MAX)
 }
 
 /// The service became a byte stream while this connection was open.

@@ -4,6 +4,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
+use countersign::requests::Requests;
 use countersign::{
     Announcement, Enforcement, FileOptions, Flows, Point, PointKind, Served, Services, Source,
     WorkloadApiOptions,
@@ -19,7 +20,6 @@ use crate::bounds::{DRAIN_TIMEOUT, REBIND_EVERY, STANDING};
 use crate::config::{Config, IdentitySource, Listeners, Ready};
 use crate::exposition;
 use crate::facts::{Facts, Sink};
-use crate::limits::Limits;
 use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::plan::Plan;
@@ -134,6 +134,7 @@ pub(crate) fn plane(
     (sink, flows, answered): (Sink, Flows, Served),
 ) -> Arc<Plane> {
     let metrics = Metrics::telling(answered);
+    let requests = Requests::new(Arc::clone(&trust), flows);
     Arc::new(Plane {
         trust,
         alarms: Alarms::new(clock.clone()),
@@ -142,8 +143,7 @@ pub(crate) fn plane(
         entropy,
         tasks: Tasks::default(),
         facts: Facts::new(sink, metrics.clone()),
-        flows,
-        limits: Limits::default(),
+        requests,
         metrics,
         tracer,
     })

@@ -7,6 +7,7 @@ mod decider;
 mod door;
 mod enforcement;
 mod files;
+mod layer;
 mod profiles;
 mod realm;
 mod revocation;

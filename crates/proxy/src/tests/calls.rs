@@ -96,7 +96,7 @@ async fn more_than_the_rate_is_refused_without_reaching_the_program_and_is_on_re
     assert_eq!((status, shop.program.reached()), (200, 4), "another policy has its own limit");
     status_is(&caller.send(grpc("/shop.Orders/Place")).await.unwrap(), "8", "permits this caller");
     assert_eq!(shop.program.reached(), 4);
-    let recorded = shop.orders.plane.flows.seen();
+    let recorded = shop.orders.plane.requests.flows().seen();
     let limited = |flow: &&Flow| !flow.allowed && flow.policies == ["shop#see"];
     let flow = recorded.iter().find(limited).expect("it is on record");
     assert!(matches!(&flow.asked, Asked::Operation(operation, ..) if operation.as_str() == "see"));

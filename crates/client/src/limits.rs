@@ -7,7 +7,9 @@ use std::time::Duration;
 use countersign_identity::{SpiffeId, Timestamp};
 use countersign_policy::Limit;
 
-use crate::bounds::LIMITED_MAX;
+/// What is remembered of peers that policies limit: one entry for each policy and peer, about 300 bytes. Beyond that, who is not among
+/// them is refused.
+const LIMITED_MAX: usize = 16_384;
 
 /// What was taken, by policy and by peer.
 #[derive(Clone, Default)]

@@ -1,0 +1,206 @@
+//! Whether a request may be answered, and in which form: for proxies, and for programs that answer by themselves.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_identity::{CanonicalPath, Code, Mode, Name, Verb};
+use countersign_policy::{Called, Decision, Verdict};
+use countersign_tls::{Admitted, LastingCall, LiveCall, Trust};
+use http::uri::{PathAndQuery, Uri};
+use http::{Method, request};
+
+use crate::limits::{Exceeded, Held, Limits};
+use crate::{Flow, Flows, is_overriding};
+
+/// Decides on requests to services that declare operations, puts each decision on record, and counts what policies limit.
+/// Clones count together.
+#[derive(Clone)]
+pub struct Requests {
+    trust: Arc<Trust>,
+    flows: Flows,
+    limits: Limits,
+}
+
+/// What a request that was let in leaves behind.
+pub struct Entered {
+    /// A place among those that may be under way at once, where its policy limits them.
+    _held: Option<Held>,
+    /// What was decided on.
+    pub call: LastingCall,
+    /// Ends when it is not permitted any more.
+    pub live: LiveCall,
+}
+
+/// Why a request is not answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct Unanswered {
+    /// The reason.
+    pub code: Code,
+    /// One sentence without secrets: what may not be done, and not by which policy.
+    pub detail: String,
+    /// In which time it may be otherwise, where that is known.
+    pub again: Option<Duration>,
+}
+
+impl Requests {
+    /// Decides on what `trust` enforces.
+    pub fn new(trust: Arc<Trust>, flows: Flows) -> Self {
+        Self { trust, flows, limits: Limits::default() }
+    }
+
+    /// What was decided, counted.
+    pub fn flows(&self) -> &Flows {
+        &self.flows
+    }
+
+    /// Decides on a request of this peer, if the service declares operations, and writes its path in the form that was
+    /// decided on. `None` where the service declares none, and the connection is all that is decided on.
+    ///
+    /// # Errors
+    /// When it may not be answered.
+    pub fn enter(
+        &self,
+        service: &Name,
+        admitted: &Admitted,
+        head: &mut request::Parts,
+    ) -> Result<Option<Entered>, Unanswered> {
+        if !self.trust.decides_calls(service) {
+            return Ok(None);
+        }
+        if head.method == Method::CONNECT {
+            let why = "`CONNECT` opens a way through which nobody sees requests".to_owned();
+            return Err(not_understood(why));
+        }
+        if let Some(name) = head.headers.keys().find(|name| is_overriding(name.as_str())) {
+            let why = "asks some programs for another request than the one that is decided on";
+            return Err(not_understood(format!("the field `{name}` {why}")));
+        }
+        let path = CanonicalPath::of(head.uri.path());
+        let path = path.map_err(|why| not_understood(why.to_string()))?;
+        let verb = verb(&head.method);
+        let call = LastingCall { service: service.clone(), verb, path: path.clone() };
+        let live = self.trust.begin_call(admitted, call.clone());
+        let held = match self.trust.decide_call(admitted, service, verb, &path) {
+            Some(called) => self.record(&call, admitted, called, &head.method)?,
+            None => None,
+        };
+        let target = rewritten(&head.uri, &path);
+        head.uri = target.map_err(|why| not_understood(why.to_string()))?;
+        Ok(Some(Entered { live, call, _held: held }))
+    }
+
+    /// The connection goes on with this request and takes no other.
+    ///
+    /// # Errors
+    /// When it is not permitted any more.
+    pub fn upgraded(&self, admitted: &Admitted, call: LastingCall) -> Result<(), Unanswered> {
+        if self.trust.is_now(admitted, call) { Ok(()) } else { Err(ended(Code::PolicyDenied)) }
+    }
+
+    /// Puts what was decided on record, and does it.
+    fn record(
+        &self,
+        call: &LastingCall,
+        admitted: &Admitted,
+        mut called: Called,
+        method: &Method,
+    ) -> Result<Option<Held>, Unanswered> {
+        let entered = self.within_limits(admitted, &called);
+        if let Err(exceeded) = &entered {
+            let (verdict, mode) = (Verdict::Deny(Code::RateLimited), Mode::Enforce);
+            called.decision = Decision { verdict, mode, policies: vec![exceeded.policy.clone()] };
+        }
+        if let Some(peer) = admitted.peer() {
+            let flow = Flow::call(peer.id.clone(), call.service.clone(), call.verb, &called);
+            self.flows.count(flow, self.trust.clock().now());
+        }
+        match entered {
+            Ok(held) if called.decision.is_allowed() => Ok(held),
+            Ok(_) => Err(denied(&call.service, admitted, &called, method)),
+            Err(Exceeded { again, .. }) => Err(limited(&call.service, again)),
+        }
+    }
+
+    /// A policy that only observes limits nobody.
+    fn within_limits(
+        &self,
+        admitted: &Admitted,
+        called: &Called,
+    ) -> Result<Option<Held>, Exceeded> {
+        let Decision { verdict, mode, policies } = &called.decision;
+        match (verdict, mode, admitted.peer()) {
+            (Verdict::Allow, Mode::Enforce, Some(peer)) => {
+                let permits = policies.iter().map(String::as_str).zip(&called.limits);
+                self.limits.take(permits, &peer.id, self.trust.clock().now())
+            }
+            (Verdict::Allow | Verdict::Deny(_), _, _) => Ok(None),
+        }
+    }
+}
+
+/// What is under way is not permitted any more.
+pub fn ended(code: Code) -> Unanswered {
+    let detail = "policies have changed while the request was under way".to_owned();
+    Unanswered { code, detail, again: None }
+}
+
+/// What gRPC says of a request that may not be, or not now: `PERMISSION_DENIED` and `RESOURCE_EXHAUSTED`.
+pub fn grpc_status(code: Code) -> Option<&'static str> {
+    match code {
+        Code::PolicyDenied | Code::PolicyError => Some("7"),
+        Code::RateLimited => Some("8"),
+        _ => None,
+    }
+}
+
+/// Rounded up: whoever comes back then is let in.
+pub fn whole_seconds(span: Duration) -> u64 {
+    u64::try_from(span.as_millis().div_ceil(1000)).unwrap_or(u64::MAX)
+}
+
+fn not_understood(detail: String) -> Unanswered {
+    Unanswered { code: Code::NotUnderstood, detail, again: None }
+}
+
+fn limited(service: &Name, again: Option<Duration>) -> Unanswered {
+    let when = match again {
+        Some(again) => format!("; again in {} s", whole_seconds(again)),
+        None => " at once".to_owned(),
+    };
+    let detail = format!("`{service}` permits this caller no more of it{when}");
+    Unanswered { code: Code::RateLimited, detail, again }
+}
+
+/// A peer is told what it may not do, and not by which policy.
+fn denied(service: &Name, admitted: &Admitted, called: &Called, method: &Method) -> Unanswered {
+    let code = match called.decision.verdict {
+        Verdict::Deny(code) => code,
+        Verdict::Allow => Code::PolicyDenied,
+    };
+    let peer = admitted.peer().map(|peer| peer.id.to_string()).unwrap_or_default();
+    let what = match &called.operation {
+        Some(operation) => format!("`{operation}`"),
+        None => format!("`{method}` on a path that no operation declares"),
+    };
+    let detail = format!("`{peer}` may not ask `{service}` for {what}");
+    Unanswered { code, detail, again: None }
+}
+
+fn verb(method: &Method) -> Option<Verb> {
+    method.as_str().parse().ok()
+}
+
+/// The target with the path that was decided on.
+fn rewritten(uri: &Uri, path: &CanonicalPath) -> Result<Uri, http::Error> {
+    if uri.path() == path.as_str() {
+        return Ok(uri.clone());
+    }
+    let mut parts = uri.clone().into_parts();
+    let text = match uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_string(),
+    };
+    parts.path_and_query = Some(PathAndQuery::try_from(text)?);
+    Ok(Uri::from_parts(parts)?)
+}
