@@ -197,7 +197,7 @@ mod tests {
 
     use super::*;
 
-    fn history(more: serde_json::Value) -> HandshakeHistory {
+    fn history(more: &serde_json::Value) -> HandshakeHistory {
         let mut history = json!({
             "since": "2026-01-01T00:00:00Z", "until": "2026-01-01T01:00:00Z", "whole": true,
             "handshakes": [], "entries": 0, "groups": [], "dropped": 0,
@@ -215,7 +215,7 @@ mod tests {
             "peerAddress": "192.0.2.1:5", "peerSerial": "", "detail": "<script>\u{202e}\u{1b}[2J",
         });
         let text =
-            describe(&history(json!({ "handshakes": [seen], "entries": 9, "dropped": 4 })), None);
+            describe(&history(&json!({ "handshakes": [seen], "entries": 9, "dropped": 4 })), None);
         for part in
             ["refused: no-certificate", "(192.0.2.1:5)", "1 of 9 lines", "4 handshakes were not"]
         {
@@ -230,7 +230,7 @@ mod tests {
             "from": "a", "to": "", "accepting": { "admitted": 5, "refused": 1 },
             "dialling": { "admitted": 4, "refused": 0 }, "last": "2026-01-01T00:00:00Z",
         });
-        let text = describe(&history(json!({ "groups": [group] })), Some(HandshakeBy::Pair));
+        let text = describe(&history(&json!({ "groups": [group] })), Some(HandshakeBy::Pair));
         assert!(text.contains("a     (none)  5 / 1"), "{text}");
     }
 }

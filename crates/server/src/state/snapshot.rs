@@ -314,6 +314,7 @@ impl State {
             Parsed::Service { .. }
             | Parsed::Workload { .. }
             | Parsed::Role { .. }
+            | Parsed::TlsProfile { .. }
             | Parsed::Policy { .. }
             | Parsed::TrustDomain { .. }
             | Parsed::Authority { .. }
