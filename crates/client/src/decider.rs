@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use countersign_api::v1;
 use countersign_identity::{
-    Attested, CanonicalPath, Code, Name, Presented, SpiffeId, Timestamp, Verb,
+    Attested, CanonicalPath, Code, KeyId, Name, Presented, SpiffeId, Timestamp, Verb,
 };
 use countersign_pki::Certificate;
 use countersign_policy::{CallRequest, ConnectRequest, Context, Decision, Principal, Verdict};
@@ -109,10 +109,20 @@ impl Decider {
         }
         // As at a door of ours: where nobody decides on requests, they pass as they came.
         let decides = self.slice.policies.operations().of(service.as_str()).is_some();
-        let path = match decides.then(|| target(told.target, fields)).transpose() {
+        // Which of several services is meant was chosen by the path as it came, so there it has to be in its one form.
+        let chosen = self.services.own().nth(1).is_some();
+        let path = match (decides || chosen).then(|| target(told.target, fields)).transpose() {
             Ok(path) => path,
             Err(denied) => return silent(denied),
         };
+        if let Some((path, query)) = path.as_ref().filter(|_| chosen)
+            && written(path, *query) != told.target
+        {
+            let why =
+                format!("`{}` is not in its one form, and a service was chosen by it", told.target);
+            return silent(denied(Code::NotUnderstood, why));
+        }
+        let path = path.filter(|_| decides);
         self.slice.policies.lapse(now);
         let principal = self.principal(told.peer);
         if self.slice.policies.reads_on(&principal, service.as_str()).source {
@@ -148,8 +158,7 @@ impl Decider {
             first.get_or_insert(flow);
         }
         let target = match path {
-            Some((path, Some(query))) => format!("{path}?{query}"),
-            Some((path, None)) => path.to_string(),
+            Some((path, query)) => written(&path, query),
             None => told.target.to_owned(),
         };
         Ruling { passes: Ok(target), flow: first }
@@ -215,12 +224,19 @@ impl Decider {
             authorities: &[],
             provenance,
         };
-        match self.slice.revocations.covering(&presented) {
-            None => Ok(()),
-            Some(_) => {
-                Err(denied(Code::Revoked, format!("the certificate of `{peer}` is revoked")))
-            }
+        let revocations = &self.slice.revocations;
+        if revocations.covering(&presented).is_some() {
+            return Err(denied(Code::Revoked, format!("the certificate of `{peer}` is revoked")));
         }
+        // The leaf alone is shown. Which key signed it, it says itself, and whoever verified it has found that true; of one that
+        // does not say, it could be any.
+        let signer = certificate.authority_key_id().filter(|signer| !signer.is_empty());
+        let is_of = |key: KeyId| signer.is_none_or(|signer| key.as_bytes().starts_with(signer));
+        if revocations.authorities().any(is_of) {
+            let why = format!("the authority that signed the certificate of `{peer}` is revoked");
+            return Err(denied(Code::Revoked, why));
+        }
+        Ok(())
     }
 
     /// What the certificate says of attestation, where it is of our own trust domain.
@@ -288,6 +304,13 @@ fn passes(decision: &Decision) -> Result<(), Code> {
     match decision.verdict {
         Verdict::Deny(code) if !decision.is_allowed() => Err(code),
         Verdict::Allow | Verdict::Deny(_) => Ok(()),
+    }
+}
+
+fn written(path: &CanonicalPath, query: Option<&str>) -> String {
+    match query {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_string(),
     }
 }
 

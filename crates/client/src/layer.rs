@@ -104,7 +104,7 @@ type Answer<B, E> = Pin<Box<dyn Future<Output = Result<Response<DecidedBody<B>>,
 
 impl<S, In, Out> Service<Request<In>> for Decided<S>
 where
-    S: Service<Request<In>, Response = Response<Out>> + Clone + Send + 'static,
+    S: Service<Request<AskedBody<In>>, Response = Response<Out>> + Clone + Send + 'static,
     S::Future: Send + 'static,
     In: Send + 'static,
     Out: Send + 'static,
@@ -134,7 +134,7 @@ where
         // The one that is ready is the one that is called; the other takes its place.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        let answer = inner.call(Request::from_parts(head, body));
+        let answer = inner.call(Request::from_parts(head, AskedBody(body)));
         Box::pin(async move {
             let Some(entered) = entered else { return Ok(answer.await?.map(DecidedBody::passing)) };
             let over = std::future::poll_fn(|cx| entered.live.poll_ended(cx));
@@ -154,13 +154,17 @@ where
 
 /// Says who asks, and lets nobody else say it.
 fn name_caller(headers: &mut HeaderMap, admitted: &Admitted) {
-    let names = headers.keys().filter(|name| is_reserved(name.as_str()));
-    for name in names.cloned().collect::<Vec<_>>() {
-        headers.remove(name);
-    }
+    strip_reserved(headers);
     let peer = admitted.peer().and_then(|peer| HeaderValue::from_str(peer.id.as_str()).ok());
     if let Some(peer) = peer {
         headers.insert(PEER_HEADER, peer);
+    }
+}
+
+fn strip_reserved(headers: &mut HeaderMap) {
+    let names = headers.keys().filter(|name| is_reserved(name.as_str()));
+    for name in names.cloned().collect::<Vec<_>>() {
+        headers.remove(name);
     }
 }
 
@@ -218,6 +222,36 @@ fn problem(why: &Unanswered) -> Bytes {
         "detail": why.detail,
     });
     problem.to_string().into()
+}
+
+/// The body of a request, as the program reads it. Programs that merge trailers into headers are not told by them who calls.
+#[derive(Debug)]
+pub struct AskedBody<B>(B);
+
+impl<B: Body + Unpin> Body for AskedBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let mut frame = ready!(Pin::new(&mut self.get_mut().0).poll_frame(cx));
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            strip_reserved(trailers);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
 }
 
 /// The body of an answer: the program's, for as long as the request is permitted, or one that says why there is none.
@@ -308,5 +342,33 @@ where
             }
             Kind::Passing(body, _) => body.size_hint(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http_body_util::{BodyExt as _, StreamBody};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_asks_is_not_said_by_trailers_either() {
+        let mut trailers = HeaderMap::new();
+        for (name, value) in [
+            ("x-countersign-peer", "spiffe://shop.example/admin"),
+            ("x-forwarded-client-cert", "By=spiffe://shop.example/admin"),
+            ("x-checksum", "1"),
+        ] {
+            trailers.insert(name, HeaderValue::from_static(value));
+        }
+        let frames = [Frame::data(Bytes::from_static(b"body")), Frame::trailers(trailers)];
+        let frames = frames.map(Ok::<_, Infallible>);
+        let body = AskedBody(StreamBody::new(tokio_stream::iter(frames)));
+        let read = body.collect().await.unwrap();
+        let left: Vec<_> = read.trailers().unwrap().keys().map(HeaderName::as_str).collect();
+        assert_eq!(left, ["x-checksum"]);
+        assert_eq!(read.to_bytes(), "body");
     }
 }

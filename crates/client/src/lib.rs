@@ -73,7 +73,7 @@ pub use fact::Reporter;
 pub use fields::{is_overriding, is_reserved};
 pub use files::FilesFault;
 pub use flow::{Asked, Flow, Flows};
-pub use layer::{BrokenOff, Decided, DecidedBody, OfConnection, RequestLayer};
+pub use layer::{AskedBody, BrokenOff, Decided, DecidedBody, OfConnection, RequestLayer};
 pub use options::{Choice, FileOptions, Point, PointKind, WorkloadApiOptions};
 pub use served::{Served, ServedAt};
 pub use services::Services;

@@ -323,6 +323,11 @@ impl Revocations {
         self.authorities.contains_key(&key)
     }
 
+    /// The authorities under which everything is out of service, in no order.
+    pub fn authorities(&self) -> impl Iterator<Item = KeyId> + '_ {
+        self.authorities.keys().copied()
+    }
+
     /// Every rule with its name, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Revocation>)> {
         self.rules.iter()

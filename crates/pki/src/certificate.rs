@@ -196,6 +196,12 @@ impl Certificate {
         &self.0.der[self.0.spki.clone()]
     }
 
+    /// What the certificate says of the key that signed it (RFC 5280, 4.2.1.1); of authorities of ours it is how their
+    /// [`KeyId`] begins.
+    pub fn authority_key_id(&self) -> Option<&[u8]> {
+        self.extensions().authority_key_id.as_deref()
+    }
+
     /// SHA-256 of the `SubjectPublicKeyInfo`.
     pub fn key_id(&self) -> KeyId {
         self.0.key_id

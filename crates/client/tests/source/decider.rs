@@ -103,6 +103,17 @@ async fn nothing_is_asked_of_policies_before_it_is_sure_who_asks() {
     let ruled = Decider::of(ruled, Some(&open)).unwrap();
     assert_eq!(ask(&ruled, &web, "/see/1", &[]), Err(Code::Revoked));
     assert!(ask(&ruled, &world.svid("/web"), "/see/1", &[]).is_ok(), "another key");
+    for (of, code) in [(issuer.key_id(), Some(Code::Revoked)), (web.chain.leaf().key_id(), None)] {
+        let mut ruled = slice(&world, OPERATIONS, &[any]);
+        let leaked = rule(Revoked::Authority(of), LEAK);
+        ruled.revocations.push(record("leak", &serde_json::to_vec(&leaked).unwrap()));
+        let ruled = Decider::of(ruled, Some(&open)).unwrap();
+        assert_eq!(
+            ask(&ruled, &web, "/see/1", &[]).err(),
+            code,
+            "what signed it is revoked, or not"
+        );
+    }
 }
 
 #[tokio::test]
@@ -127,6 +138,11 @@ async fn it_decides_about_the_services_of_whoever_asks_and_no_others() {
     assert!(asked(&two, Some("orders")).is_ok());
     assert_eq!(asked(&two, Some("second")), Err(Code::PolicyDenied));
     assert_eq!(asked(&two, Some("theirs")), Err(Code::NotFound));
+    // Another form of the path could have led to another service.
+    for target in ["/%73ee/1", "//see/1", "/see/%31?q"] {
+        let other = ask_as(&two, (&web.id, web.chain.leaf()), Some("orders"), target, &[]);
+        assert_eq!(other, Err(Code::NotUnderstood), "{target}");
+    }
     let mut none = slice(&world, OPERATIONS, &[]);
     none.services.clear();
     none.policies.clear();

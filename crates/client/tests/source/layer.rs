@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use axum::extract::{ConnectInfo, Path};
 use bytes::Bytes;
 use countersign::{
-    Admitted, Asked, Connection, Door, Expected, Inbound, Outbound, RequestLayer, Source, dial,
+    Admitted, Asked, AskedBody, Connection, Door, Expected, Inbound, Outbound, RequestLayer,
+    Source, dial,
 };
 use countersign_api::v1;
 use http::{Request, Response, StatusCode};
@@ -45,7 +46,10 @@ fn slice(world: &World, number: u64, permits: &[(&str, &str, &str)]) -> v1::Slic
 type Said = http_body_util::combinators::BoxBody<Bytes, Infallible>;
 
 /// The program: it says which path it was asked for, and on `/follow` goes on without end.
-async fn program(request: Request<Incoming>, reached: Arc<AtomicUsize>) -> Response<Said> {
+async fn program(
+    request: Request<AskedBody<Incoming>>,
+    reached: Arc<AtomicUsize>,
+) -> Response<Said> {
     reached.fetch_add(1, Ordering::SeqCst);
     if request.uri().path() == "/follow" {
         let (send, frames) = mpsc::channel(1);
@@ -217,7 +221,7 @@ async fn a_request_of_which_nobody_says_who_asks_is_denied() {
     let layer = RequestLayer::new(&orders, "orders".parse().unwrap());
     let reached = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&reached);
-    let program = tower::service_fn(move |_request: Request<()>| {
+    let program = tower::service_fn(move |_request: Request<AskedBody<()>>| {
         counted.fetch_add(1, Ordering::SeqCst);
         async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) }
     });
