@@ -20,6 +20,8 @@ use crate::enforcement::{Points, Tryable};
 use crate::server_link::{Calls, SignAnswer, SignItem, Subject};
 use crate::view::View;
 
+/// For how long an answer that proves nothing is asked for again.
+const UNCLEAR_TIME: Duration = Duration::from_secs(3);
 /// How long after a trial has begun points are tried that are slow to say that they enforce it.
 const TRY_TIME: Duration = Duration::from_secs(40);
 /// How often it is looked for points that can be tried now.
@@ -100,7 +102,8 @@ impl Trials {
             }
         };
         // The clock that began it may be another than ours.
-        let late = began.max(self.clock.now()) + TRY_TIME;
+        let begun = began.max(self.clock.now());
+        let (clear, late) = (begun + UNCLEAR_TIME, begun + TRY_TIME);
         loop {
             let mut pending = 0;
             let mut ready = Vec::new();
@@ -111,8 +114,9 @@ impl Trials {
                     pending += 1;
                 }
             }
-            let trying = stream::iter(ready).map(|point| self.try_out(trial, point, &birds));
-            let () = trying.buffer_unordered(TRIED_AT_ONCE_MAX).collect().await;
+            let trying = stream::iter(ready).map(|point| self.try_out(trial, point, &birds, clear));
+            let tried: Vec<Tried> = trying.buffer_unordered(TRIED_AT_ONCE_MAX).collect().await;
+            pending += tried.iter().filter(|one| **one == Tried::Unclear).count();
             let latest = views
                 .borrow()
                 .clone()
@@ -153,15 +157,23 @@ impl Trials {
         })
     }
 
-    async fn try_out(&self, trial: Trial, point: Tryable, birds: &Result<Birds, String>) {
+    /// What is unclear is not told before this moment: a door whose own credential is on its way refuses everybody for a while.
+    async fn try_out(
+        &self,
+        trial: Trial,
+        point: Tryable,
+        birds: &Result<Birds, String>,
+        clear: Timestamp,
+    ) -> Tried {
         let mut result = v1::TrialResult { trial: Some(trial.0.into()), ..Default::default() };
+        let mut unclear = false;
         let doors = point.doors.clone().unwrap_or_default();
         match birds {
             Err(why) => result.why.clone_from(why),
             Ok(_) if doors.is_empty() => "no door".clone_into(&mut result.why),
             Ok(birds) => {
                 for door in doors {
-                    self.try_door(trial, &point, door, birds, &mut result).await;
+                    unclear |= self.try_door(trial, &point, door, birds, &mut result).await;
                     // Of several doors the one that is told is the one that does not do what its point says.
                     if !is_as_claimed(&result) {
                         break;
@@ -169,9 +181,14 @@ impl Trials {
                 }
             }
         }
+        if unclear && self.clock.now() < clear {
+            return Tried::Unclear;
+        }
         self.points.tried(&point, result);
+        Tried::Told
     }
 
+    /// Whether an answer proved nothing.
     async fn try_door(
         &self,
         trial: Trial,
@@ -179,17 +196,21 @@ impl Trials {
         door: SocketAddr,
         birds: &Birds,
         result: &mut v1::TrialResult,
-    ) {
+    ) -> bool {
         result.door = door.to_string();
         let Some(at) = on_this_machine(door) else {
             "the door is not on this machine".clone_into(&mut result.why);
-            return;
+            return false;
         };
         let (clock, to) = (&self.clock, (at, &point.spiffe_id));
         let shown = |canary: &Identity| {
             show_canary(clock, birds.trusting.clone(), canary.clone(), to, DOOR_TIMEOUT)
         };
-        let mut heard = |answer| outcome(trial, answer, &mut result.why);
+        let mut unclear = false;
+        let mut heard = |answer| {
+            unclear |= matches!(answer, CanaryAnswer::Unclear(_));
+            outcome(trial, answer, &mut result.why)
+        };
         let covered = heard(shown(&birds.covered).await);
         let uncovered = heard(shown(&birds.uncovered).await);
         let former = match &birds.former {
@@ -202,7 +223,17 @@ impl Trials {
         result.set_covered(covered);
         result.set_uncovered(uncovered);
         result.set_former(former);
+        unclear
     }
+}
+
+/// What came of one try at a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tried {
+    /// The server is told.
+    Told,
+    /// It says nothing yet.
+    Unclear,
 }
 
 /// What an answer comes to; `why` is told what does not prove anything.
