@@ -23,9 +23,10 @@ const PEER_HEADER: HeaderName = HeaderName::from_static("x-countersign-peer");
 ///
 /// A request is decided on by its method and by its path in the one form that the program then sees. What is denied reaches
 /// nobody: it is answered with status 403 and a problem document (RFC 9457), or with `PERMISSION_DENIED` where gRPC asks; what
-/// is ambiguous with 400; what is over a policy's limit with 429. What is under way is broken off as soon as a change denies it,
-/// an upgraded connection as well, and the connection goes on with others. Each decision is on record with the policy's id. A
-/// service that declares no operations is decided on by connection alone, which its [`Door`](crate::Door) does.
+/// is ambiguous with 400; what is over a policy's limit with 429. What is under way is broken off as soon as a change denies it, what
+/// is still asked as well as what is answered, an upgraded connection as well, and the connection goes on with others. (The stream of
+/// an HTTP/2 caller who takes nothing is reset when it takes again; until then nothing passes.) Each decision is on record with the
+/// policy's id. A service that declares no operations is decided on by connection alone, which its [`Door`](crate::Door) does.
 ///
 /// It has to be around the whole program: a router that looks at the path before it would choose by another form than the one
 /// that is decided on. So with axum it is `layer.layer(router)`, and not `Router::layer`, which runs after the route was chosen.
@@ -106,7 +107,7 @@ impl<S, In, Out> Service<Request<In>> for Decided<S>
 where
     S: Service<Request<AskedBody<In>>, Response = Response<Out>> + Clone + Send + 'static,
     S::Future: Send + 'static,
-    In: Send + 'static,
+    In: Body + Send + 'static,
     Out: Send + 'static,
 {
     type Response = Response<DecidedBody<Out>>;
@@ -134,7 +135,8 @@ where
         // The one that is ready is the one that is called; the other takes its place.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        let answer = inner.call(Request::from_parts(head, AskedBody(body)));
+        let asked = AskedBody::new(body, entered.as_ref());
+        let answer = inner.call(Request::from_parts(head, asked));
         Box::pin(async move {
             let Some(entered) = entered else { return Ok(answer.await?.map(DecidedBody::passing)) };
             let over = std::future::poll_fn(|cx| entered.live.poll_ended(cx));
@@ -143,7 +145,7 @@ where
                 code = over => return Ok(refusal(&ended(code), is_grpc)),
             };
             if response.status() == StatusCode::SWITCHING_PROTOCOLS
-                && let Err(why) = requests.upgraded(&admitted, entered.call.clone())
+                && let Err(why) = requests.upgraded(&admitted, &entered)
             {
                 return Ok(refusal(&why, is_grpc));
             }
@@ -224,33 +226,64 @@ fn problem(why: &Unanswered) -> Bytes {
     problem.to_string().into()
 }
 
-/// The body of a request, as the program reads it. Programs that merge trailers into headers are not told by them who calls.
-#[derive(Debug)]
-pub struct AskedBody<B>(B);
+/// The body of a request, as the program reads it, for as long as the request is permitted. Programs that merge trailers into headers
+/// are not told by them who calls.
+pub struct AskedBody<B> {
+    body: B,
+    /// Until its end.
+    entered: Option<Entered>,
+}
 
-impl<B: Body + Unpin> Body for AskedBody<B> {
+impl<B: Body> AskedBody<B> {
+    fn new(body: B, entered: Option<&Entered>) -> Self {
+        let entered = entered.filter(|_entered| !body.is_end_stream()).cloned();
+        Self { body, entered }
+    }
+}
+
+impl<B> fmt::Debug for AskedBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AskedBody")
+    }
+}
+
+impl<B> Body for AskedBody<B>
+where
+    B: Body + Unpin,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     type Data = B::Data;
-    type Error = B::Error;
+    type Error = BrokenOff;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let mut frame = ready!(Pin::new(&mut self.get_mut().0).poll_frame(cx));
+    ) -> Poll<Option<Result<Frame<B::Data>, BrokenOff>>> {
+        let this = self.get_mut();
+        if let Some(entered) = &this.entered
+            && let Poll::Ready(code) = entered.live.poll_ended(cx)
+        {
+            return Poll::Ready(Some(Err(BrokenOff::Denied(code))));
+        }
+        let mut frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
         if let Some(Ok(frame)) = &mut frame
             && let Some(trailers) = frame.trailers_mut()
         {
             strip_reserved(trailers);
         }
-        Poll::Ready(frame)
+        if !matches!(frame, Some(Ok(_))) || this.body.is_end_stream() {
+            // What was held for it is free at once, also if the program keeps the body.
+            this.entered = None;
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(|error| BrokenOff::Lost(error.into()))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
+        self.body.size_hint()
     }
 }
 
@@ -286,9 +319,9 @@ pub enum BrokenOff {
     /// It is not permitted any more.
     #[error("the request is not permitted any more (`{0}`)")]
     Denied(Code),
-    /// The program's own reason.
+    /// It broke by itself.
     #[error(transparent)]
-    Program(Box<dyn std::error::Error + Send + Sync>),
+    Lost(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl<B> Body for DecidedBody<B>
@@ -318,7 +351,7 @@ where
                 let length = data.remaining();
                 data.copy_to_bytes(length)
             }))),
-            Some(Err(error)) => Some(Err(BrokenOff::Program(error.into()))),
+            Some(Err(error)) => Some(Err(BrokenOff::Lost(error.into()))),
             None => {
                 // What was held for it is free at once, also if somebody keeps the body.
                 *entered = None;
@@ -365,7 +398,7 @@ mod tests {
         }
         let frames = [Frame::data(Bytes::from_static(b"body")), Frame::trailers(trailers)];
         let frames = frames.map(Ok::<_, Infallible>);
-        let body = AskedBody(StreamBody::new(tokio_stream::iter(frames)));
+        let body = AskedBody::new(StreamBody::new(tokio_stream::iter(frames)), None);
         let read = body.collect().await.unwrap();
         let left: Vec<_> = read.trailers().unwrap().keys().map(HeaderName::as_str).collect();
         assert_eq!(left, ["x-checksum"]);

@@ -21,12 +21,12 @@ pub struct Requests {
     limits: Limits,
 }
 
-/// What a request that was let in leaves behind.
+/// What a request that was let in leaves behind. It is under way until the last clone is dropped: one goes with what is still asked,
+/// one with what is answered.
+#[derive(Clone)]
 pub struct Entered {
     /// A place among those that may be under way at once, where its policy limits them.
-    _held: Option<Held>,
-    /// What was decided on.
-    pub call: LastingCall,
+    _held: Option<Arc<Held>>,
     /// Ends when it is not permitted any more.
     pub live: LiveCall,
 }
@@ -80,21 +80,22 @@ impl Requests {
         let path = path.map_err(|why| not_understood(why.to_string()))?;
         let verb = verb(&head.method);
         let call = LastingCall { service: service.clone(), verb, path: path.clone() };
-        let live = self.trust.begin_call(admitted, call.clone());
+        let live = self.trust.begin_call(admitted, call);
         let held = match self.trust.decide_call(admitted, service, verb, &path) {
-            Some(called) => self.record(&call, admitted, called, &head.method)?,
+            Some(called) => self.record(live.call(), admitted, called, &head.method)?,
             None => None,
         };
         let target = rewritten(&head.uri, &path);
         head.uri = target.map_err(|why| not_understood(why.to_string()))?;
-        Ok(Some(Entered { live, call, _held: held }))
+        Ok(Some(Entered { live, _held: held.map(Arc::new) }))
     }
 
     /// The connection goes on with this request and takes no other.
     ///
     /// # Errors
     /// When it is not permitted any more.
-    pub fn upgraded(&self, admitted: &Admitted, call: LastingCall) -> Result<(), Unanswered> {
+    pub fn upgraded(&self, admitted: &Admitted, entered: &Entered) -> Result<(), Unanswered> {
+        let call = entered.live.call().clone();
         if self.trust.is_now(admitted, call) { Ok(()) } else { Err(ended(Code::PolicyDenied)) }
     }
 

@@ -1,7 +1,8 @@
 //! The one body type of messages that pass through.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use countersign_identity::Code;
@@ -20,7 +21,7 @@ pub(crate) struct Body {
     /// The connection that it comes over; given back once the whole body was read.
     lease: Option<Lease>,
     /// Keeps the connection to which it goes from being taken for idle.
-    busy: Option<Busy>,
+    busy: Option<Arc<Busy>>,
     /// The call whose answer it is, where calls are decided on.
     entered: Option<Entered>,
 }
@@ -39,7 +40,46 @@ pub(crate) enum Broken {
 enum Kind {
     Whole(Option<Bytes>),
     Passing(Incoming),
-    Sending(Sending<Incoming>),
+    Sending(Sending<Coming>),
+}
+
+/// The body of a request as it arrives, for as long as it may.
+pub(crate) struct Coming {
+    incoming: Incoming,
+    /// Until its end: its request is under way for so long, also when it was answered before.
+    busy: Option<Arc<Busy>>,
+    /// Likewise: the call that it belongs to, where calls are decided on.
+    entered: Option<Entered>,
+}
+
+impl http_body::Body for Coming {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        if let Some(entered) = &self.entered
+            && let Poll::Ready(code) = entered.live.poll_ended(cx)
+        {
+            return Poll::Ready(Some(Err(Broken::Ended(code))));
+        }
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        if !matches!(frame, Some(Ok(_))) || self.incoming.is_end_stream() {
+            // Free at once, also if somebody keeps the body: what the answer holds is enough.
+            (self.busy, self.entered) = (None, None);
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Broken::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
 }
 
 impl Body {
@@ -51,21 +91,26 @@ impl Body {
         Self::of(Kind::Whole(None))
     }
 
-    /// The body of a request, as it arrives.
-    pub(crate) fn sending(incoming: Incoming) -> Self {
+    /// The body of a request, as it arrives. Broken off when the call may not go on.
+    pub(crate) fn sending(
+        incoming: Incoming,
+        busy: &Arc<Busy>,
+        entered: Option<&Entered>,
+    ) -> Self {
         if http_body::Body::is_end_stream(&incoming) {
             return Self::empty();
         }
-        Self::again(Replay::begin(incoming))
+        let busy = Some(Arc::clone(busy));
+        Self::again(Replay::begin(Coming { incoming, busy, entered: entered.cloned() }))
     }
 
     /// The body of a request which is sent again.
-    pub(crate) fn again(sending: Sending<Incoming>) -> Self {
+    pub(crate) fn again(sending: Sending<Coming>) -> Self {
         Self::of(Kind::Sending(sending))
     }
 
     /// By which it can be sent again, if it is more than nothing.
-    pub(crate) fn replay(&self) -> Option<Replay<Incoming>> {
+    pub(crate) fn replay(&self) -> Option<Replay<Coming>> {
         match &self.kind {
             Kind::Sending(sending) => Some(sending.replay()),
             Kind::Whole(_) | Kind::Passing(_) => None,
@@ -79,13 +124,13 @@ impl Body {
         body
     }
 
-    /// Broken off when the call may not go on.
+    /// The body of an answer, broken off when the call may not go on.
     pub(crate) fn while_permitted(mut self, entered: Option<Entered>) -> Self {
         self.entered = entered;
         self
     }
 
-    pub(crate) fn keep_busy(mut self, busy: Busy) -> Self {
+    pub(crate) fn keep_busy(mut self, busy: Arc<Busy>) -> Self {
         self.busy = Some(busy);
         self
     }
@@ -126,8 +171,9 @@ impl http_body::Body for Body {
             Kind::Whole(bytes) => {
                 return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))));
             }
-            Kind::Passing(incoming) => std::task::ready!(Pin::new(incoming).poll_frame(cx)),
-            Kind::Sending(sending) => std::task::ready!(Pin::new(sending).poll_frame(cx)),
+            Kind::Passing(incoming) => ready!(Pin::new(incoming).poll_frame(cx))
+                .map(|frame| frame.map_err(Broken::from)),
+            Kind::Sending(sending) => ready!(Pin::new(sending).poll_frame(cx)),
         };
         match frame {
             Some(Ok(mut frame)) => {
@@ -138,7 +184,7 @@ impl http_body::Body for Body {
                 self.give_back_if_ended();
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
+            Some(Err(broken)) => Poll::Ready(Some(Err(broken))),
             None => {
                 self.finish();
                 Poll::Ready(None)

@@ -3,7 +3,7 @@
 pub(crate) use countersign::requests::Entered;
 use countersign::requests::Unanswered;
 use countersign_identity::Name;
-use countersign_tls::{Admitted, LastingCall};
+use countersign_tls::Admitted;
 use http::request;
 
 use crate::plane::Plane;
@@ -28,8 +28,8 @@ impl Guard {
     }
 
     /// The connection goes on with this request and takes no other.
-    pub(crate) fn upgraded(&self, plane: &Plane, call: LastingCall) -> Result<(), Failed> {
-        Ok(plane.requests.upgraded(&self.admitted, call)?)
+    pub(crate) fn upgraded(&self, plane: &Plane, entered: &Entered) -> Result<(), Failed> {
+        Ok(plane.requests.upgraded(&self.admitted, entered)?)
     }
 }
 

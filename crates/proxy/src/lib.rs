@@ -59,6 +59,7 @@ mod run;
 mod session;
 mod shares;
 mod standing;
+mod stream;
 mod supervise;
 mod tasks;
 mod trace;

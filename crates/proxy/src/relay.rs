@@ -24,7 +24,8 @@ use crate::metrics::Meter;
 use crate::plane::Plane;
 use crate::problem::problem;
 use crate::route::{Route, Ways};
-use crate::session::Session;
+use crate::session::{Busy, Session};
+use crate::stream;
 use crate::trace;
 use crate::tunnel;
 use crate::upstream::{Failed, Upstream};
@@ -65,7 +66,7 @@ impl Relay {
         };
         let (grpc, began) = (is_grpc(request.headers()), self.plane.clock.now());
         let mut span = self.span(&request);
-        let response = match self.pass(request, span.context()).await {
+        let response = match self.pass(request, span.context(), &busy).await {
             Ok(response) => response,
             Err(failed) => match grpc.then(|| grpc_status(failed.code)).flatten() {
                 Some(status) => refused_call(status, &failed),
@@ -116,6 +117,7 @@ impl Relay {
         &self,
         mut request: Request<Incoming>,
         span: Option<Context>,
+        busy: &Arc<Busy>,
     ) -> Result<Response<Body>, Failed> {
         let asked = (request.version() == Version::HTTP_11)
             .then(|| headers::upgrade(request.headers()))
@@ -151,7 +153,8 @@ impl Relay {
             Route::Requests(ways) => ways.of(&head.headers),
             Route::Bytes(_) => return Err(changed()),
         };
-        let sent = way.send(Request::from_parts(head, Body::sending(body)), &host, want);
+        let body = Body::sending(body, busy, entered.as_ref());
+        let sent = way.send(Request::from_parts(head, body), &host, want);
         let response = while_permitted(entered.as_ref().map(|entered| &entered.live), sent).await?;
         self.pass_back(response, upgrading, entered)
     }
@@ -175,7 +178,7 @@ impl Relay {
             return Err(Failed { code: Code::BadHandshake, detail, again: None });
         }
         if let (Some(_), Some(guard), Some(entered)) = (&tunnel, &self.guard, &entered) {
-            guard.upgraded(&self.plane, entered.call.clone())?;
+            guard.upgraded(&self.plane, entered)?;
         }
         *response.version_mut() = Version::HTTP_11;
         response.extensions_mut().clear();
@@ -185,6 +188,9 @@ impl Relay {
             ask_for(response.headers_mut(), protocol);
             self.join(near, far, entered);
             return Ok(response);
+        }
+        if let Some(entered) = &entered {
+            stream::carries(entered.live.clone());
         }
         Ok(response.map(|body| body.while_permitted(entered)))
     }

@@ -22,6 +22,7 @@ use crate::bounds::{
     HEADER_LIST_BYTES_MAX, HEADERS_MAX, PING_EVERY, PING_TIMEOUT, PROVOKED_RESETS_MAX,
     RESET_STREAMS_MAX, SEND_BUFFER_MAX, STREAM_WINDOW, STREAMS_MAX,
 };
+use crate::stream::Streams;
 use crate::tasks::Tasks;
 
 /// What the other end speaks.
@@ -41,7 +42,7 @@ pub(crate) struct Session {
     active: watch::Sender<usize>,
 }
 
-/// A request under way. Dropped with the last byte of its response.
+/// A request under way. Dropped with the last byte of its response and of its own.
 pub(crate) struct Busy {
     session: Arc<Session>,
     /// Among the requests that one peer may have under way over all of its connections.
@@ -54,22 +55,24 @@ impl Session {
     }
 
     /// Counts a request until the guard is dropped.
-    pub(crate) fn enter(self: &Arc<Self>) -> Busy {
-        self.active.send_modify(|active| *active += 1);
-        Busy { session: self.clone(), share: None }
+    pub(crate) fn enter(self: &Arc<Self>) -> Arc<Busy> {
+        Arc::new(self.begin(None))
     }
 
     /// As [`enter`](Self::enter), if there is a place among these.
-    pub(crate) fn enter_within(self: &Arc<Self>, places: &Arc<Semaphore>) -> Option<Busy> {
+    pub(crate) fn enter_within(self: &Arc<Self>, places: &Arc<Semaphore>) -> Option<Arc<Busy>> {
         let share = places.clone().try_acquire_owned().ok()?;
-        let mut busy = self.enter();
-        busy.share = Some(share);
-        Some(busy)
+        Some(Arc::new(self.begin(Some(share))))
+    }
+
+    fn begin(self: &Arc<Self>, share: Option<OwnedSemaphorePermit>) -> Busy {
+        self.active.send_modify(|active| *active += 1);
+        Busy { session: self.clone(), share }
     }
 
     /// Finishes a response: keeps the session busy until it is sent, and says `Connection: close` on HTTP/1.1
     /// once closing was announced, so that the other end sends nothing more here.
-    pub(crate) fn leave(&self, response: Response<Body>, busy: Busy) -> Response<Body> {
+    pub(crate) fn leave(&self, response: Response<Body>, busy: Arc<Busy>) -> Response<Body> {
         let mut response = response.map(|body| body.keep_busy(busy));
         if self.announced.load(Ordering::Acquire)
             && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
@@ -195,8 +198,8 @@ fn http1_rules(patience: Patience) -> http1::Builder {
     rules
 }
 
-fn http2_rules(tasks: &Tasks) -> http2::Builder<Tasks> {
-    let mut rules = http2::Builder::new(tasks.clone());
+fn http2_rules(tasks: &Tasks) -> http2::Builder<Streams> {
+    let mut rules = http2::Builder::new(Streams::new(tasks));
     rules
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)

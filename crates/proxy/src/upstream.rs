@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::body::Body;
+use crate::body::{Body, Coming};
 use crate::bounds::{
     ADDRESSES_MAX, IDLE_BACKEND, IDLE_DIALLED, RESPONSE_HEAD_TIMEOUT, SWEEP_EVERY, TRIES_MAX,
     UPLOAD_TIMEOUT,
@@ -323,7 +323,7 @@ fn nowhere() -> Failed {
 /// What is needed to send a request a second time, if the first was not read.
 struct Spare {
     head: Option<Request<()>>,
-    replay: Option<Replay<Incoming>>,
+    replay: Option<Replay<Coming>>,
 }
 
 impl Spare {

@@ -58,10 +58,9 @@ impl Trust {
     /// Begins a call: until it is dropped, whatever is enforced from now on is asked about it. To be asked for before the first
     /// decision about it, so that no change slips between the two.
     pub fn begin_call(&self, admitted: &Admitted, call: LastingCall) -> LiveCall {
-        let entry = Arc::clone(admitted.entry());
-        let ended = Arc::new(Ending::default());
-        let number = entry.calls.enter(call, Arc::clone(&ended));
-        LiveCall { entry, number, ended }
+        let (entry, course) = (Arc::clone(admitted.entry()), Arc::new(Course::of(call)));
+        let number = entry.calls.enter(Arc::clone(&course));
+        LiveCall { place: course.take_place(), under_way: Arc::new(UnderWay { entry, number, course }) }
     }
 
     /// From now on the connection is nothing but this call, such as one that was upgraded by it: it ends as soon as the call is not
@@ -85,47 +84,116 @@ pub struct LastingCall {
     pub path: CanonicalPath,
 }
 
-/// A call under way.
+/// A hold on a call under way, which is under way until the last of its holds is dropped: what asks and what is answered may each
+/// have one.
 #[derive(Debug)]
 pub struct LiveCall {
-    entry: Arc<Entry>,
-    number: u64,
-    ended: Arc<Ending>,
+    under_way: Arc<UnderWay>,
+    /// Of whoever waits with this hold.
+    place: usize,
 }
 
 impl LiveCall {
-    /// Why it may not go on, once it may not. Until then the task is woken when that changes; the last one that asked is.
+    /// What is asked for.
+    pub fn call(&self) -> &LastingCall {
+        &self.under_way.course.call
+    }
+
+    /// Why it may not go on, once it may not. Until then the task is woken when that changes: of each hold, the last one that asked.
     pub fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<Code> {
+        let course = &self.under_way.course;
         // Noted first: an end that comes between the two wakes.
-        *self.ended.waker() = Some(cx.waker().clone());
-        self.ended.code.get().map_or(Poll::Pending, |code| Poll::Ready(*code))
+        course.note(self.place, cx.waker());
+        course.ended.get().map_or(Poll::Pending, |code| Poll::Ready(*code))
+    }
+}
+
+impl Clone for LiveCall {
+    fn clone(&self) -> Self {
+        let under_way = Arc::clone(&self.under_way);
+        Self { place: under_way.course.take_place(), under_way }
     }
 }
 
 impl Drop for LiveCall {
     fn drop(&mut self) {
+        self.under_way.course.leave_place(self.place);
+    }
+}
+
+/// Among the calls of its connection for as long as it lives.
+#[derive(Debug)]
+struct UnderWay {
+    entry: Arc<Entry>,
+    number: u64,
+    course: Arc<Course>,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
         self.entry.calls.leave(self.number);
     }
 }
 
-/// Whether a call was ended, and who waits for it.
-#[derive(Debug, Default)]
-struct Ending {
-    code: OnceLock<Code>,
-    waker: Mutex<Option<Waker>>,
+/// What is asked for, whether it was ended, and who waits for that.
+#[derive(Debug)]
+struct Course {
+    call: LastingCall,
+    ended: OnceLock<Code>,
+    places: Mutex<Vec<Place>>,
 }
 
-impl Ending {
+/// Where one hold leaves its waker. As many as there were holds at once.
+#[derive(Debug)]
+enum Place {
+    Free,
+    Taken(Option<Waker>),
+}
+
+impl Course {
+    const fn of(call: LastingCall) -> Self {
+        Self { call, ended: OnceLock::new(), places: Mutex::new(Vec::new()) }
+    }
+
     fn end(&self, code: Code) {
-        if self.code.set(code).is_ok()
-            && let Some(waker) = self.waker().take()
-        {
-            waker.wake();
+        if self.ended.set(code).is_err() {
+            return;
+        }
+        for place in &mut *self.places() {
+            if let Place::Taken(waker) = place
+                && let Some(waker) = waker.take()
+            {
+                waker.wake();
+            }
         }
     }
 
-    fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+    fn note(&self, place: usize, waker: &Waker) {
+        if let Some(Place::Taken(noted)) = self.places().get_mut(place)
+            && !noted.as_ref().is_some_and(|noted| noted.will_wake(waker))
+        {
+            *noted = Some(waker.clone());
+        }
+    }
+
+    fn take_place(&self) -> usize {
+        let mut places = self.places();
+        if let Some(free) = places.iter().position(|place| matches!(place, Place::Free)) {
+            places[free] = Place::Taken(None);
+            return free;
+        }
+        places.push(Place::Taken(None));
+        places.len() - 1
+    }
+
+    fn leave_place(&self, place: usize) {
+        if let Some(place) = self.places().get_mut(place) {
+            *place = Place::Free;
+        }
+    }
+
+    fn places(&self) -> MutexGuard<'_, Vec<Place>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -136,15 +204,15 @@ pub(crate) struct Calls(Mutex<Live>);
 #[derive(Debug, Default)]
 struct Live {
     next: u64,
-    calls: HashMap<u64, (LastingCall, Arc<Ending>)>,
+    calls: HashMap<u64, Arc<Course>>,
 }
 
 impl Calls {
-    fn enter(&self, call: LastingCall, ended: Arc<Ending>) -> u64 {
+    fn enter(&self, course: Arc<Course>) -> u64 {
         let mut live = self.live();
         let number = live.next;
         live.next += 1;
-        live.calls.insert(number, (call, ended));
+        live.calls.insert(number, course);
         number
     }
 
@@ -154,9 +222,9 @@ impl Calls {
 
     /// Ends those that the slice does not permit any more.
     pub(crate) fn review(&self, slice: &Slice, standing: &Standing, now: Timestamp) {
-        for (call, ended) in self.live().calls.values() {
-            if let Err(refused) = call.permitted(slice, standing, now) {
-                ended.end(refused.code);
+        for course in self.live().calls.values() {
+            if let Err(refused) = course.call.permitted(slice, standing, now) {
+                course.end(refused.code);
             }
         }
     }

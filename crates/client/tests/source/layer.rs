@@ -1,9 +1,11 @@
 //! Requests to a program of ours, decided on before it sees them.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::extract::{ConnectInfo, Path};
 use bytes::Bytes;
@@ -26,7 +28,7 @@ use crate::agent::Offer;
 use crate::enforcement::{orders, web};
 use crate::world::{PERMIT, World, policy};
 
-const OPERATIONS: &str = r#"[{"name":"see","method":"GET","path":"/see/{id}"},{"name":"follow","method":"GET","path":"/follow"},{"name":"call","method":"POST","path":"/shop.Orders/Place"}]"#;
+const OPERATIONS: &str = r#"[{"name":"see","method":"GET","path":"/see/{id}"},{"name":"follow","method":"GET","path":"/follow"},{"name":"call","method":"POST","path":"/shop.Orders/Place"},{"name":"flood","method":"POST","path":"/flood"},{"name":"early","method":"POST","path":"/early"},{"name":"keep","method":"POST","path":"/keep"}]"#;
 
 /// A slice in which `orders` declares operations and `web` may do this with them.
 fn slice(world: &World, number: u64, permits: &[(&str, &str, &str)]) -> v1::Slice {
@@ -45,20 +47,50 @@ fn slice(world: &World, number: u64, permits: &[(&str, &str, &str)]) -> v1::Slic
 
 type Said = http_body_util::combinators::BoxBody<Bytes, Infallible>;
 
-/// The program: it says which path it was asked for, and on `/follow` goes on without end.
-async fn program(
-    request: Request<AskedBody<Incoming>>,
-    reached: Arc<AtomicUsize>,
-) -> Response<Said> {
-    reached.fetch_add(1, Ordering::SeqCst);
-    if request.uri().path() == "/follow" {
-        let (send, frames) = mpsc::channel(1);
-        tokio::spawn(async move {
-            while send.send(Ok(Frame::data(Bytes::from_static(b"more")))).await.is_ok() {}
-        });
-        return Response::new(StreamBody::new(ReceiverStream::new(frames)).boxed());
+/// What the program has seen.
+#[derive(Default)]
+struct Seen {
+    reached: AtomicUsize,
+    /// How much of `/flood` was taken from it.
+    flooded: AtomicUsize,
+    taken: Mutex<HashMap<String, Taken>>,
+}
+
+/// What came of a body that is read while it is answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Taken {
+    bytes: usize,
+    /// How it ended.
+    end: Option<Result<(), String>>,
+}
+
+impl Seen {
+    fn reached(&self) -> usize {
+        self.reached.load(Ordering::SeqCst)
     }
+
+    fn taken(&self, path: &str) -> Taken {
+        self.taken.lock().unwrap().get(path).cloned().unwrap_or_default()
+    }
+}
+
+/// The program: it says which path it was asked for, and on `/follow` and `/flood` goes on without end. What is sent to `/flood`,
+/// `/early` and `/keep` it reads meanwhile, and after.
+async fn program(request: Request<AskedBody<Incoming>>, seen: Arc<Seen>) -> Response<Said> {
+    seen.reached.fetch_add(1, Ordering::SeqCst);
     let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+    match path.as_str() {
+        "/follow" => return endless(Bytes::from_static(b"more"), seen),
+        "/flood" => {
+            tokio::spawn(take(request, Arc::clone(&seen)));
+            return endless(Bytes::from_static(&[b'x'; 1024]), seen);
+        }
+        "/early" | "/keep" => {
+            tokio::spawn(take(request, seen));
+            return Response::new(Full::from("early").boxed());
+        }
+        _ => {}
+    }
     let told = request.headers().iter().filter(|(name, _)| name.as_str().contains("peer"));
     let told = told.map(|(name, value)| format!("{name}={};", value.to_str().unwrap()));
     let mut response = Response::new(Full::from(path).boxed());
@@ -66,33 +98,61 @@ async fn program(
     response
 }
 
+fn endless(part: Bytes, seen: Arc<Seen>) -> Response<Said> {
+    let (send, frames) = mpsc::channel(1);
+    tokio::spawn(async move {
+        while send.send(Ok(Frame::data(part.clone()))).await.is_ok() {
+            seen.flooded.fetch_add(part.len(), Ordering::SeqCst);
+        }
+    });
+    Response::new(StreamBody::new(ReceiverStream::new(frames)).boxed())
+}
+
+async fn take(request: Request<AskedBody<Incoming>>, seen: Arc<Seen>) {
+    let path = request.uri().path().to_owned();
+    let mut body = request.into_body();
+    loop {
+        let frame = body.frame().await;
+        let mut taken = seen.taken.lock().unwrap();
+        let taken = taken.entry(path.clone()).or_default();
+        match frame {
+            Some(Ok(frame)) => taken.bytes += frame.data_ref().map_or(0, Bytes::len),
+            Some(Err(error)) => return taken.end = Some(Err(error.to_string())),
+            None => return taken.end = Some(Ok(())),
+        }
+    }
+}
+
 /// Serves HTTP/2 at a door of `orders`.
-async fn serve(orders: &Source) -> (SocketAddr, Arc<AtomicUsize>) {
+async fn serve(orders: &Source) -> (SocketAddr, Arc<Seen>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut inbound = Inbound::service("orders".parse().unwrap());
     inbound.alpn = vec![b"h2".to_vec()];
     let mut door = Door::new(orders, listener, inbound);
     let layer = RequestLayer::new(orders, "orders".parse().unwrap());
-    let (address, reached) = (door.local_address().unwrap(), Arc::new(AtomicUsize::new(0)));
-    let counted = Arc::clone(&reached);
+    let (address, seen) = (door.local_address().unwrap(), Arc::new(Seen::default()));
+    let sees = Arc::clone(&seen);
     tokio::spawn(async move {
         loop {
             let connection = door.accept().await;
-            let reached = Arc::clone(&counted);
+            let sees = Arc::clone(&sees);
             let answer = tower::service_fn(move |request| {
-                let reached = Arc::clone(&reached);
-                async move { Ok::<_, Infallible>(program(request, reached).await) }
+                let sees = Arc::clone(&sees);
+                async move { Ok::<_, Infallible>(program(request, sees).await) }
             });
             let service = TowerToHyperService::new(layer.of(&connection).layer(answer));
             let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
             tokio::spawn(http.serve_connection(TokioIo::new(connection), service));
         }
     });
-    (address, reached)
+    (address, seen)
 }
 
+/// What one answer may bring before somebody takes of it.
+const WINDOW: u32 = 65_535;
+
 /// A connection of `web`.
-struct Caller(hyper::client::conn::http2::SendRequest<Full<Bytes>>);
+struct Caller(hyper::client::conn::http2::SendRequest<Said>);
 
 impl Caller {
     async fn connect(web: &Source, address: SocketAddr) -> Self {
@@ -101,15 +161,25 @@ impl Caller {
         outbound.alpn = vec![b"h2".to_vec()];
         let stream = dial(&web.trust(), address, &outbound).await.unwrap().stream;
         let io = TokioIo::new(stream);
-        let (send, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        let mut rules = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        rules.initial_stream_window_size(WINDOW);
+        let (send, connection) = rules.handshake(io).await.unwrap();
         tokio::spawn(connection);
         Self(send)
     }
 
     async fn send(&mut self, request: http::request::Builder) -> Response<Incoming> {
-        let request = request.body(Full::default()).unwrap();
+        let request = request.body(Full::default().boxed()).unwrap();
         self.0.send_request(request).await.unwrap()
+    }
+
+    /// A request whose body goes on.
+    async fn upload(&mut self, path: &'static str) -> Upload {
+        let (body, frames) = mpsc::channel(1);
+        let frames = StreamBody::new(ReceiverStream::new(frames)).boxed();
+        let response = self.0.send_request(to("POST", path).body(frames).unwrap()).await.unwrap();
+        assert_eq!(response.status(), 200);
+        Upload { path, body, answer: response.into_body(), sent: 0 }
     }
 
     async fn ask(&mut self, method: &str, path: &str) -> (StatusCode, String) {
@@ -118,6 +188,39 @@ impl Caller {
         let body = response.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(body.to_vec()).unwrap())
     }
+}
+
+struct Upload {
+    path: &'static str,
+    body: mpsc::Sender<Result<Frame<Bytes>, Infallible>>,
+    answer: Incoming,
+    sent: usize,
+}
+
+impl Upload {
+    /// Sends some more, and waits until the program has it.
+    async fn goes_on(&mut self, seen: &Seen) {
+        self.body.send(Ok(Frame::data(Bytes::from_static(b"more")))).await.unwrap();
+        self.sent += 4;
+        let all = Taken { bytes: self.sent, end: None };
+        eventually(|| seen.taken(self.path) == all).await;
+    }
+
+    async fn is_broken_off(&self, seen: &Seen) {
+        let end = Some(Err("the request is not permitted any more (`policy-denied`)".to_owned()));
+        let broken = Taken { bytes: self.sent, end };
+        eventually(|| seen.taken(self.path) == broken).await;
+    }
+}
+
+/// Waits for something that other tasks bring about.
+async fn eventually(mut so: impl FnMut() -> bool) {
+    let looking = async {
+        while !so() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), looking).await.unwrap();
 }
 
 fn to(method: &str, path: &str) -> http::request::Builder {
@@ -131,7 +234,7 @@ async fn each_request_is_decided_on_by_the_form_that_the_program_sees() {
     let orders = orders(&mut world).await;
     world.agent.enforce(slice(&world, 6, &[("", "GET", "see")]));
     assert_eq!(world.agent.acknowledged().await, (6, 0));
-    let (address, reached) = serve(&orders).await;
+    let (address, seen) = serve(&orders).await;
     let mut caller = Caller::connect(&web, address).await;
     assert_eq!(caller.ask("GET", "/see/1?q=/x").await, (StatusCode::OK, "/see/1?q=/x".into()));
     assert_eq!(caller.ask("GET", "/%73ee/1").await, (StatusCode::OK, "/see/1".into()));
@@ -154,7 +257,7 @@ async fn each_request_is_decided_on_by_the_form_that_the_program_sees() {
     }
     let overriding = to("GET", "/see/1").header("x-http-method-override", "DELETE");
     assert_eq!(caller.send(overriding).await.status(), 400);
-    assert_eq!(reached.load(Ordering::SeqCst), 2, "what was denied has reached nobody");
+    assert_eq!(seen.reached(), 2, "what was denied has reached nobody");
 
     let lying = to("GET", "/see/1")
         .header("x-countersign-peer", "spiffe://shop.example/a")
@@ -162,7 +265,7 @@ async fn each_request_is_decided_on_by_the_form_that_the_program_sees() {
         .header("x_countersign_peer", "spiffe://shop.example/c");
     let told = caller.send(lying).await.headers()["told"].clone();
     assert_eq!(told, "x-countersign-peer=spiffe://shop.example/web;", "who asks is said by us");
-    assert_eq!(reached.load(Ordering::SeqCst), 3);
+    assert_eq!(seen.reached(), 3);
 
     let grpc = to("POST", "/shop.Orders/Place").header("content-type", "application/grpc");
     let response = caller.send(grpc).await;
@@ -185,14 +288,14 @@ async fn a_change_breaks_off_the_streams_that_it_denies_and_no_other() {
     let orders = orders(&mut world).await;
     world.agent.enforce(slice(&world, 6, &[("", "GET", "see"), ("", "GET", "follow")]));
     assert_eq!(world.agent.acknowledged().await, (6, 0));
-    let (address, _reached) = serve(&orders).await;
+    let (address, _seen) = serve(&orders).await;
     let mut caller = Caller::connect(&web, address).await;
     let mut endless = caller.send(to("GET", "/follow")).await.into_body();
     assert!(endless.frame().await.unwrap().is_ok());
     world.agent.enforce(slice(&world, 7, &[("", "GET", "see")]));
     assert_eq!(world.agent.acknowledged().await, (7, 0), "the connection is not cut");
     let broken = async { while let Some(Ok(_)) = endless.frame().await {} };
-    tokio::time::timeout(std::time::Duration::from_secs(60), broken).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), broken).await.unwrap();
     assert_eq!(caller.ask("GET", "/see/1").await.0, 200, "the connection goes on");
     assert_eq!(caller.ask("GET", "/follow").await.0, 403);
 }
@@ -204,14 +307,64 @@ async fn what_is_over_a_limit_is_told_when_to_come_again() {
     let orders = orders(&mut world).await;
     world.agent.enforce(slice(&world, 6, &[(r#"@rate("1/h")"#, "GET", "see")]));
     assert_eq!(world.agent.acknowledged().await, (6, 0));
-    let (address, reached) = serve(&orders).await;
+    let (address, seen) = serve(&orders).await;
     let mut caller = Caller::connect(&web, address).await;
     assert_eq!(caller.ask("GET", "/see/1").await.0, 200);
     let refused = caller.send(to("GET", "/see/2")).await;
     assert_eq!(refused.status(), 429);
     let again: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((3500..=3600).contains(&again), "{again}");
-    assert_eq!(reached.load(Ordering::SeqCst), 1);
+    assert_eq!(seen.reached(), 1);
+}
+
+#[tokio::test]
+async fn a_change_breaks_off_what_is_still_asked_and_no_other() {
+    let mut world = World::new(Offer::Enforcement);
+    let (web, _agent, _folder) = web(&world).await;
+    let orders = orders(&mut world).await;
+    let all = ["flood", "early", "keep"].map(|operation| ("", "POST", operation));
+    world.agent.enforce(slice(&world, 6, &all));
+    assert_eq!(world.agent.acknowledged().await, (6, 0));
+    let (address, seen) = serve(&orders).await;
+    let mut caller = Caller::connect(&web, address).await;
+    let mut flood = caller.upload("/flood").await;
+    // Nobody takes anything of its answer: the program gets rid of what there is room for, and no more.
+    eventually(|| 65 * 1024 <= seen.flooded.load(Ordering::SeqCst)).await;
+    let (mut early, mut keep) = (caller.upload("/early").await, caller.upload("/keep").await);
+    for upload in [&mut early, &mut keep] {
+        let answer = (&mut upload.answer).collect().await.unwrap().to_bytes();
+        assert_eq!(answer, "early", "it was answered before its end");
+    }
+    for upload in [&mut flood, &mut early, &mut keep] {
+        upload.goes_on(&seen).await;
+    }
+    world.agent.enforce(slice(&world, 7, &[("", "POST", "keep")]));
+    assert_eq!(world.agent.acknowledged().await, (7, 0), "the connection is not cut");
+    flood.is_broken_off(&seen).await;
+    early.is_broken_off(&seen).await;
+    keep.goes_on(&seen).await;
+    tokio::time::timeout(Duration::from_secs(60), early.body.closed()).await.unwrap();
+    // As soon as it takes again, it is told.
+    let rest = async { while let Some(Ok(_)) = flood.answer.frame().await {} };
+    tokio::time::timeout(Duration::from_secs(60), rest).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_still_asked_counts_after_its_answer_has_ended() {
+    let mut world = World::new(Offer::Enforcement);
+    let (web, _agent, _folder) = web(&world).await;
+    let orders = orders(&mut world).await;
+    world.agent.enforce(slice(&world, 6, &[(r#"@concurrent("1")"#, "POST", "early")]));
+    assert_eq!(world.agent.acknowledged().await, (6, 0));
+    let (address, seen) = serve(&orders).await;
+    let mut caller = Caller::connect(&web, address).await;
+    let mut early = caller.upload("/early").await;
+    (&mut early.answer).collect().await.unwrap();
+    early.goes_on(&seen).await;
+    assert_eq!(caller.ask("POST", "/early").await.0, 429);
+    drop(early.body);
+    eventually(|| seen.taken("/early").end == Some(Ok(()))).await;
+    assert_eq!(caller.ask("POST", "/early").await.0, 200);
 }
 
 #[tokio::test]
@@ -221,11 +374,11 @@ async fn a_request_of_which_nobody_says_who_asks_is_denied() {
     let layer = RequestLayer::new(&orders, "orders".parse().unwrap());
     let reached = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&reached);
-    let program = tower::service_fn(move |_request: Request<AskedBody<()>>| {
+    let program = tower::service_fn(move |_request: Request<AskedBody<Full<Bytes>>>| {
         counted.fetch_add(1, Ordering::SeqCst);
         async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) }
     });
-    let request = Request::builder().uri("/see/1").body(()).unwrap();
+    let request = Request::builder().uri("/see/1").body(Full::default()).unwrap();
     let response = tower::ServiceExt::oneshot(layer.layer(program), request).await.unwrap();
     assert_eq!(response.status(), 403);
     assert_eq!(reached.load(Ordering::SeqCst), 0);

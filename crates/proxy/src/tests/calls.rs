@@ -6,13 +6,15 @@ use bytes::Bytes;
 use countersign::{Asked, Flow};
 use countersign_identity::{Clock, Code, SystemClock, Verb};
 use countersign_policy::{Operation, Operations};
+use countersign_tls::{Expected, Outbound, dial};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::world::{Caller, Shop, eventually, get, name, read};
+use super::program::{End, Taken};
+use super::world::{Caller, PATIENCE, Shop, eventually, get, name, read};
 use crate::config::Protocol;
 
 fn operations() -> Operations {
@@ -27,6 +29,9 @@ fn operations() -> Operations {
         operation("endless", Verb::Get, "/endless"),
         operation("upgrade", Verb::Get, "/upgrade"),
         operation("call", Verb::Post, "/shop.Orders/Place"),
+        operation("early", Verb::Post, "/early"),
+        operation("flood", Verb::Post, "/flood"),
+        operation("keep", Verb::Post, "/keep"),
     ];
     Operations::new([(name("orders"), of_orders)])
 }
@@ -215,4 +220,130 @@ async fn a_request_is_decided_at_its_own_moment_and_what_goes_on_ends_when_its_t
     assert_eq!(status, 403, "over the connection that was there: {body}");
     shop.program.gate.add_permits(1);
     assert_eq!(plain.get("/gate").await.0, 200, "which goes on for what has no time");
+}
+
+/// `web` at the door of `orders` over HTTP/2, with nothing in between that would take what it does not.
+async fn direct(shop: &Shop) -> h2::client::SendRequest<Bytes> {
+    let mut outbound = Outbound::service(name("orders"), Expected::Id(shop.realm.id("orders")));
+    outbound.alpn = vec![b"h2".to_vec()];
+    let stream = dial(&shop.web.plane.trust, shop.orders.door(), &outbound).await.unwrap().stream;
+    let mut rules = h2::client::Builder::new();
+    // One stream that takes nothing does not keep the others from taking.
+    rules.initial_window_size(WINDOW).initial_connection_window_size(16 * WINDOW);
+    let (sender, connection) = rules.handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+const WINDOW: u32 = 65_535;
+
+/// A request that is answered while its body is still on its way.
+struct Upload {
+    path: &'static str,
+    body: h2::SendStream<Bytes>,
+    answer: h2::RecvStream,
+    sent: usize,
+}
+
+impl Upload {
+    async fn begin(
+        sender: &h2::client::SendRequest<Bytes>,
+        path: &'static str,
+        kind: &str,
+    ) -> Result<Self, u16> {
+        let request = Request::post(format!("https://orders{path}")).header("content-type", kind);
+        let mut sender = sender.clone().ready().await.unwrap();
+        let (response, body) = sender.send_request(request.body(()).unwrap(), false).unwrap();
+        let response = response.await.unwrap();
+        match response.status().as_u16() {
+            200 => Ok(Self { path, body, answer: response.into_body(), sent: 0 }),
+            status => Err(status),
+        }
+    }
+
+    /// Sends some more, and waits until the program has it.
+    async fn goes_on(&mut self, shop: &Shop) {
+        self.body.send_data(Bytes::from_static(b"more"), false).unwrap();
+        self.sent += 4;
+        let all = Taken { bytes: self.sent, end: None };
+        eventually(|| (shop.program.taken(self.path) == all).then_some(())).await;
+    }
+
+    /// Takes of the answer until it ends, or as much as there is room for, which is not given back.
+    async fn take(&mut self) {
+        let mut taken = 0;
+        while taken < usize::try_from(WINDOW).unwrap() {
+            match self.answer.data().await {
+                Some(part) => taken += part.unwrap().len(),
+                None => return,
+            }
+        }
+    }
+
+    /// Waits until the program sees a break, and the caller that its stream is reset.
+    async fn is_broken_off(&mut self, shop: &Shop) {
+        let broken = Taken { bytes: self.sent, end: Some(End::Broken) };
+        eventually(|| (shop.program.taken(self.path) == broken).then_some(())).await;
+        let reset = std::future::poll_fn(|cx| self.body.poll_reset(cx));
+        tokio::time::timeout(PATIENCE, reset).await.unwrap().unwrap();
+    }
+}
+
+/// As HTTP/2 and as HTTP/1.1, as the program is asked.
+const KINDS: [&str; 2] = ["application/grpc", "text/plain"];
+
+#[tokio::test]
+async fn a_change_breaks_off_what_is_still_asked_also_while_nobody_takes_the_answer() {
+    for kind in KINDS {
+        let keep = permit("", "POST", "keep");
+        let shop = shop(&(permit("", "POST", "flood") + &keep)).await;
+        let sender = direct(&shop).await;
+        let mut kept = Upload::begin(&sender, "/keep", kind).await.unwrap();
+        kept.goes_on(&shop).await;
+        let mut denied = Upload::begin(&sender, "/flood", kind).await.unwrap();
+        denied.take().await;
+        denied.goes_on(&shop).await;
+        let cut = shop.orders.enforce_calls(&keep, operations(), None);
+        assert_eq!(cut, 0, "no connection");
+        denied.is_broken_off(&shop).await;
+        kept.goes_on(&shop).await;
+    }
+}
+
+#[tokio::test]
+async fn a_change_breaks_off_what_is_still_asked_after_its_answer_has_ended() {
+    for kind in KINDS {
+        let keep = permit("", "POST", "keep");
+        let shop = shop(&(permit("", "POST", "early") + &keep)).await;
+        let sender = direct(&shop).await;
+        let mut kept = Upload::begin(&sender, "/keep", kind).await.unwrap();
+        let mut denied = Upload::begin(&sender, "/early", kind).await.unwrap();
+        for upload in [&mut kept, &mut denied] {
+            upload.take().await;
+            assert!(upload.answer.is_end_stream());
+            upload.goes_on(&shop).await;
+        }
+        let cut = shop.orders.enforce_calls(&keep, operations(), None);
+        assert_eq!(cut, 0, "no connection");
+        denied.is_broken_off(&shop).await;
+        kept.goes_on(&shop).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_still_asked_counts_after_its_answer_has_ended() {
+    let shop = shop(&permit("@concurrent(\"1\")", "POST", "early")).await;
+    let sender = direct(&shop).await;
+    let mut first = Upload::begin(&sender, "/early", "text/plain").await.unwrap();
+    first.take().await;
+    first.goes_on(&shop).await;
+    assert_eq!(Upload::begin(&sender, "/early", "text/plain").await.err(), Some(429));
+    first.body.send_data(Bytes::new(), true).unwrap();
+    eventually(|| shop.program.taken("/early").end).await;
+    let again = async {
+        while Upload::begin(&sender, "/early", "text/plain").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, again).await.unwrap();
 }

@@ -1,9 +1,10 @@
 //! The program behind a door: plain HTTP on a Unix socket, no TLS anywhere in it.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
@@ -29,7 +30,24 @@ pub(super) struct Program {
     pub(super) reached: Arc<AtomicUsize>,
     /// Each permit lets one request for `/gate` go on.
     pub(super) gate: Arc<Semaphore>,
+    /// What came of the bodies of requests, by the path.
+    taken: Bodies,
     task: JoinHandle<()>,
+}
+
+type Bodies = Arc<Mutex<HashMap<String, Taken>>>;
+
+/// What came of a body that is read while it is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Taken {
+    pub(super) bytes: usize,
+    pub(super) end: Option<End>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Whole,
+    Broken,
 }
 
 type Answer = Response<BoxBody<Bytes, hyper::Error>>;
@@ -39,13 +57,16 @@ impl Program {
         let listener = UnixListener::bind(path).unwrap();
         let (reached, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
         let (counter, waiting) = (reached.clone(), gate.clone());
+        let taken = Bodies::default();
+        let bodies = taken.clone();
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let (counter, waiting) = (counter.clone(), waiting.clone());
+                let (counter, waiting, bodies) =
+                    (counter.clone(), waiting.clone(), bodies.clone());
                 let service = service_fn(move |request| {
                     counter.fetch_add(1, Ordering::SeqCst);
-                    answer(request, waiting.clone())
+                    answer(request, waiting.clone(), bodies.clone())
                 });
                 tokio::spawn(async move {
                     let rules = auto::Builder::new(TokioExecutor::new());
@@ -57,11 +78,16 @@ impl Program {
                 });
             }
         });
-        Self { path: path.to_owned(), reached, gate, task }
+        Self { path: path.to_owned(), reached, gate, taken, task }
     }
 
     pub(super) fn target(&self) -> Target {
         Target::Unix(self.path.clone())
+    }
+
+    /// What came so far of the body that was sent there.
+    pub(super) fn taken(&self, path: &str) -> Taken {
+        self.taken.lock().unwrap().get(path).copied().unwrap_or_default()
     }
 
     pub(super) fn reached(&self) -> usize {
@@ -78,8 +104,17 @@ impl Drop for Program {
 async fn answer(
     mut request: Request<Incoming>,
     gate: Arc<Semaphore>,
+    bodies: Bodies,
 ) -> Result<Answer, Infallible> {
     match request.uri().path() {
+        "/early" | "/keep" => {
+            take(request, bodies);
+            return Ok(whole(Bytes::from_static(b"early")));
+        }
+        "/flood" => {
+            take(request, bodies);
+            return Ok(parts(std::iter::repeat(Bytes::from_static(PART))));
+        }
         "/upgrade" => return Ok(upgrade(&mut request)),
         "/endless" => return Ok(endless(request)),
         "/trailers" => return Ok(trailers(request).await),
@@ -133,11 +168,37 @@ fn upgrade(request: &mut Request<Incoming>) -> Answer {
     response
 }
 
+const PART: &[u8] = &[b'x'; 16 * 1024];
+
 /// 8 MiB, in parts that are made when somebody takes them.
 fn large() -> Answer {
-    let part = Bytes::from_static(&[b'x'; 16 * 1024]);
-    let parts = std::iter::repeat_n(part, 512).map(|part| Ok(Frame::data(part)));
+    parts(std::iter::repeat_n(Bytes::from_static(PART), 512))
+}
+
+fn parts(parts: impl Iterator<Item = Bytes> + Send + Sync + 'static) -> Answer {
+    let parts = parts.map(|part| Ok(Frame::data(part)));
     Response::new(BodyExt::boxed(StreamBody::new(futures_util::stream::iter(parts))))
+}
+
+/// Reads the body while it is answered, and after.
+fn take(request: Request<Incoming>, bodies: Bodies) {
+    let path = request.uri().path().to_owned();
+    let mut body = request.into_body();
+    let note = move |change: &dyn Fn(&mut Taken)| {
+        change(bodies.lock().unwrap().entry(path.clone()).or_default());
+    };
+    tokio::spawn(async move {
+        loop {
+            match body.frame().await {
+                Some(Ok(frame)) => {
+                    let bytes = frame.data_ref().map_or(0, Bytes::len);
+                    note(&|taken| taken.bytes += bytes);
+                }
+                Some(Err(_)) => return note(&|taken| taken.end = Some(End::Broken)),
+                None => return note(&|taken| taken.end = Some(End::Whole)),
+            }
+        }
+    });
 }
 
 /// A beginning, whatever the body is, and no end.

@@ -35,7 +35,7 @@ pub(super) const WEB_TO_ORDERS: &str = r#"permit (principal == Workload::"web", 
 /// No policy at all.
 pub(super) const NOTHING: &str = "";
 /// Longer than anything in a test takes: who waits for it in vain fails.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) fn name(text: &str) -> Name {
     text.parse().unwrap()
