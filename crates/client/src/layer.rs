@@ -9,7 +9,7 @@ use bytes::{Buf, Bytes};
 use countersign_identity::{Code, Name};
 use countersign_tls::Admitted;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use http::{Extensions, Request, Response, StatusCode};
+use http::{Extensions, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tower::{Layer, Service};
 
@@ -135,16 +135,19 @@ where
         // The one that is ready is the one that is called; the other takes its place.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        let asked = AskedBody::new(body, entered.as_ref());
+        let asked = AskedBody::new(body, Some(&entered));
+        let connects = head.method == Method::CONNECT;
         let answer = inner.call(Request::from_parts(head, asked));
         Box::pin(async move {
-            let Some(entered) = entered else { return Ok(answer.await?.map(DecidedBody::passing)) };
             let over = std::future::poll_fn(|cx| entered.live.poll_ended(cx));
             let response = tokio::select! {
                 response = answer => response?,
                 code = over => return Ok(refusal(&ended(code), is_grpc)),
             };
-            if response.status() == StatusCode::SWITCHING_PROTOCOLS
+            let status = response.status();
+            let upgrades = status == StatusCode::SWITCHING_PROTOCOLS;
+            // Of what `CONNECT` opens, nobody here sees the end: over HTTP/2 as well, it ends with its whole connection.
+            if (upgrades || connects && status.is_success())
                 && let Err(why) = requests.upgraded(&admitted, &entered)
             {
                 return Ok(refusal(&why, is_grpc));
@@ -298,10 +301,6 @@ enum Kind<B> {
 }
 
 impl<B> DecidedBody<B> {
-    const fn passing(body: B) -> Self {
-        Self { kind: Kind::Passing(body, None) }
-    }
-
     fn whole(bytes: Bytes) -> Self {
         Self { kind: Kind::Whole((!bytes.is_empty()).then_some(bytes)) }
     }

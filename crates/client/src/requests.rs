@@ -55,7 +55,7 @@ impl Requests {
     }
 
     /// Decides on a request of this peer, if the service declares operations, and writes its path in the form that was
-    /// decided on. `None` where the service declares none, and the connection is all that is decided on.
+    /// decided on. Where it declares none, the connection is all that is decided on, until it does.
     ///
     /// # Errors
     /// When it may not be answered.
@@ -64,30 +64,22 @@ impl Requests {
         service: &Name,
         admitted: &Admitted,
         head: &mut request::Parts,
-    ) -> Result<Option<Entered>, Unanswered> {
-        if !self.trust.decides_calls(service) {
-            return Ok(None);
-        }
-        if head.method == Method::CONNECT {
-            let why = "`CONNECT` opens a way through which nobody sees requests".to_owned();
-            return Err(not_understood(why));
-        }
-        if let Some(name) = head.headers.keys().find(|name| is_overriding(name.as_str())) {
-            let why = "asks some programs for another request than the one that is decided on";
-            return Err(not_understood(format!("the field `{name}` {why}")));
-        }
-        let path = CanonicalPath::of(head.uri.path());
-        let path = path.map_err(|why| not_understood(why.to_string()))?;
-        let verb = verb(&head.method);
-        let call = LastingCall { service: service.clone(), verb, path: path.clone() };
+    ) -> Result<Entered, Unanswered> {
+        let (verb, path) = (verb(&head.method), understood(head));
+        let asked = path.as_ref().ok().cloned();
+        let call = LastingCall { service: service.clone(), verb, path: asked };
         let live = self.trust.begin_call(admitted, call);
+        if !self.trust.decides_calls(service) {
+            return Ok(Entered { live, _held: None });
+        }
+        let path = path?;
         let held = match self.trust.decide_call(admitted, service, verb, &path) {
             Some(called) => self.record(live.call(), admitted, called, &head.method)?,
             None => None,
         };
         let target = rewritten(&head.uri, &path);
         head.uri = target.map_err(|why| not_understood(why.to_string()))?;
-        Ok(Some(Entered { live, _held: held.map(Arc::new) }))
+        Ok(Entered { live, _held: held.map(Arc::new) })
     }
 
     /// The connection goes on with this request and takes no other.
@@ -95,7 +87,7 @@ impl Requests {
     /// # Errors
     /// When it is not permitted any more.
     pub fn upgraded(&self, admitted: &Admitted, entered: &Entered) -> Result<(), Unanswered> {
-        let call = entered.live.call().clone();
+        let call = entered.live.call();
         if self.trust.is_now(admitted, call) { Ok(()) } else { Err(ended(Code::PolicyDenied)) }
     }
 
@@ -138,6 +130,19 @@ impl Requests {
             (Verdict::Allow | Verdict::Deny(_), _, _) => Ok(None),
         }
     }
+}
+
+/// The path in its one form, of a request that means the same to everybody.
+fn understood(head: &request::Parts) -> Result<CanonicalPath, Unanswered> {
+    if head.method == Method::CONNECT {
+        let why = "`CONNECT` opens a way through which nobody sees requests".to_owned();
+        return Err(not_understood(why));
+    }
+    if let Some(name) = head.headers.keys().find(|name| is_overriding(name.as_str())) {
+        let why = "asks some programs for another request than the one that is decided on";
+        return Err(not_understood(format!("the field `{name}` {why}")));
+    }
+    CanonicalPath::of(head.uri.path()).map_err(|why| not_understood(why.to_string()))
 }
 
 /// What is under way is not permitted any more.

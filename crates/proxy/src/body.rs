@@ -22,7 +22,7 @@ pub(crate) struct Body {
     lease: Option<Lease>,
     /// Keeps the connection to which it goes from being taken for idle.
     busy: Option<Arc<Busy>>,
-    /// The call whose answer it is, where calls are decided on.
+    /// The call whose answer it is, at a door.
     entered: Option<Entered>,
 }
 
@@ -48,7 +48,7 @@ pub(crate) struct Coming {
     incoming: Incoming,
     /// Until its end: its request is under way for so long, also when it was answered before.
     busy: Option<Arc<Busy>>,
-    /// Likewise: the call that it belongs to, where calls are decided on.
+    /// Likewise: the call that it belongs to, at a door.
     entered: Option<Entered>,
 }
 
@@ -92,11 +92,7 @@ impl Body {
     }
 
     /// The body of a request, as it arrives. Broken off when the call may not go on.
-    pub(crate) fn sending(
-        incoming: Incoming,
-        busy: &Arc<Busy>,
-        entered: Option<&Entered>,
-    ) -> Self {
+    pub(crate) fn sending(incoming: Incoming, busy: &Arc<Busy>, entered: Option<&Entered>) -> Self {
         if http_body::Body::is_end_stream(&incoming) {
             return Self::empty();
         }
@@ -171,8 +167,9 @@ impl http_body::Body for Body {
             Kind::Whole(bytes) => {
                 return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))));
             }
-            Kind::Passing(incoming) => ready!(Pin::new(incoming).poll_frame(cx))
-                .map(|frame| frame.map_err(Broken::from)),
+            Kind::Passing(incoming) => {
+                ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(Broken::from))
+            }
             Kind::Sending(sending) => ready!(Pin::new(sending).poll_frame(cx)),
         };
         match frame {

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use countersign_identity::{Code, Name, SpiffeId};
 use countersign_tls::{
-    AddressOf, Admitted, Direction, Established, HandshakeFact, Inbound, Leave, Outcome,
-    REPROOF_ALPN, Room, Source, Stream, Ticket,
+    AddressOf, Admitted, Direction, Established, HandshakeFact, Inbound, LastingCall, Leave,
+    Outcome, REPROOF_ALPN, Room, Source, Stream, Ticket,
 };
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
@@ -266,6 +266,11 @@ impl Door {
             Route::Bytes(upstream) => {
                 let upstream = upstream.clone();
                 drop(route);
+                // Should the service come to decide on requests: this is none.
+                let bytes = LastingCall { service: self.service.clone(), verb: None, path: None };
+                if !self.plane.trust.is_now(&admitted, &bytes) {
+                    return;
+                }
                 join(wire, &upstream, (&self.meter, preface)).await;
             }
         }

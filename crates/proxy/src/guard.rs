@@ -17,13 +17,11 @@ pub(crate) struct Guard {
 
 impl Guard {
     /// Decides on the request, if its service declares operations, and writes its path in the form that was decided on.
-    ///
-    /// `None` where the service declares none.
     pub(crate) fn check(
         &self,
         plane: &Plane,
         head: &mut request::Parts,
-    ) -> Result<Option<Entered>, Failed> {
+    ) -> Result<Entered, Failed> {
         Ok(plane.requests.enter(&self.service, &self.admitted, head)?)
     }
 

@@ -127,7 +127,7 @@ impl Relay {
         headers::unambiguous(&head)?;
         let host = headers::host(&head)?;
         let entered = match &self.guard {
-            Some(guard) => guard.check(&self.plane, &mut head)?,
+            Some(guard) => Some(guard.check(&self.plane, &mut head)?),
             None => None,
         };
         headers::strip_request(&mut head.headers)?;

@@ -174,8 +174,8 @@ pub(crate) fn review(
     let mut reviewed = Reviewed::default();
     for entry in register.entries() {
         let Some(denied) = asked(&entry, slice, now) else {
-            if let (Changed::Decisions, Some(standing)) = (changed, &entry.standing) {
-                entry.calls.review(slice, standing, now);
+            if changed == Changed::Decisions {
+                entry.calls.review(slice, entry.standing.as_ref(), now);
             }
             continue;
         };
@@ -248,14 +248,14 @@ fn verdict(entry: &Entry, slice: &Slice, now: Timestamp) -> Result<Vec<String>, 
         Some(denied) if denied.ending == Ending::Cut => return Err(denied),
         graceful => graceful,
     };
+    if let Some(call) = entry.lasting.get() {
+        call.permitted(slice, entry.standing.as_ref(), now)?;
+    }
     let policies = match &entry.standing {
-        Some(standing @ Standing { rule, context, .. }) => entry.credentials(|peer, own| {
+        Some(Standing { rule, context, .. }) => entry.credentials(|peer, own| {
             let Some(peer) = peer else { return Ok(Vec::new()) };
             if !entry.outlives() {
                 lasts(peer, now)?;
-            }
-            if let Some(call) = entry.lasting.get() {
-                call.permitted(slice, standing, now)?;
             }
             decide(rule, peer, own.map(|own| own.identity.id()), (context, now), slice)
         })?,

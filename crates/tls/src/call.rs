@@ -18,7 +18,7 @@ use crate::{Admitted, Slice, Trust, admission};
 impl Trust {
     /// Whether requests to this service are decided on one by one: it declares operations.
     pub fn decides_calls(&self, service: &Name) -> bool {
-        self.slice().policies.operations().of(service.as_str()).is_some()
+        declares(&self.slice(), service)
     }
 
     /// What is decided about a connection of this peer to a service of ours, whose handshake agreed on this version and
@@ -56,32 +56,36 @@ impl Trust {
     }
 
     /// Begins a call: until it is dropped, whatever is enforced from now on is asked about it. To be asked for before the first
-    /// decision about it, so that no change slips between the two.
+    /// decision about it, so that no change slips between the two; and also where nothing is decided on yet, since the service may
+    /// come to declare operations.
     pub fn begin_call(&self, admitted: &Admitted, call: LastingCall) -> LiveCall {
         let (entry, course) = (Arc::clone(admitted.entry()), Arc::new(Course::of(call)));
         let number = entry.calls.enter(Arc::clone(&course));
-        LiveCall { place: course.take_place(), under_way: Arc::new(UnderWay { entry, number, course }) }
+        LiveCall {
+            place: course.take_place(),
+            under_way: Arc::new(UnderWay { entry, number, course }),
+        }
     }
 
     /// From now on the connection is nothing but this call, such as one that was upgraded by it: it ends as soon as the call is not
     /// permitted any more. False when that is so already.
-    pub fn is_now(&self, admitted: &Admitted, call: LastingCall) -> bool {
+    pub fn is_now(&self, admitted: &Admitted, call: &LastingCall) -> bool {
         let entry = admitted.entry();
         // Told first, asked second, as with admission: a slice that comes between the two finds it.
-        entry.lasting.set(call).is_ok()
+        *entry.lasting.get_or_init(|| call.clone()) == *call
             && admission::review_one(&self.register, entry, &self.slice_now(), self.now())
     }
 }
 
-/// A request that takes its whole connection, for as long as that is open.
-#[derive(Clone, Debug)]
+/// A request, for as long as it is under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastingCall {
     /// The service.
     pub service: Name,
     /// The method of the request; `None` when it is none that an operation could have.
     pub verb: Option<Verb>,
-    /// The path, in the form that was sent on.
-    pub path: CanonicalPath,
+    /// The path, in its one form; `None` for what can be asked only of a service that declares no operations.
+    pub path: Option<CanonicalPath>,
 }
 
 /// A hold on a call under way, which is under way until the last of its holds is dropped: what asks and what is answered may each
@@ -221,7 +225,7 @@ impl Calls {
     }
 
     /// Ends those that the slice does not permit any more.
-    pub(crate) fn review(&self, slice: &Slice, standing: &Standing, now: Timestamp) {
+    pub(crate) fn review(&self, slice: &Slice, standing: Option<&Standing>, now: Timestamp) {
         for course in self.live().calls.values() {
             if let Err(refused) = course.call.permitted(slice, standing, now) {
                 course.end(refused.code);
@@ -239,23 +243,33 @@ impl LastingCall {
     pub(crate) fn permitted(
         &self,
         slice: &Slice,
-        standing: &Standing,
+        standing: Option<&Standing>,
         now: Timestamp,
     ) -> Result<(), Refused> {
         let Self { service, verb, path } = self;
-        let Some(called) = decided(slice, (Some(standing), now), service, *verb, path) else {
+        if !declares(slice, service) {
             return Ok(());
+        }
+        let Some(path) = path else {
+            let why = format!("`{service}` has come to decide on requests, and this is none");
+            return Err(Refused { code: Code::NotUnderstood, why });
         };
-        match called.decision.verdict {
-            Verdict::Deny(code) if !called.decision.is_allowed() => {
-                let peer = &standing.peer.id;
+        let called = decided(slice, (standing, now), service, *verb, path);
+        match called.as_ref().map(|called| &called.decision) {
+            Some(Decision { verdict: Verdict::Deny(code), mode: Mode::Enforce, .. }) => {
+                let peer = standing.map_or("nobody", |standing| standing.peer.id.as_str());
                 let why =
                     format!("`{peer}` may not ask `{service}` any more for what it goes on with");
-                Err(Refused { code, why })
+                Err(Refused { code: *code, why })
             }
-            Verdict::Allow | Verdict::Deny(_) => Ok(()),
+            Some(_) | None => Ok(()),
         }
     }
+}
+
+/// Whether requests to the service are decided on.
+fn declares(slice: &Slice, service: &Name) -> bool {
+    slice.policies.operations().of(service.as_str()).is_some()
 }
 
 fn decided(
@@ -265,7 +279,9 @@ fn decided(
     verb: Option<Verb>,
     path: &CanonicalPath,
 ) -> Option<Called> {
-    slice.policies.operations().of(service.as_str())?;
+    if !declares(slice, service) {
+        return None;
+    }
     let Some(standing) = standing else { return Some(nobody()) };
     let principal = principal(&standing.peer.id, slice);
     let (service, context) = (service.as_str(), &standing.context);

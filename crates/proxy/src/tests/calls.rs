@@ -28,6 +28,7 @@ fn operations() -> Operations {
         operation("gate", Verb::Get, "/gate"),
         operation("endless", Verb::Get, "/endless"),
         operation("upgrade", Verb::Get, "/upgrade"),
+        operation("upgrade-too", Verb::Get, "/upgrade-too"),
         operation("call", Verb::Post, "/shop.Orders/Place"),
         operation("early", Verb::Post, "/early"),
         operation("flood", Verb::Post, "/flood"),
@@ -122,8 +123,8 @@ async fn more_at_once_than_a_policy_permits_are_refused_until_one_is_done() {
 }
 
 /// An upgraded connection, which says back what it hears.
-async fn upgraded(caller: &mut Caller) -> TokioIo<hyper::upgrade::Upgraded> {
-    let mut request = get("/upgrade");
+async fn upgraded(caller: &mut Caller, path: &str) -> TokioIo<hyper::upgrade::Upgraded> {
+    let mut request = get(path);
     let headers = request.headers_mut();
     headers.insert("connection", "upgrade".parse().unwrap());
     headers.insert("upgrade", "echo".parse().unwrap());
@@ -145,7 +146,7 @@ async fn a_change_ends_the_upgraded_connections_that_it_denies_and_no_other() {
     let both = permit("", "GET", "see") + &permit("", "GET", "upgrade");
     let shop = shop(&both).await;
     let (mut plain, mut caller) = (shop.caller().await, shop.caller().await);
-    let mut io = upgraded(&mut caller).await;
+    let mut io = upgraded(&mut caller, "/upgrade").await;
     assert_eq!(plain.get("/see/1").await.0, 200);
     let more = both.clone() + &permit("", "GET", "gate");
     assert_eq!(shop.orders.enforce_calls(&more, operations(), None), 0);
@@ -187,7 +188,7 @@ async fn a_policys_end_ends_what_it_let_in_and_permits_nothing_from_then_on() {
     let both = permit("", "GET", "see") + &permit("", "GET", "upgrade");
     shop.orders.enforce_calls(&both, operations(), Some(until));
     let (mut plain, mut caller) = (shop.caller().await, shop.caller().await);
-    let mut io = upgraded(&mut caller).await;
+    let mut io = upgraded(&mut caller, "/upgrade").await;
     assert_eq!(plain.get("/see/1").await.0, 200);
     // Nobody applies anything: it ends by itself.
     let mut rest = Vec::new();
@@ -211,7 +212,7 @@ async fn a_request_is_decided_at_its_own_moment_and_what_goes_on_ends_when_its_t
     let policy = timed("see") + &timed("upgrade") + &permit("", "GET", "gate");
     shop.orders.enforce_calls(&policy, operations(), None);
     let (mut plain, mut caller) = (shop.caller().await, shop.caller().await);
-    let mut io = upgraded(&mut caller).await;
+    let mut io = upgraded(&mut caller, "/upgrade").await;
     assert_eq!(plain.get("/see/1").await.0, 200);
     let mut rest = Vec::new();
     let closed = tokio::time::timeout(Duration::from_secs(60), io.read_to_end(&mut rest)).await;
@@ -346,4 +347,37 @@ async fn what_is_still_asked_counts_after_its_answer_has_ended() {
         }
     };
     tokio::time::timeout(PATIENCE, again).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_began_before_a_service_declared_operations_is_decided_on_as_soon_as_it_does() {
+    let shop = Shop::open(Protocol::Http).await;
+    let mut callers = Vec::new();
+    for _ in 0..4 {
+        callers.push(shop.caller().await);
+    }
+    let mut denied = upgraded(&mut callers[0], "/upgrade").await;
+    let mut kept = upgraded(&mut callers[1], "/upgrade-too").await;
+    let mut streams = Vec::new();
+    for (caller, path) in callers[2..].iter_mut().zip(["/endless", "//endless"]) {
+        let mut stream = caller.send(get(path)).await.unwrap().into_body();
+        assert_eq!(stream.frame().await.unwrap().unwrap().into_data().unwrap(), "one");
+        streams.push(stream);
+    }
+    let sender = direct(&shop).await;
+    let mut flood = Upload::begin(&sender, "/flood", KINDS[0]).await.unwrap();
+    let mut keep = Upload::begin(&sender, "/keep", KINDS[0]).await.unwrap();
+    for upload in [&mut flood, &mut keep] {
+        upload.goes_on(&shop).await;
+    }
+    let policy = permit("", "GET", "upgrade-too") + &permit("", "POST", "keep");
+    assert_eq!(shop.orders.enforce_calls(&policy, operations(), None), 1, "the upgraded one");
+    assert!(!echoes(&mut denied).await, "it was closed");
+    assert!(echoes(&mut kept).await, "what is permitted goes on");
+    flood.is_broken_off(&shop).await;
+    keep.goes_on(&shop).await;
+    for mut stream in streams {
+        let rest = tokio::time::timeout(PATIENCE, stream.frame()).await.unwrap();
+        assert!(rest.is_none_or(|frame| frame.is_err()), "it is broken off");
+    }
 }

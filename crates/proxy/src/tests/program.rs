@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HeaderMap, HeaderValue, UPGRADE};
@@ -62,8 +62,7 @@ impl Program {
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let (counter, waiting, bodies) =
-                    (counter.clone(), waiting.clone(), bodies.clone());
+                let (counter, waiting, bodies) = (counter.clone(), waiting.clone(), bodies.clone());
                 let service = service_fn(move |request| {
                     counter.fetch_add(1, Ordering::SeqCst);
                     answer(request, waiting.clone(), bodies.clone())
@@ -115,8 +114,8 @@ async fn answer(
             take(request, bodies);
             return Ok(parts(std::iter::repeat(Bytes::from_static(PART))));
         }
-        "/upgrade" => return Ok(upgrade(&mut request)),
-        "/endless" => return Ok(endless(request)),
+        "/upgrade" | "/upgrade-too" => return Ok(upgrade(&mut request)),
+        "/endless" | "//endless" => return Ok(endless(request)),
         "/trailers" => return Ok(trailers(request).await),
         "/large" => return Ok(large()),
         "/gate" => gate.acquire().await.unwrap().forget(),
