@@ -149,6 +149,10 @@ fn machine_with_a_certificate_becomes_one_node_and_others_do_not() {
     let status = run(&["status", "--admin", &admin, "--output", "json"]);
     let status: Value = serde_json::from_slice(&status.stdout).unwrap();
     assert_eq!(status["nodes"].as_array().unwrap().len(), 1, "{status}");
+    // Whoever looks sees by what it became one.
+    assert_eq!(status["nodes"][0]["attestedBy"], "x509", "{status}");
+    let listed = text(&run(&["node", "list", "--admin", &admin]).stdout);
+    assert!(listed.lines().nth(1).is_some_and(|row| row.contains(" x509 ")), "{listed}");
     let events = text(&run(&["events", "--admin", &admin, "--output", "json"]).stdout);
     assert!(events.contains("node-attested"), "{events}");
 }

@@ -15,6 +15,7 @@ mod ids;
 mod lifetime;
 mod mode;
 mod name;
+mod node_evidence;
 mod path;
 mod revision;
 mod revocation;
@@ -37,6 +38,7 @@ pub use ids::{BadId, KeyId, NodeId, NodeTag, Serial, Sha256};
 pub use lifetime::{BadLifetime, Lifetime, Spread, Validity, backdate, renewal_due, retry_ends};
 pub use mode::{Mode, UnknownMode};
 pub use name::{BadName, Name};
+pub use node_evidence::{NodeEvidence, UnknownNodeEvidence};
 pub use path::{BadPath, BadTemplate, CanonicalPath, PATH_BYTES_MAX, PathTemplate};
 pub use revision::{BadRevision, Incarnation, Revision};
 pub use revocation::{

@@ -153,6 +153,7 @@ pub(crate) const TABLES: &[Table] = &[
             ("host", Text),
             ("attested_at", Number),
             ("seen_at", Number),
+            ("attested_by", Text),
         ],
     },
     Table { name: "revoked_keys", keys: 1, columns: &[("key_id", Bytes), ("since", Number)] },

@@ -4,7 +4,8 @@ use std::fmt;
 
 use countersign_audit::{Event, EventKind, TILE_WIDTH};
 use countersign_identity::{
-    Incarnation, KeyId, Name, NodeId, Revision, Serial, Sha256, SpiffeId, Timestamp, Validity,
+    Incarnation, KeyId, Name, NodeEvidence, NodeId, Revision, Serial, Sha256, SpiffeId, Timestamp,
+    Validity,
 };
 
 use crate::{Change, Record};
@@ -129,6 +130,8 @@ pub struct NodeRow {
     pub attested_at: Timestamp,
     /// When it was last seen.
     pub seen_at: Timestamp,
+    /// By what it proved itself. Of nodes that older versions have registered nobody knows.
+    pub attested_by: Option<NodeEvidence>,
 }
 
 impl fmt::Debug for NodeRow {

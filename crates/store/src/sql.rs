@@ -86,11 +86,12 @@ pub(crate) const TRIM_TOKENS: &str = "DELETE FROM tokens WHERE hash IN \
      (SELECT hash FROM tokens WHERE expires < $1 ORDER BY hash LIMIT $2)";
 
 pub(crate) const NODE: &str = "SELECT id, spiffe_id, key_spki, generation, labels, host, \
-     attested_at, seen_at FROM nodes WHERE id = $1";
+     attested_at, seen_at, attested_by FROM nodes WHERE id = $1";
 pub(crate) const NODES: &str = "SELECT id, spiffe_id, key_spki, generation, labels, host, \
-     attested_at, seen_at FROM nodes WHERE $1 < id ORDER BY id LIMIT $2";
+     attested_at, seen_at, attested_by FROM nodes WHERE $1 < id ORDER BY id LIMIT $2";
 pub(crate) const ADD_NODE: &str = "INSERT INTO nodes (id, spiffe_id, key_spki, generation, labels, \
-     host, attested_at, seen_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING";
+     host, attested_at, seen_at, attested_by) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+     ON CONFLICT DO NOTHING";
 pub(crate) const SUCCEED_KEY: &str = "UPDATE nodes SET key_spki = $1, generation = $2, \
      seen_at = CASE WHEN seen_at < $3 THEN $3 ELSE seen_at END \
      WHERE id = $4 AND generation = $5 AND NOT EXISTS \

@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use countersign_identity::{
-    Code, DurationText, KeyId, Lifetime, Name, NodeId, Revision, Serial, Sha256, SpiffeId,
-    Timestamp,
+    Code, DurationText, KeyId, Lifetime, Name, NodeEvidence, NodeId, Revision, Serial, Sha256,
+    SpiffeId, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -214,6 +214,10 @@ pub struct NodeView {
     /// When it joined.
     #[schema(value_type = String)]
     pub attested_at: Timestamp,
+    /// By what it proved itself then: `join-token` or `x509`. Of nodes that older servers have registered nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub attested_by: Option<NodeEvidence>,
     /// When it was heard of last.
     #[schema(value_type = String)]
     pub seen_at: Timestamp,

@@ -1,7 +1,8 @@
 //! Who is alive, with which identity, until when.
 
 use countersign_identity::{
-    Lifetime, Name, NodeId, Revision, Serial, Sha256, SpiffeId, Timestamp, TrustDomain,
+    Lifetime, Name, NodeEvidence, NodeId, Revision, Serial, Sha256, SpiffeId, Timestamp,
+    TrustDomain,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -81,6 +82,10 @@ pub struct NodeStatus {
     pub spiffe_id: SpiffeId,
     /// What the agent calls the machine. Nothing is decided by it.
     pub host: String,
+    /// By what it proved itself when it joined: `join-token` or `x509`. Of nodes that older servers have registered nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub attested_by: Option<NodeEvidence>,
     /// Whether its stream is open now.
     pub connected: bool,
     /// When the server heard of it last.

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use countersign_api::admin::{CreateTokenRequest, LIST_MAX};
 use countersign_api::resource::Kind;
-use countersign_identity::{Clock as _, Lifetime, Name, NodeId, SystemClock};
+use countersign_identity::{Clock as _, Lifetime, Name, NodeEvidence, NodeId, SystemClock};
 use serde_json::json;
 
 use super::when;
@@ -49,7 +49,7 @@ pub(crate) async fn nodes(find: &Find, output: Output) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     let now = SystemClock::new().now();
-    let mut table = Table::new(["node", "host", "connected", "seen", "joined", "labels"]);
+    let mut table = Table::new(["node", "host", "connected", "seen", "joined", "by", "labels"]);
     for node in nodes {
         let labels: Vec<&str> = node.labels.iter().map(Name::as_str).collect();
         table.row([
@@ -58,6 +58,7 @@ pub(crate) async fn nodes(find: &Find, output: Output) -> Result<Exit> {
             if node.connected { "yes" } else { "no" }.to_owned(),
             when::relative(node.seen_at, now),
             node.attested_at.to_string(),
+            node.attested_by.map_or("unknown", NodeEvidence::as_str).to_owned(),
             labels.join(" "),
         ]);
     }

@@ -157,6 +157,7 @@ pub(crate) async fn nodes(
             labels: row.labels,
             generation: row.generation,
             attested_at: row.attested_at,
+            attested_by: row.attested_by,
             seen_at: seen.map_or(row.seen_at, |seen| seen.max(row.seen_at)),
             connected: presence.is_some_and(Presence::connected),
         }

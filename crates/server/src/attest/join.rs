@@ -8,7 +8,7 @@ use bytes::Bytes;
 use countersign_api::v1::attest_request::Evidence;
 use countersign_api::{v1, wire};
 use countersign_audit::{Event, EventKind};
-use countersign_identity::{Attested, Code, NodeId, Timestamp};
+use countersign_identity::{Attested, Code, NodeEvidence, NodeId, Timestamp};
 use countersign_pki::{ProvenKey, Reserved};
 use countersign_store::{HOST_BYTES_MAX, NodeRow, Op, TokenRow};
 
@@ -80,7 +80,7 @@ async fn attest(
         let node = node(state, id, &key, &token, &request.host, now);
         let details = serde_json::json!({
             "host": node.host, "key": key.public().id(), "labels": node.labels,
-            "by": "join-token", "token": hash,
+            "by": node.attested_by, "token": hash,
         });
         let actor = node.spiffe_id.to_string();
         let event = Event::new(EventKind::NodeAttested, now, actor.as_str(), id.to_string());
@@ -142,6 +142,7 @@ fn node(
         host: wire::clip(host, HOST_BYTES_MAX),
         attested_at: now,
         seen_at: now,
+        attested_by: Some(NodeEvidence::JoinToken),
     }
 }
 

@@ -14,7 +14,7 @@ use countersign_api::v1::attest_x509_request::Step as Asked;
 use countersign_api::v1::attest_x509_response::Step as Told;
 use countersign_api::{v1, wire};
 use countersign_audit::{Event, EventKind};
-use countersign_identity::{Attested, Code, Fault, Name, NodeId};
+use countersign_identity::{Attested, Code, Fault, Name, NodeEvidence, NodeId};
 use countersign_pki::{
     Certificate, ProvenKey, Reserved, VerifiedMachine, check_machine_authority, verify_machine,
 };
@@ -236,7 +236,7 @@ async fn register(
         let kind = if again { EventKind::NodeRenewed } else { EventKind::NodeAttested };
         let host = wire::clip(host, HOST_BYTES_MAX);
         let details = serde_json::json!({
-            "host": host, "key": key.public().id(), "labels": labels, "by": "x509", "generation": 1,
+            "host": host, "key": key.public().id(), "labels": labels, "by": NodeEvidence::X509, "generation": 1,
             "certificate": machine.leaf().fingerprint(), "authority": machine.anchor(),
         });
         let event = Event::new(kind, now, actor.as_str(), id.to_string()).with_details(details);
@@ -257,6 +257,7 @@ async fn register(
             host,
             attested_at: now,
             seen_at: now,
+            attested_by: Some(NodeEvidence::X509),
         };
         let ops = match again {
             true => vec![Op::ExpectNode { id, generation: 1 }, Op::TouchNode { id, at: now }],

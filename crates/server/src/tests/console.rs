@@ -504,6 +504,19 @@ async fn console_is_no_server_to_agents_and_is_told_so_when_there_is_none() {
     without.stop().await;
 }
 
+#[tokio::test]
+async fn machines_are_shown_with_what_they_joined_by() {
+    let realm = Realm::begin().await;
+    let running = serve(&realm).await;
+    let browser = Browser::signed_in(&realm, &running).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let listed = browser.get("/nodes").await.body;
+    assert!(listed.contains("<td data-label=\"Joined by\">join token</td>"), "{listed}");
+    let page = browser.get(&format!("/nodes/{}", agent.node)).await.body;
+    assert!(page.contains("<dt>Joined by</dt><dd>join token</dd><dt>Heard of</dt>"), "{page}");
+    running.stop().await;
+}
+
 /// What others may choose: a node's host, an error's detail, a policy's text, a selector, a SPIFFE ID.
 async fn fill_with_hostile_names(running: &Running) {
     let long = "a".repeat(2000);

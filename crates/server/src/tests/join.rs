@@ -1,6 +1,6 @@
 //! Nodes that join.
 
-use countersign_identity::Code;
+use countersign_identity::{Code, NodeEvidence};
 use countersign_pki::{Certificate, KeyKind, PrivateKey};
 use tokio::task::JoinSet;
 
@@ -26,7 +26,9 @@ async fn token_used_by_fifty_callers_at_once_lets_in_exactly_one() {
     for refused in outcomes.iter().filter_map(|outcome| outcome.as_ref().err()) {
         assert!(matches!(code(refused), Code::SpentToken | Code::RateLimited), "{refused:?}");
     }
-    assert_eq!(running.admin.nodes(None).await.unwrap().nodes.len(), 1);
+    let nodes = running.admin.nodes(None).await.unwrap().nodes;
+    let by: Vec<_> = nodes.iter().map(|node| node.attested_by).collect();
+    assert_eq!(by, [Some(NodeEvidence::JoinToken)]);
     running.stop().await;
     let issued = realm.verify_everything().await;
     // Root, issuer, server, and one agent: no loser was even recorded.

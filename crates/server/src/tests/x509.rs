@@ -10,7 +10,8 @@ use countersign_api::v1;
 use countersign_api::v1::attest_x509_request::Step as Asked;
 use countersign_api::v1::attest_x509_response::Step as Told;
 use countersign_identity::{
-    Attested, Clock as _, Code, Lifetime, NodeTag, Reason, Revision, Serial, SystemEntropy,
+    Attested, Clock as _, Code, Lifetime, NodeEvidence, NodeTag, Reason, Revision, Serial,
+    SystemEntropy,
 };
 use countersign_pki::{
     AuthorityDraft, Certificate, Chain, Draft, Issuer, KeyKind, PrivateKey, Profile, ProvenKey,
@@ -194,6 +195,10 @@ async fn machine_of_a_trusted_authority_becomes_one_node_and_no_second_one() {
     let nodes = running.admin.nodes(None).await.unwrap().nodes;
     assert_eq!(nodes.len(), KeyKind::ALL.len());
     assert!(nodes.iter().all(|node| node.labels == ["edge".parse().unwrap()]), "{nodes:?}");
+    let by_certificate = |by: Option<NodeEvidence>| by == Some(NodeEvidence::X509);
+    assert!(nodes.iter().all(|node| by_certificate(node.attested_by)), "{nodes:?}");
+    let nodes = running.admin.status().await.unwrap().nodes;
+    assert!(nodes.iter().all(|node| by_certificate(node.attested_by)), "{nodes:?}");
     running.stop().await;
     world.realm.verify_everything().await;
 }

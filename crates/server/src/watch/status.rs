@@ -202,6 +202,7 @@ fn node(row: NodeRow, presence: Presence) -> NodeStatus {
         id: row.id,
         spiffe_id: row.spiffe_id,
         host: row.host,
+        attested_by: row.attested_by,
         connected: presence.connected(),
         seen_at: presence.seen.map_or(row.seen_at, |seen| seen.max(row.seen_at)),
         revision: presence.revision,

@@ -1,7 +1,7 @@
 //! What a draft has written, as few statements of many rows each.
 
 use countersign_audit::TileHash;
-use countersign_identity::Incarnation;
+use countersign_identity::{Incarnation, NodeEvidence};
 use imbl::Vector;
 use tokio_postgres::types::ToSql;
 
@@ -308,6 +308,7 @@ fn nodes<'a>(rows: &'a [(&'a NodeRow, String)]) -> Result<Command<'a>> {
         column(rows, |row| row.0.host.as_str()),
         column(rows, |row| row.0.attested_at.micros()),
         column(rows, |row| row.0.seen_at.micros()),
+        column(rows, |row| row.0.attested_by.map(NodeEvidence::as_str)),
     ];
     Ok(Command::new(text::ADD_NODES, columns))
 }

@@ -2,7 +2,7 @@
 
 use countersign_audit::TileHash;
 use countersign_identity::{
-    KeyId, Name, NodeId, Revision, Serial, Sha256, SpiffeId, Timestamp, Validity,
+    KeyId, Name, NodeEvidence, NodeId, Revision, Serial, Sha256, SpiffeId, Timestamp, Validity,
 };
 use tokio_postgres::Row;
 use tokio_postgres::types::FromSqlOwned;
@@ -137,6 +137,13 @@ pub(super) fn report(row: &Row) -> Result<ReportRow> {
     Ok(ReportRow { replica, version, body: column(row, 2)? })
 }
 
+/// What nobody knows of is none; a word that is not known is no node that could be read.
+fn evidence(row: &Row, place: usize) -> Result<Option<NodeEvidence>> {
+    let word: Option<String> = column(row, place)?;
+    let word = word.map(|word| word.parse::<NodeEvidence>()).transpose();
+    word.map_err(|error| broken(error.to_string()))
+}
+
 pub(super) fn node(row: &Row) -> Result<NodeRow> {
     Ok(NodeRow {
         id: NodeId::from_bytes(bytes(row, 0)?),
@@ -147,6 +154,7 @@ pub(super) fn node(row: &Row) -> Result<NodeRow> {
         host: column(row, 5)?,
         attested_at: moment(row, 6)?,
         seen_at: moment(row, 7)?,
+        attested_by: evidence(row, 8)?,
     })
 }
 

@@ -18,6 +18,7 @@ pub(super) const STEPS: Steps = &[
     Step { ddl: STEP_5, older: Older::GoOn },
     Step { ddl: STEP_6, older: Older::GoOn },
     Step { ddl: STEP_7, older: Older::GoOn },
+    Step { ddl: STEP_8, older: Older::GoOn },
 ];
 
 // Times are BIGINT, ids BYTEA: nothing whose order or meaning a database's settings could change.
@@ -103,6 +104,11 @@ CREATE TABLE tallies (
     first_seen BIGINT NOT NULL, last_seen BIGINT NOT NULL, seen BIGINT NOT NULL,
     micros BIGINT NOT NULL, sample BYTEA NOT NULL,
     PRIMARY KEY (kind, began, what));
+";
+
+// By what a machine proved itself, if anybody knows.
+const STEP_8: &str = "
+ALTER TABLE nodes ADD COLUMN attested_by TEXT;
 ";
 
 const MARK: &str = "CREATE TABLE countersign_schema (version BIGINT NOT NULL); \

@@ -28,7 +28,7 @@ pub(super) const KNOWN_RECORDS: &str = "SELECT r.kind, r.name FROM records AS r 
 pub(super) const KNOWN_TOKENS: &str =
     "SELECT hash, expires, labels, spent FROM tokens WHERE hash = ANY($1::BYTEA[])";
 pub(super) const KNOWN_NODES: &str = "SELECT id, spiffe_id, key_spki, generation, labels, host, \
-     attested_at, seen_at FROM nodes WHERE id = ANY($1::BYTEA[]) OR key_spki = ANY($2::BYTEA[])";
+     attested_at, seen_at, attested_by FROM nodes WHERE id = ANY($1::BYTEA[]) OR key_spki = ANY($2::BYTEA[])";
 pub(super) const KNOWN_REVOKED: &str =
     "SELECT key_id FROM revoked_keys WHERE key_id = ANY($1::BYTEA[])";
 pub(super) const KNOWN_SERIALS: &str = "SELECT serial FROM issued WHERE serial = ANY($1::BYTEA[])";
@@ -60,9 +60,9 @@ pub(super) const PUT_TOKENS: &str = "INSERT INTO tokens (hash, expires, labels, 
      ON CONFLICT (hash) DO UPDATE SET spent = excluded.spent";
 pub(super) const REMOVE_NODES: &str = "DELETE FROM nodes WHERE id = ANY($1::BYTEA[])";
 pub(super) const ADD_NODES: &str = "INSERT INTO nodes (id, spiffe_id, key_spki, generation, \
-     labels, host, attested_at, seen_at) \
+     labels, host, attested_at, seen_at, attested_by) \
      SELECT * FROM UNNEST($1::BYTEA[], $2::TEXT[], $3::BYTEA[], $4::BIGINT[], $5::TEXT[], \
-     $6::TEXT[], $7::BIGINT[], $8::BIGINT[])";
+     $6::TEXT[], $7::BIGINT[], $8::BIGINT[], $9::TEXT[])";
 pub(super) const TOUCH_NODES: &str = "UPDATE nodes AS n SET seen_at = seen.at \
      FROM UNNEST($1::BYTEA[], $2::BIGINT[]) AS seen (id, at) WHERE n.id = seen.id";
 

@@ -30,9 +30,10 @@ const NEXT: Step = Step {
 };
 /// And one that changes what others rely on.
 const AFTER: Step = Step { ddl: "ALTER TABLE past_log DROP COLUMN salt", older: Older::Stop };
-const LATER: Steps = &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], STEPS[6], NEXT];
+const LATER: Steps =
+    &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], STEPS[6], STEPS[7], NEXT];
 const LAST: Steps =
-    &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], STEPS[6], NEXT, AFTER];
+    &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], STEPS[6], STEPS[7], NEXT, AFTER];
 
 /// A database of its own.
 struct Database(String);
@@ -133,13 +134,16 @@ async fn a_step_that_would_break_others_is_refused_until_they_are_gone_and_then_
     older.commit(putting(0)).await.unwrap();
     let refused = database.open(LAST).await.err().unwrap();
     assert!(
-        matches!(refused, StoreError::OlderPrograms { version: 9, known: 7, connections: 2.., .. }),
+        matches!(
+            refused,
+            StoreError::OlderPrograms { version: 10, known: 8, connections: 2.., .. }
+        ),
         "{refused}"
     );
     assert!(refused.to_string().contains("stop them, then start this one again"), "{refused}");
     // What only adds was done; nothing of the other step was, and the older one serves on.
     let version = "SELECT version FROM countersign_schema";
-    assert_eq!(database.says(version), "8");
+    assert_eq!(database.says(version), "9");
     older.commit(putting(1)).await.unwrap();
     verify_everything(&older).await.unwrap();
     drop(older);
@@ -151,8 +155,8 @@ async fn a_step_that_would_break_others_is_refused_until_they_are_gone_and_then_
         }
     };
     newer.commit(putting(2)).await.unwrap();
-    assert_eq!(database.says(version), "9");
-    stopped(database.open(STEPS).await, 9);
+    assert_eq!(database.says(version), "10");
+    stopped(database.open(STEPS).await, 10);
     newer.commit(putting(3)).await.unwrap();
 }
 
@@ -163,10 +167,10 @@ async fn a_replica_that_the_refusal_missed_writes_nothing_more() {
     let older = database.program(STEPS, Opening::Create).await.unwrap();
     older.commit(putting(0)).await.unwrap();
     database.says(
-        "BEGIN; UPDATE countersign_schema SET version = 8; \
-         UPDATE head SET needs = 8, writes = writes + 1; COMMIT",
+        "BEGIN; UPDATE countersign_schema SET version = 9; \
+         UPDATE head SET needs = 9, writes = writes + 1; COMMIT",
     );
-    stopped(older.commit(putting(1)).await, 8);
-    stopped(older.head().await, 8);
+    stopped(older.commit(putting(1)).await, 9);
+    stopped(older.head().await, 9);
     assert_eq!(database.says("SELECT number FROM head"), "1");
 }

@@ -2,7 +2,9 @@
 
 use countersign_audit::TileHash;
 use countersign_identity::Revision;
-use countersign_identity::{KeyId, Name, NodeId, Serial, Sha256, SpiffeId, Timestamp, Validity};
+use countersign_identity::{
+    KeyId, Name, NodeEvidence, NodeId, Serial, Sha256, SpiffeId, Timestamp, Validity,
+};
 use rusqlite::{ErrorCode, Row};
 
 use crate::{
@@ -93,6 +95,13 @@ pub(super) fn head(row: &Row<'_>) -> Result<Head> {
     })
 }
 
+/// What nobody knows of is none; a word that is not known is no node that could be read.
+fn evidence(row: &Row<'_>, place: usize) -> Result<Option<NodeEvidence>> {
+    let word: Option<String> = column(row, place)?;
+    let word = word.map(|word| word.parse::<NodeEvidence>()).transpose();
+    word.map_err(|error| broken(error.to_string()))
+}
+
 pub(super) fn node(row: &Row<'_>) -> Result<NodeRow> {
     Ok(NodeRow {
         id: NodeId::from_bytes(bytes(row, 0)?),
@@ -103,6 +112,7 @@ pub(super) fn node(row: &Row<'_>) -> Result<NodeRow> {
         host: column(row, 5)?,
         attested_at: moment(row, 6)?,
         seen_at: moment(row, 7)?,
+        attested_by: evidence(row, 8)?,
     })
 }
 

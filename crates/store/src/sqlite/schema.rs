@@ -20,6 +20,7 @@ const STEPS: Steps = &[
     Step { ddl: STEP_5, older: Older::GoOn },
     Step { ddl: STEP_6, older: Older::GoOn },
     Step { ddl: STEP_7, older: Older::GoOn },
+    Step { ddl: STEP_8, older: Older::GoOn },
 ];
 /// The version that this program knows.
 const KNOWN: u64 = known(STEPS);
@@ -108,6 +109,11 @@ CREATE TABLE tallies (
     PRIMARY KEY (kind, began, what)) WITHOUT ROWID;
 ";
 
+// By what a machine proved itself, if anybody knows.
+const STEP_8: &str = "
+ALTER TABLE nodes ADD COLUMN attested_by TEXT;
+";
+
 /// Whether the open file is a store of ours, or an SQLite database of somebody else.
 pub(super) fn is_ours(connection: &Connection) -> rusqlite::Result<bool> {
     let id: i64 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
@@ -193,9 +199,10 @@ mod tests {
     const AFTER: Step =
         Step { ddl: "ALTER TABLE records RENAME COLUMN value TO body", older: Older::Stop };
     const LATER: Steps =
-        &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], STEPS[6], NEXT];
-    const LAST: Steps =
-        &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], STEPS[6], NEXT, AFTER];
+        &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], STEPS[6], STEPS[7], NEXT];
+    const LAST: Steps = &[
+        STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], STEPS[6], STEPS[7], NEXT, AFTER,
+    ];
 
     #[test]
     fn an_older_program_goes_on_after_what_was_added_and_stops_at_what_was_changed() {
@@ -210,7 +217,8 @@ mod tests {
         }
         migrate_by(LAST, &mut connection, path).unwrap();
         let refused = migrate(&mut connection, path).unwrap_err();
-        let expected = StoreError::NewerSchema { path: path.into(), found: 9, needs: 9, known: 7 };
+        let expected =
+            StoreError::NewerSchema { path: path.into(), found: 10, needs: 10, known: 8 };
         assert_eq!(refused, expected);
         assert_eq!(check_to_read(&connection, path), Err(expected));
     }

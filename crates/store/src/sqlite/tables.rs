@@ -1,7 +1,7 @@
 //! The tables of a transaction on SQLite.
 
 use countersign_audit::{Leaf, TileHash};
-use countersign_identity::{Incarnation, KeyId, NodeId, Serial, Sha256, Timestamp};
+use countersign_identity::{Incarnation, KeyId, NodeEvidence, NodeId, Serial, Sha256, Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, Params, Row};
 
 use super::rows::{self, broken, failed, labels_text, signed};
@@ -175,6 +175,7 @@ impl Tables for Open<'_> {
                 &row.host,
                 row.attested_at.micros(),
                 row.seen_at.micros(),
+                row.attested_by.map(NodeEvidence::as_str),
             ),
         )?;
         Ok(written == 1)

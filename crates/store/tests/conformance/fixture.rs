@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{
-    KeyId, NodeId, Revision, SeededEntropy, Serial, Sha256, Timestamp, Validity,
+    KeyId, NodeEvidence, NodeId, Revision, SeededEntropy, Serial, Sha256, Timestamp, Validity,
 };
 use countersign_store::{
     Batch, Change, IssuedRow, Kind, MemoryStore, NodeRow, Op, Password, PostgresStore, Record,
@@ -156,6 +156,9 @@ pub(crate) fn node(seed: u8) -> NodeRow {
         host: format!("host-{seed}"),
         attested_at: noon(),
         seen_at: noon(),
+        // Each that there is, and none.
+        attested_by: [None, Some(NodeEvidence::JoinToken), Some(NodeEvidence::X509)]
+            [usize::from(seed % 3)],
     }
 }
 

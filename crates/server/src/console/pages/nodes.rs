@@ -1,7 +1,7 @@
 //! The machines.
 
 use countersign_api::admin::NodeStatus;
-use countersign_identity::Code;
+use countersign_identity::{Code, NodeEvidence};
 
 use super::{credentials, end_table, page_of, pager, part, points, search, table};
 use crate::admin::ask as routes;
@@ -13,6 +13,14 @@ use crate::console::routes::Ask;
 
 fn named(node: &NodeStatus) -> &str {
     if node.host.is_empty() { "(no name)" } else { &node.host }
+}
+
+fn joined_by(node: &NodeStatus) -> &'static str {
+    match node.attested_by {
+        Some(NodeEvidence::JoinToken) => "join token",
+        Some(NodeEvidence::X509) => "its certificate",
+        None => "unknown",
+    }
 }
 
 fn presence(html: &mut Html, node: &NodeStatus) {
@@ -45,10 +53,14 @@ pub(crate) async fn nodes(ask: &Ask) -> Result<Page, Problem> {
         });
         html.put("</p>");
     } else {
-        table(&mut html, "Nodes", &["Host", "Id", "State", "Heard of", "Serves", "Certificates"]);
+        table(
+            &mut html,
+            "Nodes",
+            &["Host", "Id", "Joined by", "State", "Heard of", "Serves", "Certificates"],
+        );
         for node in part(found, page_of(ask)) {
             html.fill("<tr><td data-label=\"Host\"><a href=\"/nodes/{}\">", &[&node.id]);
-            html.name(named(&node)).fill("</a></td><td data-label=\"Id\"><code title=\"{}\">{}</code></td><td data-label=\"State\">", &[&node.id, &Short(node.id)]);
+            html.name(named(&node)).fill("</a></td><td data-label=\"Id\"><code title=\"{}\">{}</code></td><td data-label=\"Joined by\">{}</td><td data-label=\"State\">", &[&node.id, &Short(node.id), &joined_by(&node)]);
             presence(&mut html, &node);
             html.put("</td><td data-label=\"Heard of\">")
                 .moment(node.seen_at, now)
@@ -79,9 +91,8 @@ pub(crate) async fn node(ask: &Ask, id: &str) -> Result<Page, Problem> {
     presence(&mut html, node);
     html.put("</p></div><section class=\"panel\" id=\"facts\" aria-label=\"What is known of it\" data-live><dl class=\"facts\"><dt>Id</dt><dd><code>");
     html.text(&node.id).put("</code></dd><dt>Its agent</dt><dd>").name(&node.spiffe_id);
-    html.put("</dd><dt>Heard of</dt><dd>")
-        .moment(node.seen_at, now)
-        .put("</dd><dt>Its clock</dt><dd>");
+    html.fill("</dd><dt>Joined by</dt><dd>{}</dd><dt>Heard of", &[&joined_by(node)]);
+    html.put("</dt><dd>").moment(node.seen_at, now).put("</dd><dt>Its clock</dt><dd>");
     match node.clock_skew_millis {
         Some(skew) => html.fill("{} ms off the server’s", &[&skew]),
         None => html.put("not known"),
