@@ -242,7 +242,8 @@ impl Start {
         let log_key = LogKey::open_or_make(&*self.store, &kek, &*self.around.entropy).await?;
         self.go_on(&log_key).await?;
         first_start(&*self.store, self.around.clock.now()).await?;
-        let (feeder, feed) = Feeder::start(Arc::clone(&self.store)).await?;
+        let (feeder, feed) =
+            Feeder::start(Arc::clone(&self.store), Arc::clone(&self.around.clock)).await?;
         self.check(&feed.current())?;
         // 2. Every address, before anything begins that would have to be ended again.
         let listener = listen(self.config.listen).await?;

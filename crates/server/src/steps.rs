@@ -123,7 +123,7 @@ impl Steps {
             Unsealed::Sealed(why) => return Err(Refused::new(Code::NotReady, why)),
         };
         let highest = latest(&*store).await.map_err(internal)?;
-        let (feeder, feed) = Feeder::start(Arc::clone(&store)).await?;
+        let (feeder, feed) = Feeder::start(Arc::clone(&store), Arc::clone(&clock)).await?;
         let trust = authorities.trust();
         let desk = Desk {
             store: Arc::clone(&store),

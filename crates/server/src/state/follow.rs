@@ -1,10 +1,11 @@
 //! The task that keeps the snapshot at the store's head, from its feed of changes.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use countersign_identity::Revision;
+use countersign_identity::{Clock, Revision, Timestamp};
 use countersign_store::{Feed, Store};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,8 @@ use crate::state::State;
 const COMMITS_MAX: usize = 256;
 /// The store's hints may be lost; this poll is the guarantee.
 const POLL: Duration = Duration::from_millis(500);
+/// How long the snapshot counts as all there is after the store has said so. What takes longer than so many polls is an outage.
+const FRESH_FOR: Duration = Duration::from_secs(10);
 /// Snapshots that are remembered, so that an agent which was away for a moment is told only what changed.
 const REMEMBERED_MAX: usize = 256;
 /// Changed records that remembering them may keep alive.
@@ -29,9 +32,18 @@ type Remembered = Arc<Mutex<VecDeque<(Arc<State>, usize)>>>;
 pub(crate) struct StateFeed {
     current: watch::Receiver<Arc<State>>,
     remembered: Remembered,
+    confirmed: Arc<Confirmed>,
 }
 
 impl StateFeed {
+    /// Whether the store has said a moment ago that it has nothing which the snapshot lacks. What others have written since an
+    /// outage began is not in it, so whoever vouches for it asks this first, and for the state after that: it never gets older.
+    pub(crate) fn is_fresh(&self, now: Timestamp) -> bool {
+        let asked = self.confirmed.at();
+        // A clock that was set back would make an old word young.
+        now.since(asked).max(asked.since(now)) <= FRESH_FOR
+    }
+
     /// The state now.
     pub(crate) fn current(&self) -> Arc<State> {
         Arc::clone(&self.current.borrow())
@@ -57,11 +69,28 @@ impl StateFeed {
     }
 }
 
+/// When the store was asked the last time that it had nothing newer than the snapshot.
+#[derive(Debug)]
+struct Confirmed(AtomicI64);
+
+impl Confirmed {
+    fn at(&self) -> Timestamp {
+        Timestamp::from_micros(self.0.load(Ordering::Acquire))
+    }
+
+    /// The snapshot is published by then.
+    fn set(&self, asked: Timestamp) {
+        self.0.store(asked.micros(), Ordering::Release);
+    }
+}
+
 /// Reads the store's feed into the snapshot.
 pub(crate) struct Feeder {
     store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
     current: watch::Sender<Arc<State>>,
     remembered: Remembered,
+    confirmed: Arc<Confirmed>,
 }
 
 impl Feeder {
@@ -69,12 +98,20 @@ impl Feeder {
     ///
     /// # Errors
     /// When the store does not answer, or holds what this version does not understand.
-    pub(crate) async fn start(store: Arc<dyn Store>) -> Result<(Self, StateFeed), Refused> {
+    pub(crate) async fn start(
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<(Self, StateFeed), Refused> {
+        let confirmed = Arc::new(Confirmed(AtomicI64::new(clock.now().micros())));
         let state = Arc::new(State::from_snapshot(store.snapshot().await?)?);
         let remembered = Arc::new(Mutex::new(VecDeque::from([(Arc::clone(&state), 0)])));
         let (current, receiver) = watch::channel(state);
-        let feed = StateFeed { current: receiver, remembered: Arc::clone(&remembered) };
-        Ok((Self { store, current, remembered }, feed))
+        let feed = StateFeed {
+            current: receiver,
+            remembered: Arc::clone(&remembered),
+            confirmed: Arc::clone(&confirmed),
+        };
+        Ok((Self { store, clock, current, remembered, confirmed }, feed))
     }
 
     /// Follows the feed until stopped.
@@ -115,6 +152,7 @@ impl Feeder {
     /// Takes the next changes; says whether there may be more.
     pub(crate) async fn advance(&self) -> Result<bool, Trouble> {
         let current = Arc::clone(&self.current.borrow());
+        let asked = self.clock.now();
         let feed = self.store.changes(current.revision, COMMITS_MAX).await;
         let (next, count) = match feed.map_err(|error| Trouble::Store(error.into()))? {
             Feed::SnapshotNeeded => {
@@ -124,7 +162,10 @@ impl Feeder {
                 (next.map_err(|bad| Trouble::State(bad.into()))?, usize::MAX)
             }
             Feed::Changes(commits) => {
-                let Some(last) = commits.last() else { return Ok(false) };
+                let Some(last) = commits.last() else {
+                    self.confirmed.set(asked);
+                    return Ok(false);
+                };
                 let revision = last.revision;
                 let changes: Vec<_> =
                     commits.into_iter().flat_map(|commit| commit.changes).collect();

@@ -220,7 +220,12 @@ pub(crate) async fn answer(control: &Control, request: &[u8]) -> Answered {
     let Ok(request) = OcspRequest::parse(request) else {
         return refused(OcspFault::MalformedRequest, Outcome::Malformed);
     };
+    let now = control.clock.now();
+    // Before the state itself, which only gets newer.
+    let fresh = control.feed.is_fresh(now);
     let state = control.feed.current();
+    // Rules that were lost with the store's tail come back from agents until then.
+    let whole = fresh && state.life().is_none_or(|life| life.holds(now).is_none());
     let shown = control.views.at(state.revision).await;
     let is_about = |answers: &Answers| {
         request.questions.iter().any(|question| question.is_about(&answers.names))
@@ -232,7 +237,6 @@ pub(crate) async fn answer(control: &Control, request: &[u8]) -> Answered {
     let Some((view, answers)) = ours else {
         return refused(OcspFault::Unauthorized, Outcome::Unauthorized);
     };
-    let now = control.clock.now();
     // What was taken out of service since then would be missing.
     let is_behind =
         shown.revision() < state.revision && !Arc::ptr_eq(&answers.rules, &state.revocations());
@@ -240,8 +244,9 @@ pub(crate) async fn answer(control: &Control, request: &[u8]) -> Answered {
         return refused(OcspFault::TryLater, Outcome::Later);
     }
     match answers.answer(control, &request, now).await {
-        Ok(answered) => answered,
-        Err(Fault::Later) => refused(OcspFault::TryLater, Outcome::Later),
+        // What was taken out of service stays so, whatever else is not known.
+        Ok(answered) if whole || answered.outcome == Outcome::Revoked => answered,
+        Ok(_) | Err(Fault::Later) => refused(OcspFault::TryLater, Outcome::Later),
         Err(Fault::Internal(why)) => {
             tracing::error!(why, "an OCSP answer could not be signed");
             refused(OcspFault::InternalError, Outcome::Internal)
