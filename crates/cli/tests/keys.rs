@@ -344,6 +344,56 @@ fn pin_that_a_token_refuses_is_not_tried_again_until_it_is_another() {
     server.end();
 }
 
+/// A module that passes everything on to SoftHSM2, and whose signatures hang while a file is there.
+fn hanging_module(place: &mut Place) -> (String, PathBuf) {
+    let library = place.at("hanging_module.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/hanging_module.c");
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-o", &library, source, "-ldl"])
+        .output()
+        .unwrap();
+    assert!(compiled.status.success(), "{}", text(&compiled.stderr));
+    let while_there = place.at("hang");
+    place.environment.push(("HANG_WHILE", while_there.clone()));
+    place.environment.push(("HANG_MODULE", MODULE.to_owned()));
+    (library, while_there.into())
+}
+
+#[test]
+fn module_that_hangs_is_given_up_in_time_and_used_again_once_it_answers() {
+    let mut place = Place::new();
+    token(&mut place);
+    let (module, hang) = hanging_module(&mut place);
+    let pin = place.secret("pin", PIN);
+    let uri = format!("pkcs11:token=ROOTS;object=root?module-path={module}");
+    let data = place.at("d");
+    let init = ["init", "--data", &data, "--trust-domain", "shop.example", "--root-key", &uri];
+    place.json(&[&init[..], &["--pin-file", &pin]].concat());
+    let (mut server, _) = place.server(&data, &["--pin-file", &pin]);
+    let rotate = ["rotate", "issuer", "--data", &data];
+    place.json(&rotate);
+
+    std::fs::write(&hang, "").unwrap();
+    place.refused(&rotate, 3, "token `ROOTS` d");
+    // It is not asked again while it hangs, and nobody waits for it.
+    until("whoever comes is refused at once", || {
+        let refused = place.run(&rotate);
+        text(&refused.stderr).contains("is asked again only when that ends").then_some(())
+    });
+    let told = place.json(&["status", "--data", &data]);
+    assert!(told["warnings"].to_string().contains("the root could not sign"), "{told}");
+    // What does not need it goes on.
+    place.json(&["token", "create", "--data", &data]);
+    std::fs::remove_file(&hang).unwrap();
+    until("it is used again", || place.run(&rotate).status.success().then_some(()));
+
+    // A call that never returns does not keep the server from ending.
+    std::fs::write(&hang, "").unwrap();
+    place.refused(&rotate, 3, "token `ROOTS` d");
+    support::signal(i32::try_from(server.child.id()).unwrap(), "TERM");
+    until("the server ends", || server.child.try_wait().unwrap());
+}
+
 #[test]
 fn module_that_is_none_is_a_sentence() {
     let place = Place::new();

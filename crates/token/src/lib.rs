@@ -4,9 +4,11 @@
 //! comes from a file or the environment, and is never part of it. A token is opened anew for each signature: keys that
 //! lie in tokens sign seldom, and one that is away is noticed when it is needed, and not before.
 //!
-//! Modules are foreign code in this process, and block: all of it happens on threads that may. This crate refuses to know what
+//! Modules are foreign code in this process, which blocks, and may never return: all of it happens on threads of its own, and
+//! whoever waits for it gives up after a while. This crate refuses to know what
 //! is signed. No other crate knows PKCS#11.
 
+mod bounded;
 mod module;
 mod pin;
 mod uri;

@@ -1,8 +1,9 @@
 //! Modules: each is loaded and initialised once in a process, as PKCS#11 wants it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
@@ -13,6 +14,7 @@ use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
 use zeroize::Zeroizing;
 
+use crate::bounded::{Bounded, Silence};
 use crate::{PinFrom, TokenUri};
 
 /// The curve P-256, as the parameters of a key (an OBJECT IDENTIFIER).
@@ -25,6 +27,10 @@ const POINT_HEAD: [u8; 2] = [0x04, 65];
 /// PINs that are remembered as refused, for each module.
 const REFUSED_MAX: usize = 64;
 
+/// How long one use of a module may take, with those before it. A token that is reached over a network answers within seconds,
+/// and after some more when its other half has to take over.
+const USE_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// Why a token did not do what it should, as the end of a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Trouble {
@@ -34,15 +40,16 @@ pub(crate) enum Trouble {
     Final(String),
 }
 
-/// The modules of this process. Calls into one are made one after the other.
-static MODULES: Mutex<Option<Modules>> = Mutex::new(None);
+/// The modules of this process. Calls into one are made one after the other: what a module does when two threads log in to one
+/// token differs too much.
+static MODULES: Mutex<BTreeMap<PathBuf, Arc<Bounded<Module>>>> = Mutex::new(BTreeMap::new());
 
-/// What this process knows of modules and their tokens.
+/// What this process knows of a module and its tokens.
 #[derive(Default)]
-struct Modules {
-    loaded: HashMap<PathBuf, Pkcs11>,
+struct Module {
+    loaded: Option<Pkcs11>,
     /// PINs that tokens refused. They lock themselves after a few of those, so none is tried twice.
-    refused: HashMap<PathBuf, Vec<(String, Zeroizing<String>)>>,
+    refused: Vec<(String, Zeroizing<String>)>,
 }
 
 /// A key in a token, ready for use.
@@ -62,27 +69,36 @@ pub(crate) enum Wish {
     FindOrMake,
 }
 
-/// Opens a key, and gives it to `act`.
+/// Opens a key, and gives it to `act`. A token that went away and came back is found again.
 ///
-/// Blocks for as long as the token takes. A token that went away and came back is found again.
-pub(crate) fn with_key<T>(
-    uri: &TokenUri,
-    pin: &PinFrom,
+/// Takes no longer than [`USE_TIMEOUT`], whatever the module does. What was asked for may still happen after that.
+pub(crate) async fn with_key<T: Send + 'static>(
+    uri: TokenUri,
+    pin: PinFrom,
     wish: Wish,
-    act: impl Fn(&Opened) -> Result<T, Trouble>,
+    act: impl Fn(&TokenUri, &Opened) -> Result<T, Trouble> + Send + 'static,
 ) -> Result<T, Trouble> {
-    // Held throughout: what a module does when two threads log in to one token differs too much.
-    let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
-    let modules = modules.get_or_insert_with(Modules::default);
-    let is_known = modules.loaded.contains_key(&uri.module);
-    let tried = modules.open(uri, pin, wish).and_then(|opened| act(&opened));
-    match tried {
-        // Some modules look for tokens only when they are initialised.
-        Err(Trouble::Lost(_)) if is_known => {
-            modules.forget(&uri.module);
-            modules.open(uri, pin, wish).and_then(|opened| act(&opened))
+    let module = {
+        let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
+        let module = modules.entry(uri.module.clone());
+        Arc::clone(module.or_insert_with(|| Arc::new(Bounded::new(Module::default()))))
+    };
+    let (token, shown) = (uri.token_named(), uri.module.display().to_string());
+    let used = module.run(USE_TIMEOUT, move |module| module.with_key(&uri, &pin, wish, act));
+    used.await.unwrap_or_else(|silence| Err(Trouble::Lost(silent(&token, &shown, &silence))))
+}
+
+fn silent(token: &str, module: &str, silence: &Silence) -> String {
+    match silence {
+        Silence::Late => {
+            format!("token {token} did not answer within {USE_TIMEOUT:?}: `{module}` hangs")
         }
-        tried => tried,
+        Silence::Hangs(busy) => format!(
+            "token {token} does not answer: `{module}` has been busy with one call for {} s, and is asked again only when that \
+             ends; a new start of this program begins it anew",
+            busy.as_secs()
+        ),
+        Silence::Broken(why) => format!("token {token} cannot be asked by `{module}`: {why}"),
     }
 }
 
@@ -113,9 +129,28 @@ impl Opened {
     }
 }
 
-impl Modules {
+impl Module {
+    fn with_key<T>(
+        &mut self,
+        uri: &TokenUri,
+        pin: &PinFrom,
+        wish: Wish,
+        act: impl Fn(&TokenUri, &Opened) -> Result<T, Trouble>,
+    ) -> Result<T, Trouble> {
+        let is_known = self.loaded.is_some();
+        let tried = self.open(uri, pin, wish).and_then(|opened| act(uri, &opened));
+        match tried {
+            // Some modules look for tokens only when they are initialised.
+            Err(Trouble::Lost(_)) if is_known => {
+                self.forget();
+                self.open(uri, pin, wish).and_then(|opened| act(uri, &opened))
+            }
+            tried => tried,
+        }
+    }
+
     fn open(&mut self, uri: &TokenUri, pin: &PinFrom, wish: Wish) -> Result<Opened, Trouble> {
-        let module = self.module(uri)?;
+        let module = self.begun(uri)?;
         let slot = slot(&module, uri)?;
         let session = match wish {
             Wish::Find => module.open_ro_session(slot),
@@ -135,11 +170,12 @@ impl Modules {
         Ok(Opened { session, private, point })
     }
 
-    fn module(&mut self, uri: &TokenUri) -> Result<Pkcs11, Trouble> {
-        let path = &uri.module;
-        if let Some(module) = self.loaded.get(path) {
+    /// Loads and initialises it, if that was not done.
+    fn begun(&mut self, uri: &TokenUri) -> Result<Pkcs11, Trouble> {
+        if let Some(module) = &self.loaded {
             return Ok(module.clone());
         }
+        let path: &Path = &uri.module;
         let shown = path.display();
         let module = Pkcs11::new(path).map_err(|error| {
             Trouble::Final(format!("`{shown}` cannot be loaded as a PKCS#11 module: {error}"))
@@ -155,13 +191,13 @@ impl Modules {
                 )));
             }
         }
-        self.loaded.insert(path.to_owned(), module.clone());
+        self.loaded = Some(module.clone());
         Ok(module)
     }
 
-    /// Ends a module, so that the next use begins it anew.
-    fn forget(&mut self, path: &Path) {
-        let Some(module) = self.loaded.remove(path) else { return };
+    /// Ends it, so that the next use begins it anew.
+    fn forget(&mut self) {
+        let Some(module) = self.loaded.take() else { return };
         // One that does not even end is begun anew all the same, and says then what is wrong.
         let _ended = module.finalize();
     }
@@ -171,7 +207,7 @@ impl Modules {
         let pin = from
             .read(uri)
             .map_err(|why| Trouble::Final(format!("token {token} stays closed: {why}")))?;
-        let refused = self.refused.entry(uri.module.clone()).or_default();
+        let refused = &mut self.refused;
         let is_refused = |(of, was): &(String, Zeroizing<String>)| *of == token && *was == pin;
         if refused.iter().any(is_refused) {
             let why = format!(

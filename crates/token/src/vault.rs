@@ -23,8 +23,8 @@ impl Tokens {
 
     /// The public half of a key.
     async fn look(&self, uri: &str, wish: Wish) -> Result<PublicKey, SignFault> {
-        let (uri, pin) = (parse(uri)?, self.pin.clone());
-        blocking(move || with_key(&uri, &pin, wish, |key| public(&key.point))).await
+        let looked = with_key(parse(uri)?, self.pin.clone(), wish, |_uri, key| public(&key.point));
+        looked.await.map_err(unavailable)
     }
 }
 
@@ -44,13 +44,8 @@ fn same(uri: &TokenUri, key: &Opened, expected: &PublicKey) -> Result<(), Troubl
     Err(Trouble::Final(format!("key `{uri}` is another one by now: `{}`", found.id())))
 }
 
-/// Runs what may take its time where that keeps nobody from anything.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Trouble> + Send + 'static,
-) -> Result<T, SignFault> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|panicked| SignFault::Failed(panicked.to_string()))?
-        .map_err(|trouble| SignFault::Unavailable(trouble.into_text()))
+fn unavailable(trouble: Trouble) -> SignFault {
+    SignFault::Unavailable(trouble.into_text())
 }
 
 #[async_trait]
@@ -90,13 +85,11 @@ impl TokenSigner {
         act: impl Fn(&TokenUri, &Opened) -> Result<T, Trouble> + Send + 'static,
     ) -> Result<T, SignFault> {
         let (uri, pin, expected) = (self.uri.clone(), self.pin.clone(), self.public.clone());
-        let done = blocking(move || {
-            with_key(&uri, &pin, Wish::Find, |key| {
-                same(&uri, key, &expected)?;
-                act(&uri, key)
-            })
+        let done = with_key(uri, pin, Wish::Find, move |uri, key| {
+            same(uri, key, &expected)?;
+            act(uri, key)
         });
-        let done = done.await;
+        let done = done.await.map_err(unavailable);
         let trouble = done.as_ref().err().map(ToString::to_string);
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
         done
