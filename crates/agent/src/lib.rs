@@ -30,6 +30,7 @@ mod socket;
 mod status;
 mod trial;
 mod view;
+mod vitals;
 mod workload_api;
 
 pub use config::{Config, MachineFiles, Ready, StartRefused, is_attested};

@@ -3,16 +3,16 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use countersign_identity::{Clock, Timestamp, Told, Vital, Vitals};
+use countersign_identity::{Clock, Told};
 use countersign_program::exposition;
 use countersign_program::trace::Tracer;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::core::{Knowledge, Standing};
 use crate::enforcement::Points;
 use crate::reports::{Facts, resident_bytes};
 use crate::view::View;
+use crate::vitals::vitals;
 
 /// Name, kind, labels and meaning of every metric of the agent.
 pub const METRICS: [(&str, &str, &[&str], &str); 17] = [
@@ -53,7 +53,7 @@ pub const METRICS: [(&str, &str, &[&str], &str); 17] = [
         "countersign_agent_ends_seconds",
         "gauge",
         &["part"],
-        "when the first leaf or issuer, the whole bundle or the first policy ends, in seconds since 1970",
+        "when the first leaf, issuer, authority of the bundle or policy ends, in seconds since 1970",
     ),
     (
         "countersign_agent_node_ends_seconds",
@@ -137,31 +137,4 @@ enum Value {
     Number(String),
     /// One for each part that there is something to tell of.
     Parts(Told),
-}
-
-/// How the node stands. An issuer comes with the leaf that it signed; bundles and policies are confirmed for as long as the
-/// stream from a server stands.
-fn vitals(view: &View, now: Timestamp) -> Vitals {
-    let mut vitals = Vitals::default();
-    let standings = view.standings.values().chain([&view.node.standing]);
-    let first_end = standings.clone().filter_map(|standing| Some(standing.term?.expires)).min();
-    let issuers_end = view.svids.values().filter_map(|svid| svid.chain.issuers_end()).min();
-    for Standing { term, failed, .. } in standings {
-        for (part, ends) in [(Vital::Leaf, first_end), (Vital::Issuer, issuers_end)] {
-            term.iter().for_each(|term| vitals.good(part, term.issued, ends));
-            failed.iter().for_each(|failed| vitals.failed(part, *failed));
-        }
-    }
-    let policies = view.replica.policies().values();
-    let policies_end =
-        policies.filter_map(|policy| policy.record.as_ref()?.until).filter(|end| now < *end);
-    let bundle_ends = view.replica.own_bundle().and_then(|bundle| bundle.ends());
-    for (part, ends) in [(Vital::Bundle, bundle_ends), (Vital::Policy, policies_end.min())] {
-        vitals.ends(part, ends);
-        if view.knowledge == Knowledge::Synced {
-            vitals.good(part, view.link.disconnected.unwrap_or(now), ends);
-        }
-        view.link.failed.iter().for_each(|failed| vitals.failed(part, *failed));
-    }
-    vitals
 }

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::enforcement::Points;
 use crate::server_link::{Calls, Quiet};
 use crate::view::View;
+use crate::vitals::vitals;
 
 /// Facts on their way to the server: bounded, and what did not fit is counted.
 #[derive(Clone, Debug, Default)]
@@ -217,14 +218,14 @@ impl Reports {
         loop {
             let now = self.clock.now();
             let view = views.borrow().clone();
-            let credentials = view.map(|view| view.credentials()).unwrap_or_default();
+            let credentials = view.as_ref().map(|view| view.credentials()).unwrap_or_default();
             self.points.sweep();
             let state = (credentials, self.running());
             let every = report_every(quiet.get());
             let due =
                 reported.as_ref().is_none_or(|(at, before)| *at + every <= now || *before != state);
             if due || !self.facts.is_empty() {
-                self.send(&*calls, state.0.clone()).await;
+                self.send(&*calls, state.0.clone(), view.as_deref()).await;
                 reported = Some((now, state));
             }
             tokio::select! {
@@ -236,7 +237,12 @@ impl Reports {
         }
     }
 
-    async fn send(&self, calls: &dyn Calls, credentials: Vec<v1::CredentialStatus>) {
+    async fn send(
+        &self,
+        calls: &dyn Calls,
+        credentials: Vec<v1::CredentialStatus>,
+        view: Option<&View>,
+    ) {
         let load = self.facts.drain();
         let report = v1::ReportRequest {
             handshakes: load.handshakes.clone(),
@@ -245,7 +251,7 @@ impl Reports {
             flows_dropped: load.flows_dropped,
             served: load.served.clone(),
             served_dropped: load.served_dropped,
-            processes: self.processes(),
+            processes: self.processes(view),
             credentials,
             clock_micros: self.clock.now().micros(),
         };
@@ -261,8 +267,9 @@ impl Reports {
         statuses.into_iter().map(|process| (process.name, process.pid)).collect()
     }
 
-    /// This agent and its points, and what they cost.
-    pub(crate) fn processes(&self) -> Vec<v1::ProcessStatus> {
+    /// This agent and its points, what they cost, and how the parts stand that they cannot do without.
+    pub(crate) fn processes(&self, view: Option<&View>) -> Vec<v1::ProcessStatus> {
+        let vitals = view.map(|view| vitals(view, self.clock.now())).unwrap_or_default();
         let own = v1::ProcessStatus {
             name: "agent".to_owned(),
             kind: "agent".to_owned(),
@@ -271,6 +278,7 @@ impl Reports {
             connections: 0,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             doors: Vec::new(),
+            parts: wire::parts_of(&vitals),
         };
         std::iter::once(own).chain(self.points.statuses()).collect()
     }

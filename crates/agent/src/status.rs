@@ -39,7 +39,7 @@ impl StatusService {
             disconnected_micros: micros(view.link.disconnected),
             revision: Some(view.replica.revision().into()),
             credentials: view.credentials(),
-            processes: self.reports.processes(),
+            processes: self.reports.processes(Some(view)),
             svid_expires_micros: micros(node.standing.term.map(|term| term.expires)),
             budget_ends_micros: micros(view.budget_ends),
             trouble: trouble(view),

@@ -56,6 +56,6 @@ pub use self::seen::{
     OutcomeCounts, UnknownWord,
 };
 pub use self::status::{
-    CredentialView, IncarnationView, LogView, NodeStatus, OutageBudget, PointStatus, ProcessView,
-    ServerStatus, Status, WorkloadStatus,
+    CredentialView, IncarnationView, LogView, NodeStatus, OutageBudget, PartView, PointStatus,
+    ProcessView, ServerStatus, Status, WorkloadStatus,
 };

@@ -1,15 +1,19 @@
 //! Conversions between the protos and our types. Each refuses what it does not know, and bounds what it takes.
 
-use countersign_identity::{Code, NodeId, Revision, Serial, Sha256, SpiffeId, Timestamp};
+use countersign_identity::{
+    Code, Condition, NodeId, Revision, Serial, Sha256, SpiffeId, Timestamp, Vital, Vitals,
+};
 use prost::Message;
 
-use crate::admin::{CredentialView, Handshake, HandshakeDirection, ProcessView};
+use crate::admin::{CredentialView, Handshake, HandshakeDirection, PartView, ProcessView};
 use crate::v1;
 
 /// The longest text of a fact or a status that a peer may have chosen.
 pub const TEXT_BYTES_MAX: usize = 256;
 /// The longest message of a refusal.
 pub const MESSAGE_BYTES_MAX: usize = 1024;
+/// The most parts of one process that are looked at. There are four.
+const PARTS_TOLD_MAX: usize = 16;
 /// The most handshakes that one report or one message of facts may hold.
 pub const FACTS_MAX: usize = 1024;
 /// The largest gRPC message of ours: a whole snapshot of a large domain.
@@ -335,6 +339,45 @@ impl From<v1::ProcessStatus> for ProcessView {
             resident_bytes: status.resident_bytes,
             connections: status.connections,
             version: clip(&status.version, TEXT_BYTES_MAX),
+            parts: bounded_parts(&status.parts).into_iter().map(PartView::from).collect(),
+        }
+    }
+}
+
+/// How parts stand, for the wire.
+pub fn parts_of(vitals: &Vitals) -> Vec<v1::PartStatus> {
+    let micros = |moment: Option<Timestamp>| moment.map_or(0, Timestamp::micros);
+    let part = |(vital, condition): (Vital, &Condition)| {
+        let failed = condition.failed.as_ref();
+        v1::PartStatus {
+            part: vital.as_str().to_owned(),
+            good_micros: micros(condition.good),
+            failed_micros: micros(failed.map(|failed| failed.at)),
+            why: failed.map(|failed| clip(&failed.why, TEXT_BYTES_MAX)).unwrap_or_default(),
+            ends_micros: micros(condition.ends),
+        }
+    };
+    vitals.all().map(part).collect()
+}
+
+/// What a process says of its parts, within bounds: each that there is once, and no text that is longer than needs be.
+pub fn bounded_parts(told: &[v1::PartStatus]) -> Vec<v1::PartStatus> {
+    let of = |vital: Vital| {
+        let part = told.iter().take(PARTS_TOLD_MAX).find(|part| part.part == vital.as_str())?;
+        Some(v1::PartStatus { why: clip(&part.why, TEXT_BYTES_MAX), ..part.clone() })
+    };
+    Vital::ALL.into_iter().filter_map(of).collect()
+}
+
+impl From<v1::PartStatus> for PartView {
+    fn from(part: v1::PartStatus) -> Self {
+        let moment = |micros: i64| (micros != 0).then(|| Timestamp::from_micros(micros));
+        Self {
+            part: clip(&part.part, TEXT_BYTES_MAX),
+            last_good_at: moment(part.good_micros),
+            last_failure_at: moment(part.failed_micros),
+            last_failure: Some(clip(&part.why, TEXT_BYTES_MAX)).filter(|why| !why.is_empty()),
+            ends_at: moment(part.ends_micros),
         }
     }
 }

@@ -191,7 +191,7 @@ impl EventKind {
             Self::SessionRefused => fields![field("count", "How many.")],
             Self::SessionEnded => fields![field(
                 "how",
-                "How: `signed-out`, `idle`, `old`, `displaced` by a newer one, or `refused`."
+                "How: `signed-out`, `idle`, `old`, `displaced` by a newer one, `refused`, or `stopped` with the server."
             )],
             Self::Summary => {
                 fields![field("count", "How many."), field("reason", "Of which reason.")]

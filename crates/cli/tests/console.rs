@@ -4,7 +4,17 @@
 
 #[path = "support/browser.rs"]
 mod browser;
+#[path = "support/collector.rs"]
+#[expect(dead_code, reason = "the tests of traces use the rest of it")]
+mod collector;
+#[path = "support/load.rs"]
+mod load;
+#[path = "support/spans.rs"]
+#[expect(dead_code, reason = "the tests of traces use the rest of it")]
+mod spans;
 mod support;
+#[path = "console/walk.rs"]
+mod walk;
 
 use std::path::{Path, PathBuf};
 

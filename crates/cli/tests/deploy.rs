@@ -309,6 +309,50 @@ fn alert_rules_name_metrics_that_exist_and_each_has_its_paragraph() {
     }
 }
 
+/// Which alarm rings before what each component has of each part is lost, and a word of its expression that tells which that is.
+const BEFORE_LOSS: [(&str, &str, &str, &str); 16] = [
+    ("server", "leaf", "CountersignServerLeafEndsSoon", "server_ends_seconds{part=\"leaf\"}"),
+    ("server", "issuer", "CountersignIssuerEndsSoon", "server_issuer_ends_seconds"),
+    ("server", "bundle", "CountersignBundleEndsSoon", "server_ends_seconds{part=\"bundle\"}"),
+    ("server", "policy", "CountersignPolicyEndsSoon", "server_ends_seconds{part=\"policy\"}"),
+    ("agent", "leaf", "CountersignOutageBudgetShort", "agent_outage_budget_seconds"),
+    ("agent", "issuer", "CountersignHeldIssuerEndsSoon", "agent_ends_seconds{part=\"issuer\"}"),
+    ("agent", "bundle", "CountersignBundleEndsSoon", "agent_ends_seconds{part=\"bundle\"}"),
+    ("agent", "policy", "CountersignPolicyEndsSoon", "agent_ends_seconds{part=\"policy\"}"),
+    ("proxy", "leaf", "CountersignProxyLeafEndsSoon", "proxy_ends_seconds{part=\"leaf\"}"),
+    ("proxy", "issuer", "CountersignHeldIssuerEndsSoon", "proxy_ends_seconds{part=\"issuer\"}"),
+    ("proxy", "bundle", "CountersignBundleEndsSoon", "proxy_ends_seconds{part=\"bundle\"}"),
+    ("proxy", "policy", "CountersignPolicyEndsSoon", "proxy_ends_seconds{part=\"policy\"}"),
+    ("library", "leaf", "CountersignProxyLeafEndsSoon", "library_ends_seconds{part=\"leaf\"}"),
+    ("library", "issuer", "CountersignHeldIssuerEndsSoon", "library_ends_seconds{part=\"issuer\"}"),
+    ("library", "bundle", "CountersignBundleEndsSoon", "library_ends_seconds{part=\"bundle\"}"),
+    ("library", "policy", "CountersignPolicyEndsSoon", "library_ends_seconds{part=\"policy\"}"),
+];
+
+#[test]
+fn every_part_of_every_component_has_an_alarm_before_its_end_and_one_for_its_failure() {
+    let reference = reference();
+    let rules = std::fs::read_to_string(root().join("deploy/prometheus/alerts.yaml")).unwrap();
+    let rules: Value = serde_saphyr::from_str(&rules).unwrap();
+    let groups = rules["groups"].as_array().unwrap().iter();
+    let rules: Vec<&Value> = groups.flat_map(|group| group["rules"].as_array().unwrap()).collect();
+    let expression = |alert: &str| {
+        let rule = rules.iter().find(|rule| rule["alert"] == alert);
+        rule.unwrap_or_else(|| panic!("no {alert}"))["expr"].as_str().unwrap()
+    };
+    for (component, part, alert, word) in BEFORE_LOSS {
+        let asks = expression(alert);
+        assert!(asks.contains(&format!("countersign_{word}")), "{component}, {part}: {asks}");
+        names_what_exists(alert, asks, &reference);
+        // Whichever part it is that was wanted and not had.
+        let fails = expression("CountersignPartFails");
+        let compared = format!(
+            "countersign_{component}_last_failure_seconds > countersign_{component}_last_good_seconds"
+        );
+        assert!(fails.contains(&compared), "{component}, {part}: {fails}");
+    }
+}
+
 #[test]
 fn a_name_or_label_that_does_not_exist_is_found() {
     let reference = reference();

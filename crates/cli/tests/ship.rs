@@ -171,6 +171,31 @@ fn every_event_comes_as_syslog_over_tls_and_no_secret_with_them() {
 }
 
 #[test]
+fn an_organisation_names_the_data_by_its_own_number() {
+    let world = World::make();
+    let receiver = SyslogReceiver::start(&world.credentials, None);
+    let to = format!("syslog+tls://{}", receiver.address);
+    let number = ["--enterprise-number", "65500"];
+    let syslog = ["--to", &to, "--ca", at(&world.credentials.ca)];
+    let sent = world.export(&[&syslog[..], &number].concat());
+    assert!(sent.status.success(), "{}", text(&sent.stderr));
+    let messages = receiver.messages();
+    assert!(!messages.is_empty());
+    for message in &messages {
+        assert!(message.contains(" [event@65500 incarnation="), "{message}");
+        assert!(!message.contains("@32473"), "{message}");
+    }
+    // A collector knows no such number, and 0 is none.
+    let otlp = ["--to", "otlp+http://127.0.0.1:9"];
+    for refused in
+        [[&otlp[..], &number].concat(), [&syslog[..], &["--enterprise-number", "0"]].concat()]
+    {
+        let refused = world.export(&refused);
+        assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+    }
+}
+
+#[test]
 fn a_receiver_that_another_authority_vouches_for_gets_nothing() {
     let world = World::make();
     let other = Credentials::make(world.domain.folder.path(), "other");

@@ -4,61 +4,13 @@
 
 #[path = "support/collector.rs"]
 mod collector;
+#[path = "support/spans.rs"]
+mod spans;
 mod support;
 
-use std::collections::BTreeMap;
-
 use collector::Collector;
-use serde_json::Value;
+use spans::{Span, by_trace, spans};
 use support::{Up, folder, shop, until};
-
-/// A span, with whose it is.
-#[derive(Clone, Debug)]
-struct Span {
-    service: String,
-    instance: String,
-    name: String,
-    trace: String,
-    id: String,
-    parent: Option<String>,
-    whole: Value,
-}
-
-fn attribute(attributes: &Value, key: &str) -> String {
-    let found = attributes.as_array().unwrap().iter().find(|one| one["key"] == key);
-    found
-        .map(|one| one["value"]["stringValue"].as_str().unwrap_or_default().to_owned())
-        .unwrap_or_default()
-}
-
-fn spans(collector: &Collector) -> Vec<Span> {
-    let mut spans = Vec::new();
-    for body in collector.of("/v1/traces") {
-        let resource = &body["resourceSpans"][0];
-        let of = &resource["resource"]["attributes"];
-        for span in resource["scopeSpans"][0]["spans"].as_array().unwrap() {
-            let text = |field: &str| span[field].as_str().map(str::to_owned);
-            spans.push(Span {
-                service: attribute(of, "service.name"),
-                instance: attribute(of, "service.instance.id"),
-                name: text("name").unwrap(),
-                trace: text("traceId").unwrap(),
-                id: text("spanId").unwrap(),
-                parent: text("parentSpanId"),
-                whole: span.clone(),
-            });
-        }
-    }
-    spans
-}
-
-fn by_trace(collector: &Collector) -> BTreeMap<String, Vec<Span>> {
-    let mut traces: BTreeMap<String, Vec<Span>> = BTreeMap::new();
-    for span in spans(collector) {
-        traces.entry(span.trace.clone()).or_default().push(span);
-    }
-    traces
-}
 
 fn traced_shop(collector: &Collector, share: &str) -> (Up, tempfile::TempDir) {
     let state = folder();
@@ -92,10 +44,7 @@ fn one_trace_leads_from_web_through_orders_to_payments() {
     assert_eq!(out_of_orders.parent, Some(into_orders.id));
     assert_eq!(into_payments.parent, Some(out_of_orders.id));
     assert_eq!(into_orders.name, "GET orders");
-    assert_eq!(
-        attribute(&into_payments.whole["attributes"], "countersign.peer"),
-        "spiffe://shop.example/orders"
-    );
+    assert_eq!(into_payments.says("countersign.peer"), "spiffe://shop.example/orders");
     assert!(trace.iter().all(|span| span.service == "countersign-proxy"), "{trace:#?}");
 }
 
@@ -123,6 +72,43 @@ fn a_renewal_and_its_issuance_are_one_trace() {
                 })
         })
     });
+}
+
+#[test]
+fn from_a_request_one_comes_to_the_issue_of_every_certificate_that_it_rode_on() {
+    let collector = Collector::start();
+    let (up, _state) = traced_shop(&collector, "1");
+    let trace = until("a trace with all hops", || {
+        assert_eq!(up.get("web", "/").0, 200);
+        by_trace(&collector).into_values().find(|spans| spans.len() == 4)
+    });
+    for (instance, subject) in
+        [("web-proxy", "web"), ("orders-proxy", "orders"), ("payments-proxy", "payments")]
+    {
+        let hop = trace.iter().find(|span| span.instance == instance).unwrap();
+        let (issue, signing) = issue_of(&collector, hop);
+        assert_eq!(issue.says("countersign.subject"), format!("spiffe://shop.example/{subject}"));
+        assert_eq!(issue.says("countersign.certificate"), hop.says("countersign.certificate"));
+        assert_eq!(signing.service, "countersign-server");
+        let renewal = by_trace(&collector).remove(&signing.trace).unwrap();
+        let asked = renewal.iter().find(|span| Some(&span.id) == signing.parent.as_ref());
+        assert_eq!(asked.unwrap().name, "renew SVIDs", "{renewal:#?}");
+    }
+}
+
+/// The issue of the certificate that a hop was made with, and the answer of the server that it was part of.
+fn issue_of(collector: &Collector, hop: &Span) -> (Span, Span) {
+    let at = |place: &(String, String)| {
+        until("what is pointed to is told", || {
+            let spans = by_trace(collector).remove(&place.0)?;
+            spans.into_iter().find(|span| span.id == place.1)
+        })
+    };
+    let issue = at(&hop.points_to()[0]);
+    assert_eq!(issue.name, "issue SVID");
+    let signing = at(&issue.points_to()[0]);
+    assert_eq!(signing.name, "Sign");
+    (issue, signing)
 }
 
 #[test]

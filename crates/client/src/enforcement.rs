@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_api::v1;
 use countersign_api::v1::enforcement_client::EnforcementClient;
 use countersign_api::v1::enforcement_request::Step as Out;
 use countersign_api::v1::enforcement_response::Step as In;
+use countersign_api::{v1, wire};
 use countersign_identity::{Backoff, BackoffPolicy, Clock, Entropy, Timestamp};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -358,6 +358,7 @@ impl<'a> Conversation<'a> {
             connections: u64::try_from(keeper.trust().connections()).unwrap_or(u64::MAX),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             doors: self.doors.borrow_and_update().iter().map(ToString::to_string).collect(),
+            parts: wire::parts_of(&keeper.parts().vitals()),
         });
     }
 

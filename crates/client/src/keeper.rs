@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::slice::{BadSlice, Compiled, Decoded, decode, following};
 use crate::svid::{Unusable, Update};
-use crate::{Enforcement, IdentityStatus, Link, Services, Status, Topic};
+use crate::{Enforcement, IdentityStatus, Link, Parts, Services, Status, Topic};
 
 /// The one place where trust, identity, services and status change, each change as a whole.
 ///
@@ -22,6 +22,7 @@ use crate::{Enforcement, IdentityStatus, Link, Services, Status, Topic};
 pub(crate) struct Keeper {
     trust: Arc<Trust>,
     status: watch::Sender<Status>,
+    parts: Parts,
     services: watch::Sender<Option<Arc<Services>>>,
     held: Mutex<Held>,
     /// Where peers are let in, each as often as it was said.
@@ -105,9 +106,12 @@ impl Keeper {
             compiled: Arc::new(Compiled::nothing()),
             latest: trust.clock().now(),
         };
+        let parts = Parts::new(Arc::clone(&trust));
+        parts.saw(&status, held.latest);
         let keeper = Self {
             trust,
             status: watch::Sender::new(status),
+            parts,
             services: watch::Sender::new(None),
             held: Mutex::new(held),
             doors: watch::Sender::default(),
@@ -122,6 +126,11 @@ impl Keeper {
 
     pub(crate) fn status(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
+    }
+
+    /// How the parts stand that this process cannot do without.
+    pub(crate) fn parts(&self) -> &Parts {
+        &self.parts
     }
 
     /// Peers are let in here from now on, until what is given back is dropped.
@@ -183,7 +192,7 @@ impl Keeper {
         held.waiting = None;
         tracing::warn!(%why, "the identity was withdrawn");
         self.trust.clear_identity();
-        self.status.send_modify(|status| {
+        self.tell(|status| {
             status.identity = None;
             status.troubles.insert(Topic::Identity, why);
         });
@@ -238,7 +247,7 @@ impl Keeper {
         let why =
             format!("`{id}` is not shown any more, it is revoked by {target} ({reason}); {next}");
         tracing::warn!(%why, "the own identity is revoked");
-        self.status.send_modify(|status| {
+        self.tell(|status| {
             status.identity = None;
             status.troubles.insert(Topic::Identity, why);
         });
@@ -262,7 +271,7 @@ impl Keeper {
         held.reached = revision;
         held.latest = held.latest.max(self.trust.clock().now());
         held.cut = held.cut.saturating_add(u64::try_from(cut).unwrap_or(u64::MAX));
-        self.status.send_modify(|status| status.revision = Some(revision));
+        self.tell(|status| status.revision = Some(revision));
         let draining = u64::try_from(*self.trust.draining().borrow()).unwrap_or(u64::MAX);
         Acknowledgement { revision, cut: held.cut, draining }
     }
@@ -291,16 +300,16 @@ impl Keeper {
     }
 
     pub(crate) fn link(&self, link: Link) {
-        self.status.send_modify(|status| status.link = link);
+        self.tell(|status| status.link = link);
     }
 
     pub(crate) fn enforcement(&self, enforcement: Enforcement) {
-        self.status.send_modify(|status| status.enforcement = enforcement);
+        self.tell(|status| status.enforcement = enforcement);
     }
 
     /// Sets or clears a trouble.
     pub(crate) fn trouble(&self, topic: Topic, why: Option<String>) {
-        self.status.send_modify(|status| {
+        self.tell(|status| {
             match why {
                 Some(why) => status.troubles.insert(topic, why),
                 None => status.troubles.remove(&topic),
@@ -334,7 +343,8 @@ impl Keeper {
                     expires: identity.expires(),
                 };
                 tracing::info!(id = %shown.id, expires = %shown.expires, "identity is shown");
-                self.status.send_modify(|status| {
+                self.parts.identified(self.trust.clock().now());
+                self.tell(|status| {
                     status.identity = Some(shown);
                     status.troubles.remove(&Topic::Identity);
                 });
@@ -347,6 +357,15 @@ impl Keeper {
                 held.waiting = Some(identity);
             }
         }
+    }
+
+    /// Changes the status. How the parts stand follows from it, so no change of it goes unseen.
+    fn tell(&self, change: impl FnOnce(&mut Status)) {
+        let now = self.trust.clock().now();
+        self.status.send_modify(|status| {
+            change(status);
+            self.parts.saw(status, now);
+        });
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {

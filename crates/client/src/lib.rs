@@ -54,6 +54,7 @@ mod keeper;
 mod layer;
 mod limits;
 mod options;
+mod parts;
 pub mod requests;
 mod served;
 mod services;
@@ -75,6 +76,7 @@ pub use files::FilesFault;
 pub use flow::{Asked, Flow, Flows};
 pub use layer::{AskedBody, BrokenOff, Decided, DecidedBody, OfConnection, RequestLayer};
 pub use options::{Choice, FileOptions, Point, PointKind, WorkloadApiOptions};
+pub use parts::{METRICS, Parts};
 pub use served::{Served, ServedAt};
 pub use services::Services;
 pub use source::{Announcement, NotReady, Source, SourceFault};
@@ -82,7 +84,9 @@ pub use status::{Enforcement, IdentityStatus, Link, Status, Topic};
 
 pub use rustls;
 
-pub use countersign_identity::{Code, Name, SpiffeId, Timestamp, TrustDomain};
+pub use countersign_identity::{
+    Code, Condition, Failed, Name, SpiffeId, Timestamp, TrustDomain, Vital, Vitals,
+};
 pub use countersign_tls::{
     Admitted, Clients, Direction, Established, Expected, HandshakeFact, HandshakeFailure, Identity,
     Inbound, Outbound, Present, Stream, Trust, accept, connect, dial,

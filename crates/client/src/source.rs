@@ -15,7 +15,7 @@ use crate::files::{FileWatch, PolicyStamp, PolicyWatch, load};
 use crate::keeper::Keeper;
 use crate::workload_api::WorkloadApi;
 use crate::{
-    Authorization, Enforcement, FileOptions, FilesFault, PolicyFileFault, Services, Status,
+    Authorization, Enforcement, FileOptions, FilesFault, Parts, PolicyFileFault, Services, Status,
     WorkloadApiOptions,
 };
 
@@ -210,6 +210,12 @@ impl Source {
     /// How things are, to wait on.
     pub fn status_changes(&self) -> watch::Receiver<Status> {
         self.status.clone()
+    }
+
+    /// How the own credential, its issuer, the bundle and the policies stand: what was last had, what was last wanted and not
+    /// had and why, and what ends when.
+    pub fn parts(&self) -> Parts {
+        self.keeper.parts().clone()
     }
 
     /// The services that concern this process, as the agent tells them. None until it has, and with local rules.

@@ -53,7 +53,7 @@ pub use tls_profile::{TlsProfile, UnknownTlsProfile};
 pub use tls_terms::{NoTerms, TlsGroup, TlsSuite, TlsTerms, TlsVersion, UnknownTlsWord};
 pub use unseen::is_unseen;
 pub use verb::{UnknownVerb, Verb};
-pub use vitals::{Condition, Told, Vital, Vitals};
+pub use vitals::{Condition, Failed, Told, Vital, Vitals};
 
 /// How far apart two honest clocks may be. A rule that ends is kept this much longer, and a peer
 /// whose clock differs by more than a twelfth of it is said in `status` (design, section 3.9).

@@ -1,5 +1,7 @@
 //! What a component cannot do without, and how it stands: what went well last, what failed last, and when it ends.
 
+use std::sync::Arc;
+
 use crate::Timestamp;
 
 /// Something whose end is the end of what a component does.
@@ -15,19 +17,28 @@ pub enum Vital {
     Policy,
 }
 
+/// A try that came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// When.
+    pub at: Timestamp,
+    /// Why, for people.
+    pub why: Arc<str>,
+}
+
 /// How one of them stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Condition {
     /// When it was last had, or confirmed.
     pub good: Option<Timestamp>,
-    /// When it last was not, though it was wanted.
-    pub failed: Option<Timestamp>,
+    /// When it last was not, though it was wanted, and why. It stays known when all is well again.
+    pub failed: Option<Failed>,
     /// When what is in use ends; nothing where it has no end.
     pub ends: Option<Timestamp>,
 }
 
 /// How all of them stand.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vitals([Condition; 4]);
 
 /// What is told of a condition.
@@ -64,10 +75,12 @@ impl Vitals {
         condition.ends = ends;
     }
 
-    /// It was wanted and not had.
-    pub fn failed(&mut self, vital: Vital, at: Timestamp) {
-        let condition = &mut self.0[vital as usize];
-        condition.failed = condition.failed.max(Some(at));
+    /// It was wanted and not had. What lies before what is known changes nothing.
+    pub fn failed(&mut self, vital: Vital, failed: &Failed) {
+        let known = &mut self.0[vital as usize].failed;
+        if known.as_ref().is_none_or(|known| known.at <= failed.at) {
+            *known = Some(failed.clone());
+        }
     }
 
     /// What is in use ends then; of what was had or not, nothing new is known.
@@ -76,19 +89,23 @@ impl Vitals {
     }
 
     /// How one of them stands.
-    pub fn of(&self, vital: Vital) -> Condition {
-        self.0[vital as usize]
+    pub fn of(&self, vital: Vital) -> &Condition {
+        &self.0[vital as usize]
+    }
+
+    /// Each of them, and how it stands.
+    pub fn all(&self) -> impl Iterator<Item = (Vital, &Condition)> {
+        Vital::ALL.into_iter().map(|vital| (vital, self.of(vital)))
     }
 
     /// What is known of one kind, in seconds since 1970. What is not known, or has no end, is left out.
     pub fn told(&self, told: Told) -> impl Iterator<Item = (Vital, i64)> {
-        let moment = move |condition: Condition| match told {
+        let moment = move |condition: &Condition| match told {
             Told::Good => condition.good,
-            Told::Failed => condition.failed,
+            Told::Failed => condition.failed.as_ref().map(|failed| failed.at),
             Told::Ends => condition.ends,
         };
-        let known = move |vital: Vital| Some((vital, moment(self.of(vital))?.secs()));
-        Vital::ALL.into_iter().filter_map(known)
+        self.all().filter_map(move |(vital, condition)| Some((vital, moment(condition)?.secs())))
     }
 }
 
@@ -103,7 +120,10 @@ mod tests {
         assert_eq!(vitals.told(Told::Good).count(), 0);
         vitals.good(Vital::Leaf, at(20), Some(at(100)));
         vitals.good(Vital::Leaf, at(10), Some(at(90)));
-        vitals.failed(Vital::Policy, at(30));
+        let failed = |secs, why: &str| Failed { at: at(secs), why: why.into() };
+        vitals.failed(Vital::Policy, &failed(30, "away"));
+        vitals.failed(Vital::Policy, &failed(20, "earlier"));
+        assert_eq!(vitals.of(Vital::Policy).failed, Some(failed(30, "away")));
         assert_eq!(vitals.told(Told::Good).collect::<Vec<_>>(), [(Vital::Leaf, 20)]);
         assert_eq!(vitals.told(Told::Ends).collect::<Vec<_>>(), [(Vital::Leaf, 90)]);
         assert_eq!(vitals.told(Told::Failed).collect::<Vec<_>>(), [(Vital::Policy, 30)]);

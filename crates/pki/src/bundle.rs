@@ -108,9 +108,11 @@ impl Bundle {
         }
     }
 
-    /// When the last of the authorities ends: from then on nobody is verified any more.
-    pub fn ends(&self) -> Option<Timestamp> {
-        self.authorities.iter().map(|authority| authority.validity().not_after).max()
+    /// When the next of the authorities ends: from then on nobody is verified any more whom it vouches for. Once all have
+    /// ended, when the last of them did.
+    pub fn ends(&self, now: Timestamp) -> Option<Timestamp> {
+        let ends = self.authorities.iter().map(|authority| authority.validity().not_after);
+        ends.clone().filter(|end| now < *end).min().or(ends.max())
     }
 
     /// Reads the JSON document of this trust domain.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use countersign_identity::{Clock, Entropy, Timestamp};
+use countersign_identity::{Clock, Entropy, Serial, Timestamp};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -43,6 +43,8 @@ const TRIES: u32 = 4;
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// What is left when the program ends may take so long.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Places in other traces that one span points to.
+const LINKS_MAX: usize = 4;
 /// Attributes of one span, and what is told of one text: the longest SPIFFE ID.
 const ATTRIBUTES_MAX: usize = 16;
 const TEXT_CHARS_MAX: usize = 2048;
@@ -53,6 +55,20 @@ pub struct Context {
     trace: [u8; 16], // INVARIANT: not all 0
     span: [u8; 8],   // INVARIANT: not all 0
     sampled: bool,
+}
+
+impl Context {
+    /// Where the issue of a certificate is told. It follows from the serial number, which has 16 bytes as the number of a trace
+    /// has, so whoever is shown a certificate can point there; whether it was told is not known to them.
+    pub fn of_issue(serial: &Serial) -> Self {
+        let trace = *serial.as_bytes();
+        let mut span = [0; 8];
+        // The half that was drawn, so that it is one of its own.
+        span.copy_from_slice(&trace[8..]);
+        // Chance could draw nothing but zeros, which names no span.
+        span[7] |= u8::from(span == [0; 8]);
+        Self { trace, span, sampled: true }
+    }
 }
 
 /// A text that is no place in a trace.
@@ -202,6 +218,7 @@ struct Finished {
     began: Timestamp,
     ended: Timestamp,
     attributes: Vec<Value>, // INVARIANT: at most ATTRIBUTES_MAX
+    links: Vec<Context>,    // INVARIANT: at most LINKS_MAX
     failed: Option<Cow<'static, str>>,
 }
 
@@ -248,18 +265,7 @@ impl Tracer {
         if left_out || context.trace == [0; 16] || context.span == [0; 8] {
             return Span(None);
         }
-        let began = inner.clock.now();
-        let span = Finished {
-            context,
-            parent: parent.map(|parent| parent.span),
-            name: name(),
-            kind,
-            began,
-            ended: began,
-            attributes: Vec::new(),
-            failed: None,
-        };
-        Span(Some(Box::new(Open { inner: Arc::clone(inner), span })))
+        Span::at(inner, context, parent, (name(), kind))
     }
 
     /// How many spans were told to nobody.
@@ -269,6 +275,42 @@ impl Tracer {
 }
 
 impl Span {
+    fn at(
+        inner: &Arc<Inner>,
+        context: Context,
+        parent: Option<Context>,
+        (name, kind): (Cow<'static, str>, Kind),
+    ) -> Self {
+        let began = inner.clock.now();
+        let span = Finished {
+            context,
+            parent: parent.map(|parent| parent.span),
+            name,
+            kind,
+            began,
+            ended: began,
+            attributes: Vec::new(),
+            links: Vec::new(),
+            failed: None,
+        };
+        Self(Some(Box::new(Open { inner: Arc::clone(inner), span })))
+    }
+
+    /// Points to a place in another trace, which has to do with it.
+    pub fn link(&mut self, to: Context) {
+        if let Some(open) = &mut self.0
+            && open.span.links.len() < LINKS_MAX
+        {
+            open.span.links.push(to);
+        }
+    }
+
+    /// Says by which certificate it was done, and points to its issue.
+    pub fn certificate(&mut self, serial: &Serial) {
+        self.text("countersign.certificate", serial);
+        self.link(Context::of_issue(serial));
+    }
+
     /// Where it is, for whoever is called from there.
     pub fn context(&self) -> Option<Context> {
         self.0.as_ref().map(|open| open.span.context)
@@ -329,6 +371,16 @@ impl Scope {
             }
             None => Span(None),
         }
+    }
+
+    /// Tells that a certificate was issued here, at the place that follows from its serial number.
+    pub fn issued(&self, serial: &Serial) -> Span {
+        let Some((inner, context)) = &self.0 else { return Span(None) };
+        let named = (Cow::Borrowed("issue SVID"), Kind::Internal);
+        let mut span = Span::at(inner, Context::of_issue(serial), None, named);
+        span.text("countersign.certificate", serial);
+        span.link(*context);
+        span
     }
 }
 
@@ -440,6 +492,10 @@ fn told(span: &Finished) -> Value {
         "attributes": span.attributes,
         "flags": 1,
     });
+    if !span.links.is_empty() {
+        let link = |to: &Context| json!({ "traceId": Hex(&to.trace).to_string(), "spanId": Hex(&to.span).to_string() });
+        told["links"] = span.links.iter().map(link).collect();
+    }
     if let Some(parent) = &span.parent {
         told["parentSpanId"] = Hex(parent).to_string().into();
     }
@@ -516,6 +572,32 @@ mod tests {
         assert_eq!(told["parentSpanId"], "00f067aa0ba902b7");
         assert_eq!((&told["kind"], &told["status"]["code"]), (&json!(2), &json!(2)));
         assert_eq!(told["startTimeUnixNano"], "1000000000000");
+    }
+
+    #[test]
+    fn who_is_shown_a_certificate_can_point_to_where_its_issue_is_told() {
+        let (tracer, mut exporter) = tracer("1");
+        let serial: Serial = "4bf92f3577b34da6a3ce929d0e0e4736".parse().unwrap();
+        let signing = tracer.begin(|| "Sign".into(), Kind::Server, None);
+        drop(signing.scope().issued(&serial));
+        let mut asked = tracer.begin(|| "GET orders".into(), Kind::Client, None);
+        asked.certificate(&serial);
+        drop(asked);
+        let told: Vec<Value> =
+            (0..2).map(|_| told(&exporter.waiting.try_recv().unwrap())).collect();
+        let (issued, asked) = (&told[0], &told[1]);
+        assert_eq!(issued["traceId"], "4bf92f3577b34da6a3ce929d0e0e4736");
+        for member in ["traceId", "spanId"] {
+            assert_eq!(asked["links"][0][member], issued[member]);
+        }
+        assert_eq!(asked["attributes"], issued["attributes"]);
+        let signing = signing.context().unwrap();
+        assert_eq!(issued["links"][0]["spanId"], Hex(&signing.span).to_string());
+        assert_ne!(asked["traceId"], issued["traceId"]);
+        assert!(Scope::default().issued(&serial).context().is_none());
+        let undrawn: Serial = format!("{:0<32}", "4b").parse().unwrap();
+        let place = Context::of_issue(&undrawn);
+        assert_eq!(place.to_string().parse(), Ok(place), "it is a place, whatever was drawn");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use countersign::Parts;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -21,7 +22,12 @@ const OPEN_METRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
 /// Answers `GET /metrics` until stopped.
-pub(crate) async fn serve(listener: Listener, plane: Arc<Plane>, stop: CancellationToken) {
+pub(crate) async fn serve(
+    listener: Listener,
+    plane: Arc<Plane>,
+    parts: Parts,
+    stop: CancellationToken,
+) {
     let places = Arc::new(Semaphore::new(SCRAPES_MAX));
     loop {
         let arrived = tokio::select! {
@@ -32,14 +38,14 @@ pub(crate) async fn serve(listener: Listener, plane: Arc<Plane>, stop: Cancellat
         else {
             continue;
         };
-        let (plane, stop) = (plane.clone(), stop.clone());
+        let (plane, parts, stop) = (plane.clone(), parts.clone(), stop.clone());
         plane.clone().tasks.start(async move {
             let session = Session::new();
             let tasks = plane.tasks.clone();
             let service = service_fn({
                 let session = session.clone();
                 move |request: Request<Incoming>| {
-                    let response = session.leave(answer(&request, &plane), session.enter());
+                    let response = session.leave(answer(&request, &plane, &parts), session.enter());
                     async move { Ok::<_, Infallible>(response) }
                 }
             });
@@ -50,12 +56,12 @@ pub(crate) async fn serve(listener: Listener, plane: Arc<Plane>, stop: Cancellat
     }
 }
 
-fn answer(request: &Request<Incoming>, plane: &Plane) -> Response<Body> {
+fn answer(request: &Request<Incoming>, plane: &Plane, parts: &Parts) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => {
-            *response.body_mut() =
-                Body::from(Bytes::from(plane.metrics.text(&plane.trust, plane.tracer.dropped())));
+            let text = plane.metrics.text(&plane.trust, parts, plane.tracer.dropped());
+            *response.body_mut() = Body::from(Bytes::from(text));
             response.headers_mut().insert(CONTENT_TYPE, OPEN_METRICS);
         }
         (_, "/metrics") => *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED,

@@ -58,7 +58,6 @@ mod route;
 mod run;
 mod session;
 mod shares;
-mod standing;
 mod stream;
 mod supervise;
 mod tasks;

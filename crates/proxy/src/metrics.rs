@@ -1,11 +1,11 @@
 //! What is counted, in one table, with labels from closed lists and manifests only.
 
 use std::fmt::Write;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use countersign::{Served, ServedAt, Status};
-use countersign_identity::{Timestamp, Told};
+use countersign::{Parts, Served, ServedAt};
+use countersign_identity::Told;
 use countersign_tls::{Direction, HandshakeFact, Trust};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -13,8 +13,6 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
-
-use crate::standing::Standing;
 
 /// Name as it is exposed, kind, labels and meaning of every metric.
 pub const METRICS: [Row; 17] = [
@@ -100,7 +98,7 @@ pub const METRICS: [Row; 17] = [
         "countersign_proxy_ends_seconds",
         "gauge",
         &["part"],
-        "When the own leaf, its issuer, the whole bundle or the first policy ends, in seconds since 1970",
+        "When the own leaf, its issuer, the first authority of the bundle or the first policy ends, in seconds since 1970",
     ),
     (
         "countersign_proxy_revision_number",
@@ -164,7 +162,6 @@ struct Inner {
     facts_dropped: Counter,
     request_seconds: Seconds,
     handshake_seconds: Seconds,
-    standing: Mutex<Standing>,
     /// What the server is told of answers.
     answered: Served,
 }
@@ -230,15 +227,6 @@ impl Metrics {
         self.0.handshakes.get_or_create(&labels).inc();
     }
 
-    /// The source of identity and policies says how it is.
-    pub(crate) fn saw(&self, status: &Status, now: Timestamp) {
-        self.standing().saw(status, now);
-    }
-
-    fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.0.standing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(crate) fn fact_dropped(&self) {
         self.0.facts_dropped.inc();
     }
@@ -268,10 +256,10 @@ impl Metrics {
     }
 
     /// The exposition text.
-    pub(crate) fn text(&self, trust: &Trust, spans_dropped: u64) -> String {
+    pub(crate) fn text(&self, trust: &Trust, parts: &Parts, spans_dropped: u64) -> String {
         let mut page = Page { registry: Registry::default(), rows: METRICS.into_iter() };
         let inner = &*self.0;
-        let vitals = self.standing().vitals(trust);
+        let vitals = parts.vitals();
         let part = |told| {
             let family = Family::<Part, Gauge>::default();
             for (vital, at) in vitals.told(told) {
@@ -290,7 +278,7 @@ impl Metrics {
         }
         let draining = i64::try_from(*trust.draining().borrow()).unwrap_or(i64::MAX);
         let revision = i64::try_from(trust.slice().revision.number).unwrap_or(i64::MAX);
-        let subscribed = i64::from(self.standing().subscribed);
+        let subscribed = i64::from(parts.is_subscribed());
         page.add(inner.handshakes.clone());
         page.add(inner.requests.clone());
         page.add(inner.connections.clone());
@@ -379,20 +367,10 @@ mod tests {
         let trust = Trust::new(Arc::new(SystemClock::new()), Slice::nothing());
         let place = Place { service: "orders".into(), direction: "inbound" };
         metrics.0.handshake_seconds.0.get_or_create(&place).observe(0.01);
-        let mut status = Status {
-            identity: None,
-            link: countersign::Link::Connected,
-            enforcement: countersign::Enforcement::Subscribed,
-            revision: None,
-            troubles: std::collections::BTreeMap::new(),
-        };
-        metrics.saw(&status, Timestamp::from_secs(10));
-        status.troubles.insert(countersign::Topic::Policy, "bad".to_owned());
-        metrics.saw(&status, Timestamp::from_secs(20));
-        let text = metrics.text(&trust, 0);
-        // Nobody has anything here that could end.
-        let without_ends = METRICS.iter().filter(|(name, ..)| !name.contains("_ends_"));
-        for (name, kind, ..) in without_ends {
+        let text = metrics.text(&trust, &Parts::new(trust.clone()), 0);
+        // Nobody has anything here that could be good, fail or end.
+        let whole = METRICS.iter().filter(|(.., labels, _)| *labels != ["part"]);
+        for (name, kind, ..) in whole {
             let family = name.strip_suffix("_total").unwrap_or(name);
             assert_eq!(text.matches(&format!("# TYPE {family} {kind}\n")).count(), 1, "{name}");
         }

@@ -93,6 +93,11 @@ impl Relay {
             span.text("countersign.peer", peer);
         }
         span.text("http.request.method", trace::word(request.method()));
+        if span.context().is_some()
+            && let Some(serial) = self.plane.trust.identity().and_then(|own| own.serial())
+        {
+            span.certificate(&serial);
+        }
         span
     }
 

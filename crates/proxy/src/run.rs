@@ -24,7 +24,6 @@ use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::plan::Plan;
 use crate::plane::Plane;
-use crate::standing;
 use crate::supervise::Supervisor;
 use crate::tasks::Tasks;
 
@@ -87,10 +86,9 @@ async fn with_source(
     let serving = stop.child_token();
     let address = metrics.as_ref().and_then(Listener::address);
     if let Some(listener) = metrics {
-        let exposed = exposition::serve(listener, plane.clone(), serving.clone());
+        let exposed = exposition::serve(listener, plane.clone(), source.parts(), serving.clone());
         plane.tasks.start(exposed);
     }
-    plane.tasks.start(standing::follow(source.status_changes(), plane.clone(), serving.clone()));
     let mut supervisor = Supervisor::new(&plane);
     let served = supervise(config, source, &plane, (&mut supervisor, address), stop, ready).await;
     notify(&[sd_notify::NotifyState::Stopping]);

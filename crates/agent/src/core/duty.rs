@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::{
-    Attested, Backoff, BackoffPolicy, Code, Entropy, Incarnation, KeyId, Revocation, Revocations,
-    SKEW_ALLOWED, Timestamp, retry_ends,
+    Attested, Backoff, BackoffPolicy, Code, Entropy, Failed, Incarnation, KeyId, Revocation,
+    Revocations, SKEW_ALLOWED, Timestamp, retry_ends,
 };
 
 use super::credential::{Credential, Term};
@@ -17,8 +17,8 @@ pub struct Standing {
     pub term: Option<Term>,
     /// Why the last try failed.
     pub trouble: Option<String>,
-    /// When a try failed last, be it long mended.
-    pub failed: Option<Timestamp>,
+    /// The last try that failed, be it long mended.
+    pub failed: Option<Failed>,
 }
 
 /// A credential to be kept fresh.
@@ -39,7 +39,7 @@ pub(super) struct Duty {
     retry: Option<Timestamp>,
     refusal: Option<(Code, String)>,
     trouble: Option<String>,
-    failed: Option<Timestamp>,
+    failed: Option<Failed>,
 }
 
 #[derive(Clone, Debug)]
@@ -124,7 +124,7 @@ impl Duty {
     }
 
     pub(super) fn standing(&self) -> Standing {
-        Standing { term: self.term(), trouble: self.trouble.clone(), failed: self.failed }
+        Standing { term: self.term(), trouble: self.trouble.clone(), failed: self.failed.clone() }
     }
 
     /// When to ask next.
@@ -151,7 +151,7 @@ impl Duty {
     }
 
     pub(super) fn obtained(&mut self, credential: Credential, now: Timestamp) {
-        *self = Self { failed: self.failed, ..Self::holding(credential, now) };
+        *self = Self { failed: self.failed.take(), ..Self::holding(credential, now) };
     }
 
     /// A revocation covers what a workload holds: it is served no longer, and its successor is due at once.
@@ -284,8 +284,8 @@ impl Duty {
             false => wait,
         };
         self.retry = Some(now + wait);
+        self.failed = Some(Failed { at: now, why: why.as_str().into() });
         self.trouble = Some(why);
-        self.failed = Some(now);
     }
 
     pub(super) fn refused(
@@ -295,7 +295,7 @@ impl Duty {
         now: Timestamp,
         entropy: &dyn Entropy,
     ) {
-        let before = self.failed;
+        let before = self.failed.clone();
         self.failed(why.clone(), now, entropy);
         if code == Code::Suspended {
             // The record that says so is not here yet; what is held is withdrawn on the server's word.

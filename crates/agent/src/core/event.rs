@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use countersign_identity::{Code, Name, NodeId, Revision, Revocations, Timestamp};
+use countersign_identity::{Code, Failed, Name, NodeId, Revision, Revocations, Timestamp};
 
 use super::credential::Credential;
 use super::record::{Record, RecordKey, SignedRecord};
@@ -145,9 +145,9 @@ pub struct LinkView {
     pub server: usize,
     /// Since when there is none.
     pub disconnected: Option<Timestamp>,
-    /// When it was last lost, or could not be made.
-    pub failed: Option<Timestamp>,
-    /// Why.
+    /// When it was last lost, or could not be made, and why; be it long mended.
+    pub failed: Option<Failed>,
+    /// Why there is none now.
     pub trouble: Option<String>,
     /// The word by which servers refuse this node itself, since they do.
     pub refused: Option<Code>,

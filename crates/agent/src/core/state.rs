@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::{
-    Attested, Backoff, Code, Entropy, Lifetime, Name, SKEW_ALLOWED, Timestamp,
+    Attested, Backoff, Code, Entropy, Failed, Lifetime, Name, SKEW_ALLOWED, Timestamp,
 };
 use link::{Link, RECONNECT};
 
@@ -36,8 +36,8 @@ pub struct State {
     tried: usize,
     backoff: Backoff,
     disconnected: Option<Timestamp>,
-    /// When the link was last lost, or could not be made.
-    unlinked: Option<Timestamp>,
+    /// When the link was last lost, or could not be made, and why.
+    unlinked: Option<Failed>,
     trouble: Option<String>,
     node: Duty,
     /// Since when the agent's own SVID is being renewed.
@@ -203,7 +203,7 @@ impl State {
         LinkView {
             server: self.server,
             disconnected: self.disconnected,
-            failed: self.unlinked,
+            failed: self.unlinked.clone(),
             trouble: self.trouble.clone(),
             refused: self.shut_out.code(),
         }

@@ -345,6 +345,7 @@ impl Registered {
         self.change(|point| {
             point.status.resident_bytes = status.resident_bytes;
             point.status.connections = status.connections;
+            point.status.parts = wire::bounded_parts(&status.parts);
             let doors = status.doors.iter().filter_map(|door| door.parse().ok());
             point.doors = Some(doors.take(DOORS_MAX).collect());
         });

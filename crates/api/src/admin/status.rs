@@ -57,6 +57,32 @@ pub struct ServerStatus {
     pub sealed: bool,
     /// Its audit log.
     pub log: LogView,
+    /// How the parts stand that it cannot do without. Absent while it is sealed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<PartView>,
+}
+
+/// How something stands that a process cannot do without.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PartView {
+    /// What: `leaf`, `issuer`, `bundle` or `policy`.
+    pub part: String,
+    /// When it was last had or confirmed. Absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub last_good_at: Option<Timestamp>,
+    /// When it was last wanted and not had. Absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub last_failure_at: Option<Timestamp>,
+    /// Why it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<String>,
+    /// When what is in use ends. Absent: it does not, or there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub ends_at: Option<Timestamp>,
 }
 
 /// The audit log's head.
@@ -120,6 +146,9 @@ pub struct ProcessView {
     pub connections: u64,
     /// Its version.
     pub version: String,
+    /// How the parts stand that it cannot do without, as it said last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<PartView>,
 }
 
 /// An SVID that an agent holds.

@@ -224,18 +224,19 @@ fn metrics() -> String {
          add any. A `histogram` shows as `…_bucket`, `…_sum` and `…_count`, a `summary` as `…_sum` and `…_count`. \
          [Monitoring](../monitoring.md) says what to make of them.\n",
     );
-    let mut table = |program: &str, metrics: &mut dyn Iterator<Item = countersign_proxy::Row>| {
+    let mut table = |whose: &str, metrics: &mut dyn Iterator<Item = countersign_proxy::Row>| {
         text.push_str(&format!(
-            "\n## countersign {program}\n\n| metric | kind | labels | what |\n| --- | --- | --- | --- |\n"
+            "\n## {whose}\n\n| metric | kind | labels | what |\n| --- | --- | --- | --- |\n"
         ));
         for (name, kind, labels, what) in metrics {
             let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
             text.push_str(&format!("| `{name}` | {kind} | {} | {what} |\n", labels.join(", ")));
         }
     };
-    table("server", &mut countersign_server::metrics());
-    table("agent", &mut countersign_agent::METRICS.into_iter());
-    table("proxy", &mut countersign_proxy::METRICS.into_iter());
-    table("log export", &mut super::log::METRICS.into_iter());
+    table("countersign server", &mut countersign_server::metrics());
+    table("countersign agent", &mut countersign_agent::METRICS.into_iter());
+    table("countersign proxy", &mut countersign_proxy::METRICS.into_iter());
+    table("The library `countersign`", &mut countersign::METRICS.into_iter());
+    table("countersign log export", &mut super::log::METRICS.into_iter());
     text
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use countersign_api::admin::{
-    AdminError, CredentialView, NodeStatus, PointStatus, ProcessView, Status,
+    AdminError, CredentialView, NodeStatus, PartView, PointStatus, ProcessView, Status,
 };
 use countersign_identity::{Clock, SystemClock, Timestamp};
 
@@ -196,6 +196,7 @@ fn describe(status: &Status, now: Timestamp) -> String {
         server.log.root,
     );
     text.push_str(&budget(status, now));
+    text.push_str(&parts(&server.parts, now));
     for node in &status.nodes {
         text.push_str(&describe_node(node, now));
     }
@@ -242,6 +243,7 @@ fn describe_node(node: &NodeStatus, now: Timestamp) -> String {
         output::printable(&node.host)
     );
     text.push_str(&processes(&node.processes));
+    text.push_str(&wanting(&node.processes, now));
     text.push_str(&credentials(&node.credentials, now));
     text
 }
@@ -263,6 +265,42 @@ fn processes(processes: &[ProcessView]) -> String {
         ]);
     }
     if table.is_empty() { String::new() } else { table.render(2) }
+}
+
+/// How the parts stand that a process cannot do without.
+fn parts(parts: &[PartView], now: Timestamp) -> String {
+    let mut table = Table::new(["part", "last good", "last failure", "ends", "why it failed"]);
+    for part in parts {
+        let moment = |at: Option<Timestamp>, never: &str| {
+            at.map_or_else(|| never.to_owned(), |at| when::relative(at, now))
+        };
+        table.row([
+            part.part.clone(),
+            moment(part.last_good_at, "never"),
+            moment(part.last_failure_at, "never"),
+            moment(part.ends_at, "-"),
+            part.last_failure.clone().unwrap_or_default(),
+        ]);
+    }
+    if table.is_empty() { String::new() } else { format!("\n{}", table.render(2)) }
+}
+
+/// Of the processes of a machine, the parts that they want and do not have.
+fn wanting(processes: &[ProcessView], now: Timestamp) -> String {
+    let mut text = String::new();
+    for process in processes {
+        let wanting = process.parts.iter().filter(|part| part.last_good_at < part.last_failure_at);
+        for part in wanting {
+            let since = part.last_failure_at.map(|at| when::relative(at, now)).unwrap_or_default();
+            let why = part.last_failure.as_deref().unwrap_or_default();
+            let why = output::printable(why);
+            let (name, part) = (output::printable(&process.name), output::printable(&part.part));
+            text.push_str(&format!(
+                "  {name} wanted its {part} {since}, and did not get it: {why}\n"
+            ));
+        }
+    }
+    text
 }
 
 fn credentials(credentials: &[CredentialView], now: Timestamp) -> String {

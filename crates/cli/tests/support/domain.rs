@@ -94,10 +94,21 @@ impl Domain {
         server_arguments: &[&str],
         manifests: impl FnOnce(&Value) -> String,
     ) -> Self {
+        Self::make_by(&[], agents, server_arguments, manifests)
+    }
+
+    /// The same, begun with more arguments.
+    pub(crate) fn make_by(
+        begun_with: &[&str],
+        agents: &[(&str, &str)],
+        server_arguments: &[&str],
+        manifests: impl FnOnce(&Value) -> String,
+    ) -> Self {
         let folder = folder();
         let place = |name: &str| text_of(&folder.path().join(name));
         let server_data = place("server");
-        let made = run(&["init", "--data", &server_data, "--trust-domain", "prod.example"]);
+        let init = ["init", "--data", &server_data, "--trust-domain", "prod.example"];
+        let made = run(&[&init[..], begun_with].concat());
         assert!(made.status.success(), "{}", text(&made.stderr));
         let arguments = [
             "server",

@@ -83,7 +83,7 @@ fn answered(answer: &Result<String, String>) {
 
 /// The number after this in the exposition of metrics.
 fn counted(shop: &Shop, line: &str) -> u64 {
-    let text = shop.orders.plane.metrics.text(&shop.orders.plane.trust, 0);
+    let text = shop.orders.exposed();
     let found = text.lines().find_map(|it| it.strip_prefix(line));
     found.map_or(0, |number| number.trim().parse().unwrap())
 }

@@ -235,14 +235,14 @@ async fn what_revocations_end_is_counted() {
     let mut caller = shop.caller().await;
     assert_eq!(caller.get("/").await.0, 200);
     shop.orders.revoke(LEAK, &shop.web.own_key());
-    let text = shop.orders.plane.metrics.text(&shop.orders.plane.trust, 0);
+    let text = shop.orders.exposed();
     assert!(text.contains("countersign_proxy_connections_revoked_total 1\n"), "{text}");
     assert!(text.contains("countersign_proxy_connections_draining 0\n"), "{text}");
     // What a policy ends is not.
     let shop = Shop::open(Protocol::Http).await;
     assert_eq!(shop.caller().await.get("/").await.0, 200);
     shop.orders.enforce(super::world::NOTHING, 2);
-    let text = shop.orders.plane.metrics.text(&shop.orders.plane.trust, 0);
+    let text = shop.orders.exposed();
     assert!(text.contains("countersign_proxy_connections_revoked_total 0\n"), "{text}");
 }
 

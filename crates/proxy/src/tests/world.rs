@@ -161,6 +161,12 @@ impl Proxy {
         self.supervisor.bound().0[0].listen
     }
 
+    /// What it tells scrapers.
+    pub(super) fn exposed(&self) -> String {
+        let parts = countersign::Parts::new(self.plane.trust.clone());
+        self.plane.metrics.text(&self.plane.trust, &parts, 0)
+    }
+
     /// Waits until a fact is seen for which this is true.
     pub(super) async fn fact(&self, wanted: impl Fn(&HandshakeFact) -> bool) -> HandshakeFact {
         eventually(|| self.facts.lock().unwrap().iter().find(|fact| wanted(fact)).cloned()).await

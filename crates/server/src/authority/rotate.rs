@@ -60,7 +60,7 @@ impl Rotation {
                 }
                 Err(refused) => {
                     tracing::warn!(code = %refused.code, why = %refused.why, "could not succeed the issuer");
-                    self.watch.failed(Vital::Issuer, now);
+                    self.watch.failed(Vital::Issuer, now, &refused.why);
                 }
             }
             let again = now + look;

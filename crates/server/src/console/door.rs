@@ -49,7 +49,9 @@ impl ConsoleDoor {
         let guests = Arc::new(Guests::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(live::look(Arc::clone(&self.console), stop.clone()));
-        tasks.spawn(record::keep(Arc::clone(&self.console), stop.clone()));
+        // It ends after all connections: until then sessions begin and end.
+        let (mut keeping, last) = (JoinSet::new(), CancellationToken::new());
+        keeping.spawn(record::keep(Arc::clone(&self.console), last.clone()));
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
@@ -69,6 +71,8 @@ impl ConsoleDoor {
             }
         }
         while tasks.join_next().await.is_some() {}
+        last.cancel();
+        while keeping.join_next().await.is_some() {}
     }
 }
 

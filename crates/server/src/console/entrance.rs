@@ -79,6 +79,8 @@ pub(crate) enum End {
     Displaced,
     /// Its beginning could not be written to the log, or its operator may not administer.
     Refused,
+    /// The server was stopped.
+    Stopped,
 }
 
 impl End {
@@ -90,6 +92,7 @@ impl End {
             Self::Old => "old",
             Self::Displaced => "displaced",
             Self::Refused => "refused",
+            Self::Stopped => "stopped",
         }
     }
 }
@@ -271,6 +274,14 @@ impl Entrance {
         self.book().end(&digest(secret), how);
     }
 
+    /// Ends all sessions, because the server stops. Links let nobody in any more either.
+    pub(crate) fn close(&self) {
+        let mut book = self.book();
+        book.links.clear();
+        let kept: Vec<Sha256> = book.sessions.keys().copied().collect();
+        kept.iter().for_each(|kept| book.end(kept, End::Stopped));
+    }
+
     /// The sessions that have ended since this was asked last.
     pub(crate) fn ended(&self) -> Vec<Ended> {
         let mut book = self.book();
@@ -433,6 +444,12 @@ mod tests {
             begin();
         }
         assert_eq!(entrance.ended(), [told(first, End::Displaced)]);
+        let (late, _) = entrance.invite(7).unwrap();
+        entrance.close();
+        let ended = entrance.ended();
+        assert_eq!(ended.len(), SESSIONS_MAX);
+        assert!(ended.iter().all(|ended| ended.how == End::Stopped));
+        assert_eq!(code(entrance.enter(late.reveal())), Code::SpentToken);
     }
 
     #[test]

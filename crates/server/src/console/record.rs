@@ -25,6 +25,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const REFUSALS_EVERY: Duration = Duration::from_secs(60);
 /// Ends of sessions that wait while the store is away.
 const WAITING_MAX: usize = 1024;
+/// How long a server that stops waits for the store to take the ends of its sessions.
+const LAST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A link was made, for this operator.
 ///
@@ -61,32 +63,60 @@ pub(super) async fn session_began(
     write(control, vec![event]).await
 }
 
-/// Writes ends and refusals, until stopped.
+/// Writes ends and refusals, until stopped: then every session that is left has ended too. Nobody may be let in any more by then.
 pub(super) async fn keep(console: Arc<Console>, stop: CancellationToken) {
     let Ok(control) = console.admin.control().map(Arc::clone) else { return };
-    let (mut due, mut ended) = (Timestamp::EPOCH, Vec::new());
-    loop {
-        let now = control.clock.now();
-        // What could not be written waits, with what comes after it, until it can.
-        ended.extend(console.at.entrance.ended());
-        let mut events: Vec<Event> = ended.iter().map(|ended| session_ended(ended, now)).collect();
-        let refused = if due <= now { console.at.entrance.refused() } else { 0 };
+    let mut book = Book { console, control, due: Timestamp::EPOCH, ended: Vec::new() };
+    while !stop.is_cancelled() {
+        let now = book.control.clock.now();
+        let refused = if book.due <= now { book.console.at.entrance.refused() } else { 0 };
         if 0 < refused {
-            due = now + REFUSALS_EVERY;
-            events.push(refusals(refused, now));
+            book.due = now + REFUSALS_EVERY;
         }
-        if !events.is_empty() {
-            match write(&control, events).await {
-                Ok(()) => ended.clear(),
-                Err(refused) => {
-                    tracing::warn!(why = %refused.why, "ends of sessions could not be written");
-                    ended.truncate(WAITING_MAX);
-                }
+        book.write(refused, now).await;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = book.control.clock.sleep_until(now + LOOK_EVERY) => {}
+        }
+    }
+    book.close().await;
+}
+
+/// What is not written yet.
+struct Book {
+    console: Arc<Console>,
+    control: Arc<Control>,
+    /// When refusals may be written again.
+    due: Timestamp,
+    ended: Vec<Ended>, // INVARIANT: at most WAITING_MAX and what the entrance holds
+}
+
+impl Book {
+    /// Writes the ends that came, and so many refusals. What cannot be written waits, with what comes after it, until it can.
+    async fn write(&mut self, refused: u64, now: Timestamp) {
+        self.ended.extend(self.console.at.entrance.ended());
+        let ended = self.ended.iter().map(|ended| session_ended(ended, now));
+        let refused = (0 < refused).then(|| refusals(refused, now));
+        let events: Vec<Event> = ended.chain(refused).collect();
+        if events.is_empty() {
+            return;
+        }
+        match write(&self.control, events).await {
+            Ok(()) => self.ended.clear(),
+            Err(refused) => {
+                tracing::warn!(why = %refused.why, "ends of sessions could not be written");
+                self.ended.truncate(WAITING_MAX);
             }
         }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = control.clock.sleep_until(now + LOOK_EVERY) => {}
+    }
+
+    /// The last that is written.
+    async fn close(mut self) {
+        self.ended.extend(self.console.at.entrance.ended());
+        self.console.at.entrance.close();
+        let (refused, now) = (self.console.at.entrance.refused(), self.control.clock.now());
+        if tokio::time::timeout(LAST_TIMEOUT, self.write(refused, now)).await.is_err() {
+            tracing::warn!("ends of sessions could not be written before the server stopped");
         }
     }
 }

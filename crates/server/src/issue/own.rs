@@ -154,7 +154,7 @@ impl Own {
                 }
                 Err(refused) => {
                     tracing::warn!(code = %refused.code, why = %refused.why, "could not renew the own credential");
-                    self.control.watch.failed(Vital::Leaf, self.clock.now());
+                    self.control.watch.failed(Vital::Leaf, self.clock.now(), &refused.why);
                     backoff.failed(self.clock.now(), &*self.entropy)
                 }
             };

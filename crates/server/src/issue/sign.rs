@@ -79,6 +79,7 @@ pub(crate) async fn sign(
     }
     let now = control.clock.now();
     for svid in svids.iter().flatten() {
+        scope.issued(&svid.serial).text("countersign.subject", &svid.id);
         control.converging.issued(&svid.id, caller.id(), state.revision, now);
     }
     let results = svids.into_iter().map(|svid| result(&control, svid)).collect();

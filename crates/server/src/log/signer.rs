@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use countersign_audit::{Checkpoint, Edge, Note, NoteKey, Origin};
-use countersign_identity::{Code, Incarnation, Sha256, Timestamp};
+use countersign_identity::{Code, Failed, Incarnation, Sha256, Timestamp};
 use countersign_store::{Batch, CheckpointRow, Op, PAGE_MAX};
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +33,7 @@ struct Found {
 }
 
 /// How far the log is signed, and whether the store could be asked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
     /// Events in the log.
     pub(crate) events: u64,
@@ -43,8 +43,8 @@ pub(crate) struct Progress {
     pub(crate) at: Option<Timestamp>,
     /// When the store last answered.
     pub(crate) read: Option<Timestamp>,
-    /// When it last did not.
-    pub(crate) unread: Option<Timestamp>,
+    /// When it last did not, and why.
+    pub(crate) unread: Option<Failed>,
 }
 
 impl Signing {
@@ -66,7 +66,7 @@ impl Signing {
 
     /// How far it is.
     pub(crate) fn progress(&self) -> Progress {
-        self.found().progress
+        self.found().progress.clone()
     }
 
     /// What an operator should know.
@@ -117,7 +117,8 @@ impl Signer {
             match &looked {
                 // Away for a moment; others tell of that.
                 Err(refused) if refused.code == Code::Unavailable => {
-                    signing.see(|progress| progress.unread = Some(now));
+                    let failed = Failed { at: now, why: refused.why.as_str().into() };
+                    signing.see(|progress| progress.unread = Some(failed));
                 }
                 Ok(_) | Err(_) => signing.see(|progress| progress.read = Some(now)),
             }

@@ -416,6 +416,9 @@ impl Roster {
         processes.retain(|process| {
             process.name.len().max(process.kind.len()).max(process.version.len()) <= TEXT_BYTES_MAX
         });
+        for process in &mut processes {
+            process.parts = wire::bounded_parts(&process.parts);
+        }
         credentials.truncate(STATUSES_MAX);
         credentials.shrink_to_fit();
         credentials.retain(|credential| {

@@ -430,6 +430,30 @@ async fn sign_ins_are_on_record_and_their_secrets_are_not() {
 }
 
 #[tokio::test]
+async fn sessions_that_end_with_the_server_are_on_record() {
+    let realm = Realm::begin().await;
+    let running = serve(&realm).await;
+    let mut sessions = std::collections::BTreeSet::new();
+    let browser = Browser::signed_in(&realm, &running).await;
+    assert_eq!(browser.get("/").await.status, StatusCode::OK);
+    Browser::signed_in(&realm, &running).await;
+    for began in recorded(&running, "session-began").await {
+        sessions.insert(began["subject"].to_string());
+    }
+    assert_eq!(sessions.len(), 2);
+    assert!(recorded(&running, "session-ended").await.is_empty());
+    running.stop().await;
+    let running = serve(&realm).await;
+    let ended = recorded(&running, "session-ended").await;
+    let of: std::collections::BTreeSet<_> =
+        ended.iter().map(|event| event["subject"].to_string()).collect();
+    assert_eq!(of, sessions);
+    assert!(ended.iter().all(|event| event["details"]["how"] == "stopped"), "{ended:?}");
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
 async fn crowd_at_the_door_keeps_out_nobody_who_has_a_session() {
     let realm = Realm::begin().await;
     let running = serve(&realm).await;

@@ -9,7 +9,6 @@ use axum::Router;
 use axum::http::header;
 use axum::routing::get;
 use countersign_identity::{Timestamp, Told, Vital, Vitals};
-use countersign_pki::Bundle;
 use countersign_store::TallyOf;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -26,6 +25,7 @@ use crate::rotate::Gate;
 use crate::state::State;
 use crate::watch::status::all_nodes;
 use crate::watch::table::{METRICS, Metric, Row};
+use crate::watch::vitals::vitals;
 use crate::watch::{Count, Watch, resident_bytes};
 
 /// Scrapers at once.
@@ -212,22 +212,6 @@ fn counted(watch: &Watch, metric: Metric) -> Vec<Sample> {
     };
     let counts = watch.counts().into_iter();
     counts.filter_map(|(count, value)| Some((labels(&count)?, value as f64))).collect()
-}
-
-/// How the server itself stands.
-fn vitals(control: &Control, state: &State, authorities: &Authorities, now: Timestamp) -> Vitals {
-    let mut vitals = control.watch.vitals();
-    vitals.ends(Vital::Issuer, Some(authorities.issuer_validity().not_after));
-    let bundle_ends = state.bundle(&state.domain().trust_domain).and_then(Bundle::ends);
-    let policies_end = state.policies().filter_map(|policy| policy.until).filter(|end| now < *end);
-    for (part, ends) in [(Vital::Bundle, bundle_ends), (Vital::Policy, policies_end.min())] {
-        // What is served is what the store holds for as long as it answers.
-        let store = control.signing.progress();
-        store.read.iter().for_each(|read| vitals.good(part, *read, ends));
-        store.unread.iter().for_each(|unread| vitals.failed(part, *unread));
-        vitals.ends(part, ends);
-    }
-    vitals
 }
 
 /// How many nodes are on record. They are counted now and then; while the store is away, what was counted last counts.

@@ -10,6 +10,7 @@ mod status;
 mod table;
 mod tallies;
 mod time;
+mod vitals;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_api::{v1, wire};
-use countersign_identity::{Code, NodeId, Timestamp, Vital, Vitals};
+use countersign_identity::{Code, Failed, NodeId, Timestamp, Vital, Vitals};
 use countersign_store::{NodeRow, TallyOf};
 use countersign_tls::{Direction, HandshakeFact};
 
@@ -141,13 +142,14 @@ impl Watch {
         self.vitals.lock().unwrap_or_else(PoisonError::into_inner).good(vital, at, ends);
     }
 
-    /// It was wanted and not had.
-    pub(crate) fn failed(&self, vital: Vital, at: Timestamp) {
-        self.vitals.lock().unwrap_or_else(PoisonError::into_inner).failed(vital, at);
+    /// It was wanted and not had, for this reason.
+    pub(crate) fn failed(&self, vital: Vital, at: Timestamp, why: &str) {
+        let failed = Failed { at, why: why.into() };
+        self.vitals.lock().unwrap_or_else(PoisonError::into_inner).failed(vital, &failed);
     }
 
     fn vitals(&self) -> Vitals {
-        *self.vitals.lock().unwrap_or_else(PoisonError::into_inner)
+        self.vitals.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The store took a write, or refused one with this code.

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use countersign_api::admin::{
-    CredentialView, IncarnationView, LogView, NodeStatus, OutageBudget, PointStatus, ProcessView,
-    ServerStatus, Status, WorkloadStatus,
+    CredentialView, IncarnationView, LogView, NodeStatus, OutageBudget, PartView, PointStatus,
+    ProcessView, ServerStatus, Status, WorkloadStatus,
 };
-use countersign_api::v1;
+use countersign_api::{v1, wire};
 use countersign_audit::Tree;
 use countersign_identity::{Code, NodeId, Revision, Sha256, Timestamp, TrustDomain};
 use countersign_store::{NodeRow, PAGE_MAX, Store, StoreError};
@@ -22,6 +22,7 @@ use crate::refusal::Refused;
 use crate::rotate::{Gate, Walk};
 use crate::state::State;
 use crate::watch::resident_bytes;
+use crate::watch::vitals::vitals;
 
 /// How far a node's clock may differ before it is told.
 const SKEW_TOLD: Duration = Duration::from_secs(5);
@@ -80,6 +81,7 @@ fn server(about: &About, sealed: bool, log: LogView) -> ServerStatus {
         views: about.views.map(|views| views.to_string()).unwrap_or_default(),
         sealed,
         log,
+        parts: Vec::new(),
     }
 }
 
@@ -144,10 +146,12 @@ pub(crate) async fn status(
     let life = state.life();
     warnings.extend(life.as_ref().and_then(|life| life.issues(now).err()).map(|held| held.why));
     let workloads = workloads(&state, &nodes);
+    let parts = wire::parts_of(&vitals(control, &state, &authorities.load(), now));
+    let parts = parts.into_iter().map(PartView::from).collect();
     Ok(Status {
         trust_domain: about.domain.clone(),
         revision: state.revision,
-        server: server(about, false, log.head(&*control.store).await?),
+        server: ServerStatus { parts, ..server(about, false, log.head(&*control.store).await?) },
         outage_budget: outage_budget(&state, &nodes),
         incarnation: life.map(|life| incarnation(&life, now)),
         workloads,

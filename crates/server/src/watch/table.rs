@@ -263,7 +263,7 @@ pub(super) const METRICS: [(Metric, Row); 42] = {
                 "countersign_server_ends_seconds",
                 "gauge",
                 &["part"],
-                "When the own leaf, the issuer, the whole bundle or the first policy ends, in seconds since 1970.",
+                "When the own leaf, the issuer, the first authority of the bundle or the first policy ends, in seconds since 1970.",
             ),
         ),
         (

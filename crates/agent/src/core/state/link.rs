@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{BackoffPolicy, Code, Entropy, Timestamp};
+use countersign_identity::{BackoffPolicy, Code, Entropy, Failed, Timestamp};
 
 use super::State;
 use crate::core::credential::Credential;
@@ -60,7 +60,7 @@ impl State {
             self.tried = 0;
         }
         self.disconnected.get_or_insert(now);
-        self.unlinked = Some(now);
+        self.unlinked = Some(Failed { at: now, why: why.as_str().into() });
         self.trouble = Some(why);
         self.signing.clear();
         self.server = (self.server + 1) % self.settings.servers.max(1);

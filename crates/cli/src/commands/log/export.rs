@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use countersign_identity::Incarnation;
 use serde_json::json;
 
-use super::ship::{self, Credentials, Destination, Named, Shipment};
+use super::ship::{self, Credentials, Destination, Enterprise, Named, Shipment};
 use super::source::{Heading, Source};
 use crate::exit::Exit;
 use crate::find::Find;
@@ -41,6 +41,10 @@ pub(crate) struct Arguments {
     /// Serve Prometheus metrics there, such as 127.0.0.1:9105: when the receiver last had what there was, when not, and what it lacks
     #[arg(long, value_name = "ADDRESS", requires = "follow")]
     metrics: Option<SocketAddr>,
+    /// Of syslog: the number that IANA has given your organisation, which the name of the structured data needs (RFC 5424, 7.2.2)
+    /// [default: 32473, which is set aside for examples (RFC 5612)]
+    #[arg(long, value_name = "NUMBER", requires = "to")]
+    enterprise_number: Option<Enterprise>,
     /// Who vouches for a receiver over TLS: certificates in PEM
     #[arg(long, value_name = "FILE", requires = "to")]
     ca: Option<PathBuf>,
@@ -80,7 +84,7 @@ pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
 async fn send(arguments: &Arguments, named: &Named, output: Output) -> Result<Exit> {
     let Arguments { find, incarnation, follow, cursor, ca, certificate, key, .. } = arguments;
     let by = Credentials { ca: ca.as_ref(), certificate: certificate.as_ref(), key: key.as_ref() };
-    let to = Destination::new(named, &by)?;
+    let to = Destination::new(named, arguments.enterprise_number, &by)?;
     let (cursor, incarnation, follow) = (cursor.as_ref(), *incarnation, *follow);
     let metrics = arguments.metrics;
     ship::run(Shipment { find, to: &to, cursor, incarnation, follow, metrics }, output).await

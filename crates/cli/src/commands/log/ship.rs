@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::syslog::Syslog;
 use self::to::Way;
-pub(super) use self::to::{Credentials, Destination, Named};
+pub(super) use self::to::{Credentials, Destination, Enterprise, Named};
 pub(crate) use self::told::METRICS;
 use self::told::{End, Teller};
 use super::read_file;

@@ -11,7 +11,7 @@ use countersign_api::wire::{self, BadWire, MESSAGE_SIZE_MAX, refusal_of};
 use countersign_identity::{Code, NodeId, Revision, SpiffeId, Timestamp, TrustDomain};
 use serde::Serialize;
 
-use super::{credentials, processes};
+use super::{credentials, parts, processes, wanting};
 use crate::agent_channel;
 use crate::commands::when;
 use crate::exit::Failure;
@@ -150,6 +150,9 @@ impl AgentWord {
             ));
         }
         text.push_str(&processes(&node.processes));
+        let own = node.processes.iter().find(|process| process.kind == "agent");
+        text.push_str(&own.map(|own| parts(&own.parts, now)).unwrap_or_default());
+        text.push_str(&wanting(&node.processes, now));
         text.push_str(&credentials(&node.credentials, now));
         for warning in &self.warnings {
             text.push_str(&format!("\nwarning: {}\n", output::printable(warning)));

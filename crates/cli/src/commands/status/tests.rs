@@ -74,6 +74,34 @@ fn people_see_who_is_alive_until_when_and_what_is_wrong() {
 }
 
 #[test]
+fn parts_tell_when_they_were_good_when_and_why_they_failed_and_when_they_end() {
+    let mut status = status();
+    let part = |part: &str, failed: Option<(&str, &str)>| {
+        let value = json!({
+            "part": part, "lastGoodAt": "2026-11-21T11:59:55Z", "endsAt": "2026-11-21T13:00:00Z",
+            "lastFailureAt": failed.map(|(at, _)| at), "lastFailure": failed.map(|(_, why)| why),
+        });
+        serde_json::from_value::<PartView>(value).unwrap()
+    };
+    let away = ("2026-11-21T11:59:58Z", "the store is\u{1b}[2J away");
+    status.server.parts = vec![part("leaf", None), part("policy", Some(away))];
+    status.nodes[0].processes[0].parts = vec![
+        part("leaf", Some(("2026-11-21T11:59:00Z", "long mended"))),
+        part("bundle", Some(away)),
+    ];
+    let text = describe(&status, NOW);
+    for line in [
+        "  PART    LAST GOOD  LAST FAILURE  ENDS   WHY IT FAILED\n",
+        "  leaf    5s ago     never         in 1h\n",
+        "  policy  5s ago     2s ago        in 1h  the store is",
+        "  agent wanted its bundle 2s ago, and did not get it: the store is",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    assert!(!text.contains('\u{1b}') && !text.contains("long mended"), "{text}");
+}
+
+#[test]
 fn an_empty_domain_says_what_to_do_next() {
     let mut status = status();
     status.nodes.clear();

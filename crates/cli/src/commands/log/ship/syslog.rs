@@ -13,15 +13,13 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::line::{Wire, connect};
-use super::to::{Destination, Origin};
+use super::to::{Destination, Enterprise, Origin};
 use crate::output::printable;
 
 /// Facility 13, log audit; severity 5, notice.
 const PRIORITY: u8 = 13 * 8 + 5;
 /// What receivers are expected to take (RFC 5425, 4.3.1).
 const MESSAGE_BYTES_MAX: usize = 8192;
-/// The number that stands for an organisation without one of its own (RFC 5612).
-const ENTERPRISE: &str = "32473";
 /// How long a line has to stand after an event was sent.
 const STANDS: Duration = Duration::from_secs(5);
 /// How long a receiver may take to end the line.
@@ -32,6 +30,7 @@ const OPEN_MAX: usize = 10_000;
 /// A line to a receiver.
 pub(super) struct Syslog {
     wire: Wire,
+    enterprise: Enterprise,
     /// Up to where, and when it was sent.
     open: VecDeque<(u64, Timestamp)>, // INVARIANT: at most OPEN_MAX
     sent: Option<u64>,
@@ -39,7 +38,8 @@ pub(super) struct Syslog {
 
 impl Syslog {
     pub(super) async fn open(to: &Destination) -> io::Result<Self> {
-        Ok(Self { wire: connect(to).await?, open: VecDeque::new(), sent: None })
+        let wire = connect(to).await?;
+        Ok(Self { wire, enterprise: to.enterprise, open: VecDeque::new(), sent: None })
     }
 
     /// The first event that was not sent on this line, if any was.
@@ -52,7 +52,7 @@ impl Syslog {
         self.look()?;
         let mut frames = Vec::new();
         for event in events {
-            let message = message(origin, event);
+            let message = message(self.enterprise, origin, event);
             frames.extend_from_slice(format!("{} ", message.len()).as_bytes());
             frames.extend_from_slice(message.as_bytes());
         }
@@ -116,13 +116,13 @@ impl Syslog {
 }
 
 /// An event as a message.
-fn message(origin: &Origin, event: &EventView) -> String {
+fn message(enterprise: Enterprise, origin: &Origin, event: &EventView) -> String {
     let whole = json!({
         "incarnation": origin.incarnation, "index": event.index, "kind": event.kind, "at": event.at,
         "revision": event.revision, "actor": event.actor, "subject": event.subject,
         "serial": event.serial, "leaf": event.leaf, "details": event.details,
     });
-    let text = framed(origin, event, &whole.to_string());
+    let text = framed(enterprise, origin, event, &whole.to_string());
     if text.len() <= MESSAGE_BYTES_MAX {
         return text;
     }
@@ -130,10 +130,10 @@ fn message(origin: &Origin, event: &EventView) -> String {
     let mut shorter = whole;
     shorter["detailsLeftOut"] = event.details.to_string().len().into();
     shorter["details"] = serde_json::Value::Null;
-    framed(origin, event, &shorter.to_string())
+    framed(enterprise, origin, event, &shorter.to_string())
 }
 
-fn framed(origin: &Origin, event: &EventView, body: &str) -> String {
+fn framed(enterprise: Enterprise, origin: &Origin, event: &EventView, body: &str) -> String {
     let Origin { incarnation, domain } = origin;
     let (at, kind) = (event.at, header(&event.kind, 32));
     let mut data = format!("incarnation=\"{incarnation}\" index=\"{}\"", event.index);
@@ -144,7 +144,7 @@ fn framed(origin: &Origin, event: &EventView, body: &str) -> String {
     }
     let host = header(domain, 255);
     format!(
-        "<{PRIORITY}>1 {at} {host} countersign - {kind} [event@{ENTERPRISE} {data}] \u{feff}{body}"
+        "<{PRIORITY}>1 {at} {host} countersign - {kind} [event@{enterprise} {data}] \u{feff}{body}"
     )
 }
 
@@ -193,7 +193,11 @@ mod tests {
 
     #[test]
     fn a_message_has_header_data_and_the_event_as_json() {
-        let message = message(&origin(), &event("spiffe://a/b", json!({ "a": 1 })));
+        let message = message(
+            Enterprise::DOCUMENTATION,
+            &origin(),
+            &event("spiffe://a/b", json!({ "a": 1 })),
+        );
         let begins = "<109>1 1970-01-12T13:46:40Z prod.example countersign - svid-issued [event@32473 \
                       incarnation=\"2\" index=\"7\" actor=\"operator:uid:0\" subject=\"spiffe://a/b\"] \u{feff}{";
         assert!(message.starts_with(begins), "{message}");
@@ -203,9 +207,19 @@ mod tests {
     }
 
     #[test]
+    fn the_data_is_named_by_the_number_of_the_organisation_that_has_one() {
+        let ours: Enterprise = "4294967295".parse().unwrap();
+        let message = message(ours, &origin(), &event("a", Value::Null));
+        assert!(message.contains(" svid-issued [event@4294967295 incarnation="), "{message}");
+        for bad in ["", "0", "-1", "4294967296", "1.2", "x", "1] [other@1", "+1", "01"] {
+            assert!(bad.parse::<Enterprise>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn a_hostile_name_makes_no_second_message_and_no_second_parameter() {
         let hostile = "a\"] x\n<0>1 - - - - - -\\\u{202e}\u{0}";
-        let message = message(&origin(), &event(hostile, Value::Null));
+        let message = message(Enterprise::DOCUMENTATION, &origin(), &event(hostile, Value::Null));
         let (head, body) = message.split_once('\u{feff}').unwrap();
         assert!(
             !head.chars().any(char::is_control) && !body.chars().any(char::is_control),
@@ -218,7 +232,11 @@ mod tests {
 
     #[test]
     fn what_receivers_would_cut_is_sent_without_its_details() {
-        let message = message(&origin(), &event("a", json!({ "text": "x".repeat(20_000) })));
+        let message = message(
+            Enterprise::DOCUMENTATION,
+            &origin(),
+            &event("a", json!({ "text": "x".repeat(20_000) })),
+        );
         assert!(message.len() <= MESSAGE_BYTES_MAX);
         let body: Value = serde_json::from_str(message.split_once('\u{feff}').unwrap().1).unwrap();
         assert_eq!((&body["details"], &body["detailsLeftOut"]), (&Value::Null, &json!(20_011)));

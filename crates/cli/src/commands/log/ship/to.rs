@@ -1,6 +1,7 @@
 //! Where events go: a kind of receiver, its address, and how it is known to be the right one.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -25,11 +26,39 @@ pub(super) enum Way {
     Otlp,
 }
 
+/// The number by which an organisation is known, from IANA's list of private enterprise numbers (RFC 9371).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::commands::log) struct Enterprise(NonZeroU32);
+
+impl Enterprise {
+    /// The number of an organisation that has none of its own: it is set aside for examples (RFC 5612).
+    pub(in crate::commands::log) const DOCUMENTATION: Self =
+        Self(NonZeroU32::new(32_473).expect("it is not 0"));
+}
+
+impl FromStr for Enterprise {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_plain = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
+        let number = text.parse().ok().filter(|_| is_plain);
+        number.map(Self).ok_or_else(|| "expected a number from 1 to 4294967295".to_owned())
+    }
+}
+
+impl fmt::Display for Enterprise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// A receiver.
 #[derive(Clone)]
 pub(in crate::commands::log) struct Destination {
     pub(super) way: Way,
     pub(super) at: Collector,
+    /// Of syslog: whose names the structured data has.
+    pub(super) enterprise: Enterprise,
     /// Of a receiver over TLS: what it is known by.
     pub(super) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     named: String,
@@ -87,8 +116,17 @@ impl Destination {
     /// Reads what the ends know each other by.
     ///
     /// # Errors
-    /// When a file is missing that TLS needs, or cannot be used.
-    pub(in crate::commands::log) fn new(named: &Named, by: &Credentials<'_>) -> Result<Self> {
+    /// When a file is missing that TLS needs, or cannot be used, or a number is given that this kind of receiver does not know.
+    pub(in crate::commands::log) fn new(
+        named: &Named,
+        enterprise: Option<Enterprise>,
+        by: &Credentials<'_>,
+    ) -> Result<Self> {
+        if enterprise.is_some() && named.way != Way::Syslog {
+            let why = "`--enterprise-number` is for receivers of syslog";
+            return Err(Failure::not_understood(why).into());
+        }
+        let enterprise = enterprise.unwrap_or(Enterprise::DOCUMENTATION);
         let tls = match (named.is_tls, by.ca) {
             (true, Some(_)) => {
                 let (host, _port) = named.at.authority().rsplit_once(':').unwrap_or_default();
@@ -107,7 +145,8 @@ impl Destination {
                 return Err(Failure::not_understood(why).into());
             }
         };
-        Ok(Self { way: named.way, at: named.at.clone(), tls, named: named.text.clone() })
+        let (way, at, named) = (named.way, named.at.clone(), named.text.clone());
+        Ok(Self { way, at, enterprise, tls, named })
     }
 }
 
