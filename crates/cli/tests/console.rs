@@ -9,6 +9,8 @@ mod browser;
 mod collector;
 #[path = "support/load.rs"]
 mod load;
+#[path = "console/many.rs"]
+mod many;
 #[path = "support/spans.rs"]
 #[expect(dead_code, reason = "the tests of traces use the rest of it")]
 mod spans;

@@ -22,7 +22,14 @@ struct Seen {
     vitals: Vitals,
     /// The agent says now who may connect.
     subscribed: bool,
+    /// Why what gives the identity is away now.
+    link_lost: Option<Arc<str>>,
+    /// Why what gives bundles and policies is away now.
+    agent_lost: Option<Arc<str>>,
 }
+
+const FROM_LINK: [Vital; 2] = [Vital::Leaf, Vital::Issuer];
+const FROM_AGENT: [Vital; 2] = [Vital::Bundle, Vital::Policy];
 
 /// Name, kind, labels and meaning of every metric of a [page](Parts::page).
 pub const METRICS: [(&str, &str, &[&str], &str); 4] = [
@@ -76,9 +83,16 @@ impl Parts {
         }
         // The agent says at once what is new, so what it has not taken back stands.
         if seen.subscribed {
-            for part in [Vital::Bundle, Vital::Policy] {
+            for part in FROM_AGENT {
                 let ends = vitals.of(part).ends;
                 vitals.good(part, now, ends);
+            }
+        }
+        // What is away is wanted all the time.
+        for (lost, parts) in [(&seen.link_lost, FROM_LINK), (&seen.agent_lost, FROM_AGENT)] {
+            if let Some(why) = lost {
+                let failed = Failed { at: now, why: Arc::clone(why) };
+                parts.iter().for_each(|part| vitals.failed(*part, &failed));
             }
         }
         vitals
@@ -111,7 +125,7 @@ impl Parts {
 
     /// An identity came, and is shown.
     pub(crate) fn identified(&self, now: Timestamp) {
-        self.seen().good(&[Vital::Leaf, Vital::Issuer], now);
+        self.seen().good(&FROM_LINK, now);
     }
 
     /// Takes what the source says of itself.
@@ -126,25 +140,33 @@ impl Parts {
 
 impl Seen {
     fn saw(&mut self, status: &Status, now: Timestamp) {
+        // What was away so far was so until now.
+        for (lost, parts) in
+            [(self.link_lost.take(), FROM_LINK), (self.agent_lost.take(), FROM_AGENT)]
+        {
+            lost.iter().for_each(|why| self.failed(&parts, now, why));
+        }
         if let Some(why) = status.troubles.get(&Topic::Identity) {
-            self.failed(&[Vital::Leaf, Vital::Issuer], now, why);
+            self.failed(&FROM_LINK, now, why);
         }
         if let Link::Lost { since, why } = &status.link {
-            self.failed(&[Vital::Leaf, Vital::Issuer], *since, why);
+            self.failed(&FROM_LINK, *since, why);
+            self.link_lost = Some(why.as_str().into());
         }
         self.subscribed = status.enforcement == Enforcement::Subscribed;
         match &status.enforcement {
             Enforcement::Lost { since, why } => {
-                self.failed(&[Vital::Bundle, Vital::Policy], *since, why);
+                self.failed(&FROM_AGENT, *since, why);
+                self.agent_lost = Some(why.as_str().into());
             }
             Enforcement::Waiting => {}
             Enforcement::Subscribed | Enforcement::Local | Enforcement::NotOffered => {
                 match status.troubles.get(&Topic::Slice) {
                     Some(why) => {
                         self.subscribed = false;
-                        self.failed(&[Vital::Bundle, Vital::Policy], now, why);
+                        self.failed(&FROM_AGENT, now, why);
                     }
-                    None => self.good(&[Vital::Bundle, Vital::Policy], now),
+                    None => self.good(&FROM_AGENT, now),
                 }
             }
         }
@@ -205,7 +227,7 @@ mod tests {
         seen.saw(&fine(), at(40));
         let policy = seen.vitals.of(Vital::Policy);
         assert_eq!(policy.good, Some(at(40)));
-        assert_eq!(policy.failed.as_ref().map(|failed| failed.at), Some(at(25)));
+        assert_eq!(policy.failed.as_ref().map(|failed| failed.at), Some(at(40)));
     }
 
     #[test]
@@ -218,10 +240,10 @@ mod tests {
         for (name, kind, ..) in METRICS {
             assert_eq!(page.matches(&format!("# TYPE {name} {kind}\n")).count(), 1, "{page}");
         }
-        // The agent stands by what it said, so that is confirmed now.
+        // The agent stands by what it said, so that is confirmed now; and what is away is wanted now.
         for line in [
             "countersign_library_last_good_seconds{part=\"policy\"} 100\n",
-            "countersign_library_last_failure_seconds{part=\"leaf\"} 50\n",
+            "countersign_library_last_failure_seconds{part=\"leaf\"} 100\n",
             "countersign_library_subscribed 1\n",
         ] {
             assert!(page.contains(line), "{page}");

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use countersign_api::admin::{
-    AuthoritiesResponse, GateView, IssuerView, OrderView, RootView, StepView,
+    AuthoritiesResponse, GateView, IssuerView, OrderView, RootState, RootView, StepView,
 };
 use countersign_identity::Timestamp;
 
@@ -24,9 +24,7 @@ pub(crate) async fn authorities(ask: &Ask) -> Result<Page, Problem> {
     match (&all.order, &all.last) {
         (Some(order), _) => walk(&mut html, order, now),
         (None, Some(last)) => walk(&mut html, last, now),
-        (None, None) => {
-            html.put("<p class=\"empty\">Nothing is under way. <code>countersign rotate root</code> puts a new root in the place of the old one, step by step.</p>");
-        }
+        (None, None) => by_hand(&mut html, &all, now),
     }
     html.put("</section>");
     if let Some(ceremony) = &all.ceremony {
@@ -124,6 +122,24 @@ fn shape(
             &(x + WIDTH - 14), &(y + 29), &state, &(x + 14), &(y + 53), id,
         ],
     );
+}
+
+/// Nobody has ordered a walk. Somebody may take its steps one by one all the same.
+fn by_hand(html: &mut Html, all: &AuthoritiesResponse, now: Timestamp) {
+    let next = |root: &&RootView| match root.state {
+        RootState::Prepared | RootState::Published => true,
+        RootState::Active | RootState::Retiring | RootState::Retired => false,
+    };
+    let Some(root) = all.roots.iter().find(next) else {
+        html.put("<p class=\"empty\">Nothing is under way. <code>countersign rotate root</code> puts a new root in the place of the old one, step by step.</p>");
+        return;
+    };
+    html.fill("<p>Step by step, by hand: <code>{}</code> is {} ", &[&Short(root.key), &root.state]);
+    html.moment(root.since, now).put(if root.state == RootState::Prepared {
+        ". <code>countersign authority publish</code> puts it into every bundle.</p>"
+    } else {
+        ". <code>countersign authority activate</code> lets it sign, once every live enforcement point trusts it.</p>"
+    });
 }
 
 fn walk(html: &mut Html, order: &OrderView, now: Timestamp) {

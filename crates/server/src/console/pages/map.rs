@@ -6,7 +6,8 @@ use axum::Json;
 use countersign_api::admin::{Answer, FlowView, FlowsResponse};
 use countersign_identity::{Mode, Timestamp};
 
-use super::{end_table, graph, table};
+use super::graph::{self, Drawing, Place};
+use super::{end_table, table};
 use crate::admin::policy as routes;
 use crate::admin::problem::Problem;
 use crate::console::Html;
@@ -147,10 +148,9 @@ const DOWN: usize = 84;
 const EDGE: usize = 30;
 
 fn picture(html: &mut Html, shown: &Pairs, chosen: (Option<&str>, Option<&str>), of: Option<&str>) {
-    let places = graph::layers(&shown.keys().cloned().collect());
-    let layers = places.values().map(|(layer, _)| layer + 1).max().unwrap_or(1);
-    let tallest = places.values().map(|(_, row)| row + 1).max().unwrap_or(1);
-    let in_layer = |layer| places.values().filter(|(at, _)| *at == layer).count();
+    let Drawing { places, past, heights } = graph::drawing(&shown.keys().cloned().collect());
+    let layers = heights.len().max(1);
+    let tallest = heights.iter().copied().max().unwrap_or(1);
     let (width, height) =
         ((layers - 1) * ACROSS + WIDTH + 2 * EDGE, (tallest - 1) * DOWN + HEIGHT + 2 * EDGE);
     html.fill(
@@ -161,19 +161,16 @@ fn picture(html: &mut Html, shown: &Pairs, chosen: (Option<&str>, Option<&str>),
         html.fill("<marker id=\"tip-{}\" class=\"tip-{}\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" markerWidth=\"10\" markerHeight=\"10\" markerUnits=\"userSpaceOnUse\" orient=\"auto-start-reverse\"><path d=\"M0 0 8 4 0 8z\"/></marker>", &[&class, &class]);
     }
     html.put("</defs>");
-    let corner = |name: &str| {
-        let (layer, row) = places.get(name).copied().unwrap_or_default();
-        let free = (tallest - in_layer(layer)) * DOWN / 2;
+    let place = |(layer, row): Place| {
+        let free = (tallest - heights.get(layer).copied().unwrap_or(tallest)) * DOWN / 2;
         (EDGE + layer * ACROSS, EDGE + free + row * DOWN)
     };
-    for ((from, to), known) in shown {
-        arrow(
-            html,
-            (from, to),
-            *known,
-            chosen == (Some(from), Some(to)),
-            (corner(from), corner(to)),
-        );
+    let corner = |name: &str| place(places.get(name).copied().unwrap_or_default());
+    for (pair, known) in shown {
+        let (from, to) = pair;
+        let past = past.get(pair).map(Vec::as_slice).unwrap_or_default();
+        let way = way(corner(from), past.iter().map(|at| place(*at)), corner(to));
+        arrow(html, (from, to), *known, chosen == (Some(from), Some(to)), &way);
     }
     for name in places.keys() {
         let (x, y) = corner(name);
@@ -189,29 +186,39 @@ fn picture(html: &mut Html, shown: &Pairs, chosen: (Option<&str>, Option<&str>),
     html.put("</svg></div>");
 }
 
-fn arrow(
-    html: &mut Html,
-    (from, to): (&str, &str),
-    known: Known,
-    chosen: bool,
-    ((x, y), (to_x, to_y)): ((usize, usize), (usize, usize)),
-) {
+/// The way of an arrow, from one corner to another: to the right in a swing, through the room that it has in each layer between; back, or
+/// to itself, around below.
+fn way(
+    (x, y): (usize, usize),
+    past: impl Iterator<Item = (usize, usize)>,
+    (to_x, to_y): (usize, usize),
+) -> String {
+    if to_x <= x {
+        let below = y.max(to_y) + HEIGHT / 2 + DOWN / 2 + 6;
+        let (middle, to_middle) = (x + WIDTH / 2 + 24, to_x + WIDTH / 2 - 24);
+        let (y, to_y) = (y + HEIGHT, to_y + HEIGHT + 2);
+        return format!("M{middle} {y} C{middle} {below} {to_middle} {below} {to_middle} {to_y}");
+    }
+    let (mut x, mut y) = (x + WIDTH, y + HEIGHT / 2);
+    let mut way = format!("M{x} {y}");
+    let ends = past.map(|(at, row)| (at, row, at + WIDTH)).chain([(to_x - 2, to_y, to_x - 2)]);
+    for (to_x, to_y, goes_to) in ends {
+        let (half, to_y) = (usize::midpoint(x, to_x), to_y + HEIGHT / 2);
+        way.push_str(&format!(" C{half} {y} {half} {to_y} {to_x} {to_y}"));
+        if to_x < goes_to {
+            way.push_str(&format!(" H{goes_to}"));
+        }
+        (x, y) = (goes_to, to_y);
+    }
+    way
+}
+
+fn arrow(html: &mut Html, (from, to): (&str, &str), known: Known, chosen: bool, way: &str) {
     let class = known.class();
     let word = match class {
         "used" => "granted and used",
         "denied" => "denied",
         _ => "granted and never used",
-    };
-    let (y, to_y) = (y + HEIGHT / 2, to_y + HEIGHT / 2);
-    // To the right in a swing; back, or to itself, around below.
-    let way = if x < to_x {
-        let half = usize::midpoint(x + WIDTH, to_x);
-        format!("M{} {y} C{half} {y} {half} {to_y} {} {to_y}", x + WIDTH, to_x - 2)
-    } else {
-        let below = y.max(to_y) + DOWN / 2 + 6;
-        let (middle, to_middle) = (x + WIDTH / 2 + 24, to_x + WIDTH / 2 - 24);
-        let (y, to_y) = (y + HEIGHT / 2, to_y + HEIGHT / 2 + 2);
-        format!("M{middle} {y} C{middle} {below} {to_middle} {below} {to_middle} {to_y}")
     };
     let weight = if chosen { " chosen" } else { "" };
     html.fill(

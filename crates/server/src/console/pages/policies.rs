@@ -58,8 +58,8 @@ pub(crate) async fn policies(ask: &Ask) -> Result<Page, Problem> {
             html.fill("</td><td data-label=\"Flows\">{}</td><td data-label=\"Used\">{}</td><td data-label=\"Text\"><code>", &[&Count(flows), &Count(count)]);
             let text = spec.cedar.as_str().trim();
             let begins: String = text.chars().take(90).collect();
-            html.name(&begins).put(if begins.len() < text.len() { "…" } else { "" });
-            html.put("</code></td></tr>");
+            let more = if begins.len() < text.len() { "…" } else { "" };
+            html.name(&format!("{begins}{more}")).put("</code></td></tr>");
         }
         end_table(&mut html);
         pager(&mut html, ask, "/policies", total);
