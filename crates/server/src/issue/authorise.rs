@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use countersign_api::resource::WorkloadSpec;
 use countersign_identity::{Attested, Code, Lifetime, Name, SpiffeId, Suspended};
 use countersign_pki::{DnsName, KeyKind};
 
@@ -25,8 +24,8 @@ pub(crate) struct Grant {
 }
 
 /// Whether a workload may run on a node with these labels: the node has every label that the workload asks for.
-pub(crate) fn open_to(spec: &WorkloadSpec, labels: &BTreeSet<Name>) -> bool {
-    spec.nodes.iter().all(|label| labels.contains(label))
+pub(crate) fn open_to(asked: &[Name], labels: &BTreeSet<Name>) -> bool {
+    asked.iter().all(|label| labels.contains(label))
 }
 
 /// Decides what a node with these labels gets for the workload of this name.
@@ -44,7 +43,7 @@ pub(crate) fn authorise(
         Refused::new(Code::UnknownWorkload, format!("no workload `{shown}` is open to this node"))
     };
     let (name, spec) = state.workload(workload).ok_or_else(unknown)?;
-    if !open_to(spec, labels) {
+    if !open_to(&spec.nodes, labels) {
         return Err(unknown());
     }
     let domain = state.domain();

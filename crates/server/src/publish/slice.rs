@@ -4,12 +4,11 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use countersign_api::resource::{RoleRecord, ScopeNames, ServiceSpec, WorkloadSpec};
+use countersign_api::resource::{RoleRecord, ScopeNames};
 use countersign_api::v1;
-use countersign_identity::{Name, Revision, SpiffeId, Suspended, Suspension};
+use countersign_identity::{Name, Revision, Suspended, Suspension};
 use countersign_store::Kind;
 
-use crate::issue::open_to;
 use crate::state::{Entry, Key, Parsed, State};
 
 /// Sets of labels whose slices are kept. Beyond that they are computed anew for each stream.
@@ -73,7 +72,7 @@ impl Delta {
 impl Slice {
     /// Cuts the slice of nodes with these labels.
     pub(crate) fn cut(state: &State, labels: &BTreeSet<Name>, before: Option<&Self>) -> Self {
-        let own = own_workloads(state, labels);
+        let own: BTreeSet<&str> = state.workloads_on(labels).map(Name::as_str).collect();
         let needed = needed(state, &own);
         // Starting from the slice before keeps what did not change shared, so that a comparison of the two
         // costs what the change costs.
@@ -150,7 +149,7 @@ fn needed(state: &State, own: &BTreeSet<&str>) -> imbl::HashMap<Key, Arc<Entry>>
     let mut everybody = false;
     let mut named_roles = BTreeSet::new();
     let mut needed = imbl::HashMap::new();
-    for (key, entry) in &state.records {
+    for (key, entry) in candidates(state, &own_services, &called) {
         let wanted = match &entry.parsed {
             Parsed::TrustDomain { .. } | Parsed::Bundle(_) => true,
             Parsed::Service { name, spec } => {
@@ -209,11 +208,16 @@ fn needed(state: &State, own: &BTreeSet<&str>) -> imbl::HashMap<Key, Arc<Entry>>
             needed.insert(key.clone(), if abroad { entry.abroad() } else { entry.home() });
         }
     }
-    for (key, entry) in &state.records {
-        if key.kind == Kind::Workload && (everybody || workloads.contains(&*key.name)) {
-            let abroad = !own.contains(&*key.name);
-            needed.insert(key.clone(), if abroad { entry.abroad() } else { entry.home() });
-        }
+    let mut tell = |key: &Key, entry: &Arc<Entry>| {
+        let abroad = !own.contains(&*key.name);
+        needed.insert(key.clone(), if abroad { entry.abroad() } else { entry.home() });
+    };
+    if everybody {
+        state.of_kind(Kind::Workload).for_each(|(key, entry)| tell(key, entry));
+    } else {
+        let keys = workloads.iter().map(|name| Key::new(Kind::Workload, name));
+        keys.filter_map(|key| state.records.get_key_value(&key))
+            .for_each(|(key, entry)| tell(key, entry));
     }
     for role in named_roles {
         let key = Key::new(Kind::Role, role);
@@ -223,6 +227,21 @@ fn needed(state: &State, own: &BTreeSet<&str>) -> imbl::HashMap<Key, Arc<Entry>>
     }
     needed.extend(out_of_service(state, own, &workloads, everybody));
     needed
+}
+
+/// What can be needed of those that are told by what they are about, each once or more often.
+fn candidates<'a>(
+    state: &'a State,
+    own_services: &BTreeSet<&'a str>,
+    called: &BTreeSet<&'a str>,
+) -> impl Iterator<Item = (&'a Key, &'a Arc<Entry>)> {
+    let services: BTreeSet<&str> = own_services.union(called).copied().collect();
+    let of_service = |name: &'a str| {
+        let itself = state.records.get_key_value(&Key::new(Kind::Service, name));
+        itself.into_iter().chain(state.policies_near(name))
+    };
+    let everybodys = [Kind::TrustDomain, Kind::Bundle].into_iter();
+    everybodys.flat_map(|kind| state.of_kind(kind)).chain(services.into_iter().flat_map(of_service))
 }
 
 /// Who is in a role.
@@ -252,19 +271,15 @@ fn out_of_service(
     named: &BTreeSet<&str>,
     everybody: bool,
 ) -> Vec<(Key, Arc<Entry>)> {
-    let domain = &state.domain().trust_domain;
-    let name_of: HashMap<SpiffeId, &str> = state
-        .workloads()
-        .map(|(name, spec)| (spec.spiffe_id_in(name, domain), name.as_str()))
-        .collect();
     let wanted = |entry: &Entry| match &entry.parsed {
         Parsed::Revocation(rule) => rule.about.as_ref().is_none_or(|id| {
             let agent = id.path().starts_with(AGENT_PATH);
             // Of an identity that no manifest declares any more nobody can say who met it.
-            name_of.get(id).map_or(!agent, |name| everybody || named.contains(name))
+            let name = state.workload_of(id);
+            name.map_or(!agent, |name| everybody || named.contains(name.as_str()))
         }),
         Parsed::Suspension(Suspension { target: Suspended::Identity(id), .. }) => {
-            name_of.get(id).is_some_and(|name| own.contains(name))
+            state.workload_of(id).is_some_and(|name| own.contains(name.as_str()))
         }
         // Nobody else could hand it back after a loss: the node itself is not told anything any more.
         Parsed::Suspension(Suspension { target: Suspended::Node(_), .. }) => true,
@@ -279,33 +294,21 @@ fn out_of_service(
         | Parsed::Bundle(_)
         | Parsed::Walk(_) => false,
     };
-    let of_kind = |kind| {
-        let first = Key::new(kind, "");
-        state.records.range(first..).take_while(move |(key, _)| key.kind == kind)
-    };
-    of_kind(Kind::Revocation)
-        .chain(of_kind(Kind::Suspension))
+    let rules = state.of_kind(Kind::Revocation).chain(state.of_kind(Kind::Suspension));
+    rules
         .filter(|(_, entry)| wanted(entry))
         .map(|(key, entry)| (key.clone(), Arc::clone(entry)))
         .collect()
-}
-
-fn own_workloads<'a>(state: &'a State, labels: &BTreeSet<Name>) -> BTreeSet<&'a str> {
-    let open = |spec: &WorkloadSpec| open_to(spec, labels);
-    state.workloads().filter(|(_, spec)| open(spec)).map(|(name, _)| name.as_str()).collect()
 }
 
 /// The services of these workloads, and those that they call.
 fn services<'a>(state: &'a State, own: &BTreeSet<&str>) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
     let mut of_own = BTreeSet::new();
     let mut called = BTreeSet::new();
-    for entry in state.records.values() {
-        let Parsed::Service { name, spec } = &entry.parsed else { continue };
-        let ServiceSpec { workload, upstreams, .. } = spec;
-        if own.contains(workload.as_str()) {
-            of_own.insert(name.as_str());
-            called.extend(upstreams.iter().map(|upstream| upstream.service.as_str()));
-        }
+    for name in own.iter().flat_map(|workload| state.services_of(workload)) {
+        let Some(spec) = state.service(name.as_str()) else { continue };
+        of_own.insert(name.as_str());
+        called.extend(spec.upstreams.iter().map(|upstream| upstream.service.as_str()));
     }
     (of_own, called)
 }

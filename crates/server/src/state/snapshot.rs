@@ -14,6 +14,7 @@ use countersign_identity::{
 use countersign_pki::{Bundle, Bundles, Profile};
 use countersign_store::{Change, Kind, Record, Snapshot};
 
+use super::index::Index;
 use super::shown::Shown;
 use crate::incarnation::{CURRENT, Life};
 use crate::refusal::Refused;
@@ -94,6 +95,7 @@ pub(crate) struct State {
     bundles: Arc<Bundles>,
     revocations: Arc<Revocations>,
     walk: Option<Arc<Walk>>,
+    pub(super) index: Index,
 }
 
 impl State {
@@ -109,7 +111,8 @@ impl State {
         }
         let (domain, bundles) = (domain(&records)?, bundles(&records)?);
         let (revocations, walk) = (revocations(&records), walk(&records));
-        Ok(Self { revision: snapshot.revision, records, domain, bundles, revocations, walk })
+        let (revision, index) = (snapshot.revision, Index::default());
+        Ok(Self { revision, records, domain, bundles, revocations, walk, index })
     }
 
     /// The state after these changes, of which `revision` is the last.
@@ -136,6 +139,7 @@ impl State {
                 }
             }
         }
+        let index = self.index.after(&moved);
         let moved = |kind| moved.contains(&kind);
         let Self { domain: old_domain, bundles: old_bundles, .. } = self;
         Ok(Self {
@@ -148,6 +152,7 @@ impl State {
             walk: if moved(Kind::Walk) { walk(&records) } else { self.walk.clone() },
             revision,
             records,
+            index,
         })
     }
 
@@ -305,25 +310,6 @@ impl State {
             | Parsed::Walk(_)
             | Parsed::Incarnation(_) => None,
         }
-    }
-
-    /// The services of a workload, by name.
-    pub(crate) fn services_of(&self, workload: &Name) -> impl Iterator<Item = &Name> {
-        self.records.values().filter_map(move |entry| match &entry.parsed {
-            Parsed::Service { name, spec } if spec.workload == *workload => Some(name),
-            Parsed::Service { .. }
-            | Parsed::Workload { .. }
-            | Parsed::Role { .. }
-            | Parsed::TlsProfile { .. }
-            | Parsed::Policy { .. }
-            | Parsed::TrustDomain { .. }
-            | Parsed::Authority { .. }
-            | Parsed::Bundle(_)
-            | Parsed::Revocation(_)
-            | Parsed::Suspension(_)
-            | Parsed::Walk(_)
-            | Parsed::Incarnation(_) => None,
-        })
     }
 
     /// Every workload, by name.

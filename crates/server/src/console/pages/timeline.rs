@@ -87,7 +87,7 @@ impl Hour {
         let control = ask.console.admin.control()?;
         let state = control.feed.current();
         let begins = span_of(now) - SPAN * (MINUTES - 1);
-        let services: Vec<Name> = state.services_of(workload).cloned().collect();
+        let services = state.services_of(workload.as_str()).to_vec();
         let (answers, since) = match services.is_empty() {
             true => (BTreeMap::new(), begins),
             false => answers(&*control.store, &services, begins, (now, LOOKED_AT_MAX)).await?,

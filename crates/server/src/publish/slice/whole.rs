@@ -4,7 +4,7 @@
 mod random;
 
 use countersign_api::resource::Kind as Declared;
-use countersign_store::{Kind, Record};
+use countersign_store::{Change, Kind, Record};
 use proptest::prelude::*;
 use random::{
     Known, NAMES, Stored, callers, id, policy, stored_policy, stored_roles, stored_workload,
@@ -45,8 +45,19 @@ proptest! {
             stored.extend(stored_workload(name, if *here { "x" } else { "y" }, *upstream));
         }
         let Some(whole) = Known::of(stored.clone(), NAMES.map(id)) else { return Ok(()) };
-        let records = stored.into_iter().map(record).collect();
-        let slice = Slice::cut(&state(records), &labels(&["x"]), None);
+        // It was otherwise before: what is remembered of that must not be believed any more.
+        let (x, gone) = (labels(&["x"]), "gone");
+        let mut before: Vec<Stored> = vec![stored_policy(gone, &policies[0])];
+        for (name, here) in NAMES.iter().zip(&here) {
+            before.extend(stored_workload(name, if *here { "y" } else { "x" }, None));
+        }
+        let before = state(before.into_iter().map(record).collect());
+        let earlier = Slice::cut(&before, &x, None);
+        let puts = stored.into_iter().map(|stored| Change::Put(record(stored)));
+        let removal = Change::Remove { kind: Kind::Policy, name: gone.to_owned() };
+        let revision = Revision { number: before.revision.number + 1, ..before.revision };
+        let after = before.changed(revision, puts.chain([removal]).collect()).expect("it parses");
+        let slice = Slice::cut(&after, &x, Some(&earlier));
         let part = slice.records.iter().filter_map(|(key, entry)| {
             Some((declared(key.kind)?, key.name.to_string(), entry.wire.value.to_vec()))
         });
