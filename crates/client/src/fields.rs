@@ -17,8 +17,8 @@ const RESERVED_NAME: &str = "x-forwarded-client-cert";
 /// Whether a program could take another method or path from the field of this name.
 pub fn is_overriding(field: &str) -> bool {
     let letters = field.bytes().filter(u8::is_ascii_alphanumeric);
-    let plain = letters.map(|letter| char::from(letter.to_ascii_lowercase())).collect::<String>();
-    OVERRIDES.contains(&plain.as_str())
+    let plain = letters.map(|letter| letter.to_ascii_lowercase());
+    OVERRIDES.iter().any(|word| plain.clone().eq(word.bytes()))
 }
 
 /// Whether a program could take from the field of this name who its caller is. The name is in lower case.

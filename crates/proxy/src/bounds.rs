@@ -46,9 +46,8 @@ pub(crate) const TRIES_MAX: usize = 6;
 /// read.
 pub(crate) const REPLAY_BYTES_MAX: usize = 64 * 1024;
 
-/// Header fields of one request.
-pub(crate) const HEADERS_MAX: usize = 128;
-/// Bytes of one head in HTTP/1.1, and hyper's read buffer with it.
+/// Bytes of one head in HTTP/1.1, and hyper's read buffer with it. Its fields are 100 at most, which is what hyper has room for
+/// on the stack: any other number is made room for anew, and filled, with each head.
 pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of one header list in HTTP/2, as its section 6.5.2 counts them.
 pub(crate) const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;

@@ -157,7 +157,9 @@ impl Door {
         };
         let door = self.clone();
         self.plane.tasks.start(async move {
-            if let Some(stream) = door.shake(tcp, (from, of), (ticket, leave)).await {
+            // Boxed, and gone when it is over: a handshake needs several times what a connection does afterwards.
+            let shaken = Box::pin(door.shake(tcp, (from, of), (ticket, leave))).await;
+            if let Some(stream) = shaken {
                 door.serve(stream, from, place).await;
             }
         });
@@ -320,14 +322,15 @@ pub(crate) async fn answer<K: Unpin + Send + 'static>(
     let shared = Arc::new((relay, admitted, session.clone()));
     let service = service_fn(move |request: Request<Incoming>| {
         let shared = shared.clone();
-        async move {
+        // Boxed, since hyper keeps room for one of them on each connection, also while that is idle.
+        Box::pin(async move {
             let (relay, admitted, session) = &*shared;
             if admitted.as_ref().is_some_and(|admitted| !admitted.takes_more()) {
                 return unread(request.version());
             }
             let response: Response<Body> = relay.answer(request, session).await;
             Ok(response)
-        }
+        })
     });
     serve(wire, how, service, session, (announce, &tasks)).await;
 }

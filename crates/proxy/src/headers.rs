@@ -39,6 +39,20 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
+/// Fields that belong to one connection, whether it says so or not.
+const PER_HOP: [HeaderName; 10] = [
+    CONNECTION,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HTTP2_SETTINGS,
+    EXPECT,
+];
+
 /// Fields which a `Connection` field must not name: to take one out on the way changes what the message means.
 const NEVER_PER_HOP: [HeaderName; 8] = [
     HOST,
@@ -138,17 +152,12 @@ pub(crate) fn unambiguous(head: &request::Parts) -> Result<(), BadRequest> {
 
 /// The protocol that the message asks to go on with, or goes on with.
 pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
-    let asked = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
     let mut protocols = headers.get_all(UPGRADE).iter();
-    match (asked, protocols.next(), protocols.next()) {
-        // An upgrade to HTTP/2 in clear text would make the tunnel carry what nobody has looked at.
-        (true, Some(protocol), None)
-            if !protocol.as_bytes().to_ascii_lowercase().starts_with(b"h2c") =>
-        {
-            Some(protocol.clone())
-        }
-        _ => None,
-    }
+    let (Some(protocol), None) = (protocols.next(), protocols.next()) else { return None };
+    let asked = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    // An upgrade to HTTP/2 in clear text would make the tunnel carry what nobody has looked at.
+    let clear = protocol.as_bytes().to_ascii_lowercase().starts_with(b"h2c");
+    (asked && !clear).then(|| protocol.clone())
 }
 
 fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
@@ -158,8 +167,7 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
 
 /// Takes out of a request what belongs to one connection only (RFC 9110, 7.6.1).
 pub(crate) fn strip_request(headers: &mut HeaderMap) -> Result<(), BadRequest> {
-    let wrong = named(headers).find(|name| NEVER_PER_HOP.contains(name));
-    if let Some(name) = wrong {
+    if let Some(name) = named(headers).find(|name| NEVER_PER_HOP.contains(name)) {
         return Err(BadRequest::PerHop(name));
     }
     strip_per_hop(headers);
@@ -177,27 +185,16 @@ fn named(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
 
 /// `TE: trailers` is kept, since gRPC and hyper's HTTP/1.1 server send trailers only when they see it.
 fn strip_per_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        let kept = |name: &HeaderName| *name == TE || NEVER_PER_HOP.contains(name);
-        let named: Vec<HeaderName> = named(headers).filter(|name| !kept(name)).collect();
-        for name in named {
-            headers.remove(name);
-        }
+    // Most messages have none of them, and to look at the few fields there are costs less than to look each of these up.
+    let present: Vec<HeaderName> =
+        headers.keys().filter(|name| PER_HOP.contains(name)).cloned().collect();
+    if present.is_empty() {
+        return;
     }
-    let trailers = headers.contains_key(TE)
-        && tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
-    for name in [
-        CONNECTION,
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        PROXY_AUTHENTICATE,
-        PROXY_AUTHORIZATION,
-        TE,
-        TRANSFER_ENCODING,
-        UPGRADE,
-        HTTP2_SETTINGS,
-        EXPECT,
-    ] {
+    let kept = |name: &HeaderName| *name == TE || NEVER_PER_HOP.contains(name);
+    let named: Vec<HeaderName> = named(headers).filter(|name| !kept(name)).collect();
+    let trailers = tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    for name in named.into_iter().chain(present) {
         headers.remove(name);
     }
     if trailers {

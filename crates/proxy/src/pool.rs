@@ -14,7 +14,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use crate::bounds::{
-    CONNECTION_WINDOW, HEAD_BYTES_MAX, HEADER_LIST_BYTES_MAX, HEADERS_MAX, IDLE_MAX,
+    CONNECTION_WINDOW, HEAD_BYTES_MAX, HEADER_LIST_BYTES_MAX, IDLE_MAX,
     MULTIPLEXED_MAX, PING_EVERY, PING_TIMEOUT, PROVOKED_RESETS_MAX, READY_TIMEOUT, SEND_BUFFER_MAX,
     STREAM_WINDOW, STREAMS_DIALLED_MAX,
 };
@@ -70,13 +70,13 @@ impl Pool {
     /// A connection for one request: one that stands, or a new one.
     pub(crate) async fn lease(self: &Arc<Self>, want: Want) -> Result<Lease, DialFailure> {
         if want != Want::AnyHttp {
-            return self.open(want).await;
+            return self.open_boxed(want).await;
         }
         if let Some(lease) = self.take().await {
             return Ok(lease);
         }
         if self.shelf().spoken == Some(Spoken::Http1) {
-            return self.open(want).await;
+            return self.open_boxed(want).await;
         }
         let began = self.shelf().tries;
         let _turn = self.opening.lock().await;
@@ -96,7 +96,7 @@ impl Pool {
 
     /// Opens a connection while others wait for it.
     async fn open_in_turn(self: &Arc<Self>, want: Want) -> Result<Lease, DialFailure> {
-        let opened = self.open(want).await;
+        let opened = self.open_boxed(want).await;
         let mut shelf = self.shelf();
         shelf.tries += 1;
         shelf.failure = opened.as_ref().err().cloned();
@@ -182,6 +182,14 @@ impl Pool {
         shared.streams.fetch_add(1, Ordering::AcqRel);
         shared.state.touch(self.plane.clock.now());
         Lease { on: On::Stream(Slot(shared)), pool: Arc::downgrade(self), reused }
+    }
+
+    /// As [`open`](Self::open). Boxed, since a request seldom needs it, and would otherwise have a place for a whole handshake.
+    fn open_boxed(
+        self: &Arc<Self>,
+        want: Want,
+    ) -> Pin<Box<impl Future<Output = Result<Lease, DialFailure>> + Send>> {
+        Box::pin(self.open(want))
     }
 
     /// Dials, and starts the task that drives the connection.
@@ -400,7 +408,7 @@ async fn due(plane: &Plane, life: Option<Retirement>) -> Retirement {
 
 fn http1_rules() -> http1::Builder {
     let mut rules = http1::Builder::new();
-    rules.max_headers(HEADERS_MAX).max_buf_size(HEAD_BYTES_MAX);
+    rules.max_buf_size(HEAD_BYTES_MAX);
     rules
 }
 

@@ -159,7 +159,8 @@ impl Relay {
             Route::Bytes(_) => return Err(changed()),
         };
         let body = Body::sending(body, busy, entered.as_ref());
-        let sent = way.send(Request::from_parts(head, body), &host, want);
+        // Pinned where it stands: handed on by value, it would have a place in each that it is handed to.
+        let sent = std::pin::pin!(way.send(Request::from_parts(head, body), &host, want));
         let response = while_permitted(entered.as_ref().map(|entered| &entered.live), sent).await?;
         self.pass_back(response, upgrading, entered)
     }

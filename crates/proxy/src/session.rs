@@ -2,8 +2,9 @@
 
 use std::error::Error;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::header::{CONNECTION, HeaderValue};
@@ -14,12 +15,12 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::body::Body;
 use crate::bounds::{
     ANNOUNCED_IDLE, ANNOUNCED_MAX, CONNECTION_WINDOW, HEAD_BYTES_MAX, HEAD_TIMEOUT,
-    HEADER_LIST_BYTES_MAX, HEADERS_MAX, PING_EVERY, PING_TIMEOUT, PROVOKED_RESETS_MAX,
+    HEADER_LIST_BYTES_MAX, PING_EVERY, PING_TIMEOUT, PROVOKED_RESETS_MAX,
     RESET_STREAMS_MAX, SEND_BUFFER_MAX, STREAM_WINDOW, STREAMS_MAX,
 };
 use crate::stream::Streams;
@@ -39,7 +40,9 @@ pub(crate) enum Spoken {
 /// What is known of a connection while it is served.
 pub(crate) struct Session {
     announced: AtomicBool,
-    active: watch::Sender<usize>,
+    active: AtomicUsize,
+    /// Rings when that changes after closing was announced; before, nobody listens.
+    changed: Notify,
 }
 
 /// A request under way. Dropped with the last byte of its response and of its own.
@@ -51,7 +54,8 @@ pub(crate) struct Busy {
 
 impl Session {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { announced: AtomicBool::new(false), active: watch::Sender::new(0) })
+        let (announced, active) = (AtomicBool::new(false), AtomicUsize::new(0));
+        Arc::new(Self { announced, active, changed: Notify::new() })
     }
 
     /// Counts a request until the guard is dropped.
@@ -66,7 +70,8 @@ impl Session {
     }
 
     fn begin(self: &Arc<Self>, share: Option<OwnedSemaphorePermit>) -> Busy {
-        self.active.send_modify(|active| *active += 1);
+        self.active.fetch_add(1, Ordering::SeqCst);
+        self.tell();
         Busy { session: self.clone(), share }
     }
 
@@ -82,17 +87,27 @@ impl Session {
         response
     }
 
-    /// Resolves once no request has been under way for the whole of `span`.
+    /// Resolves once no request has been under way for the whole of `span`. Closing has been announced before.
     async fn idle_for(&self, span: Duration) {
-        let mut active = self.active.subscribe();
         loop {
-            // The sender lives in `self`, so waiting cannot fail.
-            let _ = active.wait_for(|active| *active == 0).await;
-            active.mark_unchanged();
+            // Listened for before it is looked at: a change between the two is heard.
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if 0 < self.active.load(Ordering::SeqCst) {
+                changed.await;
+                continue;
+            }
             tokio::select! {
                 () = tokio::time::sleep(span) => return,
-                _ = active.changed() => {}
+                () = changed => {}
             }
+        }
+    }
+
+    /// Tells who waits for idleness that there is another request, or one less.
+    fn tell(&self) {
+        if self.announced.load(Ordering::SeqCst) {
+            self.changed.notify_waiters();
         }
     }
 }
@@ -100,7 +115,8 @@ impl Session {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.share.take();
-        self.session.active.send_modify(|active| *active -= 1);
+        self.session.active.fetch_sub(1, Ordering::SeqCst);
+        self.session.tell();
     }
 }
 
@@ -133,21 +149,19 @@ pub(crate) async fn serve<I, S>(
     let ended = match how.0 {
         Spoken::Http1 => {
             let connection = http1_rules(how.1).serve_connection(io, service).with_upgrades();
-            let close =
-                |it: std::pin::Pin<&mut _>| http1::UpgradeableConnection::graceful_shutdown(it);
-            closing(connection, close, Some(&session), announce).await.map_err(Into::into)
+            let close = |it: Pin<&mut _>| http1::UpgradeableConnection::graceful_shutdown(it);
+            closing(Box::pin(connection), close, Some(&session), announce).await.map_err(Into::into)
         }
         Spoken::Http2 => {
             let connection = http2_rules(tasks).serve_connection(io, service);
-            let close = |it: std::pin::Pin<&mut _>| http2::Connection::graceful_shutdown(it);
-            closing(connection, close, None, announce).await.map_err(Into::into)
+            let close = |it: Pin<&mut _>| http2::Connection::graceful_shutdown(it);
+            closing(Box::pin(connection), close, None, announce).await.map_err(Into::into)
         }
         Spoken::Either => {
             let rules = either_rules(tasks);
             let connection = rules.serve_connection_with_upgrades(io, service);
-            let close =
-                |it: std::pin::Pin<&mut _>| auto::UpgradeableConnection::graceful_shutdown(it);
-            closing(connection, close, Some(&session), announce).await
+            let close = |it: Pin<&mut _>| auto::UpgradeableConnection::graceful_shutdown(it);
+            closing(Box::pin(connection), close, Some(&session), announce).await
         }
     };
     if let Err(error) = ended {
@@ -157,22 +171,23 @@ pub(crate) async fn serve<I, S>(
 }
 
 /// Drives a connection; announces, waits for idleness if there is a session to ask, then closes.
+///
+/// It comes boxed: each step on the way here would keep a place for it otherwise.
 async fn closing<C, E>(
-    connection: C,
-    close: impl Fn(std::pin::Pin<&mut C>),
+    mut connection: Pin<Box<C>>,
+    close: impl Fn(Pin<&mut C>),
     idle: Option<&Arc<Session>>,
     announce: impl Future<Output = ()>,
 ) -> Result<(), E>
 where
     C: Future<Output = Result<(), E>>,
 {
-    let mut connection = std::pin::pin!(connection);
     tokio::select! {
         ended = &mut connection => return ended,
         () = announce => {}
     }
     if let Some(session) = idle {
-        session.announced.store(true, Ordering::Release);
+        session.announced.store(true, Ordering::SeqCst);
         tokio::select! {
             ended = &mut connection => return ended,
             () = session.idle_for(ANNOUNCED_IDLE) => {}
@@ -188,7 +203,6 @@ fn http1_rules(patience: Patience) -> http1::Builder {
     let mut rules = http1::Builder::new();
     rules
         .timer(TokioTimer::new())
-        .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
         .auto_date_header(false);
     match patience {
@@ -220,7 +234,6 @@ fn either_rules(tasks: &Tasks) -> auto::Builder<Tasks> {
     rules
         .http1()
         .timer(TokioTimer::new())
-        .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
         .header_read_timeout(None)
         .auto_date_header(false);

@@ -16,10 +16,12 @@ impl Tasks {
     /// Starts a task, which ends by itself or is cut.
     pub(crate) fn start(&self, task: impl Future<Output = ()> + Send + 'static) {
         let cut = self.cut.clone();
+        // Boxed first: what is moved into a block and awaited there has two places in it.
+        let mut task = Box::pin(task);
         self.running.spawn(async move {
             tokio::select! {
                 () = cut.cancelled() => {}
-                () = task => {}
+                () = &mut task => {}
             }
         });
     }
