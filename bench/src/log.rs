@@ -102,8 +102,8 @@ pub(crate) fn verify(output: Output) -> Result<()> {
 pub(crate) fn prove(output: Output) -> Result<()> {
     let millis = filled(async |log: OfflineLog, key: NoteKey| {
         let trusted = [key];
-        let mut slowest: f64 = 0.0;
-        for n in 0..200_u64 {
+        let mut all = Vec::new();
+        for n in 0..1000_u64 {
             let index = n * 4_999 % EVENTS;
             let begin = Instant::now();
             let bundle = log.prove(None, index).await?;
@@ -111,15 +111,16 @@ pub(crate) fn prove(output: Output) -> Result<()> {
             bundle.verify(&trusted)?;
             // The first ones also open the connections.
             if 5 <= n {
-                slowest = slowest.max(millis);
+                all.push(millis);
             }
         }
-        Ok(slowest)
+        all.sort_by(f64::total_cmp);
+        all.get(all.len() * 99 / 100).copied().context("nothing was proven")
     })?;
     Figure {
         name: "log_proof",
         value: millis,
-        unit: "ms, slowest",
+        unit: "ms p99",
         limit: 5.0,
         limit_is: "what proving one of a million events may take",
         better: Better::Lower,
