@@ -33,7 +33,7 @@ pub enum Asked {
     /// A connection.
     Connection,
     /// A request that is this operation: its name, its method, its path.
-    Operation(Name, &'static str, String),
+    Operation(Name, &'static str, Arc<str>),
     /// A request with this method on a path that no operation declares; all such paths are one.
     Undeclared(&'static str),
 }
@@ -53,7 +53,7 @@ impl Flow {
     ) -> Self {
         let asked = match &called.operation {
             Some(Operation { name, verb, template }) => {
-                Asked::Operation(name.clone(), verb.as_str(), template.as_str().to_owned())
+                Asked::Operation(name.clone(), verb.as_str(), template.text())
             }
             None => Asked::Undeclared(verb.map_or("*", countersign_identity::Verb::as_str)),
         };
@@ -130,7 +130,9 @@ impl Flows {
 fn wire((flow, tally): (Flow, Tally)) -> v1::Flow {
     let (operation, method, path) = match flow.asked {
         Asked::Connection => (String::new(), String::new(), String::new()),
-        Asked::Operation(name, method, path) => (name.to_string(), method.to_owned(), path),
+        Asked::Operation(name, method, path) => {
+            (name.to_string(), method.to_owned(), path.to_string())
+        }
         Asked::Undeclared(method) => (String::new(), method.to_owned(), String::new()),
     };
     v1::Flow {

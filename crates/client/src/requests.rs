@@ -77,8 +77,10 @@ impl Requests {
             Some(called) => self.record(live.call(), admitted, called, &head.method)?,
             None => None,
         };
-        let target = rewritten(&head.uri, &path);
-        head.uri = target.map_err(|why| not_understood(why.to_string()))?;
+        if head.uri.path() != path.as_str() {
+            let target = rewritten(&head.uri, &path);
+            head.uri = target.map_err(|why| not_understood(why.to_string()))?;
+        }
         Ok(Entered { live, _held: held.map(Arc::new) })
     }
 
@@ -199,9 +201,6 @@ fn verb(method: &Method) -> Option<Verb> {
 
 /// The target with the path that was decided on.
 fn rewritten(uri: &Uri, path: &CanonicalPath) -> Result<Uri, http::Error> {
-    if uri.path() == path.as_str() {
-        return Ok(uri.clone());
-    }
     let mut parts = uri.clone().into_parts();
     let text = match uri.query() {
         Some(query) => format!("{path}?{query}"),

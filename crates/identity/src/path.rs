@@ -179,6 +179,11 @@ impl PathTemplate {
         &self.text
     }
 
+    /// The text, shared.
+    pub fn text(&self) -> Arc<str> {
+        Arc::clone(&self.text)
+    }
+
     /// Whether it stands for this path.
     pub fn matches(&self, path: &CanonicalPath) -> bool {
         let mut parts = self.parts.iter();

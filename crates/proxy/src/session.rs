@@ -20,8 +20,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use crate::body::Body;
 use crate::bounds::{
     ANNOUNCED_IDLE, ANNOUNCED_MAX, CONNECTION_WINDOW, HEAD_BYTES_MAX, HEAD_TIMEOUT,
-    HEADER_LIST_BYTES_MAX, PING_EVERY, PING_TIMEOUT, PROVOKED_RESETS_MAX,
-    RESET_STREAMS_MAX, SEND_BUFFER_MAX, STREAM_WINDOW, STREAMS_MAX,
+    HEADER_LIST_BYTES_MAX, PING_EVERY, PING_TIMEOUT, PROVOKED_RESETS_MAX, RESET_STREAMS_MAX,
+    SEND_BUFFER_MAX, STREAM_WINDOW, STREAMS_MAX,
 };
 use crate::stream::Streams;
 use crate::tasks::Tasks;
@@ -201,10 +201,7 @@ where
 
 fn http1_rules(patience: Patience) -> http1::Builder {
     let mut rules = http1::Builder::new();
-    rules
-        .timer(TokioTimer::new())
-        .max_buf_size(HEAD_BYTES_MAX)
-        .auto_date_header(false);
+    rules.timer(TokioTimer::new()).max_buf_size(HEAD_BYTES_MAX).auto_date_header(false);
     match patience {
         Patience::Peer => rules.header_read_timeout(HEAD_TIMEOUT),
         Patience::Program => rules.header_read_timeout(None),
