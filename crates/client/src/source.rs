@@ -163,7 +163,9 @@ impl Source {
     /// A rustls configuration for the door of a service, for frameworks that accept by themselves.
     ///
     /// Policy is decided in the handshake. Connections are not in the register: a later change or expiry
-    /// does not end them. [`accept`](crate::accept) does better.
+    /// does not end them. When the TLS profile of the service comes to ask for more than when it was made, it refuses callers with whom it
+    /// could agree on less: make one for each connection, or whenever the status tells of another revision.
+    /// [`accept`](crate::accept) does better.
     pub fn server_config(&self, service: Name, alpn: &[&[u8]]) -> Arc<rustls::ServerConfig> {
         let mut inbound = Inbound::service(service);
         inbound.alpn = alpn.iter().map(|protocol| protocol.to_vec()).collect();

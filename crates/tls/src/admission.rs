@@ -11,7 +11,8 @@ use crate::revoked::{Covered, revoked};
 use crate::rule::{decide, lasts};
 use crate::{Slice, Trust};
 
-/// How long a connection may take to finish what is under way when a graceful revocation ends it.
+/// How long a connection may take to finish what is under way when a graceful revocation ends it, or a TLS profile that asks for
+/// more than its handshake has agreed on.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One admitted connection, for whoever steers it. It may be cloned freely and does not keep the
@@ -173,12 +174,13 @@ pub(crate) fn review(
     };
     let mut reviewed = Reviewed::default();
     for entry in register.entries() {
-        let Some(denied) = asked(&entry, slice, now) else {
-            if changed == Changed::Decisions {
-                entry.calls.review(slice, entry.standing.as_ref(), now);
-            }
-            continue;
-        };
+        let denied = asked(&entry, slice, now);
+        let cut = denied.as_ref().is_some_and(|denied| denied.ending == Ending::Cut);
+        if changed == Changed::Decisions && !cut {
+            // Also where it drains: what is under way goes on for a while.
+            entry.calls.review(slice, entry.standing.as_ref(), now);
+        }
+        let Some(denied) = denied else { continue };
         let reached = usize::from(finish(register, &entry, &denied, now));
         match denied.ending {
             Ending::Cut => reviewed.cut += reached,
@@ -252,17 +254,29 @@ fn verdict(entry: &Entry, slice: &Slice, now: Timestamp) -> Result<Vec<String>, 
         call.permitted(slice, entry.standing.as_ref(), now)?;
     }
     let policies = match &entry.standing {
-        Some(Standing { rule, context, .. }) => entry.credentials(|peer, own| {
+        Some(Standing { context, .. }) => entry.credentials(|peer, own| {
             let Some(peer) = peer else { return Ok(Vec::new()) };
             if !entry.outlives() {
                 lasts(peer, now)?;
             }
-            decide(rule, peer, own.map(|own| own.identity.id()), (context, now), slice)
+            decide(&entry.rule, peer, own.map(|own| own.identity.id()), (context, now), slice)
         })?,
         None => Vec::new(),
     };
     // Last: what something else ends at once is not drained.
-    graceful.map_or(Ok(policies), Err)
+    graceful.or_else(|| unfit(entry, slice)).map_or(Ok(policies), Err)
+}
+
+/// Whether its handshake agreed on what may not be agreed on any more. Nobody has lost a right by that, so what is under way is
+/// finished, and the next connection agrees on something else.
+fn unfit(entry: &Entry, slice: &Slice) -> Option<Denied> {
+    let Entry { agreed, rule, .. } = entry;
+    if agreed.fits(rule.terms(slice)) {
+        return None;
+    }
+    let why = format!("the TLS profile of the service does not let agree on {agreed}");
+    let refused = Refused { code: Code::NoSharedProtocol, why };
+    Some(Denied { refused, ending: Ending::Drain })
 }
 
 /// What revocations say of the two credentials by which the connection was made, the peer's and our own.

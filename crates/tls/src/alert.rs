@@ -10,7 +10,11 @@ use crate::stream::Ended;
 /// The error that makes rustls send the alert that fits best. Several codes share an alert, so the exact one is
 /// kept beside it ([`Slot`](crate::verifier::Slot)).
 pub(crate) fn alerting(code: Code) -> Error {
-    Error::InvalidCertificate(certificate_error(code))
+    match code {
+        // handshake_failure: nothing is wrong with the certificate.
+        Code::NoSharedProtocol => Error::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon),
+        code => Error::InvalidCertificate(certificate_error(code)),
+    }
 }
 
 fn certificate_error(code: Code) -> CertificateError {

@@ -1,5 +1,6 @@
 //! What we offer and accept: the versions, key exchanges and suites of a profile, and nothing that is remembered between handshakes.
 
+use std::fmt;
 use std::sync::Arc;
 
 use countersign_identity::{TlsGroup, TlsProfile, TlsSuite, TlsTerms, TlsVersion};
@@ -7,14 +8,17 @@ use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
-use rustls::server::NoServerSessionStorage;
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
+use rustls::{
+    ClientConfig, CommonState, ProtocolVersion, ServerConfig, SupportedCipherSuite,
+    SupportedProtocolVersion,
+};
 
 use crate::Trust;
 use crate::canary::CANARY_ALPN;
-use crate::rule::{Clients, Inbound, Outbound, Present, Purpose, Rule};
-use crate::verifier::{ALGORITHMS, Asked, Shower, Slot, Verifier};
+use crate::rule::{Clients, Inbound, Outbound, Present, Rule};
+use crate::verifier::{ALGORITHMS, Asked, SharedShower, Shower, Slot, Verifier};
 
 /// Best first. The hybrid costs a handshake 6 % more, and keeps what is recorded today from being read by a
 /// quantum computer later.
@@ -98,16 +102,75 @@ pub(crate) fn provider(terms: TlsTerms) -> Arc<CryptoProvider> {
     })
 }
 
-/// The names of the key exchanges that can be agreed on.
-pub(crate) fn group_names() -> impl Iterator<Item = &'static str> {
-    GROUPS.iter().map(|(_, group)| group.name().as_str().unwrap_or_default())
+/// On what a handshake has agreed, or could.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Agreed {
+    pub(crate) version: TlsVersion,
+    pub(crate) group: TlsGroup,
+    pub(crate) suite: TlsSuite,
 }
 
-/// What the profile of the service says, on the slice that is current; where it has none, what the caller says.
-fn terms_of(trust: &Trust, purpose: &Purpose, usual: TlsTerms) -> TlsTerms {
-    match purpose {
-        Purpose::Service(name) => trust.slice().profiles.get(name).map_or(usual, |it| it.terms),
-        Purpose::Control => usual,
+impl Agreed {
+    /// None before the end of the handshake, or where it is nothing that is known here.
+    pub(crate) fn of(ended: &CommonState) -> Option<Self> {
+        let version = match ended.protocol_version()? {
+            ProtocolVersion::TLSv1_3 => TlsVersion::V13,
+            ProtocolVersion::TLSv1_2 => TlsVersion::V12,
+            _ => return None,
+        };
+        let (group, suite) = (
+            ended.negotiated_key_exchange_group()?.name(),
+            ended.negotiated_cipher_suite()?.suite(),
+        );
+        let (group, _) = GROUPS.iter().find(|(_, known)| known.name() == group)?;
+        let (_, suite, _) = SUITES.iter().find(|(_, _, known)| known.suite() == suite)?;
+        Some(Self { version, group: *group, suite: *suite })
+    }
+
+    /// Whether a handshake may agree on it.
+    pub(crate) const fn fits(self, terms: TlsTerms) -> bool {
+        terms.has_version(self.version)
+            && terms.has_group(self.group)
+            && terms.has_suite(self.suite)
+    }
+
+    /// All that these terms let agree on.
+    pub(crate) fn all(terms: TlsTerms) -> impl Iterator<Item = Self> {
+        let suites = SUITES.iter().map(|(version, suite, _)| (*version, *suite));
+        suites.flat_map(move |(version, suite)| {
+            let groups =
+                GROUPS.iter().map(move |(group, _)| Self { version, group: *group, suite });
+            groups.filter(move |agreed| agreed.fits(terms) && agreed.is_spoken())
+        })
+    }
+
+    /// The hybrid is of 1.3.
+    fn is_spoken(self) -> bool {
+        (self.version, self.group) != (TlsVersion::V12, TlsGroup::X25519Mlkem768)
+    }
+
+    /// Whether whoever sends this hello could agree on it.
+    pub(crate) fn is_offered(self, hello: &ClientHello<'_>) -> bool {
+        let mut suites = SUITES
+            .iter()
+            .filter(|(version, suite, _)| (*version, *suite) == (self.version, self.suite));
+        let mut groups = GROUPS.iter().filter(|(group, _)| *group == self.group);
+        suites.any(|(_, _, suite)| hello.cipher_suites().contains(&suite.suite()))
+            && groups.any(|(_, group)| {
+                hello.named_groups().is_none_or(|named| named.contains(&group.name()))
+            })
+    }
+
+    /// By the name that handshakes know it by.
+    pub(crate) fn group_name(self) -> &'static str {
+        let group = GROUPS.iter().find(|(group, _)| *group == self.group);
+        group.and_then(|(_, group)| group.name().as_str()).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Agreed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TLS {} with {} and {}", self.version, self.group, self.suite)
     }
 }
 
@@ -118,10 +181,11 @@ pub(crate) fn server(
     slot: Option<&Arc<Slot>>,
     asked: Asked,
 ) -> Arc<ServerConfig> {
-    let terms = terms_of(trust, &inbound.purpose, inbound.terms);
+    let rule = Rule::inbound(inbound);
+    let terms = rule.terms(&trust.slice());
     let verifier = Verifier {
         trust: Arc::clone(trust),
-        rule: Rule::inbound(inbound),
+        rule: rule.clone(),
         clients: match asked {
             Asked::Entry => inbound.clients,
             Asked::Trial => Clients::Required,
@@ -132,11 +196,15 @@ pub(crate) fn server(
     };
     let shower =
         Shower { trust: Arc::clone(trust), present: Present::Required, slot: slot.cloned() };
+    let shower: Arc<dyn ResolvesServerCert> = match slot {
+        Some(_) => Arc::new(shower),
+        None => Arc::new(SharedShower { shower, rule, terms }),
+    };
     let mut config = ServerConfig::builder_with_provider(trust.provider(terms))
         .with_protocol_versions(versions(terms))
         .expect("terms hold a suite and a group for each of their versions")
         .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(Arc::new(shower));
+        .with_cert_resolver(shower);
     config.alpn_protocols = match asked {
         Asked::Entry => inbound.alpn.clone(),
         Asked::Trial => vec![CANARY_ALPN.to_vec()],
@@ -156,10 +224,11 @@ pub(crate) fn client(
     outbound: &Outbound,
     slot: Option<&Arc<Slot>>,
 ) -> Arc<ClientConfig> {
-    let terms = terms_of(trust, &outbound.purpose, outbound.terms);
+    let rule = Rule::outbound(outbound);
+    let terms = rule.terms(&trust.slice());
     let verifier = Verifier {
         trust: Arc::clone(trust),
-        rule: Rule::outbound(outbound),
+        rule,
         clients: Clients::Required,
         terms,
         asked: Asked::Entry,
@@ -197,12 +266,17 @@ impl Trust {
     ///
     /// Peers are verified, and policy asked, at each handshake, on the slice that is current then. But such connections
     /// are *not* in the register: what they were admitted under is not looked at again, and they are not ended.
+    ///
+    /// What it can agree on is what the TLS profile of the service says when it is made. When the profile comes to ask for more,
+    /// callers are refused with whom it could agree on less, until there is a new one: make one for each connection, or
+    /// whenever what is enforced changes. Nobody gets in by less than the profile asks for.
     pub fn server_config(self: &Arc<Self>, inbound: &Inbound) -> Arc<ServerConfig> {
         server(self, inbound, None, Asked::Entry)
     }
 
     /// A rustls configuration for those who dial by other means than [`connect`](crate::connect), with the same limits as
-    /// [`server_config`](Self::server_config). Any server name will do: only [`Expected`](crate::Expected) counts.
+    /// [`server_config`](Self::server_config). Any server name will do: only [`Expected`](crate::Expected) counts. What it offers
+    /// is what the profile says when it is made; that the door agrees to no less than what it says later is for the door to see to.
     pub fn client_config(self: &Arc<Self>, outbound: &Outbound) -> Arc<ClientConfig> {
         client(self, outbound, None)
     }

@@ -20,6 +20,7 @@ use tokio_rustls::{LazyConfigAcceptor, TlsConnector, TlsStream};
 use crate::admission::{admit, too_many};
 use crate::alert::{code_of_io, sentence};
 use crate::canary::{self, CANARY_ALPN};
+use crate::config::Agreed;
 use crate::register::{Arrival, Standing};
 use crate::reproof::{ProofName, REPROOF_ALPN};
 use crate::rule::{AddressOf, Clients, Inbound, Outbound, Present, Rule, no_own_identity};
@@ -342,6 +343,11 @@ impl Attempt {
         if let Some(refused) = self.slot.refused() {
             return Err(refused.clone());
         }
+        let Some(agreed) = Agreed::of(tls.get_ref().1) else {
+            // Likewise: ours agree on nothing else.
+            let why = "the handshake agreed on something that is unknown here".to_owned();
+            return Err(Refused { code: Code::BadHandshake, why });
+        };
         let opened = self.trust.now();
         let peer = self.slot.peer().cloned();
         if peer.is_none() && !anonymous {
@@ -359,11 +365,12 @@ impl Attempt {
                 group: self.fact.group,
             };
             let context = shown.context(self.rule.direction, &self.trust);
-            Standing { rule: self.rule.clone(), context, peer }
+            Standing { context, peer }
         });
         let socket = Some(tls.get_ref().0.clone());
         let (address, name) = (self.fact.peer_address, ProofName::of(tls));
-        Ok(Arrival { standing, shown, opened, expires, address, name, socket })
+        let rule = self.rule.clone();
+        Ok(Arrival { rule, agreed, standing, shown, opened, expires, address, name, socket })
     }
 }
 

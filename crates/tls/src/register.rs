@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Direction;
 use crate::call::{Calls, LastingCall};
+use crate::config::Agreed;
 use crate::identity::Own;
 use crate::reproof::ProofName;
 use crate::rule::{Expired, Rule};
@@ -22,7 +23,6 @@ use crate::socket::Socket;
 /// Who is at the other end, and on what grounds.
 #[derive(Debug)]
 pub(crate) struct Standing {
-    pub(crate) rule: Rule,
     pub(crate) peer: Verified,
     /// What the handshake showed.
     pub(crate) context: Context,
@@ -32,6 +32,9 @@ pub(crate) struct Standing {
 #[derive(Debug)]
 pub(crate) struct Entry {
     number: u64,
+    pub(crate) rule: Rule,
+    /// On what the two ends have agreed.
+    pub(crate) agreed: Agreed,
     /// None for a peer that showed nothing, where that is allowed.
     pub(crate) standing: Option<Standing>,
     /// What we showed: who we were when the connection was made.
@@ -116,11 +119,11 @@ impl Entry {
     /// Whether it may go on when the peer's certificate has expired: the service says so, and the peer cannot prove it
     /// anew. One that did so once can, and has lost the right to show what it showed when it does not any more.
     pub(crate) fn outlives(&self) -> bool {
-        let kept = self.standing.as_ref().filter(|standing| standing.rule.expired == Expired::Keep);
-        kept.is_some_and(|standing| match standing.rule.direction {
+        let kept = self.standing.is_some() && self.rule.expired == Expired::Keep;
+        kept && match self.rule.direction {
             Direction::Inbound => self.later.load().is_none(),
             Direction::Outbound => self.unprovable.load(Ordering::Relaxed),
-        })
+        }
     }
 
     /// Why it was ended, if it was.
@@ -168,6 +171,8 @@ impl Entry {
 /// Everything that is known of a connection when it asks to be entered.
 #[derive(Debug)]
 pub(crate) struct Arrival {
+    pub(crate) rule: Rule,
+    pub(crate) agreed: Agreed,
     pub(crate) standing: Option<Standing>,
     pub(crate) shown: Option<Arc<Own>>,
     pub(crate) opened: Timestamp,
@@ -218,6 +223,8 @@ impl Register {
         live.next += 1;
         let entry = Arc::new(Entry {
             number,
+            rule: arrival.rule,
+            agreed: arrival.agreed,
             standing: arrival.standing,
             shown: arrival.shown,
             opened: arrival.opened,

@@ -170,12 +170,13 @@ impl Trust {
             };
             let peer = standing.peer.id.clone();
             let outbound = Outbound {
-                purpose: standing.rule.purpose.clone(),
+                purpose: entry.rule.purpose.clone(),
+                terms: entry.rule.usual,
                 alpn: vec![REPROOF_ALPN.to_vec()],
                 timeout: HANDSHAKE_TIMEOUT,
                 ..Outbound::control(Expected::Id(peer.clone()))
             };
-            let key = (address, standing.rule.purpose.clone(), peer);
+            let key = (address, entry.rule.purpose.clone(), peer);
             let due =
                 due.entry(key).or_insert_with(|| Due { address, outbound, entries: Vec::new() });
             if due.entries.len() < REPROOF_NAMES_MAX {
@@ -237,8 +238,8 @@ impl Trust {
 fn same_ends(held: &Entry, proof: &Entry) -> bool {
     let (Some(held_by), Some(proven_by)) = (&held.standing, &proof.standing) else { return false };
     let local = |entry: &Entry| entry.shown.as_ref().map(|own| own.identity.id().clone());
-    held_by.rule.direction == proven_by.rule.direction
-        && held_by.rule.purpose == proven_by.rule.purpose
+    held.rule.direction == proof.rule.direction
+        && held.rule.purpose == proof.rule.purpose
         && held_by.peer.id == proven_by.peer.id
         && local(held) == local(proof)
 }
@@ -253,7 +254,7 @@ fn wants_proof(entry: &Entry, now: Timestamp, own: Timestamp) -> Option<(&Standi
     let late = entry.proven_at() + life / 16 * 13 <= now;
     // The nearer end is ours, and we have nothing newer: it would be of no use.
     let useless = ours <= theirs && own <= ours;
-    let wanted = standing.rule.direction == Direction::Outbound
+    let wanted = entry.rule.direction == Direction::Outbound
         && entry.name.is_some()
         && entry.may_be_proven()
         && late

@@ -202,19 +202,30 @@ pub(crate) struct Rule {
     pub(crate) purpose: Purpose,
     pub(crate) expected: Option<Expected>,
     pub(crate) expired: Expired,
+    /// On what handshakes may agree, where the slice holds no profile of the service.
+    pub(crate) usual: TlsTerms,
 }
 
 impl Rule {
     pub(crate) fn inbound(inbound: &Inbound) -> Self {
         let purpose = inbound.purpose.clone();
-        let expired = inbound.expired;
-        Self { direction: Direction::Inbound, purpose, expected: None, expired }
+        let (expired, usual) = (inbound.expired, inbound.terms);
+        Self { direction: Direction::Inbound, purpose, expected: None, expired, usual }
     }
 
     pub(crate) fn outbound(outbound: &Outbound) -> Self {
         let expected = Some(outbound.expected.clone());
         let (purpose, expired) = (outbound.purpose.clone(), outbound.expired);
-        Self { direction: Direction::Outbound, purpose, expected, expired }
+        let usual = outbound.terms;
+        Self { direction: Direction::Outbound, purpose, expected, expired, usual }
+    }
+
+    /// On what handshakes may agree.
+    pub(crate) fn terms(&self, slice: &Slice) -> TlsTerms {
+        match &self.purpose {
+            Purpose::Service(name) => slice.profiles.get(name).map_or(self.usual, |it| it.terms),
+            Purpose::Control => self.usual,
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use webpki::aws_lc_rs as algorithms;
 
 use crate::alert::alerting;
 use crate::canary;
-use crate::config::group_names;
+use crate::config::Agreed;
 use crate::identity::Own;
 use crate::revoked::revoked;
 use crate::rule::{Clients, Present, Rule, decide, no_own_identity};
@@ -139,10 +139,17 @@ impl Verifier {
             (Some(slot), Err(refused)) => Err(slot.refuse(refused)),
             (None, Ok((verified, _unproven))) => {
                 let local = self.trust.identity();
-                // Which version is agreed on cannot be told here, so every one that could be has to be let in.
-                let mut versions = TlsVersion::ALL.iter().filter(|it| self.terms.has_version(**it));
+                // Which version is agreed on cannot be told here, so every one that could be has to be let in; one that may not be
+                // any more is refused with the proof.
+                let holding = self.rule.terms(&self.trust.slice());
+                let could =
+                    |it: &&TlsVersion| self.terms.has_version(**it) && holding.has_version(**it);
+                let mut versions = TlsVersion::ALL.iter().filter(could).peekable();
+                if versions.peek().is_none() {
+                    return Err(alerting(Code::NoSharedProtocol));
+                }
                 versions.try_for_each(|version| {
-                    let foreseen = self.foresee(&verified, local.as_deref(), version.as_str());
+                    let foreseen = self.foresee(&verified, local.as_deref(), *version);
                     foreseen.map_err(|refused| alerting(refused.code))
                 })
             }
@@ -168,7 +175,12 @@ impl Verifier {
             TlsVersion::V12 => Err(no_tls12()),
         }?;
         let Some(slot) = &self.slot else {
-            return Ok(valid);
+            let holding = self.rule.terms(&self.trust.slice());
+            return if holding.has_version(version) {
+                Ok(valid)
+            } else {
+                Err(alerting(Code::NoSharedProtocol))
+            };
         };
         slot.proven.get_or_init(|| ());
         // Only now: a chain that somebody copied takes no room from those who hold its key.
@@ -180,7 +192,7 @@ impl Verifier {
             return Err(slot.refuse(Refused { code: Code::Internal, why }));
         };
         let local = slot.shown().map(|own| &*own.identity);
-        self.foresee(peer, local, version.as_str()).map_err(|refused| slot.refuse(refused))?;
+        self.foresee(peer, local, version).map_err(|refused| slot.refuse(refused))?;
         Ok(valid)
     }
 
@@ -192,7 +204,7 @@ impl Verifier {
         &self,
         peer: &Verified,
         local: Option<&Identity>,
-        version: &str,
+        version: TlsVersion,
     ) -> Result<(), Refused> {
         let slice = self.trust.slice();
         if self.asked == Asked::Trial {
@@ -201,15 +213,25 @@ impl Verifier {
         revoked(peer, &slice.revocations).map_err(|covered| covered.refused)?;
         let (mut last, now) = (None, self.trust.now());
         let source = self.slot.as_ref().and_then(|slot| slot.source());
-        for group in group_names() {
-            let shown = Shown { peer, local, source, version, group };
+        // What was offered, of what may be agreed on by now.
+        let holding = self.rule.terms(&slice);
+        let could = Agreed::all(self.terms);
+        let could = could.filter(|it| it.version == version && it.fits(holding));
+        let mut groups: Vec<_> = could.map(Agreed::group_name).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        for group in groups {
+            let shown = Shown { peer, local, source, version: version.as_str(), group };
             let context = shown.context(self.rule.direction, &self.trust);
             match decide(&self.rule, peer, local.map(Identity::id), (&context, now), &slice) {
                 Ok(_policies) => return Ok(()),
                 Err(refused) => last = Some(refused),
             }
         }
-        Err(last.unwrap_or_else(no_own_identity))
+        Err(last.unwrap_or_else(|| {
+            let why = "what both ends agreed to is not what the TLS profile of the service lets agree on any more";
+            Refused { code: Code::NoSharedProtocol, why: why.to_owned() }
+        }))
     }
 }
 
@@ -373,6 +395,28 @@ impl Shower {
 impl ResolvesServerCert for Shower {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         self.show()
+    }
+}
+
+/// In a configuration that many connections share, for as long as that is: shows nothing to those with whom it could agree on
+/// something that may not be agreed on any more.
+#[derive(Debug)]
+pub(crate) struct SharedShower {
+    pub(crate) shower: Shower,
+    pub(crate) rule: Rule,
+    /// On what it can agree.
+    pub(crate) terms: TlsTerms,
+}
+
+impl ResolvesServerCert for SharedShower {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let holding = self.rule.terms(&self.shower.trust.slice());
+        let weaker = |agreed: Agreed| !agreed.fits(holding) && agreed.is_offered(&hello);
+        if Agreed::all(self.terms).any(weaker) {
+            tracing::debug!("a configuration refuses a caller, being older than the TLS profile");
+            return None;
+        }
+        self.shower.show()
     }
 }
 

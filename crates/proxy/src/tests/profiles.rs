@@ -5,8 +5,9 @@ use std::process::{Command, Stdio};
 
 use countersign_identity::{Code, TlsGroup, TlsProfile, TlsSuite, TlsTerms, TlsVersion};
 use countersign_tls::{Accepted, ServiceTls};
+use http_body_util::BodyExt;
 
-use super::world::Shop;
+use super::world::{Shop, get};
 use crate::config::Protocol;
 
 /// What OpenSSL says of a handshake that offers this: the version and the key that was agreed on, or that there was none.
@@ -77,6 +78,27 @@ async fn where_a_profile_says_so_tls_1_2_is_spoken_and_both_ends_prove_who_they_
     assert!(said.contains("alert") && !said.contains("Protocol version"), "{said}");
     let said = asked(shop.orders.door(), &["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-GCM-SHA256"]);
     assert!(said.await.contains("alert handshake failure"));
+}
+
+#[tokio::test]
+async fn what_agreed_on_less_than_a_profile_comes_to_ask_for_is_succeeded_and_no_request_is_lost() {
+    let shop = Shop::open(Protocol::Http).await;
+    let terms = |group| of(&[TlsVersion::V13], &[group], TlsSuite::ALL);
+    shop.web.profile(terms(TlsGroup::X25519));
+    let mut caller = shop.caller().await;
+    assert_eq!(caller.get("/").await.0, 200);
+    assert_eq!(shop.orders.fact(|fact| fact.code.is_none()).await.group, "X25519");
+    let mut waiting = shop.caller().await;
+    let endless = waiting.send(get("/endless")).await.unwrap();
+    for proxy in [&shop.orders, &shop.web] {
+        assert_eq!(proxy.profile(terms(TlsGroup::X25519Mlkem768)), 0, "nothing is cut at once");
+        assert_eq!(proxy.draining(), 1);
+    }
+    assert_eq!(caller.get("/").await.0, 200);
+    shop.orders.fact(|fact| fact.code.is_none() && fact.group == "X25519MLKEM768").await;
+    let mut under_way = endless.into_body();
+    let begun = under_way.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(begun, "one", "what is under way goes on for a while");
 }
 
 #[tokio::test]

@@ -5,12 +5,14 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use countersign_identity::{
-    Clock, Code, Reason, Revision, Revocation, Revocations, Revoked, SimClock,
+    Clock, Code, Reason, Revision, Revocation, Revocations, Revoked, SimClock, TlsGroup, TlsSuite,
+    TlsVersion,
 };
 use countersign_pki::{Bundles, Role, Verified, verify};
 use countersign_policy::{Context, Policies};
 
 use super::{Place, admit};
+use crate::config::Agreed;
 use crate::register::{Arrival, Standing};
 use crate::rule::{Inbound, Rule};
 use crate::{Limits, Slice, Trust};
@@ -74,10 +76,14 @@ impl Door {
             peer_age_seconds: 1,
             ..Context::default()
         };
+        let (version, group, suite) = (TlsVersion::V13, TlsGroup::X25519, TlsSuite::Aes128);
+        let agreed = Agreed { version, group, suite };
         let peer = self.peer.clone();
         let expires = peer.expires;
         Arrival {
-            standing: Some(Standing { rule, peer, context }),
+            rule,
+            agreed,
+            standing: Some(Standing { peer, context }),
             shown: None,
             opened: START,
             expires,

@@ -7,6 +7,7 @@ mod circumstances;
 mod ends;
 mod handshake;
 mod lifetime;
+mod profiles;
 mod realm;
 mod remembered;
 mod reproof;
