@@ -1,6 +1,6 @@
 //! From text to policies that can be trusted to mean something.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
 
@@ -278,7 +278,7 @@ impl Reader<'_> {
         } else {
             errors
         };
-        details.into_iter().map(|detail| self.cedar_problem(detail)).collect()
+        of_all_actions(details.into_iter().map(|detail| self.cedar_problem(detail)))
     }
 
     /// A permit for anybody that reads an address: whoever can have that address would be whom it permits.
@@ -405,6 +405,34 @@ impl Reader<'_> {
     fn problem(&self, offset: usize, message: String) -> Problem {
         Problem::at(self.name, self.text, offset, message)
     }
+}
+
+/// Cedar looks at each action by itself. What is wrong with several of them at one place is told once, and names all.
+fn of_all_actions(problems: impl Iterator<Item = Problem>) -> Vec<Problem> {
+    let mut wrong: BTreeMap<Problem, BTreeSet<String>> = BTreeMap::new();
+    for mut problem in problems {
+        let action = cut_action(&mut problem.message);
+        wrong.entry(problem).or_default().extend(action);
+    }
+    let named = |(mut problem, actions): (Problem, BTreeSet<String>)| {
+        let actions = actions.into_iter().collect::<Vec<_>>().join(", ");
+        problem.message = problem.message.replacen(CUT, &actions, 1);
+        problem
+    };
+    wrong.into_iter().map(named).collect()
+}
+
+/// Stands for the action in a message out of which it was cut. No message of Cedar's holds it, since texts are escaped there.
+const CUT: &str = "\u{0}";
+
+/// The first action that the message names, out of it.
+fn cut_action(message: &mut String) -> Option<String> {
+    const BEGIN: &str = "Action::\"";
+    let from = message.find(BEGIN)?;
+    let to = from + BEGIN.len() + message[from + BEGIN.len()..].find('"')? + 1;
+    let action = message[from..to].to_owned();
+    message.replace_range(from..to, CUT);
+    Some(action)
 }
 
 /// The same in order, each once, and not without end.

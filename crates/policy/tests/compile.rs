@@ -217,6 +217,13 @@ fn what_is_not_known_of_every_caller_has_to_be_asked_for_first() {
     refused(&when(r#"context.source.isLoopback()"#), 2, 8, "source");
     refused(&when(r#"context.time < "2027-01-31""#), 2, 23, "expected datetime");
     assert!(!problems(&when(r#"context.time < datetime("tomorrow")"#)).is_empty());
+    let any =
+        when("context.source.isLoopback()").replace(r#"action == Action::"connect""#, "action");
+    let [problem] = &*problems(&any) else { panic!("{:#?}", problems(&any)) };
+    for action in ["connect", "GET", "OPTIONS"] {
+        let named = format!(r#"Action::"{action}""#);
+        assert_eq!(problem.message.matches(&named).count(), 1, "{problem}");
+    }
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub(crate) struct Arguments {
     at: Option<Timestamp>,
 
     /// The address that the caller comes from; not known, if nothing is said
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
     address: Option<IpAddr>,
 
     /// Ask the manifests of this folder, and no server
@@ -51,6 +51,11 @@ pub(crate) struct Arguments {
 
     #[command(flatten)]
     find: Find,
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    let example = |_bad| "expected an IP address, such as `10.0.0.7` or `2001:db8::7`".to_owned();
+    text.parse().map_err(example)
 }
 
 pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
@@ -124,4 +129,17 @@ fn describe(answer: &ExplainResponse) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_address_is_told_what_one_looks_like() {
+        assert_eq!(address("10.0.0.7"), Ok([10, 0, 0, 7].into()));
+        for text in ["300.1.1.1", "10.0.0.7:443", "10.0.0.0/8", "localhost", ""] {
+            assert!(address(text).unwrap_err().contains("such as `10.0.0.7`"), "{text}");
+        }
+    }
 }
