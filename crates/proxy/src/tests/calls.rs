@@ -1,10 +1,11 @@
 //! Requests that are decided on one by one: how a denial looks, how much is too much, and what ends with a policy.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use countersign::{Asked, Flow};
-use countersign_identity::{Clock, Code, SystemClock, Verb};
+use countersign_identity::{Clock, Code, Reason, SimClock, SystemClock, Timestamp, Verb};
 use countersign_policy::{Operation, Operations};
 use countersign_tls::{Expected, Outbound, dial};
 use http::{Request, Response};
@@ -179,6 +180,23 @@ async fn a_change_ends_the_streams_that_it_denies_and_not_their_connection() {
     assert!(rest.is_none_or(|frame| frame.is_err()), "it is broken off");
     assert_eq!(waiting.await.unwrap().0, 403, "what had no answer yet is denied");
     assert_eq!(shop.caller().await.get("/see/1").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_change_ends_the_streams_that_it_denies_on_a_connection_that_drains_as_well() {
+    // Nothing moves it, so that no deadline cuts the connection.
+    let clock = Arc::new(SimClock::new(Timestamp::from_secs(1_790_000_000)));
+    let shop = Shop::open_on(clock, Protocol::Http).await;
+    let see = permit("", "GET", "see");
+    shop.orders.enforce_calls(&(permit("", "GET", "endless") + &see), operations(), None);
+    let mut caller = shop.caller().await;
+    let mut endless = caller.send(get("/endless")).await.unwrap().into_body();
+    assert_eq!(endless.frame().await.unwrap().unwrap().into_data().unwrap(), "one");
+    let applied = shop.orders.revoke(Reason::Superseded, &shop.web.own_key());
+    assert_eq!((applied.cut, applied.draining), (0, 1));
+    assert_eq!(shop.orders.enforce_calls(&see, operations(), None), 0, "it drains still");
+    let rest = tokio::time::timeout(PATIENCE, endless.frame()).await.unwrap();
+    assert!(rest.is_none_or(|frame| frame.is_err()), "it is broken off");
 }
 
 #[tokio::test]
