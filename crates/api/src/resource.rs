@@ -20,6 +20,7 @@ mod schema;
 mod service;
 mod text;
 mod tls_profile;
+mod topic;
 mod tree;
 mod trust_domain;
 mod workload;
@@ -58,6 +59,7 @@ pub use self::tls_profile::{
     ClientCertificate, TlsChoice, TlsChoiceName, TlsProfileSpec, UnknownClientCertificate,
     UnknownTlsChoice,
 };
+pub use self::topic::TopicSpec;
 pub use self::tree::{BadTree, Entry, Node, TREE_DEPTH_MAX, Tree};
 pub use self::trust_domain::{Changes, TrustDomainSpec};
 pub use self::workload::{SELECTORS_MAX, WORKLOAD_ID_BYTES_MAX, WorkloadSpec};

@@ -492,3 +492,48 @@ fn time_source_and_attestation_narrow_what_real_requests_may_and_are_assumed_in_
         text(&refused.stderr)
     );
 }
+
+#[test]
+fn data_sets_and_classifications_decide_real_requests_and_topics_are_explained() {
+    let place = folder();
+    let up = Up::shop();
+    let see = r#"resource == Operation::"payments/see-charge");"#;
+    let apply = |manifests: &Path| {
+        up.json(&["apply", manifests.to_str().unwrap(), "--wait"]);
+    };
+    apply(&shop_with(place.path(), see, r#"resource in Dataset::"charges");"#));
+    assert_eq!(as_orders(&up, "GET", "/charges/7").0, 200);
+    assert_eq!(as_orders(&up, "GET", "/charges").0, 403, "no operation, so it touches nothing");
+    let public =
+        r#"resource in Dataset::"charges") when { resource.classifications == ["public"] };"#;
+    apply(&shop_with(place.path(), see, public));
+    let (status, answer) = as_orders(&up, "GET", "/charges/7");
+    assert_eq!(status, 403, "they are confidential: {answer}");
+    assert_eq!(up.get("web", "/").0, 200, "charging is permitted by its own name");
+    let misspelt = shop_with(place.path(), see, r#"resource in Dataset::"chargez");"#);
+    let refused = up.run(&["apply", misspelt.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("did you mean `charges`?"), "{}", text(&refused.stderr));
+
+    let with_topic = shop_with(
+        place.path(),
+        "  operations:\n    - name: charge\n",
+        "  topics: [{name: charges-made, dataSets: [charges]}]\n  operations:\n    - name: charge\n",
+    );
+    let policies = with_topic.join("policies.yaml");
+    let publish = r#"
+
+    @id("tell")
+    permit (principal == Workload::"orders", action == Action::"publish", resource == Topic::"payments/charges-made");
+"#;
+    let all = std::fs::read_to_string(&policies).unwrap();
+    std::fs::write(&policies, format!("{}{publish}", all.trim_end())).unwrap();
+    apply(&with_topic);
+    let (exit, said) = explain(&up, &["orders", "payments", "publish", "charges-made"]);
+    assert_eq!((exit, &said["policies"]), (0, &serde_json::json!(["orders-asks-payments#tell"])));
+    assert_eq!(explain(&up, &["orders", "payments", "subscribe", "charges-made"]).0, 1);
+    let unknown = up.run(&["explain", "orders", "payments", "publish", "charges-mad"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    let said = text(&unknown.stderr);
+    assert!(said.contains("did you mean `charges-made`?"), "{said}");
+}

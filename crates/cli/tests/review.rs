@@ -12,6 +12,12 @@ use support::{Up, folder, shop, text, until};
 
 /// The shop, whose policy on payments is as wide as it may be.
 fn wide_shop(place: &Path) -> PathBuf {
+    let all = r#"@id("all") @unscoped("adoption") permit (principal, action, resource in Service::"payments");"#;
+    shop_with(place, all, "")
+}
+
+/// The shop with another policy on payments, and more manifests.
+fn shop_with(place: &Path, payments: &str, more: &str) -> PathBuf {
     let wide = place.join("wide");
     std::fs::create_dir_all(&wide).unwrap();
     for entry in std::fs::read_dir(shop()).unwrap() {
@@ -19,10 +25,7 @@ fn wide_shop(place: &Path) -> PathBuf {
         if path.extension().is_some_and(|extension| extension == "yaml") {
             let text = std::fs::read_to_string(&path).unwrap();
             let text = match text.split_once("    @id(\"connect\")") {
-                Some((before, _)) => format!(
-                    "{before}    @id(\"all\") @unscoped(\"adoption\")\n    \
-                     permit (principal, action, resource in Service::\"payments\");\n"
-                ),
+                Some((before, _)) => format!("{before}    {payments}\n{more}"),
                 None => text,
             };
             std::fs::write(wide.join(path.file_name().unwrap()), text).unwrap();
@@ -128,6 +131,34 @@ fn a_review_proposes_what_was_used_and_is_signed_once_it_was_applied() {
     let events: Vec<_> = kinds["events"].as_array().unwrap().iter().collect();
     let of = |kind: &str| events.iter().filter(|event| event["kind"] == kind).count();
     assert_eq!((of("review-started"), of("review-signed")), (2, 1));
+}
+
+#[test]
+fn a_review_counts_each_member_of_a_role() {
+    let place = folder();
+    let role = r#"---
+apiVersion: countersign.dev/v1alpha1
+kind: Role
+metadata: {name: buyers}
+spec: {workloads: [web, orders]}
+"#;
+    let payments = r#"@id("all") permit (principal in Role::"buyers", action, resource in Service::"payments");"#;
+    let up = Up::start(&shop_with(place.path(), payments, role), &place.path().join("state"), &[]);
+    assert_eq!(up.get("web", "/").0, 200);
+    charges_are_counted(&up);
+    let review = up.json(&["review", "start", "Service/payments"]);
+    let id = review["id"].as_str().unwrap();
+    let (_, report, _) = ask(&up, &["review", "show", id]);
+    let [permit] = report["permits"].as_array().unwrap().as_slice() else { panic!("{report}") };
+    assert_eq!((&permit["role"], &permit["outcome"]), (&json!("buyers"), &json!("narrower")));
+    assert_eq!(permit["sources"], json!(["orders", "web"]));
+    let idle = permit["idle"].as_array().unwrap();
+    assert!(idle.contains(&json!("web")) && !idle.contains(&json!("orders")), "{permit}");
+    let after = report["proposals"][0]["after"]["spec"]["cedar"].as_str().unwrap();
+    assert!(after.contains(r#"principal == Workload::"orders""#), "{after}");
+    assert!(!after.contains("Role::") && !after.contains(r#"Workload::"web""#), "{after}");
+    let shown = text(&up.run(&["review", "show", id]).stdout);
+    assert!(shown.contains("role buyers (orders, web)"), "{shown}");
 }
 
 #[test]

@@ -61,11 +61,12 @@ pub(crate) fn read_policies(path: &Path) -> Result<Policies, PolicyFileFault> {
     let bytes = read_bounded(path, TEXT_BYTES_MAX)?;
     let text =
         str::from_utf8(&bytes).map_err(|_not_text| PolicyFileFault::NotText(path.to_owned()))?;
-    // A file says who is in no role and who has which label, so what it forbids to them it would forbid to nobody.
-    let of_manifests = |scope: &Scope| scope.labels || !scope.roles.is_empty();
+    // A file says neither who is in which role or has which label nor what touches which data, so what it forbids to them, or of
+    // that, it would forbid to nobody.
+    let of_manifests =
+        |scope: &Scope| scope.labels || !scope.roles.is_empty() || scope.speaks_of_data();
     if scope(text).is_ok_and(|scopes| scopes.iter().any(of_manifests)) {
-        let problems =
-            "roles and labels are those of manifests, which a file does not have; name SPIFFE IDs";
+        let problems = "roles, labels and data sets are those of manifests, which a file does not have; name SPIFFE IDs and services";
         return Err(PolicyFileFault::Invalid {
             path: path.to_owned(),
             problems: problems.to_owned(),

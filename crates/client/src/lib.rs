@@ -87,6 +87,7 @@ pub use rustls;
 pub use countersign_identity::{
     Code, Condition, Failed, Name, SpiffeId, Timestamp, TrustDomain, Vital, Vitals,
 };
+pub use countersign_policy::{Decision, TopicAct, Verdict};
 pub use countersign_tls::{
     Admitted, Clients, Direction, Established, Expected, HandshakeFact, HandshakeFailure, Identity,
     Inbound, Outbound, Present, Stream, Trust, accept, connect, dial,

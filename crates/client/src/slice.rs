@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use countersign_api::resource::{Kind, OperationSpec, PolicyRecord, ServiceSpec, Spec};
+use countersign_api::resource::{DataSet, Kind, OperationSpec, PolicyRecord, ServiceSpec, Spec};
 use countersign_api::v1;
 use countersign_identity::{
     Name, Revision, Revocation, Revocations, SpiffeId, Timestamp, TrustDomain,
 };
 use countersign_pki::{Bundle, Bundles, Certificate};
 use countersign_policy::{
-    Member, Members, Operation, Operations, Policies, PolicySource, Principal,
+    Holdings, Inventory, Member, Members, Operation, Operations, Policies, PolicySource, Principal,
 };
 use countersign_tls::{Accepted, ServiceTls, Slice};
 
@@ -43,15 +43,21 @@ pub(crate) struct Decoded {
 pub(crate) struct Compiled {
     sources: Vec<PolicySource>,
     operations: Operations,
+    inventory: Inventory,
     members: Members,
-    policies: Arc<Policies>, // INVARIANT: of `sources`, `operations` and `members`
+    policies: Arc<Policies>, // INVARIANT: of `sources`, `operations`, `inventory` and `members`
 }
 
 impl Compiled {
     /// No text, no policy.
     pub(crate) fn nothing() -> Self {
-        let (operations, members) = (Operations::default(), Members::default());
-        Self { sources: Vec::new(), operations, members, policies: Arc::new(Policies::none()) }
+        Self {
+            sources: Vec::new(),
+            operations: Operations::default(),
+            inventory: Inventory::default(),
+            members: Members::default(),
+            policies: Arc::new(Policies::none()),
+        }
     }
 }
 
@@ -88,7 +94,8 @@ pub(crate) fn decode(slice: v1::Slice, before: &Arc<Compiled>) -> Result<Decoded
     let roles = roles(slice.roles, &ids, &workload)?;
     let services = services(slice.services)?;
     let profiles = profiles(&services)?;
-    let told = Told { operations: operations(&services), labels, roles };
+    let (operations, inventory) = (operations(&services), inventory(&services));
+    let told = Told { operations, inventory, labels, roles };
     let compiled = policies(slice.policies, told, before)?;
     let revocations = revocations(slice.revocations)?;
     let mut names: HashMap<_, _> =
@@ -257,9 +264,28 @@ fn operations(services: &BTreeMap<Name, ServiceSpec>) -> Operations {
     Operations::new(services.iter().map(|(name, spec)| (name.clone(), of(spec))))
 }
 
+/// What the services keep, hand out and carry.
+fn inventory(services: &BTreeMap<Name, ServiceSpec>) -> Inventory {
+    let of = |spec: &ServiceSpec| {
+        let set = |names: &[Name]| names.iter().cloned().collect();
+        let classified = |one: &DataSet| (one.name.clone(), one.classification.as_str().to_owned());
+        Holdings {
+            data_sets: spec.data_sets.iter().map(classified).collect(),
+            operations: spec
+                .operations
+                .iter()
+                .map(|one| (one.name.clone(), set(&one.data_sets)))
+                .collect(),
+            topics: spec.topics.iter().map(|one| (one.name.clone(), set(&one.data_sets))).collect(),
+        }
+    };
+    Inventory::new(services.iter().map(|(name, spec)| (name.clone(), of(spec))))
+}
+
 /// What policies are decided with, besides their texts.
 struct Told {
     operations: Operations,
+    inventory: Inventory,
     labels: Vec<(Name, BTreeSet<Name>)>,
     roles: BTreeMap<Name, Vec<Principal>>,
 }
@@ -342,9 +368,9 @@ fn policies(
         sources.push(PolicySource { name, text, mode: policy.mode, until: policy.until });
     }
     let members = told.members();
-    let operations = told.operations;
+    let (operations, inventory) = (told.operations, told.inventory);
     let same = sources == before.sources && operations == before.operations;
-    if same && members == before.members {
+    if same && inventory == before.inventory && members == before.members {
         return Ok(Arc::clone(before));
     }
     // The server has checked the names against all manifests. Here only some of them are known.
@@ -353,8 +379,8 @@ fn policies(
         BadSlice::Policies(lines.join("; "))
     })?;
     let policies = policies.with_operations(operations.clone()).with_members(members.clone());
-    let policies = Arc::new(policies);
-    Ok(Arc::new(Compiled { sources, operations, members, policies }))
+    let policies = Arc::new(policies.with_inventory(inventory.clone()));
+    Ok(Arc::new(Compiled { sources, operations, inventory, members, policies }))
 }
 
 /// A rule that cannot be read refuses the slice: to leave it out would un-revoke.

@@ -9,10 +9,11 @@ use cedar_policy::{Effect, EntityUid, Policy, PolicyId, PolicySet, ValidationMod
 use countersign_identity::{Mode, Name, SpiffeId, Timestamp, Verb};
 
 use crate::known::{self, Known};
+use crate::narrow::{is_of_topics, speaks_of_doors_alone};
 use crate::reads::{Conditions, Reads};
-use crate::schema::{CONNECT, OPERATION, ROLE, SERVICE, SOURCE, WORKLOAD, schema};
+use crate::schema::{CONNECT, DATASET, OPERATION, ROLE, SERVICE, SOURCE, TOPIC, WORKLOAD, schema};
 use crate::text::Layout;
-use crate::{Limit, Names, Problem, Scope};
+use crate::{Limit, Names, Problem, Scope, TopicAct};
 
 /// The longest text of one manifest.
 pub const TEXT_BYTES_MAX: usize = 64 * 1024;
@@ -58,6 +59,10 @@ pub struct Declared {
     pub services: BTreeSet<Name>,
     /// The operations of services, `payments/charge`.
     pub operations: BTreeSet<String>,
+    /// The data sets of services, `cards`.
+    pub data_sets: BTreeSet<String>,
+    /// The topics of services, `broker/charges-made`.
+    pub topics: BTreeSet<String>,
 }
 
 /// One checked policy.
@@ -70,6 +75,8 @@ pub(crate) struct Statement {
     pub(crate) limit: Option<Limit>,
     /// What it reads of the context.
     pub(crate) reads: Reads,
+    /// Whether it is seen when it is used: what is done with topics, nobody counts.
+    pub(crate) counted: bool,
 }
 
 pub(crate) fn compile(
@@ -192,8 +199,10 @@ impl Reader<'_> {
             let (scope, reads) = (Scope::of(&policy, &conditions), Reads::of(&conditions));
             let wide = self.addressed(&policy, &scope, reads, *offset);
             problems.extend(wide.or_else(|| self.unscoped(&policy, &scope, *offset)));
+            problems.extend(self.doors(&policy, &scope, *offset));
+            let counted = !is_of_topics(&policy);
             match Limit::of(&policy) {
-                Ok(limit) => policies.push(Known { policy, suffix, scope, limit, reads }),
+                Ok(limit) => policies.push(Known { policy, suffix, scope, limit, reads, counted }),
                 Err(why) => problems.push(self.problem(*offset, why)),
             }
         }
@@ -206,7 +215,7 @@ impl Reader<'_> {
 
     /// A policy under the name and with the mode and the end of its manifest.
     fn statement(&self, known: &Known) -> Statement {
-        let Known { policy, suffix, scope, limit, reads } = known;
+        let Known { policy, suffix, scope, limit, reads, counted } = known;
         Statement {
             policy: policy.new_id(PolicyId::new(self.id(suffix.as_deref()))),
             scope: scope.clone(),
@@ -214,6 +223,7 @@ impl Reader<'_> {
             until: self.until,
             limit: *limit,
             reads: *reads,
+            counted: *counted,
         }
     }
 
@@ -294,7 +304,7 @@ impl Reader<'_> {
             Effect::Permit => {}
         }
         match scope.principals {
-            Names::Only(_) | Names::Role(_) => return None,
+            Names::Only(_) | Names::Role(_) | Names::Dataset(_) => return None,
             Names::Any => {}
         }
         reads.source.then(|| {
@@ -306,16 +316,32 @@ impl Reader<'_> {
         })
     }
 
+    /// A permit to connect by a data set: whoever may have data is let in by no more than that, so it would never permit anything.
+    fn doors(&self, policy: &Policy, scope: &Scope, offset: usize) -> Option<Problem> {
+        match (policy.effect(), &scope.resources) {
+            (Effect::Permit, Names::Dataset(_)) => {}
+            (Effect::Permit, Names::Any | Names::Only(_) | Names::Role(_))
+            | (Effect::Forbid, _) => return None,
+        }
+        speaks_of_doors_alone(policy).then(|| {
+            let message = format!(
+                "it can never permit: nobody says which data is touched by connecting; name the service with \
+                 `resource == {SERVICE}::\"…\"`"
+            );
+            self.problem(offset, message)
+        })
+    }
+
     fn unscoped(&self, policy: &Policy, scope: &Scope, offset: usize) -> Option<Problem> {
         match policy.effect() {
             Effect::Forbid => return None,
             Effect::Permit => {}
         }
-        let whom = match (&scope.principals, &scope.resources) {
-            (Names::Only(_) | Names::Role(_), Names::Only(_) | Names::Role(_)) => return None,
-            (Names::Any, Names::Any) => "any workload to any service",
-            (Names::Any, Names::Only(_) | Names::Role(_)) => "any workload",
-            (Names::Only(_) | Names::Role(_), Names::Any) => "connections to any service",
+        let whom = match (scope.principals == Names::Any, scope.resources == Names::Any) {
+            (false, false) => return None,
+            (true, true) => "any workload to any service",
+            (true, false) => "any workload",
+            (false, true) => "connections to any service",
         };
         match annotation(policy, UNSCOPED).map(str::trim) {
             Some(why) if !why.is_empty() => None,
@@ -325,7 +351,7 @@ impl Reader<'_> {
             None => {
                 let message = format!(
                     "its scope permits {whom}; name one with `principal == Workload::\"…\"` and one with \
-                     `resource == Service::\"…\"`, or say why in `@{UNSCOPED}(\"…\")`"
+                     `resource == Service::\"…\"` (or `in Dataset::\"…\"`), or say why in `@{UNSCOPED}(\"…\")`"
                 );
                 Some(self.problem(offset, message))
             }
@@ -361,9 +387,13 @@ impl Reader<'_> {
             (WORKLOAD, Some(declared)) => unknown(uid, text, &declared.workloads),
             (ROLE, Some(declared)) => unknown(uid, text, &declared.roles),
             (SERVICE, Some(declared)) => unknown(uid, text, &declared.services),
-            (OPERATION, Some(declared)) => {
-                (!declared.operations.contains(text)).then(|| undeclared(uid, text, declared))
-            }
+            (OPERATION, Some(declared)) => undeclared(uid, text, &declared.operations, OPERATIONS),
+            (TOPIC, Some(declared)) => undeclared(uid, text, &declared.topics, TOPICS),
+            (DATASET, Some(declared)) => undeclared(uid, text, &declared.data_sets, DATA_SETS),
+            (DATASET, None) => text
+                .parse::<Name>()
+                .is_err()
+                .then(|| format!("`{uid}` can match nothing: expected the name of a data set")),
             (WORKLOAD, None) => {
                 let is_id = || text.parse::<SpiffeId>().is_ok_and(|id| id.as_str() == text);
                 let known = text.parse::<Name>().is_ok() || is_id();
@@ -378,12 +408,13 @@ impl Reader<'_> {
                 .parse::<Name>()
                 .is_err()
                 .then(|| format!("`{uid}` can match nothing: expected the name of a service")),
-            (OPERATION, None) => {
+            (OPERATION | TOPIC, None) => {
                 let parts = text.split_once('/').map(|(service, name)| {
                     service.parse::<Name>().is_ok() && name.parse::<Name>().is_ok()
                 });
+                let form = if kind == TOPIC { "SERVICE/TOPIC" } else { "SERVICE/OPERATION" };
                 (parts != Some(true))
-                    .then(|| format!("`{uid}` can match nothing: expected `SERVICE/OPERATION`"))
+                    .then(|| format!("`{uid}` can match nothing: expected `{form}`"))
             }
             // Cedar's validation knows the other types, and says so.
             _ => None,
@@ -472,14 +503,28 @@ fn nearest_action(message: &str) -> Option<String> {
     let (_, rest) = message.split_once("unrecognized action `Action::\"")?;
     let (written, _) = rest.split_once('"')?;
     let actions = std::iter::once(CONNECT).chain(Verb::ALL.iter().map(|verb| verb.as_str()));
+    let actions = actions.chain(TopicAct::ALL.map(TopicAct::as_str));
     nearest(written, actions).map(|near| format!("did you mean `Action::\"{near}\"`?"))
 }
 
-fn undeclared(uid: &EntityUid, text: &str, declared: &Declared) -> String {
-    let near = nearest(text, declared.operations.iter().map(String::as_str))
-        .map(|near| format!("; did you mean `{near}`?"))
-        .unwrap_or_else(|| "; declare it in `operations` of its Service".to_owned());
-    format!("no manifest declares `{uid}`{near}")
+/// Where a Service declares them.
+const OPERATIONS: &str = "`operations` of its Service";
+const TOPICS: &str = "`topics` of its Service";
+const DATA_SETS: &str = "`dataSets` of a Service";
+
+fn undeclared(
+    uid: &EntityUid,
+    text: &str,
+    declared: &BTreeSet<String>,
+    place: &str,
+) -> Option<String> {
+    if declared.contains(text) {
+        return None;
+    }
+    let near = nearest(text, declared.iter().map(String::as_str))
+        .map(|near| format!("did you mean `{near}`?"))
+        .unwrap_or_else(|| format!("declare it in {place}"));
+    Some(format!("no manifest declares `{uid}`; {near}"))
 }
 
 /// The declared name that is one or two slips away, if any.

@@ -1,6 +1,7 @@
 //! Asking.
 
-use std::collections::{BTreeSet, HashMap};
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -13,11 +14,12 @@ use countersign_identity::{Attested, CanonicalPath, Code, Mode, Name, SpiffeId, 
 
 use crate::circumstance::Context;
 use crate::compile::{Declared, PolicySource, Statement, compile};
+use crate::holdings::{Inventory, Part, TopicAct, Touched};
 use crate::index::{Bucket, Buckets, Index};
 use crate::memory::{Memory, Question};
 use crate::operation::{Operation, Operations};
 use crate::reads::Reads;
-use crate::schema::{LABELS, Words};
+use crate::schema::{CLASSIFICATIONS, LABELS, Words};
 use crate::{Limit, Member, Members, Names, Problem};
 
 /// Who asks: a workload that a manifest names, or a peer that none names.
@@ -69,6 +71,23 @@ pub struct CallRequest<'a> {
     pub verb: Option<Verb>,
     /// The path, in the form that is sent on.
     pub path: &'a CanonicalPath,
+    /// What the handshake has shown.
+    pub context: &'a Context,
+    /// When it is decided.
+    pub now: Timestamp,
+}
+
+/// May this peer do that with a topic, over a connection that it may have?
+#[derive(Clone, Copy, Debug)]
+pub struct TopicRequest<'a> {
+    /// Who asks.
+    pub principal: &'a Principal,
+    /// The name of the service.
+    pub service: &'a str,
+    /// The name of its topic.
+    pub topic: &'a Name,
+    /// What is to be done with it.
+    pub act: TopicAct,
     /// What the handshake has shown.
     pub context: &'a Context,
     /// When it is decided.
@@ -137,6 +156,7 @@ pub struct Policies {
     /// All of them, where some end; else nothing, since nothing is left out later.
     statements: Vec<Statement>,
     operations: Operations,
+    inventory: Inventory,
     members: Members,
     grants: Vec<Grant>,
     limits: HashMap<String, Limit>,
@@ -184,6 +204,8 @@ pub struct Grant {
     pub principals: Names,
     /// On what.
     pub resources: Names,
+    /// Whether it is seen when it is used: what is done with topics, nobody counts.
+    pub counted: bool,
 }
 
 impl Statement {
@@ -194,6 +216,7 @@ impl Statement {
                 mode: self.mode,
                 principals: self.scope.principals.clone(),
                 resources: self.scope.resources.clone(),
+                counted: self.counted,
             }),
             Effect::Forbid => None,
         }
@@ -255,7 +278,11 @@ impl Policies {
     pub fn reads_on(&self, principal: &Principal, service: &str) -> Reads {
         let in_force = self.in_force.load();
         let (principal, member) = (principal.as_str(), self.members.of(principal.as_str()));
-        let of = |index: &Index| index.buckets(principal, member, service).reads();
+        let of = |index: &Index| {
+            let data_sets = self.inventory.of(service).into_iter();
+            let data_sets = data_sets.flat_map(|holdings| holdings.data_sets.keys());
+            index.buckets(principal, member, (service, data_sets)).reads()
+        };
         of(&in_force.enforced) | of(&in_force.observed)
     }
 
@@ -268,6 +295,12 @@ impl Policies {
     #[must_use]
     pub fn with_operations(self, operations: Operations) -> Self {
         Self { operations, ..self.remembering_anew() }
+    }
+
+    /// The same, for services with these data sets and topics.
+    #[must_use]
+    pub fn with_inventory(self, inventory: Inventory) -> Self {
+        Self { inventory, ..self.remembering_anew() }
     }
 
     /// What was decided so far was decided on something else.
@@ -306,6 +339,11 @@ impl Policies {
         &self.operations
     }
 
+    /// The data sets and topics that services declare.
+    pub fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
     /// No policy: everything is denied.
     pub fn none() -> Self {
         Self {
@@ -314,6 +352,7 @@ impl Policies {
             in_force: ArcSwap::from_pointee(InForce::of(Vec::new(), Some(Memory::default()))),
             statements: Vec::new(),
             operations: Operations::default(),
+            inventory: Inventory::default(),
             members: Members::default(),
             grants: Vec::new(),
             limits: HashMap::new(),
@@ -345,7 +384,19 @@ impl Policies {
     /// Decides about a connection. Whatever cannot be evaluated denies.
     pub fn decide(&self, request: &ConnectRequest<'_>) -> Decision {
         let ConnectRequest { principal, service, context, now } = *request;
-        self.ask(&Asked { principal, service, verb: None, operation: None, context, now })
+        // Over a connection to a service without operations anything may be asked for.
+        let part = self.operations.of(service).map_or(Part::Undeclared, |_asked_about| Part::Door);
+        self.ask(&Asked { principal, service, act: Act::Connect, part, context, now })
+    }
+
+    /// Decides about something that is done with a topic. What the service does not declare is denied.
+    pub fn decide_topic(&self, request: &TopicRequest<'_>) -> Decision {
+        let TopicRequest { principal, service, topic, act, context, now } = *request;
+        if !self.inventory.has_topic(service, topic) {
+            return Decision::denied(Code::PolicyDenied, Mode::Enforce);
+        }
+        let (act, part) = (Act::Topic(act), Part::Topic(topic));
+        self.ask(&Asked { principal, service, act, part, context, now })
     }
 
     /// Decides about a request to a service that declares operations; `None` for one that declares none, where the
@@ -362,8 +413,9 @@ impl Policies {
         };
         let operation = self.operations.find(service, verb, request.path).cloned();
         let name = operation.as_ref().map(|operation| &operation.name);
-        let verb = Some(verb);
-        let decision = self.ask(&Asked { principal, service, verb, operation: name, context, now });
+        let part = name.map_or(Part::Undeclared, Part::Operation);
+        let act = Act::Call(verb);
+        let decision = self.ask(&Asked { principal, service, act, part, context, now });
         let limit = |policy: &String| self.limits.get(policy).copied();
         let limited =
             !self.limits.is_empty() && decision.policies.iter().any(|it| limit(it).is_some());
@@ -383,8 +435,9 @@ impl Policies {
         let (principal, service) = (asked.principal.as_str(), asked.service);
         let in_force = self.in_force.load();
         let member = self.members.of(principal);
-        let enforced = in_force.enforced.buckets(principal, member, service);
-        let observed = in_force.observed.buckets(principal, member, service);
+        let data_sets = || asked.touched(&self.inventory).names();
+        let enforced = in_force.enforced.buckets(principal, member, (service, data_sets()));
+        let observed = in_force.observed.buckets(principal, member, (service, data_sets()));
         // What no policy bears on is not remembered: to find that out takes no longer than to remember it, and
         // strangers take up no room so.
         if enforced.is_empty() && observed.is_empty() {
@@ -392,14 +445,14 @@ impl Policies {
         }
         let reads = enforced.reads() | observed.reads();
         let passing = reads.passing() || asked.context.age().is_none();
-        let Some(memory) = in_force.memory.as_ref().filter(|_| !passing) else {
-            return self.evaluate(asked, (&enforced, &observed), reads);
+        let memory = in_force.memory.as_ref().filter(|_| !passing);
+        let Some((memory, question)) = memory.zip(asked.question(reads)) else {
+            return self.weigh(asked, (&enforced, &observed), reads);
         };
-        let question = asked.question(reads);
         if let Some(known) = memory.recall(&question) {
             return known;
         }
-        let decision = self.evaluate(asked, (&enforced, &observed), reads);
+        let decision = self.weigh(asked, (&enforced, &observed), reads);
         // A failure is looked at again each time.
         if decision.verdict != Verdict::Deny(Code::PolicyError) {
             memory.remember(&question, &decision);
@@ -407,21 +460,43 @@ impl Policies {
         decision
     }
 
-    fn evaluate(
+    /// Decides on what is touched. Where nobody says what that is, as on nothing and as on all that could be, and says no where one
+    /// of the two does.
+    fn weigh(
         &self,
         asked: &Asked<'_>,
         (enforced, observed): (&Buckets<'_>, &Buckets<'_>),
         reads: Reads,
     ) -> Decision {
-        let asks_for_members = enforced.iter().chain(observed.iter());
-        let asks_for_members: Vec<&Bucket> =
-            asks_for_members.filter(|it| it.reads_members).collect();
-        let Some((request, entities)) = self.cedar_request(asked, reads, &asks_for_members) else {
+        let touched = asked.touched(&self.inventory);
+        let decided = self.evaluate(asked, touched, (enforced, observed), reads);
+        let speaks_of_data = enforced.iter().chain(observed.iter()).any(|it| it.reads_data);
+        match touched {
+            Touched::Untold(_) if speaks_of_data => {
+                let others = (&enforced.without_data(), &observed.without_data());
+                stricter(decided, self.evaluate(asked, Touched::Nothing, others, reads))
+            }
+            Touched::Untold(_) | Touched::Told(..) | Touched::Nothing => decided,
+        }
+    }
+
+    fn evaluate(
+        &self,
+        asked: &Asked<'_>,
+        touched: Touched<'_>,
+        (enforced, observed): (&Buckets<'_>, &Buckets<'_>),
+        reads: Reads,
+    ) -> Decision {
+        let all = || enforced.iter().chain(observed.iter());
+        let members: Vec<&Bucket> = all().filter(|it| it.reads_members).collect();
+        let touched = all().any(|it| it.reads_data).then_some(touched);
+        let readers = Readers { members: &members, touched };
+        let Some((request, entities)) = self.cedar_request(asked, reads, &readers) else {
             return Decision::denied(Code::PolicyError, Mode::Enforce);
         };
         let found = |buckets: &Buckets<'_>| {
             let mut found = Found::default();
-            for policies in buckets.iter().flat_map(|it| it.bearing_on(asked.operation)) {
+            for policies in buckets.iter().flat_map(|it| it.bearing_on(asked.part.operation())) {
                 found.add(&self.authorizer.is_authorized(&request, policies, &entities));
             }
             found
@@ -436,23 +511,17 @@ impl Policies {
         &self,
         asked: &Asked<'_>,
         reads: Reads,
-        readers: &[&Bucket],
+        readers: &Readers<'_>,
     ) -> Option<(Request, Entities)> {
         let context = CedarContext::from_pairs(asked.context.attributes(asked.now, reads)?);
         let principal: EntityUid = self.words.workload(asked.principal.as_str());
-        let action = asked.verb.map_or_else(|| self.words.connect(), |verb| self.words.verb(verb));
-        let service = self.words.service(asked.service);
-        let mut entities = self.member_entities(asked.principal, readers)?;
-        let resource = match asked.operation {
-            None => service,
-            Some(name) => {
-                let resource = self.words.operation(asked.service, name.as_str());
-                // Of which service it is an operation.
-                let parents = std::iter::once(service).collect();
-                entities.push(Entity::new_no_attrs(resource.clone(), parents));
-                resource
-            }
+        let action = match asked.act {
+            Act::Connect => self.words.connect(),
+            Act::Call(verb) => self.words.verb(verb),
+            Act::Topic(act) => self.words.topic_act(act),
         };
+        let mut entities = self.member_entities(asked.principal, readers.members)?;
+        let resource = self.resource(asked, readers.touched, &mut entities)?;
         let entities = match entities.is_empty() {
             true => Entities::empty(),
             false => Entities::from_entities(entities, None).ok()?,
@@ -460,6 +529,37 @@ impl Policies {
         // Types and context are right by construction; validating them again would cost more than the decision.
         let request = Request::new(principal, action, resource, context.ok()?, None);
         Some((request.ok()?, entities))
+    }
+
+    /// What is asked for, and of it as an entity what policies can read: of which service it is, and, where that is asked, which data
+    /// sets it touches and how those are classified.
+    fn resource(
+        &self,
+        asked: &Asked<'_>,
+        touched: Option<Touched<'_>>,
+        entities: &mut Vec<Entity>,
+    ) -> Option<EntityUid> {
+        let service = self.words.service(asked.service);
+        let (resource, mut parents) = match asked.part {
+            Part::Door | Part::Undeclared => (service, HashSet::new()),
+            Part::Operation(name) => {
+                (self.words.operation(asked.service, name.as_str()), HashSet::from([service]))
+            }
+            Part::Topic(name) => {
+                (self.words.topic(asked.service, name.as_str()), HashSet::from([service]))
+            }
+        };
+        if let Some(touched) = touched {
+            parents.extend(touched.names().map(|name| self.words.dataset(name.as_str())));
+            let classified = touched.classifications().into_iter().map(str::to_owned);
+            let classified =
+                RestrictedExpression::new_set(classified.map(RestrictedExpression::new_string));
+            let attributes = HashMap::from([(CLASSIFICATIONS.to_owned(), classified)]);
+            entities.push(Entity::new(resource.clone(), attributes, parents).ok()?);
+        } else if !parents.is_empty() {
+            entities.push(Entity::new_no_attrs(resource.clone(), parents));
+        }
+        Some(resource)
     }
 
     /// The principal, and the workloads of whom these buckets ask as well. Nobody where none of them asks.
@@ -484,32 +584,60 @@ impl Policies {
     }
 }
 
+/// Which of the policies that bear on a question ask for more than it says.
+struct Readers<'a> {
+    /// For roles or labels.
+    members: &'a [&'a Bucket],
+    /// For data; that is what they are told then.
+    touched: Option<Touched<'a>>,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Act {
+    Connect,
+    Call(Verb),
+    Topic(TopicAct),
+}
+
 /// A question, before it is put into Cedar's words.
 struct Asked<'a> {
     principal: &'a Principal,
     service: &'a str,
-    /// None for a connection.
-    verb: Option<Verb>,
-    /// None for the service itself.
-    operation: Option<&'a Name>,
+    act: Act,
+    part: Part<'a>,
     context: &'a Context,
     now: Timestamp,
 }
 
 impl<'a> Asked<'a> {
-    /// The same, without what is never remembered, and without what nobody reads.
-    fn question(&self, reads: Reads) -> Question<'a> {
+    fn touched<'b>(&self, inventory: &'b Inventory) -> Touched<'b> {
+        inventory.touched(self.service, self.part)
+    }
+
+    /// The same, without what is never remembered, and without what nobody reads. None of a topic, of which nothing is remembered.
+    fn question(&self, reads: Reads) -> Option<Question<'a>> {
+        let verb = match self.act {
+            Act::Connect => None,
+            Act::Call(verb) => Some(verb),
+            Act::Topic(_) => return None,
+        };
+        let operation = match self.part {
+            Part::Door | Part::Undeclared => None,
+            Part::Operation(name) => Some(name),
+            Part::Topic(_) => return None,
+        };
         let attested = if reads.attestation { self.context.attested } else { Attested::default() };
-        Question {
+        Some(Question {
             principal: self.principal,
             service: self.service,
-            operation: self.operation,
-            verb: self.verb,
+            operation,
+            verb,
             tls_version: &self.context.tls_version,
             group: &self.context.group,
             source: self.context.source.filter(|_| reads.source),
             attested,
-        }
+        })
     }
 }
 
@@ -563,6 +691,35 @@ fn decision(mut enforced: Found, mut observed: Found, lenient: Mode) -> Decision
         (Verdict::Deny(Code::PolicyDenied), lenient, BTreeSet::new())
     };
     Decision { verdict, mode, policies: policies.into_iter().collect() }
+}
+
+/// Of two decisions on one question the one that lets pass less, or says so of more. Both let pass only by what permits in both.
+fn stricter(one: Decision, other: Decision) -> Decision {
+    let strictness = |decision: &Decision| match (decision.verdict, decision.mode) {
+        (Verdict::Allow, Mode::Enforce) => 0,
+        (Verdict::Allow, Mode::Observe) => 1,
+        (Verdict::Deny(_), Mode::Observe) => 2,
+        (Verdict::Deny(Code::PolicyError), Mode::Enforce) => 4,
+        (Verdict::Deny(_), Mode::Enforce) => 3,
+    };
+    match strictness(&one).cmp(&strictness(&other)) {
+        Ordering::Less => other,
+        Ordering::Greater => one,
+        Ordering::Equal if one.verdict == Verdict::Allow => both_ways(one, &other),
+        // A denial that says by what says more.
+        Ordering::Equal if one.policies.is_empty() => other,
+        Ordering::Equal => one,
+    }
+}
+
+/// What two permissions rest on together.
+fn both_ways(one: Decision, other: &Decision) -> Decision {
+    let both: Vec<String> =
+        one.policies.into_iter().filter(|policy| other.policies.contains(policy)).collect();
+    match both.is_empty() {
+        true => Decision::denied(Code::PolicyDenied, Mode::Enforce),
+        false => Decision { policies: both, ..one },
+    }
 }
 
 impl fmt::Debug for Policies {

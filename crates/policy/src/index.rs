@@ -15,6 +15,7 @@ use crate::{Member, Names};
 pub(crate) struct Index {
     of_any_service: ByPrincipal,
     of_service: HashMap<String, ByPrincipal>,
+    of_dataset: HashMap<String, ByPrincipal>,
 }
 
 /// The policies for some services, by whom their scopes name.
@@ -35,19 +36,29 @@ pub(crate) struct Bucket {
     pub(crate) reads: Reads,
     /// Whether one of them asks for roles or labels.
     pub(crate) reads_members: bool,
+    /// Whether one of them speaks of data sets, or asks how data is classified.
+    pub(crate) reads_data: bool,
     /// The workloads that those name, of whom they may ask the same as of the principal.
     pub(crate) members: BTreeSet<String>,
 }
 
-/// Those that could bear on a question: at most one for each way in which a scope can be narrow, and one for each role.
+/// Those that could bear on a question: at most one for each way in which a scope can be narrow, and some for each role and data set.
 pub(crate) struct Buckets<'a> {
     usual: [Option<&'a Bucket>; 4],
-    of_roles: Vec<&'a Bucket>, // Empty, and so without memory of its own, for whoever is in no role.
+    // Both empty, and so without memory of their own, for whoever is in no role, and of what touches no data set.
+    of_roles: Vec<&'a Bucket>,
+    of_data: Vec<&'a Bucket>,
 }
 
 impl<'a> Buckets<'a> {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &'a Bucket> {
-        self.usual.into_iter().flatten().chain(self.of_roles.iter().copied())
+        let usual = self.usual.into_iter().flatten();
+        usual.chain(self.of_roles.iter().copied()).chain(self.of_data.iter().copied())
+    }
+
+    /// The same, of something that touches no data.
+    pub(crate) fn without_data(&self) -> Self {
+        Self { usual: self.usual, of_roles: self.of_roles.clone(), of_data: Vec::new() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -70,6 +81,9 @@ impl Index {
                         index.of_service.entry(service.clone()).or_default().insert(statement);
                     }
                 }
+                Names::Dataset(name) => {
+                    index.of_dataset.entry(name.clone()).or_default().insert(statement);
+                }
                 // No resource is in a role.
                 Names::Any | Names::Role(_) => index.of_any_service.insert(statement),
             }
@@ -77,19 +91,26 @@ impl Index {
         index
     }
 
-    /// The buckets that could bear on the question.
-    pub(crate) fn buckets(
-        &self,
+    /// The buckets that could bear on the question, about a service and what of it is in these data sets.
+    pub(crate) fn buckets<'a>(
+        &'a self,
         principal: &str,
         member: Option<&Member>,
-        service: &str,
-    ) -> Buckets<'_> {
+        (service, data_sets): (&str, impl IntoIterator<Item = &'a Name>),
+    ) -> Buckets<'a> {
         let (of_any, of_service) = (&self.of_any_service, self.of_service.get(service));
         let roles = member.into_iter().flat_map(|member| &member.roles);
         let of_role = |role: &Name| {
             let both = std::iter::once(of_any).chain(of_service);
             both.filter_map(|it| it.in_role.get(role.as_str())).collect::<Vec<_>>()
         };
+        let of_roles = roles.clone().flat_map(of_role).collect();
+        let mut of_data: Vec<&Bucket> = Vec::new();
+        for touched in data_sets.into_iter().filter_map(|name| self.of_dataset.get(name.as_str())) {
+            of_data.extend(touched.any.as_ref());
+            of_data.extend(touched.named.get(principal));
+            of_data.extend(roles.clone().filter_map(|role| touched.in_role.get(role.as_str())));
+        }
         Buckets {
             usual: [
                 of_any.any.as_ref(),
@@ -97,7 +118,8 @@ impl Index {
                 of_service.and_then(|it| it.any.as_ref()),
                 of_service.and_then(|it| it.named.get(principal)),
             ],
-            of_roles: roles.flat_map(of_role).collect(),
+            of_roles,
+            of_data,
         }
     }
 }
@@ -105,7 +127,8 @@ impl Index {
 impl ByPrincipal {
     fn insert(&mut self, statement: &Statement) {
         match &statement.scope.principals {
-            Names::Any => self.any.get_or_insert_default().add(statement),
+            // No principal is in a data set.
+            Names::Any | Names::Dataset(_) => self.any.get_or_insert_default().add(statement),
             Names::Role(role) => self.in_role.entry(role.clone()).or_default().add(statement),
             Names::Only(names) => {
                 for name in names {
@@ -117,7 +140,9 @@ impl ByPrincipal {
 }
 
 impl Bucket {
-    fn add(&mut self, Statement { policy, scope, reads, .. }: &Statement) {
+    fn add(&mut self, statement: &Statement) {
+        let Statement { policy, scope, reads, .. } = statement;
+        self.reads_data |= scope.speaks_of_data();
         self.reads = self.reads | *reads;
         if scope.labels || !scope.roles.is_empty() {
             self.reads_members = true;

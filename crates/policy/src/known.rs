@@ -31,6 +31,7 @@ pub(crate) struct Known {
     pub(crate) scope: Scope,
     pub(crate) limit: Option<Limit>,
     pub(crate) reads: Reads,
+    pub(crate) counted: bool,
 }
 
 /// Those that were asked for since the others were, and those others. When the first fill up, they take the place of the second,

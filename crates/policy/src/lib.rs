@@ -1,7 +1,7 @@
 //! Who may do what to whom: Cedar policies compiled, checked and asked.
 //!
-//! Principals are workloads, by name, by role or by label, resources are services and their operations, actions are `connect` and the methods of
-//! HTTP. Nothing is allowed without a policy; what cannot be evaluated is denied, also where Cedar itself would go on without the policy that
+//! Principals are workloads, by name, by role or by label, resources are services, their operations and their topics, which are in the data sets that they touch, actions are `connect`, the
+//! methods of HTTP, `publish` and `subscribe`. Nothing is allowed without a policy; what cannot be evaluated is denied, also where Cedar itself would go on without the policy that
 //! failed. A set of policies is compiled once, with every problem told at once, and then asked at a
 //! cost that does not grow with the number of policies for other workloads and services. What was asked before is
 //! remembered as long as the set lives, unless it depends on time.
@@ -41,6 +41,7 @@
 mod circumstance;
 mod compile;
 mod decide;
+mod holdings;
 mod index;
 mod known;
 mod limit;
@@ -57,11 +58,13 @@ mod text;
 pub use circumstance::Context;
 pub use compile::{Declared, PolicySource, TEXT_BYTES_MAX, nearest};
 pub use decide::{
-    CallRequest, Called, ConnectRequest, Decision, Grant, Policies, Principal, Verdict,
+    CallRequest, Called, ConnectRequest, Decision, Grant, Policies, Principal, TopicRequest,
+    Verdict,
 };
+pub use holdings::{Holdings, Inventory, TopicAct, UnknownTopicAct};
 pub use limit::{Limit, Rate};
 pub use member::{Member, Members};
-pub use narrow::{Narrowed, Outcome, Permit, Use, narrow};
+pub use narrow::{Grounds, Narrowed, Outcome, Permit, Use, narrow};
 pub use operation::{Operation, Operations};
 pub use problem::Problem;
 pub use reads::Reads;

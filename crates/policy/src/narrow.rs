@@ -8,9 +8,9 @@ use cedar_policy::{
 use countersign_identity::{Name, Verb};
 
 use crate::compile::{annotation, parse_named};
-use crate::schema::{CONNECT, Words, service_of};
+use crate::schema::{CONNECT, DATASET, ROLE, SERVICE, TOPIC, Words, service_of};
 use crate::text::{Span, spans};
-use crate::{Principal, Problem};
+use crate::{Members, Principal, Problem, TopicAct};
 
 /// How many policies may stand in the place of one. What is used more widely than that is meant to be wide.
 const WRITTEN_OUT_MAX: usize = 16;
@@ -50,11 +50,13 @@ impl Use {
 pub struct Permit {
     /// Under which name decisions tell of it.
     pub policy: String,
-    /// Whom.
+    /// Whom; of a role, all who are in it.
     pub principals: Vec<String>,
+    /// The role, where it is one that is named.
+    pub role: Option<String>,
     /// What they may do.
     pub actions: Vec<String>,
-    /// To what: services, and operations as `payments/charge`.
+    /// To what: services, operations as `payments/charge`, data sets as `Dataset::"charges"`.
     pub resources: Vec<String>,
     /// What of that was used, without what its scope does not admit: it was seen under an earlier text.
     pub used: BTreeSet<Use>,
@@ -75,28 +77,38 @@ pub enum Outcome {
     Wide,
 }
 
+/// On what a text is narrowed.
+pub struct Grounds<'a> {
+    /// What was used of each permit, named as decisions name them.
+    pub used: &'a BTreeMap<String, BTreeSet<Use>>,
+    /// Who is in which role.
+    pub members: &'a Members,
+    /// Whether permits of these actions on these resources are to be looked at.
+    pub about: &'a dyn Fn(&[String], &[String]) -> bool,
+    /// Whether they may be permits to publish or subscribe as well.
+    pub of_topics: &'a dyn Fn(&[String], &[String]) -> bool,
+}
+
 /// A text, narrowed to what was used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Narrowed {
     /// Each permit of the text before, in its order.
     pub permits: Vec<Permit>,
+    /// Those of them that stay as they are, because nobody counts what is done with topics.
+    pub uncounted: Vec<String>,
     /// The narrower text; `None` when nothing is left of it.
     pub text: Option<String>,
 }
 
-/// Narrows a text to what was used of each of its permits, named as decisions name them.
+/// Narrows a text to what was used of each of its permits.
 ///
-/// What forbids stays as it is, and so do conditions, limits and comments, and permits on resources that it is not `about`. The result grants nothing that the text
-/// did not. That it grants all that was used is for the caller to try, with the very decision that was made.
+/// What forbids stays as it is, and so do conditions, limits and comments, permits of what is done with topics, which nobody counts,
+/// and those that it is not `about`. The result grants nothing that the text did not. That it grants all that was used is for the
+/// caller to try, with the very decision that was made.
 ///
 /// # Errors
 /// When the text does not compile.
-pub fn narrow(
-    name: &Name,
-    text: &str,
-    used: &BTreeMap<String, BTreeSet<Use>>,
-    about: &dyn Fn(&[String]) -> bool,
-) -> Result<Narrowed, Vec<Problem>> {
+pub fn narrow(name: &Name, text: &str, grounds: &Grounds<'_>) -> Result<Narrowed, Vec<Problem>> {
     let statements = parse_named(name, text)?;
     let spans = spans(text);
     let words = Words::new();
@@ -104,19 +116,24 @@ pub fn narrow(
         .iter()
         .filter_map(|one| annotation(&one.policy, ID).map(str::to_owned))
         .collect();
-    let (mut permits, mut rest, mut left) = (Vec::new(), String::new(), 0);
+    let (mut permits, mut uncounted) = (Vec::new(), Vec::new());
+    let (mut rest, mut left) = (String::new(), 0);
     let mut end = 0;
     for (statement, span) in statements.iter().zip(&spans) {
         rest.push_str(&text[end..span.start]);
         end = span.end;
         let policy = &statement.policy;
         let written = &text[span.start..span.end];
-        if policy.effect() == Effect::Forbid || !about(&resources(policy)) {
+        let (actions, resources) = (actions(policy), resources(policy));
+        let concerned = policy.effect() == Effect::Permit && (grounds.about)(&actions, &resources);
+        let of_topics = is_of_topics(policy) || (grounds.of_topics)(&actions, &resources);
+        if !concerned || of_topics {
+            uncounted.extend(concerned.then(|| policy.id().to_string()));
             rest.push_str(written);
             left += 1;
             continue;
         }
-        let permit = permit(policy, used, &words);
+        let permit = permit(policy, grounds, &words);
         match permit.outcome {
             Outcome::Exact | Outcome::Wide => {
                 rest.push_str(written);
@@ -124,7 +141,7 @@ pub fn narrow(
             }
             Outcome::Unused => {}
             Outcome::Narrower => {
-                let groups = groups(&permit.used, &words);
+                let groups = groups(&permit, &words);
                 left += groups.len();
                 rest.push_str(&written_out(policy, &groups, text, span, &mut names));
             }
@@ -133,31 +150,58 @@ pub fn narrow(
     }
     rest.push_str(&text[end..]);
     let text = (0 < left).then(|| tidy(&rest));
-    Ok(Narrowed { permits, text })
+    Ok(Narrowed { permits, uncounted, text })
 }
 
-fn permit(policy: &Policy, used: &BTreeMap<String, BTreeSet<Use>>, words: &Words) -> Permit {
+fn permit(policy: &Policy, grounds: &Grounds<'_>, words: &Words) -> Permit {
+    let Grounds { used, members, .. } = grounds;
     let id = policy.id().to_string();
-    let admitted = |one: &&Use| admits(policy, one, words);
+    let role = role(policy);
+    let principals = match &role {
+        Some(role) => members.in_role(role).into_iter().map(str::to_owned).collect(),
+        None => principals(policy),
+    };
+    let in_role =
+        |one: &Use| role.is_none() || principals.iter().any(|it| it == one.principal.as_str());
+    let admitted = |one: &&Use| in_role(one) && admits(policy, one, words);
     let used: BTreeSet<Use> =
         used.get(&id).into_iter().flatten().filter(admitted).cloned().collect();
-    let actions = actions(policy);
-    let outcome = if used.is_empty() {
+    let outcome = Outcome::Unused;
+    let (actions, resources) = (actions(policy), resources(policy));
+    let permit = Permit { policy: id, principals, role, actions, resources, used, outcome };
+    let outcome = if permit.used.is_empty() {
         Outcome::Unused
-    } else if is_exact(policy, &actions, &used) {
+    } else if is_exact(policy, &permit) {
         Outcome::Exact
-    } else if WRITTEN_OUT_MAX < groups(&used, words).len() {
+    } else if WRITTEN_OUT_MAX < groups(&permit, words).len() {
         Outcome::Wide
     } else {
         Outcome::Narrower
     };
-    Permit {
-        policy: id,
-        principals: principals(policy),
-        actions,
-        resources: resources(policy),
-        used,
-        outcome,
+    Permit { outcome, ..permit }
+}
+
+/// The role that the scope names.
+fn role(policy: &Policy) -> Option<String> {
+    match policy.principal_constraint() {
+        PrincipalConstraint::In(uid) | PrincipalConstraint::IsIn(_, uid)
+            if uid.type_name().to_string() == ROLE =>
+        {
+            Some(uid.id().unescaped().to_owned())
+        }
+        PrincipalConstraint::Any
+        | PrincipalConstraint::Is(_)
+        | PrincipalConstraint::Eq(_)
+        | PrincipalConstraint::In(_)
+        | PrincipalConstraint::IsIn(..) => None,
+    }
+}
+
+impl Permit {
+    /// Whether it names a role, and each of its members used it: then the role says whom it is for.
+    fn fills_its_role(&self) -> bool {
+        let did = |name: &String| self.used.iter().any(|one| one.principal.as_str() == name);
+        self.role.is_some() && self.principals.iter().all(did)
     }
 }
 
@@ -185,11 +229,47 @@ fn resources(policy: &Policy) -> Vec<String> {
         ResourceConstraint::Any | ResourceConstraint::Is(_) => Vec::new(),
         ResourceConstraint::Eq(uid)
         | ResourceConstraint::In(uid)
+        | ResourceConstraint::IsIn(_, uid)
+            if uid.type_name().to_string() == DATASET =>
+        {
+            vec![uid.to_string()]
+        }
+        ResourceConstraint::Eq(uid)
+        | ResourceConstraint::In(uid)
         | ResourceConstraint::IsIn(_, uid) => vec![uid.id().unescaped().to_owned()],
     }
 }
 
-/// Whether the scope admits what was used. A group of principals is taken to: who was in it when it was used, nobody knows.
+/// Whether a policy speaks of what is done with topics, and of nothing else.
+pub(crate) fn is_of_topics(policy: &Policy) -> bool {
+    let actions = actions(policy);
+    let acts = actions.iter().all(|action| action.parse::<TopicAct>().is_ok());
+    let topic = match policy.resource_constraint() {
+        ResourceConstraint::Any => false,
+        ResourceConstraint::Is(kind) => kind.to_string() == TOPIC,
+        ResourceConstraint::IsIn(kind, _) => kind.to_string() == TOPIC,
+        ResourceConstraint::Eq(uid) | ResourceConstraint::In(uid) => {
+            uid.type_name().to_string() == TOPIC
+        }
+    };
+    topic || (!actions.is_empty() && acts)
+}
+
+/// Whether a policy can apply to nothing but to services themselves, though it names something else that they could be in.
+pub(crate) fn speaks_of_doors_alone(policy: &Policy) -> bool {
+    let actions = actions(policy);
+    let connects = !actions.is_empty() && actions.iter().all(|action| action == CONNECT);
+    let service = match policy.resource_constraint() {
+        ResourceConstraint::IsIn(kind, _) => kind.to_string() == SERVICE,
+        ResourceConstraint::Any
+        | ResourceConstraint::Is(_)
+        | ResourceConstraint::Eq(_)
+        | ResourceConstraint::In(_) => false,
+    };
+    connects || service
+}
+
+/// Whether the scope admits what was used, as far as it does not name a role.
 fn admits(policy: &Policy, one: &Use, words: &Words) -> bool {
     let principal = match policy.principal_constraint() {
         PrincipalConstraint::Eq(uid) => uid == words.workload(one.principal.as_str()),
@@ -204,28 +284,36 @@ fn admits(policy: &Policy, one: &Use, words: &Words) -> bool {
     let resource = match policy.resource_constraint() {
         ResourceConstraint::Eq(uid) => uid == asked,
         ResourceConstraint::In(uid) | ResourceConstraint::IsIn(_, uid) => {
-            uid == asked || uid == words.service(service_of(asked.id().unescaped()))
+            // A data set is taken to hold it, as a role is: what it held when it was used, nobody knows.
+            uid.type_name().to_string() == DATASET
+                || uid == asked
+                || uid == words.service(service_of(asked.id().unescaped()))
         }
         ResourceConstraint::Any | ResourceConstraint::Is(_) => true,
     };
     principal && action && resource
 }
 
-/// Whether all that the scope names was used: one principal, one resource, and each of the actions.
-fn is_exact(policy: &Policy, actions: &[String], used: &BTreeSet<Use>) -> bool {
-    let one = matches!(policy.principal_constraint(), PrincipalConstraint::Eq(_))
+/// Whether all that the scope names was used: one principal or each of a role, one resource, and each of the actions.
+fn is_exact(policy: &Policy, permit: &Permit) -> bool {
+    let named = matches!(policy.principal_constraint(), PrincipalConstraint::Eq(_));
+    let one = (named || permit.fills_its_role())
         && matches!(policy.resource_constraint(), ResourceConstraint::Eq(_));
-    let done: BTreeSet<&str> = used.iter().map(Use::action).collect();
+    let done: BTreeSet<&str> = permit.used.iter().map(Use::action).collect();
+    let actions = &permit.actions;
     one && !actions.is_empty() && actions.iter().all(|action| done.contains(action.as_str()))
 }
 
 /// Who did what to which resource, as one policy would say it.
 type Groups = BTreeMap<(EntityUid, EntityUid), BTreeSet<String>>;
 
-fn groups(used: &BTreeSet<Use>, words: &Words) -> Groups {
+fn groups(permit: &Permit, words: &Words) -> Groups {
     let mut groups = Groups::new();
-    for one in used {
-        let key = (words.workload(one.principal.as_str()), one.resource(words));
+    let whole = permit.role.as_ref().filter(|_| permit.fills_its_role());
+    for one in &permit.used {
+        let who = || words.workload(one.principal.as_str());
+        let who = whole.map_or_else(who, |role| words.role(role));
+        let key = (who, one.resource(words));
         groups.entry(key).or_default().insert(one.action().to_owned());
     }
     groups
@@ -255,8 +343,9 @@ fn written_out(
             [only] => format!("action == {only}"),
             several => format!("action in [{}]", several.join(", ")),
         };
+        let is = if principal.type_name().to_string() == ROLE { "in" } else { "==" };
         written.push(format!(
-            "{annotations}permit (principal == {principal}, {action}, resource == {resource}){conditions}"
+            "{annotations}permit (principal {is} {principal}, {action}, resource == {resource}){conditions}"
         ));
     }
     written.join("\n")
@@ -285,7 +374,7 @@ fn tidy(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Declared, Policies, PolicySource};
+    use crate::{Declared, Member, Policies, PolicySource};
 
     fn used(of: &[(&str, &str, &str, &str, Option<&str>)]) -> BTreeMap<String, BTreeSet<Use>> {
         let mut all: BTreeMap<String, BTreeSet<Use>> = BTreeMap::new();
@@ -305,12 +394,96 @@ mod tests {
 
     #[track_caller]
     fn narrowed(text: &str, of: &[(&str, &str, &str, &str, Option<&str>)]) -> Narrowed {
-        let narrowed = narrow(&"p".parse().unwrap(), text, &used(of), &|_any| true).unwrap();
+        let name = "p".parse().unwrap();
+        let about = |_: &[String], _: &[String]| true;
+        let of_topics = |actions: &[String], _: &[String]| actions.is_empty() && text == ANYTHING;
+        let (used, members) = (&used(of), &buyers());
+        let grounds = Grounds { used, members, about: &about, of_topics: &of_topics };
+        let narrowed = narrow(&name, text, &grounds).unwrap();
         if let Some(text) = &narrowed.text {
             let source = PolicySource::enforced("p".parse().unwrap(), text.clone());
             Policies::compile(&[source], None::<&Declared>).unwrap();
         }
         narrowed
+    }
+
+    /// `web` and `orders` are buyers, and somebody from elsewhere; `nobody` has no members.
+    fn buyers() -> Members {
+        let member = || Member { roles: ["buyers".parse().unwrap()].into(), ..Member::default() };
+        let named = ["web", "orders"].map(|name| Principal::Named(name.parse().unwrap()));
+        let guest = Principal::Id("spiffe://other.example/x".parse().unwrap());
+        Members::new(named.into_iter().chain([guest]).map(|one| (one, member())))
+    }
+
+    const BUYERS: &str = r#"permit (principal in Role::"buyers", action == Action::"GET", resource == Operation::"payments/see");"#;
+
+    #[test]
+    fn a_role_of_which_some_did_not_use_a_grant_makes_room_for_those_who_did() {
+        let see = |who| ("p", who, "payments", "GET", Some("see"));
+        let some = [see("web"), see("spiffe://other.example/x"), see("cron")];
+        let result = narrowed(BUYERS, &some);
+        let [permit] = result.permits.as_slice() else { panic!("{result:?}") };
+        assert_eq!(permit.role.as_deref(), Some("buyers"));
+        assert_eq!(permit.principals, ["orders", "spiffe://other.example/x", "web"]);
+        assert_eq!(permit.outcome, Outcome::Narrower);
+        assert_eq!(permit.used.len(), 2, "cron is in it no more");
+        let text = result.text.unwrap();
+        assert!(!text.contains("Role::") && !text.contains("orders\""), "{text}");
+        for who in ["web", "spiffe://other.example/x"] {
+            assert!(text.contains(&format!("principal == Workload::\"{who}\"")), "{text}");
+        }
+        assert_eq!(narrowed(BUYERS, &[]).permits[0].outcome, Outcome::Unused);
+        assert_eq!(narrowed(BUYERS, &[see("cron")]).permits[0].outcome, Outcome::Unused);
+    }
+
+    #[test]
+    fn a_role_of_which_everybody_used_a_grant_stays_and_what_nobody_did_goes() {
+        let all = |action: &'static str, operation| {
+            ["web", "orders", "spiffe://other.example/x"]
+                .map(|who| ("p", who, "payments", action, operation))
+        };
+        let result = narrowed(BUYERS, &all("GET", Some("see")));
+        assert_eq!(result.permits[0].outcome, Outcome::Exact);
+        let wide =
+            r#"permit (principal in Role::"buyers", action, resource in Service::"payments");"#;
+        let mut used = all("connect", None).to_vec();
+        used.push(("p", "web", "payments", "GET", Some("see")));
+        let result = narrowed(wide, &used);
+        assert_eq!(result.permits[0].outcome, Outcome::Narrower);
+        let text = result.text.unwrap();
+        assert_eq!(text.matches("principal in Role::\"buyers\"").count(), 2, "{text}");
+        assert!(!text.contains("Workload::"), "{text}");
+        let empty = BUYERS.replace("buyers", "nobody");
+        let result = narrowed(&empty, &all("GET", Some("see")));
+        assert_eq!((&result.permits[0].outcome, result.text), (&Outcome::Unused, None));
+    }
+
+    const ANYTHING: &str =
+        r#"permit (principal == Workload::"web", action, resource in Service::"broker");"#;
+
+    #[test]
+    fn what_may_be_done_with_topics_stays_and_is_told_of() {
+        let publish = r#"@id("tell") permit (principal == Workload::"web", action == Action::"publish", resource in Service::"broker");
+permit (principal == Workload::"web", action, resource == Topic::"broker/paid");
+permit (principal == Workload::"web", action == Action::"connect", resource == Service::"broker");
+"#;
+        let result = narrowed(publish, &[]);
+        assert_eq!(result.uncounted, ["p#tell", "p#2"]);
+        assert_eq!(result.permits.len(), 1);
+        assert_eq!(result.text.unwrap().matches("permit").count(), 2);
+        let result = narrowed(ANYTHING, &[("p", "web", "broker", "connect", None)]);
+        assert_eq!((result.uncounted, result.permits), (vec!["p".to_owned()], Vec::new()));
+        assert_eq!(result.text.unwrap().trim(), ANYTHING);
+    }
+
+    #[test]
+    fn a_permit_on_a_data_set_becomes_what_was_used_of_it() {
+        let text = r#"permit (principal in Role::"buyers", action, resource in Dataset::"cards");"#;
+        let result = narrowed(text, &[("p", "web", "payments", "POST", Some("charge"))]);
+        assert_eq!(result.permits[0].resources, [r#"Dataset::"cards""#]);
+        assert_eq!(result.permits[0].outcome, Outcome::Narrower);
+        let one = r#"permit (principal == Workload::"web", action == Action::"POST", resource == Operation::"payments/charge");"#;
+        assert_eq!(result.text.unwrap().trim(), one);
     }
 
     const WIDE: &str = r#"// Who asks payments.

@@ -5,7 +5,9 @@ use std::ops::BitOr;
 use cedar_policy::Policy;
 use serde_json::Value;
 
-use crate::schema::{AGE, ATTESTATION, GROUP, LABELS, SOURCE, TIME, TLS_VERSION, WEEKDAY};
+use crate::schema::{
+    AGE, ATTESTATION, CLASSIFICATIONS, GROUP, LABELS, SOURCE, TIME, TLS_VERSION, WEEKDAY,
+};
 
 /// What a policy asks beyond its scope, which reads nothing but who asks whom for what.
 pub(crate) enum Conditions {
@@ -106,26 +108,36 @@ impl BitOr for Reads {
 
 /// Whether what a policy says can depend on labels. In doubt it does.
 pub(crate) fn reads_labels(conditions: &Conditions) -> bool {
+    read_attribute(conditions, LABELS)
+}
+
+/// Whether what a policy says can depend on how data is classified. In doubt it does.
+pub(crate) fn reads_classifications(conditions: &Conditions) -> bool {
+    read_attribute(conditions, CLASSIFICATIONS)
+}
+
+/// Whether they read an attribute that only one kind of thing has.
+fn read_attribute(conditions: &Conditions, name: &str) -> bool {
     match conditions {
         Conditions::None => false,
-        Conditions::Tree(tree) => names_labels(tree),
+        Conditions::Tree(tree) => names_attribute(tree, name),
         Conditions::Unreadable => true,
     }
 }
 
-/// Whether an attribute of that name is read of anything: no other type has one, and `has` tells of it as well.
-fn names_labels(tree: &Value) -> bool {
+/// Whether an attribute of that name is read of anything, and `has` tells of it as well.
+fn names_attribute(tree: &Value, wanted: &str) -> bool {
     match tree {
         Value::Object(members) => members.iter().any(|(key, inside)| {
             let reads = matches!(key.as_str(), "." | "has");
             // `has` may name a path of attributes.
             let named = |name: &Value| match name {
-                Value::Array(path) => path.iter().any(|part| part == LABELS),
-                name => name == LABELS,
+                Value::Array(path) => path.iter().any(|part| part == wanted),
+                name => name == wanted,
             };
-            (reads && named(&inside["attr"])) || names_labels(inside)
+            (reads && named(&inside["attr"])) || names_attribute(inside, wanted)
         }),
-        Value::Array(items) => items.iter().any(names_labels),
+        Value::Array(items) => items.iter().any(|item| names_attribute(item, wanted)),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
     }
 }

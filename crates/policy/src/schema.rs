@@ -5,6 +5,8 @@ use std::str::FromStr;
 use cedar_policy::{EntityId, EntityTypeName, EntityUid, Schema};
 use countersign_identity::Verb;
 
+use crate::TopicAct;
+
 /// What every policy is validated against, as Cedar's own schema language writes it.
 ///
 /// What is not known of every caller is optional, and Cedar takes no policy that reads it without having asked `has`: so no policy
@@ -35,10 +37,23 @@ entity Workload in [Role] = {
   // Those of its manifest; a SPIFFE ID that no manifest names has none.
   labels: Set<String>,
 };
-// A door: the name of a Service manifest.
-entity Service;
-// What a service does: the names of the Service and of one of its operations, "payments/charge".
-entity Operation in [Service];
+// Data that services keep or hand out: a name in the `dataSets` of Service manifests. Two services that name the same have the same.
+entity Dataset;
+// A door: the name of a Service manifest. To connect to one that declares operations touches no data. What nobody declares, such as
+// a path that no operation stands for, may touch any of its data, or none: it is allowed only where it would be in both cases.
+entity Service in [Dataset] = {
+  // Those of the data sets that are touched: "public", "internal", "confidential", "restricted".
+  classifications: Set<String>,
+};
+// What a service does: the names of the Service and of one of its operations, "payments/charge". It is in each data set that it touches.
+entity Operation in [Service, Dataset] = {
+  // Those of the data sets that it touches.
+  classifications: Set<String>,
+};
+// What a service carries: the names of the Service and of one of its topics, "broker/charges-made". It is in each data set that it carries.
+entity Topic in [Service, Dataset] = {
+  classifications: Set<String>,
+};
 // Open a connection.
 action "connect" appliesTo {
   principal: Workload,
@@ -51,6 +66,12 @@ action "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS" appliesTo {
   resource: [Service, Operation],
   context: Circumstances,
 };
+// Put something on a topic, or take what is on it.
+action "publish", "subscribe" appliesTo {
+  principal: Workload,
+  resource: Topic,
+  context: Circumstances,
+};
 "#;
 
 pub(crate) const WORKLOAD: &str = "Workload";
@@ -59,6 +80,10 @@ pub(crate) const ROLE: &str = "Role";
 pub(crate) const LABELS: &str = "labels";
 pub(crate) const SERVICE: &str = "Service";
 pub(crate) const OPERATION: &str = "Operation";
+pub(crate) const DATASET: &str = "Dataset";
+pub(crate) const TOPIC: &str = "Topic";
+/// What services, operations and topics say of their data sets.
+pub(crate) const CLASSIFICATIONS: &str = "classifications";
 pub(crate) const CONNECT: &str = "connect";
 /// The attributes of the context.
 pub(crate) const TLS_VERSION: &str = "tls_version";
@@ -81,6 +106,8 @@ pub(crate) struct Words {
     role: EntityTypeName,
     service: EntityTypeName,
     operation: EntityTypeName,
+    topic: EntityTypeName,
+    dataset: EntityTypeName,
     action: EntityTypeName,
 }
 
@@ -92,6 +119,8 @@ impl Words {
             role: name(ROLE),
             service: name(SERVICE),
             operation: name(OPERATION),
+            topic: name(TOPIC),
+            dataset: name(DATASET),
             action: name("Action"),
         }
     }
@@ -114,6 +143,19 @@ impl Words {
         EntityUid::from_type_name_and_id(self.operation.clone(), id)
     }
 
+    pub(crate) fn topic(&self, service: &str, name: &str) -> EntityUid {
+        let id = EntityId::new(format!("{service}/{name}"));
+        EntityUid::from_type_name_and_id(self.topic.clone(), id)
+    }
+
+    pub(crate) fn dataset(&self, name: &str) -> EntityUid {
+        EntityUid::from_type_name_and_id(self.dataset.clone(), EntityId::new(name))
+    }
+
+    pub(crate) fn topic_act(&self, act: TopicAct) -> EntityUid {
+        self.action(act.as_str())
+    }
+
     pub(crate) fn connect(&self) -> EntityUid {
         self.action(CONNECT)
     }
@@ -127,7 +169,7 @@ impl Words {
     }
 }
 
-/// The service of an operation, as entities name it.
+/// The service of an operation or of a topic, as entities name it.
 pub(crate) fn service_of(operation: &str) -> &str {
     operation.split_once('/').map_or(operation, |(service, _)| service)
 }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::Problem;
 use crate::compile::parse_alone;
-use crate::reads::{Conditions, reads_labels};
-use crate::schema::{OPERATION, ROLE, SERVICE, WORKLOAD, service_of};
+use crate::reads::{Conditions, reads_classifications, reads_labels};
+use crate::schema::{DATASET, OPERATION, ROLE, SERVICE, TOPIC, WORKLOAD, service_of};
 
 /// The principals or the resources that a policy's scope admits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,8 @@ pub enum Names {
     Only(Vec<String>),
     /// Those in this role; of principals alone.
     Role(String),
+    /// What touches this data set; of resources alone.
+    Dataset(String),
 }
 
 /// What one policy of a text can apply to, and whom it names.
@@ -42,9 +44,18 @@ pub struct Scope {
     pub roles: BTreeSet<String>,
     /// Whether it reads labels, which then must be known as well.
     pub labels: bool,
+    /// Every data set that it names, also in conditions. What touches one of them must be known where the policy is enforced.
+    pub data_sets: BTreeSet<String>,
+    /// Whether it reads how data is classified, which then must be known as well.
+    pub classifications: bool,
 }
 
 impl Scope {
+    /// Whether what it says can depend on which data is touched.
+    pub fn speaks_of_data(&self) -> bool {
+        self.classifications || !self.data_sets.is_empty()
+    }
+
     pub(crate) fn of(policy: &Policy, conditions: &Conditions) -> Self {
         let mut scope = Self {
             principals: principals(policy),
@@ -53,6 +64,8 @@ impl Scope {
             services: BTreeSet::new(),
             roles: BTreeSet::new(),
             labels: reads_labels(conditions),
+            data_sets: BTreeSet::new(),
+            classifications: reads_classifications(conditions),
         };
         for literal in policy.entity_literals() {
             let id = literal.id().unescaped().to_owned();
@@ -60,7 +73,8 @@ impl Scope {
                 WORKLOAD => scope.workloads.insert(id),
                 ROLE => scope.roles.insert(id),
                 SERVICE => scope.services.insert(id),
-                OPERATION => scope.services.insert(service_of(&id).to_owned()),
+                OPERATION | TOPIC => scope.services.insert(service_of(&id).to_owned()),
+                DATASET => scope.data_sets.insert(id),
                 _ => continue,
             };
         }
@@ -114,12 +128,13 @@ pub(crate) fn operation_of(policy: &Policy) -> Option<String> {
     Some(operation.to_owned())
 }
 
-/// An operation stands for its service: slices are cut by services.
+/// An operation stands for its service, and a topic: slices are cut by services.
 fn only(uid: &EntityUid) -> Names {
     let id = uid.id().unescaped();
     match uid.type_name().to_string().as_str() {
         ROLE => Names::Role(id.to_owned()),
-        OPERATION => Names::Only(vec![service_of(id).to_owned()]),
+        DATASET => Names::Dataset(id.to_owned()),
+        OPERATION | TOPIC => Names::Only(vec![service_of(id).to_owned()]),
         _ => Names::Only(vec![id.to_owned()]),
     }
 }

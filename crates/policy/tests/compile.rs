@@ -17,6 +17,8 @@ fn shop() -> Declared {
         services: names(["web", "orders", "payments"]),
         roles: names(["readers", "buyers", "guests"]),
         operations: ["payments/charge".to_owned(), "payments/refund".to_owned()].into(),
+        data_sets: ["cards".to_owned(), "menu".to_owned()].into(),
+        topics: ["payments/charges-made".to_owned()].into(),
     }
 }
 
@@ -402,4 +404,57 @@ fn a_text_that_was_read_before_is_told_by_its_own_name_and_held_against_what_is_
     let problems = Policies::compile(&[source("first")], Some(&fewer)).unwrap_err();
     assert!(problems[0].message.contains("`Workload::\"orders\"`"), "{problems:#?}");
     assert_eq!(problems[0].line, 3);
+}
+
+#[test]
+fn data_sets_and_topics_are_resources_by_declared_names() {
+    fine(r#"permit (principal in Role::"readers", action, resource in Dataset::"cards");"#);
+    fine(
+        r#"@unscoped("what touches cards") permit (principal in Role::"readers", action, resource) when { resource in Dataset::"cards" };"#,
+    );
+    fine(
+        r#"permit (principal == Workload::"web", action == Action::"GET", resource in Dataset::"menu");"#,
+    );
+    fine(
+        r#"permit (principal == Workload::"web", action == Action::"publish", resource == Topic::"payments/charges-made");"#,
+    );
+    fine(
+        r#"permit (principal == Workload::"web", action in [Action::"publish", Action::"subscribe"], resource in Service::"payments");"#,
+    );
+    fine(
+        r#"forbid (principal, action, resource) when { resource.classifications.contains("restricted") };"#,
+    );
+    fine(r#"forbid (principal, action == Action::"subscribe", resource in Dataset::"cards");"#);
+    let permit = |rest: &str| format!(r#"permit (principal == Workload::"web", {rest});"#);
+    refused(&permit(r#"action, resource in Dataset::"card""#), 1, 59, "did you mean `cards`?");
+    refused(&permit(r#"action, resource in Dataset::"medical""#), 1, 59, "`dataSets` of a Service");
+    let publish = permit(r#"action == Action::"publish", resource == Topic::"payments/refunds""#);
+    refused(&publish, 1, 80, "declare it in `topics` of its Service");
+    // Nobody asks for a data set itself, publishes to a service, or asks for a topic by a method of HTTP.
+    for rest in [
+        r#"action == Action::"GET", resource == Dataset::"cards""#,
+        r#"action == Action::"publish", resource == Service::"payments""#,
+        r#"action == Action::"GET", resource == Topic::"payments/charges-made""#,
+    ] {
+        assert!(!problems(&permit(rest)).is_empty(), "{rest}");
+    }
+    // Nobody is let in at a door by what data is behind it, but may be kept out by it.
+    for rest in [
+        r#"action == Action::"connect", resource in Dataset::"cards""#,
+        r#"action, resource is Service in Dataset::"cards""#,
+    ] {
+        refused(&permit(rest), 1, 1, "it can never permit");
+        fine(&format!(r#"forbid (principal == Workload::"web", {rest});"#));
+    }
+    let wide = r#"permit (principal == Workload::"web", action, resource) when { resource in Dataset::"cards" };"#;
+    refused(wide, 1, 1, r#"or `in Dataset::"…"`"#);
+    let scopes = scope(r#"forbid (principal, action, resource in Dataset::"cards") unless { resource.classifications.isEmpty() };"#).unwrap();
+    assert_eq!(scopes[0].resources, Names::Dataset("cards".to_owned()));
+    assert!(scopes[0].classifications && scopes[0].services.is_empty());
+    assert_eq!(scopes[0].data_sets, ["cards".to_owned()].into());
+    let scopes =
+        scope(r#"forbid (principal, action, resource) when { resource in Dataset::"menu" };"#)
+            .unwrap();
+    assert_eq!((&scopes[0].resources, scopes[0].classifications), (&Names::Any, false));
+    assert_eq!(scopes[0].data_sets, ["menu".to_owned()].into());
 }

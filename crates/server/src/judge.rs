@@ -12,9 +12,9 @@ use countersign_identity::{
     Attested, CanonicalPath, Code, Mode, Name, SpiffeId, Timestamp, TrustDomain, Verb,
 };
 use countersign_policy::{
-    CallRequest, Called, ConnectRequest, Context, Decision, Declared, Grant, Member, Members,
-    Names, Operation, Operations, Policies, PolicySource, Principal, Problem, Reads, Verdict,
-    nearest,
+    CallRequest, Called, ConnectRequest, Context, Decision, Declared, Grant, Holdings, Inventory,
+    Member, Members, Names, Operation, Operations, Policies, PolicySource, Principal, Problem,
+    Reads, TopicAct, TopicRequest, Verdict, nearest,
 };
 
 use accepted::Accepted;
@@ -49,6 +49,8 @@ pub(crate) struct Question {
     pub(crate) source: Principal,
     pub(crate) service: Name,
     pub(crate) call: Option<(String, CanonicalPath)>,
+    /// What is done with one of its topics, over that connection.
+    pub(crate) topic: Option<(TopicAct, Name)>,
     /// When.
     pub(crate) at: Timestamp,
     /// From where, if that is known.
@@ -103,7 +105,7 @@ impl Judge {
     pub(crate) fn compile(resources: &[Resource]) -> Result<Policies, Vec<Problem>> {
         let policies =
             Policies::compile(&Self::sources(resources), Some(&Self::declared(resources)))?;
-        Ok(policies.with_operations(operations(resources)))
+        Ok(policies.with_operations(operations(resources)).with_inventory(inventory(resources)))
     }
 
     /// The texts of the policies among these.
@@ -137,6 +139,11 @@ impl Judge {
                     declared.services.insert(name.clone());
                     let full = spec.operations.iter().map(|one| format!("{name}/{}", one.name));
                     declared.operations.extend(full);
+                    declared
+                        .data_sets
+                        .extend(spec.data_sets.iter().map(|one| one.name.to_string()));
+                    let topics = spec.topics.iter().map(|one| format!("{name}/{}", one.name));
+                    declared.topics.extend(topics);
                 }
                 Spec::TrustDomain(_)
                 | Spec::Authority(_)
@@ -197,8 +204,14 @@ impl Judge {
                 now,
             })
         });
-        match called {
-            Some(Called { decision, operation, .. }) if connect.is_allowed() => {
+        let called = called.map(|Called { decision, operation, .. }| (decision, operation));
+        let topic = question.topic.as_ref().map(|(act, topic)| {
+            let (context, act) = (&context, *act);
+            let request = TopicRequest { principal, service, topic, act, context, now };
+            (self.policies.decide_topic(&request), None)
+        });
+        match called.or(topic) {
+            Some((decision, operation)) if connect.is_allowed() => {
                 // A connection that is only let pass makes of all that goes over it no more than that.
                 let observed =
                     matches!(connect.verdict, Verdict::Deny(_)) || connect.mode == Mode::Observe;
@@ -207,9 +220,7 @@ impl Judge {
                     false => Judged { decision, operation, by_connection: false },
                 }
             }
-            Some(Called { operation, .. }) => {
-                Judged { decision: connect, operation, by_connection: true }
-            }
+            Some((_, operation)) => Judged { decision: connect, operation, by_connection: true },
             None => Judged { decision: connect, operation: None, by_connection: true },
         }
     }
@@ -231,6 +242,36 @@ impl Judge {
     /// Every workload, by name.
     pub(crate) fn workloads(&self) -> impl Iterator<Item = &Name> {
         self.ids.keys()
+    }
+
+    /// Who is in roles or has labels.
+    pub(crate) fn members(&self) -> &Members {
+        self.policies.members()
+    }
+
+    /// The services that declare a data set.
+    pub(crate) fn holders(&self, data_set: &str) -> impl Iterator<Item = &Name> {
+        let has = move |spec: &ServiceSpec| {
+            spec.data_sets.iter().any(|one| one.name.as_str() == data_set)
+        };
+        self.services.iter().filter(move |(_, spec)| has(spec)).map(|(name, _)| name)
+    }
+
+    /// The operations that touch a data set, as policies name them.
+    pub(crate) fn touching(&self, data_set: &str) -> Vec<String> {
+        let mut all = Vec::new();
+        for (service, spec) in &self.services {
+            let touches = |data: &Name| data.as_str() == data_set;
+            let touching = spec.operations.iter().filter(|one| one.data_sets.iter().any(touches));
+            all.extend(touching.map(|one| format!("{service}/{}", one.name)));
+        }
+        all
+    }
+
+    /// Whether a service declares topics; any service, when none is named.
+    pub(crate) fn has_topics(&self, service: Option<&str>) -> bool {
+        let meant = |name: &Name| service.is_none_or(|service| service == name.as_str());
+        self.services.iter().any(|(name, spec)| meant(name) && !spec.topics.is_empty())
     }
 
     /// The operations of a service, as policies name them.
@@ -291,7 +332,7 @@ impl Judge {
             .map(|method| (method.clone(), sample(flow.path.as_deref().unwrap_or(UNDECLARED))));
         let source = self.principal(&flow.source_id);
         let (service, at) = (flow.service.clone(), flow.last_seen);
-        let question = Question { source, service, call, at, address: None };
+        let question = Question { source, service, call, topic: None, at, address: None };
         self.judge(&question).decision.is_allowed()
     }
 
@@ -300,13 +341,14 @@ impl Judge {
         let names = |names: &Names| match names {
             Names::Any => Vec::new(),
             Names::Only(names) => names.clone(),
+            Names::Dataset(name) => self.holders(name).map(ToString::to_string).collect(),
             Names::Role(role) => {
                 let members = self.policies.members().in_role(role);
                 members.into_iter().map(str::to_owned).collect()
             }
         };
-        let unused =
-            self.policies.grants().iter().filter(|grant| !used.contains(grant.policy.as_str()));
+        let unseen = |grant: &&Grant| grant.counted && !used.contains(grant.policy.as_str());
+        let unused = self.policies.grants().iter().filter(unseen);
         let shown = |grant: &Grant| UnusedGrant {
             policy: grant.policy.clone(),
             sources: names(&grant.principals),
@@ -316,6 +358,10 @@ impl Judge {
     }
 
     fn question(&self, request: &ExplainRequest) -> Result<Question, Unclear> {
+        let act = request.method.as_ref().and_then(|method| method.parse::<TopicAct>().ok());
+        if let Some(act) = act {
+            return self.topic_question(request, act);
+        }
         let call = match (&request.method, &request.path) {
             (None, None) => None,
             (Some(method), Some(path)) => {
@@ -338,7 +384,24 @@ impl Judge {
         };
         let (source, service) = (self.source(&request.from)?, self.service(&request.to)?);
         let at = request.time.unwrap_or(self.now);
-        Ok(Question { source, service, call, at, address: request.address })
+        Ok(Question { source, service, call, topic: None, at, address: request.address })
+    }
+
+    fn topic_question(&self, request: &ExplainRequest, act: TopicAct) -> Result<Question, Unclear> {
+        let (source, service) = (self.source(&request.from)?, self.service(&request.to)?);
+        let Some(text) = &request.path else {
+            return Err(Unclear(format!(
+                "`{act}` what? Name the topic as well, such as `{act} charges-made`"
+            )));
+        };
+        let holdings = self.policies.inventory().of(service.as_str());
+        let topics = holdings.into_iter().flat_map(|one| one.topics.keys());
+        let topics: BTreeSet<&str> = topics.map(Name::as_str).collect();
+        let topic = text.parse().ok().filter(|topic: &Name| topics.contains(topic.as_str()));
+        let topic = topic.ok_or_else(|| unknown(text, "topic of it", &topics))?;
+        let at = request.time.unwrap_or(self.now);
+        let (topic, address) = (Some((act, topic)), request.address);
+        Ok(Question { source, service, call: None, topic, at, address })
     }
 
     fn source(&self, text: &str) -> Result<Principal, Unclear> {
@@ -447,6 +510,9 @@ impl Judge {
             lines.push(connect());
         }
         let decided = self.policies.operations().of(service.as_str()).is_some();
+        if let Some((act, topic)) = &question.topic {
+            lines.push(permit(act.as_str(), format!("Topic::\"{service}/{topic}\"")));
+        }
         match (&question.call, &judged.operation) {
             (Some(_), Some(operation)) => {
                 // Over a connection that is permitted anew, this may be permitted already.
@@ -509,6 +575,25 @@ fn members(resources: &[Resource], domain: &TrustDomain) -> Members {
         Some((labelled?, Member { labels, ..Member::default() }))
     });
     Members::new(in_roles.chain(labelled))
+}
+
+/// What services keep, hand out and carry, for policies.
+fn inventory(resources: &[Resource]) -> Inventory {
+    let of = |resource: &Resource| {
+        let Spec::Service(spec) = &resource.spec else { return None };
+        let set = |names: &[Name]| names.iter().cloned().collect();
+        let data_sets = spec.data_sets.iter();
+        let operations = spec.operations.iter();
+        let holdings = Holdings {
+            data_sets: data_sets
+                .map(|one| (one.name.clone(), one.classification.as_str().to_owned()))
+                .collect(),
+            operations: operations.map(|one| (one.name.clone(), set(&one.data_sets))).collect(),
+            topics: spec.topics.iter().map(|one| (one.name.clone(), set(&one.data_sets))).collect(),
+        };
+        Some((resource.name.clone(), holdings))
+    };
+    Inventory::new(resources.iter().filter_map(of))
 }
 
 /// The operations of services, for policies.

@@ -6,7 +6,8 @@ use std::task::{Context, Poll, Waker};
 
 use countersign_identity::{CanonicalPath, Code, Mode, Name, SpiffeId, Timestamp, Verb};
 use countersign_policy::{
-    CallRequest, Called, ConnectRequest, Context as Handshake, Decision, Verdict,
+    CallRequest, Called, ConnectRequest, Context as Handshake, Decision, TopicAct, TopicRequest,
+    Verdict,
 };
 
 use countersign_pki::Refused;
@@ -53,6 +54,24 @@ impl Trust {
     ) -> Option<Called> {
         let (slice, standing) = (self.slice_now(), admitted.entry().standing.as_ref());
         decided(&slice, (standing, self.now()), service, verb, path)
+    }
+
+    /// Decides on something that a peer does with a topic of a service of ours, on the slice that is current. What is not declared is
+    /// denied. A change of policy ends nothing here: whoever carries on for long asks again.
+    pub fn decide_topic(
+        &self,
+        admitted: &Admitted,
+        service: &Name,
+        topic: &Name,
+        act: TopicAct,
+    ) -> Decision {
+        let (slice, now) = (self.slice_now(), self.now());
+        let Some(Standing { peer, context, .. }) = &admitted.entry().standing else {
+            return nobody().decision;
+        };
+        let (principal, service) = (&principal(&peer.id, &slice), service.as_str());
+        let request = TopicRequest { principal, service, topic, act, context, now };
+        slice.policies.decide_topic(&request)
     }
 
     /// Begins a call: until it is dropped, whatever is enforced from now on is asked about it. To be asked for before the first

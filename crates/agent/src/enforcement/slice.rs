@@ -19,6 +19,10 @@ pub fn cut(replica: &Replica, workloads: &[Arc<Workload>]) -> v1::Slice {
         .filter(|(_, entry)| scope.is_concerned(entry))
         .map(|(name, entry)| (Arc::clone(name), Arc::clone(entry)))
         .collect();
+    let data = match scopes(&policies).any(PolicyScope::speaks_of_data) {
+        true => Data::Asked,
+        false => Data::Unasked,
+    };
     v1::Slice {
         revision: Some(replica.revision().into()),
         workload: own.name.to_string(),
@@ -30,7 +34,7 @@ pub fn cut(replica: &Replica, workloads: &[Arc<Workload>]) -> v1::Slice {
             .own
             .iter()
             .chain(scope.called.iter().filter(|(name, _)| !scope.own.contains_key(*name)))
-            .map(|(name, spec)| service_of(name, spec, &scope))
+            .map(|(name, spec)| service_of(name, spec, &scope, data))
             .collect(),
         roles: roles(replica, &scope, &policies),
         policies: policies
@@ -87,7 +91,7 @@ impl<'a> Interest<'a> {
     }
 
     fn is_inbound(&self, scope: &PolicyScope) -> bool {
-        self.own.keys().any(|name| scope.is_about(name.as_str()))
+        self.own.iter().any(|(name, spec)| scope.is_about(name.as_str(), spec))
     }
 
     fn is_principal(&self, scope: &PolicyScope) -> bool {
@@ -102,7 +106,7 @@ impl<'a> Interest<'a> {
     }
 
     fn calls_one_of(&self, scope: &PolicyScope) -> bool {
-        self.called.keys().any(|name| scope.is_about(name.as_str()))
+        self.called.iter().any(|(name, spec)| scope.is_about(name.as_str(), spec))
     }
 }
 
@@ -178,16 +182,27 @@ fn scopes(policies: &[(Arc<str>, Arc<PolicyEntry>)]) -> impl Iterator<Item = &Po
     policies.iter().filter_map(|(_, entry)| entry.record.as_ref()).flat_map(|it| &it.scopes)
 }
 
-/// A service without what only its launcher needs; of others' services also without their insides.
-fn service_of(name: &Name, spec: &ServiceSpec, scope: &Interest<'_>) -> v1::Record {
+/// Whether a policy asks which data is touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Data {
+    Asked,
+    Unasked,
+}
+
+/// A service without what only its launcher needs; of others' services also without their insides, and with no more of their data
+/// than a policy may ask about who connects.
+fn service_of(name: &Name, spec: &ServiceSpec, scope: &Interest<'_>, data: Data) -> v1::Record {
     let mut spec = spec.clone();
     spec.command.clear();
     spec.environment.clear();
-    spec.data_sets.clear();
-    spec.operations.iter_mut().for_each(|one| one.data_sets.clear());
     if !scope.own.contains_key(name) {
+        spec.data_sets = match data {
+            Data::Asked => spec.data_at_the_door().to_vec(),
+            Data::Unasked => Vec::new(),
+        };
         spec.upstreams.clear();
         spec.operations.clear();
+        spec.topics.clear();
         // A door needs a way behind it to be a service at all; where that leads is not told.
         spec.forward = spec.listen.as_ref().map(|_door| Local::Unix);
     }

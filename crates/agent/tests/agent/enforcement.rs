@@ -93,6 +93,8 @@ pub(crate) async fn shop() -> World {
             services: BTreeSet::from([resource.to_owned()]),
             roles: BTreeSet::new(),
             labels: false,
+            data_sets: BTreeSet::new(),
+            classifications: false,
         };
         let cedar = format!(
             r#"permit (principal == Workload::"{principal}", action == Action::"connect", resource == Service::"{resource}");"#

@@ -18,10 +18,10 @@ pub struct ExplainRequest {
     pub from: String,
     /// Who is asked: the name of a service or of its workload, or a SPIFFE ID.
     pub to: String,
-    /// The method of the request; absent: whether a connection may be opened.
+    /// The method of the request, or `publish` or `subscribe`; absent: whether a connection may be opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
-    /// The path of the request, with a method only.
+    /// The path of the request, or the topic, with a method only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// When it is asked for; absent: now.

@@ -262,8 +262,11 @@ pub struct PermitView {
     /// Whether it is enforced.
     #[schema(value_type = String)]
     pub mode: Mode,
-    /// Who could: whom its scope names; empty: anybody.
+    /// Who could: whom its scope names, of a role all who are in it; empty: anybody, or nobody where a role is named.
     pub sources: Vec<String>,
+    /// The role that its scope names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
     /// What they could do; empty: anything.
     pub actions: Vec<String>,
     /// With what: services and operations; empty: any.

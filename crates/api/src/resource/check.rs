@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use countersign_identity::{Lifetime, Name, SpiffeId, TlsProfile, TrustDomain};
 
 use super::address::{ListenAddress, Local};
+use super::data_set::Classification;
 use super::problem::Problem;
 use super::role::{ROLE_MEMBERS_MAX, roles};
 use super::tls_profile::TlsChoiceName;
@@ -272,6 +273,7 @@ fn check_services(
     problems: &mut Vec<Problem>,
 ) {
     let mut doors = Doors::default();
+    check_classifications(services, problems);
     for (name, spec) in services {
         let mut bad =
             |field: &str, message| problems.push(about(Kind::Service, name, field, message));
@@ -305,6 +307,24 @@ fn check_services(
     for (name, spec) in services {
         if let Some(Local::Tcp(address)) = &spec.forward {
             doors.check_port("spec.forward", name, address.socket_addr(), problems);
+        }
+    }
+}
+
+/// Two services that have the same data have to say the same of it: policies go by the word.
+fn check_classifications(services: &BTreeMap<&Name, &ServiceSpec>, problems: &mut Vec<Problem>) {
+    let mut known: BTreeMap<&Name, (&Name, Classification)> = BTreeMap::new();
+    for (service, spec) in services {
+        for (index, data) in spec.data_sets.iter().enumerate() {
+            let (first, word) = *known.entry(&data.name).or_insert((service, data.classification));
+            if word != data.classification {
+                let message = format!(
+                    "`{}` is `{word}` to service `{first}`: classify it alike, or give it another name",
+                    data.name
+                );
+                let field = format!("spec.dataSets[{index}].classification");
+                problems.push(about(Kind::Service, service, &field, message));
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use countersign_identity::{Mode, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::reader::{Fields, Problems};
+use super::service::ServiceSpec;
 use super::text::{CedarText, Reason};
 
 /// Cedar text that says who may do what to whom.
@@ -76,23 +77,39 @@ pub struct PolicyScope {
     /// Whether the policy reads labels.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub labels: bool,
+    /// Every data set that the policy mentions anywhere.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub data_sets: BTreeSet<String>,
+    /// Whether the policy reads how data is classified.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub classifications: bool,
 }
 
 impl PolicyScope {
+    /// Whether what it says can depend on which data is touched.
+    pub fn speaks_of_data(&self) -> bool {
+        self.classifications || !self.data_sets.is_empty()
+    }
+
     /// Whether it can apply to what this principal does. `in_role` says whether that is in a role.
     pub fn admits(&self, principal: &str, in_role: impl Fn(&str) -> bool) -> bool {
         match &self.principals {
             ScopeNames::Any => true,
             ScopeNames::Only(names) => names.contains(principal),
             ScopeNames::Role(role) => in_role(role),
+            // Of resources alone. Whatever it meant, it must not be left out.
+            ScopeNames::Dataset(_) => true,
         }
     }
 
     /// Whether it can apply to what is done to this service.
-    pub fn is_about(&self, service: &str) -> bool {
+    pub fn is_about(&self, name: &str, service: &ServiceSpec) -> bool {
         match &self.resources {
             ScopeNames::Any => true,
-            ScopeNames::Only(names) => names.contains(service),
+            ScopeNames::Only(names) => names.contains(name),
+            ScopeNames::Dataset(data) => {
+                service.data_sets.iter().any(|one| one.name.as_str() == data)
+            }
             // Of principals alone. Whatever it meant, it must not be left out.
             ScopeNames::Role(_) => true,
         }
@@ -109,6 +126,8 @@ pub enum ScopeNames {
     Only(BTreeSet<String>),
     /// Those in this role; of principals alone.
     Role(String),
+    /// What touches this data set; of resources alone.
+    Dataset(String),
 }
 
 #[derive(Serialize, Deserialize)]

@@ -15,6 +15,7 @@ use super::problem::shorten;
 use super::reader::{Fields, Place, Problems, parse, text_of};
 use super::text::{Argument, EnvName, EnvValue};
 use super::tls_profile::TlsChoice;
+use super::topic::{TOPICS_MAX, TopicSpec, check_topics, read_topic};
 use super::tree::Tree;
 
 /// How many upstreams one service may have.
@@ -297,6 +298,11 @@ pub struct ServiceSpec {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Option<Vec<OperationSpec>>")]
     pub operations: Vec<OperationSpec>,
+    /// What it carries, by name, for policies that speak of topics. No proxy looks at them: a program that publishes and
+    /// subscribes asks the library.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Option<Vec<TopicSpec>>")]
+    pub topics: Vec<TopicSpec>,
     /// The services that it calls.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Option<Vec<Upstream>>")]
@@ -339,6 +345,12 @@ impl ServiceSpec {
         }
     }
 
+    /// The data that whoever connects to it may touch, for all that is known: none where it declares operations, since then each
+    /// request says by itself what it touches.
+    pub fn data_at_the_door(&self) -> &[DataSet] {
+        if self.operations.is_empty() { &self.data_sets } else { &[] }
+    }
+
     pub(super) fn read(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<Self> {
         let workload = fields.required("workload", problems);
         let protocol = fields.optional::<Protocol>("protocol", problems);
@@ -356,6 +368,7 @@ impl ServiceSpec {
         let mutual_tls = fields.optional::<MutualTls>("mutualTls", problems);
         let data_sets = fields.list("dataSets", DATA_SETS_MAX, problems, read_data_set);
         let operations = fields.list("operations", OPERATIONS_MAX, problems, read_operation);
+        let topics = fields.list("topics", TOPICS_MAX, problems, read_topic);
         let upstreams = fields.list("upstreams", UPSTREAMS_MAX, problems, read_upstream);
         let command = fields.list("command", ARGUMENTS_MAX, problems, |tree, place, problems| {
             parse(tree, place, problems)
@@ -374,6 +387,9 @@ impl ServiceSpec {
         }
         if let (Some(operations), Some(data_sets)) = (&operations, &data_sets) {
             super::operation::check_data_sets(fields, operations, data_sets, problems);
+        }
+        if let (Some(topics), Some(data_sets)) = (&topics, &data_sets) {
+            check_topics(fields, topics, data_sets, problems);
         }
         if let (Some(Some(MutualTls::None)), Some(Some(_))) = (&mutual_tls, &listen) {
             let message =
@@ -418,6 +434,7 @@ impl ServiceSpec {
             mutual_tls: mutual_tls?.unwrap_or_default(),
             data_sets: data_sets?,
             operations: operations?,
+            topics: topics?,
             upstreams: upstreams?,
             command: command?,
             environment: environment?,

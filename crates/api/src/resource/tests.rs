@@ -436,7 +436,7 @@ fn schemas_name_exactly_the_fields_that_the_reader_knows() {
         (Kind::Workload, "crl dnsNames hint keyType labels lifetime nodes selectors spiffeId"),
         (
             Kind::Service,
-            "addresses command connections dataSets environment forward forwardClientCertificate listen mutualTls operations protocol proxyProtocol tlsProfile upstreams workload",
+            "addresses command connections dataSets environment forward forwardClientCertificate listen mutualTls operations protocol proxyProtocol tlsProfile topics upstreams workload",
         ),
         (Kind::Policy, "cedar cedarFile mode reason until"),
         (Kind::Role, "labels selectors spiffeIds workloads"),
@@ -475,6 +475,8 @@ fn a_policy_record_keeps_its_scope() {
             services: ["web".to_owned()].into(),
             roles: ["readers".to_owned()].into(),
             labels: true,
+            data_sets: ["cards".to_owned()].into(),
+            classifications: true,
         }],
     };
     assert_eq!(PolicyRecord::decode(&record.encode()).expect("it round-trips"), record);

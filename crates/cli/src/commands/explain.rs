@@ -29,11 +29,11 @@ pub(crate) struct Arguments {
     #[arg(value_name = "TO")]
     to: String,
 
-    /// What is to be done, such as `POST`
+    /// What is to be done, such as `POST`; with a topic, `publish` or `subscribe`
     #[arg(value_name = "METHOD", requires = "path")]
     method: Option<String>,
 
-    /// With what, such as `/charges/42`
+    /// With what, such as `/charges/42`, or the topic's name
     #[arg(value_name = "PATH")]
     path: Option<String>,
 

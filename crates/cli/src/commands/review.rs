@@ -277,10 +277,14 @@ fn described(permit: &PermitView, now: Timestamp) -> String {
         [] => all.to_owned(),
         names => printable(&names.join(", ")),
     };
-    let PermitView { policy, sources, actions, resources, used, idle, outcome, .. } = permit;
+    let PermitView { policy, sources, role, actions, resources, used, idle, outcome, .. } = permit;
+    let whom = match role {
+        None => some(sources, "any workload"),
+        Some(role) => format!("role {} ({})", printable(role), some(sources, "nobody is in it")),
+    };
     let mut text = format!(
         "\n{policy}: {outcome}\n  could: {} → {}, {}\n",
-        some(sources, "any workload"),
+        whom,
         some(resources, "any service"),
         some(actions, "anything"),
     );

@@ -85,6 +85,8 @@ pub(crate) fn policy(cedar: &str) -> v1::Record {
         services: std::collections::BTreeSet::new(),
         roles: [READERS.to_owned()].into_iter().filter(|role| cedar.contains(role)).collect(),
         labels: false,
+        data_sets: std::collections::BTreeSet::new(),
+        classifications: false,
     };
     let record = PolicyRecord {
         cedar: cedar.parse().unwrap(),

@@ -10,8 +10,8 @@ use countersign_identity::{
     Attested, CanonicalPath, Name, SelectorKind, SpiffeId, Timestamp, Verb,
 };
 use countersign_policy::{
-    CallRequest, ConnectRequest, Context, Decision, Member, Members, Names, Operation, Operations,
-    Policies, PolicySource, Principal,
+    CallRequest, ConnectRequest, Context, Decision, Holdings, Inventory, Member, Members, Names,
+    Operation, Operations, Policies, PolicySource, Principal, TopicAct, TopicRequest,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -23,11 +23,30 @@ pub(crate) const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 const ROLES: [(&str, &[&str]); 3] =
     [("first", &["a", "b"]), ("guests", &["c", "spiffe://shop.example/stranger"]), ("nobody", &[])];
 
+/// Which data there is, and how it is classified.
+const DATA_SETS: [(&str, &str); 3] =
+    [("menu", "public"), ("cards", "restricted"), ("unused", "internal")];
+
+/// Which services have which of it. Their topics carry all of it, what they do touches the first.
+const HELD: [(&str, &[&str]); 4] =
+    [("a", &["menu"]), ("b", &["cards", "menu"]), ("d", &["menu", "cards"]), ("e", &["cards"])];
+
+/// Those that do not say what they do.
+const SILENT: [&str; 2] = ["c", "d"];
+
 /// Who has which labels.
 const LABELS: [(&str, &[&str]); 3] = [("a", &["blue"]), ("c", &["blue", "red"]), ("d", &["red"])];
 
 fn role() -> impl Strategy<Value = &'static str> {
     proptest::sample::select(&ROLES[..]).prop_map(|(role, _)| role)
+}
+
+fn data_set() -> impl Strategy<Value = &'static str> {
+    proptest::sample::select(&DATA_SETS[..]).prop_map(|(name, _)| name)
+}
+
+fn classification() -> impl Strategy<Value = &'static str> {
+    proptest::sample::select(&["public", "restricted"][..])
 }
 
 fn label() -> impl Strategy<Value = &'static str> {
@@ -52,10 +71,18 @@ fn asked() -> impl Strategy<Value = String> {
     let get = "action == Action::\"GET\"";
     prop_oneof![
         1 => Just(format!("{connect}, resource")),
+        1 => Just("action, resource".to_owned()),
         3 => name().prop_map(move |name| format!("{connect}, resource == Service::\"{name}\"")),
         2 => name().prop_map(move |name| format!("{get}, resource == Operation::\"{name}/see\"")),
         1 => name().prop_map(move |name| format!("{get}, resource in Service::\"{name}\"")),
         1 => name().prop_map(move |name| format!("action, resource in Service::\"{name}\"")),
+        2 => data_set().prop_map(move |name| format!("action, resource in Dataset::\"{name}\"")),
+        1 => name().prop_map(move |name| {
+            format!("action in [Action::\"publish\", Action::\"GET\"], resource in Service::\"{name}\"")
+        }),
+        1 => name().prop_map(move |name| {
+            format!("action == Action::\"publish\", resource == Topic::\"{name}/news\"")
+        }),
     ]
 }
 
@@ -79,6 +106,14 @@ fn condition() -> impl Strategy<Value = String> {
         1 => Just(" when { context.time.toTime() < duration(\"18h\") }".to_owned()),
         1 => Just(" unless { context.weekday == 4 }".to_owned()),
         1 => Just(ADDRESS.to_owned()),
+        1 => classification().prop_map(|word| {
+            format!(" when {{ resource.classifications.contains(\"{word}\") }}")
+        }),
+        1 => classification().prop_map(|word| {
+            format!(" unless {{ resource.classifications.contains(\"{word}\") }}")
+        }),
+        1 => data_set().prop_map(|name| format!(" unless {{ resource in Dataset::\"{name}\" }}")),
+        1 => data_set().prop_map(|name| format!(" when {{ resource in Dataset::\"{name}\" }}")),
         1 => Just(
             " unless { context has attestation && context.attestation.contains(\"launch\") }".to_owned()
         ),
@@ -127,6 +162,7 @@ pub(crate) fn stored_policy(name: &str, (cedar, mode): &(String, &str)) -> Store
         Names::Any => ScopeNames::Any,
         Names::Only(names) => ScopeNames::Only(names.into_iter().collect()),
         Names::Role(role) => ScopeNames::Role(role),
+        Names::Dataset(name) => ScopeNames::Dataset(name),
     };
     let scopes = countersign_policy::scope(cedar).unwrap_or_default();
     let scopes = scopes.into_iter().map(|scope| PolicyScope {
@@ -136,6 +172,8 @@ pub(crate) fn stored_policy(name: &str, (cedar, mode): &(String, &str)) -> Store
         services: scope.services,
         roles: scope.roles,
         labels: scope.labels,
+        data_sets: scope.data_sets,
+        classifications: scope.classifications,
     });
     let record = PolicyRecord {
         cedar: spec.cedar,
@@ -153,8 +191,20 @@ pub(crate) fn stored_workload(name: &str, label: &str, upstream: Option<&str>) -
         .into_iter()
         .map(|service| json!({ "service": service, "local": "unix", "addresses": ["127.0.0.1:1"] }))
         .collect();
-    let operations = json!([{ "name": "see", "method": "GET", "path": "/see" }]);
-    let service = json!({ "workload": name, "operations": operations, "upstreams": upstreams });
+    let held = HELD.iter().find(|(holder, _)| *holder == name).map_or(&[][..], |(_, held)| held);
+    let classified = DATA_SETS.iter().filter(|(name, _)| held.contains(name));
+    let data_sets: Vec<_> =
+        classified.map(|(name, word)| json!({ "name": name, "classification": word })).collect();
+    let touched = &held[..held.len().min(1)];
+    let operations = match SILENT.contains(&name) {
+        true => json!([]),
+        false => json!([{ "name": "see", "method": "GET", "path": "/see", "dataSets": touched }]),
+    };
+    let topics = json!([{ "name": "news", "dataSets": held }]);
+    let service = json!({
+        "workload": name, "operations": operations, "upstreams": upstreams,
+        "dataSets": data_sets, "topics": topics,
+    });
     let service = resource(Kind::Service, name, &service).spec.encode();
     let has = LABELS.iter().find(|(labelled, _)| *labelled == name).map_or(&[][..], |(_, has)| has);
     [stored_labels(name, label, has), (Kind::Service, name.to_owned(), service)]
@@ -252,6 +302,29 @@ impl Known {
             .iter()
             .map(|(name, spec)| (name.parse().expect("it is a name"), operation(spec)));
         let policies = Policies::compile(&sources, None).ok()?.with_operations(Operations::new(of));
+        let holdings = |spec: &ServiceSpec| {
+            let set = |names: &[Name]| names.iter().cloned().collect();
+            let of = |it: &countersign_api::resource::DataSet| {
+                (it.name.clone(), it.classification.to_string())
+            };
+            Holdings {
+                data_sets: spec.data_sets.iter().map(of).collect(),
+                operations: spec
+                    .operations
+                    .iter()
+                    .map(|it| (it.name.clone(), set(&it.data_sets)))
+                    .collect(),
+                topics: spec
+                    .topics
+                    .iter()
+                    .map(|it| (it.name.clone(), set(&it.data_sets)))
+                    .collect(),
+            }
+        };
+        let of = services
+            .iter()
+            .map(|(name, spec)| (name.parse().expect("it is a name"), holdings(spec)));
+        let policies = policies.with_inventory(Inventory::new(of));
         let policies = policies.with_members(Members::new(members));
         let named = |id: SpiffeId| {
             let name = id.path().trim_start_matches('/').parse().expect("it is a name");
@@ -287,6 +360,23 @@ impl Known {
         };
         let both = |path| contexts().map(|context| ask(path, context));
         ["/see", "/other"].into_iter().flat_map(both).collect()
+    }
+
+    /// About what is done with its topic, and with one that it does not have.
+    pub(crate) fn topics(&self, from: &SpiffeId, to: &str) -> Vec<Decision> {
+        let principal = &self.principal(from);
+        let topics = ["news", "other"].map(|name| name.parse::<Name>().expect("it is a name"));
+        let mut decisions = Vec::new();
+        for (context, now) in &contexts() {
+            for act in TopicAct::ALL {
+                for topic in &topics {
+                    let (service, now) = (to, *now);
+                    let request = TopicRequest { principal, service, topic, act, context, now };
+                    decisions.push(self.policies.decide_topic(&request));
+                }
+            }
+        }
+        decisions
     }
 
     fn principal(&self, id: &SpiffeId) -> Principal {

@@ -349,6 +349,7 @@ fn record_value(resource: &Resource, beside: &Beside<'_>) -> Vec<u8> {
         Names::Any => ScopeNames::Any,
         Names::Only(names) => ScopeNames::Only(names.into_iter().collect()),
         Names::Role(role) => ScopeNames::Role(role),
+        Names::Dataset(name) => ScopeNames::Dataset(name),
     };
     let scopes = scopes.into_iter().map(|scope| PolicyScope {
         principals: names(scope.principals),
@@ -357,6 +358,8 @@ fn record_value(resource: &Resource, beside: &Beside<'_>) -> Vec<u8> {
         services: scope.services,
         roles: scope.roles,
         labels: scope.labels,
+        data_sets: scope.data_sets,
+        classifications: scope.classifications,
     });
     let PolicySpec { cedar, mode, until, reason } = spec.clone();
     PolicyRecord { cedar, mode, until, reason, scopes: scopes.collect() }.encode()

@@ -36,8 +36,10 @@ fn shop() -> Vec<Resource> {
         "payments",
         &json!({
             "workload": "payments", "listen": "127.0.0.1:0", "forward": "unix",
+            "dataSets": [{"name": "cards", "classification": "restricted"}],
+            "topics": [{"name": "charges-made", "dataSets": ["cards"]}],
             "operations": [
-                {"name": "charge", "method": "POST", "path": "/charges"},
+                {"name": "charge", "method": "POST", "path": "/charges", "dataSets": ["cards"]},
                 {"name": "charge-of", "method": "GET", "path": "/charges/{id}"},
             ],
         }),
@@ -257,4 +259,57 @@ fn whom_a_tls_profile_takes_comes_before_policy() {
     assert!(answer.remedy.unwrap().contains("`trustDomains`"));
     let theirs = judge(json!({"trustDomains": ["press.example"]}));
     assert_eq!(asked(&theirs, "web").decision, Answer::Deny);
+}
+
+#[test]
+fn topics_and_data_sets_are_explained_as_they_are_decided() {
+    let cards =
+        r#"permit (principal == Workload::"orders", action, resource in Dataset::"cards");"#;
+    let both = [("connect", "enforce", CONNECT), ("cards", "enforce", cards)];
+    let judge = judge(&both);
+    let made = Some(("publish", "charges-made"));
+    let answer =
+        told(&judge, ("orders", "payments", made), (Answer::Allow, Mode::Enforce, &["cards"]));
+    assert!(
+        answer.why.contains("may publish topic `charges-made` of `payments`"),
+        "{}",
+        answer.why
+    );
+    told(
+        &judge,
+        ("orders", "payments", Some(("POST", "/charges"))),
+        (Answer::Allow, Mode::Enforce, &["cards"]),
+    );
+    told(
+        &judge,
+        ("orders", "payments", Some(("GET", "/charges/7"))),
+        (Answer::Deny, Mode::Enforce, &[]),
+    );
+    let answer = told(&judge, ("web", "payments", made), (Answer::Deny, Mode::Enforce, &[]));
+    let remedy = answer.remedy.unwrap();
+    assert!(remedy.contains(r#"resource == Topic::"payments/charges-made""#), "{remedy}");
+    assert!(remedy.contains(r#"action == Action::"connect""#), "{remedy}");
+    for (asked, words) in [
+        (Some(("publish", "charges-mad")), "did you mean `charges-made`?"),
+        (Some(("subscribe", "nothing-like-it")), "no manifest declares a topic of it"),
+    ] {
+        let why = ask(&judge, "orders", "payments", asked).unwrap_err().to_string();
+        assert!(why.contains(words), "{why}");
+    }
+    let forbid = r#"forbid (principal, action, resource in Dataset::"cards");"#;
+    let all =
+        r#"permit (principal == Workload::"orders", action, resource in Service::"payments");"#;
+    let forbidden = self::judge(&[("all", "enforce", all), ("no-cards", "enforce", forbid)]);
+    for (asked, answer) in [
+        (None, (Answer::Allow, Mode::Enforce, &["all"][..])),
+        (Some(("GET", "/charges/7")), (Answer::Allow, Mode::Enforce, &["all"])),
+        (Some(("POST", "/charges")), (Answer::Deny, Mode::Enforce, &["no-cards"])),
+        (Some(("POST", "/charges/")), (Answer::Deny, Mode::Enforce, &["no-cards"])),
+        (made, (Answer::Deny, Mode::Enforce, &["no-cards"])),
+    ] {
+        told(&forbidden, ("orders", "payments", asked), answer);
+    }
+    let unused = judge.grants_beside(&BTreeSet::new());
+    let cards = unused.iter().find(|grant| grant.policy == "cards").unwrap();
+    assert_eq!(cards.services, ["payments"]);
 }

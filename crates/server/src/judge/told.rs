@@ -11,8 +11,11 @@ pub(super) fn why(question: &Question, judged: &Judged) -> String {
     let (source, service) = (&question.source, &question.service);
     let Decision { verdict, mode, policies } = &judged.decision;
     let may = if *verdict == Verdict::Allow { "may" } else { "may not" };
-    let what = match &question.call {
-        Some((method, path)) => {
+    let what = match (&question.call, &question.topic) {
+        (None, Some((act, topic))) => {
+            format!("`{source}` {may} {act} topic `{topic}` of `{service}`")
+        }
+        (Some((method, path)), _) => {
             let operation = judged.operation.as_ref();
             let named = operation.map(|one| format!(", its operation `{}`", one.name));
             format!(
@@ -20,10 +23,11 @@ pub(super) fn why(question: &Question, judged: &Judged) -> String {
                 named.unwrap_or_default()
             )
         }
-        None => format!("`{source}` {may} connect to `{service}`"),
+        (None, None) => format!("`{source}` {may} connect to `{service}`"),
     };
     let by = policies.join("`, `");
-    let connection = question.call.is_some() && judged.by_connection;
+    let over = question.call.is_some() || question.topic.is_some();
+    let connection = over && judged.by_connection;
     let because = match (verdict, policies.is_empty(), connection) {
         (Verdict::Allow, _, true) => {
             format!("it may connect, by `{by}`, and no operation is asked about")

@@ -1,10 +1,10 @@
 //! Which part of the state a node with certain labels needs, and what differs between two such parts.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use countersign_api::resource::{RoleRecord, ScopeNames};
+use countersign_api::resource::{RoleRecord, ScopeNames, ServiceSpec};
 use countersign_api::v1;
 use countersign_identity::{Name, Revision, Suspended, Suspension};
 use countersign_store::Kind;
@@ -153,7 +153,8 @@ fn needed(state: &State, own: &BTreeSet<&str>) -> imbl::HashMap<Key, Arc<Entry>>
         let wanted = match &entry.parsed {
             Parsed::TrustDomain { .. } | Parsed::Bundle(_) => true,
             Parsed::Service { name, spec } => {
-                let wanted = own_services.contains(name.as_str()) || called.contains(name.as_str());
+                let wanted =
+                    own_services.contains_key(name.as_str()) || called.contains_key(name.as_str());
                 if wanted {
                     workloads.insert(spec.workload.as_str());
                 }
@@ -162,11 +163,12 @@ fn needed(state: &State, own: &BTreeSet<&str>) -> imbl::HashMap<Key, Arc<Entry>>
             Parsed::Policy { record, .. } => {
                 let mut wanted = false;
                 for scope in &record.scopes {
-                    let inbound = own_services.iter().any(|name| scope.is_about(name));
+                    let about = |(name, spec): (&&str, &&ServiceSpec)| scope.is_about(name, spec);
+                    let inbound = own_services.iter().any(about);
                     let is_in = |name: &str, role: &str| {
                         role_of(state, role).is_some_and(|role| role.members.contains(name))
                     };
-                    let outbound = called.iter().any(|name| scope.is_about(name))
+                    let outbound = called.iter().any(about)
                         && own.iter().any(|name| scope.admits(name, |role| is_in(name, role)));
                     if !inbound && !outbound {
                         continue;
@@ -182,7 +184,8 @@ fn needed(state: &State, own: &BTreeSet<&str>) -> imbl::HashMap<Key, Arc<Entry>>
                         workloads.extend(met);
                     }
                     match &scope.principals {
-                        ScopeNames::Any => everybody |= inbound,
+                        // No principal is in a data set. Whatever it meant, nobody is left out.
+                        ScopeNames::Any | ScopeNames::Dataset(_) => everybody |= inbound,
                         ScopeNames::Only(names) => {
                             workloads.extend(names.iter().map(String::as_str));
                         }
@@ -204,7 +207,7 @@ fn needed(state: &State, own: &BTreeSet<&str>) -> imbl::HashMap<Key, Arc<Entry>>
             Parsed::Incarnation(_) => false,
         };
         if wanted {
-            let abroad = key.kind == Kind::Service && !own_services.contains(&*key.name);
+            let abroad = key.kind == Kind::Service && !own_services.contains_key(&*key.name);
             needed.insert(key.clone(), if abroad { entry.abroad() } else { entry.home() });
         }
     }
@@ -232,10 +235,10 @@ fn needed(state: &State, own: &BTreeSet<&str>) -> imbl::HashMap<Key, Arc<Entry>>
 /// What can be needed of those that are told by what they are about, each once or more often.
 fn candidates<'a>(
     state: &'a State,
-    own_services: &BTreeSet<&'a str>,
-    called: &BTreeSet<&'a str>,
+    own_services: &Services<'a>,
+    called: &Services<'a>,
 ) -> impl Iterator<Item = (&'a Key, &'a Arc<Entry>)> {
-    let services: BTreeSet<&str> = own_services.union(called).copied().collect();
+    let services: BTreeSet<&str> = own_services.keys().chain(called.keys()).copied().collect();
     let of_service = |name: &'a str| {
         let itself = state.records.get_key_value(&Key::new(Kind::Service, name));
         itself.into_iter().chain(state.policies_near(name))
@@ -302,16 +305,22 @@ fn out_of_service(
 }
 
 /// The services of these workloads, and those that they call.
-fn services<'a>(state: &'a State, own: &BTreeSet<&str>) -> (BTreeSet<&'a str>, BTreeSet<&'a str>) {
-    let mut of_own = BTreeSet::new();
-    let mut called = BTreeSet::new();
+fn services<'a>(state: &'a State, own: &BTreeSet<&str>) -> (Services<'a>, Services<'a>) {
+    let mut of_own = Services::new();
+    let mut called = Services::new();
     for name in own.iter().flat_map(|workload| state.services_of(workload)) {
         let Some(spec) = state.service(name.as_str()) else { continue };
-        of_own.insert(name.as_str());
-        called.extend(spec.upstreams.iter().map(|upstream| upstream.service.as_str()));
+        of_own.insert(name.as_str(), spec);
+        for upstream in &spec.upstreams {
+            let name = upstream.service.as_str();
+            called.extend(state.service(name).map(|spec| (name, spec)));
+        }
     }
     (of_own, called)
 }
+
+/// Services by name.
+type Services<'a> = BTreeMap<&'a str, &'a ServiceSpec>;
 
 /// Slices of older states, by revision and labels.
 type Older = HashMap<(Revision, BTreeSet<Name>), Arc<Slice>>;

@@ -8,7 +8,7 @@ use countersign_api::admin::{
 };
 use countersign_api::resource::{CedarText, PolicySpec, Resource, Spec};
 use countersign_identity::{Name, Timestamp};
-use countersign_policy::{Narrowed, Outcome, Permit, Use, narrow};
+use countersign_policy::{Grounds, Narrowed, Outcome, Permit, TopicAct, Use, narrow};
 
 use super::{Kept, find};
 use crate::admin::change::off_thread;
@@ -136,11 +136,19 @@ impl Case {
         let (mut permits, mut proposals, mut withheld) = (Vec::new(), Vec::new(), Vec::new());
         for resource in &self.policies {
             let Spec::Policy(spec) = &resource.spec else { continue };
-            let about = |resources: &[String]| concerns(&self.kept.review.subject, resources);
-            let narrowed = narrow(&resource.name, spec.cedar.as_str(), &uses, &about);
+            let grounds = Grounds {
+                used: &uses,
+                members: self.judge.members(),
+                about: &|_, resources| concerns(&self.kept.review.subject, resources, &self.judge),
+                of_topics: &|actions, resources| permits_topics(actions, resources, &self.judge),
+            };
+            let narrowed = narrow(&resource.name, spec.cedar.as_str(), &grounds);
             let narrowed = narrowed.map_err(|problems| {
                 internal(problems.first().map(ToString::to_string).unwrap_or_default())
             })?;
+            withheld.extend(narrowed.uncounted.iter().map(|permit| {
+                format!("`{permit}` permits what is done with topics, which nobody counts: it stays as it is")
+            }));
             if narrowed.permits.is_empty() {
                 continue;
             }
@@ -184,6 +192,7 @@ impl Case {
             policy: permit.policy.clone(),
             mode: spec.mode,
             sources: permit.principals.clone(),
+            role: permit.role.clone(),
             actions: permit.actions.clone(),
             resources: permit.resources.clone(),
             used: flows.take(FLOWS_SHOWN_MAX).cloned().collect(),
@@ -245,10 +254,32 @@ impl Case {
     }
 }
 
-fn concerns(subject: &ReviewSubject, resources: &[String]) -> bool {
+fn concerns(subject: &ReviewSubject, resources: &[String], judge: &Judge) -> bool {
     let ReviewSubject::Service(service) = subject else { return true };
-    let of = |resource: &String| resource.split('/').next() == Some(service.as_str());
+    let of = |resource: &String| match data_set(resource) {
+        Some(name) => judge.holders(name).any(|holder| holder == service),
+        None => resource.split('/').next() == Some(service.as_str()),
+    };
     resources.is_empty() || resources.iter().any(of)
+}
+
+/// The name in `Dataset::"charges"`.
+fn data_set(resource: &str) -> Option<&str> {
+    resource.strip_prefix("Dataset::\"")?.strip_suffix('"')
+}
+
+/// Whether a permit may be one to publish or subscribe as well.
+fn permits_topics(actions: &[String], resources: &[String], judge: &Judge) -> bool {
+    let acts = actions.iter().any(|action| action.parse::<TopicAct>().is_ok());
+    let carries = |resource: &String| match data_set(resource) {
+        Some(name) => judge.holders(name).any(|holder| judge.has_topics(Some(holder.as_str()))),
+        None => judge.has_topics(Some(resource)),
+    };
+    let on = match resources {
+        [] => judge.has_topics(None),
+        named => named.iter().any(carries),
+    };
+    (actions.is_empty() || acts) && on
 }
 
 /// What was used of each policy.
@@ -277,6 +308,7 @@ fn used(flow: &FlowView, judge: &Judge) -> Option<Use> {
 fn idle(permit: &Permit, judge: &Judge) -> Vec<String> {
     let asked = |name: &str| permit.used.iter().any(|one| one.principal.as_str() == name);
     let sources = match permit.principals.as_slice() {
+        [] if permit.role.is_some() => Vec::new(),
         [] => judge.workloads().map(ToString::to_string).collect(),
         named => named.to_vec(),
     };
@@ -284,7 +316,10 @@ fn idle(permit: &Permit, judge: &Judge) -> Vec<String> {
         permit.used.iter().any(|one| one.verb.map_or("connect", |verb| verb.as_str()) == action)
     };
     let operations = permit.resources.iter().filter(|resource| !resource.contains('/'));
-    let operations = operations.flat_map(|service| judge.operations(service));
+    let operations = operations.flat_map(|service| match data_set(service) {
+        Some(name) => judge.touching(name),
+        None => judge.operations(service),
+    });
     // A permit to connect alone speaks of no operation.
     let connects = matches!(permit.actions.as_slice(), [only] if only == "connect");
     let touched = |operation: &str| {

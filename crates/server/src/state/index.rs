@@ -123,8 +123,11 @@ impl State {
             for scope in &record.scopes {
                 match &scope.resources {
                     ScopeNames::Only(names) => services.extend(names),
-                    // Of a kind that is no service's name: whatever it is, it must not be left out.
-                    ScopeNames::Any | ScopeNames::Role(_) => unnamed = true,
+                    // Of a kind that is no service's name: whatever it is, it must not be left out. Which services have a data set
+                    // changes with them, and not with the policies.
+                    ScopeNames::Any | ScopeNames::Role(_) | ScopeNames::Dataset(_) => {
+                        unnamed = true;
+                    }
                 }
             }
             if unnamed {

@@ -84,6 +84,8 @@ impl Entry {
                     forward,
                     upstreams: Vec::new(),
                     operations: Vec::new(),
+                    topics: Vec::new(),
+                    data_sets: spec.data_at_the_door().to_vec(),
                     ..unstarted(spec)
                 };
                 Some(Parsed::Service { name: name.clone(), spec })

@@ -10,6 +10,8 @@ use countersign_api::admin::{
 use countersign_api::resource::{PolicySpec, Spec};
 use countersign_identity::{Code, Mode, Name, Timestamp};
 
+use countersign_policy::TopicAct;
+
 use super::{end_table, page_of, pager, part, search, table};
 use crate::admin::policy as routes;
 use crate::admin::problem::Problem;
@@ -117,7 +119,11 @@ async fn try_it(html: &mut Html, ask: &Ask) -> Result<(), Problem> {
     );
     if let (Some(from), Some(to)) = (ask.field("from"), ask.field("to")) {
         let text = |name: &str| ask.field(name).map(str::to_owned);
-        let method = text("method").map(|method| method.to_uppercase());
+        let written = |method: String| match method.to_lowercase().parse::<TopicAct>() {
+            Ok(act) => act.to_string(),
+            Err(_of_http) => method.to_uppercase(),
+        };
+        let method = text("method").map(written);
         let path = text("path").filter(|_| method.is_some());
         let (from, to) = (from.to_owned(), to.to_owned());
         let request = ExplainRequest { from, to, method, path, ..ExplainRequest::default() };

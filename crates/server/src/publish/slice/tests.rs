@@ -46,6 +46,8 @@ fn policy(name: &str, principals: ScopeNames, resources: ScopeNames, mentioned: 
         services: BTreeSet::new(),
         roles: BTreeSet::new(),
         labels: false,
+        data_sets: BTreeSet::new(),
+        classifications: false,
     };
     let cedar = "permit (principal, action, resource);".parse().unwrap();
     let mode = countersign_identity::Mode::Enforce;

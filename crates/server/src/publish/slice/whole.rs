@@ -67,6 +67,7 @@ proptest! {
             for from in callers() {
                 prop_assert_eq!(part.connect(&from, name), whole.connect(&from, name), "{} to {}", from, name);
                 prop_assert_eq!(part.calls(&from, name), whole.calls(&from, name), "{} to {}", from, name);
+                prop_assert_eq!(part.topics(&from, name), whole.topics(&from, name), "{} to {}", from, name);
             }
             for to in whole.called_by(name) {
                 prop_assert_eq!(part.connect(&id(name), &to), whole.connect(&id(name), &to), "{} to {}", name, to);
