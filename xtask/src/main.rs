@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask check | test | layers | gen | sbom | crash | bench | fuzz`.
+//! The project's own commands: `cargo xtask check | test | layers | gen | sbom | reproducible | crash | bench | fuzz`.
 
 use std::process::ExitCode;
 
@@ -12,6 +12,7 @@ mod crash;
 mod fuzz;
 mod generate;
 mod layers;
+mod reproducible;
 mod sbom;
 mod shell;
 mod test;
@@ -47,6 +48,8 @@ enum Command {
     Gen,
     /// Print what the product is made of, as CycloneDX JSON
     Sbom,
+    /// Build a program twice, in two folders, and compare the bytes
+    Reproducible(reproducible::Builds),
     /// Run the benchmarks and print each figure with its ratio to a limit
     Bench {
         /// `json` prints one object a line
@@ -90,6 +93,7 @@ fn run(command: Command) -> Result<()> {
         Command::Layers => layers::run(),
         Command::Gen => generate::run(),
         Command::Sbom => sbom::run(),
+        Command::Reproducible(builds) => reproducible::run(&builds),
         Command::Crash(rounds) => crash::run(&rounds),
         Command::Bench { output, no_install, name, fleet } => {
             bench::run(output, name.as_deref(), !no_install, &fleet)
