@@ -1,4 +1,5 @@
-//! The project's own commands: `cargo xtask check | test | layers | gen | sbom | reproducible | crash | bench | fuzz`.
+//! The project's own commands: `cargo xtask check | test | layers | gen | sbom | reproducible | crash | bench | instructions |
+//! fuzz`.
 
 use std::process::ExitCode;
 
@@ -11,6 +12,7 @@ mod check;
 mod crash;
 mod fuzz;
 mod generate;
+mod instructions;
 mod layers;
 mod reproducible;
 mod sbom;
@@ -63,6 +65,8 @@ enum Command {
         #[command(flatten)]
         fleet: bench::FleetArguments,
     },
+    /// Count the instructions of what is done most, beside the committed table
+    Instructions(instructions::Counting),
     /// Run the kill rounds of a range of seeds, in pieces, going on where it was stopped
     Crash(crash::Rounds),
     /// Run every fuzz target for some seconds
@@ -94,6 +98,7 @@ fn run(command: Command) -> Result<()> {
         Command::Gen => generate::run(),
         Command::Sbom => sbom::run(),
         Command::Reproducible(builds) => reproducible::run(&builds),
+        Command::Instructions(counting) => instructions::run(&counting),
         Command::Crash(rounds) => crash::run(&rounds),
         Command::Bench { output, no_install, name, fleet } => {
             bench::run(output, name.as_deref(), !no_install, &fleet)

@@ -83,30 +83,48 @@ impl Realm {
         lifetime_secs: u64,
         (node, number): (NodeTag, u64),
     ) -> Svid {
-        let id = self.domain.with_path(path).unwrap();
-        let lifetime = Lifetime::from_secs(lifetime_secs).unwrap();
-        let draft = Draft {
-            id: id.clone(),
-            key: ProvenKey::of(key),
-            serial: Serial::draw(issued, &self.entropy).unwrap(),
-            issued,
-            lifetime,
-            dns_names: Vec::new(),
-            provenance: Provenance {
-                revision: Revision { incarnation: 1, number },
-                node,
-                attested: self.attested,
-            },
-            reserved: if id.is_reserved() { Reserved::Allow } else { Reserved::Refuse },
-        };
-        let profile =
-            Profile { domain: self.domain.clone(), lifetime_max: lifetime, pointers: None };
         let issuer = Issuer::from_certificate(self.issuer.clone()).unwrap();
-        let leaf = sign(draft.review(&profile, &issuer).unwrap(), &self.issuer_key);
+        let span = (issued, lifetime_secs);
+        let (proven, provenance) = (ProvenKey::of(key), self.provenance(node, number));
+        let leaf = self.certify(proven, path, span, provenance, &issuer);
+        let id = self.domain.with_path(path).unwrap();
         let ders = [leaf.der(), self.issuer.der(), self.root.der()];
         let shown = if id.is_reserved() { 3 } else { 2 };
         let chain = Chain::from_ders(ders.into_iter().take(shown)).unwrap();
         Svid { id, chain, pkcs8: key.pkcs8().to_vec() }
+    }
+
+    /// What is known of how a certificate came about.
+    pub(crate) fn provenance(&self, node: NodeTag, number: u64) -> Provenance {
+        let revision = Revision { incarnation: 1, number };
+        Provenance { revision, node, attested: self.attested }
+    }
+
+    /// A certificate for a key whose possession is proven, of this moment and for so many seconds.
+    pub(crate) fn certify(
+        &self,
+        key: ProvenKey,
+        path: &str,
+        (issued, lifetime_secs): (Timestamp, u64),
+        provenance: Provenance,
+        issuer: &Issuer,
+    ) -> Certificate {
+        let id = self.domain.with_path(path).unwrap();
+        let lifetime = Lifetime::from_secs(lifetime_secs).unwrap();
+        let reserved = if id.is_reserved() { Reserved::Allow } else { Reserved::Refuse };
+        let draft = Draft {
+            id,
+            key,
+            serial: Serial::draw(issued, &self.entropy).unwrap(),
+            issued,
+            lifetime,
+            dns_names: Vec::new(),
+            provenance,
+            reserved,
+        };
+        let profile =
+            Profile { domain: self.domain.clone(), lifetime_max: lifetime, pointers: None };
+        sign(draft.review(&profile, issuer).unwrap(), &self.issuer_key)
     }
 
     /// The chain with another leaf, in whose contents these bytes are exchanged, rightly signed by the issuer.
