@@ -40,7 +40,19 @@ pub(crate) fn run(install: bool, filter: Option<&str>) -> Result<()> {
     tests.args(filter);
     tests.env("COUNTERSIGN_BIN", root().join("target/release/countersign"));
     tests.env("COUNTERSIGN_PYTHON", python_bin());
-    step("tests", &mut tests)
+    let tested = step("tests", &mut tests);
+    if filter.is_some() {
+        return tested;
+    }
+    tested.and(oracles())
+}
+
+/// The log's formats beside other implementations of them, in a workspace of their own.
+fn oracles() -> Result<()> {
+    let mut tests =
+        cargo(&["test", "--locked", "--manifest-path", "crates/audit/oracles/Cargo.toml"]);
+    tests.env("CARGO_TARGET_DIR", root().join("target"));
+    step("tests beside other implementations of the log", &mut tests)
 }
 
 /// Installs those of these Debian packages that are missing.
