@@ -306,7 +306,7 @@ async fn an_older_replica_goes_on_while_a_newer_one_adds_to_the_schema_and_stops
         Password::None,
         crate::fixture::entropy(3),
     );
-    assert!(matches!(opened.await.unwrap_err(), StoreError::NewerSchema { found: 9, .. }));
+    assert!(matches!(opened.await.unwrap_err(), StoreError::NewerSchema { found: 10, .. }));
     let number = cluster.sql(&database, "SELECT number FROM head");
     assert_eq!(number, (upgrading + 3).to_string());
 }
