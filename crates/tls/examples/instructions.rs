@@ -38,7 +38,7 @@ fn main() {
         "decide_remembered" => decided(count, &policies()),
         "handshake" => {
             assert!(count <= COUNT_MAX, "{count} is over {COUNT_MAX}");
-            shaken(count, COUNT_MAX)
+            shaken(count, COUNT_MAX);
         }
         "handshake_remembered" => shaken(count, 1),
         other => panic!("`{other}` is not counted"),
