@@ -474,6 +474,11 @@ impl Policies {
         match touched {
             Touched::Untold(_) if speaks_of_data => {
                 let others = (&enforced.without_data(), &observed.without_data());
+                // What those that are enforced deny, none lets pass that only observes, and that of data which may not be touched.
+                let told = self.evaluate(asked, touched, (enforced, others.1), reads);
+                if !told.is_allowed() {
+                    return told;
+                }
                 stricter(decided, self.evaluate(asked, Touched::Nothing, others, reads))
             }
             Touched::Untold(_) | Touched::Told(..) | Touched::Nothing => decided,

@@ -280,6 +280,22 @@ fn a_policy_that_only_observes_is_no_reason_to_let_pass_what_may_not_even_touch_
 }
 
 #[test]
+fn what_is_denied_by_policies_on_data_none_lets_pass_that_observes_other_data() {
+    let enforced = r#"permit (principal == Workload::"web", action, resource in Service::"payments")
+        unless { resource.classifications.contains("restricted") };"#;
+    for effect in ["permit", "forbid"] {
+        let observed = format!(
+            r#"{effect} (principal == Workload::"web", action, resource in Dataset::"menu");"#
+        );
+        let policies = policies(&[(Mode::Enforce, enforced), (Mode::Observe, &observed)]);
+        let asked = ask(&policies, "web", Ask::Call(Verb::Get, "/elsewhere"));
+        assert!(!asked.is_allowed(), "{effect}: {asked:?}");
+        let declared = ask(&policies, "web", Ask::Call(Verb::Get, "/ping"));
+        assert!(declared.is_allowed(), "{effect}: {declared:?}");
+    }
+}
+
+#[test]
 fn a_topic_is_decided_by_what_is_done_with_it_and_an_undeclared_one_is_denied() {
     let publish = r#"permit (principal == Workload::"web", action == Action::"publish", resource == Topic::"payments/made");"#;
     lets_pass(&enforced(&[publish]), "web", &[Ask::Topic(TopicAct::Publish, "made")]);
