@@ -182,13 +182,13 @@ impl Course {
         if self.ended.set(code).is_err() {
             return;
         }
-        for place in &mut *self.places() {
-            if let Place::Taken(waker) = place
-                && let Some(waker) = waker.take()
-            {
-                waker.wake();
-            }
-        }
+        let waiting = |place: &mut Place| match place {
+            Place::Taken(waker) => waker.take(),
+            Place::Free => None,
+        };
+        // Woken without the lock: whoever is woken may ask again at once.
+        let waiting: Vec<Waker> = self.places().iter_mut().filter_map(waiting).collect();
+        waiting.into_iter().for_each(Waker::wake);
     }
 
     fn note(&self, place: usize, waker: &Waker) {
@@ -245,7 +245,8 @@ impl Calls {
 
     /// Ends those that the slice does not permit any more.
     pub(crate) fn review(&self, slice: &Slice, standing: Option<&Standing>, now: Timestamp) {
-        for course in self.live().calls.values() {
+        let under_way: Vec<Arc<Course>> = self.live().calls.values().cloned().collect();
+        for course in under_way {
             if let Err(refused) = course.call.permitted(slice, standing, now) {
                 course.end(refused.code);
             }
