@@ -61,7 +61,7 @@ pub(crate) struct Presence {
 /// An enforcement point, and what is known of it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Point {
-    /// What was told of it last.
+    /// What was told of it last; of what it has ended, only that which counted with a revision.
     pub(crate) ack: v1::PointAck,
     /// Whether its agent speaks for it now. What an agent does not speak of may have outlived a restart of the agent.
     pub(crate) confirmed: bool,
@@ -326,8 +326,13 @@ impl Roster {
             let point = presence.points.entry(place).or_default();
             let (from, cut) = (point.ack.revision.map(read), point.ack.cut);
             let to = ack.revision.map(read).max(from);
-            if let Some(to) = to.filter(|to| from < Some(*to)) {
-                heard.advances.push(Advance { from, to, cut: ack.cut.saturating_sub(cut) });
+            match to.filter(|to| from < Some(*to)) {
+                Some(to) => {
+                    heard.advances.push(Advance { from, to, cut: ack.cut.saturating_sub(cut) });
+                }
+                // An agent says what its points have ended before it may say at which revision: that has to be on its disk
+                // first. It counts with the advance. One that starts anew counts from nothing.
+                None => ack.cut = ack.cut.min(cut),
             }
             ack.revision = to.map(Into::into);
             if let Some(tried) = &mut ack.tried {
@@ -556,6 +561,29 @@ mod tests {
         roster.acknowledge(NODE, ack(6, vec![]), None, now());
         let expected = Revision { incarnation: 1, number: 5 };
         assert_eq!(roster.snapshot()[&NODE].revision, Some(expected));
+    }
+
+    #[test]
+    fn connections_that_are_told_before_their_revision_count_with_it() {
+        let roster = Roster::default();
+        let _stream = roster.attend(NODE, &v1::SyncHello::default(), now());
+        let at = |number| Revision { incarnation: 1, number };
+        let heard = |number, cut| {
+            let point = v1::PointAck {
+                point: "main".to_owned(),
+                spiffe_id: "spiffe://shop.example/web".to_owned(),
+                revision: Some(at(number).into()),
+                cut,
+                ..Default::default()
+            };
+            let heard = roster.acknowledge(NODE, ack(number, vec![point]), Some(&told()), now());
+            heard.advances.iter().map(|advance| (advance.to, advance.cut)).collect::<Vec<_>>()
+        };
+        assert_eq!(heard(1, 0), [(at(1), 0)]);
+        assert_eq!(heard(1, 3), [], "the slice is not on the agent's disk yet");
+        assert_eq!(heard(2, 3), [(at(2), 3)]);
+        assert_eq!(heard(2, 0), [], "its process was started anew");
+        assert_eq!(heard(3, 2), [(at(3), 2)]);
     }
 
     #[test]
