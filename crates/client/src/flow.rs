@@ -1,7 +1,7 @@
 //! Who asked whom for what, and what was decided: counted together, on its way to the agent.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use countersign_api::v1;
 use countersign_identity::{Mode, Name, SpiffeId, Timestamp};
@@ -80,27 +80,59 @@ pub struct Flows(Arc<Mutex<Counted>>);
 
 #[derive(Debug, Default)]
 struct Counted {
-    tallies: HashMap<Flow, Tally>, // INVARIANT: at most FLOWS_MAX
+    counters: HashMap<Flow, Counter>, // INVARIANT: at most FLOWS_MAX; none of them was taken
     dropped: u64,
+}
+
+/// Where flows of one kind are counted, until they are told of.
+#[derive(Clone, Debug)]
+pub(crate) struct Counter(Arc<Mutex<Option<Tally>>>);
+
+impl Counter {
+    /// Counts one more. False when what was counted is on its way by now, and this one would be on none.
+    pub(crate) fn count(&self, at: Timestamp) -> bool {
+        let mut tally = self.tally();
+        let Some(tally) = &mut *tally else { return false };
+        tally.last = tally.last.max(at);
+        tally.count = tally.count.saturating_add(1);
+        true
+    }
+
+    fn take(&self) -> Option<Tally> {
+        self.tally().take()
+    }
+
+    fn tally(&self) -> MutexGuard<'_, Option<Tally>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Flows {
     /// Counts one.
     pub fn count(&self, flow: Flow, at: Timestamp) {
+        let _counter = self.begin(flow, at);
+    }
+
+    /// Counts one, and says where more of its kind are counted; `None` where there are too many kinds.
+    pub(crate) fn begin(&self, flow: Flow, at: Timestamp) -> Option<Counter> {
         let mut counted = self.lock();
-        if let Some(tally) = counted.tallies.get_mut(&flow) {
-            tally.last = tally.last.max(at);
-            tally.count = tally.count.saturating_add(1);
-        } else if counted.tallies.len() < FLOWS_MAX {
-            counted.tallies.insert(flow, Tally { first: at, last: at, count: 1 });
-        } else {
-            counted.dropped = counted.dropped.saturating_add(1);
+        if let Some(counter) = counted.counters.get(&flow) {
+            counter.count(at);
+            return Some(counter.clone());
         }
+        if FLOWS_MAX <= counted.counters.len() {
+            counted.dropped = counted.dropped.saturating_add(1);
+            return None;
+        }
+        let first = Tally { first: at, last: at, count: 1 };
+        let counter = Counter(Arc::new(Mutex::new(Some(first))));
+        counted.counters.insert(flow, counter.clone());
+        Some(counter)
     }
 
     /// What was counted and is not on its way yet.
     pub fn seen(&self) -> Vec<Flow> {
-        self.lock().tallies.keys().cloned().collect()
+        self.lock().counters.keys().cloned().collect()
     }
 
     /// Takes all that was counted, as it is told, and how many were not.
@@ -112,22 +144,23 @@ impl Flows {
     pub(crate) fn take(&self, most: usize) -> (Vec<v1::Flow>, u64) {
         let mut counted = self.lock();
         let dropped = std::mem::take(&mut counted.dropped);
-        if counted.tallies.len() <= most {
-            let all = std::mem::take(&mut counted.tallies);
+        if counted.counters.len() <= most {
+            let all = std::mem::take(&mut counted.counters);
             drop(counted);
-            return (all.into_iter().map(wire).collect(), dropped);
+            return (all.into_iter().filter_map(wire).collect(), dropped);
         }
-        let some: Vec<Flow> = counted.tallies.keys().take(most).cloned().collect();
-        let taken = some.into_iter().filter_map(|flow| counted.tallies.remove_entry(&flow));
-        (taken.map(wire).collect(), dropped)
+        let some: Vec<Flow> = counted.counters.keys().take(most).cloned().collect();
+        let taken = some.into_iter().filter_map(|flow| counted.counters.remove_entry(&flow));
+        (taken.filter_map(wire).collect(), dropped)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Counted> {
+    fn lock(&self) -> MutexGuard<'_, Counted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn wire((flow, tally): (Flow, Tally)) -> v1::Flow {
+fn wire((flow, counter): (Flow, Counter)) -> Option<v1::Flow> {
+    let tally = counter.take()?;
     let (operation, method, path) = match flow.asked {
         Asked::Connection => (String::new(), String::new(), String::new()),
         Asked::Operation(name, method, path) => {
@@ -135,7 +168,7 @@ fn wire((flow, tally): (Flow, Tally)) -> v1::Flow {
         }
         Asked::Undeclared(method) => (String::new(), method.to_owned(), String::new()),
     };
-    v1::Flow {
+    Some(v1::Flow {
         point: String::new(),
         source: flow.source.to_string(),
         service: flow.service.to_string(),
@@ -148,7 +181,7 @@ fn wire((flow, tally): (Flow, Tally)) -> v1::Flow {
         first_micros: tally.first.micros(),
         last_micros: tally.last.micros(),
         count: tally.count,
-    }
+    })
 }
 
 #[cfg(test)]
@@ -181,5 +214,21 @@ mod tests {
         let first = all.iter().find(|flow| flow.source.ends_with("/w0")).unwrap();
         assert_eq!((first.count, first.first_micros, first.last_micros), (3, 1_000_000, 3_000_000));
         assert!(flows.take(1).0.is_empty());
+    }
+
+    #[test]
+    fn each_is_told_of_once_also_by_whoever_knows_where_it_is_counted() {
+        let (flows, at) = (Flows::default(), Timestamp::from_secs);
+        let counter = flows.begin(flow(0), at(1)).unwrap();
+        let same = flows.begin(flow(0), at(2)).unwrap();
+        assert!(counter.count(at(5)) && same.count(at(4)));
+        let (told, _) = flows.drain();
+        assert_eq!(
+            (told[0].count, told[0].first_micros, told[0].last_micros),
+            (4, 1_000_000, 5_000_000)
+        );
+        assert!(!counter.count(at(6)), "what is told of takes nothing more");
+        assert!(flows.begin(flow(0), at(7)).unwrap().count(at(8)));
+        assert_eq!(flows.drain().0[0].count, 2);
     }
 }

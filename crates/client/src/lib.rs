@@ -55,6 +55,7 @@ mod layer;
 mod limits;
 mod options;
 mod parts;
+mod recent;
 pub mod requests;
 mod served;
 mod services;

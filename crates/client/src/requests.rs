@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{CanonicalPath, Code, Mode, Name, Verb};
+use countersign_identity::{CanonicalPath, Code, Mode, Name, Timestamp, Verb};
 use countersign_policy::{Called, Decision, Verdict};
-use countersign_tls::{Admitted, LastingCall, LiveCall, Trust};
+use countersign_tls::{Admitted, Enforced, LastingCall, LiveCall, Trust};
 use http::uri::{PathAndQuery, Uri};
 use http::{Method, request};
 
 use crate::limits::{Exceeded, Held, Limits};
+use crate::recent::{Asked, Decided, Recent};
 use crate::{Flow, Flows, is_overriding};
 
 /// Decides on requests to services that declare operations, puts each decision on record, and counts what policies limit.
@@ -69,12 +70,15 @@ impl Requests {
         let asked = path.as_ref().ok().cloned();
         let call = LastingCall { service: service.clone(), verb, path: asked };
         let live = self.trust.begin_call(admitted, call);
-        if !self.trust.decides_calls(service) {
+        let enforced = self.trust.enforced();
+        if !enforced.decides_calls(service) {
             return Ok(Entered { live, _held: None });
         }
         let path = path?;
-        let held = match self.trust.decide_call(admitted, service, verb, &path) {
-            Some(called) => self.record(live.call(), admitted, called, &head.method)?,
+        let held = match decided(&enforced, admitted, live.call(), &path) {
+            Some(decided) => {
+                self.record(admitted, &decided, live.call(), &head.method, &enforced)?
+            }
             None => None,
         };
         if head.uri.path() != path.as_str() {
@@ -96,23 +100,26 @@ impl Requests {
     /// Puts what was decided on record, and does it.
     fn record(
         &self,
-        call: &LastingCall,
         admitted: &Admitted,
-        mut called: Called,
+        decided: &Decided,
+        call: &LastingCall,
         method: &Method,
+        enforced: &Enforced,
     ) -> Result<Option<Held>, Unanswered> {
-        let entered = self.within_limits(admitted, &called);
-        if let Err(exceeded) = &entered {
-            let (verdict, mode) = (Verdict::Deny(Code::RateLimited), Mode::Enforce);
-            called.decision = Decision { verdict, mode, policies: vec![exceeded.policy.clone()] };
-        }
+        let (called, now) = (&decided.called, enforced.now());
+        let entered = self.within_limits(admitted, called, now);
         if let Some(peer) = admitted.peer() {
-            let flow = Flow::call(peer.id.clone(), call.service.clone(), call.verb, &called);
-            self.flows.count(flow, self.trust.clock().now());
+            let flow = |called: &Called| {
+                Flow::call(peer.id.clone(), call.service.clone(), call.verb, called)
+            };
+            match &entered {
+                Ok(_held) => decided.count(&self.flows, now, || flow(called)),
+                Err(exceeded) => self.flows.count(flow(&exceeded.instead_of(called)), now),
+            }
         }
         match entered {
             Ok(held) if called.decision.is_allowed() => Ok(held),
-            Ok(_) => Err(denied(&call.service, admitted, &called, method)),
+            Ok(_) => Err(denied(&call.service, admitted, called, method)),
             Err(Exceeded { again, .. }) => Err(limited(&call.service, again)),
         }
     }
@@ -122,15 +129,48 @@ impl Requests {
         &self,
         admitted: &Admitted,
         called: &Called,
+        now: Timestamp,
     ) -> Result<Option<Held>, Exceeded> {
         let Decision { verdict, mode, policies } = &called.decision;
         match (verdict, mode, admitted.peer()) {
             (Verdict::Allow, Mode::Enforce, Some(peer)) => {
                 let permits = policies.iter().map(String::as_str).zip(&called.limits);
-                self.limits.take(permits, &peer.id, self.trust.clock().now())
+                self.limits.take(permits, &peer.id, now)
             }
             (Verdict::Allow | Verdict::Deny(_), _, _) => Ok(None),
         }
+    }
+}
+
+/// What is decided on a request; for one like those before it on the same connection, what was decided then. `None` where requests
+/// are not decided on.
+fn decided(
+    enforced: &Enforced,
+    admitted: &Admitted,
+    call: &LastingCall,
+    path: &CanonicalPath,
+) -> Option<Arc<Decided>> {
+    let LastingCall { service, verb, .. } = call;
+    let operation = enforced.operation(service, *verb, path).map(|operation| &operation.name);
+    let asked = Asked { service, verb: *verb, operation };
+    let recent: Option<&Recent> = admitted.kept();
+    if let Some(known) = recent.and_then(|recent| recent.recall(asked, enforced)) {
+        return Some(known);
+    }
+    let decided = enforced.decide_call(admitted, service, *verb, path)?;
+    let decided = Arc::new(Decided::new(service.clone(), *verb, decided));
+    if let Some(recent) = recent {
+        recent.keep(&decided);
+    }
+    Some(decided)
+}
+
+impl Exceeded {
+    /// What is on record of a request that was permitted, and too much.
+    fn instead_of(&self, called: &Called) -> Called {
+        let (verdict, mode) = (Verdict::Deny(Code::RateLimited), Mode::Enforce);
+        let decision = Decision { verdict, mode, policies: vec![self.policy.clone()] };
+        Called { decision, ..called.clone() }
     }
 }
 

@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering as AtomicOrdering};
 
 use arc_swap::ArcSwap;
 use cedar_policy::{
@@ -164,8 +165,21 @@ pub struct Policies {
     count: usize,
 }
 
+/// The very policies by which something was decided, with all that they were told of services, workloads and data. No two that differ in
+/// anything have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Basis(u64);
+
+impl Basis {
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, AtomicOrdering::Relaxed))
+    }
+}
+
 /// Those that have not ended, and what was decided by them.
 struct InForce {
+    basis: Basis,
     enforced: Index,
     observed: Index,
     /// None where nothing is to be remembered.
@@ -183,13 +197,13 @@ impl InForce {
         let (enforced, observed): (Vec<_>, Vec<_>) =
             statements.into_iter().partition(|statement| statement.mode == Mode::Enforce);
         let (enforced, observed) = (Index::of(&enforced), Index::of(&observed));
-        Self { enforced, observed, memory, ends, reads }
+        Self { basis: Basis::next(), enforced, observed, memory, ends, reads }
     }
 
     /// The same with another memory.
     fn remembering(this: Arc<Self>, memory: Option<Memory>) -> ArcSwap<Self> {
         let this = Arc::into_inner(this).expect("whoever builds policies has them alone");
-        ArcSwap::from_pointee(Self { memory, ..this })
+        ArcSwap::from_pointee(Self { basis: Basis::next(), memory, ..this })
     }
 }
 
@@ -386,7 +400,7 @@ impl Policies {
         let ConnectRequest { principal, service, context, now } = *request;
         // Over a connection to a service without operations anything may be asked for.
         let part = self.operations.of(service).map_or(Part::Undeclared, |_asked_about| Part::Door);
-        self.ask(&Asked { principal, service, act: Act::Connect, part, context, now })
+        self.ask(&Asked { principal, service, act: Act::Connect, part, context, now }).0
     }
 
     /// Decides about something that is done with a topic. What the service does not declare is denied.
@@ -396,7 +410,7 @@ impl Policies {
             return Decision::denied(Code::PolicyDenied, Mode::Enforce);
         }
         let (act, part) = (Act::Topic(act), Part::Topic(topic));
-        self.ask(&Asked { principal, service, act, part, context, now })
+        self.ask(&Asked { principal, service, act, part, context, now }).0
     }
 
     /// Decides about a request to a service that declares operations; `None` for one that declares none, where the
@@ -405,32 +419,44 @@ impl Policies {
     /// A request that no operation stands for is asked of the service itself, and one whose method no operation
     /// could have is denied.
     pub fn decide_call(&self, request: &CallRequest<'_>) -> Option<Called> {
+        self.decide_call_on(request).map(|(called, _basis)| called)
+    }
+
+    /// The same, with what that rests on: as long as [`basis`](Self::basis) is this one, the same request of the same principal over the same
+    /// connection is decided in the same way. `None` of what may be decided otherwise at any time.
+    pub fn decide_call_on(&self, request: &CallRequest<'_>) -> Option<(Called, Option<Basis>)> {
         let CallRequest { principal, service, context, now, .. } = *request;
         self.operations.of(service)?;
         let Some(verb) = request.verb else {
             let decision = Decision::denied(Code::PolicyDenied, Mode::Enforce);
-            return Some(Called { decision, operation: None, limits: Vec::new() });
+            return Some((Called { decision, operation: None, limits: Vec::new() }, None));
         };
         let operation = self.operations.find(service, verb, request.path).cloned();
         let name = operation.as_ref().map(|operation| &operation.name);
         let part = name.map_or(Part::Undeclared, Part::Operation);
         let act = Act::Call(verb);
-        let decision = self.ask(&Asked { principal, service, act, part, context, now });
+        let (decision, basis) = self.ask(&Asked { principal, service, act, part, context, now });
         let limit = |policy: &String| self.limits.get(policy).copied();
         let limited =
             !self.limits.is_empty() && decision.policies.iter().any(|it| limit(it).is_some());
         let limits =
             if limited { decision.policies.iter().map(limit).collect() } else { Vec::new() };
-        Some(Called { decision, operation, limits })
+        Some((Called { decision, operation, limits }, basis))
     }
 
-    fn ask(&self, asked: &Asked<'_>) -> Decision {
+    /// What is decided by now. To be asked after [`lapse`](Self::lapse).
+    pub fn basis(&self) -> Basis {
+        self.in_force.load().basis
+    }
+
+    /// Answers, and says on what that rests if it depends on nothing that passes by itself.
+    fn ask(&self, asked: &Asked<'_>) -> (Decision, Option<Basis>) {
         let listed = |allowed: &BTreeSet<SpiffeId>| match asked.principal {
             Principal::Id(id) => allowed.contains(id),
             Principal::Named(_) => false,
         };
         if self.allowed.as_ref().is_some_and(listed) {
-            return Decision::by_list();
+            return (Decision::by_list(), None);
         }
         let (principal, service) = (asked.principal.as_str(), asked.service);
         let in_force = self.in_force.load();
@@ -441,23 +467,24 @@ impl Policies {
         // What no policy bears on is not remembered: to find that out takes no longer than to remember it, and
         // strangers take up no room so.
         if enforced.is_empty() && observed.is_empty() {
-            return Decision::denied(Code::PolicyDenied, Mode::Enforce);
+            return (Decision::denied(Code::PolicyDenied, Mode::Enforce), None);
         }
         let reads = enforced.reads() | observed.reads();
         let passing = reads.passing() || asked.context.age().is_none();
         let memory = in_force.memory.as_ref().filter(|_| !passing);
         let Some((memory, question)) = memory.zip(asked.question(reads)) else {
-            return self.weigh(asked, (&enforced, &observed), reads);
+            return (self.weigh(asked, (&enforced, &observed), reads), None);
         };
         if let Some(known) = memory.recall(&question) {
-            return known;
+            return (known, Some(in_force.basis));
         }
         let decision = self.weigh(asked, (&enforced, &observed), reads);
         // A failure is looked at again each time.
-        if decision.verdict != Verdict::Deny(Code::PolicyError) {
-            memory.remember(&question, &decision);
+        if decision.verdict == Verdict::Deny(Code::PolicyError) {
+            return (decision, None);
         }
-        decision
+        memory.remember(&question, &decision);
+        (decision, Some(in_force.basis))
     }
 
     /// Decides on what is touched. Where nobody says what that is, as on nothing and as on all that could be, and says no where one

@@ -58,7 +58,7 @@ mod text;
 pub use circumstance::Context;
 pub use compile::{Declared, PolicySource, TEXT_BYTES_MAX, nearest};
 pub use decide::{
-    CallRequest, Called, ConnectRequest, Decision, Grant, Policies, Principal, TopicRequest,
+    Basis, CallRequest, Called, ConnectRequest, Decision, Grant, Policies, Principal, TopicRequest,
     Verdict,
 };
 pub use holdings::{Holdings, Inventory, TopicAct, UnknownTopicAct};

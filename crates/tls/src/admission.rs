@@ -71,6 +71,11 @@ impl Admitted {
         self.why_ended().is_none() && self.why_retiring().is_none()
     }
 
+    /// What whoever serves the connection keeps with it, until it ends. `None` to whoever asks for another thing than the first did.
+    pub fn kept<T: Default + Send + Sync + 'static>(&self) -> Option<&T> {
+        self.entry.kept.get_or_init(|| Box::new(T::default())).downcast_ref()
+    }
+
     /// When the handshake was done.
     pub fn opened(&self) -> Timestamp {
         self.entry.opened

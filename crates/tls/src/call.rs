@@ -1,13 +1,14 @@
 //! Whether a request may be answered: asked for each one, over a connection that was let in.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::ptr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
 use countersign_identity::{CanonicalPath, Code, Mode, Name, SpiffeId, Timestamp, Verb};
 use countersign_policy::{
-    CallRequest, Called, ConnectRequest, Context as Handshake, Decision, TopicAct, TopicRequest,
-    Verdict,
+    Basis, CallRequest, Called, ConnectRequest, Context as Handshake, Decision, Operation,
+    TopicAct, TopicRequest, Verdict,
 };
 
 use countersign_pki::Refused;
@@ -17,9 +18,9 @@ use crate::rule::principal;
 use crate::{Admitted, Slice, Trust, admission};
 
 impl Trust {
-    /// Whether requests to this service are decided on one by one: it declares operations.
-    pub fn decides_calls(&self, service: &Name) -> bool {
-        declares(&self.slice(), service)
+    /// What is enforced at this moment, for all that is asked about one request.
+    pub fn enforced(&self) -> Enforced {
+        Enforced { slice: self.slice_now(), now: self.now() }
     }
 
     /// What is decided about a connection of this peer to a service of ours, whose handshake agreed on this version and
@@ -41,19 +42,6 @@ impl Trust {
         let now = self.now();
         let request = ConnectRequest { principal: &principal, service, context: &context, now };
         slice.policies.decide(&request)
-    }
-
-    /// Decides on a request to a service of ours, on the slice that is current. `None` where the service declares no
-    /// operations, and the connection is all that is decided on.
-    pub fn decide_call(
-        &self,
-        admitted: &Admitted,
-        service: &Name,
-        verb: Option<Verb>,
-        path: &CanonicalPath,
-    ) -> Option<Called> {
-        let (slice, standing) = (self.slice_now(), admitted.entry().standing.as_ref());
-        decided(&slice, (standing, self.now()), service, verb, path)
     }
 
     /// Decides on something that a peer does with a topic of a service of ours, on the slice that is current. What is not declared is
@@ -93,6 +81,65 @@ impl Trust {
         // Told first, asked second, as with admission: a slice that comes between the two finds it.
         *entry.lasting.get_or_init(|| call.clone()) == *call
             && admission::review_one(&self.register, entry, &self.slice_now(), self.now())
+    }
+}
+
+/// What is enforced at one moment.
+#[derive(Clone, Debug)]
+pub struct Enforced {
+    slice: Arc<Slice>,
+    now: Timestamp,
+}
+
+/// What a decision about a request rests on: as long as it is [in force](Enforced::is_by), the same request over the same connection is
+/// decided in the same way.
+#[derive(Clone, Debug)]
+pub struct Grounds {
+    policies: Basis,
+    /// Names nothing that is alive once another set of names is enforced, and no other can have its address.
+    names: Weak<HashMap<SpiffeId, Name>>,
+}
+
+impl Enforced {
+    /// When that is.
+    pub const fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// Whether requests to this service are decided on one by one: it declares operations.
+    pub fn decides_calls(&self, service: &Name) -> bool {
+        declares(&self.slice, service)
+    }
+
+    /// Which operation a request to a service of ours is.
+    pub fn operation(
+        &self,
+        service: &Name,
+        verb: Option<Verb>,
+        path: &CanonicalPath,
+    ) -> Option<&Operation> {
+        self.slice.policies.operations().find(service.as_str(), verb?, path)
+    }
+
+    /// Whether what was decided on these grounds would be decided so now.
+    pub fn is_by(&self, grounds: &Grounds) -> bool {
+        let named = ptr::eq(Arc::as_ptr(&self.slice.names), grounds.names.as_ptr());
+        named && self.slice.policies.basis() == grounds.policies
+    }
+
+    /// Decides on a request to a service of ours. `None` where the service declares no operations, and the connection is all that is
+    /// decided on. No grounds of what may be decided otherwise at any time.
+    pub fn decide_call(
+        &self,
+        admitted: &Admitted,
+        service: &Name,
+        verb: Option<Verb>,
+        path: &CanonicalPath,
+    ) -> Option<(Called, Option<Grounds>)> {
+        let standing = admitted.entry().standing.as_ref();
+        let (called, basis) = decided(&self.slice, (standing, self.now), service, verb, path)?;
+        let names = || Arc::downgrade(&self.slice.names);
+        Some((called, basis.map(|policies| Grounds { policies, names: names() })))
     }
 }
 
@@ -275,7 +322,7 @@ impl LastingCall {
             return Err(Refused { code: Code::NotUnderstood, why });
         };
         let called = decided(slice, (standing, now), service, *verb, path);
-        match called.as_ref().map(|called| &called.decision) {
+        match called.as_ref().map(|(called, _basis)| &called.decision) {
             Some(Decision { verdict: Verdict::Deny(code), mode: Mode::Enforce, .. }) => {
                 let peer = standing.map_or("nobody", |standing| standing.peer.id.as_str());
                 let why =
@@ -298,15 +345,15 @@ fn decided(
     service: &Name,
     verb: Option<Verb>,
     path: &CanonicalPath,
-) -> Option<Called> {
+) -> Option<(Called, Option<Basis>)> {
     if !declares(slice, service) {
         return None;
     }
-    let Some(standing) = standing else { return Some(nobody()) };
+    let Some(standing) = standing else { return Some((nobody(), None)) };
     let principal = principal(&standing.peer.id, slice);
     let (service, context) = (service.as_str(), &standing.context);
     let principal = &principal;
-    slice.policies.decide_call(&CallRequest { principal, service, verb, path, context, now })
+    slice.policies.decide_call_on(&CallRequest { principal, service, verb, path, context, now })
 }
 
 /// Who has shown nothing may ask for nothing.

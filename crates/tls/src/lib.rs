@@ -64,7 +64,7 @@ mod verifier;
 
 pub use admission::{Admitted, DRAIN_TIMEOUT};
 pub use alert::{code_of, code_of_io};
-pub use call::{LastingCall, LiveCall};
+pub use call::{Enforced, Grounds, LastingCall, LiveCall};
 pub use canary::{CANARY_ALPN, CanaryAnswer, show_canary, show_former_canary};
 pub use fact::{DETAIL_CHARS_MAX, Direction, HandshakeFact, HandshakeFailure};
 pub use handshake::{Established, accept, connect, dial};

@@ -1,5 +1,6 @@
 //! The live connections, and under what each of them was let in.
 
+use std::any::Any;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -53,6 +54,8 @@ pub(crate) struct Entry {
     pub(crate) lasting: OnceLock<LastingCall>,
     /// Those under way over it, where they are decided on one by one.
     pub(crate) calls: Calls,
+    /// What whoever serves it keeps with it.
+    pub(crate) kept: OnceLock<Box<dyn Any + Send + Sync>>,
     /// The connection's socket, so that cutting needs nobody's help. None once the owner gave the connection up.
     socket: Mutex<Option<Socket>>,
     cut: OnceLock<Code>,
@@ -235,6 +238,7 @@ impl Register {
             unprovable: AtomicBool::new(false),
             lasting: OnceLock::new(),
             calls: Calls::default(),
+            kept: OnceLock::new(),
             socket: Mutex::new(arrival.socket),
             cut: OnceLock::new(),
             ended: CancellationToken::new(),

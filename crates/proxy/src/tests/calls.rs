@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use countersign::{Asked, Flow};
+use countersign_api::v1;
 use countersign_identity::{Clock, Code, Reason, SimClock, SystemClock, Timestamp, Verb};
 use countersign_policy::{Operation, Operations};
-use countersign_tls::{Expected, Outbound, dial};
+use countersign_tls::{Expected, Outbound, Slice, dial};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -239,6 +240,68 @@ async fn a_request_is_decided_at_its_own_moment_and_what_goes_on_ends_when_its_t
     assert_eq!(status, 403, "over the connection that was there: {body}");
     shop.program.gate.add_permits(1);
     assert_eq!(plain.get("/gate").await.0, 200, "which goes on for what has no time");
+}
+
+#[tokio::test]
+async fn what_was_decided_before_on_a_connection_holds_only_as_long_as_it_would_be_decided_so() {
+    let too = r#"permit (principal == Workload::"renamed", action == Action::"connect", resource == Service::"orders");"#;
+    let policy = permit("", "GET", "see") + too;
+    let shop = shop(&policy).await;
+    let mut caller = shop.caller().await;
+    let statuses = async |caller: &mut Caller| {
+        let mut seen = Vec::new();
+        for path in ["/see/1", "/see/2", "/other", "/see/3"] {
+            seen.push(caller.get(path).await.0);
+        }
+        seen
+    };
+    assert_eq!(statuses(&mut caller).await, [200, 200, 403, 200]);
+
+    // Another operation of the same path, then other policies on the same operations.
+    let other =
+        Operation { name: name("look"), verb: Verb::Get, template: "/see/2".parse().unwrap() };
+    let declared = operations();
+    let with_other = declared.of("orders").unwrap().iter().cloned().chain([other]);
+    let with_other = Operations::new([(name("orders"), with_other.collect())]);
+    shop.orders.enforce_calls(&policy, with_other, None);
+    assert_eq!(statuses(&mut caller).await, [200, 403, 403, 200]);
+    shop.orders.enforce_calls(&(permit("", "GET", "gate") + too), operations(), None);
+    assert_eq!(statuses(&mut caller).await, [403; 4]);
+    shop.orders.enforce_calls(&policy, operations(), None);
+    assert_eq!(statuses(&mut caller).await, [200, 200, 403, 200]);
+
+    // The same policies, by which the peer is another.
+    let before = shop.orders.plane.trust.slice();
+    let renamed = before.names.keys().map(|id| (id.clone(), name("renamed"))).collect();
+    let slice = Slice { names: Arc::new(renamed), ..Slice::clone(&before) };
+    shop.orders.plane.trust.apply(slice);
+    assert_eq!(statuses(&mut caller).await, [403; 4], "on the same connection");
+    let names = Arc::clone(&before.names);
+    shop.orders.plane.trust.apply(Slice { names, ..Slice::clone(&before) });
+    assert_eq!(statuses(&mut caller).await, [200, 200, 403, 200]);
+}
+
+#[tokio::test]
+async fn each_request_counts_in_the_flow_that_it_is_however_often_that_is_told() {
+    let shop = shop(&permit("", "GET", "see")).await;
+    let (mut first, mut second) = (shop.caller().await, shop.caller().await);
+    let flows = shop.orders.plane.requests.flows().clone();
+    for _told in 0..3 {
+        for caller in [&mut first, &mut second] {
+            for path in ["/see/1", "/see/2", "/other", "/another", "/see/1"] {
+                caller.get(path).await;
+            }
+        }
+        let (told, dropped) = flows.drain();
+        let of = |operation: &str, allowed| {
+            let asked = |flow: &&v1::Flow| flow.operation == operation && flow.method == "GET";
+            let mut these = told.iter().filter(asked);
+            let flow = these.next().filter(|flow| flow.allowed == allowed);
+            (flow.map(|flow| flow.count), these.count(), dropped)
+        };
+        assert_eq!(of("see", true), (Some(6), 0, 0));
+        assert_eq!(of("", false), (Some(4), 0, 0));
+    }
 }
 
 /// `web` at the door of `orders` over HTTP/2, with nothing in between that would take what it does not.
