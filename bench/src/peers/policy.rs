@@ -18,7 +18,7 @@ use crate::figure::{Better, Figure, Output};
 use crate::handshake::{End, Peer};
 use crate::machine::{Machine, PATIENCE};
 
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 12;
 const CONNECTIONS: usize = 50;
 const PAUSE: Duration = Duration::from_millis(20);
 /// The service whose requests are not told apart, and the one whose are.

@@ -135,8 +135,11 @@ fn entries(handshakes: &[HandshakeCount]) -> String {
             seen.detail.clone(),
         ]);
     }
-    if table.is_empty() { "no handshake like that is stored\n".to_owned() } else { table.render(0) }
+    if table.is_empty() { NOTHING.to_owned() } else { table.render(0) }
 }
+
+/// What was seen just now is on its way yet.
+const NOTHING: &str = "no handshake like that is stored; what was seen in the last seconds comes with the agents' next reports\n";
 
 /// Somebody who proved nothing: all that is known is from where they came.
 fn unknown(seen: &HandshakeCount) -> String {
@@ -183,7 +186,7 @@ fn groups(groups: &[HandshakeGroup], by: HandshakeBy) -> String {
         }
     }
     if table.is_empty() {
-        return "no handshake like that is stored\n".to_owned();
+        return NOTHING.to_owned();
     }
     format!("{}Each number: admitted / refused, as told by that end.\n", table.render(0))
 }
