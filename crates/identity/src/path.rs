@@ -156,6 +156,8 @@ fn is_unreserved(c: char) -> bool {
 pub struct PathTemplate {
     text: Arc<str>,
     parts: Arc<[Part]>, // INVARIANT: those of `text`; `Rest` only at the end
+    /// How many bytes of the text stand before its first place.
+    literal: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -186,6 +188,10 @@ impl PathTemplate {
 
     /// Whether it stands for this path.
     pub fn matches(&self, path: &CanonicalPath) -> bool {
+        // Most of the many that a path is held against differ from it here.
+        if !path.as_str().as_bytes().starts_with(&self.text.as_bytes()[..self.literal]) {
+            return false;
+        }
         let mut parts = self.parts.iter();
         for segment in path.segments() {
             match parts.next() {
@@ -230,7 +236,8 @@ impl FromStr for PathTemplate {
             let last = index + 1 == segments.len();
             parts.push(part(segment, last).map_err(bad)?);
         }
-        Ok(Self { text: text.into(), parts: parts.into() })
+        let literal = text.find('{').unwrap_or(text.len());
+        Ok(Self { text: text.into(), parts: parts.into(), literal })
     }
 }
 
