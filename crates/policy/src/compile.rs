@@ -8,6 +8,7 @@ use cedar_policy::ffi::DetailedError;
 use cedar_policy::{Effect, EntityUid, Policy, PolicyId, PolicySet, ValidationMode, Validator};
 use countersign_identity::{Mode, Name, SpiffeId, Timestamp, Verb};
 
+use crate::direction::is_one_way;
 use crate::known::{self, Known};
 use crate::narrow::{is_of_topics, speaks_of_doors_alone};
 use crate::reads::{Conditions, Reads};
@@ -77,6 +78,8 @@ pub(crate) struct Statement {
     pub(crate) reads: Reads,
     /// Whether it is seen when it is used: what is done with topics, nobody counts.
     pub(crate) counted: bool,
+    /// Whether, of all data that could be touched, what it says of nothing and of all of it tells what it says of any part.
+    pub(crate) one_way: bool,
 }
 
 pub(crate) fn compile(
@@ -200,9 +203,11 @@ impl Reader<'_> {
             let wide = self.addressed(&policy, &scope, reads, *offset);
             problems.extend(wide.or_else(|| self.unscoped(&policy, &scope, *offset)));
             problems.extend(self.doors(&policy, &scope, *offset));
-            let counted = !is_of_topics(&policy);
+            let (counted, one_way) = (!is_of_topics(&policy), is_one_way(&scope, &conditions));
             match Limit::of(&policy) {
-                Ok(limit) => policies.push(Known { policy, suffix, scope, limit, reads, counted }),
+                Ok(limit) => {
+                    policies.push(Known { policy, suffix, scope, limit, reads, counted, one_way });
+                }
                 Err(why) => problems.push(self.problem(*offset, why)),
             }
         }
@@ -215,7 +220,7 @@ impl Reader<'_> {
 
     /// A policy under the name and with the mode and the end of its manifest.
     fn statement(&self, known: &Known) -> Statement {
-        let Known { policy, suffix, scope, limit, reads, counted } = known;
+        let Known { policy, suffix, scope, limit, reads, counted, one_way } = known;
         Statement {
             policy: policy.new_id(PolicyId::new(self.id(suffix.as_deref()))),
             scope: scope.clone(),
@@ -224,6 +229,7 @@ impl Reader<'_> {
             limit: *limit,
             reads: *reads,
             counted: *counted,
+            one_way: *one_way,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Asking.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering as AtomicOrdering};
@@ -13,6 +13,7 @@ use cedar_policy::{
 };
 use countersign_identity::{Attested, CanonicalPath, Code, Mode, Name, SpiffeId, Timestamp, Verb};
 
+use crate::cases::Cases;
 use crate::circumstance::Context;
 use crate::compile::{Declared, PolicySource, Statement, compile};
 use crate::holdings::{Inventory, Part, TopicAct, Touched};
@@ -487,8 +488,7 @@ impl Policies {
         (decision, Some(in_force.basis))
     }
 
-    /// Decides on what is touched. Where nobody says what that is, as on nothing and as on all that could be, and says no where one
-    /// of the two does.
+    /// Decides on what is touched, if that is known.
     fn weigh(
         &self,
         asked: &Asked<'_>,
@@ -496,19 +496,54 @@ impl Policies {
         reads: Reads,
     ) -> Decision {
         let touched = asked.touched(&self.inventory);
-        let decided = self.evaluate(asked, touched, (enforced, observed), reads);
         let speaks_of_data = enforced.iter().chain(observed.iter()).any(|it| it.reads_data);
         match touched {
-            Touched::Untold(_) if speaks_of_data => {
-                let others = (&enforced.without_data(), &observed.without_data());
-                // What those that are enforced deny, none lets pass that only observes, and that of data which may not be touched.
-                let told = self.evaluate(asked, touched, (enforced, others.1), reads);
-                if !told.is_allowed() {
-                    return told;
-                }
-                stricter(decided, self.evaluate(asked, Touched::Nothing, others, reads))
+            Touched::Untold(held) if speaks_of_data => {
+                self.weigh_untold(asked, held, (enforced, observed), reads)
             }
-            Touched::Untold(_) | Touched::Told(..) | Touched::Nothing => decided,
+            Touched::Untold(_) | Touched::Told(..) | Touched::Nothing => {
+                self.evaluate(asked, touched, (enforced, observed), reads)
+            }
+        }
+    }
+
+    /// Decides where nobody says what is touched: in each case in which the policies could come to something else, and says no where one
+    /// of them does. Where there are too many cases, it is a no as well.
+    fn weigh_untold(
+        &self,
+        asked: &Asked<'_>,
+        held: &BTreeMap<Name, String>,
+        (enforced, observed): (&Buckets<'_>, &Buckets<'_>),
+        reads: Reads,
+    ) -> Decision {
+        let mut cases = Cases::default();
+        let beyond = |policies: BTreeSet<String>, mode| {
+            let policies = policies.into_iter().collect();
+            Decision { policies, ..Decision::denied(Code::PolicyDenied, mode) }
+        };
+        let unweighed = cases.add(enforced.weighing(), held);
+        if !unweighed.is_empty() {
+            return beyond(unweighed, Mode::Enforce);
+        }
+        let unweighed = cases.add(observed.weighing(), held);
+        let (least, others) = (enforced.without_data(), observed.without_data());
+        let in_each_case = |observed: &Buckets<'_>| {
+            let all = self.evaluate(asked, Touched::Untold(held), (enforced, observed), reads);
+            let nothing = self.evaluate(asked, Touched::Nothing, (&least, &others), reads);
+            cases.iter().fold(stricter(all, nothing), |before, some| {
+                let touched = Touched::Told(some, held);
+                stricter(before, self.evaluate(asked, touched, (enforced, observed), reads))
+            })
+        };
+        // What those that are enforced deny, none lets pass that only observes, and that of data which may not be touched.
+        let told = in_each_case(&others);
+        if !told.is_allowed() || !observed.has_data() && unweighed.is_empty() {
+            return told;
+        }
+        let told = stricter(told, in_each_case(observed));
+        match unweighed.is_empty() {
+            true => told,
+            false => stricter(told, beyond(unweighed, Mode::Observe)),
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use cedar_policy::PolicySet;
 use countersign_identity::Name;
 
+use crate::cases::Weighing;
 use crate::compile::Statement;
 use crate::reads::Reads;
 use crate::scope::operation_of;
@@ -38,6 +39,8 @@ pub(crate) struct Bucket {
     pub(crate) reads_members: bool,
     /// Whether one of them speaks of data sets, or asks how data is classified.
     pub(crate) reads_data: bool,
+    /// Those of them that may say of a part of the data something else than of all of it and of none.
+    pub(crate) weighing: Vec<Weighing>,
     /// The workloads that those name, of whom they may ask the same as of the principal.
     pub(crate) members: BTreeSet<String>,
 }
@@ -59,6 +62,16 @@ impl<'a> Buckets<'a> {
     /// The same, of something that touches no data.
     pub(crate) fn without_data(&self) -> Self {
         Self { usual: self.usual, of_roles: self.of_roles.clone(), of_data: Vec::new() }
+    }
+
+    /// Whether some are there only because of data that may be touched.
+    pub(crate) fn has_data(&self) -> bool {
+        !self.of_data.is_empty()
+    }
+
+    /// Those that may say of a part of the data something else than of all of it and of none.
+    pub(crate) fn weighing(&self) -> impl Iterator<Item = &'a Weighing> {
+        self.iter().flat_map(|bucket| &bucket.weighing)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -150,7 +163,13 @@ impl Bucket {
         }
         let policies = match operation_of(policy) {
             Some(operation) => self.of_operation.entry(operation).or_default(),
-            None => &mut self.policies,
+            None => {
+                // What touches nobody knows what is no operation, and no topic.
+                if !statement.one_way && statement.counted {
+                    self.weighing.push(Weighing::of(policy.id().as_ref(), scope));
+                }
+                &mut self.policies
+            }
         };
         policies.add(policy.clone()).expect("ids are unique, which compile checks");
     }

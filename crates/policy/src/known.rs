@@ -32,6 +32,7 @@ pub(crate) struct Known {
     pub(crate) limit: Option<Limit>,
     pub(crate) reads: Reads,
     pub(crate) counted: bool,
+    pub(crate) one_way: bool,
 }
 
 /// Those that were asked for since the others were, and those others. When the first fill up, they take the place of the second,

@@ -38,9 +38,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod cases;
 mod circumstance;
 mod compile;
 mod decide;
+mod direction;
 mod holdings;
 mod index;
 mod known;

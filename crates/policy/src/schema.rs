@@ -40,7 +40,7 @@ entity Workload in [Role] = {
 // Data that services keep or hand out: a name in the `dataSets` of Service manifests. Two services that name the same have the same.
 entity Dataset;
 // A door: the name of a Service manifest. To connect to one that declares operations touches no data. What nobody declares, such as
-// a path that no operation stands for, may touch any of its data, or none: it is allowed only where it would be in both cases.
+// a path that no operation stands for, may touch any of its data, or none: it is allowed only where it would be in each case.
 entity Service in [Dataset] = {
   // Those of the data sets that are touched: "public", "internal", "confidential", "restricted".
   classifications: Set<String>,

@@ -57,6 +57,11 @@ fn name() -> impl Strategy<Value = &'static str> {
     proptest::sample::select(&NAMES[..])
 }
 
+/// A workload, or somebody whom no manifest names.
+fn anybody() -> impl Strategy<Value = &'static str> {
+    prop_oneof![4 => name(), 1 => Just("spiffe://shop.example/stranger")]
+}
+
 fn principal() -> impl Strategy<Value = String> {
     prop_oneof![
         1 => Just("principal".to_owned()),
@@ -95,8 +100,11 @@ fn condition() -> impl Strategy<Value = String> {
         1 => role().prop_map(|role| format!(" when {{ principal in Role::\"{role}\" }}")),
         1 => role().prop_map(|role| format!(" unless {{ principal in Role::\"{role}\" }}")),
         1 => label().prop_map(|label| format!(" when {{ principal.labels.contains(\"{label}\") }}")),
-        1 => (name(), role()).prop_map(|(name, role)| {
+        1 => (anybody(), role()).prop_map(|(name, role)| {
             format!(" when {{ Workload::\"{name}\" in Role::\"{role}\" }}")
+        }),
+        1 => (anybody(), role()).prop_map(|(name, role)| {
+            format!(" unless {{ Workload::\"{name}\" in Role::\"{role}\" }}")
         }),
         1 => (name(), label()).prop_map(|(name, label)| {
             format!(" unless {{ Workload::\"{name}\".labels.contains(\"{label}\") }}")
@@ -114,6 +122,12 @@ fn condition() -> impl Strategy<Value = String> {
         }),
         1 => data_set().prop_map(|name| format!(" unless {{ resource in Dataset::\"{name}\" }}")),
         1 => data_set().prop_map(|name| format!(" when {{ resource in Dataset::\"{name}\" }}")),
+        1 => (data_set(), data_set()).prop_map(|(one, other)| {
+            format!(" when {{ resource in Dataset::\"{one}\" && !(resource in Dataset::\"{other}\") }}")
+        }),
+        1 => classification().prop_map(|word| {
+            format!(" unless {{ resource.classifications == [\"{word}\"] }}")
+        }),
         1 => Just(
             " unless { context has attestation && context.attestation.contains(\"launch\") }".to_owned()
         ),
