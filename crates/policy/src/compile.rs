@@ -1,6 +1,7 @@
 //! From text to policies that can be trusted to mean something.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
 
@@ -10,10 +11,11 @@ use countersign_identity::{Mode, Name, SpiffeId, Timestamp, Verb};
 
 use crate::direction::is_one_way;
 use crate::known::{self, Known};
+use crate::literal::{Stray, strays};
 use crate::narrow::{is_of_topics, speaks_of_doors_alone};
 use crate::reads::{Conditions, Reads};
 use crate::schema::{CONNECT, DATASET, OPERATION, ROLE, SERVICE, SOURCE, TOPIC, WORKLOAD, schema};
-use crate::text::Layout;
+use crate::text::{Layout, after_entity};
 use crate::{Limit, Names, Problem, Scope, TopicAct};
 
 /// The longest text of one manifest.
@@ -197,12 +199,16 @@ impl Reader<'_> {
         let parsed = self.parse(&layout)?;
         let mut problems = self.validate(&parsed);
         let mut policies = Vec::with_capacity(parsed.len());
-        for ((policy, suffix), offset) in parsed.iter().cloned().zip(&layout.statements) {
+        let ends = layout.statements.iter().skip(1).copied().chain([self.text.len()]);
+        let spans = layout.statements.iter().zip(ends);
+        for ((policy, suffix), (offset, end)) in parsed.iter().cloned().zip(spans) {
             let conditions = Conditions::of(&policy, self.text);
             let (scope, reads) = (Scope::of(&policy, &conditions), Reads::of(&conditions));
             let wide = self.addressed(&policy, &scope, reads, *offset);
             problems.extend(wide.or_else(|| self.unscoped(&policy, &scope, *offset)));
             problems.extend(self.doors(&policy, &scope, *offset));
+            let strays = strays(&conditions).into_iter();
+            problems.extend(strays.map(|stray| self.stray(&stray, &layout, *offset..end)));
             let (counted, one_way) = (!is_of_topics(&policy), is_one_way(&scope, &conditions));
             match Limit::of(&policy) {
                 Ok(limit) => {
@@ -336,6 +342,26 @@ impl Reader<'_> {
             );
             self.problem(offset, message)
         })
+    }
+
+    /// Something that is asked of a thing by its name, though it is known only of what is asked for: it would be false, or an error.
+    fn stray(&self, stray: &Stray, layout: &Layout, span: Range<usize>) -> Problem {
+        let is_it = |uid: &EntityUid| {
+            uid.id().unescaped() == stray.id && uid.type_name().to_string() == stray.kind
+        };
+        let written = layout.entities.iter().filter(|(at, uid)| span.contains(at) && is_it(uid));
+        let written: Vec<usize> = written.map(|(at, _)| *at).collect();
+        let asks = |at: &usize| {
+            let after = after_entity(self.text, *at);
+            ["in", "is", "has", ".", "["].iter().any(|word| after.starts_with(word))
+        };
+        let found = written.iter().find(|at| asks(at)).or(written.first());
+        let uid = format!("{}::{:?}", stray.kind, stray.id);
+        let message = format!(
+            "what `{uid}` is in, and how its data is classified, is known only while it is what is asked for, and this would be \
+             false or fail otherwise; write `resource` in its place, and `resource == {uid}` beside it where no other is meant"
+        );
+        self.problem(found.copied().unwrap_or(span.start), message)
     }
 
     fn unscoped(&self, policy: &Policy, scope: &Scope, offset: usize) -> Option<Problem> {

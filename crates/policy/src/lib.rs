@@ -47,6 +47,7 @@ mod holdings;
 mod index;
 mod known;
 mod limit;
+mod literal;
 mod member;
 mod memory;
 mod narrow;

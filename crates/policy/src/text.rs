@@ -194,6 +194,14 @@ impl<'a> Iterator for Tokens<'a> {
     }
 }
 
+/// What stands behind the entity that is written there, past white space and brackets that close.
+pub(crate) fn after_entity(text: &str, offset: usize) -> &str {
+    let written = text.get(offset..).unwrap_or_default();
+    let begin = written.find('"').unwrap_or(written.len());
+    let name = &written[begin..];
+    name[quoted(name)..].trim_start_matches(|c: char| c.is_whitespace() || c == ')')
+}
+
 fn is_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }

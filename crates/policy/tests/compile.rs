@@ -458,3 +458,50 @@ fn data_sets_and_topics_are_resources_by_declared_names() {
     assert_eq!((&scopes[0].resources, scopes[0].classifications), (&Names::Any, false));
     assert_eq!(scopes[0].data_sets, ["menu".to_owned()].into());
 }
+
+#[test]
+fn what_is_known_only_of_what_is_asked_for_is_asked_of_nothing_else() {
+    let forbid =
+        |condition: &str| format!("forbid (principal, action, resource)\nwhen {{ {condition} }};");
+    let words = "is known only while it is what is asked for";
+    let of_payments = r#"Service::"payments""#;
+    for condition in [
+        r#"Operation::"payments/charge" in Dataset::"cards""#,
+        r#"Operation::"payments/charge" in Service::"payments""#,
+        r#"Operation::"payments/charge" is Operation in Dataset::"cards""#,
+        r#"Service::"payments" in [Dataset::"cards", Dataset::"menu"]"#,
+        r#"Service::"payments".classifications.contains("restricted")"#,
+        r#"Service::"payments" ["classifications"].isEmpty()"#,
+        r#"Service::"payments" has classifications"#,
+        r#"Topic::"payments/charges-made" in Dataset::"cards""#,
+    ] {
+        refused(&forbid(condition), 2, 8, words);
+        // Also in the place of `resource` on some of the ways, and beside a scope that names the very thing.
+        refused(&forbid(&format!("!(1 < 2) || ({condition})")), 2, 21, words);
+        refused(&forbid(condition).replace("when", "unless"), 2, 10, words);
+    }
+    let chosen = forbid(&format!(
+        r#"(if context.group like "X*" then resource else {of_payments}) in Dataset::"cards""#
+    ));
+    let chosen = chosen.replace("action", r#"action == Action::"connect""#);
+    refused(&chosen, 2, 55, words);
+    refused(&forbid(&format!(r#"{{a: {of_payments}}}.a in Dataset::"cards""#)), 2, 12, words);
+    let scoped = format!(
+        r#"forbid (principal, action, resource == {of_payments}) when {{ {of_payments} in Dataset::"cards" }};"#
+    );
+    refused(
+        &scoped,
+        1,
+        68,
+        r#"write `resource` in its place, and `resource == Service::"payments"`"#,
+    );
+    // What it is, its name tells; and of workloads more is known.
+    for condition in [
+        r#"resource == Service::"payments" && resource in Dataset::"cards""#,
+        r#"resource in Service::"payments" || Operation::"payments/charge" == resource"#,
+        r#"principal == Workload::"web" || Workload::"web" in Role::"readers""#,
+        r#"Workload::"web".labels.contains("pci")"#,
+    ] {
+        fine(&forbid(condition));
+    }
+}
