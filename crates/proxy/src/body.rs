@@ -14,6 +14,7 @@ use crate::headers;
 use crate::lease::Lease;
 use crate::replay::{Replay, Sending};
 use crate::session::Busy;
+use crate::stream::Carried;
 
 /// A body on its way, with what must stay alive until it has passed.
 pub(crate) struct Body {
@@ -24,6 +25,8 @@ pub(crate) struct Body {
     busy: Option<Arc<Busy>>,
     /// The call whose answer it is, at a door.
     entered: Option<Entered>,
+    /// Likewise: what it comes over ends with the call for as long as this is there.
+    carried: Option<Carried>,
 }
 
 /// Why a body has no end.
@@ -84,7 +87,7 @@ impl http_body::Body for Coming {
 
 impl Body {
     fn of(kind: Kind) -> Self {
-        Self { kind, lease: None, busy: None, entered: None }
+        Self { kind, lease: None, busy: None, entered: None, carried: None }
     }
 
     pub(crate) fn empty() -> Self {
@@ -121,8 +124,12 @@ impl Body {
     }
 
     /// The body of an answer, broken off when the call may not go on.
-    pub(crate) fn while_permitted(mut self, entered: Option<Entered>) -> Self {
-        self.entered = entered;
+    pub(crate) fn while_permitted(
+        mut self,
+        entered: Option<Entered>,
+        carried: Option<Carried>,
+    ) -> Self {
+        (self.entered, self.carried) = (entered, carried);
         self
     }
 

@@ -195,10 +195,8 @@ impl Relay {
             self.join(near, far, entered);
             return Ok(response);
         }
-        if let Some(entered) = &entered {
-            stream::carries(entered.live.clone());
-        }
-        Ok(response.map(|body| body.while_permitted(entered)))
+        let carried = entered.as_ref().and_then(|entered| stream::carries(entered.live.clone()));
+        Ok(response.map(|body| body.while_permitted(entered, carried)))
     }
 
     /// Lets the bytes of the two upgraded connections flow. Each holds its own place in the register.

@@ -23,7 +23,7 @@ use crate::bounds::{
     HEADER_LIST_BYTES_MAX, PING_EVERY, PING_TIMEOUT, PROVOKED_RESETS_MAX, RESET_STREAMS_MAX,
     SEND_BUFFER_MAX, STREAM_WINDOW, STREAMS_MAX,
 };
-use crate::stream::Streams;
+use crate::stream::{Streams, carrying};
 use crate::tasks::Tasks;
 
 /// What the other end speaks.
@@ -150,7 +150,11 @@ pub(crate) async fn serve<I, S>(
         Spoken::Http1 => {
             let connection = http1_rules(how.1).serve_connection(io, service).with_upgrades();
             let close = |it: Pin<&mut _>| http1::UpgradeableConnection::graceful_shutdown(it);
-            closing(Box::pin(connection), close, Some(&session), announce).await.map_err(Into::into)
+            let served = closing(Box::pin(connection), close, Some(&session), announce);
+            match carrying(served).await {
+                Some(ended) => ended.map_err(Into::into),
+                None => return tracing::debug!("a connection ended with the call that it carried"),
+            }
         }
         Spoken::Http2 => {
             let connection = http2_rules(tasks).serve_connection(io, service);

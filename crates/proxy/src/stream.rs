@@ -1,7 +1,8 @@
-//! The streams of an HTTP/2 connection: each ends with the call that it carries, also while nobody takes its answer.
+//! What an answer goes over, the stream of an HTTP/2 connection or an HTTP/1.1 connection as a whole: it ends with the call that it
+//! carries, also while nobody takes the answer.
 //!
 //! The body of an answer is asked for more only when there is room for it at the other end. So a caller that leaves none would never
-//! hear that its call may not go on, and its stream would stay.
+//! hear that its call may not go on, and what it holds would stay: its place, and the connection to the program.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -14,8 +15,20 @@ use hyper::rt::Executor;
 use crate::tasks::Tasks;
 
 tokio::task_local! {
-    /// By the task of one stream: what it carries, once it is being answered.
-    static CARRIED: RefCell<Option<LiveCall>>;
+    /// What is carried by the stream, or the HTTP/1.1 connection, that is driven at present.
+    static CARRIED: RefCell<Load>;
+}
+
+/// The answers that were carried are numbered, and the last one's call is here until it is carried to its end.
+#[derive(Default)]
+struct Load {
+    number: u64,
+    call: Option<LiveCall>,
+}
+
+/// The answer to a call is being carried. Goes with its body.
+pub(crate) struct Carried {
+    number: u64,
 }
 
 /// Starts the task of each stream.
@@ -28,10 +41,25 @@ impl Streams {
     }
 }
 
-/// The stream of the present task carries the answer to this call from now on. Nothing where the task is none of a stream.
-pub(crate) fn carries(call: LiveCall) {
-    // An HTTP/1.1 connection has no streams.
-    let _no_stream = CARRIED.try_with(|carried| carried.replace(Some(call)));
+/// What is driven at present carries the answer to this call from now on. `None` where that is nothing that ends with it.
+pub(crate) fn carries(call: LiveCall) -> Option<Carried> {
+    let load = |load: &mut Load| {
+        load.number += 1;
+        load.call = Some(call);
+        Carried { number: load.number }
+    };
+    CARRIED.try_with(|carried| load(&mut carried.borrow_mut())).ok()
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        let unload = |load: &mut Load| {
+            // An HTTP/1.1 connection may carry the next one by now.
+            if load.number == self.number { load.call.take() } else { None }
+        };
+        // Nothing is left to be ended where it is not driven any more.
+        let _call = CARRIED.try_with(|carried| unload(&mut carried.borrow_mut()));
+    }
 }
 
 impl<F> Executor<F> for Streams
@@ -40,21 +68,30 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        self.0.start(CARRIED.scope(RefCell::default(), async move {
-            let mut stream = pin!(stream);
-            // Asked after the stream: one that takes its answer hears from that why it ends.
-            std::future::poll_fn(|cx| match stream.as_mut().poll(cx) {
-                Poll::Ready(_done) => Poll::Ready(()),
-                Poll::Pending => poll_ended(cx),
-            })
-            .await;
-        }));
+        self.0.start(async move {
+            // It is reset when nothing of it is left.
+            let _ended = carrying(stream).await;
+        });
     }
 }
 
-/// Whether what is carried may not go on. The stream is reset then, when nothing of it is left.
+/// Drives what carries answers until it is done, or until a call ends whose answer it carries: then nothing is left of it.
+pub(crate) async fn carrying<F: Future>(driven: F) -> Option<F::Output> {
+    let carrying = async move {
+        let mut driven = pin!(driven);
+        // Asked afterwards: one that takes its answer hears from that why it ends.
+        std::future::poll_fn(|cx| match driven.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending => poll_ended(cx).map(|()| None),
+        })
+        .await
+    };
+    CARRIED.scope(RefCell::default(), carrying).await
+}
+
+/// Whether what is carried may not go on.
 fn poll_ended(cx: &mut Context<'_>) -> Poll<()> {
-    CARRIED.with(|carried| match &*carried.borrow() {
+    CARRIED.with(|carried| match &carried.borrow().call {
         Some(call) => call.poll_ended(cx).map(drop),
         None => Poll::Pending,
     })

@@ -12,9 +12,11 @@ use countersign_tls::{Expected, Outbound, Slice, dial};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::flood::to_orders;
 use super::program::{End, Taken};
 use super::world::{Caller, PATIENCE, Shop, eventually, get, name, read};
 use crate::config::Protocol;
@@ -369,6 +371,63 @@ impl Upload {
         let reset = std::future::poll_fn(|cx| self.body.poll_reset(cx));
         tokio::time::timeout(PATIENCE, reset).await.unwrap().unwrap();
     }
+}
+
+/// The same over HTTP/1.1.
+async fn direct_http1(shop: &Shop) -> countersign_tls::Stream {
+    dial(&shop.web.plane.trust, shop.orders.door(), &to_orders()).await.unwrap().stream
+}
+
+#[tokio::test]
+async fn a_change_closes_the_http1_connection_of_who_takes_nothing_of_what_it_denies_and_no_other()
+{
+    for kind in KINDS {
+        let see = permit("", "GET", "see");
+        let flood = permit("@concurrent(\"1\")", "POST", "flood") + &see;
+        let shop = shop(&flood).await;
+        let io = TokioIo::new(direct_http1(&shop).await);
+        let (mut kept, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+        tokio::spawn(connection);
+        assert_eq!(read(kept.send_request(get("/see/1")).await.unwrap()).await.0, 200);
+        let mut deaf = direct_http1(&shop).await;
+        let head = format!(
+            "POST /flood HTTP/1.1\r\nHost: orders\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nmore\r\n"
+        );
+        deaf.write_all(head.as_bytes()).await.unwrap();
+        deaf.flush().await.unwrap();
+        // Until there is no room for more on the way.
+        shop.program.stands_still().await;
+        assert_eq!(shop.program.taken("/flood"), Taken { bytes: 4, end: None });
+        assert_eq!(shop.orders.connections(), 2);
+        let sender = direct(&shop).await;
+        // One that is told by its status in HTTP.
+        let another = || Upload::begin(&sender, "/flood", "text/plain");
+        assert_eq!(another().await.err(), Some(429));
+        assert_eq!(shop.orders.enforce_calls(&see, operations(), None), 0, "it is not the peer");
+        eventually(|| (shop.orders.connections() == 2).then_some(())).await;
+        let broken = Taken { bytes: 4, end: Some(End::Broken) };
+        eventually(|| (shop.program.taken("/flood") == broken).then_some(())).await;
+        ready(&mut kept).await;
+        assert_eq!(read(kept.send_request(get("/see/1")).await.unwrap()).await.0, 200);
+        // What is done with does not end what goes on, over the connection that it came by.
+        let none = permit("", "GET", "gate");
+        shop.orders.enforce_calls(&none, operations(), None);
+        ready(&mut kept).await;
+        assert_eq!(read(kept.send_request(get("/see/1")).await.unwrap()).await.0, 403);
+        // Its place is free as well.
+        shop.orders.enforce_calls(&flood, operations(), None);
+        let again = async {
+            while another().await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, again).await.unwrap();
+        drop(deaf);
+    }
+}
+
+async fn ready(sender: &mut SendRequest<Full<Bytes>>) {
+    tokio::time::timeout(PATIENCE, sender.ready()).await.unwrap().unwrap();
 }
 
 /// As HTTP/2 and as HTTP/1.1, as the program is asked.

@@ -22,6 +22,7 @@ use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
+use super::world::eventually;
 use crate::dial::Target;
 
 pub(super) struct Program {
@@ -32,8 +33,13 @@ pub(super) struct Program {
     pub(super) gate: Arc<Semaphore>,
     /// What came of the bodies of requests, by the path.
     taken: Bodies,
+    /// How many parts of endless answers were taken from it.
+    given: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
+
+/// How often in a row, a millisecond or more apart, nothing has changed of what stands still.
+const LOOKS: usize = 500;
 
 type Bodies = Arc<Mutex<HashMap<String, Taken>>>;
 
@@ -59,13 +65,16 @@ impl Program {
         let (counter, waiting) = (reached.clone(), gate.clone());
         let taken = Bodies::default();
         let bodies = taken.clone();
+        let given = Arc::new(AtomicUsize::new(0));
+        let parts = given.clone();
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let (counter, waiting, bodies) = (counter.clone(), waiting.clone(), bodies.clone());
+                let parts = parts.clone();
                 let service = service_fn(move |request| {
                     counter.fetch_add(1, Ordering::SeqCst);
-                    answer(request, waiting.clone(), bodies.clone())
+                    answer(request, waiting.clone(), (bodies.clone(), parts.clone()))
                 });
                 tokio::spawn(async move {
                     let rules = auto::Builder::new(TokioExecutor::new());
@@ -77,7 +86,7 @@ impl Program {
                 });
             }
         });
-        Self { path: path.to_owned(), reached, gate, taken, task }
+        Self { path: path.to_owned(), reached, gate, taken, given, task }
     }
 
     pub(super) fn target(&self) -> Target {
@@ -87,6 +96,18 @@ impl Program {
     /// What came so far of the body that was sent there.
     pub(super) fn taken(&self, path: &str) -> Taken {
         self.taken.lock().unwrap().get(path).copied().unwrap_or_default()
+    }
+
+    /// Waits until nobody takes more of what it answers without end.
+    pub(super) async fn stands_still(&self) {
+        let (mut given, mut looks) = (0, 0);
+        eventually(|| {
+            let now = self.given.load(Ordering::SeqCst);
+            looks = if now == given { looks + 1 } else { 0 };
+            given = now;
+            (0 < given && LOOKS <= looks).then_some(())
+        })
+        .await;
     }
 
     pub(super) fn reached(&self) -> usize {
@@ -103,7 +124,7 @@ impl Drop for Program {
 async fn answer(
     mut request: Request<Incoming>,
     gate: Arc<Semaphore>,
-    bodies: Bodies,
+    (bodies, given): (Bodies, Arc<AtomicUsize>),
 ) -> Result<Answer, Infallible> {
     match request.uri().path() {
         "/early" | "/keep" => {
@@ -112,7 +133,10 @@ async fn answer(
         }
         "/flood" => {
             take(request, bodies);
-            return Ok(parts(std::iter::repeat(Bytes::from_static(PART))));
+            return Ok(parts(std::iter::repeat_with(move || {
+                given.fetch_add(1, Ordering::SeqCst);
+                Bytes::from_static(PART)
+            })));
         }
         "/upgrade" | "/upgrade-too" => return Ok(upgrade(&mut request)),
         "/endless" | "//endless" => return Ok(endless(request)),
