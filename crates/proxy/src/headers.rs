@@ -80,6 +80,8 @@ pub(crate) enum BadRequest {
         "the `Connection` field names `{0}`, which belongs to the message and not to the connection"
     )]
     PerHop(HeaderName),
+    #[error("the `Connection` field holds `{0}`, which is no name of a field")]
+    NoOption(String),
     #[error("the target of the request is not a path")]
     BadTarget,
     #[error("the request asks for more than one length or encoding of its body")]
@@ -103,7 +105,10 @@ pub(crate) fn host(head: &request::Parts) -> Result<HeaderValue, BadRequest> {
         (Some(host), Some(authority))
             if !host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) =>
         {
-            Err(BadRequest::HostDiffers { host: shown(host), authority: authority.to_owned() })
+            Err(BadRequest::HostDiffers {
+                host: shown(host.as_bytes()),
+                authority: authority.to_owned(),
+            })
         }
         (Some(host), _) => well_formed(host).map(|()| host.clone()),
         (None, Some(authority)) => {
@@ -124,12 +129,12 @@ fn well_formed(host: &HeaderValue) -> Result<(), BadRequest> {
     match authority {
         // A name before an `@` would be a credential to some readers and a host to others.
         Ok(authority) if !authority.as_str().contains('@') => Ok(()),
-        Ok(_) | Err(_) => Err(BadRequest::BadHost(shown(host))),
+        Ok(_) | Err(_) => Err(BadRequest::BadHost(shown(host.as_bytes()))),
     }
 }
 
-fn shown(value: &HeaderValue) -> String {
-    String::from_utf8_lossy(value.as_bytes()).chars().take(80).collect()
+fn shown(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).chars().take(80).collect()
 }
 
 /// Refuses what two readers could take for two different messages, as far as hyper has let it through.
@@ -154,21 +159,29 @@ pub(crate) fn unambiguous(head: &request::Parts) -> Result<(), BadRequest> {
 pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let mut protocols = headers.get_all(UPGRADE).iter();
     let (Some(protocol), None) = (protocols.next(), protocols.next()) else { return None };
-    let asked = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    let asked = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
     // An upgrade to HTTP/2 in clear text would make the tunnel carry what nobody has looked at.
     let clear = protocol.as_bytes().to_ascii_lowercase().starts_with(b"h2c");
     (asked && !clear).then(|| protocol.clone())
 }
 
-fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
-    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
+/// The items of a list. By bytes: one that is no text must not hide the others.
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let values = headers.get_all(name).iter().map(HeaderValue::as_bytes);
+    let items = values.flat_map(|value| value.split(|byte| *byte == b','));
+    items.map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
 
 /// Takes out of a request what belongs to one connection only (RFC 9110, 7.6.1).
 pub(crate) fn strip_request(headers: &mut HeaderMap) -> Result<(), BadRequest> {
-    if let Some(name) = named(headers).find(|name| NEVER_PER_HOP.contains(name)) {
-        return Err(BadRequest::PerHop(name));
+    for token in tokens(headers, &CONNECTION) {
+        // What we do not understand, the next one may.
+        let Ok(name) = HeaderName::from_bytes(token) else {
+            return Err(BadRequest::NoOption(shown(token)));
+        };
+        if NEVER_PER_HOP.contains(&name) {
+            return Err(BadRequest::PerHop(name));
+        }
     }
     strip_per_hop(headers);
     Ok(())
@@ -180,7 +193,7 @@ pub(crate) fn strip_response(headers: &mut HeaderMap) {
 }
 
 fn named(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
-    tokens(headers, &CONNECTION).filter_map(|token| HeaderName::try_from(token).ok())
+    tokens(headers, &CONNECTION).filter_map(|token| HeaderName::from_bytes(token).ok())
 }
 
 /// `TE: trailers` is kept, since gRPC and hyper's HTTP/1.1 server send trailers only when they see it.
@@ -193,7 +206,7 @@ fn strip_per_hop(headers: &mut HeaderMap) {
     }
     let kept = |name: &HeaderName| *name == TE || NEVER_PER_HOP.contains(name);
     let named: Vec<HeaderName> = named(headers).filter(|name| !kept(name)).collect();
-    let trailers = tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    let trailers = tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case(b"trailers"));
     for name in named.into_iter().chain(present) {
         headers.remove(name);
     }
@@ -354,6 +367,46 @@ mod tests {
             let mut headers = request("GET", "/", &[("connection", name)]).headers;
             assert!(matches!(strip_request(&mut headers), Err(BadRequest::PerHop(_))), "{name}");
         }
+    }
+
+    /// A head with one `Connection` field of these bytes, which may be no text, and two fields that it may name.
+    fn connected(value: &[u8]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.append(CONNECTION, HeaderValue::from_bytes(value).unwrap());
+        headers.append("x-mine", HeaderValue::from_static("1"));
+        headers.append("x-kept", HeaderValue::from_static("1"));
+        headers
+    }
+
+    #[test]
+    fn no_byte_in_it_hides_what_else_the_connection_names() {
+        for value in [
+            b"x-mine, \xe9".as_slice(),
+            b"\xff,x-mine",
+            b"close, x-mine, caf\xc3\xa9",
+            b"x-mine, a b",
+            b"x-mine, \"close\"",
+            b"x-mine;q=1",
+        ] {
+            let bad = strip_request(&mut connected(value));
+            assert!(matches!(bad, Err(BadRequest::NoOption(_))), "{value:?}");
+            // It is not for us to refuse an answer: what can be read of it counts.
+            let mut answer = connected(value);
+            strip_response(&mut answer);
+            assert_eq!(answer.contains_key("x-mine"), value == b"x-mine;q=1", "{value:?}");
+            assert!(!answer.contains_key(CONNECTION) && answer.contains_key("x-kept"));
+        }
+        for value in [b"x-mine".as_slice(), b" ,close,\t x-MINE ,, ", b"keep-alive,X-Mine"] {
+            let mut headers = connected(value);
+            assert_eq!(strip_request(&mut headers), Ok(()));
+            assert_eq!(headers.len(), 1, "{value:?}");
+        }
+        let asked = |value: &[u8]| {
+            let mut headers = connected(value);
+            headers.append(UPGRADE, HeaderValue::from_static("echo"));
+            upgrade(&headers).is_some()
+        };
+        assert!(asked(b"Upgrade") && asked(b"\xe9, upgrade") && !asked(b"upgrade\xe9"));
     }
 
     #[test]
