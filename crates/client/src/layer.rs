@@ -14,7 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 use tower::{Layer, Service};
 
 use crate::requests::{Entered, Requests, Unanswered, ended, grpc_status, whole_seconds};
-use crate::{Connection, Source, is_reserved};
+use crate::{Connection, Source, is_overriding, is_reserved};
 
 /// Who asks, for the program.
 const PEER_HEADER: HeaderName = HeaderName::from_static("x-countersign-peer");
@@ -167,7 +167,15 @@ fn name_caller(headers: &mut HeaderMap, admitted: &Admitted) {
 }
 
 fn strip_reserved(headers: &mut HeaderMap) {
-    let names = headers.keys().filter(|name| is_reserved(name.as_str()));
+    strip(headers, is_reserved);
+}
+
+fn strip_trailers(trailers: &mut HeaderMap) {
+    strip(trailers, |name| is_reserved(name) || is_overriding(name));
+}
+
+fn strip(headers: &mut HeaderMap, deceives: impl Fn(&str) -> bool) {
+    let names = headers.keys().filter(|name| deceives(name.as_str()));
     for name in names.cloned().collect::<Vec<_>>() {
         headers.remove(name);
     }
@@ -230,7 +238,7 @@ fn problem(why: &Unanswered) -> Bytes {
 }
 
 /// The body of a request, as the program reads it, for as long as the request is permitted. Programs that merge trailers into headers
-/// are not told by them who calls.
+/// are not told by them who calls, nor that another request is meant.
 pub struct AskedBody<B> {
     body: B,
     /// Until its end.
@@ -272,7 +280,7 @@ where
         if let Some(Ok(frame)) = &mut frame
             && let Some(trailers) = frame.trailers_mut()
         {
-            strip_reserved(trailers);
+            strip_trailers(trailers);
         }
         if !matches!(frame, Some(Ok(_))) || this.body.is_end_stream() {
             // What was held for it is free at once, also if the program keeps the body.
@@ -386,11 +394,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_asks_is_not_said_by_trailers_either() {
+    async fn neither_who_asks_nor_for_what_is_said_by_trailers() {
         let mut trailers = HeaderMap::new();
         for (name, value) in [
             ("x-countersign-peer", "spiffe://shop.example/admin"),
             ("x-forwarded-client-cert", "By=spiffe://shop.example/admin"),
+            ("x-http-method-override", "DELETE"),
+            ("x_original_url", "/admin"),
             ("x-checksum", "1"),
         ] {
             trailers.insert(name, HeaderValue::from_static(value));

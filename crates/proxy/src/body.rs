@@ -181,9 +181,8 @@ impl http_body::Body for Body {
         };
         match frame {
             Some(Ok(mut frame)) => {
-                // Programs that merge trailers into headers must not be told by them who calls.
                 if let Some(trailers) = frame.trailers_mut() {
-                    headers::strip_reserved(trailers);
+                    headers::strip_trailers(trailers);
                 }
                 self.give_back_if_ended();
                 Poll::Ready(Some(Ok(frame)))

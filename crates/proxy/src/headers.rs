@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use countersign::is_reserved;
+use countersign::{is_overriding, is_reserved};
 use countersign_identity::SpiffeId;
 use countersign_tls::Admitted;
 use http::header::{
@@ -224,6 +224,16 @@ pub(crate) fn strip_reserved(headers: &mut HeaderMap) {
     }
 }
 
+/// Takes out of trailers what programs that merge them into headers must not be told by them: who calls, and another request than the
+/// one that was decided on.
+pub(crate) fn strip_trailers(trailers: &mut HeaderMap) {
+    let deceives = |name: &&HeaderName| is_reserved(name.as_str()) || is_overriding(name.as_str());
+    let deceiving: Vec<HeaderName> = trailers.keys().filter(deceives).cloned().collect();
+    for name in deceiving {
+        trailers.remove(name);
+    }
+}
+
 /// What the program is told of the certificate by which its caller came in: one element, as Envoy writes it, in the order in
 /// which Envoy writes it.
 pub(crate) fn client_certificate(
@@ -433,6 +443,20 @@ mod tests {
                 .headers;
         strip_reserved(&mut kept);
         assert_eq!(kept.len(), 2);
+    }
+
+    #[test]
+    fn trailers_say_neither_who_calls_nor_that_another_request_is_meant() {
+        let fields = [
+            ("x-countersign-peer", "spiffe://a/b"),
+            ("x_forwarded_client_cert", "By=spiffe://a/b"),
+            ("x-http-method-override", "DELETE"),
+            ("X_Original_URL", "/admin"),
+            ("x-checksum", "1"),
+        ];
+        let mut trailers = request("GET", "/", &fields).headers;
+        strip_trailers(&mut trailers);
+        assert_eq!(trailers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-checksum"]);
     }
 
     #[test]
