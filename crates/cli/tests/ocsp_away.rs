@@ -45,11 +45,22 @@ impl Held {
 
     /// What openssl is told of it by a server.
     fn asked_of(&self, server: &Part) -> String {
+        self.asked_with(server, &[])
+    }
+
+    /// The same in one request with others.
+    fn asked_with(&self, server: &Part, others: &[&Self]) -> String {
+        let leaf = |other: &&Self| {
+            ["-cert".to_owned(), other.folder.join("leaf.pem").display().to_string()]
+        };
+        let others: Vec<String> = others.iter().flat_map(leaf).collect();
         let url = format!("http://{}/ocsp", server.ready["views"].as_str().unwrap());
         let fixed = ["ocsp", "-issuer", "issuer.pem", "-CAfile", "bundle.pem", "-timeout", "30"];
         let output = Command::new("openssl")
             .args(fixed)
-            .args(["-cert", "leaf.pem", "-url", &url])
+            .args(["-cert", "leaf.pem"])
+            .args(others)
+            .args(["-url", &url])
             .current_dir(&self.folder)
             .output()
             .unwrap();
@@ -97,10 +108,19 @@ fn a_responder_without_its_database_says_try_later_and_the_truth_once_it_is_back
     for server in [&one, &two] {
         second.comes_to_be(server, LATER);
         first.comes_to_be(server, "leaf.pem: revoked");
+        // All that a request asks for is answered, or nothing of it.
+        let both = first.asked_with(server, &[&first]);
+        assert_eq!(both.matches("leaf.pem: revoked").count(), 2, "{both}");
+        assert!(first.asked_with(server, &[&second]).contains(LATER));
     }
     domain.cluster.signal_all("CONT");
     for server in [&one, &two] {
         second.comes_to_be(server, "leaf.pem: good");
+        let both = first.asked_with(server, &[&second]);
+        assert!(
+            ["leaf.pem: revoked", "leaf.pem: good"].iter().all(|told| both.contains(told)),
+            "{both}"
+        );
     }
 
     // One is cut off while the other revokes: it may not say `good` again before it knows of that.

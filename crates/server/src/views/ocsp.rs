@@ -61,6 +61,15 @@ pub(crate) enum Outcome {
     Internal,
 }
 
+/// What is certain at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    /// What there is.
+    All,
+    /// What was taken out of service: it stays so, whatever else is not known.
+    Revoked,
+}
+
 /// Why there is no answer.
 enum Fault {
     Later,
@@ -114,24 +123,30 @@ impl Answers {
         }
     }
 
-    /// Answers a request that is about at least one certificate of this authority.
+    /// Answers a request that is about at least one certificate of this authority, about each certificate in it (RFC 6960, 2.2): where
+    /// that cannot be, about none.
     async fn answer(
         &self,
         control: &Control,
         request: &OcspRequest,
-        now: Timestamp,
+        (now, known): (Timestamp, Known),
     ) -> Result<Answered, Fault> {
         let single = match (request.questions.as_slice(), &request.nonce) {
             ([question], None) => Some(question),
             _ => None,
         };
         if let Some(kept) = single.and_then(|question| self.kept(question, now)) {
-            return Ok(kept);
+            let stands = known == Known::All || kept.outcome == Outcome::Revoked;
+            return if stands { Ok(kept) } else { Err(Fault::Later) };
         }
         let responder = self.responder.as_ref().ok_or(Fault::Later)?;
         let mut statuses = Vec::with_capacity(request.questions.len());
         for question in &request.questions {
-            statuses.push((question, self.status(control, question, now).await?));
+            let status = self.status(control, question, now).await?;
+            if known == Known::Revoked && !matches!(status, OcspStatus::Revoked { .. }) {
+                return Err(Fault::Later);
+            }
+            statuses.push((question, status));
         }
         let outcome = match statuses.as_slice() {
             [(_, status)] => Outcome::of(*status),
@@ -243,10 +258,10 @@ pub(crate) async fn answer(control: &Control, request: &[u8]) -> Answered {
     if is_behind || view.lists.whole.next_update <= now {
         return refused(OcspFault::TryLater, Outcome::Later);
     }
-    match answers.answer(control, &request, now).await {
-        // What was taken out of service stays so, whatever else is not known.
-        Ok(answered) if whole || answered.outcome == Outcome::Revoked => answered,
-        Ok(_) | Err(Fault::Later) => refused(OcspFault::TryLater, Outcome::Later),
+    let known = if whole { Known::All } else { Known::Revoked };
+    match answers.answer(control, &request, (now, known)).await {
+        Ok(answered) => answered,
+        Err(Fault::Later) => refused(OcspFault::TryLater, Outcome::Later),
         Err(Fault::Internal(why)) => {
             tracing::error!(why, "an OCSP answer could not be signed");
             refused(OcspFault::InternalError, Outcome::Internal)
