@@ -156,7 +156,7 @@ fn named(
         .collect()
 }
 
-/// Every role that the policies name, with those of its members whom the caller can meet. One that nobody has told of is
+/// Every role that the policies name, with those of its members whom the caller can meet, or of whom a policy asks by name. One that nobody has told of is
 /// left out: whoever enforces then sees that it cannot be decided who is in it.
 fn roles(
     replica: &Replica,
@@ -172,7 +172,14 @@ fn roles(
     let told = roles.into_iter().filter_map(|role| {
         let inbound = is_inbound(role);
         let members = replica.role(role)?.iter();
-        let members = members.filter(|member| inbound || named.contains(*member)).cloned();
+        // Whom no manifest names is not among those who are told by name.
+        let mentioned = |member: &String| {
+            let is_name = member.parse::<Name>().is_ok();
+            !is_name && scopes(policies).any(|policy| policy.workloads.contains(member))
+        };
+        let members = members
+            .filter(|member| inbound || named.contains(*member) || mentioned(member))
+            .cloned();
         Some(v1::RoleMembers { role: role.clone(), members: members.collect() })
     });
     told.collect()
