@@ -69,7 +69,15 @@ impl http_body::Body for Coming {
             return Poll::Ready(Some(Err(Broken::Ended(code))));
         }
         let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
-        if !matches!(frame, Some(Ok(_))) || self.incoming.is_end_stream() {
+        let (whole, over) = match &frame {
+            Some(Ok(_)) => (self.incoming.is_end_stream(), self.incoming.is_end_stream()),
+            Some(Err(_)) => (false, true),
+            None => (true, true),
+        };
+        if whole && let Some(busy) = &self.busy {
+            busy.has_read_body();
+        }
+        if over {
             // Free at once, also if somebody keeps the body: what the answer holds is enough.
             (self.busy, self.entered) = (None, None);
         }

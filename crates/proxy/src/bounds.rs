@@ -71,6 +71,9 @@ pub(crate) const SEND_BUFFER_MAX: usize = 128 * 1024;
 /// How long the accepting side waits for a head, idle time between requests included. It must be longer than
 /// [`IDLE_DIALLED`], so that it is the dialling side which closes and no request meets a closing connection.
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long nothing must be asked for on an HTTP/1.1 connection until it rests: what reading and answering needs is given back, and
+/// made anew for the next request. It is looked for that often.
+pub(crate) const REST_AFTER: Duration = Duration::from_secs(1);
 /// How long an idle connection to a peer is kept.
 pub(crate) const IDLE_DIALLED: Duration = Duration::from_secs(30);
 /// How long an idle connection to the program behind the door is kept: less than any common server's own limit

@@ -53,6 +53,7 @@ mod problem;
 pub mod proxy_protocol;
 mod relay;
 mod replay;
+mod rest;
 pub mod retire;
 mod route;
 mod run;

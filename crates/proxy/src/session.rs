@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -23,6 +23,7 @@ use crate::bounds::{
     HEADER_LIST_BYTES_MAX, PING_EVERY, PING_TIMEOUT, PROVOKED_RESETS_MAX, RESET_STREAMS_MAX,
     SEND_BUFFER_MAX, STREAM_WINDOW, STREAMS_MAX,
 };
+use crate::rest;
 use crate::stream::{Streams, carrying};
 use crate::tasks::Tasks;
 
@@ -43,6 +44,18 @@ pub(crate) struct Session {
     active: AtomicUsize,
     /// Rings when that changes after closing was announced; before, nobody listens.
     changed: Notify,
+    line: LineState,
+}
+
+/// What is known besides of one that may [rest](crate::rest).
+#[derive(Debug, Default)]
+struct LineState {
+    asked: AtomicUsize,
+    /// What bars it from resting: bodies, until they are read to their end, and for good, what asked for another protocol.
+    bars: AtomicUsize,
+    /// Of these, how many are gone.
+    lifted: AtomicUsize,
+    resting: AtomicBool,
 }
 
 /// A request under way. Dropped with the last byte of its response and of its own.
@@ -55,7 +68,8 @@ pub(crate) struct Busy {
 impl Session {
     pub(crate) fn new() -> Arc<Self> {
         let (announced, active) = (AtomicBool::new(false), AtomicUsize::new(0));
-        Arc::new(Self { announced, active, changed: Notify::new() })
+        let (changed, line) = (Notify::new(), LineState::default());
+        Arc::new(Self { announced, active, changed, line })
     }
 
     /// Counts a request until the guard is dropped.
@@ -87,6 +101,40 @@ impl Session {
         response
     }
 
+    /// Notes that a request has come, before it is answered.
+    pub(crate) fn ask(&self) {
+        self.line.asked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Bars the connection from resting, until that is [lifted](Busy::has_read_body).
+    pub(crate) fn bar_rest(&self) {
+        self.line.bars.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How many requests have come.
+    pub(crate) fn asked(&self) -> usize {
+        self.line.asked.load(Ordering::Relaxed)
+    }
+
+    /// Whether a request is under way.
+    pub(crate) fn is_busy(&self) -> bool {
+        0 < self.active.load(Ordering::SeqCst)
+    }
+
+    /// Whether what comes next can be nothing but a request.
+    pub(crate) fn may_rest(&self) -> bool {
+        self.line.lifted.load(Ordering::SeqCst) == self.line.bars.load(Ordering::SeqCst)
+    }
+
+    /// While it rests, closing it does not close the connection.
+    pub(crate) fn set_resting(&self, resting: bool) {
+        self.line.resting.store(resting, Ordering::Release);
+    }
+
+    pub(crate) fn is_resting(&self) -> bool {
+        self.line.resting.load(Ordering::Acquire)
+    }
+
     /// Resolves once no request has been under way for the whole of `span`. Closing has been announced before.
     async fn idle_for(&self, span: Duration) {
         loop {
@@ -112,6 +160,13 @@ impl Session {
     }
 }
 
+impl Busy {
+    /// Notes that the body of the request was read to its end.
+    pub(crate) fn has_read_body(&self) {
+        self.session.line.lifted.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
         self.share.take();
@@ -127,6 +182,15 @@ pub(crate) enum Patience {
     Peer,
     /// With the program of our own side, whose pool may rest for as long as it likes.
     Program,
+}
+
+impl Patience {
+    fn head(self) -> Option<Duration> {
+        match self {
+            Self::Peer => Some(HEAD_TIMEOUT),
+            Self::Program => None,
+        }
+    }
 }
 
 /// Answers requests on `io` until it closes, or until `announce` has come and the last one is answered.
@@ -145,24 +209,22 @@ pub(crate) async fn serve<I, S>(
     S::Error: Into<Box<dyn Error + Send + Sync>>,
     S::Future: Send + 'static,
 {
-    let io = TokioIo::new(io);
     let ended = match how.0 {
         Spoken::Http1 => {
-            let connection = http1_rules(how.1).serve_connection(io, service).with_upgrades();
-            let close = |it: Pin<&mut _>| http1::UpgradeableConnection::graceful_shutdown(it);
-            let served = closing(Box::pin(connection), close, Some(&session), announce);
+            let served = rest::serve(io, how.1.head(), service, &session, announce);
             match carrying(served).await {
                 Some(ended) => ended.map_err(Into::into),
                 None => return tracing::debug!("a connection ended with the call that it carried"),
             }
         }
         Spoken::Http2 => {
-            let connection = http2_rules(tasks).serve_connection(io, service);
+            let connection = http2_rules(tasks).serve_connection(TokioIo::new(io), service);
             let close = |it: Pin<&mut _>| http2::Connection::graceful_shutdown(it);
             closing(Box::pin(connection), close, None, announce).await.map_err(Into::into)
         }
         Spoken::Either => {
             let rules = either_rules(tasks);
+            let io = TokioIo::new(io);
             let connection = rules.serve_connection_with_upgrades(io, service);
             let close = |it: Pin<&mut _>| auto::UpgradeableConnection::graceful_shutdown(it);
             closing(Box::pin(connection), close, Some(&session), announce).await
@@ -190,6 +252,18 @@ where
         ended = &mut connection => return ended,
         () = announce => {}
     }
+    close_when_idle(connection, close, idle).await
+}
+
+/// As [`closing`], once closing is to be announced.
+pub(crate) async fn close_when_idle<C, E>(
+    mut connection: Pin<Box<C>>,
+    close: impl Fn(Pin<&mut C>),
+    idle: Option<&Arc<Session>>,
+) -> Result<(), E>
+where
+    C: Future<Output = Result<(), E>>,
+{
     if let Some(session) = idle {
         session.announced.store(true, Ordering::SeqCst);
         tokio::select! {
@@ -201,16 +275,6 @@ where
     }
     close(connection.as_mut());
     connection.await
-}
-
-fn http1_rules(patience: Patience) -> http1::Builder {
-    let mut rules = http1::Builder::new();
-    rules.timer(TokioTimer::new()).max_buf_size(HEAD_BYTES_MAX).auto_date_header(false);
-    match patience {
-        Patience::Peer => rules.header_read_timeout(HEAD_TIMEOUT),
-        Patience::Program => rules.header_read_timeout(None),
-    };
-    rules
 }
 
 fn http2_rules(tasks: &Tasks) -> http2::Builder<Streams> {

@@ -15,6 +15,7 @@ mod program;
 mod realm;
 mod recorder;
 mod reproof;
+mod rest;
 mod revocation;
 mod rotation;
 mod streams;

@@ -1,0 +1,278 @@
+//! HTTP/1.1 connections that rest: while nobody asks for anything, nothing is kept but the connection itself.
+//!
+//! hyper has a buffer to read into and one to write from, 8 KiB each, for as long as it has a connection. So it gets the
+//! connection when the first byte of a request has come, and when nothing was asked for a while, the connection is taken back
+//! from it, with what it may have read of a next request by then.
+//!
+//! A connection is taken back only when all that was asked for has been answered, and all that was sent along was read: what
+//! comes next would be read as the beginning of a request, whatever it is.
+
+use std::error::Error;
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::{Body as _, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::Service;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::{Instant, sleep};
+
+use crate::body::Body;
+use crate::bounds::{HEAD_BYTES_MAX, REST_AFTER};
+use crate::session::{Session, close_when_idle};
+
+/// Answers requests on `io` until it closes, or until `announce` has come and the last one is answered. The next head must
+/// come within that time, if one is named.
+pub(crate) async fn serve<I, S>(
+    io: I,
+    head_within: Option<Duration>,
+    service: S,
+    session: &Arc<Session>,
+    announce: impl Future<Output = ()>,
+) -> Result<(), hyper::Error>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<Body>>,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let mut announce = pin!(announce);
+    let mut line = Line { ahead: Bytes::new(), io, session: session.clone() };
+    let mut service = Asked { service, session: session.clone() };
+    let mut quiet = Quiet { since: Instant::now(), at_most: head_within };
+    loop {
+        let woken = line.rest(&quiet, announce.as_mut()).await;
+        if woken == Woken::Over {
+            return Ok(());
+        }
+        let served = rules().serve_connection(TokioIo::new(line), service);
+        // Boxed, so that it takes no room while the connection rests.
+        let mut served = Box::pin(served.with_upgrades());
+        let course = match woken {
+            Woken::Asked => drive(served.as_mut(), session, &mut quiet, announce.as_mut()).await,
+            Woken::Announced | Woken::Over => Course::Announced,
+        };
+        match course {
+            Course::Ended(ended) => return ended,
+            Course::Announced => {
+                let close = |it: Pin<&mut _>| http1::UpgradeableConnection::graceful_shutdown(it);
+                return close_when_idle(served, close, Some(session)).await;
+            }
+            Course::Quiet => {}
+        }
+        // hyper ends as if the connection were to be closed, which takes until all that it wrote has gone out.
+        session.set_resting(true);
+        served.as_mut().graceful_shutdown();
+        tokio::select! {
+            ended = served.as_mut() => ended?,
+            () = quiet.over() => return Ok(()),
+        }
+        let Some(parts) = Pin::into_inner(served).into_parts() else { return Ok(()) };
+        session.set_resting(false);
+        (line, service) = (parts.io.into_inner(), parts.service);
+        if !parts.read_buf.is_empty() {
+            line.ahead = parts.read_buf;
+        }
+    }
+}
+
+/// How a rest ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Woken {
+    /// Something has come.
+    Asked,
+    /// The connection is to be closed.
+    Announced,
+    /// The other end has closed, or asked for nothing in time.
+    Over,
+}
+
+/// How it went while hyper had the connection.
+enum Course {
+    Ended(Result<(), hyper::Error>),
+    Announced,
+    /// All is answered, and nothing more was asked.
+    Quiet,
+}
+
+/// Since when nothing has been asked for, and how long that may be so.
+struct Quiet {
+    since: Instant,
+    at_most: Option<Duration>,
+}
+
+impl Quiet {
+    fn left(&self) -> Option<Duration> {
+        self.at_most.map(|most| most.saturating_sub(self.since.elapsed()))
+    }
+
+    /// Resolves when it has been so for too long.
+    async fn over(&self) {
+        match self.left() {
+            Some(left) => sleep(left).await,
+            None => std::future::pending().await,
+        }
+        tracing::debug!("nothing was asked for in time");
+    }
+}
+
+/// Drives a connection until it ends, is to be closed, or has nothing to do.
+async fn drive<C>(
+    mut served: Pin<&mut C>,
+    session: &Session,
+    quiet: &mut Quiet,
+    mut announce: Pin<&mut impl Future<Output = ()>>,
+) -> Course
+where
+    C: Future<Output = Result<(), hyper::Error>>,
+{
+    let first = session.asked();
+    let mut asked = first;
+    loop {
+        tokio::select! {
+            biased;
+            ended = served.as_mut() => return Course::Ended(ended),
+            () = announce.as_mut() => return Course::Announced,
+            () = sleep(REST_AFTER) => {}
+        }
+        // Looked at now and then, since to note the time of each request would cost each request something.
+        if session.is_busy() || session.asked() != asked {
+            (asked, quiet.since) = (session.asked(), Instant::now());
+        } else if quiet.left() == Some(Duration::ZERO) {
+            tracing::debug!("no head came in time");
+            return Course::Ended(Ok(()));
+        } else if asked != first && session.may_rest() {
+            return Course::Quiet;
+        }
+    }
+}
+
+fn rules() -> http1::Builder {
+    let mut rules = http1::Builder::new();
+    // How long a head may take is counted here: hyper would make a timer for each.
+    rules.max_buf_size(HEAD_BYTES_MAX).header_read_timeout(None).auto_date_header(false);
+    rules
+}
+
+/// Tells the session what is asked for.
+struct Asked<S> {
+    service: S,
+    session: Arc<Session>,
+}
+
+impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Asked<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn call(&self, request: Request<Incoming>) -> S::Future {
+        self.session.ask();
+        if !request.body().is_end_stream() {
+            self.session.bar_rest();
+        }
+        // hyper remembers to the end that another protocol was asked for, also where that was not granted.
+        if request.extensions().get::<OnUpgrade>().is_some() {
+            self.session.bar_rest();
+        }
+        self.service.call(request)
+    }
+}
+
+/// The connection, beneath hyper and without it.
+struct Line<I> {
+    /// What was read of it and not looked at.
+    ahead: Bytes,
+    io: I,
+    session: Arc<Session>,
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> Line<I> {
+    /// Waits for the first byte of the next request.
+    async fn rest(&mut self, quiet: &Quiet, announce: Pin<&mut impl Future<Output = ()>>) -> Woken {
+        if !self.ahead.is_empty() {
+            return Woken::Asked;
+        }
+        let mut first = [0];
+        let read = tokio::select! {
+            biased;
+            read = self.io.read(&mut first) => read,
+            () = announce => return Woken::Announced,
+            () = quiet.over() => return Woken::Over,
+        };
+        match read {
+            Ok(0) => {
+                if let Err(error) = self.io.shutdown().await {
+                    tracing::debug!(%error, "a connection ended while it was closed");
+                }
+                Woken::Over
+            }
+            Ok(_) => {
+                self.ahead = Bytes::copy_from_slice(&first);
+                Woken::Asked
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a connection ended while it rested");
+                Woken::Over
+            }
+        }
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Line<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buffer);
+        }
+        let length = self.ahead.len().min(buffer.remaining());
+        buffer.put_slice(&self.ahead.split_to(length));
+        if self.ahead.is_empty() {
+            // What is left of it is nothing, and would hold on to the whole.
+            self.ahead = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Line<I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.session.is_resting() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
