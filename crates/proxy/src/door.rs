@@ -171,7 +171,7 @@ impl Door {
         tcp: TcpStream,
         (from, of): (SocketAddr, AddressOf),
         (ticket, leave): (Ticket, Leave),
-    ) -> Option<Stream> {
+    ) -> Option<Box<Stream>> {
         let mut inbound = Inbound::service(self.service.clone());
         inbound.timeout = HANDSHAKE_TIMEOUT;
         inbound.peer_address = Some(from);
@@ -197,7 +197,7 @@ impl Door {
         match shaken {
             Ok(Established { stream, fact }) => {
                 self.plane.facts.report(fact);
-                Some(stream)
+                Some(Box::new(stream))
             }
             Err(failure) => {
                 self.plane.facts.report(*failure.fact);
@@ -206,11 +206,14 @@ impl Door {
         }
     }
 
-    async fn serve(&self, stream: Stream, from: SocketAddr, place: Place) {
+    /// Goes on with an admitted peer. Each way is boxed, and so is what is handed on: every step has a place for whatever it is given, and an idle
+    /// connection keeps all of them.
+    async fn serve(&self, stream: Box<Stream>, from: SocketAddr, place: Place) {
         let admitted = stream.admitted().clone();
         let Some(id) = admitted.peer().map(|peer| peer.id.clone()) else { return };
         if stream.alpn() == Some(REPROOF_ALPN) {
-            match countersign_tls::answer_reproof(&self.plane.trust, stream).await {
+            let answering = countersign_tls::answer_reproof(&self.plane.trust, *stream);
+            match Box::pin(answering).await {
                 Ok(proven) => tracing::debug!(peer = %id, proven, "connections were re-proven"),
                 Err(fault) => tracing::info!(peer = %id, %fault, "a re-proof came to nothing"),
             }
@@ -236,7 +239,7 @@ impl Door {
                 proxy_protocol::header(from, door, id.as_str())
             }
         };
-        let wire = Wire::new(Kind::Mutual(Box::new(stream)), (place, share));
+        let wire = Wire::new(Kind::Mutual(stream), (place, share));
         let route = self.route.load_full();
         match &*route {
             Route::Requests(_) => {
@@ -254,16 +257,16 @@ impl Door {
                     service: self.service.clone(),
                 };
                 let retires = admitted.retires();
-                let announce = async {
+                let announce = Box::pin(async {
                     tokio::select! {
                         () = alarm => {}
                         () = self.stop.cancelled() => {}
                         _revoked = retires => {}
                     }
-                };
+                });
                 drop(route);
                 let how = (spoken, Patience::Peer);
-                answer(wire, how, (relay, Some(admitted)), announce).await;
+                Box::pin(answer(wire, how, (relay, Some(admitted)), announce)).await;
             }
             Route::Bytes(upstream) => {
                 let upstream = upstream.clone();
@@ -273,7 +276,7 @@ impl Door {
                 if !self.plane.trust.is_now(&admitted, &bytes) {
                     return;
                 }
-                join(wire, &upstream, (&self.meter, preface)).await;
+                Box::pin(join(wire, &upstream, (&self.meter, preface))).await;
             }
         }
     }
