@@ -73,9 +73,11 @@ pub(crate) const SEND_BUFFER_MAX: usize = 128 * 1024;
 /// [`IDLE_DIALLED`], so that it is the dialling side which closes and no request meets a closing connection.
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long nothing must be asked for on an HTTP/1.1 connection until it rests: what reading and answering needs is given back, and
-/// made anew for the next request. It is looked for that often. Short, since what many connections that come one after the other
-/// give back only later has been taken by then: memory once taken seldom goes back to the system.
+/// made anew for the next request. Short, since what many connections that come one after the other give back only later has been
+/// taken by then: memory once taken seldom goes back to the system.
 pub(crate) const REST_AFTER: Duration = Duration::from_millis(20);
+/// How long at most it takes to notice that a connection which was in use has nothing to do: it is looked for less and less often.
+pub(crate) const LOOK_AGAIN_MAX: Duration = Duration::from_secs(1);
 /// How long an idle connection to a peer is kept.
 pub(crate) const IDLE_DIALLED: Duration = Duration::from_secs(30);
 /// How long an idle connection to the program behind the door is kept: less than any common server's own limit

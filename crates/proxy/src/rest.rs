@@ -26,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep};
 
 use crate::body::Body;
-use crate::bounds::{HEAD_BYTES_MAX, REST_AFTER};
+use crate::bounds::{HEAD_BYTES_MAX, LOOK_AGAIN_MAX, REST_AFTER};
 use crate::session::{Session, close_when_idle};
 
 /// Answers requests on `io` until it closes, or until `announce` has come and the last one is answered. The next head must
@@ -134,17 +134,18 @@ where
     C: Future<Output = Result<(), hyper::Error>>,
 {
     let first = session.asked();
-    let mut asked = first;
+    let (mut asked, mut pause) = (first, REST_AFTER);
     loop {
         tokio::select! {
             biased;
             ended = served.as_mut() => return Course::Ended(ended),
             () = announce.as_mut() => return Course::Announced,
-            () = sleep(REST_AFTER) => {}
+            () = sleep(pause) => {}
         }
         // Looked at now and then, since to note the time of each request would cost each request something.
         if session.is_busy() || session.asked() != asked {
             (asked, quiet.since) = (session.asked(), Instant::now());
+            pause = LOOK_AGAIN_MAX.min(2 * pause);
         } else if quiet.left() == Some(Duration::ZERO) {
             tracing::debug!("no head came in time");
             return Course::Ended(Ok(()));
