@@ -169,18 +169,17 @@ impl<'a> VerifyingKey<'a> {
         }
     }
 
-    /// Asks the library whether the numbers make a key: a point on its curve.
-    pub(crate) fn check_arithmetic(&self) -> Result<(), BadKey> {
+    /// Has the library read it, which finds out whether the numbers make a key: a point on its curve. What comes of that verifies
+    /// signatures by the one algorithm with which we sign.
+    pub(crate) fn read(&self) -> Result<ParsedPublicKey, BadKey> {
         let verifier: &'static dyn VerificationAlgorithm = match self.algorithm {
             KeyAlgorithm::P256 => &signature::ECDSA_P256_SHA256_ASN1,
             KeyAlgorithm::P384 => &signature::ECDSA_P384_SHA384_ASN1,
             KeyAlgorithm::Rsa => &signature::RSA_PKCS1_2048_8192_SHA256,
             KeyAlgorithm::Ed25519 => &signature::ED25519,
         };
-        match ParsedPublicKey::new(verifier, self.bytes) {
-            Ok(_) => Ok(()),
-            Err(rejected) => Err(BadKey::Malformed(rejected.to_string())),
-        }
+        ParsedPublicKey::new(verifier, self.bytes)
+            .map_err(|rejected| BadKey::Malformed(rejected.to_string()))
     }
 
     /// Verifies the signature, whose algorithm is given as the DER of an `AlgorithmIdentifier`.

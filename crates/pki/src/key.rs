@@ -1,6 +1,7 @@
 //! Our own keys: public halves with their ids, and private halves that sign.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair,
-    EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RsaKeyPair,
+    EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair, ParsedPublicKey, RSA_PKCS1_SHA256, RsaKeyPair,
 };
 use countersign_identity::{KeyId, Sha256};
 use zeroize::Zeroizing;
@@ -40,11 +41,16 @@ pub enum KeyKind {
 )]
 pub struct BadKeyKind(String);
 
-/// A public key of a kind that we make, with its canonical `SubjectPublicKeyInfo`.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct PublicKey {
+/// A public key of a kind that we make, with its canonical `SubjectPublicKeyInfo`. Cheap to clone.
+#[derive(Clone)]
+pub struct PublicKey(Arc<Read>);
+
+/// A public key that the library has read, so that it does not read it again for each signature.
+struct Read {
     kind: KeyKind,
-    spki: Arc<[u8]>, // INVARIANT: the one DER encoding of a key of this kind
+    spki: Box<[u8]>, // INVARIANT: the one DER encoding of a key of this kind
+    id: KeyId,       // INVARIANT: SHA-256 of these bytes
+    verifier: ParsedPublicKey,
 }
 
 /// A private key in memory, wiped when dropped. It cannot be cloned and does not print.
@@ -235,23 +241,24 @@ impl PublicKey {
                 rsa_kind(bits, exponent)?
             }
         };
-        key.check_arithmetic()?;
-        Ok(Self { kind, spki: spki.into() })
+        let verifier = key.read()?;
+        let id = KeyId::from_bytes(sha256(spki));
+        Ok(Self(Arc::new(Read { kind, spki: spki.into(), id, verifier })))
     }
 
     /// The DER of the `SubjectPublicKeyInfo`.
     pub fn spki(&self) -> &[u8] {
-        &self.spki
+        &self.0.spki
     }
 
     /// Its kind.
     pub fn kind(&self) -> KeyKind {
-        self.kind
+        self.0.kind
     }
 
     /// SHA-256 of the `SubjectPublicKeyInfo`.
     pub fn id(&self) -> KeyId {
-        KeyId::from_bytes(sha256(&self.spki))
+        self.0.id
     }
 
     /// Verifies a signature as [`Signer::sign`](crate::Signer::sign) makes it.
@@ -259,10 +266,7 @@ impl PublicKey {
     /// # Errors
     /// When it is not this key's signature over this message.
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> Result<(), BadSignature> {
-        VerifyingKey::from_spki(&self.spki)
-            .ok()
-            .and_then(|key| key.verify(self.kind.signature_algorithm(), message, signature).ok())
-            .ok_or(BadSignature)
+        self.0.verifier.verify_sig(message, signature).map_err(|_unspecified| BadSignature)
     }
 
     /// A key on P-256, of its point in the uncompressed form.
@@ -282,9 +286,23 @@ impl PublicKey {
     }
 }
 
+impl PartialEq for PublicKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.spki == other.0.spki
+    }
+}
+
+impl Eq for PublicKey {}
+
+impl Hash for PublicKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.spki.hash(state);
+    }
+}
+
 impl fmt::Debug for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PublicKey({} {})", self.kind, self.id())
+        write!(f, "PublicKey({} {})", self.kind(), self.id())
     }
 }
 

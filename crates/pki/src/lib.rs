@@ -114,6 +114,8 @@ pub use pointers::{
     BadShard, BadShards, BadViewsUrl, OcspNamed, Pointers, SHARDS_MAX, Shard, Shards, ViewsUrl,
 };
 pub use refused::Refused;
-pub use sign::{Receipt, Reviewed, Summary};
+pub use sign::{Fresh, Receipt, Reviewed, Summary};
 pub use signer::{KeyVault, NoVault, Signer, SoftwareSigner};
-pub use verify::{Role, Verified, check_leaf, verify, verify_pinned, verify_recalling};
+pub use verify::{
+    Role, Verified, check_leaf, verify, verify_fresh, verify_pinned, verify_recalling,
+};

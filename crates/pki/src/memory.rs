@@ -19,7 +19,12 @@ pub(crate) struct Step {
 
 impl Step {
     pub(crate) fn of(certificate: &Certificate, authority: &Certificate) -> Self {
-        Self { certificate: certificate.digest(), key: authority.key_id() }
+        Self::verified(certificate, authority.key_id())
+    }
+
+    /// The signature that this key made.
+    pub(crate) fn verified(certificate: &Certificate, key: KeyId) -> Self {
+        Self { certificate: certificate.digest(), key }
     }
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct Search<'a> {
     role: Role,
     now: Timestamp,
     memory: Option<&'a ChainMemory>,
+    /// A signature that this process has verified a moment ago.
+    fresh: Option<Step>,
     signatures_left: u32,
     /// The signatures that were verified, where there is a memory for them.
     verified: Vec<Step>,
@@ -42,6 +44,7 @@ impl<'a> Search<'a> {
             role,
             now,
             memory: None,
+            fresh: None,
             signatures_left: SIGNATURES_MAX,
             verified: Vec::new(),
             refusal: None,
@@ -51,6 +54,12 @@ impl<'a> Search<'a> {
     /// Does not verify again what this memory holds.
     pub(crate) fn recalling(mut self, memory: Option<&'a ChainMemory>) -> Self {
         self.memory = memory;
+        self
+    }
+
+    /// Nor this one.
+    pub(crate) fn knowing(mut self, fresh: Option<Step>) -> Self {
+        self.fresh = fresh;
         self
     }
 
@@ -166,6 +175,9 @@ impl<'a> Search<'a> {
     ) -> Result<(), Refused> {
         let Some(memory) = self.memory else { return check_signature(child, authority) };
         let step = Step::of(child, authority);
+        if self.fresh == Some(step) {
+            return Ok(());
+        }
         if !memory.recalls(&self.bundle.domain, &step, self.now) {
             check_signature(child, authority)?;
             self.verified.push(step);

@@ -5,6 +5,8 @@ use countersign_identity::{KeyId, Serial, Sha256, SpiffeId, Validity};
 use crate::der;
 use crate::draft::{AuthorityDraft, Draft, ResponderDraft};
 use crate::key::sha256;
+use crate::memory::Step;
+use crate::verify::check_parsed_leaf;
 use crate::{Certificate, Issuer, Pointers, Provenance, PublicKey, SignFault, Signer, write};
 
 /// The final contents of a certificate, which passed review and wait to be recorded and signed.
@@ -89,6 +91,25 @@ impl Receipt {
     }
 }
 
+/// A certificate that was signed a moment ago, its signature verified by the key that should have made it. Nothing else makes one.
+#[derive(Debug)]
+pub struct Fresh {
+    certificate: Certificate,
+    signed_by: KeyId, // INVARIANT: of the key by which its signature was verified
+}
+
+impl Fresh {
+    /// The certificate.
+    pub fn certificate(&self) -> &Certificate {
+        &self.certificate
+    }
+
+    /// The signature that was verified.
+    pub(crate) fn step(&self) -> Step {
+        Step::verified(&self.certificate, self.signed_by)
+    }
+}
+
 impl Reviewed {
     pub(crate) fn leaf(draft: &Draft, issuer: &Issuer, pointers: Option<&Pointers>) -> Self {
         let validity = write::validity(draft.issued, draft.lifetime, Some(issuer));
@@ -158,6 +179,19 @@ impl Reviewed {
         receipt: Receipt,
         signer: &dyn Signer,
     ) -> Result<Certificate, SignFault> {
+        self.sign_fresh(receipt, signer).await.map(|fresh| fresh.certificate)
+    }
+
+    /// The same; what comes of it says, too, that its signature was verified, so that
+    /// [`verify_fresh`](crate::verify_fresh) need not do so again.
+    ///
+    /// # Errors
+    /// As for [`sign`](Self::sign).
+    pub async fn sign_fresh(
+        self,
+        receipt: Receipt,
+        signer: &dyn Signer,
+    ) -> Result<Fresh, SignFault> {
         if receipt.tbs != self.summary.tbs {
             let (reviewed, recorded) = (self.summary.tbs, receipt.tbs);
             return Err(SignFault::WrongReceipt { reviewed, recorded });
@@ -174,7 +208,7 @@ impl Reviewed {
             Certificate::parse(&der::write(der::SEQUENCE, &[&self.tbs, algorithm, &bits]))
                 .map_err(|bad| SignFault::BadResult(bad.to_string()))?;
         self.check(&certificate)?;
-        Ok(certificate)
+        Ok(Fresh { certificate, signed_by: self.signed_by.id() })
     }
 
     /// Reads the finished certificate with the eyes of a verifier.
@@ -189,7 +223,7 @@ impl Reviewed {
                 false => Err(bad("it is neither an authority's nor a responder's".to_owned())),
             };
         };
-        match crate::check_leaf(certificate.der()) {
+        match check_parsed_leaf(certificate) {
             Ok(found) if found == *id => Ok(()),
             Ok(found) => Err(bad(format!("it names `{found}`"))),
             Err(refused) => Err(bad(refused.why)),

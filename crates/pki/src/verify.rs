@@ -7,9 +7,9 @@ use countersign_identity::{Code, KeyId, SpiffeId, Timestamp};
 use crate::algorithm::VerifyingKey;
 use crate::chain::CHAIN_CERTIFICATES_MAX;
 use crate::extension::Purpose;
-use crate::memory::{ChainMemory, Findings};
+use crate::memory::{ChainMemory, Findings, Step};
 use crate::path::Search;
-use crate::{Bundle, Bundles, Certificate, Provenance, Refused};
+use crate::{Bundle, Bundles, Certificate, Fresh, Provenance, Refused};
 
 /// On which side of the connection the presenter of a chain stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -113,7 +113,7 @@ pub fn verify(
     role: Role,
     now: Timestamp,
 ) -> Result<Verified, Refused> {
-    find(chain, bundles, (role, now), None).map(|(verified, _)| verified)
+    find(chain, bundles, (role, now), None, None).map(|(verified, _)| verified)
 }
 
 /// As [`verify`], with the same verdict; signatures that `memory` holds are not verified a second time, and what else was
@@ -128,7 +128,27 @@ pub fn verify_recalling(
     now: Timestamp,
     memory: &ChainMemory,
 ) -> Result<(Verified, Findings), Refused> {
-    find(chain, bundles, (role, now), Some(memory))
+    find(chain, bundles, (role, now), Some(memory), None)
+}
+
+/// Verifies what we have just signed, with what is shown above it, as a peer will: with the verdict of [`verify`]. The signature
+/// that was verified when it was made is not verified a second time, nor are those above it that `memory`
+/// holds; it remembers the latter.
+///
+/// # Errors
+/// With the rule that is broken.
+pub fn verify_fresh(
+    leaf: &Fresh,
+    above: &[Certificate],
+    bundles: &Bundles,
+    (role, now): (Role, Timestamp),
+    memory: &ChainMemory,
+) -> Result<Verified, Refused> {
+    let shown = [leaf.certificate()].into_iter().chain(above);
+    let chain: Vec<&[u8]> = shown.map(Certificate::der).collect();
+    let (verified, findings) = find(&chain, bundles, (role, now), Some(memory), Some(leaf.step()))?;
+    memory.remember(&findings, now);
+    Ok(verified)
 }
 
 fn find(
@@ -136,6 +156,7 @@ fn find(
     bundles: &Bundles,
     (role, now): (Role, Timestamp),
     memory: Option<&ChainMemory>,
+    fresh: Option<Step>,
 ) -> Result<(Verified, Findings), Refused> {
     let (leaf, others) = parse(chain)?;
     let id = check_svid(&leaf)?;
@@ -144,7 +165,7 @@ fn find(
         let why = format!("there is no bundle for trust domain `{}`", id.trust_domain());
         Refused::new(Code::UnknownTrustDomain, why)
     })?;
-    let mut search = Search::new(bundle, &others, role, now).recalling(memory);
+    let mut search = Search::new(bundle, &others, role, now).recalling(memory).knowing(fresh);
     let (path, anchor) = search.run(&leaf)?;
     let verified = Verified::assertion(id, &path, &anchor, &others)
         .ok_or_else(|| Refused::new(Code::NoCertificate, "the path is empty"))?;
@@ -156,11 +177,15 @@ fn find(
 /// # Errors
 /// With the rule that is broken.
 pub fn check_leaf(der: &[u8]) -> Result<SpiffeId, Refused> {
-    let leaf = Certificate::parse(der)?;
-    let id = check_svid(&leaf)?;
+    check_parsed_leaf(&Certificate::parse(der)?)
+}
+
+/// The same of one that was read already.
+pub(crate) fn check_parsed_leaf(leaf: &Certificate) -> Result<SpiffeId, Refused> {
+    let id = check_svid(leaf)?;
     // An issuer includes both purposes or none (X.509-SVID, 4.4); a verifier asks for its own only.
-    check_purpose(&leaf, Role::Server)?;
-    check_purpose(&leaf, Role::Client)?;
+    check_purpose(leaf, Role::Server)?;
+    check_purpose(leaf, Role::Client)?;
     Ok(id)
 }
 

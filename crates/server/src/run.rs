@@ -8,6 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use countersign_audit::{Entry, Event, EventKind};
 use countersign_identity::{Clock, Code, Entropy, SystemClock, SystemEntropy, Timestamp};
+use countersign_pki::ChainMemory;
 use countersign_program::trace::{Exporter, Service, Tracer};
 use countersign_seal::{Kek, KekFile};
 use countersign_store::{Batch, PAGE_MAX, Store};
@@ -339,6 +340,7 @@ impl Serving {
             clock: Arc::clone(&clock),
             entropy: Arc::clone(&entropy),
             time: Arc::clone(&start.time),
+            memory: ChainMemory::new(),
         };
         let limits = Limits { connections_max: CONNECTIONS_MAX, handshakes_max: HANDSHAKES_MAX };
         let trust = Trust::with_limits(Arc::clone(&clock), trusting(&feed.current()), limits);

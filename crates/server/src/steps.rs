@@ -17,7 +17,7 @@ use countersign_audit::{Event, EventKind};
 use countersign_identity::{
     Clock, Code, Entropy, KeyId, Lifetime, Name, NodeId, Revision, Timestamp, TrustDomain,
 };
-use countersign_pki::{NoVault, PrivateKey, Role};
+use countersign_pki::{ChainMemory, NoVault, PrivateKey, Role};
 use countersign_seal::Kek;
 use countersign_store::{Batch, Op, Store, TokenRow};
 use futures_util::FutureExt;
@@ -131,6 +131,7 @@ impl Steps {
             clock: Arc::clone(&clock),
             entropy: Arc::clone(&entropy),
             time: Arc::new(TimeGuard::new(highest)),
+            memory: ChainMemory::new(),
         };
         let control = Control {
             store,

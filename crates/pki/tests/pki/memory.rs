@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use countersign_identity::{Code, Timestamp};
 use countersign_pki::{
-    Bundle, Bundles, Certificate, ChainMemory, Findings, KeyKind, PrivateKey, Refused, Role,
-    SignatureCounts, Verified, verify, verify_recalling,
+    Bundle, Bundles, Certificate, ChainMemory, Findings, KeyKind, PrivateKey, Receipt, Refused,
+    Role, SignatureCounts, Verified, verify, verify_fresh, verify_recalling,
 };
 
 use crate::support::{Realm, now};
@@ -58,6 +58,42 @@ async fn a_chain_seen_before_costs_no_signature_and_says_the_same() {
     let other: Vec<Vec<u8>> = other.ders().into_iter().map(<[u8]>::to_vec).collect();
     ask(&other, &realm.bundles(), now(), &memory).unwrap();
     assert_eq!(memory.counts(), SignatureCounts { recalled: 3, verified: 3 });
+}
+
+#[tokio::test]
+async fn what_was_just_signed_is_verified_as_by_any_peer_and_its_signature_once() {
+    let realm = Realm::new("shop.example", KeyKind::Ed25519).await;
+    let other = Realm::new("shop.example", KeyKind::Ed25519).await;
+    let fresh = async || {
+        let draft = realm.draft("/orders", &key());
+        let reviewed = draft.review(&realm.profile(), &realm.issuer).unwrap();
+        let receipt = Receipt::assertion(reviewed.summary().tbs, 0);
+        reviewed.sign_fresh(receipt, &realm.signer).await.unwrap()
+    };
+    let first = fresh().await;
+    let memory = ChainMemory::new();
+    let same = |above: &Certificate, bundles: &Bundles, at: Timestamp| {
+        let ders = [first.certificate().der(), above.der()];
+        let plain = verify(&ders, bundles, Role::Client, at);
+        let above = std::slice::from_ref(above);
+        assert_eq!(verify_fresh(&first, above, bundles, (Role::Client, at), &memory), plain);
+        plain.map(drop).map_err(|refused| refused.code)
+    };
+    let issuer = realm.issuer.certificate();
+    assert_eq!(same(issuer, &realm.bundles(), now()), Ok(()));
+    assert_eq!(memory.counts(), SignatureCounts { recalled: 0, verified: 1 }, "the issuer's own");
+    let above = std::slice::from_ref(issuer);
+    let moment = (Role::Client, now());
+    verify_fresh(&fresh().await, above, &realm.bundles(), moment, &memory).unwrap();
+    assert_eq!(memory.counts(), SignatureCounts { recalled: 1, verified: 1 });
+    // Whatever else a verifier asks, it asks.
+    let hours = now() + 2 * Duration::from_secs(3600);
+    assert_eq!(same(issuer, &realm.bundles(), hours), Err(Code::Expired));
+    assert_eq!(same(issuer, &other.bundles(), now()), Err(Code::BadSignature));
+    assert_eq!(same(issuer, &Bundles::none(), now()), Err(Code::UnknownTrustDomain));
+    // Another key of the issuer's name did not sign it.
+    let foreign = realm.certify_issuer_of(&other).await;
+    assert_eq!(same(&foreign, &realm.bundles(), now()), Err(Code::BadSignature));
 }
 
 #[tokio::test]

@@ -8,7 +8,8 @@ use countersign_identity::{
     Attested, Clock, Code, Entropy, Lifetime, NodeId, NodeTag, Serial, SpiffeId, Timestamp,
 };
 use countersign_pki::{
-    Certificate, DnsName, Draft, ProvenKey, Provenance, Receipt, Reserved, Reviewed, Role, Summary,
+    Certificate, ChainMemory, DnsName, Draft, ProvenKey, Provenance, Receipt, Reserved, Reviewed,
+    Role, Summary,
 };
 use countersign_program::trace::Scope;
 use countersign_store::{Batch, IssuedRow, Op, Store};
@@ -78,6 +79,8 @@ pub(crate) struct Desk {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) time: Arc<TimeGuard>,
+    /// Signatures of authorities that were verified before.
+    pub(crate) memory: ChainMemory,
 }
 
 /// What every certificate of one request has in common.
@@ -159,7 +162,7 @@ impl Desk {
         let mut svids = Vec::with_capacity(reviewed.len());
         for one in reviewed {
             let svid = match one {
-                Ok(one) => sign(one, receipts.next(), &request).await,
+                Ok(one) => sign(one, receipts.next(), &request, &self.memory).await,
                 Err(refused) => Err(refused),
             };
             svids.push(svid);
@@ -216,18 +219,18 @@ async fn sign(
     reviewed: Reviewed,
     receipt: Option<Receipt>,
     request: &Request<'_>,
+    memory: &ChainMemory,
 ) -> Result<Svid, Refused> {
     let internal = |why: String| Refused::new(Code::Internal, why);
     let receipt = receipt.ok_or_else(|| internal("the store gave no receipt".to_owned()))?;
     let summary = reviewed.summary();
     let by = &request.by;
-    let leaf =
-        reviewed.sign(receipt, &*by.signer).await.map_err(|fault| internal(fault.to_string()))?;
-    let mut chain = vec![leaf, by.issuer.certificate().clone()];
-    chain.extend_from_slice(&by.above);
-    let ders: Vec<&[u8]> = chain.iter().map(Certificate::der).collect();
-    let state = request.state;
-    let verified = countersign_pki::verify(&ders, state.bundles(), Role::Client, request.now);
+    let fresh = reviewed.sign_fresh(receipt, &*by.signer).await;
+    let fresh = fresh.map_err(|fault| internal(fault.to_string()))?;
+    let mut above = vec![by.issuer.certificate().clone()];
+    above.extend_from_slice(&by.above);
+    let (state, moment) = (request.state, (Role::Client, request.now));
+    let verified = countersign_pki::verify_fresh(&fresh, &above, state.bundles(), moment, memory);
     let (id, key) = match (request.standing, verified) {
         (Standing::InService, Ok(verified)) => (verified.id, verified.key),
         (Standing::InService, Err(refused)) => {
@@ -238,13 +241,13 @@ async fn sign(
             return Err(internal(why.to_owned()));
         }
         (Standing::Condemned, Ok(_) | Err(_)) => {
-            let named = chain.first().map(|leaf| (leaf.spiffe_id(), leaf.key_id()));
-            let (id, key) = named.ok_or_else(|| internal("the chain is empty".to_owned()))?;
-            (id.map_err(|refused| internal(refused.why))?, key)
+            let leaf = fresh.certificate();
+            (leaf.spiffe_id().map_err(|refused| internal(refused.why))?, leaf.key_id())
         }
     };
     if Some(&id) != summary.id.as_ref() || key != summary.key {
         return Err(internal("the certificate is not the one that was asked for".to_owned()));
     }
+    let chain = [fresh.certificate().clone()].into_iter().chain(above).collect();
     Ok(Svid { id, chain, issued: request.now, serial: summary.serial })
 }
