@@ -24,6 +24,10 @@ use super::wire::{self, Call};
 /// A crowd that comes at once may have to wait for its handshakes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Machines have kernels of their own, which ask at times of their own whether a server is there still. The one kernel of a
+/// simulated fleet would ask for all of it in one tick, which is more than loopback queues, and take live connections for dead.
+const NEVER: Duration = Duration::from_secs(6 * 3600);
+
 /// Addresses of the loopback network that machines share.
 const ADDRESSES: u32 = 250 * 250;
 
@@ -117,7 +121,9 @@ impl Node {
 
     /// A standing connection.
     pub(super) async fn connect(&self) -> Result<Stream> {
-        self.dial(Present::Required, standing::ALPN).await
+        let stream = self.dial(Present::Required, standing::ALPN).await?;
+        stream.probe_after(NEVER)?;
+        Ok(stream)
     }
 
     /// Asks for one SVID for each of these workloads, each with a key of its own; gives the leaves' serials.

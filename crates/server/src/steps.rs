@@ -321,7 +321,7 @@ impl Steps {
         let now = control.clock.now();
         let caller = caller(&peer, &*control.store, &self.domain().trust_domain, now).await?;
         let (caller, number, leashed) = attend(control, &peer, caller, hello).await?;
-        let publication = Publication::new(known(control, &caller, hello), now);
+        let publication = Publication::new(known(control, &caller, hello), number, now);
         let (node, expires) = (caller.id(), caller.expires);
         Ok(Line { peer, node, labels: caller.labels, expires, publication, leashed, number })
     }

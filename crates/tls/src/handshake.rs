@@ -391,7 +391,29 @@ pub(crate) fn probe(tcp: &TcpStream, silence: Duration) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some(silence))
 }
 
+/// Has the system ask only after so long a silence. What is said and not taken ends the connection as soon as before.
+pub(crate) fn probe_after(tcp: &TcpStream, quiet: Duration) -> io::Result<()> {
+    SockRef::from(tcp).set_tcp_keepalive(&TcpKeepalive::new().with_time(quiet))
+}
+
 /// rustls wants the name of a host. Ours are not known by one, and it is not sent.
 pub(crate) fn nobody() -> ServerName<'static> {
     ServerName::try_from("peer.invalid").expect("it is a DNS name")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn probes_that_come_late_leave_the_end_of_what_is_not_taken_where_it_was() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        tune(&tcp).unwrap();
+        let quiet = Duration::from_secs(180);
+        probe_after(&tcp, quiet).unwrap();
+        let socket = SockRef::from(&tcp);
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), quiet);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(SILENCE_MAX));
+    }
 }

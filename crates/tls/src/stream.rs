@@ -14,7 +14,7 @@ use tokio_rustls::TlsStream;
 
 use crate::Admitted;
 use crate::admission::Place;
-use crate::handshake::probe;
+use crate::handshake::{probe, probe_after};
 use crate::socket::Socket;
 
 /// A mutual TLS connection that was admitted. Dropping it closes it and takes it out of the register.
@@ -82,6 +82,16 @@ impl Stream {
     /// When the socket is not connected any more.
     pub fn probe(&self, silence: Duration) -> io::Result<()> {
         probe(&self.tls.get_ref().0.tcp(), silence)
+    }
+
+    /// Leaves it to what is said here to notice a peer that has vanished: the system's own probes come only after so long a
+    /// silence. For a crowd of connections that are told the same at the same moment: their probes would fall due
+    /// in the same moment as well, and overrun what carries them.
+    ///
+    /// # Errors
+    /// When the socket is not connected any more.
+    pub fn probe_after(&self, quiet: Duration) -> io::Result<()> {
+        probe_after(&self.tls.get_ref().0.tcp(), quiet)
     }
 
     /// Our own address on this connection.

@@ -21,6 +21,7 @@ use crate::attest::node_of;
 use crate::edge::crowd::{Crowd, Place};
 use crate::edge::standing::{Over, Standing};
 use crate::edge::{NodeRoutes, Peer};
+use crate::publish::SILENCE_LIMIT;
 use crate::refusal::Refused;
 use crate::watch::Watch;
 
@@ -30,6 +31,10 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const STRANGER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long it may take to read a request and to begin to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(45);
+/// An agent's stream is told something more often than that, which notices whether anybody is there. The system's probes of ten
+/// thousand of them, which all heard of a change at the same moment, would leave in one tick of the kernel's clock,
+/// three times in a row, and those that found no room would end connections whose agents live (decision 0028).
+const PROBED_AFTER: Duration = SILENCE_LIMIT.saturating_mul(2);
 /// How long requests may take to end after a connection was told to go.
 const PARTING_GRACE: Duration = Duration::from_secs(5);
 /// How long to wait after the system refused to accept, which it does when descriptors run out.
@@ -167,6 +172,10 @@ impl Edge {
         ends: impl Future<Output = Code>,
         stop: &CancellationToken,
     ) {
+        if let Err(error) = stream.probe_after(PROBED_AFTER) {
+            tracing::debug!(%error, "an agent's connection broke at its beginning");
+            return;
+        }
         let mut standing = Standing::new(stream, self.routes.known(), peer);
         let over = tokio::select! {
             over = standing.run() => over,

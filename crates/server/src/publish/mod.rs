@@ -8,7 +8,7 @@ mod slice;
 mod stream;
 
 pub(crate) use leash::Leashed;
-pub(crate) use publication::{Next, Publication};
+pub(crate) use publication::{Next, Publication, SILENCE_LIMIT};
 pub(crate) use report::report;
 pub(crate) use roster::{Fleet, Presence, Reach, Roster, Standing, Told};
 pub(crate) use slice::{Slice, Slices};

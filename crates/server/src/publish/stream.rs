@@ -60,7 +60,8 @@ pub(crate) async fn open(
     behind(&control, hello).await?;
     let states = control.feed.watch();
     let (caller, number, leashed) = attend(&control, &peer, caller, hello).await?;
-    let mut publication = Publication::new(known(&control, &caller, hello), control.clock.now());
+    let known = known(&control, &caller, hello);
+    let mut publication = Publication::new(known, number, control.clock.now());
     // Streams that open later make it longer for all: each is told the longer time with what it is told next.
     publication.be_silent_for(silence(control.roster.streams()));
     tracing::info!(node = %caller.id(), version = %clip(&hello.version, 64), "agent connected");
