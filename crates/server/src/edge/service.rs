@@ -145,6 +145,20 @@ impl NodeService {
         self.within("report", work).await
     }
 
+    /// The same of a caller that is known already. It waits for nothing.
+    pub(super) fn report_of(
+        &self,
+        caller: &Caller,
+        report: v1::ReportRequest,
+    ) -> Result<Outcome, Refused> {
+        let began = self.control.clock.now();
+        let outcome = publish::report(&self.control, caller, report);
+        let took = self.control.clock.now().since(began);
+        let code = outcome.as_ref().err().map(|refused| refused.code);
+        self.control.watch.called("report", code, took);
+        outcome.map(Outcome::Report)
+    }
+
     #[tracing::instrument(name = "lists", skip_all)]
     async fn lists(
         &self,

@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use countersign_api::Message as _;
 use countersign_api::standing::{CALLS_MAX, Reader, elements_within, put};
 use countersign_api::v1::answer::Outcome;
+use countersign_api::v1::call::Asked as Call;
 use countersign_api::v1::from_agent::Step as Heard;
 use countersign_api::v1::from_server::Step as Said;
 use countersign_api::v1::sync_request::Step as Asked;
@@ -134,16 +135,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Standing<S> {
     }
 
     fn call(&mut self, call: v1::Call) {
+        let number = call.number;
+        let asked = match (call.asked, self.live.as_ref().and_then(|live| live.known())) {
+            (Some(Call::Report(report)), Some(caller)) => {
+                let outcome = self.service.report_of(caller, report);
+                return self.say(Said::Answer(answer(number, outcome)));
+            }
+            (asked, _) => asked,
+        };
         let (service, peer) = (Arc::clone(&self.service), Arc::clone(&self.peer));
         self.calls.spawn(async move {
-            let outcome = match call.asked {
+            let outcome = match asked {
                 Some(asked) => service.answer(&peer, asked).await,
                 None => Err(unexpected("a call of an unknown kind")),
             };
-            let outcome = outcome.unwrap_or_else(|refused| {
-                Outcome::Refused(wire::refusal(refused.code, &refused.why))
-            });
-            v1::Answer { number: call.number, outcome: Some(outcome) }
+            answer(number, outcome)
         });
     }
 
@@ -183,6 +189,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Standing<S> {
         // The caller may have gone before us.
         self.io.shutdown().await.map_err(|_gone| Over::Gone)
     }
+}
+
+fn answer(number: u32, outcome: Result<Outcome, Refused>) -> v1::Answer {
+    let refused = |refused: Refused| Outcome::Refused(wire::refusal(refused.code, &refused.why));
+    v1::Answer { number, outcome: Some(outcome.unwrap_or_else(refused)) }
 }
 
 async fn next(live: &mut Option<Box<Live>>) -> Result<Bytes, Refused> {
