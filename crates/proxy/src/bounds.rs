@@ -76,7 +76,9 @@ pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// made anew for the next request. Short, since what many connections that come one after the other give back only later has been
 /// taken by then: memory once taken seldom goes back to the system.
 pub(crate) const REST_AFTER: Duration = Duration::from_millis(20);
-/// How long at most it takes to notice that a connection which was in use has nothing to do: it is looked for less and less often.
+/// So many looks whether a connection has nothing to do come soon after each other; those after them less and less often.
+pub(crate) const LOOKS_SOON: u32 = 4;
+/// How long at most it takes to notice that a connection which was in use has nothing to do.
 pub(crate) const LOOK_AGAIN_MAX: Duration = Duration::from_secs(1);
 /// How long an idle connection to a peer is kept.
 pub(crate) const IDLE_DIALLED: Duration = Duration::from_secs(30);

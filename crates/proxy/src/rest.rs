@@ -4,8 +4,9 @@
 //! connection when the first byte of a request has come, and when nothing was asked for a while, the connection is taken back
 //! from it, with what it may have read of a next request by then.
 //!
-//! A connection is taken back only when all that was asked for has been answered, and all that was sent along was read: what
-//! comes next would be read as the beginning of a request, whatever it is.
+//! A connection is taken back only when all that was asked for has been answered, the answers have gone out, and all that was sent
+//! along was read: what comes next would be read as the beginning of a request, whatever it is. One that an answer closes is
+//! closed by hyper as soon as that has gone out, and so never taken back.
 
 use std::error::Error;
 use std::future::Future;
@@ -26,7 +27,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep};
 
 use crate::body::Body;
-use crate::bounds::{HEAD_BYTES_MAX, LOOK_AGAIN_MAX, REST_AFTER};
+use crate::bounds::{HEAD_BYTES_MAX, LOOK_AGAIN_MAX, LOOKS_SOON, REST_AFTER};
 use crate::session::{Session, close_when_idle};
 
 /// Answers requests on `io` until it closes, or until `announce` has come and the last one is answered. The next head must
@@ -46,24 +47,24 @@ where
     let mut announce = pin!(announce);
     let mut line = Line { ahead: Bytes::new(), io, session: session.clone() };
     let mut service = Asked { service, session: session.clone() };
-    let mut quiet = Quiet { since: Instant::now(), at_most: head_within };
+    let mut quiet = Quiet { since: Instant::now(), at_most: head_within, asked: 0 };
     loop {
-        let woken = line.rest(&quiet, announce.as_mut()).await;
-        if woken == Woken::Over {
-            return Ok(());
-        }
+        let Some(woken) = line.rest(&quiet, announce.as_mut()).await else { return Ok(()) };
         let served = rules().serve_connection(TokioIo::new(line), service);
         // Boxed, so that it takes no room while the connection rests.
         let mut served = Box::pin(served.with_upgrades());
         let course = match woken {
             Woken::Asked => drive(served.as_mut(), session, &mut quiet, announce.as_mut()).await,
-            Woken::Announced | Woken::Over => Course::Announced,
+            Woken::Announced => Course::Announced,
         };
         match course {
             Course::Ended(ended) => return ended,
             Course::Announced => {
                 let close = |it: Pin<&mut _>| http1::UpgradeableConnection::graceful_shutdown(it);
-                return close_when_idle(served, close, Some(session)).await;
+                return tokio::select! {
+                    ended = close_when_idle(served, close, Some(session)) => ended,
+                    () = quiet.over_at_last(session) => Ok(()),
+                };
             }
             Course::Quiet => {}
         }
@@ -84,14 +85,11 @@ where
 }
 
 /// How a rest ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Woken {
     /// Something has come.
     Asked,
     /// The connection is to be closed.
     Announced,
-    /// The other end has closed, or asked for nothing in time.
-    Over,
 }
 
 /// How it went while hyper had the connection.
@@ -106,6 +104,17 @@ enum Course {
 struct Quiet {
     since: Instant,
     at_most: Option<Duration>,
+    /// How much had been asked for when it was looked at last.
+    asked: usize,
+}
+
+/// What was seen of a connection.
+enum Look {
+    /// Something was asked for since the last look, or is not answered yet.
+    Busy,
+    Quiet,
+    /// It was quiet for too long.
+    Over,
 }
 
 impl Quiet {
@@ -113,13 +122,37 @@ impl Quiet {
         self.at_most.map(|most| most.saturating_sub(self.since.elapsed()))
     }
 
-    /// Resolves when it has been so for too long.
+    /// Resolves when it has been so for too long, of a connection on which nothing can be asked for.
     async fn over(&self) {
         match self.left() {
             Some(left) => sleep(left).await,
             None => std::future::pending().await,
         }
         tracing::debug!("nothing was asked for in time");
+    }
+
+    /// Looks whether it still is so. To note the time of each request would cost each request something.
+    fn look(&mut self, session: &Session) -> Look {
+        let asked = session.asked();
+        if session.is_busy() || asked != self.asked {
+            (self.asked, self.since) = (asked, Instant::now());
+            return Look::Busy;
+        }
+        if self.left() == Some(Duration::ZERO) {
+            tracing::debug!("no head came in time");
+            return Look::Over;
+        }
+        Look::Quiet
+    }
+
+    /// Resolves when it has been so for too long.
+    async fn over_at_last(&mut self, session: &Session) {
+        loop {
+            sleep(LOOK_AGAIN_MAX).await;
+            if matches!(self.look(session), Look::Over) {
+                return;
+            }
+        }
     }
 }
 
@@ -133,8 +166,7 @@ async fn drive<C>(
 where
     C: Future<Output = Result<(), hyper::Error>>,
 {
-    let first = session.asked();
-    let (mut asked, mut pause) = (first, REST_AFTER);
+    let (first, mut pause, mut looks) = (session.asked(), REST_AFTER, 0);
     loop {
         tokio::select! {
             biased;
@@ -142,15 +174,15 @@ where
             () = announce.as_mut() => return Course::Announced,
             () = sleep(pause) => {}
         }
-        // Looked at now and then, since to note the time of each request would cost each request something.
-        if session.is_busy() || session.asked() != asked {
-            (asked, quiet.since) = (session.asked(), Instant::now());
+        match quiet.look(session) {
+            Look::Over => return Course::Ended(Ok(())),
+            Look::Quiet if session.asked() != first && session.may_rest() => return Course::Quiet,
+            Look::Quiet | Look::Busy => {}
+        }
+        // One that goes on, or will never rest, is not to cost more than it must.
+        looks += 1;
+        if LOOKS_SOON <= looks {
             pause = LOOK_AGAIN_MAX.min(2 * pause);
-        } else if quiet.left() == Some(Duration::ZERO) {
-            tracing::debug!("no head came in time");
-            return Course::Ended(Ok(()));
-        } else if asked != first && session.may_rest() {
-            return Course::Quiet;
         }
     }
 }
@@ -195,32 +227,36 @@ struct Line<I> {
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> Line<I> {
-    /// Waits for the first byte of the next request.
-    async fn rest(&mut self, quiet: &Quiet, announce: Pin<&mut impl Future<Output = ()>>) -> Woken {
+    /// Waits for the first byte of the next request. None when the other end has closed, or asked for nothing in time.
+    async fn rest(
+        &mut self,
+        quiet: &Quiet,
+        announce: Pin<&mut impl Future<Output = ()>>,
+    ) -> Option<Woken> {
         if !self.ahead.is_empty() {
-            return Woken::Asked;
+            return Some(Woken::Asked);
         }
         let mut first = [0];
         let read = tokio::select! {
             biased;
             read = self.io.read(&mut first) => read,
-            () = announce => return Woken::Announced,
-            () = quiet.over() => return Woken::Over,
+            () = announce => return Some(Woken::Announced),
+            () = quiet.over() => return None,
         };
         match read {
             Ok(0) => {
                 if let Err(error) = self.io.shutdown().await {
                     tracing::debug!(%error, "a connection ended while it was closed");
                 }
-                Woken::Over
+                None
             }
             Ok(_) => {
                 self.ahead = Bytes::copy_from_slice(&first);
-                Woken::Asked
+                Some(Woken::Asked)
             }
             Err(error) => {
                 tracing::debug!(%error, "a connection ended while it rested");
-                Woken::Over
+                None
             }
         }
     }
@@ -251,6 +287,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Line<I> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.session.set_unsent(true);
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }
 
@@ -259,6 +296,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Line<I> {
         cx: &mut Context<'_>,
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.session.set_unsent(true);
         Pin::new(&mut self.io).poll_write_vectored(cx, bytes)
     }
 
@@ -267,7 +305,11 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Line<I> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        if flushed.is_ready() {
+            self.session.set_unsent(false);
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

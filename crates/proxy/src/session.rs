@@ -55,6 +55,8 @@ struct LineState {
     bars: AtomicUsize,
     /// Of these, how many are gone.
     lifted: AtomicUsize,
+    /// Whether something was written that has not gone out.
+    unsent: AtomicBool,
     resting: AtomicBool,
 }
 
@@ -116,14 +118,19 @@ impl Session {
         self.line.asked.load(Ordering::Relaxed)
     }
 
-    /// Whether a request is under way.
+    /// Whether a request is under way, or what was written has not gone out: what follows that may be the connection's end.
     pub(crate) fn is_busy(&self) -> bool {
-        0 < self.active.load(Ordering::SeqCst)
+        0 < self.active.load(Ordering::SeqCst) || self.line.unsent.load(Ordering::SeqCst)
     }
 
     /// Whether what comes next can be nothing but a request.
     pub(crate) fn may_rest(&self) -> bool {
         self.line.lifted.load(Ordering::SeqCst) == self.line.bars.load(Ordering::SeqCst)
+    }
+
+    /// Notes that something was written, or that all has gone out.
+    pub(crate) fn set_unsent(&self, unsent: bool) {
+        self.line.unsent.store(unsent, Ordering::SeqCst);
     }
 
     /// While it rests, closing it does not close the connection.

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::world::eventually;
+use super::world::{PATIENCE, eventually};
 use crate::body::Body;
 use crate::rest::serve;
 use crate::session::Session;
@@ -215,6 +215,48 @@ async fn an_answer_that_is_read_slowly_arrives_whole() {
     assert!(read[..head].iter().all(|byte| *byte == b'x'));
     served.rests().await;
     served.ask(GET).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_an_answer_closes_is_closed_once_the_answer_has_gone_out() {
+    for request in [
+        b"GET /large HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".as_slice(),
+        b"GET /large HTTP/1.0\r\nhost: a\r\n\r\n",
+    ] {
+        let mut served = Served::new(LONG);
+        served.far.write_all(request).await.unwrap();
+        let requests = served.requests.clone();
+        // Longer than all the looks that come soon.
+        while_it_would_rest().await;
+        let whole = tokio::time::timeout(PATIENCE, served.ended()).await.unwrap();
+        assert!(LARGE < whole.len() && whole.ends_with(b"x"));
+        assert_eq!(requests.load(Ordering::SeqCst), 1);
+    }
+}
+
+#[tokio::test]
+async fn who_takes_its_answer_slowly_is_not_cut_for_asking_nothing_meanwhile() {
+    let mut served = Served::new(Duration::from_secs(2));
+    served.far.write_all(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    served.far.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+    let whole = tokio::time::timeout(PATIENCE, served.ended()).await.unwrap();
+    assert!(LARGE < whole.len() && whole.ends_with(b"\r\n\r\nok"), "{} bytes", whole.len());
+}
+
+#[tokio::test]
+async fn half_a_head_does_not_keep_open_what_is_to_be_closed() {
+    for asked_before in [false, true] {
+        let mut served = Served::new(Duration::from_secs(2));
+        if asked_before {
+            served.ask(GET).await;
+        }
+        served.rests().await;
+        served.announce.cancel();
+        served.far.write_all(&GET[..9]).await.unwrap();
+        let rest = tokio::time::timeout(PATIENCE, served.ended()).await.unwrap();
+        assert_eq!(rest, b"");
+    }
 }
 
 #[tokio::test]
