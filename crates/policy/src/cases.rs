@@ -55,7 +55,7 @@ impl Cases {
         policies: impl Iterator<Item = &'a Weighing>,
         held: &BTreeMap<Name, String>,
     ) -> BTreeSet<String> {
-        let (mut beyond, before) = (BTreeSet::new(), self.0.len());
+        let mut beyond = BTreeSet::new();
         for weighing in policies {
             let apart = weighing.told_apart(held);
             if WEIGHED_MAX < apart.len() {
@@ -70,7 +70,7 @@ impl Cases {
             };
             // All that it can tell apart is to it all that there is.
             self.0.extend((1..all).map(chosen));
-            if before + CASES_MAX < self.0.len() {
+            if CASES_MAX < self.0.len() {
                 beyond.insert(weighing.policy.clone());
                 break;
             }

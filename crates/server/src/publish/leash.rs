@@ -32,6 +32,11 @@ impl Leash {
 }
 
 impl Leashed {
+    /// Whether the stream was ended, which may not have been heard yet.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+
     /// The reason, once there is one.
     pub(crate) async fn ended(&mut self) -> Refused {
         let ended = self.0.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());

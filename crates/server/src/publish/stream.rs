@@ -253,8 +253,9 @@ impl Live {
     /// Who is at the other end, where that needs no look at the store: what is done to it here ends its stream at once, and
     /// nobody else does anything to it.
     pub(crate) fn known(&self) -> Option<&Caller> {
-        let now = self.control.clock.now();
-        (self.control.replicas.is_none() && now <= self.caller.expires).then_some(&self.caller)
+        let alone = self.control.replicas.is_none();
+        let stands = self.control.clock.now() <= self.caller.expires && !self.leashed.is_over();
+        (alone && stands).then_some(&self.caller)
     }
 
     /// Takes an acknowledgement. The caller is looked up again where another server can have removed it; what is done to it
