@@ -159,6 +159,7 @@ pub(crate) async fn one(connector: &TlsConnector, address: SocketAddr) -> Result
     tcp.set_nodelay(true)?;
     let mut tls = connector.connect(ServerName::try_from("bench.example")?, tcp).await?;
     tls.write_all(b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n").await?;
+    tls.flush().await?;
     let mut answer = Vec::new();
     // A peer that ends TCP without a close_notify has still answered.
     let _unclean = tls.read_to_end(&mut answer).await;

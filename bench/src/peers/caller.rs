@@ -280,6 +280,7 @@ impl Line {
             }
             Way::Echo => {
                 self.tls.write_all(&[7; MESSAGE_BYTES]).await?;
+                self.tls.flush().await?;
                 self.tls.read_exact(&mut self.read[..MESSAGE_BYTES]).await?;
                 Ok(MESSAGE_BYTES as u64)
             }
@@ -290,6 +291,8 @@ impl Line {
     /// One request over HTTP/1.1: how long its answer was.
     async fn ask(&mut self, request: &[u8]) -> Result<u64> {
         self.tls.write_all(request).await?;
+        // Where this task has had its turn, a record waits in the session until it is flushed.
+        self.tls.flush().await?;
         let mut filled = 0;
         let head = loop {
             let more = self.tls.read(&mut self.read[filled..]).await?;

@@ -359,7 +359,12 @@ pub(crate) async fn join<K: Unpin>(
     match upstream.connect().await {
         Ok(mut far) => {
             meter.tunnel();
-            if let Err(error) = far.write_all(&preface).await {
+            let begun = async {
+                far.write_all(&preface).await?;
+                // Joining flushes only what it wrote itself.
+                far.flush().await
+            };
+            if let Err(error) = begun.await {
                 return tracing::debug!(%error, "a connection broke at its beginning");
             }
             if let Err(error) = tunnel::join(wire, far).await {

@@ -21,6 +21,9 @@ use crate::socket::Socket;
 ///
 /// When we end the connection (expiry, policy, a removed authority), reads and writes fail with an error from which
 /// [`code_of_io`](crate::code_of_io) tells the reason.
+///
+/// Flush before waiting for an answer: what was written may have become a record that still waits here, be it that the socket is
+/// full or that the task has had its turn.
 #[derive(Debug)]
 pub struct Stream {
     // The socket closes before the place is given up, so the register never counts too few.

@@ -225,7 +225,8 @@ fn echo(request: Request<Incoming>) -> Answer {
         let mut stream = TokioIo::new(upgraded);
         let mut buffer = [0; 4096];
         while let Ok(read @ 1..) = stream.read(&mut buffer).await {
-            if stream.write_all(&buffer[..read]).await.is_err() {
+            let written = stream.write_all(&buffer[..read]).await;
+            if written.is_err() || stream.flush().await.is_err() {
                 return;
             }
         }
