@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use countersign_api::admin::{AdminClient, TrustFingerprint};
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// A server of a trust domain of its own, ended when this is dropped.
@@ -98,13 +100,9 @@ impl Usage {
 
     /// Time of a processor that was used so far.
     pub(crate) fn processor(self) -> Result<Duration> {
-        let stat = self.read("stat")?;
-        // The name of the program, in brackets, may hold anything.
-        let (_, fields) = stat.rsplit_once(')').context("fields")?;
-        let fields: Vec<_> = fields.split_whitespace().collect();
-        let ticks =
-            |index: usize| -> Result<u64> { Ok(fields.get(index).context("ticks")?.parse()?) };
-        Ok(Duration::from_millis((ticks(11)? + ticks(12)?) * MILLIS_PER_TICK))
+        let clock = clock_getcpuclockid(Pid::from_raw(self.pid.cast_signed()));
+        let clock = clock.with_context(|| format!("process {} has ended", self.pid))?;
+        Ok(clock_gettime(clock)?.into())
     }
 
     fn read(self, file: &str) -> Result<String> {
@@ -113,6 +111,3 @@ impl Usage {
             .with_context(|| format!("the process has ended: {}", path.display()))
     }
 }
-
-/// USER_HZ is 100 on every Linux that there is.
-const MILLIS_PER_TICK: u64 = 10;

@@ -2,8 +2,8 @@
 //! in front of one program.
 //!
 //! Whoever is measured has a core alone, and each has its turn in every round. Who calls and the program behind have
-//! another core; they are the same for all. What counts is the time of a processor by what was done, the best of
-//! three rounds: the machine does other things too.
+//! another core; they are the same for all. What counts is the time of a processor by what was done. The machine is faster at one
+//! moment than at another, so turns are short, and what is told is the median of them.
 
 pub(crate) mod caller;
 mod policy;
@@ -12,6 +12,7 @@ pub(crate) mod program;
 mod proxies;
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -26,10 +27,12 @@ use proxies::{Kind, Mode, Place, Proxy};
 
 pub(crate) use policy::run as policy;
 
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 15;
 /// Until what is cold has become warm.
 const WARM_UP: Duration = Duration::from_millis(300);
-const SPAN: Duration = Duration::from_millis(1200);
+/// In its turn, before what counts: caches are somebody else's until then.
+const FIRST: Duration = Duration::from_millis(30);
+const SPAN: Duration = Duration::from_millis(300);
 const ALL: [Kind; 4] = [Kind::Ours, Kind::Nginx, Kind::Haproxy, Kind::Envoy];
 const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
 const IDLE: usize = 1000;
@@ -121,6 +124,14 @@ fn of(costs: &Costs, kind: Kind) -> Result<f64> {
     costs.get(&kind).copied().with_context(|| format!("{} was not measured", kind.name()))
 }
 
+/// A proxy that stands with its connections, and what each of its turns has cost.
+struct Standing {
+    kind: Kind,
+    proxy: Proxy,
+    caller: Caller,
+    costs: Vec<f64>,
+}
+
 impl Comparison {
     fn run(&self) -> Result<Costs> {
         // Said before anything is measured.
@@ -132,39 +143,47 @@ impl Comparison {
         let cores = Cores::take()?;
         let program = Peer::start_on(cores.program, End::Program, folder.path())?;
         let place = Place { folder: folder.path(), cores, program: program.address };
-        let mut costs = Costs::new();
+        let start = |kind: Kind| self.start(kind, &place).with_context(|| through(kind));
+        let mut all: Vec<Standing> = ALL.into_iter().map(start).collect::<Result<_>>()?;
         for round in 1..=ROUNDS {
-            for kind in ALL {
-                let cost = self.measure(kind, round, &place)?;
-                let best = costs.entry(kind).or_insert(f64::INFINITY);
-                *best = best.min(cost);
+            let mut told = format!("  {} {round:>2}:", self.name);
+            for Standing { kind, proxy, caller, costs } in &mut all {
+                let (micros, done) =
+                    loaded(caller, proxy.family()).with_context(|| through(*kind))?;
+                let cost = (self.cost)(micros, done);
+                let busy = micros / 1e6 / SPAN.as_secs_f64();
+                write!(told, " {} {cost:.2} ({}, {busy:.2})", kind.name(), done.calls)?;
+                costs.push(cost);
             }
+            eprintln!("{told}");
         }
+        let costs: Costs = all.into_iter().map(|it| (it.kind, median(it.costs))).collect();
+        let told = costs.iter().map(|(kind, cost)| format!("{} {cost:.2}", kind.name()));
+        eprintln!("  {}: {} {}", self.name, told.collect::<Vec<_>>().join(", "), self.unit);
         Ok(costs)
     }
 
-    fn measure(&self, kind: Kind, round: usize, place: &Place<'_>) -> Result<f64> {
+    fn start(&self, kind: Kind, place: &Place<'_>) -> Result<Standing> {
         let proxy = Proxy::start(kind, self.mode, place)?;
-        let caller = Caller::start(place.cores.caller, place.folder, proxy.door, self.errand);
-        let mut caller = caller.with_context(|| format!("through {}", kind.name()))?;
-        let measured = loaded(&mut caller, proxy.family());
-        let (micros, done) = measured.with_context(|| format!("through {}", kind.name()))?;
-        let cost = (self.cost)(micros, done);
-        let busy = micros / 1e6 / SPAN.as_secs_f64();
-        eprintln!(
-            "  {} {round}: {:<11} {cost:>8.2} {}, {} calls, {busy:.2} of its core",
-            self.name,
-            kind.name(),
-            self.unit,
-            done.calls
-        );
-        Ok(cost)
+        let mut caller = Caller::start(place.cores.caller, place.folder, proxy.door, self.errand)?;
+        caller.load(WARM_UP)?;
+        Ok(Standing { kind, proxy, caller, costs: Vec::new() })
     }
+}
+
+fn through(kind: Kind) -> String {
+    format!("through {}", kind.name())
+}
+
+/// The one in the middle; of none, infinity.
+fn median(mut of: Vec<f64>) -> f64 {
+    of.sort_by(f64::total_cmp);
+    of.get(of.len() / 2).copied().unwrap_or(f64::INFINITY)
 }
 
 /// Microseconds of a processor that a proxy needed, and what was done in them.
 fn loaded(caller: &mut Caller, proxy: Family) -> Result<(f64, Done)> {
-    caller.load(WARM_UP)?;
+    caller.load(FIRST)?;
     let before = proxy.processor()?;
     let done = caller.load(SPAN)?;
     ensure!(0 < done.calls, "nothing was done");
