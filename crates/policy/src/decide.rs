@@ -762,30 +762,33 @@ fn decision(mut enforced: Found, mut observed: Found, lenient: Mode) -> Decision
 
 /// Of two decisions on one question the one that lets pass less, or says so of more. Both let pass only by what permits in both.
 fn stricter(one: Decision, other: Decision) -> Decision {
+    if (one.verdict, other.verdict) == (Verdict::Allow, Verdict::Allow) {
+        return both_ways(one, &other);
+    }
     let strictness = |decision: &Decision| match (decision.verdict, decision.mode) {
-        (Verdict::Allow, Mode::Enforce) => 0,
-        (Verdict::Allow, Mode::Observe) => 1,
-        (Verdict::Deny(_), Mode::Observe) => 2,
-        (Verdict::Deny(Code::PolicyError), Mode::Enforce) => 4,
-        (Verdict::Deny(_), Mode::Enforce) => 3,
+        (Verdict::Allow, _) => 0,
+        (Verdict::Deny(_), Mode::Observe) => 1,
+        (Verdict::Deny(Code::PolicyError), Mode::Enforce) => 3,
+        (Verdict::Deny(_), Mode::Enforce) => 2,
     };
     match strictness(&one).cmp(&strictness(&other)) {
         Ordering::Less => other,
         Ordering::Greater => one,
-        Ordering::Equal if one.verdict == Verdict::Allow => both_ways(one, &other),
         // A denial that says by what says more.
         Ordering::Equal if one.policies.is_empty() => other,
         Ordering::Equal => one,
     }
 }
 
-/// What two permissions rest on together.
+/// What two permissions come to together: permitted by what permits in both. Where nothing does, it is a denial, which is done only
+/// if both are: as long as one of them observes, what passes now goes on passing.
 fn both_ways(one: Decision, other: &Decision) -> Decision {
+    let mode = if one.mode == other.mode { one.mode } else { Mode::Observe };
     let both: Vec<String> =
         one.policies.into_iter().filter(|policy| other.policies.contains(policy)).collect();
     match both.is_empty() {
-        true => Decision::denied(Code::PolicyDenied, Mode::Enforce),
-        false => Decision { policies: both, ..one },
+        true => Decision::denied(Code::PolicyDenied, mode),
+        false => Decision { policies: both, mode, ..one },
     }
 }
 

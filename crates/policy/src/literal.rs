@@ -36,7 +36,10 @@ fn collect(tree: &Value, found: &mut Vec<Stray>) {
                 let asks = matches!(key.as_str(), "in" | "." | "has")
                     || key == "is" && !inside["in"].is_null();
                 if asks {
-                    named(&inside["left"], found);
+                    named(&inside["left"], &[], found);
+                }
+                if key == "has" {
+                    on_the_way(inside, found);
                 }
                 collect(inside, found);
             }
@@ -46,9 +49,18 @@ fn collect(tree: &Value, found: &mut Vec<Stray>) {
     }
 }
 
-/// What the expression may come to, where it names that.
-fn named(expression: &Value, found: &mut Vec<Stray>) {
-    if let Some(entity) = expression["Value"].get("__entity") {
+/// What `has` with several attributes after each other asks, beside the first, of what the ones before lead to.
+fn on_the_way(has: &Value, found: &mut Vec<Stray>) {
+    let attributes = has["attr"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let attributes: Vec<&str> = attributes.iter().filter_map(Value::as_str).collect();
+    for end in 1..attributes.len() {
+        named(&has["left"], &attributes[..end], found);
+    }
+}
+
+/// What the attribute at this path of the expression may come to, or with an empty path the expression itself, where it names that.
+fn named(expression: &Value, path: &[&str], found: &mut Vec<Stray>) {
+    if let (Some(entity), []) = (expression["Value"].get("__entity"), path) {
         let text = |name: &str| entity[name].as_str().unwrap_or_default().to_owned();
         let (kind, id) = (text("type"), text("id"));
         if [SERVICE, OPERATION, TOPIC].contains(&kind.as_str()) {
@@ -57,11 +69,16 @@ fn named(expression: &Value, found: &mut Vec<Stray>) {
     }
     for branch in ["then", "else"] {
         if let Some(chosen) = expression["if-then-else"].get(branch) {
-            named(chosen, found);
+            named(chosen, path, found);
         }
     }
-    // An attribute of a record that is written there.
-    if let Some(record) = expression["."]["left"]["Record"].as_object() {
-        record.values().for_each(|value| named(value, found));
+    if let Some(attribute) = expression["."]["attr"].as_str() {
+        let longer: Vec<&str> = std::iter::once(attribute).chain(path.iter().copied()).collect();
+        named(&expression["."]["left"], &longer, found);
+    }
+    if let Some((attribute, rest)) = path.split_first()
+        && let Some(value) = expression["Record"].get(attribute)
+    {
+        named(value, rest, found);
     }
 }

@@ -485,7 +485,16 @@ fn what_is_known_only_of_what_is_asked_for_is_asked_of_nothing_else() {
     ));
     let chosen = chosen.replace("action", r#"action == Action::"connect""#);
     refused(&chosen, 2, 55, words);
-    refused(&forbid(&format!(r#"{{a: {of_payments}}}.a in Dataset::"cards""#)), 2, 12, words);
+    // Also where records lead to it, which are written there.
+    for (condition, column) in [
+        (r#"{a: Service::"payments"}.a in Dataset::"cards""#, 12),
+        (r#"{a: {b: Service::"payments"}}.a.b in Dataset::"cards""#, 16),
+        (r#"{a: Service::"payments"} has a.classifications"#, 12),
+        (r#"(if 1 < 2 then {a: Service::"payments"} else {a: resource}).a in Dataset::"cards""#, 27),
+    ] {
+        let condition = condition.replace("resource", r#"Service::"payments""#);
+        refused(&forbid(&condition), 2, column, words);
+    }
     let scoped = format!(
         r#"forbid (principal, action, resource == {of_payments}) when {{ {of_payments} in Dataset::"cards" }};"#
     );
@@ -501,6 +510,7 @@ fn what_is_known_only_of_what_is_asked_for_is_asked_of_nothing_else() {
         r#"resource in Service::"payments" || Operation::"payments/charge" == resource"#,
         r#"principal == Workload::"web" || Workload::"web" in Role::"readers""#,
         r#"Workload::"web".labels.contains("pci")"#,
+        r#"{a: Service::"payments", b: Role::"readers"}.a == resource"#,
     ] {
         fine(&forbid(condition));
     }

@@ -296,6 +296,24 @@ fn what_is_denied_by_policies_on_data_none_lets_pass_that_observes_other_data() 
 }
 
 #[test]
+fn what_passes_by_permits_of_which_one_observes_goes_on_passing_and_is_told_where_none_is_for_all_data() {
+    let permits = [
+        r#"permit (principal == Workload::"web", action, resource in Service::"payments") unless { resource in Dataset::"cards" };"#,
+        r#"permit (principal == Workload::"web", action, resource in Service::"payments") when { resource in Dataset::"cards" };"#,
+    ];
+    let undeclared = Ask::Call(Verb::Get, "/elsewhere");
+    let observe = [Mode::Observe, Mode::Enforce];
+    for modes in observe.iter().flat_map(|one| observe.map(|other| [*one, other])) {
+        let policies = policies_of(&[(modes[0], permits[0]), (modes[1], permits[1])]);
+        let asked = ask(&policies, "web", undeclared);
+        let observed = modes.contains(&Mode::Observe);
+        assert_eq!(asked.is_allowed(), observed, "{modes:?}: {asked:?}");
+        assert_eq!(asked.verdict, Verdict::Deny(Code::PolicyDenied), "{modes:?}");
+        assert_eq!(asked.mode == Mode::Observe, observed, "{modes:?}");
+    }
+}
+
+#[test]
 fn an_exception_for_some_data_reaches_nothing_that_may_touch_other_data() {
     let undeclared = Ask::Call(Verb::Get, "/elsewhere");
     for forbid in [

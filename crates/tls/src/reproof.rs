@@ -234,13 +234,15 @@ impl Trust {
     }
 }
 
-/// Whether both are between the same two identities, for the same purpose, and dialled from the same side.
+/// Whether both are between the same two identities, for the same purpose, and dialled from the same side; and whether the later
+/// peer is attested by no less, since what goes on is decided by what the earlier one was attested by.
 fn same_ends(held: &Entry, proof: &Entry) -> bool {
     let (Some(held_by), Some(proven_by)) = (&held.standing, &proof.standing) else { return false };
     let local = |entry: &Entry| entry.shown.as_ref().map(|own| own.identity.id().clone());
     held.rule.direction == proof.rule.direction
         && held.rule.purpose == proof.rule.purpose
         && held_by.peer.id == proven_by.peer.id
+        && held_by.context.attested.is_within(proven_by.context.attested)
         && local(held) == local(proof)
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{Clock, Code, Reason, Revoked, Timestamp};
+use countersign_identity::{Attested, Clock, Code, Reason, Revoked, SelectorKind, Timestamp};
 use countersign_tls::{
     Established, Expired, Inbound, Outbound, REPROOF_ALPN, REPROOF_NAMES_MAX, REPROOF_TIMEOUT,
     ReproofFault, Trust, accept, answer_reproof, dial,
@@ -35,7 +35,10 @@ impl Standing {
     }
 
     async fn open_to(alpn: Vec<Vec<u8>>, expired: Expired) -> Self {
-        let shop = Shop::with_policy(ANYBODY);
+        Self::of(Shop::with_policy(ANYBODY), alpn, expired).await
+    }
+
+    async fn of(shop: Shop, alpn: Vec<Vec<u8>>, expired: Expired) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let outbound = shop.to_orders();
@@ -221,6 +224,24 @@ async fn nobody_else_can_prove_a_connection_and_nothing_shortens_it() {
     assert_eq!(say(&shop.web, &standing, &[[1; 32], name, [2; 32]]).await, Some(vec![0, 1, 0]));
     assert_eq!(orders.stream.admitted().expires(), after(2 * LIFE));
     assert_eq!(say(&shop.web, &standing, &[name]).await, Some(vec![0]), "once is enough");
+    standing.stop.cancel();
+}
+
+#[tokio::test]
+async fn who_is_attested_by_less_than_before_proves_no_connection() {
+    let mut shop = Shop::with_policy(ANYBODY);
+    shop.realm.attested = Attested::default().and(SelectorKind::UnixUid).and(SelectorKind::Launch);
+    shop.web.set_identity(identity(&shop.realm.svid("/web", START, LIFE))).unwrap();
+    let mut standing = Standing::of(shop, vec![REPROOF_ALPN.to_vec()], Expired::End).await;
+    let name = name_of(&standing.web);
+    let attested = Attested::default().and(SelectorKind::UnixUid);
+    for (attested, proven) in [(attested, 0), (attested.and(SelectorKind::Launch), 1)] {
+        standing.shop.realm.attested = attested;
+        let long = standing.shop.realm.svid("/web", START, 2 * LIFE);
+        standing.shop.web.set_identity(identity(&long)).unwrap();
+        assert_eq!(say(&standing.shop.web, &standing, &[name]).await, Some(vec![proven]));
+    }
+    assert_eq!(standing.orders.stream.admitted().expires(), after(2 * LIFE));
     standing.stop.cancel();
 }
 
