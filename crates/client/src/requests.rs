@@ -158,9 +158,9 @@ fn decided(
         return Some(known);
     }
     let decided = enforced.decide_call(admitted, service, *verb, path)?;
-    let decided = Arc::new(Decided::new(service.clone(), *verb, decided));
+    let decided = Arc::new(Decided::new(decided));
     if let Some(recent) = recent {
-        recent.keep(&decided);
+        recent.keep(asked.owned(), &decided);
     }
     Some(decided)
 }

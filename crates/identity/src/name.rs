@@ -20,6 +20,11 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether the other is a clone of this one: it is equal then, which costs no look at the text. One that is not may be equal, too.
+    pub fn shares(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 impl FromStr for Name {
