@@ -490,7 +490,10 @@ fn what_is_known_only_of_what_is_asked_for_is_asked_of_nothing_else() {
         (r#"{a: Service::"payments"}.a in Dataset::"cards""#, 12),
         (r#"{a: {b: Service::"payments"}}.a.b in Dataset::"cards""#, 16),
         (r#"{a: Service::"payments"} has a.classifications"#, 12),
-        (r#"(if 1 < 2 then {a: Service::"payments"} else {a: resource}).a in Dataset::"cards""#, 27),
+        (
+            r#"(if 1 < 2 then {a: Service::"payments"} else {a: resource}).a in Dataset::"cards""#,
+            27,
+        ),
     ] {
         let condition = condition.replace("resource", r#"Service::"payments""#);
         refused(&forbid(&condition), 2, column, words);

@@ -296,7 +296,8 @@ fn what_is_denied_by_policies_on_data_none_lets_pass_that_observes_other_data() 
 }
 
 #[test]
-fn what_passes_by_permits_of_which_one_observes_goes_on_passing_and_is_told_where_none_is_for_all_data() {
+fn what_passes_by_permits_of_which_one_observes_goes_on_passing_and_is_told_where_none_is_for_all_data()
+ {
     let permits = [
         r#"permit (principal == Workload::"web", action, resource in Service::"payments") unless { resource in Dataset::"cards" };"#,
         r#"permit (principal == Workload::"web", action, resource in Service::"payments") when { resource in Dataset::"cards" };"#,

@@ -278,7 +278,9 @@ pub(crate) async fn issue(
         (wanted, Cause { actor, node: Some(id), ops, events })
     };
     let (svid, state) = control.issue_one(decide).await?;
-    if proven.successor {
+    // Another key than the one on record counts from now on, a new one or one that a lost tail had taken away: whoever has the
+    // one that was on record, and a stream with it, is not this node any more.
+    if proven.on_record < generation {
         control.roster.succeed(id);
     }
     tracing::info!(node = %id, generation, "node renewed");

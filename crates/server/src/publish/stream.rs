@@ -171,6 +171,9 @@ impl Live {
 
     async fn frames(&mut self) -> Result<Bytes, Refused> {
         loop {
+            if self.leashed.is_over() {
+                return Err(self.leashed.ended().await);
+            }
             let now = self.control.clock.now();
             if self.caller.expires < now {
                 return Err(expired(self.caller.expires));
@@ -265,6 +268,9 @@ impl Live {
     /// # Errors
     /// When the caller is not who it was any more.
     pub(crate) async fn hear(&mut self, ack: v1::SyncAck) -> Result<(), Refused> {
+        if self.leashed.is_over() {
+            return Err(self.leashed.ended().await);
+        }
         let now = self.control.clock.now();
         if self.control.replicas.is_some() {
             let domain = self.control.feed.current().domain().trust_domain.clone();

@@ -492,6 +492,43 @@ async fn a_node_whose_key_was_succeeded_after_the_backup_is_let_in_and_renews() 
 }
 
 #[tokio::test]
+async fn stream_of_the_restored_key_ends_when_the_one_comes_back_that_had_succeeded_it() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let mut agent = Agent::join(&realm, &running, &[]).await;
+    let (chain, key_of_before) = (agent.chain.clone(), agent.key.pkcs8().to_vec());
+    realm.save().await;
+    let successor = key();
+    let renewed = super::renew::succeed(&realm, &running, &agent, &successor).await;
+    let early = Agent {
+        node: agent.node,
+        key: PrivateKey::from_pkcs8(&key_of_before).unwrap(),
+        generation: agent.generation,
+        chain,
+        bundle: agent.bundle.clone(),
+    };
+    (agent.chain, agent.key, agent.generation) = (renewed.chain, successor, renewed.generation);
+    running.stop().await;
+    realm.restore(&realm.restoring("e")).await.unwrap();
+    let running = realm.serve_at("e").await;
+    let mut client = early.client(&realm, &running).await;
+    let mut stream = open(&mut client, None).await.unwrap();
+    stream.snapshot().await;
+    realm.clock.advance(Duration::from_secs(61));
+    assert_eq!(
+        super::renew::come_back(&realm, &running, &agent).await.generation,
+        agent.generation
+    );
+    let refused = loop {
+        if let Err(refused) = stream.next().await {
+            break refused;
+        }
+    };
+    assert_eq!(code(&refused), Code::StaleGeneration);
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn hold_off_of_a_restored_store_begins_with_its_first_server_and_not_anew_with_each() {
     let realm = Realm::begin().await;
     let running = realm.serve().await;
