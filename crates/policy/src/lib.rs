@@ -43,6 +43,7 @@ mod circumstance;
 mod compile;
 mod decide;
 mod direction;
+mod found;
 mod holdings;
 mod index;
 mod known;
