@@ -30,9 +30,9 @@ pub(crate) use policy::run as policy;
 const ROUNDS: usize = 15;
 /// Until what is cold has become warm.
 const WARM_UP: Duration = Duration::from_millis(300);
-/// In its turn, before what counts: caches are somebody else's until then.
-const FIRST: Duration = Duration::from_millis(30);
 const SPAN: Duration = Duration::from_millis(300);
+/// Of each turn, what goes before what counts: caches are somebody else's until then.
+const FIRST: u32 = 10;
 const ALL: [Kind; 4] = [Kind::Ours, Kind::Nginx, Kind::Haproxy, Kind::Envoy];
 const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
 const IDLE: usize = 1000;
@@ -149,7 +149,7 @@ impl Comparison {
             let mut told = format!("  {} {round:>2}:", self.name);
             for Standing { kind, proxy, caller, costs } in &mut all {
                 let (micros, done) =
-                    loaded(caller, proxy.family()).with_context(|| through(*kind))?;
+                    loaded(caller, proxy.family(), SPAN).with_context(|| through(*kind))?;
                 let cost = (self.cost)(micros, done);
                 let busy = micros / 1e6 / SPAN.as_secs_f64();
                 write!(told, " {} {cost:.2} ({}, {busy:.2})", kind.name(), done.calls)?;
@@ -182,10 +182,10 @@ fn median(mut of: Vec<f64>) -> f64 {
 }
 
 /// Microseconds of a processor that a proxy needed, and what was done in them.
-fn loaded(caller: &mut Caller, proxy: Family) -> Result<(f64, Done)> {
-    caller.load(FIRST)?;
+fn loaded(caller: &mut Caller, proxy: Family, span: Duration) -> Result<(f64, Done)> {
+    caller.load(span / FIRST)?;
     let before = proxy.processor()?;
-    let done = caller.load(SPAN)?;
+    let done = caller.load(span)?;
     ensure!(0 < done.calls, "nothing was done");
     Ok(((proxy.processor()? - before).as_secs_f64() * 1e6, done))
 }

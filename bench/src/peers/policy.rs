@@ -18,7 +18,9 @@ use crate::figure::{Better, Figure, Output};
 use crate::handshake::{End, Peer};
 use crate::machine::{Machine, PATIENCE};
 
-const PAIRS: usize = 40;
+const PAIRS: usize = 200;
+/// The two of a pair are to find the machine alike.
+const SPAN: Duration = Duration::from_millis(100);
 const CONNECTIONS: usize = 50;
 const PAUSE: Duration = Duration::from_millis(20);
 /// The service whose requests are not told apart, and the one whose are.
@@ -53,11 +55,11 @@ pub(crate) fn run(output: Output) -> Result<()> {
         let mut costs = [0.0; 2];
         // Which comes first changes from pair to pair: the machine may become slower, or faster, meanwhile.
         for which in [pair % 2, (pair + 1) % 2] {
-            let (micros, done) = loaded(&mut callers[which], proxy.family())?;
+            let (micros, done) = loaded(&mut callers[which], proxy.family(), SPAN)?;
             costs[which] = a_call(micros, done);
         }
         let [plain, decided] = costs;
-        eprintln!("  proxy_policy {pair:>2}: plain {plain:.2}, decided {decided:.2} µs CPU");
+        eprintln!("  proxy_policy {pair:>3}: plain {plain:.2}, decided {decided:.2} µs CPU");
         more.push((decided / plain - 1.0) * 100.0);
     }
     Figure {
