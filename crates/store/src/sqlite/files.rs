@@ -7,6 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::rows::{broken, failed};
@@ -122,6 +123,8 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
     let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
     connection.busy_timeout(LOCK_TIMEOUT).map_err(failed)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
+    // Otherwise a statement with a limit, or one that compares a number, is planned anew for each number that it is given.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(failed)?;
     // A schema that somebody tampered with must not run functions; a damaged page is to be noticed early.
     connection.pragma_update(None, "trusted_schema", "OFF").map_err(failed)?;
     connection.pragma_update(None, "cell_size_check", "ON").map_err(failed)?;
@@ -165,4 +168,30 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(ending);
     PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::StatementStatus;
+
+    use super::*;
+    use crate::sql;
+
+    #[test]
+    fn a_statement_is_planned_once_whatever_numbers_it_is_given() {
+        let directory = tempfile::tempdir().unwrap();
+        let lock = Lock::take(directory.path()).unwrap();
+        create(directory.path(), &lock).unwrap();
+        let path = database(directory.path());
+        let connections = [open_writer(&path).unwrap(), open_reader(&path).unwrap()];
+        for (connection, text) in connections.iter().zip([sql::MOVE_HEAD, sql::EVENTS]) {
+            let mut statement = connection.prepare(text).unwrap();
+            let count = statement.parameter_count();
+            for number in 0..3 {
+                let values = vec![number; count];
+                drop(statement.query(rusqlite::params_from_iter(values)).unwrap().next().unwrap());
+            }
+            assert_eq!(statement.get_status(StatementStatus::RePrepare), 0, "{text}");
+        }
+    }
 }

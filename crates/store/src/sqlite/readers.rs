@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use tokio::sync::Semaphore;
 
 use super::files;
-use super::rows::failed;
+use super::tables::Open;
 use crate::Result;
 use crate::queue::ended;
 
@@ -47,9 +47,10 @@ impl Readers {
         let kept = idle().pop();
         let connection = kept.map_or_else(|| files::open_reader(&self.path), Ok)?;
         // All statements of one read see the same state, also while the writer commits.
-        let transaction = connection.unchecked_transaction().map_err(failed)?;
-        let found = work(&transaction)?;
-        transaction.finish().map_err(failed)?;
+        let open = Open(&connection);
+        open.bracket("BEGIN")?;
+        let found = work(&connection)?;
+        open.bracket("COMMIT")?;
         // One that failed is not used again.
         idle().push(connection);
         Ok(found)
