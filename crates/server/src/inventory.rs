@@ -70,13 +70,7 @@ pub(crate) async fn inventory(
         internal(problems.first().map(ToString::to_string).unwrap_or_default())
     })?;
     let flows = watch::flows(&*control.store, &judge, Some(since)).await?;
-    let presences = control.roster.snapshot();
-    let points = presences.values().flat_map(|presence| presence.points.values());
-    let live: BTreeSet<SpiffeId> = points
-        .filter(|point| point.confirmed)
-        .filter_map(|point| point.ack.spiffe_id.parse().ok())
-        .collect();
-    Ok(compare(&state, &Seen { flows, live }, since))
+    Ok(compare(&state, &Seen { flows, live: control.roster.live() }, since))
 }
 
 /// What is seen.

@@ -84,6 +84,9 @@ pub(crate) struct Signer {
     holder: String,
     leased_until: Timestamp,
     signed: Option<Signed>,
+    /// The newest note that was read, and the checkpoint that its signature was found to vouch for: while nothing happens,
+    /// it is the same at every look.
+    opened: Option<(Note, Checkpoint)>,
 }
 
 /// The tree as far as this server has signed it.
@@ -105,7 +108,8 @@ impl Signer {
         holder: String,
     ) -> Result<Self, Refused> {
         let key = log_key.note_key(&control.feed.current().domain().trust_domain)?;
-        Ok(Self { control, log_key, key, holder, leased_until: Timestamp::EPOCH, signed: None })
+        let (leased_until, signed, opened) = (Timestamp::EPOCH, None, None);
+        Ok(Self { control, log_key, key, holder, leased_until, signed, opened })
     }
 
     /// Looks again and again until stopped, and once more then. What fails is told and tried again.
@@ -142,7 +146,7 @@ impl Signer {
     async fn look(&mut self) -> Result<bool, Refused> {
         let control = Arc::clone(&self.control);
         let (log, head) = LogReader::of(&*control.store, None).await?;
-        let last = log.newest().await?.map(|(_, note)| self.opened(&note)).transpose()?;
+        let last = log.newest().await?.map(|(_, note)| self.open(note)).transpose()?;
         let ours = self.signed.as_ref().filter(|signed| signed.incarnation == log.incarnation());
         if let (Some(ours), Some(last)) = (ours, &last)
             && last.size == ours.edge.size()
@@ -182,12 +186,17 @@ impl Signer {
     }
 
     /// The checkpoint of a note that the log's own key has signed.
-    fn opened(&self, note: &Note) -> Result<Checkpoint, Refused> {
+    fn open(&mut self, note: Note) -> Result<Checkpoint, Refused> {
+        if let Some((known, checkpoint)) = &self.opened
+            && *known == note
+        {
+            return Ok(checkpoint.clone());
+        }
         let opened = Checkpoint::open(note.to_string().as_bytes(), std::slice::from_ref(&self.key));
         let why = |bad| format!("what was signed last was changed: {bad}");
-        opened
-            .map(|(checkpoint, _)| checkpoint)
-            .map_err(|bad| Refused::new(Code::Internal, why(bad)))
+        let (checkpoint, _) = opened.map_err(|bad| Refused::new(Code::Internal, why(bad)))?;
+        self.opened = Some((note, checkpoint.clone()));
+        Ok(checkpoint)
     }
 
     async fn may_sign(&mut self) -> Result<bool, Refused> {

@@ -1,12 +1,12 @@
 //! Who is connected, what they have acknowledged, and what they last said of themselves.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_api::{v1, wire};
-use countersign_identity::{Code, NodeId, Revision, Timestamp};
+use countersign_identity::{Code, NodeId, Revision, SpiffeId, Timestamp};
 use countersign_store::{NAME_BYTES_MAX, PointKey, PointRow};
 
 use crate::publish::leash::{Leash, Leashed, leash};
@@ -444,6 +444,16 @@ impl Roster {
         if clock_micros != 0 {
             presence.skew_micros = Some(clock_micros.saturating_sub(now.micros()));
         }
+    }
+
+    /// The identities whose enforcement points agents speak for now.
+    pub(crate) fn live(&self) -> BTreeSet<SpiffeId> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let points = table.nodes.values().flat_map(|presence| presence.points.values());
+        // Of many points with one identity, its text is read once.
+        let live = points.filter(|point| point.confirmed).map(|point| &*point.ack.spiffe_id);
+        let live: HashSet<&str> = live.collect();
+        live.into_iter().filter_map(|id| id.parse().ok()).collect()
     }
 
     /// What is known of each node.
