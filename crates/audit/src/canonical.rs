@@ -22,7 +22,7 @@ pub enum NotCanonical {
 /// The canonical text of a value: members sorted by their UTF-16 code units, no white space, and of all ways to
 /// write a string the one of RFC 8785, 3.2.2.2.
 pub(crate) fn canonical(value: &Value) -> Result<String, NotCanonical> {
-    let mut text = String::new();
+    let mut text = String::with_capacity(128);
     write_value(&mut text, value, 0)?;
     Ok(text)
 }

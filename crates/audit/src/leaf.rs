@@ -1,5 +1,7 @@
 //! One leaf of the log: what is hashed, and what is kept beside it.
 
+use std::fmt::{self, Write as _};
+
 use aws_lc_rs::digest;
 use countersign_identity::{Revision, Serial, Sha256, Timestamp};
 use serde_json::Value;
@@ -149,19 +151,22 @@ impl Entry {
         let mut text = String::with_capacity(512);
         text.push_str("{\"actor\":");
         write_string(&mut text, &self.actor);
-        text.push_str(&format!(
-            ",\"at\":\"{}\",\"body\":\"{}\",\"incarnation\":{},\"kind\":\"{}\",\"revision\":{}",
-            self.at, self.body, self.revision.incarnation, self.kind, self.revision.number
-        ));
+        put(
+            &mut text,
+            format_args!(
+                ",\"at\":\"{}\",\"body\":\"{}\",\"incarnation\":{},\"kind\":\"{}\",\"revision\":{}",
+                self.at, self.body, self.revision.incarnation, self.kind, self.revision.number
+            ),
+        );
         if let Some(serial) = self.serial {
-            text.push_str(&format!(",\"serial\":\"{serial}\""));
+            put(&mut text, format_args!(",\"serial\":\"{serial}\""));
         }
         text.push_str(",\"subject\":");
         write_string(&mut text, &self.subject);
         if let Some(tbs) = self.tbs {
-            text.push_str(&format!(",\"tbs\":\"{tbs}\""));
+            put(&mut text, format_args!(",\"tbs\":\"{tbs}\""));
         }
-        text.push_str(&format!(",\"v\":{VERSION}}}"));
+        put(&mut text, format_args!(",\"v\":{VERSION}}}"));
         text.into_bytes()
     }
 
@@ -202,6 +207,10 @@ impl Entry {
         // Duplicate and unknown members, other escapes, white space: all of them would make two readers differ.
         if entry.to_bytes() == bytes { Ok(entry) } else { Err(BadLeaf::NotCanonical) }
     }
+}
+
+fn put(text: &mut String, more: fmt::Arguments<'_>) {
+    text.write_fmt(more).expect("a string takes all that is written");
 }
 
 fn parsed<T: std::str::FromStr>(name: &'static str, text: &str) -> Result<T, BadLeaf> {

@@ -233,10 +233,9 @@ fn authority_name(domain: &TrustDomain, word: &str) -> Vec<u8> {
 /// UTCTime through 2049, GeneralizedTime from 2050 on (RFC 5280, 4.1.2.5).
 pub(crate) fn time(moment: Timestamp) -> Vec<u8> {
     let (year, month, day, hour, minute, second) = moment.civil();
-    let rest = format!("{month:02}{day:02}{hour:02}{minute:02}{second:02}Z");
-    if (1950..2050).contains(&year) {
-        let text = format!("{:02}{rest}", year % 100);
-        return der::write(der::UTC_TIME, &[text.as_bytes()]);
+    let text = format!("{year:04}{month:02}{day:02}{hour:02}{minute:02}{second:02}Z");
+    match year {
+        1950..2050 => der::write(der::UTC_TIME, &[&text.as_bytes()[2..]]),
+        _ => der::write(der::GENERALIZED_TIME, &[text.as_bytes()]),
     }
-    der::write(der::GENERALIZED_TIME, &[format!("{year:04}{rest}").as_bytes()])
 }
