@@ -188,8 +188,8 @@ mod tests {
             let mut statement = connection.prepare(text).unwrap();
             let count = statement.parameter_count();
             for number in 0..3 {
-                let values = vec![number; count];
-                drop(statement.query(rusqlite::params_from_iter(values)).unwrap().next().unwrap());
+                let values = rusqlite::params_from_iter(vec![number; count]);
+                let _found = statement.query(values).unwrap().next().unwrap().is_some();
             }
             assert_eq!(statement.get_status(StatementStatus::RePrepare), 0, "{text}");
         }

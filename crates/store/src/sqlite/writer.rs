@@ -214,3 +214,57 @@ fn roll_back(connection: &Connection) {
         tracing::error!(%error, "rolling back failed; the next transaction will say so too");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use countersign_audit::{Event, EventKind};
+    use countersign_identity::{Sha256, SystemEntropy};
+
+    use super::*;
+    use crate::Op;
+    use crate::sqlite::files::{self, Lock};
+    use crate::sqlite::{check_log, rows, tables};
+
+    type Told = oneshot::Receiver<Result<Committed>>;
+
+    fn job(ops: Vec<Op>) -> (Task, Told) {
+        let event = Event::new(EventKind::Summary, Timestamp::EPOCH, "server", "facts");
+        let batch = Batch { events: vec![event], ops, ..Batch::default() };
+        let (answer, told) = oneshot::channel();
+        (Job::Commit { batch, answer }.into(), told)
+    }
+
+    fn secret(name: &str) -> Op {
+        Op::PutSecret { name: name.to_owned(), sealed: vec![1] }
+    }
+
+    /// Writes three jobs together, of which the second does this, and is refused; gives the names of the secrets that are kept.
+    #[track_caller]
+    fn kept(refused: Vec<Op>) -> Vec<String> {
+        let directory = tempfile::tempdir().unwrap();
+        let lock = Lock::take(directory.path()).unwrap();
+        files::create(directory.path(), &lock).unwrap();
+        let connection = files::open_writer(&files::database(directory.path())).unwrap();
+        let (hint, _hinted) = watch::channel(Revision::default());
+        let (queue, entropy) = (Arc::new(Queue::new()), Arc::new(SystemEntropy));
+        let mut writer = Writer { connection, queue, hint, entropy };
+        let jobs = [job(vec![secret("first")]), job(refused), job(vec![secret("third")])];
+        let (tasks, told): (Vec<Task>, Vec<Told>) = jobs.into_iter().unzip();
+        writer.transact(tasks);
+        let told: Vec<_> = told.into_iter().map(|told| told.blocking_recv().unwrap()).collect();
+        let places: Vec<_> = told.iter().flatten().map(|committed| committed.first_index).collect();
+        assert_eq!(places, [0, 1], "{told:?}");
+        assert!(matches!(told[1], Err(StoreError::TokenUnknown)), "{told:?}");
+        assert_eq!(check_log(&writer.connection).unwrap().log_size, 2);
+        let names = "SELECT name FROM secrets ORDER BY name";
+        tables::all(&writer.connection, names, [], |row| rows::column(row, 0)).unwrap()
+    }
+
+    #[test]
+    fn a_job_that_is_refused_leaves_nothing_and_takes_nothing_from_the_others() {
+        let unknown =
+            || Op::SpendToken { hash: Sha256::from_bytes([7; 32]), now: Timestamp::EPOCH };
+        assert_eq!(kept(vec![unknown()]), ["first", "third"], "before it has written a row");
+        assert_eq!(kept(vec![secret("second"), unknown()]), ["first", "third"], "after");
+    }
+}
