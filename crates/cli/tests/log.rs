@@ -130,6 +130,9 @@ fn certificate_is_proven_to_be_in_the_log_by_a_file_and_a_public_key() {
     assert_eq!((status, &said[0]["proven"]), (1, &Value::Bool(false)), "{said:?}");
     let other = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW";
     assert_eq!(check(&proof, other, &[]).0, 1);
+    let (status, said) = told(&["log", "verify", "--proof", at(&proof)]);
+    let detail = said[0]["error"]["message"].as_str().unwrap();
+    assert!(status == 2 && detail.contains("countersign log key"), "{said:?}");
     let changed = folder.join("changed");
     let text = std::fs::read_to_string(&proof).unwrap();
     let leaf = text.lines().nth(1).unwrap();

@@ -64,6 +64,11 @@ pub(super) fn check(
     certificate: Option<&PathBuf>,
     output: Output,
 ) -> Result<Exit> {
+    if keys.is_empty() {
+        let why = "a proof is checked against the log's key, which nobody is asked for here: add `--key` and what \
+             `countersign log key` prints, from where you trust it";
+        return Err(Failure::not_understood(why).into());
+    }
     let bundle = super::read_file(proof)?;
     let proven = Bundle::parse(&bundle).and_then(|bundle| Ok((bundle.verify(keys)?, bundle.index)));
     let (verdict, why) = match proven {

@@ -43,7 +43,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["proof", "data", "admin"])]
     export: Option<PathBuf>,
     /// Check this proof, as `countersign log prove` wrote it; needs `--key` and no server
-    #[arg(long, value_name = "FILE", requires = "key", conflicts_with_all = ["data", "admin"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "admin"])]
     proof: Option<PathBuf>,
     /// Check that the proof is about this certificate (PEM or DER)
     #[arg(long, value_name = "FILE", requires = "proof")]
