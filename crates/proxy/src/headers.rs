@@ -100,21 +100,26 @@ pub(crate) fn host(head: &request::Parts) -> Result<HeaderValue, BadRequest> {
     if second.is_some() {
         return Err(BadRequest::SeveralHosts);
     }
-    let authority = head.uri.authority().map(uri::Authority::as_str);
-    match (host, authority) {
+    match (host, head.uri.authority()) {
         (Some(host), Some(authority))
-            if !host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) =>
+            if !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) =>
         {
             Err(BadRequest::HostDiffers {
                 host: shown(host.as_bytes()),
-                authority: authority.to_owned(),
+                authority: authority.as_str().to_owned(),
             })
         }
-        (Some(host), _) => well_formed(host).map(|()| host.clone()),
+        (Some(host), Some(authority)) => nameless(authority).map(|()| host.clone()),
+        (Some(host), None) => {
+            let authority = uri::Authority::try_from(host.as_bytes());
+            let authority =
+                authority.map_err(|_source| BadRequest::BadHost(shown(host.as_bytes())))?;
+            nameless(&authority).map(|()| host.clone())
+        }
         (None, Some(authority)) => {
-            let host = HeaderValue::from_str(authority);
-            let host = host.map_err(|_source| BadRequest::BadHost(authority.to_owned()))?;
-            well_formed(&host).map(|()| host)
+            nameless(authority)?;
+            let host = HeaderValue::from_str(authority.as_str());
+            host.map_err(|_source| BadRequest::BadHost(authority.as_str().to_owned()))
         }
         // HTTP/1.0 has no such field; what is behind us expects one.
         (None, None) if head.version <= Version::HTTP_10 => {
@@ -124,13 +129,10 @@ pub(crate) fn host(head: &request::Parts) -> Result<HeaderValue, BadRequest> {
     }
 }
 
-fn well_formed(host: &HeaderValue) -> Result<(), BadRequest> {
-    let authority = uri::Authority::try_from(host.as_bytes());
-    match authority {
-        // A name before an `@` would be a credential to some readers and a host to others.
-        Ok(authority) if !authority.as_str().contains('@') => Ok(()),
-        Ok(_) | Err(_) => Err(BadRequest::BadHost(shown(host.as_bytes()))),
-    }
+/// A name before an `@` would be a credential to some readers and a host to others.
+fn nameless(authority: &uri::Authority) -> Result<(), BadRequest> {
+    let text = authority.as_str();
+    if text.contains('@') { Err(BadRequest::BadHost(shown(text.as_bytes()))) } else { Ok(()) }
 }
 
 fn shown(bytes: &[u8]) -> String {
