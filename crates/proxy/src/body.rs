@@ -6,18 +6,23 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use countersign_identity::Code;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::guard::Entered;
 use crate::headers;
 use crate::lease::Lease;
 use crate::replay::{Replay, Sending};
+use crate::rest::Unread;
 use crate::session::Busy;
 use crate::stream::Carried;
 
-/// A body on its way, with what must stay alive until it has passed.
-pub(crate) struct Body {
+/// A body on its way, with what must stay alive until it has passed. There is none of an empty one.
+///
+/// Boxed, since messages are handed on by value from step to step.
+pub(crate) struct Body(Option<Box<Passing>>);
+
+struct Passing {
     kind: Kind,
     /// The connection that it comes over; given back once the whole body was read.
     lease: Option<Lease>,
@@ -42,46 +47,51 @@ pub(crate) enum Broken {
 
 enum Kind {
     Whole(Option<Bytes>),
-    Passing(Incoming),
+    Leased(Incoming),
     Sending(Sending<Coming>),
+}
+
+/// The body of a request as it arrives.
+pub(crate) struct Arriving {
+    pub(crate) incoming: Incoming,
+    /// There is something to read, over a connection that may rest when it was read.
+    pub(crate) unread: Option<Unread>,
 }
 
 /// The body of a request as it arrives, for as long as it may.
 pub(crate) struct Coming {
-    incoming: Incoming,
+    arriving: Arriving,
     /// Until its end: its request is under way for so long, also when it was answered before.
     busy: Option<Arc<Busy>>,
     /// Likewise: the call that it belongs to, at a door.
     entered: Option<Entered>,
 }
 
-impl http_body::Body for Coming {
+impl From<Incoming> for Arriving {
+    /// Over a connection that never rests.
+    fn from(incoming: Incoming) -> Self {
+        Self { incoming, unread: None }
+    }
+}
+
+impl http_body::Body for Arriving {
     type Data = Bytes;
-    type Error = Broken;
+    type Error = hyper::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        if let Some(entered) = &self.entered
-            && let Poll::Ready(code) = entered.live.poll_ended(cx)
-        {
-            return Poll::Ready(Some(Err(Broken::Ended(code))));
-        }
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
-        let (whole, over) = match &frame {
-            Some(Ok(_)) => (self.incoming.is_end_stream(), self.incoming.is_end_stream()),
-            Some(Err(_)) => (false, true),
-            None => (true, true),
+        let whole = match &frame {
+            Some(Ok(_)) => self.is_end_stream(),
+            Some(Err(_)) => false,
+            None => true,
         };
-        if whole && let Some(busy) = &self.busy {
-            busy.has_read_body();
+        if whole && let Some(unread) = self.unread.take() {
+            unread.is_read();
         }
-        if over {
-            // Free at once, also if somebody keeps the body: what the answer holds is enough.
-            (self.busy, self.entered) = (None, None);
-        }
-        Poll::Ready(frame.map(|frame| frame.map_err(Broken::from)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -93,22 +103,59 @@ impl http_body::Body for Coming {
     }
 }
 
-impl Body {
-    fn of(kind: Kind) -> Self {
-        Self { kind, lease: None, busy: None, entered: None, carried: None }
+impl http_body::Body for Coming {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        if let Poll::Ready(broken) = poll_broken(self.entered.as_ref(), cx) {
+            return Poll::Ready(Some(Err(broken)));
+        }
+        let frame = ready!(Pin::new(&mut self.arriving).poll_frame(cx));
+        if !matches!(frame, Some(Ok(_))) || self.is_end_stream() {
+            // Free at once, also if somebody keeps the body: what the answer holds is enough.
+            (self.busy, self.entered) = (None, None);
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Broken::from)))
     }
 
-    pub(crate) fn empty() -> Self {
-        Self::of(Kind::Whole(None))
+    fn is_end_stream(&self) -> bool {
+        self.arriving.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.arriving.size_hint()
+    }
+}
+
+/// Whether its call may not go on. Asked before each part: none passes after the call was ended, however the two ends are driven.
+fn poll_broken(entered: Option<&Entered>, cx: &mut Context<'_>) -> Poll<Broken> {
+    match entered {
+        Some(entered) => entered.live.poll_ended(cx).map(Broken::Ended),
+        None => Poll::Pending,
+    }
+}
+
+impl Body {
+    fn of(kind: Kind) -> Self {
+        let (lease, busy, entered, carried) = (None, None, None, None);
+        Self(Some(Box::new(Passing { kind, lease, busy, entered, carried })))
+    }
+
+    pub(crate) const fn empty() -> Self {
+        Self(None)
     }
 
     /// The body of a request, as it arrives. Broken off when the call may not go on.
-    pub(crate) fn sending(incoming: Incoming, busy: &Arc<Busy>, entered: Option<&Entered>) -> Self {
-        if http_body::Body::is_end_stream(&incoming) {
+    pub(crate) fn sending(arriving: Arriving, busy: &Arc<Busy>, entered: Option<&Entered>) -> Self {
+        if arriving.is_end_stream() {
             return Self::empty();
         }
         let busy = Some(Arc::clone(busy));
-        Self::again(Replay::begin(Coming { incoming, busy, entered: entered.cloned() }))
+        Self::again(Replay::begin(Coming { arriving, busy, entered: entered.cloned() }))
     }
 
     /// The body of a request which is sent again.
@@ -118,16 +165,18 @@ impl Body {
 
     /// By which it can be sent again, if it is more than nothing.
     pub(crate) fn replay(&self) -> Option<Replay<Coming>> {
-        match &self.kind {
+        match &self.0.as_ref()?.kind {
             Kind::Sending(sending) => Some(sending.replay()),
-            Kind::Whole(_) | Kind::Passing(_) => None,
+            Kind::Whole(_) | Kind::Leased(_) => None,
         }
     }
 
     /// A body as it arrives over a connection of a pool.
     pub(crate) fn leased(incoming: Incoming, lease: Lease) -> Self {
-        let mut body = Self { lease: Some(lease), ..Self::of(Kind::Passing(incoming)) };
-        body.give_back_if_ended();
+        let mut body = Self::of(Kind::Leased(incoming));
+        let passing = body.passing();
+        passing.lease = Some(lease);
+        passing.give_back_if_ended();
         body
     }
 
@@ -137,17 +186,28 @@ impl Body {
         entered: Option<Entered>,
         carried: Option<Carried>,
     ) -> Self {
-        (self.entered, self.carried) = (entered, carried);
+        let passing = self.passing();
+        (passing.entered, passing.carried) = (entered, carried);
         self
     }
 
     pub(crate) fn keep_busy(mut self, busy: Arc<Busy>) -> Self {
-        self.busy = Some(busy);
+        self.passing().busy = Some(busy);
         self
     }
 
+    /// What is kept with it; with an empty one too, until that has passed.
+    fn passing(&mut self) -> &mut Passing {
+        if self.0.is_none() {
+            *self = Self::of(Kind::Whole(None));
+        }
+        self.0.as_mut().expect("was made if it was not there")
+    }
+}
+
+impl Passing {
     fn give_back_if_ended(&mut self) {
-        if http_body::Body::is_end_stream(self) {
+        if self.kind.is_end_stream() {
             self.finish();
         }
     }
@@ -155,6 +215,16 @@ impl Body {
     fn finish(&mut self) {
         if let Some(lease) = self.lease.take() {
             lease.give_back();
+        }
+    }
+}
+
+impl Kind {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_none(),
+            Self::Leased(incoming) => incoming.is_end_stream(),
+            Self::Sending(sending) => sending.is_end_stream(),
         }
     }
 }
@@ -173,16 +243,15 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        if let Some(entered) = &self.entered
-            && let Poll::Ready(code) = entered.live.poll_ended(cx)
-        {
-            return Poll::Ready(Some(Err(Broken::Ended(code))));
+        let Some(passing) = &mut self.0 else { return Poll::Ready(None) };
+        if let Poll::Ready(broken) = poll_broken(passing.entered.as_ref(), cx) {
+            return Poll::Ready(Some(Err(broken)));
         }
-        let frame = match &mut self.kind {
+        let frame = match &mut passing.kind {
             Kind::Whole(bytes) => {
                 return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))));
             }
-            Kind::Passing(incoming) => {
+            Kind::Leased(incoming) => {
                 ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(Broken::from))
             }
             Kind::Sending(sending) => ready!(Pin::new(sending).poll_frame(cx)),
@@ -192,31 +261,28 @@ impl http_body::Body for Body {
                 if let Some(trailers) = frame.trailers_mut() {
                     headers::strip_trailers(trailers);
                 }
-                self.give_back_if_ended();
+                passing.give_back_if_ended();
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(broken)) => Poll::Ready(Some(Err(broken))),
             None => {
-                self.finish();
+                passing.finish();
                 Poll::Ready(None)
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            Kind::Whole(bytes) => bytes.is_none(),
-            Kind::Passing(incoming) => incoming.is_end_stream(),
-            Kind::Sending(sending) => sending.is_end_stream(),
-        }
+        self.0.as_ref().is_none_or(|passing| passing.kind.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.kind {
+        let Some(passing) = &self.0 else { return SizeHint::with_exact(0) };
+        match &passing.kind {
             Kind::Whole(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Kind::Passing(incoming) => incoming.size_hint(),
+            Kind::Leased(incoming) => incoming.size_hint(),
             Kind::Sending(sending) => sending.size_hint(),
         }
     }

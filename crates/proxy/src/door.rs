@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -12,14 +13,13 @@ use countersign_tls::{
 };
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
 use hyper::service::service_fn;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::body::Body;
+use crate::body::{Arriving, Body};
 use crate::bounds::{
     CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES, PROXY_HEADER_TIMEOUT,
 };
@@ -33,7 +33,7 @@ use crate::plan::{Manners, Preface};
 use crate::plane::Plane;
 use crate::problem::problem;
 use crate::proxy_protocol;
-use crate::relay::Relay;
+use crate::relay::{Begun, Relay};
 use crate::retire::announced;
 use crate::route::Route;
 use crate::session::{Patience, Session, Spoken, serve};
@@ -257,16 +257,16 @@ impl Door {
                     service: self.service.clone(),
                 };
                 let retires = admitted.retires();
-                let announce = Box::pin(async {
+                let announce = async {
                     tokio::select! {
                         () = alarm => {}
                         () = self.stop.cancelled() => {}
                         _revoked = retires => {}
                     }
-                });
+                };
                 drop(route);
                 let how = (spoken, Patience::Peer);
-                Box::pin(answer(wire, how, (relay, Some(admitted)), announce)).await;
+                answer(wire, how, (relay, Some(admitted)), announce).await;
             }
             Route::Bytes(upstream) => {
                 let upstream = upstream.clone();
@@ -314,28 +314,41 @@ impl Drop for Leaves<'_> {
 
 /// Answers the requests of one connection, for as long as new ones may begin on it: always, when it is of the program
 /// of our own side.
-pub(crate) async fn answer<K: Unpin + Send + 'static>(
+pub(crate) fn answer<'a, K: Unpin + Send + 'static>(
     wire: Wire<K>,
     how: (Spoken, Patience),
     (relay, admitted): (Relay, Option<Admitted>),
-    announce: impl Future<Output = ()>,
-) {
+    announce: impl Future<Output = ()> + Send + 'a,
+) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
     let session = Session::new();
     let tasks = relay.plane.tasks.clone();
     let shared = Arc::new((relay, admitted, session.clone()));
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |request: Request<Arriving>| {
         let shared = shared.clone();
+        let begun = begin(&shared, request);
         // Boxed, since hyper keeps room for one of them on each connection, also while that is idle.
         Box::pin(async move {
-            let (relay, admitted, session) = &*shared;
-            if admitted.as_ref().is_some_and(|admitted| !admitted.takes_more()) {
-                return unread(request.version());
+            let (relay, _, session) = &*shared;
+            match begun {
+                Ok(begun) => Ok(relay.finish(begun, session).await),
+                Err(answered) => answered,
             }
-            let response: Response<Body> = relay.answer(request, session).await;
-            Ok(response)
         })
     });
-    serve(wire, how, service, session, (announce, &tasks)).await;
+    serve(wire, how, service, session, (announce, &tasks))
+}
+
+type Shared = (Relay, Option<Admitted>, Arc<Session>);
+
+/// Begins to answer a request, unless it is answered at once.
+fn begin(
+    (relay, admitted, session): &Shared,
+    request: Request<Arriving>,
+) -> Result<Begun, Result<Response<Body>, h2::Error>> {
+    if admitted.as_ref().is_some_and(|admitted| !admitted.takes_more()) {
+        return Err(unread(request.version()));
+    }
+    relay.begin(request, session).map_err(Ok)
 }
 
 /// A request that came after its connection retired. The peer is told in a way that lets it send the request again over

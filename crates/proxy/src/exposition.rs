@@ -7,12 +7,11 @@ use bytes::Bytes;
 use countersign::Parts;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
 use hyper::service::service_fn;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::body::Body;
+use crate::body::{Arriving, Body};
 use crate::bounds::SCRAPES_MAX;
 use crate::listener::{Arrived, Listener};
 use crate::plane::Plane;
@@ -44,7 +43,7 @@ pub(crate) async fn serve(
             let tasks = plane.tasks.clone();
             let service = service_fn({
                 let session = session.clone();
-                move |request: Request<Incoming>| {
+                move |request: Request<Arriving>| {
                     let response = session.leave(answer(&request, &plane, &parts), session.enter());
                     async move { Ok::<_, Infallible>(response) }
                 }
@@ -56,7 +55,7 @@ pub(crate) async fn serve(
     }
 }
 
-fn answer(request: &Request<Incoming>, plane: &Plane, parts: &Parts) -> Response<Body> {
+fn answer(request: &Request<Arriving>, plane: &Plane, parts: &Parts) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => {

@@ -89,6 +89,14 @@ impl State {
 }
 
 impl Lease {
+    /// Whether a request can be sent over it at once.
+    pub(crate) fn is_ready(&self) -> bool {
+        match &self.on {
+            On::Line(line) => line.sender.is_ready(),
+            On::Stream(_) => true,
+        }
+    }
+
     /// What is spoken on it.
     pub(crate) fn spoken(&self) -> Spoken {
         match self.on {
@@ -100,15 +108,15 @@ impl Lease {
     /// Sends the request and waits for the head of the response.
     pub(crate) async fn send(
         &mut self,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
     ) -> Result<Response<Incoming>, SendFailure> {
         // What is enforced may have changed since it was leased.
         if !self.state().takes_more() {
-            return Err(SendFailure::Unsent(Box::new(request)));
+            return Err(SendFailure::Unsent(request));
         }
         let sent = match &mut self.on {
-            On::Line(line) => line.sender.try_send_request(request).await,
-            On::Stream(slot) => slot.0.sender.clone().try_send_request(request).await,
+            On::Line(line) => line.sender.try_send_request(*request).await,
+            On::Stream(slot) => slot.0.sender.clone().try_send_request(*request).await,
         };
         let response = sent.map_err(failure)?;
         self.state().answered.store(true, Ordering::Release);

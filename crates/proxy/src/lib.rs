@@ -57,6 +57,7 @@ mod rest;
 pub mod retire;
 mod route;
 mod run;
+mod seldom;
 mod session;
 mod shares;
 mod stream;

@@ -22,6 +22,7 @@ use crate::dial::{DialFailure, Dialer, Dialled, Want};
 use crate::lease::{Lease, Line, On, Shared, Slot, State};
 use crate::plane::Plane;
 use crate::retire::Retirement;
+use crate::seldom::Seldom;
 use crate::session::Spoken;
 use crate::wire::Heard;
 
@@ -69,10 +70,23 @@ impl Pool {
 
     /// A connection for one request: one that stands, or a new one.
     pub(crate) async fn lease(self: &Arc<Self>, want: Want) -> Result<Lease, DialFailure> {
+        let taken = if want == Want::AnyHttp { self.take_from_shelf() } else { None };
+        match taken {
+            Some(lease) if lease.is_ready() => Ok(lease),
+            // Boxed, since a request seldom needs it, and would otherwise have a place for all of it.
+            taken => Box::pin(self.wait_or_open(taken, want)).await,
+        }
+    }
+
+    async fn wait_or_open(
+        self: &Arc<Self>,
+        taken: Option<Lease>,
+        want: Want,
+    ) -> Result<Lease, DialFailure> {
         if want != Want::AnyHttp {
             return self.open_boxed(want).await;
         }
-        if let Some(lease) = self.take().await {
+        if let Some(lease) = self.take(taken).await {
             return Ok(lease);
         }
         if self.shelf().spoken == Some(Spoken::Http1) {
@@ -80,7 +94,7 @@ impl Pool {
         }
         let began = self.shelf().tries;
         let _turn = self.opening.lock().await;
-        if let Some(lease) = self.take().await {
+        if let Some(lease) = self.take(None).await {
             return Ok(lease);
         }
         // Whoever waited for a try shares its failure. One after the other, they would wait for ever.
@@ -129,9 +143,13 @@ impl Pool {
         shelf.shared.clear();
     }
 
-    async fn take(self: &Arc<Self>) -> Option<Lease> {
+    /// The one that was taken, or another.
+    async fn take(self: &Arc<Self>, mut taken: Option<Lease>) -> Option<Lease> {
         loop {
-            let mut lease = self.take_from_shelf()?;
+            let mut lease = match taken.take() {
+                Some(taken) => taken,
+                None => self.take_from_shelf()?,
+            };
             match &mut lease.on {
                 On::Stream(_) => return Some(lease),
                 On::Line(line) if line.sender.is_ready() => return Some(lease),
@@ -370,8 +388,9 @@ async fn drive<C>(
         leave();
     };
     let ended = tokio::select! {
+        biased;
         ended = &mut connection => Some(ended),
-        () = retire => None,
+        () = Seldom::new(Box::pin(retire)) => None,
     };
     let ended = match ended {
         Some(ended) => ended,

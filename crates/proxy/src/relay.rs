@@ -6,29 +6,28 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use countersign::requests::{ended, grpc_status, whole_seconds};
-use countersign_identity::{Code, Name};
+use countersign_identity::{Code, Name, Timestamp};
 use countersign_program::trace::{Context, Kind, Span};
 use countersign_tls::LiveCall;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, UPGRADE};
 use http::{Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::sync::Semaphore;
 
-use crate::body::Body;
+use crate::body::{Arriving, Body};
 use crate::dial::Want;
 use crate::guard::{Entered, Guard};
 use crate::headers::{self, BadRequest, CERTIFICATE_HEADER, PEER_HEADER};
 use crate::metrics::Meter;
 use crate::plane::Plane;
 use crate::problem::problem;
-use crate::route::{Route, Ways};
+use crate::route::{Route, Tended, Ways};
 use crate::session::{Busy, Session};
 use crate::stream;
 use crate::trace;
 use crate::tunnel;
-use crate::upstream::{Failed, Upstream};
+use crate::upstream::Failed;
 
 /// What is the same for all requests of one connection.
 pub(crate) struct Relay {
@@ -47,13 +46,37 @@ pub(crate) struct Relay {
     pub(crate) service: Name,
 }
 
+/// A request that is being answered.
+pub(crate) struct Begun {
+    at: Timestamp,
+    grpc: bool,
+    busy: Arc<Busy>,
+    span: Span,
+    going: Result<Box<Going>, Failed>,
+}
+
+/// A request as it is sent on.
+struct Going {
+    way: Tended,
+    request: Box<Request<Body>>,
+    host: HeaderValue,
+    want: Want,
+    /// The connection that it came over, if it asks for another protocol.
+    upgrading: Option<OnUpgrade>,
+    entered: Option<Entered>,
+}
+
 impl Relay {
-    /// Answers one request, whatever becomes of it.
-    pub(crate) async fn answer(
+    /// Begins to answer a request: all that can be done before there is anything to wait for. Otherwise what waits would
+    /// have a place for the request at each step.
+    ///
+    /// # Errors
+    /// The answer, when there is no place for the request.
+    pub(crate) fn begin(
         &self,
-        request: Request<Incoming>,
+        request: Request<Arriving>,
         session: &Arc<Session>,
-    ) -> Response<Body> {
+    ) -> Result<Begun, Response<Body>> {
         let busy = match &self.requests {
             Some(requests) => session.enter_within(requests),
             None => Some(session.enter()),
@@ -62,11 +85,22 @@ impl Relay {
             let why = "too many requests of this peer are under way";
             let response = problem(Code::RateLimited, why);
             self.meter.request(response.status(), Duration::ZERO);
-            return session.leave(response, session.enter());
+            return Err(session.leave(response, session.enter()));
         };
-        let (grpc, began) = (is_grpc(request.headers()), self.plane.clock.now());
-        let mut span = self.span(&request);
-        let response = match self.pass(request, span.context(), &busy).await {
+        let (grpc, at) = (is_grpc(request.headers()), self.plane.clock.now());
+        let span = self.span(&request);
+        let going = self.prepare(request, span.context(), &busy);
+        Ok(Begun { at, grpc, busy, span, going })
+    }
+
+    /// Answers it, whatever becomes of it.
+    pub(crate) async fn finish(&self, begun: Begun, session: &Session) -> Response<Body> {
+        let Begun { at, grpc, busy, mut span, going } = begun;
+        let answered = match going {
+            Ok(going) => self.pass(going).await,
+            Err(failed) => Err(failed),
+        };
+        let response = match answered {
             Ok(response) => response,
             Err(failed) => match grpc.then(|| grpc_status(failed.code)).flatten() {
                 Some(status) => refused_call(status, &failed),
@@ -78,13 +112,13 @@ impl Relay {
             span.fail("");
         }
         drop(span);
-        self.meter.request(response.status(), self.plane.clock.now().since(began));
+        self.meter.request(response.status(), self.plane.clock.now().since(at));
         session.leave(response, busy)
     }
 
     /// A span of this hop: it continues the trace that the request says it belongs to. What the caller says there decides what is
     /// told to the collector, and nothing else.
-    fn span(&self, request: &Request<Incoming>) -> Span {
+    fn span(&self, request: &Request<Arriving>) -> Span {
         let kind = if self.peer.is_some() { Kind::Server } else { Kind::Client };
         let name = || format!("{} {}", trace::word(request.method()), self.service).into();
         let mut span = self.plane.tracer.begin(name, kind, trace::read(request.headers()));
@@ -118,12 +152,13 @@ impl Relay {
         }
     }
 
-    async fn pass(
+    /// Decides on a request, and makes of it what is sent on.
+    fn prepare(
         &self,
-        mut request: Request<Incoming>,
+        mut request: Request<Arriving>,
         span: Option<Context>,
         busy: &Arc<Busy>,
-    ) -> Result<Response<Body>, Failed> {
+    ) -> Result<Box<Going>, Failed> {
         let asked = (request.version() == Version::HTTP_11)
             .then(|| headers::upgrade(request.headers()))
             .flatten();
@@ -153,16 +188,21 @@ impl Relay {
             }
             None => Want::AnyHttp,
         };
-        let route = self.route.load_full();
-        let way = match &*route {
-            Route::Requests(ways) => ways.of(&head.headers),
+        let way = match &**self.route.load() {
+            Route::Requests(ways) => ways.of(&head.headers).clone(),
             Route::Bytes(_) => return Err(changed()),
         };
         let body = Body::sending(body, busy, entered.as_ref());
+        let request = Box::new(Request::from_parts(head, body));
+        Ok(Box::new(Going { way, request, host, want, upgrading, entered }))
+    }
+
+    async fn pass(&self, going: Box<Going>) -> Result<Response<Body>, Failed> {
         // Pinned where it stands: handed on by value, it would have a place in each that it is handed to.
-        let sent = std::pin::pin!(way.send(Request::from_parts(head, body), &host, want));
-        let response = while_permitted(entered.as_ref().map(|entered| &entered.live), sent).await?;
-        self.pass_back(response, upgrading, entered)
+        let sent = std::pin::pin!(going.way.send(going.request, &going.host, going.want));
+        let call = going.entered.as_ref().map(|entered| &entered.live);
+        let response = while_permitted(call, sent).await?;
+        self.pass_back(response, going.upgrading, going.entered)
     }
 
     fn pass_back(
@@ -225,13 +265,14 @@ async fn while_permitted<T>(
 ) -> Result<T, Failed> {
     let over = std::future::poll_fn(|cx| call.map_or(Poll::Pending, |call| call.poll_ended(cx)));
     tokio::select! {
+        biased;
         sent = sent => sent,
         code = over => Err(ended(code).into()),
     }
 }
 
 impl Ways {
-    fn of(&self, headers: &HeaderMap) -> &Upstream {
+    fn of(&self, headers: &HeaderMap) -> &Tended {
         match &self.grpc {
             Some(grpc) if is_grpc(headers) => grpc,
             Some(_) | None => &self.http,

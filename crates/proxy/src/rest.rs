@@ -11,8 +11,9 @@
 use std::error::Error;
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -26,60 +27,66 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep};
 
-use crate::body::Body;
+use crate::body::{Arriving, Body};
 use crate::bounds::{HEAD_BYTES_MAX, LOOK_AGAIN_MAX, LOOKS_SOON, REST_AFTER};
 use crate::session::{Session, close_when_idle};
 
 /// Answers requests on `io` until it closes, or until `announce` has come and the last one is answered. The next head must
 /// come within that time, if one is named.
-pub(crate) async fn serve<I, S>(
+pub(crate) fn serve<I, S>(
     io: I,
     head_within: Option<Duration>,
     service: S,
-    session: &Arc<Session>,
-    announce: impl Future<Output = ()>,
-) -> Result<(), hyper::Error>
+    session: Arc<Session>,
+    mut announce: impl Future<Output = ()> + Unpin,
+) -> impl Future<Output = Result<(), hyper::Error>>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Service<Request<Incoming>, Response = Response<Body>>,
+    S: Service<Request<Arriving>, Response = Response<Body>>,
     S::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let mut announce = pin!(announce);
-    let mut line = Line { ahead: Bytes::new(), io, session: session.clone() };
-    let mut service = Asked { service, session: session.clone() };
-    let mut quiet = Quiet { since: Instant::now(), at_most: head_within, asked: 0 };
-    loop {
-        let Some(woken) = line.rest(&quiet, announce.as_mut()).await else { return Ok(()) };
-        let served = rules().serve_connection(TokioIo::new(line), service);
-        // Boxed, so that it takes no room while the connection rests.
-        let mut served = Box::pin(served.with_upgrades());
-        let course = match woken {
-            Woken::Asked => drive(served.as_mut(), session, &mut quiet, announce.as_mut()).await,
-            Woken::Announced => Course::Announced,
-        };
-        match course {
-            Course::Ended(ended) => return ended,
-            Course::Announced => {
-                let close = |it: Pin<&mut _>| http1::UpgradeableConnection::graceful_shutdown(it);
-                return tokio::select! {
-                    ended = close_when_idle(served, close, Some(session)) => ended,
-                    () = quiet.over_at_last(session) => Ok(()),
-                };
+    let traffic = Arc::new(Traffic::of(session));
+    let mut line = Line { ahead: Bytes::new(), io, traffic: traffic.clone() };
+    let mut service = Asked { service, traffic: traffic.clone() };
+    let mut quiet = Quiet { since: Instant::now(), at_most: head_within, asked: 0, traffic };
+    // A block, in which each of them has one place: given to a function that waits, they would have two.
+    async move {
+        let mut announce = Pin::new(&mut announce);
+        let traffic = quiet.traffic.clone();
+        loop {
+            let Some(woken) = line.rest(&quiet, announce.as_mut()).await else { return Ok(()) };
+            let served = rules().serve_connection(TokioIo::new(line), service);
+            // Boxed, so that it takes no room while the connection rests.
+            let mut served = Box::pin(served.with_upgrades());
+            let course = match woken {
+                Woken::Asked => drive(served.as_mut(), &mut quiet, announce.as_mut()).await,
+                Woken::Announced => Course::Announced,
+            };
+            match course {
+                Course::Ended(ended) => return ended,
+                Course::Announced => {
+                    let close =
+                        |it: Pin<&mut _>| http1::UpgradeableConnection::graceful_shutdown(it);
+                    return tokio::select! {
+                        ended = close_when_idle(served, close, Some(&traffic.session)) => ended,
+                        () = quiet.over_at_last() => Ok(()),
+                    };
+                }
+                Course::Quiet => {}
             }
-            Course::Quiet => {}
-        }
-        // hyper ends as if the connection were to be closed, which takes until all that it wrote has gone out.
-        session.set_resting(true);
-        served.as_mut().graceful_shutdown();
-        tokio::select! {
-            ended = served.as_mut() => ended?,
-            () = quiet.over() => return Ok(()),
-        }
-        let Some(parts) = Pin::into_inner(served).into_parts() else { return Ok(()) };
-        session.set_resting(false);
-        (line, service) = (parts.io.into_inner(), parts.service);
-        if !parts.read_buf.is_empty() {
-            line.ahead = parts.read_buf;
+            // hyper ends as if the connection were to be closed, which takes until all that it wrote has gone out.
+            traffic.resting.store(true, Ordering::Release);
+            served.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = served.as_mut() => ended?,
+                () = quiet.over() => return Ok(()),
+            }
+            let Some(parts) = Pin::into_inner(served).into_parts() else { return Ok(()) };
+            traffic.resting.store(false, Ordering::Release);
+            (line, service) = (parts.io.into_inner(), parts.service);
+            if !parts.read_buf.is_empty() {
+                line.ahead = parts.read_buf;
+            }
         }
     }
 }
@@ -106,6 +113,62 @@ struct Quiet {
     at_most: Option<Duration>,
     /// How much had been asked for when it was looked at last.
     asked: usize,
+    traffic: Arc<Traffic>,
+}
+
+/// What is known of what goes over a connection, and bears on whether it may rest.
+struct Traffic {
+    session: Arc<Session>,
+    /// How many requests have come.
+    asked: AtomicUsize,
+    /// What bars it from resting: [bodies](Unread) that were not read to their end, and what asked for another protocol.
+    bars: AtomicUsize,
+    /// Whether something was written that has not gone out.
+    unsent: AtomicBool,
+    /// While this is so, closing what hyper has does not close the connection.
+    resting: AtomicBool,
+}
+
+impl Traffic {
+    fn of(session: Arc<Session>) -> Self {
+        let (asked, bars) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let (unsent, resting) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { session, asked, bars, unsent, resting }
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Whether a request is under way, or what was written has not gone out: what follows that may be the connection's end.
+    fn is_busy(&self) -> bool {
+        self.session.is_active() || self.unsent.load(Ordering::SeqCst)
+    }
+
+    /// Whether what comes next can be nothing but a request.
+    fn may_rest(&self) -> bool {
+        self.bars.load(Ordering::SeqCst) == 0
+    }
+
+    fn bar(&self) {
+        self.bars.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A body of which something has not been read. It bars its connection from resting until it has been: for good, where it is
+/// dropped before, since what is left of it may still come.
+pub(crate) struct Unread(Arc<Traffic>);
+
+impl Unread {
+    fn of(traffic: &Arc<Traffic>) -> Self {
+        traffic.bar();
+        Self(traffic.clone())
+    }
+
+    /// It was read to its end: what comes next is not of it.
+    pub(crate) fn is_read(self) {
+        self.0.bars.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// What was seen of a connection.
@@ -132,9 +195,9 @@ impl Quiet {
     }
 
     /// Looks whether it still is so. To note the time of each request would cost each request something.
-    fn look(&mut self, session: &Session) -> Look {
-        let asked = session.asked();
-        if session.is_busy() || asked != self.asked {
+    fn look(&mut self) -> Look {
+        let asked = self.traffic.asked();
+        if self.traffic.is_busy() || asked != self.asked {
             (self.asked, self.since) = (asked, Instant::now());
             return Look::Busy;
         }
@@ -146,10 +209,10 @@ impl Quiet {
     }
 
     /// Resolves when it has been so for too long.
-    async fn over_at_last(&mut self, session: &Session) {
+    async fn over_at_last(&mut self) {
         loop {
             sleep(LOOK_AGAIN_MAX).await;
-            if matches!(self.look(session), Look::Over) {
+            if matches!(self.look(), Look::Over) {
                 return;
             }
         }
@@ -159,14 +222,13 @@ impl Quiet {
 /// Drives a connection until it ends, is to be closed, or has nothing to do.
 async fn drive<C>(
     mut served: Pin<&mut C>,
-    session: &Session,
     quiet: &mut Quiet,
     mut announce: Pin<&mut impl Future<Output = ()>>,
 ) -> Course
 where
     C: Future<Output = Result<(), hyper::Error>>,
 {
-    let (first, mut pause, mut looks) = (session.asked(), REST_AFTER, 0);
+    let (first, mut pause, mut looks) = (quiet.traffic.asked(), REST_AFTER, 0);
     loop {
         tokio::select! {
             biased;
@@ -174,9 +236,11 @@ where
             () = announce.as_mut() => return Course::Announced,
             () = sleep(pause) => {}
         }
-        match quiet.look(session) {
+        match quiet.look() {
             Look::Over => return Course::Ended(Ok(())),
-            Look::Quiet if session.asked() != first && session.may_rest() => return Course::Quiet,
+            Look::Quiet if quiet.asked != first && quiet.traffic.may_rest() => {
+                return Course::Quiet;
+            }
             Look::Quiet | Look::Busy => {}
         }
         // One that goes on, or will never rest, is not to cost more than it must.
@@ -194,27 +258,25 @@ fn rules() -> http1::Builder {
     rules
 }
 
-/// Tells the session what is asked for.
+/// Notes what is asked for.
 struct Asked<S> {
     service: S,
-    session: Arc<Session>,
+    traffic: Arc<Traffic>,
 }
 
-impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Asked<S> {
+impl<S: Service<Request<Arriving>>> Service<Request<Incoming>> for Asked<S> {
     type Response = S::Response;
     type Error = S::Error;
     type Future = S::Future;
 
     fn call(&self, request: Request<Incoming>) -> S::Future {
-        self.session.ask();
-        if !request.body().is_end_stream() {
-            self.session.bar_rest();
-        }
+        self.traffic.asked.fetch_add(1, Ordering::Relaxed);
         // hyper remembers to the end that another protocol was asked for, also where that was not granted.
         if request.extensions().get::<OnUpgrade>().is_some() {
-            self.session.bar_rest();
+            self.traffic.bar();
         }
-        self.service.call(request)
+        let unread = |body: &Incoming| (!body.is_end_stream()).then(|| Unread::of(&self.traffic));
+        self.service.call(request.map(|body| Arriving { unread: unread(&body), incoming: body }))
     }
 }
 
@@ -223,7 +285,14 @@ struct Line<I> {
     /// What was read of it and not looked at.
     ahead: Bytes,
     io: I,
-    session: Arc<Session>,
+    traffic: Arc<Traffic>,
+}
+
+impl<I> Line<I> {
+    /// Notes that something was written, or that all has gone out.
+    fn set_unsent(&self, unsent: bool) {
+        self.traffic.unsent.store(unsent, Ordering::SeqCst);
+    }
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> Line<I> {
@@ -287,7 +356,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Line<I> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.session.set_unsent(true);
+        self.set_unsent(true);
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }
 
@@ -296,7 +365,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Line<I> {
         cx: &mut Context<'_>,
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.session.set_unsent(true);
+        self.set_unsent(true);
         Pin::new(&mut self.io).poll_write_vectored(cx, bytes)
     }
 
@@ -307,13 +376,13 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Line<I> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.io).poll_flush(cx);
         if flushed.is_ready() {
-            self.session.set_unsent(false);
+            self.set_unsent(false);
         }
         flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.session.is_resting() {
+        if self.traffic.resting.load(Ordering::Acquire) {
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.io).poll_shutdown(cx)

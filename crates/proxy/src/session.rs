@@ -1,6 +1,7 @@
 //! One connection on which we answer requests: its bounds, and how it is closed without losing one.
 
 use std::error::Error;
+use std::fmt::Display;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,13 +18,14 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use crate::body::Body;
+use crate::body::{Arriving, Body};
 use crate::bounds::{
     ANNOUNCED_IDLE, ANNOUNCED_MAX, CONNECTION_WINDOW, HEAD_BYTES_MAX, HEAD_TIMEOUT,
     HEADER_LIST_BYTES_MAX, PING_EVERY, PING_TIMEOUT, PROVOKED_RESETS_MAX, RESET_STREAMS_MAX,
     SEND_BUFFER_MAX, STREAM_WINDOW, STREAMS_MAX,
 };
 use crate::rest;
+use crate::seldom::Seldom;
 use crate::stream::{Streams, carrying};
 use crate::tasks::Tasks;
 
@@ -44,20 +46,6 @@ pub(crate) struct Session {
     active: AtomicUsize,
     /// Rings when that changes after closing was announced; before, nobody listens.
     changed: Notify,
-    line: LineState,
-}
-
-/// What is known besides of one that may [rest](crate::rest).
-#[derive(Debug, Default)]
-struct LineState {
-    asked: AtomicUsize,
-    /// What bars it from resting: bodies, until they are read to their end, and for good, what asked for another protocol.
-    bars: AtomicUsize,
-    /// Of these, how many are gone.
-    lifted: AtomicUsize,
-    /// Whether something was written that has not gone out.
-    unsent: AtomicBool,
-    resting: AtomicBool,
 }
 
 /// A request under way. Dropped with the last byte of its response and of its own.
@@ -70,8 +58,7 @@ pub(crate) struct Busy {
 impl Session {
     pub(crate) fn new() -> Arc<Self> {
         let (announced, active) = (AtomicBool::new(false), AtomicUsize::new(0));
-        let (changed, line) = (Notify::new(), LineState::default());
-        Arc::new(Self { announced, active, changed, line })
+        Arc::new(Self { announced, active, changed: Notify::new() })
     }
 
     /// Counts a request until the guard is dropped.
@@ -103,43 +90,9 @@ impl Session {
         response
     }
 
-    /// Notes that a request has come, before it is answered.
-    pub(crate) fn ask(&self) {
-        self.line.asked.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Bars the connection from resting, until that is [lifted](Busy::has_read_body).
-    pub(crate) fn bar_rest(&self) {
-        self.line.bars.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// How many requests have come.
-    pub(crate) fn asked(&self) -> usize {
-        self.line.asked.load(Ordering::Relaxed)
-    }
-
-    /// Whether a request is under way, or what was written has not gone out: what follows that may be the connection's end.
-    pub(crate) fn is_busy(&self) -> bool {
-        0 < self.active.load(Ordering::SeqCst) || self.line.unsent.load(Ordering::SeqCst)
-    }
-
-    /// Whether what comes next can be nothing but a request.
-    pub(crate) fn may_rest(&self) -> bool {
-        self.line.lifted.load(Ordering::SeqCst) == self.line.bars.load(Ordering::SeqCst)
-    }
-
-    /// Notes that something was written, or that all has gone out.
-    pub(crate) fn set_unsent(&self, unsent: bool) {
-        self.line.unsent.store(unsent, Ordering::SeqCst);
-    }
-
-    /// While it rests, closing it does not close the connection.
-    pub(crate) fn set_resting(&self, resting: bool) {
-        self.line.resting.store(resting, Ordering::Release);
-    }
-
-    pub(crate) fn is_resting(&self) -> bool {
-        self.line.resting.load(Ordering::Acquire)
+    /// Whether a request is under way.
+    pub(crate) fn is_active(&self) -> bool {
+        0 < self.active.load(Ordering::SeqCst)
     }
 
     /// Resolves once no request has been under way for the whole of `span`. Closing has been announced before.
@@ -148,7 +101,7 @@ impl Session {
             // Listened for before it is looked at: a change between the two is heard.
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
-            if 0 < self.active.load(Ordering::SeqCst) {
+            if self.is_active() {
                 changed.await;
                 continue;
             }
@@ -164,13 +117,6 @@ impl Session {
         if self.announced.load(Ordering::SeqCst) {
             self.changed.notify_waiters();
         }
-    }
-}
-
-impl Busy {
-    /// Notes that the body of the request was read to its end.
-    pub(crate) fn has_read_body(&self) {
-        self.session.line.lifted.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -204,42 +150,69 @@ impl Patience {
 ///
 /// hyper's own graceful shutdown closes an HTTP/1.1 connection at once, also when a request is on its way. So
 /// closing is first told in the next response, and a connection which stays idle is closed a little later.
-pub(crate) async fn serve<I, S>(
+///
+/// Boxed, each protocol by itself: what is handed on from step to step would have a place in each of them.
+pub(crate) fn serve<'a, I, S>(
     io: I,
     how: (Spoken, Patience),
     service: S,
     session: Arc<Session>,
-    (announce, tasks): (impl Future<Output = ()>, &Tasks),
-) where
+    (announce, tasks): (impl Future<Output = ()> + Send + 'a, &Tasks),
+) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>
+where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Service<Request<Incoming>, Response = Response<Body>> + Send + 'static,
+    S: Service<Request<Arriving>, Response = Response<Body>> + Send + Sync + 'static,
     S::Error: Into<Box<dyn Error + Send + Sync>>,
     S::Future: Send + 'static,
 {
-    let ended = match how.0 {
+    let announce = Seldom::new(Box::pin(announce));
+    match how.0 {
         Spoken::Http1 => {
-            let served = rest::serve(io, how.1.head(), service, &session, announce);
-            match carrying(served).await {
-                Some(ended) => ended.map_err(Into::into),
-                None => return tracing::debug!("a connection ended with the call that it carried"),
-            }
+            let served = rest::serve(io, how.1.head(), service, session, announce);
+            let carrying = carrying(Box::pin(served));
+            Box::pin(async move {
+                match carrying.await {
+                    Some(ended) => tell(ended),
+                    None => tracing::debug!("a connection ended with the call that it carried"),
+                }
+            })
         }
         Spoken::Http2 => {
+            let service = Whole(service);
             let connection = http2_rules(tasks).serve_connection(TokioIo::new(io), service);
-            let close = |it: Pin<&mut _>| http2::Connection::graceful_shutdown(it);
-            closing(Box::pin(connection), close, None, announce).await.map_err(Into::into)
+            let (connection, close) = (Box::pin(connection), |it: Pin<&mut _>| {
+                http2::Connection::graceful_shutdown(it);
+            });
+            Box::pin(async move { tell(closing(connection, close, None, announce).await) })
         }
         Spoken::Either => {
-            let rules = either_rules(tasks);
-            let io = TokioIo::new(io);
-            let connection = rules.serve_connection_with_upgrades(io, service);
-            let close = |it: Pin<&mut _>| auto::UpgradeableConnection::graceful_shutdown(it);
-            closing(Box::pin(connection), close, Some(&session), announce).await
+            let (rules, io, service) = (either_rules(tasks), TokioIo::new(io), Whole(service));
+            Box::pin(async move {
+                let connection = rules.serve_connection_with_upgrades(io, service);
+                let close = |it: Pin<&mut _>| auto::UpgradeableConnection::graceful_shutdown(it);
+                tell(closing(Box::pin(connection), close, Some(&session), announce).await);
+            })
         }
-    };
+    }
+}
+
+fn tell(ended: Result<(), impl Display>) {
     if let Err(error) = ended {
         // What the other end did wrong was answered on the connection, if it could be.
         tracing::debug!(%error, "a connection ended");
+    }
+}
+
+/// Takes requests over what never [rests](rest).
+struct Whole<S>(S);
+
+impl<S: Service<Request<Arriving>>> Service<Request<Incoming>> for Whole<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn call(&self, request: Request<Incoming>) -> S::Future {
+        self.0.call(request.map(Arriving::from))
     }
 }
 
@@ -256,6 +229,7 @@ where
     C: Future<Output = Result<(), E>>,
 {
     tokio::select! {
+        biased;
         ended = &mut connection => return ended,
         () = announce => {}
     }

@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::future::Future;
-use std::pin::pin;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use countersign_tls::LiveCall;
@@ -68,25 +68,27 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        self.0.start(async move {
+        let carried = carrying(Box::pin(stream));
+        // Of its connection, without which nothing is left to be answered: hyper ends it with that.
+        self.0.start_part(async move {
             // It is reset when nothing of it is left.
-            let _ended = carrying(stream).await;
+            let _ended = carried.await;
         });
     }
 }
 
 /// Drives what carries answers until it is done, or until a call ends whose answer it carries: then nothing is left of it.
-pub(crate) async fn carrying<F: Future>(driven: F) -> Option<F::Output> {
-    let carrying = async move {
-        let mut driven = pin!(driven);
-        // Asked afterwards: one that takes its answer hears from that why it ends.
-        std::future::poll_fn(|cx| match driven.as_mut().poll(cx) {
-            Poll::Ready(done) => Poll::Ready(Some(done)),
-            Poll::Pending => poll_ended(cx).map(|()| None),
-        })
-        .await
-    };
-    CARRIED.scope(RefCell::default(), carrying).await
+///
+/// It comes boxed: there would be several places for it otherwise.
+pub(crate) fn carrying<F: Future>(
+    mut driven: Pin<Box<F>>,
+) -> impl Future<Output = Option<F::Output>> {
+    // Asked afterwards: one that takes its answer hears from that why it ends.
+    let carrying = std::future::poll_fn(move |cx| match driven.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending => poll_ended(cx).map(|()| None),
+    });
+    CARRIED.scope(RefCell::default(), carrying)
 }
 
 /// Whether what is carried may not go on.

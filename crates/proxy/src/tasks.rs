@@ -5,6 +5,8 @@ use std::future::Future;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::seldom::Seldom;
+
 /// Starts tasks, counts them, and cuts those that are left at the end of the drain.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tasks {
@@ -17,13 +19,19 @@ impl Tasks {
     pub(crate) fn start(&self, task: impl Future<Output = ()> + Send + 'static) {
         let cut = self.cut.clone();
         // Boxed first: what is moved into a block and awaited there has two places in it.
-        let mut task = Box::pin(task);
+        let task = Box::pin(task);
         self.running.spawn(async move {
             tokio::select! {
-                () = cut.cancelled() => {}
-                () = &mut task => {}
+                biased;
+                () = Seldom::new(Box::pin(cut.cancelled())) => {}
+                () = task => {}
             }
         });
+    }
+
+    /// Starts the task of a part of something that another task drives, and which ends when that one is cut.
+    pub(crate) fn start_part(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.running.spawn(task);
     }
 
     /// Waits until all tasks have ended, at most for `grace`, then cuts the rest. Says how many were cut.

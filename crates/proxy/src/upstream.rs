@@ -6,7 +6,7 @@ use std::time::Duration;
 use countersign_identity::Code;
 use countersign_tls::{Direction, HandshakeFact};
 use http::header::{HOST, HeaderValue};
-use http::{Request, Response, Uri, Version, request, uri};
+use http::{Request, Response, Uri, Version, uri};
 use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -60,11 +60,11 @@ impl From<DialFailure> for Failed {
 
 /// What to do after a try.
 enum Next {
-    Done(Box<Response<Body>>),
+    Done(Response<Body>),
     /// The same address again: it was a connection that failed, not the address.
-    Again(Request<Body>),
+    Again(Box<Request<Body>>),
     /// The next address.
-    Onward(Request<Body>, Failed),
+    Onward(Box<Request<Body>>, Failed),
     GiveUp(Failed),
 }
 
@@ -92,16 +92,23 @@ impl Upstream {
     /// provably was not read.
     pub(crate) async fn send(
         &self,
-        mut request: Request<Body>,
+        mut request: Box<Request<Body>>,
         host: &HeaderValue,
         want: Want,
     ) -> Result<Response<Body>, Failed> {
-        let mut tried = Tried::default();
+        let (mut tried, mut tries) = (Tried::default(), 0);
         let mut address = self.pick(&mut tried).ok_or_else(nowhere)?;
-        for _ in 1..TRIES_MAX {
+        loop {
+            tries += 1;
             match self.attempt(address, request, host, want).await {
-                Next::Done(response) => return Ok(*response),
+                Next::Done(response) => return Ok(response),
                 Next::GiveUp(why) => return Err(why),
+                Next::Onward(_, why) if tries == TRIES_MAX => return Err(why),
+                Next::Again(_) if tries == TRIES_MAX => {
+                    let dialer = self.pools[address].dialer();
+                    let detail = format!("{dialer} closes every connection");
+                    return Err(Failed { code: Code::PeerClosed, detail, again: None });
+                }
                 Next::Again(again) => request = again,
                 Next::Onward(again, why) => {
                     request = again;
@@ -109,20 +116,12 @@ impl Upstream {
                 }
             }
         }
-        match self.attempt(address, request, host, want).await {
-            Next::Done(response) => Ok(*response),
-            Next::GiveUp(why) | Next::Onward(_, why) => Err(why),
-            Next::Again(_) => {
-                let detail = format!("{} closes every connection", self.pools[address].dialer());
-                Err(Failed { code: Code::PeerClosed, detail, again: None })
-            }
-        }
     }
 
     async fn attempt(
         &self,
         address: usize,
-        request: Request<Body>,
+        mut request: Box<Request<Body>>,
         host: &HeaderValue,
         want: Want,
     ) -> Next {
@@ -131,10 +130,9 @@ impl Upstream {
             Ok(lease) => lease,
             Err(failure) => return self.onward(address, request, failure.into()),
         };
-        let request = match addressed(request, lease.spoken(), host) {
-            Ok(request) => request,
-            Err(failed) => return Next::GiveUp(failed),
-        };
+        if let Err(failed) = address_to(&mut request, lease.spoken(), host) {
+            return Next::GiveUp(failed);
+        }
         let spare = if lease.may_refuse() { Spare::of(&request) } else { Spare::none(&request) };
         let patience = if spare.replay.is_some() { UPLOAD_TIMEOUT } else { RESPONSE_HEAD_TIMEOUT };
         let Ok(sent) = tokio::time::timeout(patience, lease.send(request)).await else {
@@ -146,7 +144,7 @@ impl Upstream {
             Ok(response) => {
                 spare.release();
                 self.answered(address);
-                Next::Done(Box::new(passing(response, lease)))
+                Next::Done(passing(response, lease))
             }
             Err(failure) => self.after(failure, address, &lease, spare),
         }
@@ -157,7 +155,7 @@ impl Upstream {
         let dialer = self.pools[address].dialer();
         let refusal = lease.refusal();
         let again = match failure {
-            SendFailure::Unsent(request) => Some(*request),
+            SendFailure::Unsent(request) => Some(request),
             SendFailure::NotRead => {
                 lease.leave();
                 spare.again()
@@ -257,7 +255,7 @@ impl Upstream {
         }
     }
 
-    fn onward(&self, address: usize, request: Request<Body>, failed: Failed) -> Next {
+    fn onward(&self, address: usize, request: Box<Request<Body>>, failed: Failed) -> Next {
         if self.blame(address, &failed) {
             Next::Onward(request, failed)
         } else {
@@ -322,7 +320,7 @@ fn nowhere() -> Failed {
 
 /// What is needed to send a request a second time, if the first was not read.
 struct Spare {
-    head: Option<Request<()>>,
+    head: Option<Box<Request<()>>>,
     replay: Option<Replay<Coming>>,
 }
 
@@ -333,7 +331,7 @@ impl Spare {
         *head.uri_mut() = request.uri().clone();
         *head.version_mut() = request.version();
         *head.headers_mut() = request.headers().clone();
-        Self { head: Some(head), replay: request.body().replay() }
+        Self { head: Some(Box::new(head)), replay: request.body().replay() }
     }
 
     /// For a connection on which nobody can say that a request was not read.
@@ -344,12 +342,12 @@ impl Spare {
     }
 
     /// The request, unless too much of its body has passed.
-    fn again(self) -> Option<Request<Body>> {
+    fn again(self) -> Option<Box<Request<Body>>> {
         let body = match self.replay {
             Some(replay) => Body::again(replay.again()?),
             None => Body::empty(),
         };
-        Some(self.head?.map(|()| body))
+        Some(Box::new(self.head?.map(|()| body)))
     }
 
     /// It is being answered.
@@ -361,42 +359,38 @@ impl Spare {
 }
 
 /// Writes the target and the host as the protocol wants them.
-fn addressed(
-    request: Request<Body>,
+fn address_to(
+    request: &mut Request<Body>,
     spoken: Spoken,
     host: &HeaderValue,
-) -> Result<Request<Body>, Failed> {
-    let (mut head, body) = request.into_parts();
+) -> Result<(), Failed> {
     let written = match spoken {
-        Spoken::Http2 => absolute(&mut head, host),
-        Spoken::Http1 | Spoken::Either => origin(&mut head, host),
+        Spoken::Http2 => absolute(request, host),
+        Spoken::Http1 | Spoken::Either => origin(request, host),
     };
-    match written {
-        Ok(()) => Ok(Request::from_parts(head, body)),
-        Err(error) => {
-            let detail = format!("the target cannot be passed on: {error}");
-            Err(Failed { code: Code::NotUnderstood, detail, again: None })
-        }
-    }
+    written.map_err(|error| {
+        let detail = format!("the target cannot be passed on: {error}");
+        Failed { code: Code::NotUnderstood, detail, again: None }
+    })
 }
 
-fn origin(head: &mut request::Parts, host: &HeaderValue) -> Result<(), http::Error> {
+fn origin(request: &mut Request<Body>, host: &HeaderValue) -> Result<(), http::Error> {
     let mut parts = uri::Parts::default();
-    parts.path_and_query = head.uri.path_and_query().cloned();
-    head.uri = Uri::from_parts(parts)?;
-    head.headers.insert(HOST, host.clone());
-    head.version = Version::HTTP_11;
+    parts.path_and_query = request.uri().path_and_query().cloned();
+    *request.uri_mut() = Uri::from_parts(parts)?;
+    request.headers_mut().insert(HOST, host.clone());
+    *request.version_mut() = Version::HTTP_11;
     Ok(())
 }
 
-fn absolute(head: &mut request::Parts, host: &HeaderValue) -> Result<(), http::Error> {
+fn absolute(request: &mut Request<Body>, host: &HeaderValue) -> Result<(), http::Error> {
     let mut parts = uri::Parts::default();
     parts.scheme = Some(uri::Scheme::HTTPS);
     parts.authority = Some(uri::Authority::try_from(host.as_bytes())?);
-    parts.path_and_query = head.uri.path_and_query().cloned();
-    head.uri = Uri::from_parts(parts)?;
-    head.headers.remove(HOST);
-    head.version = Version::HTTP_2;
+    parts.path_and_query = request.uri().path_and_query().cloned();
+    *request.uri_mut() = Uri::from_parts(parts)?;
+    request.headers_mut().remove(HOST);
+    *request.version_mut() = Version::HTTP_2;
     Ok(())
 }
 

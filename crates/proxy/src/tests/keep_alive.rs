@@ -9,12 +9,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use countersign_tls::{Inbound, accept};
 use http::{Request, Response};
-use hyper::body::Incoming;
 use hyper::service::service_fn;
 use tokio::net::TcpListener;
 
 use super::world::{Caller, Proxy, Shop, eventually, get, name, outbound, read};
-use crate::body::Body;
+use crate::body::{Arriving, Body};
 use crate::config::Protocol;
 use crate::retire::announced;
 use crate::session::{Patience, Session, Spoken, serve};
@@ -40,7 +39,7 @@ async fn old_door(proxy: &Proxy, requests: Arc<AtomicUsize>) -> SocketAddr {
                 let session = Session::new();
                 let service = service_fn({
                     let session = session.clone();
-                    move |_: Request<Incoming>| {
+                    move |_: Request<Arriving>| {
                         requests.fetch_add(1, Ordering::SeqCst);
                         let response = Response::new(Body::from(Bytes::from_static(b"old")));
                         let response = session.leave(response, session.enter());

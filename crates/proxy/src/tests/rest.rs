@@ -11,14 +11,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use hyper::service::service_fn;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::world::{PATIENCE, eventually};
-use crate::body::Body;
+use crate::body::{Arriving, Body};
 use crate::rest::serve;
 use crate::session::Session;
 
@@ -81,7 +80,7 @@ impl Served {
         let io = Watched { io: near, wanted: Arc::clone(&wanted) };
         let service = service_fn({
             let (session, requests) = (session.clone(), requests.clone());
-            move |request: Request<Incoming>| {
+            move |request: Request<Arriving>| {
                 requests.fetch_add(1, Ordering::SeqCst);
                 let session = session.clone();
                 Box::pin(async move { Ok::<_, Infallible>(answer(request, &session).await) })
@@ -89,7 +88,7 @@ impl Served {
         });
         let told = announce.clone();
         let task = tokio::spawn(async move {
-            serve(io, Some(head_within), service, &session, told.cancelled()).await
+            serve(io, Some(head_within), service, session, std::pin::pin!(told.cancelled())).await
         });
         Self { far, wanted, requests, announce, task }
     }
@@ -127,7 +126,7 @@ impl Served {
     }
 }
 
-async fn answer(request: Request<Incoming>, session: &Arc<Session>) -> Response<Body> {
+async fn answer(request: Request<Arriving>, session: &Arc<Session>) -> Response<Body> {
     let busy = session.enter();
     let (head, incoming) = request.into_parts();
     if head.method == Method::POST {
