@@ -80,6 +80,8 @@ pub(crate) const REST_AFTER: Duration = Duration::from_millis(20);
 pub(crate) const LOOKS_SOON: u32 = 4;
 /// How long at most it takes to notice that a connection which was in use has nothing to do.
 pub(crate) const LOOK_AGAIN_MAX: Duration = Duration::from_secs(1);
+/// A peer of HTTP/1.1 may take nothing of an answer that is whole for so many times as long as it may ask for nothing.
+pub(crate) const TAKES_LONGER: u32 = 2;
 /// How long an idle connection to a peer is kept.
 pub(crate) const IDLE_DIALLED: Duration = Duration::from_secs(30);
 /// How long an idle connection to the program behind the door is kept: less than any common server's own limit

@@ -28,7 +28,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep};
 
 use crate::body::{Arriving, Body};
-use crate::bounds::{HEAD_BYTES_MAX, LOOK_AGAIN_MAX, LOOKS_SOON, REST_AFTER};
+use crate::bounds::{HEAD_BYTES_MAX, LOOK_AGAIN_MAX, LOOKS_SOON, REST_AFTER, TAKES_LONGER};
 use crate::session::{Session, close_when_idle};
 
 /// Answers requests on `io` until it closes, or until `announce` has come and the last one is answered. The next head must
@@ -48,7 +48,8 @@ where
     let traffic = Arc::new(Traffic::of(session));
     let mut line = Line { ahead: Bytes::new(), io, traffic: traffic.clone() };
     let mut service = Asked { service, traffic: traffic.clone() };
-    let mut quiet = Quiet { since: Instant::now(), at_most: head_within, asked: 0, traffic };
+    let mut quiet =
+        Quiet { since: Instant::now(), at_most: head_within, progress: (0, 0), traffic };
     // A block, in which each of them has one place: given to a function that waits, they would have two.
     async move {
         let mut announce = Pin::new(&mut announce);
@@ -107,12 +108,12 @@ enum Course {
     Quiet,
 }
 
-/// Since when nothing has been asked for, and how long that may be so.
+/// Since when nothing has happened, and how long it may be that nothing is asked for.
 struct Quiet {
     since: Instant,
     at_most: Option<Duration>,
-    /// How much had been asked for when it was looked at last.
-    asked: usize,
+    /// How much had happened when it was looked at last.
+    progress: (usize, usize),
     traffic: Arc<Traffic>,
 }
 
@@ -125,24 +126,31 @@ struct Traffic {
     bars: AtomicUsize,
     /// Whether something was written that has not gone out.
     unsent: AtomicBool,
+    /// How often something was written, or had gone out.
+    moved: AtomicUsize,
     /// While this is so, closing what hyper has does not close the connection.
     resting: AtomicBool,
 }
 
 impl Traffic {
     fn of(session: Arc<Session>) -> Self {
-        let (asked, bars) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let [asked, bars, moved] = [0; 3].map(AtomicUsize::new);
         let (unsent, resting) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { session, asked, bars, unsent, resting }
+        Self { session, asked, bars, unsent, moved, resting }
     }
 
     fn asked(&self) -> usize {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// Whether a request is under way, or what was written has not gone out: what follows that may be the connection's end.
-    fn is_busy(&self) -> bool {
-        self.session.is_active() || self.unsent.load(Ordering::SeqCst)
+    /// Whether what was written has not gone out: what follows that may be the connection's end.
+    fn is_unsent(&self) -> bool {
+        self.unsent.load(Ordering::SeqCst)
+    }
+
+    /// How much has happened on it so far.
+    fn progress(&self) -> (usize, usize) {
+        (self.asked(), self.moved.load(Ordering::Relaxed))
     }
 
     /// Whether what comes next can be nothing but a request.
@@ -196,9 +204,18 @@ impl Quiet {
 
     /// Looks whether it still is so. To note the time of each request would cost each request something.
     fn look(&mut self) -> Look {
-        let asked = self.traffic.asked();
-        if self.traffic.is_busy() || asked != self.asked {
-            (self.asked, self.since) = (asked, Instant::now());
+        let progress = self.traffic.progress();
+        if self.traffic.session.is_active() || progress != self.progress {
+            (self.progress, self.since) = (progress, Instant::now());
+            return Look::Busy;
+        }
+        if self.traffic.is_unsent() {
+            // Who takes something now and then asks for nothing meanwhile; who takes nothing is not waited for without end.
+            let most = self.at_most.map(|most| TAKES_LONGER * most);
+            if most.is_some_and(|most| most <= self.since.elapsed()) {
+                tracing::debug!("nobody took what was sent");
+                return Look::Over;
+            }
             return Look::Busy;
         }
         if self.left() == Some(Duration::ZERO) {
@@ -238,7 +255,7 @@ where
         }
         match quiet.look() {
             Look::Over => return Course::Ended(Ok(())),
-            Look::Quiet if quiet.asked != first && quiet.traffic.may_rest() => {
+            Look::Quiet if quiet.progress.0 != first && quiet.traffic.may_rest() => {
                 return Course::Quiet;
             }
             Look::Quiet | Look::Busy => {}
@@ -289,9 +306,21 @@ struct Line<I> {
 }
 
 impl<I> Line<I> {
-    /// Notes that something was written, or that all has gone out.
-    fn set_unsent(&self, unsent: bool) {
-        self.traffic.unsent.store(unsent, Ordering::SeqCst);
+    /// Notes that something is to go out, and whether some of it went on.
+    fn note_written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.traffic.unsent.store(true, Ordering::SeqCst);
+        if written.is_ready() {
+            self.traffic.moved.fetch_add(1, Ordering::Relaxed);
+        }
+        written
+    }
+
+    /// Notes that all has gone out. Where nothing was to, that is no news: who sends a head byte by byte is asked for it each time.
+    fn note_flushed(&self, flushed: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+        if flushed.is_ready() && self.traffic.unsent.swap(false, Ordering::SeqCst) {
+            self.traffic.moved.fetch_add(1, Ordering::Relaxed);
+        }
+        flushed
     }
 }
 
@@ -314,8 +343,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Line<I> {
         };
         match read {
             Ok(0) => {
-                if let Err(error) = self.io.shutdown().await {
-                    tracing::debug!(%error, "a connection ended while it was closed");
+                tokio::select! {
+                    ended = self.io.shutdown() => if let Err(error) = ended {
+                        tracing::debug!(%error, "a connection ended while it was closed");
+                    },
+                    () = quiet.over() => {}
                 }
                 None
             }
@@ -356,8 +388,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Line<I> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.set_unsent(true);
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.note_written(written)
     }
 
     fn poll_write_vectored(
@@ -365,8 +397,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Line<I> {
         cx: &mut Context<'_>,
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.set_unsent(true);
-        Pin::new(&mut self.io).poll_write_vectored(cx, bytes)
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bytes);
+        self.note_written(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -375,16 +407,15 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Line<I> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.io).poll_flush(cx);
-        if flushed.is_ready() {
-            self.set_unsent(false);
-        }
-        flushed
+        self.note_flushed(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.traffic.resting.load(Ordering::Acquire) {
             return Poll::Ready(Ok(()));
         }
+        // Nothing is read any more over what is being closed, also while its end has not gone out.
+        self.traffic.bar();
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

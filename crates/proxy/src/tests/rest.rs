@@ -5,7 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use http_body_util::BodyExt;
 use hyper::service::service_fn;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::task::JoinHandle;
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::world::{PATIENCE, eventually};
@@ -31,6 +32,9 @@ const LARGE: usize = 1 << 20;
 struct Watched {
     io: DuplexStream,
     wanted: Arc<AtomicUsize>,
+    /// How long its end takes to go out.
+    closes_in: Duration,
+    closing: Option<Pin<Box<Sleep>>>,
 }
 
 impl AsyncRead for Watched {
@@ -58,6 +62,9 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let closes_in = self.closes_in;
+        let closing = self.closing.get_or_insert_with(|| Box::pin(sleep(closes_in)));
+        ready!(closing.as_mut().poll(cx));
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
@@ -74,10 +81,14 @@ struct Served {
 impl Served {
     /// `POST` has its body read, `PUT` is answered before; `/large` has a long answer.
     fn new(head_within: Duration) -> Self {
+        Self::closing_in(head_within, Duration::ZERO)
+    }
+
+    fn closing_in(head_within: Duration, closes_in: Duration) -> Self {
         let (near, far) = tokio::io::duplex(1024);
         let (wanted, requests) = (Arc::default(), Arc::<AtomicUsize>::default());
         let (announce, session) = (CancellationToken::new(), Session::new());
-        let io = Watched { io: near, wanted: Arc::clone(&wanted) };
+        let io = Watched { io: near, wanted: Arc::clone(&wanted), closes_in, closing: None };
         let service = service_fn({
             let (session, requests) = (session.clone(), requests.clone());
             move |request: Request<Arriving>| {
@@ -235,12 +246,31 @@ async fn a_connection_that_an_answer_closes_is_closed_once_the_answer_has_gone_o
 
 #[tokio::test]
 async fn who_takes_its_answer_slowly_is_not_cut_for_asking_nothing_meanwhile() {
-    let mut served = Served::new(Duration::from_secs(2));
+    let mut served = Served::new(Duration::from_secs(4));
     served.far.write_all(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    sleep(Duration::from_secs(6)).await;
     served.far.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
     let whole = tokio::time::timeout(PATIENCE, served.ended()).await.unwrap();
     assert!(LARGE < whole.len() && whole.ends_with(b"\r\n\r\nok"), "{} bytes", whole.len());
+}
+
+#[tokio::test]
+async fn who_takes_nothing_of_its_answer_is_cut_in_the_end() {
+    let mut served = Served::new(Duration::from_secs(2));
+    served.far.write_all(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let ended = tokio::time::timeout(PATIENCE, &mut served.task).await;
+    ended.expect("it is still held").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_answered_over_what_is_being_closed() {
+    let mut served = Served::closing_in(LONG, Duration::from_millis(500));
+    let closing = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    served.far.write_all(&[closing, GET].concat()).await.unwrap();
+    let requests = served.requests.clone();
+    let answer = tokio::time::timeout(PATIENCE, served.ended()).await.unwrap();
+    assert!(answer.ends_with(b"\r\n\r\nok"), "{answer:?}");
+    assert_eq!(requests.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
