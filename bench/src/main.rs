@@ -24,6 +24,7 @@ mod postgres;
 mod revoked;
 mod rotation;
 mod small;
+mod step_ca;
 mod telemetry;
 mod workload;
 
@@ -57,9 +58,10 @@ struct Arguments {
 
 type Bench = fn(Output) -> Result<()>;
 
-const FIGURES: [(&str, Bench); 25] = [
+const FIGURES: [(&str, Bench); 26] = [
     ("issue_embedded", issue::embedded),
     ("issue_postgres", issue::postgres),
+    ("issue_beside_step_ca", step_ca::run),
     ("handshake", handshake::run),
     ("handshake_remembered", handshake::remembered),
     ("http1", peers::http1),

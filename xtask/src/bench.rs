@@ -12,6 +12,11 @@ const BESIDE_PEERS: [&str; 4] = ["http1", "http2", "tcp", "bulk"];
 /// Those of Debian.
 const PEERS: [&str; 4] = ["nginx", "libnginx-mod-stream", "haproxy", "python3-venv"];
 
+/// The figure that needs another authority beside ours.
+const BESIDE_STEP_CA: &str = "issue_beside_step_ca";
+/// Its libraries, which Debian has, and what builds a program of them.
+const STEP_CA: [&str; 2] = ["golang-go", "golang-github-smallstep-certificates-dev"];
+
 /// How figures are printed.
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub(crate) enum Output {
@@ -46,6 +51,12 @@ pub(crate) fn run(
         && let Err(why) = peers()
     {
         // The figures that lack one say so themselves.
+        eprintln!("xtask: {why:#}");
+    }
+    if install
+        && name.is_none_or(|name| name == BESIDE_STEP_CA)
+        && let Err(why) = packages(&STEP_CA)
+    {
         eprintln!("xtask: {why:#}");
     }
     // Some figures run the product itself.
