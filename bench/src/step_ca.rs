@@ -1,8 +1,8 @@
 //! What a certificate costs beside step-ca, which issues in the same run: the time of a processor that either server needs for
 //! one, its durable record included.
 //!
-//! step-ca comes as Debian packages it, as libraries; the program is what its own `init` and `start` do with them. Either
-//! server has a core alone in its turn, and whoever calls has the others. Keys, requests and tokens are made before what counts.
+//! step-ca comes as Debian packages it, as libraries; the program is what its own `init` and `start` do with them. Both servers
+//! are kept to one core, on which they have turns. Keys, requests and tokens are made before what counts.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
@@ -114,7 +114,7 @@ async fn measured(
     Ok(took.as_secs_f64() * 1e6 / count)
 }
 
-/// Builds step-ca, beside this program; what is there already is not built again.
+/// Builds step-ca, beside this program; Go builds nothing twice.
 fn program() -> Result<PathBuf> {
     const INSTALL: &str = "step-ca is measured beside ours and is not here: `apt-get install golang-go \
          golang-github-smallstep-certificates-dev`, or let `cargo xtask bench` do it as root";
