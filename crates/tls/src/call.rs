@@ -274,7 +274,8 @@ pub(crate) struct Calls(Mutex<Live>);
 #[derive(Debug, Default)]
 struct Live {
     next: u64,
-    calls: HashMap<u64, Arc<Course>>,
+    /// With their numbers. There are few at once, of which each is soon found.
+    calls: Vec<(u64, Arc<Course>)>,
 }
 
 impl Calls {
@@ -282,17 +283,22 @@ impl Calls {
         let mut live = self.live();
         let number = live.next;
         live.next += 1;
-        live.calls.insert(number, course);
+        live.calls.push((number, course));
         number
     }
 
     fn leave(&self, number: u64) {
-        self.live().calls.remove(&number);
+        let mut live = self.live();
+        let place = live.calls.iter().position(|(of, _)| *of == number);
+        let left = place.map(|place| live.calls.swap_remove(place));
+        // Let go of without the lock.
+        drop((live, left));
     }
 
     /// Ends those that the slice does not permit any more.
     pub(crate) fn review(&self, slice: &Slice, standing: Option<&Standing>, now: Timestamp) {
-        let under_way: Vec<Arc<Course>> = self.live().calls.values().cloned().collect();
+        let under_way: Vec<Arc<Course>> =
+            self.live().calls.iter().map(|(_, course)| course.clone()).collect();
         for course in under_way {
             if let Err(refused) = course.call.permitted(slice, standing, now) {
                 course.end(refused.code);
