@@ -89,7 +89,7 @@ impl http_body::Body for Arriving {
             None => true,
         };
         if whole && let Some(unread) = self.unread.take() {
-            unread.is_read();
+            unread.read();
         }
         Poll::Ready(frame)
     }

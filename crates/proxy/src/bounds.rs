@@ -20,8 +20,7 @@ pub(crate) const STANDING: StandingRates = StandingRates {
     suspects: Rate { burst: 128, every: Duration::from_millis(8) },
     strangers: Rate { burst: 512, every: Duration::from_millis(2) },
 };
-/// Connections of one door or one local listener. Idle ones of HTTP/1.1 hold about 14 KiB, and take
-/// about 19 with the holes between what they hold.
+/// Connections of one door or one local listener. Idle ones of HTTP/1.1 take about 15 KiB, holes between what they hold included.
 pub(crate) const CONNECTIONS_MAX: usize = 8192;
 /// Connections of one peer at one door, by its identity.
 pub(crate) const CONNECTIONS_PER_PEER_MAX: usize = 2048;

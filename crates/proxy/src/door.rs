@@ -33,7 +33,7 @@ use crate::plan::{Manners, Preface};
 use crate::plane::Plane;
 use crate::problem::problem;
 use crate::proxy_protocol;
-use crate::relay::{Begun, Relay};
+use crate::relay::Relay;
 use crate::retire::announced;
 use crate::route::Route;
 use crate::session::{Patience, Session, Spoken, serve};
@@ -325,30 +325,20 @@ pub(crate) fn answer<'a, K: Unpin + Send + 'static>(
     let shared = Arc::new((relay, admitted, session.clone()));
     let service = service_fn(move |request: Request<Arriving>| {
         let shared = shared.clone();
-        let begun = begin(&shared, request);
+        let (relay, admitted, session) = &*shared;
+        let version = request.version();
+        let taken = admitted.as_ref().is_none_or(Admitted::takes_more);
+        let begun = taken.then(|| relay.begin(request, session));
         // Boxed, since hyper keeps room for one of them on each connection, also while that is idle.
         Box::pin(async move {
             let (relay, _, session) = &*shared;
             match begun {
-                Ok(begun) => Ok(relay.finish(begun, session).await),
-                Err(answered) => answered,
+                Some(begun) => Ok(relay.finish(begun, session).await),
+                None => unread(version),
             }
         })
     });
     serve(wire, how, service, session, (announce, &tasks))
-}
-
-type Shared = (Relay, Option<Admitted>, Arc<Session>);
-
-/// Begins to answer a request, unless it is answered at once.
-fn begin(
-    (relay, admitted, session): &Shared,
-    request: Request<Arriving>,
-) -> Result<Begun, Result<Response<Body>, h2::Error>> {
-    if admitted.as_ref().is_some_and(|admitted| !admitted.takes_more()) {
-        return Err(unread(request.version()));
-    }
-    relay.begin(request, session).map_err(Ok)
 }
 
 /// A request that came after its connection retired. The peer is told in a way that lets it send the request again over

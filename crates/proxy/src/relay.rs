@@ -69,51 +69,50 @@ struct Going {
 impl Relay {
     /// Begins to answer a request: all that can be done before there is anything to wait for. Otherwise what waits would
     /// have a place for the request at each step.
-    ///
-    /// # Errors
-    /// The answer, when there is no place for the request.
-    pub(crate) fn begin(
-        &self,
-        request: Request<Arriving>,
-        session: &Arc<Session>,
-    ) -> Result<Begun, Response<Body>> {
+    pub(crate) fn begin(&self, request: Request<Arriving>, session: &Arc<Session>) -> Begun {
+        let (grpc, at) = (is_grpc(request.headers()), self.plane.clock.now());
+        let span = self.span(&request);
         let busy = match &self.requests {
             Some(requests) => session.enter_within(requests),
             None => Some(session.enter()),
         };
-        let Some(busy) = busy else {
-            let why = "too many requests of this peer are under way";
-            let response = problem(Code::RateLimited, why);
-            self.meter.request(response.status(), Duration::ZERO);
-            return Err(session.leave(response, session.enter()));
-        };
-        let (grpc, at) = (is_grpc(request.headers()), self.plane.clock.now());
-        let span = self.span(&request);
-        let going = self.prepare(request, span.context(), &busy);
-        Ok(Begun { at, grpc, busy, span, going })
+        match busy {
+            Some(busy) => {
+                let going = self.prepare(request, span.context(), &busy);
+                Begun { at, grpc, busy, span, going }
+            }
+            None => Begun { at, grpc, busy: session.enter(), span, going: Err(crowded()) },
+        }
     }
 
-    /// Answers it, whatever becomes of it.
-    pub(crate) async fn finish(&self, begun: Begun, session: &Session) -> Response<Body> {
+    /// Answers it, whatever becomes of it. A block, since what a function that waits is given has two places in it.
+    pub(crate) fn finish(
+        &self,
+        begun: Begun,
+        session: &Session,
+    ) -> impl Future<Output = Response<Body>> {
         let Begun { at, grpc, busy, mut span, going } = begun;
-        let answered = match going {
-            Ok(going) => self.pass(going).await,
-            Err(failed) => Err(failed),
-        };
-        let response = match answered {
-            Ok(response) => response,
-            Err(failed) => match grpc.then(|| grpc_status(failed.code)).flatten() {
-                Some(status) => refused_call(status, &failed),
-                None => with_time(self.explain(&failed), failed.again),
-            },
-        };
-        span.number("http.response.status_code", i64::from(response.status().as_u16()));
-        if response.status().is_server_error() {
-            span.fail("");
+        async move {
+            let answered = match going {
+                Ok(going) => self.pass(going).await,
+                Err(failed) => Err(failed),
+            };
+            let response = match answered {
+                Ok(response) => response,
+                Err(failed) => match grpc.then(|| grpc_status(failed.code)).flatten() {
+                    Some(status) => refused_call(status, &failed),
+                    None => with_time(self.explain(&failed), failed.again),
+                },
+            };
+            let status = response.status();
+            span.number("http.response.status_code", i64::from(status.as_u16()));
+            if status.is_server_error() {
+                span.fail("");
+            }
+            drop(span);
+            self.meter.request(status, self.plane.clock.now().since(at));
+            session.leave(response, busy)
         }
-        drop(span);
-        self.meter.request(response.status(), self.plane.clock.now().since(at));
-        session.leave(response, busy)
     }
 
     /// A span of this hop: it continues the trace that the request says it belongs to. What the caller says there decides what is
@@ -303,6 +302,12 @@ fn with_time(mut response: Response<Body>, again: Option<Duration>) -> Response<
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(whole_seconds(again)));
     }
     response
+}
+
+/// There is no place for another request of this peer.
+fn crowded() -> Failed {
+    let detail = "too many requests of this peer are under way".to_owned();
+    Failed { code: Code::RateLimited, detail, again: None }
 }
 
 /// The service became a byte stream while this connection was open.

@@ -174,7 +174,7 @@ impl Unread {
     }
 
     /// It was read to its end: what comes next is not of it.
-    pub(crate) fn is_read(self) {
+    pub(crate) fn read(self) {
         self.0.bars.fetch_sub(1, Ordering::SeqCst);
     }
 }

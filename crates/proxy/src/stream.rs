@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 
 use countersign_tls::LiveCall;
 use hyper::rt::Executor;
+use tokio_util::task::TaskTracker;
 
 use crate::tasks::Tasks;
 
@@ -33,11 +34,11 @@ pub(crate) struct Carried {
 
 /// Starts the task of each stream.
 #[derive(Clone, Debug)]
-pub(crate) struct Streams(Tasks);
+pub(crate) struct Streams(TaskTracker);
 
 impl Streams {
     pub(crate) fn new(tasks: &Tasks) -> Self {
-        Self(tasks.clone())
+        Self(tasks.parts())
     }
 }
 
@@ -70,7 +71,7 @@ where
     fn execute(&self, stream: F) {
         let carried = carrying(Box::pin(stream));
         // Of its connection, without which nothing is left to be answered: hyper ends it with that.
-        self.0.start_part(async move {
+        self.0.spawn(async move {
             // It is reset when nothing of it is left.
             let _ended = carried.await;
         });

@@ -29,9 +29,9 @@ impl Tasks {
         });
     }
 
-    /// Starts the task of a part of something that another task drives, and which ends when that one is cut.
-    pub(crate) fn start_part(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.running.spawn(task);
+    /// Where tasks are started that are parts of what another task drives, and end when that one is cut: they are waited for only.
+    pub(crate) fn parts(&self) -> TaskTracker {
+        self.running.clone()
     }
 
     /// Waits until all tasks have ended, at most for `grace`, then cuts the rest. Says how many were cut.

@@ -10,7 +10,8 @@ use http_body_util::Full;
 
 use super::program::Program;
 use super::world::{
-    Caller, Proxy, Shop, WEB_TO_ORDERS, directory, eventually, get, inbound, outbound, read,
+    Caller, PATIENCE, Proxy, Shop, WEB_TO_ORDERS, directory, eventually, get, inbound, outbound,
+    read,
 };
 use crate::config::Protocol;
 
@@ -43,6 +44,20 @@ async fn what_does_not_end_is_cut_at_the_deadline() {
     let cut = shop.web.end(Duration::from_millis(50)).await;
     assert!(0 < cut);
     assert!(asking.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_stream_under_way_is_cut_with_its_connection() {
+    let shop = Shop::open(Protocol::Http).await;
+    let mut caller = shop.caller().await;
+    let asking = tokio::spawn(async move {
+        caller.send(get("/gate")).await.map(|answer| answer.status().as_u16())
+    });
+    eventually(|| (shop.program.reached() == 1).then_some(())).await;
+    // Waits until nothing of the door is left, the task of the stream included, whose program does not answer.
+    let cut = tokio::time::timeout(PATIENCE, shop.orders.end(Duration::from_millis(50))).await;
+    assert!(1 < cut.unwrap(), "the connection, and the stream on it");
+    assert_eq!(asking.await.unwrap().unwrap(), 502);
 }
 
 #[tokio::test]
