@@ -130,8 +130,10 @@ impl Writer {
 
     fn transact(&mut self, mut tasks: Vec<Task>) {
         let outcome = match self.attempt(&mut tasks, Care::Hopeful) {
-            Err(Undone::Mixed) => self.attempt(&mut tasks, Care::Careful),
-            outcome => outcome,
+            // With one that was alone, nothing else was taken back.
+            Err(Undone::Mixed) if tasks.len() == 1 => Ok(None),
+            Err(Undone::Mixed) => self.attempt(&mut tasks, Care::Careful).map(Some),
+            outcome => outcome.map(Some),
         };
         let outcome = outcome.map_err(|undone| match undone {
             Undone::Failed(error) => error,
@@ -140,7 +142,7 @@ impl Writer {
         if let Err(error) = &outcome {
             tracing::error!(%error, "a transaction failed and was rolled back");
         }
-        if let Ok(revision) = outcome {
+        if let Ok(Some(revision)) = outcome {
             // Readers may look before the callers know: what they see is durable.
             self.hint.send_if_modified(|known| std::mem::replace(known, revision) != revision);
         }
