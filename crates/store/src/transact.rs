@@ -113,31 +113,24 @@ pub(crate) fn write(
     for op in &batch.ops {
         apply(tables, op, head.revision.incarnation)?;
     }
-    // What can be refused is refused before the first row of what follows: a row that is written and taken back costs more.
-    for row in &batch.issued {
-        if tables.is_key_revoked(row.key)? {
-            return Err(StoreError::KeyRevoked(row.key));
-        }
+    if head.revision != next.revision {
+        change(tables, next.revision.number, &batch.changes)?;
     }
-    let mut leaves = Vec::with_capacity(batch.events.len());
-    for event in &batch.events {
+    for (event, index) in batch.events.iter().zip(first_index..) {
         let mut salt = [0; 16];
         entropy.fill(&mut salt)?;
-        leaves.push(Leaf::new(event, next.revision, salt)?);
+        tables.add_leaf(index, Leaf::new(event, next.revision, salt)?)?;
     }
     let mut issued = Vec::with_capacity(batch.issued.len());
     for (row, position) in batch.issued.iter().zip(positions(batch)?) {
+        if tables.is_key_revoked(row.key)? {
+            return Err(StoreError::KeyRevoked(row.key));
+        }
         let index = first_index + position as u64;
         if !tables.add_issued(row, index)? {
             return Err(exists(format!("a certificate with serial `{}`", row.serial)));
         }
         issued.push((row.tbs, index));
-    }
-    if head.revision != next.revision {
-        change(tables, next.revision.number, &batch.changes)?;
-    }
-    for (leaf, index) in leaves.into_iter().zip(first_index..) {
-        tables.add_leaf(index, leaf)?;
     }
     *head = next;
     Ok(Written { revision: next.revision, first_index, issued })
