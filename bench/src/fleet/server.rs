@@ -92,10 +92,20 @@ impl Usage {
 
     /// KiB of memory that are resident.
     pub(crate) fn resident(self) -> Result<f64> {
+        self.status("VmRSS:")
+    }
+
+    /// Of these, the KiB that are the process's own. The others are pages of its program, which the kernel drops and reads again as
+    /// it likes, and which are the same however much there is to do.
+    pub(crate) fn own(self) -> Result<f64> {
+        self.status("RssAnon:")
+    }
+
+    fn status(self, what: &'static str) -> Result<f64> {
         let status = self.read("status")?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(what));
         let number = line.and_then(|line| line.split_whitespace().next());
-        Ok(number.context("VmRSS")?.parse()?)
+        Ok(number.context(what)?.parse()?)
     }
 
     /// Time of a processor that was used so far.
