@@ -12,29 +12,28 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use countersign_api::admin::{ApplyRequest, CreateTokenRequest};
-use countersign_api::standing::{self, Calls, Standing};
+use countersign_api::standing::{Calls, Standing};
 use countersign_api::v1;
-use countersign_identity::{Clock, SystemClock, TrustDomain};
-use countersign_pki::{Bundle, Bundles, Chain, KeyKind, PrivateKey, make_csr};
-use countersign_tls::{
-    Expected, FirstContact, Identity, Outbound, Present, Slice, Trust, connect, connect_pinned,
-};
+use countersign_identity::SystemClock;
+use countersign_pki::{KeyKind, PrivateKey, make_csr};
+use countersign_tls::Stream;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::figure::{Better, Figure, Output};
+use crate::fleet::node::{Home, Node};
 use crate::fleet::server::{Server, Usage};
-use crate::fleet::wire;
+use crate::peers::median;
 use crate::peers::process::{Cores, end, pinned};
 
 /// Where Debian puts them.
@@ -92,12 +91,6 @@ async fn compare() -> Result<Figure> {
         limit_is: "µs a certificate: a sixth of step-ca's, 256 in each `Sign`",
         better: Better::Lower,
     })
-}
-
-/// The one in the middle; of none, infinity.
-fn median(mut of: Vec<f64>) -> f64 {
-    of.sort_by(f64::total_cmp);
-    of.get(of.len() / 2).copied().unwrap_or(f64::INFINITY)
 }
 
 /// Microseconds of a processor for each of so many.
@@ -255,20 +248,16 @@ fn is_whole(answer: &[u8]) -> bool {
 
 /// Our server, with an agent whose connection stands.
 struct Ours {
-    usage: Usage,
     calls: Calls,
     request: v1::SignRequest,
     _moved: JoinSet<()>,
-    _server: Server,
+    server: Server,
 }
 
 impl Ours {
     async fn start(core: u32) -> Result<Self> {
         let server = Server::start(DOMAIN)?;
-        // Whoever listens there is the server.
-        let admin = UnixStream::connect(server.admin.socket()).await?;
-        let pid = admin.peer_cred()?.pid().context("the server's number")?;
-        alone(pid, core)?;
+        alone(server.pid(), core)?;
         let names: Vec<_> = (0..BATCH).map(|number| format!("w{number}")).collect();
         let resources = names.iter().map(|name| workload(name)).collect();
         let apply = ApplyRequest { resources, base: None, prune: false, dry_run: false };
@@ -282,13 +271,12 @@ impl Ours {
         };
         let items = names.into_iter().map(item).collect::<Result<_>>()?;
         let request = v1::SignRequest { items, ..Default::default() };
-        let usage = Usage::of(pid.cast_unsigned());
-        Ok(Self { usage, calls, request, _moved: moved, _server: server })
+        Ok(Self { calls, request, _moved: moved, server })
     }
 
     /// Microseconds of a processor for one certificate.
     async fn turn(&self) -> Result<f64> {
-        measured(self.usage, BATCHES * BATCH, async {
+        measured(self.server.usage(), BATCHES * BATCH, async {
             for _ in 0..BATCHES {
                 let answer = self.calls.sign(self.request.clone()).await?;
                 ensure!(answer.results.len() == BATCH, "{} results", answer.results.len());
@@ -318,7 +306,7 @@ fn workload(name: &str) -> serde_json::Value {
 }
 
 /// Gives a process, and what it starts from now on, this core and no other.
-fn alone(pid: i32, core: u32) -> Result<()> {
+fn alone(pid: u32, core: u32) -> Result<()> {
     let mut command = Command::new("taskset");
     command.args(["-a", "-c", "-p", &core.to_string(), &pid.to_string()]);
     let done = command.output().context("cannot run `taskset`")?;
@@ -327,43 +315,16 @@ fn alone(pid: i32, core: u32) -> Result<()> {
 }
 
 /// Joins as an agent does, and opens its connection.
-async fn joined(server: &Server) -> Result<countersign_tls::Stream> {
-    let domain: TrustDomain = DOMAIN.parse()?;
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+async fn joined(server: &Server) -> Result<Stream> {
     let request = CreateTokenRequest { ttl: "10m".parse()?, labels: vec![LABEL.parse()?] };
     let token = server.admin.create_token(&request).await?.token;
-    let pin = server.admin.authorities().await?.roots.first().context("a root")?.key;
-    let contact = FirstContact {
-        pin,
-        domain: Some(domain.clone()),
-        alpn: vec![b"h2".to_vec()],
-        timeout: PATIENCE,
+    let home = Home {
+        address: server.address,
+        pin: server.admin.authorities().await?.roots.first().context("a root")?.key,
+        domain: DOMAIN.parse()?,
+        clock: Arc::new(SystemClock::new()),
     };
-    let tcp = TcpStream::connect(server.address).await?;
-    let pinned = connect_pinned(&clock, tcp, &contact).await;
-    let pinned = pinned.map_err(|refused| anyhow!("{}", refused.why))?;
-    let key = PrivateKey::generate(KeyKind::P256)?;
-    let request = v1::AttestRequest {
-        evidence: Some(v1::attest_request::Evidence::JoinToken(token)),
-        csr: make_csr(&key)?.into(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        host: "bench".to_owned(),
-    };
-    let (sender, connection) = wire::over(pinned.stream).await?;
-    let asking = wire::ask::<v1::AttestResponse>(&sender, "Attest", &request);
-    let answer = wire::driving(connection, asking).await?;
-    let trust = Trust::new(clock, Slice::nothing());
-    let bundles = Bundles::of(Bundle::parse_json(domain.clone(), &answer.bundle)?);
-    trust.apply(Slice { bundles: Arc::new(bundles), ..Slice::nothing() });
-    let chain = Chain::from_ders(answer.chain.iter().map(AsRef::as_ref))?;
-    let identity = Identity::new(chain, key.pkcs8())?;
-    trust.set_identity(identity).map_err(|refused| anyhow!("{}", refused.why))?;
-    let mut outbound = Outbound::control(Expected::Server(domain));
-    (outbound.present, outbound.alpn) = (Present::Required, vec![standing::ALPN.to_vec()]);
-    outbound.timeout = PATIENCE;
-    let tcp = TcpStream::connect(server.address).await?;
-    let established = connect(&trust, tcp, &outbound).await;
-    Ok(established.map_err(|failure| anyhow!("{failure}"))?.stream)
+    Node::join(home, 0, token).await?.connect().await
 }
 
 /// step-ca by its own libraries: what its program does, and what its client asks for.

@@ -5,7 +5,7 @@ mod change;
 mod figures;
 pub(crate) mod limits;
 mod live;
-mod node;
+pub(crate) mod node;
 mod rotate;
 pub(crate) mod server;
 pub(crate) mod wire;

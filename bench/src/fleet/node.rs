@@ -33,15 +33,15 @@ const ADDRESSES: u32 = 250 * 250;
 
 /// Where the fleet's server is, and how it is known.
 #[derive(Clone)]
-pub(super) struct Home {
-    pub(super) address: SocketAddr,
-    pub(super) pin: KeyId,
-    pub(super) domain: TrustDomain,
-    pub(super) clock: Arc<dyn Clock>,
+pub(crate) struct Home {
+    pub(crate) address: SocketAddr,
+    pub(crate) pin: KeyId,
+    pub(crate) domain: TrustDomain,
+    pub(crate) clock: Arc<dyn Clock>,
 }
 
 /// A machine that has joined.
-pub(super) struct Node {
+pub(crate) struct Node {
     home: Home,
     address: Ipv4Addr,
     id: NodeId,
@@ -52,7 +52,7 @@ pub(super) struct Node {
 
 impl Node {
     /// Joins with a token, once.
-    pub(super) async fn join(home: Home, number: u32, token: String) -> Result<Self> {
+    pub(crate) async fn join(home: Home, number: u32, token: String) -> Result<Self> {
         let contact = FirstContact {
             pin: home.pin,
             domain: Some(home.domain.clone()),
@@ -120,7 +120,7 @@ impl Node {
     }
 
     /// A standing connection.
-    pub(super) async fn connect(&self) -> Result<Stream> {
+    pub(crate) async fn connect(&self) -> Result<Stream> {
         let stream = self.dial(Present::Required, standing::ALPN).await?;
         stream.probe_after(NEVER)?;
         Ok(stream)

@@ -51,7 +51,11 @@ impl Server {
         })
     }
 
-    pub(super) fn usage(&self) -> Usage {
+    pub(crate) const fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub(crate) const fn usage(&self) -> Usage {
         Usage::of(self.pid)
     }
 }

@@ -176,7 +176,7 @@ fn through(kind: Kind) -> String {
 }
 
 /// The one in the middle; of none, infinity.
-fn median(mut of: Vec<f64>) -> f64 {
+pub(crate) fn median(mut of: Vec<f64>) -> f64 {
     of.sort_by(f64::total_cmp);
     of.get(of.len() / 2).copied().unwrap_or(f64::INFINITY)
 }
