@@ -229,7 +229,7 @@ impl Reports {
                 reported = Some((now, state));
             }
             tokio::select! {
-                () = self.clock.sleep_until(now + LOOK_EVERY) => {}
+                () = self.clock.sleep_until(self.clock.about(LOOK_EVERY)) => {}
                 () = self.facts.0.arrived.notified() => {
                     self.clock.sleep_until(now + FACTS_GATHER).await;
                 }

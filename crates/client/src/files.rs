@@ -205,7 +205,7 @@ impl FileWatch {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = clock.sleep_until(clock.now() + LOOK_EVERY) => {}
+                () = clock.sleep_until(clock.about(LOOK_EVERY)) => {}
             }
             let (options, seen, now) = (Arc::clone(&self.options), self.seen.clone(), clock.now());
             // A set that was refused is read again each time: its missing part may come without its stamp
@@ -240,7 +240,7 @@ impl PolicyWatch {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = clock.sleep_until(clock.now() + LOOK_EVERY) => {}
+                () = clock.sleep_until(clock.about(LOOK_EVERY)) => {}
             }
             let (path, seen) = (self.path.clone(), self.seen.clone());
             let look = move || {

@@ -2,7 +2,8 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::time::{Duration, SystemTime};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::Timestamp;
 
@@ -17,19 +18,53 @@ pub trait Clock: Send + Sync + 'static {
     /// Waits until `now()` is at or after the moment, also over a suspended machine. Ends early when the clock is set
     /// back meanwhile, since the moment was reckoned on a clock that is no more: the caller looks again.
     fn sleep_until(&self, at: Timestamp) -> Sleep<'_>;
+
+    /// A moment about so long from now, for work that is done again and again and may be done a little earlier. A clock may
+    /// choose one at which it wakes others too: to wake once for all of them costs a fraction of what it costs to wake for
+    /// each.
+    fn about(&self, span: Duration) -> Timestamp {
+        self.now() + span
+    }
 }
 
 /// The operating system's clock.
 ///
 /// `sleep_until` looks at the wall clock at least twice a second, since timers of the runtime neither count
-/// suspended time nor follow a stepped clock. One sleeper a component, not one a connection.
+/// suspended time nor follow a stepped clock. One sleeper a component, not one a connection; all of them look at the same
+/// moments, the process's [beats](beat).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
 /// A clock that is slewed goes back by less than this; one that goes back by more was set.
 const STEP_NOTICED: Duration = Duration::from_secs(1);
-/// The longest nap between two looks at the wall clock.
-const NAP_MAX: Duration = Duration::from_millis(500);
+/// The time between two looks at the wall clock, and so between two beats.
+const BEAT: Duration = Duration::from_millis(500);
+/// Who would be woken so shortly before a beat is woken at it.
+const NEARLY: Duration = Duration::from_millis(2);
+
+/// How long it takes from now to the last beat of this process within `span`; of a span without one, all of it. Beats come
+/// twice a second. What looks again and again whether there is something to do waits for one, and wakes together with all
+/// others who do: an idle process wakes twice a second, and not twice for each of its parts.
+pub fn beat(span: Duration) -> Duration {
+    beat_within(span, since_first_beat())
+}
+
+fn since_first_beat() -> Duration {
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    FIRST.get_or_init(Instant::now).elapsed()
+}
+
+fn beat_within(span: Duration, since_first: Duration) -> Duration {
+    let end = since_first.saturating_add(span);
+    let over = Duration::from_nanos_u128(end.as_nanos() % BEAT.as_nanos());
+    if over < span { span - over } else { span }
+}
+
+/// How long to nap for the rest of a sleep, beginning so long after the first beat.
+fn nap(rest: Duration, since_first: Duration) -> Duration {
+    let beat = beat_within(BEAT, since_first);
+    if rest + NEARLY < beat { rest } else { beat }
+}
 
 impl SystemClock {
     /// The clock of this machine.
@@ -53,7 +88,7 @@ impl Clock for SystemClock {
         Box::pin(async move {
             let mut last = self.now();
             while last < at {
-                tokio::time::sleep(at.since(last).min(NAP_MAX)).await;
+                tokio::time::sleep(nap(at.since(last), since_first_beat())).await;
                 let now = self.now();
                 if now + STEP_NOTICED < last {
                     return;
@@ -61,5 +96,76 @@ impl Clock for SystemClock {
                 last = now;
             }
         })
+    }
+
+    fn about(&self, span: Duration) -> Timestamp {
+        // A little before, so that it has come with the beat, whichever of the two clocks was read first.
+        self.now() + beat(span).saturating_sub(NEARLY / 2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn whoever_looks_again_and_again_waits_for_the_last_beat_within_the_span() {
+        for (span, since_first, wait) in [
+            (500, 0, 500),
+            (500, 3, 497),
+            (500, 499, 1),
+            (1000, 1003, 997),
+            (1000, 1400, 600),
+            (2000, 250, 1750),
+            // None comes within these.
+            (100, 0, 100),
+            (100, 300, 100),
+            (100, 450, 50),
+        ] {
+            let found = beat_within(millis(span), millis(since_first));
+            assert_eq!(found, millis(wait), "{span} ms, from {since_first} ms on");
+        }
+    }
+
+    #[test]
+    fn naps_end_at_beats_or_when_the_sleep_does() {
+        for (rest, since_first, wait) in [
+            (10_000, 0, 500),
+            (10_000, 123, 377),
+            (100, 123, 100),
+            (375, 123, 377),
+            (374, 123, 374),
+            (500, 123, 377),
+        ] {
+            let found = nap(millis(rest), millis(since_first));
+            assert_eq!(found, millis(wait), "{rest} ms are left, from {since_first} ms on");
+        }
+    }
+
+    #[tokio::test]
+    async fn no_sleep_ends_before_its_moment() {
+        let clock = SystemClock::new();
+        for millis in [1, 30, 600] {
+            let at = clock.now() + Duration::from_millis(millis);
+            clock.sleep_until(at).await;
+            assert!(at <= clock.now(), "{millis} ms");
+        }
+    }
+
+    #[test]
+    fn what_is_due_at_about_the_same_time_is_woken_at_the_same_beat() {
+        for begun in (1000..1500).map(millis) {
+            // As `about` has it: a little before the beat.
+            let rest = beat_within(millis(1000), begun) - NEARLY / 2;
+            let mut now = begun;
+            while now < begun + rest {
+                now += nap(begun + rest - now, now);
+            }
+            assert_eq!(now, millis(2000), "begun {begun:?} after the first beat");
+        }
     }
 }

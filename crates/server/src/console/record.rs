@@ -76,7 +76,7 @@ pub(super) async fn keep(console: Arc<Console>, stop: CancellationToken) {
         book.write(refused, now).await;
         tokio::select! {
             () = stop.cancelled() => {}
-            () = book.control.clock.sleep_until(now + LOOK_EVERY) => {}
+            () = book.control.clock.sleep_until(book.control.clock.about(LOOK_EVERY)) => {}
         }
     }
     book.close().await;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{Revision, Sha256};
+use countersign_identity::{Revision, Sha256, beat};
 use countersign_store::{Head, Store, StoreError};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -48,12 +48,16 @@ impl Seen {
         (seen.format == FORMAT).then_some(seen)
     }
 
-    /// The store as it is now.
+    /// The store as it is now; `before` again, where it has not moved since.
     ///
     /// # Errors
     /// When it does not answer.
-    pub(crate) async fn look(store: &dyn Store) -> Result<Self, StoreError> {
+    async fn look(store: &dyn Store, before: Option<&Self>) -> Result<Self, StoreError> {
         let Head { revision, log_size, .. } = store.head().await?;
+        let same = |before: &&Self| (before.revision, before.log_size) == (revision, log_size);
+        if let Some(before) = before.filter(same) {
+            return Ok(before.clone());
+        }
         let last = log_size.checked_sub(1);
         let leaf = match last {
             Some(last) => store.leaf_hashes(last, 1).await?.first().copied(),
@@ -105,9 +109,9 @@ pub(crate) async fn remember(
     loop {
         let stopped = tokio::select! {
             () = stop.cancelled() => true,
-            () = tokio::time::sleep(PAUSE) => false,
+            () = tokio::time::sleep(beat(PAUSE)) => false,
         };
-        match Seen::look(&*store).await {
+        match Seen::look(&*store, written.as_ref()).await {
             Ok(seen) if written.as_ref() != Some(&seen) => {
                 written = write_down(&data, &seen).await.then_some(seen);
             }
@@ -160,7 +164,7 @@ mod tests {
     #[tokio::test]
     async fn a_store_that_lost_its_tail_is_noticed_also_when_it_has_grown_since() {
         let store = grown(3).await;
-        let seen = Seen::look(&store).await.unwrap();
+        let seen = Seen::look(&store, None).await.unwrap();
         assert_eq!(seen.clone().compare(&store).await.unwrap(), Found::Same);
         for other in [grown(2).await, grown(3).await, grown(9).await] {
             assert_eq!(seen.clone().compare(&other).await.unwrap(), Found::Behind(seen.clone()));

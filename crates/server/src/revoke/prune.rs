@@ -26,7 +26,7 @@ pub(crate) async fn prune(control: Arc<Control>, holder: String, stop: Cancellat
         if let Err(refused) = look(&control, &holder).await {
             tracing::warn!(code = %refused.code, why = %refused.why, "could not drop rules that are moot");
         }
-        let again = control.clock.now() + LOOK;
+        let again = control.clock.about(LOOK);
         tokio::select! {
             () = stop.cancelled() => return,
             () = control.clock.sleep_until(again) => {}

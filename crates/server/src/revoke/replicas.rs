@@ -372,7 +372,7 @@ pub(crate) async fn talk(control: Arc<Control>, stop: CancellationToken) {
             // The pulse says so, once.
             tracing::debug!(why = %refused.why, "the other servers are not reached");
         }
-        let again = control.clock.now() + if hurry { SOON } else { SLOW };
+        let again = control.clock.about(if hurry { SOON } else { SLOW });
         tokio::select! {
             () = stop.cancelled() => return,
             changed = states.changed(), if !hurry => if changed.is_err() { return },

@@ -135,7 +135,7 @@ impl Keeper {
             if let Err(refused) = self.look(&state, &mut kept).await {
                 tracing::warn!(code = %refused.code, why = %refused.why, "revocation lists are not renewed");
             }
-            let again = self.control.clock.now() + LOOK;
+            let again = self.control.clock.about(LOOK);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.control.clock.sleep_until(again) => {}

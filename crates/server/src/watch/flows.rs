@@ -192,7 +192,7 @@ pub(crate) async fn keep_flows(control: Arc<Control>, stop: CancellationToken) {
         }
         tokio::select! {
             () = stop.cancelled() => break,
-            () = control.clock.sleep_until(now + WRITE_EVERY) => {}
+            () = control.clock.sleep_until(control.clock.about(WRITE_EVERY)) => {}
         }
     }
     if let Err(error) = write(&control).await {
