@@ -26,6 +26,8 @@ struct Passing {
     kind: Kind,
     /// The connection that it comes over; given back once the whole body was read.
     lease: Option<Lease>,
+    /// What that is still busy with: the request that it is the answer to.
+    sending: Option<Replay<Coming>>,
     /// Keeps the connection to which it goes from being taken for idle.
     busy: Option<Arc<Busy>>,
     /// The call whose answer it is, at a door.
@@ -141,8 +143,8 @@ fn poll_broken(entered: Option<&Entered>, cx: &mut Context<'_>) -> Poll<Broken> 
 
 impl Body {
     fn of(kind: Kind) -> Self {
-        let (lease, busy, entered, carried) = (None, None, None, None);
-        Self(Some(Box::new(Passing { kind, lease, busy, entered, carried })))
+        let (lease, sending, busy, entered, carried) = (None, None, None, None, None);
+        Self(Some(Box::new(Passing { kind, lease, sending, busy, entered, carried })))
     }
 
     pub(crate) const fn empty() -> Self {
@@ -171,11 +173,15 @@ impl Body {
         }
     }
 
-    /// A body as it arrives over a connection of a pool.
-    pub(crate) fn leased(incoming: Incoming, lease: Lease) -> Self {
+    /// A body as it arrives over a connection of a pool, which may still be sending the request.
+    pub(crate) fn leased(
+        incoming: Incoming,
+        lease: Lease,
+        sending: Option<Replay<Coming>>,
+    ) -> Self {
         let mut body = Self::of(Kind::Leased(incoming));
         let passing = body.passing();
-        passing.lease = Some(lease);
+        (passing.lease, passing.sending) = (Some(lease), sending.filter(|it| !it.is_over()));
         passing.give_back_if_ended();
         body
     }
@@ -213,7 +219,9 @@ impl Passing {
     }
 
     fn finish(&mut self) {
-        if let Some(lease) = self.lease.take() {
+        let sent = self.sending.take().is_none_or(|sending| sending.is_over());
+        // One that is still sending takes no other request, and whoever got it would wait in vain.
+        if let Some(lease) = self.lease.take().filter(|_| sent) {
             lease.give_back();
         }
     }

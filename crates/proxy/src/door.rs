@@ -36,6 +36,7 @@ use crate::proxy_protocol;
 use crate::relay::Relay;
 use crate::retire::announced;
 use crate::route::Route;
+use crate::seldom::Seldom;
 use crate::session::{Patience, Session, Spoken, serve};
 use crate::shares::Shares;
 use crate::tunnel;
@@ -266,7 +267,9 @@ impl Door {
                 };
                 drop(route);
                 let how = (spoken, Patience::Peer);
-                answer(wire, how, (relay, Some(admitted)), announce).await;
+                let cut = cut(&admitted);
+                let answered = answer(wire, how, (relay, Some(admitted)), announce);
+                until(cut, answered).await;
             }
             Route::Bytes(upstream) => {
                 let upstream = upstream.clone();
@@ -276,7 +279,8 @@ impl Door {
                 if !self.plane.trust.is_now(&admitted, &bytes) {
                     return;
                 }
-                Box::pin(join(wire, &upstream, (&self.meter, preface))).await;
+                let joined = Box::pin(join(wire, &upstream, (&self.meter, preface)));
+                until(cut(&admitted), joined).await;
             }
         }
     }
@@ -309,6 +313,24 @@ struct Leaves<'a> {
 impl Drop for Leaves<'_> {
     fn drop(&mut self) {
         self.door.under_way().leave(self.number);
+    }
+}
+
+/// Resolves when we have ended the connection.
+fn cut(admitted: &Admitted) -> Seldom<impl Future<Output = Code> + use<>> {
+    Seldom::new(Box::pin(admitted.ended()))
+}
+
+/// Goes on with a connection, unless it is cut. Its socket is shut by then; but whoever does not read it, because something is read
+/// and not used, would not know.
+async fn until(
+    cut: Seldom<impl Future<Output = Code>>,
+    served: Pin<Box<impl Future<Output = ()> + ?Sized>>,
+) {
+    tokio::select! {
+        biased;
+        code = cut => tracing::debug!(%code, "a connection was cut"),
+        () = served => {}
     }
 }
 

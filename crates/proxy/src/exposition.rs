@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use countersign::Parts;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use hyper::service::service_fn;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::body::{Arriving, Body};
-use crate::bounds::SCRAPES_MAX;
+use crate::bounds::{SCRAPE_TIMEOUT, SCRAPES_MAX};
 use crate::listener::{Arrived, Listener};
 use crate::plane::Plane;
 use crate::session::{self, Patience, Session, Spoken};
@@ -49,7 +49,9 @@ pub(crate) async fn serve(
                 }
             });
             let how = (Spoken::Http1, Patience::Peer);
-            session::serve(tcp, how, service, session, (stop.cancelled(), &tasks)).await;
+            let served = session::serve(tcp, how, service, session, (stop.cancelled(), &tasks));
+            // How a scraper's connection ends concerns nobody.
+            let _ended = tokio::time::timeout(SCRAPE_TIMEOUT, served).await;
             drop(place);
         });
     }
@@ -57,6 +59,8 @@ pub(crate) async fn serve(
 
 fn answer(request: &Request<Arriving>, plane: &Plane, parts: &Parts) -> Response<Body> {
     let mut response = Response::new(Body::empty());
+    // Whoever would keep the connection kept a place from others.
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => {
             let text = plane.metrics.text(&plane.trust, parts, plane.tracer.dropped());

@@ -387,21 +387,34 @@ async fn drive<C>(
         }
         leave();
     };
-    let ended = tokio::select! {
-        biased;
-        ended = &mut connection => Some(ended),
-        () = Seldom::new(Box::pin(retire)) => None,
-    };
-    let ended = match ended {
-        Some(ended) => ended,
-        // It goes on until its last response is read; then nobody holds its sender, and it ends.
-        None => connection.await,
+    // Nothing of it is passed on from then on, also of what was read before.
+    let mut cut = std::pin::pin!(Seldom::new(Box::pin(cut(&state))));
+    let mut retire = std::pin::pin!(Seldom::new(Box::pin(retire)));
+    let mut retired = false;
+    let ended = loop {
+        tokio::select! {
+            biased;
+            () = &mut cut => break Ok(()),
+            ended = &mut connection => break ended,
+            // It goes on until its last response is read; then nobody holds its sender, and it ends.
+            () = &mut retire, if !retired => retired = true,
+        }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection that we opened ended");
     }
     if let Some(pool) = pool.upgrade() {
         pool.forget(state.id);
+    }
+}
+
+/// Resolves when we have ended it.
+async fn cut(state: &State) {
+    match &state.admitted {
+        Some(admitted) => {
+            admitted.ended().await;
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -27,7 +27,7 @@ use crate::session::{Busy, Session};
 use crate::stream;
 use crate::trace;
 use crate::tunnel;
-use crate::upstream::Failed;
+use crate::upstream::{Failed, permitted};
 
 /// What is the same for all requests of one connection.
 pub(crate) struct Relay {
@@ -197,10 +197,16 @@ impl Relay {
     }
 
     async fn pass(&self, going: Box<Going>) -> Result<Response<Body>, Failed> {
-        // Pinned where it stands: handed on by value, it would have a place in each that it is handed to.
-        let sent = std::pin::pin!(going.way.send(going.request, &going.host, going.want));
-        let call = going.entered.as_ref().map(|entered| &entered.live);
-        let response = while_permitted(call, sent).await?;
+        let response = {
+            let call = going.entered.as_ref().map(|entered| &entered.live);
+            // Pinned where it stands: handed on by value, it would have a place in each that it is handed to.
+            let sent =
+                std::pin::pin!(going.way.send((going.request, call), &going.host, going.want));
+            let response = while_permitted(call, sent).await?;
+            // What came in the same moment as the call's end comes too late.
+            permitted(call)?;
+            response
+        };
         self.pass_back(response, going.upgrading, going.entered)
     }
 
@@ -242,16 +248,17 @@ impl Relay {
     fn join(&self, near: OnUpgrade, far: OnUpgrade, entered: Option<Entered>) {
         self.meter.tunnel();
         self.plane.tasks.start(async move {
-            let _until_the_end = entered;
-            let (near, far) = match tokio::try_join!(near, far) {
-                Ok(both) => both,
-                Err(error) => {
-                    tracing::debug!(%error, "an upgrade was agreed on, and did not come");
-                    return;
+            let call = entered.as_ref().map(|entered| &entered.live);
+            let joined = std::pin::pin!(async {
+                match tokio::try_join!(near, far) {
+                    Ok((near, far)) => tunnel::join(TokioIo::new(near), TokioIo::new(far))
+                        .await
+                        .map_err(|error| Failed::broken(&error)),
+                    Err(error) => Err(Failed::broken(&error)),
                 }
-            };
-            if let Err(error) = tunnel::join(TokioIo::new(near), TokioIo::new(far)).await {
-                tracing::debug!(%error, "an upgraded connection broke");
+            });
+            if let Err(failed) = while_permitted(call, joined).await {
+                tracing::debug!(why = %failed.detail, "an upgraded connection broke");
             }
         });
     }

@@ -19,6 +19,8 @@ struct Kept<B> {
     bytes: usize,
     /// No longer to be sent again.
     released: bool,
+    /// All of it has passed, or it broke.
+    over: bool,
     /// Which sending is the present one. An earlier one, whose connection has not noticed its end yet, gets no more.
     turn: u32,
 }
@@ -45,7 +47,8 @@ impl<B> Clone for Replay<B> {
 impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
     /// Begins to send the body.
     pub(crate) fn begin(body: B) -> Sending<B> {
-        let kept = Kept { rest: body, passed: Vec::new(), bytes: 0, released: false, turn: 0 };
+        let (passed, bytes, released, over, turn) = (Vec::new(), 0, false, false, 0);
+        let kept = Kept { rest: body, passed, bytes, released, over, turn };
         Sending { kept: Arc::new(Mutex::new(kept)), again: VecDeque::new(), turn: 0 }
     }
 
@@ -57,6 +60,11 @@ impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
         }
         kept.turn += 1;
         Some(Sending { kept: self.0.clone(), again: kept.passed.clone().into(), turn: kept.turn })
+    }
+
+    /// Whether all of it has passed, or it broke: nobody waits for more of it.
+    pub(crate) fn is_over(&self) -> bool {
+        lock(&self.0).over
     }
 
     /// Somebody reads it: it is never sent again, and nothing of it is remembered.
@@ -106,6 +114,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Sending<B> {
             return Poll::Ready(Some(Ok(passed.into_frame())));
         }
         let frame = ready!(Pin::new(&mut kept.rest).poll_frame(cx));
+        kept.over = !matches!(frame, Some(Ok(_))) || kept.rest.is_end_stream();
         if let Some(Ok(frame)) = &frame {
             match (frame.data_ref(), frame.trailers_ref()) {
                 // Each frame counts for something, so that empty ones are bounded as well.
@@ -212,5 +221,15 @@ mod tests {
         let replay = empties.replay();
         while empties.frame().await.is_some() {}
         assert!(replay.again().is_none(), "frames without bytes are bounded as well");
+    }
+
+    #[tokio::test]
+    async fn it_is_over_when_all_of_it_has_passed() {
+        let mut sending = body(&[3, 4]);
+        let replay = sending.replay();
+        assert!(sending.frame().await.is_some());
+        assert!(!replay.is_over(), "half of it is left");
+        assert_eq!(rest(sending).await, 4);
+        assert!(replay.is_over());
     }
 }

@@ -40,8 +40,8 @@ impl<F: Future> Future for Seldom<F> {
             this.told = Some(cx.waker().clone());
             *this.bell.wakes() = this.told.clone();
         }
-        // Before it is asked: what rings while it is asked is not missed.
-        this.bell.rung.store(false, Ordering::Release);
+        // Before it is asked, and seen with all that whoever rang has done: what rings while it is asked is not missed.
+        this.bell.rung.swap(false, Ordering::AcqRel);
         let bell = Waker::from(Arc::clone(&this.bell));
         this.awaited.as_mut().poll(&mut Context::from_waker(&bell))
     }

@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use countersign::requests::ended;
 use countersign_identity::Code;
-use countersign_tls::{Direction, HandshakeFact};
+use countersign_tls::{Direction, HandshakeFact, LiveCall};
 use http::header::{HOST, HeaderValue};
 use http::{Request, Response, Uri, Version, uri};
 use hyper::body::Incoming;
@@ -52,10 +53,25 @@ pub(crate) struct Failed {
     pub(crate) again: Option<Duration>,
 }
 
+impl Failed {
+    /// A connection broke.
+    pub(crate) fn broken(error: &impl ToString) -> Self {
+        Self { code: Code::PeerClosed, detail: error.to_string(), again: None }
+    }
+}
+
 impl From<DialFailure> for Failed {
     fn from(failure: DialFailure) -> Self {
         Self { code: failure.code, detail: failure.detail, again: None }
     }
+}
+
+/// Whether the call may go on by now.
+///
+/// # Errors
+/// Why it may not.
+pub(crate) fn permitted(call: Option<&LiveCall>) -> Result<(), Failed> {
+    call.and_then(LiveCall::over).map_or(Ok(()), |code| Err(ended(code).into()))
 }
 
 /// What to do after a try.
@@ -89,10 +105,10 @@ impl Upstream {
     /// Sends a request for `host`, and returns the head of the response with a body that is on its way.
     ///
     /// It goes to the next address when this one cannot be connected to, and is sent again only when it
-    /// provably was not read.
+    /// provably was not read. Nothing is sent of a call that may not go on by then.
     pub(crate) async fn send(
         &self,
-        mut request: Box<Request<Body>>,
+        (mut request, call): (Box<Request<Body>>, Option<&LiveCall>),
         host: &HeaderValue,
         want: Want,
     ) -> Result<Response<Body>, Failed> {
@@ -100,7 +116,7 @@ impl Upstream {
         let mut address = self.pick(&mut tried).ok_or_else(nowhere)?;
         loop {
             tries += 1;
-            match self.attempt(address, request, host, want).await {
+            match self.attempt(address, (request, call), host, want).await {
                 Next::Done(response) => return Ok(response),
                 Next::GiveUp(why) => return Err(why),
                 Next::Onward(_, why) if tries == TRIES_MAX => return Err(why),
@@ -121,7 +137,7 @@ impl Upstream {
     async fn attempt(
         &self,
         address: usize,
-        mut request: Box<Request<Body>>,
+        (mut request, call): (Box<Request<Body>>, Option<&LiveCall>),
         host: &HeaderValue,
         want: Want,
     ) -> Next {
@@ -131,6 +147,11 @@ impl Upstream {
             Err(failure) => return self.onward(address, request, failure.into()),
         };
         if let Err(failed) = address_to(&mut request, lease.spoken(), host) {
+            return Next::GiveUp(failed);
+        }
+        // What is enforced may have changed since it was decided on.
+        if let Err(failed) = permitted(call) {
+            lease.give_back();
             return Next::GiveUp(failed);
         }
         let spare = if lease.may_refuse() { Spare::of(&request) } else { Spare::none(&request) };
@@ -144,7 +165,7 @@ impl Upstream {
             Ok(response) => {
                 spare.release();
                 self.answered(address);
-                Next::Done(passing(response, lease))
+                Next::Done(passing(response, lease, spare.replay))
             }
             Err(failure) => self.after(failure, address, &lease, spare),
         }
@@ -394,10 +415,14 @@ fn absolute(request: &mut Request<Body>, host: &HeaderValue) -> Result<(), http:
     Ok(())
 }
 
-fn passing(response: Response<Incoming>, lease: Lease) -> Response<Body> {
+fn passing(
+    response: Response<Incoming>,
+    lease: Lease,
+    sending: Option<Replay<Coming>>,
+) -> Response<Body> {
     if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
         // The connection becomes something else and never comes back to its pool.
         return response.map(|_none| Body::empty());
     }
-    response.map(|incoming| Body::leased(incoming, lease))
+    response.map(|incoming| Body::leased(incoming, lease, sending))
 }

@@ -68,6 +68,10 @@ impl Trust {
     pub fn begin_call(&self, admitted: &Admitted, call: LastingCall) -> LiveCall {
         let (entry, course) = (Arc::clone(admitted.entry()), Arc::new(Course::of(call)));
         let number = entry.calls.enter(Arc::clone(&course));
+        // Entered first, asked second: whoever ends the connection between the two finds it.
+        if let Some(code) = entry.ended() {
+            course.end(code);
+        }
         LiveCall {
             place: course.take_place(),
             under_way: Arc::new(UnderWay { entry, number, course }),
@@ -167,6 +171,13 @@ impl LiveCall {
     /// What is asked for.
     pub fn call(&self) -> &LastingCall {
         &self.under_way.course.call
+    }
+
+    /// Why it may not go on by now, if it may not. Asked right before what is to be done once: a task that is to do it may have
+    /// waited for its turn.
+    pub fn over(&self) -> Option<Code> {
+        let UnderWay { entry, course, .. } = &*self.under_way;
+        course.ended.get().copied().or_else(|| entry.ended())
     }
 
     /// Why it may not go on, once it may not. Until then the task is woken when that changes: of each hold, the last one that asked.
@@ -295,15 +306,24 @@ impl Calls {
         drop((live, left));
     }
 
+    /// Ends all of them, with their connection.
+    pub(crate) fn end(&self, code: Code) {
+        for course in self.under_way() {
+            course.end(code);
+        }
+    }
+
     /// Ends those that the slice does not permit any more.
     pub(crate) fn review(&self, slice: &Slice, standing: Option<&Standing>, now: Timestamp) {
-        let under_way: Vec<Arc<Course>> =
-            self.live().calls.iter().map(|(_, course)| course.clone()).collect();
-        for course in under_way {
+        for course in self.under_way() {
             if let Err(refused) = course.call.permitted(slice, standing, now) {
                 course.end(refused.code);
             }
         }
+    }
+
+    fn under_way(&self) -> Vec<Arc<Course>> {
+        self.live().calls.iter().map(|(_, course)| course.clone()).collect()
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {

@@ -163,6 +163,8 @@ impl Entry {
             // The peer was faster; closed is what was wanted.
             tracing::trace!(%error, "a connection to be ended was gone");
         }
+        // What was read of it before goes no further, and what waits for something else hears of it.
+        self.calls.end(code);
         true
     }
 

@@ -1,17 +1,22 @@
 //! What was taken out of service is cut, whatever it is busy with, and callers go elsewhere (the shared list: 12 to 15).
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use countersign_identity::{Code, Reason};
-use countersign_tls::{Established, Expected, Outbound, dial};
+use countersign_tls::{Direction, Established, Expected, Outbound, dial};
 use futures_util::StreamExt;
-use http::Request;
+use http::{HeaderValue, Request};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::http::upgraded;
@@ -19,8 +24,14 @@ use super::program::Program;
 use super::world::{
     PATIENCE, Proxy, Shop, WEB_TO_ORDERS, directory, eventually, get, inbound, name, outbound,
 };
+use crate::body::Arriving;
 use crate::config::Protocol;
-use crate::dial::Target;
+use crate::dial::{Dialer, Target};
+use crate::guard::Guard;
+use crate::relay::Relay;
+use crate::route::{Route, Tended, Ways};
+use crate::session::Session;
+use crate::upstream::Carries;
 
 const LEAK: Reason = Reason::KeyCompromise;
 
@@ -30,10 +41,18 @@ async fn over(mut io: impl AsyncRead + Unpin) {
     tokio::time::timeout(PATIENCE, reading).await.expect("it goes on");
 }
 
-/// A connection of `web` to the door, without `web`'s proxy.
+/// Sends until nothing more goes in.
+async fn fill(mut io: impl AsyncWrite + Unpin) {
+    let part = [b'x'; 16 * 1024];
+    while let Ok(Ok(())) =
+        tokio::time::timeout(Duration::from_millis(300), io.write_all(&part)).await
+    {}
+}
+
+/// A connection of `web` to the door, without `web`'s proxy; for this protocol, or for bytes.
 async fn straight(shop: &Shop, alpn: &[u8]) -> Established {
     let mut outbound = Outbound::service(name("orders"), Expected::Id(shop.realm.id("orders")));
-    outbound.alpn = vec![alpn.to_vec()];
+    outbound.alpn = if alpn.is_empty() { Vec::new() } else { vec![alpn.to_vec()] };
     dial(&shop.web.plane.trust, shop.orders.door(), &outbound).await.unwrap()
 }
 
@@ -268,4 +287,69 @@ async fn a_request_that_raced_the_rule_reached_nobody_or_was_under_way() {
     let reached = shop.program.reached();
     assert_ne!(shop.caller().await.get("/").await.0, 200);
     assert_eq!(shop.program.reached(), reached);
+}
+
+#[tokio::test]
+async fn what_was_decided_before_the_rule_and_not_begun_reaches_nobody() {
+    let shop = Shop::open(Protocol::Http).await;
+    let plane = shop.web.plane.clone();
+    // The caller is at the other end of a connection of `web`'s; whichever end opened it, it is decided on alike.
+    let peer = straight(&shop, b"http/1.1").await;
+    let way = || {
+        let program = vec![Dialer::Program(shop.program.target())];
+        Tended::start(&plane, program, Carries::Requests)
+    };
+    let relay = Arc::new(Relay {
+        plane: plane.clone(),
+        route: Arc::new(ArcSwap::from_pointee(Route::Requests(Ways { http: way(), grpc: None }))),
+        meter: plane.metrics.meter("orders", Direction::Inbound),
+        peer: Some(HeaderValue::from_static("spiffe://shop.example/orders")),
+        certificate: None,
+        requests: None,
+        guard: Some(Guard { service: name("orders"), admitted: peer.stream.admitted().clone() }),
+        service: name("orders"),
+    });
+    let (session, shop) = (Session::new(), Arc::new(shop));
+    let service = service_fn({
+        let shop = shop.clone();
+        move |request: Request<Incoming>| {
+            let (relay, session, shop) = (relay.clone(), session.clone(), shop.clone());
+            let begun = relay.begin(request.map(Arriving::from), &session);
+            async move {
+                // Before its task had a turn.
+                if 0 < shop.program.reached() {
+                    assert_eq!(shop.web.revoke(LEAK, &shop.orders.own_key()).cut, 1);
+                }
+                Ok::<_, Infallible>(relay.finish(begun, &session).await)
+            }
+        }
+    });
+    let (ours, theirs) = tokio::io::duplex(4096);
+    tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(theirs), service));
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(ours)).await.unwrap();
+    tokio::spawn(connection);
+    // The first leaves a connection to the program, over which the second could go at once.
+    assert_eq!(sender.send_request(get("/")).await.unwrap().status(), 200);
+    sender.ready().await.unwrap();
+    let answer = sender.send_request(get("/")).await.unwrap();
+    assert_ne!(answer.status(), 200);
+    assert_eq!(shop.program.reached(), 1);
+}
+
+#[tokio::test]
+async fn what_was_read_before_the_cut_is_not_passed_on() {
+    let mut shop = Shop::open(Protocol::Tcp).await;
+    let directory = directory();
+    let path = directory.path().join("slow.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    shop.orders.listen(&[inbound(&Target::Unix(path), Protocol::Tcp)], &[]);
+    let mut caller = straight(&shop, b"").await;
+    let (mut program, _) = listener.accept().await.unwrap();
+    // The program takes nothing, and what was read waits on our side.
+    fill(&mut caller.stream).await;
+    assert_eq!(shop.orders.revoke(LEAK, &shop.web.own_key()).cut, 1);
+    eventually(|| (shop.orders.connections() == 0).then_some(())).await;
+    // What is on its way to the program already stays so; then it ends.
+    over(&mut program).await;
 }
