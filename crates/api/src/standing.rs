@@ -62,8 +62,10 @@ impl Reader {
     /// When the connection fails, ends within a message, or brings one that is too large or too slow.
     pub async fn bytes(&mut self, io: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Bytes>> {
         // While nobody read, the other end could not be in time.
-        let now = Instant::now();
-        self.due = self.due.map(|due| if due < now { now + self.patience } else { due });
+        self.due = self.due.map(|due| {
+            let now = Instant::now();
+            if due < now { now + self.patience } else { due }
+        });
         loop {
             if let Some(message) = self.whole()? {
                 return Ok(Some(message));

@@ -9,6 +9,7 @@ pub mod otlp;
 pub mod output;
 mod resident;
 pub mod run;
+pub mod seldom;
 pub mod settings;
 pub mod system;
 pub mod trace;

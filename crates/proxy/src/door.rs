@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use countersign_identity::{Code, Name, SpiffeId};
+use countersign_program::seldom::Seldom;
 use countersign_tls::{
     AddressOf, Admitted, Direction, Established, HandshakeFact, Inbound, LastingCall, Leave,
     Outcome, REPROOF_ALPN, Room, Source, Stream, Ticket,
@@ -36,7 +37,6 @@ use crate::proxy_protocol;
 use crate::relay::Relay;
 use crate::retire::announced;
 use crate::route::Route;
-use crate::seldom::Seldom;
 use crate::session::{Patience, Session, Spoken, serve};
 use crate::shares::Shares;
 use crate::tunnel;

@@ -57,7 +57,6 @@ mod rest;
 pub mod retire;
 mod route;
 mod run;
-mod seldom;
 mod session;
 mod shares;
 mod stream;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use countersign_identity::{Code, Timestamp};
+use countersign_program::seldom::Seldom;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
@@ -22,7 +23,6 @@ use crate::dial::{DialFailure, Dialer, Dialled, Want};
 use crate::lease::{Lease, Line, On, Shared, Slot, State};
 use crate::plane::Plane;
 use crate::retire::Retirement;
-use crate::seldom::Seldom;
 use crate::session::Spoken;
 use crate::wire::Heard;
 

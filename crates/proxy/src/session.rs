@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use countersign_program::seldom::Seldom;
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -25,7 +26,6 @@ use crate::bounds::{
     SEND_BUFFER_MAX, STREAM_WINDOW, STREAMS_MAX,
 };
 use crate::rest;
-use crate::seldom::Seldom;
 use crate::stream::{Streams, carrying};
 use crate::tasks::Tasks;
 

@@ -2,10 +2,9 @@
 
 use std::future::Future;
 
+use countersign_program::seldom::Seldom;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-
-use crate::seldom::Seldom;
 
 /// Starts tasks, counts them, and cuts those that are left at the end of the drain.
 #[derive(Clone, Debug, Default)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use countersign_api::renewal::EXPORTER_LABEL;
 use countersign_api::standing;
 use countersign_identity::{Clock, Code, TrustDomain};
+use countersign_program::seldom::Seldom;
 use countersign_tls::{
     Clients, Established, HandshakeFailure, Inbound, Outcome, Stream, Trust, accept,
 };
@@ -177,15 +178,23 @@ impl Edge {
             return;
         }
         let mut standing = Standing::new(stream, self.routes.known(), peer);
+        // Asked with each sign of life otherwise.
+        let mut ends = Seldom::new(Box::pin(async {
+            tokio::select! {
+                code = ends => Some(code),
+                () = stop.cancelled() => None,
+            }
+        }));
         let over = tokio::select! {
+            biased;
+            ended = &mut ends => match ended {
+                Some(code) => {
+                    standing.give_up();
+                    Over::Refused(Refused::new(code, code.meaning()))
+                }
+                None => Over::Refused(Refused::new(Code::Unavailable, "the server is stopping")),
+            },
             over = standing.run() => over,
-            code = ends => {
-                standing.give_up();
-                Over::Refused(Refused::new(code, code.meaning()))
-            }
-            () = stop.cancelled() => {
-                Over::Refused(Refused::new(Code::Unavailable, "the server is stopping"))
-            }
         };
         if let Over::Refused(refused) = over {
             self.part(standing, &refused).await;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -205,7 +206,17 @@ async fn next(live: &mut Option<Box<Live>>) -> Result<Bytes, Refused> {
 
 /// A step of writing, which has to get somewhere in time.
 async fn timely<T>(step: impl Future<Output = io::Result<T>>) -> Result<T, Over> {
-    match tokio::time::timeout(WRITE_TIMEOUT, step).await {
+    let mut step = std::pin::pin!(step);
+    // Most need not wait, and no timer.
+    let at_once = std::future::poll_fn(|cx| match step.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending => Poll::Ready(None),
+    });
+    let done = match at_once.await {
+        Some(done) => Ok(done),
+        None => tokio::time::timeout(WRITE_TIMEOUT, step).await,
+    };
+    match done {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(_)) | Err(_) => Err(Over::Gone),
     }

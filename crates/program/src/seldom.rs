@@ -8,21 +8,23 @@ use std::task::{Context, Poll, Wake, Waker};
 
 /// A future that is asked only after it has called. Others may be asked with each turn of their task, of which there are several a
 /// request, and to ask whether a connection is to be closed costs as much as a good part of one.
-pub(crate) struct Seldom<F> {
+#[derive(Debug)]
+pub struct Seldom<F> {
     awaited: Pin<Box<F>>,
     bell: Arc<Bell>,
     /// Whom it wakes.
     told: Option<Waker>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Bell {
     rung: AtomicBool,
     wakes: Mutex<Option<Waker>>,
 }
 
 impl<F: Future> Seldom<F> {
-    pub(crate) fn new(awaited: Pin<Box<F>>) -> Self {
+    /// Of what is asked only when it has called.
+    pub fn new(awaited: Pin<Box<F>>) -> Self {
         Self { awaited, bell: Arc::default(), told: None }
     }
 }
