@@ -140,9 +140,11 @@ where
         let answer = inner.call(Request::from_parts(head, asked));
         Box::pin(async move {
             let over = std::future::poll_fn(|cx| entered.live.poll_ended(cx));
+            // It was called where its connection is read, and may have waited for its turn here.
             let response = tokio::select! {
-                response = answer => response?,
+                biased;
                 code = over => return Ok(refusal(&ended(code), is_grpc)),
+                response = answer => response?,
             };
             let status = response.status();
             let upgrades = status == StatusCode::SWITCHING_PROTOCOLS;

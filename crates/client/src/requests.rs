@@ -189,7 +189,7 @@ fn understood(head: &request::Parts) -> Result<CanonicalPath, Unanswered> {
 
 /// What is under way is not permitted any more.
 pub fn ended(code: Code) -> Unanswered {
-    let detail = "policies have changed while the request was under way".to_owned();
+    let detail = "what is enforced has changed while the request was under way".to_owned();
     Unanswered { code, detail, again: None }
 }
 

@@ -23,7 +23,12 @@ pub trait Clock: Send + Sync + 'static {
     /// choose one at which it wakes others too: to wake once for all of them costs a fraction of what it costs to wake for
     /// each.
     fn about(&self, span: Duration) -> Timestamp {
-        self.now() + span
+        self.now() + self.beat(span)
+    }
+
+    /// How long it is until such a moment: never longer than `span` but for a moment's rest, and never nothing.
+    fn beat(&self, span: Duration) -> Duration {
+        span
     }
 }
 
@@ -31,7 +36,8 @@ pub trait Clock: Send + Sync + 'static {
 ///
 /// `sleep_until` looks at the wall clock at least twice a second, since timers of the runtime neither count
 /// suspended time nor follow a stepped clock. One sleeper a component, not one a connection; all of them look at the same
-/// moments, the process's [beats](beat).
+/// moments, the process's beats, which come twice a second: an idle process wakes twice a second, and not twice for each of its
+/// parts.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
@@ -42,27 +48,23 @@ const BEAT: Duration = Duration::from_millis(500);
 /// Who would be woken so shortly before a beat is woken at it.
 const NEARLY: Duration = Duration::from_millis(2);
 
-/// How long it takes from now to the last beat of this process within `span`; of a span without one, all of it. Beats come
-/// twice a second. What looks again and again whether there is something to do waits for one, and wakes together with all
-/// others who do: an idle process wakes twice a second, and not twice for each of its parts.
-pub fn beat(span: Duration) -> Duration {
-    beat_within(span, since_first_beat())
-}
-
 fn since_first_beat() -> Duration {
     static FIRST: OnceLock<Instant> = OnceLock::new();
     FIRST.get_or_init(Instant::now).elapsed()
 }
 
+/// How long it takes to the last beat within `span`, beginning so long after the first; all of a span without one.
 fn beat_within(span: Duration, since_first: Duration) -> Duration {
     let end = since_first.saturating_add(span);
     let over = Duration::from_nanos_u128(end.as_nanos() % BEAT.as_nanos());
-    if over < span { span - over } else { span }
+    // What is as good as now is no rest.
+    if over + NEARLY < span { span - over } else { span }
 }
 
 /// How long to nap for the rest of a sleep, beginning so long after the first beat.
 fn nap(rest: Duration, since_first: Duration) -> Duration {
-    let beat = beat_within(BEAT, since_first);
+    let over = Duration::from_nanos_u128(since_first.as_nanos() % BEAT.as_nanos());
+    let beat = BEAT - over;
     if rest + NEARLY < beat { rest } else { beat }
 }
 
@@ -100,7 +102,11 @@ impl Clock for SystemClock {
 
     fn about(&self, span: Duration) -> Timestamp {
         // A little before, so that it has come with the beat, whichever of the two clocks was read first.
-        self.now() + beat(span).saturating_sub(NEARLY / 2)
+        self.now() + self.beat(span).saturating_sub(NEARLY / 2)
+    }
+
+    fn beat(&self, span: Duration) -> Duration {
+        beat_within(span, since_first_beat())
     }
 }
 
@@ -117,7 +123,8 @@ mod tests {
         for (span, since_first, wait) in [
             (500, 0, 500),
             (500, 3, 497),
-            (500, 499, 1),
+            (500, 499, 500),
+            (500, 497, 3),
             (1000, 1003, 997),
             (1000, 1400, 600),
             (2000, 250, 1750),

@@ -31,7 +31,7 @@ mod vitals;
 
 pub use backoff::{Backoff, BackoffPolicy};
 pub use canary::{Canary, Trial};
-pub use clock::{Clock, Sleep, SystemClock, beat};
+pub use clock::{Clock, Sleep, SystemClock};
 pub use code::{Code, Fault, UnknownCode};
 pub use entropy::{Entropy, EntropyLost, SeededEntropy, SystemEntropy};
 pub use ids::{BadId, KeyId, NodeId, NodeTag, Serial, Sha256};

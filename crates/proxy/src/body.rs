@@ -6,6 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use countersign_identity::Code;
+use countersign_tls::Admitted;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -14,7 +15,7 @@ use crate::headers;
 use crate::lease::Lease;
 use crate::replay::{Replay, Sending};
 use crate::rest::Unread;
-use crate::session::Busy;
+use crate::session::{Busy, Spoken};
 use crate::stream::Carried;
 
 /// A body on its way, with what must stay alive until it has passed. There is none of an empty one.
@@ -181,7 +182,10 @@ impl Body {
     ) -> Self {
         let mut body = Self::of(Kind::Leased(incoming));
         let passing = body.passing();
-        (passing.lease, passing.sending) = (Some(lease), sending.filter(|it| !it.is_over()));
+        // Of many streams, others begin whatever this one is busy with.
+        let alone = lease.spoken() == Spoken::Http1;
+        passing.sending = sending.filter(|sending| alone && !sending.is_over());
+        passing.lease = Some(lease);
         passing.give_back_if_ended();
         body
     }
@@ -212,6 +216,11 @@ impl Body {
 }
 
 impl Passing {
+    /// Why we have ended the connection that it comes over: also of what has come before, nothing is passed on.
+    fn cut(&self) -> Option<Code> {
+        self.lease.as_ref().and_then(Lease::admitted).and_then(Admitted::why_ended)
+    }
+
     fn give_back_if_ended(&mut self) {
         if self.kind.is_end_stream() {
             self.finish();
@@ -254,6 +263,9 @@ impl http_body::Body for Body {
         let Some(passing) = &mut self.0 else { return Poll::Ready(None) };
         if let Poll::Ready(broken) = poll_broken(passing.entered.as_ref(), cx) {
             return Poll::Ready(Some(Err(broken)));
+        }
+        if let Some(code) = passing.cut() {
+            return Poll::Ready(Some(Err(Broken::Ended(code))));
         }
         let frame = match &mut passing.kind {
             Kind::Whole(bytes) => {

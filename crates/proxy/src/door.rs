@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use countersign_identity::{Code, Name, SpiffeId};
-use countersign_program::seldom::Seldom;
 use countersign_tls::{
     AddressOf, Admitted, Direction, Established, HandshakeFact, Inbound, LastingCall, Leave,
     Outcome, REPROOF_ALPN, Room, Source, Stream, Ticket,
@@ -24,7 +23,7 @@ use crate::body::{Arriving, Body};
 use crate::bounds::{
     CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES, PROXY_HEADER_TIMEOUT,
 };
-use crate::dial::{Want, protocols, spoken};
+use crate::dial::{Dialled, Want, protocols, spoken};
 use crate::facts::blank_fact;
 use crate::guard::Guard;
 use crate::headers::{Told, client_certificate, peer_value};
@@ -267,9 +266,9 @@ impl Door {
                 };
                 drop(route);
                 let how = (spoken, Patience::Peer);
-                let cut = cut(&admitted);
+                let came = admitted.clone();
                 let answered = answer(wire, how, (relay, Some(admitted)), announce);
-                until(cut, answered).await;
+                tunnel::until_cut(Some(&came), answered).await;
             }
             Route::Bytes(upstream) => {
                 let upstream = upstream.clone();
@@ -280,7 +279,7 @@ impl Door {
                     return;
                 }
                 let joined = Box::pin(join(wire, &upstream, (&self.meter, preface)));
-                until(cut(&admitted), joined).await;
+                tunnel::until_cut(Some(&admitted), joined).await;
             }
         }
     }
@@ -313,24 +312,6 @@ struct Leaves<'a> {
 impl Drop for Leaves<'_> {
     fn drop(&mut self) {
         self.door.under_way().leave(self.number);
-    }
-}
-
-/// Resolves when we have ended the connection.
-fn cut(admitted: &Admitted) -> Seldom<impl Future<Output = Code> + use<>> {
-    Seldom::new(Box::pin(admitted.ended()))
-}
-
-/// Goes on with a connection, unless it is cut. Its socket is shut by then; but whoever does not read it, because something is read
-/// and not used, would not know.
-async fn until(
-    cut: Seldom<impl Future<Output = Code>>,
-    served: Pin<Box<impl Future<Output = ()> + ?Sized>>,
-) {
-    tokio::select! {
-        biased;
-        code = cut => tracing::debug!(%code, "a connection was cut"),
-        () = served => {}
     }
 }
 
@@ -382,19 +363,20 @@ pub(crate) async fn join<K: Unpin>(
     (meter, preface): (&Meter, Vec<u8>),
 ) {
     match upstream.connect().await {
-        Ok(mut far) => {
+        Ok(Dialled { wire: mut far, admitted, .. }) => {
             meter.tunnel();
-            let begun = async {
+            let joined = async {
                 far.write_all(&preface).await?;
                 // Joining flushes only what it wrote itself.
-                far.flush().await
+                far.flush().await?;
+                tunnel::join(wire, far).await
             };
-            if let Err(error) = begun.await {
-                return tracing::debug!(%error, "a connection broke at its beginning");
-            }
-            if let Err(error) = tunnel::join(wire, far).await {
-                tracing::debug!(%error, "a joined connection broke");
-            }
+            let told = async {
+                if let Err(error) = joined.await {
+                    tracing::debug!(%error, "a joined connection broke");
+                }
+            };
+            tunnel::until_cut(admitted.as_ref(), told).await;
         }
         // There is no way to say why on a plain byte stream: it ends.
         Err(failed) => {

@@ -146,6 +146,11 @@ impl Lease {
         }
     }
 
+    /// Under what the connection was admitted, if the other end is a peer.
+    pub(crate) fn admitted(&self) -> Option<&Admitted> {
+        self.state().admitted.as_ref()
+    }
+
     /// The other end reads nothing more that is sent over it.
     pub(crate) fn leave(&self) {
         let state = self.state();

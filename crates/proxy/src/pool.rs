@@ -387,7 +387,7 @@ async fn drive<C>(
         }
         leave();
     };
-    // Nothing of it is passed on from then on, also of what was read before.
+    // Who waits for something else does not read that its socket is shut.
     let mut cut = std::pin::pin!(Seldom::new(Box::pin(cut(&state))));
     let mut retire = std::pin::pin!(Seldom::new(Box::pin(retire)));
     let mut retired = false;

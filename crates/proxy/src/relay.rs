@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use countersign::requests::{ended, grpc_status, whole_seconds};
 use countersign_identity::{Code, Name, Timestamp};
 use countersign_program::trace::{Context, Kind, Span};
-use countersign_tls::LiveCall;
+use countersign_tls::{Admitted, LiveCall};
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, UPGRADE};
 use http::{Request, Response, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
@@ -231,13 +231,14 @@ impl Relay {
         if let (Some(_), Some(guard), Some(entered)) = (&tunnel, &self.guard, &entered) {
             guard.upgraded(&self.plane, entered)?;
         }
+        let dialled = response.extensions_mut().remove::<Admitted>();
         *response.version_mut() = Version::HTTP_11;
         response.extensions_mut().clear();
         headers::strip_response(response.headers_mut());
         headers::strip_reserved(response.headers_mut());
         if let Some((near, far, protocol)) = tunnel {
             ask_for(response.headers_mut(), protocol);
-            self.join(near, far, entered);
+            self.join((near, entered), (far, dialled));
             return Ok(response);
         }
         let carried = entered.as_ref().and_then(|entered| stream::carries(entered.live.clone()));
@@ -245,21 +246,29 @@ impl Relay {
     }
 
     /// Lets the bytes of the two upgraded connections flow. Each holds its own place in the register.
-    fn join(&self, near: OnUpgrade, far: OnUpgrade, entered: Option<Entered>) {
+    fn join(
+        &self,
+        (near, entered): (OnUpgrade, Option<Entered>),
+        (far, dialled): (OnUpgrade, Option<Admitted>),
+    ) {
         self.meter.tunnel();
+        let came = self.guard.as_ref().map(|guard| guard.admitted.clone());
         self.plane.tasks.start(async move {
-            let call = entered.as_ref().map(|entered| &entered.live);
-            let joined = std::pin::pin!(async {
-                match tokio::try_join!(near, far) {
-                    Ok((near, far)) => tunnel::join(TokioIo::new(near), TokioIo::new(far))
-                        .await
-                        .map_err(|error| Failed::broken(&error)),
-                    Err(error) => Err(Failed::broken(&error)),
+            let _until_the_end = entered;
+            let joined = async {
+                let (near, far) = match tokio::try_join!(near, far) {
+                    Ok(both) => both,
+                    Err(error) => {
+                        tracing::debug!(%error, "an upgrade was agreed on, and did not come");
+                        return;
+                    }
+                };
+                if let Err(error) = tunnel::join(TokioIo::new(near), TokioIo::new(far)).await {
+                    tracing::debug!(%error, "an upgraded connection broke");
                 }
-            });
-            if let Err(failed) = while_permitted(call, joined).await {
-                tracing::debug!(why = %failed.detail, "an upgraded connection broke");
-            }
+            };
+            let joined = tunnel::until_cut(dialled.as_ref(), joined);
+            tunnel::until_cut(came.as_ref(), joined).await;
         });
     }
 }

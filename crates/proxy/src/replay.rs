@@ -19,7 +19,7 @@ struct Kept<B> {
     bytes: usize,
     /// No longer to be sent again.
     released: bool,
-    /// All of it has passed, or it broke.
+    /// What sends it has let go of it.
     over: bool,
     /// Which sending is the present one. An earlier one, whose connection has not noticed its end yet, gets no more.
     turn: u32,
@@ -58,11 +58,11 @@ impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
         if kept.released {
             return None;
         }
-        kept.turn += 1;
+        (kept.turn, kept.over) = (kept.turn + 1, false);
         Some(Sending { kept: self.0.clone(), again: kept.passed.clone().into(), turn: kept.turn })
     }
 
-    /// Whether all of it has passed, or it broke: nobody waits for more of it.
+    /// Whether what sends it has let go of it, having sent all of it or none of the rest.
     pub(crate) fn is_over(&self) -> bool {
         lock(&self.0).over
     }
@@ -97,6 +97,14 @@ impl<B> Sending<B> {
     }
 }
 
+impl<B> Drop for Sending<B> {
+    fn drop(&mut self) {
+        let mut kept = lock(&self.kept);
+        // Whether it was asked for an end that comes apart from the last bytes, or for trailers, depends on who sends.
+        kept.over |= kept.turn == self.turn;
+    }
+}
+
 impl<B: Body<Data = Bytes> + Unpin> Body for Sending<B> {
     type Data = Bytes;
     type Error = B::Error;
@@ -114,7 +122,6 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Sending<B> {
             return Poll::Ready(Some(Ok(passed.into_frame())));
         }
         let frame = ready!(Pin::new(&mut kept.rest).poll_frame(cx));
-        kept.over = !matches!(frame, Some(Ok(_))) || kept.rest.is_end_stream();
         if let Some(Ok(frame)) = &frame {
             match (frame.data_ref(), frame.trailers_ref()) {
                 // Each frame counts for something, so that empty ones are bounded as well.
@@ -224,12 +231,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_over_when_all_of_it_has_passed() {
-        let mut sending = body(&[3, 4]);
-        let replay = sending.replay();
-        assert!(sending.frame().await.is_some());
-        assert!(!replay.is_over(), "half of it is left");
-        assert_eq!(rest(sending).await, 4);
+    async fn it_is_over_when_the_last_sending_is_let_go_of() {
+        let mut first = body(&[3, 4]);
+        let replay = first.replay();
+        assert!(first.frame().await.is_some());
+        let second = replay.again().unwrap();
+        drop(first);
+        assert!(!replay.is_over(), "an earlier sending says nothing of the present one");
+        drop(second);
+        assert!(replay.is_over());
+        let third = replay.again().unwrap();
+        assert!(!replay.is_over(), "it has begun again");
+        assert_eq!(rest(third).await, 7);
         assert!(replay.is_over());
     }
 }

@@ -2,9 +2,28 @@
 
 use std::io;
 
+use countersign_program::seldom::Seldom;
+use countersign_tls::Admitted;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::bounds::TUNNEL_BUFFER;
+
+/// Goes on with what is done over a connection, until we cut that: its socket is shut by then, but who does not read it, because
+/// what was read is not taken, would not know, and would pass that on. What leads to the program of our own side is never cut.
+pub(crate) async fn until_cut(admitted: Option<&Admitted>, work: impl Future<Output = ()>) {
+    let ended = admitted.map(Admitted::ended);
+    let cut = Seldom::new(Box::pin(async {
+        match ended {
+            Some(ended) => ended.await,
+            None => std::future::pending().await,
+        }
+    }));
+    tokio::select! {
+        biased;
+        code = cut => tracing::debug!(%code, "a connection was cut"),
+        () = work => {}
+    }
+}
 
 /// Copies between the two until each has said its end to the other. An end of one way is passed on as such, so
 /// a protocol that half-closes works. What is cut by the register ends both ways.

@@ -17,7 +17,7 @@ use crate::bounds::{
     ADDRESSES_MAX, IDLE_BACKEND, IDLE_DIALLED, RESPONSE_HEAD_TIMEOUT, SWEEP_EVERY, TRIES_MAX,
     UPLOAD_TIMEOUT,
 };
-use crate::dial::{DialFailure, Dialer, Want};
+use crate::dial::{DialFailure, Dialer, Dialled, Want};
 use crate::facts::blank_fact;
 use crate::health::{Health, Tried};
 use crate::lease::{Lease, SendFailure};
@@ -25,7 +25,6 @@ use crate::plane::Plane;
 use crate::pool::Pool;
 use crate::replay::Replay;
 use crate::session::Spoken;
-use crate::wire::Wire;
 
 /// One thing to reach, at one or more addresses.
 pub(crate) struct Upstream {
@@ -51,13 +50,6 @@ pub(crate) struct Failed {
     pub(crate) detail: String,
     /// In which time it may be otherwise, where that is known.
     pub(crate) again: Option<Duration>,
-}
-
-impl Failed {
-    /// A connection broke.
-    pub(crate) fn broken(error: &impl ToString) -> Self {
-        Self { code: Code::PeerClosed, detail: error.to_string(), again: None }
-    }
 }
 
 impl From<DialFailure> for Failed {
@@ -206,13 +198,13 @@ impl Upstream {
     }
 
     /// A byte stream to the first address that takes one.
-    pub(crate) async fn connect(&self) -> Result<Wire, Failed> {
+    pub(crate) async fn connect(&self) -> Result<Dialled, Failed> {
         let (mut tried, mut failed) = (Tried::default(), nowhere());
         while let Some(address) = self.pick(&mut tried) {
             match self.pools[address].dialer().dial(&self.plane, Want::Raw).await {
                 Ok(dialled) => {
                     self.answered(address);
-                    return Ok(dialled.wire);
+                    return Ok(dialled);
                 }
                 Err(failure) => {
                     failed = failure.into();
@@ -422,7 +414,11 @@ fn passing(
 ) -> Response<Body> {
     if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
         // The connection becomes something else and never comes back to its pool.
-        return response.map(|_none| Body::empty());
+        let mut response = response.map(|_none| Body::empty());
+        if let Some(admitted) = lease.admitted() {
+            response.extensions_mut().insert(admitted.clone());
+        }
+        return response;
     }
     response.map(|incoming| Body::leased(incoming, lease, sending))
 }

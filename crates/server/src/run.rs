@@ -529,8 +529,9 @@ impl Parts {
             settle(Arc::clone(&control), start.domain.server.to_string(), after.clone()),
         );
         let (data, store) = (start.config.data.clone(), Arc::clone(&start.store));
+        let clock = Arc::clone(&start.around.clock);
         let lost = CancellationToken::new();
-        spawn(&mut parts, remember(data, store, lost.clone(), after.clone()));
+        spawn(&mut parts, remember((data, clock), store, lost.clone(), after.clone()));
         if let Some(key) = &control.log_key {
             let signer = Signer::new(Arc::clone(&control), Arc::clone(key), holder.clone())?;
             spawn(&mut parts, signer.run(after.clone()));

@@ -15,7 +15,7 @@ use super::realm::Realm;
 use super::world::{
     Caller, Proxy, Shop, WEB_TO_ORDERS, directory, eventually, inbound, name, outbound,
 };
-use crate::bounds::SCRAPES_MAX;
+use crate::bounds::{SCRAPE_TIMEOUT, SCRAPES_MAX};
 use crate::config::{
     Config, FixedInbound, FixedOutbound, IdentitySource, Listeners, LocalPlace, Protocol, Ready,
 };
@@ -170,7 +170,8 @@ async fn two_proxies_run_from_files_and_drain() {
         let mut scrape = TcpStream::connect(orders.ready.metrics.unwrap()).await.unwrap();
         scrape.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
         text.clear();
-        scrape.read_to_string(&mut text).await.unwrap();
+        let read = tokio::time::timeout(SCRAPE_TIMEOUT / 2, scrape.read_to_string(&mut text));
+        read.await.expect("it is closed at once").unwrap();
         assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
         kept.push(scrape);
     }

@@ -9,8 +9,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use countersign_tls::{Inbound, accept};
 use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use hyper::client::conn::http2;
 use hyper::service::service_fn;
-use tokio::net::TcpListener;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::{TcpListener, UnixStream};
 
 use super::world::{Caller, Proxy, Shop, eventually, get, name, outbound, read};
 use crate::body::{Arriving, Body};
@@ -120,4 +124,22 @@ async fn an_idle_connection_that_the_peer_has_closed_costs_no_request() {
         eventually(|| (shop.orders.plane.trust.connections() == 0).then_some(())).await;
         eventually(|| (shop.web.plane.trust.connections() == 0).then_some(())).await;
     }
+}
+
+#[tokio::test]
+async fn a_body_whose_end_comes_by_itself_keeps_no_connection_from_the_next_request() {
+    let shop = Shop::open(Protocol::Http).await;
+    let stream = UnixStream::connect(&shop.local).await.unwrap();
+    let (mut sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    for _ in 0..5 {
+        // Its length is told, and its end is a frame without any of it.
+        let words = [Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"words")))];
+        let body = StreamBody::new(futures_util::stream::iter(words));
+        let request = Request::post("http://orders/echo").header("content-length", "5");
+        let answer = sender.send_request(request.body(body).unwrap()).await.unwrap();
+        assert_eq!(read(answer).await, (200, "words".to_owned()));
+    }
+    assert!(shop.program.accepted() <= 2, "{} connections", shop.program.accepted());
 }

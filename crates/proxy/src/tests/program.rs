@@ -29,6 +29,8 @@ pub(super) struct Program {
     path: PathBuf,
     /// How many requests have reached it.
     pub(super) reached: Arc<AtomicUsize>,
+    /// How many connections to it were opened.
+    accepted: Arc<AtomicUsize>,
     /// Each permit lets one request for `/gate` go on.
     pub(super) gate: Arc<Semaphore>,
     /// What came of the bodies of requests, by the path.
@@ -63,6 +65,8 @@ impl Program {
         let listener = UnixListener::bind(path).unwrap();
         let (reached, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
         let (counter, waiting) = (reached.clone(), gate.clone());
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let opened = accepted.clone();
         let taken = Bodies::default();
         let bodies = taken.clone();
         let given = Arc::new(AtomicUsize::new(0));
@@ -70,6 +74,7 @@ impl Program {
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
+                opened.fetch_add(1, Ordering::SeqCst);
                 let (counter, waiting, bodies) = (counter.clone(), waiting.clone(), bodies.clone());
                 let parts = parts.clone();
                 let service = service_fn(move |request| {
@@ -86,7 +91,7 @@ impl Program {
                 });
             }
         });
-        Self { path: path.to_owned(), reached, gate, taken, given, task }
+        Self { path: path.to_owned(), reached, accepted, gate, taken, given, task }
     }
 
     pub(super) fn target(&self) -> Target {
@@ -108,6 +113,10 @@ impl Program {
             (0 < given && LOOKS <= looks).then_some(())
         })
         .await;
+    }
+
+    pub(super) fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
     }
 
     pub(super) fn reached(&self) -> usize {

@@ -353,3 +353,19 @@ async fn what_was_read_before_the_cut_is_not_passed_on() {
     // What is on its way to the program already stays so; then it ends.
     over(&mut program).await;
 }
+
+#[tokio::test]
+async fn what_a_revoked_peer_had_sent_is_not_passed_on_to_our_program() {
+    let mut shop = Shop::open(Protocol::Tcp).await;
+    let directory = directory();
+    let path = directory.path().join("talks.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    shop.orders.listen(&[inbound(&Target::Unix(path), Protocol::Tcp)], &[]);
+    // Our program takes nothing, and what its peer says waits on our side.
+    let ours = UnixStream::connect(&shop.local).await.unwrap();
+    let (mut theirs, _) = listener.accept().await.unwrap();
+    fill(&mut theirs).await;
+    assert_eq!(shop.web.revoke(LEAK, &shop.orders.own_key()).cut, 1);
+    eventually(|| (shop.web.connections() == 0).then_some(())).await;
+    over(ours).await;
+}

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{Revision, Sha256, beat};
+use countersign_identity::{Clock, Revision, Sha256};
 use countersign_store::{Head, Store, StoreError};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -100,7 +100,7 @@ impl Seen {
 /// When the store has lost its tail under this server, that is written down, so that the server's next life begins a new
 /// incarnation, and `lost` tells that this life is over.
 pub(crate) async fn remember(
-    data: PathBuf,
+    (data, clock): (PathBuf, Arc<dyn Clock>),
     store: Arc<dyn Store>,
     lost: CancellationToken,
     stop: CancellationToken,
@@ -109,7 +109,7 @@ pub(crate) async fn remember(
     loop {
         let stopped = tokio::select! {
             () = stop.cancelled() => true,
-            () = tokio::time::sleep(beat(PAUSE)) => false,
+            () = tokio::time::sleep(clock.beat(PAUSE)) => false,
         };
         match Seen::look(&*store, written.as_ref()).await {
             Ok(seen) if written.as_ref() != Some(&seen) => {

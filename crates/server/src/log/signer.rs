@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use countersign_audit::{Checkpoint, Edge, Note, NoteKey, Origin};
-use countersign_identity::{Code, Failed, Incarnation, Sha256, Timestamp, beat};
+use countersign_identity::{Code, Failed, Incarnation, Sha256, Timestamp};
 use countersign_store::{Batch, CheckpointRow, Op, PAGE_MAX};
 use tokio_util::sync::CancellationToken;
 
@@ -137,7 +137,7 @@ impl Signer {
             }
             tokio::select! {
                 () = stop.cancelled() => stopped = true,
-                () = tokio::time::sleep(beat(PAUSE)) => {}
+                () = tokio::time::sleep(self.control.clock.beat(PAUSE)) => {}
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use countersign_identity::{Clock, Revision, Timestamp, beat};
+use countersign_identity::{Clock, Revision, Timestamp};
 use countersign_store::{Feed, Store};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -144,7 +144,7 @@ impl Feeder {
                     stop.cancelled().await;
                     return Ok(());
                 },
-                () = tokio::time::sleep(beat(POLL)) => {}
+                () = tokio::time::sleep(self.clock.beat(POLL)) => {}
             }
         }
     }

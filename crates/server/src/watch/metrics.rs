@@ -253,6 +253,8 @@ pub(crate) async fn serve_metrics(
                 let service = TowerToHyperService::new(router.clone());
                 let connection = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
+                    // Whoever would keep it kept a place from others.
+                    .keep_alive(false)
                     .header_read_timeout(CONNECTION_TIMEOUT)
                     .serve_connection(TokioIo::new(tcp), service);
                 connections.spawn(async move {

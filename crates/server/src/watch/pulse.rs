@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use countersign_identity::{Clock, Code, beat};
+use countersign_identity::{Clock, Code};
 use countersign_store::Store;
 use tokio_util::sync::CancellationToken;
 
@@ -89,7 +89,7 @@ impl Pulse {
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(beat(LOOK_PAUSE)) => {}
+                () = tokio::time::sleep(clock.beat(LOOK_PAUSE)) => {}
             }
         }
     }
