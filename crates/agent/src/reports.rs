@@ -222,8 +222,10 @@ impl Reports {
             self.points.sweep();
             let state = (credentials, self.running());
             let every = report_every(quiet.get());
-            let due =
-                reported.as_ref().is_none_or(|(at, before)| *at + every <= now || *before != state);
+            // A clock that was set back is told at once.
+            let due = reported
+                .as_ref()
+                .is_none_or(|(at, before)| now < *at || *at + every <= now || *before != state);
             if due || !self.facts.is_empty() {
                 self.send(&*calls, state.0.clone(), view.as_deref()).await;
                 reported = Some((now, state));

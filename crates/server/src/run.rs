@@ -751,13 +751,20 @@ fn local(listener: &TcpListener, address: SocketAddr) -> Result<SocketAddr, Star
 
 /// The time of the log's last entry.
 pub(crate) async fn latest(store: &dyn Store) -> Result<Timestamp, StartError> {
-    let size = store.head().await?.log_size;
-    let Some(last) = size.checked_sub(1) else { return Ok(Timestamp::EPOCH) };
-    let events = store.events(last, 1).await?;
-    let entry = events.first().map(|event| Entry::parse(&event.leaf));
-    match entry {
-        Some(Ok(entry)) => Ok(entry.at),
-        Some(Err(bad)) => Err(internal(bad).into()),
-        None => Err(internal("the log's last entry is missing").into()),
+    let mut head = store.head().await?;
+    loop {
+        let Some(last) = head.log_size.checked_sub(1) else { return Ok(Timestamp::EPOCH) };
+        let events = store.events(last, 1).await?;
+        match events.first().map(|event| Entry::parse(&event.leaf)) {
+            Some(Ok(entry)) => return Ok(entry.at),
+            Some(Err(bad)) => return Err(internal(bad).into()),
+            None => {}
+        }
+        // Another server may have begun an incarnation between the two, whose log is shorter.
+        let now = store.head().await?;
+        if now.revision.incarnation == head.revision.incarnation {
+            return Err(internal("the log's last entry is missing").into());
+        }
+        head = now;
     }
 }

@@ -390,6 +390,9 @@ impl Pump {
         loop {
             tokio::select! {
                 () = self.clock.sleep_until(self.quiet_until) => {
+                    if self.was_set_back() {
+                        continue;
+                    }
                     let why = "the server says nothing any more, and had promised to";
                     let silent = LinkFault::new(Code::TimedOut, why);
                     // Nobody hears it when the session has ended meanwhile.
@@ -422,13 +425,28 @@ impl Pump {
         };
         self.compare_clocks(&response);
         self.quiet.told(response.quiet_millis);
-        let quiet = self.quiet.get();
-        self.quiet_until =
-            quiet.map_or(Timestamp::LAST, |quiet| self.clock.now() + SILENCES * quiet);
+        self.listen_anew();
         if let Some(witness) = wire::witness(&response) {
             self.witnessed.see(witness);
         }
         wire::sync_message(response)
+    }
+
+    /// From now on the server may say nothing for as long as it has promised to say something.
+    fn listen_anew(&mut self) {
+        let quiet = self.quiet.get();
+        self.quiet_until =
+            quiet.map_or(Timestamp::LAST, |quiet| self.clock.now() + SILENCES * quiet);
+    }
+
+    /// Whether a sleep ended because the clock was set back, before its moment: it says nothing of the server, to which it is
+    /// listened anew.
+    fn was_set_back(&mut self) -> bool {
+        let set_back = self.clock.now() < self.quiet_until;
+        if set_back {
+            self.listen_anew();
+        }
+        set_back
     }
 
     fn compare_clocks(&self, response: &v1::SyncResponse) {
