@@ -339,6 +339,12 @@ impl GeneralName {
             0x88 => NameKind::Registered,
             tag => return Err(value.bad(format!("a name of unknown kind {tag:02x}"))),
         };
+        if kind == NameKind::Other {
+            check_other(value)?;
+        }
+        if kind == NameKind::Registered {
+            value.oid()?;
+        }
         // [4] is explicit around a Name, because a Name is a CHOICE.
         let bytes = if kind == NameKind::Directory {
             check_name(&only(value, der::SEQUENCE, "directory name")?)?
@@ -365,6 +371,16 @@ impl GeneralName {
         };
         if good { Ok(()) } else { Err(value.bad(format!("a bad name of kind {:?}", self.kind))) }
     }
+}
+
+/// A name of a kind that is named within it (RFC 5280, 4.2.1.6): its kind, and what it is, whatever that may be.
+fn check_other(value: &Value<'_>) -> Result<(), BadDer> {
+    let mut fields = value.inside();
+    fields.take(der::OID, "kind of another name")?.oid()?;
+    let mut named = fields.take(der::context_constructed(0), "another name")?.inside();
+    named.any()?;
+    named.end("another name")?;
+    fields.end("another name")
 }
 
 impl NameConstraints {

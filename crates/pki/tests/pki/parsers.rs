@@ -78,6 +78,21 @@ fn another_parser_reads_our_vectors_alike() {
 }
 
 #[test]
+fn a_name_that_is_not_what_its_kind_says_is_refused() {
+    let mut changed = 0;
+    for mut bytes in certificates() {
+        let Some(text) = bytes.windows(9).position(|text| text == b"spiffe://") else { continue };
+        // Before its length, which is of one byte but for the longest names.
+        let Some(tag) = text.checked_sub(2).filter(|tag| bytes[*tag] == 0x86) else { continue };
+        // The text of a URI is not the kind and the value that another name consists of.
+        bytes[tag] = 0xa0;
+        assert!(Certificate::parse(&bytes).is_err(), "{bytes:02x?}");
+        changed += 1;
+    }
+    assert!(10 < changed, "{changed} names");
+}
+
+#[test]
 fn every_prefix_of_a_certificate_is_refused() {
     let whole = certificates().swap_remove(0);
     for length in 0..whole.len() {
