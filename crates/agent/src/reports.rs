@@ -233,7 +233,7 @@ impl Reports {
             tokio::select! {
                 () = self.clock.sleep_until(self.clock.about(LOOK_EVERY)) => {}
                 () = self.facts.0.arrived.notified() => {
-                    self.clock.sleep_until(now + FACTS_GATHER).await;
+                    self.clock.sleep_until(self.clock.now() + FACTS_GATHER).await;
                 }
             }
         }

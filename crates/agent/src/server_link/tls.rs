@@ -393,11 +393,7 @@ impl Pump {
                     if self.was_set_back() {
                         continue;
                     }
-                    let why = "the server says nothing any more, and had promised to";
-                    let silent = LinkFault::new(Code::TimedOut, why);
-                    // Nobody hears it when the session has ended meanwhile.
-                    messages.send(Err(silent)).await.ok();
-                    return;
+                    return silent(&messages).await;
                 }
                 ack = acks.recv() => {
                     let Some(ack) = ack else { return };
@@ -405,7 +401,8 @@ impl Pump {
                     tokio::select! {
                         // Why it could not be sent is what is heard next.
                         _said = say => {}
-                        () = self.clock.sleep_until(self.quiet_until) => {}
+                        // Also where the clock was set back: what was not said here is said on the next session.
+                        () = self.clock.sleep_until(self.quiet_until) => return silent(&messages).await,
                     }
                 }
                 told = self.ears.told.recv() => {
@@ -458,6 +455,13 @@ impl Pump {
             tracing::warn!(%apart, "this machine's clock and the server's differ");
         }
     }
+}
+
+/// Ends the session of a server that has broken its promise.
+async fn silent(messages: &mpsc::Sender<Said>) {
+    let why = "the server says nothing any more, and had promised to";
+    // Nobody hears it when the session has ended meanwhile.
+    messages.send(Err(LinkFault::new(Code::TimedOut, why))).await.ok();
 }
 
 struct StandingCalls {
