@@ -26,7 +26,7 @@ pub trait Clock: Send + Sync + 'static {
         self.now() + self.beat(span)
     }
 
-    /// How long it is until such a moment: never longer than `span` but for a moment's rest, and never nothing.
+    /// How long it is until such a moment: at most `span`, and nothing only if that is nothing.
     fn beat(&self, span: Duration) -> Duration {
         span
     }
@@ -36,8 +36,7 @@ pub trait Clock: Send + Sync + 'static {
 ///
 /// `sleep_until` looks at the wall clock at least twice a second, since timers of the runtime neither count
 /// suspended time nor follow a stepped clock. One sleeper a component, not one a connection; all of them look at the same
-/// moments, the process's beats, which come twice a second: an idle process wakes twice a second, and not twice for each of its
-/// parts.
+/// moments, the process's beats, which come twice a second, so that it wakes once for all of them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
