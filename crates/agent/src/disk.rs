@@ -29,7 +29,16 @@ use crate::keepsakes::{Keepsake, Keepsakes};
 #[derive(Debug)]
 pub(crate) struct Disk {
     path: PathBuf,
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Closing alone would leave it to a child that another thread starts right now, until that child's `exec`.
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(%error, "the data directory is locked until this process ends");
+        }
+    }
 }
 
 /// Who this node is: what it was registered as, and the SVID that shows it.
@@ -202,7 +211,7 @@ impl Disk {
             .open(&lock_path)
             .map_err(|why| DiskFault::Io { path: lock_path.clone(), what: "opened", why })?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(()) => Ok(Self { path: path.to_owned(), lock }),
             Err(fs::TryLockError::WouldBlock) => Err(DiskFault::Locked(path.to_owned())),
             Err(fs::TryLockError::Error(why)) => {
                 Err(DiskFault::Io { path: lock_path, what: "locked", why })

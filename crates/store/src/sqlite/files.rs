@@ -31,10 +31,8 @@ fn unavailable(path: &Path) -> impl Fn(io::Error) -> StoreError {
     move |why| StoreError::Unavailable { why: format!("`{}`: {why}", path.display()) }
 }
 
-/// Held while the store is open.
-pub(super) struct Lock {
-    _file: File, // The lock is gone when this is closed, also by a crash.
-}
+/// Held while the store is open. The system takes it from a process that crashes.
+pub(super) struct Lock(File);
 
 impl Lock {
     /// Takes the directory's lock.
@@ -57,7 +55,16 @@ impl Lock {
         }
         let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
         written.map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self(file))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing alone would leave it to a child that another thread starts right now, until that child's `exec`.
+        if let Err(error) = self.0.unlock() {
+            tracing::warn!(%error, "a data directory is locked until this process ends");
+        }
     }
 }
 
@@ -176,6 +183,17 @@ mod tests {
 
     use super::*;
     use crate::sql;
+
+    #[test]
+    fn a_directory_is_free_at_once_though_a_child_has_inherited_its_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let lock = Lock::take(directory.path()).unwrap();
+        // As between `fork` and `exec` in another thread.
+        let _inherited = lock.0.try_clone().unwrap();
+        assert!(matches!(Lock::take(directory.path()), Err(StoreError::Locked { .. })));
+        drop(lock);
+        Lock::take(directory.path()).unwrap();
+    }
 
     #[test]
     fn a_statement_is_planned_once_whatever_numbers_it_is_given() {
