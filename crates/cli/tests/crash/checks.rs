@@ -43,7 +43,7 @@ impl World {
         let mut missing = Vec::new();
         let begin = Instant::now();
         // What an agent hands back takes a moment.
-        while begin.elapsed() < Duration::from_secs(10) {
+        while begin.elapsed() < Duration::from_secs(30) {
             let targets = up.json(&["revocations"])["rules"].to_string();
             let absent = |target: &&String| !targets.contains(&format!("{target}\""));
             missing = self.rules.keys().filter(absent).cloned().collect();
@@ -59,7 +59,9 @@ impl World {
         for pair in 0..self.pairs {
             let has = |half: &str| resources.contains(&format!("\"pair-{pair}-{half}\""));
             assert_eq!(has("one"), has("two"), "pair {pair} is half there");
+            self.looked.pairs += u64::from(has("one"));
         }
+        self.looked.rules += self.rules.len();
     }
 
     fn check_from_outside(&self, status: &Value) {

@@ -29,8 +29,16 @@ pub(crate) struct World {
     pub(crate) incarnation: u64,
     pub(crate) revision: (u64, u64),
     pub(crate) restarts: u64,
+    pub(crate) looked: Looked,
     // Last: it goes away after all that lies in it.
     pub(crate) folder: tempfile::TempDir,
+}
+
+/// What all checks together found that operators had put there. Without any, they said nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Looked {
+    pub(crate) rules: usize,
+    pub(crate) pairs: u64,
 }
 
 impl World {
@@ -59,6 +67,7 @@ impl World {
             incarnation: 0,
             revision: (0, 0),
             restarts: 0,
+            looked: Looked::default(),
         };
         world.set_clock(0);
         world.disk = Disk::mount(&world.data());

@@ -3,13 +3,15 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Load that runs until it is stopped.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
+    /// How many requests were answered until now.
+    pub(crate) answered: Arc<AtomicU64>,
     threads: Vec<JoinHandle<Outcome>>,
 }
 
@@ -33,16 +35,18 @@ impl Load {
     /// `per_second` requests in all: three quarters over kept connections, one quarter over fresh ones.
     pub(crate) fn start(address: &str, per_second: u32) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
+        let answered = Arc::new(AtomicU64::new(0));
         let threads = (0..THREADS)
             .map(|number| {
                 let connections =
                     if number % 4 == 3 { Connections::Fresh } else { Connections::Kept };
                 let (address, stop) = (address.to_owned(), stop.clone());
+                let answered = answered.clone();
                 let pause = Duration::from_secs(1) * THREADS / per_second;
-                std::thread::spawn(move || client(&address, connections, pause, &stop))
+                std::thread::spawn(move || client(&address, connections, pause, &stop, &answered))
             })
             .collect();
-        Self { stop, threads }
+        Self { stop, answered, threads }
     }
 
     pub(crate) fn stop(self) -> Outcome {
@@ -50,10 +54,10 @@ impl Load {
         let mut all = Outcome::default();
         for thread in self.threads {
             let one = thread.join().expect("a client does not panic");
-            all.answered += one.answered;
             all.failures.extend(one.failures);
             all.latencies.extend(one.latencies);
         }
+        all.answered = self.answered.load(Ordering::Relaxed);
         all.latencies.sort();
         all
     }
@@ -65,7 +69,13 @@ impl Outcome {
     }
 }
 
-fn client(address: &str, connections: Connections, pause: Duration, stop: &AtomicBool) -> Outcome {
+fn client(
+    address: &str,
+    connections: Connections,
+    pause: Duration,
+    stop: &AtomicBool,
+    answered: &AtomicU64,
+) -> Outcome {
     let mut outcome = Outcome::default();
     let mut kept: Option<BufReader<TcpStream>> = None;
     let mut due = Instant::now();
@@ -80,7 +90,7 @@ fn client(address: &str, connections: Connections, pause: Duration, stop: &Atomi
         };
         match result {
             Ok(200) => {
-                outcome.answered += 1;
+                answered.fetch_add(1, Ordering::Relaxed);
                 outcome.latencies.push(begin.elapsed());
             }
             Ok(status) => outcome.failures.push(format!("status {status}")),
