@@ -6,6 +6,7 @@ mod support;
 
 use std::net::TcpListener;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use support::{Up, binary, folder, shop, text};
 
@@ -187,6 +188,13 @@ fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
     drop(first);
     support::until("its processes are gone", || {
         std::os::unix::net::UnixStream::connect(&agent).is_err().then_some(())
+    });
+    // What its server has to write takes that a while yet.
+    let lock = std::fs::File::open(state.path().join("server/state.lock")).unwrap();
+    lock.lock().unwrap();
+    std::thread::spawn(move || {
+        std::thread::park_timeout(Duration::from_secs(2));
+        drop(lock);
     });
     let second = Up::start(&shop(), state.path(), &[]);
     assert_eq!(second.get("web", "/").0, 200);

@@ -1,7 +1,9 @@
 //! Keeping processes alive: started again when they end, until told to stop.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::process::{Program, Running, Turn};
+use crate::exit::Exit;
 
 /// What a supervised process did.
 #[derive(Debug)]
@@ -59,6 +62,8 @@ pub(crate) enum Stdin {
 
 /// Tries of a process that never became ready, before `up` gives up.
 const FAILURES_MAX: u32 = 4;
+/// How long a process may go on to find that another one has what it needs: those of an `up` that was killed are just ending.
+const CONFLICT_PATIENCE: Duration = Duration::from_secs(15);
 const RESTART: BackoffPolicy =
     BackoffPolicy { first: Duration::from_millis(100), longest: Duration::from_secs(5) };
 
@@ -93,21 +98,25 @@ impl Keeper {
     /// Runs until told to stop. Whether the process ended by itself then.
     async fn run(self, stop: CancellationToken) -> bool {
         let mut backoff = Backoff::new(RESTART);
+        let mut begun = self.nursery.clock.now();
         loop {
-            let (status, ready) = match self.start() {
+            let (end, ready) = match self.start() {
                 Ok(running) => match self.watch(running, &stop).await {
                     Watched::Stopped { by_itself } => return by_itself,
-                    Watched::Ended { status, ready } => (status, ready),
+                    Watched::Ended { end, ready } => (end, ready),
                 },
-                Err(error) => (format!("{error:#}"), false),
+                Err(error) => (End { status: format!("{error:#}"), conflict: false }, false),
             };
+            let now = self.nursery.clock.now();
             if ready {
                 backoff.reset();
+                begun = now;
             }
-            let now = self.nursery.clock.now();
             let again = backoff.failed(now, &SystemEntropy);
             let name = self.program.name.clone();
-            if FAILURES_MAX <= backoff.failures() && !ready {
+            let End { status, conflict } = end;
+            let may_end = conflict && now.since(begun) < CONFLICT_PATIENCE;
+            if FAILURES_MAX <= backoff.failures() && !ready && !may_end {
                 self.tell(Happening::Lost { name, status, log: self.program.log.clone() }).await;
                 stop.cancelled().await;
                 return true;
@@ -161,11 +170,7 @@ impl Keeper {
                 }
                 Turn::Ended(status) => {
                     self.nursery.launcher().forget(pid);
-                    let status = match status {
-                        Ok(status) => status.to_string(),
-                        Err(error) => error.to_string(),
-                    };
-                    return Watched::Ended { status, ready };
+                    return Watched::Ended { end: End::of(status), ready };
                 }
             }
         }
@@ -179,5 +184,24 @@ impl Keeper {
 
 enum Watched {
     Stopped { by_itself: bool },
-    Ended { status: String, ready: bool },
+    Ended { end: End, ready: bool },
+}
+
+/// How a process ended.
+struct End {
+    status: String,
+    /// Whether because something else was in the way.
+    conflict: bool,
+}
+
+impl End {
+    fn of(status: io::Result<ExitStatus>) -> Self {
+        match status {
+            Ok(status) => {
+                let conflict = status.code() == Some(Exit::Conflict as i32);
+                Self { status: status.to_string(), conflict }
+            }
+            Err(error) => Self { status: error.to_string(), conflict: false },
+        }
+    }
 }
