@@ -30,7 +30,7 @@ pub(crate) fn embedded(output: Output) -> Result<()> {
 
 /// With the state in a PostgreSQL on the same machine.
 pub(crate) fn postgres(output: Output) -> Result<()> {
-    let cluster = Cluster::start(Listen::Nowhere, &[]);
+    let cluster = Cluster::start(Listen::Nowhere, &["fsync = on"]);
     let url = cluster.url(&cluster.database("read committed")).parse()?;
     measure("issue_postgres", output, async move {
         let store = PostgresStore::create(url, Password::None, Arc::new(SystemEntropy)).await?;
