@@ -166,7 +166,7 @@ fn root_outside_takes_the_place_of_ours_by_ceremony_and_its_issuers_follow_each_
     assert_eq!(told["subject"], brought["issuer"]);
     let listed = up.json(&["authority", "list"]);
     assert!(listed["ceremony"]["due"].is_string(), "{listed}");
-    let status = up.json(&["status"]);
+    let status = up.server_status();
     let warned = status["warnings"].to_string();
     assert!(warned.contains("have a successor signed"), "{warned}");
     let human = text(&up.command(&["authority", "list"]).output().unwrap().stdout);

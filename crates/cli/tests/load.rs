@@ -31,10 +31,10 @@ fn for_a_while(span: Duration) {
 }
 
 #[test]
-fn certificates_of_ten_seconds_are_renewed_again_and_again_without_one_failed_request() {
+fn certificates_of_forty_seconds_are_renewed_again_and_again_without_one_failed_request() {
     let state = folder();
     let up = Up::start(
-        &shop_with_lifetimes(state.path(), "10s", "24h"),
+        &shop_with_lifetimes(state.path(), "40s", "24h"),
         &state.path().join("data"),
         &[],
     );
@@ -45,15 +45,17 @@ fn certificates_of_ten_seconds_are_renewed_again_and_again_without_one_failed_re
         status["nodes"][0]["credentials"][0]["serial"].as_str().unwrap().to_owned()
     };
     let mut serials = vec![serial(&up)];
-    for _ in 0..30 {
+    // Renewed at half of their lives, thrice; connections are replaced near the ends of what they were opened with.
+    for _ in 0..65 {
         for_a_while(Duration::from_secs(1));
         serials.push(serial(&up));
     }
+    serials.sort();
     serials.dedup();
     let outcome = load.stop();
     println!("{} answered, p99 {:?}", outcome.answered, outcome.quantile(990));
-    assert_no_failure(&outcome, 750);
-    assert!(4 <= serials.len(), "renewed only {} times", serials.len() - 1);
+    assert_no_failure(&outcome, 1_625);
+    assert!(3 <= serials.len(), "renewed only {} times", serials.len() - 1);
 }
 
 fn moment(value: &Value) -> Timestamp {
@@ -90,7 +92,8 @@ fn a_server_away_for_25_of_60_seconds_fails_no_request_and_the_budget_is_told_ri
     // At the worst moment: what is held is as old as it may become.
     let before = up.status_until("the first renewal is near", |status| {
         let due = of_credentials(status, "renewalAt").into_iter().min();
-        due.is_some_and(|due| due < clock.now() + Duration::from_secs(3))
+        let near = due.is_some_and(|due| due < clock.now() + Duration::from_secs(3));
+        near && status["source"] == "server"
     });
     // Stopped, not killed: `up` would start it again at once.
     signal(server, "STOP");
@@ -127,7 +130,10 @@ fn an_agent_whose_own_svid_expired_while_the_server_was_away_comes_back_by_itsel
         &state.path().join("data"),
         &[],
     );
-    let before = up.json(&["status"]);
+    let before = up.status_until("a certificate is told", |status| {
+        let told = status["nodes"][0]["credentials"][0]["serial"].is_string();
+        told && status["source"] == "server"
+    });
     let server = i32::try_from(before["server"]["pid"].as_u64().unwrap()).unwrap();
     signal(server, "STOP");
     for_a_while(Duration::from_secs(15));

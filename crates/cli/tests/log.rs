@@ -111,7 +111,10 @@ fn certificate_is_proven_to_be_in_the_log_by_a_file_and_a_public_key() {
     let folder = world.domain.credentials();
     let (svid, bundle) = (folder.join("svid.pem"), folder.join("bundle.pem"));
     let proof = folder.join("svid.tlog-proof");
-    done(&world.log(&["prove", &serial(&svid), "--out", at(&proof)]));
+    until("the certificate's event is signed", || {
+        let proven = world.log(&["prove", &serial(&svid), "--out", at(&proof)]);
+        proven.status.success().then_some(())
+    });
     let key = world.key.clone();
     // Nobody is left to be asked.
     world.domain.server.kill();

@@ -280,12 +280,16 @@ fn thousands_of_policies_for_others_cost_a_decision_nothing() {
     let policies = Policies::compile(&sources, None).unwrap().forgetful();
     assert_eq!(policies.count(), 3_000);
     let peer = named("w1242");
-    let begin = Instant::now();
-    for _ in 0..200 {
-        allowed(&ask(&policies, &peer, "s42"), &["p1242"]);
-    }
-    let each = begin.elapsed() / 200;
-    assert!(each < Duration::from_micros(1500), "{each:?}");
+    // The median: this process is not alone on its machine.
+    let mut spans: Vec<Duration> = (0..200)
+        .map(|_| {
+            let begin = Instant::now();
+            allowed(&ask(&policies, &peer, "s42"), &["p1242"]);
+            begin.elapsed()
+        })
+        .collect();
+    spans.sort_unstable();
+    assert!(spans[100] < Duration::from_micros(1500), "{:?}", spans[100]);
 }
 
 /// The shop's `payments` with its operations, and these policies.

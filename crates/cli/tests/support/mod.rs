@@ -140,6 +140,12 @@ impl Up {
         })
     }
 
+    /// The server's own word, and not its agent's, who speaks for it while it is slow.
+    #[track_caller]
+    pub(crate) fn server_status(&self) -> Value {
+        self.status_until("the server speaks for itself", |status| status["source"] == "server")
+    }
+
     /// A workload `me` for every process of this user.
     pub(crate) fn make_me(&self, lifetime: &str) {
         let manifest = self.data.join("me.yaml");
@@ -157,7 +163,7 @@ impl Up {
 
     /// The server's process.
     pub(crate) fn server(&self) -> i32 {
-        i32::try_from(self.json(&["status"])["server"]["pid"].as_u64().unwrap()).unwrap()
+        i32::try_from(self.server_status()["server"]["pid"].as_u64().unwrap()).unwrap()
     }
 
     pub(crate) fn pid(&self) -> i32 {

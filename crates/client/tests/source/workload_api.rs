@@ -1,13 +1,16 @@
 //! Identity and bundles over the Workload API.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use countersign::{Authorization, Choice, Code, Link, Source, Topic, WorkloadApiOptions};
-use countersign_identity::SpiffeId;
+use countersign_identity::{Clock, SimClock, SpiffeId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Status as Refusal;
 
 use crate::agent::Offer;
 use crate::realm::Realm;
-use crate::world::{World, connect, now, options, response, source, source_with, until};
+use crate::world::{PATIENCE, World, connect, now, options, response, source, source_with, until};
 
 fn ids(ids: &[&str]) -> Authorization {
     Authorization::AllowIds(ids.iter().map(|id| id.parse().unwrap()).collect())
@@ -48,15 +51,29 @@ async fn a_renewed_svid_is_shown_and_open_connections_live_on() {
 #[tokio::test]
 async fn svid_that_is_not_valid_yet_is_shown_as_soon_as_it_is() {
     let world = World::new(Offer::WorkloadApiOnly);
-    // Backdated by 30 s, it begins in two: as after a clock was set back.
-    let ahead = std::time::Duration::from_secs(32);
-    let svid = world.realm.svid("/web", now() + ahead, 600);
+    // As after a clock was set back.
+    let clock = Arc::new(SimClock::new(now()));
+    let svid = world.realm.svid("/web", now() + Duration::from_secs(90), 86_400);
+    let begins = svid.chain.leaf().validity().not_before;
     world.agent.give(world.wire(&svid));
-    let source = source_with(&world.agent, ids(&[])).await;
+    let options = WorkloadApiOptions {
+        authorization: ids(&[]),
+        clock: clock.clone(),
+        ..options(&world.agent)
+    };
+    let source = Source::from_workload_api(options).await.unwrap();
     let status = until(&source, |status| status.troubles.contains_key(&Topic::Identity)).await;
     assert!(status.identity.is_none(), "it is not valid yet");
     // The agent says it once.
-    let status = until(&source, |status| status.identity.is_some()).await;
+    let passing = async {
+        while source.status().identity.is_none() {
+            clock.advance(Duration::from_secs(1));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, passing).await.expect("it is shown");
+    assert!(begins <= clock.now(), "it is shown before it is valid");
+    let status = source.status();
     assert_eq!(status.identity.unwrap().serial, Some(svid.serial()));
     assert_eq!(status.troubles.len(), 0);
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use countersign::{
     Authorization, Expected, HandshakeFailure, Inbound, Outbound, Source, Status, Stream, Trust,
@@ -16,6 +17,9 @@ use tokio::net::TcpListener;
 
 use crate::agent::{Agent, Offer};
 use crate::realm::{Realm, Svid};
+
+/// Longer than anything in a test takes: who waits for it in vain fails.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct World {
     pub(crate) realm: Realm,
@@ -122,7 +126,9 @@ pub(crate) async fn source_with(agent: &Agent, authorization: Authorization) -> 
 
 /// Waits until the status is so.
 pub(crate) async fn until(source: &Source, so: impl FnMut(&Status) -> bool) -> Status {
-    source.status_changes().wait_for(so).await.unwrap().clone()
+    let mut statuses = source.status_changes();
+    let found = tokio::time::timeout(PATIENCE, statuses.wait_for(so)).await;
+    found.expect("the status never became so").unwrap().clone()
 }
 
 /// One connection from one source to the other, for service `orders`, both ends.

@@ -21,11 +21,11 @@ pub(super) async fn raw(shop: &Shop, bytes: &[u8]) -> String {
     stream.flush().await.unwrap();
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
-    // The connection stays open after a good request: what came within a moment is all.
-    while let Ok(Ok(read @ 1..)) =
-        tokio::time::timeout(Duration::from_millis(300), stream.read(&mut buffer)).await
-    {
+    // The connection stays open after a good request: what comes within a moment of the rest is all.
+    let mut patience = PATIENCE;
+    while let Ok(Ok(read @ 1..)) = tokio::time::timeout(patience, stream.read(&mut buffer)).await {
         answer.extend_from_slice(&buffer[..read]);
+        patience = Duration::from_millis(300);
     }
     String::from_utf8_lossy(&answer).into_owned()
 }

@@ -96,11 +96,9 @@ async fn an_idle_proxy_drains_at_once() {
     let shop = Shop::open(Protocol::Http).await;
     let mut caller = shop.caller().await;
     assert_eq!(caller.get("/").await.0, 200);
-    let ends = tokio::time::timeout(Duration::from_secs(5), async {
-        (
-            shop.web.end(Duration::from_secs(10)).await,
-            shop.orders.end(Duration::from_secs(10)).await,
-        )
+    // Much sooner than what does not end is cut.
+    let ends = tokio::time::timeout(PATIENCE / 2, async {
+        (shop.web.end(PATIENCE).await, shop.orders.end(PATIENCE).await)
     });
     assert_eq!(ends.await.unwrap(), (0, 0));
     eventually(|| caller.is_closed().then_some(())).await;

@@ -7,15 +7,19 @@ use std::time::{Duration, Instant};
 
 use countersign_identity::Code;
 use countersign_pki::Bundles;
-use countersign_tls::{Expected, Outbound, Slice, Trust, connect};
+use countersign_tls::{Expected, HandshakeFact, Outbound, Slice, Trust, connect};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use super::realm::Realm;
 use super::world::{PATIENCE, Shop, eventually, name};
 use crate::bounds::{HANDSHAKES, STANDING};
 use crate::config::Protocol;
+
+/// Held by each of these tests: what is resident is so for all that run at once.
+static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// A connection to the door from one of the machine's own addresses, `127.0.x.y`.
 pub(super) async fn from(number: u16, door: SocketAddr) -> std::io::Result<TcpStream> {
@@ -99,6 +103,7 @@ fn resident() -> u64 {
 async fn good_callers_notice_nothing_of_a_crowd_of_bad_ones() {
     const SOURCES: u16 = 50;
     const TRIES: usize = 4000;
+    let _alone = ALONE.lock().await;
     let shop = Arc::new(Shop::open(Protocol::Http).await);
     let (intruder, door) = (intruder(&shop).await, shop.orders.door());
     answered(&visit(&shop, 40_000).await);
@@ -152,6 +157,7 @@ async fn good_callers_notice_nothing_of_a_crowd_of_bad_ones() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handshakes_that_never_end_keep_nobody_out_however_many_begin() {
+    let _alone = ALONE.lock().await;
     let shop = Shop::open(Protocol::Http).await;
     let door = shop.orders.door();
     let mut silent = Vec::new();
@@ -162,12 +168,14 @@ async fn handshakes_that_never_end_keep_nobody_out_however_many_begin() {
         tcp.write_all(HALF_A_RECORD).await.ok();
         silent.push(tcp);
     }
-    let begun = Instant::now();
     for round in 0..50 {
         answered(&visit(&shop, 50_000 + round).await);
     }
-    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
-    shop.orders.refused(Code::TooManyConnections).await;
+    // Not only that some of the crowd found no place: some had one, and lost it before their time-out.
+    let gave_way = |fact: &HandshakeFact| {
+        fact.code == Some(Code::TooManyConnections) && fact.detail.contains("gave way")
+    };
+    shop.orders.fact(gave_way).await;
 }
 
 /// Sends the beginning of HTTP/2 and then these bytes again and again, reading nothing, until the door takes no more or
@@ -205,6 +213,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_makes_us_answer_and_reads_nothing_is_heard_no_more() {
+    let _alone = ALONE.lock().await;
     let shop = Shop::open(Protocol::Http).await;
     // Each asks for an answer: settings for an acknowledgement, pings for another, a request without a path for a reset.
     let bad = frame(1, 5, 1, &[0x82]);
@@ -225,6 +234,7 @@ async fn who_makes_us_answer_and_reads_nothing_is_heard_no_more() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_readers_cost_a_buffer_each_and_the_others_nothing() {
     const BODY: usize = 8 * 1024 * 1024;
+    let _alone = ALONE.lock().await;
     let shop = Shop::open(Protocol::Http).await;
     let before = resident();
     let mut slow = Vec::new();

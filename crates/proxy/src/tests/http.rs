@@ -1,9 +1,10 @@
 //! Requests on their way.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use countersign_identity::Code;
+use countersign_identity::{Code, SimClock, Timestamp};
 use http::Request;
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -13,8 +14,8 @@ use tokio::net::UnixStream;
 
 use super::program::Program;
 use super::world::{
-    Caller, NOTHING, Proxy, Shop, WEB_TO_ORDERS, directory, eventually, get, inbound, outbound,
-    read,
+    Caller, NOTHING, PATIENCE, Proxy, Shop, WEB_TO_ORDERS, directory, eventually, get, inbound,
+    outbound, read,
 };
 use crate::bounds::CONNECT_TIMEOUT;
 use crate::config::Protocol;
@@ -175,22 +176,23 @@ async fn an_upgraded_connection_ends_with_the_policy_that_let_it_in() {
     tunnel.write_all(b"x").await.unwrap();
     tunnel.read_exact(&mut [0; 1]).await.unwrap();
     assert_eq!(shop.orders.enforce(NOTHING, 2), 1);
-    let ended =
-        tokio::time::timeout(Duration::from_secs(5), tunnel.read(&mut [0; 1])).await.unwrap();
+    let ended = tokio::time::timeout(PATIENCE, tunnel.read(&mut [0; 1])).await.unwrap();
     assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
 }
 
 #[tokio::test]
 async fn an_upgraded_connection_ends_when_the_certificate_of_its_peer_expires_and_no_other_comes() {
-    let shop = Shop::open(Protocol::Http).await;
-    shop.web.renew(2).await;
+    let clock = Arc::new(SimClock::new(Timestamp::from_secs(1_790_000_000)));
+    let shop = Shop::open_on(clock.clone(), Protocol::Http).await;
+    shop.web.renew(10).await;
     let mut tunnel = upgraded(&mut shop.caller().await).await;
+    clock.advance(Duration::from_secs(9));
     tunnel.write_all(b"x").await.unwrap();
     tunnel.read_exact(&mut [0; 1]).await.unwrap();
-    let ended =
-        tokio::time::timeout(Duration::from_secs(8), tunnel.read(&mut [0; 1])).await.unwrap();
+    clock.advance(Duration::from_secs(2));
+    let ended = tokio::time::timeout(PATIENCE, tunnel.read(&mut [0; 1])).await.unwrap();
     assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
-    assert_eq!(shop.orders.plane.trust.connections(), 0);
+    eventually(|| (shop.orders.plane.trust.connections() == 0).then_some(())).await;
 }
 
 #[tokio::test]
@@ -264,7 +266,7 @@ async fn a_caller_moves_to_the_next_address_by_itself_and_back_when_the_first_re
             assert_eq!(caller.get("/").await.0, 200);
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), back).await.unwrap();
+    tokio::time::timeout(PATIENCE, back).await.unwrap();
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpListener, UnixStream};
 
-use super::world::{Caller, Proxy, Shop, eventually, get, name, outbound, read};
+use super::world::{Caller, Proxy, Shop, eventually, get, name, outbound, patient_clock, read};
 use crate::body::{Arriving, Body};
 use crate::config::Protocol;
 use crate::retire::announced;
@@ -59,7 +59,7 @@ async fn old_door(proxy: &Proxy, requests: Arc<AtomicUsize>) -> SocketAddr {
 }
 
 async fn with_old_door() -> (Shop, Arc<AtomicUsize>) {
-    let mut shop = Shop::open(Protocol::Http).await;
+    let mut shop = Shop::open_on(patient_clock(), Protocol::Http).await;
     let requests = Arc::new(AtomicUsize::new(0));
     let door = old_door(&shop.orders, requests.clone()).await;
     shop.web.listen(&[], &[outbound(&shop.realm, &shop.local, &[door], Protocol::Http)]);
@@ -78,9 +78,10 @@ async fn connections_are_used_again_one_request_at_a_time() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_fails_while_connections_of_one_request_at_a_time_rotate() {
+    const LIFETIME_SECS: u64 = 6;
     let (shop, _) = with_old_door().await;
-    shop.web.renew(3).await;
-    shop.orders.renew(3).await;
+    shop.web.renew(LIFETIME_SECS).await;
+    shop.orders.renew(LIFETIME_SECS).await;
     let over = Arc::new(AtomicBool::new(false));
     let mut load = tokio::task::JoinSet::new();
     for _ in 0..8 {
@@ -97,11 +98,10 @@ async fn no_request_fails_while_connections_of_one_request_at_a_time_rotate() {
             answered
         });
     }
-    let mut half = tokio::time::interval(Duration::from_millis(1500));
-    for _ in 0..5 {
-        half.tick().await;
-        shop.orders.renew(3).await;
-        shop.web.renew(3).await;
+    for _ in 0..4 {
+        shop.pass(Duration::from_secs(LIFETIME_SECS / 2)).await;
+        shop.orders.renew(LIFETIME_SECS).await;
+        shop.web.renew(LIFETIME_SECS).await;
     }
     over.store(true, Ordering::Relaxed);
     while let Some(answered) = load.join_next().await {

@@ -7,18 +7,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::http::upgraded;
-use super::world::{PATIENCE, Shop, directory, eventually, inbound};
+use super::world::{PATIENCE, Shop, directory, eventually, inbound, patient_clock};
 use crate::config::Protocol;
 use crate::dial::Target;
 
-const LIFETIME_SECS: u64 = 8;
+const LIFETIME_SECS: u64 = 12;
+const RENEWED_EVERY_SECS: u64 = 2;
 
-/// Renews both ends at half of their life, for two lives of the first certificates.
+/// Renews both ends long before they end, for two lives of the first certificates.
 async fn live(shop: &Shop) {
-    let mut half = tokio::time::interval(Duration::from_millis(1000 * LIFETIME_SECS / 2));
-    half.tick().await;
-    for _ in 0..4 {
-        half.tick().await;
+    for _ in 0..2 * LIFETIME_SECS / RENEWED_EVERY_SECS {
+        shop.pass(Duration::from_secs(RENEWED_EVERY_SECS)).await;
         shop.web.renew(LIFETIME_SECS).await;
         shop.orders.renew(LIFETIME_SECS).await;
     }
@@ -26,8 +25,9 @@ async fn live(shop: &Shop) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn upgraded_connections_and_byte_streams_outlive_certificates_and_not_a_revocation() {
-    let http = Shop::open(Protocol::Http).await;
-    let mut raw = Shop::open(Protocol::Tcp).await;
+    let clock = patient_clock();
+    let http = Shop::open_on(clock.clone(), Protocol::Http).await;
+    let mut raw = Shop::open_on(clock, Protocol::Tcp).await;
     let directory = directory();
     let path = directory.path().join("raw.sock");
     let listener = UnixListener::bind(&path).unwrap();

@@ -4,21 +4,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::world::{Caller, Shop, get, read};
+use super::world::{Caller, Shop, get, patient_clock, read};
 use crate::config::Protocol;
 
-const LIFETIME_SECS: u64 = 3;
-const RUN: Duration = Duration::from_secs(7);
+const LIFETIME_SECS: u64 = 6;
+const HALF: Duration = Duration::from_secs(LIFETIME_SECS / 2);
+const OUT_OF_STEP: Duration = Duration::from_millis(740);
+const RUN: Duration = Duration::from_secs(14);
 
 /// Renews both ends at half of their life, as agents do, and out of step.
 async fn rotate(shop: &Shop, until: &AtomicBool) -> usize {
     let mut rotations = 0;
-    let mut half = tokio::time::interval(Duration::from_millis(1000 * LIFETIME_SECS / 2));
     while !until.load(Ordering::Relaxed) {
-        half.tick().await;
         shop.web.renew(LIFETIME_SECS).await;
-        tokio::time::sleep(Duration::from_millis(370)).await;
+        shop.pass(OUT_OF_STEP).await;
         shop.orders.renew(LIFETIME_SECS).await;
+        shop.pass(HALF - OUT_OF_STEP).await;
         rotations += 1;
     }
     rotations
@@ -26,7 +27,7 @@ async fn rotate(shop: &Shop, until: &AtomicBool) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_fails_while_both_ends_rotate() {
-    let shop = Shop::open(Protocol::Http).await;
+    let shop = Shop::open_on(patient_clock(), Protocol::Http).await;
     shop.web.renew(LIFETIME_SECS).await;
     shop.orders.renew(LIFETIME_SECS).await;
     let over = Arc::new(AtomicBool::new(false));
@@ -49,12 +50,11 @@ async fn no_request_fails_while_both_ends_rotate() {
             }
         });
     }
-    let timer = over.clone();
-    tokio::spawn(async move {
-        tokio::time::sleep(RUN).await;
-        timer.store(true, Ordering::Relaxed);
-    });
-    let rotations = rotate(&shop, &over).await;
+    let timer = async {
+        shop.pass(RUN).await;
+        over.store(true, Ordering::Relaxed);
+    };
+    let (rotations, ()) = tokio::join!(rotate(&shop, &over), timer);
     while let Some(caller) = load.join_next().await {
         caller.unwrap();
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use countersign_identity::{
-    Clock, Code, Name, Reason, Revision, Revocation, Revocations, Revoked, SeededEntropy,
+    Clock, Code, Name, Reason, Revision, Revocation, Revocations, Revoked, SeededEntropy, SimClock,
     SystemClock, Timestamp,
 };
 use countersign_pki::Bundles;
@@ -36,6 +36,23 @@ pub(super) const WEB_TO_ORDERS: &str = r#"permit (principal == Workload::"web", 
 pub(super) const NOTHING: &str = "";
 /// Longer than anything in a test takes: who waits for it in vain fails.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+/// How far a patient clock goes at once.
+const TICK: Duration = Duration::from_millis(10);
+
+/// A clock that goes about as fast as the system's while this process runs, and stands still while it does not: nothing ends
+/// on it only because the machine had no time for us.
+pub(super) fn patient_clock() -> Arc<dyn Clock> {
+    let clock = Arc::new(SimClock::new(Timestamp::from_secs(1_790_000_000)));
+    let ticking = Arc::downgrade(&clock);
+    tokio::spawn(async move {
+        while let Some(clock) = ticking.upgrade() {
+            clock.advance(TICK);
+            drop(clock);
+            tokio::time::sleep(TICK).await;
+        }
+    });
+    clock
+}
 
 pub(super) fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -269,6 +286,12 @@ impl Shop {
         let mut web = Proxy::start(&realm, "web", WEB_TO_ORDERS).await;
         web.listen(&[], &[outbound(&realm, &local, &[orders.door()], protocol)]);
         Self { web, orders, program, local, realm, _directory: directory }
+    }
+
+    /// Lets this much time pass on its clock.
+    pub(super) async fn pass(&self, span: Duration) {
+        let clock = &self.realm.clock;
+        clock.sleep_until(clock.now() + span).await;
     }
 
     /// A keep-alive connection of `web`'s program to its way out.
