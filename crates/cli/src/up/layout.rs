@@ -18,6 +18,8 @@ pub(crate) struct Layout {
     pub run: PathBuf,
     /// What each process writes to its standard error.
     pub logs: PathBuf,
+    /// Whether the last `up` on it was killed before it had cleared up: its processes may just be ending.
+    pub left_behind: bool,
     _lock: Flock<File>,
 }
 
@@ -45,10 +47,10 @@ impl Layout {
         let data =
             data.canonicalize().with_context(|| format!("cannot resolve {}", data.display()))?;
         let lock = lock(&data)?;
-        let run = run_folder(&data)?;
+        let (run, left_behind) = run_folder(&data)?;
         let logs = data.join("logs");
         private_folder(&logs)?;
-        Ok(Self { data, run, logs, _lock: lock })
+        Ok(Self { data, run, logs, left_behind, _lock: lock })
     }
 
     pub(crate) fn server(&self) -> PathBuf {
@@ -106,8 +108,9 @@ fn lock(data: &Path) -> Result<Flock<File>> {
     }
 }
 
-/// The folder of the sockets of this data directory: always the same, so that a second `up` finds stale ones.
-fn run_folder(data: &Path) -> Result<PathBuf> {
+/// The folder of the sockets of this data directory: always the same, so that a second `up` finds stale ones. And
+/// whether it was there before.
+fn run_folder(data: &Path) -> Result<(PathBuf, bool)> {
     let uid = nix::unistd::geteuid();
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let mine = |path: &PathBuf| {
@@ -119,8 +122,9 @@ fn run_folder(data: &Path) -> Result<PathBuf> {
     };
     private_folder(&base)?;
     let run = base.join(short_name(data));
+    let before = run.exists();
     private_folder(&run)?;
-    Ok(run)
+    Ok((run, before))
 }
 
 /// Eight digits that differ between data directories: FNV-1a of the path. Nothing is trusted because of it.

@@ -19,7 +19,7 @@ use super::layout::{Layout, Whereabouts};
 use super::plan::{self, ServicePlan};
 use super::ports::Ports;
 use super::process::Program;
-use super::supervise::{Happening, Nursery, Stdin, Tier};
+use super::supervise::{CONFLICT_PATIENCE, Happening, Nursery, Stdin, Tier};
 use super::view::View;
 use super::{probe, view};
 use crate::exit::Exit;
@@ -80,6 +80,7 @@ async fn up(arguments: &Arguments, output: Output) -> Result<Exit> {
         launcher: Arc::new(Mutex::new(Launcher::new())),
         clock: Arc::new(SystemClock::new()),
         happenings,
+        patience: if layout.left_behind { CONFLICT_PATIENCE } else { Duration::ZERO },
     };
     let folder =
         arguments.manifests.canonicalize().context("cannot resolve the manifests' folder")?;

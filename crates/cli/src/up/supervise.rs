@@ -37,6 +37,8 @@ pub(crate) struct Nursery {
     pub launcher: Arc<Mutex<Launcher>>,
     pub clock: Arc<SystemClock>,
     pub happenings: mpsc::Sender<Happening>,
+    /// How long what a process needs may be held by another one without that counting as a failure.
+    pub patience: Duration,
 }
 
 impl Nursery {
@@ -63,7 +65,7 @@ pub(crate) enum Stdin {
 /// Tries of a process that never became ready, before `up` gives up.
 const FAILURES_MAX: u32 = 4;
 /// How long a process may go on to find that another one has what it needs: those of an `up` that was killed are just ending.
-const CONFLICT_PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const CONFLICT_PATIENCE: Duration = Duration::from_secs(15);
 const RESTART: BackoffPolicy =
     BackoffPolicy { first: Duration::from_millis(100), longest: Duration::from_secs(5) };
 
@@ -98,7 +100,7 @@ impl Keeper {
     /// Runs until told to stop. Whether the process ended by itself then.
     async fn run(self, stop: CancellationToken) -> bool {
         let mut backoff = Backoff::new(RESTART);
-        let mut begun = self.nursery.clock.now();
+        let (mut begun, mut failures) = (self.nursery.clock.now(), 0);
         loop {
             let (end, ready) = match self.start() {
                 Ok(running) => match self.watch(running, &stop).await {
@@ -110,13 +112,15 @@ impl Keeper {
             let now = self.nursery.clock.now();
             if ready {
                 backoff.reset();
-                begun = now;
+                (begun, failures) = (now, 0);
             }
             let again = backoff.failed(now, &SystemEntropy);
             let name = self.program.name.clone();
             let End { status, conflict } = end;
-            let may_end = conflict && now.since(begun) < CONFLICT_PATIENCE;
-            if FAILURES_MAX <= backoff.failures() && !ready && !may_end {
+            if !conflict || self.nursery.patience <= now.since(begun) {
+                failures += 1;
+            }
+            if FAILURES_MAX <= failures && !ready {
                 self.tell(Happening::Lost { name, status, log: self.program.log.clone() }).await;
                 stop.cancelled().await;
                 return true;
