@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::shell::{cargo, output, root, step};
+use crate::test::python;
 
 /// Which rounds.
 #[derive(Args)]
@@ -79,6 +80,9 @@ pub(crate) fn run(rounds: &Rounds) -> Result<()> {
     let path = kept()?;
     if std::env::var_os("COUNTERSIGN_BIN").is_none() {
         step("release build", &mut cargo(&["build", "--release", "--bin", "countersign"]))?;
+    }
+    if std::env::var_os("COUNTERSIGN_PYTHON").is_none() {
+        python()?;
     }
     let begin = Instant::now();
     let mut failed = BTreeSet::new();

@@ -88,7 +88,8 @@ impl Faults {
             .output()
             .unwrap();
         assert!(compiled.status.success(), "{}", text(&compiled.stderr));
-        let file = std::fs::OpenOptions::new().write(true).create_new(true).open(&page).unwrap();
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.read(true).write(true).create_new(true).open(&page).unwrap();
         file.set_len(4096).unwrap();
         Self { file, page, library }
     }
@@ -98,6 +99,13 @@ impl Faults {
         // The rest before the word that makes it hold.
         self.file.write_all_at(&bytes[4..], 4).unwrap();
         self.file.write_all_at(&bytes[..4], 0).unwrap();
+    }
+
+    /// How many system calls were made to fail or to wait until now.
+    pub(crate) fn suffered(&self) -> u32 {
+        let mut number = [0; 4];
+        self.file.read_exact_at(&mut number, 28).unwrap();
+        u32::from_ne_bytes(number)
     }
 
     pub(crate) fn lift(&self) {

@@ -14,13 +14,13 @@ use crate::support::{self, Up, binary, folder, signal, text, until};
 pub(crate) struct World {
     pub(crate) up: Option<Up>,
     pub(crate) manifests: PathBuf,
-    faults: Faults,
+    pub(crate) faults: Faults,
     clock: PathBuf,
     ahead: i64,
     furthest: i64,
     /// A small disk of the trust domain's own, where this user may make one.
     disk: Option<Disk>,
-    faketime: Option<String>,
+    faketime: String,
     /// Rules that were acknowledged, and are not moot while this runs: target and revision.
     pub(crate) rules: BTreeMap<String, String>,
     /// Pairs of workloads of which both were put in one change.
@@ -34,9 +34,10 @@ pub(crate) struct World {
     pub(crate) folder: tempfile::TempDir,
 }
 
-/// What all checks together found that operators had put there. Without any, they said nothing.
+/// What all checks together found that operators had put there, and what really befell it. Without any, they said nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Looked {
+    pub(crate) killed: u64,
     pub(crate) rules: usize,
     pub(crate) pairs: u64,
 }
@@ -51,6 +52,8 @@ impl World {
             let path = entry.unwrap().path().join("faketime/libfaketimeMT.so.1");
             path.exists().then(|| path.to_str().unwrap().to_owned())
         });
+        let faketime =
+            faketime.expect("the Debian package `libfaketime` is installed by `cargo xtask test`");
         let mut world = Self {
             folder,
             manifests,
@@ -99,10 +102,7 @@ impl World {
     }
 
     fn environment(&self) -> Vec<(&'static str, String)> {
-        let mut preload = self.faults.library.to_str().unwrap().to_owned();
-        if let Some(faketime) = &self.faketime {
-            preload = format!("{faketime}:{preload}");
-        }
+        let preload = format!("{}:{}", self.faketime, self.faults.library.to_str().unwrap());
         vec![
             ("LD_PRELOAD", preload),
             ("FAULTS_PAGE", self.faults.page.to_str().unwrap().to_owned()),
@@ -167,14 +167,15 @@ impl World {
         found
     }
 
-    fn kill(&self, kind: &str, dice: &mut Dice) {
+    fn kill(&mut self, kind: &str, dice: &mut Dice) {
         let pids = self.processes(kind);
         if pids.is_empty() {
             return;
         }
         let pid = pids[usize::try_from(dice.below(pids.len() as u64)).unwrap()];
         // It may have ended by itself in this moment.
-        let _sent = Command::new("kill").args(["-KILL", &pid.to_string()]).output();
+        let sent = Command::new("kill").args(["-KILL", &pid.to_string()]).output().unwrap();
+        self.looked.killed += u64::from(sent.status.success());
     }
 
     /// Does it, while operators go on working.

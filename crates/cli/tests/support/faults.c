@@ -1,9 +1,10 @@
 /* Makes the writes of a process fail, or be late, as a page of shared memory says.
 
    Loaded with LD_PRELOAD by the tests that look at crash safety. Only regular files count whose path has the part that
-   FAULTS_PATH names, and none of the standard streams. The page (FAULTS_PAGE, at least 28 bytes) holds numbers of 32 bits:
+   FAULTS_PATH names, and none of the standard streams. The page (FAULTS_PAGE, at least 32 bytes) holds numbers of 32 bits:
    whether any of it holds, then of 1000 writes, syncs and renames how many fail, by which errno, how many microseconds each
-   waits before, and the seed of the chance by which they are chosen. */
+   waits before, and the seed of the chance by which they are chosen. In the last one it is counted here how many were made
+   to fail or to wait. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -20,7 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
-struct page { volatile uint32_t on, writes, syncs, renames, error, delay, seed; };
+struct page { volatile uint32_t on, writes, syncs, renames, error, delay, seed, suffered; };
 
 static struct page *page;
 static const char *part;
@@ -30,9 +31,9 @@ __attribute__((constructor)) static void begin(void) {
     const char *path = getenv("FAULTS_PAGE");
     part = getenv("FAULTS_PATH");
     if (!path || !part) return;
-    int file = open(path, O_RDONLY | O_CLOEXEC);
+    int file = open(path, O_RDWR | O_CLOEXEC);
     if (file < 0) return;
-    void *at = mmap(0, sizeof *page, PROT_READ, MAP_SHARED, file, 0);
+    void *at = mmap(0, sizeof *page, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     if (at != MAP_FAILED) page = at;
     close(file);
 }
@@ -52,7 +53,9 @@ static int fails(uint32_t of_thousand) {
         struct timespec time = { delay / 1000000, (long)(delay % 1000000) * 1000 };
         nanosleep(&time, 0);
     }
-    if (chance() < of_thousand) {
+    int failing = chance() < of_thousand;
+    if (delay || failing) __atomic_fetch_add(&page->suffered, 1, __ATOMIC_RELAXED);
+    if (failing) {
         errno = (int)page->error;
         return 1;
     }
