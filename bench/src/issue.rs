@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Clock, SystemClock, SystemEntropy};
 use countersign_pki::{KeyKind, PrivateKey, make_csr, open_csr};
@@ -30,6 +30,8 @@ pub(crate) fn embedded(output: Output) -> Result<()> {
 
 /// With the state in a PostgreSQL on the same machine.
 pub(crate) fn postgres(output: Output) -> Result<()> {
+    let installed = std::path::Path::new("/usr/lib/postgresql").is_dir();
+    ensure!(installed, "PostgreSQL is missing: `apt-get install postgresql`");
     let cluster = Cluster::start(Listen::Nowhere, &["fsync = on"]);
     let url = cluster.url(&cluster.database("read committed")).parse()?;
     measure("issue_postgres", output, async move {

@@ -102,10 +102,14 @@ fn run(arguments: &Arguments) -> Result<()> {
         return handshake::serve(end, folder);
     }
     let wanted = |name: &str| arguments.name.as_deref().is_none_or(|only| only == name);
-    let mut ran = false;
+    let (mut ran, mut failed) = (false, Vec::new());
     for (name, bench) in FIGURES {
         if wanted(name) {
-            bench(arguments.output)?;
+            // The others go on: what one lacks says nothing of them.
+            if let Err(error) = bench(arguments.output) {
+                eprintln!("bench: {name}: {error:#}");
+                failed.push(name);
+            }
             ran = true;
         }
     }
@@ -120,6 +124,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         let names = FIGURES.iter().map(|(name, _)| *name);
         let names: Vec<_> = names.chain(fleet::NAMES).chain(["fleet"]).collect();
         bail!("no figure of that name: expected one of {}", names.join(", "));
+    }
+    if !failed.is_empty() {
+        bail!("not measured: {}", failed.join(", "));
     }
     Ok(())
 }

@@ -63,7 +63,9 @@ pub(crate) fn run(
     step_quietly(&mut cargo(&["build", "--quiet", "--release"]))?;
     let mut bench = cargo(&["run", "--quiet", "--release", "--package", "countersign-bench", "--"]);
     bench.args(["--output", format]).args(name);
-    if let Some(envoy) = envoy() {
+    if std::env::var_os("COUNTERSIGN_ENVOY").is_none()
+        && let Some(envoy) = envoy()
+    {
         bench.env("COUNTERSIGN_ENVOY", envoy);
     }
     if let Some(agents) = fleet.agents {

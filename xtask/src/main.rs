@@ -28,7 +28,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Format, lints with warnings denied, layers, one TLS stack, licences, generated files up to date
+    /// Format, lints with warnings denied, layers, one TLS stack, licences
     Check,
     /// Install what the tests need, build, and run all of them
     Test {
@@ -44,9 +44,9 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         program: Vec<std::ffi::OsString>,
     },
-    /// Check which crate knows which against the design's table
+    /// Check which crate knows which against ARCHITECTURE.md's table
     Layers,
-    /// Write generated files anew: vectors, the configuration reference, schemas, completions
+    /// Write generated files anew: vectors, reference pages
     Gen,
     /// Print what the product is made of, as CycloneDX JSON
     Sbom,

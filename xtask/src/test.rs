@@ -71,7 +71,7 @@ pub(crate) fn packages(wanted: &[&str]) -> Result<()> {
     install.args(["install", "-qq", "-y", "--no-install-recommends"]).args(&missing);
     install.env("DEBIAN_FRONTEND", "noninteractive").stdout(std::io::stderr());
     step("Debian packages", &mut install)
-        .context("run as root, or install them by hand: see README.md")
+        .context("run as root, or install them by hand: docs/testing.md lists them")
 }
 
 /// Unpacked into `target/npm/package`. Nothing of it runs but in the browser.

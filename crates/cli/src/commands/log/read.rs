@@ -37,7 +37,7 @@ pub(crate) struct TailArguments {
 pub(crate) struct SearchArguments {
     #[command(flatten)]
     find: Find,
-    /// Of this kind, such as `svid-issued`; docs/log.md lists them
+    /// Of this kind, such as `svid-issued`; docs/reference/events.md lists them
     #[arg(long, value_name = "KIND")]
     kind: Option<EventKind>,
     /// About this: a SPIFFE ID, a node, or `Kind/name`
