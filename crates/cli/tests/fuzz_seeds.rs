@@ -57,6 +57,13 @@ mod standing;
 
 use std::time::{Duration, Instant};
 
+use countersign_agent::core::SyncMessage;
+use countersign_agent::server_link::SignAnswer;
+use countersign_agent::server_link::wire::{attested, renewed, sign_answer, sync_message};
+use countersign_api::{Message, v1};
+use countersign_identity::Code;
+use countersign_policy::{Policies, PolicySource};
+
 /// How a target's input is made of bytes. `None`: of these it cannot be made.
 pub(crate) trait Input<'a>: Sized {
     /// The input.
@@ -153,6 +160,17 @@ impl Drop for Shown<'_> {
     }
 }
 
+fn seed(target: &str, name: &str) -> Vec<u8> {
+    std::fs::read(support::root().join("fuzz/corpus").join(target).join(name)).unwrap()
+}
+
+/// The message that a seed of `agent_messages` is, behind the byte that says which.
+fn of_server<M: Message + Default>(name: &str, which: u8) -> M {
+    let bytes = seed("agent_messages", name);
+    assert_eq!(bytes[0], which, "{name}");
+    M::decode(&bytes[1..]).unwrap()
+}
+
 #[track_caller]
 fn holds(target: &str, run: fn(&[u8])) {
     let folder = support::root().join("fuzz/corpus").join(target);
@@ -178,6 +196,37 @@ fn holds(target: &str, run: fn(&[u8])) {
         tries += 1;
     }
     println!("{target}: {} seeds, {tries} changes of them", seeds.len());
+}
+
+/// What is refused at its first word leaves all behind it untried.
+#[test]
+fn good_messages_among_the_seeds_are_understood() {
+    let sync = |name| sync_message(of_server::<v1::SyncResponse>(name, 0)).unwrap();
+    let snapshot = sync("snapshot");
+    assert!(matches!(&snapshot, SyncMessage::Snapshot { records, .. } if records.len() == 1));
+    let changes = sync("changes");
+    assert!(
+        matches!(&changes, SyncMessage::Changes { put, gone, .. } if put.len() == 1 && gone.len() == 1)
+    );
+    assert!(matches!(sync("signed"), SyncMessage::Signed(records) if records.len() == 1));
+    assert!(matches!(sync("mark"), SyncMessage::Mark { clock: Some(_), .. }));
+    assert!(attested(of_server::<v1::AttestResponse>("attested", 1)).is_ok());
+    assert!(renewed(of_server::<v1::Renewed>("renewed", 2)).is_ok());
+    let answer = |name| sign_answer(of_server::<v1::SignResult>(name, 3));
+    assert!(matches!(answer("issued"), SignAnswer::Issued { .. }));
+    assert!(matches!(answer("refused"), SignAnswer::Refused(Code::NoMatch, _)));
+    let unknown = answer("refused_for_an_unknown_reason");
+    assert!(matches!(unknown, SignAnswer::Refused(Code::Forbidden, _)));
+}
+
+#[test]
+fn good_policies_among_the_seeds_compile() {
+    for name in ["any", "forbid_when", "permit"] {
+        let text = String::from_utf8(seed("policy", name)).unwrap();
+        let source = PolicySource::enforced("fuzz".parse().unwrap(), text);
+        let compiled = Policies::compile(&[source], None);
+        assert!(compiled.is_ok(), "{name}: {:#?}", compiled.err());
+    }
 }
 
 #[test]
