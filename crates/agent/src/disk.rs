@@ -36,7 +36,7 @@ impl Drop for Disk {
     fn drop(&mut self) {
         // Closing alone would leave it to a child that another thread starts right now, until that child's `exec`.
         if let Err(error) = self.lock.unlock() {
-            tracing::warn!(%error, "the data directory is locked until this process ends");
+            tracing::warn!(%error, "the data directory may stay locked for a moment");
         }
     }
 }

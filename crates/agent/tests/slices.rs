@@ -10,7 +10,7 @@ use countersign_agent::enforcement::cut;
 use countersign_api::resource::Kind;
 use countersign_identity::Revision;
 use proptest::prelude::*;
-use proptest::test_runner::TestCaseResult;
+use proptest::test_runner::{TestCaseError, TestCaseResult};
 use random::{
     Known, NAMES, Stored, callers, id, policy, stored_labels, stored_policy, stored_role,
     stored_roles, stored_workload,
@@ -38,7 +38,8 @@ fn held(policies: &[(String, &'static str)], upstreams: &[Option<&str>]) -> Test
     for (name, upstream) in NAMES.iter().zip(upstreams) {
         stored.extend(stored_workload(name, "x", *upstream));
     }
-    let Some(whole) = Known::of(stored.clone(), NAMES.map(id)) else { return Ok(()) };
+    let whole = Known::of(stored.clone(), NAMES.map(id));
+    let whole = whole.ok_or_else(|| TestCaseError::reject("it does not compile"))?;
     let replica =
         Replica::of(Revision { incarnation: 1, number: 1 }, stored.into_iter().map(record));
     prop_assert_eq!(replica.workloads().len(), NAMES.len());

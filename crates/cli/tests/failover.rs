@@ -101,7 +101,7 @@ fn call(
             break;
         }
         let name = format!("{caller}{turn}");
-        let manifest = domain.manifest(&name);
+        let manifest = domain.manifest(&name, "5m");
         let id = format!("spiffe://prod.example/{name}");
         let applying = ["apply", &manifest];
         let revoking = ["revoke", &id, "--reason", "key-compromise"];
@@ -133,7 +133,9 @@ fn no_acknowledged_write_is_lost_when_a_synchronous_standby_is_promoted_under_tr
     pair.synchronous();
     let domain = &pair.domain;
     let (mut one, mut two) = (domain.server("one"), domain.server("two"));
-    assert!(!one.status()["warnings"].to_string().contains("standby"), "{}", one.status());
+    let status = one.status();
+    assert_eq!(status["source"], "server", "{status}");
+    assert!(!status["warnings"].to_string().contains("standby"), "{status}");
     let near = domain.agent("near", &[&one, &two]);
     let far = domain.agent("far", &[&two, &one]);
     let (acknowledged, end) = (AtomicUsize::new(0), AtomicBool::new(false));

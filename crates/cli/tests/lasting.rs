@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 
 use support::{PATIENCE, Up, folder, until};
 
-/// What a handshake has proven lasts for half of it at least; a re-proof has the last three sixteenths of that, more than 3 s.
-const LIFETIME: Duration = Duration::from_secs(36);
-const LIFETIMES: u32 = 2;
+/// What a handshake has proven lasts for half of it at least; a re-proof has the last three sixteenths of that, more than 5 s.
+const LIFETIME: Duration = Duration::from_secs(60);
 
 fn manifests(folder: &Path) {
     let place = folder.display();
@@ -181,7 +180,7 @@ fn idle(up: &Up, folder: &Path) -> Child {
 }
 
 #[test]
-fn connections_outlive_two_lifetimes_of_their_certificates_and_not_the_revocation_of_one() {
+fn connections_outlive_their_certificates_and_not_the_revocation_of_one() {
     let state = folder();
     let at = |name: &str| state.path().join(name);
     manifests(state.path());
@@ -198,7 +197,7 @@ fn connections_outlive_two_lifetimes_of_their_certificates_and_not_the_revocatio
     for round in 1.. {
         ping(&mut raw, "raw TCP", round);
         ping(&mut socket, "the upgraded connection", round);
-        if LIFETIME * LIFETIMES < begin.elapsed() {
+        if LIFETIME * 5 / 4 < begin.elapsed() {
             break;
         }
         std::thread::park_timeout(Duration::from_millis(500));

@@ -84,7 +84,7 @@ fn a_responder_without_its_database_says_try_later_and_the_truth_once_it_is_back
     let (one, two) = (domain.server_at("one", &url, &views), domain.server_with("two", &views));
     let near = domain.agent("near", &[&two]);
     // Good for longer than this may take on a slow machine.
-    let manifest = domain.manifest("web");
+    let manifest = domain.manifest("web", "5m");
     let declared = std::fs::read_to_string(&manifest).unwrap();
     std::fs::write(&manifest, declared.replace("lifetime: 5m", "lifetime: 1h")).unwrap();
     done(&["apply", &manifest, "--admin", two.admin()]);

@@ -131,6 +131,7 @@ fn stolen_credential_is_refused_by_the_reason_revoked_and_its_live_connection_is
     let serial = serial_of(state.path());
     let done = up.json(&["revoke", "--serial", &serial, "--reason", "key-compromise", "--wait"]);
     assert_eq!(done["live"], done["enforcing"], "{done}");
+    assert!(1 <= done["connections_cut"].as_u64().unwrap(), "{done}");
     said_at_end(live);
     let refused = said_at_end(dial(&up, state.path()));
     assert!(refused.contains("certificate revoked"), "{refused}");

@@ -26,11 +26,11 @@ source = X509Source(socket_path=sys.argv[1], timeout_in_seconds=20)
 serials, done = set(), threading.Event()
 def changed():
     serials.add(source.svid.leaf.serial_number)
-    if 3 <= len(serials):
+    if 4 <= len(serials):
         done.set()
 source.subscribe_for_updates(changed)
 changed()
-ok = done.wait(40)
+ok = done.wait(60)
 print(len(serials))
 source.close()
 sys.exit(0 if ok else 1)

@@ -133,7 +133,7 @@ proptest! {
     ) {
         let text = texts.join("\n");
         let source = PolicySource::enforced("random".parse().unwrap(), text.clone());
-        let Ok(policies) = Policies::compile(&[source], None) else { return Ok(()) };
+        let Ok(policies) = Policies::compile(&[source], None) else { return Err(TestCaseError::reject("it does not compile")) };
         let policies = policies.with_operations(operations());
         let set = PolicySet::from_str(&text).unwrap();
         let context = Context { tls_version: "1.3".to_owned(), group: "X25519".to_owned(), peer_age_seconds: age, ..Context::default() };

@@ -624,7 +624,9 @@ proptest! {
         let observed = source("observed", &observed, Mode::Observe);
         let alone = Policies::compile(std::slice::from_ref(&enforced), None).map(shop);
         let both = Policies::compile(&[enforced, observed], None).map(shop);
-        let (Ok(alone), Ok(both)) = (alone, both) else { return Ok(()) };
+        let (Ok(alone), Ok(both)) = (alone, both) else {
+            return Err(TestCaseError::reject("they do not compile"));
+        };
         for what in [Ask::Call(Verb::Get, "/elsewhere"), Ask::Connect("ledger")] {
             let (alone, both) = (ask(&alone, "web", what), ask(&both, "web", what));
             prop_assert_eq!(alone.is_allowed(), both.is_allowed(), "{:?}: {:?}, {:?}", what, alone, both);
@@ -635,7 +637,7 @@ proptest! {
     fn decisions_about_data_are_those_of_the_whole_set_in_each_case(texts in prop::collection::vec(policy(), 1..10)) {
         let text = texts.join("\n");
         let source = PolicySource::enforced(name("random"), text.clone());
-        let Ok(policies) = Policies::compile(&[source], None) else { return Ok(()) };
+        let Ok(policies) = Policies::compile(&[source], None) else { return Err(TestCaseError::reject("it does not compile")) };
         let policies = shop(policies);
         let set = PolicySet::from_str(&text).unwrap();
         for from in ["web", "orders", "stranger"] {

@@ -193,6 +193,11 @@ impl World {
         self.apply(&manifests);
     }
 
+    /// Declares a workload of one node, as at the beginning.
+    pub fn declare_workload(&mut self, machine: usize, number: usize) {
+        self.apply(&[workload(machine, number, self.settings.lifetime)]);
+    }
+
     /// Puts manifests in force, and lets the snapshot follow at once.
     pub fn apply(&mut self, manifests: &[Value]) {
         let applied = self.control.call(async |steps| steps.apply(manifests).await);

@@ -74,6 +74,12 @@ fn removed_workload_is_withdrawn_within_a_second_and_comes_back_when_it_is_decla
     assert_eq!(world.held(), 4 * 3 - 1);
     world.run(Duration::from_secs(5));
     world.check_converged();
+    assert_eq!(world.held(), 4 * 3 - 1, "it stays away by itself");
+    world.declare_workload(2, 1);
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.held(), 4 * 3);
+    world.check_converged();
+    world.verify_everything();
 }
 
 #[test]

@@ -73,6 +73,7 @@ fn storm(fleet: &mut Fleet) -> (u32, usize) {
     }
     let signed = (fleet.signed().iter().sum::<u32>() - before) as usize;
     println!("{all} were replaced in {took} s, with {signed} signatures");
+    assert!(0 < all && all <= signed, "{signed} signatures for {all} workloads");
     (took, signed)
 }
 

@@ -410,10 +410,15 @@ async fn point_without_a_stream_is_gone_once_its_last_svid_has_ended() {
     let mut point = Point::register(&agent, "proxy-web").await;
     point.slice().await;
     drop(point);
+    let gone = || {
+        let acks = world.server.acks();
+        let ack = acks.borrow();
+        ack.points.iter().map(|one| one.gone).collect::<Vec<_>>()
+    };
     world.pass(Duration::from_secs(50)).await;
-    assert!(world.server.acks().borrow().points.iter().all(|one| !one.gone));
+    assert_eq!(gone(), [false]);
     world.pass(Duration::from_secs(15)).await;
-    assert!(world.server.acks().borrow().points.iter().all(|one| one.gone));
+    assert_eq!(gone(), [true]);
     agent.stop().await;
 }
 

@@ -176,17 +176,22 @@ impl Domain {
 
     /// Declares a workload for every process of this user; gives the revision.
     pub(crate) fn apply(&self, server: &Part, name: &str) -> Value {
-        let manifest = self.manifest(name);
+        self.apply_for(server, name, "5m")
+    }
+
+    /// The same with SVIDs of another lifetime.
+    pub(crate) fn apply_for(&self, server: &Part, name: &str, lifetime: &str) -> Value {
+        let manifest = self.manifest(name, lifetime);
         done(&["apply", &manifest, "--admin", server.admin()])["revision"].clone()
     }
 
     /// Writes that declaration; gives its file.
-    pub(crate) fn manifest(&self, name: &str) -> String {
+    pub(crate) fn manifest(&self, name: &str, lifetime: &str) -> String {
         let manifest = self.place(&format!("{name}.yaml"));
         let uid = text(&Command::new("id").arg("-u").output().unwrap().stdout);
         let declared = format!(
             "apiVersion: countersign.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}}}\n\
-             spec: {{selectors: [\"unix:uid:{}\"], lifetime: 5m}}\n",
+             spec: {{selectors: [\"unix:uid:{}\"], lifetime: {lifetime}}}\n",
             uid.trim()
         );
         std::fs::write(&manifest, declared).unwrap();

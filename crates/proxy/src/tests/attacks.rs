@@ -158,18 +158,22 @@ async fn rapid_resets_end_the_connection_and_not_the_door() {
     let stream = dial(&shop.web.plane.trust, shop.orders.door(), &outbound).await.unwrap().stream;
     let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
     let driving = tokio::spawn(connection);
+    let mut refused = false;
     for _ in 0..5000 {
+        refused = true;
         let Ok(ready) = sender.clone().ready().await else { break };
         sender = ready;
         let request = http::Request::get("https://orders/gate").body(()).unwrap();
         let Ok((response, mut stream)) = sender.send_request(request, false) else { break };
+        refused = false;
         stream.send_reset(h2::Reason::CANCEL);
         drop(response);
         tokio::task::yield_now().await;
     }
+    assert!(refused, "the connection was ended");
     assert!(shop.program.reached() < 5000);
     drop(sender);
-    driving.abort();
+    assert!(driving.await.unwrap().is_err(), "by the door");
     assert_eq!(shop.caller().await.get("/").await.0, 200);
 }
 

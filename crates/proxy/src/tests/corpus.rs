@@ -151,7 +151,11 @@ fn read_otherwise(line: &str) -> Option<String> {
         return Some(format!("{path} is not in its one form"));
     }
     let canonical = CanonicalPath::of(path).ok()?;
-    let operation = operations().find("orders", method.parse().ok()?, &canonical)?.name.to_string();
+    let operations = operations();
+    let Some(operation) = operations.find("orders", method.parse().ok()?, &canonical) else {
+        return Some(format!("nobody declares {method} {path}"));
+    };
+    let operation = operation.name.to_string();
     let permitted = ["public", "read", "place"].contains(&operation.as_str());
     (!permitted).then(|| format!("`{operation}` is not permitted"))
 }

@@ -23,6 +23,10 @@ use crate::config::{Config, ConsoleConfig};
 /// A text that would be a script, would turn a line around, and would end what it stands in.
 const HOSTILE: &str = "\"'><script>alert(1)</script>\u{202e}\u{200b}&lt;";
 
+/// What stands on a page instead of it.
+const HARMLESS: &str =
+    "&quot;&#39;&gt;&lt;script&gt;alert(1)&lt;/script&gt;⟨U+202E⟩⟨U+200B⟩&amp;lt;";
+
 /// Every page, as somebody who is in may ask for it.
 const PAGES: [&str; 9] = [
     "/",
@@ -542,7 +546,7 @@ async fn machines_are_shown_with_what_they_joined_by() {
 }
 
 /// What others may choose: a node's host, an error's detail, a policy's text, a selector, a SPIFFE ID.
-async fn fill_with_hostile_names(running: &Running) {
+async fn fill_with_hostile_names(realm: &Realm, running: &Running) -> Agent {
     let long = "a".repeat(2000);
     let manifest = json!({
         "apiVersion": "countersign.dev/v1alpha1", "kind": "Workload", "metadata": { "name": "web" },
@@ -560,6 +564,23 @@ async fn fill_with_hostile_names(running: &Running) {
             policy("hostile", &text),
         ])
         .await;
+    let agent = Agent::join_as(realm, running, &[], HOSTILE).await;
+    let refused = v1::HandshakeFact {
+        at_micros: realm.clock.now().micros(),
+        point: HOSTILE.to_owned(),
+        direction: v1::Direction::Inbound.into(),
+        service: HOSTILE.to_owned(),
+        peer_address: HOSTILE.to_owned(),
+        version: HOSTILE.to_owned(),
+        group: HOSTILE.to_owned(),
+        suite: HOSTILE.to_owned(),
+        code: "no-certificate".to_owned(),
+        detail: HOSTILE.to_owned(),
+        ..v1::HandshakeFact::default()
+    };
+    let report = v1::ReportRequest { handshakes: vec![refused], ..v1::ReportRequest::default() };
+    agent.client(realm, running).await.node.report(report).await.unwrap();
+    agent
 }
 
 #[tokio::test]
@@ -692,18 +713,30 @@ async fn hostile_names_are_shown_and_are_never_markup() {
     let realm = Realm::begin().await;
     let running = serve(&realm).await;
     let browser = Browser::signed_in(&realm, &running).await;
-    fill_with_hostile_names(&running).await;
-    for path in PAGES.into_iter().chain(["/workloads/web", "/policies/hostile"]) {
+    let agent = fill_with_hostile_names(&realm, &running).await;
+    // Its detail, service, point, address, version and group.
+    soon(async {
+        while browser.get("/handshakes").await.body.matches(HARMLESS).count() != 6 {
+            realm.clock.advance(Duration::from_millis(100));
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let machine = format!("/nodes/{}", agent.node);
+    let by = ["version", "group", "suite"].map(|by| format!("/handshakes?by={by}"));
+    for path in by.iter().map(String::as_str).chain(["/nodes", &machine]) {
+        let page = browser.get(path).await.body;
+        assert!(page.contains(HARMLESS), "{path}: {page}");
+    }
+    let more = ["/workloads/web", "/policies/hostile", &machine].into_iter();
+    for path in PAGES.into_iter().chain(more).chain(by.iter().map(String::as_str)) {
         let answer = browser.get(path).await;
         assert_eq!(answer.status, StatusCode::OK, "{path}: {}", answer.body);
         assert!(!answer.body.contains("<script>alert"), "{path}");
         assert!(!answer.body.contains(['\u{202e}', '\u{200b}']), "{path}");
     }
     let workload = browser.get("/workloads/web").await.body;
-    assert!(
-        workload.contains("&lt;script&gt;alert(1)&lt;/script&gt;⟨U+202E⟩⟨U+200B⟩"),
-        "{workload}"
-    );
+    assert!(workload.contains(HARMLESS), "{workload}");
     assert!(browser.get("/policies/hostile").await.body.contains("&lt;script&gt;alert(1)"));
     let query = "%22%3E%3Cscript%3Ealert(1)%3C%2Fscript%3E%E2%80%AE";
     for path in [

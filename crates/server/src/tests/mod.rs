@@ -206,21 +206,40 @@ pub(super) async fn attest(
     token: &str,
     key: &PrivateKey,
 ) -> Result<v1::AttestResponse, Status> {
+    attest_as(client, token, key, "machine").await
+}
+
+async fn attest_as(
+    client: &mut Client,
+    token: &str,
+    key: &PrivateKey,
+    host: &str,
+) -> Result<v1::AttestResponse, Status> {
     let request = v1::AttestRequest {
         evidence: Some(v1::attest_request::Evidence::JoinToken(token.to_owned())),
         csr: make_csr(key).unwrap().into(),
         version: "0".to_owned(),
-        host: "machine".to_owned(),
+        host: host.to_owned(),
     };
     client.node.attest(request).await.map(Response::into_inner)
 }
 
 impl Agent {
     pub(super) async fn join(realm: &Realm, running: &Running, labels: &[&str]) -> Self {
+        Self::join_as(realm, running, labels, "machine").await
+    }
+
+    /// Joins as a machine that calls itself so.
+    pub(super) async fn join_as(
+        realm: &Realm,
+        running: &Running,
+        labels: &[&str],
+        host: &str,
+    ) -> Self {
         let token = running.token(labels).await;
         let key = PrivateKey::generate(KeyKind::P256).unwrap();
         let mut client = stranger(realm, running).await;
-        let joined = attest(&mut client, &token, &key).await.unwrap();
+        let joined = attest_as(&mut client, &token, &key, host).await.unwrap();
         let bundle = Bundle::parse_json(DOMAIN.parse().unwrap(), &joined.bundle).unwrap();
         let node = countersign_api::wire::node_id(&joined.node_id).unwrap();
         Self { node, key, generation: joined.generation, chain: joined.chain, bundle }

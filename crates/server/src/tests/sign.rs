@@ -216,13 +216,13 @@ async fn signing_goes_on_while_rights_are_taken_away_elsewhere() {
     let running = realm.serve().await;
     running.apply(vec![workload("web", &[])]).await;
     let agent = Agent::join(&realm, &running, &[]).await;
-    let client = agent.client(&realm, &running).await;
+    let mut client = agent.client(&realm, &running).await;
     let key = PrivateKey::generate(KeyKind::P256).unwrap();
+    let items = vec![item("web", &key), item("other", &key)];
     let signing = async {
         let mut outcomes = Vec::new();
         for _ in 0..40 {
-            let request =
-                v1::SignRequest { items: vec![item("web", &key)], ..v1::SignRequest::default() };
+            let request = v1::SignRequest { items: items.clone(), ..v1::SignRequest::default() };
             outcomes.push(client.node.sign(request).await.map_err(|status| code(&status)));
         }
         outcomes
@@ -234,20 +234,26 @@ async fn signing_goes_on_while_rights_are_taken_away_elsewhere() {
         }
     };
     let (outcomes, ()) = tokio::join!(signing, narrowing);
+    let mut signed = 0;
     for outcome in outcomes {
         match outcome {
             Ok(answer) => {
                 let outcome = answer.into_inner().results.remove(0).outcome;
                 assert!(matches!(outcome, Some(Outcome::Issued(_))), "{outcome:?}");
+                signed += 1;
             }
             // A request that loses again and again says so, and may be asked again.
             Err(code) => assert_eq!(code, Code::Fenced),
         }
     }
+    assert!(0 < signed, "nothing was signed meanwhile");
+    let after = sign(&mut client, items).await;
+    assert!(after[0].is_ok(), "{after:?}");
+    assert_eq!(after[1], Err(Code::UnknownWorkload));
     running.stop().await;
-    for issued in realm.verify_everything().await {
-        assert!(issued.row.spiffe_id.path() != "/other");
-    }
+    let issued = realm.verify_everything().await;
+    let to = |path| issued.iter().filter(|issued| issued.row.spiffe_id.path() == path).count();
+    assert_eq!((to("/web"), to("/other")), (signed + 1, 0));
 }
 
 #[tokio::test]

@@ -63,7 +63,7 @@ impl Drop for Lock {
     fn drop(&mut self) {
         // Closing alone would leave it to a child that another thread starts right now, until that child's `exec`.
         if let Err(error) = self.0.unlock() {
-            tracing::warn!(%error, "a data directory is locked until this process ends");
+            tracing::warn!(%error, "a data directory may stay locked for a moment");
         }
     }
 }
