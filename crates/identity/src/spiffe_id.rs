@@ -1,6 +1,7 @@
 //! SPIFFE IDs and trust domains (SPIFFE-ID standard, section 2).
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -9,10 +10,17 @@ use std::sync::Arc;
 pub struct TrustDomain(Arc<str>); // INVARIANT: 1 to 255 bytes of a-z 0-9 . - _
 
 /// A workload's name, `spiffe://prod.example/payments`, or, without a path, a trust domain's own.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SpiffeId {
     text: Arc<str>, // INVARIANT: canonical, at most 2048 bytes
     domain: TrustDomain,
+}
+
+impl Hash for SpiffeId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // The domain is part of it.
+        self.text.hash(state);
+    }
 }
 
 /// Why a text is not a SPIFFE ID.
@@ -135,7 +143,9 @@ impl FromStr for SpiffeId {
         let slash = rest.find('/').unwrap_or(rest.len());
         let domain: TrustDomain = rest[..slash].parse()?;
         check_path(&rest[slash..])?;
-        Ok(Self { text: format!("{SCHEME}{rest}").into(), domain })
+        let canonical = text.starts_with(SCHEME);
+        let text = if canonical { text.into() } else { format!("{SCHEME}{rest}").into() };
+        Ok(Self { text, domain })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use countersign_identity::{Code, KeyId, Serial, Sha256, SpiffeId, Timestamp, Validity};
 
@@ -36,6 +36,7 @@ struct Parsed {
     key_id: KeyId,
     validity: Validity,
     extensions: Extensions,
+    digest: OnceLock<Sha256>,
 }
 
 /// Why bytes are not a certificate that is accepted for reading.
@@ -102,7 +103,8 @@ impl Certificate {
 
     /// SHA-256 of its DER: the name of these very bytes.
     pub fn digest(&self) -> Sha256 {
-        Sha256::from_bytes(sha256(self.der()))
+        // Asked several times in a handshake, and not at all where a certificate is only shown.
+        *self.0.digest.get_or_init(|| Sha256::from_bytes(sha256(self.der())))
     }
 
     /// Writes it as PEM.
@@ -144,6 +146,7 @@ impl Certificate {
             key_id: KeyId::from_bytes(sha256(contents.spki.raw())),
             validity: contents.validity,
             extensions: contents.extensions,
+            digest: OnceLock::new(),
         })))
     }
 
@@ -209,7 +212,7 @@ impl Certificate {
 
     /// SHA-256 of the certificate.
     pub fn fingerprint(&self) -> Sha256 {
-        Sha256::from_bytes(sha256(self.der()))
+        self.digest()
     }
 
     /// The URI names as they stand there, whatever bytes they hold.

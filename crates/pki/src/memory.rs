@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -11,10 +12,17 @@ use crate::Certificate;
 
 /// One signature: the certificate that carries it, byte for byte, and the key that made it. Whether it is right depends on
 /// nothing else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Step {
     certificate: Sha256,
     key: KeyId,
+}
+
+impl Hash for Step {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // As a rule a certificate has one signature that is right.
+        self.certificate.hash(state);
+    }
 }
 
 impl Step {
@@ -41,7 +49,7 @@ pub struct Findings {
 impl Findings {
     /// Those among `found` that the path is made of, the anchor last. What led nowhere is not kept.
     pub(crate) fn on_path(domain: TrustDomain, path: &[&Certificate], found: &[Step]) -> Self {
-        // Everything was remembered, as a rule: nothing is to be hashed again.
+        // Everything was remembered, as a rule.
         let pairs = if found.is_empty() { &[] } else { path };
         let steps = pairs.windows(2).map(|pair| (pair, Step::of(pair[0], pair[1])));
         let steps = steps.filter(|(_, step)| found.contains(step));

@@ -252,7 +252,7 @@ fn check_authority_names(authority: &Certificate, domain: &TrustDomain) -> Resul
         }
         let found = String::from_utf8_lossy(uri);
         match found.parse::<SpiffeId>() {
-            Ok(id) if id == domain.id() => {}
+            Ok(id) if id.is_root() && id.trust_domain() == domain => {}
             Ok(id) if id.is_root() => {
                 let why = format!("the chain leads to an authority of `{id}`, not of `{domain}`");
                 return Err(Refused::new(Code::UnknownIssuer, why));
