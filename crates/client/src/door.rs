@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use countersign_tls::{
     Admitted, Established, Inbound, REPROOF_ALPN, Stream, Trust, accept, answer_reproof,
+    tune_listener,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -68,8 +69,7 @@ pub struct Door {
 /// An admitted connection. It ends when the peer loses the right to it.
 #[derive(Debug)]
 pub struct Connection {
-    // Boxed: it is large, and frameworks move it about.
-    stream: Box<Stream>,
+    stream: Stream,
     peer_address: SocketAddr,
 }
 
@@ -81,11 +81,15 @@ enum Event {
 }
 
 impl Door {
-    /// Opens the door of a service. Connections are reported through the source, and enforce what it enforces.
+    /// Opens the door of a service. Connections are reported through the source, and enforce what it enforces. The listener is told
+    /// how connections are to be ([`tune_listener`](countersign_tls::tune_listener)).
     pub fn new(source: &Source, listener: TcpListener, mut inbound: Inbound) -> Self {
         // With a protocol of our own, callers that offer some other one would not be let in any more where none is asked for.
         if !inbound.alpn.is_empty() {
             inbound.alpn.push(REPROOF_ALPN.to_vec());
+        }
+        if let Err(error) = tune_listener(&listener) {
+            tracing::debug!(%error, "connections are told one by one how they are to be");
         }
         let announced = listener.local_addr().ok().map(|address| source.announce(address));
         Self {
@@ -168,7 +172,7 @@ async fn shake(
                 }
                 return None;
             }
-            Some(Connection { stream: Box::new(stream), peer_address })
+            Some(Connection { stream, peer_address })
         }
         Err(failure) => {
             tracing::debug!(%failure, %peer_address, "connection refused");
@@ -196,7 +200,7 @@ impl Connection {
 
     /// The connection without its address.
     pub fn into_stream(self) -> Stream {
-        *self.stream
+        self.stream
     }
 }
 
@@ -214,7 +218,7 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.stream).poll_read(context, buffer)
+        Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
@@ -224,15 +228,15 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.stream).poll_write(context, bytes)
+        Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.stream).poll_flush(context)
+        Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.stream).poll_shutdown(context)
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 
     fn poll_write_vectored(
@@ -240,7 +244,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.stream).poll_write_vectored(context, slices)
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {

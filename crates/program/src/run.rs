@@ -53,7 +53,7 @@ pub enum Dump {
     AsUsual,
 }
 
-/// Keeps keys out of core dumps, and makes room for connections, each of which takes two descriptors.
+/// Keeps keys out of core dumps, and makes room for connections, each of which takes a descriptor, and in a proxy one at either side.
 pub fn harden(dump: Dump) -> Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).context("cannot turn core dumps off")?;
     if dump == Dump::Never {

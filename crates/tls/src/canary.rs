@@ -13,11 +13,10 @@ use countersign_identity::{Clock, Code, Revision, SpiffeId, TlsTerms};
 use countersign_pki::{Refused, Verified};
 use rustls::{AlertDescription, Error};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_rustls::server::TlsStream;
 
 use crate::revoked::revoked;
 use crate::rule::holds;
-use crate::socket::Socket;
+use crate::session::Session;
 use crate::{Established, Expected, HandshakeFailure, Identity, Outbound, Slice, Trust, dial};
 
 /// The application protocol by which a canary comes.
@@ -59,7 +58,7 @@ pub(crate) fn alive(peer: &Verified, slice: &Slice) -> Result<(), Refused> {
 }
 
 /// Tells a canary that it was let through, and closes. Gives what is noted of it.
-pub(crate) async fn answer(mut tls: TlsStream<Socket>, revision: Revision) -> Refused {
+pub(crate) async fn answer(mut tls: Session, revision: Revision) -> Refused {
     let mut said = revision.incarnation.to_be_bytes().to_vec();
     said.extend(revision.number.to_be_bytes());
     let answered = async {

@@ -13,8 +13,7 @@ use rustls::{HandshakeKind, ProtocolVersion};
 use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream as ServerStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector, TlsStream};
 
 use crate::admission::{admit, too_many};
@@ -22,9 +21,9 @@ use crate::alert::{code_of_io, sentence};
 use crate::canary::{self, CANARY_ALPN};
 use crate::config::Agreed;
 use crate::register::{Arrival, Standing};
-use crate::reproof::{ProofName, REPROOF_ALPN};
+use crate::reproof::REPROOF_ALPN;
 use crate::rule::{AddressOf, Clients, Inbound, Outbound, Present, Rule, no_own_identity};
-use crate::socket::Socket;
+use crate::session::Session;
 use crate::verifier::{Asked, Shown, Slot};
 use crate::{HandshakeFact, HandshakeFailure, Stream, Trust, config};
 
@@ -66,13 +65,18 @@ pub async fn accept(
     let Ok(_permit) = trust.handshakes.try_acquire() else {
         return Err(attempt.refuse(&too_many()));
     };
-    if let Err(error) = tune(&tcp) {
+    if let Err(error) = tune_accepted(&tcp) {
         return Err(attempt.broken(&error));
     }
-    let shaking = shake(trust, Socket::new(tcp), inbound, &attempt.slot);
+    // What is large is boxed here and below: every step that a future is handed through has a place for it, and copies it there.
+    let shaking = Box::pin(shake(trust, tcp, inbound, &attempt.slot));
     match attempt.within(inbound.timeout, shaking).await {
-        Ok((tls, Asked::Entry)) => attempt.finish(tls.into(), inbound.clients != Clients::Required),
-        Ok((tls, Asked::Trial)) => Err(attempt.try_canary(tls, inbound.timeout).await),
+        Ok((session, Asked::Entry)) => {
+            attempt.finish(session, inbound.clients != Clients::Required)
+        }
+        Ok((session, Asked::Trial)) => {
+            Err(Box::pin(attempt.try_canary(session, inbound.timeout)).await)
+        }
         Err(refused) => Err(attempt.refuse(&refused)),
     }
 }
@@ -84,10 +88,10 @@ pub async fn accept(
 /// would have us refuse it).
 async fn shake(
     trust: &Arc<Trust>,
-    tcp: Socket,
+    tcp: TcpStream,
     inbound: &Inbound,
     slot: &Arc<Slot>,
-) -> Result<(ServerStream<Socket>, Asked), (io::Error, Socket)> {
+) -> Result<(Session, Asked), (io::Error, TcpStream)> {
     let mut hello = pin!(LazyConfigAcceptor::new(Acceptor::default(), tcp));
     let start = match hello.as_mut().await {
         Ok(start) => start,
@@ -108,7 +112,8 @@ async fn shake(
         silent.alpn_protocols.clear();
         config = Arc::new(silent);
     }
-    Ok((start.into_stream(config).into_fallible().await?, asked))
+    let tls = start.into_stream(config).into_fallible().await?;
+    Ok((Session::new(tls.into()), asked))
 }
 
 /// Makes a mutual TLS connection with somebody whom we reached, and admits it.
@@ -183,14 +188,14 @@ impl Attempt {
         // Whoever dials is us, and this is where the connection goes out.
         self.slot.comes_from(tcp.local_addr().ok().map(|address| address.ip()));
         let config = config::client(&self.trust, outbound, Some(&self.slot));
-        let shaking =
-            TlsConnector::from(config).connect(nobody(), Socket::new(tcp)).into_fallible();
+        let connecting = TlsConnector::from(config).connect(nobody(), tcp);
+        let shaking = Box::pin(connecting.into_fallible());
         match self.within(timeout, shaking).await {
             Ok(_) if outbound.present == Present::Required && self.slot.shown().is_none() => {
                 let why = "the peer did not ask for our certificate".to_owned();
                 Err(self.refuse(&Refused { code: Code::BadHandshake, why }))
             }
-            Ok(tls) => self.finish(tls.into(), false),
+            Ok(tls) => self.finish(Session::new(tls.into()), false),
             Err(refused) => Err(self.refuse(&refused)),
         }
     }
@@ -199,7 +204,7 @@ impl Attempt {
     async fn within<S>(
         &self,
         timeout: Duration,
-        shaking: impl Future<Output = Result<S, (io::Error, Socket)>>,
+        shaking: impl Future<Output = Result<S, (io::Error, TcpStream)>>,
     ) -> Result<S, Refused> {
         let clock = self.trust.clock();
         let deadline = clock.now() + timeout;
@@ -214,7 +219,7 @@ impl Attempt {
         match done {
             Ok(stream) => Ok(stream),
             Err((error, tcp)) => {
-                self.linger(tcp, deadline).await;
+                Box::pin(self.linger(tcp, deadline)).await;
                 Err(self.reason(&error))
             }
         }
@@ -222,7 +227,7 @@ impl Attempt {
 
     /// Lets the peer read the alert. Closing while something of the peer's is unread would reset the connection, and
     /// take the alert away before the peer has seen it.
-    async fn linger(&self, mut tcp: Socket, deadline: Timestamp) {
+    async fn linger(&self, mut tcp: TcpStream, deadline: Timestamp) {
         let clock = self.trust.clock();
         let until = deadline.min(clock.now() + LINGER);
         let drain = async {
@@ -266,11 +271,11 @@ impl Attempt {
 
     fn finish(
         mut self,
-        tls: TlsStream<Socket>,
+        session: Session,
         anonymous: bool,
     ) -> Result<Established, HandshakeFailure> {
-        self.observe(&tls);
-        let arrival = match self.arrival(&tls, anonymous) {
+        self.observe(&session.tls());
+        let arrival = match self.arrival(&session, anonymous) {
             Ok(arrival) => arrival,
             Err(refused) => return Err(self.refuse(&refused)),
         };
@@ -283,18 +288,12 @@ impl Attempt {
         }
         self.fact.local = self.slot.shown().map(|own| own.identity.id().clone());
         self.fact.took = self.trust.now().since(self.fact.at);
-        Ok(Established { stream: Stream::new(tls, place), fact: self.fact })
+        Ok(Established { stream: Stream::new(session, place), fact: self.fact })
     }
 
     /// Answers a canary that got through the verifier, on the slice that is current now, and lets it go.
-    async fn try_canary(
-        mut self,
-        tls: ServerStream<Socket>,
-        timeout: Duration,
-    ) -> HandshakeFailure {
-        let tls = TlsStream::from(tls);
-        self.observe(&tls);
-        let TlsStream::Server(tls) = tls else { unreachable!("it was one") };
+    async fn try_canary(mut self, session: Session, timeout: Duration) -> HandshakeFailure {
+        self.observe(&session.tls());
         let slice = self.trust.slice();
         let peer = self.slot.peer().filter(|_peer| !self.fact.resumed);
         let alive = peer.ok_or_else(|| Refused {
@@ -306,7 +305,7 @@ impl Attempt {
         }
         let clock = Arc::clone(self.trust.clock());
         let said = tokio::select! {
-            said = canary::answer(tls, slice.revision) => said,
+            said = canary::answer(session, slice.revision) => said,
             () = clock.sleep_until(clock.now() + timeout) => {
                 let why = "the canary did not take its answer in time".to_owned();
                 Refused { code: Code::HandshakeTimeout, why }
@@ -316,7 +315,7 @@ impl Attempt {
     }
 
     /// What the two ends agreed on.
-    fn observe(&mut self, tls: &TlsStream<Socket>) {
+    fn observe(&mut self, tls: &TlsStream<TcpStream>) {
         let common = tls.get_ref().1;
         self.fact.version = match common.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "1.3",
@@ -334,7 +333,7 @@ impl Attempt {
         };
     }
 
-    fn arrival(&self, tls: &TlsStream<Socket>, anonymous: bool) -> Result<Arrival, Refused> {
+    fn arrival(&self, session: &Session, anonymous: bool) -> Result<Arrival, Refused> {
         if self.fact.resumed {
             // Cannot happen with our configurations. If it ever does, nobody was verified.
             let why = "the session was resumed".to_owned();
@@ -343,7 +342,7 @@ impl Attempt {
         if let Some(refused) = self.slot.refused() {
             return Err(refused.clone());
         }
-        let Some(agreed) = Agreed::of(tls.get_ref().1) else {
+        let Some(agreed) = Agreed::of(session.tls().get_ref().1) else {
             // Likewise: ours agree on nothing else.
             let why = "the handshake agreed on something that is unknown here".to_owned();
             return Err(Refused { code: Code::BadHandshake, why });
@@ -367,24 +366,50 @@ impl Attempt {
             let context = shown.context(self.rule.direction, &self.trust);
             Standing { context, peer }
         });
-        let socket = Some(tls.get_ref().0.clone());
-        let (address, name) = (self.fact.peer_address, ProofName::of(tls));
-        let rule = self.rule.clone();
-        Ok(Arrival { rule, agreed, standing, shown, opened, expires, address, name, socket })
+        let (rule, address) = (self.rule.clone(), self.fact.peer_address);
+        let is_proof = session.tls().get_ref().1.alpn_protocol() == Some(REPROOF_ALPN);
+        let session = Some(session.clone());
+        Ok(Arrival { rule, agreed, standing, shown, opened, expires, address, is_proof, session })
     }
+}
+
+/// Has what this listener accepts be from the beginning as [`accept`] wants a connection to be. It is no more than a saving: the
+/// system hands the options of a listener on to its connections (Linux), which then need not be told one by one. They hold for
+/// whoever else accepts from the same socket, too.
+///
+/// # Errors
+/// When the system does not take an option.
+pub fn tune_listener(listener: &TcpListener) -> io::Result<()> {
+    tune_socket(&SockRef::from(listener))
+}
+
+/// As [`tune`], where that was not done with its listener.
+fn tune_accepted(tcp: &TcpStream) -> io::Result<()> {
+    // Which of them is set last is for `probe_socket` to say.
+    if SockRef::from(tcp).tcp_user_timeout()? == Some(SILENCE_MAX) && tcp.nodelay()? {
+        return Ok(());
+    }
+    tune(tcp)
 }
 
 /// Small messages go at once, and a peer that vanished without a word is noticed within about [`SILENCE_MAX`], also while
 /// nothing is sent.
 pub(crate) fn tune(tcp: &TcpStream) -> io::Result<()> {
+    tune_socket(&SockRef::from(tcp))
+}
+
+fn tune_socket(socket: &SockRef<'_>) -> io::Result<()> {
     // Without it, a fresh connection's first request waits 40 ms for an acknowledgement.
-    tcp.set_nodelay(true)?;
-    probe(tcp, SILENCE_MAX)
+    socket.set_tcp_nodelay(true)?;
+    probe_socket(socket, SILENCE_MAX)
 }
 
 /// Has the system ask whether the peer is there still, so that one that vanished is noticed within about this time.
 pub(crate) fn probe(tcp: &TcpStream, silence: Duration) -> io::Result<()> {
-    let socket = SockRef::from(tcp);
+    probe_socket(&SockRef::from(tcp), silence)
+}
+
+fn probe_socket(socket: &SockRef<'_>, silence: Duration) -> io::Result<()> {
     let probes =
         TcpKeepalive::new().with_time(silence / 2).with_interval(silence / 6).with_retries(3);
     socket.set_tcp_keepalive(&probes)?;
@@ -406,8 +431,32 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn what_a_tuned_listener_accepts_is_as_if_it_had_been_told_itself() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let options = |tcp: &TcpStream| {
+            let socket = SockRef::from(tcp);
+            (
+                (socket.tcp_nodelay().unwrap(), socket.keepalive().unwrap()),
+                (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap()),
+                (socket.tcp_keepalive_retries().unwrap(), socket.tcp_user_timeout().unwrap()),
+            )
+        };
+        let accepted = async || {
+            let _caller = TcpStream::connect(address).await.unwrap();
+            listener.accept().await.unwrap().0
+        };
+        let told = accepted().await;
+        let before = options(&told);
+        tune_accepted(&told).unwrap();
+        assert_ne!(options(&told), before);
+        tune_listener(&listener).unwrap();
+        assert_eq!(options(&accepted().await), options(&told));
+    }
+
+    #[tokio::test]
     async fn probes_that_come_late_leave_the_end_of_what_is_not_taken_where_it_was() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         tune(&tcp).unwrap();
         let quiet = Duration::from_secs(180);

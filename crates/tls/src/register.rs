@@ -19,7 +19,7 @@ use crate::config::Agreed;
 use crate::identity::Own;
 use crate::reproof::ProofName;
 use crate::rule::{Expired, Rule};
-use crate::socket::Socket;
+use crate::session::Session;
 
 /// Who is at the other end, and on what grounds.
 #[derive(Debug)]
@@ -43,8 +43,10 @@ pub(crate) struct Entry {
     pub(crate) opened: Timestamp,
     /// Where the peer is.
     pub(crate) address: Option<SocketAddr>,
-    /// By which a re-proof names it.
-    pub(crate) name: Option<ProofName>,
+    /// Whether it is itself a re-proof, which nothing proves.
+    pub(crate) is_proof: bool,
+    /// By which a re-proof names it, once somebody has asked.
+    name: OnceLock<Option<ProofName>>,
     /// What was proven later, in place of what was at the beginning.
     later: ArcSwapOption<Later>,
     /// The last moment at which it may be open. Written under the register's lock only, and only forward.
@@ -56,8 +58,8 @@ pub(crate) struct Entry {
     pub(crate) calls: Calls,
     /// What whoever serves it keeps with it.
     pub(crate) kept: OnceLock<Box<dyn Any + Send + Sync>>,
-    /// The connection's socket, so that cutting needs nobody's help. None once the owner gave the connection up.
-    socket: Mutex<Option<Socket>>,
+    /// What runs over it, so that cutting and naming need nobody's help. None once the owner gave the connection up.
+    session: Mutex<Option<Session>>,
     cut: OnceLock<Code>,
     ended: CancellationToken,
     retirement: OnceLock<Retirement>,
@@ -157,8 +159,8 @@ impl Entry {
             return false;
         }
         self.ended.cancel();
-        if let Some(socket) = &*self.socket()
-            && let Err(error) = socket.shut()
+        if let Some(session) = &*self.session()
+            && let Err(error) = session.shut()
         {
             // The peer was faster; closed is what was wanted.
             tracing::trace!(%error, "a connection to be ended was gone");
@@ -168,8 +170,14 @@ impl Entry {
         true
     }
 
-    fn socket(&self) -> MutexGuard<'_, Option<Socket>> {
-        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    /// By which a re-proof names it. None for what was broken or given up before anybody asked.
+    pub(crate) fn name(&self) -> Option<ProofName> {
+        // Some microseconds of work, for what few connections need.
+        *self.name.get_or_init(|| self.session().as_ref().and_then(ProofName::of))
+    }
+
+    fn session(&self) -> MutexGuard<'_, Option<Session>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -183,8 +191,8 @@ pub(crate) struct Arrival {
     pub(crate) opened: Timestamp,
     pub(crate) expires: Timestamp,
     pub(crate) address: Option<SocketAddr>,
-    pub(crate) name: Option<ProofName>,
-    pub(crate) socket: Option<Socket>,
+    pub(crate) is_proof: bool,
+    pub(crate) session: Option<Session>,
 }
 
 /// The live connections of a process.
@@ -202,7 +210,6 @@ struct Live {
     next: u64,
     entries: HashMap<u64, Arc<Entry>>,
     by_end: BTreeSet<(Timestamp, u64)>, // INVARIANT: only numbers that `entries` holds
-    by_name: HashMap<ProofName, u64>,   // INVARIANT: likewise
     /// Those that retire and are not ended yet.
     draining: HashSet<u64>, // INVARIANT: likewise
 }
@@ -234,23 +241,21 @@ impl Register {
             shown: arrival.shown,
             opened: arrival.opened,
             address: arrival.address,
-            name: arrival.name,
+            is_proof: arrival.is_proof,
+            name: OnceLock::new(),
             later: ArcSwapOption::empty(),
             expires: AtomicI64::new(arrival.expires.micros()),
             unprovable: AtomicBool::new(false),
             lasting: OnceLock::new(),
             calls: Calls::default(),
             kept: OnceLock::new(),
-            socket: Mutex::new(arrival.socket),
+            session: Mutex::new(arrival.session),
             cut: OnceLock::new(),
             ended: CancellationToken::new(),
             retirement: OnceLock::new(),
             retiring: CancellationToken::new(),
         });
         live.entries.insert(number, Arc::clone(&entry));
-        if let Some(name) = entry.name {
-            live.by_name.insert(name, number);
-        }
         let key = (entry.expires(), number);
         live.by_end.insert(key);
         let first = live.by_end.first() == Some(&key);
@@ -261,15 +266,12 @@ impl Register {
         Some(entry)
     }
 
-    /// Takes a connection out whose owner has closed its socket, which closes it for good.
+    /// Takes a connection out whose owner has let go of its session, which closes it for good.
     pub(crate) fn evict(&self, entry: &Entry) {
-        entry.socket().take();
+        entry.session().take();
         let mut live = self.live();
         live.entries.remove(&entry.number);
         live.by_end.remove(&(entry.expires(), entry.number));
-        if let Some(name) = entry.name {
-            live.by_name.remove(&name);
-        }
         if let Some(Retirement { deadline, .. }) = entry.retirement.get() {
             live.by_end.remove(&(*deadline, entry.number));
             self.drained(&mut live, entry);
@@ -333,13 +335,6 @@ impl Register {
         self.revoked.load(Ordering::Relaxed)
     }
 
-    /// The one of this name.
-    pub(crate) fn named(&self, name: ProofName) -> Option<Arc<Entry>> {
-        let live = self.live();
-        let number = live.by_name.get(&name)?;
-        live.entries.get(number).cloned()
-    }
-
     /// Lets what `proof` showed count for `held`, each of the two credentials where it lasts longer than before. False when
     /// nothing does, or `held` may not go on anyway.
     pub(crate) fn prove(&self, held: &Entry, proof: &Entry) -> bool {
@@ -377,7 +372,12 @@ impl Register {
 
     /// All that are live.
     pub(crate) fn entries(&self) -> Vec<Arc<Entry>> {
-        self.live().entries.values().cloned().collect()
+        self.entries_where(|_| true)
+    }
+
+    /// Those of them that are asked for, by what never changes.
+    pub(crate) fn entries_where(&self, asked: impl Fn(&Entry) -> bool) -> Vec<Arc<Entry>> {
+        self.live().entries.values().filter(|entry| asked(entry)).cloned().collect()
     }
 
     pub(crate) fn len(&self) -> usize {

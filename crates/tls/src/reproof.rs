@@ -8,7 +8,7 @@
 //! On the connection: a count (two bytes), as many names (32 bytes each), and as many answers (one byte each, 1 for
 //! proven).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -18,12 +18,11 @@ use std::time::Duration;
 use countersign_identity::{Code, SpiffeId, Timestamp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
-use tokio_rustls::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission;
 use crate::register::{Entry, Standing};
-use crate::socket::Socket;
+use crate::session::{EXPORTED_BYTES, Session};
 use crate::{
     Direction, Established, Expected, HandshakeFact, HandshakeFailure, Outbound, Purpose, Stream,
     Trust, dial,
@@ -39,25 +38,18 @@ pub const REPROOF_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often whoever dials looks for connections that need it.
 const EVERY: Duration = Duration::from_millis(500);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How many connections may be named, some microseconds each, before others have their turn.
+const NAMED_AT_ONCE: usize = 64;
 const LABEL: &str = "EXPORTER-countersign-reproof";
-const NAME_BYTES: usize = 32;
 
 /// By which the two ends of a connection, and nobody else, know it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct ProofName([u8; NAME_BYTES]);
+pub(crate) struct ProofName([u8; EXPORTED_BYTES]);
 
 impl ProofName {
-    /// None for what is itself a re-proof, and for what is broken already.
-    pub(crate) fn of(tls: &TlsStream<Socket>) -> Option<Self> {
-        let (secret, label) = ([0; NAME_BYTES], LABEL.as_bytes());
-        if tls.get_ref().1.alpn_protocol() == Some(REPROOF_ALPN) {
-            return None;
-        }
-        let exported = match tls {
-            TlsStream::Client(tls) => tls.get_ref().1.export_keying_material(secret, label, None),
-            TlsStream::Server(tls) => tls.get_ref().1.export_keying_material(secret, label, None),
-        };
-        exported.ok().map(Self)
+    /// None for what is broken already.
+    pub(crate) fn of(session: &Session) -> Option<Self> {
+        session.export(LABEL).ok().map(Self)
     }
 }
 
@@ -100,12 +92,15 @@ pub async fn answer_reproof(trust: &Trust, mut stream: Stream) -> Result<usize, 
         if REPROOF_NAMES_MAX < count {
             return Err(ReproofFault::Many { count });
         }
-        let mut names = vec![[0; NAME_BYTES]; count];
+        let mut names = vec![[0; EXPORTED_BYTES]; count];
         for name in &mut names {
             stream.read_exact(name).await?;
         }
-        let proof = stream.admitted().entry();
-        let proven = names.into_iter().map(|name| trust.prove_named(ProofName(name), proof));
+        let proof = Arc::clone(stream.admitted().entry());
+        let held = trust.named(&proof, names.iter().copied().map(ProofName).collect()).await;
+        let proven = names
+            .into_iter()
+            .map(|name| held.get(&ProofName(name)).is_some_and(|held| trust.prove(held, &proof)));
         let answers: Vec<u8> = proven.map(u8::from).collect();
         stream.write_all(&answers).await?;
         stream.shutdown().await?;
@@ -191,6 +186,10 @@ impl Trust {
         due: &Due,
         report: impl Fn(HandshakeFact),
     ) -> Result<usize, ReproofFault> {
+        let named = with_names(&due.entries).await;
+        if named.is_empty() {
+            return Ok(0);
+        }
         let Established { mut stream, fact } = match dial(self, due.address, &due.outbound).await {
             Ok(established) => established,
             Err(failure) => {
@@ -205,23 +204,36 @@ impl Trust {
             return Err(ReproofFault::NotSpoken);
         }
         let exchange = async {
-            let named: Vec<_> = due.entries.iter().filter_map(|it| Some((it, it.name?))).collect();
             let count = u16::try_from(named.len()).unwrap_or(u16::MAX);
             let mut question = count.to_be_bytes().to_vec();
-            named.iter().for_each(|(_, name)| question.extend(name.0));
+            named.iter().for_each(|(name, _)| question.extend(name.0));
             stream.write_all(&question).await?;
             stream.flush().await?;
             let mut answers = vec![0; named.len()];
             stream.read_exact(&mut answers).await?;
             let proof = stream.admitted().entry();
             let held = named.iter().zip(answers).filter(|(_, answer)| *answer == 1);
-            Ok(held.filter(|((entry, _), _)| self.prove(entry, proof)).count())
+            Ok(held.filter(|((_, entry), _)| self.prove(entry, proof)).count())
         };
         within(self, exchange).await
     }
 
-    fn prove_named(&self, name: ProofName, proof: &Entry) -> bool {
-        self.register.named(name).is_some_and(|held| self.prove(&held, proof))
+    /// Those of these names that are between the two ends of the proof. Nobody else's are looked at.
+    async fn named(
+        &self,
+        proof: &Entry,
+        names: HashSet<ProofName>,
+    ) -> HashMap<ProofName, Arc<Entry>> {
+        let mut held = HashMap::new();
+        if names.is_empty() {
+            return held;
+        }
+        // Who asks often and at once waits for himself.
+        let _one_at_a_time = self.naming.lock().await;
+        let entries = self.register.entries_where(|it| !it.is_proof && same_ends(it, proof));
+        let with_names = with_names(&entries).await.into_iter();
+        held.extend(with_names.filter(|(name, _)| names.contains(name)));
+        held
     }
 
     /// Lets what `proof` showed count for `held`. Count first, decide second, as in admission: a slice that is applied
@@ -232,6 +244,16 @@ impl Trust {
         }
         admission::review_one(&self.register, held, &self.slice(), self.now())
     }
+}
+
+/// Those that have a name, with it.
+async fn with_names(entries: &[Arc<Entry>]) -> Vec<(ProofName, Arc<Entry>)> {
+    let mut named = Vec::with_capacity(entries.len());
+    for some in entries.chunks(NAMED_AT_ONCE) {
+        named.extend(some.iter().filter_map(|it| Some((it.name()?, Arc::clone(it)))));
+        tokio::task::yield_now().await;
+    }
+    named
 }
 
 /// Whether both are between the same two identities, for the same purpose, and dialled from the same side; and whether the later
@@ -257,10 +279,10 @@ fn wants_proof(entry: &Entry, now: Timestamp, own: Timestamp) -> Option<(&Standi
     // The nearer end is ours, and we have nothing newer: it would be of no use.
     let useless = ours <= theirs && own <= ours;
     let wanted = entry.rule.direction == Direction::Outbound
-        && entry.name.is_some()
         && entry.may_be_proven()
         && late
-        && !useless;
+        && !useless
+        && !entry.is_proof;
     wanted.then_some((standing, address))
 }
 

@@ -10,12 +10,11 @@ use std::time::Duration;
 use countersign_identity::Code;
 use countersign_pki::encode_certificate;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_rustls::TlsStream;
 
 use crate::Admitted;
 use crate::admission::Place;
 use crate::handshake::{probe, probe_after};
-use crate::socket::Socket;
+use crate::session::{EXPORTED_BYTES, Session};
 
 /// A mutual TLS connection that was admitted. Dropping it closes it and takes it out of the register.
 ///
@@ -26,8 +25,9 @@ use crate::socket::Socket;
 /// full or that the task has had its turn.
 #[derive(Debug)]
 pub struct Stream {
-    // The socket closes before the place is given up, so the register never counts too few.
-    tls: TlsStream<Socket>,
+    session: Session,
+    alpn: Option<Box<[u8]>>,
+    // Given up last, which closes the connection.
     place: Place,
 }
 
@@ -44,8 +44,9 @@ impl fmt::Display for Ended {
 impl std::error::Error for Ended {}
 
 impl Stream {
-    pub(crate) const fn new(tls: TlsStream<Socket>, place: Place) -> Self {
-        Self { tls, place }
+    pub(crate) fn new(session: Session, place: Place) -> Self {
+        let alpn = session.tls().get_ref().1.alpn_protocol().map(Box::from);
+        Self { session, alpn, place }
     }
 
     /// Under what it was admitted, how long it may live, and a way to hear of its end.
@@ -56,7 +57,8 @@ impl Stream {
     /// The certificates by which the peer came in, in PEM: those that it showed and that lie on the path that was verified, the
     /// leaf first. What else it showed is left out, since nobody has looked whether it is true.
     pub fn peer_chain(&self) -> String {
-        let shown = self.tls.get_ref().1.peer_certificates().unwrap_or_default();
+        let tls = self.session.tls();
+        let shown = tls.get_ref().1.peer_certificates().unwrap_or_default();
         let on_path = self.admitted().peer().map_or(&[][..], |peer| &*peer.shown);
         on_path
             .iter()
@@ -67,7 +69,7 @@ impl Stream {
 
     /// The application protocol that was agreed on.
     pub fn alpn(&self) -> Option<&[u8]> {
-        self.tls.get_ref().1.alpn_protocol()
+        self.alpn.as_deref()
     }
 
     /// The other end's address.
@@ -75,7 +77,7 @@ impl Stream {
     /// # Errors
     /// When the socket is not connected any more.
     pub fn peer_address(&self) -> io::Result<SocketAddr> {
-        self.tls.get_ref().0.tcp().peer_addr()
+        self.session.tls().get_ref().0.peer_addr()
     }
 
     /// Notices a peer that has vanished without a word within about this time, also while nothing is sent. It costs nothing but
@@ -84,7 +86,7 @@ impl Stream {
     /// # Errors
     /// When the socket is not connected any more.
     pub fn probe(&self, silence: Duration) -> io::Result<()> {
-        probe(&self.tls.get_ref().0.tcp(), silence)
+        probe(self.session.tls().get_ref().0, silence)
     }
 
     /// Leaves it to what is said here to notice a peer that has vanished: the system's own probes come only after so long a
@@ -94,7 +96,7 @@ impl Stream {
     /// # Errors
     /// When the socket is not connected any more.
     pub fn probe_after(&self, quiet: Duration) -> io::Result<()> {
-        probe_after(&self.tls.get_ref().0.tcp(), quiet)
+        probe_after(self.session.tls().get_ref().0, quiet)
     }
 
     /// Our own address on this connection.
@@ -102,35 +104,26 @@ impl Stream {
     /// # Errors
     /// When the socket is not connected any more.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
-        self.tls.get_ref().0.tcp().local_addr()
+        self.session.tls().get_ref().0.local_addr()
     }
 
     /// A secret that only the two ends of this connection know (RFC 8446, 7.5), to bind a signature to it.
     ///
     /// # Errors
     /// When the connection is broken.
-    pub fn export(&self, label: &str) -> Result<[u8; 32], Code> {
-        let secret = [0; 32];
-        match &self.tls {
-            TlsStream::Client(tls) => {
-                tls.get_ref().1.export_keying_material(secret, label.as_bytes(), None)
-            }
-            TlsStream::Server(tls) => {
-                tls.get_ref().1.export_keying_material(secret, label.as_bytes(), None)
-            }
-        }
-        .map_err(|error| crate::code_of(&error))
+    pub fn export(&self, label: &str) -> Result<[u8; EXPORTED_BYTES], Code> {
+        self.session.export(label).map_err(|error| crate::code_of(&error))
     }
 
     /// Does something with the connection, unless we have ended it: then nothing that came in before, and still
     /// waits to be read, comes out any more either.
     fn unless_ended<T>(
         &mut self,
-        act: impl FnOnce(Pin<&mut TlsStream<Socket>>) -> Poll<io::Result<T>>,
+        act: impl FnOnce(Pin<&mut Session>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         // Asked again afterwards, because being ended is also why the socket may have failed meanwhile.
         if self.admitted().why_ended().is_none() {
-            let done = act(Pin::new(&mut self.tls));
+            let done = act(Pin::new(&mut self.session));
             if self.admitted().why_ended().is_none() {
                 return done;
             }
@@ -146,7 +139,7 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.unless_ended(|tls| tls.poll_read(cx, buffer))
+        self.unless_ended(|session| session.poll_read(cx, buffer))
     }
 }
 
@@ -156,7 +149,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.unless_ended(|tls| tls.poll_write(cx, bytes))
+        self.unless_ended(|session| session.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -164,18 +157,18 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.unless_ended(|tls| tls.poll_write_vectored(cx, slices))
+        self.unless_ended(|session| session.poll_write_vectored(cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.tls.is_write_vectored()
+        self.session.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.unless_ended(|tls| tls.poll_flush(cx))
+        self.unless_ended(|session| session.poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.unless_ended(|tls| tls.poll_shutdown(cx))
+        self.unless_ended(|session| session.poll_shutdown(cx))
     }
 }

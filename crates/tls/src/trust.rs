@@ -69,7 +69,7 @@ pub const TIME_REVIEW_EVERY: Duration = Duration::from_secs(5);
 /// Bounds on what peers can make us hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Live connections, both ways together. Each costs two file descriptors here.
+    /// Live connections, both ways together. Each costs a file descriptor here.
     pub connections_max: usize,
     /// Handshakes under way with those who dial us.
     pub handshakes_max: usize,
@@ -107,6 +107,8 @@ pub struct Trust {
     /// Arithmetic only, so that it outlives every slice.
     memory: ChainMemory,
     applying: Mutex<Life>,
+    /// Held by who looks for the connections that a re-proof names.
+    pub(crate) naming: tokio::sync::Mutex<()>,
 }
 
 /// Whether anything may still be let in.
@@ -133,6 +135,7 @@ impl Trust {
             providers: Providers::new(),
             memory: ChainMemory::new(),
             applying: Mutex::new(Life::Open),
+            naming: tokio::sync::Mutex::default(),
         })
     }
 

@@ -217,15 +217,20 @@ impl Verifier {
         let holding = self.rule.terms(&slice);
         let could = Agreed::all(self.terms);
         let could = could.filter(|it| it.version == version && it.fits(holding));
-        let mut groups: Vec<_> = could.map(Agreed::group_name).collect();
-        groups.sort_unstable();
-        groups.dedup();
-        for group in groups {
+        // The first one will do, as a rule.
+        let mut refused = Vec::new();
+        for group in could.map(Agreed::group_name) {
+            if refused.contains(&group) {
+                continue;
+            }
             let shown = Shown { peer, local, source, version: version.as_str(), group };
             let context = shown.context(self.rule.direction, &self.trust);
             match decide(&self.rule, peer, local.map(Identity::id), (&context, now), &slice) {
                 Ok(_policies) => return Ok(()),
-                Err(refused) => last = Some(refused),
+                Err(why) => {
+                    refused.push(group);
+                    last = Some(why);
+                }
             }
         }
         Err(last.unwrap_or_else(|| {

@@ -65,6 +65,9 @@ impl Edge {
     pub(crate) async fn run(self, stop: CancellationToken) {
         let crowd = Crowd::new(self.clock.now());
         let mut connections = JoinSet::new();
+        if let Err(error) = countersign_tls::tune_listener(&self.listener) {
+            tracing::debug!(%error, "connections are told one by one how they are to be");
+        }
         let shared = Arc::new(self);
         loop {
             tokio::select! {

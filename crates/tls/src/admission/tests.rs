@@ -88,8 +88,8 @@ impl Door {
             opened: START,
             expires,
             address: None,
-            name: None,
-            socket: None,
+            is_proof: false,
+            session: None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! What ends a live connection, and what does not.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::ends::{
@@ -8,11 +9,12 @@ use crate::ends::{
     tcp_pair, trust,
 };
 use crate::realm::{Realm, START};
-use countersign_identity::{Clock, Code, Reason};
+use countersign_identity::{Clock, Code, Reason, Revoked};
 use countersign_tls::{
     Clients, DRAIN_TIMEOUT, Established, Expired, Inbound, Limits, Outbound, Present, Slice, Trust,
-    accept,
+    accept, code_of_io,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const ANYBODY: &str = r#"@unscoped("test") permit (principal, action == Action::"connect", resource == Service::"orders");"#;
@@ -32,6 +34,53 @@ async fn a_connection_survives_that_its_own_certificates_are_renewed() {
     assert_eq!(orders.stream.admitted().why_ended(), None);
     stop.cancel();
     running.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_never_rests_is_cut_all_the_same() {
+    let shop = Shop::open();
+    let (web, orders) = shop.shake().await.both();
+    let rule = [Revoked::Key(shop.web.identity().unwrap().leaf().key_id())];
+    let came = Arc::new(AtomicUsize::new(0));
+    let busy = |end: Established| {
+        let came = Arc::clone(&came);
+        let (mut reads, mut writes) = tokio::io::split(end.stream);
+        tokio::spawn(async move {
+            let mut sink = vec![0; 1 << 16];
+            let reading = async {
+                loop {
+                    match reads.read(&mut sink).await {
+                        Ok(0) => break Code::PeerClosed,
+                        Ok(read) => _ = came.fetch_add(read, Ordering::Relaxed),
+                        Err(error) => break code_of_io(&error),
+                    }
+                }
+            };
+            let piece = vec![7; 1 << 20];
+            let writing = async {
+                loop {
+                    if let Err(error) = writes.write_all(&piece).await {
+                        break code_of_io(&error);
+                    }
+                }
+            };
+            tokio::select! {
+                code = reading => code,
+                code = writing => code,
+            }
+        })
+    };
+    let (web, orders) = (busy(web), busy(orders));
+    let ends = async {
+        while came.load(Ordering::Relaxed) < 1 << 23 {
+            tokio::task::yield_now().await;
+        }
+        let slice = revoking(&shop.orders, Reason::KeyCompromise, &rule);
+        assert_eq!(shop.orders.apply(slice).cut, 1);
+        (web.await.unwrap(), orders.await.unwrap())
+    };
+    let (_web, orders) = tokio::time::timeout(Duration::from_secs(60), ends).await.unwrap();
+    assert_eq!(orders, Code::Revoked);
 }
 
 #[tokio::test]

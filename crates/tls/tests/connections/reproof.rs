@@ -228,6 +228,37 @@ async fn nobody_else_can_prove_a_connection_and_nothing_shortens_it() {
 }
 
 #[tokio::test]
+async fn of_many_connections_exactly_those_named_are_proven_also_half_closed_ones() {
+    let standing = Standing::open(vec![REPROOF_ALPN.to_vec()]).await;
+    let Standing { shop, .. } = &standing;
+    let mut many = Vec::new();
+    for _ in 0..150 {
+        let shaken = shake(&shop.web, &shop.to_orders(), &shop.orders, &door()).await;
+        many.push(shaken.both());
+    }
+    let payments = shop.realm.svid("/payments", START, LIFE);
+    let payments = trust(&shop.clock, slice(&[&shop.realm], ANYBODY), Some(&payments));
+    let (other, _orders) = shake(&payments, &shop.to_orders(), &shop.orders, &door()).await.both();
+    let (web, orders) = &mut many[70];
+    for _ in 0..10 {
+        exchange(web, orders).await;
+    }
+    web.stream.shutdown().await.unwrap();
+    assert_eq!(orders.stream.read(&mut [0; 8]).await.unwrap(), 0);
+    let chosen = [0, 70, 149];
+    let [first, second, third] = chosen.map(|at| name_of(&many[at].0));
+    let long = shop.realm.svid("/web", START, 2 * LIFE);
+    shop.web.set_identity(identity(&long)).unwrap();
+    let names = [first, name_of(&other), second, third];
+    assert_eq!(say(&shop.web, &standing, &names).await, Some(vec![1, 0, 1, 1]));
+    for (at, (_, orders)) in many.iter().enumerate() {
+        let proven = orders.stream.admitted().expires() == after(2 * LIFE);
+        assert_eq!(proven, chosen.contains(&at), "{at}");
+    }
+    standing.stop.cancel();
+}
+
+#[tokio::test]
 async fn who_is_attested_by_less_than_before_proves_no_connection() {
     let mut shop = Shop::with_policy(ANYBODY);
     shop.realm.attested = Attested::default().and(SelectorKind::UnixUid).and(SelectorKind::Launch);
