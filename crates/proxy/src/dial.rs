@@ -156,7 +156,7 @@ async fn mutual(plane: &Plane, address: &str, outbound: &Outbound) -> Result<Dia
                 let spoken = spoken(stream.alpn());
                 let heard = Arc::new(Heard::default());
                 let admitted = Some(stream.admitted().clone());
-                let wire = Wire::listening(Kind::Mutual(Box::new(stream)), (), heard.clone());
+                let wire = Wire::listening(Kind::Mutual(stream), (), heard.clone());
                 return Ok(Dialled { wire, spoken, admitted, heard });
             }
             Err(refused) => {

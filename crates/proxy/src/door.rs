@@ -81,6 +81,7 @@ impl Door {
 
     /// Lets peers in until stopped, those included who had connected by then.
     pub(crate) async fn run(self: Arc<Self>, listener: Listener) {
+        listener.tune_for_peers();
         loop {
             let arrived = tokio::select! {
                 () = self.stop.cancelled() => break,
@@ -171,7 +172,7 @@ impl Door {
         tcp: TcpStream,
         (from, of): (SocketAddr, AddressOf),
         (ticket, leave): (Ticket, Leave),
-    ) -> Option<Box<Stream>> {
+    ) -> Option<Stream> {
         let mut inbound = Inbound::service(self.service.clone());
         inbound.timeout = HANDSHAKE_TIMEOUT;
         inbound.peer_address = Some(from);
@@ -182,7 +183,6 @@ impl Door {
             Route::Bytes(_) => protocols(Want::Raw),
         };
         inbound.alpn.push(REPROOF_ALPN.to_vec());
-        keep_alive(&tcp);
         let _leaves = Leaves { door: self, number: ticket.number };
         let shaken = tokio::select! {
             shaken = countersign_tls::accept(&self.plane.trust, tcp, &inbound) => shaken,
@@ -197,7 +197,7 @@ impl Door {
         match shaken {
             Ok(Established { stream, fact }) => {
                 self.plane.facts.report(fact);
-                Some(Box::new(stream))
+                Some(stream)
             }
             Err(failure) => {
                 self.plane.facts.report(*failure.fact);
@@ -206,13 +206,13 @@ impl Door {
         }
     }
 
-    /// Goes on with an admitted peer. Each way is boxed, and so is what is handed on: every step has a place for whatever it is given, and an idle
-    /// connection keeps all of them.
-    async fn serve(&self, stream: Box<Stream>, from: SocketAddr, place: Place) {
+    /// Goes on with an admitted peer. Each way is boxed: every step has a place for whatever it is given, and an idle connection
+    /// keeps all of them.
+    async fn serve(&self, stream: Stream, from: SocketAddr, place: Place) {
         let admitted = stream.admitted().clone();
         let Some(id) = admitted.peer().map(|peer| peer.id.clone()) else { return };
         if stream.alpn() == Some(REPROOF_ALPN) {
-            let answering = countersign_tls::answer_reproof(&self.plane.trust, *stream);
+            let answering = countersign_tls::answer_reproof(&self.plane.trust, stream);
             match Box::pin(answering).await {
                 Ok(proven) => tracing::debug!(peer = %id, proven, "connections were re-proven"),
                 Err(fault) => tracing::info!(peer = %id, %fault, "a re-proof came to nothing"),
@@ -223,39 +223,13 @@ impl Door {
             let why = "the limit on connections of this peer is reached";
             return self.turn_away(from, Code::TooManyConnections, why);
         };
-        let requests = share.requests().clone();
-        let Some(peer) = peer_value(&id) else { return };
-        let told = self.manners.load().told;
-        let chain = if told == Told::Chain { stream.peer_chain() } else { String::new() };
-        let certificate = client_certificate(told, &admitted, &chain);
-        let ends = admitted.expires().min(admitted.presented_ends());
-        let alarm = self.plane.alarms.at(announced(admitted.opened(), ends));
-        let spoken = spoken(stream.alpn());
-        let preface = match self.manners.load().preface {
-            Preface::Nothing => Vec::new(),
-            Preface::Address => {
-                // Without it, what the caller sends first would be taken for it.
-                let Ok(door) = stream.local_address() else { return };
-                proxy_protocol::header(from, door, id.as_str())
-            }
-        };
-        let wire = Wire::new(Kind::Mutual(stream), (place, share));
         let route = self.route.load_full();
         match &*route {
             Route::Requests(_) => {
-                let relay = Relay {
-                    plane: self.plane.clone(),
-                    route: self.route.clone(),
-                    meter: self.meter.clone(),
-                    peer: Some(peer),
-                    certificate,
-                    requests: Some(requests),
-                    guard: Some(Guard {
-                        service: self.service.clone(),
-                        admitted: admitted.clone(),
-                    }),
-                    service: self.service.clone(),
-                };
+                drop(route);
+                let Some(relay) = self.relay(&stream, share.requests().clone()) else { return };
+                let ends = admitted.expires().min(admitted.presented_ends());
+                let alarm = self.plane.alarms.at(announced(admitted.opened(), ends));
                 let retires = admitted.retires();
                 let announce = async {
                     tokio::select! {
@@ -264,8 +238,8 @@ impl Door {
                         _revoked = retires => {}
                     }
                 };
-                drop(route);
-                let how = (spoken, Patience::Peer);
+                let how = (spoken(stream.alpn()), Patience::Peer);
+                let wire = Wire::new(Kind::Mutual(stream), (place, share));
                 let came = admitted.clone();
                 let answered = answer(wire, how, (relay, Some(admitted)), announce);
                 tunnel::until_cut(Some(&came), answered).await;
@@ -273,15 +247,43 @@ impl Door {
             Route::Bytes(upstream) => {
                 let upstream = upstream.clone();
                 drop(route);
+                let preface = match self.manners.load().preface {
+                    Preface::Nothing => Vec::new(),
+                    Preface::Address => {
+                        // Without it, what the caller sends first would be taken for it.
+                        let Ok(door) = stream.local_address() else { return };
+                        proxy_protocol::header(from, door, id.as_str())
+                    }
+                };
                 // Should the service come to decide on requests: this is none.
                 let bytes = LastingCall { service: self.service.clone(), verb: None, path: None };
                 if !self.plane.trust.is_now(&admitted, &bytes) {
                     return;
                 }
+                let wire = Wire::new(Kind::Mutual(stream), (place, share));
                 let joined = Box::pin(join(wire, &upstream, (&self.meter, preface)));
                 tunnel::until_cut(Some(&admitted), joined).await;
             }
         }
+    }
+
+    /// What answers the requests that come over a connection.
+    fn relay(&self, stream: &Stream, requests: Arc<Semaphore>) -> Option<Relay> {
+        let admitted = stream.admitted().clone();
+        let peer = peer_value(&admitted.peer()?.id)?;
+        let told = self.manners.load().told;
+        let chain = if told == Told::Chain { stream.peer_chain() } else { String::new() };
+        let certificate = client_certificate(told, &admitted, &chain);
+        Some(Relay {
+            plane: self.plane.clone(),
+            route: self.route.clone(),
+            meter: self.meter.clone(),
+            peer: Some(peer),
+            certificate,
+            requests: Some(requests),
+            guard: Some(Guard { service: self.service.clone(), admitted }),
+            service: self.service.clone(),
+        })
     }
 
     fn ended(&self, leave: Leave, outcome: Outcome) {
@@ -362,7 +364,8 @@ pub(crate) async fn join<K: Unpin>(
     upstream: &crate::upstream::Upstream,
     (meter, preface): (&Meter, Vec<u8>),
 ) {
-    match upstream.connect().await {
+    // Boxed, and gone when there is a connection: what is joined lives long.
+    match Box::pin(upstream.connect()).await {
         Ok(Dialled { wire: mut far, admitted, .. }) => {
             meter.tunnel();
             let joined = async {
@@ -382,17 +385,5 @@ pub(crate) async fn join<K: Unpin>(
         Err(failed) => {
             tracing::info!(code = %failed.code, detail = %failed.detail, "nothing to join with");
         }
-    }
-}
-
-/// So that the kernel notices a peer that vanished without a word.
-fn keep_alive(tcp: &TcpStream) {
-    let socket = socket2::SockRef::from(tcp);
-    let probes = socket2::TcpKeepalive::new()
-        .with_time(std::time::Duration::from_secs(30))
-        .with_interval(std::time::Duration::from_secs(10))
-        .with_retries(3);
-    if let Err(error) = socket.set_tcp_keepalive(&probes) {
-        tracing::debug!(%error, "no keep-alive probes on this connection");
     }
 }

@@ -244,19 +244,19 @@ pub(crate) fn client_certificate(
     chain: &str,
 ) -> Option<HeaderValue> {
     let (peer, local) = (admitted.peer()?, admitted.local()?);
-    let by = element("By", local.as_str());
-    let hash = element("Hash", &peer.leaf.digest().to_string());
-    let uri = element("URI", peer.id.as_str());
+    let by = || element("By", local.as_str());
+    let hash = || element("Hash", &peer.leaf.digest().to_string());
+    let uri = || element("URI", peer.id.as_str());
     let certificate = || element("Cert", &percent(&peer.leaf.to_pem()));
     let text = match told {
         Told::Nothing => return None,
-        Told::Identity => [by, hash, uri].join(";"),
-        Told::Certificate => [by, hash, certificate(), uri].join(";"),
+        Told::Identity => [by(), hash(), uri()].join(";"),
+        Told::Certificate => [by(), hash(), certificate(), uri()].join(";"),
         Told::Chain => {
             let chain = Some(element("Chain", &percent(chain)));
             let chain = chain.filter(|element| element.len() <= CHAIN_BYTES_MAX);
-            let known = [by, hash, certificate()].into_iter();
-            known.chain(chain).chain([uri]).collect::<Vec<_>>().join(";")
+            let known = [by(), hash(), certificate()].into_iter();
+            known.chain(chain).chain([uri()]).collect::<Vec<_>>().join(";")
         }
     };
     HeaderValue::try_from(text).ok()

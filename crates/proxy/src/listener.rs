@@ -113,6 +113,15 @@ impl Listener {
         bind().map_err(fault)
     }
 
+    /// Has those who connect from now on be served as peers, which saves telling each connection.
+    pub(crate) fn tune_for_peers(&self) {
+        if let Self::Tcp(listener) = self
+            && let Err(error) = countersign_tls::tune_listener(listener)
+        {
+            tracing::debug!(%error, "connections are told one by one how they are to be");
+        }
+    }
+
     /// The address, if it has one.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         match self {

@@ -54,7 +54,7 @@ impl Heard {
 /// What it runs over.
 pub(crate) enum Kind {
     /// Mutual TLS; the register's guard is inside.
-    Mutual(Box<countersign_tls::Stream>),
+    Mutual(countersign_tls::Stream),
     /// TCP to or from a program of our own side.
     Tcp(TcpStream),
     /// A Unix socket to or from a program of our own side.
@@ -76,7 +76,7 @@ macro_rules! each {
     ($kind:expr, $io:ident => $call:expr) => {
         match $kind {
             Kind::Mutual($io) => {
-                let $io = Pin::new(&mut **$io);
+                let $io = Pin::new($io);
                 $call
             }
             Kind::Tcp($io) => {
