@@ -9,6 +9,8 @@ use crate::test::{packages, python};
 
 /// The figures that need other proxies beside ours.
 const BESIDE_PEERS: [&str; 4] = ["http1", "http2", "tcp", "bulk"];
+/// The figures of our own proxy as it is shipped.
+const OF_THE_PROXY: [&str; 5] = ["http1", "http2", "tcp", "bulk", "idle_connection"];
 /// Those of Debian.
 const PEERS: [&str; 4] = ["nginx", "libnginx-mod-stream", "haproxy", "python3-venv"];
 
@@ -61,6 +63,10 @@ pub(crate) fn run(
     }
     // Some figures run the product itself.
     step_quietly(&mut cargo(&["build", "--quiet", "--release"]))?;
+    if name.is_none_or(|name| OF_THE_PROXY.contains(&name)) {
+        let proxy = ["build", "--quiet", "--profile", "dist", "--package", "countersign-proxy"];
+        step_quietly(&mut cargo(&proxy))?;
+    }
     let mut bench = cargo(&["run", "--quiet", "--release", "--package", "countersign-bench", "--"]);
     bench.args(["--output", format]).args(name);
     if std::env::var_os("COUNTERSIGN_ENVOY").is_none()

@@ -18,6 +18,9 @@ pub(crate) struct Builds {
     /// An example in its place, which is sooner done: `countersign-pki/gen_vectors`
     #[arg(long, value_name = "PACKAGE/NAME", conflicts_with = "bin")]
     example: Option<String>,
+    /// How it is built: `dist` is linked as one, as it is shipped
+    #[arg(long, default_value = "release", value_parser = ["release", "dist"])]
+    profile: String,
     /// Keep both folders, to look for what differs
     #[arg(long)]
     keep: bool,
@@ -72,6 +75,7 @@ pub(crate) fn run(builds: &Builds) -> Result<()> {
 /// What is built.
 struct What {
     package: String,
+    profile: String,
     /// As cargo is told.
     selected: [String; 2],
     /// Where it is then.
@@ -80,17 +84,18 @@ struct What {
 
 impl Builds {
     fn what(&self) -> Result<What> {
+        let profile = self.profile.clone();
         if let Some(example) = &self.example {
             let named = example.split_once('/');
             let (package, name) =
                 named.with_context(|| format!("`{example}` is not PACKAGE/NAME"))?;
             let selected = ["--example".to_owned(), name.to_owned()];
             let program = format!("examples/{name}");
-            return Ok(What { package: package.to_owned(), selected, program });
+            return Ok(What { package: package.to_owned(), profile, selected, program });
         }
         let bin = self.bin.clone();
         let package = if bin == "countersign" { "countersign-cli" } else { &bin }.to_owned();
-        Ok(What { package, selected: ["--bin".to_owned(), bin.clone()], program: bin })
+        Ok(What { package, profile, selected: ["--bin".to_owned(), bin.clone()], program: bin })
     }
 }
 
@@ -121,7 +126,8 @@ impl Place {
         let paths = [format!("{at}=/countersign"), format!("{home}=/cargo")];
         let rust = paths.each_ref().map(|path| format!("--remap-path-prefix={path}"));
         let c = paths.each_ref().map(|path| format!("-ffile-prefix-map={path}"));
-        let mut build = cargo(&["build", "--release", "--locked", "--package", &what.package]);
+        let mut build = cargo(&["build", "--locked", "--profile", &what.profile]);
+        build.args(["--package", &what.package]);
         build.args(&what.selected);
         build.current_dir(&self.at).env("CARGO_HOME", &self.home);
         build.env("CARGO_ENCODED_RUSTFLAGS", rust.join("\u{1f}")).env("CFLAGS", c.join(" "));
@@ -131,7 +137,7 @@ impl Place {
         }
         build.env("CARGO_INCREMENTAL", "0").env("SOURCE_DATE_EPOCH", "0");
         step(&format!("{} in {at}", what.program), &mut build)?;
-        Ok(self.at.join("target/release").join(&what.program))
+        Ok(self.at.join("target").join(&what.profile).join(&what.program))
     }
 }
 

@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 
 use super::caller::{CREDENTIALS, Caller, Errand, OPERATIONS, Way};
 use super::process::{Cores, pinned};
-use super::proxies::{Kind, Proxy};
+use super::proxies::Proxy;
 use super::{WARM_UP, a_call, loaded, median};
 use crate::figure::{Better, Figure, Output};
+use crate::fleet::server::command;
 use crate::handshake::{End, Peer};
 use crate::machine::{Machine, PATIENCE};
 
@@ -35,7 +36,7 @@ pub(crate) fn run(output: Output) -> Result<()> {
     write(machine.folder(), &svid)?;
 
     let run_dir = machine.folder().join("run");
-    let mut command = pinned(cores.proxy, &Kind::Ours.program()?);
+    let mut command = pinned(cores.proxy, Path::new(command()?.get_program()));
     command.args(["proxy", "--output", "json", "--agent"]);
     command.arg(format!("unix://{}", machine.socket().display()));
     command.arg("--run-dir").arg(&run_dir).stdin(Stdio::null());
@@ -80,7 +81,7 @@ async fn declared(machine: &Machine, program: std::net::SocketAddr) -> Result<X5
         Ok(format!("unix:path:{}", std::fs::canonicalize(program)?.display()))
     };
     let caller = path(&std::env::current_exe()?)?;
-    let proxy = path(&Kind::Ours.program()?)?;
+    let proxy = path(Path::new(command()?.get_program()))?;
     let mut resources = vec![
         resource("Workload", "caller", &json!({ "selectors": [caller], "lifetime": "1h" })),
         resource("Workload", "proxy", &json!({ "selectors": [proxy], "lifetime": "1h" })),

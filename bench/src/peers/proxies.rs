@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
 use super::process::{Cores, Family, end, pinned};
-use crate::fleet::server::{command, ready};
+use crate::fleet::server::ready;
 
 /// How long a proxy may take to listen.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -18,6 +18,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 /// Where an Envoy is, if not on the path.
 const ENVOY_VARIABLE: &str = "COUNTERSIGN_ENVOY";
+/// Where our own proxy is, if not where cargo puts it.
+const PROXY_VARIABLE: &str = "COUNTERSIGN_PROXY_BIN";
 
 /// Whose proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,7 +65,7 @@ impl Kind {
     /// Where its program is.
     pub(crate) fn program(self) -> Result<PathBuf> {
         let (found, packages) = match self {
-            Self::Ours => return Ok(PathBuf::from(command()?.get_program())),
+            Self::Ours => return shipped(),
             Self::Nginx => (
                 on_path("nginx").filter(|_| Path::new(STREAM_MODULE).exists()),
                 "`apt-get install nginx libnginx-mod-stream`",
@@ -79,6 +81,20 @@ impl Kind {
             format!("{name} is measured beside ours and is not here: {packages}, or let `cargo xtask bench` do it as root")
         })
     }
+}
+
+/// Ours by itself, linked as it is to be shipped.
+fn shipped() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let profiles = own.parent().and_then(Path::parent).context("a folder of builds")?;
+    let built = profiles.join("dist/countersign-proxy");
+    let program = std::env::var_os(PROXY_VARIABLE).map_or(built, PathBuf::from);
+    ensure!(
+        program.is_file(),
+        "`{}` is not there: `cargo build --profile dist --package countersign-proxy` makes it, and {PROXY_VARIABLE} names another",
+        program.display()
+    );
+    Ok(program)
 }
 
 /// Where a program of this name is; servers often are where only root looks.
@@ -122,7 +138,7 @@ impl Proxy {
             "service=server,listen=127.0.0.1:0,forward={},protocol={protocol}",
             place.program
         );
-        command.args(["proxy", "--output", "json", "--inbound", &door]);
+        command.args(["--output", "json", "--inbound", &door]);
         command.args(["--allow", "spiffe://bench.example/client", "--chain"]);
         command.arg(file("server.pem")).arg("--key").arg(file("server.key"));
         command.arg("--bundle").arg(file("bundle.pem"));
