@@ -103,7 +103,7 @@ pub(crate) const ANNOUNCED_IDLE: Duration = Duration::from_millis(200);
 pub(crate) const ANNOUNCED_MAX: Duration = Duration::from_secs(1);
 /// How long requests in flight may take at shutdown before they are cut.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes buffered in each direction of a tunnel.
+/// Bytes of a tunnel that are read at once. At most so many of each way are kept, until they are taken.
 pub(crate) const TUNNEL_BUFFER: usize = 16 * 1024;
 
 /// How long an address rests after its first failure in a row.

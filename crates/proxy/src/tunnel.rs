@@ -32,21 +32,28 @@ pub(crate) async fn until_cut(admitted: Option<&Admitted>, work: impl Future<Out
 /// a protocol that half-closes works. What is cut by the register ends both ways.
 ///
 /// Between two of them nothing is held: what is read goes on at once, and only what is not taken at once is kept.
-pub(crate) async fn join<A, B>(mut a: A, mut b: B) -> io::Result<(u64, u64)>
+pub(crate) fn join<A, B>(mut a: A, mut b: B) -> impl Future<Output = io::Result<(u64, u64)>>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
     let (mut there, mut back) = (Way::default(), Way::default());
-    std::future::poll_fn(|cx| {
-        let there = there.poll(cx, &mut a, &mut b)?;
-        let back = back.poll(cx, &mut b, &mut a)?;
-        match (there, back) {
-            (Poll::Ready(there), Poll::Ready(back)) => Poll::Ready(Ok((there, back))),
+    let mut there_first = false;
+    std::future::poll_fn(move |cx| {
+        // In turns: what never rests one way would leave nothing of the task's turn for the other.
+        there_first = !there_first;
+        let (went, came) = if there_first {
+            let went = there.poll(cx, &mut a, &mut b)?;
+            (went, back.poll(cx, &mut b, &mut a)?)
+        } else {
+            let came = back.poll(cx, &mut b, &mut a)?;
+            (there.poll(cx, &mut a, &mut b)?, came)
+        };
+        match (went, came) {
+            (Poll::Ready(went), Poll::Ready(came)) => Poll::Ready(Ok((went, came))),
             _ => Poll::Pending,
         }
     })
-    .await
 }
 
 thread_local! {
@@ -100,6 +107,7 @@ impl Way {
                 State::Closed => return Poll::Ready(Ok(self.bytes)),
             }
             if self.state == State::Open && self.poll_pass(cx, from, to)?.is_pending() {
+                self.kept = Vec::new();
                 if self.written {
                     // Nothing follows for now that would take it along.
                     ready!(Pin::new(&mut *to).poll_flush(cx))?;
@@ -110,7 +118,7 @@ impl Way {
         }
     }
 
-    /// Writes what is kept. When all of it was taken, its room is given back.
+    /// Writes what is kept.
     fn poll_kept<W>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<io::Result<()>>
     where
         W: AsyncWrite + Unpin,
@@ -120,9 +128,8 @@ impl Way {
             self.taken += ready!(poll_some(cx, to, rest))?;
             self.written = true;
         }
-        if !self.kept.is_empty() {
-            (self.kept, self.taken) = (Vec::new(), 0);
-        }
+        self.kept.clear();
+        self.taken = 0;
         Poll::Ready(Ok(()))
     }
 
@@ -220,6 +227,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_the_other_end_holds_back_for_more_is_sent_when_nothing_follows() {
+        let (mut client, near) = tokio::io::duplex(64);
+        let (mut server, far) = tokio::io::duplex(64);
+        let _joined = tokio::spawn(join(near, tokio::io::BufWriter::new(far)));
+        let mut came = [0; 4];
+        client.write_all(b"ping").await.unwrap();
+        server.read_exact(&mut came).await.unwrap();
+        client.write_all(b"last").await.unwrap();
+        client.shutdown().await.unwrap();
+        server.read_exact(&mut came).await.unwrap();
+        assert_eq!(&came, b"last");
+    }
+
+    #[tokio::test]
     async fn nothing_is_kept_of_a_way_on_which_nothing_waits() {
         let (mut client, mut near) = tokio::io::duplex(64);
         let (mut far, mut server) = tokio::io::duplex(64);
@@ -241,6 +262,6 @@ mod tests {
         server.read_exact(&mut came).await.unwrap();
         assert_eq!(came, [2; 64]);
         drop((client, server));
-        assert!(matches!(pass(&mut way).await, Poll::Ready(_)));
+        assert!(matches!(pass(&mut way).await, Poll::Ready(Ok(128))));
     }
 }

@@ -228,7 +228,7 @@ impl Trust {
         if names.is_empty() {
             return held;
         }
-        // Who asks often and at once waits for himself.
+        // Those who ask wait for each other, so that no more than one of them keeps us at it.
         let _one_at_a_time = self.naming.lock().await;
         let entries = self.register.entries_where(|it| !it.is_proof && same_ends(it, proof));
         let with_names = with_names(&entries).await.into_iter();
@@ -260,12 +260,16 @@ async fn with_names(entries: &[Arc<Entry>]) -> Vec<(ProofName, Arc<Entry>)> {
 /// peer is attested by no less, since what goes on is decided by what the earlier one was attested by.
 fn same_ends(held: &Entry, proof: &Entry) -> bool {
     let (Some(held_by), Some(proven_by)) = (&held.standing, &proof.standing) else { return false };
-    let local = |entry: &Entry| entry.shown.as_ref().map(|own| own.identity.id().clone());
-    held.rule.direction == proof.rule.direction
+    held_by.peer.id == proven_by.peer.id
+        && held.rule.direction == proof.rule.direction
         && held.rule.purpose == proof.rule.purpose
-        && held_by.peer.id == proven_by.peer.id
         && held_by.context.attested.is_within(proven_by.context.attested)
         && local(held) == local(proof)
+}
+
+/// Who we were when it was made.
+fn local(entry: &Entry) -> Option<&SpiffeId> {
+    entry.shown.as_ref().map(|own| own.identity.id())
 }
 
 /// Whether we dialled it, and it is near an end that a handshake can move: after the moment at which HTTP has gone over

@@ -4,7 +4,7 @@ use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use rustls::{ConnectionCommon, SideData};
 use socket2::SockRef;
@@ -15,11 +15,11 @@ use tokio_rustls::TlsStream;
 /// How many bytes of a secret are exported.
 pub(crate) const EXPORTED_BYTES: usize = 32;
 
-/// How much is written at once: who writes more holds the lock no longer, against whoever wants to shut the connection.
-const WRITTEN_BYTES_MAX: usize = 64 * 1024;
+/// How much is read or written at once: who asks for more holds the lock no longer, against whoever wants to shut the connection.
+const AT_ONCE_BYTES_MAX: usize = 64 * 1024;
 
 /// One for both. Its connection is closed when both have let go of it. The lock is held while one of them does one thing, none of
-/// which waits: the longest is to seal and to send [`WRITTEN_BYTES_MAX`].
+/// which waits: the longest is to seal and to send, or to receive and to open, [`AT_ONCE_BYTES_MAX`].
 #[derive(Clone, Debug)]
 pub(crate) struct Session(Arc<Mutex<TlsStream<TcpStream>>>);
 
@@ -65,7 +65,14 @@ impl AsyncRead for Session {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.tls()).poll_read(cx, buffer)
+        if buffer.remaining() <= AT_ONCE_BYTES_MAX {
+            return Pin::new(&mut *self.tls()).poll_read(cx, buffer);
+        }
+        let mut part = ReadBuf::new(buffer.initialize_unfilled_to(AT_ONCE_BYTES_MAX));
+        ready!(Pin::new(&mut *self.tls()).poll_read(cx, &mut part))?;
+        let read = part.filled().len();
+        buffer.advance(read);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -75,7 +82,7 @@ impl AsyncWrite for Session {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let bytes = &bytes[..bytes.len().min(WRITTEN_BYTES_MAX)];
+        let bytes = &bytes[..bytes.len().min(AT_ONCE_BYTES_MAX)];
         Pin::new(&mut *self.tls()).poll_write(cx, bytes)
     }
 

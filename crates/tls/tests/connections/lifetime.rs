@@ -76,11 +76,35 @@ async fn a_connection_that_never_rests_is_cut_all_the_same() {
             tokio::task::yield_now().await;
         }
         let slice = revoking(&shop.orders, Reason::KeyCompromise, &rule);
-        assert_eq!(shop.orders.apply(slice).cut, 1);
+        let cutting = Arc::clone(&shop.orders);
+        let applied = tokio::task::spawn_blocking(move || cutting.apply(slice));
+        assert_eq!(applied.await.unwrap().cut, 1);
         (web.await.unwrap(), orders.await.unwrap())
     };
     let (_web, orders) = tokio::time::timeout(Duration::from_secs(60), ends).await.unwrap();
     assert_eq!(orders, Code::Revoked);
+}
+
+#[tokio::test]
+async fn who_reads_or_writes_much_at_once_holds_nobody_up() {
+    const AT_ONCE: usize = 64 * 1024;
+    let shop = Shop::open();
+    let (mut web, mut orders) = shop.shake().await.both();
+    let much = vec![7; 1 << 20];
+    let written = web.stream.write(&much).await.unwrap();
+    assert!(written <= AT_ONCE, "{written} bytes");
+    let writing = tokio::spawn(async move {
+        web.stream.write_all(&much[written..]).await.unwrap();
+        web.stream.flush().await.unwrap();
+        web
+    });
+    let (mut sink, mut came) = (vec![0; 1 << 20], 0);
+    while came < 1 << 20 {
+        let read = orders.stream.read(&mut sink).await.unwrap();
+        assert!(0 < read && read <= AT_ONCE, "{read} bytes");
+        came += read;
+    }
+    writing.await.unwrap();
 }
 
 #[tokio::test]
