@@ -58,7 +58,7 @@ struct Arguments {
 
 type Bench = fn(Output) -> Result<()>;
 
-const FIGURES: [(&str, Bench); 26] = [
+const FIGURES: [(&str, Bench); 27] = [
     ("issue_embedded", issue::embedded),
     ("issue_postgres", issue::postgres),
     ("issue_beside_step_ca", step_ca::run),
@@ -69,6 +69,7 @@ const FIGURES: [(&str, Bench); 26] = [
     ("tcp", peers::tcp),
     ("bulk", peers::bulk),
     ("idle_connection", peers::idle),
+    ("idle_tunnel", peers::idle_tunnel),
     ("proxy_policy", peers::policy),
     ("workload_to_svid", workload::run),
     ("flood", flood::run),

@@ -10,7 +10,7 @@ use crate::test::{packages, python};
 /// The figures that need other proxies beside ours.
 const BESIDE_PEERS: [&str; 4] = ["http1", "http2", "tcp", "bulk"];
 /// The figures of our own proxy as it is shipped.
-const OF_THE_PROXY: [&str; 5] = ["http1", "http2", "tcp", "bulk", "idle_connection"];
+const OF_THE_PROXY: [&str; 6] = ["http1", "http2", "tcp", "bulk", "idle_connection", "idle_tunnel"];
 /// Those of Debian.
 const PEERS: [&str; 4] = ["nginx", "libnginx-mod-stream", "haproxy", "python3-venv"];
 
@@ -63,7 +63,8 @@ pub(crate) fn run(
     }
     // Some figures run the product itself.
     step_quietly(&mut cargo(&["build", "--quiet", "--release"]))?;
-    if name.is_none_or(|name| OF_THE_PROXY.contains(&name)) {
+    let another = std::env::var_os("COUNTERSIGN_PROXY_BIN").is_some();
+    if !another && name.is_none_or(|name| OF_THE_PROXY.contains(&name)) {
         let proxy = ["build", "--quiet", "--profile", "dist", "--package", "countersign-proxy"];
         step_quietly(&mut cargo(&proxy))?;
     }

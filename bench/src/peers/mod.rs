@@ -200,14 +200,23 @@ fn credentialed() -> Result<tempfile::TempDir> {
 
 /// What connections of mutual TLS cost that do nothing, after one request each.
 pub(crate) fn idle(output: Output) -> Result<()> {
+    standing("idle_connection", (Mode::Http, Way::Http1), output)
+}
+
+/// The same of connections that are joined with ones to the program, after one message each.
+pub(crate) fn idle_tunnel(output: Output) -> Result<()> {
+    standing("idle_tunnel", (Mode::Tcp, Way::Echo), output)
+}
+
+fn standing(name: &'static str, (mode, way): (Mode, Way), output: Output) -> Result<()> {
     limits::allow(IDLE * 2)?;
     let folder = credentialed()?;
     let cores = Cores::take()?;
     let program = Peer::start_on(cores.program, End::Program, folder.path())?;
     let place = Place { folder: folder.path(), cores, program: program.address };
-    let proxy = Proxy::start(Kind::Ours, Mode::Http, &place)?;
+    let proxy = Proxy::start(Kind::Ours, mode, &place)?;
     let open = |connections| -> Result<Caller> {
-        let errand = Errand { way: Way::Http1, connections };
+        let errand = Errand { way, connections };
         Caller::start(cores.caller, folder.path(), proxy.door, errand)
     };
     // What it needs once for all is not what is asked.
@@ -218,11 +227,11 @@ pub(crate) fn idle(output: Output) -> Result<()> {
     let mut crowd = open(IDLE)?;
     std::thread::sleep(SETTLE);
     let (added, all) = (usage.own()? - before, usage.resident()? - all_before);
-    eprintln!("  idle_connection: {:.2} MiB with the pages of the program", all / 1024.0);
+    eprintln!("  {name}: {:.2} MiB with the pages of the program", all / 1024.0);
     // All of them still stand.
     ensure!(IDLE as u64 <= crowd.load(WARM_UP)?.calls, "connections were lost");
     Figure {
-        name: "idle_connection",
+        name,
         value: added / 1024.0,
         unit: "MiB",
         limit: 20.0,
