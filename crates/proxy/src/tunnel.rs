@@ -231,13 +231,16 @@ mod tests {
         let (mut client, near) = tokio::io::duplex(64);
         let (mut server, far) = tokio::io::duplex(64);
         let _joined = tokio::spawn(join(near, tokio::io::BufWriter::new(far)));
-        let mut came = [0; 4];
-        client.write_all(b"ping").await.unwrap();
-        server.read_exact(&mut came).await.unwrap();
-        client.write_all(b"last").await.unwrap();
-        client.shutdown().await.unwrap();
-        server.read_exact(&mut came).await.unwrap();
-        assert_eq!(&came, b"last");
+        let mut came = [0; 8];
+        let passes = async {
+            client.write_all(b"ping").await.unwrap();
+            server.read_exact(&mut came[..4]).await.unwrap();
+            client.write_all(b"last").await.unwrap();
+            client.shutdown().await.unwrap();
+            server.read_exact(&mut came[4..]).await.unwrap();
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(60), passes).await.unwrap();
+        assert_eq!(&came, b"pinglast");
     }
 
     #[tokio::test]
