@@ -59,17 +59,19 @@ fn fix_service(name: &Name, spec: &mut ServiceSpec, ports: &mut Ports) -> Result
         *door = ports.give(&format!("{name}.listen"), *door)?;
     }
     if let Some(forward) = &mut spec.forward {
-        fix_local(&format!("{name}.forward"), forward, ports)?;
+        // Where the program itself listens.
+        fix_local(forward, |asked| ports.lend(&format!("{name}.forward"), asked))?;
     }
     for upstream in &mut spec.upstreams {
-        fix_local(&format!("{name}.upstream.{}", upstream.service), &mut upstream.local, ports)?;
+        let purpose = format!("{name}.upstream.{}", upstream.service);
+        fix_local(&mut upstream.local, |asked| ports.give(&purpose, asked))?;
     }
     Ok(())
 }
 
-fn fix_local(purpose: &str, local: &mut Local, ports: &mut Ports) -> Result<()> {
+fn fix_local(local: &mut Local, give: impl FnOnce(SocketAddr) -> Result<SocketAddr>) -> Result<()> {
     if let Local::Tcp(address) = local {
-        let given = ports.give(purpose, address.socket_addr())?;
+        let given = give(address.socket_addr())?;
         *address = given.to_string().parse::<LoopbackAddress>()?;
     }
     Ok(())

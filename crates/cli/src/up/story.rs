@@ -73,7 +73,7 @@ async fn up(arguments: &Arguments, output: Output) -> Result<Exit> {
     let declaration = resource::check(&resources, None).map_err(manifest::Problems::from)?;
     let domain = declaration.domain.clone();
     let services = plan::services(&declaration, &layout.run, &program);
-    ports.release()?;
+    ports.remember()?;
 
     let (happenings, inbox) = mpsc::channel(HAPPENINGS_MAX);
     let nursery = Nursery {
@@ -87,6 +87,7 @@ async fn up(arguments: &Arguments, output: Output) -> Result<Exit> {
     let mut stage = Stage {
         view: View::new(output),
         cast: Cast { layout, program, folder, server, console },
+        ports,
         tiers: [Tier::new(), Tier::new(), Tier::new(), Tier::new()],
         nursery,
         inbox,
@@ -118,6 +119,8 @@ enum Part {
 struct Stage {
     view: View,
     cast: Cast,
+    /// Held to the end: a process that is started again finds its port free.
+    ports: Ports,
     tiers: [Tier; 4],
     nursery: Nursery,
     inbox: mpsc::Receiver<Happening>,
@@ -169,6 +172,7 @@ impl Stage {
         for proxy in proxies {
             self.start(Part::Proxies, proxy, Stdin::Nothing);
         }
+        self.ports.leave_to_programs();
         for service in services.iter().filter(|service| !service.command.is_empty()) {
             self.start(Part::Services, self.cast.service(service), Stdin::Nothing);
         }
