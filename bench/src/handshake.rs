@@ -1,8 +1,10 @@
 //! A full mutual handshake and one request through the proxy, in the proxy's CPU time, against a bare rustls
-//! acceptor of the same configuration that dials the same backend.
+//! acceptor of the same configuration that dials the same backend. Both are programs of their own, built alike: as the proxy
+//! is shipped.
 //!
 //! `handshake` has every caller come with a leaf and an issuer that were never seen; `handshake_remembered` has one caller
-//! come again and again, whose chain the proxy remembers.
+//! come again and again, whose chain the proxy remembers; `handshake_cores` has a proxy that may use all cores beside one that may
+//! use one.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -15,25 +17,24 @@ use anyhow::{Context, Result, anyhow};
 use countersign::Authorization;
 use countersign_identity::{Clock, SystemClock};
 use countersign_proxy::{Config, FixedInbound, IdentitySource, Listeners, Protocol, Target};
+use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use crate::credentials::Domain;
 use crate::figure::{Better, Figure, Output};
 use crate::peers::process::Cores;
+use crate::peers::proxies::{BARE, Kind, Mode, Place, Proxy};
 use crate::peers::{caller, median, process, program};
 
 /// Which end a child process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum End {
     Proxy,
-    Bare,
     Backend,
     /// Sends the load of [`crate::peers`].
     Caller,
@@ -46,7 +47,6 @@ impl End {
     pub(crate) fn of(self, mut command: Command, folder: &Path) -> Command {
         let name = match self {
             Self::Proxy => "proxy",
-            Self::Bare => "bare",
             Self::Backend => "backend",
             Self::Caller => "caller",
             Self::Program => "program",
@@ -57,8 +57,8 @@ impl End {
     }
 }
 
-/// Turns of each end. The two of a pair are to find the machine alike, so they are short.
-const PAIRS: usize = 40;
+/// In each, every end has a turn. All are to find the machine alike, so they are short.
+const ROUNDS: usize = 40;
 /// Handshakes in a turn.
 const TURN: usize = 48;
 const WARM_UP: usize = 200;
@@ -66,7 +66,7 @@ const WORKERS: usize = 8;
 
 /// Each caller shows a chain of its own.
 pub(crate) fn run(output: Output) -> Result<()> {
-    compare("handshake", WARM_UP + PAIRS * TURN, output)
+    compare("handshake", WARM_UP + ROUNDS * TURN, output)
 }
 
 /// All show the same one.
@@ -74,37 +74,25 @@ pub(crate) fn remembered(output: Output) -> Result<()> {
     compare("handshake_remembered", 1, output)
 }
 
+enum Program {
+    Ours(Proxy),
+    Bare(Peer),
+}
+
 /// Whoever terminates TLS in one figure, and what its turns have cost.
 struct Terminating {
-    peer: Peer,
+    program: Program,
     /// How many callers have come. Whoever has does not come again, where there are enough.
     came: Arc<AtomicUsize>,
     costs: Vec<f64>,
 }
 
 fn compare(name: &'static str, callers: usize, output: Output) -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let cores = Cores::take()?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    runtime.block_on(credentials(folder.path(), callers))?;
-    let connectors: Result<Arc<[_]>> =
-        (0..callers).map(|at| connector(folder.path(), &client(at))).collect();
-    let connectors = connectors?;
-    let backend = Peer::start_on(cores.program, End::Backend, folder.path())?;
-    std::fs::write(folder.path().join("backend"), backend.address.to_string())?;
-    let start = |end| Terminating::start(end, cores.proxy, folder.path());
-    let mut ends = [start(End::Proxy)?, start(End::Bare)?];
-    for end in &ends {
-        runtime.block_on(end.serve(&connectors, WARM_UP))?;
-    }
-    for pair in 1..=PAIRS {
-        // Which comes first changes from pair to pair: the machine may become slower, or faster, meanwhile.
-        for which in [pair % 2, (pair + 1) % 2] {
-            let cost = runtime.block_on(ends[which].serve(&connectors, TURN))?;
-            ends[which].costs.push(cost);
-        }
-    }
+    let callers = Callers::ready(callers)?;
+    let place = callers.place();
+    let one = |program: &Path| process::pinned(place.cores.proxy, program);
+    let mut ends = [Program::ours(one, &place)?, Program::bare(one, &place)?].map(Terminating::new);
+    callers.take_turns(&mut ends)?;
     let [ours, bare] = ends.map(|end| median(end.costs));
     Figure {
         name,
@@ -118,19 +106,120 @@ fn compare(name: &'static str, callers: usize, output: Output) -> Result<()> {
     Ok(())
 }
 
+/// What a handshake costs a proxy that may use all cores, beside one that may use one: what it waits for would show.
+pub(crate) fn cores(output: Output) -> Result<()> {
+    // Whose chain is remembered costs least, so that all else counts most.
+    let callers = Callers::ready(1)?;
+    let place = callers.place();
+    let one = |program: &Path| process::pinned(place.cores.proxy, program);
+    let all = |program: &Path| Command::new(program);
+    let mut ends = [
+        Program::ours(all, &place)?,
+        Program::ours(one, &place)?,
+        Program::bare(all, &place)?,
+        Program::bare(one, &place)?,
+    ]
+    .map(Terminating::new);
+    callers.take_turns(&mut ends)?;
+    let [ours, ours_on_one, bare, bare_on_one] = ends.map(|end| median(end.costs));
+    eprintln!(
+        "  handshake_cores: bare {bare:.2} µs on all {} cores, {bare_on_one:.2} µs on one; ours on one {ours_on_one:.2} µs",
+        std::thread::available_parallelism()?
+    );
+    Figure {
+        name: "handshake_cores",
+        value: ours,
+        unit: "µs CPU",
+        limit: 1.1 * ours_on_one * bare / bare_on_one,
+        limit_is: "µs: 1.1 × what it costs the same proxy on one core, grown as a bare acceptor's does on all cores",
+        better: Better::Lower,
+    }
+    .print(output);
+    Ok(())
+}
+
+/// Who comes, and the backend behind whoever terminates TLS.
+struct Callers {
+    folder: tempfile::TempDir,
+    cores: Cores,
+    runtime: tokio::runtime::Runtime,
+    connectors: Arc<[TlsConnector]>,
+    backend: Peer,
+}
+
+impl Callers {
+    /// With so many chains of their own.
+    fn ready(chains: usize) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let cores = Cores::take()?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        runtime.block_on(credentials(folder.path(), chains))?;
+        let connectors = (0..chains).map(|at| connector(folder.path(), &client(at)));
+        let connectors = connectors.collect::<Result<_>>()?;
+        let backend = Peer::start_on(cores.program, End::Backend, folder.path())?;
+        Ok(Self { folder, cores, runtime, connectors, backend })
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place { folder: self.folder.path(), cores: self.cores, program: self.backend.address }
+    }
+
+    fn take_turns(&self, ends: &mut [Terminating]) -> Result<()> {
+        for end in &*ends {
+            self.runtime.block_on(end.serve(&self.connectors, WARM_UP))?;
+        }
+        for round in 0..ROUNDS {
+            // Which comes first changes from round to round: the machine may become slower, or faster, meanwhile.
+            for turn in 0..ends.len() {
+                let end = &mut ends[(round + turn) % ends.len()];
+                let cost = self.runtime.block_on(end.serve(&self.connectors, TURN))?;
+                end.costs.push(cost);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Program {
+    fn ours(kept: impl Fn(&Path) -> Command, place: &Place<'_>) -> Result<Self> {
+        let command = kept(&Kind::Ours.program()?);
+        Ok(Self::Ours(Proxy::start_as(command, Kind::Ours, Mode::Tcp, place)?))
+    }
+
+    fn bare(kept: impl Fn(&Path) -> Command, place: &Place<'_>) -> Result<Self> {
+        let mut command = kept(&BARE.find()?);
+        command.arg(place.folder).arg(place.program.to_string());
+        Ok(Self::Bare(Peer::spawn(command, "the bare acceptor")?))
+    }
+
+    const fn address(&self) -> SocketAddr {
+        match self {
+            Self::Ours(proxy) => proxy.door,
+            Self::Bare(peer) => peer.address,
+        }
+    }
+
+    fn cpu_micros(&self) -> Result<f64> {
+        match self {
+            Self::Ours(proxy) => cpu_micros(proxy.family().0),
+            Self::Bare(peer) => peer.cpu_micros(),
+        }
+    }
+}
+
 impl Terminating {
-    fn start(end: End, core: u32, folder: &Path) -> Result<Self> {
-        let peer = Peer::start_on(core, end, folder)?;
-        Ok(Self { peer, came: Arc::default(), costs: Vec::new() })
+    fn new(program: Program) -> Self {
+        Self { program, came: Arc::default(), costs: Vec::new() }
     }
 
     /// CPU time of this end for one of so many connections, in microseconds.
     async fn serve(&self, connectors: &Arc<[TlsConnector]>, count: usize) -> Result<f64> {
-        let before = self.peer.cpu_micros()?;
+        let before = self.program.cpu_micros()?;
         let mut workers = tokio::task::JoinSet::new();
         for _ in 0..WORKERS {
             let (connectors, came, address) =
-                (Arc::clone(connectors), Arc::clone(&self.came), self.peer.address);
+                (Arc::clone(connectors), Arc::clone(&self.came), self.program.address());
             workers.spawn(async move {
                 for _ in 0..count / WORKERS {
                     let turn = came.fetch_add(1, Ordering::Relaxed);
@@ -143,7 +232,7 @@ impl Terminating {
             ended??;
         }
         #[expect(clippy::cast_precision_loss, reason = "some hundreds")]
-        Ok((self.peer.cpu_micros()? - before) / count as f64)
+        Ok((self.program.cpu_micros()? - before) / count as f64)
     }
 }
 
@@ -186,32 +275,30 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub(crate) fn start(end: End, folder: &Path) -> Result<Self> {
-        Self::spawn(Command::new(std::env::current_exe()?), end, folder)
+        Self::be(Command::new(std::env::current_exe()?), end, folder)
     }
 
     /// The same on one core.
     pub(crate) fn start_on(core: u32, end: End, folder: &Path) -> Result<Self> {
-        Self::spawn(process::pinned(core, &std::env::current_exe()?), end, folder)
+        Self::be(process::pinned(core, &std::env::current_exe()?), end, folder)
     }
 
-    fn spawn(command: Command, end: End, folder: &Path) -> Result<Self> {
-        let mut child = end.of(command, folder).spawn()?;
+    fn be(command: Command, end: End, folder: &Path) -> Result<Self> {
+        Self::spawn(end.of(command, folder), &format!("{end:?}"))
+    }
+
+    /// A program that says where it listens and ends when its input closes.
+    fn spawn(mut command: Command, who: &str) -> Result<Self> {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         let stdout = child.stdout.take().context("the child has an output")?;
         BufReader::new(stdout).read_line(&mut line)?;
-        let address = line.trim().parse().with_context(|| format!("{end:?} said `{line}`"))?;
+        let address = line.trim().parse().with_context(|| format!("{who} said `{line}`"))?;
         Ok(Self { child, address })
     }
 
     pub(crate) fn cpu_micros(&self) -> Result<f64> {
-        // Summed over threads in nanoseconds; the ticks of /proc/PID/stat are too coarse.
-        let mut nanos = 0_u64;
-        for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
-            nanos += text.split(' ').next().context("schedstat")?.parse::<u64>()?;
-        }
-        #[expect(clippy::cast_precision_loss, reason = "nanoseconds of some minutes")]
-        Ok(nanos as f64 / 1000.0)
+        cpu_micros(self.child.id())
     }
 }
 
@@ -223,6 +310,18 @@ impl Drop for Peer {
     }
 }
 
+/// Time of a processor that a process has used so far, in microseconds.
+fn cpu_micros(pid: u32) -> Result<f64> {
+    // Summed over threads in nanoseconds; the ticks of /proc/PID/stat are too coarse.
+    let mut nanos = 0_u64;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        nanos += text.split(' ').next().context("schedstat")?.parse::<u64>()?;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "nanoseconds of some minutes")]
+    Ok(nanos as f64 / 1000.0)
+}
+
 /// What the child does: listens, says where, and serves until its input closes.
 pub(crate) fn serve(end: End, folder: &Path) -> Result<()> {
     if end == End::Caller {
@@ -232,7 +331,7 @@ pub(crate) fn serve(end: End, folder: &Path) -> Result<()> {
         // It has one core at most.
         End::Program => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
         // As many threads as it has cores.
-        End::Proxy | End::Bare | End::Backend | End::Caller => {
+        End::Proxy | End::Backend | End::Caller => {
             tokio::runtime::Builder::new_multi_thread().enable_all().build()?
         }
     };
@@ -246,7 +345,6 @@ pub(crate) fn serve(end: End, folder: &Path) -> Result<()> {
         let work = async {
             match end {
                 End::Proxy => proxy(folder, stop.clone()).await,
-                End::Bare => bare(folder).await,
                 End::Backend => backend().await,
                 End::Program => program::serve().await,
                 End::Caller => Ok(()),
@@ -302,25 +400,6 @@ async fn proxy(folder: &Path, stop: CancellationToken) -> Result<()> {
     said.and(served)
 }
 
-/// The least that terminates mutual TLS and forwards: no identity, no policy, no register.
-async fn bare(folder: &Path) -> Result<()> {
-    let acceptor = TlsAcceptor::from(Arc::new(server_config(folder)?));
-    let backend = backend_of(folder)?;
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    say(listener.local_addr()?)?;
-    loop {
-        let (tcp, _) = listener.accept().await?;
-        let (acceptor, backend) = (acceptor.clone(), backend.clone());
-        tokio::spawn(async move {
-            tcp.set_nodelay(true)?;
-            let mut tls = acceptor.accept(tcp).await?;
-            let mut upstream = TcpStream::connect(&backend).await?;
-            upstream.set_nodelay(true)?;
-            tokio::io::copy_bidirectional(&mut tls, &mut upstream).await
-        });
-    }
-}
-
 async fn backend() -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     say(listener.local_addr()?)?;
@@ -340,14 +419,6 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-fn roots(folder: &Path) -> Result<Arc<RootCertStore>> {
-    let mut roots = RootCertStore::empty();
-    for root in CertificateDer::pem_file_iter(folder.join("bundle.pem"))? {
-        roots.add(root?)?;
-    }
-    Ok(Arc::new(roots))
-}
-
 fn own(
     folder: &Path,
     name: &str,
@@ -355,19 +426,6 @@ fn own(
     let chain = CertificateDer::pem_file_iter(folder.join(format!("{name}.pem")))?;
     let chain = chain.collect::<Result<_, _>>()?;
     Ok((chain, PrivateKeyDer::from_pem_file(folder.join(format!("{name}.key")))?))
-}
-
-fn server_config(folder: &Path) -> Result<ServerConfig> {
-    let clients =
-        WebPkiClientVerifier::builder_with_provider(roots(folder)?, provider()).build()?;
-    let (chain, key) = own(folder, "server")?;
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(clients)
-        .with_single_cert(chain, key)?;
-    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    Ok(config)
 }
 
 pub(crate) fn connector(folder: &Path, name: &str) -> Result<TlsConnector> {

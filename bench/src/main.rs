@@ -58,12 +58,13 @@ struct Arguments {
 
 type Bench = fn(Output) -> Result<()>;
 
-const FIGURES: [(&str, Bench); 27] = [
+const FIGURES: [(&str, Bench); 28] = [
     ("issue_embedded", issue::embedded),
     ("issue_postgres", issue::postgres),
     ("issue_beside_step_ca", step_ca::run),
     ("handshake", handshake::run),
     ("handshake_remembered", handshake::remembered),
+    ("handshake_cores", handshake::cores),
     ("http1", peers::http1),
     ("http2", peers::http2),
     ("tcp", peers::tcp),

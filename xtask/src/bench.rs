@@ -10,7 +10,19 @@ use crate::test::{packages, python};
 /// The figures that need other proxies beside ours.
 const BESIDE_PEERS: [&str; 4] = ["http1", "http2", "tcp", "bulk"];
 /// The figures of our own proxy as it is shipped.
-const OF_THE_PROXY: [&str; 6] = ["http1", "http2", "tcp", "bulk", "idle_connection", "idle_tunnel"];
+const OF_THE_PROXY: [&str; 9] = [
+    "handshake",
+    "handshake_remembered",
+    "handshake_cores",
+    "http1",
+    "http2",
+    "tcp",
+    "bulk",
+    "idle_connection",
+    "idle_tunnel",
+];
+/// Those of them that are measured beside a bare acceptor.
+const BESIDE_BARE: [&str; 3] = ["handshake", "handshake_remembered", "handshake_cores"];
 /// Those of Debian.
 const PEERS: [&str; 4] = ["nginx", "libnginx-mod-stream", "haproxy", "python3-venv"];
 
@@ -63,11 +75,7 @@ pub(crate) fn run(
     }
     // Some figures run the product itself.
     step_quietly(&mut cargo(&["build", "--quiet", "--release"]))?;
-    let another = std::env::var_os("COUNTERSIGN_PROXY_BIN").is_some();
-    if !another && name.is_none_or(|name| OF_THE_PROXY.contains(&name)) {
-        let proxy = ["build", "--quiet", "--profile", "dist", "--package", "countersign-proxy"];
-        step_quietly(&mut cargo(&proxy))?;
-    }
+    build_shipped(name)?;
     let mut bench = cargo(&["run", "--quiet", "--release", "--package", "countersign-bench", "--"]);
     bench.args(["--output", format]).args(name);
     if std::env::var_os("COUNTERSIGN_ENVOY").is_none()
@@ -86,6 +94,24 @@ pub(crate) fn run(
         // One object a line and nothing else.
         Output::Json => step_quietly(&mut bench),
     }
+}
+
+/// Builds what a figure runs as it is shipped, unless it is told to take another.
+fn build_shipped(name: Option<&str>) -> Result<()> {
+    let built = [
+        ("countersign-proxy", "COUNTERSIGN_PROXY_BIN", &OF_THE_PROXY[..]),
+        ("countersign-bench-bare", "COUNTERSIGN_BARE_BIN", &BESIDE_BARE[..]),
+    ];
+    let mut build = cargo(&["build", "--quiet", "--profile", "dist"]);
+    let mut any = false;
+    for (package, another, figures) in built {
+        let asked = name.is_none_or(|name| figures.contains(&name));
+        if asked && std::env::var_os(another).is_none() {
+            build.args(["--package", package]);
+            any = true;
+        }
+    }
+    if any { step_quietly(&mut build) } else { Ok(()) }
 }
 
 /// Installs the proxies that ours is measured beside.

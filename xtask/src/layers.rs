@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::shell::{cargo, output};
 
 /// Layer of each package. A dependency must lie in a lower one, but for the exceptions below.
-const LAYERS: [(&str, u8); 19] = [
+const LAYERS: [(&str, u8); 20] = [
     ("countersign-identity", 0),
     ("countersign-pki", 1),
     ("countersign-policy", 1),
@@ -27,6 +27,7 @@ const LAYERS: [(&str, u8); 19] = [
     ("countersign-cli", 5),
     ("countersign-sim", 5),
     ("countersign-bench", 5),
+    ("countersign-bench-bare", 5),
     ("xtask", 6),
 ];
 

@@ -9,7 +9,7 @@ pub(crate) mod caller;
 mod policy;
 pub(crate) mod process;
 pub(crate) mod program;
-mod proxies;
+pub(crate) mod proxies;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

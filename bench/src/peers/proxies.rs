@@ -18,8 +18,12 @@ const LOOK: Duration = Duration::from_millis(20);
 const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 /// Where an Envoy is, if not on the path.
 const ENVOY_VARIABLE: &str = "COUNTERSIGN_ENVOY";
-/// Where our own proxy is, if not where cargo puts it.
-const PROXY_VARIABLE: &str = "COUNTERSIGN_PROXY_BIN";
+/// Our own proxy by itself.
+const SHIPPED: Shipped =
+    Shipped { package: "countersign-proxy", variable: "COUNTERSIGN_PROXY_BIN" };
+/// What its handshake is measured beside.
+pub(crate) const BARE: Shipped =
+    Shipped { package: "countersign-bench-bare", variable: "COUNTERSIGN_BARE_BIN" };
 
 /// Whose proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,7 +69,7 @@ impl Kind {
     /// Where its program is.
     pub(crate) fn program(self) -> Result<PathBuf> {
         let (found, packages) = match self {
-            Self::Ours => return shipped(),
+            Self::Ours => return SHIPPED.find(),
             Self::Nginx => (
                 on_path("nginx").filter(|_| Path::new(STREAM_MODULE).exists()),
                 "`apt-get install nginx libnginx-mod-stream`",
@@ -83,18 +87,27 @@ impl Kind {
     }
 }
 
-/// Ours by itself, linked as it is to be shipped.
-fn shipped() -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let profiles = own.parent().and_then(Path::parent).context("a folder of builds")?;
-    let built = profiles.join("dist/countersign-proxy");
-    let program = std::env::var_os(PROXY_VARIABLE).map_or(built, PathBuf::from);
-    ensure!(
-        program.is_file(),
-        "`{}` is not there: `cargo build --profile dist --package countersign-proxy` makes it, and {PROXY_VARIABLE} names another",
-        program.display()
-    );
-    Ok(program)
+/// A program of ours, linked as the proxy is to be shipped.
+pub(crate) struct Shipped {
+    package: &'static str,
+    /// Where it is, if not where cargo puts it.
+    variable: &'static str,
+}
+
+impl Shipped {
+    pub(crate) fn find(&self) -> Result<PathBuf> {
+        let Self { package, variable } = self;
+        let own = std::env::current_exe()?;
+        let profiles = own.parent().and_then(Path::parent).context("a folder of builds")?;
+        let built = profiles.join("dist").join(package);
+        let program = std::env::var_os(variable).map_or(built, PathBuf::from);
+        ensure!(
+            program.is_file(),
+            "`{}` is not there: `cargo build --profile dist --package {package}` makes it, and {variable} names another",
+            program.display()
+        );
+        Ok(program)
+    }
 }
 
 /// Where a program of this name is; servers often are where only root looks.
@@ -107,9 +120,18 @@ fn on_path(name: &str) -> Option<PathBuf> {
 
 impl Proxy {
     pub(crate) fn start(kind: Kind, mode: Mode, place: &Place<'_>) -> Result<Self> {
+        Self::start_as(pinned(place.cores.proxy, &kind.program()?), kind, mode, place)
+    }
+
+    /// Its program, on the cores that the command gives it.
+    pub(crate) fn start_as(
+        mut command: Command,
+        kind: Kind,
+        mode: Mode,
+        place: &Place<'_>,
+    ) -> Result<Self> {
         let name = kind.name();
         let log = place.folder.join(format!("{name}.log"));
-        let mut command = pinned(place.cores.proxy, &kind.program()?);
         command.stdin(Stdio::null()).stderr(std::fs::File::create(&log)?);
         if kind == Kind::Ours {
             return Self::ours(command, mode, place);

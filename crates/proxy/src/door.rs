@@ -17,6 +17,7 @@ use hyper::service::service_fn;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::body::{Arriving, Body};
@@ -80,16 +81,29 @@ impl Door {
     }
 
     /// Lets peers in until stopped, those included who had connected by then.
-    pub(crate) async fn run(self: Arc<Self>, listener: Listener) {
+    pub(crate) async fn run(self: Arc<Self>, listener: Listener, acceptors: usize) {
         listener.tune_for_peers();
-        loop {
-            let arrived = tokio::select! {
-                () = self.stop.cancelled() => break,
-                arrived = listener.accept() => arrived,
-            };
+        let listener = Arc::new(listener);
+        // Ended with this task, should it be cut.
+        let mut beside = JoinSet::new();
+        for _ in 1..acceptors {
+            let (door, listener) = (self.clone(), listener.clone());
+            beside.spawn(async move { door.accept(&listener).await });
+        }
+        self.accept(&listener).await;
+        while beside.join_next().await.is_some() {}
+        let listener = Arc::into_inner(listener).expect("all acceptors have ended");
+        for arrived in listener.into_waiting() {
             self.admit(arrived);
         }
-        for arrived in listener.into_waiting() {
+    }
+
+    async fn accept(self: &Arc<Self>, listener: &Listener) {
+        loop {
+            let arrived = tokio::select! {
+                () = self.stop.cancelled() => return,
+                arrived = listener.accept() => arrived,
+            };
             self.admit(arrived);
         }
     }
@@ -145,7 +159,7 @@ impl Door {
         place: Place,
     ) {
         let (source, now) = (Source::of(from.ip()), self.plane.clock.now());
-        let begun = self.plane.standings().begin(source, now);
+        let begun = self.plane.standings.begin(source, now);
         let leave = match begun {
             Ok(leave) => leave,
             Err(refused) => return self.turn_away(from, refused.code, &refused.why),
@@ -287,7 +301,7 @@ impl Door {
     }
 
     fn ended(&self, leave: Leave, outcome: Outcome) {
-        self.plane.standings().ended(leave, outcome, self.plane.clock.now());
+        self.plane.standings.ended(leave, outcome, self.plane.clock.now());
     }
 
     fn turn_away(&self, from: SocketAddr, code: Code, why: &str) {

@@ -1,6 +1,6 @@
 //! What every part of the data plane shares.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use countersign::requests::Requests;
 use countersign_identity::{Clock, Entropy};
@@ -26,15 +26,10 @@ pub(crate) struct Plane {
     pub(crate) metrics: Metrics,
     pub(crate) tracer: Tracer,
     /// Of all doors together: who floods one is not welcome at another.
-    pub(crate) standings: Mutex<Standings>,
+    pub(crate) standings: Standings,
 }
 
 impl Plane {
-    /// What is known of those who try to come in.
-    pub(crate) fn standings(&self) -> MutexGuard<'_, Standings> {
-        self.standings.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A share by which one connection retires earlier than others of its age.
     pub(crate) fn jitter(&self) -> Jitter {
         let mut byte = [0];

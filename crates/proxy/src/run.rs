@@ -1,7 +1,7 @@
 //! The proxy as a whole: from its configuration to a drained end.
 
 use std::os::unix::fs::DirBuilderExt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use anyhow::Context;
 use countersign::requests::Requests;
@@ -136,7 +136,7 @@ pub(crate) fn plane(
     Arc::new(Plane {
         trust,
         alarms: Alarms::new(clock.clone()),
-        standings: Mutex::new(Standings::new(STANDING, clock.now())),
+        standings: Standings::new(STANDING, clock.now()),
         clock,
         entropy,
         tasks: Tasks::default(),

@@ -2,14 +2,17 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use countersign_tls::Shards;
 use tokio::sync::Semaphore;
 
 use crate::bounds::REQUESTS_PER_PEER_MAX;
 
 /// Places taken, by who took them.
-pub(crate) struct Shares<K: Eq + Hash>(Arc<Mutex<HashMap<K, Taken>>>);
+pub(crate) struct Shares<K>(Arc<Books<K>>);
+
+type Books<K> = Shards<HashMap<K, Taken>>;
 
 struct Taken {
     places: usize,
@@ -18,7 +21,7 @@ struct Taken {
 
 /// One place. Given up when dropped.
 pub(crate) struct Share<K: Eq + Hash> {
-    shares: Arc<Mutex<HashMap<K, Taken>>>,
+    books: Arc<Books<K>>,
     who: K,
     requests: Arc<Semaphore>,
 }
@@ -30,7 +33,7 @@ impl<K: Clone + Eq + Hash> Shares<K> {
 
     /// A place for `who`, who may have `most` of them.
     pub(crate) fn take(&self, who: &K, most: usize) -> Option<Share<K>> {
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.0.of_key(who);
         let taken = taken.entry(who.clone()).or_insert_with(|| Taken {
             places: 0,
             requests: Arc::new(Semaphore::new(REQUESTS_PER_PEER_MAX)),
@@ -41,7 +44,7 @@ impl<K: Clone + Eq + Hash> Shares<K> {
         }
         taken.places += 1;
         let requests = taken.requests.clone();
-        Some(Share { shares: self.0.clone(), who: who.clone(), requests })
+        Some(Share { books: self.0.clone(), who: who.clone(), requests })
     }
 }
 
@@ -54,7 +57,7 @@ impl<K: Eq + Hash> Share<K> {
 
 impl<K: Eq + Hash> Drop for Share<K> {
     fn drop(&mut self) {
-        let mut taken = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.books.of_key(&self.who);
         if let Some(held) = taken.get_mut(&self.who) {
             held.places -= 1;
             if held.places == 0 {
@@ -77,7 +80,7 @@ mod tests {
         drop(held);
         assert!(shares.take(&"web", 3).is_some());
         drop(other);
-        assert!(shares.0.lock().unwrap().is_empty());
+        assert!(shares.0.each().all(|taken| taken.is_empty()));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::bounds::CORES_PER_ACCEPTOR;
 use crate::config::{BoundInbound, BoundOutbound, LocalPlace, Protocol};
 use crate::dial::Dialer;
 use crate::door::Door;
@@ -125,7 +126,8 @@ impl Supervisor {
             (route.clone(), manners.clone()),
             (stop.clone(), self.inside.clone()),
         );
-        self.plane.tasks.start(door.run(listener));
+        let cores = tokio::runtime::Handle::current().metrics().num_workers();
+        self.plane.tasks.start(door.run(listener, cores.div_ceil(CORES_PER_ACCEPTOR)));
         tracing::info!(service = %name, %listen, "the door is open");
         let bound = BoundInbound { service: name.clone(), listen };
         let running = Running { plan: planned.clone(), bound, route, stop };

@@ -115,7 +115,7 @@ impl Drop for Place {
 /// Admission. Register first, decide second, on the slice that is current *after* registering.
 ///
 /// [`Trust::apply`] swaps first and scans second. So either the scan finds the connection, or the connection finds
-/// the new slice: the register's lock orders the two.
+/// the new slice: the lock of its part of the register orders the two.
 pub(crate) fn admit(trust: &Trust, arrival: Arrival) -> Result<Place, Refused> {
     let register = Arc::clone(&trust.register);
     let entry = register.enter(arrival).ok_or_else(too_many)?;

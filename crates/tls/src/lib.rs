@@ -56,6 +56,7 @@ mod room;
 mod rule;
 mod service_tls;
 mod session;
+mod shards;
 mod source;
 mod standing;
 mod stream;
@@ -77,6 +78,7 @@ pub use rule::{
     AddressOf, Clients, Expected, Expired, HANDSHAKE_TIMEOUT, Inbound, Outbound, Present, Purpose,
 };
 pub use service_tls::{Accepted, ServiceTls};
+pub use shards::Shards;
 pub use source::Source;
 pub use standing::{Allowance, Leave, Outcome, Rate, StandingRates, Standings};
 pub use stream::Stream;

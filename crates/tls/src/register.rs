@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::ArcSwapOption;
@@ -20,6 +20,7 @@ use crate::identity::Own;
 use crate::reproof::ProofName;
 use crate::rule::{Expired, Rule};
 use crate::session::Session;
+use crate::shards::Shards;
 
 /// Who is at the other end, and on what grounds.
 #[derive(Debug)]
@@ -199,15 +200,19 @@ pub(crate) struct Arrival {
 #[derive(Debug)]
 pub(crate) struct Register {
     connections_max: usize,
-    live: Mutex<Live>,
+    shards: Shards<Live>, // By number
+    count: AtomicUsize, // INVARIANT: as many as the shards hold, or more while one enters or leaves
+    next: AtomicU64,
+    /// The last moment of whoever ends first, as far as the one who sweeps knows.
+    soonest: AtomicI64,
     sooner: Notify,
     draining: watch::Sender<usize>,
     revoked: AtomicU64,
 }
 
+/// Some of them.
 #[derive(Debug, Default)]
 struct Live {
-    next: u64,
     entries: HashMap<u64, Arc<Entry>>,
     by_end: BTreeSet<(Timestamp, u64)>, // INVARIANT: only numbers that `entries` holds
     /// Those that retire and are not ended yet.
@@ -218,7 +223,10 @@ impl Register {
     pub(crate) fn new(connections_max: usize) -> Self {
         Self {
             connections_max,
-            live: Mutex::default(),
+            shards: Shards::default(),
+            count: AtomicUsize::new(0),
+            next: AtomicU64::new(0),
+            soonest: AtomicI64::new(Timestamp::LAST.micros()),
             sooner: Notify::new(),
             draining: watch::Sender::new(0),
             revoked: AtomicU64::new(0),
@@ -227,12 +235,9 @@ impl Register {
 
     /// Enters a connection; none when there are too many already.
     pub(crate) fn enter(&self, arrival: Arrival) -> Option<Arc<Entry>> {
-        let mut live = self.live();
-        if self.connections_max <= live.entries.len() {
-            return None;
-        }
-        let number = live.next;
-        live.next += 1;
+        let room = |count| (count < self.connections_max).then_some(count + 1);
+        self.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).ok()?;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
         let entry = Arc::new(Entry {
             number,
             rule: arrival.rule,
@@ -255,22 +260,22 @@ impl Register {
             retirement: OnceLock::new(),
             retiring: CancellationToken::new(),
         });
-        live.entries.insert(number, Arc::clone(&entry));
-        let key = (entry.expires(), number);
-        live.by_end.insert(key);
-        let first = live.by_end.first() == Some(&key);
+        let (expires, entered) = (entry.expires(), Arc::clone(&entry));
+        let mut live = self.shards.of_number(number);
+        live.entries.insert(number, entered);
+        live.by_end.insert((expires, number));
         drop(live);
-        if first {
-            self.sooner.notify_one();
-        }
+        self.awaits(expires);
         Some(entry)
     }
 
     /// Takes a connection out whose owner has let go of its session, which closes it for good.
     pub(crate) fn evict(&self, entry: &Entry) {
         entry.session().take();
-        let mut live = self.live();
-        live.entries.remove(&entry.number);
+        let mut live = self.shards.of_number(entry.number);
+        if live.entries.remove(&entry.number).is_some() {
+            self.count.fetch_sub(1, Ordering::AcqRel);
+        }
         live.by_end.remove(&(entry.expires(), entry.number));
         if let Some(Retirement { deadline, .. }) = entry.retirement.get() {
             live.by_end.remove(&(*deadline, entry.number));
@@ -284,7 +289,7 @@ impl Register {
             return false;
         }
         if entry.retirement.get().is_some() {
-            self.drained(&mut self.live(), entry);
+            self.drained(&mut self.shards.of_number(entry.number), entry);
         } else if code == Code::Revoked {
             self.revoked.fetch_add(1, Ordering::Relaxed);
         }
@@ -293,16 +298,14 @@ impl Register {
 
     /// Lets nothing new begin on a connection, and cuts it at the deadline. True the first time.
     pub(crate) fn retire(&self, entry: &Entry, code: Code, deadline: Timestamp) -> bool {
-        let mut live = self.live();
+        let mut live = self.shards.of_number(entry.number);
         let over = !live.entries.contains_key(&entry.number) || entry.ended().is_some();
         if over || entry.retirement.set(Retirement { code, deadline }).is_err() {
             return false;
         }
-        let key = (deadline, entry.number);
-        live.by_end.insert(key);
-        let first = live.by_end.first() == Some(&key);
+        live.by_end.insert((deadline, entry.number));
         live.draining.insert(entry.number);
-        self.draining.send_replace(live.draining.len());
+        self.draining.send_modify(|count| *count += 1);
         if entry.ended().is_some() {
             // Ended between the two: whoever ended it may have looked before we were here.
             self.drained(&mut live, entry);
@@ -312,16 +315,14 @@ impl Register {
             self.revoked.fetch_add(1, Ordering::Relaxed);
         }
         entry.retiring.cancel();
-        if first {
-            self.sooner.notify_one();
-        }
+        self.awaits(deadline);
         true
     }
 
     /// It drains no longer: it is closed.
     fn drained(&self, live: &mut Live, entry: &Entry) {
         if live.draining.remove(&entry.number) {
-            self.draining.send_replace(live.draining.len());
+            self.draining.send_modify(|count| *count -= 1);
         }
     }
 
@@ -338,7 +339,7 @@ impl Register {
     /// Lets what `proof` showed count for `held`, each of the two credentials where it lasts longer than before. False when
     /// nothing does, or `held` may not go on anyway.
     pub(crate) fn prove(&self, held: &Entry, proof: &Entry) -> bool {
-        let mut live = self.live();
+        let mut live = self.shards.of_number(held.number);
         if !live.entries.contains_key(&held.number) || !held.may_be_proven() {
             return false;
         }
@@ -370,35 +371,43 @@ impl Register {
         true
     }
 
-    /// All that are live.
+    /// All that are live: who was entered before this is asked is among them.
     pub(crate) fn entries(&self) -> Vec<Arc<Entry>> {
         self.entries_where(|_| true)
     }
 
     /// Those of them that are asked for, by what never changes.
     pub(crate) fn entries_where(&self, asked: impl Fn(&Entry) -> bool) -> Vec<Arc<Entry>> {
-        self.live().entries.values().filter(|entry| asked(entry)).cloned().collect()
+        let mut found = Vec::new();
+        for live in self.shards.each() {
+            found.extend(live.entries.values().filter(|entry| asked(entry)).cloned());
+        }
+        found
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.live().entries.len()
+        self.count.load(Ordering::Acquire)
     }
 
     /// Ends those whose last moment has passed, and tells the last moment of the next.
     pub(crate) fn sweep(&self, now: Timestamp) -> Option<Timestamp> {
         let mut over = Vec::new();
-        let next = {
-            let mut live = self.live();
-            loop {
-                let Some(&(expires, number)) = live.by_end.first() else { break None };
+        let mut next = None;
+        // Whoever is entered where we have looked already finds this, or what comes of it.
+        self.soonest.store(Timestamp::LAST.micros(), Ordering::Release);
+        for mut live in self.shards.each() {
+            while let Some(&(expires, number)) = live.by_end.first() {
                 if now <= expires {
-                    break Some(expires);
+                    next = Some(next.map_or(expires, |next| expires.min(next)));
+                    break;
                 }
                 live.by_end.pop_first();
-                over.extend(live.entries.get(&number).cloned());
+                over.extend(live.entries.get(&number).cloned().map(|entry| (expires, entry)));
             }
-        };
-        for entry in over {
+        }
+        self.soonest.store(next.unwrap_or(Timestamp::LAST).micros(), Ordering::Release);
+        over.sort_by_key(|(expires, entry)| (*expires, entry.number));
+        for (_, entry) in over {
             let retired = entry.retirement.get().is_some_and(|it| it.deadline < now);
             if !retired && entry.outlives() {
                 continue;
@@ -418,13 +427,15 @@ impl Register {
         self.sooner.notify_one();
     }
 
+    /// Something ends then, which may be before whoever sweeps looks again.
+    fn awaits(&self, end: Timestamp) {
+        if end.micros() < self.soonest.load(Ordering::Acquire) {
+            self.sooner.notify_one();
+        }
+    }
+
     /// Resolves when a connection was entered that ends before all others.
     pub(crate) async fn sooner(&self) {
         self.sooner.notified().await;
-    }
-
-    fn live(&self) -> MutexGuard<'_, Live> {
-        // Each critical section leaves the maps whole, so a panic elsewhere does not spoil them.
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

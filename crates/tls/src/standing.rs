@@ -1,11 +1,13 @@
 //! Whose handshake is worth an operation with a key, judged by where it comes from and what came from there before.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::{Code, Fault, Timestamp};
 use countersign_pki::Refused;
 
+use crate::shards::Shards;
 use crate::source::Source;
 
 /// How often something may be done: so often at once, and once more after each span.
@@ -80,8 +82,8 @@ const PROVEN_FOR: Duration = Duration::from_secs(900);
 const SUSPECT_FOR: Duration = Duration::from_secs(60);
 /// How often those are looked for of whom nothing has to be known any more.
 const FORGET_EVERY: Duration = Duration::from_secs(1);
-/// Sources of which something is known: about 64 bytes each.
-const SOURCES_MAX: usize = 8192;
+/// Sources of which something is known, in each shard: about 64 bytes each.
+const SOURCES_PER_SHARD_MAX: usize = 512;
 
 /// What is known of the sources of handshakes.
 ///
@@ -91,10 +93,23 @@ const SOURCES_MAX: usize = 8192;
 #[derive(Debug)]
 pub struct Standings {
     rates: StandingRates,
-    sources: HashMap<Source, Record>, // INVARIANT: at most SOURCES_MAX
+    shards: Shards<Known>, // By source
+    /// Asked by those from whose source nobody was let in lately. Locked after a shard, if at all.
+    common: Mutex<Common>,
+}
+
+/// Some of the sources.
+#[derive(Debug)]
+struct Known {
+    sources: HashMap<Source, Record>, // INVARIANT: at most SOURCES_PER_SHARD_MAX
+    forgot: Timestamp,
+}
+
+/// What sources have together.
+#[derive(Debug)]
+struct Common {
     suspects: Allowance,
     strangers: Allowance,
-    forgot: Timestamp,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -154,10 +169,11 @@ impl Standings {
     pub fn new(rates: StandingRates, now: Timestamp) -> Self {
         Self {
             rates,
-            sources: HashMap::new(),
-            suspects: Allowance::whole(rates.suspects, now),
-            strangers: Allowance::whole(rates.strangers, now),
-            forgot: now,
+            shards: Shards::new(|| Known { sources: HashMap::new(), forgot: now }),
+            common: Mutex::new(Common {
+                suspects: Allowance::whole(rates.suspects, now),
+                strangers: Allowance::whole(rates.strangers, now),
+            }),
         }
     }
 
@@ -165,9 +181,9 @@ impl Standings {
     ///
     /// # Errors
     /// `rate-limited`, with the limit that is reached.
-    pub fn begin(&mut self, source: Source, now: Timestamp) -> Result<Leave, Refused> {
+    pub fn begin(&self, source: Source, now: Timestamp) -> Result<Leave, Refused> {
         let rates = self.rates;
-        let known = self.sources.get_mut(&source).map(|record| {
+        let known = self.shards.of_key(&source).sources.get_mut(&source).map(|record| {
             let proven = record.is_proven(now);
             let left = record.failures.left(rates.of(proven), now);
             (left, proven, record.is_suspect(now))
@@ -176,13 +192,13 @@ impl Standings {
             Some((0, _, _)) => return Err(limited("too many handshakes from this source failed")),
             Some((_, true, _)) => Paid::Nothing,
             Some((_, false, true)) => {
-                if !self.suspects.take(rates.suspects, now) {
+                if !self.common().suspects.take(rates.suspects, now) {
                     return Err(limited("too many handshakes from sources that failed before"));
                 }
                 Paid::Suspects
             }
             Some((_, false, false)) | None => {
-                if !self.strangers.take(rates.strangers, now) {
+                if !self.common().strangers.take(rates.strangers, now) {
                     return Err(limited("too many handshakes from unknown sources"));
                 }
                 Paid::Strangers
@@ -192,35 +208,43 @@ impl Standings {
     }
 
     /// A handshake that had leave to begin is over.
-    pub fn ended(&mut self, leave: Leave, outcome: Outcome, now: Timestamp) {
-        let known = self.sources.get(&leave.source).is_some_and(|record| record.is_proven(now));
+    pub fn ended(&self, leave: Leave, outcome: Outcome, now: Timestamp) {
+        let mut known = self.shards.of_key(&leave.source);
+        let proven = known.sources.get(&leave.source).is_some_and(|record| record.is_proven(now));
         let outcome = match outcome {
-            Outcome::Anonymous if known => Outcome::Nothing,
+            Outcome::Anonymous if proven => Outcome::Nothing,
             Outcome::Anonymous => Outcome::Failed,
             outcome => outcome,
         };
+        match outcome {
+            Outcome::Proven => known.proven(leave.source, self.rates, now),
+            Outcome::Nothing | Outcome::Anonymous => {}
+            Outcome::Failed => known.failed(leave.source, self.rates, now),
+        }
+        drop(known);
         if outcome != Outcome::Failed {
             match leave.paid {
                 Paid::Nothing => {}
-                Paid::Strangers => self.strangers.give_back(self.rates.strangers),
-                Paid::Suspects => self.suspects.give_back(self.rates.suspects),
+                Paid::Strangers => self.common().strangers.give_back(self.rates.strangers),
+                Paid::Suspects => self.common().suspects.give_back(self.rates.suspects),
             }
-        }
-        match outcome {
-            Outcome::Proven => self.proven(leave.source, now),
-            Outcome::Nothing | Outcome::Anonymous => {}
-            Outcome::Failed => self.failed(leave.source, now),
         }
     }
 
-    fn proven(&mut self, source: Source, now: Timestamp) {
+    fn common(&self) -> MutexGuard<'_, Common> {
+        self.common.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn proven(&mut self, source: Source, rates: StandingRates, now: Timestamp) {
         if !self.has_room_for(source, now) {
             // Who was let in counts for more than who was not.
             let worse = self.sources.iter().find(|(_, record)| !record.is_proven(now));
             let Some(worse) = worse.map(|(source, _)| *source) else { return };
             self.sources.remove(&worse);
         }
-        let whole = Allowance::whole(self.rates.proven, now);
+        let whole = Allowance::whole(rates.proven, now);
         let record = Record { failures: whole, suspect_until: None, proven_until: None };
         let record = self.sources.entry(source).or_insert(record);
         if !record.is_proven(now) {
@@ -229,27 +253,29 @@ impl Standings {
         record.proven_until = Some(now + PROVEN_FOR);
     }
 
-    fn failed(&mut self, source: Source, now: Timestamp) {
+    fn failed(&mut self, source: Source, rates: StandingRates, now: Timestamp) {
         if !self.has_room_for(source, now) {
             // It stays a stranger, and what strangers have together is used up by it.
             return;
         }
-        let whole = Allowance::whole(self.rates.suspect, now);
+        let whole = Allowance::whole(rates.suspect, now);
         let record = Record { failures: whole, suspect_until: None, proven_until: None };
         let record = self.sources.entry(source).or_insert(record);
-        let rate = self.rates.of(record.is_proven(now));
+        let rate = rates.of(record.is_proven(now));
         record.failures.take(rate, now);
         record.suspect_until = Some(now + SUSPECT_FOR);
     }
 
     /// Who neither failed nor was let in lately is as good as unknown.
     fn has_room_for(&mut self, source: Source, now: Timestamp) -> bool {
-        let full = SOURCES_MAX <= self.sources.len() && !self.sources.contains_key(&source);
-        if full && FORGET_EVERY <= now.since(self.forgot) {
+        let full = |known: &Self| {
+            SOURCES_PER_SHARD_MAX <= known.sources.len() && !known.sources.contains_key(&source)
+        };
+        if full(self) && FORGET_EVERY <= now.since(self.forgot) {
             self.forgot = now;
             self.sources.retain(|_, record| record.is_proven(now) || record.is_suspect(now));
         }
-        self.sources.len() < SOURCES_MAX || self.sources.contains_key(&source)
+        !full(self)
     }
 }
 
@@ -296,39 +322,47 @@ mod tests {
         Standings::new(RATES, NOW)
     }
 
+    fn held(standings: &Standings) -> usize {
+        standings.shards.each().map(|known| known.sources.len()).sum()
+    }
+
+    fn knows(standings: &Standings, number: u32) -> bool {
+        standings.shards.of_key(&source(number)).sources.contains_key(&source(number))
+    }
+
     /// Tries, and fails where it may try. Says whether it might.
-    fn fails(standings: &mut Standings, from: u32, now: Timestamp) -> bool {
+    fn fails(standings: &Standings, from: u32, now: Timestamp) -> bool {
         let leave = standings.begin(source(from), now);
         leave.map(|leave| standings.ended(leave, Outcome::Failed, now)).is_ok()
     }
 
-    fn succeeds(standings: &mut Standings, from: u32, now: Timestamp) -> bool {
+    fn succeeds(standings: &Standings, from: u32, now: Timestamp) -> bool {
         let leave = standings.begin(source(from), now);
         leave.map(|leave| standings.ended(leave, Outcome::Proven, now)).is_ok()
     }
 
     #[test]
     fn a_source_that_fails_is_down_to_a_trickle_soon() {
-        let mut standings = standings();
-        let tries = (0..1000).filter(|_| fails(&mut standings, 1, NOW)).count();
+        let standings = standings();
+        let tries = (0..1000).filter(|_| fails(&standings, 1, NOW)).count();
         assert_eq!(tries, RATES.suspect.burst as usize);
         let refused = standings.begin(source(1), NOW).unwrap_err();
         assert_eq!(refused.code, Code::RateLimited);
         let mut tries = 0;
         for tenth in 1..=100 {
             let now = NOW + Duration::from_millis(100 * tenth);
-            tries += usize::from(fails(&mut standings, 1, now));
+            tries += usize::from(fails(&standings, 1, now));
         }
         assert_eq!(tries, 20, "two a second");
     }
 
     #[test]
     fn many_sources_that_fail_have_one_allowance_together() {
-        let mut standings = standings();
+        let standings = standings();
         let mut tries = 0;
         for number in 0..10_000 {
             let now = NOW + Duration::from_micros(100 * u64::from(number));
-            tries += usize::from(fails(&mut standings, number % 200, now));
+            tries += usize::from(fails(&standings, number % 200, now));
         }
         // In one second: each is a stranger once, as far as those have leave, and then one of the suspects.
         assert!(tries <= 50 + 50 + 20 + 20, "{tries}");
@@ -336,42 +370,42 @@ mod tests {
 
     #[test]
     fn a_source_that_failed_is_a_suspect_for_a_minute_and_a_stranger_after() {
-        let mut standings = standings();
-        assert!(fails(&mut standings, 1, NOW));
+        let standings = standings();
+        assert!(fails(&standings, 1, NOW));
         let soon = NOW + SUSPECT_FOR;
-        let paid = |standings: &mut Standings, now| standings.begin(source(1), now).unwrap().paid;
-        assert_eq!(paid(&mut standings, soon), Paid::Suspects);
-        assert_eq!(paid(&mut standings, soon + Duration::from_micros(1)), Paid::Strangers);
+        let paid = |standings: &Standings, now| standings.begin(source(1), now).unwrap().paid;
+        assert_eq!(paid(&standings, soon), Paid::Suspects);
+        assert_eq!(paid(&standings, soon + Duration::from_micros(1)), Paid::Strangers);
     }
 
     #[test]
     fn who_was_let_in_before_notices_nothing_of_a_flood() {
-        let mut standings = standings();
-        assert!(succeeds(&mut standings, 7, NOW));
+        let standings = standings();
+        assert!(succeeds(&standings, 7, NOW));
         for number in 0..10_000 {
             let now = NOW + Duration::from_micros(100 * u64::from(number));
-            fails(&mut standings, 1000 + number % 200, now);
-            assert!(succeeds(&mut standings, 7, now));
+            fails(&standings, 1000 + number % 200, now);
+            assert!(succeeds(&standings, 7, now));
         }
     }
 
     #[test]
     fn strangers_that_succeed_use_nothing_up() {
-        let mut standings = standings();
+        let standings = standings();
         for number in 0..10_000 {
-            assert!(succeeds(&mut standings, number, NOW), "{number}");
+            assert!(succeeds(&standings, number, NOW), "{number}");
         }
     }
 
     #[test]
     fn a_proven_source_has_its_own_limit_and_gets_no_second_burst_by_succeeding() {
-        let mut standings = standings();
-        assert!(succeeds(&mut standings, 7, NOW));
-        let tries = (0..1000).filter(|_| fails(&mut standings, 7, NOW)).count();
+        let standings = standings();
+        assert!(succeeds(&standings, 7, NOW));
+        let tries = (0..1000).filter(|_| fails(&standings, 7, NOW)).count();
         assert_eq!(tries, RATES.proven.burst as usize);
         let later = NOW + RATES.proven.every;
-        assert!(succeeds(&mut standings, 7, later));
-        let tries = (0..1000).filter(|_| fails(&mut standings, 7, later)).count();
+        assert!(succeeds(&standings, 7, later));
+        let tries = (0..1000).filter(|_| fails(&standings, 7, later)).count();
         assert_eq!(tries, 1);
     }
 
@@ -384,26 +418,26 @@ mod tests {
             assert_eq!(Outcome::of(Some(code)), Outcome::Failed, "{code}");
         }
         assert_eq!(Outcome::of(None), Outcome::Proven);
-        let mut standings = standings();
+        let standings = standings();
         for _ in 0..1000 {
             let leave = standings.begin(source(1), NOW).unwrap();
             standings.ended(leave, Outcome::Nothing, NOW);
         }
-        assert!(standings.sources.is_empty());
+        assert_eq!(held(&standings), 0);
     }
 
     #[test]
     fn who_says_nothing_of_itself_is_limited_until_somebody_from_there_does() {
-        let mut standings = standings();
-        let comes = |standings: &mut Standings| {
+        let standings = standings();
+        let comes = |standings: &Standings| {
             let leave = standings.begin(source(1), NOW);
             leave.map(|leave| standings.ended(leave, Outcome::Anonymous, NOW)).is_ok()
         };
-        assert!((0..7).all(|_| comes(&mut standings)));
-        assert!(succeeds(&mut standings, 1, NOW));
-        assert!((0..1000).all(|_| comes(&mut standings)));
-        let (mut others, mut count) = (Standings::new(RATES, NOW), 0);
-        while comes(&mut others) {
+        assert!((0..7).all(|_| comes(&standings)));
+        assert!(succeeds(&standings, 1, NOW));
+        assert!((0..1000).all(|_| comes(&standings)));
+        let (others, mut count) = (Standings::new(RATES, NOW), 0);
+        while comes(&others) {
             count += 1;
         }
         assert_eq!(count, RATES.suspect.burst);
@@ -411,11 +445,11 @@ mod tests {
 
     #[test]
     fn a_clock_that_goes_back_locks_nobody_out() {
-        let mut standings = standings();
-        while fails(&mut standings, 1, NOW) {}
+        let standings = standings();
+        while fails(&standings, 1, NOW) {}
         let back = Timestamp::from_secs(500);
-        assert!(!fails(&mut standings, 1, back));
-        assert!(fails(&mut standings, 1, back + RATES.suspect.every));
+        assert!(!fails(&standings, 1, back));
+        assert!(fails(&standings, 1, back + RATES.suspect.every));
     }
 
     #[test]
@@ -424,17 +458,19 @@ mod tests {
             strangers: Rate { burst: u32::MAX, every: Duration::from_micros(1) },
             ..RATES
         };
-        let mut standings = Standings::new(rates, NOW);
-        assert!(succeeds(&mut standings, 7, NOW));
+        let standings = Standings::new(rates, NOW);
+        assert!(succeeds(&standings, 7, NOW));
         for number in 1000..12_000 {
-            fails(&mut standings, number, NOW);
-            assert!(standings.sources.len() <= SOURCES_MAX);
+            fails(&standings, number, NOW);
         }
-        assert!(standings.sources.contains_key(&source(7)));
-        assert!(succeeds(&mut standings, 99, NOW));
-        assert!(standings.sources.contains_key(&source(99)), "who was let in finds room");
+        assert_eq!(held(&standings), 16 * SOURCES_PER_SHARD_MAX);
+        assert!(knows(&standings, 7));
+        assert!(succeeds(&standings, 99, NOW));
+        assert!(knows(&standings, 99), "who was let in finds room");
         let later = NOW + SUSPECT_FOR + Duration::from_secs(1);
-        fails(&mut standings, 99_999, later);
-        assert!(standings.sources.len() <= 3, "room is made of those that behaved since");
+        for number in 20_000..21_000 {
+            fails(&standings, number, later);
+        }
+        assert!(held(&standings) <= 1002, "room is made of those that behaved since");
     }
 }

@@ -13,6 +13,7 @@ use super::world::{
     Caller, PATIENCE, Proxy, Shop, WEB_TO_ORDERS, directory, eventually, get, inbound, outbound,
     read,
 };
+use crate::bounds::CORES_PER_ACCEPTOR;
 use crate::config::Protocol;
 
 #[tokio::test]
@@ -146,6 +147,17 @@ async fn a_busy_keep_alive_caller_loses_nothing_while_its_listener_closes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_shuts_down_under_load_loses_no_request_while_another_stands() {
+    shuts_down_under_load().await;
+}
+
+/// On so many cores, each door has several acceptors.
+#[tokio::test(flavor = "multi_thread", worker_threads = 40)]
+async fn a_peer_with_many_cores_loses_none_either() {
+    const { assert!(CORES_PER_ACCEPTOR * 2 < 40) };
+    shuts_down_under_load().await;
+}
+
+async fn shuts_down_under_load() {
     let mut shop = Shop::open(Protocol::Http).await;
     let directory = directory();
     let spare = Program::start(&directory.path().join("spare.sock"));

@@ -1,7 +1,10 @@
 //! Admission against changes of what is enforced, on many threads and without TLS.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Barrier};
+use std::task::{Context, Waker};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use countersign_identity::{
@@ -9,11 +12,11 @@ use countersign_identity::{
     TlsVersion,
 };
 use countersign_pki::{Bundles, Role, Verified, verify};
-use countersign_policy::{Context, Policies};
+use countersign_policy::Policies;
 
 use super::{Place, admit};
 use crate::config::Agreed;
-use crate::register::{Arrival, Standing};
+use crate::register::{Arrival, Register, Standing};
 use crate::rule::{Inbound, Rule};
 use crate::{Limits, Slice, Trust};
 
@@ -70,11 +73,11 @@ impl Door {
 
     fn arrival(&self) -> Arrival {
         let rule = Rule::inbound(&Inbound::service("orders".parse().unwrap()));
-        let context = Context {
+        let context = countersign_policy::Context {
             tls_version: "1.3".to_owned(),
             group: "X25519".to_owned(),
             peer_age_seconds: 1,
-            ..Context::default()
+            ..Default::default()
         };
         let (version, group, suite) = (TlsVersion::V13, TlsGroup::X25519, TlsSuite::Aes128);
         let agreed = Agreed { version, group, suite };
@@ -160,6 +163,69 @@ fn a_refused_connection_leaves_the_register() {
     door.trust.apply(door.shut.clone());
     assert_eq!(door.knock().unwrap_err(), Code::PolicyDenied);
     assert_eq!(door.trust.connections(), 0);
+}
+
+#[test]
+fn the_limit_on_connections_holds_however_many_come_at_once() {
+    const MAX: usize = 50;
+    let door = Door::new();
+    let limits = Limits { connections_max: MAX, ..Limits::USUAL };
+    let clock: Arc<dyn Clock> = Arc::new(SimClock::new(START));
+    let trust = Trust::with_limits(clock, door.open.clone(), limits);
+    for _ in 0..20 {
+        let start = Barrier::new(THREADS);
+        let came = || {
+            start.wait();
+            let outcomes = (0..MAX).map(|_| admit(&trust, door.arrival()));
+            outcomes.map(|outcome| outcome.map_err(|it| it.code)).collect::<Vec<_>>()
+        };
+        let outcomes = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(came)).collect();
+            threads.into_iter().flat_map(|it| it.join().unwrap()).collect::<Vec<_>>()
+        });
+        let (places, refused): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
+        assert_eq!((places.len(), trust.connections()), (MAX, MAX), "all places, and no more");
+        let full = |it: &Result<Place, Code>| it.as_ref().err() == Some(&Code::TooManyConnections);
+        assert!(refused.iter().all(full));
+        drop(places);
+        assert_eq!(trust.connections(), 0);
+    }
+}
+
+/// Whatever the order of the two: whoever sweeps, and looks again whenever it is told to, waits for the first end of all.
+#[test]
+fn an_end_before_all_others_is_not_waited_past() {
+    const EACH: u64 = 20;
+    let door = Door::new();
+    for _ in 0..200 {
+        let register = Register::new(1000);
+        let start = Barrier::new(THREADS + 1);
+        let come = |thread: u64| {
+            let (register, door, start) = (&register, &door, &start);
+            move || {
+                start.wait();
+                for nth in 0..EACH {
+                    let end = START + Duration::from_secs(1 + (EACH - nth) * 10 + thread);
+                    register.enter(Arrival { expires: end, ..door.arrival() }).unwrap();
+                }
+            }
+        };
+        let waits = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS as u64).map(|it| scope.spawn(come(it))).collect();
+            start.wait();
+            let mut waits = register.sweep(START);
+            loop {
+                let all_in = threads.iter().all(ScopedJoinHandle::is_finished);
+                let mut context = Context::from_waker(Waker::noop());
+                if pin!(register.sooner()).poll(&mut context).is_ready() {
+                    waits = register.sweep(START);
+                } else if all_in {
+                    return waits;
+                }
+            }
+        });
+        assert_eq!(waits, Some(START + Duration::from_secs(11)));
+    }
 }
 
 #[test]
