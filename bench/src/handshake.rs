@@ -74,24 +74,26 @@ pub(crate) fn remembered(output: Output) -> Result<()> {
     compare("handshake_remembered", 1, output)
 }
 
-enum Program {
+/// A program that terminates TLS.
+enum Acceptor {
     Ours(Proxy),
     Bare(Peer),
 }
 
 /// Whoever terminates TLS in one figure, and what its turns have cost.
 struct Terminating {
-    program: Program,
+    acceptor: Acceptor,
     /// How many callers have come. Whoever has does not come again, where there are enough.
     came: Arc<AtomicUsize>,
     costs: Vec<f64>,
 }
 
 fn compare(name: &'static str, callers: usize, output: Output) -> Result<()> {
-    let callers = Callers::ready(callers)?;
+    let callers = Callers::ready(callers, 1)?;
     let place = callers.place();
-    let one = |program: &Path| process::pinned(place.cores.proxy, program);
-    let mut ends = [Program::ours(one, &place)?, Program::bare(one, &place)?].map(Terminating::new);
+    let on_one = |program: &Path| process::pinned(place.cores.proxy, program);
+    let mut ends =
+        [Acceptor::ours(on_one, &place)?, Acceptor::bare(on_one, &place)?].map(Terminating::new);
     callers.take_turns(&mut ends)?;
     let [ours, bare] = ends.map(|end| median(end.costs));
     Figure {
@@ -106,18 +108,19 @@ fn compare(name: &'static str, callers: usize, output: Output) -> Result<()> {
     Ok(())
 }
 
-/// What a handshake costs a proxy that may use all cores, beside one that may use one: what it waits for would show.
+/// What a handshake costs a proxy that may use all cores, beside one that may use one: what it does to be woken on another core, and
+/// for what another core has written. Time in which it waits costs nothing and is not in it.
 pub(crate) fn cores(output: Output) -> Result<()> {
     // Whose chain is remembered costs least, so that all else counts most.
-    let callers = Callers::ready(1)?;
+    let callers = Callers::ready(1, std::thread::available_parallelism()?.get())?;
     let place = callers.place();
-    let one = |program: &Path| process::pinned(place.cores.proxy, program);
-    let all = |program: &Path| Command::new(program);
+    let on_one = |program: &Path| process::pinned(place.cores.proxy, program);
+    let on_all = |program: &Path| Command::new(program);
     let mut ends = [
-        Program::ours(all, &place)?,
-        Program::ours(one, &place)?,
-        Program::bare(all, &place)?,
-        Program::bare(one, &place)?,
+        Acceptor::ours(on_all, &place)?,
+        Acceptor::ours(on_one, &place)?,
+        Acceptor::bare(on_all, &place)?,
+        Acceptor::bare(on_one, &place)?,
     ]
     .map(Terminating::new);
     callers.take_turns(&mut ends)?;
@@ -148,12 +151,12 @@ struct Callers {
 }
 
 impl Callers {
-    /// With so many chains of their own.
-    fn ready(chains: usize) -> Result<Self> {
+    /// With so many chains of their own, on so many threads.
+    fn ready(chains: usize, threads: usize) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let cores = Cores::take()?;
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(threads).enable_all().build()?;
         runtime.block_on(credentials(folder.path(), chains))?;
         let connectors = (0..chains).map(|at| connector(folder.path(), &client(at)));
         let connectors = connectors.collect::<Result<_>>()?;
@@ -181,7 +184,7 @@ impl Callers {
     }
 }
 
-impl Program {
+impl Acceptor {
     fn ours(kept: impl Fn(&Path) -> Command, place: &Place<'_>) -> Result<Self> {
         let command = kept(&Kind::Ours.program()?);
         Ok(Self::Ours(Proxy::start_as(command, Kind::Ours, Mode::Tcp, place)?))
@@ -209,17 +212,17 @@ impl Program {
 }
 
 impl Terminating {
-    fn new(program: Program) -> Self {
-        Self { program, came: Arc::default(), costs: Vec::new() }
+    fn new(acceptor: Acceptor) -> Self {
+        Self { acceptor, came: Arc::default(), costs: Vec::new() }
     }
 
     /// CPU time of this end for one of so many connections, in microseconds.
     async fn serve(&self, connectors: &Arc<[TlsConnector]>, count: usize) -> Result<f64> {
-        let before = self.program.cpu_micros()?;
+        let before = self.acceptor.cpu_micros()?;
         let mut workers = tokio::task::JoinSet::new();
         for _ in 0..WORKERS {
             let (connectors, came, address) =
-                (Arc::clone(connectors), Arc::clone(&self.came), self.program.address());
+                (Arc::clone(connectors), Arc::clone(&self.came), self.acceptor.address());
             workers.spawn(async move {
                 for _ in 0..count / WORKERS {
                     let turn = came.fetch_add(1, Ordering::Relaxed);
@@ -232,7 +235,7 @@ impl Terminating {
             ended??;
         }
         #[expect(clippy::cast_precision_loss, reason = "some hundreds")]
-        Ok((self.program.cpu_micros()? - before) / count as f64)
+        Ok((self.acceptor.cpu_micros()? - before) / count as f64)
     }
 }
 

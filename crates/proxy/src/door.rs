@@ -85,13 +85,15 @@ impl Door {
         listener.tune_for_peers();
         let listener = Arc::new(listener);
         // Ended with this task, should it be cut.
-        let mut beside = JoinSet::new();
-        for _ in 1..acceptors {
+        let mut accepting = JoinSet::new();
+        for _ in 0..acceptors {
             let (door, listener) = (self.clone(), listener.clone());
-            beside.spawn(async move { door.accept(&listener).await });
+            accepting.spawn(async move { door.accept(&listener).await });
         }
-        self.accept(&listener).await;
-        while beside.join_next().await.is_some() {}
+        while let Some(ended) = accepting.join_next().await {
+            // A door that is open by half would tell nobody.
+            ended.expect("no acceptor fails");
+        }
         let listener = Arc::into_inner(listener).expect("all acceptors have ended");
         for arrived in listener.into_waiting() {
             self.admit(arrived);

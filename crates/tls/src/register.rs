@@ -50,7 +50,7 @@ pub(crate) struct Entry {
     name: OnceLock<Option<ProofName>>,
     /// What was proven later, in place of what was at the beginning.
     later: ArcSwapOption<Later>,
-    /// The last moment at which it may be open. Written under the register's lock only, and only forward.
+    /// The last moment at which it may be open. Written under the lock of its shard only, and only forward.
     expires: AtomicI64,
     unprovable: AtomicBool,
     /// The one call that it has become, if it was upgraded.
@@ -210,7 +210,7 @@ pub(crate) struct Register {
     revoked: AtomicU64,
 }
 
-/// Some of them.
+/// Some of them. Whole at every step, should there be a panic under its lock.
 #[derive(Debug, Default)]
 struct Live {
     entries: HashMap<u64, Arc<Entry>>,
@@ -367,6 +367,9 @@ impl Register {
             live.by_end.remove(&(expires, held.number));
             live.by_end.insert((longer, held.number));
             held.expires.store(longer.micros(), Ordering::Release);
+            drop(live);
+            // One that had expired and was kept ends then, after all.
+            self.awaits(longer);
         }
         true
     }
@@ -434,7 +437,7 @@ impl Register {
         }
     }
 
-    /// Resolves when a connection was entered that ends before all others.
+    /// Resolves when something may end before what whoever sweeps waits for.
     pub(crate) async fn sooner(&self) {
         self.sooner.notified().await;
     }

@@ -6,9 +6,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// How many. Two of 32 cores that are in a shard at once, each for a thousandth of its time, are rare then.
 const COUNT: usize = 16;
 
-/// As many values, each under a lock of its own.
+/// 16 values, each under a lock of its own.
 ///
-/// A panic under one of the locks does not spoil it: who changes a value leaves it whole at every step.
+/// A panic under one of the locks does not spoil its value, for who is to lock it next: values are to be whole at every step.
 #[derive(Debug)]
 pub struct Shards<T> {
     hasher: RandomState,
@@ -38,7 +38,7 @@ impl<T> Shards<T> {
         lock(&self.all[usize::from(lowest) % COUNT])
     }
 
-    /// Each in turn, locked while it is looked at: what is in one may change while another is.
+    /// Each in turn, locked while it is looked at: one may change while another is looked at.
     pub fn each(&self) -> impl Iterator<Item = MutexGuard<'_, T>> {
         self.all.iter().map(lock)
     }

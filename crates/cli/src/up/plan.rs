@@ -1,6 +1,6 @@
 //! From resources to processes: which address each listens on, what each program is told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -41,6 +41,24 @@ impl ServicePlan {
         let door = self.door.map(|door| format!("https://{door}"));
         door.or_else(|| self.front.map(|front| format!("http://{front}")))
     }
+}
+
+/// The ports that manifests fix, of whatever address.
+pub(crate) fn fixed_ports(resources: &[Resource]) -> BTreeSet<u16> {
+    let services = resources.iter().filter_map(|resource| match &resource.spec {
+        Spec::Service(spec) => Some(spec),
+        _ => None,
+    });
+    let local = |local: &Local| match local {
+        Local::Tcp(address) => Some(address.socket_addr()),
+        Local::Unix | Local::UnixAt(_) => None,
+    };
+    let addresses = services.flat_map(|spec| {
+        let door = spec.listen.map(|ListenAddress(door)| door);
+        let upstreams = spec.upstreams.iter().filter_map(move |upstream| local(&upstream.local));
+        door.into_iter().chain(spec.forward.as_ref().and_then(local)).chain(upstreams)
+    });
+    addresses.map(|address| address.port()).filter(|port| *port != 0).collect()
 }
 
 /// Replaces every port 0 by a free port, in the resources themselves: who dials a service learns its address from them.

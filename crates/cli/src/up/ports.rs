@@ -1,6 +1,6 @@
 //! Ports for listeners that no manifest fixes: free ones, and the same again at the next `up` when they still are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -9,23 +9,27 @@ use tokio::net::TcpSocket;
 
 /// The ports given so far, by what they are for.
 ///
-/// Each is held until those who were given it have had their chance: by a socket that is bound and does not listen. Beside
-/// it, who sets `SO_REUSEADDR` (as all of ours do) can bind and listen; the kernel gives the port to nobody who asks for
-/// any free one, and to no connection as its own end.
+/// Each is held for those whom it is given to: by a socket that is bound and does not listen. The kernel gives such a port to
+/// nobody who asks for any free one, and to no connection as its own end. Who asks for it by its number and sets
+/// `SO_REUSEADDR`, as all of ours do, can bind and listen beside it; so could a stranger, as long as ours does not listen.
 pub(crate) struct Ports {
     file: PathBuf,
     given: BTreeMap<String, u16>,
+    /// What manifests fix, and what was given by now: nobody else is given it.
+    taken: BTreeSet<u16>,
     held: Vec<TcpSocket>,
-    // For the listeners of programs that are not ours and may not set `SO_REUSEADDR`.
+    /// For the listeners of programs that are not ours and may not set `SO_REUSEADDR`.
     lent: Vec<TcpSocket>,
 }
 
 impl Ports {
-    pub(crate) fn open(data: &Path) -> Self {
+    /// Those of this folder. Of what is `fixed`, nothing is given.
+    pub(crate) fn open(data: &Path, fixed: BTreeSet<u16>) -> Self {
         let file = data.join("ports.json");
         // A missing or damaged file only means that other ports are chosen.
         let given = std::fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        Self { file, given: given.unwrap_or_default(), held: Vec::new(), lent: Vec::new() }
+        let given = given.unwrap_or_default();
+        Self { file, given, taken: fixed, held: Vec::new(), lent: Vec::new() }
     }
 
     /// The address to use for `purpose`, a listener of ours: as asked, with port 0 replaced by a free one, which is held
@@ -61,15 +65,28 @@ impl Ports {
         if asked.port() != 0 {
             return Ok((asked, None));
         }
-        let before = self.given.get(purpose).copied();
+        let before = self.given.get(purpose).copied().filter(|port| !self.taken.contains(port));
         let again = before.and_then(|port| hold(SocketAddr::new(asked.ip(), port)).ok());
         let socket = match again {
             Some(socket) => socket,
-            None => hold(asked).with_context(|| format!("no free port on {}", asked.ip()))?,
+            None => self.any(asked).with_context(|| format!("no free port on {}", asked.ip()))?,
         };
         let address = socket.local_addr()?;
+        self.taken.insert(address.port());
         self.given.insert(purpose.to_owned(), address.port());
         Ok((address, Some(socket)))
+    }
+
+    fn any(&self, asked: SocketAddr) -> std::io::Result<TcpSocket> {
+        // Held meanwhile, so that each is offered once.
+        let mut unfit = Vec::new();
+        loop {
+            let socket = hold(asked)?;
+            if !self.taken.contains(&socket.local_addr()?.port()) {
+                return Ok(socket);
+            }
+            unfit.push(socket);
+        }
     }
 }
 
@@ -93,32 +110,49 @@ mod tests {
     #[test]
     fn a_free_port_is_given_again_and_a_taken_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
-        let mut ports = Ports::open(folder.path());
+        let mut ports = Ports::open(folder.path(), BTreeSet::new());
         let first = ports.give("orders", ANY).unwrap();
         assert_ne!(first, ports.give("payments", ANY).unwrap());
         ports.remember().unwrap();
         drop(ports);
 
-        let mut ports = Ports::open(folder.path());
+        let mut ports = Ports::open(folder.path(), BTreeSet::new());
         assert_eq!(ports.give("orders", ANY).unwrap(), first);
         ports.remember().unwrap();
         drop(ports);
 
         let _taken = TcpListener::bind(first).unwrap();
-        assert_ne!(Ports::open(folder.path()).give("orders", ANY).unwrap(), first);
+        assert_ne!(Ports::open(folder.path(), BTreeSet::new()).give("orders", ANY).unwrap(), first);
     }
 
     #[test]
     fn a_fixed_port_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let fixed: SocketAddr = "127.0.0.1:8443".parse().unwrap();
-        assert_eq!(Ports::open(folder.path()).give("x", fixed).unwrap(), fixed);
+        assert_eq!(Ports::open(folder.path(), BTreeSet::new()).give("x", fixed).unwrap(), fixed);
+    }
+
+    #[test]
+    fn no_port_is_given_twice_whatever_was_remembered() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ports = Ports::open(folder.path(), BTreeSet::new());
+        let first = ports.give("orders", ANY).unwrap();
+        ports.given.insert("payments".to_owned(), first.port());
+        ports.remember().unwrap();
+        drop(ports);
+
+        let mut ports = Ports::open(folder.path(), BTreeSet::new());
+        assert_eq!(ports.give("orders", ANY).unwrap(), first);
+        assert_ne!(ports.give("payments", ANY).unwrap(), first);
+        drop(ports);
+        let fixed = BTreeSet::from([first.port()]);
+        assert_ne!(Ports::open(folder.path(), fixed).give("orders", ANY).unwrap(), first);
     }
 
     #[test]
     fn a_given_port_is_held_for_who_it_is_given_to() {
         let folder = tempfile::tempdir().unwrap();
-        let mut ports = Ports::open(folder.path());
+        let mut ports = Ports::open(folder.path(), BTreeSet::new());
         let ours = ports.give("orders.listen", ANY).unwrap();
         let theirs = ports.lend("orders.forward", ANY).unwrap();
 

@@ -63,7 +63,7 @@ async fn up(arguments: &Arguments, output: Output) -> Result<Exit> {
     // All that can be wrong with the input is said before anything starts.
     let mut resources = manifest::load(&arguments.manifests)?;
     let layout = Layout::prepare(&arguments.data())?;
-    let mut ports = Ports::open(&layout.data);
+    let mut ports = Ports::open(&layout.data, plan::fixed_ports(&resources));
     plan::fix_ports(&mut resources, &mut ports)?;
     // Fixed for the whole run: agents must find a server that was started again.
     let server = ports.give("server.listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
@@ -119,7 +119,7 @@ enum Part {
 struct Stage {
     view: View,
     cast: Cast,
-    /// Held to the end: a process that is started again finds its port free.
+    /// Held to the end: a process of ours that is started again finds its port free.
     ports: Ports,
     tiers: [Tier; 4],
     nursery: Nursery,

@@ -7,7 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
+use tokio::net::TcpStream;
 
+use super::flood::visit_over;
 use super::program::Program;
 use super::world::{
     Caller, PATIENCE, Proxy, Shop, WEB_TO_ORDERS, directory, eventually, get, inbound, outbound,
@@ -145,19 +147,39 @@ async fn a_busy_keep_alive_caller_loses_nothing_while_its_listener_closes() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_that_shuts_down_under_load_loses_no_request_while_another_stands() {
-    shuts_down_under_load().await;
-}
-
 /// On so many cores, each door has several acceptors.
 #[tokio::test(flavor = "multi_thread", worker_threads = 40)]
-async fn a_peer_with_many_cores_loses_none_either() {
+async fn who_had_connected_when_a_door_with_several_acceptors_closes_is_served() {
     const { assert!(CORES_PER_ACCEPTOR * 2 < 40) };
-    shuts_down_under_load().await;
+    let shop = Shop::open(Protocol::Http).await;
+    let door = shop.orders.door();
+    let closing = Arc::new(AtomicBool::new(false));
+    let (told, mut tells) = tokio::sync::mpsc::unbounded_channel();
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (trust, told, closing) = (shop.web.plane.trust.clone(), told.clone(), closing.clone());
+        callers.spawn(async move {
+            while let Ok(tcp) = TcpStream::connect(door).await {
+                let in_time = !closing.load(Ordering::SeqCst);
+                let answer = visit_over(tcp, &trust).await;
+                let served = answer.as_ref().is_ok_and(|it| it.starts_with("HTTP/1.1 200"));
+                assert!(served || !in_time, "{answer:?}");
+                told.send(()).unwrap();
+            }
+        });
+    }
+    for _ in 0..100 {
+        tells.recv().await.unwrap();
+    }
+    closing.store(true, Ordering::SeqCst);
+    assert_eq!(shop.orders.end(PATIENCE).await, 0, "nothing was cut");
+    while let Some(ended) = callers.join_next().await {
+        ended.unwrap();
+    }
 }
 
-async fn shuts_down_under_load() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_shuts_down_under_load_loses_no_request_while_another_stands() {
     let mut shop = Shop::open(Protocol::Http).await;
     let directory = directory();
     let spare = Program::start(&directory.path().join("spare.sock"));

@@ -70,8 +70,12 @@ pub(super) fn to_orders() -> Outbound {
 /// A handshake of its own and one request, as `web`, from this address.
 async fn visit(shop: &Shop, source: u16) -> Result<String, String> {
     let tcp = from(source, shop.orders.door()).await.map_err(|error| error.to_string())?;
-    let outbound = to_orders();
-    let established = connect(&shop.web.plane.trust, tcp, &outbound).await;
+    visit_over(tcp, &shop.web.plane.trust).await
+}
+
+/// The same over a connection that stands.
+pub(super) async fn visit_over(tcp: TcpStream, trust: &Arc<Trust>) -> Result<String, String> {
+    let established = connect(trust, tcp, &to_orders()).await;
     let mut stream = established.map_err(|failure| failure.to_string())?.stream;
     let request = b"GET / HTTP/1.1\r\nHost: orders\r\nConnection: close\r\n\r\n";
     stream.write_all(request).await.map_err(|error| error.to_string())?;

@@ -29,13 +29,18 @@ const RATES: StandingRates = StandingRates {
 
 /// Counts callers, so that no source, no crowd of strangers and no single agent takes the room of the others.
 #[derive(Clone, Debug)]
-pub(crate) struct Crowd(Arc<Mutex<Rooms>>);
+pub(crate) struct Crowd(Arc<Books>);
+
+#[derive(Debug)]
+struct Books {
+    standings: Standings,
+    rooms: Mutex<Rooms>,
+}
 
 #[derive(Debug)]
 struct Rooms {
     strangers: Room<Source>,
     agents: Room<NodeId>,
-    standings: Standings,
 }
 
 /// A caller's place. Dropped, it is free again.
@@ -57,12 +62,9 @@ enum Kind {
 impl Crowd {
     /// Nobody is here.
     pub(crate) fn new(now: Timestamp) -> Self {
-        let rooms = Rooms {
-            strangers: Room::new(STRANGERS),
-            agents: Room::new(AGENTS),
-            standings: Standings::new(RATES, now),
-        };
-        Self(Arc::new(Mutex::new(rooms)))
+        let rooms = Rooms { strangers: Room::new(STRANGERS), agents: Room::new(AGENTS) };
+        let standings = Standings::new(RATES, now);
+        Self(Arc::new(Books { standings, rooms: Mutex::new(rooms) }))
     }
 
     /// Lets a new caller in, as a stranger.
@@ -71,20 +73,19 @@ impl Crowd {
     /// `rate-limited` when too many like it have failed, `too-many-connections` when there is no place; the connection is
     /// then closed unread.
     pub(crate) fn enter(&self, address: IpAddr, now: Timestamp) -> Result<Place, Refused> {
-        let mut rooms = self.rooms();
-        let source = Source::of(address);
-        let leave = rooms.standings.begin(source, now);
+        let (source, standings) = (Source::of(address), &self.0.standings);
+        let leave = standings.begin(source, now);
         let leave = leave.map_err(|refused| Refused::new(refused.code, refused.why))?;
-        let Some(ticket) = rooms.strangers.enter(source, now) else {
-            rooms.standings.ended(leave, Outcome::Nothing, now);
+        let entered = self.rooms().strangers.enter(source, now);
+        let Some(ticket) = entered else {
+            standings.ended(leave, Outcome::Nothing, now);
             return Err(full());
         };
-        drop(rooms);
         Ok(Place { crowd: self.clone(), leave, ticket, kind: Kind::Stranger })
     }
 
     fn rooms(&self) -> MutexGuard<'_, Rooms> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.rooms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -95,7 +96,7 @@ fn full() -> Refused {
 impl Place {
     /// How the handshake ended.
     pub(crate) fn handshake(&self, outcome: Outcome, now: Timestamp) {
-        self.crowd.rooms().standings.ended(self.leave, outcome, now);
+        self.crowd.0.standings.ended(self.leave, outcome, now);
     }
 
     /// The caller has proven to be this agent, and no longer counts as a stranger. The oldest of too many
