@@ -442,3 +442,84 @@ impl Register {
         self.sooner.notified().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+    use std::time::Duration;
+
+    use countersign_identity::{TlsGroup, TlsSuite, TlsVersion};
+
+    use super::*;
+    use crate::rule::Inbound;
+
+    const START: Timestamp = Timestamp::from_secs(1000);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn arrival(expires: Timestamp) -> Arrival {
+        let (version, group, suite) = (TlsVersion::V13, TlsGroup::X25519, TlsSuite::Aes128);
+        Arrival {
+            rule: Rule::inbound(&Inbound::service("orders".parse().unwrap())),
+            agreed: Agreed { version, group, suite },
+            standing: None,
+            shown: None,
+            opened: START,
+            expires,
+            address: None,
+            is_proof: false,
+            session: None,
+        }
+    }
+
+    /// Whether whoever sweeps was told to look again, since this was asked last.
+    fn told(register: &Register) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        pin!(register.sooner()).poll(&mut context).is_ready()
+    }
+
+    #[test]
+    fn who_sweeps_is_told_of_what_ends_before_what_it_waits_for_and_of_nothing_else() {
+        let register = Register::new(100);
+        register.enter(arrival(START + SECOND * 10)).unwrap();
+        assert!(told(&register));
+        assert_eq!(register.sweep(START), Some(START + SECOND * 10));
+        register.enter(arrival(START + SECOND * 11)).unwrap();
+        assert!(!told(&register));
+        let soon = register.enter(arrival(START + SECOND * 9)).unwrap();
+        assert!(told(&register));
+        assert_eq!(register.sweep(START), Some(START + SECOND * 9));
+        assert!(register.retire(&soon, Code::Revoked, START + SECOND));
+        assert!(told(&register));
+        assert_eq!(register.sweep(START + SECOND * 2), Some(START + SECOND * 9));
+        assert_eq!(soon.ended(), Some(Code::Revoked));
+    }
+
+    /// What whoever sweeps waited for is over, and it has looked at the first shard already.
+    #[test]
+    fn who_sweeps_is_told_of_what_is_entered_where_it_has_looked_already() {
+        let register = Register::new(100);
+        // By number: one in each of the first three shards, then past those in between.
+        let last_end = START + SECOND * 300;
+        register.enter(arrival(last_end)).unwrap();
+        register.enter(arrival(START)).unwrap();
+        register.enter(arrival(last_end)).unwrap();
+        register.next.store(16, Ordering::Relaxed);
+        assert_eq!(register.sweep(START), Some(START));
+        while told(&register) {}
+
+        let waits = std::thread::scope(|scope| {
+            let third = register.shards.of_number(2);
+            let sweeping = scope.spawn(|| register.sweep(START + SECOND));
+            while register.shards.of_number(1).by_end.first().is_some() {
+                std::thread::yield_now();
+            }
+            register.enter(arrival(START + SECOND * 200)).unwrap();
+            drop(third);
+            sweeping.join().unwrap()
+        });
+        assert_eq!(waits, Some(last_end), "it did not see it");
+        assert!(told(&register), "and looks again");
+        assert_eq!(register.sweep(START + SECOND), Some(START + SECOND * 200));
+    }
+}

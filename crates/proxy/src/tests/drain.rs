@@ -1,10 +1,11 @@
 //! Shutdown: nothing that was begun is lost, and nothing is waited for without end.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::Request;
 use http_body_util::Full;
 use tokio::net::TcpStream;
@@ -147,34 +148,38 @@ async fn a_busy_keep_alive_caller_loses_nothing_while_its_listener_closes() {
     }
 }
 
-/// On so many cores, each door has several acceptors.
-#[tokio::test(flavor = "multi_thread", worker_threads = 40)]
+/// As many as a door has several acceptors for.
+const WORKERS: usize = 2 * CORES_PER_ACCEPTOR + 1;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 33)]
 async fn who_had_connected_when_a_door_with_several_acceptors_closes_is_served() {
-    const { assert!(CORES_PER_ACCEPTOR * 2 < 40) };
+    assert_eq!(tokio::runtime::Handle::current().metrics().num_workers(), WORKERS);
     let shop = Shop::open(Protocol::Http).await;
-    let door = shop.orders.door();
-    let closing = Arc::new(AtomicBool::new(false));
-    let (told, mut tells) = tokio::sync::mpsc::unbounded_channel();
-    let mut callers = tokio::task::JoinSet::new();
-    for _ in 0..8 {
-        let (trust, told, closing) = (shop.web.plane.trust.clone(), told.clone(), closing.clone());
-        callers.spawn(async move {
-            while let Ok(tcp) = TcpStream::connect(door).await {
-                let in_time = !closing.load(Ordering::SeqCst);
-                let answer = visit_over(tcp, &trust).await;
-                let served = answer.as_ref().is_ok_and(|it| it.starts_with("HTTP/1.1 200"));
-                assert!(served || !in_time, "{answer:?}");
-                told.send(()).unwrap();
-            }
+    // Nothing of the door runs while they connect and it is told to close.
+    let (held, freed) = (Arc::new(Barrier::new(WORKERS + 1)), Arc::new(Barrier::new(WORKERS + 1)));
+    for _ in 0..WORKERS {
+        let (held, freed) = (held.clone(), freed.clone());
+        tokio::spawn(async move {
+            held.wait();
+            freed.wait();
         });
     }
-    for _ in 0..100 {
-        tells.recv().await.unwrap();
+    held.wait();
+    let came: Vec<_> =
+        (0..8).map(|_| std::net::TcpStream::connect(shop.orders.door()).unwrap()).collect();
+    let mut ending = Box::pin(shop.orders.end(PATIENCE));
+    assert!(ending.as_mut().now_or_never().is_none());
+    freed.wait();
+    let mut visits = tokio::task::JoinSet::new();
+    for tcp in came {
+        tcp.set_nonblocking(true).unwrap();
+        let (tcp, trust) = (TcpStream::from_std(tcp).unwrap(), shop.web.plane.trust.clone());
+        visits.spawn(async move { visit_over(tcp, &trust).await });
     }
-    closing.store(true, Ordering::SeqCst);
-    assert_eq!(shop.orders.end(PATIENCE).await, 0, "nothing was cut");
-    while let Some(ended) = callers.join_next().await {
-        ended.unwrap();
+    assert_eq!(ending.await, 0, "nothing was cut");
+    while let Some(answer) = visits.join_next().await {
+        let answer = answer.unwrap();
+        assert!(answer.as_ref().is_ok_and(|it| it.starts_with("HTTP/1.1 200")), "{answer:?}");
     }
 }
 

@@ -1,10 +1,7 @@
 //! Admission against changes of what is enforced, on many threads and without TLS.
 
 use std::collections::HashMap;
-use std::pin::pin;
 use std::sync::{Arc, Barrier};
-use std::task::{Context, Waker};
-use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use countersign_identity::{
@@ -12,11 +9,11 @@ use countersign_identity::{
     TlsVersion,
 };
 use countersign_pki::{Bundles, Role, Verified, verify};
-use countersign_policy::Policies;
+use countersign_policy::{Context, Policies};
 
 use super::{Place, admit};
 use crate::config::Agreed;
-use crate::register::{Arrival, Register, Standing};
+use crate::register::{Arrival, Standing};
 use crate::rule::{Inbound, Rule};
 use crate::{Limits, Slice, Trust};
 
@@ -73,11 +70,11 @@ impl Door {
 
     fn arrival(&self) -> Arrival {
         let rule = Rule::inbound(&Inbound::service("orders".parse().unwrap()));
-        let context = countersign_policy::Context {
+        let context = Context {
             tls_version: "1.3".to_owned(),
             group: "X25519".to_owned(),
             peer_age_seconds: 1,
-            ..Default::default()
+            ..Context::default()
         };
         let (version, group, suite) = (TlsVersion::V13, TlsGroup::X25519, TlsSuite::Aes128);
         let agreed = Agreed { version, group, suite };
@@ -189,46 +186,6 @@ fn the_limit_on_connections_holds_however_many_come_at_once() {
         assert!(refused.iter().all(full));
         drop(places);
         assert_eq!(trust.connections(), 0);
-    }
-}
-
-/// Whatever the order of the two: whoever sweeps, and looks again whenever it is told to, waits for the first end of all.
-#[test]
-fn an_end_before_all_others_is_not_waited_past() {
-    const EACH: u64 = 20;
-    let door = Door::new();
-    for _ in 0..200 {
-        let register = Register::new(1000);
-        // What is known of the first end is of one that is over by now.
-        register.enter(Arrival { expires: START, ..door.arrival() }).unwrap();
-        assert_eq!(register.sweep(START), Some(START));
-        let now = START + Duration::from_micros(1);
-        let start = Barrier::new(THREADS + 1);
-        let come = |thread: u64| {
-            let (register, door, start) = (&register, &door, &start);
-            move || {
-                start.wait();
-                for nth in 0..EACH {
-                    let end = START + Duration::from_secs(1 + (EACH - nth) * 10 + thread);
-                    register.enter(Arrival { expires: end, ..door.arrival() }).unwrap();
-                }
-            }
-        };
-        let waits = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..THREADS as u64).map(|it| scope.spawn(come(it))).collect();
-            start.wait();
-            let mut waits = register.sweep(now);
-            loop {
-                let all_in = threads.iter().all(ScopedJoinHandle::is_finished);
-                let mut context = Context::from_waker(Waker::noop());
-                if pin!(register.sooner()).poll(&mut context).is_ready() {
-                    waits = register.sweep(now);
-                } else if all_in {
-                    return waits;
-                }
-            }
-        });
-        assert_eq!(waits, Some(START + Duration::from_secs(11)));
     }
 }
 
