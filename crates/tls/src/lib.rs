@@ -12,8 +12,8 @@
 //! ([`Trust::keep_proven`], [`answer_reproof`]) it does not end with the certificates by which it was made either.
 //!
 //! Who may try at all is bounded before any operation with a key: [`Standings`] by where a handshake comes from and what came
-//! from there before, [`Room`] by how many are under way. What all handshakes of a process keep books of is in [`Shards`], so that
-//! those on different cores do not wait for each other.
+//! from there before, [`Room`] by how many are under way. Most of what all handshakes of a process keep books of is in [`Shards`], so
+//! that those on different cores seldom wait for each other.
 //!
 //! The crate refuses to know where identities, bundles and policies come from, what bytes flow inside, and
 //! DNS names: the peer's identity is the one URI name of its certificate.

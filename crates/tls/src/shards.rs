@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// How many. Two of 32 cores that are in a shard at once, each for a thousandth of its time, are rare then.
 const COUNT: usize = 16;
 
-/// 16 values, each under a lock of its own.
+/// A fixed number of values, each under a lock of its own.
 ///
 /// A panic under one of the locks does not spoil its value, for who is to lock it next: values are to be whole at every step.
 #[derive(Debug)]

@@ -82,8 +82,8 @@ const PROVEN_FOR: Duration = Duration::from_secs(900);
 const SUSPECT_FOR: Duration = Duration::from_secs(60);
 /// How often those are looked for of whom nothing has to be known any more.
 const FORGET_EVERY: Duration = Duration::from_secs(1);
-/// Sources of which something is known, in each shard: about 64 bytes each. A quarter more than those of 8192 that are even, since they
-/// are not.
+/// Sources of which something is known, in each shard: about 64 bytes each. A quarter more than an even share of 8192, since shares are
+/// not even.
 const SOURCES_PER_SHARD_MAX: usize = 640;
 
 /// What is known of the sources of handshakes.

@@ -43,7 +43,7 @@ impl ServicePlan {
     }
 }
 
-/// The ports that manifests fix, of whatever address.
+/// The ports that manifests fix for listeners, of whatever address.
 pub(crate) fn fixed_ports(resources: &[Resource]) -> BTreeSet<u16> {
     let services = resources.iter().filter_map(|resource| match &resource.spec {
         Spec::Service(spec) => Some(spec),

@@ -82,7 +82,9 @@ impl Ports {
         let mut unfit = Vec::new();
         loop {
             let socket = hold(asked)?;
-            if !self.taken.contains(&socket.local_addr()?.port()) {
+            let port = socket.local_addr()?.port();
+            let remembered = self.given.values().any(|given| *given == port);
+            if !remembered && !self.taken.contains(&port) {
                 return Ok(socket);
             }
             unfit.push(socket);

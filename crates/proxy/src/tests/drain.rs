@@ -148,7 +148,7 @@ async fn a_busy_keep_alive_caller_loses_nothing_while_its_listener_closes() {
     }
 }
 
-/// As many as a door has several acceptors for.
+/// So many that a door has three acceptors.
 const WORKERS: usize = 2 * CORES_PER_ACCEPTOR + 1;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 33)]
@@ -165,13 +165,15 @@ async fn who_had_connected_when_a_door_with_several_acceptors_closes_is_served()
         });
     }
     held.wait();
-    let came: Vec<_> =
-        (0..8).map(|_| std::net::TcpStream::connect(shop.orders.door()).unwrap()).collect();
+    // Nothing is judged before they are freed: a panic would wait for them without end.
+    let came: Vec<_> = (0..8).map(|_| std::net::TcpStream::connect(shop.orders.door())).collect();
     let mut ending = Box::pin(shop.orders.end(PATIENCE));
-    assert!(ending.as_mut().now_or_never().is_none());
+    let begun = ending.as_mut().now_or_never();
     freed.wait();
+    assert!(begun.is_none());
     let mut visits = tokio::task::JoinSet::new();
     for tcp in came {
+        let tcp = tcp.unwrap();
         tcp.set_nonblocking(true).unwrap();
         let (tcp, trust) = (TcpStream::from_std(tcp).unwrap(), shop.web.plane.trust.clone());
         visits.spawn(async move { visit_over(tcp, &trust).await });

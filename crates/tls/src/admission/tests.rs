@@ -1,7 +1,10 @@
 //! Admission against changes of what is enforced, on many threads and without TLS.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Barrier};
+use std::task::{Context as TaskContext, Waker};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use countersign_identity::{
@@ -13,8 +16,8 @@ use countersign_policy::{Context, Policies};
 
 use super::{Place, admit};
 use crate::config::Agreed;
-use crate::register::{Arrival, Standing};
-use crate::rule::{Inbound, Rule};
+use crate::register::{Arrival, Register, Standing};
+use crate::rule::{Expired, Inbound, Rule};
 use crate::{Limits, Slice, Trust};
 
 #[path = "../../tests/connections/realm.rs"]
@@ -187,6 +190,71 @@ fn the_limit_on_connections_holds_however_many_come_at_once() {
         drop(places);
         assert_eq!(trust.connections(), 0);
     }
+}
+
+/// Whatever the order of the two: whoever sweeps, and looks again whenever it is told to, waits for the first end of all.
+#[test]
+fn an_end_before_all_others_is_not_waited_past() {
+    const EACH: u64 = 20;
+    let door = Door::new();
+    for _ in 0..200 {
+        let register = Register::new(1000);
+        // What is known of the first end is of one that is over by now.
+        register.enter(Arrival { expires: START, ..door.arrival() }).unwrap();
+        assert_eq!(register.sweep(START), Some(START));
+        let now = START + Duration::from_micros(1);
+        let start = Barrier::new(THREADS + 1);
+        let come = |thread: u64| {
+            let (register, door, start) = (&register, &door, &start);
+            move || {
+                start.wait();
+                for nth in 0..EACH {
+                    let end = START + Duration::from_secs(1 + (EACH - nth) * 10 + thread);
+                    register.enter(Arrival { expires: end, ..door.arrival() }).unwrap();
+                }
+            }
+        };
+        let waits = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS as u64).map(|it| scope.spawn(come(it))).collect();
+            start.wait();
+            let mut waits = register.sweep(now);
+            loop {
+                let all_in = threads.iter().all(ScopedJoinHandle::is_finished);
+                if is_told(&register) {
+                    waits = register.sweep(now);
+                } else if all_in {
+                    return waits;
+                }
+            }
+        });
+        assert_eq!(waits, Some(START + Duration::from_secs(11)));
+    }
+}
+
+/// A connection that its service keeps although it had expired, and that is proven after all, ends when that proof does.
+#[test]
+fn who_sweeps_is_told_of_the_new_end_of_a_connection_that_had_expired() {
+    let door = Door::new();
+    let register = Register::new(10);
+    let inbound = Inbound::service("orders".parse().unwrap());
+    let rule = Rule::inbound(&Inbound { expired: Expired::Keep, ..inbound });
+    let held = register.enter(Arrival { rule, expires: START, ..door.arrival() }).unwrap();
+    let now = START + Duration::from_secs(1);
+    assert_eq!(register.sweep(now), None, "nothing is left to wait for");
+    assert_eq!(held.ended(), None);
+    let end = now + Duration::from_secs(60);
+    let proof = register.enter(Arrival { expires: end, ..door.arrival() }).unwrap();
+    register.evict(&proof);
+    while is_told(&register) {}
+    assert!(register.prove(&held, &proof));
+    assert!(is_told(&register));
+    assert_eq!(register.sweep(now), Some(end));
+}
+
+/// Whether whoever sweeps was told to look again, since this was asked last.
+fn is_told(register: &Register) -> bool {
+    let mut context = TaskContext::from_waker(Waker::noop());
+    pin!(register.sooner()).poll(&mut context).is_ready()
 }
 
 #[test]
