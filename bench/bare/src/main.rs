@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
@@ -18,9 +18,12 @@ use tokio_rustls::TlsAcceptor;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let folder = arguments.next().context("a folder is missing")?;
-    let backend = arguments.next().context("a backend is missing")?;
-    let config = server_config(Path::new(&folder))?;
+    let (Some(folder), Some(backend)) = (arguments.next(), arguments.next()) else {
+        bail!("a folder and a backend are needed: `countersign-bench-bare FOLDER 127.0.0.1:8080`");
+    };
+    let config = server_config(Path::new(&folder)).with_context(|| {
+        format!("`{folder}` must hold `server.pem`, `server.key` and `bundle.pem`, all of them readable PEM")
+    })?;
     // As many threads as it has cores.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
