@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use countersign_identity::{Code, Timestamp};
 use countersign_program::seldom::Seldom;
+use countersign_tls::Admitted;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
@@ -356,6 +357,31 @@ async fn drive<C>(
     C: Future<Output = hyper::Result<()>>,
 {
     let mut connection = std::pin::pin!(connection);
+    let ended = match state.admitted.as_ref().zip(life) {
+        Some(with_a_peer) => {
+            until_cut(&pool, &plane, connection.as_mut(), (&state, with_a_peer)).await
+        }
+        // What leads to a program of our own side is neither cut nor retired.
+        None => connection.await,
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection that we opened ended");
+    }
+    if let Some(pool) = pool.upgrade() {
+        pool.forget(state.id);
+    }
+}
+
+/// Drives a connection to a peer until it ends, or we end it. Retires it in time.
+async fn until_cut<C>(
+    pool: &Weak<Pool>,
+    plane: &Plane,
+    mut connection: Pin<&mut C>,
+    (state, (admitted, life)): (&State, (&Admitted, Retirement)),
+) -> hyper::Result<()>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
     let leave = || {
         state.retired.store(true, Ordering::Release);
         if let Some(pool) = pool.upgrade() {
@@ -365,11 +391,11 @@ async fn drive<C>(
     let retire = async {
         let last_request = tokio::select! {
             // Revoked, and to be drained: from now on nothing may begin on it, whether the successor comes or not.
-            () = told_to_retire(&state) => {
+            _why = admitted.retires() => {
                 leave();
                 None
             }
-            life = due(&plane, life) => Some(life.last_request),
+            () = plane.alarms.at(life.successor_due) => Some(life.last_request),
         };
         if plane.clock.now().since(state.used()) < IN_USE
             && let Some(pool) = pool.upgrade()
@@ -381,60 +407,24 @@ async fn drive<C>(
                 }
             };
             tokio::select! {
-                () = pool.succeed(&state) => {}
+                () = pool.succeed(state) => {}
                 () = no_longer => {}
             }
         }
         leave();
     };
     // Who waits for something else does not read that its socket is shut.
-    let mut cut = std::pin::pin!(Seldom::new(Box::pin(cut(&state))));
+    let mut cut = std::pin::pin!(Seldom::new(Box::pin(admitted.ended())));
     let mut retire = std::pin::pin!(Seldom::new(Box::pin(retire)));
     let mut retired = false;
-    let ended = loop {
+    loop {
         tokio::select! {
             biased;
-            () = &mut cut => break Ok(()),
-            ended = &mut connection => break ended,
+            _why = &mut cut => return Ok(()),
+            ended = &mut connection => return ended,
             // It goes on until its last response is read; then nobody holds its sender, and it ends.
             () = &mut retire, if !retired => retired = true,
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection that we opened ended");
-    }
-    if let Some(pool) = pool.upgrade() {
-        pool.forget(state.id);
-    }
-}
-
-/// Resolves when we have ended it.
-async fn cut(state: &State) {
-    match &state.admitted {
-        Some(admitted) => {
-            admitted.ended().await;
-        }
-        None => std::future::pending().await,
-    }
-}
-
-async fn told_to_retire(state: &State) {
-    match &state.admitted {
-        Some(admitted) => {
-            admitted.retires().await;
-        }
-        None => std::future::pending().await,
-    }
-}
-
-/// Resolves when a successor is due; never for what has no end.
-async fn due(plane: &Plane, life: Option<Retirement>) -> Retirement {
-    match life {
-        Some(life) => {
-            plane.alarms.at(life.successor_due).await;
-            life
-        }
-        None => std::future::pending().await,
     }
 }
 

@@ -122,7 +122,8 @@ pub(crate) fn admit(trust: &Trust, arrival: Arrival) -> Result<Place, Refused> {
     let admitted = Admitted { entry, policies: Arc::from([]) };
     // From here on, every way out takes the connection out of the register again.
     let mut place = Place { register, admitted };
-    let policies = newcomer(&place.admitted.entry, &trust.slice_now(), trust.now())?;
+    let (slice, now) = trust.slice_now();
+    let policies = newcomer(&place.admitted.entry, &slice, now)?;
     let entry = &place.admitted.entry;
     if let Some(code) = entry.ended().or_else(|| entry.retiring()) {
         let why = "what is enforced changed while the connection was made".to_owned();

@@ -20,7 +20,8 @@ use crate::{Admitted, Slice, Trust, admission};
 impl Trust {
     /// What is enforced at this moment, for all that is asked about one request.
     pub fn enforced(&self) -> Enforced {
-        Enforced { slice: self.slice_now(), now: self.now() }
+        let (slice, now) = self.slice_now();
+        Enforced { slice, now }
     }
 
     /// What is decided about a connection of this peer to a service of ours, whose handshake agreed on this version and
@@ -31,7 +32,7 @@ impl Trust {
         service: &Name,
         (version, group): (&str, &str),
     ) -> Decision {
-        let slice = self.slice_now();
+        let (slice, now) = self.slice_now();
         let context = Handshake {
             tls_version: version.to_owned(),
             group: group.to_owned(),
@@ -39,7 +40,6 @@ impl Trust {
             ..Handshake::default()
         };
         let (principal, service) = (principal(peer, &slice), service.as_str());
-        let now = self.now();
         let request = ConnectRequest { principal: &principal, service, context: &context, now };
         slice.policies.decide(&request)
     }
@@ -53,7 +53,7 @@ impl Trust {
         topic: &Name,
         act: TopicAct,
     ) -> Decision {
-        let (slice, now) = (self.slice_now(), self.now());
+        let (slice, now) = self.slice_now();
         let Some(Standing { peer, context, .. }) = &admitted.entry().standing else {
             return nobody().decision;
         };
@@ -83,8 +83,11 @@ impl Trust {
     pub fn is_now(&self, admitted: &Admitted, call: &LastingCall) -> bool {
         let entry = admitted.entry();
         // Told first, asked second, as with admission: a slice that comes between the two finds it.
-        *entry.lasting.get_or_init(|| call.clone()) == *call
-            && admission::review_one(&self.register, entry, &self.slice_now(), self.now())
+        if *entry.lasting.get_or_init(|| call.clone()) != *call {
+            return false;
+        }
+        let (slice, now) = self.slice_now();
+        admission::review_one(&self.register, entry, &slice, now)
     }
 }
 

@@ -233,20 +233,20 @@ impl Trust {
         self.own.store(None);
     }
 
-    /// What is enforced now, without policies that have ended by now. Live connections that they let in are ended.
-    pub(crate) fn slice_now(&self) -> Arc<Slice> {
+    /// What is enforced now, and when that is, without policies that have ended by then. Live connections that they let in are ended.
+    pub(crate) fn slice_now(&self) -> (Arc<Slice>, Timestamp) {
         let (slice, now) = (self.slice(), self.now());
         if slice.policies.ends().is_none_or(|end| now < end) {
-            return slice;
+            return (slice, now);
         }
         let _one_at_a_time = self.one_at_a_time();
-        let slice = self.slice();
+        let (slice, now) = (self.slice(), self.now());
         if slice.policies.lapse(now) {
             let Reviewed { cut, .. } =
                 admission::review(&self.register, &slice, Changed::Decisions, now);
             tracing::info!(cut, "policies have ended");
         }
-        slice
+        (slice, now)
     }
 
     /// Ends what policies that read the time do not permit any more.
@@ -301,9 +301,8 @@ impl Trust {
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut reviewed = self.now();
         loop {
-            let slice = self.slice_now();
+            let (slice, now) = self.slice_now();
             let (ends, timed) = (slice.policies.ends(), slice.policies.reads().time);
-            let now = self.now();
             // The second half is for a clock that went back.
             if timed && (TIME_REVIEW_EVERY <= now.since(reviewed) || now < reviewed) {
                 reviewed = now;
