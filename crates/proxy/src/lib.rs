@@ -39,6 +39,7 @@ mod dial;
 mod door;
 mod exposition;
 mod facts;
+mod gather;
 mod guard;
 mod headers;
 mod health;

@@ -21,6 +21,7 @@ use crate::bounds::{
     STREAMS_DIALLED_MAX,
 };
 use crate::dial::{DialFailure, Dialer, Dialled, Want};
+use crate::gather::Gathering;
 use crate::lease::{Lease, Line, On, Shared, Slot, State};
 use crate::plane::Plane;
 use crate::retire::Retirement;
@@ -243,7 +244,8 @@ impl Pool {
         life: Option<Retirement>,
     ) -> Result<Lease, DialFailure> {
         let heard = dialled.heard.clone();
-        let handshake = http2_rules(&self.plane).handshake(TokioIo::new(dialled.wire)).await;
+        let io = TokioIo::new(Gathering::new(dialled.wire));
+        let handshake = http2_rules(&self.plane).handshake(io).await;
         let (sender, connection) = handshake.map_err(|error| self.unusable(&error, &heard))?;
         let shared =
             Arc::new(Shared { sender, state: state.clone(), streams: AtomicUsize::new(0) });

@@ -25,6 +25,7 @@ use crate::bounds::{
     HEADER_LIST_BYTES_MAX, PING_EVERY, PING_TIMEOUT, PROVOKED_RESETS_MAX, RESET_STREAMS_MAX,
     SEND_BUFFER_MAX, STREAM_WINDOW, STREAMS_MAX,
 };
+use crate::gather::Gathering;
 use crate::rest;
 use crate::stream::{Streams, carrying};
 use crate::tasks::Tasks;
@@ -179,7 +180,8 @@ where
         }
         Spoken::Http2 => {
             let service = Whole(service);
-            let connection = http2_rules(tasks).serve_connection(TokioIo::new(io), service);
+            let io = TokioIo::new(Gathering::new(io));
+            let connection = http2_rules(tasks).serve_connection(io, service);
             let (connection, close) = (Box::pin(connection), |it: Pin<&mut _>| {
                 http2::Connection::graceful_shutdown(it);
             });
