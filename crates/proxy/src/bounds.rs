@@ -70,7 +70,7 @@ pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
 pub(crate) const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Bytes that wait to be sent on one HTTP/2 stream.
 pub(crate) const SEND_BUFFER_MAX: usize = 128 * 1024;
-/// Bytes of all its streams that are sent together: what one TLS record holds.
+/// Bytes of all streams of one HTTP/2 connection that are sent together: what one TLS record holds.
 pub(crate) const GATHERED_MAX: usize = 16 * 1024;
 
 /// How long the accepting side waits for a head, idle time between requests included. It must be longer than

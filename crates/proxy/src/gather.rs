@@ -1,9 +1,12 @@
-//! What the streams of one HTTP/2 connection have to say, gathered: one record and one system call for all of them.
+//! What the streams of one HTTP/2 connection have to say, gathered: one record and one system call for several of them.
 //!
 //! A connection is flushed as soon as one of its streams has something to say. Others often have too, only a little later: they have
-//! been answered, and wait for their turn, or for the runtime to look. So a connection gives way once before it sends: to all tasks
-//! that are ready, and to what has arrived by then. Nothing else is waited for, and no time. What is large goes out as it comes:
-//! to gather it would save little, and copy much.
+//! been answered, and wait for their turn, or for the runtime to look. So a connection gives way before it sends: until no other task
+//! is ready and the runtime has looked at its sockets, or until one of its own streams has more to say, whichever comes first. No time
+//! is waited for.
+//!
+//! It does so once for all that it sends in one turn. What is more than fits into a record goes out as it comes; so does, after the
+//! first, each frame that h2 sends by itself, which are those with data of 256 bytes and more.
 
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -23,7 +26,7 @@ pub(crate) struct Gathering<I> {
     way: Way,
 }
 
-/// Whether it has given way since something was gathered.
+/// Whether it has given way in this turn.
 enum Way {
     ToBeGiven,
     Giving(Pin<Box<dyn Future<Output = ()> + Send>>),
@@ -52,7 +55,7 @@ impl<I: AsyncWrite + Unpin> Gathering<I> {
             }
         }
         // Not kept: a connection that has nothing to say is to take no room for it.
-        (self.gathered, self.sent, self.way) = (Vec::new(), 0, Way::ToBeGiven);
+        (self.gathered, self.sent) = (Vec::new(), 0);
         Poll::Ready(Ok(()))
     }
 
@@ -121,17 +124,21 @@ impl<I: AsyncRead + Unpin> AsyncRead for Gathering<I> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buffer)
+        let read = Pin::new(&mut self.io).poll_read(cx, buffer);
+        // A turn begins with reading all there is.
+        if read.is_pending() && self.gathered.is_empty() {
+            self.way = Way::ToBeGiven;
+        }
+        read
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::{Wake, Waker};
-
     use std::convert::Infallible;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
+    use std::task::{Wake, Waker};
     use std::time::Duration;
 
     use bytes::Bytes;
@@ -140,6 +147,7 @@ mod tests {
     use hyper::service::service_fn;
     use hyper_util::rt::{TokioExecutor, TokioIo};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::net::UnixStream;
     use tokio::sync::Notify;
 
     use super::*;
@@ -186,6 +194,16 @@ mod tests {
         }
     }
 
+    impl AsyncRead for Noting {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+            _buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
     #[derive(Default)]
     struct Woken(AtomicUsize);
 
@@ -219,12 +237,17 @@ mod tests {
         assert!(flush(Pin::new(&mut to), &mut cx).is_ready());
         assert_eq!(to.io.written, [b"one two three"]);
         assert_eq!((to.io.flushed, woken.0.load(Ordering::SeqCst)), (1, 1));
-        // It gives way again for what comes later.
-        write(&mut to, b"four");
-        assert!(flush(Pin::new(&mut to), &mut cx).is_pending());
-        assert!(flush(Pin::new(&mut to), &mut cx).is_ready());
-        assert_eq!(to.io.written[1..], [b"four"]);
         assert_eq!(to.gathered.capacity(), 0, "room is kept for nothing");
+        // Nobody has had a reason to come along since.
+        write(&mut to, b"four");
+        assert!(flush(Pin::new(&mut to), &mut cx).is_ready());
+        // In its next turn it gives way again.
+        assert!(Pin::new(&mut to).poll_read(&mut cx, &mut ReadBuf::new(&mut [0])).is_pending());
+        write(&mut to, b"five");
+        assert!(flush(Pin::new(&mut to), &mut cx).is_pending());
+        assert!(Pin::new(&mut to).poll_read(&mut cx, &mut ReadBuf::new(&mut [0])).is_pending());
+        assert!(flush(Pin::new(&mut to), &mut cx).is_ready());
+        assert_eq!(to.io.written[1..], [b"four", b"five"]);
     }
 
     #[test]
@@ -249,6 +272,44 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_one_write_keep_their_order() {
+        let mut to = gathering(usize::MAX);
+        let mut cx = Context::from_waker(Waker::noop());
+        let large = vec![7; GATHERED_MAX];
+        for parts in [[&b"a"[..], b"bc"], [b"head", &large]] {
+            let slices = parts.map(IoSlice::new);
+            assert!(Pin::new(&mut to).poll_write_vectored(&mut cx, &slices).is_ready());
+        }
+        assert_eq!(to.io.written, [&b"abc"[..], &[&b"head"[..], &large].concat()]);
+    }
+
+    #[tokio::test]
+    async fn what_has_arrived_in_a_socket_comes_along() {
+        let (theirs, ours) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut ours = UnixStream::from_std(ours).unwrap();
+        let order: Arc<Mutex<Vec<&str>>> = Arc::default();
+        let noted = Arc::clone(&order);
+        let reading = tokio::spawn(async move {
+            ours.read_exact(&mut [0]).await.unwrap();
+            noted.lock().unwrap().push("arrived");
+        });
+        // It waits, and nothing has come yet.
+        tokio::task::yield_now().await;
+        let noted = Arc::clone(&order);
+        let sending = tokio::spawn(async move {
+            let mut to = gathering(usize::MAX);
+            to.write_all(b"said").await.unwrap();
+            io::Write::write_all(&mut &theirs, b"x").unwrap();
+            to.flush().await.unwrap();
+            noted.lock().unwrap().push("sent");
+        });
+        sending.await.unwrap();
+        reading.await.unwrap();
+        assert_eq!(*order.lock().unwrap(), ["arrived", "sent"]);
+    }
+
+    #[test]
     fn at_its_end_nothing_is_left_behind() {
         let mut to = gathering(2);
         let mut cx = Context::from_waker(Waker::noop());
@@ -260,18 +321,21 @@ mod tests {
     #[tokio::test]
     async fn whatever_the_other_end_takes_at_once_all_arrives_in_its_order() {
         let all: Vec<u8> =
-            (0..200_000_u32).map(|at| at.to_le_bytes()[0] ^ at.to_le_bytes()[1]).collect();
+            (0..1_000_000_u32).map(|at| at.to_le_bytes()[0] ^ at.to_le_bytes()[1]).collect();
         let (ours, mut theirs) = tokio::io::duplex(700);
         let sent = all.clone();
         let sending = async move {
-            let (mut to, mut from, mut sizes) = (Gathering::new(ours), 0, (1..9_000).cycle());
+            let (mut to, mut from, mut round) = (Gathering::new(ours), 0, 0);
             while from < sent.len() {
-                let until = sent.len().min(from + sizes.nth(1_234).unwrap());
-                to.write_all(&sent[from..until]).await.unwrap();
-                if until % 3 == 0 {
+                // From one byte to three times of what is gathered, in two parts.
+                let until = sent.len().min(from + 1 + round * 7_919 % (3 * GATHERED_MAX));
+                let parts = sent[from..until].split_at((until - from) / 3);
+                let parts = [parts.0, parts.1].map(IoSlice::new);
+                from += to.write_vectored(&parts).await.unwrap();
+                round += 1;
+                if round % 3 == 0 {
                     to.flush().await.unwrap();
                 }
-                from = until;
             }
             to.shutdown().await.unwrap();
         };
@@ -292,6 +356,19 @@ mod tests {
         ) -> Poll<io::Result<usize>> {
             self.1.fetch_add(1, Ordering::SeqCst);
             Pin::new(&mut self.0).poll_write(cx, bytes)
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bytes: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            Pin::new(&mut self.0).poll_write_vectored(cx, bytes)
+        }
+
+        fn is_write_vectored(&self) -> bool {
+            true
         }
 
         fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -328,7 +405,7 @@ mod tests {
                 if let Some(next) = turns.get(number + 1) {
                     next.notify_one();
                 }
-                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![7; 900]))))
+                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![7; 200]))))
             }
         });
         let io = TokioIo::new(Gathering::new(Counting(theirs, Arc::clone(&written))));
@@ -356,7 +433,7 @@ mod tests {
         turns[0].notify_one();
         let answered = tokio::time::timeout(Duration::from_secs(60), asking.join_all()).await;
         for body in answered.expect("nothing is left to be sent") {
-            assert_eq!(body.len(), 900);
+            assert_eq!(body.len(), 200);
         }
         let written = written.load(Ordering::SeqCst);
         assert!((1..=2).contains(&written), "{written} writes for {STREAMS} answers");

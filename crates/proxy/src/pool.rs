@@ -31,6 +31,9 @@ use crate::wire::Heard;
 /// A connection that was used within this time gets a successor when it retires.
 const IN_USE: Duration = Duration::from_secs(5);
 
+/// Under what a connection to a peer was admitted, and when it retires.
+type Peer = (Admitted, Retirement);
+
 /// The connections to one address.
 pub(crate) struct Pool {
     plane: Arc<Plane>,
@@ -224,16 +227,16 @@ impl Pool {
             heard: dialled.heard.clone(),
             admitted: dialled.admitted.clone(),
         });
-        let life = dialled.admitted.as_ref().map(|admitted| {
+        let peer = dialled.admitted.clone().map(|admitted| {
             let ends = admitted.expires().min(admitted.presented_ends());
-            Retirement::dialled(now, ends, self.plane.jitter())
+            (admitted, Retirement::dialled(now, ends, self.plane.jitter()))
         });
         if want == Want::AnyHttp {
             self.shelf().spoken = Some(dialled.spoken);
         }
         match dialled.spoken {
-            Spoken::Http2 => self.open_shared(dialled, state, life).await,
-            Spoken::Http1 | Spoken::Either => self.open_line(dialled, state, life).await,
+            Spoken::Http2 => self.open_shared(dialled, state, peer).await,
+            Spoken::Http1 | Spoken::Either => self.open_line(dialled, state, peer).await,
         }
     }
 
@@ -241,9 +244,10 @@ impl Pool {
         self: &Arc<Self>,
         dialled: Dialled,
         state: Arc<State>,
-        life: Option<Retirement>,
+        peer: Option<Peer>,
     ) -> Result<Lease, DialFailure> {
         let heard = dialled.heard.clone();
+        // What it begins with is only gathered here: a socket that breaks now is seen by the first request.
         let io = TokioIo::new(Gathering::new(dialled.wire));
         let handshake = http2_rules(&self.plane).handshake(io).await;
         let (sender, connection) = handshake.map_err(|error| self.unusable(&error, &heard))?;
@@ -261,7 +265,7 @@ impl Pool {
             self.plane.clone(),
             connection,
             state,
-            life,
+            peer,
         ));
         Ok(lease)
     }
@@ -270,7 +274,7 @@ impl Pool {
         self: &Arc<Self>,
         dialled: Dialled,
         state: Arc<State>,
-        life: Option<Retirement>,
+        peer: Option<Peer>,
     ) -> Result<Lease, DialFailure> {
         let heard = dialled.heard.clone();
         let handshake = http1_rules().handshake(TokioIo::new(dialled.wire)).await;
@@ -281,7 +285,7 @@ impl Pool {
             self.plane.clone(),
             connection,
             state.clone(),
-            life,
+            peer,
         ));
         sender.ready().await.map_err(|error| self.unusable(&error, &heard))?;
         Ok(Lease {
@@ -354,15 +358,13 @@ async fn drive<C>(
     plane: Arc<Plane>,
     connection: C,
     state: Arc<State>,
-    life: Option<Retirement>,
+    peer: Option<Peer>,
 ) where
     C: Future<Output = hyper::Result<()>>,
 {
     let mut connection = std::pin::pin!(connection);
-    let ended = match state.admitted.as_ref().zip(life) {
-        Some(with_a_peer) => {
-            until_cut(&pool, &plane, connection.as_mut(), (&state, with_a_peer)).await
-        }
+    let ended = match peer {
+        Some(peer) => until_cut(&pool, &plane, connection.as_mut(), (&state, peer)).await,
         // What leads to a program of our own side is neither cut nor retired.
         None => connection.await,
     };
@@ -379,7 +381,7 @@ async fn until_cut<C>(
     pool: &Weak<Pool>,
     plane: &Plane,
     mut connection: Pin<&mut C>,
-    (state, (admitted, life)): (&State, (&Admitted, Retirement)),
+    (state, (admitted, life)): (&State, Peer),
 ) -> hyper::Result<()>
 where
     C: Future<Output = hyper::Result<()>>,

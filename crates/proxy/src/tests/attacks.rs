@@ -153,32 +153,53 @@ async fn handshakes_that_never_end_do_not_keep_others_out() {
 #[tokio::test]
 async fn rapid_resets_end_the_connection_and_not_the_door() {
     let shop = Shop::open(Protocol::Http).await;
-    let mut outbound = Outbound::service(name("orders"), Expected::Id(shop.realm.id("orders")));
-    outbound.alpn = vec![b"h2".to_vec()];
-    let mut stream =
-        dial(&shop.web.plane.trust, shop.orders.door(), &outbound).await.unwrap().stream;
-    let mut attack = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    attack.extend(frame(4, 0, 0, &[]));
+    let mut attack = Vec::new();
     // Each a whole request, taken back in the same breath (RFC 9113, 6.4); fields by the static table (RFC 7541, A).
     let head = [&[0x82, 0x87, 0x04, 5][..], b"/gate", &[0x01, 6], b"orders"].concat();
     for id in (1..40_001).step_by(2) {
         attack.extend(frame(1, 5, id, &head));
         attack.extend(frame(3, 0, id, &8_u32.to_be_bytes()));
     }
-    // The door may close while this is still being written.
-    let _broken = stream.write_all(&attack).await;
+    let kinds = answered(&shop, &attack).await;
+    assert!(kinds.contains(&7), "by the door's GOAWAY: {kinds:?}");
+    assert!(shop.program.reached() < 5000, "{}", shop.program.reached());
+    assert_eq!(shop.caller().await.get("/").await.0, 200);
+}
+
+#[tokio::test]
+async fn hardly_anything_that_comes_with_a_broken_protocol_is_handed_on() {
+    let shop = Shop::open(Protocol::Http).await;
+    let head = [&[0x82, 0x87, 0x84, 0x01, 6][..], b"orders"].concat();
+    let requests = (1..201).step_by(2).flat_map(|id| frame(1, 5, id, &head));
+    // Data of no stream (RFC 9113, 6.1): nobody can be answered any more.
+    let kinds = answered(&shop, &requests.chain(frame(0, 0, 0, b"x")).collect::<Vec<u8>>()).await;
+    assert!(kinds.contains(&7), "by the door's GOAWAY: {kinds:?}");
+    assert!(shop.program.reached() < 10, "{} of 100", shop.program.reached());
+    assert_eq!(shop.caller().await.get("/").await.0, 200);
+}
+
+/// Begins with HTTP/2 and goes on with these bytes: of which kinds the frames are that come until the door closes.
+async fn answered(shop: &Shop, bytes: &[u8]) -> Vec<u8> {
+    let mut outbound = Outbound::service(name("orders"), Expected::Id(shop.realm.id("orders")));
+    outbound.alpn = vec![b"h2".to_vec()];
+    let mut stream =
+        dial(&shop.web.plane.trust, shop.orders.door(), &outbound).await.unwrap().stream;
+    let all = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &*frame(4, 0, 0, &[]), bytes].concat();
     let mut answer = Vec::new();
-    let end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
-    let _broken = end.expect("the connection was ended");
+    let exchange = async {
+        // The door may close while this is still being written.
+        let _broken = stream.write_all(&all).await;
+        let _broken = stream.flush().await;
+        let _broken = stream.read_to_end(&mut answer).await;
+    };
+    tokio::time::timeout(PATIENCE, exchange).await.expect("the connection was ended");
     let (mut kinds, mut rest) = (Vec::new(), answer.as_slice());
     while let Some((&[a, b, c, kind], _)) = rest.split_first_chunk::<4>() {
         let length = usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap();
         kinds.push(kind);
         rest = rest.get(9 + length..).unwrap_or_default();
     }
-    assert!(kinds.contains(&7), "by the door's GOAWAY: {kinds:?}");
-    assert!(shop.program.reached() < 5000, "{}", shop.program.reached());
-    assert_eq!(shop.caller().await.get("/").await.0, 200);
+    kinds
 }
 
 /// A frame of HTTP/2 (RFC 9113, 4.1) on this stream.
