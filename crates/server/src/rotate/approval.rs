@@ -7,7 +7,9 @@ use countersign_store::Batch;
 use serde::{Deserialize, Serialize};
 
 use crate::refusal::Refused;
-use crate::rotate::walk::{Gate, Order, Walk};
+use crate::rotate::gate::Gate;
+use crate::rotate::order::Order;
+use crate::rotate::walk::Walk;
 use crate::rotate::walker::{Draft, Walker};
 
 /// Who has to approve that a new root signs, and who has. Fixed when the walk is ordered.

@@ -18,7 +18,9 @@ use crate::authority::{
     issuer_name, keep, keep_outside, keep_request, open_request, read_chain, root_name,
 };
 use crate::refusal::Refused;
-use crate::rotate::walk::{Order, Request, Root, Walk};
+use crate::rotate::order::Order;
+use crate::rotate::root::{Request, Root};
+use crate::rotate::walk::Walk;
 use crate::rotate::walker::{Draft, Walker, asking};
 use crate::state::State;
 

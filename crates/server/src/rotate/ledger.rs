@@ -12,7 +12,8 @@ use countersign_store::{IssuedRow, PAGE_MAX, Store};
 
 use crate::refusal::Refused;
 use crate::revoke::is_covered;
-use crate::rotate::walk::{Left, Walk};
+use crate::rotate::gate::Left;
+use crate::rotate::walk::Walk;
 use crate::state::State;
 
 /// Every certificate that has not ended by anybody's clock.

@@ -12,7 +12,10 @@ use std::time::Duration;
 use countersign_api::admin::{Cause, Goal, RootKey, RootState, Step};
 use countersign_identity::{KeyId, Revision, Timestamp};
 
-use super::walk::{Facts, Left, Order, Root, Walk};
+use super::gate::{Facts, Left};
+use super::order::Order;
+use super::root::Root;
+use super::walk::Walk;
 
 const START: Timestamp = Timestamp::from_secs(1_795_262_400);
 const LIFETIME: Duration = Duration::from_secs(3600);

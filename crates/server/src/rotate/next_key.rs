@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::authority::{NewRoot, internal};
 use crate::refusal::Refused;
-use crate::rotate::walk::{Gate, Walk};
+use crate::rotate::gate::Gate;
+use crate::rotate::walk::Walk;
 
 /// What somebody has said about where the next root's key is to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

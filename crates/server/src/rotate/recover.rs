@@ -12,8 +12,9 @@ use countersign_identity::{Code, KeyId, Trial};
 
 use crate::refusal::Refused;
 use crate::revoke::look;
+use crate::rotate::gate::REACHABLE;
 use crate::rotate::ledger::Ledger;
-use crate::rotate::walk::{REACHABLE, Walk};
+use crate::rotate::walk::Walk;
 use crate::rotate::walker::Walker;
 
 /// Says what a recovery comes to, and begins it unless that is all that was asked.

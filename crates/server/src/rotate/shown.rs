@@ -15,8 +15,11 @@ use crate::authority::internal;
 use crate::refusal::Refused;
 use crate::rotate::approval::{Approvals, Given};
 use crate::rotate::ceremony::ceremony;
+use crate::rotate::gate::Gate;
 use crate::rotate::ledger::Ledger;
-use crate::rotate::walk::{Gate, Order, Proof, Root, Walk};
+use crate::rotate::order::{Order, Proof};
+use crate::rotate::root::Root;
+use crate::rotate::walk::Walk;
 use crate::rotate::walker::{MISSING_MAX, Walker};
 use crate::state::State;
 

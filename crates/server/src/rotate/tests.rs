@@ -6,8 +6,11 @@ use countersign_api::admin::{Cause, Goal, RootKey, RootState, Step};
 use countersign_identity::{Code, KeyId, Lifetime, Revision, Timestamp, Trial};
 
 use super::approval::Approvals;
+use super::gate::{DRAIN, Facts, Gate, Left, REACHABLE, SETTLE};
 use super::next_key::NextKey;
-use super::walk::{DRAIN, Facts, Gate, Left, Order, REACHABLE, Root, SETTLE, Walk};
+use super::order::Order;
+use super::root::Root;
+use super::walk::Walk;
 
 const START: Timestamp = Timestamp::from_secs(1_795_262_400);
 

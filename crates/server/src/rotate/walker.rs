@@ -22,9 +22,12 @@ use crate::control::Control;
 use crate::refusal::Refused;
 use crate::revoke::{Watched, condemned, look, shown, trial_batch};
 use crate::rotate::approval::Approvals;
+use crate::rotate::gate::{Facts, Gate};
 use crate::rotate::ledger::Ledger;
 use crate::rotate::next_key::NextKey;
-use crate::rotate::walk::{Facts, Gate, Order, Proof, REASON_BYTES_MAX, Root, Walk};
+use crate::rotate::order::{Order, Proof, REASON_BYTES_MAX};
+use crate::rotate::root::Root;
+use crate::rotate::walk::Walk;
 use crate::state::State;
 
 /// How often a walk that is under way is looked at.

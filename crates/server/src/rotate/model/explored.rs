@@ -9,7 +9,8 @@ use super::{
     Event, Flaw, Ordered, Point, Reached, START, System, TICKS_MAX, Trouble, World, key, root,
     trusted,
 };
-use crate::rotate::walk::{Order, Walk};
+use crate::rotate::order::Order;
+use crate::rotate::walk::Walk;
 use crate::tests::explore::{Claim, Model, breaks, claim, holds};
 
 const STATES_MAX: usize = 400_000;
