@@ -1,27 +1,26 @@
 //! What the policies of a set of resources come to: asked by operators, about the state in force or one that might be.
 
 mod accepted;
+mod declared;
+mod question;
 mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use countersign_api::admin::{Answer, ExplainRequest, ExplainResponse, FlowView, UnusedGrant};
-use countersign_api::resource::{Resource, ServiceSpec, Spec, roles};
+use countersign_api::resource::{Resource, ServiceSpec, Spec};
 use countersign_identity::{
     Attested, CanonicalPath, Code, Mode, Name, SpiffeId, Timestamp, TrustDomain, Verb,
 };
 use countersign_policy::{
-    CallRequest, Called, ConnectRequest, Context, Decision, Declared, Grant, Holdings, Inventory,
-    Member, Members, Names, Operation, Operations, Policies, PolicySource, Principal, Problem,
-    Reads, TopicAct, TopicRequest, Verdict, nearest,
+    CallRequest, Called, ConnectRequest, Context, Decision, Grant, Members, Names, Operation,
+    Policies, Principal, Problem, Reads, TopicAct, TopicRequest, Verdict,
 };
 
 use accepted::Accepted;
-use told::{limit, note, why};
-
-/// How many names a sentence lists at most.
-const NAMES_TOLD_MAX: usize = 8;
+use declared::{inventory, members, operations};
+use told::note;
 
 /// The compiled policies of a set of resources, with the names that they speak of.
 #[derive(Debug)]
@@ -106,52 +105,6 @@ impl Judge {
         let policies =
             Policies::compile(&Self::sources(resources), Some(&Self::declared(resources)))?;
         Ok(policies.with_operations(operations(resources)).with_inventory(inventory(resources)))
-    }
-
-    /// The texts of the policies among these.
-    pub fn sources(resources: &[Resource]) -> Vec<PolicySource> {
-        let source = |resource: &Resource| match &resource.spec {
-            Spec::Policy(spec) => Some(PolicySource {
-                name: resource.name.clone(),
-                text: spec.cedar.as_str().to_owned(),
-                mode: spec.mode,
-                until: spec.until,
-            }),
-            Spec::TrustDomain(_)
-            | Spec::Authority(_)
-            | Spec::Workload(_)
-            | Spec::Service(_)
-            | Spec::Role(_)
-            | Spec::TlsProfile(_) => None,
-        };
-        resources.iter().filter_map(source).collect()
-    }
-
-    /// The names that these declare, for policies to speak of.
-    pub fn declared(resources: &[Resource]) -> Declared {
-        let mut declared = Declared::default();
-        for resource in resources {
-            let name = &resource.name;
-            match &resource.spec {
-                Spec::Workload(_) => drop(declared.workloads.insert(name.clone())),
-                Spec::Role(_) => drop(declared.roles.insert(name.clone())),
-                Spec::Service(spec) => {
-                    declared.services.insert(name.clone());
-                    let full = spec.operations.iter().map(|one| format!("{name}/{}", one.name));
-                    declared.operations.extend(full);
-                    declared
-                        .data_sets
-                        .extend(spec.data_sets.iter().map(|one| one.name.to_string()));
-                    let topics = spec.topics.iter().map(|one| format!("{name}/{}", one.name));
-                    declared.topics.extend(topics);
-                }
-                Spec::TrustDomain(_)
-                | Spec::Authority(_)
-                | Spec::Policy(_)
-                | Spec::TlsProfile(_) => {}
-            }
-        }
-        declared
     }
 
     /// Answers an operator's question.
@@ -356,179 +309,6 @@ impl Judge {
         };
         unused.map(shown).collect()
     }
-
-    fn question(&self, request: &ExplainRequest) -> Result<Question, Unclear> {
-        let act = request.method.as_ref().and_then(|method| method.parse::<TopicAct>().ok());
-        if let Some(act) = act {
-            return self.topic_question(request, act);
-        }
-        let call = match (&request.method, &request.path) {
-            (None, None) => None,
-            (Some(method), Some(path)) => {
-                let path = path.split(['?', '#']).next().unwrap_or_default();
-                let path = CanonicalPath::of(path).map_err(|why| {
-                    Unclear(format!("`{path}` is refused before any policy is asked: {why}"))
-                })?;
-                Some((method.clone(), path))
-            }
-            (Some(method), None) => {
-                return Err(Unclear(format!(
-                    "`{method}` of what? Name the path as well, such as `{method} /`"
-                )));
-            }
-            (None, Some(path)) => {
-                return Err(Unclear(format!(
-                    "what is done with `{path}`? Name the method before it, such as `GET {path}`"
-                )));
-            }
-        };
-        let (source, service) = (self.source(&request.from)?, self.service(&request.to)?);
-        let at = request.time.unwrap_or(self.now);
-        Ok(Question { source, service, call, topic: None, at, address: request.address })
-    }
-
-    fn topic_question(&self, request: &ExplainRequest, act: TopicAct) -> Result<Question, Unclear> {
-        let (source, service) = (self.source(&request.from)?, self.service(&request.to)?);
-        let Some(text) = &request.path else {
-            return Err(Unclear(format!(
-                "`{act}` what? Name the topic as well, such as `{act} charges-made`"
-            )));
-        };
-        let holdings = self.policies.inventory().of(service.as_str());
-        let topics = holdings.into_iter().flat_map(|one| one.topics.keys());
-        let topics: BTreeSet<&str> = topics.map(Name::as_str).collect();
-        let topic = text.parse().ok().filter(|topic: &Name| topics.contains(topic.as_str()));
-        let topic = topic.ok_or_else(|| unknown(text, "topic of it", &topics))?;
-        let at = request.time.unwrap_or(self.now);
-        let (topic, address) = (Some((act, topic)), request.address);
-        Ok(Question { source, service, call: None, topic, at, address })
-    }
-
-    fn source(&self, text: &str) -> Result<Principal, Unclear> {
-        if let Ok(id) = text.parse::<SpiffeId>() {
-            return Ok(self.principal(&id));
-        }
-        if let Ok(name) = text.parse::<Name>() {
-            if self.ids.contains_key(&name) {
-                return Ok(Principal::Named(name));
-            }
-            if let Some(service) = self.services.get(&name) {
-                return Ok(Principal::Named(service.workload.clone()));
-            }
-        }
-        let declared: BTreeSet<&str> =
-            self.ids.keys().chain(self.services.keys()).map(Name::as_str).collect();
-        Err(unknown(text, "workload or service", &declared))
-    }
-
-    fn service(&self, text: &str) -> Result<Name, Unclear> {
-        let id = text.parse::<SpiffeId>().ok();
-        let name =
-            id.as_ref().map_or_else(|| text.parse::<Name>().ok(), |id| self.names.get(id).cloned());
-        let Some(name) = name else {
-            return Err(self.unknown_service(text));
-        };
-        if id.is_none() && self.services.contains_key(&name) {
-            return Ok(name);
-        }
-        let mut of = self.services.iter().filter(|(_, spec)| spec.workload == name);
-        match (of.next(), of.next()) {
-            (Some((service, _)), None) => Ok(service.clone()),
-            (Some((first, _)), Some((second, _))) => Err(Unclear(format!(
-                "workload `{name}` has several services, such as `{first}` and `{second}`: name one of them"
-            ))),
-            (None, _) if self.ids.contains_key(&name) => {
-                Err(Unclear(format!("workload `{name}` has no service that could be asked")))
-            }
-            (None, _) => Err(self.unknown_service(text)),
-        }
-    }
-
-    fn unknown_service(&self, text: &str) -> Unclear {
-        unknown(text, "service", &self.services.keys().map(Name::as_str).collect())
-    }
-
-    /// The decision in a sentence, with what is said of the policies that it rests on.
-    fn why(&self, question: &Question, judged: &Judged) -> String {
-        let mut text = why(question, judged);
-        for policy in &judged.decision.policies {
-            let manifest = policy.split('#').next().unwrap_or_default();
-            let note = manifest.parse::<Name>().ok().and_then(|name| self.notes.get(&name));
-            let limit = self.policies.limit(policy).map(limit).unwrap_or_default();
-            let notes = [note.cloned().unwrap_or_default(), limit];
-            let notes: Vec<_> = notes.into_iter().filter(|note| !note.is_empty()).collect();
-            if !notes.is_empty() {
-                text.push_str(&format!("; `{policy}`: {}", notes.join(", ")));
-            }
-        }
-        text.push_str(&self.roles_told(&question.source, &judged.decision.policies));
-        text
-    }
-
-    /// In which of the roles the one who asks is that these policies are for.
-    fn roles_told(&self, source: &Principal, policies: &[String]) -> String {
-        let Some(member) = self.policies.members().of(source.as_str()) else {
-            return String::new();
-        };
-        let asked_for = |role: &&Name| {
-            self.policies.grants().iter().any(|grant| {
-                grant.principals == Names::Role(role.to_string())
-                    && policies.contains(&grant.policy)
-            })
-        };
-        let told = member.roles.iter().filter(asked_for);
-        told.map(|role| format!("; `{source}` is in role `{role}`")).collect()
-    }
-
-    /// What would allow it.
-    fn remedy(&self, question: &Question, judged: &Judged) -> String {
-        let (source, service) = (&question.source, &question.service);
-        if !self.takes(question) {
-            return format!(
-                "its trust domain must be among the `trustDomains` of the TLS profile of `{service}`, and a policy must permit it"
-            );
-        }
-        if !judged.decision.policies.is_empty() {
-            let policies = judged.decision.policies.join("`, `");
-            return format!(
-                "policy `{policies}` must change: what it forbids, no other policy can permit"
-            );
-        }
-        if question.call.as_ref().is_some_and(|(method, _)| method.parse::<Verb>().is_err())
-            && !judged.by_connection
-        {
-            return "nothing: no operation can have this method".to_owned();
-        }
-        let permit = |action: &str, resource: String| {
-            format!(
-                "permit (principal == Workload::\"{source}\", action == Action::\"{action}\", resource == {resource});"
-            )
-        };
-        let connect = || permit("connect", format!("Service::\"{service}\""));
-        let mut lines = Vec::new();
-        if judged.by_connection {
-            lines.push(connect());
-        }
-        let decided = self.policies.operations().of(service.as_str()).is_some();
-        if let Some((act, topic)) = &question.topic {
-            lines.push(permit(act.as_str(), format!("Topic::\"{service}/{topic}\"")));
-        }
-        match (&question.call, &judged.operation) {
-            (Some(_), Some(operation)) => {
-                // Over a connection that is permitted anew, this may be permitted already.
-                let verb = operation.verb.as_str();
-                lines.push(permit(verb, format!("Operation::\"{service}/{}\"", operation.name)));
-            }
-            (Some((method, path)), None) if decided => {
-                lines.push(format!(
-                    "// and, once Service `{service}` declares `{method} {path}` as an operation, here named `it`:"
-                ));
-                lines.push(permit(method, format!("Operation::\"{service}/it\"")));
-            }
-            (Some(_) | None, _) => {}
-        }
-        lines.join("\n")
-    }
 }
 
 /// What is assumed of flows: what policies read of the context, and nobody has kept of them.
@@ -555,78 +335,6 @@ fn sample(template: &str) -> CanonicalPath {
     let path = segments.collect::<Vec<_>>().join("/");
     let undeclared = || CanonicalPath::of(UNDECLARED).expect("a path in its one form");
     CanonicalPath::of(&path).unwrap_or_else(|_not_a_template| undeclared())
-}
-
-/// Who is in which role and has which labels, for policies.
-fn members(resources: &[Resource], domain: &TrustDomain) -> Members {
-    let principal = |text: &str| match text.parse::<Name>() {
-        Ok(name) => Some(Principal::Named(name)),
-        Err(_) => text.parse().ok().map(Principal::Id),
-    };
-    let in_roles = roles(resources, domain).into_iter().flat_map(|(role, record)| {
-        let member = move |_| Member { roles: BTreeSet::from([role.clone()]), ..Member::default() };
-        let named = record.members.into_iter().filter_map(move |text| principal(&text));
-        named.map(move |principal| (principal.clone(), member(principal))).collect::<Vec<_>>()
-    });
-    let labelled = resources.iter().filter_map(|resource| {
-        let Spec::Workload(spec) = &resource.spec else { return None };
-        let labels: BTreeSet<Name> = spec.labels.iter().cloned().collect();
-        let labelled = (!labels.is_empty()).then(|| Principal::Named(resource.name.clone()));
-        Some((labelled?, Member { labels, ..Member::default() }))
-    });
-    Members::new(in_roles.chain(labelled))
-}
-
-/// What services keep, hand out and carry, for policies.
-fn inventory(resources: &[Resource]) -> Inventory {
-    let of = |resource: &Resource| {
-        let Spec::Service(spec) = &resource.spec else { return None };
-        let set = |names: &[Name]| names.iter().cloned().collect();
-        let data_sets = spec.data_sets.iter();
-        let operations = spec.operations.iter();
-        let holdings = Holdings {
-            data_sets: data_sets
-                .map(|one| (one.name.clone(), one.classification.as_str().to_owned()))
-                .collect(),
-            operations: operations.map(|one| (one.name.clone(), set(&one.data_sets))).collect(),
-            topics: spec.topics.iter().map(|one| (one.name.clone(), set(&one.data_sets))).collect(),
-        };
-        Some((resource.name.clone(), holdings))
-    };
-    Inventory::new(resources.iter().filter_map(of))
-}
-
-/// The operations of services, for policies.
-fn operations(resources: &[Resource]) -> Operations {
-    let of = |resource: &Resource| {
-        let Spec::Service(spec) = &resource.spec else { return None };
-        let operation = |one: &countersign_api::resource::OperationSpec| Operation {
-            name: one.name.clone(),
-            verb: one.method,
-            template: one.path.clone(),
-        };
-        Some((resource.name.clone(), spec.operations.iter().map(operation).collect()))
-    };
-    Operations::new(resources.iter().filter_map(of))
-}
-
-fn unknown(text: &str, what: &str, declared: &BTreeSet<&str>) -> Unclear {
-    let shown: String = text.chars().take(80).collect();
-    if let Some(near) = nearest(text, declared.iter().copied()) {
-        return Unclear(format!("no manifest declares a {what} `{shown}`: did you mean `{near}`?"));
-    }
-    let some: Vec<String> =
-        declared.iter().take(NAMES_TOLD_MAX).map(|name| format!("`{name}`")).collect();
-    match some.as_slice() {
-        [] => Unclear(format!("no manifest declares a {what} `{shown}`, nor any other")),
-        some => {
-            let more = if declared.len() <= NAMES_TOLD_MAX { "" } else { ", …" };
-            Unclear(format!(
-                "no manifest declares a {what} `{shown}`: there are {}{more}",
-                some.join(", ")
-            ))
-        }
-    }
 }
 
 #[cfg(test)]

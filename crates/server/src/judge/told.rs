@@ -1,13 +1,97 @@
-//! What was decided, in a sentence.
+//! What was decided, in a sentence, and what would allow it.
 
 use countersign_api::resource::PolicySpec;
-use countersign_identity::{Code, Mode};
-use countersign_policy::{Decision, Limit, Rate, Verdict};
+use countersign_identity::{Code, Mode, Name, Verb};
+use countersign_policy::{Decision, Limit, Names, Principal, Rate, Verdict};
 
-use super::{Judged, Question};
+use super::{Judge, Judged, Question};
+
+impl Judge {
+    /// The decision in a sentence, with what is said of the policies that it rests on.
+    pub(super) fn why(&self, question: &Question, judged: &Judged) -> String {
+        let mut text = why(question, judged);
+        for policy in &judged.decision.policies {
+            let manifest = policy.split('#').next().unwrap_or_default();
+            let note = manifest.parse::<Name>().ok().and_then(|name| self.notes.get(&name));
+            let limit = self.policies.limit(policy).map(limit).unwrap_or_default();
+            let notes = [note.cloned().unwrap_or_default(), limit];
+            let notes: Vec<_> = notes.into_iter().filter(|note| !note.is_empty()).collect();
+            if !notes.is_empty() {
+                text.push_str(&format!("; `{policy}`: {}", notes.join(", ")));
+            }
+        }
+        text.push_str(&self.roles_told(&question.source, &judged.decision.policies));
+        text
+    }
+
+    /// In which of the roles the one who asks is that these policies are for.
+    fn roles_told(&self, source: &Principal, policies: &[String]) -> String {
+        let Some(member) = self.policies.members().of(source.as_str()) else {
+            return String::new();
+        };
+        let asked_for = |role: &&Name| {
+            self.policies.grants().iter().any(|grant| {
+                grant.principals == Names::Role(role.to_string())
+                    && policies.contains(&grant.policy)
+            })
+        };
+        let told = member.roles.iter().filter(asked_for);
+        told.map(|role| format!("; `{source}` is in role `{role}`")).collect()
+    }
+
+    /// What would allow it.
+    pub(super) fn remedy(&self, question: &Question, judged: &Judged) -> String {
+        let (source, service) = (&question.source, &question.service);
+        if !self.takes(question) {
+            return format!(
+                "its trust domain must be among the `trustDomains` of the TLS profile of `{service}`, and a policy must permit it"
+            );
+        }
+        if !judged.decision.policies.is_empty() {
+            let policies = judged.decision.policies.join("`, `");
+            return format!(
+                "policy `{policies}` must change: what it forbids, no other policy can permit"
+            );
+        }
+        if question.call.as_ref().is_some_and(|(method, _)| method.parse::<Verb>().is_err())
+            && !judged.by_connection
+        {
+            return "nothing: no operation can have this method".to_owned();
+        }
+        let permit = |action: &str, resource: String| {
+            format!(
+                "permit (principal == Workload::\"{source}\", action == Action::\"{action}\", resource == {resource});"
+            )
+        };
+        let connect = || permit("connect", format!("Service::\"{service}\""));
+        let mut lines = Vec::new();
+        if judged.by_connection {
+            lines.push(connect());
+        }
+        let decided = self.policies.operations().of(service.as_str()).is_some();
+        if let Some((act, topic)) = &question.topic {
+            lines.push(permit(act.as_str(), format!("Topic::\"{service}/{topic}\"")));
+        }
+        match (&question.call, &judged.operation) {
+            (Some(_), Some(operation)) => {
+                // Over a connection that is permitted anew, this may be permitted already.
+                let verb = operation.verb.as_str();
+                lines.push(permit(verb, format!("Operation::\"{service}/{}\"", operation.name)));
+            }
+            (Some((method, path)), None) if decided => {
+                lines.push(format!(
+                    "// and, once Service `{service}` declares `{method} {path}` as an operation, here named `it`:"
+                ));
+                lines.push(permit(method, format!("Operation::\"{service}/it\"")));
+            }
+            (Some(_) | None, _) => {}
+        }
+        lines.join("\n")
+    }
+}
 
 /// The decision in a sentence.
-pub(super) fn why(question: &Question, judged: &Judged) -> String {
+fn why(question: &Question, judged: &Judged) -> String {
     let (source, service) = (&question.source, &question.service);
     let Decision { verdict, mode, policies } = &judged.decision;
     let may = if *verdict == Verdict::Allow { "may" } else { "may not" };
@@ -56,7 +140,7 @@ pub(super) fn note(spec: &PolicySpec) -> String {
     until.into_iter().chain(reason).collect::<Vec<_>>().join(", ")
 }
 
-pub(super) fn limit(limit: &Limit) -> String {
+fn limit(limit: &Limit) -> String {
     let rate =
         limit.rate.map(|Rate { count, span }| format!("at most {count} in {}s", span.as_secs()));
     let concurrent = limit.concurrent.map(|count| format!("at most {count} at once"));
