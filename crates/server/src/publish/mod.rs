@@ -10,6 +10,7 @@ mod stream;
 pub(crate) use leash::Leashed;
 pub(crate) use publication::{Next, Publication, SILENCE_LIMIT};
 pub(crate) use report::report;
-pub(crate) use roster::{Fleet, Presence, Reach, Roster, Standing, Told};
+pub(crate) use roster::standing::{Fleet, Reach, Standing, Told};
+pub(crate) use roster::{Presence, Roster};
 pub(crate) use slice::{Slice, Slices};
 pub(crate) use stream::{Live, attend, expired, hear, known, open};

@@ -1,12 +1,13 @@
 //! Who is connected, what they have acknowledged, and what they last said of themselves.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+pub(super) mod standing;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use countersign_api::{v1, wire};
-use countersign_identity::{Code, NodeId, Revision, SpiffeId, Timestamp};
+use countersign_identity::{Code, NodeId, Revision, Timestamp};
 use countersign_store::{NAME_BYTES_MAX, PointKey, PointRow};
 
 use crate::publish::leash::{Leash, Leashed, leash};
@@ -69,62 +70,6 @@ pub(crate) struct Point {
     registered: bool,
 }
 
-/// How far one enforcement point has come.
-#[derive(Clone, Debug)]
-pub(crate) struct Standing {
-    /// Which.
-    pub(crate) key: PointKey,
-    /// What it has acknowledged.
-    pub(crate) revision: Option<Revision>,
-    /// Connections that a graceful revocation ends, and which are not closed yet.
-    pub(crate) draining: u64,
-    /// Whether its agent speaks for it now.
-    pub(crate) confirmed: bool,
-    /// When its agent was last heard of.
-    pub(crate) seen: Option<Timestamp>,
-    /// What the latest trial has shown of it.
-    pub(crate) tried: Option<v1::TrialResult>,
-}
-
-/// How far all points have come with one revision.
-#[derive(Debug, Default)]
-pub(crate) struct Reach {
-    /// How many have acknowledged it.
-    pub(crate) enforcing: u64,
-    /// Those that have not.
-    pub(crate) others: Vec<Standing>,
-    /// Connections that drain, of all of them.
-    pub(crate) draining: u64,
-}
-
-/// All nodes together, for metrics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Fleet {
-    /// Agents whose stream is open.
-    pub(crate) connected: usize,
-    /// SVIDs that they hold.
-    pub(crate) svids: u64,
-    /// Those whose last renewal failed.
-    pub(crate) in_trouble: u64,
-    /// When the first of them ends that has not ended.
-    pub(crate) first_expiry: Option<Timestamp>,
-    /// The clock that is furthest from ours.
-    pub(crate) skew: Duration,
-}
-
-/// What the other servers are told.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Told {
-    /// The points that agents speak for now, by what they have acknowledged.
-    pub(crate) reached: BTreeMap<Option<Revision>, Vec<PointKey>>,
-    /// Each node with when its stream was opened, and how many of its processes cannot say.
-    pub(crate) nodes: Vec<(NodeId, i64, u64)>,
-    /// What trials have shown.
-    pub(crate) trials: Vec<(PointKey, v1::TrialResult)>,
-    /// Connections that drain.
-    pub(crate) draining: u64,
-}
-
 /// What came of an acknowledgement.
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
@@ -171,37 +116,6 @@ impl Roster {
     /// How many streams are open.
     pub(crate) fn streams(&self) -> usize {
         self.open.load(Ordering::Relaxed)
-    }
-
-    /// How far all points have come with this revision. It costs less than to ask each.
-    pub(crate) fn reach(&self, revision: Revision) -> Reach {
-        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut reach = Reach::default();
-        for (node, presence) in &table.nodes {
-            for point in presence.points.values() {
-                reach.draining = reach.draining.saturating_add(point.ack.draining);
-                if Some(revision) <= point.ack.revision.map(read) {
-                    reach.enforcing += 1;
-                } else {
-                    reach.others.extend(standing(*node, presence, point));
-                }
-            }
-        }
-        reach
-    }
-
-    /// Whether a point that an agent speaks for now has not acknowledged this revision.
-    pub(crate) fn lags(&self, revision: Revision) -> bool {
-        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut points = table.nodes.values().flat_map(|presence| presence.points.values());
-        points.any(|point| point.confirmed && point.ack.revision.map(read) < Some(revision))
-    }
-
-    /// How many points have not acknowledged this revision, dead ones among them. It costs less than to ask which.
-    pub(crate) fn behind(&self, revision: Revision) -> usize {
-        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let points = table.nodes.values().flat_map(|presence| presence.points.values());
-        points.filter(|point| point.ack.revision.map(read) < Some(revision)).count()
     }
 
     /// The stream of this number has ended.
@@ -345,44 +259,6 @@ impl Roster {
         heard
     }
 
-    /// How far every point has come.
-    pub(crate) fn standings(&self) -> Vec<Standing> {
-        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut standings = Vec::new();
-        for (node, presence) in &table.nodes {
-            let points = presence.points.values();
-            standings.extend(points.filter_map(|point| standing(*node, presence, point)));
-        }
-        standings
-    }
-
-    /// How many processes of each node cannot say what they enforce, and when the stream was opened that told it.
-    pub(crate) fn unaware(&self) -> HashMap<NodeId, (i64, u64)> {
-        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = |(node, presence): (&NodeId, &Presence)| {
-            (*node, (presence.opened_micros, presence.unaware))
-        };
-        table.nodes.iter().map(told).collect()
-    }
-
-    /// What the other servers are told: of the nodes that are connected here, and the points that they speak for.
-    pub(crate) fn told(&self) -> Told {
-        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut told = Told::default();
-        for (node, presence) in table.nodes.iter().filter(|(_, presence)| presence.connected()) {
-            told.nodes.push((*node, presence.opened_micros, presence.unaware));
-            for point in presence.points.values().filter(|point| point.confirmed) {
-                let Some(key) = key(*node, &point.ack) else { continue };
-                let tried = point.ack.tried.clone();
-                told.trials.extend(tried.map(|tried| (key.clone(), tried)));
-                let reached = told.reached.entry(point.ack.revision.map(read)).or_default();
-                reached.push(key);
-                told.draining = told.draining.saturating_add(point.ack.draining);
-            }
-        }
-        told
-    }
-
     /// The points that were put on record.
     pub(crate) fn on_record(&self) -> BTreeSet<PointKey> {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
@@ -446,55 +322,15 @@ impl Roster {
         }
     }
 
-    /// The identities whose enforcement points agents speak for now.
-    pub(crate) fn live(&self) -> BTreeSet<SpiffeId> {
-        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let points = table.nodes.values().flat_map(|presence| presence.points.values());
-        // Of many points with one identity, its text is read once.
-        let live = points.filter(|point| point.confirmed).map(|point| &*point.ack.spiffe_id);
-        let live: HashSet<&str> = live.collect();
-        live.into_iter().filter_map(|id| id.parse().ok()).collect()
-    }
-
     /// What is known of each node.
     pub(crate) fn snapshot(&self) -> BTreeMap<NodeId, Presence> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner).nodes.clone()
-    }
-
-    /// What connected agents say, all together.
-    pub(crate) fn fleet(&self, now: Timestamp) -> Fleet {
-        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut fleet = Fleet::default();
-        for presence in table.nodes.values().filter(|presence| presence.connected()) {
-            fleet.connected += 1;
-            let skew = presence.skew_micros.map_or(0, i64::unsigned_abs);
-            fleet.skew = fleet.skew.max(Duration::from_micros(skew));
-            for held in &presence.credentials {
-                let ends = Timestamp::from_micros(held.expires_micros);
-                let first = fleet.first_expiry.into_iter().chain([ends]).filter(|end| now < *end);
-                fleet.first_expiry = first.min();
-                fleet.svids += u64::from(now < ends);
-                fleet.in_trouble += u64::from(!held.trouble.is_empty());
-            }
-        }
-        fleet
     }
 }
 
 /// Whether a point's name is one, and its identity may be held on the node.
 fn is_fine(point: &v1::PointAck, told: Option<&Slice>) -> bool {
     point.point.len() <= NAME_BYTES_MAX && told.is_some_and(|told| told.is_own(&point.spiffe_id))
-}
-
-fn standing(node: NodeId, presence: &Presence, point: &Point) -> Option<Standing> {
-    Some(Standing {
-        key: key(node, &point.ack)?,
-        revision: point.ack.revision.map(read),
-        draining: point.ack.draining,
-        confirmed: point.confirmed,
-        seen: presence.seen,
-        tried: point.ack.tried.clone(),
-    })
 }
 
 fn key(node: NodeId, point: &v1::PointAck) -> Option<PointKey> {
@@ -507,131 +343,4 @@ fn read(revision: v1::Revision) -> Revision {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NODE: NodeId = NodeId::from_bytes([7; 16]);
-
-    fn now() -> Timestamp {
-        Timestamp::from_secs(1_000_000)
-    }
-
-    /// A slice at revision 5 whose node runs `web` and `orders`.
-    fn told() -> Slice {
-        Slice::of_ids(Revision { incarnation: 1, number: 5 }, &["web", "orders"])
-    }
-
-    fn ack(number: u64, points: Vec<v1::PointAck>) -> v1::SyncAck {
-        v1::SyncAck { revision: Some(v1::Revision { incarnation: 1, number }), points, unaware: 0 }
-    }
-
-    #[tokio::test]
-    async fn newest_stream_of_a_node_ends_the_older_one() {
-        let roster = Roster::default();
-        let (first, mut leashed) = roster.attend(NODE, &v1::SyncHello::default(), now());
-        let (_second, _other) = roster.attend(NODE, &v1::SyncHello::default(), now());
-        assert_eq!(leashed.ended().await.code, Code::Unavailable);
-        roster.leave(NODE, first);
-        assert_eq!(
-            roster.fleet(Timestamp::EPOCH).connected,
-            1,
-            "the end of the older stream does not disconnect the newer"
-        );
-    }
-
-    #[test]
-    fn clock_that_is_set_while_the_stream_is_open_is_told_with_the_next_report() {
-        let roster = Roster::default();
-        let hello = v1::SyncHello { clock_micros: now().micros(), ..v1::SyncHello::default() };
-        let _stream = roster.attend(NODE, &hello, now());
-        let skew = || roster.snapshot()[&NODE].skew_micros;
-        roster.report(NODE, v1::ReportRequest::default(), now());
-        assert_eq!(skew(), Some(0), "a report that tells no clock changes nothing");
-        let clock_micros = now().micros() - 600_000_000;
-        roster.report(NODE, v1::ReportRequest { clock_micros, ..Default::default() }, now());
-        assert_eq!(skew(), Some(-600_000_000));
-    }
-
-    #[tokio::test]
-    async fn removed_node_loses_its_stream() {
-        let roster = Roster::default();
-        let (_number, mut leashed) = roster.attend(NODE, &v1::SyncHello::default(), now());
-        roster.remove(NODE);
-        assert_eq!(leashed.ended().await.code, Code::UnknownNode);
-        assert!(roster.snapshot().is_empty());
-    }
-
-    #[test]
-    fn older_acknowledgement_takes_nothing_back() {
-        let roster = Roster::default();
-        let _stream = roster.attend(NODE, &v1::SyncHello::default(), now());
-        roster.acknowledge(NODE, ack(5, vec![]), Some(&told()), now());
-        roster.acknowledge(NODE, ack(3, vec![]), Some(&told()), now());
-        roster.acknowledge(NODE, ack(u64::MAX, vec![]), Some(&told()), now());
-        roster.acknowledge(NODE, ack(6, vec![]), None, now());
-        let expected = Revision { incarnation: 1, number: 5 };
-        assert_eq!(roster.snapshot()[&NODE].revision, Some(expected));
-    }
-
-    #[test]
-    fn connections_that_are_told_before_their_revision_count_with_it() {
-        let roster = Roster::default();
-        let _stream = roster.attend(NODE, &v1::SyncHello::default(), now());
-        let at = |number| Revision { incarnation: 1, number };
-        let heard = |number, cut| {
-            let point = v1::PointAck {
-                point: "main".to_owned(),
-                spiffe_id: "spiffe://shop.example/web".to_owned(),
-                revision: Some(at(number).into()),
-                cut,
-                ..Default::default()
-            };
-            let heard = roster.acknowledge(NODE, ack(number, vec![point]), Some(&told()), now());
-            heard.advances.iter().map(|advance| (advance.to, advance.cut)).collect::<Vec<_>>()
-        };
-        assert_eq!(heard(1, 0), [(at(1), 0)]);
-        assert_eq!(heard(1, 3), [], "the slice is not on the agent's disk yet");
-        assert_eq!(heard(2, 3), [(at(2), 3)]);
-        assert_eq!(heard(2, 0), [], "its process was started anew");
-        assert_eq!(heard(3, 2), [(at(3), 2)]);
-    }
-
-    #[test]
-    fn points_of_one_name_and_two_identities_are_two() {
-        let roster = Roster::default();
-        let hello = v1::SyncHello::default();
-        let _stream = roster.attend(NODE, &hello, now());
-        let point = |id: &str| v1::PointAck {
-            point: "main".to_owned(),
-            spiffe_id: format!("spiffe://shop.example/{id}"),
-            ..Default::default()
-        };
-        roster.acknowledge(
-            NODE,
-            ack(1, vec![point("web"), point("orders"), point("vault")]),
-            Some(&told()),
-            now(),
-        );
-        assert_eq!(roster.snapshot()[&NODE].points.len(), 2);
-        let _newer = roster.attend(NODE, &hello, now());
-        let standings = roster.standings();
-        assert_eq!(standings.len(), 2, "a new stream makes no point dead");
-        assert!(standings.iter().all(|point| !point.confirmed));
-    }
-
-    #[test]
-    fn points_of_a_node_are_bounded() {
-        let roster = Roster::default();
-        let _stream = roster.attend(NODE, &v1::SyncHello::default(), now());
-        let point = |number: usize| v1::PointAck {
-            point: format!("p{number}"),
-            spiffe_id: "spiffe://shop.example/web".to_owned(),
-            ..Default::default()
-        };
-        roster.acknowledge(NODE, ack(1, (0..5000).map(point).collect()), Some(&told()), now());
-        assert_eq!(roster.snapshot()[&NODE].points.len(), POINTS_MAX);
-        let gone = v1::PointAck { gone: true, ..point(0) };
-        roster.acknowledge(NODE, ack(1, vec![gone]), Some(&told()), now());
-        assert_eq!(roster.snapshot()[&NODE].points.len(), POINTS_MAX - 1);
-    }
-}
+mod tests;

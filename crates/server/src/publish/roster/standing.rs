@@ -1,0 +1,178 @@
+//! How far each enforcement point has come, and what that is of all of them together.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use countersign_api::v1;
+use countersign_identity::{NodeId, Revision, SpiffeId, Timestamp};
+use countersign_store::PointKey;
+
+use super::{Point, Presence, Roster, key, read};
+
+/// How far one enforcement point has come.
+#[derive(Clone, Debug)]
+pub(crate) struct Standing {
+    /// Which.
+    pub(crate) key: PointKey,
+    /// What it has acknowledged.
+    pub(crate) revision: Option<Revision>,
+    /// Connections that a graceful revocation ends, and which are not closed yet.
+    pub(crate) draining: u64,
+    /// Whether its agent speaks for it now.
+    pub(crate) confirmed: bool,
+    /// When its agent was last heard of.
+    pub(crate) seen: Option<Timestamp>,
+    /// What the latest trial has shown of it.
+    pub(crate) tried: Option<v1::TrialResult>,
+}
+
+/// How far all points have come with one revision.
+#[derive(Debug, Default)]
+pub(crate) struct Reach {
+    /// How many have acknowledged it.
+    pub(crate) enforcing: u64,
+    /// Those that have not.
+    pub(crate) others: Vec<Standing>,
+    /// Connections that drain, of all of them.
+    pub(crate) draining: u64,
+}
+
+/// All nodes together, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Fleet {
+    /// Agents whose stream is open.
+    pub(crate) connected: usize,
+    /// SVIDs that they hold.
+    pub(crate) svids: u64,
+    /// Those whose last renewal failed.
+    pub(crate) in_trouble: u64,
+    /// When the first of them ends that has not ended.
+    pub(crate) first_expiry: Option<Timestamp>,
+    /// The clock that is furthest from ours.
+    pub(crate) skew: Duration,
+}
+
+/// What the other servers are told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// The points that agents speak for now, by what they have acknowledged.
+    pub(crate) reached: BTreeMap<Option<Revision>, Vec<PointKey>>,
+    /// Each node with when its stream was opened, and how many of its processes cannot say.
+    pub(crate) nodes: Vec<(NodeId, i64, u64)>,
+    /// What trials have shown.
+    pub(crate) trials: Vec<(PointKey, v1::TrialResult)>,
+    /// Connections that drain.
+    pub(crate) draining: u64,
+}
+
+impl Roster {
+    /// How far all points have come with this revision. It costs less than to ask each.
+    pub(crate) fn reach(&self, revision: Revision) -> Reach {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reach = Reach::default();
+        for (node, presence) in &table.nodes {
+            for point in presence.points.values() {
+                reach.draining = reach.draining.saturating_add(point.ack.draining);
+                if Some(revision) <= point.ack.revision.map(read) {
+                    reach.enforcing += 1;
+                } else {
+                    reach.others.extend(standing(*node, presence, point));
+                }
+            }
+        }
+        reach
+    }
+
+    /// Whether a point that an agent speaks for now has not acknowledged this revision.
+    pub(crate) fn lags(&self, revision: Revision) -> bool {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut points = table.nodes.values().flat_map(|presence| presence.points.values());
+        points.any(|point| point.confirmed && point.ack.revision.map(read) < Some(revision))
+    }
+
+    /// How many points have not acknowledged this revision, dead ones among them. It costs less than to ask which.
+    pub(crate) fn behind(&self, revision: Revision) -> usize {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let points = table.nodes.values().flat_map(|presence| presence.points.values());
+        points.filter(|point| point.ack.revision.map(read) < Some(revision)).count()
+    }
+
+    /// How far every point has come.
+    pub(crate) fn standings(&self) -> Vec<Standing> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut standings = Vec::new();
+        for (node, presence) in &table.nodes {
+            let points = presence.points.values();
+            standings.extend(points.filter_map(|point| standing(*node, presence, point)));
+        }
+        standings
+    }
+
+    /// How many processes of each node cannot say what they enforce, and when the stream was opened that told it.
+    pub(crate) fn unaware(&self) -> HashMap<NodeId, (i64, u64)> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = |(node, presence): (&NodeId, &Presence)| {
+            (*node, (presence.opened_micros, presence.unaware))
+        };
+        table.nodes.iter().map(told).collect()
+    }
+
+    /// What the other servers are told: of the nodes that are connected here, and the points that they speak for.
+    pub(crate) fn told(&self) -> Told {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = Told::default();
+        for (node, presence) in table.nodes.iter().filter(|(_, presence)| presence.connected()) {
+            told.nodes.push((*node, presence.opened_micros, presence.unaware));
+            for point in presence.points.values().filter(|point| point.confirmed) {
+                let Some(key) = key(*node, &point.ack) else { continue };
+                let tried = point.ack.tried.clone();
+                told.trials.extend(tried.map(|tried| (key.clone(), tried)));
+                let reached = told.reached.entry(point.ack.revision.map(read)).or_default();
+                reached.push(key);
+                told.draining = told.draining.saturating_add(point.ack.draining);
+            }
+        }
+        told
+    }
+
+    /// The identities whose enforcement points agents speak for now.
+    pub(crate) fn live(&self) -> BTreeSet<SpiffeId> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let points = table.nodes.values().flat_map(|presence| presence.points.values());
+        // Of many points with one identity, its text is read once.
+        let live = points.filter(|point| point.confirmed).map(|point| &*point.ack.spiffe_id);
+        let live: HashSet<&str> = live.collect();
+        live.into_iter().filter_map(|id| id.parse().ok()).collect()
+    }
+
+    /// What connected agents say, all together.
+    pub(crate) fn fleet(&self, now: Timestamp) -> Fleet {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fleet = Fleet::default();
+        for presence in table.nodes.values().filter(|presence| presence.connected()) {
+            fleet.connected += 1;
+            let skew = presence.skew_micros.map_or(0, i64::unsigned_abs);
+            fleet.skew = fleet.skew.max(Duration::from_micros(skew));
+            for held in &presence.credentials {
+                let ends = Timestamp::from_micros(held.expires_micros);
+                let first = fleet.first_expiry.into_iter().chain([ends]).filter(|end| now < *end);
+                fleet.first_expiry = first.min();
+                fleet.svids += u64::from(now < ends);
+                fleet.in_trouble += u64::from(!held.trouble.is_empty());
+            }
+        }
+        fleet
+    }
+}
+
+fn standing(node: NodeId, presence: &Presence, point: &Point) -> Option<Standing> {
+    Some(Standing {
+        key: key(node, &point.ack)?,
+        revision: point.ack.revision.map(read),
+        draining: point.ack.draining,
+        confirmed: point.confirmed,
+        seen: presence.seen,
+        tried: point.ack.tried.clone(),
+    })
+}
