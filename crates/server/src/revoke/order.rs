@@ -16,12 +16,12 @@ use crate::attest::node_of;
 use crate::authority::internal;
 use crate::control::Control;
 use crate::refusal::Refused;
-use crate::revoke::converge::Watched;
 use crate::revoke::holdings::{Holdings, held};
 use crate::revoke::plan::{
     Found, Plan, Wish, leaked, plan, record, rule_view, suspension_change, suspension_name,
     suspension_subject, suspension_view,
 };
+use crate::revoke::watched::Watched;
 use crate::rotate::Walk;
 use crate::state::State;
 

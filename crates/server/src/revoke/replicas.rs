@@ -17,7 +17,7 @@ use crate::control::Control;
 use crate::digest::sha256;
 use crate::publish::{Roster, Told};
 use crate::refusal::Refused;
-use crate::revoke::converge::{Advance, Converging};
+use crate::revoke::watched::{Advance, Converging};
 
 /// How often a report is written while a change that takes rights away is on its way; otherwise as often as `SLOW`.
 const SOON: Duration = Duration::from_millis(100);
