@@ -8,7 +8,8 @@ use countersign_api::resource::{ScopeNames, ServiceSpec};
 use countersign_identity::{Name, SpiffeId};
 use countersign_store::Kind;
 
-use super::snapshot::{Entry, Key, Parsed, State};
+use super::entry::{Entry, Key, Parsed};
+use super::snapshot::State;
 use crate::issue::open_to;
 
 /// Each part is made when it is first asked for.
