@@ -1,6 +1,7 @@
 //! A real server in this process, on simulated time, with agents that speak to it over loopback.
 
 mod admin;
+mod browser;
 mod client;
 mod console;
 mod edge;
@@ -8,6 +9,7 @@ pub(crate) mod explore;
 mod incarnation;
 mod join;
 mod log;
+mod pages;
 mod reference;
 mod renew;
 mod revoke;
