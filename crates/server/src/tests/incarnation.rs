@@ -291,8 +291,8 @@ async fn points_of_a_restored_state_are_counted_until_nothing_of_the_lost_span_c
     let running = realm.serve().await;
     running.apply(vec![workload("web", &[]), super::service("web", &[])]).await;
     let agent = Agent::join(&realm, &running, &[]).await;
-    let (client, stream) = super::revoke::point_ack(&realm, &running, &agent).await;
-    super::revoke::convergence_until(&running, None, |now| now.enforcing == 1).await;
+    let (client, stream) = super::converge::point_ack(&realm, &running, &agent).await;
+    super::converge::convergence_until(&running, None, |now| now.enforcing == 1).await;
     drop((client, stream));
     realm.save().await;
     running.stop().await;

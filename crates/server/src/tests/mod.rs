@@ -4,6 +4,7 @@ mod admin;
 mod browser;
 mod client;
 mod console;
+mod converge;
 mod edge;
 pub(crate) mod explore;
 mod incarnation;
