@@ -3,13 +3,13 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use countersign_identity::{Code, Name, SpiffeId};
 use countersign_tls::{
     AddressOf, Admitted, Direction, Established, HandshakeFact, Inbound, LastingCall, Leave,
-    Outcome, REPROOF_ALPN, Room, Source, Stream, Ticket,
+    Outcome, REPROOF_ALPN, Room, Source, Stay, Stream,
 };
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
@@ -51,7 +51,7 @@ pub(crate) struct Door {
     meter: Meter,
     places: Arc<Semaphore>,
     shares: Shares<SpiffeId>,
-    under_way: Mutex<Room<Source>>,
+    under_way: Room<Source>,
     stop: CancellationToken,
     inside: mpsc::Sender<Infallible>,
 }
@@ -74,7 +74,7 @@ impl Door {
             manners,
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             shares: Shares::new(),
-            under_way: Mutex::new(Room::new(HANDSHAKES)),
+            under_way: Room::new(HANDSHAKES),
             stop,
             inside,
         })
@@ -166,8 +166,7 @@ impl Door {
             Ok(leave) => leave,
             Err(refused) => return self.turn_away(from, refused.code, &refused.why),
         };
-        let entered = self.under_way().enter(source, now);
-        let Some(ticket) = entered else {
+        let Some(stay) = self.under_way.enter(source, now) else {
             self.ended(leave, Outcome::Nothing);
             let why = "too many handshakes are under way";
             return self.turn_away(from, Code::TooManyConnections, why);
@@ -175,7 +174,7 @@ impl Door {
         let door = self.clone();
         self.plane.tasks.start(async move {
             // Boxed, and gone when it is over: a handshake needs several times what a connection does afterwards.
-            let shaken = Box::pin(door.shake(tcp, (from, of), (ticket, leave))).await;
+            let shaken = Box::pin(door.shake(tcp, (from, of), (stay, leave))).await;
             if let Some(stream) = shaken {
                 door.serve(stream, from, place).await;
             }
@@ -187,7 +186,7 @@ impl Door {
         &self,
         tcp: TcpStream,
         (from, of): (SocketAddr, AddressOf),
-        (ticket, leave): (Ticket, Leave),
+        (stay, leave): (Stay<Source>, Leave),
     ) -> Option<Stream> {
         let mut inbound = Inbound::service(self.service.clone());
         inbound.timeout = HANDSHAKE_TIMEOUT;
@@ -199,10 +198,9 @@ impl Door {
             Route::Bytes(_) => protocols(Want::Raw),
         };
         inbound.alpn.push(REPROOF_ALPN.to_vec());
-        let _leaves = Leaves { door: self, number: ticket.number };
         let shaken = tokio::select! {
             shaken = countersign_tls::accept(&self.plane.trust, tcp, &inbound) => shaken,
-            () = ticket.give_way.cancelled() => {
+            () = stay.give_way().cancelled() => {
                 self.ended(leave, Outcome::Failed);
                 let why = "it gave way to another handshake, being slow";
                 self.turn_away(from, Code::TooManyConnections, why);
@@ -314,22 +312,6 @@ impl Door {
 
     fn fact(&self, from: SocketAddr) -> HandshakeFact {
         blank_fact(&self.plane, Direction::Inbound, &self.service, Some(from))
-    }
-
-    fn under_way(&self) -> std::sync::MutexGuard<'_, Room<Source>> {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A handshake that is over, however it ended.
-struct Leaves<'a> {
-    door: &'a Door,
-    number: u64,
-}
-
-impl Drop for Leaves<'_> {
-    fn drop(&mut self) {
-        self.door.under_way().leave(self.number);
     }
 }
 

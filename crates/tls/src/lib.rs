@@ -43,6 +43,7 @@
 
 mod admission;
 mod alert;
+mod allowance;
 mod call;
 mod canary;
 mod config;
@@ -66,6 +67,7 @@ mod verifier;
 
 pub use admission::{Admitted, DRAIN_TIMEOUT};
 pub use alert::{code_of, code_of_io};
+pub use allowance::{Allowance, Rate};
 pub use call::{Enforced, Grounds, LastingCall, LiveCall};
 pub use canary::{CANARY_ALPN, CanaryAnswer, show_canary, show_former_canary};
 pub use fact::{DETAIL_CHARS_MAX, Direction, HandshakeFact, HandshakeFailure};
@@ -74,13 +76,13 @@ pub use identity::{BadOwnIdentity, Identity};
 pub use pinned::{FirstContact, Pinned, connect_pinned};
 pub use reproof::{REPROOF_ALPN, REPROOF_NAMES_MAX, REPROOF_TIMEOUT, ReproofFault, answer_reproof};
 pub use revoked::{Covered, revoked};
-pub use room::{Room, RoomBounds, Ticket};
+pub use room::{Room, RoomBounds, Stay};
 pub use rule::{
     AddressOf, Clients, Expected, Expired, HANDSHAKE_TIMEOUT, Inbound, Outbound, Present, Purpose,
 };
 pub use service_tls::{Accepted, ServiceTls};
 pub use shards::Shards;
 pub use source::Source;
-pub use standing::{Allowance, Leave, Outcome, Rate, StandingRates, Standings};
+pub use standing::{Leave, Outcome, StandingRates, Standings};
 pub use stream::Stream;
 pub use trust::{Applied, Limits, Slice, TIME_REVIEW_EVERY, Trust};

@@ -2,10 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::Timestamp;
 use tokio_util::sync::CancellationToken;
+
+use crate::shards::Shards;
 
 /// Who may be in a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,14 +25,26 @@ pub struct RoomBounds {
 /// Guests by kind, such as handshakes under way by source.
 ///
 /// When there is no place, the kind that has most of them makes one, at once: a newcomer of a kind that has few is not
-/// kept out by many of others, however young they are.
+/// kept out by many of others, however young they are. Only then is anything locked that guests of all kinds share.
 #[derive(Debug)]
-pub struct Room<K> {
+pub struct Room<K: Copy + Ord + Hash>(Arc<Books<K>>);
+
+#[derive(Debug)]
+struct Books<K> {
     bounds: RoomBounds,
-    guests: BTreeMap<u64, Guest<K>>, // INVARIANT: at most `bounds.all`
+    parts: Shards<Part<K>>, // By kind
+    taken: AtomicUsize, // INVARIANT: at most `bounds.all`; as many as the parts hold, or more while one enters or leaves
+    last: AtomicU64,
+    /// Held by who makes room, one after the other. Taken while no part is locked.
+    crowded: Mutex<()>,
+}
+
+/// All guests of some kinds. Whole at every step, should there be a panic under its lock.
+#[derive(Debug)]
+struct Part<K> {
+    guests: BTreeMap<u64, Guest<K>>,
     by_kind: HashMap<K, BTreeSet<u64>>, // INVARIANT: the numbers of `guests`, no empty set
-    by_size: BTreeSet<(usize, K)>,   // INVARIANT: how many each kind of `by_kind` has
-    last: u64,
+    by_size: BTreeSet<(usize, K)>,      // INVARIANT: how many each kind of `by_kind` has
 }
 
 #[derive(Debug)]
@@ -38,81 +54,180 @@ struct Guest<K> {
     give_way: CancellationToken,
 }
 
-/// A guest's number, and how it hears that it has to go.
-#[derive(Clone, Debug)]
-pub struct Ticket {
-    /// By which it leaves.
-    pub number: u64,
-    /// Cancelled when somebody else needs the place. It is not the guest's any more by then.
-    pub give_way: CancellationToken,
+/// A guest's place. Dropped, it is free again.
+#[derive(Debug)]
+pub struct Stay<K: Copy + Ord + Hash> {
+    books: Arc<Books<K>>,
+    kind: K,
+    number: u64,
+    give_way: CancellationToken,
 }
+
+/// How often room is sought where others come and go meanwhile.
+const TRIES_MAX: usize = 4;
 
 impl<K: Copy + Ord + Hash> Room<K> {
     /// Nobody is here.
     pub fn new(bounds: RoomBounds) -> Self {
-        Self {
+        Self(Arc::new(Books {
             bounds,
-            guests: BTreeMap::new(),
-            by_kind: HashMap::new(),
-            by_size: BTreeSet::new(),
-            last: 0,
-        }
+            parts: Shards::default(),
+            taken: AtomicUsize::new(0),
+            last: AtomicU64::new(0),
+            crowded: Mutex::new(()),
+        }))
     }
 
     /// Lets a guest in; another goes if there is no place and it is time for it. None when there is no place.
-    pub fn enter(&mut self, kind: K, now: Timestamp) -> Option<Ticket> {
-        if let Some(goes) = self.who_goes(kind, now)? {
-            if let Some(guest) = self.guests.get(&goes) {
-                guest.give_way.cancel();
+    pub fn enter(&self, kind: K, now: Timestamp) -> Option<Stay<K>> {
+        let books = &self.0;
+        let mut part = books.parts.of_key(&kind);
+        if books.is_full_of(&part, kind) {
+            let oldest = part.oldest_of(kind)?;
+            if !part.was_here_long_enough(oldest, books.bounds.yields_after, now) {
+                return None;
             }
-            self.leave(goes);
+            part.dismiss(oldest);
+            return Some(self.let_in(&mut part, kind, now));
         }
-        self.last += 1;
-        let ticket = Ticket { number: self.last, give_way: CancellationToken::new() };
-        let guest = Guest { kind, since: now, give_way: ticket.give_way.clone() };
-        self.guests.insert(ticket.number, guest);
-        self.resize(kind, |alike| alike.insert(ticket.number));
-        Some(ticket)
-    }
-
-    /// A guest has gone. Saying so twice is harmless.
-    pub fn leave(&mut self, number: u64) {
-        let Some(guest) = self.guests.remove(&number) else { return };
-        self.resize(guest.kind, |alike| alike.remove(&number));
+        if books.take_place() {
+            return Some(self.let_in(&mut part, kind, now));
+        }
+        drop(part);
+        if !books.make_room(kind, now) {
+            return None;
+        }
+        let mut part = books.parts.of_key(&kind);
+        if books.is_full_of(&part, kind) {
+            // Others of its kind were faster.
+            books.free_place();
+            return None;
+        }
+        Some(self.let_in(&mut part, kind, now))
     }
 
     /// How many are here.
     pub fn len(&self) -> usize {
-        self.guests.len()
+        self.0.taken.load(Ordering::Acquire)
     }
 
     /// Whether nobody is here.
     pub fn is_empty(&self) -> bool {
-        self.guests.is_empty()
+        self.len() == 0
     }
 
-    /// Who has to go for a newcomer: somebody, nobody, or (none) the newcomer itself.
-    fn who_goes(&self, kind: K, now: Timestamp) -> Option<Option<u64>> {
-        let alike = self.by_kind.get(&kind);
-        let here = alike.map_or(0, BTreeSet::len);
-        if self.bounds.each <= here {
-            let oldest = alike.and_then(|alike| alike.first().copied())?;
-            return self.was_here_long_enough(oldest, now).then_some(Some(oldest));
+    /// Gives a guest the place that was taken for it.
+    fn let_in(&self, part: &mut Part<K>, kind: K, now: Timestamp) -> Stay<K> {
+        let number = self.0.last.fetch_add(1, Ordering::Relaxed);
+        let give_way = CancellationToken::new();
+        part.guests.insert(number, Guest { kind, since: now, give_way: give_way.clone() });
+        part.resize(kind, |alike| alike.insert(number));
+        Stay { books: self.0.clone(), kind, number, give_way }
+    }
+}
+
+impl<K: Copy + Ord + Hash> Stay<K> {
+    /// Cancelled when somebody else needs the place. It is not the guest's any more by then.
+    pub const fn give_way(&self) -> &CancellationToken {
+        &self.give_way
+    }
+}
+
+impl<K: Copy + Ord + Hash> Drop for Stay<K> {
+    fn drop(&mut self) {
+        let mut part = self.books.parts.of_key(&self.kind);
+        // Who gave way has left its place to another.
+        if part.take_out(self.number).is_some() {
+            self.books.free_place();
         }
-        if self.guests.len() < self.bounds.all {
-            return Some(None);
-        }
-        let (most, crowd) = self.by_size.last().copied()?;
-        if here + 1 < most {
-            return self.by_kind.get(&crowd).and_then(|alike| alike.first().copied()).map(Some);
-        }
-        let oldest = *self.guests.keys().next()?;
-        self.was_here_long_enough(oldest, now).then_some(Some(oldest))
+    }
+}
+
+impl<K: Copy + Ord + Hash> Books<K> {
+    fn take_place(&self) -> bool {
+        let one_more = |taken| (taken < self.bounds.all).then_some(taken + 1);
+        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_ok()
     }
 
-    fn was_here_long_enough(&self, number: u64, now: Timestamp) -> bool {
-        let guest = self.guests.get(&number);
-        guest.is_some_and(|guest| self.bounds.yields_after <= now.since(guest.since))
+    fn free_place(&self) {
+        self.taken.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn is_full_of(&self, part: &Part<K>, kind: K) -> bool {
+        self.bounds.each <= part.count_of(kind)
+    }
+
+    /// Takes a place for a newcomer of this kind that found none. False when it is the one that has to go.
+    fn make_room(&self, kind: K, now: Timestamp) -> bool {
+        let _one_at_a_time = self.crowded.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..TRIES_MAX {
+            if self.take_place() {
+                return true;
+            }
+            let here = self.parts.of_key(&kind).count_of(kind);
+            let crowds = self.parts.each().filter_map(|part| part.by_size.last().copied());
+            let Some((most, crowd)) = crowds.max() else { continue };
+            if here + 1 < most {
+                let mut part = self.parts.of_key(&crowd);
+                // Some of it may have left since.
+                if part.count_of(crowd) == most
+                    && let Some(oldest) = part.oldest_of(crowd)
+                {
+                    part.dismiss(oldest);
+                    return true;
+                }
+                continue;
+            }
+            let oldest = self.parts.each().filter_map(|part| part.oldest()).min();
+            let Some((number, of)) = oldest else { continue };
+            let mut part = self.parts.of_key(&of);
+            if !part.guests.contains_key(&number) {
+                continue;
+            }
+            if !part.was_here_long_enough(number, self.bounds.yields_after, now) {
+                return false;
+            }
+            part.dismiss(number);
+            return true;
+        }
+        false
+    }
+}
+
+impl<K> Default for Part<K> {
+    fn default() -> Self {
+        Self { guests: BTreeMap::new(), by_kind: HashMap::new(), by_size: BTreeSet::new() }
+    }
+}
+
+impl<K: Copy + Ord + Hash> Part<K> {
+    fn count_of(&self, kind: K) -> usize {
+        self.by_kind.get(&kind).map_or(0, BTreeSet::len)
+    }
+
+    fn oldest_of(&self, kind: K) -> Option<u64> {
+        self.by_kind.get(&kind).and_then(|alike| alike.first().copied())
+    }
+
+    fn oldest(&self) -> Option<(u64, K)> {
+        self.guests.first_key_value().map(|(number, guest)| (*number, guest.kind))
+    }
+
+    fn was_here_long_enough(&self, number: u64, yields_after: Duration, now: Timestamp) -> bool {
+        self.guests.get(&number).is_some_and(|guest| yields_after <= now.since(guest.since))
+    }
+
+    /// Has a guest go, whose place somebody else takes.
+    fn dismiss(&mut self, number: u64) {
+        if let Some(guest) = self.take_out(number) {
+            guest.give_way.cancel();
+        }
+    }
+
+    fn take_out(&mut self, number: u64) -> Option<Guest<K>> {
+        let guest = self.guests.remove(&number)?;
+        self.resize(guest.kind, |alike| alike.remove(&number));
+        Some(guest)
     }
 
     /// Changes the set of one kind, and what is known of its size.
@@ -142,87 +257,135 @@ mod tests {
         Room::new(BOUNDS)
     }
 
-    fn fill(room: &mut Room<u8>, kind: u8, count: usize) -> Vec<Ticket> {
+    fn fill(room: &Room<u8>, kind: u8, count: usize) -> Vec<Stay<u8>> {
         (0..count).map(|_| room.enter(kind, NOW).unwrap()).collect()
+    }
+
+    /// All parts as they must be, and how many guests they have together.
+    #[track_caller]
+    fn counted(room: &Room<u8>) -> usize {
+        let mut all = 0;
+        for part in room.0.parts.each() {
+            let sizes: BTreeSet<(usize, u8)> =
+                part.by_kind.iter().map(|(kind, alike)| (alike.len(), *kind)).collect();
+            assert_eq!(sizes, part.by_size);
+            assert!(sizes.iter().all(|(size, _)| 0 < *size && *size <= BOUNDS.each), "{sizes:?}");
+            assert_eq!(sizes.iter().map(|(size, _)| size).sum::<usize>(), part.guests.len());
+            all += part.guests.len();
+        }
+        all
     }
 
     #[test]
     fn one_kind_fills_its_own_places_only() {
-        let mut room = room();
-        fill(&mut room, 1, BOUNDS.each);
+        let room = room();
+        let _guests = fill(&room, 1, BOUNDS.each);
         assert!(room.enter(1, NOW).is_none());
         assert!(room.enter(2, NOW).is_some());
     }
 
     #[test]
     fn a_slow_guest_gives_way_to_a_newcomer_of_its_kind_and_a_young_one_does_not() {
-        let mut room = room();
+        let room = room();
         let other = room.enter(9, NOW).unwrap();
-        let tickets = fill(&mut room, 1, BOUNDS.each);
+        let guests = fill(&room, 1, BOUNDS.each);
         assert!(room.enter(1, NOW + BOUNDS.yields_after - Duration::from_micros(1)).is_none());
         assert!(room.enter(1, NOW + BOUNDS.yields_after).is_some());
-        let gone: Vec<bool> = tickets.iter().map(|it| it.give_way.is_cancelled()).collect();
+        let gone: Vec<bool> = guests.iter().map(|it| it.give_way.is_cancelled()).collect();
         assert!(gone[0] && gone.iter().filter(|gone| **gone).count() == 1);
         assert!(!other.give_way.is_cancelled());
     }
 
     #[test]
     fn a_newcomer_takes_the_place_of_one_of_the_many_however_young_they_are() {
-        let mut room = room();
-        let crowds: Vec<Vec<Ticket>> = (1..=4).map(|kind| fill(&mut room, kind, 16)).collect();
+        let room = room();
+        let crowds: Vec<Vec<Stay<u8>>> = (1..=4).map(|kind| fill(&room, kind, 16)).collect();
         assert_eq!(room.len(), BOUNDS.all);
         let newcomer = room.enter(9, NOW).expect("the largest crowd makes room");
         let gone = crowds.iter().flatten().filter(|it| it.give_way.is_cancelled()).count();
         assert_eq!((gone, room.len()), (1, BOUNDS.all));
         // It goes on until none has more than the newcomers would.
-        let mut came = 1;
-        while room.enter(9, NOW).is_some() {
-            came += 1;
-        }
-        assert!(!newcomer.give_way.is_cancelled());
-        assert_eq!(came, 12, "a fifth of the places, about");
+        let mut came = vec![newcomer];
+        came.extend(std::iter::from_fn(|| room.enter(9, NOW)));
+        assert!(came.iter().all(|it| !it.give_way.is_cancelled()));
+        assert_eq!(came.len(), 12, "a fifth of the places, about");
     }
 
     #[test]
     fn where_all_have_one_each_only_a_slow_one_goes() {
-        let mut room = room();
-        let tickets: Vec<Ticket> = (0..64).map(|kind| room.enter(kind, NOW).unwrap()).collect();
+        let room = room();
+        let guests: Vec<Stay<u8>> = (0..64).map(|kind| room.enter(kind, NOW).unwrap()).collect();
         assert!(room.enter(100, NOW).is_none());
         assert!(room.enter(100, NOW + BOUNDS.yields_after).is_some());
-        assert!(tickets[0].give_way.is_cancelled());
+        assert!(guests[0].give_way.is_cancelled());
     }
 
     #[test]
     fn places_are_free_again_and_nothing_is_left_behind() {
-        let mut room = room();
+        let room = room();
         for _ in 0..1000 {
-            let ticket = room.enter(1, NOW).unwrap();
-            room.leave(ticket.number);
-            room.leave(ticket.number);
+            drop(room.enter(1, NOW).unwrap());
         }
-        assert!(room.is_empty() && room.by_kind.is_empty() && room.by_size.is_empty());
+        assert!(room.is_empty() && counted(&room) == 0);
+        assert!(room.0.parts.each().all(|part| part.by_kind.is_empty()));
+    }
+
+    #[test]
+    fn who_gave_way_frees_no_place_by_leaving() {
+        let room = Room::new(RoomBounds { all: 2, each: 1, yields_after: Duration::ZERO });
+        let gone = room.enter(1, NOW).unwrap();
+        let _others = (room.enter(1, NOW).unwrap(), room.enter(2, NOW).unwrap());
+        drop(gone);
+        assert_eq!(room.len(), 2);
     }
 
     proptest::proptest! {
         #[test]
         fn no_order_of_events_goes_over_a_bound_or_loses_count(
-            events in proptest::collection::vec((0..6_u8, 0..8_u8, 0..400_u64), 0..2000),
+            events in proptest::collection::vec((0..6_u8, 0..8_u8, 0..200_usize), 0..600),
         ) {
-            let (mut room, mut now) = (room(), NOW);
+            let (room, mut now, mut guests) = (room(), NOW, Vec::new());
             for (event, kind, number) in events {
                 match event {
-                    0 => now = now + Duration::from_millis(number),
-                    1 => room.leave(number),
-                    _ => drop(room.enter(kind, now)),
+                    0 => now = now + Duration::from_millis(number as u64),
+                    1 if number < guests.len() => drop(guests.swap_remove(number)),
+                    _ => guests.extend(room.enter(kind, now)),
                 }
-                let counted: usize = room.by_kind.values().map(BTreeSet::len).sum();
-                proptest::prop_assert_eq!(counted, room.len());
-                proptest::prop_assert!(counted <= BOUNDS.all);
-                let sizes: BTreeSet<(usize, u8)> =
-                    room.by_kind.iter().map(|(kind, alike)| (alike.len(), *kind)).collect();
-                proptest::prop_assert_eq!(&sizes, &room.by_size);
-                proptest::prop_assert!(sizes.iter().all(|(size, _)| 0 < *size && *size <= BOUNDS.each));
+                let stay = guests.iter().filter(|it: &&Stay<u8>| !it.give_way.is_cancelled());
+                let counted = counted(&room);
+                proptest::prop_assert_eq!((counted, counted), (stay.count(), room.len()));
+                proptest::prop_assert!(room.len() <= BOUNDS.all);
             }
         }
+    }
+
+    #[test]
+    fn the_bounds_hold_on_several_threads_and_nothing_is_lost() {
+        let room = &room();
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4_u8)
+                .map(|thread| {
+                    scope.spawn(move || {
+                        let (mut guests, mut most) = (Vec::new(), 0);
+                        for round in 0..4000_u32 {
+                            let kind = thread * 4 + u8::try_from(round * round % 7).unwrap() / 2;
+                            let now = NOW + Duration::from_millis(u64::from(round) * 10);
+                            guests.extend(room.enter(kind, now));
+                            most = most.max(room.len());
+                            // Far more than there is room for, and then nobody, in turns.
+                            if 80 < guests.len() {
+                                guests.clear();
+                            }
+                        }
+                        (guests, most)
+                    })
+                })
+                .collect();
+            let left: Vec<_> = threads.into_iter().map(|it| it.join().unwrap()).collect();
+            assert!(left.iter().all(|(_, most)| *most <= BOUNDS.all));
+            assert!(left.iter().any(|(_, most)| *most == BOUNDS.all), "it was full");
+            assert_eq!(counted(room), room.len());
+        });
+        assert_eq!((counted(room), room.len()), (0, 0));
     }
 }

@@ -1,67 +1,14 @@
 //! Whose handshake is worth an operation with a key, judged by where it comes from and what came from there before.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::{Code, Fault, Timestamp};
 use countersign_pki::Refused;
 
+use crate::allowance::{Allowance, Budget, Rate};
 use crate::shards::Shards;
 use crate::source::Source;
-
-/// How often something may be done: so often at once, and once more after each span.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// At once.
-    pub burst: u32,
-    /// The span in which one more is earned. Not zero.
-    pub every: Duration,
-}
-
-/// What is left of a [`Rate`] at a moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Allowance {
-    left: u32,
-    counted: Timestamp,
-}
-
-impl Allowance {
-    /// All of it.
-    pub const fn whole(rate: Rate, now: Timestamp) -> Self {
-        Self { left: rate.burst, counted: now }
-    }
-
-    /// What is left at `now`.
-    pub fn left(&mut self, rate: Rate, now: Timestamp) -> u32 {
-        self.earn(rate, now);
-        self.left
-    }
-
-    /// Takes one. False, and nothing is taken, when none is left.
-    pub fn take(&mut self, rate: Rate, now: Timestamp) -> bool {
-        self.earn(rate, now);
-        let had = 0 < self.left;
-        self.left = self.left.saturating_sub(1);
-        had
-    }
-
-    /// Gives back what was taken and not used.
-    pub fn give_back(&mut self, rate: Rate) {
-        self.left = self.left.saturating_add(1).min(rate.burst);
-    }
-
-    fn earn(&mut self, rate: Rate, now: Timestamp) {
-        // A clock that went back must not make anybody wait for the time it was ahead.
-        self.counted = self.counted.min(now);
-        let every = rate.every.max(Duration::from_micros(1));
-        let earned = now.since(self.counted).as_micros() / every.as_micros();
-        let earned = u32::try_from(earned).unwrap_or(u32::MAX);
-        self.left = self.left.saturating_add(earned).min(rate.burst);
-        let whole = self.left == rate.burst;
-        self.counted = if whole { now } else { self.counted + every * earned };
-    }
-}
 
 /// How many handshakes may fail before others are turned away unread. Those that succeed cost nothing of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,8 +42,8 @@ const SOURCES_PER_SHARD_MAX: usize = 640;
 pub struct Standings {
     rates: StandingRates,
     shards: Shards<Known>, // By source
-    /// Asked by those from whose source nobody was let in lately. Never locked while a shard is.
-    common: Mutex<Common>,
+    /// Asked by those from whose source nobody was let in lately.
+    common: Common,
 }
 
 /// Some of the sources. Whole at every step, should there be a panic under its lock.
@@ -109,8 +56,8 @@ struct Known {
 /// What sources have together.
 #[derive(Debug)]
 struct Common {
-    suspects: Allowance,
-    strangers: Allowance,
+    suspects: Budget,
+    strangers: Budget,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -171,10 +118,10 @@ impl Standings {
         Self {
             rates,
             shards: Shards::new(|| Known { sources: HashMap::new(), forgot: now }),
-            common: Mutex::new(Common {
-                suspects: Allowance::whole(rates.suspects, now),
-                strangers: Allowance::whole(rates.strangers, now),
-            }),
+            common: Common {
+                suspects: Budget::whole(rates.suspects, now),
+                strangers: Budget::whole(rates.strangers, now),
+            },
         }
     }
 
@@ -193,13 +140,13 @@ impl Standings {
             Some((0, _, _)) => return Err(limited("too many handshakes from this source failed")),
             Some((_, true, _)) => Paid::Nothing,
             Some((_, false, true)) => {
-                if !self.common().suspects.take(rates.suspects, now) {
+                if !self.common.suspects.take(now) {
                     return Err(limited("too many handshakes from sources that failed before"));
                 }
                 Paid::Suspects
             }
             Some((_, false, false)) | None => {
-                if !self.common().strangers.take(rates.strangers, now) {
+                if !self.common.strangers.take(now) {
                     return Err(limited("too many handshakes from unknown sources"));
                 }
                 Paid::Strangers
@@ -226,14 +173,10 @@ impl Standings {
         if outcome != Outcome::Failed {
             match leave.paid {
                 Paid::Nothing => {}
-                Paid::Strangers => self.common().strangers.give_back(self.rates.strangers),
-                Paid::Suspects => self.common().suspects.give_back(self.rates.suspects),
+                Paid::Strangers => self.common.strangers.give_back(),
+                Paid::Suspects => self.common.suspects.give_back(),
             }
         }
-    }
-
-    fn common(&self) -> MutexGuard<'_, Common> {
-        self.common.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,12 +1,12 @@
 //! How many callers may be here at once, and how often, before and after they have said who they are. Pure bookkeeping.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::{Code, NodeId, Timestamp};
 use countersign_tls::{
-    Leave, Outcome, Rate, Room, RoomBounds, Source, StandingRates, Standings, Ticket,
+    Leave, Outcome, Rate, Room, RoomBounds, Source, StandingRates, Standings, Stay,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -34,11 +34,6 @@ pub(crate) struct Crowd(Arc<Books>);
 #[derive(Debug)]
 struct Books {
     standings: Standings,
-    rooms: Mutex<Rooms>,
-}
-
-#[derive(Debug)]
-struct Rooms {
     strangers: Room<Source>,
     agents: Room<NodeId>,
 }
@@ -48,23 +43,24 @@ struct Rooms {
 pub(crate) struct Place {
     crowd: Crowd,
     leave: Leave,
-    ticket: Ticket,
-    kind: Kind,
+    stay: As,
 }
 
-/// In which room a place is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Stranger,
-    Agent,
+/// As what somebody is here.
+#[derive(Debug)]
+enum As {
+    Stranger(Stay<Source>),
+    Agent(Stay<NodeId>),
 }
 
 impl Crowd {
     /// Nobody is here.
     pub(crate) fn new(now: Timestamp) -> Self {
-        let rooms = Rooms { strangers: Room::new(STRANGERS), agents: Room::new(AGENTS) };
-        let standings = Standings::new(RATES, now);
-        Self(Arc::new(Books { standings, rooms: Mutex::new(rooms) }))
+        Self(Arc::new(Books {
+            standings: Standings::new(RATES, now),
+            strangers: Room::new(STRANGERS),
+            agents: Room::new(AGENTS),
+        }))
     }
 
     /// Lets a new caller in, as a stranger.
@@ -76,16 +72,11 @@ impl Crowd {
         let (source, standings) = (Source::of(address), &self.0.standings);
         let leave = standings.begin(source, now);
         let leave = leave.map_err(|refused| Refused::new(refused.code, refused.why))?;
-        let entered = self.rooms().strangers.enter(source, now);
-        let Some(ticket) = entered else {
+        let Some(stay) = self.0.strangers.enter(source, now) else {
             standings.ended(leave, Outcome::Nothing, now);
             return Err(full());
         };
-        Ok(Place { crowd: self.clone(), leave, ticket, kind: Kind::Stranger })
-    }
-
-    fn rooms(&self) -> MutexGuard<'_, Rooms> {
-        self.0.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(Place { crowd: self.clone(), leave, stay: As::Stranger(stay) })
     }
 }
 
@@ -105,11 +96,7 @@ impl Place {
     /// # Errors
     /// `too-many-connections` when there is no place.
     pub(crate) fn known(&mut self, agent: NodeId, now: Timestamp) -> Result<(), Refused> {
-        let mut rooms = self.crowd.rooms();
-        let ticket = rooms.agents.enter(agent, now).ok_or_else(full)?;
-        rooms.leave(self.kind, self.ticket.number);
-        drop(rooms);
-        (self.ticket, self.kind) = (ticket, Kind::Agent);
+        self.stay = As::Agent(self.crowd.0.agents.enter(agent, now).ok_or_else(full)?);
         Ok(())
     }
 
@@ -119,22 +106,10 @@ impl Place {
     }
 
     const fn give_way(&self) -> &CancellationToken {
-        &self.ticket.give_way
-    }
-}
-
-impl Rooms {
-    fn leave(&mut self, kind: Kind, number: u64) {
-        match kind {
-            Kind::Stranger => self.strangers.leave(number),
-            Kind::Agent => self.agents.leave(number),
+        match &self.stay {
+            As::Stranger(stay) => stay.give_way(),
+            As::Agent(stay) => stay.give_way(),
         }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.crowd.rooms().leave(self.kind, self.ticket.number);
     }
 }
 
@@ -184,7 +159,7 @@ mod tests {
         assert!(places[0].give_way().is_cancelled());
         assert!(!places[1].give_way().is_cancelled());
         drop((places, newcomer));
-        assert!(crowd.rooms().strangers.is_empty());
+        assert!(crowd.0.strangers.is_empty());
     }
 
     #[test]
@@ -198,7 +173,7 @@ mod tests {
         assert_eq!(crowd.enter(address(1), NOW).unwrap_err().code, Code::RateLimited);
         let place = crowd.enter(address(2), NOW).unwrap();
         place.handshake(Outcome::Proven, NOW);
-        assert!(crowd.rooms().strangers.len() == 1, "nobody stays who was turned away");
+        assert!(crowd.0.strangers.len() == 1, "nobody stays who was turned away");
     }
 
     #[test]
