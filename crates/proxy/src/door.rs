@@ -8,15 +8,15 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use countersign_identity::{Code, Name, SpiffeId};
 use countersign_tls::{
-    AddressOf, Admitted, Direction, Established, HandshakeFact, Inbound, LastingCall, Leave,
-    Outcome, REPROOF_ALPN, Room, Source, Stay, Stream,
+    AddressOf, Admitted, Direction, Established, HandshakeFact, Inbound, LastingCall, Leave, Limit,
+    Outcome, Permit, REPROOF_ALPN, Room, Source, Stay, Stream,
 };
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use hyper::service::service_fn;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -49,7 +49,7 @@ pub(crate) struct Door {
     route: Arc<ArcSwap<Route>>,
     manners: Arc<ArcSwap<Manners>>,
     meter: Meter,
-    places: Arc<Semaphore>,
+    places: Limit,
     shares: Shares<SpiffeId>,
     under_way: Room<Source>,
     stop: CancellationToken,
@@ -57,7 +57,7 @@ pub(crate) struct Door {
 }
 
 /// What lives as long as a connection, upgraded or not.
-type Place = (OwnedSemaphorePermit, Open, mpsc::Sender<Infallible>);
+type Place = (Permit, Open, mpsc::Sender<Infallible>);
 
 impl Door {
     pub(crate) fn new(
@@ -72,7 +72,7 @@ impl Door {
             service,
             route,
             manners,
-            places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            places: Limit::new(CONNECTIONS_MAX),
             shares: Shares::new(),
             under_way: Room::new(HANDSHAKES),
             stop,
@@ -112,7 +112,7 @@ impl Door {
 
     fn admit(self: &Arc<Self>, arrived: Arrived) {
         let Arrived::Tcp(tcp, from) = arrived else { return };
-        let Ok(place) = self.places.clone().try_acquire_owned() else {
+        let Some(place) = self.places.take() else {
             let why = "the limit on connections of this door is reached";
             return self.turn_away(from, Code::TooManyConnections, why);
         };
@@ -282,7 +282,7 @@ impl Door {
     }
 
     /// What answers the requests that come over a connection.
-    fn relay(&self, stream: &Stream, requests: Arc<Semaphore>) -> Option<Relay> {
+    fn relay(&self, stream: &Stream, requests: Limit) -> Option<Relay> {
         let admitted = stream.admitted().clone();
         let peer = peer_value(&admitted.peer()?.id)?;
         let told = self.manners.load().told;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use countersign::Parts;
+use countersign_tls::Limit;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use hyper::service::service_fn;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::body::{Arriving, Body};
@@ -27,14 +27,13 @@ pub(crate) async fn serve(
     parts: Parts,
     stop: CancellationToken,
 ) {
-    let places = Arc::new(Semaphore::new(SCRAPES_MAX));
+    let places = Limit::new(SCRAPES_MAX);
     loop {
         let arrived = tokio::select! {
             () = stop.cancelled() => return,
             arrived = listener.accept() => arrived,
         };
-        let (Arrived::Tcp(tcp, _), Ok(place)) = (arrived, places.clone().try_acquire_owned())
-        else {
+        let (Arrived::Tcp(tcp, _), Some(place)) = (arrived, places.take()) else {
             continue;
         };
         let (plane, parts, stop) = (plane.clone(), parts.clone(), stop.clone());

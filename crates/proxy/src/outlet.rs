@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use countersign_identity::{Code, Name};
-use countersign_tls::{Direction, HandshakeFact};
+use countersign_tls::{Direction, HandshakeFact, Limit};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::bounds::CONNECTIONS_MAX;
@@ -27,7 +26,7 @@ pub(crate) struct Outlet {
     upstream: Name,
     route: Arc<ArcSwap<Route>>,
     meter: Meter,
-    places: Arc<Semaphore>,
+    places: Limit,
     stop: CancellationToken,
 }
 
@@ -43,7 +42,7 @@ impl Outlet {
             meter: plane.metrics.meter(upstream.as_str(), Direction::Outbound),
             upstream,
             route,
-            places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            places: Limit::new(CONNECTIONS_MAX),
             stop,
         })
     }
@@ -63,7 +62,7 @@ impl Outlet {
     }
 
     fn admit(self: &Arc<Self>, arrived: Arrived) {
-        let Ok(place) = self.places.clone().try_acquire_owned() else {
+        let Some(place) = self.places.take() else {
             let reason = Code::TooManyConnections.as_str();
             return self.plane.metrics.refused(self.upstream.as_str(), reason);
         };

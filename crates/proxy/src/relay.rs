@@ -8,12 +8,11 @@ use arc_swap::ArcSwap;
 use countersign::requests::{ended, grpc_status, whole_seconds};
 use countersign_identity::{Code, Name, Timestamp};
 use countersign_program::trace::{Context, Kind, Span};
-use countersign_tls::{Admitted, LiveCall};
+use countersign_tls::{Admitted, Limit, LiveCall};
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, UPGRADE};
 use http::{Request, Response, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::sync::Semaphore;
 
 use crate::body::{Arriving, Body};
 use crate::dial::Want;
@@ -39,7 +38,7 @@ pub(crate) struct Relay {
     /// What the program is told of their certificate, where it asks.
     pub(crate) certificate: Option<HeaderValue>,
     /// How many requests the peer may have under way; no limit for the program of our own side.
-    pub(crate) requests: Option<Arc<Semaphore>>,
+    pub(crate) requests: Option<Limit>,
     /// What that peer may ask for; `None` likewise.
     pub(crate) guard: Option<Guard>,
     /// Which service they are for.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use countersign_program::seldom::Seldom;
+use countersign_tls::{Limit, Permit};
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -17,7 +18,7 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 
 use crate::body::{Arriving, Body};
 use crate::bounds::{
@@ -53,7 +54,7 @@ pub(crate) struct Session {
 pub(crate) struct Busy {
     session: Arc<Session>,
     /// Among the requests that one peer may have under way over all of its connections.
-    share: Option<OwnedSemaphorePermit>,
+    share: Option<Permit>,
 }
 
 impl Session {
@@ -68,12 +69,12 @@ impl Session {
     }
 
     /// As [`enter`](Self::enter), if there is a place among these.
-    pub(crate) fn enter_within(self: &Arc<Self>, places: &Arc<Semaphore>) -> Option<Arc<Busy>> {
-        let share = places.clone().try_acquire_owned().ok()?;
+    pub(crate) fn enter_within(self: &Arc<Self>, limit: &Limit) -> Option<Arc<Busy>> {
+        let share = limit.take()?;
         Some(Arc::new(self.begin(Some(share))))
     }
 
-    fn begin(self: &Arc<Self>, share: Option<OwnedSemaphorePermit>) -> Busy {
+    fn begin(self: &Arc<Self>, share: Option<Permit>) -> Busy {
         self.active.fetch_add(1, Ordering::SeqCst);
         self.tell();
         Busy { session: self.clone(), share }

@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use countersign_tls::Shards;
-use tokio::sync::Semaphore;
+use countersign_tls::{Limit, Shards};
 
 use crate::bounds::REQUESTS_PER_PEER_MAX;
 
@@ -16,14 +15,14 @@ type Books<K> = Shards<HashMap<K, Taken>>;
 
 struct Taken {
     places: usize,
-    requests: Arc<Semaphore>,
+    requests: Limit,
 }
 
 /// One place. Given up when dropped.
 pub(crate) struct Share<K: Eq + Hash> {
     books: Arc<Books<K>>,
     who: K,
-    requests: Arc<Semaphore>,
+    requests: Limit,
 }
 
 impl<K: Clone + Eq + Hash> Shares<K> {
@@ -34,10 +33,9 @@ impl<K: Clone + Eq + Hash> Shares<K> {
     /// A place for `who`, who may have `most` of them.
     pub(crate) fn take(&self, who: &K, most: usize) -> Option<Share<K>> {
         let mut taken = self.0.of_key(who);
-        let taken = taken.entry(who.clone()).or_insert_with(|| Taken {
-            places: 0,
-            requests: Arc::new(Semaphore::new(REQUESTS_PER_PEER_MAX)),
-        });
+        let taken = taken
+            .entry(who.clone())
+            .or_insert_with(|| Taken { places: 0, requests: Limit::new(REQUESTS_PER_PEER_MAX) });
         // Nobody is remembered who has no place: `most` is not 0, so a refused one has some.
         if most <= taken.places {
             return None;
@@ -50,7 +48,7 @@ impl<K: Clone + Eq + Hash> Shares<K> {
 
 impl<K: Eq + Hash> Share<K> {
     /// The requests that may be under way over all places of the same one.
-    pub(crate) const fn requests(&self) -> &Arc<Semaphore> {
+    pub(crate) const fn requests(&self) -> &Limit {
         &self.requests
     }
 }
@@ -87,11 +85,11 @@ mod tests {
     fn all_places_of_one_share_its_requests() {
         let shares = Shares::new();
         let (first, second) = (shares.take(&"web", 2).unwrap(), shares.take(&"web", 2).unwrap());
-        let all = u32::try_from(REQUESTS_PER_PEER_MAX).unwrap();
-        let busy = first.requests().clone().try_acquire_many_owned(all).unwrap();
-        assert!(second.requests().try_acquire().is_err());
-        assert!(shares.take(&"cron", 2).unwrap().requests().try_acquire().is_ok());
+        let busy: Vec<_> = std::iter::from_fn(|| first.requests().take()).collect();
+        assert_eq!(busy.len(), REQUESTS_PER_PEER_MAX);
+        assert!(second.requests().take().is_none());
+        assert!(shares.take(&"cron", 2).unwrap().requests().take().is_some());
         drop(busy);
-        assert!(second.requests().try_acquire().is_ok());
+        assert!(second.requests().take().is_some());
     }
 }

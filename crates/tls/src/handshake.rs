@@ -62,7 +62,7 @@ pub async fn accept(
         AddressOf::Peer => attempt.slot.comes_from(address.map(|address| address.ip())),
         AddressOf::Relay => {}
     }
-    let Ok(_permit) = trust.handshakes.try_acquire() else {
+    let Some(_permit) = trust.handshakes.take() else {
         return Err(attempt.refuse(&too_many()));
     };
     if let Err(error) = tune_accepted(&tcp) {

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use crate::limit::{Limit, Permit};
 use crate::shards::Shards;
 
 /// Who may be in a room.
@@ -33,7 +34,7 @@ pub struct Room<K: Copy + Ord + Hash>(Arc<Books<K>>);
 struct Books<K> {
     bounds: RoomBounds,
     parts: Shards<Part<K>>, // By kind
-    taken: AtomicUsize, // INVARIANT: at most `bounds.all`; as many as the parts hold, or more while one enters or leaves
+    places: Limit,          // INVARIANT: as many are taken as the parts hold guests
     last: AtomicU64,
     /// Held by who makes room, one after the other. Taken while no part is locked.
     crowded: Mutex<()>,
@@ -52,6 +53,7 @@ struct Guest<K> {
     kind: K,
     since: Timestamp,
     give_way: CancellationToken,
+    place: Permit,
 }
 
 /// A guest's place. Dropped, it is free again.
@@ -72,7 +74,7 @@ impl<K: Copy + Ord + Hash> Room<K> {
         Self(Arc::new(Books {
             bounds,
             parts: Shards::default(),
-            taken: AtomicUsize::new(0),
+            places: Limit::new(bounds.all),
             last: AtomicU64::new(0),
             crowded: Mutex::new(()),
         }))
@@ -87,28 +89,23 @@ impl<K: Copy + Ord + Hash> Room<K> {
             if !part.was_here_long_enough(oldest, books.bounds.yields_after, now) {
                 return None;
             }
-            part.dismiss(oldest);
-            return Some(self.let_in(&mut part, kind, now));
+            let place = part.dismiss(oldest)?;
+            return Some(self.let_in(&mut part, kind, place, now));
         }
-        if books.take_place() {
-            return Some(self.let_in(&mut part, kind, now));
+        if let Some(place) = books.places.take() {
+            return Some(self.let_in(&mut part, kind, place, now));
         }
         drop(part);
-        if !books.make_room(kind, now) {
-            return None;
-        }
+        let place = books.make_room(kind, now)?;
         let mut part = books.parts.of_key(&kind);
-        if books.is_full_of(&part, kind) {
-            // Others of its kind were faster.
-            books.free_place();
-            return None;
-        }
-        Some(self.let_in(&mut part, kind, now))
+        // Others of its kind may have been faster.
+        let fits = !books.is_full_of(&part, kind);
+        fits.then(|| self.let_in(&mut part, kind, place, now))
     }
 
     /// How many are here.
     pub fn len(&self) -> usize {
-        self.0.taken.load(Ordering::Acquire)
+        self.0.bounds.all - self.0.places.left()
     }
 
     /// Whether nobody is here.
@@ -116,11 +113,11 @@ impl<K: Copy + Ord + Hash> Room<K> {
         self.len() == 0
     }
 
-    /// Gives a guest the place that was taken for it.
-    fn let_in(&self, part: &mut Part<K>, kind: K, now: Timestamp) -> Stay<K> {
+    fn let_in(&self, part: &mut Part<K>, kind: K, place: Permit, now: Timestamp) -> Stay<K> {
         let number = self.0.last.fetch_add(1, Ordering::Relaxed);
         let give_way = CancellationToken::new();
-        part.guests.insert(number, Guest { kind, since: now, give_way: give_way.clone() });
+        let guest = Guest { kind, since: now, give_way: give_way.clone(), place };
+        part.guests.insert(number, guest);
         part.resize(kind, |alike| alike.insert(number));
         Stay { books: self.0.clone(), kind, number, give_way }
     }
@@ -135,34 +132,22 @@ impl<K: Copy + Ord + Hash> Stay<K> {
 
 impl<K: Copy + Ord + Hash> Drop for Stay<K> {
     fn drop(&mut self) {
-        let mut part = self.books.parts.of_key(&self.kind);
-        // Who gave way has left its place to another.
-        if part.take_out(self.number).is_some() {
-            self.books.free_place();
-        }
+        // Who gave way is gone already, and its place is another's.
+        self.books.parts.of_key(&self.kind).take_out(self.number);
     }
 }
 
 impl<K: Copy + Ord + Hash> Books<K> {
-    fn take_place(&self) -> bool {
-        let one_more = |taken| (taken < self.bounds.all).then_some(taken + 1);
-        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_ok()
-    }
-
-    fn free_place(&self) {
-        self.taken.fetch_sub(1, Ordering::AcqRel);
-    }
-
     fn is_full_of(&self, part: &Part<K>, kind: K) -> bool {
         self.bounds.each <= part.count_of(kind)
     }
 
-    /// Takes a place for a newcomer of this kind that found none. False when it is the one that has to go.
-    fn make_room(&self, kind: K, now: Timestamp) -> bool {
+    /// A place for a newcomer of this kind that found none. None when it is the one that has to go.
+    fn make_room(&self, kind: K, now: Timestamp) -> Option<Permit> {
         let _one_at_a_time = self.crowded.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..TRIES_MAX {
-            if self.take_place() {
-                return true;
+            if let Some(place) = self.places.take() {
+                return Some(place);
             }
             let here = self.parts.of_key(&kind).count_of(kind);
             let crowds = self.parts.each().filter_map(|part| part.by_size.last().copied());
@@ -173,8 +158,7 @@ impl<K: Copy + Ord + Hash> Books<K> {
                 if part.count_of(crowd) == most
                     && let Some(oldest) = part.oldest_of(crowd)
                 {
-                    part.dismiss(oldest);
-                    return true;
+                    return part.dismiss(oldest);
                 }
                 continue;
             }
@@ -185,12 +169,11 @@ impl<K: Copy + Ord + Hash> Books<K> {
                 continue;
             }
             if !part.was_here_long_enough(number, self.bounds.yields_after, now) {
-                return false;
+                return None;
             }
-            part.dismiss(number);
-            return true;
+            return part.dismiss(number);
         }
-        false
+        None
     }
 }
 
@@ -217,11 +200,11 @@ impl<K: Copy + Ord + Hash> Part<K> {
         self.guests.get(&number).is_some_and(|guest| yields_after <= now.since(guest.since))
     }
 
-    /// Has a guest go, whose place somebody else takes.
-    fn dismiss(&mut self, number: u64) {
-        if let Some(guest) = self.take_out(number) {
-            guest.give_way.cancel();
-        }
+    /// Has a guest go, whose place somebody else is to have.
+    fn dismiss(&mut self, number: u64) -> Option<Permit> {
+        let guest = self.take_out(number)?;
+        guest.give_way.cancel();
+        Some(guest.place)
     }
 
     fn take_out(&mut self, number: u64) -> Option<Guest<K>> {

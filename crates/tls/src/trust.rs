@@ -15,12 +15,13 @@ use countersign_pki::{
 };
 use countersign_policy::Policies;
 use rustls::crypto::CryptoProvider;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{self, Changed, Reviewed};
 use crate::config::Providers;
 use crate::identity::Own;
+use crate::limit::Limit;
 use crate::register::Register;
 use crate::revoked::revoked;
 use crate::{Identity, ServiceTls};
@@ -102,7 +103,7 @@ pub struct Trust {
     slice: ArcSwap<Slice>,
     own: ArcSwapOption<Own>,
     pub(crate) register: Arc<Register>,
-    pub(crate) handshakes: Arc<Semaphore>,
+    pub(crate) handshakes: Limit,
     providers: Providers,
     /// Arithmetic only, so that it outlives every slice.
     memory: ChainMemory,
@@ -131,7 +132,7 @@ impl Trust {
             slice: ArcSwap::from_pointee(slice),
             own: ArcSwapOption::empty(),
             register: Arc::new(Register::new(limits.connections_max)),
-            handshakes: Arc::new(Semaphore::new(limits.handshakes_max)),
+            handshakes: Limit::new(limits.handshakes_max),
             providers: Providers::new(),
             memory: ChainMemory::new(),
             applying: Mutex::new(Life::Open),
