@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use cedar_policy::{AuthorizationError, Decision as CedarDecision};
 use countersign_identity::{Code, Mode};
 
-use crate::decide::{Decision, Verdict};
+use crate::decision::{Decision, Verdict};
 
 /// What the buckets have said so far.
 #[derive(Default)]

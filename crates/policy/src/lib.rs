@@ -41,7 +41,7 @@
 mod cases;
 mod circumstance;
 mod compile;
-mod decide;
+mod decision;
 mod direction;
 mod found;
 mod holdings;
@@ -53,24 +53,25 @@ mod member;
 mod memory;
 mod narrow;
 mod operation;
+mod policies;
 mod problem;
 mod reads;
+mod request;
 mod schema;
 mod scope;
 mod text;
 
 pub use circumstance::Context;
 pub use compile::{Declared, PolicySource, TEXT_BYTES_MAX, nearest};
-pub use decide::{
-    Basis, CallRequest, Called, ConnectRequest, Decision, Grant, Policies, Principal, TopicRequest,
-    Verdict,
-};
+pub use decision::{Called, Decision, Verdict};
 pub use holdings::{Holdings, Inventory, TopicAct, UnknownTopicAct};
 pub use limit::{Limit, Rate};
 pub use member::{Member, Members};
 pub use narrow::{Grounds, Narrowed, Outcome, Permit, Use, narrow};
 pub use operation::{Operation, Operations};
+pub use policies::{Basis, Grant, Policies};
 pub use problem::Problem;
 pub use reads::Reads;
+pub use request::{CallRequest, ConnectRequest, Principal, TopicRequest};
 pub use schema::SCHEMA;
 pub use scope::{Names, Scope, scope};
