@@ -51,6 +51,7 @@ mod limit;
 mod literal;
 mod member;
 mod memory;
+mod named;
 mod narrow;
 mod operation;
 mod policies;

@@ -12,7 +12,7 @@ use super::{Declared, Statement, TEXT_BYTES_MAX, annotation};
 use crate::direction::is_one_way;
 use crate::known::{self, Known};
 use crate::literal::strays;
-use crate::narrow::is_of_topics;
+use crate::named::is_of_topics;
 use crate::reads::{Conditions, Reads};
 use crate::text::Layout;
 use crate::{Limit, Problem, Scope};

@@ -7,7 +7,7 @@ use cedar_policy::{Effect, EntityUid, Policy};
 use super::annotation;
 use super::reader::Reader;
 use crate::literal::Stray;
-use crate::narrow::speaks_of_doors_alone;
+use crate::named::speaks_of_doors_alone;
 use crate::reads::Reads;
 use crate::schema::{SERVICE, SOURCE};
 use crate::text::{Layout, after_entity};
