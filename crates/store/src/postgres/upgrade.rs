@@ -5,9 +5,10 @@ use std::sync::Arc;
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{SeededEntropy, Timestamp};
 
+use super::PostgresStore;
 use super::schema::STEPS;
+use super::serve::Opening;
 use super::session::Target;
-use super::{Opening, PostgresStore};
 use crate::version::{Older, Step, Steps};
 use crate::{
     Batch, Change, CheckpointRow, Kind, Op, Password, Record, Store as _, StoreError,
