@@ -11,19 +11,19 @@
 //! Every file is written beside its place, synced, and renamed, and the directory synced after: a crash leaves the old
 //! or the new, never a part. A key is durable before the server hears of it, so no crash can lose a registered key.
 
-use std::collections::BTreeMap;
+mod fault;
+mod node;
+mod records;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use countersign_identity::{NodeId, Revision, Revocation, Revocations, Timestamp};
-use countersign_pki::{Bundle, Certificate, Chain, KeyFault, PrivateKey};
 use zeroize::Zeroizing;
 
-use crate::core::{Credential, Record, RecordKey, Remembered, Replica};
-use crate::keepsakes::{Keepsake, Keepsakes};
+pub use self::fault::DiskFault;
+pub(crate) use self::node::Node;
 
 /// The agent's data directory, held by this process alone.
 #[derive(Debug)]
@@ -41,139 +41,8 @@ impl Drop for Disk {
     }
 }
 
-/// Who this node is: what it was registered as, and the SVID that shows it.
-#[derive(Debug)]
-pub(crate) struct Node {
-    /// Its name.
-    pub id: NodeId,
-    /// Of the registered key.
-    pub generation: u64,
-    /// The registered key.
-    pub key: Arc<PrivateKey>,
-    /// Its SVID; possibly expired.
-    pub chain: Chain,
-    /// When the SVID was issued: its validity begins earlier, by the backdate.
-    pub issued: Timestamp,
-    /// The authorities of its trust domain.
-    pub bundle: Bundle,
-}
-
-/// Why the data directory cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskFault {
-    /// Another agent runs on it.
-    #[error(
-        "another agent runs on `{0}`: stop it, or give this one a directory of its own with `--data`"
-    )]
-    Locked(PathBuf),
-    /// Others could read keys in it.
-    #[error("`{path}` is open to others (mode {mode:o}), expected 0700: run `chmod 700 {path}`")]
-    Open {
-        /// The directory.
-        path: PathBuf,
-        /// Its mode.
-        mode: u32,
-    },
-    /// It belongs to somebody else.
-    #[error("`{path}` belongs to uid {owner}, and this agent runs as uid {ours}")]
-    Foreign {
-        /// The directory.
-        path: PathBuf,
-        /// Its owner.
-        owner: u32,
-        /// Us.
-        ours: u32,
-    },
-    /// The system says no.
-    #[error("`{path}` cannot be {what}: {why}")]
-    Io {
-        /// Which file.
-        path: PathBuf,
-        /// What was tried.
-        what: &'static str,
-        /// What the system said.
-        why: io::Error,
-    },
-    /// A file does not hold what we wrote.
-    #[error("`{path}` is not understood: {why}")]
-    Broken {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong.
-        why: String,
-    },
-    /// A newer agent wrote it.
-    #[error(
-        "`{path}` has format {found}, and this version reads format {FORMAT}: run the newer agent again, or start with an empty directory and a new join token"
-    )]
-    Newer {
-        /// Which file.
-        path: PathBuf,
-        /// Its format.
-        found: u32,
-    },
-    /// The task that wrote broke.
-    #[error("a write was not finished: {0}")]
-    Unfinished(String),
-    /// A key could not be made.
-    #[error("no key can be made: {0}")]
-    Key(#[from] KeyFault),
-}
-
 const FORMAT: u32 = 1;
 const FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
-
-#[derive(serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct NodeFile {
-    format: u32,
-    id: NodeId,
-    generation: u64,
-    issued: Timestamp,
-    chain: String,
-    trust_domain: countersign_identity::TrustDomain,
-    bundle: String,
-}
-
-#[derive(serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct SnapshotFile {
-    format: u32,
-    incarnation: u64,
-    number: u64,
-    records: Vec<RecordFile>,
-}
-
-#[derive(serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RecordFile {
-    kind: String,
-    name: String,
-    value: String,
-}
-
-/// Apart from the snapshot: it is small, so it is durable before the revision is acknowledged, and a snapshot that cannot
-/// be read takes no rule away.
-#[derive(serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct RulesFile {
-    format: u32,
-    seen: Timestamp,
-    rules: BTreeMap<Arc<str>, Arc<Revocation>>,
-    /// What can be handed back to a server that lost its tail.
-    #[serde(default)]
-    signed: Vec<SignedFile>,
-}
-
-#[derive(serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SignedFile {
-    kind: String,
-    name: String,
-    value: String,
-    signature: Vec<u8>,
-    incarnation: u64,
-}
 
 /// Read before the rest of a file, so that a newer format is told by its number.
 #[derive(serde::Deserialize)]
@@ -219,191 +88,6 @@ impl Disk {
         }
     }
 
-    /// The node that was registered from here; `None` before the first attestation.
-    ///
-    /// # Errors
-    /// When what is there is not understood.
-    pub(crate) fn node(&self) -> Result<Option<Node>, DiskFault> {
-        let path = self.path.join("node.json");
-        let Some(text) = self.read("node.json")? else { return Ok(None) };
-        let broken = |why: String| DiskFault::Broken { path: path.clone(), why };
-        check_format(&path, &text)?;
-        let file: NodeFile =
-            serde_json::from_slice(&text).map_err(|why| broken(why.to_string()))?;
-        let bundle = Bundle::parse_json(file.trust_domain, file.bundle.as_bytes())
-            .map_err(|why| broken(why.to_string()))?;
-        let chain = Chain::from_pem(&file.chain).map_err(|why| broken(why.to_string()))?;
-        let key = self.key(file.generation)?.ok_or_else(|| {
-            broken(format!("the key of generation {} is missing", file.generation))
-        })?;
-        if key.public().spki() != chain.leaf().spki() {
-            return Err(broken("the certificate is for another key".to_owned()));
-        }
-        Ok(Some(Node {
-            id: file.id,
-            generation: file.generation,
-            key: Arc::new(key),
-            chain,
-            issued: file.issued,
-            bundle,
-        }))
-    }
-
-    /// Writes the node down, and then removes keys of other generations.
-    ///
-    /// # Errors
-    /// When the system says no. The node before stays then.
-    pub(crate) fn keep_node(&self, node: &Node) -> Result<(), DiskFault> {
-        // The key first: node.json never names a key that is not there.
-        self.write(&key_name(node.generation), node.key.pkcs8())?;
-        let file = NodeFile {
-            format: FORMAT,
-            id: node.id,
-            generation: node.generation,
-            issued: node.issued,
-            chain: node.chain.pem(),
-            trust_domain: node.bundle.domain.clone(),
-            bundle: node.bundle.to_json(),
-        };
-        self.write("node.json", &serde_json::to_vec(&file).expect("texts and numbers are JSON"))?;
-        let others = [node.generation.checked_sub(1), node.generation.checked_add(1)];
-        for generation in others.into_iter().flatten() {
-            self.remove(&key_name(generation))?;
-        }
-        Ok(())
-    }
-
-    /// The key of this generation, if there is one: the registered one, or a successor on its way.
-    ///
-    /// # Errors
-    /// When it is there and not a key.
-    pub(crate) fn key(&self, generation: u64) -> Result<Option<PrivateKey>, DiskFault> {
-        let name = key_name(generation);
-        let Some(bytes) = self.read(&name)? else { return Ok(None) };
-        PrivateKey::from_pkcs8(&bytes)
-            .map(Some)
-            .map_err(|why| DiskFault::Broken { path: self.path.join(name), why: why.to_string() })
-    }
-
-    /// The key of this generation, made and written down when it is not there yet.
-    ///
-    /// # Errors
-    /// When it cannot be made or written.
-    pub(crate) fn key_or_new(
-        &self,
-        generation: u64,
-        kind: countersign_pki::KeyKind,
-    ) -> Result<PrivateKey, DiskFault> {
-        if let Some(key) = self.key(generation)? {
-            return Ok(key);
-        }
-        let key = PrivateKey::generate(kind)?;
-        self.write(&key_name(generation), key.pkcs8())?;
-        Ok(key)
-    }
-
-    /// Removes the key of this generation.
-    ///
-    /// # Errors
-    /// When the system says no.
-    pub(crate) fn forget_key(&self, generation: u64) -> Result<(), DiskFault> {
-        self.remove(&key_name(generation))
-    }
-
-    /// What an earlier life wrote down.
-    ///
-    /// # Errors
-    /// When the revocations are there and cannot be read: to go on without them would lift them.
-    pub(crate) fn remembered(&self) -> Result<Remembered, DiskFault> {
-        let replica = self.snapshot();
-        let path = self.path.join("revocations.json");
-        let Some(text) = self.read("revocations.json")? else {
-            return Ok(Remembered { replica, ..Remembered::nothing() });
-        };
-        check_format(&path, &text)?;
-        let file: RulesFile = serde_json::from_slice(&text)
-            .map_err(|why| DiskFault::Broken { path, why: why.to_string() })?;
-        Ok(Remembered { replica, rules: Arc::new(Revocations::new(file.rules)), seen: file.seen })
-    }
-
-    /// The rules with their signatures that an earlier life wrote down.
-    ///
-    /// # Errors
-    /// When they are there and cannot be read.
-    pub(crate) fn keepsakes(&self) -> Result<Keepsakes, DiskFault> {
-        let path = self.path.join("revocations.json");
-        let Some(text) = self.read("revocations.json")? else { return Ok(Keepsakes::default()) };
-        let broken = |why: String| DiskFault::Broken { path: path.clone(), why };
-        let file: RulesFile =
-            serde_json::from_slice(&text).map_err(|why| broken(why.to_string()))?;
-        let read = |one: SignedFile| -> Result<_, DiskFault> {
-            let key =
-                RecordKey::read(&one.kind, &one.name).map_err(|bad| broken(bad.to_string()))?;
-            let (value, signature) = (one.value.into_bytes().into(), one.signature.into());
-            Ok((key, Keepsake { value, signature, incarnation: one.incarnation }))
-        };
-        Ok(Keepsakes::of(file.signed.into_iter().map(read).collect::<Result<Vec<_>, _>>()?))
-    }
-
-    /// Writes the revocations down, with the signatures by which they can be handed back and the highest time that was
-    /// seen.
-    ///
-    /// # Errors
-    /// When the system says no. The ones before stay then.
-    pub(crate) fn keep_rules(
-        &self,
-        rules: &Revocations,
-        keepsakes: &Keepsakes,
-        seen: Timestamp,
-    ) -> Result<(), DiskFault> {
-        let signed = keepsakes.iter().map(|(key, keepsake)| SignedFile {
-            kind: key.kind.to_string(),
-            name: key.name.to_string(),
-            value: String::from_utf8_lossy(&keepsake.value).into_owned(),
-            signature: keepsake.signature.to_vec(),
-            incarnation: keepsake.incarnation,
-        });
-        let signed = signed.collect();
-        let rules = rules.iter().map(|(name, rule)| (Arc::clone(name), Arc::clone(rule)));
-        let file = RulesFile { format: FORMAT, seen, rules: rules.collect(), signed };
-        let bytes = serde_json::to_vec(&file).expect("texts and numbers are JSON");
-        self.write("revocations.json", &bytes)
-    }
-
-    /// The last records that were written down. What is not understood counts as nothing: a server tells it again.
-    fn snapshot(&self) -> Option<Replica> {
-        let text = self.read("snapshot.json").ok()??;
-        let file: SnapshotFile = serde_json::from_slice(&text).ok()?;
-        if file.format != FORMAT {
-            return None;
-        }
-        let revision = Revision { incarnation: file.incarnation, number: file.number };
-        let records: Option<Vec<Record>> = file
-            .records
-            .iter()
-            .map(|record| Record::read(&record.kind, &record.name, record.value.as_bytes()).ok())
-            .collect();
-        Some(Replica::of(revision, records?))
-    }
-
-    /// Writes the records down.
-    ///
-    /// # Errors
-    /// When the system says no. The ones before stay then.
-    pub(crate) fn keep_snapshot(&self, replica: &Replica) -> Result<(), DiskFault> {
-        let records = replica
-            .records()
-            .map(|(key, value)| RecordFile {
-                kind: key.kind.to_string(),
-                name: key.name.to_string(),
-                value: String::from_utf8_lossy(value).into_owned(),
-            })
-            .collect();
-        let Revision { incarnation, number } = replica.revision();
-        let file = SnapshotFile { format: FORMAT, incarnation, number, records };
-        self.write("snapshot.json", &serde_json::to_vec(&file).expect("texts and numbers are JSON"))
-    }
-
     fn read(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, DiskFault> {
         let path = self.path.join(name);
         let mut bytes = Zeroizing::new(Vec::new());
@@ -445,10 +129,6 @@ impl Disk {
     }
 }
 
-fn key_name(generation: u64) -> String {
-    format!("node-{generation}.key")
-}
-
 fn check_format(path: &Path, text: &[u8]) -> Result<(), DiskFault> {
     match serde_json::from_slice::<Format>(text) {
         Ok(Format { format: FORMAT }) => Ok(()),
@@ -457,26 +137,15 @@ fn check_format(path: &Path, text: &[u8]) -> Result<(), DiskFault> {
     }
 }
 
-impl Node {
-    /// Its SVID, without the key.
-    pub(crate) fn credential(&self) -> Credential {
-        let id = self.leaf().spiffe_id().unwrap_or_else(|_bad| self.bundle.domain.id());
-        Credential::remembered(id, &self.chain, &self.bundle, self.issued)
-    }
-
-    /// The leaf of its SVID.
-    pub(crate) fn leaf(&self) -> &Certificate {
-        self.chain.leaf()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use countersign_identity::Revision;
     use countersign_pki::KeyKind;
 
     use super::*;
+    use crate::core::{Record, Replica};
 
     fn directory() -> tempfile::TempDir {
         tempfile::Builder::new().prefix("cs").tempdir_in("/tmp").unwrap()
