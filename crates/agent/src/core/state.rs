@@ -1,28 +1,23 @@
 //! The machine.
 
 mod link;
+mod signing;
+mod word;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{
-    Attested, Backoff, Code, Entropy, Failed, Lifetime, Name, SKEW_ALLOWED, Timestamp,
-};
-use link::{Link, RECONNECT};
+use countersign_identity::{Backoff, Code, Entropy, Failed, Name, SKEW_ALLOWED, Timestamp};
 
+use self::link::{Link, RECONNECT};
+use self::signing::Pace;
 use super::credential::Credential;
 use super::duty::{Duty, Standing};
-use super::event::{
-    Action, Event, Knowledge, LinkView, Outcome, Remembered, Settings, SyncMessage,
-};
+use super::event::{Action, Event, Knowledge, LinkView, Remembered, Settings};
 use super::replica::{Replica, Workload};
 use super::shut_out::ShutOut;
-use super::suspensions::Suspensions;
 use super::times::Times;
-
-/// How soon to ask again a server that issued under a root which is on its way out.
-const STRAGGLER_RETRY: Duration = Duration::from_secs(5);
 
 /// The machine's state.
 #[derive(Debug)]
@@ -214,193 +209,6 @@ impl State {
         self.duties.values().filter_map(|duty| Some(duty.term()?.expires)).min()
     }
 
-    fn said(
-        &mut self,
-        message: SyncMessage,
-        now: Timestamp,
-        entropy: &dyn Entropy,
-        actions: &mut Vec<Action>,
-    ) {
-        if !matches!(self.link, Link::Open { .. }) || matches!(message, SyncMessage::Signed(_)) {
-            return;
-        }
-        self.times.told(match &message {
-            SyncMessage::Snapshot { clock, .. } | SyncMessage::Mark { clock, .. } => *clock,
-            SyncMessage::Changes { .. } | SyncMessage::Signed(_) => None,
-        });
-        let rules_until = self.times.for_rules(now);
-        let before = Arc::clone(&self.replica);
-        let is_mark = matches!(message, SyncMessage::Mark { .. });
-        let applied = match message {
-            SyncMessage::Snapshot { revision, .. } if revision < before.revision() => {
-                Err(super::replica::Behind { offered: revision, have: before.revision() })
-            }
-            SyncMessage::Snapshot { revision, records, .. } => {
-                // A snapshot that lacks a rule does not lift it: the server may have been restored.
-                let snapshot = Replica::of(revision, records);
-                self.replica = Arc::new(snapshot.keeping(before.rules(), rules_until));
-                Ok(())
-            }
-            SyncMessage::Changes { revision, put, gone } => {
-                Arc::make_mut(&mut self.replica).change(revision, put, &gone, rules_until)
-            }
-            SyncMessage::Mark { revision, .. } => {
-                let replica = Arc::make_mut(&mut self.replica);
-                replica.mark(revision).inspect(|()| {
-                    replica.forget_moot(rules_until);
-                })
-            }
-            SyncMessage::Signed(_) => Ok(()),
-        };
-        if let Err(behind) = applied {
-            actions.push(Action::Close);
-            self.closed(Code::StaleBase, behind.to_string(), now, entropy);
-            return;
-        }
-        self.shut_out.let_in();
-        self.link = Link::Open { synced: true };
-        self.disconnected = None;
-        self.tried = 0;
-        self.backoff.reset();
-        let moved = !is_mark || !Arc::ptr_eq(before.rules(), self.replica.rules());
-        if moved {
-            self.take_duties(&before);
-            self.suspend();
-            self.revoke();
-            let same_rules = Arc::ptr_eq(before.rules(), self.replica.rules());
-            if !same_rules || before.own_bundle() != self.replica.own_bundle() {
-                // What is covered by all that the server signs may be signed by another authority now.
-                self.duties.values_mut().for_each(Duty::try_again_if_covered);
-            }
-            self.leave_roots(now, entropy);
-            self.renew_earlier(now, entropy);
-            actions.push(Action::Remember);
-        }
-        let news = moved
-            || self.knowledge != Knowledge::Synced
-            || before.revision() != self.replica.revision();
-        self.knowledge = Knowledge::Synced;
-        if news {
-            actions.push(Action::Publish);
-        }
-    }
-
-    /// Asks anew for what an earlier incarnation of the server's store has issued: it may know nothing of it.
-    fn renew_earlier(&mut self, now: Timestamp, entropy: &dyn Entropy) {
-        let current = self.replica.revision().incarnation;
-        // What is of an earlier incarnation is covered one such lifetime after issuing goes on.
-        let lifetime = self.replica.usual_lifetime().map_or(Duration::ZERO, Lifetime::duration);
-        for duty in self.duties.values_mut().chain([&mut self.node]) {
-            duty.outdate_earlier(current, lifetime / 4, now, entropy);
-        }
-    }
-
-    /// Drops the credentials of workloads that are gone or somebody else now, and takes on new ones.
-    fn take_duties(&mut self, before: &Replica) {
-        let replica = Arc::clone(&self.replica);
-        self.duties.retain(|name, _| replica.workloads().contains_key(name));
-        for (name, workload) in replica.workloads() {
-            let duty = self.duties.entry(name.clone()).or_insert_with(Duty::new);
-            let Some(old) = before.workloads().get(name) else { continue };
-            if old.id != workload.id {
-                *duty = Duty::new();
-            } else if duty.says_more_than(asked_of(workload)) {
-                duty.lose();
-            } else if asks_for_another(old, workload) {
-                duty.outdate();
-            }
-        }
-    }
-
-    /// Withdraws what the server says is not issued any more, and asks again for what it issues again.
-    fn suspend(&mut self) {
-        let suspensions = Suspensions::of(&self.replica, self.settings.node);
-        for (name, workload) in self.replica.workloads() {
-            let Some(duty) = self.duties.get_mut(name) else { continue };
-            match suspensions.why(&workload.id) {
-                Some(_) if duty.is_suspended() => {}
-                Some(why) => duty.suspend(why),
-                None if duty.is_suspended() => duty.resume(),
-                None => {}
-            }
-        }
-    }
-
-    /// Serves nothing any more that a revocation covers: its successor is due at once.
-    fn revoke(&mut self) {
-        let rules = Arc::clone(self.replica.rules());
-        for duty in self.duties.values_mut() {
-            if let Some(rule) = duty.covering(&rules) {
-                duty.revoke(&rule);
-            }
-        }
-        if let Some(rule) = self.node.covering(&rules).filter(|_| !self.node.is_covered()) {
-            self.node.cover(&rule);
-        }
-    }
-
-    /// Asks anew for what a root vouches for that is on its way out.
-    fn leave_roots(&mut self, now: Timestamp, entropy: &dyn Entropy) {
-        let replica = Arc::clone(&self.replica);
-        let Some(bundle) = replica.own_bundle().filter(|bundle| !bundle.retiring.is_empty()) else {
-            return;
-        };
-        for duty in self.duties.values_mut().chain([&mut self.node]) {
-            duty.leave_roots(&bundle.retiring, bundle.reissue_within, now, entropy);
-        }
-    }
-
-    fn signed(
-        &mut self,
-        outcomes: Vec<(Name, Outcome)>,
-        now: Timestamp,
-        entropy: &dyn Entropy,
-        actions: &mut Vec<Action>,
-    ) {
-        actions.push(Action::Publish);
-        let rules = Arc::clone(self.replica.rules());
-        for (name, outcome) in outcomes {
-            let asked = self.signing.remove(&name);
-            // Withdrawn meanwhile, or asked under a stream that was lost since: nobody waits for it.
-            let (Some(duty), Some(asked)) = (self.duties.get_mut(&name), asked) else { continue };
-            let Some(workload) = self.replica.workloads().get(&name) else { continue };
-            match outcome {
-                // Authorised before the suspension, and withdrawn by it.
-                Outcome::Issued(_) if duty.is_suspended() => {}
-                Outcome::Issued(credential) if credential.shown.id != workload.id => {
-                    let why = format!("the server issued `{}`", credential.shown.id);
-                    duty.failed(why, now, entropy);
-                }
-                Outcome::Issued(credential)
-                    if !credential.shown.attested.is_within(asked_of(workload)) =>
-                {
-                    // One of the two does not know yet what the manifest asks for.
-                    let kinds = credential.shown.attested.kinds().collect::<Vec<_>>().join("`, `");
-                    let why =
-                        format!("the server issued what says `{kinds}`, and that is not asked for");
-                    duty.failed(why, now, entropy);
-                }
-                Outcome::Issued(credential) => {
-                    if let Some(rule) = rules.covering(&credential.shown.presented()) {
-                        duty.came_covered(rule, now, entropy);
-                        continue;
-                    }
-                    self.reissued += u64::from(duty.is_covered());
-                    duty.obtained(credential, now);
-                    if let Some(bundle) = self.replica.own_bundle() {
-                        // From a server that does not know yet: not asked again at once.
-                        duty.leave_roots(&bundle.retiring, STRAGGLER_RETRY, now, entropy);
-                    }
-                    if asks_for_another(&asked, workload) {
-                        duty.outdate();
-                    }
-                }
-                Outcome::Refused(code, why) => duty.refused(code, why, now, entropy),
-                Outcome::Failed(why) => duty.failed(why, now, entropy),
-            }
-        }
-    }
-
     fn expire(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
         let mut expired = false;
         for duty in self.duties.values_mut() {
@@ -442,72 +250,6 @@ impl State {
             }
         }
     }
-
-    /// The workloads of this pace, with what each needs. None while some of them are being asked for.
-    fn waiting(&self, pace: Pace) -> impl Iterator<Item = (&Duty, &Arc<Workload>)> {
-        let busy = self.signing.values().any(|asked| Pace::of(asked) == pace);
-        let workloads = (!busy).then(|| self.replica.workloads().values()).into_iter().flatten();
-        workloads
-            .filter(move |workload| Pace::of(workload) == pace)
-            // Its key type was changed while it is asked for under the old one.
-            .filter(|workload| !self.signing.contains_key(&workload.name))
-            .filter_map(|workload| Some((self.duties.get(&workload.name)?, workload)))
-    }
-
-    fn first_due(&self, pace: Pace, now: Timestamp) -> Option<Timestamp> {
-        self.waiting(pace).map(|(duty, _)| duty.due(now)).min()
-    }
-
-    fn sign(&mut self, pace: Pace, now: Timestamp, actions: &mut Vec<Action>) {
-        let mut due: Vec<_> = self
-            .waiting(pace)
-            .filter(|(duty, _)| duty.due(now) <= now)
-            .map(|(duty, workload)| (duty.turn(), &workload.name, workload))
-            .collect();
-        due.sort_by_key(|(turn, name, _)| (*turn, *name));
-        let most = match pace {
-            Pace::Quick => self.settings.batch_max,
-            // One after the other, so that the first need not wait for the last, and no core is lost to others.
-            Pace::Slow => 1,
-        };
-        let batch: Vec<Arc<Workload>> =
-            due.into_iter().take(most).map(|(_, _, workload)| Arc::clone(workload)).collect();
-        if batch.is_empty() {
-            return;
-        }
-        self.signing.extend(batch.iter().map(|one| (one.name.clone(), Arc::clone(one))));
-        actions.push(Action::Sign(batch));
-    }
-}
-
-/// Whether a workload's key is made in a moment. Those that take long are asked for beside the others, which never wait
-/// for them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pace {
-    Quick,
-    Slow,
-}
-
-impl Pace {
-    const ALL: [Self; 2] = [Self::Quick, Self::Slow];
-
-    fn of(workload: &Workload) -> Self {
-        if workload.spec.key_type.is_slow_to_make() { Self::Slow } else { Self::Quick }
-    }
-}
-
-/// Whether a certificate made for the one manifest would differ from one made for the other.
-fn asks_for_another(old: &Workload, new: &Workload) -> bool {
-    old.id != new.id
-        || old.spec.lifetime != new.spec.lifetime
-        || old.spec.key_type != new.spec.key_type
-        || old.spec.dns_names != new.spec.dns_names
-        || asked_of(old) != asked_of(new)
-}
-
-/// By which kinds of facts a process must be attested to be this workload.
-fn asked_of(workload: &Workload) -> Attested {
-    Attested::by(&workload.spec.selectors)
 }
 
 /// A certificate is valid at its last moment still.
