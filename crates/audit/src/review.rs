@@ -1,10 +1,14 @@
 //! Checks a log as it is stored against itself and against what was signed of it, and says what was done to it.
 
+mod finding;
+mod suspect;
+
 use std::collections::BTreeMap;
-use std::fmt;
 
 use countersign_identity::{Revision, Sha256};
 
+pub use self::finding::Finding;
+use self::suspect::{Suspect, Target};
 use crate::tile::{Edge, TILE_WIDTH, TileHash};
 use crate::{Checkpoint, Entry, Tree, body, leaf_hash};
 
@@ -12,8 +16,7 @@ use crate::{Checkpoint, Entry, Tree, body, leaf_hash};
 const FINDINGS_MAX: usize = 64;
 /// How many runs of leaves are kept to look closer at.
 const SUSPECTS_MAX: usize = 16;
-/// In how long a run it is tried out which two leaves have changed places.
-const SWAP_RUN_MAX: usize = 256;
+
 /// How many hashes are kept back of what was not found to be right yet.
 const RUN_MAX: usize = 1024;
 
@@ -30,197 +33,12 @@ pub struct StoredLeaf<'a> {
     pub details: Option<(&'a [u8], &'a [u8; 16])>,
 }
 
-/// Something that is not as it was when it was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finding {
-    /// Events are not there.
-    Missing {
-        /// The first of them.
-        from: u64,
-        /// The last of them.
-        to: u64,
-    },
-    /// An event stands behind a later one.
-    Misplaced {
-        /// Which.
-        index: u64,
-        /// Which one was to follow.
-        expected: u64,
-    },
-    /// An event says something else than what was hashed.
-    Changed {
-        /// Which.
-        index: u64,
-    },
-    /// An event is not one of this version.
-    Unreadable {
-        /// Which.
-        index: u64,
-        /// Why.
-        why: String,
-    },
-    /// The details beside an event are others.
-    DetailsChanged {
-        /// Of which.
-        index: u64,
-    },
-    /// An event is of an earlier revision than the one before it, or of one that was never reached.
-    OutOfOrder {
-        /// Which.
-        index: u64,
-        /// Of which revision it says it is.
-        revision: Revision,
-    },
-    /// Two events have changed places: put back, they give what was signed.
-    Swapped {
-        /// The one.
-        one: u64,
-        /// The other.
-        other: u64,
-    },
-    /// One or more of these events are not those that were signed, or stand in another order.
-    Rewritten {
-        /// The first.
-        from: u64,
-        /// The last.
-        to: u64,
-        /// What shows it.
-        against: String,
-    },
-    /// The log ends before a size that it once had.
-    Truncated {
-        /// Where it ends.
-        leaves: u64,
-        /// How many it had.
-        size: u64,
-        /// What shows it.
-        against: String,
-    },
-    /// A stored hash of the tree is not that of its leaves.
-    TileChanged {
-        /// Its level.
-        level: u8,
-        /// Its place.
-        position: u64,
-    },
-    /// Two statements of the log's own key exclude each other.
-    Forked {
-        /// The size of the one that does not belong to these events.
-        size: u64,
-        /// Where it is from.
-        against: String,
-    },
-}
-
-impl Finding {
-    /// The first event that it is about, if it is about events.
-    pub fn index(&self) -> Option<u64> {
-        match self {
-            Self::Missing { from, .. } | Self::Rewritten { from, .. } => Some(*from),
-            Self::Changed { index }
-            | Self::Misplaced { index, .. }
-            | Self::Unreadable { index, .. }
-            | Self::DetailsChanged { index }
-            | Self::OutOfOrder { index, .. } => Some(*index),
-            Self::Swapped { one, .. } => Some(*one),
-            Self::Truncated { leaves, .. } => Some(*leaves),
-            Self::TileChanged { .. } | Self::Forked { .. } => None,
-        }
-    }
-
-    /// A stable word for what it is.
-    pub const fn kind(&self) -> &'static str {
-        match self {
-            Self::Missing { .. } => "missing",
-            Self::Misplaced { .. } => "misplaced",
-            Self::Changed { .. } => "changed",
-            Self::Unreadable { .. } => "unreadable",
-            Self::DetailsChanged { .. } => "details-changed",
-            Self::OutOfOrder { .. } => "out-of-order",
-            Self::Swapped { .. } => "swapped",
-            Self::Rewritten { .. } => "rewritten",
-            Self::Truncated { .. } => "truncated",
-            Self::TileChanged { .. } => "tile-changed",
-            Self::Forked { .. } => "forked",
-        }
-    }
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Missing { from, to } if from == to => write!(f, "event {from} is missing"),
-            Self::Missing { from, to } => write!(f, "events {from} to {to} are missing"),
-            Self::Misplaced { index, expected } => {
-                write!(f, "event {index} stands where event {expected} is to follow")
-            }
-            Self::Changed { index } => {
-                write!(f, "event {index} was changed: it does not have the hash that it had")
-            }
-            Self::Unreadable { index, why } => write!(f, "event {index} cannot be read: {why}"),
-            Self::DetailsChanged { index } => {
-                write!(f, "the details of event {index} were changed")
-            }
-            Self::OutOfOrder { index, revision } => {
-                write!(f, "event {index} of revision {revision} is out of order")
-            }
-            Self::Swapped { one, other } => {
-                write!(f, "events {one} and {other} have changed places")
-            }
-            Self::Rewritten { from, to, against } if from == to => {
-                write!(f, "event {from} is not the one of {against}")
-            }
-            Self::Rewritten { from, to, against } => {
-                write!(
-                    f,
-                    "events {from} to {to} are not those of {against}: at least one was changed or moved"
-                )
-            }
-            Self::Truncated { leaves, size, against } => {
-                write!(
-                    f,
-                    "the log was cut off: it ends after {leaves} events, {against} counts {size}"
-                )
-            }
-            Self::TileChanged { level, position } => {
-                write!(f, "hash {position} of the tree's level {level} was changed")
-            }
-            Self::Forked { size, against } => {
-                write!(
-                    f,
-                    "{against} is of another log than these events: two logs of {size} events were signed"
-                )
-            }
-        }
-    }
-}
-
 /// A size that the log had, with its root there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mark {
     size: u64,
     root: Sha256,
     name: String,
-}
-
-/// A run of leaves that does not give the hash that it should.
-#[derive(Debug)]
-struct Suspect {
-    from: u64,
-    to: u64,
-    /// The hashes of the run; nothing when it is too long to look into.
-    hashes: Vec<Sha256>,
-    target: Target,
-    against: String,
-}
-
-/// What a run of leaves is to give.
-#[derive(Debug)]
-enum Target {
-    /// This root, appended to that tree.
-    Root(Tree, Sha256),
-    /// The hash of a full tile, where the leaves give another.
-    Tile(TileHash, Sha256),
 }
 
 /// A review under way: it takes the leaves one by one.
@@ -511,46 +329,4 @@ impl Review {
 fn spanned(level: u8, position: u64) -> u64 {
     let leaves = TILE_WIDTH.checked_pow(u32::from(level)).unwrap_or(u64::MAX);
     leaves.saturating_mul(position.saturating_add(1))
-}
-
-impl Suspect {
-    fn finding(self) -> Finding {
-        if let Some((one, other)) = self.swapped() {
-            return Finding::Swapped { one, other };
-        }
-        Finding::Rewritten { from: self.from, to: self.to, against: self.against }
-    }
-
-    /// The two leaves that, put back, give what was signed.
-    fn swapped(&self) -> Option<(u64, u64)> {
-        let mut hashes = self.hashes.clone();
-        if SWAP_RUN_MAX < hashes.len() {
-            return None;
-        }
-        // Neighbours first: they are what is moved most often.
-        for apart in 1..hashes.len() {
-            for one in 0..hashes.len() - apart {
-                hashes.swap(one, one + apart);
-                if self.target.is_met(&hashes) {
-                    let one = self.from + one as u64;
-                    return Some((one, one + apart as u64));
-                }
-                hashes.swap(one, one + apart);
-            }
-        }
-        None
-    }
-}
-
-impl Target {
-    fn is_met(&self, hashes: &[Sha256]) -> bool {
-        match self {
-            Self::Tile(_, hash) => crate::root_of(hashes) == *hash,
-            Self::Root(before, root) => {
-                let mut tree = before.clone();
-                hashes.iter().for_each(|hash| tree.push(*hash));
-                tree.root() == *root
-            }
-        }
-    }
 }
