@@ -1,17 +1,20 @@
 //! Services: the doors of workloads, and the doors that they knock at.
 
+mod choice;
+
 use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
 
 use countersign_identity::Name;
 use serde::Serialize;
 
+pub use self::choice::{
+    Expired, ForwardClientCertificate, Protocol, ProxyVersion, UnknownExpired, UnknownForward,
+    UnknownProxyVersion,
+};
 use super::address::{HostPort, ListenAddress, Local};
 use super::data_set::{DATA_SETS_MAX, DataSet, MutualTls, read_data_set};
 use super::network::Network;
 use super::operation::{OPERATIONS_MAX, OperationSpec, read_operation};
-use super::problem::shorten;
 use super::reader::{Fields, Place, Problems, parse, text_of};
 use super::text::{Argument, EnvName, EnvValue};
 use super::tls_profile::TlsChoice;
@@ -27,148 +30,6 @@ const ARGUMENTS_MAX: usize = 64;
 /// How many variables a program may be given.
 const ENVIRONMENT_MAX: usize = 64;
 
-/// What is spoken inside the mutual TLS.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// HTTP/1.1 or HTTP/2; requests are seen one by one.
-    #[default]
-    Http,
-    /// Bytes; a connection is one thing.
-    Tcp,
-}
-
-/// A text that is no protocol.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a protocol: expected `http` or `tcp`")]
-pub struct UnknownProtocol(String);
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Http => "http",
-            Self::Tcp => "tcp",
-        })
-    }
-}
-
-impl FromStr for Protocol {
-    type Err = UnknownProtocol;
-
-    fn from_str(text: &str) -> Result<Self, UnknownProtocol> {
-        match text {
-            "http" => Ok(Self::Http),
-            "tcp" => Ok(Self::Tcp),
-            _ => Err(UnknownProtocol(shorten(text))),
-        }
-    }
-}
-
-impl Serialize for Protocol {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-/// What becomes of a connection that outlives the certificate of a peer which cannot prove it anew.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Expired {
-    /// It ends.
-    #[default]
-    End,
-    /// It goes on, until revocation or policy end it.
-    Keep,
-}
-
-/// A text that is neither.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not what may become of a connection: expected `end` or `keep`")]
-pub struct UnknownExpired(String);
-
-impl fmt::Display for Expired {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::End => "end",
-            Self::Keep => "keep",
-        })
-    }
-}
-
-impl FromStr for Expired {
-    type Err = UnknownExpired;
-
-    fn from_str(text: &str) -> Result<Self, UnknownExpired> {
-        match text {
-            "end" => Ok(Self::End),
-            "keep" => Ok(Self::Keep),
-            _ => Err(UnknownExpired(shorten(text))),
-        }
-    }
-}
-
-impl Serialize for Expired {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-/// What a service's program is told of its callers' certificates, in `x-forwarded-client-cert` as Envoy writes it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum ForwardClientCertificate {
-    /// The field is not there.
-    #[default]
-    Nothing,
-    /// Who the two ends are, and the digest of the caller's certificate.
-    Identity,
-    /// The same, and the certificate.
-    Certificate,
-    /// The same, and those of the issuers on the path that was verified.
-    Chain,
-}
-
-/// A text that is none of them.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{0}` is not what may be told of a certificate: expected `nothing`, `identity`, `certificate` or `chain`"
-)]
-pub struct UnknownForward(String);
-
-impl fmt::Display for ForwardClientCertificate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Nothing => "nothing",
-            Self::Identity => "identity",
-            Self::Certificate => "certificate",
-            Self::Chain => "chain",
-        })
-    }
-}
-
-impl FromStr for ForwardClientCertificate {
-    type Err = UnknownForward;
-
-    fn from_str(text: &str) -> Result<Self, UnknownForward> {
-        match text {
-            "nothing" => Ok(Self::Nothing),
-            "identity" => Ok(Self::Identity),
-            "certificate" => Ok(Self::Certificate),
-            "chain" => Ok(Self::Chain),
-            _ => Err(UnknownForward(shorten(text))),
-        }
-    }
-}
-
-impl ForwardClientCertificate {
-    fn is_usual(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-impl Serialize for ForwardClientCertificate {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
 /// How long connections of a service live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -183,41 +44,6 @@ pub struct Connections {
 impl Connections {
     fn is_usual(&self) -> bool {
         *self == Self::default()
-    }
-}
-
-/// A version of the PROXY protocol that is spoken here. There is one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ProxyVersion {
-    /// The second, in bytes.
-    V2,
-}
-
-/// A text that is none.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a version of the PROXY protocol that is spoken here: expected `v2`")]
-pub struct UnknownProxyVersion(String);
-
-impl fmt::Display for ProxyVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("v2")
-    }
-}
-
-impl FromStr for ProxyVersion {
-    type Err = UnknownProxyVersion;
-
-    fn from_str(text: &str) -> Result<Self, UnknownProxyVersion> {
-        match text {
-            "v2" => Ok(Self::V2),
-            _ => Err(UnknownProxyVersion(shorten(text))),
-        }
-    }
-}
-
-impl Serialize for ProxyVersion {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
     }
 }
 
