@@ -6,25 +6,24 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use countersign_identity::{Clock, Timestamp};
-use tokio::sync::{Notify, oneshot};
+use countersign_tls::{Shards, Soonest};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-/// The list of who waits for when.
+/// The lists of who waits for when.
 pub(crate) struct Alarms {
     clock: Arc<dyn Clock>,
-    queue: Mutex<Queue>,
-    earlier: Notify,
+    waiting: Shards<Waiting>, // By number
+    last: AtomicU64,
+    soonest: Soonest,
 }
 
-#[derive(Default)]
-struct Queue {
-    waiting: BTreeMap<(Timestamp, u64), oneshot::Sender<()>>,
-    last: u64,
-}
+type Waiting = BTreeMap<(Timestamp, u64), oneshot::Sender<()>>;
 
 /// Ready once the moment has come. Dropping it takes it off the list.
 pub(crate) struct Alarm {
@@ -35,21 +34,16 @@ pub(crate) struct Alarm {
 
 impl Alarms {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
-        Arc::new(Self { clock, queue: Mutex::default(), earlier: Notify::new() })
+        let (waiting, last) = (Shards::default(), AtomicU64::new(0));
+        Arc::new(Self { clock, waiting, last, soonest: Soonest::new() })
     }
 
     /// Rings at `when`, or at once if that has passed.
     pub(crate) fn at(self: &Arc<Self>, when: Timestamp) -> Alarm {
         let (ring, rings) = oneshot::channel();
-        let mut queue = self.queue();
-        queue.last += 1;
-        let key = (when, queue.last);
-        queue.waiting.insert(key, ring);
-        let first = queue.waiting.first_key_value().is_some_and(|(first, _)| *first == key);
-        drop(queue);
-        if first {
-            self.earlier.notify_one();
-        }
+        let key = (when, self.last.fetch_add(1, Ordering::Relaxed));
+        self.waiting.of_number(key.1).insert(key, ring);
+        self.soonest.tell(when);
         Alarm { alarms: self.clone(), key, rings }
     }
 
@@ -65,7 +59,7 @@ impl Alarms {
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.earlier.notified() => {}
+                () = self.soonest.sooner() => {}
                 () = due => {}
             }
         }
@@ -73,20 +67,21 @@ impl Alarms {
 
     /// Rings what is due, and says when to look again.
     fn ring_due(&self) -> Option<Timestamp> {
-        let now = self.clock.now();
-        let mut queue = self.queue();
-        while let Some(first) = queue.waiting.first_entry() {
-            if now < first.key().0 {
-                return Some(first.key().0);
+        let (now, mut next) = (self.clock.now(), None);
+        self.soonest.forget();
+        for mut waiting in self.waiting.each() {
+            while let Some(first) = waiting.first_entry() {
+                let (when, _) = *first.key();
+                if now < when {
+                    next = Some(next.map_or(when, |next| when.min(next)));
+                    break;
+                }
+                // Whoever no longer waits needs no alarm.
+                let _ = first.remove().send(());
             }
-            // Whoever no longer waits needs no alarm.
-            let _ = first.remove().send(());
         }
-        None
-    }
-
-    fn queue(&self) -> std::sync::MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.soonest.awaits(next);
+        next
     }
 }
 
@@ -101,7 +96,7 @@ impl Future for Alarm {
 
 impl Drop for Alarm {
     fn drop(&mut self) {
-        self.alarms.queue().waiting.remove(&self.key);
+        self.alarms.waiting.of_number(self.key.1).remove(&self.key);
     }
 }
 
@@ -131,7 +126,7 @@ mod tests {
         late.await;
         assert!(start + Duration::from_millis(40) <= clock.now());
         alarms.at(start).await;
-        assert!(alarms.queue().waiting.is_empty());
+        assert!(alarms.waiting.each().all(|waiting| waiting.is_empty()));
         stop.cancel();
         runner.await.unwrap();
     }

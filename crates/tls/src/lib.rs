@@ -60,6 +60,7 @@ mod rule;
 mod service_tls;
 mod session;
 mod shards;
+mod soonest;
 mod source;
 mod standing;
 mod stream;
@@ -84,6 +85,7 @@ pub use rule::{
 };
 pub use service_tls::{Accepted, ServiceTls};
 pub use shards::Shards;
+pub use soonest::Soonest;
 pub use source::Source;
 pub use standing::{Leave, Outcome, StandingRates, Standings};
 pub use stream::Stream;

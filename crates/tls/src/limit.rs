@@ -50,7 +50,7 @@ mod tests {
         let mut taken: Vec<Permit> = std::iter::from_fn(|| limit.take()).collect();
         assert_eq!((taken.len(), limit.left()), (3, 0));
         drop(taken.pop());
-        assert!(limit.clone().take().is_some(), "what was taken last is free again");
+        assert!(limit.take().is_some(), "what was taken last is free again");
         drop(taken);
         assert_eq!(limit.left(), 3);
     }

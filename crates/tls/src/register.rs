@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use arc_swap::ArcSwapOption;
 use countersign_identity::{Code, Timestamp};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::entry::{Arrival, Entry, Standing};
 use self::entry::{Later, Retirement};
 use crate::call::Calls;
 use crate::shards::Shards;
+use crate::soonest::Soonest;
 
 /// The live connections of a process.
 #[derive(Debug)]
@@ -23,9 +24,8 @@ pub(crate) struct Register {
     shards: Shards<Live>, // By number
     count: AtomicUsize, // INVARIANT: as many as the shards hold, or more while one enters or leaves
     next: AtomicU64,
-    /// The last moment of whoever ends first, as far as the one who sweeps knows.
-    soonest: AtomicI64,
-    sooner: Notify,
+    /// Until when the one who sweeps sleeps: the last moment of whoever ends first.
+    soonest: Soonest,
     draining: watch::Sender<usize>,
     revoked: AtomicU64,
 }
@@ -46,8 +46,7 @@ impl Register {
             shards: Shards::default(),
             count: AtomicUsize::new(0),
             next: AtomicU64::new(0),
-            soonest: AtomicI64::new(Timestamp::LAST.micros()),
-            sooner: Notify::new(),
+            soonest: Soonest::new(),
             draining: watch::Sender::new(0),
             revoked: AtomicU64::new(0),
         }
@@ -85,7 +84,7 @@ impl Register {
         live.entries.insert(number, entered);
         live.by_end.insert((expires, number));
         drop(live);
-        self.awaits(expires);
+        self.soonest.tell(expires);
         Some(entry)
     }
 
@@ -135,7 +134,7 @@ impl Register {
             self.revoked.fetch_add(1, Ordering::Relaxed);
         }
         entry.retiring.cancel();
-        self.awaits(deadline);
+        self.soonest.tell(deadline);
         true
     }
 
@@ -189,7 +188,7 @@ impl Register {
             held.expires.store(longer.micros(), Ordering::Release);
             drop(live);
             // One that had expired and was kept ends then, after all.
-            self.awaits(longer);
+            self.soonest.tell(longer);
         }
         true
     }
@@ -216,8 +215,7 @@ impl Register {
     pub(crate) fn sweep(&self, now: Timestamp) -> Option<Timestamp> {
         let mut over = Vec::new();
         let mut next = None;
-        // Whoever is entered where we have looked already finds this, or what comes of it.
-        self.soonest.store(Timestamp::LAST.micros(), Ordering::Release);
+        self.soonest.forget();
         for mut live in self.shards.each() {
             while let Some(&(expires, number)) = live.by_end.first() {
                 if now <= expires {
@@ -228,7 +226,7 @@ impl Register {
                 over.extend(live.entries.get(&number).cloned().map(|entry| (expires, entry)));
             }
         }
-        self.soonest.store(next.unwrap_or(Timestamp::LAST).micros(), Ordering::Release);
+        self.soonest.awaits(next);
         over.sort_by_key(|(expires, entry)| (*expires, entry.number));
         for (_, entry) in over {
             let retired = entry.retirement.get().is_some_and(|it| it.deadline < now);
@@ -245,21 +243,9 @@ impl Register {
         next
     }
 
-    /// Lets whoever sweeps look what is next.
-    pub(crate) fn look_again(&self) {
-        self.sooner.notify_one();
-    }
-
-    /// Something ends then, which may be before whoever sweeps looks again.
-    fn awaits(&self, end: Timestamp) {
-        if end.micros() < self.soonest.load(Ordering::Acquire) {
-            self.sooner.notify_one();
-        }
-    }
-
-    /// Resolves when something may end before what whoever sweeps waits for.
-    pub(crate) async fn sooner(&self) {
-        self.sooner.notified().await;
+    /// Until when the one who sweeps sleeps.
+    pub(crate) const fn soonest(&self) -> &Soonest {
+        &self.soonest
     }
 }
 
@@ -296,7 +282,7 @@ mod tests {
     /// Whether whoever sweeps was told to look again, since this was asked last.
     fn told(register: &Register) -> bool {
         let mut context = Context::from_waker(Waker::noop());
-        pin!(register.sooner()).poll(&mut context).is_ready()
+        pin!(register.soonest.sooner()).poll(&mut context).is_ready()
     }
 
     #[test]

@@ -162,7 +162,7 @@ impl Trust {
         let Reviewed { cut, draining } =
             admission::review(&self.register, &slice, changed, self.now());
         // What ends next may end earlier than what is waited for.
-        self.register.look_again();
+        self.register.soonest().look_again();
         Applied { revision: slice.revision, cut, draining, own }
     }
 
@@ -317,7 +317,7 @@ impl Trust {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.clock.sleep_until(wake) => {}
-                () = self.register.sooner() => {}
+                () = self.register.soonest().sooner() => {}
             }
         }
     }

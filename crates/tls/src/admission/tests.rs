@@ -254,7 +254,7 @@ fn who_sweeps_is_told_of_the_new_end_of_a_connection_that_had_expired() {
 /// Whether whoever sweeps was told to look again, since this was asked last.
 fn is_told(register: &Register) -> bool {
     let mut context = TaskContext::from_waker(Waker::noop());
-    pin!(register.sooner()).poll(&mut context).is_ready()
+    pin!(register.soonest().sooner()).poll(&mut context).is_ready()
 }
 
 #[test]
