@@ -21,9 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::body::{Arriving, Body};
-use crate::bounds::{
-    CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES, PROXY_HEADER_TIMEOUT,
-};
+use crate::bounds::{HANDSHAKE_TIMEOUT, HANDSHAKES, PROXY_HEADER_TIMEOUT};
 use crate::dial::{Dialled, Want, protocols, spoken};
 use crate::facts::blank_fact;
 use crate::guard::Guard;
@@ -71,8 +69,8 @@ impl Door {
             meter: plane.metrics.meter(service.as_str(), Direction::Inbound),
             service,
             route,
+            places: Limit::new(manners.load().connections.all),
             manners,
-            places: Limit::new(CONNECTIONS_MAX),
             shares: Shares::new(),
             under_way: Room::new(HANDSHAKES),
             stop,
@@ -233,7 +231,8 @@ impl Door {
             }
             return;
         }
-        let Some(share) = self.shares.take(&id, CONNECTIONS_PER_PEER_MAX) else {
+        let each = self.manners.load().connections.each;
+        let Some(share) = self.shares.take(&id, each) else {
             let why = "the limit on connections of this peer is reached";
             return self.turn_away(from, Code::TooManyConnections, why);
         };

@@ -12,6 +12,7 @@ use countersign_api::resource::{
 use countersign_identity::{Name, SpiffeId};
 use countersign_tls::Expired;
 
+use crate::bounds::{CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX};
 use crate::config::{FixedInbound, FixedOutbound, LocalPlace, Protocol};
 use crate::dial::{Dialer, Target};
 use crate::headers::Told;
@@ -45,6 +46,21 @@ pub(crate) struct Manners {
     pub(crate) balancers: Vec<Network>,
     /// What connections to the program begin with.
     pub(crate) preface: Preface,
+    /// How many it takes.
+    pub(crate) connections: Connections,
+}
+
+/// How many connections a door has at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Connections {
+    /// In all, handshakes under way included: as it was said when the door was opened.
+    pub(crate) all: usize,
+    /// Of one peer, by its identity. Not zero.
+    pub(crate) each: usize,
+}
+
+impl Connections {
+    pub(crate) const USUAL: Self = Self { all: CONNECTIONS_MAX, each: CONNECTIONS_PER_PEER_MAX };
 }
 
 /// What a connection to the program begins with.
@@ -63,6 +79,7 @@ impl Manners {
         told: Told::Nothing,
         balancers: Vec::new(),
         preface: Preface::Nothing,
+        connections: Connections::USUAL,
     };
 }
 
@@ -164,6 +181,7 @@ impl Plan {
                 .proxy_protocol
                 .send
                 .map_or(Preface::Nothing, |ProxyVersion::V2| Preface::Address),
+            connections: Connections::USUAL,
         };
         self.doors.insert(name.clone(), DoorPlan { listen: listen.0, manners, leads });
     }

@@ -6,6 +6,7 @@ mod calls;
 mod certificate;
 mod configured;
 mod corpus;
+mod crowd;
 mod drain;
 mod flood;
 mod http;

@@ -1,0 +1,71 @@
+//! More peers, and more connections of one, than a door has places for.
+
+use countersign_identity::Code;
+use countersign_tls::{Stream, connect};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::flood::to_orders;
+use super::world::{PATIENCE, Proxy, Shop};
+use crate::config::Protocol;
+use crate::plan::Connections;
+
+const WEB_AND_PAYMENTS: &str = r#"
+permit (principal == Workload::"web", action == Action::"connect", resource == Service::"orders");
+permit (principal == Workload::"payments", action == Action::"connect", resource == Service::"orders");
+"#;
+
+/// The shop, whose door has so many places, and another peer than `web`.
+async fn open(connections: Connections) -> (Shop, Proxy) {
+    let shop = Shop::open_as(Protocol::Http, |manners| manners.connections = connections).await;
+    shop.orders.enforce(WEB_AND_PAYMENTS, 2);
+    let payments = Proxy::start(&shop.realm, "payments", WEB_AND_PAYMENTS).await;
+    (shop, payments)
+}
+
+/// Comes in, has a request answered, and stays. None when that is not to be had.
+async fn comes(shop: &Shop, peer: &Proxy) -> Option<Stream> {
+    let tcp = TcpStream::connect(shop.orders.door()).await.unwrap();
+    let mut stream = connect(&peer.plane.trust, tcp, &to_orders()).await.ok()?.stream;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: orders\r\n\r\n").await.ok()?;
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await.ok()?;
+    assert_eq!(&head, b"HTTP/1.1 200");
+    Some(stream)
+}
+
+/// The same, once who had its place before is seen to have gone.
+async fn comes_at_last(shop: &Shop, peer: &Proxy) {
+    let trying = async { while comes(shop, peer).await.is_none() {} };
+    tokio::time::timeout(PATIENCE, trying).await.expect("a place that is free again can be had");
+}
+
+#[tokio::test]
+async fn one_peer_fills_its_own_places_at_a_door_and_gives_them_back() {
+    let (shop, payments) = open(Connections { all: 100, each: 2 }).await;
+    let first = comes(&shop, &shop.web).await.expect("the first place");
+    let _second = comes(&shop, &shop.web).await.expect("the second place");
+    assert!(comes(&shop, &shop.web).await.is_none(), "there is no third");
+    let fact = shop.orders.refused(Code::TooManyConnections).await;
+    assert_eq!(fact.detail, "the limit on connections of this peer is reached");
+    let _other = comes(&shop, &payments).await.expect("another peer has places of its own");
+    drop(first);
+    comes_at_last(&shop, &shop.web).await;
+}
+
+#[tokio::test]
+async fn a_full_door_turns_away_unread_whoever_comes_and_takes_them_again() {
+    let (shop, payments) = open(Connections { all: 2, each: 100 }).await;
+    let first = comes(&shop, &shop.web).await.expect("the first place");
+    let _second = comes(&shop, &payments).await.expect("the second place");
+    let handshakes = shop.orders.handshakes();
+    for peer in [&shop.web, &payments] {
+        assert!(comes(&shop, peer).await.is_none(), "there is no third");
+    }
+    let fact = shop.orders.refused(Code::TooManyConnections).await;
+    assert_eq!(fact.detail, "the limit on connections of this door is reached");
+    assert_eq!((fact.peer, fact.version), (None, ""), "nothing was read");
+    assert_eq!(shop.orders.handshakes(), handshakes);
+    drop(first);
+    comes_at_last(&shop, &payments).await;
+}
