@@ -19,9 +19,10 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
+use crate::child::{End, Peer};
+use crate::client::{connector, credentials, one};
 use crate::figure::{Better, Figure, Output};
 use crate::fleet::limits;
-use crate::handshake::{End, Peer, connector, credentials, one};
 
 const BAD_PER_SEC: u64 = 10_000;
 const SOURCES: u64 = 200;

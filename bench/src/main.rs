@@ -4,6 +4,8 @@
 //! `{"name":…,"value":…,"unit":…,"limit":…,"ratio":…}`. For rates the ratio is value over limit (higher is better); for costs
 //! it is value over limit too (lower is better); `better` says which.
 
+mod child;
+mod client;
 mod console;
 mod credentials;
 mod figure;
@@ -50,7 +52,7 @@ struct Arguments {
     plot: Option<std::path::PathBuf>,
     /// Be one end of a measurement; used by the benchmarks themselves
     #[arg(long, hide = true)]
-    be: Option<handshake::End>,
+    be: Option<child::End>,
     /// The folder with the credentials of that end
     #[arg(long, hide = true)]
     folder: Option<std::path::PathBuf>,
@@ -101,7 +103,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     if let (Some(end), Some(folder)) = (arguments.be, &arguments.folder) {
-        return handshake::serve(end, folder);
+        return child::serve(end, folder);
     }
     let wanted = |name: &str| arguments.name.as_deref().is_none_or(|only| only == name);
     let (mut ran, mut failed) = (false, Vec::new());

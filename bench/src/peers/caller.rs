@@ -22,7 +22,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::process::pinned;
-use crate::handshake::{End, client_config, say};
+use crate::child::{End, say};
+use crate::client::client_config;
 
 /// The name of its credentials in its folder.
 pub(crate) const CREDENTIALS: &str = "client0";

@@ -17,10 +17,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::child::{End, Peer};
+use crate::client::credentials;
 use crate::figure::{Better, Figure, Output};
 use crate::fleet::limits;
 use crate::fleet::server::Usage;
-use crate::handshake::{End, Peer, credentials};
 use caller::{Caller, Done, Errand, Way};
 use process::{Cores, Family};
 use proxies::{Kind, Mode, Place, Proxy};

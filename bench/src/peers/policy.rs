@@ -14,9 +14,9 @@ use super::caller::{CREDENTIALS, Caller, Errand, OPERATIONS, Way};
 use super::process::{Cores, pinned};
 use super::proxies::Proxy;
 use super::{WARM_UP, a_call, loaded, median};
+use crate::child::{End, Peer};
 use crate::figure::{Better, Figure, Output};
 use crate::fleet::server::command;
-use crate::handshake::{End, Peer};
 use crate::machine::{Machine, PATIENCE};
 
 const PAIRS: usize = 200;

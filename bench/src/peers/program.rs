@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::caller::end_of_head;
-use crate::handshake::say;
+use crate::child::say;
 
 /// What begins with this is HTTP. No message that is to be echoed does.
 const HTTP: u8 = b'G';
