@@ -19,33 +19,91 @@ pub(crate) struct Figure {
     pub limit: f64,
     /// What the limit is.
     pub limit_is: &'static str,
-    pub better: Better,
+    pub asked: Asked,
 }
 
-#[derive(Clone, Copy)]
-pub(crate) enum Better {
-    Higher,
-    Lower,
+/// What is asked of the ratio, which is value over limit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Asked {
+    AtLeast(f64),
+    AtMost(f64),
+    /// Higher is better, and nothing was promised.
+    More,
+    /// Lower is better, and nothing was promised.
+    Less,
+}
+
+/// Whether figures are as good as was asked.
+#[must_use = "who runs the benchmarks is told by the exit status"]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Met,
+    Missed,
+}
+
+impl Asked {
+    fn of(self, ratio: f64) -> Verdict {
+        let met = match self {
+            Self::AtLeast(least) => least <= ratio,
+            Self::AtMost(most) => ratio <= most,
+            Self::More | Self::Less => true,
+        };
+        // What is no number was not met: comparisons with it are false.
+        if met { Verdict::Met } else { Verdict::Missed }
+    }
+
+    const fn ratio(self) -> Option<f64> {
+        match self {
+            Self::AtLeast(ratio) | Self::AtMost(ratio) => Some(ratio),
+            Self::More | Self::Less => None,
+        }
+    }
+
+    const fn better(self) -> &'static str {
+        match self {
+            Self::AtLeast(_) | Self::More => "higher",
+            Self::AtMost(_) | Self::Less => "lower",
+        }
+    }
+}
+
+impl Verdict {
+    /// Of both: whatever misses one misses all.
+    pub(crate) const fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Met, Self::Met) => Self::Met,
+            (Self::Missed, _) | (_, Self::Missed) => Self::Missed,
+        }
+    }
 }
 
 impl Figure {
-    pub(crate) fn print(&self, output: Output) {
+    pub(crate) fn print(&self, output: Output) -> Verdict {
         let ratio = self.value / self.limit;
-        let better = match self.better {
-            Better::Higher => "higher",
-            Better::Lower => "lower",
-        };
+        let (asked, better) = (self.asked.ratio(), self.asked.better());
+        let verdict = self.asked.of(ratio);
         match output {
             Output::Json => println!(
                 "{}",
                 json!({"name": self.name, "value": self.value, "unit": self.unit,
-                    "limit": self.limit, "limit_is": self.limit_is, "ratio": ratio, "better": better})
+                    "limit": self.limit, "limit_is": self.limit_is, "ratio": ratio, "better": better,
+                    "asked": asked, "met": verdict == Verdict::Met})
             ),
             Output::Human => println!(
-                "{:<16} {:>12.2} {:<14} ratio {ratio:.3} ({better} is better) to {:.2}: {}",
-                self.name, self.value, self.unit, self.limit, self.limit_is
+                "{:<16} {:>12.2} {:<14} ratio {ratio:.3} ({better} is better{}) to {:.2}: {}",
+                self.name,
+                self.value,
+                self.unit,
+                match (asked, verdict) {
+                    (Some(asked), Verdict::Met) => format!(", {asked} is asked"),
+                    (Some(asked), Verdict::Missed) => format!(", {asked} is asked: MISSED"),
+                    (None, _) => String::new(),
+                },
+                self.limit,
+                self.limit_is
             ),
         }
+        verdict
     }
 }
 
@@ -62,4 +120,32 @@ pub(crate) fn rate(span: Duration, mut work: impl FnMut()) -> f64 {
         best = best.max(f64::from(done) / begin.elapsed().as_secs_f64());
     }
     best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn judged(asked: Asked, ratio: f64, verdict: Verdict) {
+        assert_eq!(asked.of(ratio), verdict, "{asked:?} of {ratio}");
+    }
+
+    #[test]
+    fn a_figure_beyond_what_is_asked_is_missed() {
+        judged(Asked::AtMost(2.0), 2.0, Verdict::Met);
+        judged(Asked::AtMost(2.0), 2.001, Verdict::Missed);
+        judged(Asked::AtLeast(0.7), 0.7, Verdict::Met);
+        judged(Asked::AtLeast(0.7), 0.699, Verdict::Missed);
+        judged(Asked::Less, 9.0, Verdict::Met);
+        judged(Asked::AtMost(2.0), f64::NAN, Verdict::Missed);
+        judged(Asked::AtLeast(0.7), f64::NAN, Verdict::Missed);
+    }
+
+    #[test]
+    fn one_that_is_missed_is_not_made_up_for_by_others() {
+        assert_eq!(Verdict::Met.and(Verdict::Met), Verdict::Met);
+        assert_eq!(Verdict::Met.and(Verdict::Missed), Verdict::Missed);
+        assert_eq!(Verdict::Missed.and(Verdict::Met), Verdict::Missed);
+    }
 }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::child::{End, Peer};
 use crate::client::{connector, credentials, one};
-use crate::figure::{Better, Figure, Output};
+use crate::figure::{Asked, Figure, Output, Verdict};
 use crate::fleet::limits;
 
 const BAD_PER_SEC: u64 = 10_000;
@@ -33,7 +33,7 @@ const OPEN_MAX: usize = 4096;
 /// How long a bad one stays when the proxy lets it.
 const BAD_STAYS: Duration = Duration::from_secs(2);
 
-pub(crate) fn run(output: Output) -> Result<()> {
+pub(crate) fn run(output: Output) -> Result<Verdict> {
     limits::allow(OPEN_MAX)?;
     let folder = tempfile::tempdir()?;
     let runtime =
@@ -63,16 +63,15 @@ pub(crate) fn run(output: Output) -> Result<()> {
             "flood: {rate:.0} bad handshakes a second were begun; the proxy used {cpu:.2} cores"
         );
         ensure!(0.8 < rate / 10_000.0, "the machine could not send 10,000 a second");
-        Figure {
+        let figure = Figure {
             name: "flood",
             value: millis(flooded),
             unit: "ms p99",
             limit: millis(calm),
             limit_is: "ms without the flood; up to twice as long is allowed",
-            better: Better::Lower,
-        }
-        .print(output);
-        anyhow::Ok(())
+            asked: Asked::AtMost(2.0),
+        };
+        Ok(figure.print(output))
     })
 }
 

@@ -17,7 +17,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::child::{End, Peer, cpu_micros};
 use crate::client::{client, connector, credentials, one};
-use crate::figure::{Better, Figure, Output};
+use crate::figure::{Asked, Figure, Output, Verdict};
 use crate::peers::process::Cores;
 use crate::peers::proxies::{BARE, Kind, Mode, Place, Proxy};
 use crate::peers::{median, process};
@@ -30,13 +30,13 @@ const WARM_UP: usize = 200;
 const WORKERS: usize = 8;
 
 /// Each caller shows a chain of its own.
-pub(crate) fn run(output: Output) -> Result<()> {
-    compare("handshake", WARM_UP + ROUNDS * TURN, output)
+pub(crate) fn run(output: Output) -> Result<Verdict> {
+    compare(("handshake", Asked::AtMost(1.1)), WARM_UP + ROUNDS * TURN, output)
 }
 
 /// All show the same one.
-pub(crate) fn remembered(output: Output) -> Result<()> {
-    compare("handshake_remembered", 1, output)
+pub(crate) fn remembered(output: Output) -> Result<Verdict> {
+    compare(("handshake_remembered", Asked::AtMost(1.0)), 1, output)
 }
 
 /// A program that terminates TLS.
@@ -53,7 +53,11 @@ struct Terminating {
     costs: Vec<f64>,
 }
 
-fn compare(name: &'static str, callers: usize, output: Output) -> Result<()> {
+fn compare(
+    (name, asked): (&'static str, Asked),
+    callers: usize,
+    output: Output,
+) -> Result<Verdict> {
     let callers = Callers::ready(callers, 1)?;
     let place = callers.place();
     let on_one = |program: &Path| process::pinned(place.cores.proxy, program);
@@ -61,21 +65,20 @@ fn compare(name: &'static str, callers: usize, output: Output) -> Result<()> {
         [Acceptor::ours(on_one, &place)?, Acceptor::bare(on_one, &place)?].map(Terminating::new);
     callers.take_turns(&mut ends)?;
     let [ours, bare] = ends.map(|end| median(end.costs));
-    Figure {
+    let figure = Figure {
         name,
         value: ours,
         unit: "µs CPU",
         limit: bare,
         limit_is: "µs of a bare rustls acceptor that dials the same backend, median of turns",
-        better: Better::Lower,
-    }
-    .print(output);
-    Ok(())
+        asked,
+    };
+    Ok(figure.print(output))
 }
 
 /// What a handshake costs a proxy that may use all cores, beside one that may use one: what it does to be woken on another core, and
 /// for what another core has written. Time in which it waits costs nothing and is not in it.
-pub(crate) fn cores(output: Output) -> Result<()> {
+pub(crate) fn cores(output: Output) -> Result<Verdict> {
     // Whose chain is remembered costs least, so that all else counts most.
     let callers = Callers::ready(1, std::thread::available_parallelism()?.get())?;
     let place = callers.place();
@@ -94,16 +97,15 @@ pub(crate) fn cores(output: Output) -> Result<()> {
         "  handshake_cores: bare {bare:.2} µs on all {} cores, {bare_on_one:.2} µs on one; ours on one {ours_on_one:.2} µs",
         std::thread::available_parallelism()?
     );
-    Figure {
+    let figure = Figure {
         name: "handshake_cores",
         value: ours,
         unit: "µs CPU",
         limit: 1.1 * ours_on_one * bare / bare_on_one,
         limit_is: "µs: 1.1 × what it costs the same proxy on one core, grown as a bare acceptor's does on all cores",
-        better: Better::Lower,
-    }
-    .print(output);
-    Ok(())
+        asked: Asked::AtMost(1.0),
+    };
+    Ok(figure.print(output))
 }
 
 /// Who comes, and the backend behind whoever terminates TLS.

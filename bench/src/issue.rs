@@ -12,7 +12,7 @@ use countersign_pki::{KeyKind, PrivateKey, make_csr, open_csr};
 use countersign_store::{Batch, IssuedRow, Password, PostgresStore, SqliteStore, Store};
 
 use crate::credentials::Domain;
-use crate::figure::{Better, Figure, Output, rate};
+use crate::figure::{Asked, Figure, Output, Verdict, rate};
 use crate::postgres::{Cluster, Listen};
 
 /// Callers at once, as agents batch them.
@@ -20,28 +20,28 @@ const CALLERS: usize = 64;
 const SPAN: Duration = Duration::from_secs(4);
 
 /// With the state in the data directory.
-pub(crate) fn embedded(output: Output) -> Result<()> {
+pub(crate) fn embedded(output: Output) -> Result<Verdict> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().to_owned();
-    measure("issue_embedded", output, async move {
+    measure(("issue_embedded", Asked::AtLeast(0.7)), output, async move {
         Ok(Arc::new(SqliteStore::create(&path, Arc::new(SystemEntropy))?) as Arc<dyn Store>)
     })
 }
 
 /// With the state in a PostgreSQL on the same machine.
-pub(crate) fn postgres(output: Output) -> Result<()> {
+pub(crate) fn postgres(output: Output) -> Result<Verdict> {
     let installed = std::path::Path::new("/usr/lib/postgresql").is_dir();
     ensure!(installed, "PostgreSQL is missing: `apt-get install postgresql`");
     let cluster = Cluster::start(Listen::Nowhere, &["fsync = on"]);
     let url = cluster.url(&cluster.database("read committed")).parse()?;
-    measure("issue_postgres", output, async move {
+    measure(("issue_postgres", Asked::AtLeast(0.5)), output, async move {
         let store = PostgresStore::create(url, Password::None, Arc::new(SystemEntropy)).await?;
         Ok(Arc::new(store) as Arc<dyn Store>)
     })
 }
 
 /// What one more event costs an issuance: the rate with an event more, beside the rate without.
-pub(crate) fn append(output: Output) -> Result<()> {
+pub(crate) fn append(output: Output) -> Result<Verdict> {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(cores).enable_all().build()?;
@@ -59,23 +59,22 @@ pub(crate) fn append(output: Output) -> Result<()> {
         without += rate(0)?;
         with += rate(1)?;
     }
-    Figure {
+    let figure = Figure {
         name: "log_append",
         value: (1.0 - with / without) * 100.0,
         unit: "% of the rate",
         limit: 10.0,
         limit_is: "what one more event in its transaction may cost an issuance",
-        better: Better::Lower,
-    }
-    .print(output);
-    Ok(())
+        asked: Asked::AtMost(1.0),
+    };
+    Ok(figure.print(output))
 }
 
 fn measure(
-    name: &'static str,
+    (name, asked): (&'static str, Asked),
     output: Output,
     store: impl Future<Output = Result<Arc<dyn Store>>>,
-) -> Result<()> {
+) -> Result<Verdict> {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(cores).enable_all().build()?;
@@ -87,16 +86,15 @@ fn measure(
     let limit = crypto_alone(cores, &csr, &key);
     let store = runtime.block_on(store)?;
     let value = runtime.block_on(issue_for(&domain, &store, &csr, 0))?;
-    Figure {
+    let figure = Figure {
         name,
         value,
         unit: "certificates/s",
         limit,
         limit_is: "verifying one CSR and signing one certificate, on the same cores",
-        better: Better::Higher,
-    }
-    .print(output);
-    Ok(())
+        asked,
+    };
+    Ok(figure.print(output))
 }
 
 /// What all cores together could issue if there were nothing but one verification and one signature.

@@ -15,7 +15,7 @@ use countersign_pki::{KeyKind, PrivateKey};
 use countersign_server::{OfflineLog, Place};
 use countersign_store::{Batch, CheckpointRow, Op, SqliteStore, Store as _};
 
-use crate::figure::{Better, Figure, Output};
+use crate::figure::{Asked, Figure, Output, Verdict};
 
 const EVENTS: u64 = 1_000_000;
 const BATCH: usize = 10_000;
@@ -65,7 +65,7 @@ fn filled<T>(work: impl AsyncFnOnce(OfflineLog, NoteKey) -> Result<T>) -> Result
 }
 
 /// As `countersign log verify --store` reads and checks it.
-pub(crate) fn verify(output: Output) -> Result<()> {
+pub(crate) fn verify(output: Output) -> Result<Verdict> {
     let seconds = filled(async |log: OfflineLog, key: NoteKey| {
         let begin = Instant::now();
         let mut review = Review::of(Revision { incarnation: 1, number: 0 });
@@ -86,20 +86,19 @@ pub(crate) fn verify(output: Output) -> Result<()> {
         ensure!(reviewed.findings.is_empty() && reviewed.signed == EVENTS, "{reviewed:?}");
         Ok(begin.elapsed().as_secs_f64())
     })?;
-    Figure {
+    let figure = Figure {
         name: "log_verify_1m",
         value: seconds,
         unit: "s",
         limit: 20.0,
         limit_is: "what checking a million events may take",
-        better: Better::Lower,
-    }
-    .print(output);
-    Ok(())
+        asked: Asked::AtMost(1.0),
+    };
+    Ok(figure.print(output))
 }
 
 /// From the store to a bundle, which is verified.
-pub(crate) fn prove(output: Output) -> Result<()> {
+pub(crate) fn prove(output: Output) -> Result<Verdict> {
     let millis = filled(async |log: OfflineLog, key: NoteKey| {
         let trusted = [key];
         let mut all = Vec::new();
@@ -117,14 +116,13 @@ pub(crate) fn prove(output: Output) -> Result<()> {
         all.sort_by(f64::total_cmp);
         all.get(all.len() * 99 / 100).copied().context("nothing was proven")
     })?;
-    Figure {
+    let figure = Figure {
         name: "log_proof",
         value: millis,
         unit: "ms p99",
         limit: 5.0,
         limit_is: "what proving one of a million events may take",
-        better: Better::Lower,
-    }
-    .print(output);
-    Ok(())
+        asked: Asked::AtMost(1.0),
+    };
+    Ok(figure.print(output))
 }

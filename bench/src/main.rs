@@ -35,7 +35,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::Parser;
 
-use figure::Output;
+use figure::{Output, Verdict};
 
 #[derive(Parser)]
 struct Arguments {
@@ -58,7 +58,7 @@ struct Arguments {
     folder: Option<std::path::PathBuf>,
 }
 
-type Bench = fn(Output) -> Result<()>;
+type Bench = fn(Output) -> Result<Verdict>;
 
 const FIGURES: [(&str, Bench); 28] = [
     ("issue_embedded", issue::embedded),
@@ -91,46 +91,65 @@ const FIGURES: [(&str, Bench); 28] = [
     ("console_page", console::page),
 ];
 
+/// A figure is not as good as was asked: the answer is no.
+const MISSED: u8 = 1;
+/// There is no such figure.
+const NOT_UNDERSTOOD: u8 = 2;
+/// A figure could not be measured, so that nobody knows.
+const NOT_MEASURED: u8 = 3;
+
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error:#}");
-            ExitCode::FAILURE
-        }
+    let arguments = Arguments::parse();
+    if let (Some(end), Some(folder)) = (arguments.be, &arguments.folder) {
+        return told(child::serve(end, folder).map(|()| ExitCode::SUCCESS));
     }
+    if arguments.name.as_deref().is_some_and(|name| !names().contains(&name)) {
+        eprintln!("bench: no figure of that name: expected one of {}", names().join(", "));
+        return ExitCode::from(NOT_UNDERSTOOD);
+    }
+    told(run(&arguments).map(|verdict| match verdict {
+        Verdict::Met => ExitCode::SUCCESS,
+        Verdict::Missed => ExitCode::from(MISSED),
+    }))
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
-    if let (Some(end), Some(folder)) = (arguments.be, &arguments.folder) {
-        return child::serve(end, folder);
-    }
+fn told(ended: Result<ExitCode>) -> ExitCode {
+    ended.unwrap_or_else(|error| {
+        eprintln!("bench: {error:#}");
+        ExitCode::from(NOT_MEASURED)
+    })
+}
+
+/// All that can be asked for by name.
+fn names() -> Vec<&'static str> {
+    let figures = FIGURES.iter().map(|(name, _)| *name);
+    figures.chain(fleet::NAMES).chain(["fleet"]).collect()
+}
+
+fn run(arguments: &Arguments) -> Result<Verdict> {
     let wanted = |name: &str| arguments.name.as_deref().is_none_or(|only| only == name);
-    let (mut ran, mut failed) = (false, Vec::new());
+    let (mut verdict, mut failed) = (Verdict::Met, Vec::new());
     for (name, bench) in FIGURES {
         if wanted(name) {
             // The others go on: what one lacks says nothing of them.
-            if let Err(error) = bench(arguments.output) {
-                eprintln!("bench: {name}: {error:#}");
-                failed.push(name);
+            match bench(arguments.output) {
+                Ok(judged) => verdict = verdict.and(judged),
+                Err(error) => {
+                    eprintln!("bench: {name}: {error:#}");
+                    failed.push(name);
+                }
             }
-            ran = true;
         }
     }
     let of_fleet: Vec<_> =
         fleet::NAMES.into_iter().filter(|name| wanted(name) || wanted("fleet")).collect();
     if !of_fleet.is_empty() {
         let (output, agents) = (arguments.output, arguments.agents);
-        fleet::run(&of_fleet, &fleet::Options { output, agents, plot: arguments.plot.clone() })?;
-        ran = true;
-    }
-    if !ran {
-        let names = FIGURES.iter().map(|(name, _)| *name);
-        let names: Vec<_> = names.chain(fleet::NAMES).chain(["fleet"]).collect();
-        bail!("no figure of that name: expected one of {}", names.join(", "));
+        let options = fleet::Options { output, agents, plot: arguments.plot.clone() };
+        verdict = verdict.and(fleet::run(&of_fleet, &options)?);
     }
     if !failed.is_empty() {
         bail!("not measured: {}", failed.join(", "));
     }
-    Ok(())
+    Ok(verdict)
 }

@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::credentials::Domain;
-use crate::figure::{Better, Figure, Output, rate};
+use crate::figure::{Asked, Figure, Output, Verdict, rate};
 
 const SPAN: Duration = Duration::from_millis(700);
 const RULES: u32 = 1_000_000;
@@ -26,7 +26,7 @@ const CONNECTIONS: usize = 2_000;
 const ROUNDS: u32 = 60;
 
 /// Asking a million rules about one certificate, against the microsecond that the design allows.
-pub(crate) fn check(output: Output) -> Result<()> {
+pub(crate) fn check(output: Output) -> Result<Verdict> {
     let now = SystemClock::new().now();
     let rules = (0..RULES).map(|number| many(number, now)).collect::<Result<Vec<_>>>()?;
     let rules = Revocations::new(rules);
@@ -45,16 +45,15 @@ pub(crate) fn check(output: Output) -> Result<()> {
         };
         assert!(std::hint::black_box(&rules).covering(&presented).is_none());
     });
-    Figure {
+    let figure = Figure {
         name: "revoked_check",
         value: 1e6 / per_second,
         unit: "µs",
         limit: 1.0,
         limit_is: "µs a handshake with 1,000,000 live rules, asked for by the design",
-        better: Better::Lower,
-    }
-    .print(output);
-    Ok(())
+        asked: Asked::AtMost(1.0),
+    };
+    Ok(figure.print(output))
 }
 
 /// What somebody shows whom no rule covers.
@@ -93,19 +92,18 @@ fn many(number: u32, now: Timestamp) -> Result<(Arc<str>, Arc<Revocation>)> {
 
 /// From a rule at an enforcement point to the end of the connection that it covers, among thousands of live ones,
 /// against the design's 100 ms.
-pub(crate) fn cut(output: Output) -> Result<()> {
+pub(crate) fn cut(output: Output) -> Result<Verdict> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let p99 = runtime.block_on(cuts())?;
-    Figure {
+    let figure = Figure {
         name: "revoked_cut",
         value: p99.as_secs_f64() * 1000.0,
         unit: "ms p99",
         limit: 100.0,
         limit_is: "ms from the rule to the cut, asked for by the design",
-        better: Better::Lower,
-    }
-    .print(output);
-    Ok(())
+        asked: Asked::AtMost(1.0),
+    };
+    Ok(figure.print(output))
 }
 
 async fn cuts() -> Result<Duration> {

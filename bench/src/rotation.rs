@@ -7,26 +7,25 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::figure::{Better, Figure, Output};
+use crate::figure::{Asked, Figure, Output, Verdict};
 use crate::load::Load;
 
 /// Requests a second, and for how long.
 const PER_SECOND: u32 = 500;
 const SPAN: Duration = Duration::from_secs(60);
 
-pub(crate) fn run(output: Output) -> Result<()> {
+pub(crate) fn run(output: Output) -> Result<Verdict> {
     let calm = p99("1h")?;
     let rotating = p99("10s")?;
-    Figure {
+    let figure = Figure {
         name: "rotation_p99",
         value: rotating,
         unit: "ms",
         limit: calm,
         limit_is: "ms at the 99th percentile with certificates of one hour, the same load",
-        better: Better::Lower,
-    }
-    .print(output);
-    Ok(())
+        asked: Asked::Less,
+    };
+    Ok(figure.print(output))
 }
 
 /// Milliseconds at the 99th percentile, over `up` with this lifetime. Not one request may fail.

@@ -11,14 +11,14 @@ use countersign_policy::{
 };
 
 use crate::credentials::Domain;
-use crate::figure::{Better, Figure, Output, rate};
+use crate::figure::{Asked, Figure, Output, Verdict, rate};
 
 const SPAN: Duration = Duration::from_millis(700);
 /// How many policies bear on the question.
 const BEARING: usize = 10;
 
 /// Verifying a chain of leaf and issuer, against the two signatures in it.
-pub(crate) fn verify(output: Output) -> Result<()> {
+pub(crate) fn verify(output: Output) -> Result<Verdict> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let now = SystemClock::new().now();
     let domain = runtime.block_on(Domain::make(now))?;
@@ -33,32 +33,31 @@ pub(crate) fn verify(output: Output) -> Result<()> {
     let value = rate(SPAN, || {
         countersign_pki::verify(&ders, &bundles, Role::Client, now).expect("a good chain");
     });
-    Figure {
+    let figure = Figure {
         name: "verify",
         value,
         unit: "chains/s",
         limit: one / 2.0,
         limit_is: "its two P-256 signatures alone",
-        better: Better::Higher,
-    }
-    .print(output);
-    Ok(())
+        asked: Asked::More,
+    };
+    Ok(figure.print(output))
 }
 
 /// Deciding on a question that was decided on before, against the design's 1 µs.
-pub(crate) fn decide_cached(output: Output) -> Result<()> {
+pub(crate) fn decide_cached(output: Output) -> Result<Verdict> {
     let policies = operations_of_one(10)?;
     decided(&policies, "decide_cached", (1.0, "µs remembered, asked for by the design"), output)
 }
 
 /// Deciding without a cache where ten policies bear on the question, against the design's 15 µs.
-pub(crate) fn decide_10(output: Output) -> Result<()> {
+pub(crate) fn decide_10(output: Output) -> Result<Verdict> {
     let limit = (15.0, "µs uncached with 10 policies, asked for by the design");
     decided(&operations_of_one(10)?.forgetful(), "decide_10", limit, output)
 }
 
 /// Deciding without a cache among ten thousand policies, of which ten bear on the question, against the design's 50 µs.
-pub(crate) fn decide_10000(output: Output) -> Result<()> {
+pub(crate) fn decide_10000(output: Output) -> Result<Verdict> {
     let limit = (50.0, "µs uncached with 10,000 policies, asked for by the design");
     decided(&operations_of_one(10_000)?.forgetful(), "decide_10000", limit, output)
 }
@@ -88,7 +87,7 @@ fn decided(
     name: &'static str,
     (limit, limit_is): (f64, &'static str),
     output: Output,
-) -> Result<()> {
+) -> Result<Verdict> {
     let principal = Principal::Named("w0".parse().context("a name")?);
     let path = CanonicalPath::of("/o7/42")?;
     let context = PolicyContext {
@@ -107,7 +106,13 @@ fn decided(
     };
     let allowed = |called: Option<Called>| called.is_some_and(|it| it.decision.is_allowed());
     let per_second = rate(SPAN, || assert!(allowed(policies.decide_call(&request))));
-    Figure { name, value: 1e6 / per_second, unit: "µs", limit, limit_is, better: Better::Lower }
-        .print(output);
-    Ok(())
+    let figure = Figure {
+        name,
+        value: 1e6 / per_second,
+        unit: "µs",
+        limit,
+        limit_is,
+        asked: Asked::AtMost(1.0),
+    };
+    Ok(figure.print(output))
 }

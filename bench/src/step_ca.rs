@@ -30,7 +30,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::figure::{Better, Figure, Output};
+use crate::figure::{Asked, Figure, Output, Verdict};
 use crate::fleet::node::{Home, Node};
 use crate::fleet::server::{Server, Usage};
 use crate::peers::median;
@@ -57,11 +57,10 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Of one read; answers are of a few KiB.
 const READ_BYTES: usize = 16 * 1024;
 
-pub(crate) fn run(output: Output) -> Result<()> {
+pub(crate) fn run(output: Output) -> Result<Verdict> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let figure = runtime.block_on(compare())?;
-    figure.print(output);
-    Ok(())
+    Ok(figure.print(output))
 }
 
 async fn compare() -> Result<Figure> {
@@ -89,7 +88,7 @@ async fn compare() -> Result<Figure> {
         unit: "µs CPU",
         limit: their / ASKED_FOR,
         limit_is: "µs a certificate: a sixth of step-ca's, 256 in each `Sign`",
-        better: Better::Lower,
+        asked: Asked::AtMost(1.0),
     })
 }
 

@@ -10,7 +10,7 @@ use countersign_proxy::{Facts, Metrics};
 use countersign_tls::{Direction, HandshakeFact};
 use tokio::sync::mpsc;
 
-use crate::figure::{Better, Figure, Output, rate};
+use crate::figure::{Asked, Figure, Output, Verdict, rate};
 
 /// Handshakes a second, far more than a core can make.
 const FACTS: f64 = 20_000.0;
@@ -43,7 +43,7 @@ fn wire(fact: HandshakeFact) -> v1::HandshakeFact {
 }
 
 /// The share of a core that so many facts a second take.
-pub(crate) fn run(output: Output) -> Result<()> {
+pub(crate) fn run(output: Output) -> Result<Verdict> {
     let clock = SystemClock::new();
     let (queue, mut waiting) = mpsc::channel(WAITING);
     let sink = Arc::new(move |fact| {
@@ -80,14 +80,13 @@ pub(crate) fn run(output: Output) -> Result<()> {
     });
     #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
     let per_second = gathers * TOGETHER as f64;
-    Figure {
+    let figure = Figure {
         name: "telemetry",
         value: FACTS / per_second * 100.0,
         unit: "% of a core",
         limit: 3.0,
         limit_is: "what 20,000 handshake facts a second may cost a proxy",
-        better: Better::Lower,
-    }
-    .print(output);
-    Ok(())
+        asked: Asked::AtMost(1.0),
+    };
+    Ok(figure.print(output))
 }

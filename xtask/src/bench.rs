@@ -1,10 +1,11 @@
 //! The benchmarks: each prints figures with their ratio to a stated limit, measured in the same run.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-use crate::shell::{cargo, root, step};
+use crate::shell::{cargo, root};
 use crate::test::{packages, python};
 
 /// The figures that need other proxies beside ours.
@@ -31,6 +32,9 @@ const BESIDE_STEP_CA: &str = "issue_beside_step_ca";
 /// Its libraries, which Debian has, and what builds a program of them.
 const STEP_CA: [&str; 2] = ["golang-go", "golang-github-smallstep-certificates-dev"];
 
+/// A figure could not be measured, so that nobody knows how good it is.
+const NOT_MEASURED: u8 = 3;
+
 /// How figures are printed.
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub(crate) enum Output {
@@ -49,12 +53,26 @@ pub(crate) struct FleetArguments {
     plot: Option<std::path::PathBuf>,
 }
 
+/// Runs them, and ends as they do: 0 when every figure is as asked, 1 when one is not, 2 when there is none of that name, and 3 when
+/// one could not be measured.
 pub(crate) fn run(
     output: Output,
     name: Option<&str>,
     install: bool,
     fleet: &FleetArguments,
-) -> Result<()> {
+) -> ExitCode {
+    measured(output, name, install, fleet).unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::from(NOT_MEASURED)
+    })
+}
+
+fn measured(
+    output: Output,
+    name: Option<&str>,
+    install: bool,
+    fleet: &FleetArguments,
+) -> Result<ExitCode> {
     let format = match output {
         Output::Human => "human",
         Output::Json => "json",
@@ -89,11 +107,18 @@ pub(crate) fn run(
     if let Some(plot) = &fleet.plot {
         bench.arg("--plot").arg(std::path::absolute(plot)?);
     }
-    match output {
-        Output::Human => step("benchmarks", &mut bench),
-        // One object a line and nothing else.
-        Output::Json => step_quietly(&mut bench),
+    // Built first: what cannot be built is no verdict on a figure.
+    step_quietly(&mut cargo(&["build", "--quiet", "--release", "--package", "countersign-bench"]))?;
+    if matches!(output, Output::Human) {
+        eprintln!("── benchmarks");
     }
+    Ok(passed_on(bench.status()?.code()))
+}
+
+/// What the benchmarks ended with. Whatever else may end a program has measured nothing.
+fn passed_on(code: Option<i32>) -> ExitCode {
+    let known = code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code < NOT_MEASURED);
+    ExitCode::from(known.unwrap_or(NOT_MEASURED))
 }
 
 /// Builds what a figure runs as it is shipped, unless it is told to take another.

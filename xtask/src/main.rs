@@ -81,7 +81,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE
@@ -89,8 +89,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<()> {
-    match command {
+fn run(command: Command) -> Result<ExitCode> {
+    let done = match command {
         Command::Check => check::run(),
         Command::Test { no_install, filter } => test::run(!no_install, filter.as_deref()),
         Command::Bounded { program } => bounded::run(&program),
@@ -101,8 +101,9 @@ fn run(command: Command) -> Result<()> {
         Command::Instructions(counting) => instructions::run(&counting),
         Command::Crash(rounds) => crash::run(&rounds),
         Command::Bench { output, no_install, name, fleet } => {
-            bench::run(output, name.as_deref(), !no_install, &fleet)
+            return Ok(bench::run(output, name.as_deref(), !no_install, &fleet));
         }
         Command::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

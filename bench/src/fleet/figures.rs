@@ -9,7 +9,7 @@ use countersign_identity::{Reason, Revision, Serial};
 
 use super::server::{Server, Usage};
 use super::{DOMAIN, Fleet, Place, change, limits, live, rotate, workload};
-use crate::figure::{Better, Figure, Output};
+use crate::figure::{Asked, Figure, Output, Verdict};
 use crate::plot::{Mark, Plot};
 
 /// The figures of a fleet. Those that need the same fleet share it when all are run.
@@ -55,25 +55,26 @@ pub(crate) struct Options {
 }
 
 /// Measures these figures, each of them one of [`NAMES`].
-pub(crate) fn run(wanted: &[&'static str], options: &Options) -> Result<()> {
+pub(crate) fn run(wanted: &[&'static str], options: &Options) -> Result<Verdict> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut verdict = Verdict::Met;
     if wanted.iter().any(|name| STANDING.contains(name)) {
         limits::allow(options.agents)?;
-        runtime.block_on(standing(wanted, options))?;
+        verdict = verdict.and(runtime.block_on(standing(wanted, options))?);
     }
     if wanted.contains(&"revocations_10k") {
-        runtime.block_on(many(options))?;
+        verdict = verdict.and(runtime.block_on(many(options))?);
     }
     if wanted.contains(&"rotate_fleet") {
-        runtime.block_on(rotate::run(options))?;
+        verdict = verdict.and(runtime.block_on(rotate::run(options))?);
     }
     if wanted.contains(&"revoke_live") {
-        runtime.block_on(live::run(options))?;
+        verdict = verdict.and(runtime.block_on(live::run(options))?);
     }
     if wanted.iter().any(|name| CHANGE.contains(name)) {
-        runtime.block_on(change::run(wanted, options))?;
+        verdict = verdict.and(runtime.block_on(change::run(wanted, options))?);
     }
-    Ok(())
+    Ok(verdict)
 }
 
 pub(super) fn place(server: &Server) -> Place {
@@ -87,7 +88,7 @@ pub(super) fn place(server: &Server) -> Place {
 }
 
 /// Everything for which a fleet has to stand, on one fleet.
-async fn standing(wanted: &[&'static str], options: &Options) -> Result<()> {
+async fn standing(wanted: &[&'static str], options: &Options) -> Result<Verdict> {
     let server = Server::start(DOMAIN)?;
     let usage = server.usage();
     let mut fleet = Fleet::join(place(&server), options.agents, 1).await?;
@@ -96,9 +97,10 @@ async fn standing(wanted: &[&'static str], options: &Options) -> Result<()> {
     fleet.attend().await?;
     tokio::time::sleep(SETTLE).await;
     let with = usage.resident()?;
-    let print = |figure: Figure| {
+    let mut verdict = Verdict::Met;
+    let mut print = |figure: Figure| {
         if wanted.contains(&figure.name) {
-            figure.print(options.output);
+            verdict = verdict.and(figure.print(options.output));
         }
     };
     print(memory(with - without, options.agents));
@@ -113,7 +115,7 @@ async fn standing(wanted: &[&'static str], options: &Options) -> Result<()> {
     }
     fleet.whole()?;
     fleet.end().await;
-    Ok(())
+    Ok(verdict)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "some thousands")]
@@ -124,7 +126,7 @@ fn memory(kib: f64, agents: usize) -> Figure {
         unit: "KiB a stream",
         limit: 32.0,
         limit_is: "KiB of the server's memory a stream, above the same server without streams",
-        better: Better::Lower,
+        asked: Asked::AtMost(1.0),
     }
 }
 
@@ -139,7 +141,7 @@ async fn idle(usage: Usage) -> Result<Figure> {
         unit: "% of a core",
         limit: 1.0,
         limit_is: "% of a core for streams on which nothing happens, their signs of life included",
-        better: Better::Lower,
+        asked: Asked::AtMost(1.0),
     })
 }
 
@@ -165,7 +167,7 @@ async fn fan_out(fleet: &Fleet, options: &Options) -> Result<Figure> {
         unit: "ms p99",
         limit: 1000.0,
         limit_is: "ms from an operator's request to 99 of 100 agents, asked for by the design",
-        better: Better::Lower,
+        asked: Asked::AtMost(1.0),
     })
 }
 
@@ -210,7 +212,7 @@ async fn revoke(fleet: &Fleet, options: &Options) -> Result<[Figure; 2]> {
         unit: "ms p99",
         limit: 500.0,
         limit_is: "ms from an operator's request until 99 of 100 points enforce it, over all rounds",
-        better: Better::Lower,
+        asked: Asked::AtMost(1.0),
     };
     let known = Figure {
         name: "revoke_fleet_known",
@@ -218,7 +220,7 @@ async fn revoke(fleet: &Fleet, options: &Options) -> Result<[Figure; 2]> {
         unit: "ms",
         limit: 1000.0,
         limit_is: "ms from an operator's request until the server knows of all points that they enforce it, in the slowest round",
-        better: Better::Lower,
+        asked: Asked::AtMost(1.0),
     };
     Ok([enforced, known])
 }
@@ -259,7 +261,7 @@ async fn enforced(fleet: &Fleet, revision: Revision, begin: Instant) -> Result<D
 }
 
 /// Ten thousand single serials in one request, until they are enforced.
-async fn many(options: &Options) -> Result<()> {
+async fn many(options: &Options) -> Result<Verdict> {
     let server = Server::start(DOMAIN)?;
     let mut fleet = Fleet::join(place(&server), TAKERS, 1).await?;
     fleet.attend().await?;
@@ -273,18 +275,18 @@ async fn many(options: &Options) -> Result<()> {
     let ordered = begin.elapsed();
     fleet.converged().await?;
     eprintln!("  {} rules in one revision after {ordered:.2?}", done.rules.len());
-    Figure {
+    let figure = Figure {
         name: "revocations_10k",
         value: begin.elapsed().as_secs_f64(),
         unit: "s",
         limit: 5.0,
         limit_is: "s from one request with 10,000 serials until 20 points enforce all of them",
-        better: Better::Lower,
-    }
-    .print(options.output);
+        asked: Asked::AtMost(1.0),
+    };
+    let verdict = figure.print(options.output);
     fleet.whole()?;
     fleet.end().await;
-    Ok(())
+    Ok(verdict)
 }
 
 pub(super) fn tell(name: &str, round: usize, took: &[Duration]) {

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use super::figures::Options;
 use super::rotate::Shop;
-use crate::figure::{Better, Figure};
+use crate::figure::{Asked, Figure, Verdict};
 
 /// Live connections that one rule has to end, over the doors of the shop.
 const CONNECTIONS: usize = 200;
@@ -30,7 +30,7 @@ const DOMAIN: &str = "shop.example";
 type Ends = JoinSet<Result<Instant>>;
 
 /// Measures it.
-pub(super) async fn run(options: &Options) -> Result<()> {
+pub(super) async fn run(options: &Options) -> Result<Verdict> {
     let shop = Shop::open()?;
     let admin = shop.place().await?.admin;
     declare(&admin).await?;
@@ -73,16 +73,15 @@ pub(super) async fn run(options: &Options) -> Result<()> {
     cut.extend(refused);
     cut.sort();
     let at = (cut.len() - 1) * 99 / 100;
-    Figure {
+    let figure = Figure {
         name: "revoke_live",
         value: cut.get(at).context("there were rounds")?.as_secs_f64() * 1000.0,
         unit: "ms p99",
         limit: 100.0,
         limit_is: "ms from the request until 200 live connections at the shop's proxies are gone and new ones refused, asked for by the design",
-        better: Better::Lower,
-    }
-    .print(options.output);
-    Ok(())
+        asked: Asked::AtMost(1.0),
+    };
+    Ok(figure.print(options.output))
 }
 
 /// Lets this program be `thief`, who may use what has a door.

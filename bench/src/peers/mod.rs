@@ -19,7 +19,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::child::{End, Peer};
 use crate::client::credentials;
-use crate::figure::{Better, Figure, Output};
+use crate::figure::{Asked, Figure, Output, Verdict};
 use crate::fleet::limits;
 use crate::fleet::server::Usage;
 use caller::{Caller, Done, Errand, Way};
@@ -53,63 +53,64 @@ struct Comparison {
     unit: &'static str,
 }
 
-pub(crate) fn http1(output: Output) -> Result<()> {
+pub(crate) fn http1(output: Output) -> Result<Verdict> {
     requests("http1", Errand { way: Way::Http1, connections: 50 }, output)
 }
 
-pub(crate) fn http2(output: Output) -> Result<()> {
+pub(crate) fn http2(output: Output) -> Result<Verdict> {
     requests("http2", Errand { way: Way::Http2, connections: 10 }, output)
 }
 
-fn requests(name: &'static str, errand: Errand, output: Output) -> Result<()> {
+fn requests(name: &'static str, errand: Errand, output: Output) -> Result<Verdict> {
     let comparison = Comparison { name, mode: Mode::Http, errand, cost: a_call, unit: "µs CPU" };
     let costs = comparison.run()?;
     let (ours, envoy) = (of(&costs, Kind::Ours)?, of(&costs, Kind::Envoy)?);
-    let verdict = if ours < envoy * 2.0 / 3.0 { "is" } else { "is not" };
+    let (is, of_envoy) = match ours < envoy * 2.0 / 3.0 {
+        true => ("is", Verdict::Met),
+        false => ("is not", Verdict::Missed),
+    };
     eprintln!(
-        "  {name}: ours {verdict} under two thirds of Envoy's {envoy:.2} µs, it is {:.2} of it",
+        "  {name}: ours {is} under two thirds of Envoy's {envoy:.2} µs, it is {:.2} of it",
         ours / envoy
     );
     let limit = 1.5 * of(&costs, Kind::Nginx)?.min(of(&costs, Kind::Haproxy)?);
     let limit_is = "µs a request: 1.5 × the better of Nginx and HAProxy, the same load";
     let unit = comparison.unit;
-    Figure { name, value: ours, unit, limit, limit_is, better: Better::Lower }.print(output);
-    Ok(())
+    let figure = Figure { name, value: ours, unit, limit, limit_is, asked: Asked::AtMost(1.0) };
+    Ok(figure.print(output).and(of_envoy))
 }
 
-pub(crate) fn tcp(output: Output) -> Result<()> {
+pub(crate) fn tcp(output: Output) -> Result<Verdict> {
     let errand = Errand { way: Way::Echo, connections: 50 };
     let (name, unit) = ("tcp", "µs CPU");
     let costs = Comparison { name, mode: Mode::Tcp, errand, cost: a_call, unit }.run()?;
     let others = costs.iter().filter(|(kind, _)| **kind != Kind::Ours);
     let best = others.map(|(_, cost)| *cost).fold(f64::INFINITY, f64::min);
-    Figure {
+    let figure = Figure {
         name,
         value: of(&costs, Kind::Ours)?,
         unit,
         limit: 1.1 * best,
         limit_is: "µs a message of 64 bytes and back: 1.1 × the best of Nginx, HAProxy and Envoy",
-        better: Better::Lower,
-    }
-    .print(output);
-    Ok(())
+        asked: Asked::AtMost(1.0),
+    };
+    Ok(figure.print(output))
 }
 
-pub(crate) fn bulk(output: Output) -> Result<()> {
+pub(crate) fn bulk(output: Output) -> Result<Verdict> {
     let errand = Errand { way: Way::Bulk, connections: 4 };
     let (name, unit) = ("bulk", "ms CPU");
     let cost = |micros, done: Done| micros / 1000.0 / as_number(done.bytes) * GIB;
     let costs = Comparison { name, mode: Mode::Http, errand, cost, unit }.run()?;
-    Figure {
+    let figure = Figure {
         name,
         value: of(&costs, Kind::Ours)?,
         unit,
         limit: of(&costs, Kind::Envoy)?,
         limit_is: "ms a GiB of Envoy, answers of 16 MiB over HTTP/1.1",
-        better: Better::Lower,
-    }
-    .print(output);
-    Ok(())
+        asked: Asked::AtMost(1.0),
+    };
+    Ok(figure.print(output))
 }
 
 fn a_call(micros: f64, done: Done) -> f64 {
@@ -200,16 +201,16 @@ fn credentialed() -> Result<tempfile::TempDir> {
 }
 
 /// What connections of mutual TLS cost that do nothing, after one request each.
-pub(crate) fn idle(output: Output) -> Result<()> {
+pub(crate) fn idle(output: Output) -> Result<Verdict> {
     standing("idle_connection", (Mode::Http, Way::Http1), output)
 }
 
 /// The same of connections that are joined with ones to the program, after one message each.
-pub(crate) fn idle_tunnel(output: Output) -> Result<()> {
+pub(crate) fn idle_tunnel(output: Output) -> Result<Verdict> {
     standing("idle_tunnel", (Mode::Tcp, Way::Echo), output)
 }
 
-fn standing(name: &'static str, (mode, way): (Mode, Way), output: Output) -> Result<()> {
+fn standing(name: &'static str, (mode, way): (Mode, Way), output: Output) -> Result<Verdict> {
     limits::allow(IDLE * 2)?;
     let folder = credentialed()?;
     let cores = Cores::take()?;
@@ -231,14 +232,13 @@ fn standing(name: &'static str, (mode, way): (Mode, Way), output: Output) -> Res
     eprintln!("  {name}: {:.2} MiB with the pages of the program", all / 1024.0);
     // All of them still stand.
     ensure!(IDLE as u64 <= crowd.load(WARM_UP)?.calls, "connections were lost");
-    Figure {
+    let figure = Figure {
         name,
         value: added / 1024.0,
         unit: "MiB",
         limit: 20.0,
         limit_is: "MiB for 1,000 idle connections, asked for",
-        better: Better::Lower,
-    }
-    .print(output);
-    Ok(())
+        asked: Asked::AtMost(1.0),
+    };
+    Ok(figure.print(output))
 }

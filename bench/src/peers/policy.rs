@@ -15,7 +15,7 @@ use super::process::{Cores, pinned};
 use super::proxies::Proxy;
 use super::{WARM_UP, a_call, loaded, median};
 use crate::child::{End, Peer};
-use crate::figure::{Better, Figure, Output};
+use crate::figure::{Asked, Figure, Output, Verdict};
 use crate::fleet::server::command;
 use crate::machine::{Machine, PATIENCE};
 
@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The service whose requests are not told apart, and the one whose are.
 const SERVICES: [&str; 2] = ["plain", "decided"];
 
-pub(crate) fn run(output: Output) -> Result<()> {
+pub(crate) fn run(output: Output) -> Result<Verdict> {
     let cores = Cores::take()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let machine = runtime.block_on(Machine::start("bench.example"))?;
@@ -63,16 +63,15 @@ pub(crate) fn run(output: Output) -> Result<()> {
         eprintln!("  proxy_policy {pair:>3}: plain {plain:.2}, decided {decided:.2} µs CPU");
         more.push((decided / plain - 1.0) * 100.0);
     }
-    Figure {
+    let figure = Figure {
         name: "proxy_policy",
         value: median(more),
         unit: "% more CPU",
         limit: 5.0,
         limit_is: "than the same proxy needs where connections alone are decided on; ten policies, median of pairs of turns",
-        better: Better::Lower,
-    }
-    .print(output);
-    Ok(())
+        asked: Asked::AtMost(1.0),
+    };
+    Ok(figure.print(output))
 }
 
 /// Declares who calls, whom, and what for; then waits for the SVID of this process.
