@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::peers::process::Family;
 use crate::peers::{caller, process, program};
 
 /// Which end a child process is.
@@ -69,8 +70,8 @@ impl Peer {
         Ok(Self { child, address })
     }
 
-    pub(crate) fn cpu_micros(&self) -> Result<f64> {
-        cpu_micros(self.child.id())
+    pub(crate) fn family(&self) -> Family {
+        Family(self.child.id())
     }
 }
 
@@ -80,18 +81,6 @@ impl Drop for Peer {
         let _ended = self.child.kill();
         let _reaped = self.child.wait();
     }
-}
-
-/// Time of a processor that a process has used so far, in microseconds.
-pub(crate) fn cpu_micros(pid: u32) -> Result<f64> {
-    // Summed over threads in nanoseconds; the ticks of /proc/PID/stat are too coarse.
-    let mut nanos = 0_u64;
-    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
-        nanos += text.split(' ').next().context("schedstat")?.parse::<u64>()?;
-    }
-    #[expect(clippy::cast_precision_loss, reason = "nanoseconds of some minutes")]
-    Ok(nanos as f64 / 1000.0)
 }
 
 /// What the child does: listens, says where, and serves until its input closes.

@@ -7,11 +7,14 @@ use std::sync::Arc;
 use anyhow::{Result, anyhow};
 use countersign_identity::{Clock, SystemClock};
 use rustls::ClientConfig;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::credentials::Domain;
 
@@ -34,7 +37,22 @@ pub(crate) fn client(caller: usize) -> String {
 
 /// A connection of its own, one request, one answer.
 pub(crate) async fn one(connector: &TlsConnector, address: SocketAddr) -> Result<()> {
-    let tcp = TcpStream::connect(address).await?;
+    call(connector, address).await.map(drop)
+}
+
+/// The same, with what is left of the connection.
+pub(crate) async fn call(
+    connector: &TlsConnector,
+    address: SocketAddr,
+) -> Result<TlsStream<TcpStream>> {
+    call_over(TcpStream::connect(address).await?, connector).await
+}
+
+/// The same over a connection that stands.
+pub(crate) async fn call_over(
+    tcp: TcpStream,
+    connector: &TlsConnector,
+) -> Result<TlsStream<TcpStream>> {
     tcp.set_nodelay(true)?;
     let mut tls = connector.connect(ServerName::try_from("bench.example")?, tcp).await?;
     tls.write_all(b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n").await?;
@@ -42,13 +60,23 @@ pub(crate) async fn one(connector: &TlsConnector, address: SocketAddr) -> Result
     let mut answer = Vec::new();
     // A peer that ends TCP without a close_notify has still answered.
     let _unclean = tls.read_to_end(&mut answer).await;
-    answer.starts_with(b"HTTP/1.1 200").then_some(()).ok_or_else(|| {
+    answer.starts_with(b"HTTP/1.1 200").then_some(tls).ok_or_else(|| {
         anyhow!("unexpected answer: {}", String::from_utf8_lossy(&answer[..answer.len().min(80)]))
     })
 }
 
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+/// All that the provider has, as programs offer it that were told nothing.
+pub(crate) fn provider() -> CryptoProvider {
+    default_provider()
+}
+
+/// One suite and one group, so that every proxy does the same work.
+pub(crate) fn one_suite() -> CryptoProvider {
+    CryptoProvider {
+        cipher_suites: vec![cipher_suite::TLS13_AES_128_GCM_SHA256],
+        kx_groups: vec![kx_group::X25519],
+        ..default_provider()
+    }
 }
 
 fn own(
@@ -60,15 +88,19 @@ fn own(
     Ok((chain, PrivateKeyDer::from_pem_file(folder.join(format!("{name}.key")))?))
 }
 
-pub(crate) fn connector(folder: &Path, name: &str) -> Result<TlsConnector> {
-    Ok(TlsConnector::from(Arc::new(client_config(folder, name, provider())?)))
+pub(crate) fn connector(
+    folder: &Path,
+    name: &str,
+    offered: Arc<CryptoProvider>,
+) -> Result<TlsConnector> {
+    Ok(TlsConnector::from(Arc::new(client_config(folder, name, offered)?)))
 }
 
 /// The client does not look at the server's name: what it costs is not what is measured.
 pub(crate) fn client_config(
     folder: &Path,
     name: &str,
-    provider: Arc<rustls::crypto::CryptoProvider>,
+    provider: Arc<CryptoProvider>,
 ) -> Result<ClientConfig> {
     let (chain, key) = own(folder, name)?;
     let mut config = ClientConfig::builder_with_provider(provider.clone())
@@ -82,7 +114,7 @@ pub(crate) fn client_config(
 
 /// Takes any server, in a benchmark's client only.
 #[derive(Debug)]
-struct Anybody(Arc<rustls::crypto::CryptoProvider>);
+struct Anybody(Arc<CryptoProvider>);
 
 impl rustls::client::danger::ServerCertVerifier for Anybody {
     fn verify_server_cert(

@@ -20,7 +20,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use crate::child::{End, Peer};
-use crate::client::{connector, credentials, one};
+use crate::client::{connector, credentials, one, provider};
 use crate::figure::{Asked, Figure, Output, Verdict};
 use crate::fleet::limits;
 
@@ -42,7 +42,7 @@ pub(crate) fn run(output: Output) -> Result<Verdict> {
     let backend = Peer::start(End::Backend, folder.path())?;
     std::fs::write(folder.path().join("backend"), backend.address.to_string())?;
     let proxy = Peer::start(End::Proxy, folder.path())?;
-    let connector = connector(folder.path(), "client0")?;
+    let connector = connector(folder.path(), "client0", Arc::new(provider()))?;
     let hello = Arc::new(client_hello(&connector)?);
     runtime.block_on(async {
         // Whoever was let in before is known to the proxy: the good client is no stranger.
@@ -51,10 +51,10 @@ pub(crate) fn run(output: Output) -> Result<Verdict> {
         let (stop, tried) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
         let flooding = tokio::spawn(flood(proxy.address, hello, tried.clone(), stop.clone()));
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let before = (tried.load(Ordering::Relaxed), Instant::now(), proxy.cpu_micros()?);
+        let before = (tried.load(Ordering::Relaxed), Instant::now(), proxy.family().processor()?);
         let flooded = good(&connector, proxy.address, SPAN).await?;
         let (span, count) = (before.1.elapsed(), tried.load(Ordering::Relaxed) - before.0);
-        let cpu = (proxy.cpu_micros()? - before.2) / 1e6 / span.as_secs_f64();
+        let cpu = (proxy.family().processor()? - before.2).as_secs_f64() / span.as_secs_f64();
         stop.cancel();
         flooding.await?;
         #[expect(clippy::cast_precision_loss, reason = "some hundred thousand")]

@@ -60,13 +60,14 @@ struct Arguments {
 
 type Bench = fn(Output) -> Result<Verdict>;
 
-const FIGURES: [(&str, Bench); 28] = [
+const FIGURES: [(&str, Bench); 29] = [
     ("issue_embedded", issue::embedded),
     ("issue_postgres", issue::postgres),
     ("issue_beside_step_ca", step_ca::run),
     ("handshake", handshake::run),
     ("handshake_remembered", handshake::remembered),
     ("handshake_cores", handshake::cores),
+    ("handshake_peers", handshake::beside_peers),
     ("http1", peers::http1),
     ("http2", peers::http2),
     ("tcp", peers::tcp),

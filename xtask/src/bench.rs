@@ -9,12 +9,13 @@ use crate::shell::{cargo, root};
 use crate::test::{packages, python};
 
 /// The figures that need other proxies beside ours.
-const BESIDE_PEERS: [&str; 4] = ["http1", "http2", "tcp", "bulk"];
+const BESIDE_PEERS: [&str; 5] = ["handshake_peers", "http1", "http2", "tcp", "bulk"];
 /// The figures of our own proxy as it is shipped.
-const OF_THE_PROXY: [&str; 9] = [
+const OF_THE_PROXY: [&str; 10] = [
     "handshake",
     "handshake_remembered",
     "handshake_cores",
+    "handshake_peers",
     "http1",
     "http2",
     "tcp",

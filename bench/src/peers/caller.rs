@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use h2::client::SendRequest;
-use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -23,7 +22,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::process::pinned;
 use crate::child::{End, say};
-use crate::client::client_config;
+use crate::client::{client_config, one_suite};
 
 /// The name of its credentials in its folder.
 pub(crate) const CREDENTIALS: &str = "client0";
@@ -169,14 +168,8 @@ async fn open(folder: &Path, errand: &str) -> Result<Standing> {
     })
 }
 
-/// One suite and one group, so that every proxy does the same work.
 fn connector(folder: &Path, way: Way) -> Result<TlsConnector> {
-    let provider = rustls::crypto::CryptoProvider {
-        cipher_suites: vec![cipher_suite::TLS13_AES_128_GCM_SHA256],
-        kx_groups: vec![kx_group::X25519],
-        ..default_provider()
-    };
-    let mut config = client_config(folder, CREDENTIALS, Arc::new(provider))?;
+    let mut config = client_config(folder, CREDENTIALS, Arc::new(one_suite()))?;
     config.alpn_protocols = match way {
         Way::Http1 | Way::Operations | Way::Bulk => vec![b"http/1.1".to_vec()],
         Way::Http2 => vec![b"h2".to_vec()],
