@@ -1,4 +1,7 @@
 //! Issuance from CSR to certificate, durable record included, against what the cryptography alone costs.
+//!
+//! It is the server's own way from the proof of possession to the certificate that our verifier has accepted, step by step, with
+//! the store under it. What comes before and after is not in it: the wire, and who may have which identity.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -8,7 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Clock, SystemClock, SystemEntropy};
-use countersign_pki::{KeyKind, PrivateKey, make_csr, open_csr};
+use countersign_pki::{
+    Bundles, ChainMemory, KeyKind, PrivateKey, Role, make_csr, open_csr, verify_fresh,
+};
 use countersign_store::{Batch, IssuedRow, Password, PostgresStore, SqliteStore, Store};
 
 use crate::credentials::Domain;
@@ -18,6 +23,21 @@ use crate::postgres::{Cluster, Listen};
 /// Callers at once, as agents batch them.
 const CALLERS: usize = 64;
 const SPAN: Duration = Duration::from_secs(4);
+
+/// Who issues, and verifies what was issued.
+struct Authority {
+    domain: Domain,
+    bundles: Bundles,
+    memory: ChainMemory,
+}
+
+impl Authority {
+    async fn make() -> Result<Arc<Self>> {
+        let domain = Domain::make(SystemClock::new().now()).await?;
+        let bundles = Bundles::new(vec![domain.bundle.clone()])?;
+        Ok(Arc::new(Self { domain, bundles, memory: ChainMemory::new() }))
+    }
+}
 
 /// With the state in the data directory.
 pub(crate) fn embedded(output: Output) -> Result<Verdict> {
@@ -45,13 +65,13 @@ pub(crate) fn append(output: Output) -> Result<Verdict> {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(cores).enable_all().build()?;
-    let domain = Arc::new(runtime.block_on(Domain::make(SystemClock::new().now()))?);
+    let authority = runtime.block_on(Authority::make())?;
     let csr = Arc::new(make_csr(&PrivateKey::generate(KeyKind::P256)?)?);
     let rate = |more: usize| -> Result<f64> {
         let folder = tempfile::tempdir()?;
         let store: Arc<dyn Store> =
             Arc::new(SqliteStore::create(folder.path(), Arc::new(SystemEntropy))?);
-        runtime.block_on(issue_for(&domain, &store, &csr, more))
+        runtime.block_on(issue_for(&authority, &store, &csr, more))
     };
     // In turns, so that what else the machine does falls on both.
     let (mut without, mut with) = (0.0, 0.0);
@@ -78,14 +98,13 @@ fn measure(
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(cores).enable_all().build()?;
-    let now = SystemClock::new().now();
-    let domain = Arc::new(runtime.block_on(Domain::make(now))?);
+    let authority = runtime.block_on(Authority::make())?;
     let key = PrivateKey::generate(KeyKind::P256)?;
     let csr = Arc::new(make_csr(&key)?);
 
     let limit = crypto_alone(cores, &csr, &key);
     let store = runtime.block_on(store)?;
-    let value = runtime.block_on(issue_for(&domain, &store, &csr, 0))?;
+    let value = runtime.block_on(issue_for(&authority, &store, &csr, 0))?;
     let figure = Figure {
         name,
         value,
@@ -113,7 +132,7 @@ fn crypto_alone(cores: usize, csr: &[u8], key: &PrivateKey) -> f64 {
 }
 
 async fn issue_for(
-    domain: &Arc<Domain>,
+    authority: &Arc<Authority>,
     store: &Arc<dyn Store>,
     csr: &Arc<Vec<u8>>,
     more_events: usize,
@@ -122,11 +141,11 @@ async fn issue_for(
     let begin = Instant::now();
     let mut callers = tokio::task::JoinSet::new();
     for _ in 0..CALLERS {
-        let (domain, store, csr, issued) =
-            (domain.clone(), store.clone(), csr.clone(), issued.clone());
+        let (authority, store, csr, issued) =
+            (authority.clone(), store.clone(), csr.clone(), issued.clone());
         callers.spawn(async move {
             while begin.elapsed() < SPAN {
-                issue(&domain, &*store, &csr, more_events).await?;
+                issue(&authority, &*store, &csr, more_events).await?;
                 issued.fetch_add(1, Ordering::Relaxed);
             }
             anyhow::Ok(())
@@ -140,8 +159,14 @@ async fn issue_for(
     Ok(count / begin.elapsed().as_secs_f64())
 }
 
-/// The design's path: prove, draft, review, record, sign.
-async fn issue(domain: &Domain, store: &dyn Store, csr: &[u8], more_events: usize) -> Result<()> {
+/// The design's path: prove, draft, review, record, sign, and verify as those will who have to accept it.
+async fn issue(
+    authority: &Authority,
+    store: &dyn Store,
+    csr: &[u8],
+    more_events: usize,
+) -> Result<()> {
+    let Authority { domain, bundles, memory } = authority;
     let reviewed =
         domain.draft("/web", open_csr(csr)?)?.review(&domain.profile()?, &domain.issuer)?;
     let summary = reviewed.summary();
@@ -171,6 +196,8 @@ async fn issue(domain: &Domain, store: &dyn Store, csr: &[u8], more_events: usiz
     let batch = Batch { events, issued: vec![row], ..Batch::default() };
     let committed = store.commit(batch).await?;
     let receipt = committed.receipts.into_iter().next().context("a receipt for each row")?;
-    reviewed.sign(receipt, &domain.signer).await?;
+    let fresh = reviewed.sign_fresh(receipt, &domain.signer).await?;
+    let above = [domain.issuer.certificate().clone()];
+    verify_fresh(&fresh, &above, bundles, (Role::Client, domain.now), memory)?;
     Ok(())
 }
