@@ -244,6 +244,7 @@ fn configure(
             write("haproxy.pem", text("server.pem")? + &text("server.key")?)?;
             let file = write("haproxy.cfg", haproxy(mode, place, door))?;
             command.arg("-db").arg("-f").arg(file);
+            command.env("OPENSSL_CONF", write("openssl.cnf", NO_TICKETS.to_owned())?);
         }
         Kind::Envoy => {
             let file = write("envoy.json", envoy(mode, place, door))?;
@@ -254,14 +255,16 @@ fn configure(
     Ok(())
 }
 
-/// One worker, connections kept on both sides, no log of requests, and no session that is remembered: as all are.
+/// One worker, connections kept on both sides, no log of requests, and no session that is remembered: as all are. Without
+/// `NumTickets` it would still send tickets, which name sessions that it does not keep.
 fn nginx(mode: Mode, place: &Place<'_>, door: SocketAddr) -> String {
     let (at, program) = (place.folder.display(), place.program);
     let user = if nix::unistd::geteuid().is_root() { "user root;" } else { "" };
     let tls = format!(
         "ssl_certificate {at}/server.pem; ssl_certificate_key {at}/server.key;
          ssl_client_certificate {at}/bundle.pem; ssl_verify_client on; ssl_verify_depth 3;
-         ssl_protocols TLSv1.3; ssl_session_tickets off; ssl_session_cache off;"
+         ssl_protocols TLSv1.3; ssl_session_tickets off; ssl_session_cache off;
+         ssl_conf_command NumTickets 0;"
     );
     let head = format!(
         "daemon off; {user} worker_processes 1; pid {at}/nginx.pid; error_log {at}/nginx.err warn;
@@ -300,6 +303,16 @@ fn nginx(mode: Mode, place: &Place<'_>, door: SocketAddr) -> String {
         ),
     }
 }
+
+/// HAProxy has no word for it, and would send tickets all the same, which name sessions that it does not keep.
+const NO_TICKETS: &str = "openssl_conf = all
+[all]
+ssl_conf = ssl
+[ssl]
+system_default = every
+[every]
+NumTickets = 0
+";
 
 fn haproxy(mode: Mode, place: &Place<'_>, door: SocketAddr) -> String {
     let (at, program) = (place.folder.display(), place.program);
