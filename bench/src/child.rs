@@ -6,34 +6,35 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
-use countersign::Authorization;
-use countersign_proxy::{Config, FixedInbound, IdentitySource, Listeners, Protocol, Target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 
+use crate::flood;
 use crate::peers::process::Family;
 use crate::peers::{caller, process, program};
 
 /// Which end a child process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum End {
-    Proxy,
     Backend,
     /// Sends the load of [`crate::peers`].
     Caller,
     /// The program behind its proxies.
     Program,
+    /// Floods a door.
+    Crowd,
 }
 
 impl End {
     /// This program, told to be this end.
     pub(crate) fn of(self, mut command: Command, folder: &Path) -> Command {
         let name = match self {
-            Self::Proxy => "proxy",
             Self::Backend => "backend",
             Self::Caller => "caller",
             Self::Program => "program",
+            Self::Crowd => "crowd",
         };
         command.args(["--be", name, "--folder"]).arg(folder);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -47,16 +48,9 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn start(end: End, folder: &Path) -> Result<Self> {
-        Self::be(Command::new(std::env::current_exe()?), end, folder)
-    }
-
-    /// The same on one core.
+    /// This program on one core.
     pub(crate) fn start_on(core: u32, end: End, folder: &Path) -> Result<Self> {
-        Self::be(process::pinned(core, &std::env::current_exe()?), end, folder)
-    }
-
-    fn be(command: Command, end: End, folder: &Path) -> Result<Self> {
+        let command = process::pinned(core, &std::env::current_exe()?);
         Self::spawn(end.of(command, folder), &format!("{end:?}"))
     }
 
@@ -85,17 +79,18 @@ impl Drop for Peer {
 
 /// What the child does: listens, says where, and serves until its input closes.
 pub(crate) fn serve(end: End, folder: &Path) -> Result<()> {
-    if end == End::Caller {
-        return caller::serve(folder);
-    }
-    let runtime = match end {
+    match end {
+        End::Caller => caller::serve(folder),
+        End::Crowd => flood::serve(folder),
         // It has one core at most.
-        End::Program => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
+        End::Program => until_closed(&mut Builder::new_current_thread(), program::serve()),
         // As many threads as it has cores.
-        End::Proxy | End::Backend | End::Caller => {
-            tokio::runtime::Builder::new_multi_thread().enable_all().build()?
-        }
-    };
+        End::Backend => until_closed(&mut Builder::new_multi_thread(), backend()),
+    }
+}
+
+fn until_closed(runtime: &mut Builder, work: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = runtime.enable_all().build()?;
     let stop = CancellationToken::new();
     let ended = stop.clone();
     std::thread::spawn(move || {
@@ -103,14 +98,6 @@ pub(crate) fn serve(end: End, folder: &Path) -> Result<()> {
         ended.cancel();
     });
     runtime.block_on(async move {
-        let work = async {
-            match end {
-                End::Proxy => proxy(folder, stop.clone()).await,
-                End::Backend => backend().await,
-                End::Program => program::serve().await,
-                End::Caller => Ok(()),
-            }
-        };
         tokio::select! {
             () = stop.cancelled() => Ok(()),
             ended = work => ended,
@@ -123,42 +110,6 @@ pub(crate) fn say(what: impl std::fmt::Display) -> Result<()> {
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{what}")?;
     Ok(stdout.flush()?)
-}
-
-fn backend_of(folder: &Path) -> Result<String> {
-    Ok(std::fs::read_to_string(folder.join("backend"))?)
-}
-
-async fn proxy(folder: &Path, stop: CancellationToken) -> Result<()> {
-    let config = Config {
-        name: "bench".parse()?,
-        identity: IdentitySource::Files {
-            chain: folder.join("server.pem"),
-            key: folder.join("server.key"),
-            bundle: folder.join("bundle.pem"),
-            trust_domain: None,
-            federated: Vec::new(),
-        },
-        authorization: Authorization::AllowIds(vec!["spiffe://bench.example/client".parse()?]),
-        listeners: Listeners::Fixed {
-            inbound: vec![FixedInbound {
-                service: "server".parse()?,
-                listen: "127.0.0.1:0".parse()?,
-                forward: Target::Tcp(backend_of(folder)?),
-                protocol: Protocol::Tcp,
-            }],
-            outbound: Vec::new(),
-        },
-        metrics: None,
-        tracing: None,
-    };
-    let (ready, told) = tokio::sync::oneshot::channel::<countersign_proxy::Ready>();
-    let telling = async {
-        let ready = told.await.context("the proxy did not become ready")?;
-        say(ready.inbound.first().context("a door")?.listen)
-    };
-    let (served, said) = tokio::join!(countersign_proxy::run(config, stop, ready), telling);
-    said.and(served)
 }
 
 async fn backend() -> Result<()> {

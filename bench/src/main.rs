@@ -124,11 +124,14 @@ fn told(ended: Result<ExitCode>) -> ExitCode {
 /// All that can be asked for by name.
 fn names() -> Vec<&'static str> {
     let figures = FIGURES.iter().map(|(name, _)| *name);
-    figures.chain(fleet::NAMES).chain(["fleet"]).collect()
+    figures.chain(flood::TOGETHER).chain(fleet::NAMES).chain(["fleet"]).collect()
 }
 
 fn run(arguments: &Arguments) -> Result<Verdict> {
-    let wanted = |name: &str| arguments.name.as_deref().is_none_or(|only| only == name);
+    let wanted = |name: &str| {
+        let measured_with = |only: &str| name == "flood" && flood::TOGETHER.contains(&only);
+        arguments.name.as_deref().is_none_or(|only| only == name || measured_with(only))
+    };
     let (mut verdict, mut failed) = (Verdict::Met, Vec::new());
     for (name, bench) in FIGURES {
         if wanted(name) {

@@ -11,7 +11,7 @@ use crate::test::{packages, python};
 /// The figures that need other proxies beside ours.
 const BESIDE_PEERS: [&str; 5] = ["handshake_peers", "http1", "http2", "tcp", "bulk"];
 /// The figures of our own proxy as it is shipped.
-const OF_THE_PROXY: [&str; 10] = [
+const OF_THE_PROXY: [&str; 13] = [
     "handshake",
     "handshake_remembered",
     "handshake_cores",
@@ -22,6 +22,9 @@ const OF_THE_PROXY: [&str; 10] = [
     "bulk",
     "idle_connection",
     "idle_tunnel",
+    "flood",
+    "flood_memory",
+    "flood_newcomer",
 ];
 /// Those of them that are measured beside a bare acceptor.
 const BESIDE_BARE: [&str; 3] = ["handshake", "handshake_remembered", "handshake_cores"];
@@ -113,13 +116,13 @@ fn measured(
     if matches!(output, Output::Human) {
         eprintln!("── benchmarks");
     }
-    Ok(passed_on(bench.status()?.code()))
+    Ok(ExitCode::from(passed_on(bench.status()?.code())))
 }
 
 /// What the benchmarks ended with. Whatever else may end a program has measured nothing.
-fn passed_on(code: Option<i32>) -> ExitCode {
+fn passed_on(code: Option<i32>) -> u8 {
     let known = code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code < NOT_MEASURED);
-    ExitCode::from(known.unwrap_or(NOT_MEASURED))
+    known.unwrap_or(NOT_MEASURED)
 }
 
 /// Builds what a figure runs as it is shipped, unless it is told to take another.
@@ -157,4 +160,16 @@ fn envoy() -> Option<PathBuf> {
 fn step_quietly(command: &mut std::process::Command) -> Result<()> {
     anyhow::ensure!(command.status()?.success(), "{command:?} failed");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_benchmark_that_broke_has_measured_nothing() {
+        assert_eq!([0, 1, 2, 3].map(|code| passed_on(Some(code))), [0, 1, 2, NOT_MEASURED]);
+        // A panic, another end that is not ours, and a signal.
+        assert_eq!([Some(101), Some(-1), None].map(passed_on), [NOT_MEASURED; 3]);
+    }
 }
