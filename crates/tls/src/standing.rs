@@ -1,4 +1,5 @@
-//! Whose handshake is worth an operation with a key, judged by where it comes from and what came from there before.
+//! Whose try, at a handshake or at another proof, is worth an operation with a key, judged by where it comes from and what came from
+//! there before.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -130,6 +131,19 @@ impl Standings {
     /// # Errors
     /// `rate-limited`, with the limit that is reached.
     pub fn begin(&self, source: Source, now: Timestamp) -> Result<Leave, Refused> {
+        self.leave(source, Paid::Strangers, now)
+    }
+
+    /// The same for somebody who is known to have failed before, also where there was no room to remember its source.
+    ///
+    /// # Errors
+    /// `rate-limited`, with the limit that is reached.
+    pub fn begin_again(&self, source: Source, now: Timestamp) -> Result<Leave, Refused> {
+        self.leave(source, Paid::Suspects, now)
+    }
+
+    /// Who is not on record pays with `unknown`.
+    fn leave(&self, source: Source, unknown: Paid, now: Timestamp) -> Result<Leave, Refused> {
         let rates = self.rates;
         let known = self.shards.of_key(&source).sources.get_mut(&source).map(|record| {
             let proven = record.is_proven(now);
@@ -137,22 +151,26 @@ impl Standings {
             (left, proven, record.is_suspect(now))
         });
         let paid = match known {
-            Some((0, _, _)) => return Err(limited("too many handshakes from this source failed")),
+            Some((0, _, _)) => return Err(limited("too many tries from this source failed")),
             Some((_, true, _)) => Paid::Nothing,
-            Some((_, false, true)) => {
-                if !self.common.suspects.take(now) {
-                    return Err(limited("too many handshakes from sources that failed before"));
-                }
-                Paid::Suspects
-            }
-            Some((_, false, false)) | None => {
-                if !self.common.strangers.take(now) {
-                    return Err(limited("too many handshakes from unknown sources"));
-                }
-                Paid::Strangers
-            }
+            Some((_, false, true)) => Paid::Suspects,
+            Some((_, false, false)) | None => unknown,
         };
+        match paid {
+            Paid::Nothing => {}
+            Paid::Suspects if self.common.suspects.take(now) => {}
+            Paid::Suspects => {
+                return Err(limited("too many tries from sources that failed before"));
+            }
+            Paid::Strangers if self.common.strangers.take(now) => {}
+            Paid::Strangers => return Err(limited("too many tries from unknown sources")),
+        }
         Ok(Leave { source, paid })
+    }
+
+    /// Somebody from there has proved who they are, in another way than by a handshake.
+    pub fn proven(&self, source: Source, now: Timestamp) {
+        self.shards.of_key(&source).proven(source, self.rates, now);
     }
 
     /// A handshake that had leave to begin is over.
@@ -368,6 +386,34 @@ mod tests {
             standings.ended(leave, Outcome::Nothing, NOW);
         }
         assert_eq!(held(&standings), 0);
+    }
+
+    #[test]
+    fn who_failed_is_no_stranger_again_for_want_of_room_to_remember_it() {
+        let rates = StandingRates { strangers: Rate { burst: 20_000, ..RATES.strangers }, ..RATES };
+        let standings = Standings::new(rates, NOW);
+        for number in 1000..20_000 {
+            fails(&standings, number, NOW);
+        }
+        let forgotten = (1000..20_000).find(|number| !knows(&standings, *number)).unwrap();
+        let tries = (0..1000).filter(|_| {
+            let leave = standings.begin_again(source(forgotten), NOW);
+            leave.map(|leave| standings.ended(leave, Outcome::Failed, NOW)).is_ok()
+        });
+        assert_eq!(tries.count(), RATES.suspects.burst as usize);
+        assert!(standings.begin(source(7), NOW).is_ok(), "a stranger finds what strangers have");
+    }
+
+    #[test]
+    fn who_proved_itself_elsewhere_needs_nobodys_allowance_but_its_own() {
+        let standings = standings();
+        while fails(&standings, 7, NOW) {}
+        standings.proven(source(7), NOW);
+        for number in 1000..10_000 {
+            fails(&standings, number, NOW);
+        }
+        assert_eq!(standings.begin(source(8), NOW).unwrap_err().code, Code::RateLimited);
+        assert_eq!(standings.begin(source(7), NOW).unwrap().paid, Paid::Nothing);
     }
 
     #[test]
