@@ -1,6 +1,6 @@
 //! What the parts of a serving server share.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::{Clock, Code, Entropy, Revision};
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::attest::{NodeAuthorities, Throttle};
+use crate::attest::NodeAuthorities;
 use crate::authority::Rotation;
 use crate::incarnation::{Journal, LogKey};
 use crate::issue::{Cause, Desk, Order, Svid, Wanted};
@@ -34,7 +34,6 @@ pub(crate) struct Control {
     /// The other servers, where the store is one that several share.
     pub(crate) replicas: Option<Replicas>,
     pub(crate) slices: Slices,
-    pub(crate) throttle: Mutex<Throttle>,
     pub(crate) watch: Arc<Watch>,
     pub(crate) tracer: Tracer,
     pub(crate) pulse: Arc<Pulse>,
@@ -121,11 +120,6 @@ impl Control {
                 Err(Refused::new(Code::Fenced, "the server's snapshot is behind its store"))
             }
         }
-    }
-
-    /// Asks or tells the memory of failed attempts.
-    pub(crate) fn throttled<T>(&self, with: impl FnOnce(&mut Throttle) -> T) -> T {
-        with(&mut self.throttle.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Runs something to its end, even when whoever asked for it goes away.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -17,9 +17,10 @@ use countersign_audit::{Event, EventKind};
 use countersign_identity::{
     Clock, Code, Entropy, KeyId, Lifetime, Name, NodeId, Revision, Timestamp, TrustDomain,
 };
-use countersign_pki::{ChainMemory, NoVault, PrivateKey, Role};
+use countersign_pki::{ChainMemory, NoVault, PrivateKey, Role, Verified};
 use countersign_seal::Kek;
 use countersign_store::{Batch, Op, Store, TokenRow};
+use countersign_tls::Source;
 use futures_util::FutureExt;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -28,11 +29,11 @@ use tokio_util::task::TaskTracker;
 use crate::Refused;
 use crate::admin::{apply, change};
 use crate::attest::renew::{Nonce, issue, prove, renewable};
-use crate::attest::{JoinToken, Throttle, caller, join};
+use crate::attest::{Attempt, JoinToken, caller, join};
 use crate::authority::{Ceremony, First, NewRoot, Unsealed, create_first_of, internal, unseal};
 use crate::config::{ISSUER_LIFETIME_SECS, ROOT_LIFETIME_SECS};
 use crate::control::Control;
-use crate::edge::Peer;
+use crate::edge::{Conduct, Crowd, Peer};
 use crate::issue::{Desk, sign};
 use crate::log::Signing;
 use crate::publish::{
@@ -61,6 +62,7 @@ pub struct Steps {
     control: Arc<Control>,
     feeder: Feeder,
     trust: KeyId,
+    crowd: Crowd,
 }
 
 /// An open stream of one agent.
@@ -125,6 +127,7 @@ impl Steps {
         let highest = latest(&*store).await.map_err(internal)?;
         let (feeder, feed) = Feeder::start(Arc::clone(&store), Arc::clone(&clock)).await?;
         let trust = authorities.trust();
+        let crowd = Crowd::new(clock.now());
         let desk = Desk {
             store: Arc::clone(&store),
             authorities: Arc::new(ArcSwap::from_pointee(authorities)),
@@ -142,7 +145,6 @@ impl Steps {
             converging: Converging::default(),
             replicas: None,
             slices: Slices::default(),
-            throttle: Mutex::new(Throttle::default()),
             watch: Arc::new(Watch::new(clock.now())),
             tracer: countersign_program::trace::Tracer::default(),
             pulse: Arc::default(),
@@ -157,7 +159,7 @@ impl Steps {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
-        Ok(Self { control: Arc::new(control), feeder, trust })
+        Ok(Self { control: Arc::new(control), feeder, trust, crowd })
     }
 
     /// The name of the root's key.
@@ -272,7 +274,8 @@ impl Steps {
     /// # Errors
     /// As the server refuses it.
     pub async fn attest(&self, request: v1::AttestRequest) -> Result<v1::AttestResponse, Refused> {
-        self.while_advancing(join(Arc::clone(&self.control), SOURCE, request)).await
+        let peer = Arc::new(self.connection(None, [0; 32]));
+        self.while_advancing(join(Arc::clone(&self.control), peer, request)).await
     }
 
     /// Answers `Renew`: the node says who it is, and signs over the nonce and the connection's secret.
@@ -291,8 +294,14 @@ impl Steps {
         let node = renewable(id, row, hello.generation, control.clock.now())?;
         let mut nonce: Nonce = [0; 32];
         control.entropy.fill(&mut nonce).map_err(internal)?;
-        let proven = prove(&node, &nonce, exporter, &answer(&nonce))?;
-        self.while_advancing(issue(control, node, proven)).await
+        let peer = self.connection(None, *exporter);
+        let attempt = Attempt::begin(control, &peer)?;
+        let renewed = match prove(&attempt, &node, &nonce, exporter, &answer(&nonce)) {
+            Ok(proven) => self.while_advancing(issue(control, node, proven)).await,
+            Err(refused) => Err(refused),
+        };
+        attempt.ended(&renewed);
+        renewed
     }
 
     /// Answers `Sign` on a connection that shows this chain.
@@ -378,7 +387,12 @@ impl Steps {
         let chain: Vec<&[u8]> = shown.iter().map(AsRef::as_ref).collect();
         let now = self.control.clock.now();
         let verified = countersign_pki::verify(&chain, state.bundles(), Role::Client, now)?;
-        Ok(Peer { address: SOURCE, verified: Some(verified), exporter: [0; 32] })
+        Ok(self.connection(Some(verified), [0; 32]))
+    }
+
+    fn connection(&self, verified: Option<Verified>, exporter: [u8; 32]) -> Peer {
+        let conduct = Conduct::new(self.crowd.clone(), Source::of(SOURCE), None);
+        Peer { address: SOURCE, verified, exporter, conduct }
     }
 
     /// Runs something that may wait for the snapshot, which advances whenever it does.

@@ -1,6 +1,5 @@
 //! A new node proves itself by a join token, once.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,57 +11,53 @@ use countersign_identity::{Attested, Code, NodeEvidence, NodeId, Timestamp};
 use countersign_pki::{ProvenKey, Reserved};
 use countersign_store::{HOST_BYTES_MAX, NodeRow, Op, TokenRow};
 
+use crate::attest::Attempt;
 use crate::attest::caller::agent_id;
 use crate::attest::token;
 use crate::authority::internal;
 use crate::control::Control;
+use crate::edge::Peer;
 use crate::issue::{Cause, Svid, Wanted};
 use crate::refusal::Refused;
 use crate::state::State;
 
 /// How long each further guess waits for its answer.
-const GUESS_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const GUESS_PAUSE: Duration = Duration::from_millis(200);
 
 /// Registers a node whose token is good and whose key is its own.
 ///
 /// Not to be torn: the token is spent in the same commit that registers the node and records its first certificate.
 ///
 /// # Errors
-/// When anything about it is wrong. Who guesses too often waits for each answer; a good token is taken at once, so that
-/// nobody is kept out by what others behind the same address do.
+/// When anything about it is wrong. Who guesses too often waits for each answer, and keeps nobody out who has a good token. Whose
+/// signing requests fail too often waits until the next is looked at.
 pub(crate) async fn join(
     control: Arc<Control>,
-    source: IpAddr,
+    peer: Arc<Peer>,
     request: v1::AttestRequest,
 ) -> Result<v1::AttestResponse, Refused> {
     let now = control.clock.now();
-    let joined = attest(&control, request, now).await;
+    let joined = attest(&control, &peer, request, now).await;
     let Err(refused) = joined else { return joined };
     // What anybody can cause is a fact, and never an event of the log.
-    tracing::debug!(%source, code = %refused.code, "attestation refused");
+    tracing::debug!(source = %peer.address, code = %refused.code, "attestation refused");
     control.watch.attestation_refused(refused.code);
     let guessed =
         matches!(refused.code, Code::UnknownToken | Code::SpentToken | Code::ExpiredToken);
-    if !guessed {
-        return Err(refused);
-    }
-    let patient = control.throttled(|throttle| {
-        throttle.failed(source, now);
-        throttle.allows(source, now)
-    });
-    if patient {
+    if !guessed || peer.conduct.guessed(now) {
         return Err(refused);
     }
     tokio::time::sleep(GUESS_PAUSE).await;
-    Err(Refused::new(Code::RateLimited, "too many failed attestations from this address"))
+    Err(Refused::new(Code::RateLimited, "too many guesses at join tokens from this address"))
 }
 
 async fn attest(
     control: &Control,
+    peer: &Peer,
     request: v1::AttestRequest,
     now: Timestamp,
 ) -> Result<v1::AttestResponse, Refused> {
-    // 1. The token before anything that costs: a signature is verified only for who holds one.
+    // The token before anything that costs: a signature is verified only for who holds one.
     let Some(Evidence::JoinToken(text)) = &request.evidence else {
         return Err(Refused::new(
             Code::NotUnderstood,
@@ -71,10 +66,24 @@ async fn attest(
     };
     let hash = token::presented(text)?;
     let token = usable(control.store.token(hash).await?, now)?;
-    // 2. The key, and that the caller holds it.
-    let key = countersign_pki::open_csr(&request.csr)
-        .map_err(|refused| Refused::new(refused.code(), refused.to_string()))?;
-    // 3. All of it becomes true at once, or not at all: of callers who race, one spends the token.
+    let attempt = Attempt::begin(control, peer)?;
+    let admitted = admit(control, &attempt, &request, token, now).await;
+    attempt.ended(&admitted);
+    admitted
+}
+
+/// Admits the holder of this token.
+async fn admit(
+    control: &Control,
+    attempt: &Attempt<'_>,
+    request: &v1::AttestRequest,
+    token: TokenRow,
+    now: Timestamp,
+) -> Result<v1::AttestResponse, Refused> {
+    // 1. The key, and that the caller holds it.
+    let key = attempt.request(&request.csr)?;
+    // 2. All of it becomes true at once, or not at all: of callers who race, one spends the token.
+    let hash = token.hash;
     let id = NodeId::draw(&*control.entropy).map_err(internal)?;
     let decide = |state: &State| {
         let node = node(state, id, &key, &token, &request.host, now);

@@ -13,13 +13,14 @@ use countersign_api::v1::renew_response::Step as Told;
 use countersign_api::{v1, wire};
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Attested, Code, KeyId, NodeId, Presented, Revoked, Timestamp};
-use countersign_pki::{Certificate, ProvenKey, PublicKey, Reserved, Role};
+use countersign_pki::{Certificate, ProvenKey, PublicKey, Reserved};
 use countersign_store::{NodeRow, Op};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
+use crate::attest::Attempt;
 use crate::attest::caller::{has_returned, not_suspended, was_lost};
-use crate::attest::join::{bundle, chain};
+use crate::attest::join::{GUESS_PAUSE, bundle, chain};
 use crate::authority::internal;
 use crate::control::Control;
 use crate::digest::sha256;
@@ -49,6 +50,9 @@ pub(crate) async fn renew(
         Err(refused) => {
             tracing::debug!(source = %peer.address, code = %refused.code, "renewal refused");
             control.watch.attestation_refused(refused.code);
+            if refused.code == Code::UnknownNode && !peer.conduct.guessed(control.clock.now()) {
+                tokio::time::sleep(GUESS_PAUSE).await;
+            }
             Err(refused.into())
         }
     };
@@ -62,32 +66,50 @@ async fn converse(
     asked: &mut Streaming<v1::RenewRequest>,
     answers: &mpsc::Sender<Result<v1::RenewResponse, Status>>,
 ) -> Result<v1::Renewed, Refused> {
-    // There is nothing to guess here, so nobody waits because of what others behind the same address do.
-    let (node, proven) = proven(control, peer, asked, answers).await?;
-    issue(control, node, proven).await
+    let claim = claim(control, asked, answers).await?;
+    // Nothing waits between the leave and what it is for, so that streams which are opened by the hundred get no more of it.
+    let attempt = Attempt::begin(control, peer)?;
+    let renewed = match proven(control, &attempt, peer, claim).await {
+        Ok((node, proven)) => issue(control, node, proven).await,
+        Err(refused) => Err(refused),
+    };
+    attempt.ended(&renewed);
+    renewed
 }
 
 /// Renewals of a node that a store can have lost: days of them.
 const LOST_RENEWALS_MAX: u64 = 1024;
 
-async fn proven(
+/// What a caller says of itself. Nothing of it is verified yet.
+struct Claim {
+    row: NodeRow,
+    lost: Option<Lost>,
+    nonce: Nonce,
+    proof: v1::RenewProof,
+}
+
+/// What a node's own certificate says of a key that the store may have lost.
+struct Lost {
+    row: NodeRow,
+    chain: Vec<Bytes>,
+    leaf: Certificate,
+}
+
+async fn claim(
     control: &Control,
-    peer: &Peer,
     asked: &mut Streaming<v1::RenewRequest>,
     answers: &mpsc::Sender<Result<v1::RenewResponse, Status>>,
-) -> Result<(NodeRow, Proven), Refused> {
+) -> Result<Claim, Refused> {
     // 1. Who it says it is.
     let Asked::Hello(hello) = step(asked).await? else {
         return Err(not_understood("expected the renewal's hello first"));
     };
     let id = wire::node_id(&hello.node_id).map_err(not_understood)?;
     let row = control.store.node(id).await?;
-    let on_record = row.as_ref().map_or(0, |row| row.generation);
-    let row = match row {
-        Some(row) => Some(remembered(control, &hello, row).await?),
-        None => None,
-    };
-    let node = renewable(id, row, hello.generation, control.clock.now())?;
+    let lost = row.as_ref().and_then(|row| lost(&hello, row));
+    let claimed = lost.as_ref().map(|lost| lost.row.clone()).or_else(|| row.clone());
+    let claimed = renewable(id, claimed, hello.generation, control.clock.now())?;
+    let row = row.unwrap_or(claimed);
     // 2. A nonce, for it to sign.
     let mut nonce: Nonce = [0; 32];
     control.entropy.fill(&mut nonce).map_err(internal)?;
@@ -98,40 +120,63 @@ async fn proven(
     let Asked::Proof(proof) = step(asked).await? else {
         return Err(not_understood("expected the renewal's proof"));
     };
-    let proven = Proven { on_record, ..prove(&node, &nonce, &peer.exporter, &proof)? };
-    Ok((node, proven))
+    Ok(Claim { row, lost, nonce, proof })
 }
 
-/// The node's record as its own certificate shows it, when that was issued before the store lost its tail: the key that is
-/// on record was succeeded since.
-async fn remembered(
-    control: &Control,
-    hello: &v1::RenewHello,
-    row: NodeRow,
-) -> Result<NodeRow, Refused> {
-    let renewals = hello.generation.saturating_sub(row.generation);
-    if renewals == 0 || LOST_RENEWALS_MAX < renewals || hello.chain.is_empty() {
-        return Ok(row);
+/// The node's record as a certificate shows it, which may have been issued before the store lost its tail: the key that is on record
+/// was succeeded since.
+fn lost(hello: &v1::RenewHello, row: &NodeRow) -> Option<Lost> {
+    let renewals = hello.generation.checked_sub(row.generation)?;
+    if renewals == 0 || LOST_RENEWALS_MAX < renewals {
+        return None;
     }
-    let state = control.feed.current();
-    let chain: Vec<&[u8]> = hello.chain.iter().map(AsRef::as_ref).collect();
-    let now = control.clock.now();
-    let leaf = chain.first().and_then(|leaf| Certificate::parse(leaf).ok());
-    let Some(validity) = leaf.map(|leaf| leaf.validity()) else { return Ok(row) };
+    let leaf = Certificate::parse(hello.chain.first()?).ok()?;
+    let key_spki = leaf.spki().to_vec();
+    let row = NodeRow { key_spki, generation: hello.generation, ..row.clone() };
+    Some(Lost { row, chain: hello.chain.clone(), leaf })
+}
+
+/// Verifies what was claimed: first that the caller has the key that it names, so that nothing else is done for who copied a chain.
+async fn proven(
+    control: &Control,
+    attempt: &Attempt<'_>,
+    peer: &Peer,
+    claim: Claim,
+) -> Result<(NodeRow, Proven), Refused> {
+    let Claim { row, lost, nonce, proof } = claim;
+    let node = lost.as_ref().map_or(&row, |lost| &lost.row);
+    let proven = prove(attempt, node, &nonce, &peer.exporter, &proof)?;
+    let Some(lost) = lost else { return Ok((row, proven)) };
+    was_succeeded(control, attempt, &row, &lost).await?;
+    tracing::warn!(node = %row.id, generation = lost.row.generation, "a node has a key that the store has lost");
+    Ok((lost.row, Proven { on_record: row.generation, ..proven }))
+}
+
+/// That the node's key on record was succeeded by that of this certificate in the span which the store has lost.
+async fn was_succeeded(
+    control: &Control,
+    attempt: &Attempt<'_>,
+    row: &NodeRow,
+    lost: &Lost,
+) -> Result<(), Refused> {
+    let unregistered = || Err(unregistered(lost.row.generation, row.generation));
+    let (state, now) = (control.feed.current(), control.clock.now());
+    let chain: Vec<&[u8]> = lost.chain.iter().map(AsRef::as_ref).collect();
+    let validity = lost.leaf.validity();
     // It proves what was registered, not that it may be used: it may have ended since.
     let at = now.min(validity.not_after);
-    let verified = countersign_pki::verify(&chain, state.bundles(), Role::Client, at);
+    let verified = attempt.client(&chain, state.bundles(), at);
     let Some(verified) = verified.ok().filter(|verified| verified.id == row.spiffe_id) else {
-        return Ok(row);
+        return unregistered();
     };
     // The record of one that has ended may be gone for good; that of the lost span never was there.
     let in_lost_span = || state.life().is_some_and(|life| life.from.at < validity.not_before);
     if !was_lost(&verified.leaf, &*control.store).await? || (at < now && !in_lost_span()) {
-        return Ok(row);
+        return unregistered();
     }
     // Once only: a key that was succeeded in the lost span must not displace the one that came back.
-    if has_returned(&row, &*control.store).await? {
-        return Ok(row);
+    if has_returned(row, &*control.store).await? {
+        return unregistered();
     }
     let presented = Presented {
         id: &verified.id,
@@ -147,9 +192,7 @@ async fn remembered(
         let why = format!("the node's certificate is revoked ({}): {}", rule.reason, rule.target);
         return Err(Refused::new(Code::Revoked, why));
     }
-    tracing::warn!(node = %row.id, generation = hello.generation, "a node has a key that the store has lost");
-    let key_spki = verified.leaf.spki().to_vec();
-    Ok(NodeRow { key_spki, generation: hello.generation, ..row })
+    Ok(())
 }
 
 async fn step(asked: &mut Streaming<v1::RenewRequest>) -> Result<Asked, Refused> {
@@ -168,6 +211,11 @@ fn told(step: Told) -> v1::RenewResponse {
 
 fn not_understood(why: impl std::fmt::Display) -> Refused {
     Refused::new(Code::NotUnderstood, why.to_string())
+}
+
+fn unregistered(generation: u64, newest: u64) -> Refused {
+    let why = format!("generation {generation} is not registered, the newest is {newest}");
+    Refused::new(Code::BadPossession, why)
 }
 
 /// Whether the node of this record may renew under this generation of its key.
@@ -190,10 +238,7 @@ pub(crate) fn renewable(
         ));
     }
     if row.generation < generation {
-        return Err(Refused::new(
-            Code::BadPossession,
-            format!("generation {generation} is not registered, the newest is {}", row.generation),
-        ));
+        return Err(unregistered(generation, row.generation));
     }
     if SILENCE_MAX < now.since(row.seen_at) {
         return Err(Refused::new(
@@ -216,6 +261,7 @@ pub(crate) struct Proven {
 
 /// Checks a renewal's proof. A pure function of what both ends know.
 pub(crate) fn prove(
+    attempt: &Attempt<'_>,
     node: &NodeRow,
     nonce: &Nonce,
     exporter: &[u8; 32],
@@ -224,13 +270,10 @@ pub(crate) fn prove(
     let registered = PublicKey::from_spki(&node.key_spki).map_err(internal)?;
     let csr = sha256(&proof.successor_csr);
     let statement = renewal_statement(nonce, exporter, node.id, node.generation, csr);
-    let key =
-        ProvenKey::by_statement(&registered, &statement, &proof.signature).map_err(|_bad| {
-            Refused::new(
-                Code::BadPossession,
-                "the proof is not by the registered key over this connection's nonce",
-            )
-        })?;
+    let key = attempt.statement(&registered, &statement, &proof.signature).map_err(|_bad| {
+        let why = "the proof is not by the registered key over this connection's nonce";
+        Refused::new(Code::BadPossession, why)
+    })?;
     if proof.successor_csr.is_empty() {
         return Ok(Proven {
             key,
@@ -239,8 +282,7 @@ pub(crate) fn prove(
             by: registered.id(),
         });
     }
-    let successor = countersign_pki::open_csr(&proof.successor_csr)
-        .map_err(|refused| Refused::new(refused.code(), refused.to_string()))?;
+    let successor = attempt.request(&proof.successor_csr)?;
     if successor.public() == &registered {
         return Err(Refused::new(
             Code::NotUnderstood,

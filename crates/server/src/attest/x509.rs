@@ -14,14 +14,13 @@ use countersign_api::v1::attest_x509_request::Step as Asked;
 use countersign_api::v1::attest_x509_response::Step as Told;
 use countersign_api::{v1, wire};
 use countersign_audit::{Event, EventKind};
-use countersign_identity::{Attested, Code, Fault, Name, NodeEvidence, NodeId};
-use countersign_pki::{
-    Certificate, ProvenKey, Reserved, VerifiedMachine, check_machine_authority, verify_machine,
-};
+use countersign_identity::{Attested, Code, Name, NodeEvidence, NodeId};
+use countersign_pki::{Certificate, ProvenKey, Reserved, VerifiedMachine, check_machine_authority};
 use countersign_store::{HOST_BYTES_MAX, NodeRow, Op};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
+use super::attempt::Attempt;
 use super::caller::{agent_id, not_suspended};
 use super::join::{bundle, chain};
 use super::renew::Nonce;
@@ -108,7 +107,6 @@ async fn converse(
             "this server takes no certificates of machines: it was started without `--node-ca`";
         return Err(Refused::new(Code::Forbidden, why));
     };
-    patient(control, peer)?;
     // 1. A nonce, for it to sign.
     let Asked::Hello(_version) = step(asked).await? else {
         return Err(not_understood("expected the attestation's hello first"));
@@ -122,36 +120,24 @@ async fn converse(
     let Asked::Proof(proof) = step(asked).await? else {
         return Err(not_understood("expected the attestation's proof"));
     };
+    // Asked before the file is read, and again after: what is read takes a while, and streams may have been opened by the hundred.
+    Attempt::begin(control, peer)?.unused();
     let reading = authorities.clone();
     let anchors = tokio::task::spawn_blocking(move || reading.read()).await.map_err(internal)?;
     let anchors = anchors.map_err(|why| {
         tracing::error!(%why, "no machine can prove itself: the authorities cannot be read");
         Refused::new(Code::Unavailable, "the authorities of machines cannot be read")
     })?;
-    // Asked again, since streams may have been opened by the hundred; from here on nothing waits.
-    patient(control, peer)?;
-    let failed = |refused: &Refused| {
-        // Ours, and those of the store, say nothing about the caller.
-        if matches!(refused.code.fault(), Fault::Caller | Fault::Peer) {
-            control.throttled(|throttle| throttle.failed(peer.address, control.clock.now()));
-        }
+    let attempt = Attempt::begin(control, peer)?;
+    let exporter = &peer.exporter;
+    let attested = match prove(&attempt, &anchors, (&nonce, exporter), &proof, control.clock.now())
+    {
+        // 3. All of it becomes true at once, or not at all.
+        Ok(proven) => register(control, proven, &proof.host, &authorities.labels).await,
+        Err(refused) => Err(refused),
     };
-    let proven = prove(&anchors, &nonce, &peer.exporter, &proof, control.clock.now());
-    let proven = proven.inspect_err(failed)?;
-    // 3. All of it becomes true at once, or not at all.
-    let registered = register(control, proven, &proof.host, &authorities.labels).await;
-    registered.inspect_err(failed)
-}
-
-/// Before any operation with a public key: who fails too often has to wait.
-fn patient(control: &Control, peer: &Peer) -> Result<(), Refused> {
-    match control.throttled(|throttle| throttle.allows(peer.address, control.clock.now())) {
-        true => Ok(()),
-        false => {
-            let why = "too many failed attestations from this address";
-            Err(Refused::new(Code::RateLimited, why))
-        }
-    }
+    attempt.ended(&attested);
+    attested
 }
 
 async fn step(asked: &mut Streaming<v1::AttestX509Request>) -> Result<Asked, Refused> {
@@ -181,23 +167,21 @@ struct Proven {
 
 /// Checks a machine's proof. A pure function of what both ends know.
 fn prove(
+    attempt: &Attempt<'_>,
     anchors: &[Certificate],
-    nonce: &Nonce,
-    exporter: &[u8; 32],
+    (nonce, exporter): (&Nonce, &[u8; 32]),
     proof: &v1::AttestX509Proof,
     now: countersign_identity::Timestamp,
 ) -> Result<Proven, Refused> {
     let shown: Vec<&[u8]> = proof.chain.iter().map(AsRef::as_ref).collect();
-    let machine = verify_machine(&shown, anchors, now)
-        .map_err(|refused| Refused::new(refused.code, refused.why))?;
+    let machine = attempt.machine(&shown, anchors, now)?;
     let fingerprint = machine.leaf().fingerprint();
     let statement = machine_statement(nonce, exporter, fingerprint, sha256(&proof.csr));
-    ProvenKey::by_statement(machine.key(), &statement, &proof.signature).map_err(|_bad| {
+    attempt.statement(machine.key(), &statement, &proof.signature).map_err(|_bad| {
         let why = "the proof is not by the certificate's key over this connection's nonce";
         Refused::new(Code::BadPossession, why)
     })?;
-    let key = countersign_pki::open_csr(&proof.csr)
-        .map_err(|refused| Refused::new(refused.code(), refused.to_string()))?;
+    let key = attempt.request(&proof.csr)?;
     Ok(Proven { machine, key })
 }
 

@@ -10,6 +10,7 @@ use countersign_tls::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::edge::conduct::{Conduct, Shown};
 use crate::refusal::Refused;
 
 /// Connections that have shown no agent's identity: handshakes under way, joining and renewing machines. An honest
@@ -34,6 +35,7 @@ pub(crate) struct Crowd(Arc<Books>);
 #[derive(Debug)]
 struct Books {
     standings: Standings,
+    shown: Shown,
     strangers: Room<Source>,
     agents: Room<NodeId>,
 }
@@ -42,6 +44,7 @@ struct Books {
 #[derive(Debug)]
 pub(crate) struct Place {
     crowd: Crowd,
+    source: Source,
     leave: Leave,
     stay: As,
 }
@@ -58,6 +61,7 @@ impl Crowd {
     pub(crate) fn new(now: Timestamp) -> Self {
         Self(Arc::new(Books {
             standings: Standings::new(RATES, now),
+            shown: Shown::new(now),
             strangers: Room::new(STRANGERS),
             agents: Room::new(AGENTS),
         }))
@@ -76,7 +80,17 @@ impl Crowd {
             standings.ended(leave, Outcome::Nothing, now);
             return Err(full());
         };
-        Ok(Place { crowd: self.clone(), leave, stay: As::Stranger(stay) })
+        Ok(Place { crowd: self.clone(), source, leave, stay: As::Stranger(stay) })
+    }
+
+    /// What was shown on connections.
+    pub(super) fn shown(&self) -> &Shown {
+        &self.0.shown
+    }
+
+    /// Who had not said in this handshake who they are has proved it since.
+    pub(super) fn vouch(&self, handshake: Leave, now: Timestamp) {
+        self.0.standings.ended(handshake, Outcome::Proven, now);
     }
 }
 
@@ -85,9 +99,23 @@ fn full() -> Refused {
 }
 
 impl Place {
-    /// How the handshake ended.
-    pub(crate) fn handshake(&self, outcome: Outcome, now: Timestamp) {
+    /// How the handshake ended. Gives what is shown on the connection from then on its place in the books.
+    pub(crate) fn handshake(&self, outcome: Outcome, now: Timestamp) -> Conduct {
         self.crowd.0.standings.ended(self.leave, outcome, now);
+        if outcome == Outcome::Proven {
+            self.crowd.0.shown.proven(self.source, now);
+        }
+        let unsaid = (outcome == Outcome::Anonymous).then_some(self.leave);
+        Conduct::new(self.crowd.clone(), self.source, unsaid)
+    }
+
+    /// The connection has ended. An agent that was here until now comes back from where it was, so that after an outage
+    /// it does not wait among strangers.
+    pub(crate) fn left(&self, now: Timestamp) {
+        if matches!(self.stay, As::Agent(_)) {
+            self.crowd.0.standings.proven(self.source, now);
+            self.crowd.0.shown.proven(self.source, now);
+        }
     }
 
     /// The caller has proven to be this agent, and no longer counts as a stranger. The oldest of too many
@@ -190,5 +218,27 @@ mod tests {
         let gone: Vec<_> = places.iter().map(|place| place.give_way().is_cancelled()).collect();
         assert_eq!(gone.iter().filter(|gone| **gone).count(), 1);
         assert!(gone[0] && !other.give_way().is_cancelled());
+    }
+
+    #[test]
+    fn agent_that_was_here_until_the_outage_does_not_wait_among_strangers_after_it() {
+        let crowd = Crowd::new(NOW);
+        let mut place = crowd.enter(address(1), NOW).unwrap();
+        place.handshake(Outcome::Proven, NOW);
+        place.known(AGENT, NOW).unwrap();
+        let hours_later = NOW + Duration::from_secs(5 * 3600);
+        place.left(hours_later);
+        drop(place);
+        let after = hours_later + Duration::from_secs(600);
+        let mut number = 1000;
+        while crowd.enter(address(number), after).is_ok() {
+            number += 1;
+        }
+        let place = crowd.enter(address(1), after).unwrap();
+        place.handshake(Outcome::Anonymous, after).shows(after).unwrap();
+        // Who was here and was nobody waits as the others do.
+        let place = crowd.enter(address(1), after).unwrap();
+        place.left(after);
+        assert!(crowd.enter(address(number), after).is_err());
     }
 }

@@ -110,7 +110,7 @@ impl Edge {
             }
             established = Box::pin(self.shake_hands(tcp)) => established,
         };
-        place.handshake(outcome(&established), self.clock.now());
+        let conduct = place.handshake(outcome(&established), self.clock.now());
         let stream = match established {
             Ok(established) => {
                 self.watch.handshake(&established.fact);
@@ -132,7 +132,7 @@ impl Edge {
             self.watch.turned_away(refused.code);
             return;
         }
-        let peer = Arc::new(Peer { address: address.ip(), verified, exporter });
+        let peer = Arc::new(Peer { address: address.ip(), verified, exporter, conduct });
         let _connected = self.watch.connected();
         // The register ends the connection with the caller's certificate and with its authority.
         let (ended, gives_way) = (admitted.ended(), place.gives_way());
@@ -156,6 +156,7 @@ impl Edge {
             let standing = Standing::new(stream, self.routes.known(), peer);
             self.part(standing, &refused).await;
         }
+        place.left(self.clock.now());
     }
 
     async fn shake_hands(&self, tcp: TcpStream) -> Result<Established, HandshakeFailure> {

@@ -1,6 +1,7 @@
 //! The agents' port: TLS, gRPC for machines that join or renew, and agents' standing connections; bounded before anybody has
 //! said who they are.
 
+mod conduct;
 mod crowd;
 mod listen;
 mod service;
@@ -10,6 +11,8 @@ use std::net::IpAddr;
 
 use countersign_pki::Verified;
 
+pub(crate) use conduct::Conduct;
+pub(crate) use crowd::Crowd;
 pub(crate) use listen::Edge;
 pub(crate) use service::NodeRoutes;
 
@@ -22,4 +25,6 @@ pub(crate) struct Peer {
     pub(crate) verified: Option<Verified>,
     /// A secret that only the two ends of this connection know.
     pub(crate) exporter: [u8; 32],
+    /// What came of the proofs that were shown on it.
+    pub(crate) conduct: Conduct,
 }

@@ -185,8 +185,8 @@ impl Node for NodeService {
         &self,
         request: Request<v1::AttestRequest>,
     ) -> Result<Response<v1::AttestResponse>, Status> {
-        let source = peer(&request)?.address;
-        let work = attest::join(Arc::clone(&self.control), source, request.into_inner());
+        let peer = peer(&request)?;
+        let work = attest::join(Arc::clone(&self.control), peer, request.into_inner());
         let attested = self.within("attest", self.control.whole(work)).await?;
         Ok(Response::new(attested))
     }

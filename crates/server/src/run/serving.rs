@@ -1,6 +1,6 @@
 //! What an unsealed server works with.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -17,7 +17,6 @@ use tokio_util::task::TaskTracker;
 
 use super::Surroundings;
 use super::start::Start;
-use crate::attest::Throttle;
 use crate::authority::{Authorities, Rotation};
 use crate::config::{StartError, StoreAt};
 use crate::control::Control;
@@ -103,7 +102,6 @@ impl Serving {
             converging: Converging::default(),
             replicas,
             slices: Slices::default(),
-            throttle: Mutex::new(Throttle::default()),
             watch,
             tracer,
             pulse: Arc::default(),

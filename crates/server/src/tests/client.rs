@@ -19,7 +19,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
@@ -223,7 +223,22 @@ pub(crate) async fn stranger(realm: &Realm, running: &Running) -> Client {
     Client { node: Node::grpc(pinned.stream).await, exporter }
 }
 
-/// The same, which would speak as agents do.
+/// The same from another address of this machine.
+pub(crate) async fn stranger_from(realm: &Realm, running: &Running, source: [u8; 4]) -> Client {
+    let pinned = raw_from(realm, running, source).await;
+    let exporter = pinned.export(EXPORTER_LABEL).unwrap();
+    Client { node: Node::grpc(pinned.stream).await, exporter }
+}
+
+/// The bytes of such a connection, on which nothing was said yet.
+pub(crate) async fn raw_from(realm: &Realm, running: &Running, source: [u8; 4]) -> Pinned {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from((source, 0))).unwrap();
+    let tcp = socket.connect(running.address()).await.unwrap();
+    connect_pinned(&realm.time(), tcp, &contact(realm, b"h2")).await.unwrap()
+}
+
+/// A stranger that would speak as agents do.
 pub(crate) async fn nobody(realm: &Realm, running: &Running) -> Client {
     let (contact, time) = (contact(realm, standing::ALPN), realm.time());
     let address = running.address();

@@ -7,6 +7,7 @@ mod console;
 mod converge;
 mod edge;
 pub(crate) mod explore;
+mod floods;
 mod incarnation;
 mod join;
 mod journal;

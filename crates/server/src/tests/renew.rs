@@ -19,20 +19,20 @@ use super::{Agent, Client, Realm, Running, code, stranger, trust_domain};
 use crate::digest::sha256;
 
 /// What a renewing caller claims, all of it chosen freely.
-struct Claim<'a> {
-    node: NodeId,
-    generation: u64,
-    key: &'a PrivateKey,
-    chain: Vec<Bytes>,
-    successor: Option<&'a PrivateKey>,
+pub(super) struct Claim<'a> {
+    pub(super) node: NodeId,
+    pub(super) generation: u64,
+    pub(super) key: &'a PrivateKey,
+    pub(super) chain: Vec<Bytes>,
+    pub(super) successor: Option<&'a PrivateKey>,
     /// In place of the nonce that the server sends.
-    nonce: Option<[u8; 32]>,
+    pub(super) nonce: Option<[u8; 32]>,
     /// In place of the connection's own secret.
-    exporter: Option<[u8; 32]>,
+    pub(super) exporter: Option<[u8; 32]>,
 }
 
 impl<'a> Claim<'a> {
-    fn honest(agent: &'a Agent) -> Self {
+    pub(super) fn honest(agent: &'a Agent) -> Self {
         Self {
             node: agent.node,
             generation: agent.generation,
@@ -49,7 +49,7 @@ fn request(step: Asked) -> v1::RenewRequest {
     v1::RenewRequest { step: Some(step) }
 }
 
-async fn renew(client: &mut Client, claim: Claim<'_>) -> Result<v1::Renewed, Status> {
+pub(super) async fn renew(client: &mut Client, claim: Claim<'_>) -> Result<v1::Renewed, Status> {
     let (say, said) = mpsc::channel(2);
     let hello = v1::RenewHello {
         node_id: claim.node.as_bytes().to_vec().into(),

@@ -145,23 +145,26 @@ async fn state_and_nodes_outlive_a_restart() {
 
 #[tokio::test]
 async fn metrics_are_served_on_their_own_address_and_nothing_else_is() {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let realm = Realm::begin().await;
     let metrics = Some("127.0.0.1:0".parse().unwrap());
     let running = realm.start(Config { metrics, ..realm.config() }).await.unwrap();
     let address = running.ready.metrics.unwrap();
-    let ask = async |path: &str| {
-        let mut tcp = tokio::net::TcpStream::connect(address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        tcp.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        tcp.read_to_string(&mut answer).await.unwrap();
-        answer
-    };
+    let ask = async |path: &str| ask(address, path).await;
     let answer = ask("/metrics").await;
     assert!(answer.contains("countersign_server_resident_bytes"), "{answer}");
     for path in ["/v1/status", "/live", "/"] {
         assert!(ask(path).await.starts_with("HTTP/1.1 404"), "{path}");
     }
     running.stop().await;
+}
+
+/// What is answered there in plain HTTP.
+pub(super) async fn ask(address: std::net::SocketAddr, path: &str) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    tcp.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tcp.read_to_string(&mut answer).await.unwrap();
+    answer
 }

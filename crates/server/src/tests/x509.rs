@@ -144,7 +144,8 @@ impl World {
     async fn serve(&self) -> Running {
         let labels = vec!["edge".parse().unwrap()];
         let node_authorities = Some(NodeAuthorities { file: self.file.clone(), labels });
-        let config = crate::Config { node_authorities, ..self.realm.config() };
+        let metrics = Some("127.0.0.1:0".parse().unwrap());
+        let config = crate::Config { node_authorities, metrics, ..self.realm.config() };
         self.realm.start(config).await.unwrap()
     }
 
@@ -295,11 +296,16 @@ async fn source_that_fails_too_often_is_refused_before_anything_is_verified() {
     let running = world.serve().await;
     let (machine, node_key) = (world.machine().await, key());
     let mut refused = Code::BadPossession;
-    for _ in 0..21 {
+    let mut verified = Vec::new();
+    for _ in 0..24 {
         let claim = Claim { nonce: Some([0; 32]), ..Claim::honest(&machine, &node_key) };
         refused = world.attest(&running, claim).await.unwrap_err();
+        verified.push(super::floods::verified(&running).await);
     }
     assert_eq!(refused, Code::RateLimited);
+    // Its chain and its statement each time, as long as it may fail.
+    let expected: Vec<u64> = (1..=24).map(|tries: u64| 2 * tries.min(20)).collect();
+    assert_eq!(verified, expected);
     world.realm.clock.advance(Duration::from_secs(120));
     world.attest(&running, Claim::honest(&machine, &node_key)).await.unwrap();
     running.stop().await;

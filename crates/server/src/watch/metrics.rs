@@ -120,6 +120,7 @@ impl<'a> Scrape<'a> {
             }
             Metric::IssueRefused
             | Metric::AttestationRefused
+            | Metric::ProofsVerified
             | Metric::Calls
             | Metric::OcspAnswers => counted(watch, metric),
             Metric::CallSeconds => call_seconds(watch),
@@ -202,6 +203,9 @@ fn counted(watch: &Watch, metric: Metric) -> Vec<Sample> {
         }
         (Metric::AttestationRefused, Count::TurnedAway(code)) => {
             Some(format!("{{stage=\"connection\",code=\"{code}\"}}"))
+        }
+        (Metric::ProofsVerified, Count::Verified(proof)) => {
+            Some(format!("{{of=\"{}\"}}", proof.as_str()))
         }
         (Metric::Calls, Count::Called(call, code)) => {
             let code = code.map_or("ok", countersign_identity::Code::as_str);

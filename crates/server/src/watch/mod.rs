@@ -79,12 +79,36 @@ pub(crate) enum Count {
     TurnedAway(Code),
     /// An attestation or a renewal of a node that was refused.
     AttestationRefused(Code),
+    /// Something that a machine showed to attest or to renew, and that was verified.
+    Verified(Proof),
     /// A certificate that was refused.
     IssueRefused(Code),
     /// A call that ended, by its method; without a code, well.
     Called(&'static str, Option<Code>),
     /// A question about certificates, by what came of it.
     Asked(&'static str),
+}
+
+/// What is verified of a machine that attests or renews. Each costs operations with public keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Proof {
+    /// A statement, signed.
+    Statement,
+    /// A request for a certificate, signed by the key in it.
+    Request,
+    /// A certificate, up to an authority.
+    Chain,
+}
+
+impl Proof {
+    /// As a label of a metric.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Statement => "statement",
+            Self::Request => "request",
+            Self::Chain => "chain",
+        }
+    }
 }
 
 /// A connection that is open. Dropped, it is not.
@@ -218,6 +242,11 @@ impl Watch {
         self.count(Count::AttestationRefused(code));
     }
 
+    /// Something that a machine showed is verified.
+    pub(crate) fn verified(&self, proof: Proof) {
+        self.count(Count::Verified(proof));
+    }
+
     /// A certificate was made for a workload.
     pub(crate) fn issued(&self) {
         self.issued.fetch_add(1, Ordering::Relaxed);
@@ -259,7 +288,8 @@ impl Watch {
         *total = total.saturating_add(1);
     }
 
-    fn counts(&self) -> BTreeMap<Count, u64> {
+    /// What was counted by reason.
+    pub(crate) fn counts(&self) -> BTreeMap<Count, u64> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

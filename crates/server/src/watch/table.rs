@@ -16,6 +16,7 @@ pub(crate) enum Metric {
     Issued,
     IssueRefused,
     AttestationRefused,
+    ProofsVerified,
     Calls,
     ListsPublished,
     ListEntries,
@@ -50,7 +51,7 @@ pub(crate) enum Metric {
 /// Name, kind, labels and help. A name is written here and nowhere else.
 pub(crate) type Row = (&'static str, &'static str, &'static [&'static str], &'static str);
 
-pub(super) const METRICS: [(Metric, Row); 42] = {
+pub(super) const METRICS: [(Metric, Row); 43] = {
     use Metric::*;
     [
         (
@@ -147,6 +148,15 @@ pub(super) const METRICS: [(Metric, Row); 42] = {
                 "counter",
                 &["stage", "code"],
                 "Attestations and renewals of nodes refused, and connections closed unread, by reason.",
+            ),
+        ),
+        (
+            ProofsVerified,
+            (
+                "countersign_server_proofs_verified_total",
+                "counter",
+                &["of"],
+                "Statements, requests and chains verified for machines that attest or renew, right or not.",
             ),
         ),
         (
