@@ -9,8 +9,11 @@ use countersign_pki::{KeyKind, PrivateKey};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::client::{dialled, shows};
+use super::client::{dialled, raw_from, shows};
 use super::{Agent, Realm, Running, attest, soon, stranger};
+
+/// Where those come from who want to do harm: the tests' agents are at another address.
+const ATTACKER: [u8; 4] = [127, 0, 0, 2];
 
 /// Whether the server has closed this connection.
 async fn closed(tcp: &mut TcpStream) -> bool {
@@ -236,15 +239,7 @@ async fn calls_that_wait_before_a_hello_hold_no_turn_that_others_wait_for() {
 async fn streams_that_are_opened_and_reset_at_once_end_their_connection_only() {
     let realm = Realm::begin().await;
     let running = realm.serve().await;
-    let contact = countersign_tls::FirstContact {
-        pin: realm.trust,
-        domain: None,
-        alpn: vec![b"h2".to_vec()],
-        timeout: Duration::from_secs(10),
-    };
-    let tcp = TcpStream::connect(running.address()).await.unwrap();
-    let pinned = countersign_tls::connect_pinned(&realm.time(), tcp, &contact).await.unwrap();
-    let mut tls = pinned.stream;
+    let mut tls = raw_from(&realm, &running, ATTACKER).await.stream;
     // The preface, empty settings, and then each stream's HEADERS with its RST_STREAM (RFC 9113, 3.4 and 6).
     let mut attack = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
     for stream in (1..40_001_u32).step_by(2) {
@@ -264,5 +259,134 @@ async fn streams_that_are_opened_and_reset_at_once_end_their_connection_only() {
     assert!(goaway, "the connection was ended by the server: {} bytes", answer.len());
     let agent = Agent::join(&realm, &running, &[]).await;
     drop(agent);
+    running.stop().await;
+}
+
+/// A frame of HTTP/2 (RFC 9113, 4.1) on this stream.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+/// The preface and empty settings.
+fn beginning() -> Vec<u8> {
+    [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(4, 0, 0, &[])].concat()
+}
+
+/// An agent that asks for something again and again while a crowd does harm.
+async fn is_served(agent: &super::Client) {
+    for _ in 0..5 {
+        soon(agent.node.sign(v1::SignRequest::default())).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_without_end_close_their_connection_and_an_agent_notices_nothing() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let agent = Agent::join(&realm, &running, &[]).await.client(&realm, &running).await;
+    // Heads that are not finished, and CONTINUATION frames that do not finish them: with fields, and with nothing in them.
+    let field = [&[0x00, 0x01, b'x', 0x7f, 0x81, 0x07][..], &[b'a'; 256]].concat();
+    for payload in [&field[..], &[]] {
+        let tls = raw_from(&realm, &running, ATTACKER).await.stream;
+        let (mut reading, mut writing) = tokio::io::split(tls);
+        let (first, again) = (frame(1, 0, 1, payload), frame(9, 0, 1, payload));
+        let sending = async {
+            writing.write_all(&[beginning(), first].concat()).await?;
+            // Bounded, so that a server which takes everything fails the test and does not hang it.
+            for _ in 0..100_000 {
+                writing.write_all(&again).await?;
+            }
+            Ok::<_, std::io::Error>(())
+        };
+        let mut sink = [0; 4096];
+        let reading = async { while let Ok(1..) = reading.read(&mut sink).await {} };
+        let closed = async {
+            tokio::select! {
+                sent = sending => assert!(sent.is_err(), "all of it was taken"),
+                () = reading => {}
+            }
+        };
+        soon(async { tokio::join!(closed, is_served(&agent)) }).await;
+    }
+    is_served(&agent).await;
+    running.stop().await;
+}
+
+/// A request's head with this many more fields of 4,033 bytes each, all but the first told by one byte (RFC 7541, 6.1 and 4.1).
+fn head(fields: usize) -> Vec<u8> {
+    // :method POST, :scheme https, :path /, and `a` with a value of 4,000 bytes.
+    let mut head = vec![0x83, 0x87, 0x84, 0x40, 1, b'a', 0x7f, 0xa1, 0x1e];
+    head.extend_from_slice(&[b'b'; 4000]);
+    head.resize(head.len() + fields, 0xbe);
+    head
+}
+
+/// Whether a method answered on this connection, which is read until the server has answered or closed.
+async fn is_answered(tls: &mut (impl tokio::io::AsyncRead + Unpin)) -> bool {
+    loop {
+        let mut header = [0; 9];
+        if tls.read_exact(&mut header).await.is_err() {
+            return false;
+        }
+        let [a, b, c, kind, ..] = header;
+        let mut payload = vec![0; usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap()];
+        if tls.read_exact(&mut payload).await.is_err() {
+            return false;
+        }
+        match kind {
+            // The first field is the status, and 200 is one byte (RFC 7541, A); gRPC says everything else in trailers.
+            1 => return payload.contains(&0x88),
+            3 | 7 => return false,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn huge_heads_reach_no_method_and_an_agent_notices_nothing() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let agent = Agent::join(&realm, &running, &[]).await.client(&realm, &running).await;
+    for (fields, reaches) in [(0, true), (4, false), (1000, false), (12_000, false)] {
+        let mut tls = raw_from(&realm, &running, ATTACKER).await.stream;
+        let request = frame(1, 5, 1, &head(fields));
+        tls.write_all(&[beginning(), request].concat()).await.unwrap();
+        assert_eq!(soon(is_answered(&mut tls)).await, reaches, "{fields} more fields");
+        is_served(&agent).await;
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_makes_the_server_answer_and_reads_nothing_is_heard_no_more() {
+    /// What the system and TLS hold between two ends that do not read is far less.
+    const TAKEN_MAX: usize = 48 * 1024 * 1024;
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let agent = Agent::join(&realm, &running, &[]).await.client(&realm, &running).await;
+    for (what, again) in [
+        ("SETTINGS", frame(4, 0, 0, &[0, 3, 0, 0, 0, 100])),
+        ("PING", frame(6, 0, 0, &[7; 8])),
+        ("HEADERS of no request", frame(1, 5, 1, &[0x82])),
+    ] {
+        let mut tls = raw_from(&realm, &running, ATTACKER).await.stream;
+        tls.write_all(&beginning()).await.unwrap();
+        let many = again.repeat(1000);
+        let mut taken = 0;
+        let feeding = async {
+            // It is heard no more when nothing was taken for as long as this, or when the server has closed.
+            let patience = Duration::from_secs(2);
+            while let Ok(Ok(())) = tokio::time::timeout(patience, tls.write_all(&many)).await {
+                taken += many.len();
+                assert!(taken < TAKEN_MAX, "{what}: {taken} bytes were taken");
+            }
+        };
+        soon(async { tokio::join!(feeding, is_served(&agent)) }).await;
+        is_served(&agent).await;
+    }
     running.stop().await;
 }
