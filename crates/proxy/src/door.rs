@@ -164,7 +164,7 @@ impl Door {
             Ok(leave) => leave,
             Err(refused) => return self.turn_away(from, refused.code, &refused.why),
         };
-        let Some(stay) = self.under_way.enter(source, now) else {
+        let Some(stay) = self.under_way.enter(source, leave.rank(), now) else {
             self.ended(leave, Outcome::Nothing);
             let why = "too many handshakes are under way";
             return self.turn_away(from, Code::TooManyConnections, why);

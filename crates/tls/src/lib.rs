@@ -79,7 +79,7 @@ pub use limit::{Limit, Permit};
 pub use pinned::{FirstContact, Pinned, connect_pinned};
 pub use reproof::{REPROOF_ALPN, REPROOF_NAMES_MAX, REPROOF_TIMEOUT, ReproofFault, answer_reproof};
 pub use revoked::{Covered, revoked};
-pub use room::{Room, RoomBounds, Stay};
+pub use room::{Rank, Room, RoomBounds, Stay};
 pub use rule::{
     AddressOf, Clients, Expected, Expired, HANDSHAKE_TIMEOUT, Inbound, Outbound, Present, Purpose,
 };

@@ -23,10 +23,20 @@ pub struct RoomBounds {
     pub yields_after: Duration,
 }
 
+/// What is known of a kind of guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// Nothing: whoever floods may be of any number of such kinds.
+    Stranger,
+    /// Somebody of that kind was let in lately. They make room for strangers only when they are slow.
+    Known,
+}
+
 /// Guests by kind, such as handshakes under way by source.
 ///
 /// When there is no place, the kind that has most of them makes one, at once: a newcomer of a kind that has few is not
-/// kept out by many of others, however young they are. Only then is anything locked that guests of all kinds share.
+/// kept out by many of others, however young they are. Nor is one of a kind that is known kept out by those that are
+/// not, however few each of those has. Only then is anything locked that guests of all kinds share.
 #[derive(Debug)]
 pub struct Room<K: Copy + Ord + Hash>(Arc<Books<K>>);
 
@@ -44,8 +54,16 @@ struct Books<K> {
 #[derive(Debug)]
 struct Part<K> {
     guests: BTreeMap<u64, Guest<K>>,
-    by_kind: HashMap<K, BTreeSet<u64>>, // INVARIANT: the numbers of `guests`, no empty set
-    by_size: BTreeSet<(usize, K)>,      // INVARIANT: how many each kind of `by_kind` has
+    by_kind: HashMap<K, Alike>, // INVARIANT: the numbers of `guests`, none empty
+    strangers: BTreeSet<(usize, K)>, // INVARIANT: how many each of `by_kind` has that is of this rank
+    known: BTreeSet<(usize, K)>,     // INVARIANT: likewise
+}
+
+/// The guests of one kind.
+#[derive(Debug)]
+struct Alike {
+    rank: Rank,
+    numbers: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
@@ -81,26 +99,27 @@ impl<K: Copy + Ord + Hash> Room<K> {
     }
 
     /// Lets a guest in; another goes if there is no place and it is time for it. None when there is no place.
-    pub fn enter(&self, kind: K, now: Timestamp) -> Option<Stay<K>> {
+    pub fn enter(&self, kind: K, rank: Rank, now: Timestamp) -> Option<Stay<K>> {
         let books = &self.0;
         let mut part = books.parts.of_key(&kind);
+        part.change(kind, |alike| alike.rank = rank);
         if books.is_full_of(&part, kind) {
             let oldest = part.oldest_of(kind)?;
             if !part.was_here_long_enough(oldest, books.bounds.yields_after, now) {
                 return None;
             }
             let place = part.dismiss(oldest)?;
-            return Some(self.let_in(&mut part, kind, place, now));
+            return Some(self.let_in(&mut part, (kind, rank), place, now));
         }
         if let Some(place) = books.places.take() {
-            return Some(self.let_in(&mut part, kind, place, now));
+            return Some(self.let_in(&mut part, (kind, rank), place, now));
         }
         drop(part);
-        let place = books.make_room(kind, now)?;
+        let place = books.make_room(kind, rank, now)?;
         let mut part = books.parts.of_key(&kind);
         // Others of its kind may have been faster.
         let fits = !books.is_full_of(&part, kind);
-        fits.then(|| self.let_in(&mut part, kind, place, now))
+        fits.then(|| self.let_in(&mut part, (kind, rank), place, now))
     }
 
     /// How many are here.
@@ -113,12 +132,21 @@ impl<K: Copy + Ord + Hash> Room<K> {
         self.len() == 0
     }
 
-    fn let_in(&self, part: &mut Part<K>, kind: K, place: Permit, now: Timestamp) -> Stay<K> {
+    fn let_in(
+        &self,
+        part: &mut Part<K>,
+        (kind, rank): (K, Rank),
+        place: Permit,
+        now: Timestamp,
+    ) -> Stay<K> {
         let number = self.0.last.fetch_add(1, Ordering::Relaxed);
         let give_way = CancellationToken::new();
         let guest = Guest { kind, since: now, give_way: give_way.clone(), place };
         part.guests.insert(number, guest);
-        part.resize(kind, |alike| alike.insert(number));
+        part.by_kind.entry(kind).or_insert(Alike { rank, numbers: BTreeSet::new() });
+        part.change(kind, |alike| {
+            alike.numbers.insert(number);
+        });
         Stay { books: self.0.clone(), kind, number, give_way }
     }
 }
@@ -142,17 +170,27 @@ impl<K: Copy + Ord + Hash> Books<K> {
         self.bounds.each <= part.count_of(kind)
     }
 
+    /// The kind that makes room at once for a newcomer of this rank, whose kind has so many here; and how many that one has.
+    fn who_makes_room(&self, here: usize, rank: Rank) -> Option<(usize, K)> {
+        let largest =
+            |of| self.parts.each().filter_map(|mut part| part.sizes(of).last().copied()).max();
+        match (rank, largest(Rank::Stranger)) {
+            // However few of them are of one kind.
+            (Rank::Known, Some(strangers)) => Some(strangers),
+            (Rank::Known, None) => largest(Rank::Known).filter(|(most, _)| here + 1 < *most),
+            (Rank::Stranger, strangers) => strangers.filter(|(most, _)| here + 1 < *most),
+        }
+    }
+
     /// A place for a newcomer of this kind that found none. None when it is the one that has to go.
-    fn make_room(&self, kind: K, now: Timestamp) -> Option<Permit> {
+    fn make_room(&self, kind: K, rank: Rank, now: Timestamp) -> Option<Permit> {
         let _one_at_a_time = self.crowded.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..TRIES_MAX {
             if let Some(place) = self.places.take() {
                 return Some(place);
             }
             let here = self.parts.of_key(&kind).count_of(kind);
-            let crowds = self.parts.each().filter_map(|part| part.by_size.last().copied());
-            let Some((most, crowd)) = crowds.max() else { continue };
-            if here + 1 < most {
+            if let Some((most, crowd)) = self.who_makes_room(here, rank) {
                 let mut part = self.parts.of_key(&crowd);
                 // Some of it may have left since.
                 if part.count_of(crowd) == most
@@ -179,17 +217,30 @@ impl<K: Copy + Ord + Hash> Books<K> {
 
 impl<K> Default for Part<K> {
     fn default() -> Self {
-        Self { guests: BTreeMap::new(), by_kind: HashMap::new(), by_size: BTreeSet::new() }
+        Self {
+            guests: BTreeMap::new(),
+            by_kind: HashMap::new(),
+            strangers: BTreeSet::new(),
+            known: BTreeSet::new(),
+        }
     }
 }
 
 impl<K: Copy + Ord + Hash> Part<K> {
     fn count_of(&self, kind: K) -> usize {
-        self.by_kind.get(&kind).map_or(0, BTreeSet::len)
+        self.by_kind.get(&kind).map_or(0, |alike| alike.numbers.len())
     }
 
     fn oldest_of(&self, kind: K) -> Option<u64> {
-        self.by_kind.get(&kind).and_then(|alike| alike.first().copied())
+        self.by_kind.get(&kind).and_then(|alike| alike.numbers.first().copied())
+    }
+
+    /// How many each kind of this rank has.
+    const fn sizes(&mut self, rank: Rank) -> &mut BTreeSet<(usize, K)> {
+        match rank {
+            Rank::Stranger => &mut self.strangers,
+            Rank::Known => &mut self.known,
+        }
     }
 
     fn oldest(&self) -> Option<(u64, K)> {
@@ -209,21 +260,23 @@ impl<K: Copy + Ord + Hash> Part<K> {
 
     fn take_out(&mut self, number: u64) -> Option<Guest<K>> {
         let guest = self.guests.remove(&number)?;
-        self.resize(guest.kind, |alike| alike.remove(&number));
+        self.change(guest.kind, |alike| {
+            alike.numbers.remove(&number);
+        });
         Some(guest)
     }
 
-    /// Changes the set of one kind, and what is known of its size.
-    fn resize(&mut self, kind: K, change: impl FnOnce(&mut BTreeSet<u64>) -> bool) {
-        let alike = self.by_kind.entry(kind).or_default();
-        let before = alike.len();
+    /// Changes what is known of one kind, if it has guests.
+    fn change(&mut self, kind: K, change: impl FnOnce(&mut Alike)) {
+        let Some(alike) = self.by_kind.get_mut(&kind) else { return };
+        let (rank, count) = (alike.rank, alike.numbers.len());
         change(alike);
-        let after = alike.len();
-        self.by_size.remove(&(before, kind));
-        if after == 0 {
+        let (now, left) = (alike.rank, alike.numbers.len());
+        self.sizes(rank).remove(&(count, kind));
+        if left == 0 {
             self.by_kind.remove(&kind);
         } else {
-            self.by_size.insert((after, kind));
+            self.sizes(now).insert((left, kind));
         }
     }
 }
@@ -241,7 +294,7 @@ mod tests {
     }
 
     fn fill(room: &Room<u8>, kind: u8, count: usize) -> Vec<Stay<u8>> {
-        (0..count).map(|_| room.enter(kind, NOW).unwrap()).collect()
+        (0..count).map(|_| room.enter(kind, Rank::Stranger, NOW).unwrap()).collect()
     }
 
     /// All parts as they must be, and how many guests they have together.
@@ -249,11 +302,16 @@ mod tests {
     fn counted(room: &Room<u8>) -> usize {
         let mut all = 0;
         for part in room.0.parts.each() {
-            let sizes: BTreeSet<(usize, u8)> =
-                part.by_kind.iter().map(|(kind, alike)| (alike.len(), *kind)).collect();
-            assert_eq!(sizes, part.by_size);
-            assert!(sizes.iter().all(|(size, _)| 0 < *size && *size <= BOUNDS.each), "{sizes:?}");
-            assert_eq!(sizes.iter().map(|(size, _)| size).sum::<usize>(), part.guests.len());
+            let sizes = |rank| {
+                let of = part.by_kind.iter().filter(move |(_, alike)| alike.rank == rank);
+                of.map(|(kind, alike)| (alike.numbers.len(), *kind)).collect::<BTreeSet<_>>()
+            };
+            assert_eq!(sizes(Rank::Stranger), part.strangers);
+            assert_eq!(sizes(Rank::Known), part.known);
+            let sizes: Vec<usize> =
+                part.strangers.iter().chain(&part.known).map(|(size, _)| *size).collect();
+            assert!(sizes.iter().all(|size| (1..=BOUNDS.each).contains(size)), "{sizes:?}");
+            assert_eq!(sizes.iter().sum::<usize>(), part.guests.len());
             all += part.guests.len();
         }
         all
@@ -263,17 +321,20 @@ mod tests {
     fn one_kind_fills_its_own_places_only() {
         let room = room();
         let _guests = fill(&room, 1, BOUNDS.each);
-        assert!(room.enter(1, NOW).is_none());
-        assert!(room.enter(2, NOW).is_some());
+        assert!(room.enter(1, Rank::Stranger, NOW).is_none());
+        assert!(room.enter(2, Rank::Stranger, NOW).is_some());
     }
 
     #[test]
     fn a_slow_guest_gives_way_to_a_newcomer_of_its_kind_and_a_young_one_does_not() {
         let room = room();
-        let other = room.enter(9, NOW).unwrap();
+        let other = room.enter(9, Rank::Stranger, NOW).unwrap();
         let guests = fill(&room, 1, BOUNDS.each);
-        assert!(room.enter(1, NOW + BOUNDS.yields_after - Duration::from_micros(1)).is_none());
-        assert!(room.enter(1, NOW + BOUNDS.yields_after).is_some());
+        assert!(
+            room.enter(1, Rank::Stranger, NOW + BOUNDS.yields_after - Duration::from_micros(1))
+                .is_none()
+        );
+        assert!(room.enter(1, Rank::Stranger, NOW + BOUNDS.yields_after).is_some());
         let gone: Vec<bool> = guests.iter().map(|it| it.give_way.is_cancelled()).collect();
         assert!(gone[0] && gone.iter().filter(|gone| **gone).count() == 1);
         assert!(!other.give_way.is_cancelled());
@@ -284,12 +345,12 @@ mod tests {
         let room = room();
         let crowds: Vec<Vec<Stay<u8>>> = (1..=4).map(|kind| fill(&room, kind, 16)).collect();
         assert_eq!(room.len(), BOUNDS.all);
-        let newcomer = room.enter(9, NOW).expect("the largest crowd makes room");
+        let newcomer = room.enter(9, Rank::Stranger, NOW).expect("the largest crowd makes room");
         let gone = crowds.iter().flatten().filter(|it| it.give_way.is_cancelled()).count();
         assert_eq!((gone, room.len()), (1, BOUNDS.all));
         // It goes on until none has more than the newcomers would.
         let mut came = vec![newcomer];
-        came.extend(std::iter::from_fn(|| room.enter(9, NOW)));
+        came.extend(std::iter::from_fn(|| room.enter(9, Rank::Stranger, NOW)));
         assert!(came.iter().all(|it| !it.give_way.is_cancelled()));
         assert_eq!(came.len(), 12, "a fifth of the places, about");
     }
@@ -297,17 +358,61 @@ mod tests {
     #[test]
     fn where_all_have_one_each_only_a_slow_one_goes() {
         let room = room();
-        let guests: Vec<Stay<u8>> = (0..64).map(|kind| room.enter(kind, NOW).unwrap()).collect();
-        assert!(room.enter(100, NOW).is_none());
-        assert!(room.enter(100, NOW + BOUNDS.yields_after).is_some());
+        let guests: Vec<Stay<u8>> =
+            (0..64).map(|kind| room.enter(kind, Rank::Stranger, NOW).unwrap()).collect();
+        assert!(room.enter(100, Rank::Stranger, NOW).is_none());
+        assert!(room.enter(100, Rank::Stranger, NOW + BOUNDS.yields_after).is_some());
         assert!(guests[0].give_way.is_cancelled());
+    }
+
+    #[test]
+    fn one_that_is_known_takes_the_place_of_a_stranger_however_young_and_few_of_a_kind_those_are() {
+        let room = room();
+        let known = room.enter(200, Rank::Known, NOW).unwrap();
+        let strangers: Vec<Stay<u8>> =
+            (0..63).map(|kind| room.enter(kind, Rank::Stranger, NOW).unwrap()).collect();
+        assert!(room.enter(100, Rank::Stranger, NOW).is_none(), "it would take a known one's");
+        let more: Vec<Stay<u8>> = (101..105)
+            .map(|kind| room.enter(kind, Rank::Known, NOW).expect("a stranger makes room"))
+            .collect();
+        let gone = strangers.iter().filter(|it| it.give_way.is_cancelled()).count();
+        assert_eq!((gone, room.len()), (4, BOUNDS.all));
+        assert!(!known.give_way.is_cancelled());
+        assert!(more.iter().all(|it| !it.give_way.is_cancelled()));
+    }
+
+    #[test]
+    fn strangers_take_no_place_of_a_crowd_that_is_known_unless_it_is_slow() {
+        let room = room();
+        let crowds = |kind| (0..16).map(move |_| (kind, NOW));
+        let crowd: Vec<Stay<u8>> = (1..=4)
+            .flat_map(crowds)
+            .map(|(kind, now)| room.enter(kind, Rank::Known, now).unwrap())
+            .collect();
+        assert!(room.enter(9, Rank::Stranger, NOW).is_none());
+        let _other = room.enter(8, Rank::Known, NOW).expect("the largest crowd makes room");
+        assert_eq!(crowd.iter().filter(|it| it.give_way.is_cancelled()).count(), 1);
+        let _slow = room.enter(9, Rank::Stranger, NOW + BOUNDS.yields_after).unwrap();
+        assert_eq!(crowd.iter().filter(|it| it.give_way.is_cancelled()).count(), 2);
+    }
+
+    #[test]
+    fn a_kind_is_of_the_rank_that_was_said_of_it_last() {
+        let room = room();
+        let guests = fill(&room, 1, 2);
+        let _known = room.enter(1, Rank::Known, NOW).unwrap();
+        assert_eq!(counted(&room), 3);
+        let _others: Vec<_> =
+            (2..63).map(|kind| room.enter(kind, Rank::Known, NOW).unwrap()).collect();
+        assert!(room.enter(100, Rank::Stranger, NOW).is_none(), "nobody is a stranger any more");
+        assert!(guests.iter().all(|it| !it.give_way.is_cancelled()));
     }
 
     #[test]
     fn places_are_free_again_and_nothing_is_left_behind() {
         let room = room();
         for _ in 0..1000 {
-            drop(room.enter(1, NOW).unwrap());
+            drop(room.enter(1, Rank::Stranger, NOW).unwrap());
         }
         assert!(room.is_empty() && counted(&room) == 0);
         assert!(room.0.parts.each().all(|part| part.by_kind.is_empty()));
@@ -316,8 +421,11 @@ mod tests {
     #[test]
     fn who_gave_way_frees_no_place_by_leaving() {
         let room = Room::new(RoomBounds { all: 2, each: 1, yields_after: Duration::ZERO });
-        let gone = room.enter(1, NOW).unwrap();
-        let _others = (room.enter(1, NOW).unwrap(), room.enter(2, NOW).unwrap());
+        let gone = room.enter(1, Rank::Stranger, NOW).unwrap();
+        let _others = (
+            room.enter(1, Rank::Stranger, NOW).unwrap(),
+            room.enter(2, Rank::Stranger, NOW).unwrap(),
+        );
         drop(gone);
         assert_eq!(room.len(), 2);
     }
@@ -332,7 +440,8 @@ mod tests {
                 match event {
                     0 => now = now + Duration::from_millis(number as u64),
                     1 if number < guests.len() => drop(guests.swap_remove(number)),
-                    _ => guests.extend(room.enter(kind, now)),
+                    2 => guests.extend(room.enter(kind, Rank::Known, now)),
+                    _ => guests.extend(room.enter(kind, Rank::Stranger, now)),
                 }
                 let stay = guests.iter().filter(|it: &&Stay<u8>| !it.give_way.is_cancelled());
                 let counted = counted(&room);
@@ -353,7 +462,8 @@ mod tests {
                         for round in 0..4000_u32 {
                             let kind = thread * 4 + u8::try_from(round * round % 7).unwrap() / 2;
                             let now = NOW + Duration::from_millis(u64::from(round) * 10);
-                            guests.extend(room.enter(kind, now));
+                            let rank = if round % 3 == 0 { Rank::Known } else { Rank::Stranger };
+                            guests.extend(room.enter(kind, rank, now));
                             most = most.max(room.len());
                             // Far more than there is room for, and then nobody, in turns.
                             if 80 < guests.len() {

@@ -8,6 +8,7 @@ use countersign_identity::{Code, Fault, Timestamp};
 use countersign_pki::Refused;
 
 use crate::allowance::{Allowance, Budget, Rate};
+use crate::room::Rank;
 use crate::shards::Shards;
 use crate::source::Source;
 
@@ -74,6 +75,16 @@ struct Record {
 pub struct Leave {
     source: Source,
     paid: Paid,
+}
+
+impl Leave {
+    /// What is known of the source.
+    pub const fn rank(&self) -> Rank {
+        match self.paid {
+            Paid::Nothing => Rank::Known,
+            Paid::Strangers | Paid::Suspects => Rank::Stranger,
+        }
+    }
 }
 
 /// From which common allowance the leave was taken.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use countersign_identity::Code;
+use countersign_identity::{Code, SimClock, Timestamp};
 use countersign_pki::Bundles;
 use countersign_tls::{Expected, HandshakeFact, Outbound, Slice, Trust, connect};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -180,6 +180,28 @@ async fn handshakes_that_never_end_keep_nobody_out_however_many_begin() {
         fact.code == Some(Code::TooManyConnections) && fact.detail.contains("gave way")
     };
     shop.orders.fact(gave_way).await;
+}
+
+/// Nobody has more than one, so no crowd makes room; and no time passes, so none of them is slow.
+#[tokio::test]
+async fn who_was_let_in_before_finds_a_place_beside_any_number_of_sources_that_never_were() {
+    let _alone = ALONE.lock().await;
+    let clock = Arc::new(SimClock::new(Timestamp::from_secs(1_790_000_000)));
+    let shop = Shop::open_on(clock, Protocol::Http).await;
+    let door = shop.orders.door();
+    answered(&visit(&shop, 60_000).await);
+    let mut silent = Vec::new();
+    for source in 0..STANDING.strangers.burst + 100 {
+        let mut tcp = from(u16::try_from(source).unwrap(), door).await.unwrap();
+        tcp.write_all(HALF_A_RECORD).await.ok();
+        silent.push(tcp);
+    }
+    // All that strangers have together is used up, and all places are taken.
+    shop.orders.refused(Code::RateLimited).await;
+    assert!(HANDSHAKES.all <= STANDING.strangers.burst as usize);
+    for _ in 0..50 {
+        answered(&visit(&shop, 60_000).await);
+    }
 }
 
 /// Sends the beginning of HTTP/2 and then these bytes again and again, reading nothing, until the door takes no more or

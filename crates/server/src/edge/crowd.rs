@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use countersign_identity::{Code, NodeId, Timestamp};
 use countersign_tls::{
-    Leave, Outcome, Rate, Room, RoomBounds, Source, StandingRates, Standings, Stay,
+    Leave, Outcome, Rank, Rate, Room, RoomBounds, Source, StandingRates, Standings, Stay,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -76,7 +76,7 @@ impl Crowd {
         let (source, standings) = (Source::of(address), &self.0.standings);
         let leave = standings.begin(source, now);
         let leave = leave.map_err(|refused| Refused::new(refused.code, refused.why))?;
-        let Some(stay) = self.0.strangers.enter(source, now) else {
+        let Some(stay) = self.0.strangers.enter(source, leave.rank(), now) else {
             standings.ended(leave, Outcome::Nothing, now);
             return Err(full());
         };
@@ -124,7 +124,7 @@ impl Place {
     /// # Errors
     /// `too-many-connections` when there is no place.
     pub(crate) fn known(&mut self, agent: NodeId, now: Timestamp) -> Result<(), Refused> {
-        self.stay = As::Agent(self.crowd.0.agents.enter(agent, now).ok_or_else(full)?);
+        self.stay = As::Agent(self.crowd.0.agents.enter(agent, Rank::Known, now).ok_or_else(full)?);
         Ok(())
     }
 
