@@ -26,18 +26,38 @@ pub(crate) struct Rounds {
     piece: u64,
 }
 
+/// What can befall a trust domain in a round; `crates/cli/tests/crash/faults.rs` has the same names.
+const KINDS: [&str; 13] = [
+    "kill-server",
+    "kill-agent",
+    "kill-proxy",
+    "kill-all",
+    "full",
+    "failing",
+    "slow",
+    "restore-agents",
+    "restore-journal",
+    "clock-forward",
+    "clock-back",
+    "clock-server",
+    "clock-server-kill-agent",
+];
+/// In so many rounds drawn by chance each kind comes all but certainly.
+const TELLING: u64 = 500;
+
 /// One round that passed.
 struct Passed {
     seed: u64,
-    fault: String,
+    /// What befell, with `+` between.
+    faults: String,
     secs: f64,
 }
 
 impl Passed {
     fn read(line: &str) -> Option<Self> {
         let mut words = line.split(' ');
-        let (seed, fault, secs) = (words.next()?, words.next()?, words.next()?);
-        Some(Self { seed: seed.parse().ok()?, fault: fault.to_owned(), secs: secs.parse().ok()? })
+        let (seed, faults, secs) = (words.next()?, words.next()?, words.next()?);
+        Some(Self { seed: seed.parse().ok()?, faults: faults.to_owned(), secs: secs.parse().ok()? })
     }
 }
 
@@ -102,9 +122,12 @@ pub(crate) fn run(rounds: &Rounds) -> Result<()> {
             failed.insert(culprit.context("all rounds of the piece passed, and its end failed")?);
         }
     }
-    println!("{}", summary(&read(&path), from..=to, &failed));
+    let passed = read(&path);
+    println!("{}", summary(&passed, from..=to, &failed));
     println!("({:.0} s of them now; {} has each)", begin.elapsed().as_secs_f64(), path.display());
     ensure!(failed.is_empty(), "rounds failed: COUNTERSIGN_SEED={failed:?}");
+    let unmet = unmet(&passed, from..=to);
+    ensure!(to - from < TELLING || unmet.is_empty(), "no round met {}", unmet.join(", "));
     Ok(())
 }
 
@@ -124,6 +147,13 @@ fn rounds_of(seed: u64, count: u64, passed: &Path) -> std::process::Command {
     command
 }
 
+/// What never befell in the rounds of a range that passed.
+fn unmet(passed: &[Passed], wanted: RangeInclusive<u64>) -> Vec<&'static str> {
+    let rounds = passed.iter().filter(|round| wanted.contains(&round.seed));
+    let met: BTreeSet<&str> = rounds.flat_map(|round| round.faults.split('+')).collect();
+    KINDS.into_iter().filter(|kind| !met.contains(kind)).collect()
+}
+
 /// One line of all that is known of a range.
 fn summary(passed: &[Passed], wanted: RangeInclusive<u64>, failed: &BTreeSet<u64>) -> String {
     // One that was run twice counts once.
@@ -135,7 +165,9 @@ fn summary(passed: &[Passed], wanted: RangeInclusive<u64>, failed: &BTreeSet<u64
     let secs: f64 = rounds.values().map(|round| round.secs).sum();
     let mut faults: BTreeMap<&str, u64> = BTreeMap::new();
     for round in rounds.values() {
-        *faults.entry(&round.fault).or_default() += 1;
+        for fault in round.faults.split('+') {
+            *faults.entry(fault).or_default() += 1;
+        }
     }
     let faults: Vec<String> =
         faults.iter().map(|(fault, count)| format!("{fault} {count}")).collect();
@@ -167,9 +199,14 @@ mod tests {
 
     #[test]
     fn the_summary_counts_each_round_once() {
-        let lines = "1 Kill 2.5\n2 Restore 4.0\n2 Restore 5.0\nhalf a\n99 Kill 1.0\n";
+        let lines = "1 kill-agent+kill-proxy 2.5\n2 full 4.0\n2 full 5.0\nhalf a\n99 slow 1.0\n";
         let passed: Vec<Passed> = lines.lines().filter_map(Passed::read).collect();
         let told = summary(&passed, 1..=3, &BTreeSet::from([3]));
-        assert_eq!(told, "seeds 1 to 3: 2 rounds passed, 1 failed, 8 s; Kill 1, Restore 1");
+        assert_eq!(
+            told,
+            "seeds 1 to 3: 2 rounds passed, 1 failed, 8 s; full 1, kill-agent 1, kill-proxy 1"
+        );
+        let missed = unmet(&passed, 1..=3);
+        assert!(missed.contains(&"slow") && !missed.contains(&"kill-proxy"), "{missed:?}");
     }
 }

@@ -1,5 +1,6 @@
 //! What is done to a trust domain, and by what means.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,12 +50,32 @@ pub(crate) enum Fault {
     Restore { journal: bool },
     /// The clock of every process steps by so many seconds, for good.
     Clock(i64),
+    /// The server's clock alone is set back ten minutes for a while; its agent may end meanwhile.
+    ServerClock { kill_agent: bool },
 }
+
+/// Every kind of what can befall a trust domain, in the order of a short run: a restored backup has a lifetime's time left then
+/// in which something else happens, and a clock goes forward before it goes back.
+pub(crate) const KINDS: [&str; 13] = [
+    "kill-server",
+    "kill-agent",
+    "kill-proxy",
+    "restore-agents",
+    "kill-all",
+    "full",
+    "failing",
+    "slow",
+    "restore-journal",
+    "clock-forward",
+    "clock-back",
+    "clock-server",
+    "clock-server-kill-agent",
+];
 
 impl Fault {
     pub(crate) fn draw(dice: &mut Dice) -> Self {
         let part = |dice: &mut Dice| *dice.one_of(&["server", "agent", "proxy"]);
-        match dice.below(12) {
+        match dice.below(13) {
             0..=3 => Self::Kill((0..=dice.below(2)).map(|_| part(dice)).collect()),
             4 => Self::KillAll,
             5 => Self::Full(dice.millis(300, 1500)),
@@ -65,9 +86,47 @@ impl Fault {
             }
             8 => Self::Slow { each: dice.millis(2, 60), lasts: dice.millis(500, 1500) },
             9 | 10 => Self::Restore { journal: dice.below(2) == 0 },
-            _ => Self::Clock(*dice.one_of(&[5, 40, -10, 20])),
+            11 => Self::Clock(*dice.one_of(&[5, 40, -10, 20])),
+            _ => Self::ServerClock { kill_agent: dice.below(2) == 0 },
         }
     }
+
+    /// What it is meant to be, of [`KINDS`].
+    pub(crate) fn kinds(&self) -> Vec<String> {
+        let one = |kind: &str| vec![kind.to_owned()];
+        match self {
+            Self::Kill(parts) => parts.iter().map(|part| format!("kill-{part}")).collect(),
+            Self::KillAll => one("kill-all"),
+            Self::Full(_) => one("full"),
+            Self::Failing { .. } => one("failing"),
+            Self::Slow { .. } => one("slow"),
+            Self::Restore { journal: true } => one("restore-journal"),
+            Self::Restore { journal: false } => one("restore-agents"),
+            Self::Clock(step) if *step < 0 => one("clock-back"),
+            Self::Clock(_) => one("clock-forward"),
+            Self::ServerClock { kill_agent: false } => one("clock-server"),
+            Self::ServerClock { kill_agent: true } => one("clock-server-kill-agent"),
+        }
+    }
+}
+
+/// Among so many seeds each kind is drawn again and again.
+const SEEDS_MAX: u64 = 10_000;
+
+/// The seeds of a short run: the first ones that draw each kind so many times, taken in turn.
+pub(crate) fn seeds_of_each_kind(from: u64, times: usize) -> Vec<u64> {
+    let mut of_kind: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for seed in from..from + SEEDS_MAX {
+        // Of one kind alone, so that none takes the place of another.
+        if let [kind] = &Fault::draw(&mut Dice(seed)).kinds()[..] {
+            of_kind.entry(kind.clone()).or_default().push(seed);
+        }
+        let have = |kind: &&str| of_kind.get(*kind).is_some_and(|seeds| times <= seeds.len());
+        if KINDS.iter().all(|kind| have(&kind)) {
+            break;
+        }
+    }
+    (0..times).flat_map(|turn| KINDS.map(|kind| of_kind[kind][turn])).collect()
 }
 
 /// The page by which `faults.c` is told what fails.
@@ -125,22 +184,24 @@ impl Disk {
         command.output().is_ok_and(|output| output.status.success()).then(|| Self(at.to_owned()))
     }
 
-    /// Leaves no room on it for a while.
-    pub(crate) fn fill_for(&self, lasts: Duration) {
+    /// Leaves no room on it for a while. Whether it was ever full.
+    pub(crate) fn fill_for(&self, lasts: Duration) -> bool {
         use std::io::Write as _;
         let path = self.0.join("filler");
         let mut filler = std::fs::File::create(&path).unwrap();
         let begin = Instant::now();
         let block = vec![0xa5; 1 << 20];
-        let mut size = block.len();
+        let (mut size, mut full) = (block.len(), false);
         // What is freed meanwhile is taken, too.
         while begin.elapsed() < lasts {
             if filler.write_all(&block[..size]).is_err() {
+                full = true;
                 size = (size / 2).max(1);
                 std::thread::park_timeout(Duration::from_millis(1));
             }
         }
         std::fs::remove_file(path).unwrap();
+        full
     }
 }
 

@@ -1,14 +1,16 @@
 //! A trust domain of real processes, and how it is made to suffer.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
+use countersign_identity::Timestamp;
 
 use crate::faults::{Dice, Disk, Fault, Faults};
-use crate::support::{self, Up, binary, folder, signal, text, until};
+use crate::recovery::{Lost, Promised};
+use crate::support::{self, Up, binary, folder, text, until};
+use crate::witness::{Place, Places, Witness};
 
 /// A trust domain, what was done to it, and what must therefore hold.
 pub(crate) struct World {
@@ -21,11 +23,13 @@ pub(crate) struct World {
     /// A small disk of the trust domain's own, where this user may make one.
     disk: Option<Disk>,
     faketime: String,
-    /// Rules that were acknowledged, and are not moot while this runs: target and revision.
-    pub(crate) rules: BTreeMap<String, String>,
+    /// Who sees all certificates. `None` before there is anything to see.
+    pub(crate) witness: Option<Witness>,
+    pub(crate) promised: Promised,
+    pub(crate) lost: Lost,
     /// Pairs of workloads of which both were put in one change.
     pub(crate) pairs: u64,
-    backups: u64,
+    pub(crate) backups: u64,
     pub(crate) incarnation: u64,
     pub(crate) revision: (u64, u64),
     pub(crate) restarts: u64,
@@ -35,11 +39,17 @@ pub(crate) struct World {
 }
 
 /// What all checks together found that operators had put there, and what really befell it. Without any, they said nothing.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Looked {
-    pub(crate) killed: u64,
+    /// Rounds by what really befell it in them.
+    pub(crate) met: BTreeMap<String, u64>,
     pub(crate) rules: usize,
     pub(crate) pairs: u64,
+    /// Rules and suspensions, newer than the backup, that only an agent still had.
+    pub(crate) handed_back: usize,
+    pub(crate) suspended_again: usize,
+    /// Certificates that were valid, and refused only because they were of an earlier incarnation.
+    pub(crate) thieves: usize,
 }
 
 impl World {
@@ -64,7 +74,9 @@ impl World {
             disk: None,
             faketime,
             up: None,
-            rules: BTreeMap::new(),
+            witness: None,
+            promised: Promised::default(),
+            lost: Lost::default(),
             pairs: 0,
             backups: 0,
             incarnation: 0,
@@ -77,6 +89,16 @@ impl World {
         std::fs::create_dir(world.journal()).unwrap();
         world.start();
         world.up().make_me("30s");
+        let up = world.up();
+        let socket = |name: &str| up.ready[name].as_str().unwrap().to_owned();
+        let door = |service: &str| (Place::Door, up.address(service));
+        let places = Places {
+            agent: socket("agent"),
+            admin: socket("admin").trim_start_matches("unix://").into(),
+            node: world.data().join("agent/node.json"),
+            doors: vec![door("orders"), door("payments"), (Place::Server, socket("server"))],
+        };
+        world.witness = Some(Witness::begin(places));
         until("the state is backed up", || world.back_up());
         world
     }
@@ -85,7 +107,7 @@ impl World {
         self.folder.path().join("data")
     }
 
-    fn journal(&self) -> PathBuf {
+    pub(crate) fn journal(&self) -> PathBuf {
         self.folder.path().join("journal")
     }
 
@@ -96,9 +118,19 @@ impl World {
     fn set_clock(&mut self, step: i64) {
         self.ahead += step;
         self.furthest = self.furthest.max(self.ahead);
-        let new = self.clock.with_extension("new");
-        std::fs::write(&new, format!("{:+}\n", self.ahead)).unwrap();
-        std::fs::rename(new, &self.clock).unwrap();
+        write_clock(&self.clock, self.ahead);
+        self.set_server_clock(0);
+    }
+
+    /// How far the server's clock is ahead of everybody else's.
+    fn set_server_clock(&self, ahead: i64) {
+        write_clock(&self.clock.with_file_name("clock-server"), self.ahead + ahead);
+    }
+
+    /// The time by the clock of the trust domain.
+    pub(crate) fn now(&self) -> Timestamp {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        Timestamp::from_secs(i64::try_from(since.as_secs()).unwrap() + self.ahead)
     }
 
     fn environment(&self) -> Vec<(&'static str, String)> {
@@ -114,7 +146,7 @@ impl World {
         ]
     }
 
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let environment = self.environment();
         let environment: Vec<(&str, &str)> =
             environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -128,22 +160,6 @@ impl World {
         command
             .envs(self.environment().into_iter().filter(|(name, _)| !name.starts_with("FAULTS")));
         command.output().unwrap()
-    }
-
-    pub(crate) fn back_up(&mut self) -> Option<()> {
-        let server = self.data().join("server");
-        let file = self.folder.path().join(format!("backup-{}", self.backups + 1));
-        let made =
-            self.run(&["backup", file.to_str().unwrap(), "--data", server.to_str().unwrap()]);
-        if !made.status.success() {
-            return None;
-        }
-        if 0 < self.backups {
-            std::fs::remove_file(self.folder.path().join(format!("backup-{}", self.backups)))
-                .unwrap();
-        }
-        self.backups += 1;
-        Some(())
     }
 
     /// The processes of a kind that `up` has started.
@@ -174,91 +190,139 @@ impl World {
         }
         let pid = pids[usize::try_from(dice.below(pids.len() as u64)).unwrap()];
         // It may have ended by itself in this moment.
-        let sent = Command::new("kill").args(["-KILL", &pid.to_string()]).output().unwrap();
-        self.looked.killed += u64::from(sent.status.success());
+        if sent_kill(&[pid]) {
+            self.met(&format!("kill-{kind}"));
+        }
+    }
+
+    fn met(&mut self, kind: &str) {
+        *self.looked.met.entry(kind.to_owned()).or_default() += 1;
+    }
+
+    /// What was drawn, or what can be done in place of it now.
+    pub(crate) fn possible(&self, fault: Fault) -> Fault {
+        match fault {
+            // No further back than what counts as skew: beyond that nothing is issued until the time has come.
+            Fault::Clock(step) if self.ahead + step < self.furthest - 12 => Fault::Clock(20),
+            other => other,
+        }
     }
 
     /// Does it, while operators go on working.
     pub(crate) fn suffer(&mut self, fault: &Fault, dice: &mut Dice) {
         let seed = u32::try_from(dice.below(1 << 31)).unwrap();
         let wait = |duration: Duration| std::thread::park_timeout(duration);
+        let suffered = self.faults.suffered();
+        let mut befell = true;
         match fault {
             Fault::Kill(parts) => {
                 for part in parts {
                     wait(dice.millis(0, 300));
                     self.kill(part, dice);
                 }
+                return;
             }
             Fault::KillAll => {
                 wait(dice.millis(0, 500));
-                signal(self.up().pid(), "KILL");
+                let parts = ["server", "agent", "proxy", "example"];
+                let mut all: Vec<i32> =
+                    parts.iter().flat_map(|part| self.processes(part)).collect();
+                all.insert(0, self.up().pid());
+                sent_kill(&all);
             }
             Fault::Full(lasts) => match &self.disk {
-                Some(disk) => disk.fill_for(*lasts),
+                Some(disk) => befell = disk.fill_for(*lasts),
                 None => {
                     self.faults.set([1, 1000, 0, 0, 28, 0, seed]);
                     wait(*lasts);
+                    befell = suffered < self.faults.suffered();
                 }
             },
             Fault::Failing { writes, syncs, renames, lasts } => {
                 self.faults.set([1, *writes, *syncs, *renames, 5, 0, seed]);
                 wait(*lasts);
+                befell = suffered < self.faults.suffered();
             }
             Fault::Slow { each, lasts } => {
                 let micros = u32::try_from(each.as_micros()).unwrap();
                 self.faults.set([1, 0, 0, 0, 5, micros, seed]);
                 wait(*lasts);
+                befell = suffered < self.faults.suffered();
             }
             Fault::Restore { .. } => {}
             Fault::Clock(step) => {
-                // No further back than what counts as skew: beyond that nothing is issued until the time has come.
-                let too_far = self.ahead + step < self.furthest - 12;
-                self.set_clock(if too_far { 20 } else { *step });
+                self.set_clock(*step);
                 wait(Duration::from_millis(300));
             }
+            Fault::ServerClock { kill_agent } => self.suffer_server_clock(*kill_agent),
         }
         self.faults.lift();
-    }
-
-    /// Puts yesterday's backup in the place of the state.
-    pub(crate) fn restore(&mut self, journal: bool) {
-        drop(self.up.take());
-        // What a live agent or the journal holds must come back; of the rest nobody can tell.
-        let held = std::fs::read_to_string(self.data().join("agent/revocations.json"));
-        let held = held.unwrap_or_default();
-        self.rules.retain(|target, _| journal || held.contains(&format!("{target}\\\"")));
-        let server = self.data().join("server");
-        let kek = self.folder.path().join("kek");
-        if !kek.exists() {
-            std::fs::copy(server.join("kek"), &kek).unwrap();
+        if befell {
+            fault.kinds().iter().for_each(|kind| self.met(kind));
         }
-        let lost = self.data().join("lost");
-        std::fs::rename(&server, &lost).unwrap();
-        let file = self.folder.path().join(format!("backup-{}", self.backups));
-        let (file, server, kek) =
-            (file.to_str().unwrap(), server.to_str().unwrap(), kek.to_str().unwrap());
-        let fixed = ["restore", file, "--data", server, "--kek", kek];
-        let more = ["--hold-off", "1s", "--output", "json"];
-        let folder = self.journal();
-        let from = ["--journal", folder.to_str().unwrap()];
-        let from = if journal { &from[..] } else { &[] };
-        let restored = self.run(&[&fixed[..], &more[..], from].concat());
-        assert!(restored.status.success(), "{}", text(&restored.stderr));
-        let told: Value = serde_json::from_slice(&restored.stdout).unwrap();
-        assert!(told["lostFrom"].is_string() && told["lostUntil"].is_string(), "{told}");
-        std::fs::remove_dir_all(lost).unwrap();
-        self.start();
     }
 
-    /// `up` may have been cut off, or have given up: whoever supervises it starts it again.
-    pub(crate) fn revive(&mut self) {
+    /// The server's clock goes back ten minutes: it says so, issues nothing, and goes on taking out of service.
+    fn suffer_server_clock(&self, kill_agent: bool) {
+        const BEHIND: &str = "nothing is issued until the clock is set right";
+        self.set_server_clock(-600);
+        until("the server says that its clock is behind", || {
+            self.status().filter(|status| status["warnings"].to_string().contains(BEHIND))
+        });
+        let before = self.recorded();
+        if kill_agent {
+            // Its successor holds no key, so it asks for everything.
+            sent_kill(&self.processes("agent"));
+        }
+        let (name, file) =
+            (format!("late-{}", self.revision.1), self.folder.path().join("late.yaml"));
+        std::fs::write(
+            &file,
+            support::manifest_of_me("30s").replace("name: me", &format!("name: {name}")),
+        )
+        .unwrap();
+        // Its agent asks for it at once.
+        self.up().json(&["apply", file.to_str().unwrap()]);
+        let target = "spiffe://shop.example/nobody-late";
+        let revoked = self.up().run(&["revoke", target, "--reason", "key-compromise"]);
+        assert!(revoked.status.success(), "{}", text(&revoked.stderr));
+        // More than an agent takes to come up and to ask.
+        std::thread::park_timeout(Duration::from_secs(1));
+        let more: Vec<String> = self.recorded().difference(&before).cloned().collect();
+        assert!(more.is_empty(), "issued by a clock that is behind: {more:?}");
+        self.set_server_clock(0);
+        until("what was asked for meanwhile is served", || {
+            let id = format!("spiffe://shop.example/{name}");
+            let out = self.folder.path().join("late");
+            let fetch = ["fetch", "x509", "--id", &id, "--write", out.to_str().unwrap()];
+            self.up().run(&fetch).status.success().then_some(())
+        });
+    }
+
+    /// `up` mends what it has started; whoever supervises it starts it again only where it was killed itself.
+    pub(crate) fn revive(&mut self, fault: &Fault) {
         let pid = self.up().pid();
         let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let dead = state.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'));
-        if dead {
+        if matches!(fault, Fault::KillAll) {
             self.restarts += 1;
             drop(self.up.take());
             self.start();
+        } else {
+            assert!(!dead, "`up` has ended by itself after {fault:?}");
         }
     }
+}
+
+/// Cuts them off at once. Whether there was any.
+fn sent_kill(pids: &[i32]) -> bool {
+    let pids = pids.iter().map(ToString::to_string);
+    Command::new("kill").arg("-KILL").args(pids).output().unwrap().status.success()
+}
+
+/// A reader sees the old text or the new.
+fn write_clock(clock: &Path, ahead: i64) {
+    let new = clock.with_extension("new");
+    std::fs::write(&new, format!("{ahead:+}\n")).unwrap();
+    std::fs::rename(new, clock).unwrap();
 }

@@ -1,9 +1,10 @@
 """Checks a trust domain's SQLite state from outside, by its published formats alone.
 
-    check_state.py STATE.DB LOG_SIZE [CERTIFICATE.DER …]
+    check_state.py STATE.DB LOG_SIZE CERTIFICATES
 
 Recomputes the log's root from its leaves (RFC 6962), looks whether revisions are in order, whether each issued row is what
-its leaf says, whether each log names the size and root of the one before, and where each certificate is recorded. Prints JSON.
+its leaf says, whether each log names the size and root of the one before, and in which log each certificate is recorded:
+CERTIFICATES has one on each line, DER in hexadecimal digits. Prints JSON.
 """
 
 import hashlib
@@ -49,7 +50,7 @@ def to_be_signed(der):
 
 
 def main():
-    path, size, certificates = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+    path, size, certificates = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     problems = []
     database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
     database.execute("BEGIN")
@@ -101,11 +102,11 @@ def main():
     if commits and commits != list(range(commits[0], number + 1)):
         problems.append("the feed has a gap")
     digests = {tbs: of for of, _, tbs in recorded.values()}
-    found = {}
-    for name in certificates:
-        with open(name, "rb") as file:
-            digest = hashlib.sha256(to_be_signed(file.read())).hexdigest()
-        found[name] = digests.get(digest)
+    held = []
+    with open(certificates, encoding="ascii") as lines:
+        for line in lines:
+            digest = hashlib.sha256(to_be_signed(bytes.fromhex(line))).hexdigest()
+            held.append({"tbs": digest, "of": digests.get(digest)})
     print(
         json.dumps(
             {
@@ -115,7 +116,8 @@ def main():
                 "size": log_size,
                 "rootAt": at_size,
                 "serials": {serial: of for serial, (of, _, _) in recorded.items()},
-                "certificates": found,
+                "digests": digests,
+                "held": held,
             }
         )
     )

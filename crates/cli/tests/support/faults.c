@@ -4,7 +4,10 @@
    FAULTS_PATH names, and none of the standard streams. The page (FAULTS_PAGE, at least 32 bytes) holds numbers of 32 bits:
    whether any of it holds, then of 1000 writes, syncs and renames how many fail, by which errno, how many microseconds each
    waits before, and the seed of the chance by which they are chosen. In the last one it is counted here how many were made
-   to fail or to wait. */
+   to fail or to wait.
+
+   It also gives each kind of process a clock of its own: where FAKETIME_TIMESTAMP_FILE names `clock` and there is a file
+   `clock-server`, processes whose first argument is `server` go by that one. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -27,7 +30,25 @@ static struct page *page;
 static const char *part;
 static uint32_t count;
 
+/* Before libfaketime asks for the first time. */
+static void choose_clock(void) {
+    const char *clock = getenv("FAKETIME_TIMESTAMP_FILE");
+    int file = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
+    if (file < 0) return;
+    char words[PATH_MAX], own[PATH_MAX];
+    ssize_t length = read(file, words, sizeof words - 1);
+    close(file);
+    if (!clock || length <= 0) return;
+    words[length] = 0;
+    size_t first = strlen(words) + 1;
+    if ((size_t)length <= first || strchr(words + first, '/')) return;
+    int whole = snprintf(own, sizeof own, "%s-%s", clock, words + first);
+    if (whole < (int)sizeof own && access(own, R_OK) == 0)
+        setenv("FAKETIME_TIMESTAMP_FILE", own, 1);
+}
+
 __attribute__((constructor)) static void begin(void) {
+    choose_clock();
     const char *path = getenv("FAULTS_PAGE");
     part = getenv("FAULTS_PATH");
     if (!path || !part) return;
