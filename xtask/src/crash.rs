@@ -24,6 +24,9 @@ pub(crate) struct Rounds {
     /// How many rounds one trust domain lives through
     #[arg(long, default_value_t = 50)]
     piece: u64,
+    /// With the state in a PostgreSQL, which is killed too
+    #[arg(long)]
+    postgres: bool,
 }
 
 /// What can befall a trust domain in a round; `crates/cli/tests/crash/faults.rs` has the same names.
@@ -76,12 +79,13 @@ fn next_piece(wanted: RangeInclusive<u64>, done: &BTreeSet<u64>, most: u64) -> O
 }
 
 /// Where the rounds of this very state of the sources are kept: what passed before a change says nothing after it.
-fn kept() -> Result<PathBuf> {
+fn kept(postgres: bool) -> Result<PathBuf> {
     let commit = output(cargo_less("git").args(["rev-parse", "--short", "HEAD"]))?;
     let folder = root().join("target/crash");
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make {}", folder.display()))?;
-    Ok(folder.join(commit.trim()))
+    let store = if postgres { "-postgres" } else { "" };
+    Ok(folder.join(format!("{}{store}", commit.trim())))
 }
 
 fn cargo_less(program: &str) -> std::process::Command {
@@ -95,9 +99,9 @@ fn cargo_less(program: &str) -> std::process::Command {
 /// # Errors
 /// When a round failed, with its seed.
 pub(crate) fn run(rounds: &Rounds) -> Result<()> {
-    let Rounds { from, to, piece } = *rounds;
+    let Rounds { from, to, piece, postgres } = *rounds;
     ensure!(from <= to, "`--from {from}` is after `--to {to}`");
-    let path = kept()?;
+    let path = kept(postgres)?;
     if std::env::var_os("COUNTERSIGN_BIN").is_none() {
         step("release build", &mut cargo(&["build", "--release", "--bin", "countersign"]))?;
     }
@@ -116,7 +120,7 @@ pub(crate) fn run(rounds: &Rounds) -> Result<()> {
             to - from + 1,
             failed.len()
         );
-        if step(&title, &mut rounds_of(seed, count, &path)).is_err() {
+        if step(&title, &mut rounds_of(postgres, (seed, count), &path)).is_err() {
             let passed: BTreeSet<u64> = read(&path).iter().map(|round| round.seed).collect();
             let culprit = (seed..seed + count).find(|seed| !passed.contains(seed));
             failed.insert(culprit.context("all rounds of the piece passed, and its end failed")?);
@@ -131,9 +135,10 @@ pub(crate) fn run(rounds: &Rounds) -> Result<()> {
     Ok(())
 }
 
-fn rounds_of(seed: u64, count: u64, passed: &Path) -> std::process::Command {
+fn rounds_of(postgres: bool, (seed, count): (u64, u64), passed: &Path) -> std::process::Command {
     let mut command = cargo(&["test", "--workspace", "--test", "crash"]);
-    command.args(["--", "--nocapture"]);
+    let store = if postgres { "on_postgresql_too" } else { "after_every_crash" };
+    command.args(["--", "--nocapture", store]);
     command.env("COUNTERSIGN_SEED", seed.to_string()).env("COUNTERSIGN_ROUNDS", count.to_string());
     command.env("COUNTERSIGN_PASSED", passed);
     for (name, path) in [

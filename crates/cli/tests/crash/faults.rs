@@ -33,11 +33,20 @@ impl Dice {
     }
 }
 
+/// Where the trust domain has its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StoreKind {
+    Sqlite,
+    Postgres,
+}
+
 /// What is done to the trust domain in one round.
 #[derive(Debug)]
 pub(crate) enum Fault {
     /// These processes are cut off, one after the other.
     Kill(Vec<&'static str>),
+    /// Every process of the database is cut off, which comes back after a while.
+    KillDatabase { away: Duration },
     /// All of it is cut off at once, as by a power failure of the processes.
     KillAll,
     /// The disk is full for a while.
@@ -73,7 +82,10 @@ pub(crate) const KINDS: [&str; 13] = [
 ];
 
 impl Fault {
-    pub(crate) fn draw(dice: &mut Dice) -> Self {
+    pub(crate) fn draw(dice: &mut Dice, store: StoreKind) -> Self {
+        if store == StoreKind::Postgres && dice.below(3) == 0 {
+            return Self::KillDatabase { away: dice.millis(100, 4000) };
+        }
         let part = |dice: &mut Dice| *dice.one_of(&["server", "agent", "proxy"]);
         match dice.below(13) {
             0..=3 => Self::Kill((0..=dice.below(2)).map(|_| part(dice)).collect()),
@@ -96,6 +108,7 @@ impl Fault {
         let one = |kind: &str| vec![kind.to_owned()];
         match self {
             Self::Kill(parts) => parts.iter().map(|part| format!("kill-{part}")).collect(),
+            Self::KillDatabase { .. } => one("kill-database"),
             Self::KillAll => one("kill-all"),
             Self::Full(_) => one("full"),
             Self::Failing { .. } => one("failing"),
@@ -113,20 +126,26 @@ impl Fault {
 /// Among so many seeds each kind is drawn again and again.
 const SEEDS_MAX: u64 = 10_000;
 
-/// The seeds of a short run: the first ones that draw each kind so many times, taken in turn.
-pub(crate) fn seeds_of_each_kind(from: u64, times: usize) -> Vec<u64> {
+/// The seeds of a short run: the first ones that draw each of these kinds so many times, taken in turn.
+pub(crate) fn seeds_of_each_kind(
+    store: StoreKind,
+    from: u64,
+    kinds: &[&str],
+    times: usize,
+) -> Vec<u64> {
     let mut of_kind: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for seed in from..from + SEEDS_MAX {
         // Of one kind alone, so that none takes the place of another.
-        if let [kind] = &Fault::draw(&mut Dice(seed)).kinds()[..] {
+        if let [kind] = &Fault::draw(&mut Dice(seed), store).kinds()[..] {
             of_kind.entry(kind.clone()).or_default().push(seed);
         }
         let have = |kind: &&str| of_kind.get(*kind).is_some_and(|seeds| times <= seeds.len());
-        if KINDS.iter().all(|kind| have(&kind)) {
+        if kinds.iter().all(|kind| have(&kind)) {
             break;
         }
     }
-    (0..times).flat_map(|turn| KINDS.map(|kind| of_kind[kind][turn])).collect()
+    let turn = |turn: usize| kinds.iter().map(move |kind| (turn, *kind));
+    (0..times).flat_map(turn).map(|(turn, kind)| of_kind[kind][turn]).collect()
 }
 
 /// The page by which `faults.c` is told what fails.

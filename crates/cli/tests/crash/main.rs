@@ -12,6 +12,9 @@ mod faults;
 #[path = "../support/load.rs"]
 #[expect(dead_code, reason = "the load tests use the rest of it")]
 mod load;
+#[path = "../../../store/tests/support/postgres.rs"]
+#[expect(dead_code, reason = "the store's own tests use the rest of it")]
+mod postgres;
 mod recovery;
 #[path = "../support/mod.rs"]
 mod support;
@@ -23,9 +26,10 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use faults::{Dice, Fault, KINDS, seeds_of_each_kind};
+use faults::{Dice, Fault, KINDS, StoreKind, seeds_of_each_kind};
 use load::Load;
 use recovery::{Promised, Settle};
 use serde_json::Value;
@@ -114,7 +118,7 @@ fn workload(name: &str, more: &str) -> String {
 /// One round: something befalls the trust domain under load, and then all must hold. Says what it was.
 fn live_through(world: &mut World, seed: u64, say: impl FnOnce(&Fault)) -> String {
     let mut dice = Dice(seed);
-    let fault = world.possible(Fault::draw(&mut dice));
+    let fault = world.possible(Fault::draw(&mut dice, world.store_kind()));
     say(&fault);
     let load = Load::start(&world.up().address("web"), LOAD_PER_SECOND);
     until("the load is served", || (0 < load.answered.load(Ordering::Relaxed)).then_some(()));
@@ -176,26 +180,26 @@ fn assert_telling(world: &World) {
     assert!(places.len() == 4 && !seen.serials.is_empty(), "not everybody was looked at");
 }
 
-#[test]
-fn what_was_promised_holds_after_every_crash() {
+/// Lives through the seeds that were asked for, or through those of a short run.
+fn run(store: StoreKind, short: &[u64]) {
+    // One world at a time: what is awaited in one would be late for the other's load.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let begin = Instant::now();
-    let rounds = number_of("COUNTERSIGN_ROUNDS", TELLING as u64);
     let seeds = match std::env::var_os("COUNTERSIGN_SEED") {
-        None => seeds_of_each_kind(SEED, TIMES),
+        None => short.to_vec(),
         Some(_) => {
             let first = number_of("COUNTERSIGN_SEED", SEED);
-            (first..first + rounds).collect()
+            (first..first + number_of("COUNTERSIGN_ROUNDS", TELLING as u64)).collect()
         }
     };
-    println!("{} rounds, from COUNTERSIGN_SEED={}", seeds.len(), seeds[0]);
-    let mut world = World::begin();
+    println!("{} rounds on {store:?}, from COUNTERSIGN_SEED={}", seeds.len(), seeds[0]);
+    let mut world = World::begin(store);
     for (round, seed) in seeds.iter().enumerate() {
         let began = Instant::now();
         let name = live_through(&mut world, *seed, |fault| {
-            println!(
-                "{:>7.1} s  round {round}, COUNTERSIGN_SEED={seed}: {fault:?}",
-                begin.elapsed().as_secs_f32()
-            );
+            let at = begin.elapsed().as_secs_f32();
+            println!("{at:>7.1} s  round {round}, COUNTERSIGN_SEED={seed}: {fault:?}");
         });
         // The last one passes only when nothing is owed any more.
         if round + 1 == seeds.len() {
@@ -207,7 +211,7 @@ fn what_was_promised_holds_after_every_crash() {
         assert_telling(&world);
     }
     println!(
-        "{} rounds in {:.0} s, {} system calls failed or late, incarnation {}, `up` started again {} times: {:?}",
+        "{} rounds on {store:?} in {:.0} s, {} system calls failed or late, incarnation {}, `up` started again {} times: {:?}",
         seeds.len(),
         begin.elapsed().as_secs_f32(),
         world.faults.suffered(),
@@ -215,4 +219,15 @@ fn what_was_promised_holds_after_every_crash() {
         world.restarts,
         world.looked
     );
+}
+
+#[test]
+fn what_was_promised_holds_after_every_crash() {
+    run(StoreKind::Sqlite, &seeds_of_each_kind(StoreKind::Sqlite, SEED, &KINDS, TIMES));
+}
+
+#[test]
+fn what_was_promised_holds_on_postgresql_too() {
+    let kinds = ["kill-database", "kill-server", "kill-agent", "kill-proxy"];
+    run(StoreKind::Postgres, &seeds_of_each_kind(StoreKind::Postgres, SEED, &kinds, 1));
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::faults::Dice;
 use crate::support::{self, python, root, text, until};
 use crate::witness::{self, Shown};
-use crate::world::World;
+use crate::world::{Database, World};
 
 /// What operators were told is done. None of it is moot while this runs.
 #[derive(Default)]
@@ -144,15 +144,14 @@ impl World {
         }
         drop(self.up.take());
         self.promised.decoys.clear();
-        let server = self.data().join("server");
-        self.lose(&server, thief);
+        self.lose(thief);
         if !journal {
             self.promised.lose_what_nobody_has(&Kept::read(&agent));
             let Promised { newer, suspended, .. } = &self.promised;
             self.looked.handed_back += newer.len();
             self.looked.suspended_again += newer.intersection(suspended).count();
         }
-        let kek = self.folder.path().join("kek");
+        let (server, kek) = (self.data().join("server"), self.folder.path().join("kek"));
         if !kek.exists() {
             std::fs::copy(server.join("kek"), &kek).unwrap();
         }
@@ -161,6 +160,7 @@ impl World {
         let file = self.folder.path().join(format!("backup-{}", self.backups));
         let (file, server, kek) =
             (file.to_str().unwrap(), server.to_str().unwrap(), kek.to_str().unwrap());
+        self.database.iter_mut().for_each(Database::begin_anew);
         let fixed = ["restore", file, "--data", server, "--kek", kek];
         let more = ["--hold-off", "1s", "--output", "json"];
         let folder = self.journal();
@@ -175,8 +175,8 @@ impl World {
     }
 
     /// Looks at a state for the last time: what it has recorded is excused from then on, and nothing else.
-    fn lose(&mut self, server: &Path, thief: Shown) {
-        let checked = self.examine(server, "0");
+    fn lose(&mut self, thief: Shown) {
+        let checked = self.examine("0");
         let all = |field: &str| {
             let of = |(name, of): (&String, &Value)| (name.clone(), of.as_u64().unwrap());
             checked[field].as_object().unwrap().iter().map(of).collect::<Vec<_>>()
@@ -188,7 +188,7 @@ impl World {
 
     /// What an outside program says of a state. Every certificate that anybody ever held must be recorded in it, or must
     /// have been, in an earlier incarnation, before that log was lost. Nothing of this is tried twice.
-    pub(crate) fn examine(&self, server: &Path, log_size: &str) -> Value {
+    pub(crate) fn examine(&self, log_size: &str) -> Value {
         // Before the state is read: what is held was recorded.
         let seen = self.witness.as_ref().unwrap().seen();
         let list = self.folder.path().join("held.txt");
@@ -197,7 +197,7 @@ impl World {
         std::fs::write(&list, lines.join("\n")).unwrap();
         let output = Command::new(python())
             .arg(root().join("crates/cli/tests/support/check_state.py"))
-            .arg(server.join("state.db"))
+            .arg(self.state())
             .arg(log_size)
             .arg(&list)
             .output()
@@ -226,7 +226,7 @@ impl World {
 
     /// What the state has recorded: digests.
     pub(crate) fn recorded(&self) -> BTreeSet<String> {
-        let checked = self.examine(&self.data().join("server"), "0");
+        let checked = self.examine("0");
         checked["digests"].as_object().unwrap().keys().cloned().collect()
     }
 
@@ -257,7 +257,7 @@ impl World {
         });
         let witness = self.witness.as_ref().unwrap();
         let sighted = until("everybody shows what it has", || witness.sight());
-        let checked = self.examine(&self.data().join("server"), "0");
+        let checked = self.examine("0");
         let seen = witness.seen().certificates;
         let held = checked["held"].as_array().unwrap();
         for (leaf, one) in seen.keys().zip(held).filter(|(leaf, _)| sighted.contains(*leaf)) {

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use countersign_identity::Timestamp;
 
-use crate::faults::{Dice, Disk, Fault, Faults};
+use crate::faults::{Dice, Disk, Fault, Faults, StoreKind};
+use crate::postgres::{Cluster, Listen};
 use crate::recovery::{Lost, Promised};
 use crate::support::{self, Up, binary, folder, text, until};
 use crate::witness::{Place, Places, Witness};
@@ -20,6 +21,8 @@ pub(crate) struct World {
     clock: PathBuf,
     ahead: i64,
     furthest: i64,
+    /// Where its state is, if not in its data directory.
+    pub(crate) database: Option<Database>,
     /// A small disk of the trust domain's own, where this user may make one.
     disk: Option<Disk>,
     faketime: String,
@@ -38,6 +41,25 @@ pub(crate) struct World {
     pub(crate) folder: tempfile::TempDir,
 }
 
+/// A database of this world's own.
+pub(crate) struct Database {
+    cluster: Cluster,
+    url: String,
+}
+
+impl Database {
+    fn make() -> Self {
+        let cluster = Cluster::start(Listen::Nowhere, &[]);
+        let url = cluster.url(&cluster.database("read committed"));
+        Self { cluster, url }
+    }
+
+    /// Begins another one, in which there is nothing yet.
+    pub(crate) fn begin_anew(&mut self) {
+        self.url = self.cluster.url(&self.cluster.database("read committed"));
+    }
+}
+
 /// What all checks together found that operators had put there, and what really befell it. Without any, they said nothing.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Looked {
@@ -53,7 +75,7 @@ pub(crate) struct Looked {
 }
 
 impl World {
-    pub(crate) fn begin() -> Self {
+    pub(crate) fn begin(store: StoreKind) -> Self {
         let folder = folder();
         let manifests = support::shop_with_lifetimes(folder.path(), "30s", "5m");
         let faults = Faults::new(folder.path());
@@ -71,6 +93,7 @@ impl World {
             clock,
             ahead: 0,
             furthest: 0,
+            database: (store == StoreKind::Postgres).then(Database::make),
             disk: None,
             faketime,
             up: None,
@@ -135,7 +158,7 @@ impl World {
 
     fn environment(&self) -> Vec<(&'static str, String)> {
         let preload = format!("{}:{}", self.faketime, self.faults.library.to_str().unwrap());
-        vec![
+        let mut environment = vec![
             ("LD_PRELOAD", preload),
             ("FAULTS_PAGE", self.faults.page.to_str().unwrap().to_owned()),
             ("FAULTS_PATH", self.data().to_str().unwrap().to_owned()),
@@ -143,7 +166,20 @@ impl World {
             ("COUNTERSIGN_JOURNAL", self.journal().to_str().unwrap().to_owned()),
             ("FAKETIME_NO_CACHE", "1".to_owned()),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-        ]
+        ];
+        let database = self.database.as_ref().map(|database| database.url.clone());
+        environment.extend(database.map(|url| ("COUNTERSIGN_STORE", url)));
+        environment
+    }
+
+    pub(crate) fn store_kind(&self) -> StoreKind {
+        self.database.as_ref().map_or(StoreKind::Sqlite, |_| StoreKind::Postgres)
+    }
+
+    /// Where the state is, for who looks at it from outside.
+    pub(crate) fn state(&self) -> String {
+        let file = self.data().join("server/state.db").to_str().unwrap().to_owned();
+        self.database.as_ref().map_or(file, |database| database.url.clone())
     }
 
     pub(crate) fn start(&mut self) {
@@ -221,6 +257,12 @@ impl World {
                     self.kill(part, dice);
                 }
                 return;
+            }
+            Fault::KillDatabase { away } => {
+                let cluster = &self.database.as_ref().expect("it was drawn for one").cluster;
+                cluster.kill();
+                wait(*away);
+                cluster.resume();
             }
             Fault::KillAll => {
                 wait(dice.millis(0, 500));

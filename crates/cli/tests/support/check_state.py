@@ -1,6 +1,8 @@
-"""Checks a trust domain's SQLite state from outside, by its published formats alone.
+"""Checks a trust domain's state from outside, by its published formats alone.
 
-    check_state.py STATE.DB LOG_SIZE CERTIFICATES
+    check_state.py STORE LOG_SIZE CERTIFICATES
+
+STORE is the path of an SQLite database, or a URL `postgres://…`, which is read by psql.
 
 Recomputes the log's root from its leaves (RFC 6962), looks whether revisions are in order, whether each issued row is what
 its leaf says, whether each log names the size and root of the one before, and in which log each certificate is recorded:
@@ -10,7 +12,39 @@ CERTIFICATES has one on each line, DER in hexadecimal digits. Prints JSON.
 import hashlib
 import json
 import sqlite3
+import subprocess
 import sys
+
+QUERIES = [
+    "SELECT incarnation, number, fence, log_size FROM head",
+    "SELECT incarnation, log_index, leaf, hash, details, salt FROM past_log ORDER BY incarnation, log_index",
+    "SELECT log_index, leaf, hash, details, salt FROM log ORDER BY log_index",
+    "SELECT serial, tbs, incarnation, log_index FROM issued",
+    "SELECT number FROM commits ORDER BY number",
+]
+
+
+def read_sqlite(path):
+    """The rows of each query, all of one moment."""
+    database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
+    database.execute("BEGIN")
+    return [database.execute(query).fetchall() for query in QUERIES]
+
+
+def read_postgres(url):
+    """The same."""
+    command = ["psql", "-X", "-q", "-t", "-A", "-v", "ON_ERROR_STOP=1", "-d", url]
+    for text in ["BEGIN ISOLATION LEVEL REPEATABLE READ", *QUERIES]:
+        command += ["-c", text, "-c", "\\echo ="]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def value(text):
+        if text.startswith("\\x"):
+            return bytes.fromhex(text[2:])
+        return int(text) if text else None
+
+    parts = told.split("=\n")[1 : 1 + len(QUERIES)]
+    return [[tuple(map(value, line.split("|"))) for line in part.splitlines()] for part in parts]
 
 
 def leaf_hash(leaf):
@@ -50,21 +84,14 @@ def to_be_signed(der):
 
 
 def main():
-    path, size, certificates = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    store, size, certificates = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    read = read_postgres if store.startswith("postgres://") else read_sqlite
+    [[(incarnation, number, fence, log_size)], past, log, issued, numbers] = read(store)
     problems = []
-    database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
-    database.execute("BEGIN")
-    incarnation, number, fence, log_size = database.execute(
-        "SELECT incarnation, number, fence, log_size FROM head"
-    ).fetchone()
     logs = {}
-    for of, index, leaf, kept, details, salt in database.execute(
-        "SELECT incarnation, log_index, leaf, hash, details, salt FROM past_log ORDER BY incarnation, log_index"
-    ):
+    for of, index, leaf, kept, details, salt in past:
         logs.setdefault(of, []).append((index, leaf, kept, details, salt))
-    logs[incarnation] = database.execute(
-        "SELECT log_index, leaf, hash, details, salt FROM log ORDER BY log_index"
-    ).fetchall()
+    logs[incarnation] = log
     if len(logs[incarnation]) != log_size:
         problems.append(f"the log has {len(logs[incarnation])} leaves, the head row counts {log_size}")
     recorded, before, at_size = {}, None, None
@@ -93,12 +120,10 @@ def main():
                 problems.append("the log is ahead of the head row")
     if number < fence:
         problems.append("the fence is ahead of the head row")
-    for serial, tbs, of, index in database.execute(
-        "SELECT serial, tbs, incarnation, log_index FROM issued"
-    ):
+    for serial, tbs, of, index in issued:
         if recorded.get(serial.hex()) != (of, index, tbs.hex()):
             problems.append(f"certificate {serial.hex()} is not what its leaf says")
-    commits = [row[0] for row in database.execute("SELECT number FROM commits ORDER BY number")]
+    commits = [row[0] for row in numbers]
     if commits and commits != list(range(commits[0], number + 1)):
         problems.append("the feed has a gap")
     digests = {tbs: of for of, _, tbs in recorded.values()}
