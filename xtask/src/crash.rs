@@ -27,6 +27,9 @@ pub(crate) struct Rounds {
     /// With the state in a PostgreSQL, which is killed too
     #[arg(long)]
     postgres: bool,
+    /// The compiled test program [default: what `cargo test` makes]
+    #[arg(long)]
+    program: Option<PathBuf>,
 }
 
 /// What can befall a trust domain in a round; `crates/cli/tests/crash/faults.rs` has the same names.
@@ -99,7 +102,7 @@ fn cargo_less(program: &str) -> std::process::Command {
 /// # Errors
 /// When a round failed, with its seed.
 pub(crate) fn run(rounds: &Rounds) -> Result<()> {
-    let Rounds { from, to, piece, postgres } = *rounds;
+    let Rounds { from, to, piece, postgres, .. } = *rounds;
     ensure!(from <= to, "`--from {from}` is after `--to {to}`");
     let path = kept(postgres)?;
     if std::env::var_os("COUNTERSIGN_BIN").is_none() {
@@ -120,7 +123,7 @@ pub(crate) fn run(rounds: &Rounds) -> Result<()> {
             to - from + 1,
             failed.len()
         );
-        if step(&title, &mut rounds_of(postgres, (seed, count), &path)).is_err() {
+        if step(&title, &mut rounds_of(rounds, (seed, count), &path)).is_err() {
             let passed: BTreeSet<u64> = read(&path).iter().map(|round| round.seed).collect();
             let culprit = (seed..seed + count).find(|seed| !passed.contains(seed));
             failed.insert(culprit.context("all rounds of the piece passed, and its end failed")?);
@@ -130,15 +133,22 @@ pub(crate) fn run(rounds: &Rounds) -> Result<()> {
     println!("{}", summary(&passed, from..=to, &failed));
     println!("({:.0} s of them now; {} has each)", begin.elapsed().as_secs_f64(), path.display());
     ensure!(failed.is_empty(), "rounds failed: COUNTERSIGN_SEED={failed:?}");
-    let unmet = unmet(&passed, from..=to);
+    let unmet = unmet(&passed, from..=to, postgres);
     ensure!(to - from < TELLING || unmet.is_empty(), "no round met {}", unmet.join(", "));
     Ok(())
 }
 
-fn rounds_of(postgres: bool, (seed, count): (u64, u64), passed: &Path) -> std::process::Command {
-    let mut command = cargo(&["test", "--workspace", "--test", "crash"]);
-    let store = if postgres { "on_postgresql_too" } else { "after_every_crash" };
-    command.args(["--", "--nocapture", store]);
+fn rounds_of(rounds: &Rounds, (seed, count): (u64, u64), passed: &Path) -> std::process::Command {
+    let mut command = match &rounds.program {
+        None => {
+            let mut test = cargo(&["test", "--workspace", "--test", "crash"]);
+            test.arg("--");
+            test
+        }
+        Some(program) => std::process::Command::new(program),
+    };
+    let store = if rounds.postgres { "on_postgresql_too" } else { "after_every_crash" };
+    command.args(["--nocapture", store]);
     command.env("COUNTERSIGN_SEED", seed.to_string()).env("COUNTERSIGN_ROUNDS", count.to_string());
     command.env("COUNTERSIGN_PASSED", passed);
     for (name, path) in [
@@ -153,10 +163,11 @@ fn rounds_of(postgres: bool, (seed, count): (u64, u64), passed: &Path) -> std::p
 }
 
 /// What never befell in the rounds of a range that passed.
-fn unmet(passed: &[Passed], wanted: RangeInclusive<u64>) -> Vec<&'static str> {
+fn unmet(passed: &[Passed], wanted: RangeInclusive<u64>, postgres: bool) -> Vec<&'static str> {
     let rounds = passed.iter().filter(|round| wanted.contains(&round.seed));
     let met: BTreeSet<&str> = rounds.flat_map(|round| round.faults.split('+')).collect();
-    KINDS.into_iter().filter(|kind| !met.contains(kind)).collect()
+    let kinds = KINDS.into_iter().chain(postgres.then_some("kill-database"));
+    kinds.filter(|kind| !met.contains(kind)).collect()
 }
 
 /// One line of all that is known of a range.
@@ -211,7 +222,7 @@ mod tests {
             told,
             "seeds 1 to 3: 2 rounds passed, 1 failed, 8 s; full 1, kill-agent 1, kill-proxy 1"
         );
-        let missed = unmet(&passed, 1..=3);
+        let missed = unmet(&passed, 1..=3, false);
         assert!(missed.contains(&"slow") && !missed.contains(&"kill-proxy"), "{missed:?}");
     }
 }
