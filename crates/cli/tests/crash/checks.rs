@@ -20,6 +20,7 @@ impl World {
     pub(crate) fn check(&mut self) {
         let up = self.up();
         until("requests go through", || {
+            assert!(!self.up_has_ended(), "`up` has ended by itself");
             let answer = support::get(&up.address("web"), "/");
             answer.is_ok_and(|(status, _)| status == 200).then_some(())
         });
@@ -54,6 +55,7 @@ impl World {
             assert_eq!(has("one"), has("two"), "pair {pair} is half there");
             self.looked.pairs += u64::from(has("one"));
         }
+        assert!(!self.up_has_ended(), "`up` has ended by itself");
         // 5. What is in no log any more ends.
         self.settle(Settle::WhenDue);
     }

@@ -343,19 +343,20 @@ impl World {
 
     /// `up` mends what it has started; whoever supervises it starts it again only where it was killed itself.
     pub(crate) fn revive(&mut self, fault: &Fault) {
-        let pid = self.up().pid();
-        let dead = || {
-            let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            state.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
-        };
         if matches!(fault, Fault::KillAll) {
-            until("`up` is cut off", || dead().then_some(()));
+            until("`up` is cut off", || self.up_has_ended().then_some(()));
             self.restarts += 1;
             drop(self.up.take());
             self.start();
         } else {
-            assert!(!dead(), "`up` has ended by itself after {fault:?}");
+            assert!(!self.up_has_ended(), "`up` has ended by itself");
         }
+    }
+
+    pub(crate) fn up_has_ended(&self) -> bool {
+        let pid = self.up().pid();
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        state.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
     }
 }
 
