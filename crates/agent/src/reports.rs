@@ -183,16 +183,16 @@ impl Reports {
     /// Acknowledges what this agent serves, and what its points enforce, on one session.
     pub(crate) async fn acknowledge(self, acks: mpsc::Sender<v1::SyncAck>, mut views: Views) {
         let mut changed = self.points.changed();
-        let mut told = None;
-        let mut next_at = self.clock.now();
+        let (mut told, mut told_at, mut apart) = (None, self.clock.now(), Duration::ZERO);
         loop {
-            self.clock.sleep_until(next_at).await;
+            // Reckoned anew from now on: a clock that was set back must not let everybody wait until it is where it was.
+            let at = told_at.min(self.clock.now()) + apart;
+            self.clock.sleep_until(at).await;
             // Marked before it is read: what comes while it is read is looked at again.
             changed.mark_unchanged();
             let revision = views.borrow_and_update().as_ref().and_then(|view| view.enforced);
             let points = self.points.acknowledgements(revision);
-            let apart = u32::try_from(points.len()).unwrap_or(u32::MAX);
-            let apart = ACKS_APART + ACKS_APART_PER_POINT * apart;
+            let named = u32::try_from(points.len()).unwrap_or(u32::MAX);
             let unaware = self.points.unaware();
             let ack = v1::SyncAck { revision: revision.map(Into::into), points, unaware };
             if told.as_ref() != Some(&ack) {
@@ -200,7 +200,7 @@ impl Reports {
                     return;
                 }
                 told = Some(ack);
-                next_at = self.clock.now() + apart;
+                (told_at, apart) = (self.clock.now(), ACKS_APART + ACKS_APART_PER_POINT * named);
             }
             let ended = tokio::select! {
                 view = views.changed() => view.is_err(),
@@ -295,7 +295,37 @@ pub(crate) fn resident_bytes() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use countersign_identity::SimClock;
+
     use super::*;
+    use crate::attest::{Caller, Peer, SimulatedProcess};
+
+    #[tokio::test]
+    async fn a_clock_that_was_set_back_makes_no_acknowledgement_wait() {
+        let noon = countersign_identity::Timestamp::from_secs(1_795_262_400);
+        let clock = Arc::new(SimClock::new(noon));
+        let points = Points::new(Arc::clone(&clock) as _);
+        let facts = Facts::default();
+        let reports = Reports { clock: Arc::clone(&clock) as _, facts, points: points.clone() };
+        let (acks, mut told) = mpsc::channel(4);
+        let (_views, watched) = watch::channel(None);
+        let telling = tokio::spawn(reports.acknowledge(acks, watched));
+        assert_eq!(told.recv().await.unwrap().points, []);
+
+        clock.set(noon - Duration::from_secs(600));
+        let process = SimulatedProcess::new(Peer { pid: 7, uid: 1000, gid: 1000 }, []);
+        let caller: Arc<dyn Caller> = Arc::new(process);
+        let web = "spiffe://shop.example/web".parse().unwrap();
+        let register = v1::Register { point: "door".to_owned(), ..v1::Register::default() };
+        let _registered = points.register(&caller, &web, &register).unwrap();
+        // A second, in steps that let everybody look.
+        for _step in 0..100 {
+            clock.advance(Duration::from_millis(10));
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(told.try_recv().unwrap().points[0].point, "door");
+        telling.abort();
+    }
 
     #[test]
     fn statuses_that_did_not_change_are_told_less_often_where_agents_are_many() {

@@ -11,7 +11,7 @@ mod support;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use domain::Domain;
+use domain::{Domain, run};
 use serde_json::Value;
 use support::{Up, folder, shop_with_lifetimes, signal, text, until};
 
@@ -80,6 +80,13 @@ fn an_agent_whose_clock_is_set_back_ten_minutes_goes_on_and_status_says_that_it_
     assert!((-605_000..=-595_000).contains(&skew(&status)), "{status}");
     let fetched = domain.fetch();
     assert!(fetched.status.success(), "it goes on: {}", text(&fetched.stderr));
+    // What changes meanwhile is in force there, and the server hears of it, long before the clock is where it was.
+    let nobody = ["revoke", "spiffe://prod.example/nobody", "--reason", "key-compromise"];
+    let revoked = run(&[&nobody[..], &["--admin", &domain.admin(), "--output", "json"]].concat());
+    let revision = serde_json::from_slice::<Value>(&revoked.stdout).unwrap()["revision"].clone();
+    until("the agent acknowledges", || {
+        (domain.status()["nodes"][0]["revision"] == revision).then_some(())
+    });
 
     clock.set("+0");
     recovers(&domain, &before);
