@@ -13,6 +13,9 @@ pub(crate) fn run() -> Result<()> {
     step("format", &mut cargo(&["fmt", "--all", "--check"]))?;
     crate::layers::run()?;
     one_stack()?;
+    let locks = crate::lock::all()?;
+    crate::lock::check(&locks)?;
+    crate::advisories::check(&locks)?;
     crate::sbom::check()?;
     step(
         "lints",

@@ -83,6 +83,13 @@ pub(crate) fn run() -> Result<()> {
     SLIM.iter().try_for_each(|(program, refused)| links_none(program, refused))
 }
 
+/// What a program may never link.
+#[cfg(test)]
+pub(crate) fn refused(program: &str) -> &'static [&'static str] {
+    let of = SLIM.iter().find(|(slim, _)| *slim == program);
+    of.map_or(&[], |(_, refused)| refused)
+}
+
 /// Whether a program links none of these packages.
 fn links_none(program: &str, refused: &[&str]) -> Result<()> {
     let tree = output(&mut cargo(&[

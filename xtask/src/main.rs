@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod advisories;
 mod bench;
 mod bounded;
 mod check;
@@ -14,6 +15,7 @@ mod fuzz;
 mod generate;
 mod instructions;
 mod layers;
+mod lock;
 mod reproducible;
 mod sbom;
 mod shell;
@@ -28,7 +30,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Format, lints with warnings denied, layers, one TLS stack, licences
+    /// Format, lints with warnings denied, layers, one TLS stack, sources, licences, known advisories
     Check,
     /// Install what the tests need, build, and run all of them
     Test {
@@ -48,8 +50,12 @@ enum Command {
     Layers,
     /// Write generated files anew: vectors, reference pages
     Gen,
-    /// Print what the product is made of, as CycloneDX JSON
-    Sbom,
+    /// Print what a program is made of, as CycloneDX JSON
+    Sbom {
+        /// Which of the programs
+        #[arg(long = "bin", default_value = "countersign")]
+        binary: sbom::Binary,
+    },
     /// Build a program twice, in two folders, and compare the bytes
     Reproducible(reproducible::Builds),
     /// Run the benchmarks and print each figure with its ratio to a limit
@@ -96,7 +102,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Bounded { program } => bounded::run(&program),
         Command::Layers => layers::run(),
         Command::Gen => generate::run(),
-        Command::Sbom => sbom::run(),
+        Command::Sbom { binary } => sbom::run(binary),
         Command::Reproducible(builds) => reproducible::run(&builds),
         Command::Instructions(counting) => instructions::run(&counting),
         Command::Crash(rounds) => crash::run(&rounds),
