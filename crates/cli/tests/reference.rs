@@ -69,6 +69,24 @@ fn every_test_that_the_table_of_attacks_names_exists() {
     assert_eq!(untried, None, "a class without a test");
 }
 
+/// The classes that have to be tried, whatever else is; those that are left out are of what is not built.
+const CLASSES: [std::ops::RangeInclusive<u32>; 6] =
+    [1..=8, 11..=15, 17..=20, 22..=24, 27..=27, 29..=29];
+
+#[test]
+fn every_class_that_has_to_be_tried_has_one_row_and_a_test() {
+    let page = std::fs::read_to_string(root().join("docs/attacks.md")).unwrap();
+    for class in CLASSES.into_iter().flatten() {
+        let mut rows = page.lines().filter(|line| line.starts_with(&format!("| {class} | ")));
+        let row = rows.next().unwrap_or_else(|| panic!("class {class} has no row"));
+        assert_eq!(rows.next(), None, "class {class} has two rows");
+        let tests = row.split('`').filter(|word| word.contains(".rs::")).count();
+        assert!(1 <= tests, "class {class} names no test");
+        // Two names without a blank between them read as one.
+        assert!(class != 2 || !row.contains("``"), "class {class}: {row}");
+    }
+}
+
 /// A row of the table that begins with a number.
 fn is_class(line: &str) -> bool {
     line.strip_prefix("| ").is_some_and(|row| row.starts_with(|first: char| first.is_ascii_digit()))
