@@ -1,4 +1,4 @@
-//! Where keys are kept: a key file that a passphrase seals, and a root whose key never leaves a token (SoftHSM2).
+//! Where keys are kept: a key file that a passphrase or a key in a token (SoftHSM2) seals, and a root whose key never leaves one.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
@@ -311,6 +311,87 @@ fn root_in_a_token_signs_there_and_its_loss_takes_nothing_away_that_stands() {
     assert!(!log.contains(PIN), "{log}");
 }
 
+/// Changes one byte of a file, counted from its end.
+fn change(path: &Path, from_end: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let at = bytes.len() - from_end;
+    bytes[at] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn key_file_sealed_by_a_key_in_a_token_opens_by_it_alone_and_says_what_keeps_it_shut() {
+    let mut place = Place::new();
+    let tokens = token(&mut place);
+    let (pin, wrong) = (place.secret("pin", PIN), place.secret("wrong", WRONG_PIN));
+    let uri = |object: &str| format!("pkcs11:token=ROOTS;object={object}?module-path={MODULE}");
+    let (seal, other, data) = (uri("kek"), uri("other"), place.at("d"));
+
+    // 1. Made with it, or not at all.
+    let init = ["init", "--data", &data, "--trust-domain", "shop.example", "--seal"];
+    place.refused(&[&init[..], &["pkcs11:token=ROOTS"]].concat(), 2, "object");
+    for (more, says) in
+        [(vec![], "PIN is not known"), (vec!["--pin-file", &wrong], "refuses the PIN")]
+    {
+        place.refused(&[&init[..], &[&seal], &more[..]].concat(), 3, says);
+        assert!(!Path::new(&data).join("kek").exists(), "no key file is left of it");
+        let _left = std::fs::remove_dir_all(&data);
+    }
+    place.json(&[&init[..], &[&seal, "--pin-file", &pin]].concat());
+    let kek = place.folder.path().join("d/kek");
+    assert_eq!(std::fs::read(&kek).unwrap()[8], 2, "the method is a key in a token");
+    assert!(
+        !holds(Path::new(&data), MODULE.as_bytes()),
+        "no file names a module that would be loaded"
+    );
+
+    // 2. Without it, with another key, a wrong PIN, or the token away: sealed, and in a sentence.
+    let away = place.folder.path().join("away");
+    let sealed = |more: &[&str], says: &str| {
+        let (server, status) = place.server(&data, more);
+        assert_eq!(status["server"]["sealed"], true, "{status}");
+        assert!(status["warnings"].to_string().contains(says), "{says}: {status}");
+        server.end();
+    };
+    sealed(&["--pin-file", &pin], "is sealed by a key in a token, and none was given");
+    sealed(&["--seal", &other, "--pin-file", &pin], "holds no key `other` of AES");
+    sealed(&["--seal", &seal, "--pin-file", &wrong], "refuses the PIN");
+    std::fs::rename(&tokens, &away).unwrap();
+    sealed(&["--seal", &seal, "--pin-file", &pin], "token `ROOTS` is not there");
+    std::fs::rename(&away, &tokens).unwrap();
+
+    // 3. With it, it serves; a backup needs it as well.
+    let with = ["--seal", &seal, "--pin-file", &pin];
+    let (server, status) = place.server(&data, &with);
+    assert_eq!(status["server"]["sealed"], false, "{status}");
+    let backup = place.at("b");
+    place.refused(&["backup", &backup, "--data", &data], 2, "sealed by a key in a token");
+    let line = ["backup", &backup, "--data", &data, "--seal", &seal, "--pin-file"];
+    place.refused(&[&line[..], &[&wrong]].concat(), 3, "refuses the PIN");
+    place.json(&[&line[..], &[&pin]].concat());
+    server.end();
+
+    // 4. A restored directory is sealed by the same key; a changed key file opens nothing, whichever part of it was changed.
+    let restored = place.at("e");
+    let line = ["restore", &backup, "--data", &restored, "--kek", kek.to_str().unwrap()];
+    place.refused(&line, 2, "sealed by a key in a token");
+    for from_end in [1, 40, 61, 64] {
+        change(&kek, from_end);
+        place.refused(&[&line[..], &with].concat(), 3, "does not open it");
+        change(&kek, from_end);
+    }
+    std::fs::rename(&tokens, &away).unwrap();
+    place.refused(&[&line[..], &with].concat(), 3, "token `ROOTS` is not there");
+    assert!(!Path::new(&restored).exists(), "nothing is left of it");
+    std::fs::rename(&away, &tokens).unwrap();
+    place.json(&[&line[..], &with].concat());
+    let (server, status) = place.server(&restored, &with);
+    assert_eq!(status["server"]["sealed"], false, "{status}");
+    server.end();
+    let log = std::fs::read_to_string(place.at("log")).unwrap();
+    assert!(!log.contains(PIN) && !holds(Path::new(&data), PIN.as_bytes()), "{log}");
+}
+
 /// A PIN that the token refuses is tried once: a server that looks again and again must not lock it.
 #[test]
 fn pin_that_a_token_refuses_is_not_tried_again_until_it_is_another() {
@@ -344,7 +425,7 @@ fn pin_that_a_token_refuses_is_not_tried_again_until_it_is_another() {
     server.end();
 }
 
-/// A module that passes everything on to SoftHSM2, and whose signatures hang while a file is there.
+/// A module that passes everything on to SoftHSM2, and whose signatures and decryptions hang while a file is there.
 fn hanging_module(place: &mut Place) -> (String, PathBuf) {
     let library = place.at("hanging_module.so");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/hanging_module.c");
@@ -392,6 +473,22 @@ fn module_that_hangs_is_given_up_in_time_and_used_again_once_it_answers() {
     place.refused(&rotate, 3, "token `ROOTS` d");
     support::signal(i32::try_from(server.child.id()).unwrap(), "TERM");
     until("the server ends", || server.child.try_wait().unwrap());
+}
+
+#[test]
+fn key_file_whose_token_hangs_stays_shut_and_keeps_no_program() {
+    let mut place = Place::new();
+    token(&mut place);
+    let (module, hang) = hanging_module(&mut place);
+    let (pin, data) = (place.secret("pin", PIN), place.at("d"));
+    let seal = format!("pkcs11:token=ROOTS;object=kek?module-path={module}");
+    let with = ["--seal", &seal, "--pin-file", &pin];
+    place.json(&[&["init", "--data", &data, "--trust-domain", "shop.example"], &with[..]].concat());
+    std::fs::write(&hang, "").unwrap();
+    let line = ["backup", &place.at("b"), "--data", &data];
+    place.refused(&[&line[..], &with].concat(), 3, "did not answer within");
+    std::fs::remove_file(&hang).unwrap();
+    place.json(&[&line[..], &with].concat());
 }
 
 #[test]

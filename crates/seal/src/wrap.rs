@@ -127,7 +127,7 @@ impl WrapMethod {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Passphrase => "a passphrase",
-            Self::Token => "a token",
+            Self::Token => "a key in a token",
         }
     }
 }

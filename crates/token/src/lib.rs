@@ -1,4 +1,4 @@
-//! Keys in hardware tokens, by PKCS#11: used, and not seen.
+//! Keys in hardware tokens, by PKCS#11: used, and not seen. Some sign; one may open the key file of a server.
 //!
 //! A key is named by a URI (RFC 7512), `pkcs11:token=ROOTS;object=root?module-path=/usr/lib/softhsm/libsofthsm2.so`. The PIN
 //! comes from a file or the environment, and is never part of it. A token is opened anew for each signature: keys that
@@ -13,7 +13,9 @@ mod module;
 mod pin;
 mod uri;
 mod vault;
+mod wrap;
 
 pub use pin::PinFrom;
 pub use uri::{BadTokenUri, TokenUri};
 pub use vault::Tokens;
+pub use wrap::TokenWrap;

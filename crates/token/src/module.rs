@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::Mechanism;
@@ -78,13 +79,24 @@ pub(crate) async fn with_key<T: Send + 'static>(
     wish: Wish,
     act: impl Fn(&TokenUri, &Opened) -> Result<T, Trouble> + Send + 'static,
 ) -> Result<T, Trouble> {
+    with_session(uri, pin, wish, move |uri, session| act(uri, &Opened::of(session, uri, wish)?))
+        .await
+}
+
+/// The same with the token of a key, before the key is looked for.
+pub(crate) async fn with_session<T: Send + 'static>(
+    uri: TokenUri,
+    pin: PinFrom,
+    wish: Wish,
+    act: impl Fn(&TokenUri, Session) -> Result<T, Trouble> + Send + 'static,
+) -> Result<T, Trouble> {
     let module = {
         let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
         let module = modules.entry(uri.module.clone());
         Arc::clone(module.or_insert_with(|| Arc::new(Bounded::new(Module::default()))))
     };
     let (token, shown) = (uri.token_named(), uri.module.display().to_string());
-    let used = module.run(USE_TIMEOUT, move |module| module.with_key(&uri, &pin, wish, act));
+    let used = module.run(USE_TIMEOUT, move |module| module.with_session(&uri, &pin, wish, act));
     used.await.unwrap_or_else(|silence| Err(Trouble::Lost(silent(&token, &shown, &silence))))
 }
 
@@ -112,6 +124,19 @@ impl Trouble {
 }
 
 impl Opened {
+    fn of(session: Session, uri: &TokenUri, wish: Wish) -> Result<Self, Trouble> {
+        let (private, point) = match (find(&session, uri)?, wish) {
+            (Some(found), _) => found,
+            (None, Wish::FindOrMake) => make(&session, uri)?,
+            (None, Wish::Find) => {
+                let (key, token) = (uri.object_named(), uri.token_named());
+                let why = format!("token {token} holds no key {key} on P-256");
+                return Err(Trouble::Final(why));
+            }
+        };
+        Ok(Self { session, private, point })
+    }
+
     /// The two numbers of an ECDSA signature over a digest.
     pub(crate) fn sign(&self, uri: &TokenUri, digest: &[u8]) -> Result<Vec<u8>, Trouble> {
         let signed = self.session.sign(&Mechanism::Ecdsa, self.private, digest);
@@ -130,26 +155,26 @@ impl Opened {
 }
 
 impl Module {
-    fn with_key<T>(
+    fn with_session<T>(
         &mut self,
         uri: &TokenUri,
         pin: &PinFrom,
         wish: Wish,
-        act: impl Fn(&TokenUri, &Opened) -> Result<T, Trouble>,
+        act: impl Fn(&TokenUri, Session) -> Result<T, Trouble>,
     ) -> Result<T, Trouble> {
         let is_known = self.loaded.is_some();
-        let tried = self.open(uri, pin, wish).and_then(|opened| act(uri, &opened));
+        let tried = self.open(uri, pin, wish).and_then(|session| act(uri, session));
         match tried {
             // Some modules look for tokens only when they are initialised.
             Err(Trouble::Lost(_)) if is_known => {
                 self.forget();
-                self.open(uri, pin, wish).and_then(|opened| act(uri, &opened))
+                self.open(uri, pin, wish).and_then(|session| act(uri, session))
             }
             tried => tried,
         }
     }
 
-    fn open(&mut self, uri: &TokenUri, pin: &PinFrom, wish: Wish) -> Result<Opened, Trouble> {
+    fn open(&mut self, uri: &TokenUri, pin: &PinFrom, wish: Wish) -> Result<Session, Trouble> {
         let module = self.begun(uri)?;
         let slot = slot(&module, uri)?;
         let session = match wish {
@@ -158,16 +183,7 @@ impl Module {
         };
         let session = session.map_err(|error| failed("open a session with", uri, &error))?;
         self.log_in(&session, uri, pin)?;
-        let (private, point) = match (find(&session, uri)?, wish) {
-            (Some(found), _) => found,
-            (None, Wish::FindOrMake) => make(&session, uri)?,
-            (None, Wish::Find) => {
-                let (key, token) = (uri.object_named(), uri.token_named());
-                let why = format!("token {token} holds no key {key} on P-256");
-                return Err(Trouble::Final(why));
-            }
-        };
-        Ok(Opened { session, private, point })
+        Ok(session)
     }
 
     /// Loads and initialises it, if that was not done.
@@ -208,7 +224,9 @@ impl Module {
             .read(uri)
             .map_err(|why| Trouble::Final(format!("token {token} stays closed: {why}")))?;
         let refused = &mut self.refused;
-        let is_refused = |(of, was): &(String, Zeroizing<String>)| *of == token && *was == pin;
+        let is_refused = |(of, was): &(String, Zeroizing<String>)| {
+            *of == token && verify_slices_are_equal(was.as_bytes(), pin.as_bytes()).is_ok()
+        };
         if refused.iter().any(is_refused) {
             let why = format!(
                 "token {token} refused the PIN before, and is not asked again with the same: give another, or start anew"
@@ -266,29 +284,36 @@ fn slot(module: &Pkcs11, uri: &TokenUri) -> Result<Slot, Trouble> {
 }
 
 /// What names the key, besides its class.
-fn names(uri: &TokenUri) -> Vec<Attribute> {
+pub(crate) fn names(uri: &TokenUri) -> Vec<Attribute> {
     let label = uri.object.as_ref().map(|label| Attribute::Label(label.clone().into_bytes()));
     let id = uri.id.as_ref().map(|id| Attribute::Id(id.clone()));
     [label, id].into_iter().flatten().collect()
 }
 
+/// The one object of this class and kind that the name means.
+pub(crate) fn one(
+    session: &Session,
+    uri: &TokenUri,
+    class: ObjectClass,
+    kind: KeyType,
+) -> Result<Option<ObjectHandle>, Trouble> {
+    let template = [vec![Attribute::Class(class), Attribute::KeyType(kind)], names(uri)].concat();
+    let found = session.find_objects(&template);
+    match found.map_err(|error| failed("look into", uri, &error))?.as_slice() {
+        [] => Ok(None),
+        [one] => Ok(Some(*one)),
+        several => Err(Trouble::Final(format!(
+            "token {} holds {} keys {}: name one of them by `id` as well",
+            uri.token_named(),
+            several.len(),
+            uri.object_named()
+        ))),
+    }
+}
+
 /// The private key and the point of its public half.
 fn find(session: &Session, uri: &TokenUri) -> Result<Option<(ObjectHandle, Vec<u8>)>, Trouble> {
-    let one = |class: ObjectClass| {
-        let template =
-            [vec![Attribute::Class(class), Attribute::KeyType(KeyType::EC)], names(uri)].concat();
-        let found = session.find_objects(&template);
-        match found.map_err(|error| failed("look into", uri, &error))?.as_slice() {
-            [] => Ok(None),
-            [one] => Ok(Some(*one)),
-            several => Err(Trouble::Final(format!(
-                "token {} holds {} keys {}: name one of them by `id` as well",
-                uri.token_named(),
-                several.len(),
-                uri.object_named()
-            ))),
-        }
-    };
+    let one = |class| one(session, uri, class, KeyType::EC);
     let Some(private) = one(ObjectClass::PRIVATE_KEY)? else { return Ok(None) };
     let public = one(ObjectClass::PUBLIC_KEY)?.ok_or_else(|| {
         let (key, token) = (uri.object_named(), uri.token_named());
@@ -356,13 +381,13 @@ fn make(session: &Session, uri: &TokenUri) -> Result<(ObjectHandle, Vec<u8>), Tr
     Ok((private, point(session, public, uri)?))
 }
 
-fn failed(what: &str, uri: &TokenUri, error: &Error) -> Trouble {
+pub(crate) fn failed(what: &str, uri: &TokenUri, error: &Error) -> Trouble {
     let (token, answer) = (uri.token_named(), answer(error));
     Trouble::Lost(format!("could not {what} token {token} ({answer})"))
 }
 
 /// What a module answered, by the name that its standard gives that.
-fn answer(error: &Error) -> String {
+pub(crate) fn answer(error: &Error) -> String {
     match error {
         Error::Pkcs11(value, function) => format!("{function:?}: {value:?}"),
         error => error.to_string(),

@@ -68,6 +68,11 @@ impl TokenUri {
         &self.text
     }
 
+    /// What it names, without where it is reached: no path of this machine, and no place of a PIN.
+    pub(crate) fn name(&self) -> &str {
+        self.text.split_once('?').map_or(&self.text, |(name, _)| name)
+    }
+
     /// How messages name the token.
     pub(crate) fn token_named(&self) -> String {
         let label = self.token.as_ref().map(|label| format!("`{}`", label.escape_debug()));

@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::exit::Exit;
 use crate::find::{self, Find};
 use crate::output::{self, Output};
-use crate::serve::{harden_process, password, unlock};
+use crate::serve::{Openers, SealKey, harden_process, password, unlock};
 
 /// Save a trust domain's state in one sealed file, also while its servers run
 ///
@@ -38,6 +38,8 @@ pub(crate) struct BackupArguments {
     /// The file of the passphrase by which the key is sealed [default: COUNTERSIGN_PASSPHRASE, or asked for at a terminal]
     #[arg(long, value_name = "FILE", env = "COUNTERSIGN_PASSPHRASE_FILE")]
     passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    token: TokenArguments,
 }
 
 /// Make a data directory out of a backup, in a new incarnation
@@ -64,12 +66,33 @@ pub(crate) struct RestoreArguments {
     /// The file of the passphrase by which the key is sealed [default: COUNTERSIGN_PASSPHRASE, or asked for at a terminal]
     #[arg(long, value_name = "FILE", env = "COUNTERSIGN_PASSPHRASE_FILE")]
     passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    token: TokenArguments,
     /// How long nothing is issued, so that agents can hand back what they remember
     #[arg(long, value_name = "SPAN", default_value = "60s")]
     hold_off: DurationText,
     /// The folder of a journal of revocations, if one was kept (`countersign server --journal`)
     #[arg(long, value_name = "DIR")]
     journal: Option<PathBuf>,
+}
+
+// The key in a token that a key file may be sealed by. A sentence for `--help` would stand in place of the command's.
+#[derive(Clone, Debug, clap::Args)]
+struct TokenArguments {
+    /// The key in a token that the key is sealed by, if it is, `pkcs11:token=…;object=…?module-path=…`
+    #[arg(long, value_name = "WHERE", env = "COUNTERSIGN_SEAL")]
+    seal: Option<SealKey>,
+    /// The file of the PIN of that token [default: COUNTERSIGN_PIN, or `pin-source` of its URI]
+    #[arg(long, value_name = "FILE", env = "COUNTERSIGN_PIN_FILE")]
+    pin_file: Option<PathBuf>,
+}
+
+impl TokenArguments {
+    /// With the file of a passphrase, all that may open a key file.
+    fn openers(&self, passphrase_file: Option<&PathBuf>) -> Openers {
+        let Self { seal, pin_file } = self.clone();
+        Openers { passphrase_file: passphrase_file.cloned(), seal, pin_file }
+    }
 }
 
 fn store(url: Option<&PostgresUrl>, file: Option<&PathBuf>) -> Result<StoreAt> {
@@ -101,7 +124,8 @@ pub(crate) async fn backup(arguments: &BackupArguments, output: Output) -> Resul
     let store = store(url.as_ref(), store_password_file.as_ref())?;
     let (data, kek) = (find::server_data(data), kek.clone());
     let own = data.join("kek");
-    let unlock = unlock(kek.as_ref().unwrap_or(&own), arguments.passphrase_file.clone())?;
+    let openers = arguments.token.openers(arguments.passphrase_file.as_ref());
+    let unlock = unlock(kek.as_ref().unwrap_or(&own), openers)?;
     let config = BackupConfig { data, store, kek, file: file.clone(), unlock };
     let made = countersign_server::backup(&config, &mut progress(output)).await;
     clear(output);
@@ -134,7 +158,10 @@ pub(crate) async fn restore(arguments: &RestoreArguments, output: Output) -> Res
         kek: arguments.kek.clone(),
         hold_off: arguments.hold_off.0,
         journal: arguments.journal.clone(),
-        unlock: unlock(&arguments.kek, arguments.passphrase_file.clone())?,
+        unlock: unlock(
+            &arguments.kek,
+            arguments.token.openers(arguments.passphrase_file.as_ref()),
+        )?,
     };
     let restored = countersign_server::restore(&config, &mut progress(output)).await;
     clear(output);

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Result;
 use countersign_api::admin::TrustFingerprint;
@@ -11,12 +12,16 @@ use countersign_pki::DnsName;
 use countersign_program::run::{Dump, Logging, harden, run};
 use countersign_program::trace::{OTLP, TRACE_SHARE, Tracing};
 use countersign_server::{
-    Config, ConsoleConfig, InitConfig, NodeAuthorities, Ready, RequestReport, StartError, StoreAt,
+    Config, ConsoleConfig, InitConfig, KeyWrap, NodeAuthorities, Ready, RequestReport, StartError,
+    StoreAt,
 };
 use serde_json::json;
 
 use super::store::store_at;
-use super::unlock::{PASSPHRASE_FILE, PIN_FILE, check_token_uri, new_passphrase, unlock, vault};
+use super::unlock::{
+    Openers, PASSPHRASE_FILE, PIN_FILE, SEAL, SealKey, check_token_uri, new_passphrase, token,
+    unlock, vault,
+};
 use crate::exit::Exit;
 use crate::output::{self, Output};
 use crate::settings::{Field, MaybeAddress, Program, Settings, remember};
@@ -68,7 +73,8 @@ impl Program for InitProgram {
         Field::one(
             "seal",
             "HOW",
-            "How the key file that seals all other keys is itself kept: `file`, as it is, or `passphrase`, sealed by one",
+            "How the key file that seals all other keys is itself kept: `file`, as it is; `passphrase`, sealed by one; or \
+             `pkcs11:token=…;object=…?module-path=…`, sealed by a key in a token, where it is made if it is not there",
         )
         .or("file"),
         PASSPHRASE_FILE,
@@ -89,10 +95,11 @@ enum RootKey {
 }
 
 /// How the key file is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Seal {
     File,
     Passphrase,
+    Token(SealKey),
 }
 
 impl std::str::FromStr for Seal {
@@ -102,10 +109,11 @@ impl std::str::FromStr for Seal {
         match text {
             "file" => Ok(Self::File),
             "passphrase" => Ok(Self::Passphrase),
+            token if token.starts_with("pkcs11:") => token.parse().map(Self::Token),
             other => {
                 let other = output::printable(other);
                 Err(format!(
-                    "`{other}` is no way to keep the key file: write `file` or `passphrase`"
+                    "`{other}` is no way to keep the key file: write `file`, `passphrase` or `pkcs11:…`"
                 ))
             }
         }
@@ -207,6 +215,7 @@ impl Program for ServerProgram {
             "SPAN",
             "How long the details of the audit log's events are kept; the events themselves always are [default: for ever]",
         ),
+        SEAL,
         PASSPHRASE_FILE,
         PIN_FILE,
     ];
@@ -216,6 +225,27 @@ impl Program for ServerProgram {
 fn listen(resolved: &mut crate::settings::Resolved) -> Option<SocketAddr> {
     let address = resolved.required::<countersign_api::resource::ListenAddress>("listen");
     address.map(|countersign_api::resource::ListenAddress(address)| address)
+}
+
+/// What opens the key file that is there already, however it is kept, or seals the one that is to be made.
+fn sealed_by(
+    there: Option<&PathBuf>,
+    seal: Option<Seal>,
+    passphrase_file: Option<PathBuf>,
+    pin_file: Option<PathBuf>,
+) -> Result<Option<Arc<dyn KeyWrap>>> {
+    match (there, seal) {
+        (Some(kek), seal) => {
+            let seal = match seal {
+                Some(Seal::Token(key)) => Some(key),
+                Some(Seal::File | Seal::Passphrase) | None => None,
+            };
+            unlock(kek, Openers { passphrase_file, seal, pin_file })
+        }
+        (None, Some(Seal::Passphrase)) => new_passphrase(passphrase_file).map(Some),
+        (None, Some(Seal::Token(key))) => token(&key, pin_file).map(Some),
+        (None, Some(Seal::File) | None) => Ok(None),
+    }
 }
 
 pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<Exit> {
@@ -232,7 +262,8 @@ pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<E
     let root_key = resolved.required::<RootKey>("root-key");
     let seal = resolved.required::<Seal>("seal");
     let passphrase_file = resolved.optional::<PathBuf>("passphrase-file");
-    let vault = vault(&mut resolved)?;
+    let pin_file = resolved.optional::<PathBuf>("pin-file");
+    let vault = vault(pin_file.clone())?;
     let root_lifetime = resolved.required::<Lifetime>("root-lifetime");
     let issuer_lifetime = resolved.required::<Lifetime>("issuer-lifetime");
     let logging = Logging::resolve(&mut resolved);
@@ -248,13 +279,12 @@ pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<E
     };
     harden(Dump::Never)?;
     let waiting = data.join("kek");
-    let unlock = match (&kek, &import, seal) {
-        // What is there already is opened, however it is kept.
-        (Some(kek), _, _) => unlock(kek, passphrase_file)?,
-        (None, Some(_chain), _) => unlock(&waiting, passphrase_file)?,
-        (None, None, Some(Seal::Passphrase)) => Some(new_passphrase(passphrase_file)?),
-        (None, None, Some(Seal::File) | None) => None,
-    };
+    let unlock = sealed_by(
+        kek.as_ref().or(import.as_ref().map(|_chain| &waiting)),
+        seal,
+        passphrase_file,
+        pin_file,
+    )?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = match (import, trust_domain) {
         (Some(chain), _) => runtime.block_on(countersign_server::init_import(
@@ -340,7 +370,9 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
     let node_authorities = node_authorities(&mut resolved);
     let details_kept = resolved.optional::<DurationText>("details-kept");
     let passphrase_file = resolved.optional::<PathBuf>("passphrase-file");
-    let vault = vault(&mut resolved)?;
+    let seal = resolved.optional::<SealKey>("seal");
+    let pin_file = resolved.optional::<PathBuf>("pin-file");
+    let vault = vault(pin_file.clone())?;
     let logging = Logging::resolve(&mut resolved);
     resolved.finish()?;
     let (Some(data), Some(listen), Some(MaybeAddress(metrics)), Some(issuer_lifetime)) =
@@ -358,7 +390,7 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
     };
     let advertise = advertise.map(|address| address.to_string());
     let data_given = data.clone();
-    let unlock = unlock(&data.join("kek"), passphrase_file)?;
+    let unlock = unlock(&data.join("kek"), Openers { passphrase_file, seal, pin_file })?;
     let config = Config {
         data,
         store,

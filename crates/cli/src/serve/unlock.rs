@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::exit::Failure;
 use crate::find;
-use crate::settings::{Field, Resolved};
+use crate::settings::Field;
 
 /// Where the passphrase is.
 pub(super) const PASSPHRASE_FILE: Field = Field::one(
@@ -23,21 +23,74 @@ pub(super) const PASSPHRASE_FILE: Field = Field::one(
 pub(super) const PIN_FILE: Field = Field::one(
     "pin-file",
     "FILE",
-    "The file of the PIN of the token that holds the root's key [default: COUNTERSIGN_PIN, or `pin-source` of its URI]",
+    "The file of the PIN of the token that holds the root's key, or the one that seals the key file [default: COUNTERSIGN_PIN, or \
+     `pin-source` of its URI]",
+);
+/// Which key in a token.
+pub(super) const SEAL: Field = Field::one(
+    "seal",
+    "WHERE",
+    "The key in a token that the key file is sealed by, if it is, `pkcs11:token=…;object=…?module-path=…`",
 );
 
+/// What an operator gave that may open a key file.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Openers {
+    pub(crate) passphrase_file: Option<PathBuf>,
+    pub(crate) seal: Option<SealKey>,
+    pub(crate) pin_file: Option<PathBuf>,
+}
+
+/// The URI of a key in a token by which a key file is sealed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SealKey(String);
+
+impl std::str::FromStr for SealKey {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        check_token_uri(text).map(Self)
+    }
+}
+
 /// What opens this key file; nothing when it lies open, or nobody has said.
-pub(crate) fn unlock(kek: &Path, file: Option<PathBuf>) -> Result<Option<Arc<dyn KeyWrap>>> {
+pub(crate) fn unlock(kek: &Path, openers: Openers) -> Result<Option<Arc<dyn KeyWrap>>> {
     // What is wrong with the file is told by who needs it.
     match KekFile::method(kek) {
-        Ok(Some(WrapMethod::Passphrase)) => {}
-        Ok(Some(WrapMethod::Token) | None) | Err(_) => return Ok(None),
+        Ok(Some(WrapMethod::Passphrase)) => {
+            let text = match given(openers.passphrase_file)? {
+                Some(text) => Some(text),
+                None => ask("passphrase of the key file: ")?,
+            };
+            text.map(passphrase).transpose()
+        }
+        // Never what the file names: who can write it could have any module loaded.
+        Ok(Some(WrapMethod::Token)) => {
+            openers.seal.map(|key| token(&key, openers.pin_file)).transpose()
+        }
+        Ok(None) | Err(_) => Ok(None),
     }
-    let text = match given(file)? {
-        Some(text) => Some(text),
-        None => ask("passphrase of the key file: ")?,
-    };
-    text.map(passphrase).transpose()
+}
+
+/// The key in a token by which a key file is sealed.
+#[cfg(feature = "pkcs11")]
+pub(super) fn token(key: &SealKey, pin_file: Option<PathBuf>) -> Result<Arc<dyn KeyWrap>> {
+    let uri = key.0.parse::<countersign_token::TokenUri>();
+    let uri = uri.map_err(|bad| Failure::not_understood(bad.to_string()))?;
+    Ok(Arc::new(countersign_token::TokenWrap::new(uri, pin(pin_file)?)))
+}
+
+/// This program was built without what reaches tokens.
+#[cfg(not(feature = "pkcs11"))]
+pub(super) fn token(key: &SealKey, _pin_file: Option<PathBuf>) -> Result<Arc<dyn KeyWrap>> {
+    let why = format!("`{}` is not reached: this program was built without PKCS#11", key.0);
+    Err(Failure::not_understood(why).into())
+}
+
+#[cfg(feature = "pkcs11")]
+fn pin(file: Option<PathBuf>) -> Result<countersign_token::PinFrom> {
+    let text = find::variable("COUNTERSIGN_PIN")?.map(Zeroizing::new);
+    Ok(countersign_token::PinFrom { file, text })
 }
 
 /// A passphrase for a new key file.
@@ -92,15 +145,13 @@ fn ask(prompt: &str) -> Result<Option<Zeroizing<String>>> {
 
 /// The tokens that this program reaches.
 #[cfg(feature = "pkcs11")]
-pub(super) fn vault(resolved: &mut Resolved) -> Result<Arc<dyn KeyVault>> {
-    let file = resolved.optional::<PathBuf>("pin-file");
-    let text = find::variable("COUNTERSIGN_PIN")?.map(Zeroizing::new);
-    Ok(Arc::new(countersign_token::Tokens::new(countersign_token::PinFrom { file, text })))
+pub(super) fn vault(pin_file: Option<PathBuf>) -> Result<Arc<dyn KeyVault>> {
+    Ok(Arc::new(countersign_token::Tokens::new(pin(pin_file)?)))
 }
 
 /// This program was built without what reaches tokens.
 #[cfg(not(feature = "pkcs11"))]
-pub(super) fn vault(_resolved: &mut Resolved) -> Result<Arc<dyn KeyVault>> {
+pub(super) fn vault(_pin_file: Option<PathBuf>) -> Result<Arc<dyn KeyVault>> {
     Ok(Arc::new(countersign_server::NoVault))
 }
 
