@@ -49,13 +49,15 @@ const SETTLING: std::time::Duration = std::time::Duration::from_secs(2);
 pub enum Dump {
     /// No: it holds the keys of the trust domain.
     Never,
-    /// By the usual rules: an agent without root must be able to look at it in `/proc`.
+    /// By the usual rules, but in no core dump: an agent without root must be able to look at it in `/proc`.
     AsUsual,
 }
 
 /// Keeps keys out of core dumps, and makes room for connections, each of which takes a descriptor, and in a proxy one at either side.
 pub fn harden(dump: Dump) -> Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).context("cannot turn core dumps off")?;
+    // First, because a process that is not dumpable may not write there, unless it is root's.
+    no_memory_in_dumps().context("cannot keep memory out of core dumps")?;
     if dump == Dump::Never {
         // A limit of 0 does not hold for a core dump that goes to a program (core(5)).
         nix::sys::prctl::set_dumpable(false).context("cannot turn core dumps off")?;
@@ -63,6 +65,15 @@ pub fn harden(dump: Dump) -> Result<()> {
     let (_, hard) =
         getrlimit(Resource::RLIMIT_NOFILE).context("cannot ask for the limit of open files")?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of open files")
+}
+
+/// A core dump that is made all the same, for a program that takes it, holds no memory.
+fn no_memory_in_dumps() -> std::io::Result<()> {
+    match std::fs::write("/proc/self/coredump_filter", "0") {
+        // A kernel that makes no core dumps has no such file.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
 }
 
 /// Runs a program until it ends, or is asked to by SIGINT or SIGTERM.
