@@ -13,4 +13,5 @@ mod opinions;
 mod parsers;
 mod status;
 mod support;
+mod twins;
 mod vectors;

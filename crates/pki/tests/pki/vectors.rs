@@ -21,7 +21,7 @@ pub(crate) struct Case {
     pub(crate) at: Timestamp,
     id: Option<String>,
     pub(crate) rule: Option<Code>,
-    twin: Option<String>,
+    pub(crate) twin: Option<String>,
 }
 
 /// Cases that have files of their own.
