@@ -369,10 +369,8 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
     let journal = resolved.optional::<PathBuf>("journal");
     let node_authorities = node_authorities(&mut resolved);
     let details_kept = resolved.optional::<DurationText>("details-kept");
-    let passphrase_file = resolved.optional::<PathBuf>("passphrase-file");
-    let seal = resolved.optional::<SealKey>("seal");
-    let pin_file = resolved.optional::<PathBuf>("pin-file");
-    let vault = vault(pin_file.clone())?;
+    let openers = Openers::resolve(&mut resolved);
+    let vault = vault(openers.pin_file.clone())?;
     let logging = Logging::resolve(&mut resolved);
     resolved.finish()?;
     let (Some(data), Some(listen), Some(MaybeAddress(metrics)), Some(issuer_lifetime)) =
@@ -390,7 +388,7 @@ pub(crate) fn server(settings: &Settings<ServerProgram>, output: Output) -> Resu
     };
     let advertise = advertise.map(|address| address.to_string());
     let data_given = data.clone();
-    let unlock = unlock(&data.join("kek"), Openers { passphrase_file, seal, pin_file })?;
+    let unlock = unlock(&data.join("kek"), openers)?;
     let config = Config {
         data,
         store,

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::exit::Failure;
 use crate::find;
-use crate::settings::Field;
+use crate::settings::{Field, Resolved};
 
 /// Where the passphrase is.
 pub(super) const PASSPHRASE_FILE: Field = Field::one(
@@ -39,6 +39,17 @@ pub(crate) struct Openers {
     pub(crate) passphrase_file: Option<PathBuf>,
     pub(crate) seal: Option<SealKey>,
     pub(crate) pin_file: Option<PathBuf>,
+}
+
+impl Openers {
+    pub(super) fn resolve(resolved: &mut Resolved) -> Self {
+        let passphrase_file = resolved.optional("passphrase-file");
+        Self {
+            passphrase_file,
+            seal: resolved.optional("seal"),
+            pin_file: resolved.optional("pin-file"),
+        }
+    }
 }
 
 /// The URI of a key in a token by which a key file is sealed.
