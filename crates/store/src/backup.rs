@@ -8,7 +8,7 @@ use std::sync::Arc;
 use countersign_audit::Tree;
 use countersign_identity::{Entropy, Sha256};
 
-use crate::copy::{Cell, Line, Source, TABLES, Table, Target, Type, lines, look};
+use crate::copy::{Cell, Line, Source, TABLES, Table, Target, Type, lines, look, push};
 use crate::{Head, Place, Result, StoreError, Verification};
 
 /// A state that is being read, as it was at one moment, also while servers write.
@@ -79,9 +79,7 @@ impl Dumping {
             let mut failed = None;
             let put = async |page: &[Line]| {
                 if table.name == "log" {
-                    for line in page {
-                        tree.push(leaf_hash(line)?);
-                    }
+                    push(&mut tree, page)?;
                 }
                 let written = each(encode(table, page));
                 written.map_err(|why| {
@@ -129,7 +127,8 @@ impl Filling {
         self.target.put(table, &rows).await
     }
 
-    /// Makes all of it durable, and checks it as a whole against what the backup says of itself.
+    /// Makes all of it durable, once it was checked against what the backup says of itself; where it differs, nothing is at
+    /// the place afterwards.
     ///
     /// # Errors
     /// When the place cannot be written, or holds something else than was dumped.
@@ -139,28 +138,54 @@ impl Filling {
         dumped: &[(String, u64)],
         root: Sha256,
     ) -> Result<Verification> {
+        let sums = self.target.sums().await?;
+        if sums.root != root || !are_same(&sums.rows(), dumped) {
+            return Err(other_than_dumped());
+        }
         self.target.finish(head).await?;
         let (verification, tables) = look(&self.place, self.entropy).await?;
-        let same = tables.len() == dumped.len()
-            && tables.iter().all(|(name, rows)| {
-                dumped.iter().any(|(other, count)| other == name && count == rows)
-            });
-        if !same || verification.root != root || verification.head != *head {
-            let what = "what was restored is not what the backup says of itself".to_owned();
-            return Err(StoreError::Broken { what });
+        let same = verification.root == root && verification.head == *head;
+        if !same || !are_same(&tables, dumped) {
+            return Err(other_than_dumped());
         }
         Ok(verification)
     }
+}
+
+fn are_same(tables: &[(&str, u64)], dumped: &[(String, u64)]) -> bool {
+    let counted = |name: &str| dumped.iter().find(|(other, _)| other == name);
+    tables.len() == dumped.len()
+        && tables.iter().all(|(name, rows)| counted(name).is_some_and(|(_, count)| count == rows))
+}
+
+fn other_than_dumped() -> StoreError {
+    let what = "what was restored is not what the backup says of itself".to_owned();
+    StoreError::Broken { what }
 }
 
 fn broken(what: &str) -> StoreError {
     StoreError::Broken { what: format!("a page of a backup is not understood: {what}") }
 }
 
-fn leaf_hash(line: &Line) -> Result<Sha256> {
-    let hash = if let Some(Cell::Bytes(bytes)) = line.get(2) { bytes.as_slice() } else { &[] };
-    let hash = hash.try_into().map_err(|_| broken("a leaf without its hash"))?;
-    Ok(Sha256::from_bytes(hash))
+impl Cell {
+    /// Appends it, so that it can be read again and is like no other.
+    pub(crate) fn encode(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Null => bytes.push(NULL),
+            Self::Number(number) => {
+                bytes.push(NUMBER);
+                bytes.extend_from_slice(&number.to_be_bytes());
+            }
+            Self::Text(text) => {
+                bytes.push(TEXT);
+                long(bytes, text.as_bytes());
+            }
+            Self::Bytes(some) => {
+                bytes.push(BYTES);
+                long(bytes, some);
+            }
+        }
+    }
 }
 
 fn encode(table: &Table, lines: &[Line]) -> Page {
@@ -168,21 +193,7 @@ fn encode(table: &Table, lines: &[Line]) -> Page {
     long(&mut bytes, table.name.as_bytes());
     bytes.extend_from_slice(&length(lines.len()));
     for cell in lines.iter().flatten() {
-        match cell {
-            Cell::Null => bytes.push(NULL),
-            Cell::Number(number) => {
-                bytes.push(NUMBER);
-                bytes.extend_from_slice(&number.to_be_bytes());
-            }
-            Cell::Text(text) => {
-                bytes.push(TEXT);
-                long(&mut bytes, text.as_bytes());
-            }
-            Cell::Bytes(some) => {
-                bytes.push(BYTES);
-                long(&mut bytes, some);
-            }
-        }
+        cell.encode(&mut bytes);
     }
     Page { table: table.name, rows: lines.len() as u64, bytes }
 }

@@ -1,11 +1,16 @@
 //! Moving a trust domain's state from one backend to another, row by row, and checking that all of it came.
 
+mod sums;
+#[cfg(test)]
+pub(crate) mod whole;
+
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use countersign_identity::Entropy;
 
+pub(crate) use self::sums::{Sums, push};
 use crate::postgres::{self, Password, PostgresStore, PostgresUrl};
 use crate::sqlite::{self, SqliteStore};
 use crate::{Head, Result, Store, StoreError, Verification, verify_everything};
@@ -60,8 +65,8 @@ pub(crate) const LINES_MAX: usize = 200;
 
 use Type::{Bytes, Number, Text};
 
-/// Every table but the head row, which goes last. Leases end by themselves, and are those of the servers at the old
-/// place; they are not copied.
+/// Every table but the head row, which goes last, and the version of the schema, which the new place has by itself. Leases
+/// end by themselves, and reports are replaced every moment; both are of the servers at the old place, and are not copied.
 pub(crate) const TABLES: &[Table] = &[
     Table {
         name: "records",
@@ -210,13 +215,19 @@ impl Table {
     }
 }
 
+/// Whoever can be asked for pages of rows.
+pub(crate) trait Pages {
+    /// The next rows of a table in the order of its keys.
+    async fn page(&self, table: &Table, after: Option<&[Cell]>) -> Result<Vec<Line>>;
+}
+
 /// Where rows are read from. Every page is of one state.
 pub(crate) enum Source {
     Directory(sqlite::Reading),
     Database(postgres::Reading),
 }
 
-/// Where rows are written to; nothing is there before `finish`.
+/// Where rows are written to; nothing is there before `finish`, and nothing is left of what is dropped before.
 pub(crate) enum Target {
     Directory(sqlite::Writing),
     Database(postgres::Writing),
@@ -246,8 +257,10 @@ impl Source {
             Self::Database(reading) => reading.head().await,
         }
     }
+}
 
-    pub(crate) async fn page(&self, table: &Table, after: Option<&[Cell]>) -> Result<Vec<Line>> {
+impl Pages for Source {
+    async fn page(&self, table: &Table, after: Option<&[Cell]>) -> Result<Vec<Line>> {
         match self {
             Self::Directory(reading) => reading.page(table, after),
             Self::Database(reading) => reading.page(table, after).await,
@@ -258,7 +271,7 @@ impl Source {
 impl Target {
     pub(crate) async fn create(place: &Place, entropy: Arc<dyn Entropy>) -> Result<Self> {
         Ok(match place {
-            Place::Directory(path) => Self::Directory(sqlite::Writing::create(path, entropy)?),
+            Place::Directory(path) => Self::Directory(sqlite::Writing::create(path)?),
             Place::Database(url, password) => {
                 let writing = postgres::Writing::create(url.clone(), password.clone(), entropy);
                 Self::Database(writing.await?)
@@ -273,6 +286,11 @@ impl Target {
         }
     }
 
+    /// What it holds so far, which nobody else sees yet.
+    pub(crate) async fn sums(&self) -> Result<Sums> {
+        Sums::of(self, async |_table: &Table, _page: &[Line]| Ok(())).await
+    }
+
     pub(crate) async fn finish(self, head: &Head) -> Result<()> {
         match self {
             Self::Directory(writing) => writing.finish(head),
@@ -281,48 +299,64 @@ impl Target {
     }
 }
 
-/// Copies a state to a place that has none, and checks both against each other: every count, and the root of the log.
+impl Pages for Target {
+    async fn page(&self, table: &Table, after: Option<&[Cell]>) -> Result<Vec<Line>> {
+        match self {
+            Self::Directory(writing) => writing.page(table, after),
+            Self::Database(writing) => writing.page(table, after).await,
+        }
+    }
+}
+
+/// Copies a state to a place that has none: one that is in order, and so that every value of every row is the same there, and
+/// the root of the log.
 ///
+/// All of that is known before there is a state at the new place; when it is not so, there is none afterwards either.
 /// No server may run on the old place. Blocks its thread where a place is a directory.
 ///
 /// # Errors
-/// When there is a state at the new place, the old one was written to meanwhile, or the two differ.
+/// When there is a state at the new place, the old one is not in order or was written to meanwhile, or the two differ.
 pub async fn copy(from: &Place, to: &Place, entropy: Arc<dyn Entropy>) -> Result<Copied> {
+    // 1. What is not in order is not spread.
+    let old = verify(from, Arc::clone(&entropy)).await?;
     let source = Source::open(from).await?;
-    let head = source.head().await?;
+    check_unmoved(&old.head, &source).await?;
+    // 2. All rows, in one transaction.
     let target = Target::create(to, Arc::clone(&entropy)).await?;
-    let mut tables = Vec::new();
-    for table in TABLES {
-        let put = async |page: &[Line]| target.put(table, page).await;
-        tables.push((table.name, lines(&source, table, put).await?));
-    }
-    target.finish(&head).await?;
+    let put = async |table: &Table, page: &[Line]| target.put(table, page).await;
+    let sums = Sums::of(&source, put).await?;
+    // 3. The new place, by what it reads and not by what it was given, while it can still be taken back.
+    target.sums().await?.check_same(&sums)?;
+    check_unmoved(&old.head, &Source::observe(from).await?).await?;
+    target.finish(&old.head).await?;
     drop(source);
-    let (old, old_tables) = look(from, Arc::clone(&entropy)).await?;
-    let (new, new_tables) = look(to, entropy).await?;
-    if old.head != head {
-        let what =
-            "the state was written to while it was copied: stop its servers first".to_owned();
-        return Err(StoreError::Unavailable { why: what });
-    }
-    if old != new || old_tables != new_tables || tables != new_tables {
-        let what =
-            format!("the copy is not the same: {old:?} {old_tables:?}, {new:?} {new_tables:?}");
+    // 4. As a server will find it.
+    let (new, tables) = look(to, entropy).await?;
+    if old != new || sums.rows() != tables {
+        let what = format!("the copy is not the same: {old:?}, {new:?} {tables:?}");
         return Err(StoreError::Broken { what });
     }
     Ok(Copied { tables, verification: new })
 }
 
+async fn check_unmoved(head: &Head, source: &Source) -> Result<()> {
+    if source.head().await? == *head {
+        return Ok(());
+    }
+    let why = "the state was written to while it was copied: stop its servers first".to_owned();
+    Err(StoreError::Unavailable { why })
+}
+
 /// Hands on all rows of a table, page by page; says how many there were.
 pub(crate) async fn lines(
-    source: &Source,
+    from: &impl Pages,
     table: &Table,
     mut each: impl AsyncFnMut(&[Line]) -> Result<()>,
 ) -> Result<u64> {
     let mut count = 0;
     let mut after: Option<Line> = None;
     loop {
-        let page = source.page(table, after.as_deref()).await?;
+        let page = from.page(table, after.as_deref()).await?;
         let Some(last) = page.last() else { return Ok(count) };
         after = Some(last[..table.keys].to_vec());
         count += page.len() as u64;
@@ -330,19 +364,22 @@ pub(crate) async fn lines(
     }
 }
 
-/// Checks a place as a whole, and counts its rows.
-pub(crate) async fn look(
-    place: &Place,
-    entropy: Arc<dyn Entropy>,
-) -> Result<(Verification, Vec<(&'static str, u64)>)> {
+async fn verify(place: &Place, entropy: Arc<dyn Entropy>) -> Result<Verification> {
     let store: Box<dyn Store> = match place {
         Place::Directory(path) => Box::new(SqliteStore::open(path, entropy)?),
         Place::Database(url, password) => {
             Box::new(PostgresStore::open(url.clone(), password.clone(), entropy).await?)
         }
     };
-    let verification = verify_everything(&*store).await?;
-    drop(store);
+    verify_everything(&*store).await
+}
+
+/// Checks a place as a whole, and counts its rows.
+pub(crate) async fn look(
+    place: &Place,
+    entropy: Arc<dyn Entropy>,
+) -> Result<(Verification, Vec<(&'static str, u64)>)> {
+    let verification = verify(place, entropy).await?;
     let source = Source::open(place).await?;
     let mut tables = Vec::new();
     for table in TABLES {

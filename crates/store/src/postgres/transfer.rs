@@ -22,7 +22,7 @@ const WRITING: &str = "BEGIN; SET LOCAL statement_timeout = 0; \
 /// A database that is read, as it was at one moment.
 pub(crate) struct Reading(Session);
 
-/// A database that is filled in one transaction.
+/// A database that is filled in one transaction, which ends with the connection when it is not finished.
 pub(crate) struct Writing(Session);
 
 type Value = Box<dyn ToSql + Sync + Send>;
@@ -44,6 +44,16 @@ fn cell(row: &Row, place: usize, kind: Type) -> Result<Cell> {
     })
 }
 
+async fn page(session: &Session, table: &Table, after: Option<&[Cell]>) -> Result<Vec<Line>> {
+    let keys: Vec<Value> = after.unwrap_or_default().iter().map(value).collect();
+    let rows = session.rows_of(&table.page(after.is_some()), &keys).await;
+    let line = |row: &Row| {
+        let kinds = table.columns.iter().enumerate();
+        kinds.map(|(place, (_, kind))| cell(row, place, *kind)).collect()
+    };
+    rows.map_err(Fault::error)?.iter().map(line).collect()
+}
+
 impl Reading {
     /// Opens a database that has a store.
     pub(crate) async fn open(url: PostgresUrl, password: Password) -> Result<Self> {
@@ -61,13 +71,7 @@ impl Reading {
     }
 
     pub(crate) async fn page(&self, table: &Table, after: Option<&[Cell]>) -> Result<Vec<Line>> {
-        let keys: Vec<Value> = after.unwrap_or_default().iter().map(value).collect();
-        let rows = self.0.rows_of(&table.page(after.is_some()), &keys).await;
-        let line = |row: &Row| {
-            let kinds = table.columns.iter().enumerate();
-            kinds.map(|(place, (_, kind))| cell(row, place, *kind)).collect()
-        };
-        rows.map_err(Fault::error)?.iter().map(line).collect()
+        page(&self.0, table, after).await
     }
 }
 
@@ -101,6 +105,11 @@ impl Writing {
         let (name, names, casts) = (table.name, table.names(), casts.join(", "));
         let text = format!("INSERT INTO {name} ({names}) SELECT * FROM UNNEST({casts})");
         self.0.rows_of(&text, &values).await.map(drop).map_err(Fault::error)
+    }
+
+    /// What it holds so far.
+    pub(crate) async fn page(&self, table: &Table, after: Option<&[Cell]>) -> Result<Vec<Line>> {
+        page(&self.0, table, after).await
     }
 
     pub(crate) async fn finish(self, head: &Head) -> Result<()> {

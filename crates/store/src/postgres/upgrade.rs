@@ -9,6 +9,7 @@ use super::PostgresStore;
 use super::schema::STEPS;
 use super::serve::Opening;
 use super::session::Target;
+use crate::copy::whole::{Column, is_copied};
 use crate::version::{Older, Step, Steps};
 use crate::{
     Batch, Change, CheckpointRow, Kind, Op, Password, Record, Store as _, StoreError,
@@ -36,12 +37,15 @@ const LATER: Steps =
 const LAST: Steps =
     &[STEPS[0], STEPS[1], STEPS[2], STEPS[3], STEPS[4], STEPS[5], STEPS[6], STEPS[7], NEXT, AFTER];
 
+/// Both isolations that a database may have by default.
+const ISOLATIONS: [&str; 2] = ["read committed", "serializable"];
+
 /// A database of its own.
 struct Database(String);
 
 impl Database {
-    fn make() -> Self {
-        Self(Cluster::shared().database("read committed"))
+    fn make(isolation: &str) -> Self {
+        Self(Cluster::shared().database(isolation))
     }
 
     /// A replica that knows these steps.
@@ -88,8 +92,8 @@ fn stopped<T>(outcome: crate::Result<T>, needed: u64) {
 }
 
 /// An older program has written the state; the newer one brings it to its version while that goes on writing.
-async fn is_upgraded_under_traffic(older: Steps, newer: Steps) {
-    let database = Database::make();
+async fn is_upgraded_under_traffic(isolation: &str, older: Steps, newer: Steps) {
+    let database = Database::make(isolation);
     let before = database.program(older, Opening::Create).await.unwrap();
     before.commit(putting(0)).await.unwrap();
     let upgrade = database.open(newer);
@@ -120,17 +124,26 @@ async fn is_upgraded_under_traffic(older: Steps, newer: Steps) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_earlier_program_wrote_is_upgraded_while_that_goes_on_writing() {
-    is_upgraded_under_traffic(EARLIER, STEPS).await;
+    for isolation in ISOLATIONS {
+        is_upgraded_under_traffic(isolation, EARLIER, STEPS).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn this_program_goes_on_while_a_later_one_adds_to_what_it_writes() {
-    is_upgraded_under_traffic(STEPS, LATER).await;
+    for isolation in ISOLATIONS {
+        is_upgraded_under_traffic(isolation, STEPS, LATER).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_step_that_would_break_others_is_refused_until_they_are_gone_and_then_they_stay_away() {
-    let database = Database::make();
+    for isolation in ISOLATIONS {
+        waits_for_others_to_be_gone(&Database::make(isolation)).await;
+    }
+}
+
+async fn waits_for_others_to_be_gone(database: &Database) {
     let older = database.program(STEPS, Opening::Create).await.unwrap();
     older.commit(putting(0)).await.unwrap();
     let refused = database.open(LAST).await.err().unwrap();
@@ -164,7 +177,12 @@ async fn a_step_that_would_break_others_is_refused_until_they_are_gone_and_then_
 /// One that connects in the moment between: it has read the state, and is told before it writes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_the_refusal_missed_writes_nothing_more() {
-    let database = Database::make();
+    for isolation in ISOLATIONS {
+        is_told_before_it_writes(&Database::make(isolation)).await;
+    }
+}
+
+async fn is_told_before_it_writes(database: &Database) {
     let older = database.program(STEPS, Opening::Create).await.unwrap();
     older.commit(putting(0)).await.unwrap();
     database.says(
@@ -174,4 +192,22 @@ async fn a_replica_that_the_refusal_missed_writes_nothing_more() {
     stopped(older.commit(putting(1)).await, 9);
     stopped(older.head().await, 9);
     assert_eq!(database.says("SELECT number FROM head"), "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_table_and_column_of_postgresql_is_copied_or_left_out_for_a_reason() {
+    let database = Database::make(ISOLATIONS[0]);
+    drop(database.program(STEPS, Opening::Create).await.unwrap());
+    let all = "SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), \
+               COALESCE(array_position(i.indkey::SMALLINT[], a.attnum) + 1, 0) \
+               FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid \
+               LEFT JOIN pg_index AS i ON i.indrelid = c.oid AND i.indisprimary \
+               WHERE c.relkind = 'r' AND c.relnamespace = 'public'::REGNAMESPACE \
+               AND 0 < a.attnum AND NOT a.attisdropped";
+    let column = |line: &str| {
+        let [table, name, kind, key] = line.split('|').collect::<Vec<_>>().try_into().unwrap();
+        let (table, name, kind) = (table.to_owned(), name.to_owned(), kind.to_owned());
+        Column { table, name, kind, key: key.parse().unwrap() }
+    };
+    is_copied(&database.says(all).lines().map(column).collect::<Vec<_>>());
 }

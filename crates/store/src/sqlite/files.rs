@@ -69,29 +69,68 @@ impl Drop for Lock {
 }
 
 /// Makes the database of a new store. It appears under its name only when it is complete.
-pub(super) fn create(directory: &Path, _lock: &Lock) -> Result<()> {
-    let path = database(directory);
-    if path.try_exists().map_err(unavailable(&path))? {
-        return Err(StoreError::AlreadyExists { what: format!("store `{}`", path.display()) });
+pub(super) fn create(directory: &Path, lock: &Lock) -> Result<()> {
+    Draft::begin(directory, lock)?.publish()
+}
+
+/// The database of a new store while it is being made. It has no name yet, and none is left when it never gets one.
+pub(super) struct Draft {
+    connection: Connection,
+    // After the connection, so that it is closed before.
+    leftover: Leftover,
+    path: PathBuf,
+}
+
+/// A file that is removed, if it is still there.
+struct Leftover(PathBuf);
+
+impl Drop for Leftover {
+    fn drop(&mut self) {
+        // What stays is replaced by the next one, and is nobody's store.
+        let _removed = remove(&self.0);
     }
-    let draft = directory.join("state.db.new");
-    for left in [draft.clone(), beside(&draft, "-journal")] {
-        match std::fs::remove_file(&left) {
-            Err(why) if why.kind() != io::ErrorKind::NotFound => {
-                return Err(unavailable(&left)(why));
-            }
-            Ok(()) | Err(_) => {}
+}
+
+impl Draft {
+    /// An empty store in a directory that has none.
+    pub(super) fn begin(directory: &Path, _lock: &Lock) -> Result<Self> {
+        let path = database(directory);
+        if path.try_exists().map_err(unavailable(&path))? {
+            return Err(StoreError::AlreadyExists { what: format!("store `{}`", path.display()) });
         }
+        let leftover = Leftover(directory.join("state.db.new"));
+        let draft = &leftover.0;
+        for left in [draft.clone(), beside(draft, "-journal")] {
+            remove(&left).map_err(unavailable(&left))?;
+        }
+        let file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(draft);
+        drop(file.map_err(unavailable(draft))?);
+        let mut connection = connect(draft, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+        schema::mark(&connection)?;
+        schema::migrate(&mut connection, draft)?;
+        Ok(Self { connection, leftover, path })
     }
-    let file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&draft);
-    drop(file.map_err(unavailable(&draft))?);
-    let mut connection = connect(&draft, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
-    schema::mark(&connection)?;
-    schema::migrate(&mut connection, &draft)?;
-    connection.close().map_err(|(_connection, error)| failed(error))?;
-    std::fs::rename(&draft, &path).map_err(unavailable(&path))?;
-    File::open(directory).and_then(|folder| folder.sync_all()).map_err(unavailable(directory))
+
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Gives it its name, durably.
+    pub(super) fn publish(self) -> Result<()> {
+        let Self { connection, leftover, path } = self;
+        connection.close().map_err(|(_connection, error)| failed(error))?;
+        std::fs::rename(&leftover.0, &path).map_err(unavailable(&path))?;
+        let directory = path.parent().unwrap_or(Path::new("."));
+        File::open(directory).and_then(|folder| folder.sync_all()).map_err(unavailable(directory))
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(why) if why.kind() != io::ErrorKind::NotFound => Err(why),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Opens the writer's connection, and brings the schema to this version.

@@ -1,13 +1,11 @@
 //! Rows of SQLite as they are, for copying and for backups.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use countersign_identity::Entropy;
 use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, params_from_iter};
 
-use super::files::{self, Lock};
+use super::files::{self, Draft, Lock};
 use super::rows::{broken, failed, signed};
 use super::schema;
 use super::tables::{Open, all};
@@ -20,9 +18,10 @@ pub(crate) struct Reading {
     _lock: Option<Lock>,
 }
 
-/// A directory that is filled in one transaction.
+/// A directory that is filled in one transaction. The database has no name before it is finished.
 pub(crate) struct Writing {
-    connection: Connection,
+    draft: Draft,
+    // Last, so that it is released when nothing is left.
     _lock: Lock,
 }
 
@@ -46,6 +45,14 @@ fn value(cell: &Cell) -> Value {
         Cell::Text(text) => Value::Text(text.clone()),
         Cell::Bytes(bytes) => Value::Blob(bytes.clone()),
     }
+}
+
+fn page(connection: &Connection, table: &Table, after: Option<&[Cell]>) -> Result<Vec<Line>> {
+    let keys = params_from_iter(after.unwrap_or_default().iter().map(value));
+    all(connection, &table.page(after.is_some()), keys, |row| {
+        let place = 0..table.columns.len();
+        place.map(|place| cell(row.get_ref(place).map_err(failed)?)).collect()
+    })
 }
 
 impl Reading {
@@ -78,33 +85,33 @@ impl Reading {
     }
 
     pub(crate) fn page(&self, table: &Table, after: Option<&[Cell]>) -> Result<Vec<Line>> {
-        let keys = params_from_iter(after.unwrap_or_default().iter().map(value));
-        all(&self.connection, &table.page(after.is_some()), keys, |row| {
-            let place = 0..table.columns.len();
-            place.map(|place| cell(row.get_ref(place).map_err(failed)?)).collect()
-        })
+        page(&self.connection, table, after)
     }
 }
 
 impl Writing {
     /// Makes a new store in a directory that has none.
-    pub(crate) fn create(directory: &Path, _entropy: Arc<dyn Entropy>) -> Result<Self> {
+    pub(crate) fn create(directory: &Path) -> Result<Self> {
         let lock = Lock::take(directory)?;
-        files::create(directory, &lock)?;
-        let connection = files::open_writer(&files::database(directory))?;
-        Open(&connection).bracket("BEGIN IMMEDIATE")?;
-        Ok(Self { connection, _lock: lock })
+        let draft = Draft::begin(directory, &lock)?;
+        Open(draft.connection()).bracket("BEGIN IMMEDIATE")?;
+        Ok(Self { draft, _lock: lock })
     }
 
     pub(crate) fn put(&self, table: &Table, lines: &[Line]) -> Result<()> {
         let places: Vec<_> = (1..=table.columns.len()).map(|place| format!("${place}")).collect();
         let (names, places) = (table.names(), places.join(", "));
         let text = format!("INSERT INTO {} ({names}) VALUES ({places})", table.name);
-        let mut statement = self.connection.prepare_cached(&text).map_err(failed)?;
+        let mut statement = self.draft.connection().prepare_cached(&text).map_err(failed)?;
         for line in lines {
             statement.execute(params_from_iter(line.iter().map(value))).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// What it holds so far.
+    pub(crate) fn page(&self, table: &Table, after: Option<&[Cell]>) -> Result<Vec<Line>> {
+        page(self.draft.connection(), table, after)
     }
 
     pub(crate) fn finish(self, head: &Head) -> Result<()> {
@@ -115,7 +122,8 @@ impl Writing {
             signed(head.log_size)?,
         );
         let text = "UPDATE head SET incarnation = $1, number = $2, fence = $3, log_size = $4";
-        self.connection.execute(text, values).map_err(failed)?;
-        Open(&self.connection).bracket("COMMIT")
+        self.draft.connection().execute(text, values).map_err(failed)?;
+        Open(self.draft.connection()).bracket("COMMIT")?;
+        self.draft.publish()
     }
 }

@@ -12,6 +12,7 @@ mod nodes;
 mod outage;
 mod replicas;
 mod revisions;
+mod rows;
 #[path = "../support/postgres.rs"]
 mod server;
 mod tls;
