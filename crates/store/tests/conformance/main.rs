@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "what a test sets up may fail loudly")]
 
+#[path = "../support/certificates.rs"]
+mod certificates;
 mod copies;
 mod crash;
 mod equality;

@@ -1,71 +1,34 @@
 //! Who the database is, and who we are to it.
 
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use countersign_identity::Code;
 use countersign_store::{Password, PostgresStore, Store as _, StoreError};
 
+use crate::certificates::{Certificates, free_port};
 use crate::fixture::{entropy, folder, putting};
-use crate::server::{Cluster, Listen};
+use crate::server::{Cluster, Listen, give_away};
 
-/// Certificates of a root and of a database at 127.0.0.1, made by OpenSSL.
-fn certificates(folder: &Path) {
-    let make = |line: &str| {
-        let made = Command::new("openssl").args(line.split(' ')).current_dir(folder).output();
-        let made = made.unwrap();
-        assert!(made.status.success(), "{line}: {}", String::from_utf8_lossy(&made.stderr));
-    };
-    for root in ["root", "other"] {
-        make(&format!(
-            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN={root} \
-             -addext basicConstraints=critical,CA:TRUE -keyout {root}.key -out {root}.pem"
-        ));
-    }
-    make(
-        "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=db -keyout db.key -out db.csr",
-    );
-    std::fs::write(folder.join("ext"), "subjectAltName=IP:127.0.0.1\n").unwrap();
-    make("x509 -req -in db.csr -CA root.pem -CAkey root.key -days 2 -extfile ext -out db.pem");
-}
-
-fn write_private(path: &Path, text: &str) -> PathBuf {
-    std::fs::write(path, text).unwrap();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
-    path.to_owned()
+/// A database that lets in by TLS whom this line says.
+fn listening(files: &Certificates, line: &str) -> (Cluster, u16) {
+    give_away(files.place("db.key").as_ref());
+    let (port, settings) = (free_port(), files.settings(line));
+    let settings = settings.each_ref().map(String::as_str);
+    (Cluster::start(Listen::Loopback(port), &settings), port)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_is_reached_by_tls_only_when_it_is_the_right_one_and_knows_us() {
-    let files = folder();
-    std::fs::set_permissions(files.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    certificates(files.path());
-    let place = |name: &str| files.path().join(name).to_str().unwrap().to_owned();
-    crate::server::give_away(&files.path().join("db.key"));
-    let rules = "local all all trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n";
-    std::fs::write(files.path().join("hba"), rules).unwrap();
-    std::fs::set_permissions(files.path().join("hba"), std::fs::Permissions::from_mode(0o644))
-        .unwrap();
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = free.local_addr().unwrap().port();
-    drop(free);
-    let cluster = Cluster::start(
-        Listen::Loopback(port),
-        &[
-            "ssl = on",
-            &format!("ssl_cert_file = '{}'", place("db.pem")),
-            &format!("ssl_key_file = '{}'", place("db.key")),
-            &format!("hba_file = '{}'", place("hba")),
-        ],
-    );
+    let folder = folder();
+    let files = Certificates::make(folder.path());
+    let place = |name: &str| files.place(name);
+    let (cluster, port) = listening(&files, "hostssl all all 127.0.0.1/32 scram-sha-256");
     let database = cluster.database("read committed");
     cluster.sql("postgres", "ALTER USER cs PASSWORD 'correct horse'");
-    let right = write_private(&files.path().join("password"), "correct horse\n");
-    let wrong = write_private(&files.path().join("wrong"), "battery staple\n");
+    let right = files.write("password", "correct horse\n", 0o600);
+    let wrong = files.write("wrong", "battery staple\n", 0o600);
     let lines = format!("127.0.0.1:{port}:{database}:cs:correct horse\n");
-    let passfile = write_private(&files.path().join("pgpass"), &lines);
+    let passfile = files.write("pgpass", &lines, 0o600);
     let connect = async |host: &str, query: &str, password: Password| {
         let url = format!("postgres://cs@{host}:{port}/{database}?{query}").parse().unwrap();
         PostgresStore::create(url, password, entropy(1)).await
@@ -100,5 +63,44 @@ async fn a_database_is_reached_by_tls_only_when_it_is_the_right_one_and_knows_us
 
     std::fs::set_permissions(&right, std::fs::Permissions::from_mode(0o640)).unwrap();
     let exposed = connect("127.0.0.1", &query, Password::File(right)).await.unwrap_err();
+    assert!(matches!(exposed, StoreError::Exposed { .. }), "{exposed}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_knows_us_by_our_certificate_and_nobody_by_another() {
+    let folder = folder();
+    let files = Certificates::make(folder.path());
+    let (cluster, port) = listening(&files, "hostssl all all 127.0.0.1/32 cert");
+    let database = cluster.database("read committed");
+    let verified = format!("sslmode=verify-full&sslrootcert={}", files.place("root.pem"));
+    let showing = |name: &str| {
+        let file = |ending: &str| files.place(&format!("{name}.{ending}"));
+        format!("{verified}&sslcert={}&sslkey={}", file("pem"), file("key"))
+    };
+    let connect = async |query: &str| {
+        let url = format!("postgres://cs@127.0.0.1:{port}/{database}?{query}").parse().unwrap();
+        PostgresStore::create(url, Password::None, entropy(1)).await
+    };
+    let store = connect(&showing("cs")).await.unwrap();
+    store.commit(putting("web", "1")).await.unwrap();
+    store.head().await.unwrap();
+    // Each of its connections: the one that writes, one that reads, the one that listens.
+    let known = "SELECT COUNT(*) || ' ' || bool_and(s.ssl AND s.client_dn = '/CN=cs') \
+                 FROM pg_stat_activity JOIN pg_stat_ssl AS s USING (pid) \
+                 WHERE application_name LIKE 'countersign/%'";
+    assert_eq!(cluster.sql("postgres", known), "3 true");
+    drop(store);
+
+    let refused = async |query: &str, why: &str| {
+        let error = connect(query).await.unwrap_err();
+        assert_eq!(error.code(), Code::Unavailable, "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+    };
+    refused(&verified, "valid client certificate").await;
+    refused(&showing("stranger"), "certificate authentication failed").await;
+    refused(&showing("false"), "").await;
+    let key = folder.path().join("cs.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let exposed = connect(&showing("cs")).await.unwrap_err();
     assert!(matches!(exposed, StoreError::Exposed { .. }), "{exposed}");
 }
