@@ -8,7 +8,7 @@ use countersign_store::{Batch, Change, Op, Store, StoredEvent, verify_everything
 use proptest::prelude::*;
 
 use crate::fixture::{
-    Fixture, after, at, digest, issuing, node, node_id, noon, put, remove, row, token,
+    Fixture, ISOLATIONS, after, at, digest, issuing, node, node_id, noon, put, remove, row, token,
 };
 
 fn change() -> impl Strategy<Value = Change> {
@@ -176,8 +176,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn postgres_and_memory_answer_the_same(steps in proptest::collection::vec(step(), 0..40)) {
-        block_on(async {
-            same(Fixture::postgres("read committed").await, Salts::Others, steps).await
-        })?;
+        for isolation in ISOLATIONS {
+            let steps = steps.clone();
+            block_on(async {
+                same(Fixture::postgres(isolation).await, Salts::Others, steps).await
+            })?;
+        }
     }
 }

@@ -15,6 +15,9 @@ use countersign_store::{
 
 use crate::server::Cluster;
 
+/// Both isolations that a database may have by default.
+pub(crate) const ISOLATIONS: [&str; 2] = ["read committed", "serializable"];
+
 /// A store, and the folder that it lives in, if any.
 pub(crate) struct Fixture {
     pub(crate) store: Arc<dyn Store>,
@@ -68,8 +71,25 @@ impl Fixture {
 
     pub(crate) async fn postgres(isolation: &str) -> Self {
         let database = Cluster::shared().database(isolation);
-        Self { store: Arc::new(create_at(Cluster::shared(), &database, 1).await), _folder: None }
+        let store = create_at(Cluster::shared(), &database, 1).await;
+        refuse_other_levels(Cluster::shared(), &database, isolation);
+        Self { store: Arc::new(store), _folder: None }
     }
+}
+
+/// From now on, every transaction of a store that is not isolated like this fails: the database itself asks it.
+pub(crate) fn refuse_other_levels(cluster: &Cluster, database: &str, isolation: &str) {
+    let level = "current_setting('transaction_isolation')";
+    cluster.sql(
+        database,
+        &format!(
+            "CREATE FUNCTION check_level() RETURNS TRIGGER LANGUAGE plpgsql AS $$ BEGIN \
+             IF {level} <> '{isolation}' THEN RAISE EXCEPTION 'written at %', {level}; END IF; \
+             RETURN NEW; END $$; \
+             CREATE TRIGGER check_level BEFORE UPDATE ON head \
+             FOR EACH ROW EXECUTE FUNCTION check_level()"
+        ),
+    );
 }
 
 /// A new store in a database.

@@ -9,6 +9,7 @@ mod crash;
 mod equality;
 mod files;
 mod fixture;
+mod joining;
 mod log;
 mod nodes;
 mod outage;

@@ -101,10 +101,11 @@ fn made(command: &mut Command) {
 }
 
 impl Cluster {
-    /// The one that the tests of this process share, each with databases of its own.
+    /// The one that the tests of this process share, each with databases of its own. Its log names the code of each error
+    /// and the database.
     pub(crate) fn shared() -> &'static Self {
         static SHARED: OnceLock<Cluster> = OnceLock::new();
-        SHARED.get_or_init(|| Self::start(Listen::Nowhere, &[]))
+        SHARED.get_or_init(|| Self::start(Listen::Nowhere, &["log_line_prefix = '%e %d '"]))
     }
 
     /// Makes one and starts it, with more lines of its configuration.
