@@ -10,6 +10,7 @@ mod servers;
 mod support;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -175,8 +176,7 @@ fn a_replica_cut_off_from_the_database_issues_nothing_says_so_and_keeps_its_agen
     let (_, why) = one.readiness();
     assert!(why.contains("nothing is issued"), "{why}");
     assert_eq!(two.readiness().0, "200");
-    let database = domain.url.split(['/', '?']).nth(3).unwrap();
-    let recorded = || domain.cluster.sql(database, "SELECT count(*) FROM issued");
+    let recorded = || domain.sql("SELECT count(*) FROM issued");
     let before = recorded();
     let manifest = domain.manifest("more", "5m");
     let refused = run(&["apply", &manifest, "--admin", one.admin()]);
@@ -244,21 +244,79 @@ fn a_password_is_refused_among_the_arguments_and_not_repeated() {
     }
 }
 
+/// What the next version does when it starts: a step that adds to what every write fills, in a transaction of its own.
+const NEXT_STEP: &str = "BEGIN; ALTER TABLE log ADD COLUMN shard BIGINT NOT NULL DEFAULT 0; \
+     CREATE TABLE shards (id BIGINT PRIMARY KEY); \
+     UPDATE countersign_schema SET version = version + 1; COMMIT";
+/// And the one after it, which changes what programs rely on.
+const BREAKING_STEP: &str = "BEGIN; ALTER TABLE past_log DROP COLUMN salt; \
+     UPDATE countersign_schema SET version = version + 1; \
+     UPDATE head SET needs = (SELECT version FROM countersign_schema), writes = writes + 1; COMMIT";
+
+/// Declares workloads through a server until told to end, each of which must succeed.
+fn declare_until(domain: &Domain, through: &Part, name: &str, end: &AtomicBool) {
+    for turn in 0..20 {
+        domain.apply(through, &format!("{name}{turn}"));
+        if end.load(Ordering::Relaxed) {
+            return;
+        }
+    }
+}
+
 #[test]
-fn a_trust_domain_moves_from_its_database_to_a_directory_and_goes_on() {
+fn servers_go_on_serving_agents_while_a_later_version_adds_to_the_schema_and_stop_when_it_changes()
+{
     let domain = Domain::make();
-    let server = domain.server("one");
-    let agent = domain.agent("near", &[&server]);
-    let revision = domain.apply(&server, "web");
-    server.node_has(&revision);
-    drop((agent, server));
+    let (one, two) = (domain.server("one"), domain.server("two"));
+    let near = domain.agent("near", &[&one]);
+    let far = domain.agent("far", &[&two]);
+    domain.apply(&one, "web");
+    until("both agents serve", || (domain.fetch("near") && domain.fetch("far")).then_some(()));
+    // They write, and agents are issued to, before the step, during it and after it.
+    let end = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let callers = [(&one, "a"), (&two, "b")].map(|(through, name)| {
+            let (domain, end) = (&domain, &end);
+            scope.spawn(move || declare_until(domain, through, name, end))
+        });
+        until("both write", || {
+            let written = domain.sql("SELECT count(*) FROM records WHERE name IN ('a0', 'b0')");
+            (written == "2").then_some(())
+        });
+        domain.sql(NEXT_STEP);
+        end.store(true, Ordering::Relaxed);
+        for caller in callers {
+            caller.join().unwrap();
+        }
+    });
+    // Also when one of them starts again.
+    drop(two);
+    let mut two = domain.server("two");
+    let last = domain.apply(&two, "late");
+    one.node_has(&last);
+    until("what was declared meanwhile is issued", || {
+        let declared = domain.sql("SELECT count(*) FROM records WHERE kind = 'Workload'");
+        (domain.serials("near")?.len().to_string() == declared).then_some(())
+    });
+    assert_eq!((one.readiness().0.as_str(), two.readiness().0.as_str()), ("200", "200"));
+    // What comes then they cannot know: they say so, record nothing, and their agents go on.
+    domain.sql(BREAKING_STEP);
+    for server in [&one, &two] {
+        let why = until("it is not ready", || {
+            let (status, why) = server.readiness();
+            (status == "503").then_some(why)
+        });
+        assert!(why.contains("nothing is issued") && why.contains("use a newer one"), "{why}");
+    }
+    let before = domain.sql("SELECT number FROM head");
+    let manifest = domain.manifest("refused", "5m");
+    let refused = run(&["apply", &manifest, "--admin", one.admin()]);
+    assert!(!refused.status.success(), "{}", text(&refused.stdout));
+    assert_eq!(domain.sql("SELECT number FROM head"), before);
+    assert!(domain.fetch("near") && two.runs(), "what was issued is there");
     let data = domain.place("one");
-    let copied = done(&["store", "copy", "--from", &domain.url, "--to", &data]);
-    assert_eq!((&copied["event"], &copied["revision"]), (&Value::from("copied"), &revision));
-    let log = copied["logRoot"].clone();
-    let fixed = ["server", "--data", &data, "--listen", "127.0.0.1:0", "--metrics", "off"];
-    let server = Part::start(&fixed, &[]);
-    assert_eq!(server.status()["revision"], revision);
-    assert_ne!(server.status()["server"]["log"]["root"], log, "its start is on the log");
-    domain.apply(&server, "orders");
+    let again = run(&["server", "--data", &data, "--store", &domain.url, "--metrics", "off"]);
+    let said = text(&again.stderr);
+    assert!(!again.status.success() && said.contains("use a newer one"), "{said}");
+    drop((near, far));
 }

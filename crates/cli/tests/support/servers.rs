@@ -75,6 +75,17 @@ impl Part {
         status["nodes"].as_array().into_iter().flatten().filter(has).count()
     }
 
+    /// How many of the nodes that it serves have a revision, or one after it.
+    pub(crate) fn nodes_since(&self, revision: &Value) -> usize {
+        let parts = |revision: &Value| -> Option<[u64; 2]> {
+            let (incarnation, number) = revision.as_str()?.split_once('.')?;
+            Some([incarnation.parse().ok()?, number.parse().ok()?])
+        };
+        let (status, least) = (self.status(), parts(revision));
+        let has = |node: &&Value| node["connected"] == true && least <= parts(&node["revision"]);
+        status["nodes"].as_array().into_iter().flatten().filter(has).count()
+    }
+
     /// Whether the process that was started still runs.
     pub(crate) fn runs(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
@@ -124,9 +135,14 @@ impl Domain {
         Self::make_in(cluster, url)
     }
 
+    /// Nothing yet, but a place and a database.
+    pub(crate) fn plan(cluster: Cluster, url: String) -> Self {
+        Self { folder: folder(), cluster, url }
+    }
+
     /// The same in a database of this cluster.
     pub(crate) fn make_in(cluster: Cluster, url: String) -> Self {
-        let domain = Self { folder: folder(), cluster, url };
+        let domain = Self::plan(cluster, url);
         domain.init("one", &[]);
         let kek = domain.place("one/kek");
         domain.init("two", &["--kek", &kek]);
@@ -135,6 +151,13 @@ impl Domain {
 
     pub(crate) fn place(&self, name: &str) -> String {
         self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// What the database answers.
+    #[track_caller]
+    pub(crate) fn sql(&self, text: &str) -> String {
+        let database = self.url.split(['/', '?']).nth(3).unwrap();
+        self.cluster.sql(database, text)
     }
 
     pub(crate) fn init(&self, name: &str, more: &[&str]) -> Value {
@@ -187,12 +210,16 @@ impl Domain {
 
     /// Writes that declaration; gives its file.
     pub(crate) fn manifest(&self, name: &str, lifetime: &str) -> String {
-        let manifest = self.place(&format!("{name}.yaml"));
         let uid = text(&Command::new("id").arg("-u").output().unwrap().stdout);
+        self.manifest_for(uid.trim(), name, lifetime)
+    }
+
+    /// The same for every process of another user.
+    pub(crate) fn manifest_for(&self, uid: &str, name: &str, lifetime: &str) -> String {
+        let manifest = self.place(&format!("{name}.yaml"));
         let declared = format!(
             "apiVersion: countersign.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}}}\n\
-             spec: {{selectors: [\"unix:uid:{}\"], lifetime: {lifetime}}}\n",
-            uid.trim()
+             spec: {{selectors: [\"unix:uid:{uid}\"], lifetime: {lifetime}}}\n"
         );
         std::fs::write(&manifest, declared).unwrap();
         manifest
