@@ -140,7 +140,7 @@ pub(crate) fn seeds_of_each_kind(
             of_kind.entry(kind.clone()).or_default().push(seed);
         }
         let have = |kind: &&str| of_kind.get(*kind).is_some_and(|seeds| times <= seeds.len());
-        if kinds.iter().all(|kind| have(&kind)) {
+        if kinds.iter().all(have) {
             break;
         }
     }

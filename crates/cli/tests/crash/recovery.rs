@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::faults::Dice;
 use crate::support::{self, python, root, text, until};
-use crate::witness::{self, Shown};
+use crate::witness::{self, Place, Seen, Shown};
 use crate::world::{Database, World};
 
 /// What operators were told is done. None of it is moot while this runs.
@@ -42,6 +42,13 @@ pub(crate) struct Lost {
     /// A certificate of the last life that is good for ten minutes. `None` once it was seen to be of no use.
     thief: Option<Shown>,
     thefts: u64,
+}
+
+/// What an outside program says of a state.
+struct Examined {
+    told: Value,
+    /// In which incarnation each certificate is recorded.
+    of: BTreeMap<Vec<u8>, Option<u64>>,
 }
 
 /// How long one that is to be covered is waited for.
@@ -191,9 +198,24 @@ impl World {
     pub(crate) fn examine(&self, log_size: &str) -> Value {
         // Before the state is read: what is held was recorded.
         let seen = self.witness.as_ref().unwrap().seen();
+        let Examined { told, .. } = self.examine_for(log_size, &seen.certificates);
+        for serial in &seen.serials {
+            let recorded = told["serials"].get(serial).is_some();
+            let recorded = recorded || self.excused(&told, &self.lost.serials, serial);
+            assert!(recorded, "an agent holds {serial}, which is not in the log");
+        }
+        told
+    }
+
+    /// Whether it was recorded in an earlier incarnation, in a log that is lost.
+    fn excused(&self, told: &Value, lost: &BTreeMap<String, u64>, name: &str) -> bool {
+        lost.get(name).is_some_and(|of| *of < told["incarnation"].as_u64().unwrap())
+    }
+
+    fn examine_for(&self, log_size: &str, seen: &BTreeMap<Vec<u8>, Place>) -> Examined {
         let list = self.folder.path().join("held.txt");
         let hex = |der: &Vec<u8>| der.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        let lines: Vec<String> = seen.certificates.keys().map(hex).collect();
+        let lines: Vec<String> = seen.keys().map(hex).collect();
         std::fs::write(&list, lines.join("\n")).unwrap();
         let output = Command::new(python())
             .arg(root().join("crates/cli/tests/support/check_state.py"))
@@ -203,25 +225,19 @@ impl World {
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
-        let checked: Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!(checked["problems"], serde_json::json!([]));
-        let incarnation = checked["incarnation"].as_u64().unwrap();
-        let excused = |lost: &BTreeMap<String, u64>, name: &str| {
-            lost.get(name).is_some_and(|of| *of < incarnation)
-        };
-        let held = checked["held"].as_array().unwrap();
-        assert_eq!(held.len(), seen.certificates.len());
-        for ((_, place), one) in seen.certificates.iter().zip(held) {
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(told["problems"], serde_json::json!([]));
+        let held = told["held"].as_array().unwrap();
+        assert_eq!(held.len(), seen.len());
+        let mut of = BTreeMap::new();
+        for ((leaf, place), one) in seen.iter().zip(held) {
             let digest = one["tbs"].as_str().unwrap();
-            let recorded = one["of"].is_u64() || excused(&self.lost.digests, digest);
+            let excused = self.excused(&told, &self.lost.digests, digest);
+            let recorded = one["of"].is_u64() || excused;
             assert!(recorded, "seen at {place:?} and not in the log: {digest}");
+            of.insert(leaf.clone(), one["of"].as_u64());
         }
-        for serial in &seen.serials {
-            let recorded = checked["serials"].get(serial).is_some();
-            let recorded = recorded || excused(&self.lost.serials, serial);
-            assert!(recorded, "an agent holds {serial}, which is not in the log");
-        }
-        checked
+        Examined { told, of }
     }
 
     /// What the state has recorded: digests.
@@ -259,12 +275,11 @@ impl World {
         });
         let witness = self.witness.as_ref().unwrap();
         let sighted = until("everybody shows what it has", || witness.sight());
-        let checked = self.examine("0");
-        let seen = witness.seen().certificates;
-        let held = checked["held"].as_array().unwrap();
-        for (leaf, one) in seen.keys().zip(held).filter(|(leaf, _)| sighted.contains(*leaf)) {
-            let of = one["of"].as_u64();
-            assert_eq!(of, Some(self.incarnation), "{} shows {one}", leaf.len());
+        let Seen { certificates, .. } = witness.seen();
+        let held = self.examine_for("0", &certificates);
+        for (leaf, of) in sighted.iter().map(|leaf| (leaf, held.of[leaf])) {
+            let place = certificates[leaf];
+            assert_eq!(of, Some(self.incarnation), "shown at {place:?} after it was covered");
         }
         self.looked.thieves += 1;
         self.lost.thief = None;
