@@ -39,7 +39,7 @@ use crate::log::Signing;
 use crate::publish::{
     Leashed, Next, Publication, Roster, Slice, Slices, attend, expired, hear, known,
 };
-use crate::revoke::{Converging, held, revoke};
+use crate::revoke::{Converging, drop_moot, held, revoke};
 use crate::run::latest;
 use crate::state::{Feeder, State, Trouble};
 use crate::watch::{TimeGuard, Watch};
@@ -238,6 +238,15 @@ impl Steps {
     pub async fn revoke(&self, request: RevokeRequest) -> Result<RevokeResponse, Refused> {
         let work = revoke(Arc::clone(&self.control), request, OPERATOR.to_owned());
         self.while_advancing(work).await
+    }
+
+    /// Drops the rules that cannot cover anything any more, by this server's clock and under the lease of whom it is called, and tells
+    /// their names. None when another has the lease.
+    ///
+    /// # Errors
+    /// When that clock is not to be trusted, or the snapshot is behind the store.
+    pub async fn prune(&self, holder: &str) -> Result<Vec<String>, Refused> {
+        drop_moot(&self.control, holder).await
     }
 
     /// Makes a join token.

@@ -5,10 +5,11 @@ use std::time::Duration;
 use countersign_api::resource::Kind;
 use countersign_identity::{Code, Name, Reason};
 
+use crate::clocks::skewed;
 use crate::machine::Machine;
 use crate::manifests::{name, policy, workload};
 use crate::revocations::Leaked;
-use crate::world::{World, skewed};
+use crate::world::World;
 
 /// Something that befalls the world.
 #[derive(Clone, Copy, Debug)]
@@ -23,11 +24,13 @@ pub(crate) enum Fault {
     Restarts(usize),
     Sleeps(usize, u64),
     ClockSteps(usize, i64),
+    ServerClockSteps(usize, i64),
     Changes(usize),
     Revokes(usize, Leaked, Reason),
     Suspends(usize),
     Resumes(usize),
-    Trims,
+    /// At one server.
+    Trims(usize),
     LosesARule,
 }
 
@@ -39,17 +42,21 @@ impl World {
     /// Lets faults and changes befall the world at random for this long.
     pub fn plague(&mut self, span: Duration) {
         self.calm = false;
+        if self.is_far_off() {
+            self.draw_server_clocks();
+        }
+        let longest = self.settings.pause_max;
         let machines = self.settings.machines as u64;
         let end = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         let mut at = 0;
         loop {
-            at += 500 + self.below(12_000);
+            at += 500 + self.below(longest);
             if end <= at {
                 return;
             }
             let machine = usize::try_from(self.below(machines)).unwrap_or(0);
-            let lasts = 200 + self.below(40_000);
-            match self.below(22) {
+            let lasts = 200 + self.below(longest * 10 / 3);
+            match self.below(25) {
                 0 | 20 => {
                     let server = self.any_server();
                     self.fault_in(at, Fault::ServerStops(server));
@@ -78,7 +85,11 @@ impl World {
                     self.fault_in(at, Fault::Suspends(machine));
                     self.fault_in(at + lasts, Fault::Resumes(machine));
                 }
-                11 | 12 => self.fault_in(at, Fault::Trims),
+                11 | 12 => self.fault_in(at, Fault::Trims(self.any_server())),
+                22..=24 if !self.settings.server_skew.is_zero() => {
+                    let skew = self.any_server_skew();
+                    self.fault_in(at, Fault::ServerClockSteps(self.any_server(), skew));
+                }
                 13 => self.fault_in(at, Fault::LosesARule),
                 _ => self.fault_in(at, Fault::Changes(machine)),
             }
@@ -105,6 +116,9 @@ impl World {
     pub fn heal(&mut self) {
         self.calm = true;
         for server in 0..self.control.count() {
+            if self.is_far_off() {
+                self.befall(Fault::ServerClockSteps(server, 0));
+            }
             if !self.control.is_up(server) {
                 self.befall(Fault::ServerStarts(server));
             }
@@ -214,15 +228,17 @@ impl World {
                     machine.wake = machine.wake.min(now);
                 }
                 machine.skew = skew;
+                machine.ahead = machine.ahead.max(skew);
                 machine.clock.set(now);
                 self.sweep();
                 self.schedule(index);
             }
+            Fault::ServerClockSteps(server, skew) => self.set_server_clock(server, skew),
             Fault::Changes(index) => self.change(index),
             Fault::Revokes(..)
             | Fault::Suspends(_)
             | Fault::Resumes(_)
-            | Fault::Trims
+            | Fault::Trims(_)
             | Fault::LosesARule
                 if !self.control.any_up() => {}
             Fault::Revokes(index, leaked, reason) => {
@@ -232,7 +248,7 @@ impl World {
             }
             Fault::Suspends(index) => self.suspend(index, 0),
             Fault::Resumes(index) => self.resume(index, 0),
-            Fault::Trims => self.trim_rules(),
+            Fault::Trims(server) => self.trim_rules(server),
             Fault::LosesARule => self.lose_a_rule(),
         }
     }
@@ -244,7 +260,8 @@ impl World {
         }
         let number = usize::try_from(self.below(self.settings.workloads as u64 + 1)).unwrap_or(0);
         let workload_name: Name = name(index, number.max(1)).parse().expect("it is a name");
-        let lifetime = ["40s", "60s", "90s"][usize::try_from(self.below(3)).unwrap_or(0)];
+        let lifetime = self.lifetimes()[usize::try_from(self.below(3)).unwrap_or(0)];
+        let lifetime = format!("{}s", lifetime.as_secs());
         let to = (index + 1) % self.settings.machines;
         let manifests = match self.below(4) {
             0 => return self.remove(Kind::Workload, &workload_name),
@@ -253,7 +270,7 @@ impl World {
                 return self.remove(Kind::Policy, &policy_name);
             }
             2 if self.settings.services => vec![policy(index, to)],
-            _ => vec![workload(index, number.max(1), lifetime)],
+            _ => vec![workload(index, number.max(1), &lifetime)],
         };
         let applied = self.control.call(async |steps| steps.apply(&manifests).await);
         match applied {

@@ -1,5 +1,9 @@
 //! What must be true of the whole once everything is well.
 
+use countersign_audit::Entry;
+use countersign_identity::{SKEW_ALLOWED, Timestamp};
+use countersign_store::PAGE_MAX;
+
 use crate::messages::Records;
 use crate::world::World;
 
@@ -30,13 +34,32 @@ impl World {
                 });
                 assert_eq!(served.is_some(), open, "a{index} and `{name}`");
                 let covered = served.is_some_and(|svid| {
-                    self.covered_at(&svid.credential, Some(state.replica().revision()))
+                    self.covered_at(index, &svid.credential, Some(state.replica().revision()))
                 });
                 assert!(!covered, "a{index} serves `{name}`, which is revoked");
             }
             assert!(life.svids.keys().all(|name| state.replica().workloads().contains_key(name)));
             for point in machine.points.values() {
                 assert_eq!(point.enforced, Some(revision), "point `{}` is behind", point.name);
+            }
+        }
+    }
+
+    /// Where no server's clock is far off, the log's times go back by no more than the allowed skew.
+    pub fn check_log_times(&self) {
+        if self.is_far_off() {
+            return;
+        }
+        let (store, runtime) = (&self.control.store, self.control.runtime());
+        let (mut latest, mut from) = (Timestamp::EPOCH, 0);
+        loop {
+            let page = runtime.block_on(store.events(from, PAGE_MAX)).expect("the store answers");
+            let Some(last) = page.last() else { return };
+            from = last.index + 1;
+            for event in &page {
+                let at = Entry::parse(&event.leaf).expect("our own leaves are understood").at;
+                assert!(latest <= at + SKEW_ALLOWED, "the log goes back from {latest} to {at}");
+                latest = latest.max(at);
             }
         }
     }

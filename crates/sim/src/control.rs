@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use countersign_api::v1;
+use countersign_audit::Entry;
 use countersign_identity::{
-    Clock, Code, Entropy, Name, NodeId, Revision, SeededEntropy, SimClock, Timestamp,
+    Clock, Code, Entropy, Name, NodeId, Revision, SKEW_ALLOWED, SeededEntropy, SimClock, Timestamp,
 };
 use countersign_seal::Kek;
 use countersign_server::Refused;
@@ -13,6 +14,7 @@ use countersign_server::steps::{Ground, Line, Steps, Told, begin};
 use countersign_store::{Batch, MemoryStore, Store};
 use tokio::runtime::Runtime;
 
+use crate::clocks::skewed;
 use crate::keys;
 use crate::messages::Records;
 
@@ -23,8 +25,9 @@ pub(crate) type LineKey = (usize, u64, u64);
 pub(crate) struct Control {
     runtime: Runtime,
     pub(crate) store: Arc<dyn Store>,
+    /// True time.
     pub(crate) clock: Arc<SimClock>,
-    ground: Ground,
+    entropy: Arc<dyn Entropy>,
     kek: Kek,
     servers: Vec<Server>,
     lines: BTreeMap<LineKey, OpenLine>,
@@ -32,16 +35,22 @@ pub(crate) struct Control {
 }
 
 /// One server of several on one store.
-#[derive(Default)]
 struct Server {
     steps: Option<Steps>,
     seen: Option<Revision>,
+    clock: Arc<SimClock>,
+    /// How far that is ahead of true time, in microseconds.
+    skew: i64,
+    /// The latest moment of which its present life knows.
+    latest: Timestamp,
 }
 
 struct OpenLine {
     server: usize,
     line: Line,
     label: Name,
+    /// Which of the moments counts at which it is to be asked again.
+    turn: u64,
     /// Streams keep their order: nothing arrives before what was said earlier.
     pub(crate) arrives: Timestamp,
 }
@@ -50,8 +59,8 @@ struct OpenLine {
 pub(crate) enum Asked {
     /// It says this, and is to be asked again.
     Says(Box<v1::SyncResponse>, Arc<Records>),
-    /// To be asked again then.
-    Waits(Timestamp),
+    /// To be asked again at that true time, unless it is asked before: then another turn counts.
+    Waits(Timestamp, u64),
     /// It has ended.
     Ended(Code, String),
     /// There is none.
@@ -68,13 +77,9 @@ impl Control {
         let clock = Arc::new(SimClock::new(now));
         let chance = |salt: u64| Arc::new(SeededEntropy::new(seed.wrapping_mul(31) ^ salt));
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new(chance(1)));
-        let entropy = chance(2);
+        let entropy: Arc<dyn Entropy> = chance(2);
         let kek = Kek::draw(&*entropy).expect("a seeded sequence does not end");
-        let ground = Ground {
-            store: Arc::clone(&store),
-            clock: Arc::clone(&clock) as Arc<dyn Clock>,
-            entropy: Arc::clone(&entropy) as Arc<dyn Entropy>,
-        };
+        let ground = ground(&store, &clock, &entropy);
         let keys = chance(3);
         let domain = "shop.example".parse().expect("it is one");
         let (root, issuer) = (keys::key(&keys), keys::key(&keys));
@@ -82,8 +87,8 @@ impl Control {
             .block_on(begin(&ground, &kek, domain, &root, &issuer))
             .expect("an empty store takes a beginning");
         let (lines, known) = (BTreeMap::new(), BTreeMap::new());
-        let all = (0..servers).map(|_| Server::default()).collect();
-        let mut control = Self { runtime, store, clock, ground, kek, servers: all, lines, known };
+        let all = (0..servers).map(|_| Server::with_clock_at(now)).collect();
+        let mut control = Self { runtime, store, clock, entropy, kek, servers: all, lines, known };
         (0..servers).for_each(|server| control.start(server));
         control
     }
@@ -99,8 +104,47 @@ impl Control {
 
     /// A new life, on what the store holds.
     pub(crate) fn start(&mut self, server: usize) {
-        let started = self.runtime.block_on(Steps::start(self.ground.clone(), &self.kek));
-        self.servers[server].steps = Some(started.expect("a store of our own makes a server"));
+        let ground = ground(&self.store, &self.servers[server].clock, &self.entropy);
+        let started = self.runtime.block_on(Steps::start(ground, &self.kek));
+        let latest = self.latest();
+        let server = &mut self.servers[server];
+        server.steps = Some(started.expect("a store of our own makes a server"));
+        server.latest = latest;
+    }
+
+    /// When the last entry of the log was written, by the clock of whoever wrote it.
+    fn latest(&self) -> Timestamp {
+        self.runtime.block_on(async {
+            let head = self.store.head().await.expect("the store answers");
+            let last = self.store.events(head.log_size - 1, 1).await.expect("the store answers");
+            Entry::parse(&last[0].leaf).expect("our own leaves are understood").at
+        })
+    }
+
+    /// A server has issued something. It may not while its clock is behind what it knows by more than the allowed skew.
+    pub(crate) fn issued_at(&mut self, server: usize) {
+        let Server { clock, latest, .. } = &mut self.servers[server];
+        let now = clock.now();
+        assert!(*latest <= now + SKEW_ALLOWED, "s{server} issues at {now}, after {latest}");
+        *latest = now.max(*latest);
+    }
+
+    /// True time passes, and each server's clock shows it as it does.
+    pub(crate) fn set_time(&self, now: Timestamp) {
+        self.clock.set(now);
+        self.servers.iter().for_each(|server| server.clock.set(skewed(now, server.skew)));
+    }
+
+    /// Sets the clock of one server by so many microseconds from true time.
+    pub(crate) fn set_skew(&mut self, server: usize, skew: i64) {
+        let server = &mut self.servers[server];
+        server.skew = skew;
+        server.clock.set(skewed(self.clock.now(), skew));
+    }
+
+    /// What a server's clock shows.
+    pub(crate) fn now_at(&self, server: usize) -> Timestamp {
+        self.servers[server].clock.now()
     }
 
     /// Its process ends. Streams are lost, each of which is told.
@@ -163,7 +207,7 @@ impl Control {
 
     /// Whether its snapshot moved since this was asked last: then every stream looks what is new for it.
     pub(crate) fn has_moved(&mut self, server: usize) -> bool {
-        let Server { steps, seen } = &mut self.servers[server];
+        let Server { steps, seen, .. } = &mut self.servers[server];
         let revision = steps.as_ref().map(Steps::revision);
         std::mem::replace(seen, revision) != revision
     }
@@ -178,6 +222,11 @@ impl Control {
     pub(crate) fn records(&mut self, server: usize, label: &Name) -> (Revision, Arc<Records>) {
         let steps = self.servers[server].steps.as_ref().expect("the server is up");
         let revision = steps.revision();
+        // What is on its way is of one of the latest revisions.
+        let old = |first: &Revision| first.number + KNOWN_REVISIONS < revision.number;
+        while self.known.first_key_value().is_some_and(|((first, _), _)| old(first)) {
+            self.known.pop_first();
+        }
         let records = self.known.entry((revision, label.clone())).or_insert_with(|| {
             let (_, records) = steps.slice(&BTreeSet::from([label.clone()]));
             let records = records.into_iter();
@@ -196,7 +245,8 @@ impl Control {
     ) -> Result<(), Refused> {
         let line = self.call_at(server, async |steps| steps.open(chain, hello).await)?;
         let arrives = self.clock.now();
-        self.lines.insert(key, OpenLine { server, line, label: label.clone(), arrives });
+        let open = OpenLine { server, line, label: label.clone(), turn: 0, arrives };
+        self.lines.insert(key, open);
         Ok(())
     }
 
@@ -211,12 +261,20 @@ impl Control {
                 let (_, records) = self.records(server, &label);
                 Asked::Says(message, records)
             }
-            Ok(Told::Nothing(until)) => Asked::Waits(until),
+            Ok(Told::Nothing(until)) => {
+                open.turn += 1;
+                Asked::Waits(skewed(until, -self.servers[server].skew), open.turn)
+            }
             Err(refused) => {
                 self.close(key);
                 Asked::Ended(refused.code, refused.why)
             }
         }
+    }
+
+    /// Whether this turn of a stream is the one that counts.
+    pub(crate) fn is_turn(&self, key: LineKey, turn: u64) -> bool {
+        self.lines.get(&key).is_some_and(|open| open.turn == turn)
     }
 
     /// When a message of this stream arrives that would take until `at` alone.
@@ -258,6 +316,21 @@ impl Control {
 
     /// The streams of one machine.
     pub(crate) fn lines_of(&self, machine: usize) -> Vec<LineKey> {
-        self.lines.keys().copied().filter(|(of, _, _)| *of == machine).collect()
+        self.lines.range((machine, 0, 0)..(machine + 1, 0, 0)).map(|(key, _)| *key).collect()
     }
 }
+
+impl Server {
+    fn with_clock_at(now: Timestamp) -> Self {
+        let clock = Arc::new(SimClock::new(now));
+        Self { steps: None, seen: None, clock, skew: 0, latest: now }
+    }
+}
+
+fn ground(store: &Arc<dyn Store>, clock: &Arc<SimClock>, entropy: &Arc<dyn Entropy>) -> Ground {
+    let (store, entropy) = (Arc::clone(store), Arc::clone(entropy));
+    Ground { store, clock: Arc::clone(clock) as Arc<dyn Clock>, entropy }
+}
+
+/// So many revisions back it is known what each node was to know.
+const KNOWN_REVISIONS: u64 = 8;

@@ -8,8 +8,18 @@
 //! - the *enforcement points* by `countersign::steps` (which slice replaces which) and `countersign_tls::Trust`, with real
 //!   handshakes over loopback sockets where a run asks for connections, and `countersign_proxy::retire`.
 //!
+//! Every server and every machine has a clock of its own. How far those of servers are off is drawn from the seed, and they are
+//! stepped forth and back while they run. Further off than certificates are backdated, nobody can be promised service, but
+//! what may not happen still may not: a server whose clock is behind what it knows issues nothing, and no point lets go of a
+//! rule before the less wrong of two clocks, the servers' and its machine's, has passed the rule's end.
+//!
 //! What is not: gRPC, HTTP/2 and sockets between agent and server, the tasks around the agent's machine (this crate has a
 //! driver of its own that does what `driver.rs` does), SQL, files, attestation of processes, the succession of issuers.
+//!
+//! Handshakes stay on loopback sockets: `countersign_tls` sets options of TCP on what it is given, and asks the kernel about it, so
+//! it takes a `TcpStream` and no other stream. Both ends run to their end within one step of the world, on its thread, so nothing of the
+//! kernel's timing reaches the trace. The proxy's pools, health and re-proof are tasks over connections of hyper, not steps,
+//! and are tested beside sockets.
 //!
 //! [`Fleet`] is another world, for ten thousand agents: their machines are real, everything else is played.
 //!
@@ -19,6 +29,7 @@
 
 mod chaos;
 mod checks;
+mod clocks;
 mod control;
 mod fleet;
 mod keys;

@@ -297,7 +297,9 @@ impl World {
         let (ours, theirs) = (point(from), point(to));
         let has_identity = |point: &crate::points::Point| {
             let own = point.steps.trust().identity();
-            own.is_some_and(|own| point.steps.trust().clock().now() <= own.expires())
+            let now = point.steps.trust().clock().now();
+            // What was taken under a clock that was ahead may not be valid yet for anybody else.
+            own.is_some_and(|own| own.leaf().validity().not_before <= now && now <= own.expires())
         };
         if !has_identity(ours) || !has_identity(theirs) {
             return;

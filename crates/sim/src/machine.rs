@@ -17,6 +17,7 @@ use countersign_pki::{Bundle, Bundles, Chain, PrivateKey, Role, verify};
 
 use self::credentials::Call;
 pub(crate) use self::disk::{Disk, Node};
+use crate::clocks::skewed;
 use crate::messages::{Effect, Records, Reply, Request};
 use crate::points::Point;
 
@@ -24,9 +25,13 @@ use crate::points::Point;
 pub(crate) struct Machine {
     pub(crate) index: usize,
     pub(crate) label: Name,
+    /// What its points see of time.
     pub(crate) clock: Arc<SimClock>,
+    pub(crate) truth: Arc<SimClock>,
     /// How far its clock is ahead of true time, in microseconds.
     pub(crate) skew: i64,
+    /// How far ahead it has been at most.
+    pub(crate) ahead: i64,
     /// It sleeps until then.
     pub(crate) asleep: Option<Timestamp>,
     /// No message comes or goes.
@@ -40,6 +45,9 @@ pub(crate) struct Machine {
     pub(crate) lives: u64,
     /// When the driver wakes its machine, by its own clock.
     pub(crate) wake: Timestamp,
+    /// In which life, and at which true time, its timer fires, and how often it was set.
+    pub(crate) scheduled: Option<(u64, Timestamp)>,
+    pub(crate) turn: u64,
     pub(crate) points: BTreeMap<Name, Point>,
     pub(crate) entropy: SeededEntropy,
     pub(crate) keys: SeededEntropy,
@@ -74,7 +82,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Machine {
     pub(crate) fn now(&self) -> Timestamp {
-        self.clock.now()
+        skewed(self.truth.now(), self.skew)
     }
 
     /// The agent's process begins.
@@ -224,7 +232,8 @@ impl Machine {
                 life.server = server;
                 life.open = false;
                 life.heard = false;
-                let (session, clock_micros) = (life.session, self.clock.now().micros());
+                let clock = skewed(self.truth.now(), self.skew);
+                let (session, clock_micros) = (life.session, clock.micros());
                 let version = "sim".to_owned();
                 let have_wire = have.map(Into::into);
                 let hello =

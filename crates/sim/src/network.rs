@@ -9,6 +9,11 @@ use crate::control::{Asked, LineKey};
 use crate::messages::{Reply, Request};
 use crate::world::{Due, World};
 
+/// So many openings are remembered before those are forgotten whose doubles have long arrived.
+const OPENED_MAX: usize = 4096;
+/// An opening arrives before so many more sessions have been asked for.
+const OPENED_LATE: u64 = 64;
+
 impl World {
     fn delay(&self) -> u64 {
         1 + self.below(self.settings.delay_max)
@@ -50,7 +55,7 @@ impl World {
         let (index, life) = from;
         match request {
             // A stream is opened once: TCP would not deliver the same opening twice.
-            Request::Open { session, .. } if !self.opened.insert((index, life, session)) => {}
+            Request::Open { session, .. } if !self.is_first((index, life, session)) => {}
             Request::Open { session, chain, hello } => {
                 let (key, label) = ((index, life, session), self.machines[index].label.clone());
                 let reply = match self.control.open((server, key), &label, &chain, &hello) {
@@ -75,6 +80,7 @@ impl World {
                 let answer =
                     self.control.call_at(server, async |steps| steps.sign(&chain, request).await);
                 if let Ok(answer) = &answer {
+                    self.control.issued_at(server);
                     let issued = |result: &&v1::SignResult| {
                         matches!(result.outcome, Some(v1::sign_result::Outcome::Issued(_)))
                     };
@@ -91,6 +97,9 @@ impl World {
                 let answer = self
                     .control
                     .call_at(server, async |steps| steps.renew(&hello, &exporter, proof).await);
+                if answer.is_ok() {
+                    self.control.issued_at(server);
+                }
                 let answer = answer.map_err(|refused| (refused.code, refused.why));
                 self.answer(from, server, Reply::Renewed { call, answer });
             }
@@ -102,6 +111,18 @@ impl World {
             }
             Request::Gone { session } => self.control.close((index, life, session)),
         }
+    }
+
+    /// Whether the opening of a stream has not arrived before.
+    fn is_first(&mut self, key: LineKey) -> bool {
+        if OPENED_MAX <= self.opened.len() {
+            let machines = &self.machines;
+            self.opened.retain(|(index, life, session)| {
+                let now = machines[*index].life.as_ref().map_or(0, |life| life.session);
+                machines[*index].lives == *life && now <= session + OPENED_LATE
+            });
+        }
+        self.opened.insert(key)
     }
 
     /// Nobody listens: the connection is refused.
@@ -138,7 +159,7 @@ impl World {
                     let said = Reply::Said { session, message, records };
                     self.push(at, Due::Comes(index, life, Box::new(said)));
                 }
-                Asked::Waits(until) => return self.push(until, Due::Line(key)),
+                Asked::Waits(until, turn) => return self.push(until, Due::Line(key, turn)),
                 Asked::Ended(code, why) => return self.hang_up((server, key), code, why),
                 Asked::Gone => return,
             }

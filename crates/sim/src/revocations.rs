@@ -11,10 +11,14 @@ use countersign_identity::{
 use countersign_store::{Batch, Change, Kind, Record};
 use countersign_tls::{Identity, Slice, Trust};
 
+use crate::clocks::must_hold;
 use crate::links::Link;
 use crate::manifests::name;
 use crate::points::Point;
 use crate::world::World;
+
+/// So many credentials are remembered before those are forgotten that have ended.
+const SERVED_MIN: usize = 64;
 
 /// By what an operator names what leaked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,9 +56,6 @@ pub(crate) struct Thief {
     trust: Arc<Trust>,
 }
 
-/// What lives longest here.
-const SVID_LASTS: Duration = Duration::from_secs(90);
-
 impl World {
     /// Takes something of this machine's workload out of service, and lets the snapshot follow some time later. Nothing
     /// happens when there is nothing to name.
@@ -80,23 +81,25 @@ impl World {
         let (id, key) = (held.shown.id.clone(), held.shown.key);
         let node = self.machines[index].disk.node.id;
         let node_lasts = self.control.call(async |steps| steps.domain()).agent_lifetime.duration();
+        let [.., svid_lasts] = self.lifetimes();
         let (target, lasts) = match leaked {
             Leaked::Serial => {
-                (Revoked::Serial(held.shown.serial.expect("a serial of ours")), SVID_LASTS)
+                (Revoked::Serial(held.shown.serial.expect("a serial of ours")), svid_lasts)
             }
-            Leaked::Key => (Revoked::Key(key), SVID_LASTS),
-            Leaked::Identity => (Revoked::Identity { id, before }, SVID_LASTS),
+            Leaked::Key => (Revoked::Key(key), svid_lasts),
+            Leaked::Identity => (Revoked::Identity { id, before }, svid_lasts),
             Leaked::Node => {
                 let (_, tag): (Revision, NodeTag) = held.shown.provenance.expect("it is ours");
                 (Revoked::Node { id: node, tag, before }, node_lasts)
             }
-            Leaked::OtherAuthority => (Revoked::Authority(KeyId::from_bytes([3; 32])), SVID_LASTS),
+            Leaked::OtherAuthority => (Revoked::Authority(KeyId::from_bytes([3; 32])), svid_lasts),
             Leaked::Authority => {
                 (Revoked::Authority(held.shown.authorities[0]), Duration::from_secs(7 * 86_400))
             }
         };
         let at = self.now;
-        let rule = Revocation { target, about: None, reason, at, until: at + lasts };
+        let until = at + self.lasting(lasts);
+        let rule = Revocation { target, about: None, reason, at, until };
         let name = format!("r{}", self.numbered + self.rules.len());
         self.tell(&format!("revision {before} revokes {} ({reason})", rule.target));
         self.put(Kind::Revocation, &name, &rule, before);
@@ -140,19 +143,29 @@ impl World {
         }
     }
 
-    /// The server trims what is moot.
-    pub fn trim_rules(&mut self) {
-        let now = self.now;
-        let (moot, live) = std::mem::take(&mut self.rules)
-            .into_iter()
-            .partition(|one: &Committed| one.rule.is_moot(now));
-        self.rules = live;
-        self.numbered += moot.len();
-        for one in moot.into_iter().filter(|one| !one.lost) {
-            let revision = self.control.next_revision();
-            self.tell(&format!("revision {revision} trims {}", one.name));
-            self.erase(Kind::Revocation, &one.name, revision);
+    /// A server drops the rules that are moot by its clock.
+    pub fn trim_rules(&mut self, server: usize) {
+        if !self.control.is_up(server) {
+            return;
         }
+        let holder = format!("s{server}");
+        let trimmed = self.control.call_at(server, async |steps| steps.prune(&holder).await);
+        let dropped = trimmed.unwrap_or_else(|refused| {
+            let expected = matches!(refused.code, Code::StaleBase | Code::NotReady);
+            assert!(expected, "s{server} cannot trim: {refused}");
+            Vec::new()
+        });
+        self.tell(&format!("s{server} trims {}", dropped.join(" ")));
+        let (now, theirs) = (self.now, self.control.now_at(server));
+        for one in self.rules.iter_mut().filter(|one| dropped.contains(&one.name)) {
+            assert!(one.rule.is_moot(theirs), "s{server} trims {} before its end", one.name);
+            // By a clock that is ahead: whoever has never heard of it cannot enforce it.
+            one.lost = true;
+        }
+        let before = self.rules.len();
+        self.rules.retain(|one| !one.lost || !one.rule.is_moot(now));
+        self.numbered += before - self.rules.len();
+        self.advance_soon();
     }
 
     /// The store loses the newest rule that is everywhere, long before its end.
@@ -169,6 +182,13 @@ impl World {
     pub fn rules_at_points(&self) -> Vec<usize> {
         let points = self.machines.iter().flat_map(|machine| machine.points.values());
         points.map(|point| point.steps.trust().slice().revocations.len()).collect()
+    }
+
+    /// How many rules the store has on record.
+    pub fn rules_in_store(&self) -> usize {
+        let snapshot = self.control.runtime().block_on(self.control.store.snapshot());
+        let records = snapshot.expect("the store answers").records;
+        records.iter().filter(|record| record.kind == Kind::Revocation).count()
     }
 
     /// How many rules were made.
@@ -209,18 +229,26 @@ impl World {
         self.advance_soon();
     }
 
-    /// Whether a rule that is not moot covers this, of those up to a revision.
-    pub(crate) fn covered_at(&self, credential: &Credential, up_to: Option<Revision>) -> bool {
+    /// Whether a rule covers this that must be in force at a machine, of those up to a revision.
+    pub(crate) fn covered_at(
+        &self,
+        index: usize,
+        credential: &Credential,
+        up_to: Option<Revision>,
+    ) -> bool {
         let rules = self.rules.iter().filter(|one| Some(one.revision) <= up_to);
-        let rules = rules.filter(|one| !one.lost && !one.rule.is_moot(self.now));
-        rules.into_iter().any(|one| covers(&one.rule, credential))
+        let mut rules = rules.filter(|one| !one.lost && self.must_hold(&one.rule, index));
+        rules.any(|one| covers(&one.rule, credential))
     }
 
     /// What must be true of every point of a machine after everything that happens: what it said that it enforces it has,
     /// nothing that it had is lifted before its end, and all that was ever served here and is covered it refuses.
     pub(crate) fn check_rules(&mut self, index: usize) {
-        let (now, rules) = (self.now, &self.rules);
-        let known = self.numbered + rules.len();
+        let now = self.now;
+        let known = self.numbered + self.rules.len();
+        let ahead = self.servers_ahead.min(self.machines[index].ahead);
+        let rules: Vec<&Committed> =
+            self.rules.iter().filter(|one| must_hold(&one.rule, now, ahead)).collect();
         for point in self.machines[index].points.values_mut() {
             if std::mem::replace(&mut point.checked, (point.enforced, known))
                 == (point.enforced, known)
@@ -229,7 +257,7 @@ impl World {
             }
             let slice = point.steps.trust().slice();
             let has = |rule: &Revocation| slice.revocations.iter().any(|(_, one)| **one == *rule);
-            for one in rules.iter().filter(|one| !one.rule.is_moot(now)) {
+            for one in &rules {
                 let had = point.had.contains(&one.name);
                 let said = Some(one.revision) <= point.enforced && !one.lost;
                 let Point { name, enforced, .. } = &*point;
@@ -248,7 +276,7 @@ impl World {
             for served in live {
                 let covered = rules.iter().any(|one| {
                     let said = Some(one.revision) <= point.enforced && !one.lost;
-                    said && !one.rule.is_moot(now) && covers(&one.rule, served)
+                    said && covers(&one.rule, served)
                 });
                 let refused = slice.revocations.covering(&served.shown.presented()).is_some();
                 let (name, id) = (&point.name, &served.shown.id);
@@ -323,7 +351,11 @@ impl World {
     /// Remembers what was served, until it has ended.
     pub(crate) fn remember_served(&mut self, credential: Credential) {
         let now = self.now;
-        self.served.retain(|one| now <= one.term.expires);
+        // Now and then is enough: whoever asks looks at the ends.
+        if self.served_most <= self.served.len() {
+            self.served.retain(|one| now <= one.term.expires);
+            self.served_most = 2 * self.served.len() + SERVED_MIN;
+        }
         self.served.push(credential);
     }
 }

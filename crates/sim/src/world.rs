@@ -13,6 +13,7 @@ use countersign_store::{Issued, verify_everything};
 use serde_json::{Value, json};
 
 use crate::chaos::Fault;
+use crate::clocks::skewed;
 use crate::control::{Control, LineKey};
 use crate::keys;
 use crate::links::{Link, LinkReport};
@@ -46,6 +47,12 @@ pub struct Settings {
     pub doubled: u64,
     /// Whether the first workload of each node has a service, which the one before it calls.
     pub services: bool,
+    /// How far servers' clocks are off at most. Further than certificates are backdated, only while the world is plagued.
+    pub server_skew: Duration,
+    /// Within which time all machines are switched on, each at a moment of its own; at once where that is nothing.
+    pub switched_on_within: Duration,
+    /// The longest pause between two things that befall it, in milliseconds.
+    pub pause_max: u64,
 }
 
 /// One renewal, as its agent asked for it.
@@ -76,16 +83,21 @@ pub struct World {
     pub(crate) suspended: BTreeSet<String>,
     /// All SVIDs that were served and have not ended.
     pub(crate) served: Vec<Credential>,
+    /// At how many of them it is looked which have ended.
+    pub(crate) served_most: usize,
     /// Those who have something that is revoked, and have not tried it yet.
     pub(crate) thieves: Vec<Thief>,
     pub(crate) thwarted: usize,
     pub(crate) chance: SeededEntropy,
+    /// How far ahead a server's clock has been at most, in microseconds.
+    pub(crate) servers_ahead: i64,
     /// Messages travel without loss.
     pub(crate) calm: bool,
     begun: Timestamp,
     pub(crate) now: Timestamp,
     queue: BinaryHeap<Reverse<Entry>>,
     entries: u64,
+    steps: u64,
     trace: Trace,
     renewals: Vec<Renewal>,
     pub(crate) signed: Vec<Duration>,
@@ -98,11 +110,13 @@ struct Entry {
 }
 
 pub(crate) enum Due {
-    Wake(usize, u64),
+    /// A machine in one of its lives, if its turn is that one still.
+    Wake(usize, u64, u64),
     /// From a machine in one of its lives, at a server.
     Arrives((usize, u64), usize, Request),
     Comes(usize, u64, Box<Reply>),
-    Line(LineKey),
+    /// A stream, if its turn is that one still.
+    Line(LineKey, u64),
     Advance(usize),
     Fault(Fault),
     Successor(usize),
@@ -146,19 +160,25 @@ impl World {
             numbered: 0,
             suspended: BTreeSet::new(),
             served: Vec::new(),
+            served_most: 0,
             thieves: Vec::new(),
             thwarted: 0,
+            servers_ahead: 0,
             chance: SeededEntropy::new(settings.seed),
             calm: true,
             begun: BEGINNING,
             now: BEGINNING,
             queue: BinaryHeap::new(),
             entries: 0,
+            steps: 0,
             trace: Trace::default(),
             renewals: Vec::new(),
             signed: Vec::new(),
             settings,
         };
+        if !world.is_far_off() {
+            world.draw_server_clocks();
+        }
         world.declare();
         for index in 0..world.settings.machines {
             let machine = world.join(index);
@@ -166,7 +186,9 @@ impl World {
         }
         for index in 0..world.settings.machines {
             // Machines are not switched on in the same moment.
-            world.in_millis(index as u64 * 7, Due::Wake(index, 0));
+            let within = u64::try_from(world.settings.switched_on_within.as_millis());
+            let later = index as u64 * 7 + world.below(within.unwrap_or(u64::MAX));
+            world.in_millis(later, Due::Wake(index, 0, 0));
         }
         world
     }
@@ -241,7 +263,9 @@ impl World {
             index,
             label,
             clock,
+            truth: Arc::clone(&self.control.clock),
             skew: 0,
+            ahead: 0,
             asleep: None,
             cut_off: false,
             cut_from: None,
@@ -250,6 +274,8 @@ impl World {
             life: None,
             lives: 0,
             wake: self.now,
+            scheduled: None,
+            turn: 0,
             points,
             entropy,
             keys,
@@ -264,6 +290,16 @@ impl World {
     /// When the next whole second since the beginning is over.
     pub(crate) fn next_second(&self) -> Timestamp {
         self.begun + Duration::from_secs(self.elapsed().as_secs() + 1)
+    }
+
+    /// How many things have happened.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Keeps no more than about so many bytes of the trace, the last ones.
+    pub fn keep_of_trace(&mut self, bytes: usize) {
+        self.trace.keep(bytes);
     }
 
     /// What happened so far.
@@ -318,6 +354,7 @@ impl World {
             }
             let Some(Reverse(entry)) = self.queue.pop() else { break };
             self.set_time(entry.at);
+            self.steps += 1;
             self.happen(entry.due);
         }
         self.set_time(until);
@@ -328,8 +365,9 @@ impl World {
             return;
         }
         self.now = now;
-        self.control.clock.set(now);
-        for machine in &self.machines {
+        self.control.set_time(now);
+        // Only what runs beside a machine's steps looks at its clock by itself.
+        for machine in self.machines.iter().filter(|machine| !machine.points.is_empty()) {
             machine.clock.set(skewed(now, machine.skew));
         }
         if !self.links.is_empty() {
@@ -339,14 +377,14 @@ impl World {
 
     fn happen(&mut self, due: Due) {
         match due {
-            Due::Wake(index, _) | Due::Comes(index, _, _)
+            Due::Wake(index, _, _) | Due::Comes(index, _, _)
                 if self.machines[index].asleep.is_some_and(|until| self.now < until) =>
             {
                 // It may be woken before that. All that waits for it waits for one moment, and so keeps its order.
                 let until = self.machines[index].asleep.unwrap_or(self.now);
                 self.push(until.min(self.next_second()), due);
             }
-            Due::Wake(index, life) => self.wake(index, life),
+            Due::Wake(index, life, turn) => self.wake(index, life, turn),
             Due::Comes(index, life, reply) => {
                 if self.machines[index].life.is_some() && self.machines[index].lives == life {
                     self.with(index, |machine, effects| machine.hear(*reply, effects));
@@ -356,7 +394,8 @@ impl World {
                 self.arrives(from, server, request);
                 self.follow(server);
             }
-            Due::Line(key) => self.poll(key),
+            Due::Line(key, turn) if self.control.is_turn(key, turn) => self.poll(key),
+            Due::Line(_, _) => {}
             Due::Advance(server) => self.advance(server),
             Due::Fault(fault) => self.befall(fault),
             Due::Successor(from) => self.dial(from),
@@ -364,11 +403,12 @@ impl World {
         }
     }
 
-    fn wake(&mut self, index: usize, life: u64) {
-        let machine = &self.machines[index];
-        if machine.lives != life {
+    fn wake(&mut self, index: usize, life: u64, turn: u64) {
+        let machine = &mut self.machines[index];
+        if (machine.lives, machine.turn) != (life, turn) {
             return;
         }
+        machine.scheduled = None;
         match &machine.life {
             None => self.with(index, Machine::start),
             Some(_) if machine.now() < machine.wake => self.schedule(index),
@@ -378,9 +418,14 @@ impl World {
 
     /// Wakes the machine when its driver's timer fires: when its own clock shows the moment that it was set to.
     pub(crate) fn schedule(&mut self, index: usize) {
-        let machine = &self.machines[index];
-        if machine.wake < Timestamp::LAST {
-            self.push(skewed(machine.wake, -machine.skew), Due::Wake(index, machine.lives));
+        let machine = &mut self.machines[index];
+        let at = skewed(machine.wake, -machine.skew).max(self.now);
+        // Once for each moment: a timer that is set anew replaces the one before.
+        if machine.wake < Timestamp::LAST && machine.scheduled != Some((machine.lives, at)) {
+            machine.scheduled = Some((machine.lives, at));
+            machine.turn += 1;
+            let due = Due::Wake(index, machine.lives, machine.turn);
+            self.push(at, due);
         }
     }
 
@@ -445,9 +490,4 @@ impl World {
         let verified = self.control.runtime().block_on(verify_everything(store));
         verified.unwrap_or_else(|error| panic!("the store is not in order: {error}"));
     }
-}
-
-/// A moment as a clock shows it that is ahead by so many microseconds.
-pub(crate) fn skewed(moment: Timestamp, micros: i64) -> Timestamp {
-    Timestamp::from_micros(moment.micros().saturating_add(micros))
 }

@@ -17,6 +17,9 @@ fn settings(seed: u64) -> Settings {
         lost: 0,
         doubled: 0,
         services: false,
+        server_skew: Duration::ZERO,
+        switched_on_within: Duration::ZERO,
+        pause_max: 12_000,
     }
 }
 

@@ -19,6 +19,9 @@ fn world(seed: u64) -> World {
         lost: 0,
         doubled: 0,
         services: true,
+        server_skew: Duration::ZERO,
+        switched_on_within: Duration::ZERO,
+        pause_max: 12_000,
     });
     // Before any of them is renewed: what is held is what connections were made with.
     world.run(Duration::from_secs(20));
@@ -95,11 +98,11 @@ fn trimmed_rule_is_forgotten_by_everybody() {
     let mut world = world(8);
     world.revoke(1, 0, Leaked::Serial);
     world.run(Duration::from_secs(140));
-    world.trim_rules();
+    world.trim_rules(0);
     world.run(Duration::from_secs(5));
     assert_eq!(world.rules_at_points(), [1; MACHINES], "it is not moot yet");
     world.run(Duration::from_secs(15));
-    world.trim_rules();
+    world.trim_rules(0);
     // By the server's clock, too, which the next sign of life tells: within a silence.
     world.run(Duration::from_secs(20));
     assert_eq!(world.rules_at_points(), [0; MACHINES]);

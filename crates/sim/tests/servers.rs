@@ -19,6 +19,9 @@ fn world(seed: u64) -> World {
         lost: 0,
         doubled: 0,
         services: true,
+        server_skew: Duration::ZERO,
+        switched_on_within: Duration::ZERO,
+        pause_max: 12_000,
     })
 }
 

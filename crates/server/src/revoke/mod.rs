@@ -16,6 +16,6 @@ pub(crate) use converge::{Progress, converged, forget, look, progress, unaware};
 pub(crate) use holdings::{held, is_covered};
 pub(crate) use order::{Suspending, in_force, revoke, shown, suspend, trial_batch, try_out};
 pub(crate) use plan::{condemned, removed, retired, suspension_change, suspension_name};
-pub(crate) use prune::prune;
+pub(crate) use prune::{drop_moot, prune};
 pub(crate) use replicas::{Replicas, talk};
 pub(crate) use watched::{Advance, Converging, Watched};

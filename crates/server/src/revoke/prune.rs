@@ -23,7 +23,7 @@ const LEASE_TIME: Duration = Duration::from_secs(120);
 /// Looks now and then until stopped. What fails is told and tried again.
 pub(crate) async fn prune(control: Arc<Control>, holder: String, stop: CancellationToken) {
     loop {
-        if let Err(refused) = look(&control, &holder).await {
+        if let Err(refused) = drop_moot(&control, &holder).await {
             tracing::warn!(code = %refused.code, why = %refused.why, "could not drop rules that are moot");
         }
         let again = control.clock.about(LOOK);
@@ -34,24 +34,28 @@ pub(crate) async fn prune(control: Arc<Control>, holder: String, stop: Cancellat
     }
 }
 
-async fn look(control: &Control, holder: &str) -> Result<(), Refused> {
+/// Does so once, and tells the names of the records that it dropped.
+///
+/// # Errors
+/// When the clock is not to be trusted, or the store refuses.
+pub(crate) async fn drop_moot(control: &Control, holder: &str) -> Result<Vec<String>, Refused> {
     // A clock that may not be believed takes nothing away.
     let now = control.desk.time.trusted(control.clock.now())?;
     let state = control.feed.current();
     let moot = moot(&state, now);
     if moot.is_empty() || !control.store.lease(LEASE, holder, LEASE_TIME, now).await? {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let event = |name: &String| {
         let subject = format!("{}/{name}", Kind::Revocation);
         Event::new(EventKind::RecordRemoved, now, "server", subject)
     };
     let events = moot.iter().map(event).collect();
-    let remove = |name| Change::Remove { kind: Kind::Revocation, name };
-    let changes = moot.into_iter().map(remove).collect();
+    let remove = |name: &String| Change::Remove { kind: Kind::Revocation, name: name.clone() };
+    let changes = moot.iter().map(remove).collect();
     let batch = Batch { expected: Some(state.revision), changes, events, ..Batch::default() };
     control.store.commit(batch).await?;
-    Ok(())
+    Ok(moot)
 }
 
 fn moot(state: &State, now: Timestamp) -> Vec<String> {

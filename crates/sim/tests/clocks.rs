@@ -1,0 +1,50 @@
+//! A server whose clock is far off true time, and what it may not do all the same. Seeds of `seeds.rs` and `hours.rs` have more of it.
+
+use std::time::Duration;
+
+use countersign_sim::{Leaked, Settings, World};
+
+const MACHINES: usize = 4;
+
+fn world(seed: u64) -> World {
+    let mut world = World::begin(Settings {
+        seed,
+        servers: 1,
+        machines: MACHINES,
+        workloads: 3,
+        lifetime: "60s",
+        agent_lifetime: "10m",
+        delay_max: 20,
+        lost: 0,
+        doubled: 0,
+        services: true,
+        server_skew: Duration::ZERO,
+        switched_on_within: Duration::ZERO,
+        pause_max: 12_000,
+    });
+    // Before any of them is renewed.
+    world.run(Duration::from_secs(20));
+    world
+}
+
+#[test]
+fn rule_that_a_server_drops_whose_clock_is_far_ahead_goes_on_to_hold_at_every_point() {
+    let mut world = world(1);
+    world.revoke(1, 0, Leaked::Identity);
+    world.run(Duration::from_secs(1));
+    // By this clock nothing that the rule covers can be valid any more.
+    world.set_server_clock(0, 300_000_000);
+    world.trim_rules(0);
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.rules_in_store(), 0, "it is dropped");
+    assert_eq!(world.rules_at_points(), [1; MACHINES]);
+    // A stream whose server's clock is set back goes on to tell it, and by that and their own clocks the agents let go in time.
+    world.set_server_clock(0, 0);
+    // It covers what may be valid for 90 s, and is kept for 60 s more; the server's clock is told within a silence.
+    world.run(Duration::from_secs(145));
+    assert_eq!(world.rules_at_points(), [1; MACHINES], "not before its last moment");
+    world.run(Duration::from_secs(25));
+    assert_eq!(world.rules_at_points(), [0; MACHINES]);
+    world.check_converged();
+    world.verify_everything();
+}
