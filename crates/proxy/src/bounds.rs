@@ -122,8 +122,8 @@ pub(crate) const ADDRESSES_MAX: usize = 64;
 
 /// Failed handshakes that are reported of one source.
 pub(crate) const FAILURES: Rate = Rate { burst: 20, every: Duration::from_millis(500) };
-/// Sources whose failures are counted apart. What comes from others is counted together.
-pub(crate) const SOURCES_MAX: usize = 1024;
+/// Sources whose failures are counted apart, in each of 16 shards. What comes from others is counted together.
+pub(crate) const SOURCES_PER_SHARD_MAX: usize = 64;
 
 /// Longest path of a Unix socket that the kernel takes, without the final NUL.
 pub(crate) const SOCKET_PATH_MAX: usize = 107;

@@ -199,8 +199,13 @@ impl Door {
         let shaken = tokio::select! {
             shaken = countersign_tls::accept(&self.plane.trust, tcp, &inbound) => shaken,
             () = stay.give_way().cancelled() => {
-                self.ended(leave, Outcome::Failed);
-                let why = "it gave way to another handshake, being slow";
+                let why = if stay.is_slow(self.plane.clock.now()) {
+                    self.ended(leave, Outcome::Failed);
+                    "it gave way to another handshake, being slow"
+                } else {
+                    // Untold: nothing is held against it, and a crowd that gives way to itself gets nothing back.
+                    "it gave way to another handshake, of which there are too many"
+                };
                 self.turn_away(from, Code::TooManyConnections, why);
                 return None;
             }

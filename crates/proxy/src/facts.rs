@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
 use countersign_identity::{Name, Timestamp};
-use countersign_tls::{Allowance, Direction, HandshakeFact, Source};
+use countersign_tls::{Allowance, Direction, HandshakeFact, Shards, Source};
 
-use crate::bounds::{FAILURES, SOURCES_MAX};
+use crate::bounds::{FAILURES, SOURCES_PER_SHARD_MAX};
 use crate::metrics::Metrics;
 use crate::plane::Plane;
 
@@ -18,13 +19,13 @@ pub type Sink = Arc<dyn Fn(HandshakeFact) + Send + Sync>;
 pub struct Facts {
     sink: Sink,
     metrics: Metrics,
-    failures: Mutex<Reported>,
+    failures: Shards<Reported>, // By source
 }
 
 impl Facts {
     /// Counts here, and passes on there.
     pub fn new(sink: Sink, metrics: Metrics) -> Self {
-        Self { sink, metrics, failures: Mutex::default() }
+        Self { sink, metrics, failures: Shards::default() }
     }
 
     /// Takes one, and never waits.
@@ -32,8 +33,8 @@ impl Facts {
         self.metrics.handshake(&fact);
         let source = fact.peer_address.map(|address| Source::of(address.ip()));
         if fact.code.is_some() {
-            let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-            if !failures.allows(source, fact.at) {
+            let allowed = self.failures.of_key(&source).allows(source, fact.at);
+            if !allowed {
                 self.metrics.fact_dropped();
                 return;
             }
@@ -70,19 +71,36 @@ pub(crate) fn blank_fact(
 /// How many failures each source may still have reported.
 #[derive(Default)]
 struct Reported {
-    sources: HashMap<Option<Source>, Allowance>,
+    sources: HashMap<Option<Source>, Allowance>, // INVARIANT: at most SOURCES_PER_SHARD_MAX, and one for all others
+    looked: Option<Timestamp>,
 }
+
+/// How often those are looked for of whom nothing has to be known any more.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl Reported {
     fn allows(&mut self, source: Option<Source>, now: Timestamp) -> bool {
-        if SOURCES_MAX <= self.sources.len() && !self.sources.contains_key(&source) {
+        let has_room = |sources: &HashMap<_, _>| {
+            sources.len() < SOURCES_PER_SHARD_MAX || sources.contains_key(&source)
+        };
+        if !has_room(&self.sources) && self.may_look(now) {
             // A source that has its whole allowance again is as good as unknown.
             self.sources.retain(|_, allowance| allowance.left(FAILURES, now) < FAILURES.burst);
         }
-        let known = self.sources.len() < SOURCES_MAX || self.sources.contains_key(&source);
+        let known = has_room(&self.sources);
         let key = if known { source } else { None };
         let allowance = self.sources.entry(key).or_insert(Allowance::whole(FAILURES, now));
         allowance.take(FAILURES, now)
+    }
+
+    fn may_look(&mut self, now: Timestamp) -> bool {
+        // The second half is for a clock that went back.
+        let lately = |looked: Timestamp| looked <= now && now.since(looked) < LOOK_EVERY;
+        let due = !self.looked.is_some_and(lately);
+        if due {
+            self.looked = Some(now);
+        }
+        due
     }
 }
 
@@ -117,8 +135,8 @@ mod tests {
         let mut allowance = Reported::default();
         let now = Timestamp::from_secs(100);
         let passed = (0..100_000).filter(|number| allowance.allows(source(*number), now)).count();
-        assert!(allowance.sources.len() <= SOURCES_MAX + 1);
-        assert!(passed <= SOURCES_MAX + FAILURES.burst as usize);
+        assert!(allowance.sources.len() <= SOURCES_PER_SHARD_MAX + 1);
+        assert!(passed <= SOURCES_PER_SHARD_MAX + FAILURES.burst as usize);
         let later = now + Duration::from_secs(60);
         assert!(
             allowance.allows(source(200_000), later),

@@ -96,7 +96,7 @@ impl Budget {
         let until = match earned {
             0 => return,
             // Who asks may have been kept from asking since it looked at the clock. But a clock that went back must not make
-            // anybody wait for the time it was ahead.
+            // anybody wait for the time it was ahead, unless that is a second.
             ..0 if counted.saturating_sub(now.micros()) <= LAG_MICROS_MAX => return,
             ..0 => now.micros(),
             _ => counted.saturating_add(earned.saturating_mul(every)),

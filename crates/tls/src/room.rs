@@ -1,5 +1,6 @@
 //! How many may be somewhere at once, so that no source and no crowd takes the room of the others. Pure bookkeeping.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -55,9 +56,13 @@ struct Books<K> {
 struct Part<K> {
     guests: BTreeMap<u64, Guest<K>>,
     by_kind: HashMap<K, Alike>, // INVARIANT: the numbers of `guests`, none empty
-    strangers: BTreeSet<(usize, K)>, // INVARIANT: how many each of `by_kind` has that is of this rank
-    known: BTreeSet<(usize, K)>,     // INVARIANT: likewise
+    strangers: BTreeSet<Crowd<K>>, // INVARIANT: of each of `by_kind` that is of this rank
+    known: BTreeSet<Crowd<K>>,  // INVARIANT: likewise
 }
+
+/// How many there are of one kind, and the oldest of them: of those that have as many, the last is who came first. Whoever chooses
+/// how its kind is called chooses nothing by that.
+type Crowd<K> = (usize, Reverse<u64>, K);
 
 /// The guests of one kind.
 #[derive(Debug)]
@@ -80,6 +85,7 @@ pub struct Stay<K: Copy + Ord + Hash> {
     books: Arc<Books<K>>,
     kind: K,
     number: u64,
+    since: Timestamp,
     give_way: CancellationToken,
 }
 
@@ -147,7 +153,7 @@ impl<K: Copy + Ord + Hash> Room<K> {
         part.change(kind, |alike| {
             alike.numbers.insert(number);
         });
-        Stay { books: self.0.clone(), kind, number, give_way }
+        Stay { books: self.0.clone(), kind, number, since: now, give_way }
     }
 }
 
@@ -155,6 +161,11 @@ impl<K: Copy + Ord + Hash> Stay<K> {
     /// Cancelled when somebody else needs the place. It is not the guest's any more by then.
     pub const fn give_way(&self) -> &CancellationToken {
         &self.give_way
+    }
+
+    /// Whether it is held for so long that it would go for anybody. Who had to give way before that did nothing wrong.
+    pub fn is_slow(&self, now: Timestamp) -> bool {
+        self.books.bounds.yields_after <= now.since(self.since)
     }
 }
 
@@ -170,15 +181,18 @@ impl<K: Copy + Ord + Hash> Books<K> {
         self.bounds.each <= part.count_of(kind)
     }
 
-    /// The kind that makes room at once for a newcomer of this rank, whose kind has so many here; and how many that one has.
-    fn who_makes_room(&self, here: usize, rank: Rank) -> Option<(usize, K)> {
-        let largest =
-            |of| self.parts.each().filter_map(|mut part| part.sizes(of).last().copied()).max();
+    /// The kind that makes room at once for a newcomer of this rank, whose kind has so many here; and of what rank it is.
+    fn who_makes_room(&self, here: usize, rank: Rank) -> Option<(Rank, Crowd<K>)> {
+        let largest = |of| {
+            let largest = self.parts.each().filter_map(|mut part| part.crowds(of).last().copied());
+            largest.max().map(|crowd| (of, crowd))
+        };
+        let has_more = |(_, (most, _, _)): &(Rank, Crowd<K>)| here + 1 < *most;
         match (rank, largest(Rank::Stranger)) {
             // However few of them are of one kind.
             (Rank::Known, Some(strangers)) => Some(strangers),
-            (Rank::Known, None) => largest(Rank::Known).filter(|(most, _)| here + 1 < *most),
-            (Rank::Stranger, strangers) => strangers.filter(|(most, _)| here + 1 < *most),
+            (Rank::Known, None) => largest(Rank::Known).filter(has_more),
+            (Rank::Stranger, strangers) => strangers.filter(has_more),
         }
     }
 
@@ -190,11 +204,12 @@ impl<K: Copy + Ord + Hash> Books<K> {
                 return Some(place);
             }
             let here = self.parts.of_key(&kind).count_of(kind);
-            if let Some((most, crowd)) = self.who_makes_room(here, rank) {
+            if let Some((of, (most, Reverse(oldest), crowd))) = self.who_makes_room(here, rank) {
                 let mut part = self.parts.of_key(&crowd);
-                // Some of it may have left since.
-                if part.count_of(crowd) == most
-                    && let Some(oldest) = part.oldest_of(crowd)
+                // Some of it may have left since, or it may have become known.
+                if most <= part.count_of(crowd)
+                    && part.oldest_of(crowd) == Some(oldest)
+                    && part.rank_of(crowd) == Some(of)
                 {
                     return part.dismiss(oldest);
                 }
@@ -235,8 +250,12 @@ impl<K: Copy + Ord + Hash> Part<K> {
         self.by_kind.get(&kind).and_then(|alike| alike.numbers.first().copied())
     }
 
-    /// How many each kind of this rank has.
-    const fn sizes(&mut self, rank: Rank) -> &mut BTreeSet<(usize, K)> {
+    fn rank_of(&self, kind: K) -> Option<Rank> {
+        self.by_kind.get(&kind).map(|alike| alike.rank)
+    }
+
+    /// The kinds of this rank, the largest last.
+    const fn crowds(&mut self, rank: Rank) -> &mut BTreeSet<Crowd<K>> {
         match rank {
             Rank::Stranger => &mut self.strangers,
             Rank::Known => &mut self.known,
@@ -269,15 +288,25 @@ impl<K: Copy + Ord + Hash> Part<K> {
     /// Changes what is known of one kind, if it has guests.
     fn change(&mut self, kind: K, change: impl FnOnce(&mut Alike)) {
         let Some(alike) = self.by_kind.get_mut(&kind) else { return };
-        let (rank, count) = (alike.rank, alike.numbers.len());
+        let before = alike.crowd(kind);
         change(alike);
-        let (now, left) = (alike.rank, alike.numbers.len());
-        self.sizes(rank).remove(&(count, kind));
-        if left == 0 {
-            self.by_kind.remove(&kind);
-        } else {
-            self.sizes(now).insert((left, kind));
+        let after = alike.crowd(kind);
+        if let Some((rank, crowd)) = before {
+            self.crowds(rank).remove(&crowd);
         }
+        if let Some((rank, crowd)) = after {
+            self.crowds(rank).insert(crowd);
+        } else {
+            self.by_kind.remove(&kind);
+        }
+    }
+}
+
+impl Alike {
+    /// As it is in order among its like. None when nobody is there.
+    fn crowd<K>(&self, kind: K) -> Option<(Rank, Crowd<K>)> {
+        let oldest = self.numbers.first()?;
+        Some((self.rank, (self.numbers.len(), Reverse(*oldest), kind)))
     }
 }
 
@@ -300,21 +329,21 @@ mod tests {
     /// All parts as they must be, and how many guests they have together.
     #[track_caller]
     fn counted(room: &Room<u8>) -> usize {
-        let mut all = 0;
-        for part in room.0.parts.each() {
-            let sizes = |rank| {
-                let of = part.by_kind.iter().filter(move |(_, alike)| alike.rank == rank);
-                of.map(|(kind, alike)| (alike.numbers.len(), *kind)).collect::<BTreeSet<_>>()
-            };
-            assert_eq!(sizes(Rank::Stranger), part.strangers);
-            assert_eq!(sizes(Rank::Known), part.known);
-            let sizes: Vec<usize> =
-                part.strangers.iter().chain(&part.known).map(|(size, _)| *size).collect();
-            assert!(sizes.iter().all(|size| (1..=BOUNDS.each).contains(size)), "{sizes:?}");
-            assert_eq!(sizes.iter().sum::<usize>(), part.guests.len());
-            all += part.guests.len();
-        }
-        all
+        room.0.parts.each().map(|part| checked(&part)).sum()
+    }
+
+    #[track_caller]
+    fn checked(part: &Part<u8>) -> usize {
+        let crowds = part.by_kind.iter().filter_map(|(kind, alike)| alike.crowd(*kind));
+        let of = |rank| crowds.clone().filter(move |(of, _)| *of == rank).map(|(_, crowd)| crowd);
+        assert_eq!(of(Rank::Stranger).collect::<BTreeSet<_>>(), part.strangers);
+        assert_eq!(of(Rank::Known).collect::<BTreeSet<_>>(), part.known);
+        let sizes: Vec<usize> =
+            part.strangers.iter().chain(&part.known).map(|(size, _, _)| *size).collect();
+        assert_eq!(sizes.len(), part.by_kind.len());
+        assert!(sizes.iter().all(|size| (1..=BOUNDS.each).contains(size)), "{sizes:?}");
+        assert_eq!(sizes.iter().sum::<usize>(), part.guests.len());
+        part.guests.len()
     }
 
     #[test]
@@ -379,6 +408,22 @@ mod tests {
         assert_eq!((gone, room.len()), (4, BOUNDS.all));
         assert!(!known.give_way.is_cancelled());
         assert!(more.iter().all(|it| !it.give_way.is_cancelled()));
+    }
+
+    #[test]
+    fn of_strangers_with_as_many_each_it_is_the_oldest_who_makes_room_whatever_it_is_called() {
+        for honest in [0, 50, 250] {
+            let room = room();
+            let silent: Vec<Stay<u8>> =
+                (100..163).map(|kind| room.enter(kind, Rank::Stranger, NOW).unwrap()).collect();
+            let newest = room.enter(honest, Rank::Stranger, NOW).unwrap();
+            let _known: Vec<_> =
+                (200..240).map(|kind| room.enter(kind, Rank::Known, NOW).unwrap()).collect();
+            let gone: Vec<bool> = silent.iter().map(|it| it.give_way.is_cancelled()).collect();
+            assert!(gone[..40].iter().all(|gone| *gone) && !gone[40..].contains(&true), "{gone:?}");
+            assert!(!newest.give_way.is_cancelled());
+            assert!(!newest.is_slow(NOW) && newest.is_slow(NOW + BOUNDS.yields_after));
+        }
     }
 
     #[test]
@@ -465,6 +510,9 @@ mod tests {
                             let rank = if round % 3 == 0 { Rank::Known } else { Rank::Stranger };
                             guests.extend(room.enter(kind, rank, now));
                             most = most.max(room.len());
+                            if round % 64 == 0 {
+                                counted(room);
+                            }
                             // Far more than there is room for, and then nobody, in turns.
                             if 80 < guests.len() {
                                 guests.clear();

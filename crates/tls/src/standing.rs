@@ -100,8 +100,8 @@ enum Paid {
 pub enum Outcome {
     /// Somebody proved who they are and was let in.
     Proven,
-    /// Somebody was let in who did not say who they are, where that is allowed. From a source that was not proven, it
-    /// counts as one that failed.
+    /// Somebody was let in who did not say who they are, where that is allowed. It counts as one that failed, but makes no
+    /// suspect of a source that is proven.
     Anonymous,
     /// Nothing is to be held against the source: it did not begin, or what failed is on our side.
     Nothing,
@@ -188,23 +188,36 @@ impl Standings {
     pub fn ended(&self, leave: Leave, outcome: Outcome, now: Timestamp) {
         let mut known = self.shards.of_key(&leave.source);
         let proven = known.sources.get(&leave.source).is_some_and(|record| record.is_proven(now));
-        let outcome = match outcome {
-            Outcome::Anonymous if proven => Outcome::Nothing,
-            Outcome::Anonymous => Outcome::Failed,
-            outcome => outcome,
-        };
         match outcome {
             Outcome::Proven => known.proven(leave.source, self.rates, now),
-            Outcome::Nothing | Outcome::Anonymous => {}
-            Outcome::Failed => known.failed(leave.source, self.rates, now),
+            Outcome::Nothing => {}
+            Outcome::Anonymous if proven => known.unsaid(leave.source, self.rates, now),
+            Outcome::Anonymous | Outcome::Failed => known.failed(leave.source, self.rates, now),
         }
         drop(known);
-        if outcome != Outcome::Failed {
-            match leave.paid {
-                Paid::Nothing => {}
-                Paid::Strangers => self.common.strangers.give_back(),
-                Paid::Suspects => self.common.suspects.give_back(),
-            }
+        match outcome {
+            Outcome::Proven | Outcome::Nothing => self.give_back(leave),
+            Outcome::Anonymous | Outcome::Failed => {}
+        }
+    }
+
+    /// Who had not said who they are in a handshake that ended as [`Outcome::Anonymous`] has proved it since: it was worth what it
+    /// cost.
+    pub fn vouched(&self, leave: Leave, now: Timestamp) {
+        let mut known = self.shards.of_key(&leave.source);
+        known.proven(leave.source, self.rates, now);
+        if let Some(record) = known.sources.get_mut(&leave.source) {
+            record.failures.give_back(self.rates.proven);
+        }
+        drop(known);
+        self.give_back(leave);
+    }
+
+    fn give_back(&self, leave: Leave) {
+        match leave.paid {
+            Paid::Nothing => {}
+            Paid::Strangers => self.common.strangers.give_back(),
+            Paid::Suspects => self.common.suspects.give_back(),
         }
     }
 }
@@ -212,10 +225,14 @@ impl Standings {
 impl Known {
     fn proven(&mut self, source: Source, rates: StandingRates, now: Timestamp) {
         if !self.has_room_for(source, now) {
-            // Who was let in counts for more than who was not.
-            let worse = self.sources.iter().find(|(_, record)| !record.is_proven(now));
-            let Some(worse) = worse.map(|(source, _)| *source) else { return };
-            self.sources.remove(&worse);
+            // Who was let in counts for more than who was not, and who was lately for more than who was long ago.
+            let worth = |(_, record): &(&Source, &Record)| {
+                record.proven_until.filter(|_| record.is_proven(now))
+            };
+            let worst = self.sources.iter().min_by_key(worth).map(|(source, _)| *source);
+            if let Some(worst) = worst {
+                self.sources.remove(&worst);
+            }
         }
         let whole = Allowance::whole(rates.proven, now);
         let record = Record { failures: whole, suspect_until: None, proven_until: None };
@@ -224,6 +241,13 @@ impl Known {
             record.failures = whole;
         }
         record.proven_until = Some(now + PROVEN_FOR);
+    }
+
+    /// Somebody from a proven source said nothing of themselves.
+    fn unsaid(&mut self, source: Source, rates: StandingRates, now: Timestamp) {
+        if let Some(record) = self.sources.get_mut(&source) {
+            record.failures.take(rates.proven, now);
+        }
     }
 
     fn failed(&mut self, source: Source, rates: StandingRates, now: Timestamp) {
@@ -244,6 +268,7 @@ impl Known {
         let full = |known: &Self| {
             SOURCES_PER_SHARD_MAX <= known.sources.len() && !known.sources.contains_key(&source)
         };
+        self.forgot = self.forgot.min(now);
         if full(self) && FORGET_EVERY <= now.since(self.forgot) {
             self.forgot = now;
             self.sources.retain(|_, record| record.is_proven(now) || record.is_suspect(now));
@@ -254,11 +279,11 @@ impl Known {
 
 impl Record {
     fn is_proven(&self, now: Timestamp) -> bool {
-        self.proven_until.is_some_and(|until| now <= until)
+        // The second half is for a clock that went back.
+        self.proven_until.is_some_and(|until| now <= until && until.since(now) <= PROVEN_FOR)
     }
 
     fn is_suspect(&self, now: Timestamp) -> bool {
-        // The second half is for a clock that went back.
         self.suspect_until.is_some_and(|until| now <= until && until.since(now) <= SUSPECT_FOR)
     }
 }
@@ -436,12 +461,40 @@ mod tests {
         };
         assert!((0..7).all(|_| comes(&standings)));
         assert!(succeeds(&standings, 1, NOW));
-        assert!((0..1000).all(|_| comes(&standings)));
+        let let_in = (0..1000).filter(|_| comes(&standings)).count();
+        assert_eq!(let_in, RATES.proven.burst as usize, "one address is no free way in");
+        assert_eq!(
+            standings.begin(source(1), NOW + RATES.proven.every).unwrap().paid,
+            Paid::Nothing
+        );
         let (others, mut count) = (Standings::new(RATES, NOW), 0);
         while comes(&others) {
             count += 1;
         }
         assert_eq!(count, RATES.suspect.burst);
+    }
+
+    #[test]
+    fn who_proves_itself_after_the_handshake_has_used_nothing_up() {
+        let standings = standings();
+        assert!(succeeds(&standings, 1, NOW));
+        for number in [1, 2] {
+            for _ in 0..1000 {
+                let leave = standings.begin(source(number), NOW).unwrap();
+                standings.ended(leave, Outcome::Anonymous, NOW);
+                standings.vouched(leave, NOW);
+            }
+        }
+    }
+
+    #[test]
+    fn of_too_many_that_were_let_in_who_was_longest_ago_is_forgotten() {
+        let standings = standings();
+        assert!(succeeds(&standings, 7, NOW));
+        let later = NOW + Duration::from_secs(1);
+        (1000..20_000).for_each(|number| assert!(succeeds(&standings, number, later)));
+        assert!(!knows(&standings, 7));
+        assert!(succeeds(&standings, 99, later) && knows(&standings, 99));
     }
 
     #[test]

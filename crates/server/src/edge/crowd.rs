@@ -90,7 +90,7 @@ impl Crowd {
 
     /// Who had not said in this handshake who they are has proved it since.
     pub(super) fn vouch(&self, handshake: Leave, now: Timestamp) {
-        self.0.standings.ended(handshake, Outcome::Proven, now);
+        self.0.standings.vouched(handshake, now);
     }
 }
 
