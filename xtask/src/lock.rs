@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_yanked_version_is_told_from_the_others_of_its_crate() {
-        let cache = b"\x03\x02\0\0\0etag\0001.0.0\0{\"vers\":\"1.0.0\",\"yanked\":true}\0001.0.1\0{\"vers\":\"1.0.1\",\"yanked\":false}\0";
+        let cache = b"\x03\x02\0\0\0etag\x001.0.0\0{\"vers\":\"1.0.0\",\"yanked\":true}\x001.0.1\0{\"vers\":\"1.0.1\",\"yanked\":false}\0";
         assert!(in_cache(cache, "1.0.0").unwrap().yanked);
         assert!(!in_cache(cache, "1.0.1").unwrap().yanked);
         assert!(in_cache(cache, "1.0.2").is_none());

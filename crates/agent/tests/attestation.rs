@@ -395,19 +395,19 @@ impl Drop for Groups {
 /// Says that this machine cannot show it. Where every test has to show something it is a failure, unless somebody said that they know.
 fn skipped(why: &str) {
     use std::io::Write as _;
-    let is =
-        |name: &str| std::env::var_os(name).is_some_and(|value| value != "" && value != "false");
+    let is = |name: &str| {
+        std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "false")
+    };
     assert!(
         !is("CI") || is("COUNTERSIGN_NO_CGROUPS"),
         "control groups of version 2 cannot be made here: {why}; set COUNTERSIGN_NO_CGROUPS where that is known"
     );
-    // Past the harness, which shows only what tests print that fail.
-    writeln!(
-        std::io::stderr(),
+    let said = format!(
         "SKIPPED: control groups of version 2 cannot be made here, so what the kernel says of a process's unit and container is not \
-         tested: {why}. As root on a machine that allows to mount them it is."
-    )
-    .unwrap();
+         tested: {why}. As root on a machine that allows to mount them it is.\n"
+    );
+    // Past the harness, which shows only what tests print that fail.
+    std::io::stderr().write_all(said.as_bytes()).unwrap();
 }
 
 #[tokio::test]

@@ -1,8 +1,6 @@
 //! What wraps keys may be foreign: a token, a service. Whatever it does, no key file comes of it that does not open, and nothing opens
 //! as a key that is not the one that the file names.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
-
 use countersign_identity::{Entropy, SystemEntropy};
 use countersign_seal::{KekFile, KekFileRefused, KeyWrap, WrapMethod, WrapRefused};
 use zeroize::Zeroizing;

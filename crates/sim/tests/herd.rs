@@ -57,7 +57,7 @@ fn herd_of_the_real_server_asks_for_less_than_three_times_the_steady_rate_after_
     let all = world.held();
     let steady = spans(&world, (HOUR / 2, HOUR), 1);
     let rate = f64::from(steady.iter().sum::<u32>()) / steady.len() as f64;
-    let secs = (ENOUGH / rate).ceil() as u64;
+    let secs = Duration::from_secs_f64((ENOUGH / rate).ceil()).as_secs();
     world.outage(OUTAGE);
     assert_eq!(world.held(), all, "nothing expired meanwhile");
     let back = world.elapsed();
@@ -71,7 +71,8 @@ fn herd_of_the_real_server_asks_for_less_than_three_times_the_steady_rate_after_
         "{all} SVIDs: {calm:.1} in {secs} s of calm weather, {most} in the busiest after the outage, {} steps",
         world.steps()
     );
-    assert!(all as u32 <= after.iter().sum::<u32>(), "each is renewed since");
+    let renewed = after.iter().sum::<u32>();
+    assert!(u32::try_from(all).unwrap() <= renewed, "each is renewed since");
     assert!(f64::from(most) <= 3.0 * calm, "{most} in {secs} s, {calm:.1} in calm ones");
     world.check_converged();
     world.verify_everything();
