@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use countersign::{Decider, Denied, Flows, Ruling, Told, is_reserved};
+use countersign::{Decider, Denied, Flow, Flows, Ruling, Told, is_reserved};
 use countersign_api::envoy::authorization_server::{Authorization, AuthorizationServer};
 use countersign_api::envoy::header_value_option::AppendAction;
 use countersign_api::envoy::{
@@ -16,7 +16,7 @@ use countersign_api::envoy::{
 };
 use countersign_api::wire::refusal_status;
 use countersign_api::{envoy, v1};
-use countersign_identity::{Code, Name, Revision, SpiffeId};
+use countersign_identity::{Code, Name, Revision, SpiffeId, Timestamp};
 use countersign_pki::Certificate;
 use tonic::{Request, Response, Status};
 
@@ -108,9 +108,8 @@ impl EnvoyAuthorization {
     }
 
     /// Puts what was decided on its way to the server. Of a service of another, nothing comes here.
-    fn count(&self, ruling: &Ruling) {
-        let Some(flow) = &ruling.flow else { return };
-        self.flows.count(flow.clone(), self.reception.clock.now());
+    fn count(&self, flow: Flow) {
+        self.flows.count(flow, self.reception.clock.now());
         let (flows, flows_dropped) = self.flows.drain();
         let facts = v1::Facts { flows, flows_dropped, ..v1::Facts::default() };
         self.facts.take(POINT, facts, |_service| true);
@@ -131,20 +130,30 @@ impl Authorization for EnvoyAuthorization {
         let workloads = self.who(&request, &view).await?;
         let kept = self.decider(&view, &workloads).await?;
         let attributes = request.into_inner().attributes.unwrap_or_default();
-        let answer = match Asked::read(&attributes) {
-            Ok(asked) => {
-                let now = self.reception.clock.now();
-                let ruling = kept.decider.decide(&asked.told(), asked.fields.iter().copied(), now);
-                self.count(&ruling);
-                match ruling.passes {
-                    Ok(target) => allowed(&asked, &target),
-                    Err(denied) => refused(&denied),
-                }
-            }
-            Err(denied) => refused(&denied),
-        };
+        let (answer, flow) = answer(&attributes, &kept.decider, self.reception.clock.now());
+        if let Some(flow) = flow {
+            self.count(flow);
+        }
         Ok(Response::new(answer))
     }
+}
+
+/// The answer to a question about a service of whoever asks, and what is to be counted.
+pub(crate) fn answer(
+    attributes: &AttributeContext,
+    decider: &Decider,
+    now: Timestamp,
+) -> (CheckResponse, Option<Flow>) {
+    let asked = match Asked::read(attributes) {
+        Ok(asked) => asked,
+        Err(denied) => return (refused(&denied), None),
+    };
+    let Ruling { passes, flow } = decider.decide(&asked.told(), asked.fields.iter().copied(), now);
+    let answer = match passes {
+        Ok(target) => allowed(&asked, &target),
+        Err(denied) => refused(&denied),
+    };
+    (answer, flow)
 }
 
 /// A question, read.

@@ -28,6 +28,7 @@ mod run;
 pub mod server_link;
 mod socket;
 mod status;
+pub mod steps;
 mod trial;
 mod view;
 mod vitals;

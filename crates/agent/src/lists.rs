@@ -37,7 +37,7 @@ impl RevocationLists {
     ///
     /// # Errors
     /// When it is nothing, too much, or not what lists look like.
-    fn read(ders: Vec<Bytes>) -> Result<Self, LinkFault> {
+    pub(crate) fn read(ders: Vec<Bytes>) -> Result<Self, LinkFault> {
         let bytes = ders.iter().map(Bytes::len).fold(0, usize::saturating_add);
         if ders.is_empty() || LISTS_MAX < ders.len() || BYTES_MAX < bytes {
             let why = format!("{} lists of {bytes} bytes are nothing, or too much", ders.len());

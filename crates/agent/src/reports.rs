@@ -246,20 +246,38 @@ impl Reports {
         view: Option<&View>,
     ) {
         let load = self.facts.drain();
-        let report = v1::ReportRequest {
-            handshakes: load.handshakes.clone(),
+        let report = self.made(load.clone(), credentials, view);
+        if let Err(fault) = calls.report(report).await {
+            tracing::debug!(why = %fault.why, "a report was not taken");
+            self.facts.put_back(load);
+        }
+    }
+
+    /// The next report, which nobody has to take.
+    pub(crate) fn next(
+        &self,
+        credentials: Vec<v1::CredentialStatus>,
+        view: Option<&View>,
+    ) -> v1::ReportRequest {
+        self.made(self.facts.drain(), credentials, view)
+    }
+
+    fn made(
+        &self,
+        load: Load,
+        credentials: Vec<v1::CredentialStatus>,
+        view: Option<&View>,
+    ) -> v1::ReportRequest {
+        v1::ReportRequest {
+            handshakes: load.handshakes,
             dropped: load.dropped,
-            flows: load.flows.clone(),
+            flows: load.flows,
             flows_dropped: load.flows_dropped,
-            served: load.served.clone(),
+            served: load.served,
             served_dropped: load.served_dropped,
             processes: self.processes(view),
             credentials,
             clock_micros: self.clock.now().micros(),
-        };
-        if let Err(fault) = calls.report(report).await {
-            tracing::debug!(why = %fault.why, "a report was not taken");
-            self.facts.put_back(load);
         }
     }
 

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use countersign_api::v1;
-use countersign_identity::Revision;
+use countersign_api::workload::X509svidResponse;
+use countersign_identity::{Clock, Revision, Timestamp};
 use countersign_pki::Bundle;
 use countersign_policy::Policies;
-use countersign_tls::{Identity, Trust};
+use countersign_tls::{Identity, Slice, Trust};
 
 use crate::keeper::{Keeper, Taken};
-use crate::svid::Update;
-use crate::{Enforcement, Services, Status};
+use crate::svid::{self, Update};
+use crate::{Choice, Enforcement, Services, Status};
 
 /// The rules by which a source replaces what it enforces and who it is.
 #[derive(Debug)]
@@ -37,6 +38,11 @@ impl Steps {
         Self(Keeper::new(trust, Arc::new(Policies::none()), status))
     }
 
+    /// The same, with trust of its own.
+    pub fn begin(clock: Arc<dyn Clock>) -> Self {
+        Self::new(Trust::new(clock, Slice::nothing()))
+    }
+
     /// What it enforces.
     pub fn trust(&self) -> &Arc<Trust> {
         self.0.trust()
@@ -50,6 +56,19 @@ impl Steps {
     /// A message of the Workload API.
     pub fn identity(&self, identity: Identity, bundles: Vec<Bundle>) {
         self.0.update(Ok(Update { identity, bundles, left_out: Vec::new() }));
+    }
+
+    /// A message of the Workload API as it came. Says why it is not used, if it is not.
+    pub fn svids(
+        &self,
+        response: X509svidResponse,
+        choice: &Choice,
+        now: Timestamp,
+    ) -> Result<(), String> {
+        let read = svid::read(response, choice, now);
+        let unusable = read.as_ref().err().map(ToString::to_string);
+        self.0.update(read);
+        unusable.map_or(Ok(()), Err)
     }
 
     /// The Workload API says that there is nothing for it any more.

@@ -4,6 +4,7 @@ mod certificate;
 
 use countersign::{is_overriding, is_reserved};
 use countersign_identity::SpiffeId;
+use countersign_program::trace::Context;
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
     COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
@@ -11,7 +12,8 @@ use http::header::{
 };
 use http::{Method, Version, request, uri};
 
-pub(crate) use self::certificate::{CERTIFICATE_HEADER, Told, client_certificate};
+pub(crate) use self::certificate::{CERTIFICATE_HEADER, Told, client_certificate, element};
+use crate::trace;
 
 /// Who is at the other end of the mutual TLS connection. Only the proxy beside the program sets it; whatever
 /// arrives under this name, or any other that is reserved, is taken out first.
@@ -70,6 +72,37 @@ pub(crate) enum BadRequest {
     Framing,
     #[error("`CONNECT` is for forward proxies, which this is not")]
     Connect,
+}
+
+/// Which host a request is for, once every reader takes it for the same request.
+pub(crate) fn read(head: &request::Parts) -> Result<HeaderValue, BadRequest> {
+    unambiguous(head)?;
+    host(head)
+}
+
+/// Makes of a request's fields those that go on with it: what belongs to one connection, and what the caller says in our name, is
+/// taken out, and what we have to say of it is put in.
+pub(crate) fn forward(
+    headers: &mut HeaderMap,
+    span: Option<Context>,
+    (peer, certificate): (Option<&HeaderValue>, Option<&HeaderValue>),
+) -> Result<(), BadRequest> {
+    strip_request(headers)?;
+    strip_reserved(headers);
+    trace::carry(headers, span);
+    if let Some(peer) = peer {
+        headers.insert(PEER_HEADER, peer.clone());
+    }
+    if let Some(certificate) = certificate {
+        headers.insert(CERTIFICATE_HEADER, certificate.clone());
+    }
+    Ok(())
+}
+
+/// Makes of a response's fields those that go back with it.
+pub(crate) fn give_back(headers: &mut HeaderMap) {
+    strip_response(headers);
+    strip_reserved(headers);
 }
 
 /// Which host the request is for: the one name that all of its places agree on.

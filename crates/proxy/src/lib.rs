@@ -60,6 +60,7 @@ mod route;
 mod run;
 mod session;
 mod shares;
+pub mod steps;
 mod stream;
 mod supervise;
 mod tasks;

@@ -17,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use crate::body::{Arriving, Body};
 use crate::dial::Want;
 use crate::guard::{Entered, Guard};
-use crate::headers::{self, BadRequest, CERTIFICATE_HEADER, PEER_HEADER};
+use crate::headers::{self, BadRequest};
 use crate::metrics::Meter;
 use crate::plane::Plane;
 use crate::problem::problem;
@@ -162,21 +162,13 @@ impl Relay {
             .flatten();
         let upgrading = asked.is_some().then(|| hyper::upgrade::on(&mut request));
         let (mut head, body) = request.into_parts();
-        headers::unambiguous(&head)?;
-        let host = headers::host(&head)?;
+        let host = headers::read(&head)?;
         let entered = match &self.guard {
             Some(guard) => Some(guard.check(&self.plane, &mut head)?),
             None => None,
         };
-        headers::strip_request(&mut head.headers)?;
-        headers::strip_reserved(&mut head.headers);
-        trace::carry(&mut head.headers, span);
-        if let Some(peer) = &self.peer {
-            head.headers.insert(PEER_HEADER, peer.clone());
-        }
-        if let Some(certificate) = &self.certificate {
-            head.headers.insert(CERTIFICATE_HEADER, certificate.clone());
-        }
+        let told = (self.peer.as_ref(), self.certificate.as_ref());
+        headers::forward(&mut head.headers, span, told)?;
         // What hyper keeps beside the head belongs to the connection that it came over.
         head.extensions.clear();
         let want = match asked {
@@ -233,8 +225,7 @@ impl Relay {
         let dialled = response.extensions_mut().remove::<Admitted>();
         *response.version_mut() = Version::HTTP_11;
         response.extensions_mut().clear();
-        headers::strip_response(response.headers_mut());
-        headers::strip_reserved(response.headers_mut());
+        headers::give_back(response.headers_mut());
         if let Some((near, far, protocol)) = tunnel {
             ask_for(response.headers_mut(), protocol);
             self.join((near, entered), (far, dialled));

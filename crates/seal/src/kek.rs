@@ -235,14 +235,25 @@ impl KekFile {
     /// # Errors
     /// As for a plain one, or when what is given does not open it.
     pub fn open_by(path: &Path, by: Option<&dyn KeyWrap>) -> Result<Kek, KekFileRefused> {
-        let bytes = read(path)?;
-        if !wrap::is_wrapped(&bytes) {
+        Self::parse(path, &read(path)?, by)
+    }
+
+    /// The key that the contents of such a file are; the path is for who is told what is wrong with it.
+    ///
+    /// # Errors
+    /// When they are not a key, or wrapped and not opened by what is given.
+    pub fn parse(
+        path: &Path,
+        bytes: &[u8],
+        by: Option<&dyn KeyWrap>,
+    ) -> Result<Kek, KekFileRefused> {
+        if !wrap::is_wrapped(bytes) {
             let length =
                 || KekFileRefused::Length { path: path.to_owned(), bytes: bytes.len() as u64 };
-            return Kek::copied(&bytes).ok_or_else(length);
+            return Kek::copied(bytes).ok_or_else(length);
         }
         let refused = |why| KekFileRefused::Wrap { path: path.to_owned(), why };
-        let wrapped = Wrapped::read(&bytes).ok_or_else(|| refused(WrapRefused::Note))?;
+        let wrapped = Wrapped::read(bytes).ok_or_else(|| refused(WrapRefused::Note))?;
         let method = wrapped.method;
         match by.filter(|by| by.method() == method) {
             Some(by) => wrapped.open(by).map_err(refused),

@@ -4,6 +4,8 @@
 //! serves; left out are the wires, the tasks and the waiting. Whoever drives it says when the snapshot advances, when a
 //! stream is asked for its next message, and what time it is.
 
+mod asked;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -44,6 +46,7 @@ use crate::run::latest;
 use crate::state::{Feeder, State, Trouble};
 use crate::watch::{TimeGuard, Watch};
 
+pub use self::asked::token;
 pub use crate::views::revocation_list;
 
 /// What a server stands on.

@@ -4,11 +4,13 @@
 //! own services need and nothing else. An acknowledgement counts for the point whose stream sent it, and only up to the
 //! revision that was sent to it.
 
+mod ears;
 mod holders;
 mod points;
 mod service;
 pub(crate) mod slice;
 
+pub(crate) use ears::Ears;
 pub(crate) use holders::Holding;
 pub(crate) use points::{Points, Tryable};
 pub(crate) use service::EnforcementService;

@@ -4,7 +4,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_api::v1::enforcement_request::Step as In;
 use countersign_api::v1::enforcement_response::{Mark, Step as Out};
 use countersign_api::v1::enforcement_server::{Enforcement, EnforcementServer};
 use countersign_api::{v1, wire};
@@ -14,6 +13,7 @@ use tokio::sync::watch;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::ears::{Ears, Heard};
 use super::points::Registered;
 use super::{Points, slice};
 use crate::core::Workload;
@@ -68,12 +68,10 @@ impl Enforcement for EnforcementService {
         let conversation = Conversation {
             reception: self.reception.clone(),
             points: self.points.clone(),
-            facts: self.facts.clone(),
             views,
             visitor,
             incoming: request.into_inner(),
-            registered: None,
-            register: None,
+            ears: Ears::new(self.facts.clone()),
             own: None,
             leaves: None,
             ends_with: None,
@@ -93,12 +91,10 @@ impl Enforcement for EnforcementService {
 struct Conversation {
     reception: Reception,
     points: Points,
-    facts: Facts,
     views: watch::Receiver<Option<Arc<View>>>,
     visitor: Visitor,
     incoming: Streaming<v1::EnforcementRequest>,
-    register: Option<v1::Register>,
-    registered: Option<Registered>,
+    ears: Ears,
     /// The workload that it was registered for.
     own: Option<Arc<Workload>>,
     /// When it will have said goodbye.
@@ -150,7 +146,7 @@ impl Conversation {
             let message = match self.event().await {
                 Event::Stopped => return Ok(None),
                 Event::Left => {
-                    if let Some(registered) = &self.registered {
+                    if let Some(registered) = &self.ears.registered {
                         registered.goodbye();
                     }
                     return Ok(None);
@@ -188,7 +184,7 @@ impl Conversation {
         }
         tokio::select! {
             heard = self.incoming.message() => Event::Heard(heard),
-            changed = self.views.changed(), if self.register.is_some() => {
+            changed = self.views.changed(), if self.ears.register.is_some() => {
                 if changed.is_ok() { Event::Changed } else { Event::Stopped }
             }
             () = clock.sleep_until(self.deadline), if self.sent.is_none() => Event::Late,
@@ -197,7 +193,7 @@ impl Conversation {
     }
 
     fn late(&self) -> Status {
-        let (code, why) = match self.register {
+        let (code, why) = match self.ears.register {
             None => (Code::TimedOut, "no registration came"),
             Some(_) => (Code::NotReady, "this agent cannot know yet what the caller needs"),
         };
@@ -206,53 +202,23 @@ impl Conversation {
 
     /// Takes one message of the point.
     fn hear(&mut self, request: v1::EnforcementRequest) -> Result<(), Status> {
-        let misplaced = |what: &str| {
-            wire::refusal_status(tonic::Code::InvalidArgument, Code::NotUnderstood, what)
+        let told = self.sent.as_ref().map(|sent| sent.revision);
+        let (view, own) = (self.views.borrow().clone(), &self.own);
+        let owns = |service: &str| {
+            let (Some(view), Some(own)) = (&view, own) else { return false };
+            let service = service.parse().ok();
+            let spec = service.and_then(|service| view.replica.services().get(&service));
+            spec.is_some_and(|spec| spec.workload == own.name)
         };
-        match (request.step, &self.registered) {
-            (Some(In::Register(register)), None) if self.register.is_none() => {
-                self.register = Some(register);
-                self.deadline = self.reception.clock.now() + FIRST_SLICE_TIMEOUT;
-                Ok(())
-            }
-            (Some(In::Register(_)), _) => Err(misplaced("a point registers once, first of all")),
-            (Some(In::Acknowledge(acknowledge)), Some(registered)) => {
-                let revision = wire::revision(acknowledge.revision)
-                    .map_err(|bad| misplaced(&bad.to_string()))?;
-                let told = self.sent.as_ref().map(|sent| sent.revision);
-                if told < Some(revision) {
-                    return Err(misplaced("a revision was acknowledged that was never sent"));
-                }
-                registered.acknowledge(revision, acknowledge.cut, acknowledge.draining);
-                Ok(())
-            }
-            (Some(In::Facts(facts)), Some(registered)) => {
-                let view = self.views.borrow().clone();
-                let owns = |service: &str| {
-                    let (Some(view), Some(own)) = (&view, &self.own) else { return false };
-                    let service = service.parse().ok();
-                    let spec = service.and_then(|service| view.replica.services().get(&service));
-                    spec.is_some_and(|spec| spec.workload == own.name)
-                };
-                self.facts.take(registered.name(), facts, owns);
-                Ok(())
-            }
-            (Some(In::Status(status)), Some(registered)) => {
-                registered.status(&status);
-                Ok(())
-            }
-            // A point may speak of itself before its first slice; it is not known under a name yet.
-            (Some(In::Facts(_) | In::Status(_)), None) if self.register.is_some() => Ok(()),
-            (Some(In::Acknowledge(_) | In::Facts(_) | In::Status(_)), None) => {
-                Err(misplaced("a point registers first of all"))
-            }
-            (None, _) => Err(misplaced("a step of an unknown kind")),
+        if self.ears.hear(request, told, owns)? == Heard::Registration {
+            self.deadline = self.reception.clock.now() + FIRST_SLICE_TIMEOUT;
         }
+        Ok(())
     }
 
     /// Says what is new for the caller, as whom it is now.
     async fn look(&mut self) -> Result<Option<Out>, Status> {
-        let Some(register) = self.register.clone() else { return Ok(None) };
+        let Some(register) = self.ears.register.clone() else { return Ok(None) };
         let Some(view) = self.views.borrow_and_update().clone() else { return Ok(None) };
         let slice = match (self.who(&view).await?, &self.own) {
             (Who::CannotKnow, _) => return Ok(None),
@@ -297,7 +263,7 @@ impl Conversation {
         register: &v1::Register,
         own: &Arc<Workload>,
     ) -> Result<&Registered, Status> {
-        let registered = match self.registered.take() {
+        let registered = match self.ears.registered.take() {
             Some(registered) => registered,
             None => {
                 let caller = &self.visitor.caller;
@@ -308,7 +274,7 @@ impl Conversation {
             }
         };
         self.own = Some(Arc::clone(own));
-        Ok(self.registered.insert(registered))
+        Ok(self.ears.registered.insert(registered))
     }
 
     /// The message that brings the point from what it was told last to this; none when nothing is to be said yet.

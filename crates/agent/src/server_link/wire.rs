@@ -49,6 +49,14 @@ pub(super) fn failed(failed: Failed) -> LinkFault {
     }
 }
 
+/// The nonce that a key is to sign, which a server says first.
+///
+/// # Errors
+/// When it has another length.
+pub fn nonce(told: &[u8]) -> Result<[u8; 32], LinkFault> {
+    told.try_into().map_err(|_other_length| broken("the nonce has not 32 bytes"))
+}
+
 /// The answer to an attestation.
 ///
 /// # Errors
@@ -129,7 +137,7 @@ pub fn sync_message(response: v1::SyncResponse) -> Result<SyncMessage, LinkFault
 }
 
 /// The revision that a message vouches for, and the server's signature over it.
-pub(super) fn witness(response: &v1::SyncResponse) -> Option<(Revision, Bytes)> {
+pub fn witness(response: &v1::SyncResponse) -> Option<(Revision, Bytes)> {
     use v1::sync_response::Step;
     let (revision, witness) = match response.step.as_ref()? {
         Step::Snapshot(snapshot) => (snapshot.revision, &snapshot.witness),
@@ -142,7 +150,7 @@ pub(super) fn witness(response: &v1::SyncResponse) -> Option<(Revision, Bytes)> 
 }
 
 /// The server's clock in a message, when it tells it.
-pub(super) fn server_clock(response: &v1::SyncResponse) -> Option<Timestamp> {
+pub fn server_clock(response: &v1::SyncResponse) -> Option<Timestamp> {
     use v1::sync_response::Step;
     let micros = match response.step.as_ref()? {
         Step::Snapshot(snapshot) => snapshot.clock_micros,

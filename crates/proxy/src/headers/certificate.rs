@@ -52,7 +52,7 @@ pub(crate) fn client_certificate(
 }
 
 /// `key=value`. What would end a value too early stands in quotes, and a quote in it is escaped.
-pub(super) fn element(key: &str, value: &str) -> String {
+pub(crate) fn element(key: &str, value: &str) -> String {
     if value.contains([',', ';', '=', '"', '%', '\\']) {
         let escaped = value.replace('\\', r"\\").replace('"', r#"\""#);
         return format!("{key}=\"{escaped}\"");

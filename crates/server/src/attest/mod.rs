@@ -4,8 +4,8 @@ mod attempt;
 mod caller;
 mod join;
 pub(crate) mod renew;
-mod token;
-mod x509;
+pub(crate) mod token;
+pub(crate) mod x509;
 
 pub(crate) use attempt::Attempt;
 pub(crate) use caller::{Caller, agent_id, caller, node_of};

@@ -159,14 +159,14 @@ fn not_understood(why: &str) -> Refused {
 }
 
 /// What a machine has shown.
-struct Proven {
+pub(crate) struct Proven {
     machine: VerifiedMachine,
     /// The key that the node is going to have.
     key: ProvenKey,
 }
 
 /// Checks a machine's proof. A pure function of what both ends know.
-fn prove(
+pub(crate) fn prove(
     attempt: &Attempt<'_>,
     anchors: &[Certificate],
     (nonce, exporter): (&Nonce, &[u8; 32]),
@@ -193,7 +193,11 @@ fn node_of(machine: &VerifiedMachine) -> NodeId {
     NodeId::from_bytes(*id)
 }
 
-async fn register(
+/// Registers the machine as a node, or gives the one that it is another certificate.
+///
+/// # Errors
+/// When it is another machine's, or was suspended.
+pub(crate) async fn register(
     control: &Control,
     proven: Proven,
     host: &str,

@@ -14,7 +14,8 @@ use countersign_pki::Verified;
 pub(crate) use conduct::Conduct;
 pub(crate) use crowd::Crowd;
 pub(crate) use listen::Edge;
-pub(crate) use service::NodeRoutes;
+pub(crate) use service::{NodeRoutes, NodeService};
+pub(crate) use standing::read;
 
 /// Who is at the other end of a connection.
 #[derive(Debug)]

@@ -35,7 +35,7 @@ pub(crate) struct NodeRoutes {
 impl NodeRoutes {
     /// Serves this control plane.
     pub(crate) fn new(control: Arc<Control>) -> Self {
-        let known = Arc::new(NodeService { control });
+        let known = Arc::new(NodeService::new(control));
         let strangers = NodeServer::from_arc(Arc::clone(&known))
             .max_decoding_message_size(STRANGER_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(countersign_api::wire::MESSAGE_SIZE_MAX);
@@ -59,6 +59,11 @@ pub(crate) struct NodeService {
 }
 
 impl NodeService {
+    /// Answers of this control plane.
+    pub(crate) fn new(control: Arc<Control>) -> Self {
+        Self { control }
+    }
+
     async fn caller(&self, peer: &Peer) -> Result<Caller, Refused> {
         let control = &self.control;
         let domain = control.feed.current().domain().trust_domain.clone();
@@ -96,7 +101,7 @@ impl NodeService {
     }
 
     /// Answers a call.
-    pub(super) async fn answer(&self, peer: &Peer, asked: Asked) -> Result<Outcome, Refused> {
+    pub(crate) async fn answer(&self, peer: &Peer, asked: Asked) -> Result<Outcome, Refused> {
         match asked {
             Asked::Sign(request) => self.sign(peer, request).await.map(Outcome::Sign),
             Asked::HandBack(request) => self.hand_back(peer, request).await.map(Outcome::HandBack),

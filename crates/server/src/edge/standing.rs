@@ -222,7 +222,11 @@ async fn timely<T>(step: impl Future<Output = io::Result<T>>) -> Result<T, Over>
     }
 }
 
-fn read(message: &Bytes) -> Result<v1::FromAgent, Refused> {
+/// Reads one message of an agent.
+///
+/// # Errors
+/// When it is none, or holds too many items.
+pub(crate) fn read(message: &Bytes) -> Result<v1::FromAgent, Refused> {
     if !elements_within(message, ELEMENTS_MAX) {
         let why = format!("a message holds more than {ELEMENTS_MAX} items");
         return Err(Refused::new(Code::TooLarge, why));

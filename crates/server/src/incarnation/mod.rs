@@ -13,7 +13,7 @@ mod seen;
 mod settle;
 
 pub(crate) use begin::{Beginning, begin, first_start};
-pub(crate) use hand_back::{Handed, hand_back};
+pub(crate) use hand_back::{Handed, hand_back, taken_back};
 pub(crate) use journal::{Journal, read_journals};
 #[cfg(test)]
 pub(crate) use life::Before;

@@ -35,8 +35,7 @@ pub(super) async fn attest_machine(
     let Some(In::Nonce(nonce)) = first.and_then(|response| response.step) else {
         return Err(broken("a nonce was expected"));
     };
-    let nonce: [u8; 32] =
-        nonce.as_ref().try_into().map_err(|_other_length| broken("the nonce has not 32 bytes"))?;
+    let nonce = wire::nonce(&nonce)?;
     let certificate = machine.chain.leaf().fingerprint();
     let statement = machine_statement(&nonce, exporter, certificate, sha256(&csr));
     let signed = machine.key.sign(&statement);
@@ -72,8 +71,7 @@ pub(super) async fn renew(
     let Some(In::Nonce(nonce)) = first.and_then(|response| response.step) else {
         return Err(broken("a nonce was expected"));
     };
-    let nonce: [u8; 32] =
-        nonce.as_ref().try_into().map_err(|_other_length| broken("the nonce has not 32 bytes"))?;
+    let nonce = wire::nonce(&nonce)?;
     let digest = sha256(&ask.successor_csr);
     let statement = renewal_statement(&nonce, exporter, ask.node, ask.generation, digest);
     let signature =
