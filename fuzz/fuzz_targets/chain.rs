@@ -8,21 +8,11 @@ use countersign_pki::{
 };
 use libfuzzer_sys::fuzz_target;
 
-/// A certificate may have any length; what is left over is the next one.
-fn split(bytes: &[u8]) -> Vec<&[u8]> {
-    let mut rest = bytes;
-    let mut parts = Vec::new();
-    while let [high, low, after @ ..] = rest {
-        let length = usize::from(u16::from_be_bytes([*high, *low])).min(after.len());
-        let (part, more) = after.split_at(length);
-        parts.push(part);
-        rest = more;
-    }
-    parts
-}
+#[path = "../support/parts.rs"]
+mod parts;
 
 fuzz_target!(|bytes: &[u8]| {
-    let chain = split(bytes);
+    let chain = parts::split(bytes);
     let now = Timestamp::from_secs(1_795_262_400);
     let Some((root, shown)) = chain.split_first() else { return };
     let Ok(domain) = "shop.example".parse() else { return };

@@ -4,12 +4,23 @@
 
 use std::time::Duration;
 
-use countersign_agent::server_link::wire::{sign_answer, sync_message};
+use countersign_agent::server_link::wire::{server_clock, sign_answer, sync_message, witness};
+use countersign_agent::steps::lists;
 use countersign_api::standing::Reader;
-use countersign_api::v1;
 use countersign_api::v1::answer::Outcome;
 use countersign_api::v1::from_server::Step;
+use countersign_api::{v1, wire};
 use libfuzzer_sys::fuzz_target;
+
+fn answer(outcome: Outcome) {
+    match outcome {
+        Outcome::Sign(signed) => signed.results.into_iter().map(sign_answer).for_each(drop),
+        Outcome::Lists(answer) => drop(lists(answer)),
+        Outcome::Refused(refusal) => drop(wire::Refused::try_from(refusal)),
+        // A number that is told, and nothing.
+        Outcome::HandBack(_) | Outcome::Report(_) => {}
+    }
+}
 
 fuzz_target!(|bytes: &[u8]| {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
@@ -19,11 +30,13 @@ fuzz_target!(|bytes: &[u8]| {
         let (mut io, mut reader) = (bytes, Reader::new(4096, Duration::from_secs(30)));
         while let Ok(Some(message)) = reader.next::<v1::FromServer>(&mut io).await {
             match message.step {
-                Some(Step::Sync(response)) => drop(sync_message(response)),
-                Some(Step::Answer(v1::Answer { outcome: Some(Outcome::Sign(signed)), .. })) => {
-                    signed.results.into_iter().map(sign_answer).for_each(drop);
+                Some(Step::Sync(response)) => {
+                    let _vouched = (witness(&response), server_clock(&response));
+                    drop(sync_message(response));
                 }
-                Some(Step::Answer(_) | Step::Ended(_)) | None => {}
+                Some(Step::Answer(v1::Answer { outcome: Some(outcome), .. })) => answer(outcome),
+                Some(Step::Ended(refusal)) => drop(wire::Refused::try_from(refusal)),
+                Some(Step::Answer(v1::Answer { outcome: None, .. })) | None => {}
             }
         }
     });

@@ -6,6 +6,10 @@
     unused_attributes,
     reason = "the targets are programs of their own, with `no_main`, elsewhere"
 )]
+#![expect(
+    clippy::duplicate_mod,
+    reason = "each target takes in what it shares with others, as the program that it is elsewhere"
+)]
 
 // The targets are compiled as they are: they take their macro from this crate in place of libFuzzer's.
 extern crate self as libfuzzer_sys;
@@ -28,12 +32,24 @@ mod chain;
 mod crl;
 #[path = "../../../fuzz/fuzz_targets/csr.rs"]
 mod csr;
+#[path = "../../../fuzz/fuzz_targets/enforcement.rs"]
+mod enforcement;
+#[path = "../../../fuzz/fuzz_targets/envoy_check.rs"]
+mod envoy_check;
+#[path = "../../../fuzz/fuzz_targets/http_head.rs"]
+mod http_head;
+#[path = "../../../fuzz/fuzz_targets/join_token.rs"]
+mod join_token;
 #[path = "../../../fuzz/fuzz_targets/jws.rs"]
 mod jws;
+#[path = "../../../fuzz/fuzz_targets/key_file.rs"]
+mod key_file;
 #[path = "../../../fuzz/fuzz_targets/log_leaf.rs"]
 mod log_leaf;
 #[path = "../../../fuzz/fuzz_targets/manifest.rs"]
 mod manifest;
+#[path = "../../../fuzz/fuzz_targets/node_requests.rs"]
+mod node_requests;
 #[path = "../../../fuzz/fuzz_targets/note.rs"]
 mod note;
 #[path = "../../../fuzz/fuzz_targets/ocsp_request.rs"]
@@ -50,10 +66,16 @@ mod proxy_header;
 mod sealed;
 #[path = "../../../fuzz/fuzz_targets/server_messages.rs"]
 mod server_messages;
+#[path = "../../../fuzz/fuzz_targets/slice.rs"]
+mod slice;
 #[path = "../../../fuzz/fuzz_targets/spiffe_id.rs"]
 mod spiffe_id;
 #[path = "../../../fuzz/fuzz_targets/standing.rs"]
 mod standing;
+#[path = "../../../fuzz/fuzz_targets/traceparent.rs"]
+mod traceparent;
+#[path = "../../../fuzz/fuzz_targets/workload_api.rs"]
+mod workload_api;
 
 use std::time::{Duration, Instant};
 
@@ -332,4 +354,49 @@ fn the_server_messages_target_holds_near_its_seeds() {
 #[test]
 fn the_standing_target_holds_near_its_seeds() {
     holds("standing", standing::run);
+}
+
+#[test]
+fn the_node_requests_target_holds_near_its_seeds() {
+    holds("node_requests", node_requests::run);
+}
+
+#[test]
+fn the_enforcement_target_holds_near_its_seeds() {
+    holds("enforcement", enforcement::run);
+}
+
+#[test]
+fn the_slice_target_holds_near_its_seeds() {
+    holds("slice", slice::run);
+}
+
+#[test]
+fn the_workload_api_target_holds_near_its_seeds() {
+    holds("workload_api", workload_api::run);
+}
+
+#[test]
+fn the_envoy_check_target_holds_near_its_seeds() {
+    holds("envoy_check", envoy_check::run);
+}
+
+#[test]
+fn the_http_head_target_holds_near_its_seeds() {
+    holds("http_head", http_head::run);
+}
+
+#[test]
+fn the_join_token_target_holds_near_its_seeds() {
+    holds("join_token", join_token::run);
+}
+
+#[test]
+fn the_traceparent_target_holds_near_its_seeds() {
+    holds("traceparent", traceparent::run);
+}
+
+#[test]
+fn the_key_file_target_holds_near_its_seeds() {
+    holds("key_file", key_file::run);
 }
