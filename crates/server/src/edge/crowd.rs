@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use countersign_identity::{Code, NodeId, Timestamp};
 use countersign_tls::{
-    Leave, Outcome, Rank, Rate, Room, RoomBounds, Source, StandingRates, Standings, Stay,
+    Leave, Limit, Outcome, Rate, Room, RoomBounds, Source, StandingRates, Standings, Stay,
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::edge::agents::{AgentStay, Agents};
 use crate::edge::conduct::{Conduct, Shown};
 use crate::refusal::Refused;
 
@@ -17,8 +18,8 @@ use crate::refusal::Refused;
 /// one needs a fraction of a second, so that a slow one is the one to go when there is no room.
 const STRANGERS: RoomBounds =
     RoomBounds { all: 1024, each: 128, yields_after: Duration::from_millis(500) };
-/// Connections of agents. One agent needs one, and another while it changes over.
-const AGENTS: RoomBounds = RoomBounds { all: 32_768, each: 8, yields_after: Duration::ZERO };
+/// Callers at once that are being told that somebody else has their place. More are cut unsaid.
+const PARTINGS_MAX: usize = 64;
 /// A handshake costs 0.4 ms: strangers and suspects together get half of a core at most. One machine that joins needs two,
 /// and hundreds may stand behind one address.
 const RATES: StandingRates = StandingRates {
@@ -37,7 +38,8 @@ struct Books {
     standings: Standings,
     shown: Shown,
     strangers: Room<Source>,
-    agents: Room<NodeId>,
+    agents: Agents,
+    partings: Limit,
 }
 
 /// A caller's place. Dropped, it is free again.
@@ -53,7 +55,7 @@ pub(crate) struct Place {
 #[derive(Debug)]
 enum As {
     Stranger(Stay<Source>),
-    Agent(Stay<NodeId>),
+    Agent(AgentStay),
 }
 
 impl Crowd {
@@ -63,7 +65,8 @@ impl Crowd {
             standings: Standings::new(RATES, now),
             shown: Shown::new(now),
             strangers: Room::new(STRANGERS),
-            agents: Room::new(AGENTS),
+            agents: Agents::new(),
+            partings: Limit::new(PARTINGS_MAX),
         }))
     }
 
@@ -109,6 +112,16 @@ impl Place {
         Conduct::new(self.crowd.clone(), self.source, unsaid)
     }
 
+    /// The handshake was ended because somebody else needed the place. Whoever was not even slow did nothing wrong, and is not held
+    /// to have failed; but what it took of the common allowance was used.
+    pub(crate) fn gave_way(&self, now: Timestamp) {
+        if let As::Stranger(stay) = &self.stay
+            && stay.is_slow(now)
+        {
+            self.crowd.0.standings.ended(self.leave, Outcome::Failed, now);
+        }
+    }
+
     /// The connection has ended. An agent that was here until now comes back from where it was, so that after an outage
     /// it does not wait among strangers.
     pub(crate) fn left(&self, now: Timestamp) {
@@ -122,15 +135,20 @@ impl Place {
     /// connections of one agent goes.
     ///
     /// # Errors
-    /// `too-many-connections` when there is no place.
+    /// `too-many-connections` when so many other agents are here that there is no place. They stay.
     pub(crate) fn known(&mut self, agent: NodeId, now: Timestamp) -> Result<(), Refused> {
-        self.stay = As::Agent(self.crowd.0.agents.enter(agent, Rank::Known, now).ok_or_else(full)?);
+        self.stay = As::Agent(self.crowd.0.agents.enter(agent, now).ok_or_else(full)?);
         Ok(())
     }
 
     /// Resolves when the caller has to go, because somebody else needs the place.
     pub(crate) fn gives_way(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
         self.give_way().clone().cancelled_owned()
+    }
+
+    /// How many more callers may be told that they gave way.
+    pub(crate) fn partings(&self) -> Limit {
+        self.crowd.0.partings.clone()
     }
 
     const fn give_way(&self) -> &CancellationToken {
@@ -144,6 +162,7 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::edge::agents::CONNECTIONS;
 
     const NOW: Timestamp = Timestamp::from_secs(1_000_000);
     const AGENT: NodeId = NodeId::from_bytes([1; 16]);
@@ -191,6 +210,21 @@ mod tests {
     }
 
     #[test]
+    fn who_gave_way_while_young_is_no_suspect_and_who_was_slow_is() {
+        for (stayed, refused) in [(Duration::from_millis(1), false), (STRANGERS.yields_after, true)]
+        {
+            let (crowd, mut now) = (Crowd::new(NOW), NOW);
+            for _ in 0..4 {
+                let enter = |_| crowd.enter(address(1), now).ok();
+                let places: Vec<_> = (0..100).filter_map(enter).collect();
+                now = now + stayed;
+                places.iter().for_each(|place| place.gave_way(now));
+            }
+            assert_eq!(crowd.enter(address(1), now).is_err(), refused, "after {stayed:?}");
+        }
+    }
+
+    #[test]
     fn a_source_whose_handshakes_fail_is_turned_away_unread_and_others_are_not() {
         let crowd = Crowd::new(NOW);
         let tries = (0..10_000).filter(|_| {
@@ -210,7 +244,7 @@ mod tests {
         let mut other = crowd.enter(address(1), NOW).unwrap();
         other.known(NodeId::from_bytes([2; 16]), NOW).unwrap();
         let mut places = Vec::new();
-        for _ in 0..=AGENTS.each {
+        for _ in 0..=CONNECTIONS.each {
             let mut place = crowd.enter(address(1), NOW).unwrap();
             place.known(AGENT, NOW).unwrap();
             places.push(place);

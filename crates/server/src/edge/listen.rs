@@ -9,7 +9,7 @@ use countersign_api::standing;
 use countersign_identity::{Clock, Code, TrustDomain};
 use countersign_program::seldom::Seldom;
 use countersign_tls::{
-    Clients, Established, HandshakeFailure, Inbound, Outcome, Stream, Trust, accept,
+    Clients, Established, HandshakeFailure, Inbound, Outcome, Permit, Stream, Trust, accept,
 };
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -48,6 +48,14 @@ const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 const SEND_BUFFER_BYTES_MAX: usize = 128 * 1024;
 const RESETS_MAX: usize = 32;
+
+/// What ends a connection from outside of it.
+enum End {
+    /// Its time is over, for this reason. It may end what is under way.
+    Over(Code),
+    /// Its place is another's already, so that what it still does is beyond all bounds: with a permit it may be told so.
+    GaveWay(Option<Permit>),
+}
 
 /// The agents' port, listening.
 pub(crate) struct Edge {
@@ -105,7 +113,7 @@ impl Edge {
         let established = tokio::select! {
             () = stop.cancelled() => return,
             () = place.gives_way() => {
-                place.handshake(Outcome::Failed, self.clock.now());
+                place.gave_way(self.clock.now());
                 return;
             }
             established = Box::pin(self.shake_hands(tcp)) => established,
@@ -135,14 +143,14 @@ impl Edge {
         let peer = Arc::new(Peer { address: address.ip(), verified, exporter, conduct });
         let _connected = self.watch.connected();
         // The register ends the connection with the caller's certificate and with its authority.
-        let (ended, gives_way) = (admitted.ended(), place.gives_way());
+        let (ended, gives_way, partings) = (admitted.ended(), place.gives_way(), place.partings());
         let standing = stream.alpn() == Some(standing::ALPN);
         let ends = async {
             tokio::select! {
-                code = ended => code,
-                () = gives_way => Code::TooManyConnections,
+                code = ended => End::Over(code),
+                () = gives_way => End::GaveWay(partings.take()),
                 () = tokio::time::sleep(STRANGER_TIMEOUT), if !standing || agent.is_none() => {
-                    Code::TimedOut
+                    End::Over(Code::TimedOut)
                 }
             }
         };
@@ -154,7 +162,10 @@ impl Edge {
             let code = peer.verified.as_ref().map_or(Code::Unauthenticated, |_| Code::Forbidden);
             let refused = Refused::new(code, "a standing connection is for agents alone");
             let standing = Standing::new(stream, self.routes.known(), peer);
-            self.part(standing, &refused).await;
+            tokio::select! {
+                _end = ends => {}
+                () = self.part(standing, &refused) => {}
+            }
         }
         place.left(self.clock.now());
     }
@@ -174,7 +185,7 @@ impl Edge {
         &self,
         stream: Stream,
         peer: Arc<Peer>,
-        ends: impl Future<Output = Code>,
+        ends: impl Future<Output = End>,
         stop: &CancellationToken,
     ) {
         if let Err(error) = stream.probe_after(PROBED_AFTER) {
@@ -185,15 +196,23 @@ impl Edge {
         // Asked with each sign of life otherwise.
         let mut ends = Seldom::new(Box::pin(async {
             tokio::select! {
-                code = ends => Some(code),
+                end = ends => Some(end),
                 () = stop.cancelled() => None,
             }
         }));
+        let mut _parting = None;
         let over = tokio::select! {
             biased;
             ended = &mut ends => match ended {
-                Some(code) => {
+                Some(End::Over(code)) => {
                     standing.give_up();
+                    Over::Refused(Refused::new(code, code.meaning()))
+                }
+                Some(End::GaveWay(None)) => return,
+                Some(End::GaveWay(permit)) => {
+                    standing.give_up();
+                    _parting = permit;
+                    let code = Code::TooManyConnections;
                     Over::Refused(Refused::new(code, code.meaning()))
                 }
                 None => Over::Refused(Refused::new(Code::Unavailable, "the server is stopping")),
@@ -218,7 +237,7 @@ impl Edge {
         &self,
         io: TokioIo<S>,
         peer: Arc<Peer>,
-        ends: impl Future<Output = Code>,
+        ends: impl Future<Output = End>,
         stop: &CancellationToken,
     ) where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
@@ -241,7 +260,13 @@ impl Edge {
                 }
                 return;
             }
-            code = ends => tracing::debug!(%code, "the caller's time on this connection is over"),
+            end = ends => match end {
+                End::Over(code) => tracing::debug!(%code, "the caller's time on this connection is over"),
+                End::GaveWay(_) => {
+                    tracing::debug!("cut a connection whose place somebody else needs");
+                    return;
+                }
+            },
             () = stop.cancelled() => {}
         }
         connection.as_mut().graceful_shutdown();

@@ -1,6 +1,7 @@
 //! The agents' port: TLS, gRPC for machines that join or renew, and agents' standing connections; bounded before anybody has
 //! said who they are.
 
+mod agents;
 mod conduct;
 mod crowd;
 mod listen;
