@@ -1,7 +1,6 @@
 //! A new node proves itself by a join token, once.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use countersign_api::v1::attest_request::Evidence;
@@ -13,6 +12,7 @@ use countersign_store::{HOST_BYTES_MAX, NodeRow, Op, TokenRow};
 
 use crate::attest::Attempt;
 use crate::attest::caller::agent_id;
+use crate::attest::guess::Guess;
 use crate::attest::token;
 use crate::authority::internal;
 use crate::control::Control;
@@ -21,41 +21,31 @@ use crate::issue::{Cause, Svid, Wanted};
 use crate::refusal::Refused;
 use crate::state::State;
 
-/// How long each further guess waits for its answer.
-pub(super) const GUESS_PAUSE: Duration = Duration::from_millis(200);
-
 /// Registers a node whose token is good and whose key is its own.
 ///
 /// Not to be torn: the token is spent in the same commit that registers the node and records its first certificate.
 ///
 /// # Errors
-/// When anything about it is wrong. Who guesses too often waits for each answer, and keeps nobody out who has a good token. Whose
+/// When anything about it is wrong. Who guesses too often waits before each look-up, and keeps nobody out who has a good token. Whose
 /// signing requests fail too often waits until the next is looked at.
 pub(crate) async fn join(
     control: Arc<Control>,
     peer: Arc<Peer>,
     request: v1::AttestRequest,
 ) -> Result<v1::AttestResponse, Refused> {
-    let now = control.clock.now();
-    let joined = attest(&control, &peer, request, now).await;
-    let Err(refused) = joined else { return joined };
-    // What anybody can cause is a fact, and never an event of the log.
-    tracing::debug!(source = %peer.address, code = %refused.code, "attestation refused");
-    control.watch.attestation_refused(refused.code);
-    let guessed =
-        matches!(refused.code, Code::UnknownToken | Code::SpentToken | Code::ExpiredToken);
-    if !guessed || peer.conduct.guessed(now) {
-        return Err(refused);
+    let joined = attest(&control, &peer, request).await;
+    if let Err(refused) = &joined {
+        // What anybody can cause is a fact, and never an event of the log.
+        tracing::debug!(source = %peer.address, code = %refused.code, "attestation refused");
+        control.watch.attestation_refused(refused.code);
     }
-    tokio::time::sleep(GUESS_PAUSE).await;
-    Err(Refused::new(Code::RateLimited, "too many guesses at join tokens from this address"))
+    joined
 }
 
 async fn attest(
     control: &Control,
     peer: &Peer,
     request: v1::AttestRequest,
-    now: Timestamp,
 ) -> Result<v1::AttestResponse, Refused> {
     // The token before anything that costs: a signature is verified only for who holds one.
     let Some(Evidence::JoinToken(text)) = &request.evidence else {
@@ -64,12 +54,26 @@ async fn attest(
             "the request holds no evidence that is known here",
         ));
     };
-    let hash = token::presented(text)?;
-    let token = usable(control.store.token(hash).await?, now)?;
+    let guess = Guess::begin(control, peer).await;
+    let now = control.clock.now();
+    let found = look_up(control, text, now).await;
+    let had_leave = guess.ended(&found);
+    let token = found.map_err(|refused| match refused.code {
+        Code::UnknownToken | Code::SpentToken | Code::ExpiredToken if !had_leave => {
+            let why = "too many guesses at join tokens from this address";
+            Refused::new(Code::RateLimited, why)
+        }
+        _ => refused,
+    })?;
     let attempt = Attempt::begin(control, peer)?;
     let admitted = admit(control, &attempt, &request, token, now).await;
     attempt.ended(&admitted);
     admitted
+}
+
+async fn look_up(control: &Control, text: &str, now: Timestamp) -> Result<TokenRow, Refused> {
+    let hash = token::presented(text)?;
+    usable(control.store.token(hash).await?, now)
 }
 
 /// Admits the holder of this token.

@@ -2,6 +2,7 @@
 
 mod attempt;
 mod caller;
+mod guess;
 mod join;
 pub(crate) mod renew;
 pub(crate) mod token;

@@ -20,7 +20,8 @@ use tonic::{Status, Streaming};
 
 use crate::attest::Attempt;
 use crate::attest::caller::{has_returned, not_suspended, was_lost};
-use crate::attest::join::{GUESS_PAUSE, bundle, chain};
+use crate::attest::guess::Guess;
+use crate::attest::join::{bundle, chain};
 use crate::authority::internal;
 use crate::control::Control;
 use crate::digest::sha256;
@@ -50,9 +51,6 @@ pub(crate) async fn renew(
         Err(refused) => {
             tracing::debug!(source = %peer.address, code = %refused.code, "renewal refused");
             control.watch.attestation_refused(refused.code);
-            if refused.code == Code::UnknownNode && !peer.conduct.guessed(control.clock.now()) {
-                tokio::time::sleep(GUESS_PAUSE).await;
-            }
             Err(refused.into())
         }
     };
@@ -66,9 +64,17 @@ async fn converse(
     asked: &mut Streaming<v1::RenewRequest>,
     answers: &mpsc::Sender<Result<v1::RenewResponse, Status>>,
 ) -> Result<v1::Renewed, Refused> {
-    let claim = claim(control, asked, answers).await?;
+    // 1. Who it says it is.
+    let Asked::Hello(hello) = step(asked).await? else {
+        return Err(not_understood("expected the renewal's hello first"));
+    };
+    // Until there is a proof that may be looked at, what was looked up was looked up for a mere word: also that of who goes away.
+    let guess = Guess::begin(control, peer).await;
+    let claim = claim(control, &hello, asked, answers).await;
     // Nothing waits between the leave and what it is for, so that streams which are opened by the hundred get no more of it.
-    let attempt = Attempt::begin(control, peer)?;
+    let begun = claim.and_then(|claim| Ok((claim, Attempt::begin(control, peer)?)));
+    guess.ended(&begun);
+    let (claim, attempt) = begun?;
     let renewed = match proven(control, &attempt, peer, claim).await {
         Ok((node, proven)) => issue(control, node, proven).await,
         Err(refused) => Err(refused),
@@ -97,16 +103,13 @@ struct Lost {
 
 async fn claim(
     control: &Control,
+    hello: &v1::RenewHello,
     asked: &mut Streaming<v1::RenewRequest>,
     answers: &mpsc::Sender<Result<v1::RenewResponse, Status>>,
 ) -> Result<Claim, Refused> {
-    // 1. Who it says it is.
-    let Asked::Hello(hello) = step(asked).await? else {
-        return Err(not_understood("expected the renewal's hello first"));
-    };
     let id = wire::node_id(&hello.node_id).map_err(not_understood)?;
     let row = control.store.node(id).await?;
-    let lost = row.as_ref().and_then(|row| lost(&hello, row));
+    let lost = row.as_ref().and_then(|row| lost(hello, row));
     let claimed = lost.as_ref().map(|lost| lost.row.clone()).or_else(|| row.clone());
     let claimed = renewable(id, claimed, hello.generation, control.clock.now())?;
     let row = row.unwrap_or(claimed);

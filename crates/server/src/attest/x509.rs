@@ -120,14 +120,8 @@ async fn converse(
     let Asked::Proof(proof) = step(asked).await? else {
         return Err(not_understood("expected the attestation's proof"));
     };
-    // Asked before the file is read, and again after: what is read takes a while, and streams may have been opened by the hundred.
-    Attempt::begin(control, peer)?.unused();
-    let reading = authorities.clone();
-    let anchors = tokio::task::spawn_blocking(move || reading.read()).await.map_err(internal)?;
-    let anchors = anchors.map_err(|why| {
-        tracing::error!(%why, "no machine can prove itself: the authorities cannot be read");
-        Refused::new(Code::Unavailable, "the authorities of machines cannot be read")
-    })?;
+    let anchors = anchors(control, peer, authorities).await?;
+    // Asked again: what is read takes a while, and others of its like may have failed meanwhile.
     let attempt = Attempt::begin(control, peer)?;
     let exporter = &peer.exporter;
     let attested = match prove(&attempt, &anchors, (&nonce, exporter), &proof, control.clock.now())
@@ -138,6 +132,27 @@ async fn converse(
     };
     attempt.ended(&attested);
     attested
+}
+
+/// Reads the authorities, in turn: on threads that reads of the store need, too.
+async fn anchors(
+    control: &Control,
+    peer: &Peer,
+    authorities: &NodeAuthorities,
+) -> Result<Vec<Certificate>, Refused> {
+    // Who may show nothing waits for no turn, and gets nothing read for it when its turn has come.
+    Attempt::begin(control, peer)?.unused();
+    let turn = peer.conduct.reads().await?;
+    Attempt::begin(control, peer)?.unused();
+    let reading = authorities.clone();
+    let reading = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        reading.read()
+    });
+    reading.await.map_err(internal)?.map_err(|why| {
+        tracing::error!(%why, "no machine can prove itself: the authorities cannot be read");
+        Refused::new(Code::Unavailable, "the authorities of machines cannot be read")
+    })
 }
 
 async fn step(asked: &mut Streaming<v1::AttestX509Request>) -> Result<Asked, Refused> {

@@ -1,10 +1,14 @@
 //! What came of the proofs that were shown on a connection, which is held against the source that it comes from, or to its credit.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use countersign_identity::Timestamp;
-use countersign_tls::{Leave, Outcome, Rate, Source, StandingRates, Standings};
+use countersign_identity::{Code, Timestamp};
+use countersign_tls::{Leave, Limit, Outcome, Permit, Rate, Source, StandingRates, Standings};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::authority::internal;
 
 use crate::edge::crowd::Crowd;
 use crate::refusal::Refused;
@@ -19,6 +23,11 @@ pub(super) const PROOFS: StandingRates = StandingRates {
     strangers: Rate { burst: 2048, every: Duration::from_micros(500) },
 };
 
+/// Requests of one connection that are worked on at once: as many as it may have streams.
+pub(super) const WORKS_MAX: usize = 32;
+/// How often what machines' proofs are held against is read at once, each time on a blocking thread.
+const READS_MAX: usize = 4;
+
 /// The books of what was shown on connections, by source. Right proofs use nothing up.
 #[derive(Debug)]
 pub(super) struct Shown {
@@ -26,12 +35,18 @@ pub(super) struct Shown {
     proofs: Standings,
     /// Words that nobody but an honest caller knows: each costs a look-up.
     guesses: Standings,
+    /// Who waits for one is served in order. A connection waits for one of them only.
+    reads: Arc<Semaphore>,
 }
 
 impl Shown {
     /// Nothing was shown yet.
     pub(super) fn new(now: Timestamp) -> Self {
-        Self { proofs: Standings::new(PROOFS, now), guesses: Standings::new(PROOFS, now) }
+        Self {
+            proofs: Standings::new(PROOFS, now),
+            guesses: Standings::new(PROOFS, now),
+            reads: Arc::new(Semaphore::new(READS_MAX)),
+        }
     }
 
     /// Somebody from there has proved who they are in a handshake.
@@ -50,13 +65,47 @@ pub(crate) struct Conduct {
     /// Proofs that failed, and those of which it is not known yet.
     doubtful: AtomicU32,
     proven: AtomicBool,
+    works: Limit,
+    read: Limit,
+}
+
+/// A turn to read what machines' proofs are held against. Dropped, it is another's.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    _of_all: OwnedSemaphorePermit,
+    _of_connection: Permit,
 }
 
 impl Conduct {
     /// Nothing was shown on the connection yet.
     pub(crate) fn new(crowd: Crowd, source: Source, handshake: Option<Leave>) -> Self {
         let (doubtful, proven) = (AtomicU32::new(0), AtomicBool::new(false));
-        Self { crowd, source, handshake, doubtful, proven }
+        let (works, read) = (Limit::new(WORKS_MAX), Limit::new(1));
+        Self { crowd, source, handshake, doubtful, proven, works, read }
+    }
+
+    /// One more request of this connection may be worked on. The permit goes with the work, since that goes on when the stream that
+    /// it was asked on is gone: whoever gives up on its requests has no more of them under way for it.
+    ///
+    /// # Errors
+    /// `rate-limited` when so many are under way.
+    pub(crate) fn works(&self) -> Result<Permit, Refused> {
+        self.works.take().ok_or_else(|| {
+            let why = format!("{WORKS_MAX} requests of this connection are under way");
+            Refused::new(Code::RateLimited, why)
+        })
+    }
+
+    /// Waits for a turn to read what machines' proofs are held against.
+    ///
+    /// # Errors
+    /// `rate-limited` when another request of this connection waits for one already, or has it.
+    pub(crate) async fn reads(&self) -> Result<Turn, Refused> {
+        let _of_connection = self.read.take().ok_or_else(|| {
+            Refused::new(Code::RateLimited, "another proof of this connection is looked at")
+        })?;
+        let turn = Arc::clone(&self.crowd.shown().reads).acquire_owned();
+        Ok(Turn { _of_all: turn.await.map_err(internal)?, _of_connection })
     }
 
     /// Whether a proof may be looked at now: asked before any operation with a public key. What came of it is told to
@@ -93,10 +142,54 @@ impl Conduct {
         }
     }
 
-    /// A word was not known. Says whether the caller may guess again without waiting.
-    pub(crate) fn guessed(&self, now: Timestamp) -> bool {
-        let guesses = &self.crowd.shown().guesses;
-        let leave = guesses.begin(self.source, now);
-        leave.map(|leave| guesses.ended(leave, Outcome::Failed, now)).is_ok()
+    /// Leave to look something up by a word of the caller's, which is given before it is known whether the word is right. None when
+    /// so many were wrong that the caller has to wait before.
+    pub(crate) fn guesses(&self, now: Timestamp) -> Option<Leave> {
+        self.crowd.shown().guesses.begin(self.source, now).ok()
+    }
+
+    /// What came of a word for which there was leave.
+    pub(crate) fn guessed(&self, leave: Leave, outcome: Outcome, now: Timestamp) {
+        self.crowd.shown().guesses.ended(leave, outcome, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_secs(1_000_000);
+
+    fn connect(crowd: &Crowd, number: u8) -> Conduct {
+        let place = crowd.enter(IpAddr::from([127, 0, 0, number]), NOW).unwrap();
+        place.handshake(Outcome::Anonymous, NOW)
+    }
+
+    #[test]
+    fn a_connection_has_so_many_works_under_way_and_the_next_when_one_has_ended() {
+        let crowd = Crowd::new(NOW);
+        let (conduct, other) = (connect(&crowd, 1), connect(&crowd, 1));
+        let mut works: Vec<_> = (0..WORKS_MAX).map(|_| conduct.works().unwrap()).collect();
+        assert_eq!(conduct.works().unwrap_err().code, Code::RateLimited);
+        assert!(other.works().is_ok());
+        works.pop();
+        assert!(conduct.works().is_ok());
+    }
+
+    #[tokio::test]
+    async fn turns_are_few_and_whoever_waits_gets_the_next_one() {
+        let crowd = Crowd::new(NOW);
+        let all: Vec<Conduct> = (0..=4).map(|number| connect(&crowd, number)).collect();
+        let mut turns = Vec::new();
+        for conduct in &all[..READS_MAX] {
+            turns.push(conduct.reads().await.unwrap());
+        }
+        assert_eq!(all[0].reads().await.unwrap_err().code, Code::RateLimited, "its second");
+        let mut last = std::pin::pin!(all[READS_MAX].reads());
+        assert!(futures_util::poll!(last.as_mut()).is_pending());
+        turns.pop();
+        assert!(last.await.is_ok());
     }
 }

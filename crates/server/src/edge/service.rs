@@ -8,6 +8,7 @@ use countersign_api::v1::answer::Outcome;
 use countersign_api::v1::call::Asked;
 use countersign_api::v1::node_server::{Node, NodeServer};
 use countersign_identity::Code;
+use countersign_tls::Permit;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -68,6 +69,12 @@ impl NodeService {
         let control = &self.control;
         let domain = control.feed.current().domain().trust_domain.clone();
         caller(peer, &*control.store, &domain, control.clock.now()).await
+    }
+
+    /// One more request of a stranger may be worked on.
+    fn works(&self, peer: &Peer) -> Result<Permit, Refused> {
+        let refused = |refused: &Refused| self.control.watch.attestation_refused(refused.code);
+        peer.conduct.works().inspect_err(refused)
     }
 
     async fn within<T>(
@@ -183,6 +190,13 @@ fn peer<T>(request: &Request<T>) -> Result<Arc<Peer>, Refused> {
     peer.cloned().ok_or_else(|| Refused::new(Code::Internal, "the connection has no peer"))
 }
 
+/// Work that holds its place until it has ended.
+async fn held<T>(place: Permit, work: impl Future<Output = T>) -> T {
+    let done = work.await;
+    drop(place);
+    done
+}
+
 #[tonic::async_trait]
 impl Node for NodeService {
     #[tracing::instrument(name = "attest", skip_all)]
@@ -191,7 +205,9 @@ impl Node for NodeService {
         request: Request<v1::AttestRequest>,
     ) -> Result<Response<v1::AttestResponse>, Status> {
         let peer = peer(&request)?;
+        let place = self.works(&peer)?;
         let work = attest::join(Arc::clone(&self.control), peer, request.into_inner());
+        let work = held(place, work);
         let attested = self.within("attest", self.control.whole(work)).await?;
         Ok(Response::new(attested))
     }
@@ -204,11 +220,12 @@ impl Node for NodeService {
         request: Request<Streaming<v1::AttestX509Request>>,
     ) -> Result<Response<Self::AttestX509Stream>, Status> {
         let peer = peer(&request)?;
+        let place = self.works(&peer)?;
         let (answers, stream) = mpsc::channel(2);
         let control = Arc::clone(&self.control);
         // Once the node is recorded, its certificate is made, also when the caller has gone.
         let work = attest::attest_x509(control, peer, request.into_inner(), answers);
-        drop(self.control.tasks.spawn(work));
+        drop(self.control.tasks.spawn(held(place, work)));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
@@ -220,11 +237,12 @@ impl Node for NodeService {
         request: Request<Streaming<v1::RenewRequest>>,
     ) -> Result<Response<Self::RenewStream>, Status> {
         let peer = peer(&request)?;
+        let place = self.works(&peer)?;
         let (answers, stream) = mpsc::channel(2);
         let control = Arc::clone(&self.control);
         // Once the successor is recorded, its certificate is made, also when the caller has gone.
         let work = attest::renew(control, peer, request.into_inner(), answers);
-        drop(self.control.tasks.spawn(work));
+        drop(self.control.tasks.spawn(held(place, work)));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }

@@ -263,7 +263,7 @@ async fn streams_that_are_opened_and_reset_at_once_end_their_connection_only() {
 }
 
 /// A frame of HTTP/2 (RFC 9113, 4.1) on this stream.
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
     bytes.extend([kind, flags]);
     bytes.extend(stream.to_be_bytes());
@@ -272,12 +272,12 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The preface and empty settings.
-fn beginning() -> Vec<u8> {
+pub(super) fn beginning() -> Vec<u8> {
     [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(4, 0, 0, &[])].concat()
 }
 
 /// An agent that asks for something again and again while a crowd does harm.
-async fn is_served(agent: &super::Client) {
+pub(super) async fn is_served(agent: &super::Client) {
     for _ in 0..5 {
         soon(agent.node.sign(v1::SignRequest::default())).await.unwrap();
     }

@@ -28,7 +28,7 @@ pub(super) async fn verified(running: &Running) -> u64 {
     lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum()
 }
 
-async fn serve(realm: &Realm) -> Running {
+pub(super) async fn serve(realm: &Realm) -> Running {
     let metrics = Some("127.0.0.1:0".parse().unwrap());
     realm.start(Config { metrics, ..realm.config() }).await.unwrap()
 }

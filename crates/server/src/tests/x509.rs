@@ -367,3 +367,60 @@ async fn authorities_are_those_that_the_file_holds_now() {
     assert_eq!(refused.unwrap_err(), Code::Unavailable);
     running.stop().await;
 }
+
+/// How often this process has that pipe open.
+fn opened(pipe: &std::path::Path) -> usize {
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(Result::ok);
+    open.filter(|open| std::fs::read_link(open.path()).is_ok_and(|to| to == pipe)).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn authorities_are_read_for_four_at_once_and_for_one_of_a_connection() {
+    let world = World::begin().await;
+    let running = world.serve().await;
+    let real = world.file.with_extension("real");
+    std::fs::rename(&world.file, &real).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&world.file).status().unwrap();
+    assert!(made.success());
+    // As long as this end is open, whoever reads the pipe waits.
+    let held = std::fs::File::options().read(true).write(true).open(&world.file).unwrap();
+    let mut callers = JoinSet::new();
+    let call = async |callers: &mut JoinSet<_>| {
+        let mut client = stranger(&world.realm, &running).await;
+        let (exporter, node) = (client.exporter, client.node.clone());
+        let machine = world.machine().await;
+        callers.spawn(async move {
+            attest(&mut client, Claim::honest(&machine, &key())).await.map_err(|it| code(&it))
+        });
+        Client { exporter, node }
+    };
+    let mut first = Vec::new();
+    for _ in 0..4 {
+        first.push(call(&mut callers).await);
+    }
+    soon(async {
+        while opened(&world.file) < 1 + 4 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    // Another proof of a connection for which it is being read.
+    let machine = world.machine().await;
+    for client in &mut first {
+        let refused = soon(attest(client, Claim::honest(&machine, &key()))).await;
+        assert_eq!(code(&refused.unwrap_err()), Code::RateLimited);
+    }
+    for _ in 0..8 {
+        call(&mut callers).await;
+    }
+    // Time for more reads, if there were no limit.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    std::fs::rename(&real, &world.file).unwrap();
+    drop(held);
+    let mut outcomes = soon(callers.join_all()).await;
+    outcomes.retain(Result::is_err);
+    assert!(outcomes.iter().all(|it| *it.as_ref().unwrap_err() == Code::Unavailable));
+    assert_eq!(outcomes.len(), 4, "those that read the pipe; the others waited");
+    running.stop().await;
+    world.realm.verify_everything().await;
+}
