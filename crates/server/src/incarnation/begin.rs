@@ -51,7 +51,15 @@ pub(crate) async fn begin(beginning: Beginning<'_>) -> Result<Option<Life>, Refu
             return Ok(None);
         }
         let state = State::from_snapshot(store.snapshot().await?)?;
-        let size = grow(&mut log, store, head.log_size).await?;
+        let Some(size) = grow(&mut log, store, head.log_size).await? else {
+            // Another server may have begun an incarnation since, whose log is shorter.
+            if store.head().await?.revision.incarnation == head.revision.incarnation {
+                return Err(crate::authority::internal(
+                    "the log has fewer leaves than are counted",
+                ));
+            }
+            continue;
+        };
         let from = Before {
             incarnation: head.revision.incarnation,
             revision: head.revision,
@@ -168,22 +176,34 @@ fn batch(state: &State, life: &Life, incarnation: Incarnation, beginning: &Begin
     batch
 }
 
-/// Computes the tree of the log from its leaves, up to a size; tells that.
-async fn grow(tree: &mut Tree, store: &dyn Store, size: u64) -> Result<u64, Refused> {
+/// Computes the tree of the log from its leaves, up to a size; tells that. None when there are not as many.
+async fn grow(tree: &mut Tree, store: &dyn Store, size: u64) -> Result<Option<u64>, Refused> {
     while tree.size() < size {
         let hashes = store.leaf_hashes(tree.size(), HASHES_MAX).await?;
         if hashes.is_empty() {
-            return Err(crate::authority::internal("the log has fewer leaves than are counted"));
+            return Ok(None);
         }
         let missing = usize::try_from(size - tree.size()).unwrap_or(usize::MAX);
         hashes.into_iter().take(missing).for_each(|hash| tree.push(hash));
     }
-    Ok(tree.size())
+    Ok(Some(tree.size()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use countersign_identity::SeededEntropy;
+    use countersign_store::MemoryStore;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_log_that_began_anew_since_it_was_counted_is_no_fault() {
+        let store = MemoryStore::new(Arc::new(SeededEntropy::new(1)));
+        assert_eq!(grow(&mut Tree::new(), &store, 0).await.unwrap(), Some(0));
+        assert_eq!(grow(&mut Tree::new(), &store, 21).await.unwrap(), None);
+    }
 
     #[test]
     fn one_backup_restored_twice_never_lives_the_same_life() {
