@@ -34,6 +34,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Parser;
+use countersign_identity::Lifetime;
 
 use figure::{Output, Verdict};
 
@@ -47,6 +48,9 @@ struct Arguments {
     /// How many agents a fleet has
     #[arg(long, default_value_t = 10_000)]
     agents: usize,
+    /// Over how long the cost of streams on which nothing happens is measured: `60s`, `1h`
+    #[arg(long, default_value = "60s")]
+    silence: Lifetime,
     /// Where the distribution is drawn as SVG, for the figures that have one: a file, or a folder for several
     #[arg(long, value_name = "FILE")]
     plot: Option<std::path::PathBuf>,
@@ -148,8 +152,12 @@ fn run(arguments: &Arguments) -> Result<Verdict> {
     let of_fleet: Vec<_> =
         fleet::NAMES.into_iter().filter(|name| wanted(name) || wanted("fleet")).collect();
     if !of_fleet.is_empty() {
-        let (output, agents) = (arguments.output, arguments.agents);
-        let options = fleet::Options { output, agents, plot: arguments.plot.clone() };
+        let options = fleet::Options {
+            output: arguments.output,
+            agents: arguments.agents,
+            silence: arguments.silence.duration(),
+            plot: arguments.plot.clone(),
+        };
         verdict = verdict.and(fleet::run(&of_fleet, &options)?);
     }
     if !failed.is_empty() {

@@ -52,6 +52,9 @@ pub(crate) struct FleetArguments {
     /// How many agents a fleet has
     #[arg(long)]
     agents: Option<usize>,
+    /// Over how long the cost of streams on which nothing happens is measured: `60s`, `1h`
+    #[arg(long)]
+    silence: Option<String>,
     /// Where the distribution is drawn as SVG: a file, or a folder for several
     #[arg(long, value_name = "FILE")]
     plot: Option<std::path::PathBuf>,
@@ -107,6 +110,9 @@ fn measured(
     }
     if let Some(agents) = fleet.agents {
         bench.args(["--agents", &agents.to_string()]);
+    }
+    if let Some(silence) = &fleet.silence {
+        bench.args(["--silence", silence]);
     }
     if let Some(plot) = &fleet.plot {
         bench.arg("--plot").arg(std::path::absolute(plot)?);

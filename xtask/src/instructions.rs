@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::shell::{cargo, output, root, step};
+use crate::test::packages;
 
 /// What is counted, and what it is.
 const COUNTED: [(&str, &str); 6] = [
@@ -26,6 +27,8 @@ const COUNTED: [(&str, &str); 6] = [
 /// only on average, and what takes little has to be done more often.
 const COUNTS: [u64; 2] = [8, 64];
 const COUNTS_OF_LITTLE: [u64; 2] = [1000, 5000];
+/// By how much one of them may grow before the table has to say so, in hundredths: what keys that are random make of it is half.
+const GROWTH_ALLOWED: u64 = 2;
 /// The page that keeps the table.
 const PAGE: &str = "docs/instructions.md";
 const BEGIN: &str = "<!-- counted -->\n";
@@ -36,6 +39,9 @@ pub(crate) struct Counting {
     /// Write what was counted into the table
     #[arg(long)]
     write: bool,
+    /// Leave the machine's packages as they are
+    #[arg(long)]
+    no_install: bool,
     /// Count only this
     name: Option<String>,
 }
@@ -46,11 +52,14 @@ type Table = BTreeMap<String, u64>;
 /// Counts, and prints each figure beside that of the table.
 ///
 /// # Errors
-/// When Valgrind is not there, or something that is counted fails.
+/// When Valgrind is not there, something that is counted fails, or takes more than the table says and it is not written anew.
 pub(crate) fn run(counting: &Counting) -> Result<()> {
     let path = root().join(PAGE);
     let page = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let before = read(&page)?;
+    if !counting.no_install {
+        packages(&["valgrind"])?;
+    }
     let mut build = cargo(&["build", "--release", "--package", "countersign-tls"]);
     step("what is counted", build.args(["--example", "instructions"]))?;
     let folder = root().join("target/instructions");
@@ -74,7 +83,20 @@ pub(crate) fn run(counting: &Counting) -> Result<()> {
         std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     println!("where they go: callgrind_annotate target/instructions/NAME");
+    let grown = grown(&before, &after);
+    ensure!(
+        counting.write || grown.is_empty(),
+        "{} took over {GROWTH_ALLOWED} % more than {PAGE} says: count with `--write`, and give the reason in the commit",
+        grown.join(", ")
+    );
     Ok(())
+}
+
+/// What takes more than the table allows, or stands in no table.
+fn grown<'a>(before: &Table, after: &'a Table) -> Vec<&'a str> {
+    let allowed = |name: &str| before.get(name).map_or(0, |was| was + was * GROWTH_ALLOWED / 100);
+    let grown = after.iter().filter(|(name, now)| allowed(name) < **now);
+    grown.map(|(name, _)| name.as_str()).collect()
 }
 
 /// What one time takes: the difference between many and few, without what is made before.
@@ -90,7 +112,7 @@ fn collected(name: &str, count: u64, folder: &Path) -> Result<u64> {
     valgrind.arg("--tool=callgrind").arg(format!("--callgrind-out-file={}", file.display()));
     valgrind.arg(root().join("target/release/examples/instructions"));
     output(valgrind.arg(name).arg(count.to_string()))
-        .context("`apt-get install valgrind` has what counts")?;
+        .context("Debian's `valgrind` has what counts")?;
     let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
     total(&text).with_context(|| format!("{} has no total", file.display()))
 }
@@ -166,6 +188,17 @@ mod tests {
         for (name, _) in COUNTED {
             assert!(figures.contains_key(name), "{name} has not been counted");
         }
+    }
+
+    #[test]
+    fn what_takes_more_than_the_table_allows_is_named() {
+        let table = |figures: &[(&str, u64)]| -> Table {
+            figures.iter().map(|(name, figure)| ((*name).to_owned(), *figure)).collect()
+        };
+        let before = table(&[("decide", 1000), ("issue", 1000), ("verify", 1000)]);
+        let after = table(&[("decide", 1020), ("handshake", 1), ("issue", 1021), ("verify", 900)]);
+        assert_eq!(grown(&before, &after), ["handshake", "issue"]);
+        assert!(grown(&before, &before).is_empty());
     }
 
     #[test]

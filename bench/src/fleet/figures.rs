@@ -33,8 +33,6 @@ const STANDING: [&str; 5] =
 const ROUNDS: usize = 5;
 /// After which every stream has been told, by what it was told next, how long all of them together may be silent.
 const SILENT: Duration = Duration::from_secs(170);
-/// Over which the cost of silence is measured.
-const SILENCE: Duration = Duration::from_secs(60);
 /// After which a round has failed.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
 /// Streams settle, and the system gives memory back.
@@ -51,6 +49,8 @@ const SERIALS_A_REQUEST: usize = 250;
 pub(crate) struct Options {
     pub(crate) output: Output,
     pub(crate) agents: usize,
+    /// Over which the cost of silence is measured.
+    pub(crate) silence: Duration,
     pub(crate) plot: Option<PathBuf>,
 }
 
@@ -105,7 +105,7 @@ async fn standing(wanted: &[&'static str], options: &Options) -> Result<Verdict>
     };
     print(memory(with - without, options.agents));
     if wanted.contains(&"stream_idle") {
-        print(idle(usage).await?);
+        print(idle(usage, options.silence).await?);
     }
     if wanted.contains(&"fan_out") {
         print(fan_out(&fleet, options).await?);
@@ -130,10 +130,10 @@ fn memory(kib: f64, agents: usize) -> Figure {
     }
 }
 
-async fn idle(usage: Usage) -> Result<Figure> {
+async fn idle(usage: Usage, silence: Duration) -> Result<Figure> {
     tokio::time::sleep(SILENT).await;
     let (begin, before) = (Instant::now(), usage.processor()?);
-    tokio::time::sleep(SILENCE).await;
+    tokio::time::sleep(silence).await;
     let used = usage.processor()?.saturating_sub(before);
     Ok(Figure {
         name: "stream_idle",
