@@ -1,5 +1,6 @@
 //! The programs that stay: `init`, `server`, `agent`, `proxy`, and the example services.
 
+mod again;
 mod example;
 mod server;
 mod store;
@@ -11,6 +12,7 @@ pub(crate) use countersign_agent::command::{AgentProgram, agent};
 use countersign_identity::Code;
 pub(crate) use countersign_proxy::command::{ProxyProgram, proxy};
 
+pub(crate) use self::again::Again;
 pub(crate) use self::example::example;
 pub(crate) use self::server::{InitProgram, ServerProgram, init, server};
 pub(crate) use self::store::password;

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
+#[path = "keys/hints.rs"]
+mod hints;
 mod support;
 
 use std::os::unix::fs::PermissionsExt as _;

@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::exit::Exit;
 use crate::find::{self, Find};
 use crate::output::{self, Output};
-use crate::serve::{Openers, SealKey, harden_process, password, unlock};
+use crate::serve::{Again, Openers, SealKey, harden_process, password, unlock};
 
 /// Save a trust domain's state in one sealed file, also while its servers run
 ///
@@ -151,24 +151,24 @@ pub(crate) async fn backup(arguments: &BackupArguments, output: Output) -> Resul
 pub(crate) async fn restore(arguments: &RestoreArguments, output: Output) -> Result<Exit> {
     let RestoreArguments { file, data, store: url, store_password_file, .. } = arguments;
     harden_process()?;
+    let openers = arguments.token.openers(arguments.passphrase_file.as_ref());
+    let store = store(url.as_ref(), store_password_file.as_ref())?;
+    let again = Again::new(data.clone(), &store, &openers)?;
     let config = RestoreConfig {
         file: file.clone(),
         data: data.clone(),
-        store: store(url.as_ref(), store_password_file.as_ref())?,
+        store,
         kek: arguments.kek.clone(),
         hold_off: arguments.hold_off.0,
         journal: arguments.journal.clone(),
-        unlock: unlock(
-            &arguments.kek,
-            arguments.token.openers(arguments.passphrase_file.as_ref()),
-        )?,
+        unlock: unlock(&arguments.kek, openers)?,
     };
     let restored = countersign_server::restore(&config, &mut progress(output)).await;
     clear(output);
     let report = restored?;
     match output {
         Output::Json => output::json(&told(&report, arguments))?,
-        Output::Human => output::write(shown(&report, arguments).as_bytes())?,
+        Output::Human => output::write(shown(&report, arguments, &again).as_bytes())?,
     }
     Ok(Exit::Done)
 }
@@ -183,11 +183,9 @@ fn told(report: &RestoreReport, arguments: &RestoreArguments) -> serde_json::Val
     })
 }
 
-fn shown(report: &RestoreReport, arguments: &RestoreArguments) -> String {
+fn shown(report: &RestoreReport, arguments: &RestoreArguments, again: &Again) -> String {
     let RestoreReport { trust_domain, revision, before, log, lost_from, lost_until, .. } = report;
     let data = arguments.data.display();
-    let of_store =
-        arguments.store.as_ref().map(|url| format!(" --store '{url}'")).unwrap_or_default();
     let mut text = format!(
         "trust domain {trust_domain} is restored in {data}: revision {revision}, after {before}\n\
          \x20 the log before had {} entries with root {}\n\
@@ -205,7 +203,8 @@ fn shown(report: &RestoreReport, arguments: &RestoreArguments) -> String {
             "  {lines} lines of the journal are torn or not of this trust domain\n"
         ));
     }
-    text.push_str(&format!("next: countersign server --data {data}{of_store}\n"));
+    text.push_str(&again.next("server", ""));
+    text.push('\n');
     text
 }
 

@@ -13,10 +13,10 @@ use countersign_program::run::{Dump, Logging, harden, run};
 use countersign_program::trace::{OTLP, TRACE_SHARE, Tracing};
 use countersign_server::{
     Config, ConsoleConfig, InitConfig, KeyWrap, NodeAuthorities, Ready, RequestReport, StartError,
-    StoreAt,
 };
 use serde_json::json;
 
+use super::again::Again;
 use super::store::store_at;
 use super::unlock::{
     Openers, PASSPHRASE_FILE, PIN_FILE, SEAL, SealKey, check_token_uri, new_passphrase, token,
@@ -102,6 +102,15 @@ enum Seal {
     Token(SealKey),
 }
 
+impl Seal {
+    fn token(&self) -> Option<SealKey> {
+        match self {
+            Self::Token(key) => Some(key.clone()),
+            Self::File | Self::Passphrase => None,
+        }
+    }
+}
+
 impl std::str::FromStr for Seal {
     type Err = String;
 
@@ -116,6 +125,15 @@ impl std::str::FromStr for Seal {
                     "`{other}` is no way to keep the key file: write `file`, `passphrase` or `pkcs11:…`"
                 ))
             }
+        }
+    }
+}
+
+impl RootKey {
+    fn token(self) -> Option<String> {
+        match self {
+            Self::Token(uri) => Some(uri),
+            Self::Here | Self::External => None,
         }
     }
 }
@@ -231,19 +249,12 @@ fn listen(resolved: &mut crate::settings::Resolved) -> Option<SocketAddr> {
 fn sealed_by(
     there: Option<&PathBuf>,
     seal: Option<Seal>,
-    passphrase_file: Option<PathBuf>,
-    pin_file: Option<PathBuf>,
+    openers: Openers,
 ) -> Result<Option<Arc<dyn KeyWrap>>> {
     match (there, seal) {
-        (Some(kek), seal) => {
-            let seal = match seal {
-                Some(Seal::Token(key)) => Some(key),
-                Some(Seal::File | Seal::Passphrase) | None => None,
-            };
-            unlock(kek, Openers { passphrase_file, seal, pin_file })
-        }
-        (None, Some(Seal::Passphrase)) => new_passphrase(passphrase_file).map(Some),
-        (None, Some(Seal::Token(key))) => token(&key, pin_file).map(Some),
+        (Some(kek), _) => unlock(kek, openers),
+        (None, Some(Seal::Passphrase)) => new_passphrase(openers.passphrase_file).map(Some),
+        (None, Some(Seal::Token(key))) => token(&key, openers.pin_file).map(Some),
         (None, Some(Seal::File) | None) => Ok(None),
     }
 }
@@ -261,9 +272,12 @@ pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<E
     };
     let root_key = resolved.required::<RootKey>("root-key");
     let seal = resolved.required::<Seal>("seal");
-    let passphrase_file = resolved.optional::<PathBuf>("passphrase-file");
-    let pin_file = resolved.optional::<PathBuf>("pin-file");
-    let vault = vault(pin_file.clone())?;
+    let openers = Openers {
+        passphrase_file: resolved.optional("passphrase-file"),
+        seal: seal.as_ref().and_then(Seal::token),
+        pin_file: resolved.optional("pin-file"),
+    };
+    let vault = vault(openers.pin_file.clone())?;
     let root_lifetime = resolved.required::<Lifetime>("root-lifetime");
     let issuer_lifetime = resolved.required::<Lifetime>("issuer-lifetime");
     let logging = Logging::resolve(&mut resolved);
@@ -273,18 +287,10 @@ pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<E
     else {
         return Ok(Exit::NotUnderstood);
     };
-    let of_store = match &store {
-        StoreAt::Directory => String::new(),
-        StoreAt::Postgres { url, .. } => format!(" --store '{url}'"),
-    };
     harden(Dump::Never)?;
+    let again = Again::new(data.clone(), &store, &openers)?;
     let waiting = data.join("kek");
-    let unlock = sealed_by(
-        kek.as_ref().or(import.as_ref().map(|_chain| &waiting)),
-        seal,
-        passphrase_file,
-        pin_file,
-    )?;
+    let unlock = sealed_by(kek.as_ref().or(import.as_ref().map(|_chain| &waiting)), seal, openers)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = match (import, trust_domain) {
         (Some(chain), _) => runtime.block_on(countersign_server::init_import(
@@ -295,14 +301,11 @@ pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<E
         ))?,
         (None, Some(trust_domain)) if root_key == RootKey::External => {
             let report = countersign_server::init_request(&data, trust_domain, unlock.as_deref())?;
-            return requested(&report, &data, &of_store, output);
+            return requested(&report, &data, &again, output);
         }
         (None, Some(trust_domain)) => {
             let data = data.clone();
-            let root_key = match root_key {
-                RootKey::Token(uri) => Some(uri),
-                RootKey::Here | RootKey::External => None,
-            };
+            let root_key = root_key.token();
             let config = InitConfig {
                 data,
                 store,
@@ -324,17 +327,17 @@ pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<E
             "event": "initialized", "trustDomain": report.trust_domain, "trust": trust, "data": data,
         }))?,
         Output::Human => output::line(&format!(
-            "trust domain {} is made in {}\n  root {trust}\nnext: countersign server --data {}{of_store}",
+            "trust domain {} is made in {}\n  root {trust}\n{}",
             report.trust_domain,
             data.display(),
-            data.display()
+            again.next("server", "")
         ))?,
     }
     Ok(Exit::Done)
 }
 
 /// Says what is to be signed.
-fn requested(report: &RequestReport, data: &Path, of_store: &str, output: Output) -> Result<Exit> {
+fn requested(report: &RequestReport, data: &Path, again: &Again, output: Output) -> Result<Exit> {
     let RequestReport { trust_domain, key, request } = report;
     match output {
         Output::Json => output::json(&json!({
@@ -343,9 +346,9 @@ fn requested(report: &RequestReport, data: &Path, of_store: &str, output: Output
         }))?,
         Output::Human => output::line(&format!(
             "trust domain {trust_domain} waits for its issuer's certificate\n  have {} signed by the authority outside, with the \
-             extensions that it asks for\nnext: countersign init --data {}{of_store} --import CHAIN.pem",
+             extensions that it asks for\n{}",
             request.display(),
-            data.display()
+            again.next("init", " --import CHAIN.pem")
         ))?,
     }
     Ok(Exit::Done)

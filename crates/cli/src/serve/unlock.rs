@@ -56,6 +56,13 @@ impl Openers {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SealKey(String);
 
+impl SealKey {
+    /// It holds no PIN.
+    pub(super) fn uri(&self) -> &str {
+        &self.0
+    }
+}
+
 impl std::str::FromStr for SealKey {
     type Err = String;
 
