@@ -87,6 +87,6 @@ pub use service_tls::{Accepted, ServiceTls};
 pub use shards::Shards;
 pub use soonest::Soonest;
 pub use source::Source;
-pub use standing::{Leave, Outcome, StandingRates, Standings};
+pub use standing::{Leave, Outcome, StandingRates, Standings, Unsaid};
 pub use stream::Stream;
 pub use trust::{Applied, Limits, Slice, TIME_REVIEW_EVERY, Trust};

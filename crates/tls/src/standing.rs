@@ -70,12 +70,34 @@ struct Record {
     proven_until: Option<Timestamp>,
 }
 
-/// That a handshake may begin. How it ended is told to [`Standings::ended`]; untold, what it took is not given back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// That a handshake may begin. How it ended is told to [`Standings::ended`], once; untold, what it took is not given back.
+///
+/// ```compile_fail,E0382
+/// # use countersign_identity::Timestamp;
+/// # use countersign_tls::{Leave, Outcome, Standings};
+/// fn twice(standings: &Standings, leave: Leave, now: Timestamp) {
+///     standings.ended(leave, Outcome::Proven, now);
+///     standings.ended(leave, Outcome::Proven, now); // What was paid once would be given back twice.
+/// }
+/// ```
+#[derive(Debug, PartialEq, Eq)]
 pub struct Leave {
     source: Source,
     paid: Paid,
 }
+
+/// That somebody was let in who did not say who they are. Should they do so later, it is told to [`Standings::vouched`], once.
+///
+/// ```compile_fail,E0382
+/// # use countersign_identity::Timestamp;
+/// # use countersign_tls::{Standings, Unsaid};
+/// fn twice(standings: &Standings, unsaid: Unsaid, now: Timestamp) {
+///     standings.vouched(unsaid, now);
+///     standings.vouched(unsaid, now);
+/// }
+/// ```
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unsaid(Leave);
 
 impl Leave {
     /// What is known of the source.
@@ -184,37 +206,40 @@ impl Standings {
         self.shards.of_key(&source).proven(source, self.rates, now);
     }
 
-    /// A handshake that had leave to begin is over.
-    pub fn ended(&self, leave: Leave, outcome: Outcome, now: Timestamp) {
-        let mut known = self.shards.of_key(&leave.source);
-        let proven = known.sources.get(&leave.source).is_some_and(|record| record.is_proven(now));
+    /// A handshake that had leave to begin is over. One that ended as [`Outcome::Anonymous`] leaves behind that something is unsaid.
+    pub fn ended(&self, leave: Leave, outcome: Outcome, now: Timestamp) -> Option<Unsaid> {
+        let source = leave.source;
+        let mut known = self.shards.of_key(&source);
+        let proven = known.sources.get(&source).is_some_and(|record| record.is_proven(now));
         match outcome {
-            Outcome::Proven => known.proven(leave.source, self.rates, now),
+            Outcome::Proven => known.proven(source, self.rates, now),
             Outcome::Nothing => {}
-            Outcome::Anonymous if proven => known.unsaid(leave.source, self.rates, now),
-            Outcome::Anonymous | Outcome::Failed => known.failed(leave.source, self.rates, now),
+            Outcome::Anonymous if proven => known.unsaid(source, self.rates, now),
+            Outcome::Anonymous | Outcome::Failed => known.failed(source, self.rates, now),
         }
         drop(known);
         match outcome {
-            Outcome::Proven | Outcome::Nothing => self.give_back(leave),
+            Outcome::Proven | Outcome::Nothing => self.give_back(leave.paid),
             Outcome::Anonymous | Outcome::Failed => {}
         }
+        (outcome == Outcome::Anonymous).then_some(Unsaid(leave))
     }
 
-    /// Who had not said who they are in a handshake that ended as [`Outcome::Anonymous`] has proved it since: it was worth what it
-    /// cost.
-    pub fn vouched(&self, leave: Leave, now: Timestamp) {
-        let mut known = self.shards.of_key(&leave.source);
-        known.proven(leave.source, self.rates, now);
-        if let Some(record) = known.sources.get_mut(&leave.source) {
+    /// Who had not said who they are in a handshake has proved it since: it was worth what it cost.
+    #[expect(clippy::needless_pass_by_value, reason = "it is told once")]
+    pub fn vouched(&self, unsaid: Unsaid, now: Timestamp) {
+        let Leave { source, paid } = unsaid.0;
+        let mut known = self.shards.of_key(&source);
+        known.proven(source, self.rates, now);
+        if let Some(record) = known.sources.get_mut(&source) {
             record.failures.give_back(self.rates.proven);
         }
         drop(known);
-        self.give_back(leave);
+        self.give_back(paid);
     }
 
-    fn give_back(&self, leave: Leave) {
-        match leave.paid {
+    fn give_back(&self, paid: Paid) {
+        match paid {
             Paid::Nothing => {}
             Paid::Strangers => self.common.strangers.give_back(),
             Paid::Suspects => self.common.suspects.give_back(),
@@ -481,8 +506,8 @@ mod tests {
         for number in [1, 2] {
             for _ in 0..1000 {
                 let leave = standings.begin(source(number), NOW).unwrap();
-                standings.ended(leave, Outcome::Anonymous, NOW);
-                standings.vouched(leave, NOW);
+                let unsaid = standings.ended(leave, Outcome::Anonymous, NOW);
+                standings.vouched(unsaid.unwrap(), NOW);
             }
         }
     }

@@ -23,7 +23,7 @@ pub(crate) struct Attempt<'a> {
     conduct: &'a Conduct,
     watch: &'a Watch,
     clock: &'a dyn Clock,
-    leave: Leave,
+    leave: Option<Leave>, // INVARIANT: there until it is dropped
     outcome: Outcome,
 }
 
@@ -41,7 +41,7 @@ impl<'a> Attempt<'a> {
         watch: &'a Watch,
         clock: &'a Arc<dyn Clock>,
     ) -> Result<Self, Refused> {
-        let leave = conduct.shows(clock.now())?;
+        let leave = Some(conduct.shows(clock.now())?);
         // Until something else is known.
         Ok(Self { conduct, watch, clock: &**clock, leave, outcome: Outcome::Failed })
     }
@@ -99,7 +99,9 @@ impl<'a> Attempt<'a> {
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        self.conduct.showed(self.leave, self.outcome, self.clock.now());
+        if let Some(leave) = self.leave.take() {
+            self.conduct.showed(leave, self.outcome, self.clock.now());
+        }
     }
 }
 
@@ -145,7 +147,7 @@ mod tests {
         /// Lets somebody in who does not say who it is.
         fn connect(&self, source: u32) -> Result<Conduct, Refused> {
             let place = self.crowd.enter(IpAddr::from(source.to_be_bytes()), self.time.now())?;
-            Ok(place.handshake(Outcome::Anonymous, self.time.now()))
+            Ok(place.handshake(Outcome::Anonymous, self.time.now()).1)
         }
 
         fn shows(&self, on: &Conduct, signature: &[u8]) -> Result<(), Code> {

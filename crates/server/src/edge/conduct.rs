@@ -1,11 +1,13 @@
 //! What came of the proofs that were shown on a connection, which is held against the source that it comes from, or to its credit.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::{Code, Timestamp};
-use countersign_tls::{Leave, Limit, Outcome, Permit, Rate, Source, StandingRates, Standings};
+use countersign_tls::{
+    Leave, Limit, Outcome, Permit, Rate, Source, StandingRates, Standings, Unsaid,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::authority::internal;
@@ -60,11 +62,10 @@ impl Shown {
 pub(crate) struct Conduct {
     crowd: Crowd,
     source: Source,
-    /// Of a handshake in which the caller did not say who it is.
-    handshake: Option<Leave>,
+    /// Of a handshake in which the caller did not say who it is, until it has proved it.
+    unsaid: Mutex<Option<Unsaid>>,
     /// Proofs that failed, and those of which it is not known yet.
     doubtful: AtomicU32,
-    proven: AtomicBool,
     works: Limit,
     read: Limit,
 }
@@ -78,10 +79,10 @@ pub(crate) struct Turn {
 
 impl Conduct {
     /// Nothing was shown on the connection yet.
-    pub(crate) fn new(crowd: Crowd, source: Source, handshake: Option<Leave>) -> Self {
-        let (doubtful, proven) = (AtomicU32::new(0), AtomicBool::new(false));
+    pub(crate) fn new(crowd: Crowd, source: Source, unsaid: Option<Unsaid>) -> Self {
+        let (doubtful, unsaid) = (AtomicU32::new(0), Mutex::new(unsaid));
         let (works, read) = (Limit::new(WORKS_MAX), Limit::new(1));
-        Self { crowd, source, handshake, doubtful, proven, works, read }
+        Self { crowd, source, unsaid, doubtful, works, read }
     }
 
     /// One more request of this connection may be worked on. The permit goes with the work, since that goes on when the stream that
@@ -133,10 +134,11 @@ impl Conduct {
             return;
         }
         self.doubtful.fetch_sub(1, Ordering::AcqRel);
-        if outcome == Outcome::Proven
-            && !self.proven.swap(true, Ordering::AcqRel)
-            && let Some(handshake) = self.handshake
-        {
+        if outcome != Outcome::Proven {
+            return;
+        }
+        let unsaid = self.unsaid.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(handshake) = unsaid {
             // It counts as one in which the caller said who it is, so that its next one is let in.
             self.crowd.vouch(handshake, now);
         }
@@ -164,7 +166,7 @@ mod tests {
 
     fn connect(crowd: &Crowd, number: u8) -> Conduct {
         let place = crowd.enter(IpAddr::from([127, 0, 0, number]), NOW).unwrap();
-        place.handshake(Outcome::Anonymous, NOW)
+        place.handshake(Outcome::Anonymous, NOW).1
     }
 
     #[test]

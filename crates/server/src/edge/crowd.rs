@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use countersign_identity::{Code, NodeId, Timestamp};
 use countersign_tls::{
-    Leave, Limit, Outcome, Rate, Room, RoomBounds, Source, StandingRates, Standings, Stay,
+    Leave, Limit, Outcome, Rate, Room, RoomBounds, Source, StandingRates, Standings, Stay, Unsaid,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -42,12 +42,20 @@ struct Books {
     partings: Limit,
 }
 
-/// A caller's place. Dropped, it is free again.
+/// A caller's place during its handshake. Dropped, it is free again.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    crowd: Crowd,
+    source: Source,
+    leave: Leave,
+    stay: Stay<Source>,
+}
+
+/// A caller's place after its handshake. Dropped, it is free again.
 #[derive(Debug)]
 pub(crate) struct Place {
     crowd: Crowd,
     source: Source,
-    leave: Leave,
     stay: As,
 }
 
@@ -75,7 +83,7 @@ impl Crowd {
     /// # Errors
     /// `rate-limited` when too many like it have failed, `too-many-connections` when there is no place; the connection is
     /// then closed unread.
-    pub(crate) fn enter(&self, address: IpAddr, now: Timestamp) -> Result<Place, Refused> {
+    pub(crate) fn enter(&self, address: IpAddr, now: Timestamp) -> Result<Entry, Refused> {
         let (source, standings) = (Source::of(address), &self.0.standings);
         let leave = standings.begin(source, now);
         let leave = leave.map_err(|refused| Refused::new(refused.code, refused.why))?;
@@ -83,7 +91,7 @@ impl Crowd {
             standings.ended(leave, Outcome::Nothing, now);
             return Err(full());
         };
-        Ok(Place { crowd: self.clone(), source, leave, stay: As::Stranger(stay) })
+        Ok(Entry { crowd: self.clone(), source, leave, stay })
     }
 
     /// What was shown on connections.
@@ -92,7 +100,7 @@ impl Crowd {
     }
 
     /// Who had not said in this handshake who they are has proved it since.
-    pub(super) fn vouch(&self, handshake: Leave, now: Timestamp) {
+    pub(super) fn vouch(&self, handshake: Unsaid, now: Timestamp) {
         self.0.standings.vouched(handshake, now);
     }
 }
@@ -101,27 +109,33 @@ fn full() -> Refused {
     Refused::new(Code::TooManyConnections, "the limit of connections is reached")
 }
 
-impl Place {
-    /// How the handshake ended. Gives what is shown on the connection from then on its place in the books.
-    pub(crate) fn handshake(&self, outcome: Outcome, now: Timestamp) -> Conduct {
-        self.crowd.0.standings.ended(self.leave, outcome, now);
+impl Entry {
+    /// How the handshake ended. Gives the caller its place from then on, and what is shown on the connection its place in the books.
+    pub(crate) fn handshake(self, outcome: Outcome, now: Timestamp) -> (Place, Conduct) {
+        let Self { crowd, source, leave, stay } = self;
+        let unsaid = crowd.0.standings.ended(leave, outcome, now);
         if outcome == Outcome::Proven {
-            self.crowd.0.shown.proven(self.source, now);
+            crowd.0.shown.proven(source, now);
         }
-        let unsaid = (outcome == Outcome::Anonymous).then_some(self.leave);
-        Conduct::new(self.crowd.clone(), self.source, unsaid)
+        let conduct = Conduct::new(crowd.clone(), source, unsaid);
+        (Place { crowd, source, stay: As::Stranger(stay) }, conduct)
     }
 
     /// The handshake was ended because somebody else needed the place. Whoever was not even slow did nothing wrong, and is not held
     /// to have failed; but what it took of the common allowance was used.
-    pub(crate) fn gave_way(&self, now: Timestamp) {
-        if let As::Stranger(stay) = &self.stay
-            && stay.is_slow(now)
-        {
+    pub(crate) fn gave_way(self, now: Timestamp) {
+        if self.stay.is_slow(now) {
             self.crowd.0.standings.ended(self.leave, Outcome::Failed, now);
         }
     }
 
+    /// Resolves when the caller has to go, because somebody else needs the place.
+    pub(crate) fn gives_way(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        self.stay.give_way().clone().cancelled_owned()
+    }
+}
+
+impl Place {
     /// The connection has ended. An agent that was here until now comes back from where it was, so that after an outage
     /// it does not wait among strangers.
     pub(crate) fn left(&self, now: Timestamp) {
@@ -164,6 +178,13 @@ mod tests {
     use super::*;
     use crate::edge::agents::CONNECTIONS;
 
+    impl Crowd {
+        /// Somebody whose handshake is over, and who has yet to say who it is.
+        fn lets_in(&self, number: usize) -> Place {
+            self.enter(address(number), NOW).unwrap().handshake(Outcome::Nothing, NOW).0
+        }
+    }
+
     const NOW: Timestamp = Timestamp::from_secs(1_000_000);
     const AGENT: NodeId = NodeId::from_bytes([1; 16]);
 
@@ -179,7 +200,7 @@ mod tests {
     fn one_source_takes_its_own_places_only() {
         let crowd = Crowd::new(NOW);
         let enter = |number| crowd.enter(address(number), NOW);
-        let mut places: Vec<_> = (0..STRANGERS.each).map(|_| enter(1).unwrap()).collect();
+        let mut places: Vec<_> = (0..STRANGERS.each).map(|_| crowd.lets_in(1)).collect();
         assert_eq!(enter(1).unwrap_err().code, Code::TooManyConnections);
         assert!(enter(2).is_ok());
         places[0].known(AGENT, NOW).unwrap();
@@ -203,10 +224,21 @@ mod tests {
             (0..STRANGERS.all).map(|number| crowd.enter(address(number), NOW).unwrap()).collect();
         assert!(crowd.enter(address(5000), NOW).is_err());
         let newcomer = crowd.enter(address(5000), later()).unwrap();
-        assert!(places[0].give_way().is_cancelled());
-        assert!(!places[1].give_way().is_cancelled());
+        assert!(places[0].stay.give_way().is_cancelled());
+        assert!(!places[1].stay.give_way().is_cancelled());
         drop((places, newcomer));
         assert!(crowd.0.strangers.is_empty());
+    }
+
+    #[test]
+    fn so_many_at_once_are_told_that_they_gave_way_whoever_they_are() {
+        let crowd = Crowd::new(NOW);
+        let places = [1, 2].map(|number| crowd.lets_in(number));
+        let tries = places.iter().cycle().take(2 * PARTINGS_MAX);
+        let mut told: Vec<_> = tries.filter_map(|place| place.partings().take()).collect();
+        assert_eq!(told.len(), PARTINGS_MAX);
+        told.pop();
+        assert!(places[0].partings().take().is_some(), "the next one, when one has gone");
     }
 
     #[test]
@@ -218,7 +250,7 @@ mod tests {
                 let enter = |_| crowd.enter(address(1), now).ok();
                 let places: Vec<_> = (0..100).filter_map(enter).collect();
                 now = now + stayed;
-                places.iter().for_each(|place| place.gave_way(now));
+                places.into_iter().for_each(|place| place.gave_way(now));
             }
             assert_eq!(crowd.enter(address(1), now).is_err(), refused, "after {stayed:?}");
         }
@@ -233,19 +265,19 @@ mod tests {
         });
         assert_eq!(tries.count(), RATES.suspect.burst as usize);
         assert_eq!(crowd.enter(address(1), NOW).unwrap_err().code, Code::RateLimited);
-        let place = crowd.enter(address(2), NOW).unwrap();
-        place.handshake(Outcome::Proven, NOW);
+        let entry = crowd.enter(address(2), NOW).unwrap();
+        let (_place, _) = entry.handshake(Outcome::Proven, NOW);
         assert!(crowd.0.strangers.len() == 1, "nobody stays who was turned away");
     }
 
     #[test]
     fn agent_with_too_many_connections_loses_its_own_oldest() {
         let crowd = Crowd::new(NOW);
-        let mut other = crowd.enter(address(1), NOW).unwrap();
+        let mut other = crowd.lets_in(1);
         other.known(NodeId::from_bytes([2; 16]), NOW).unwrap();
         let mut places = Vec::new();
         for _ in 0..=CONNECTIONS.each {
-            let mut place = crowd.enter(address(1), NOW).unwrap();
+            let mut place = crowd.lets_in(1);
             place.known(AGENT, NOW).unwrap();
             places.push(place);
         }
@@ -257,8 +289,8 @@ mod tests {
     #[test]
     fn agent_that_was_here_until_the_outage_does_not_wait_among_strangers_after_it() {
         let crowd = Crowd::new(NOW);
-        let mut place = crowd.enter(address(1), NOW).unwrap();
-        place.handshake(Outcome::Proven, NOW);
+        let entry = crowd.enter(address(1), NOW).unwrap();
+        let (mut place, _) = entry.handshake(Outcome::Proven, NOW);
         place.known(AGENT, NOW).unwrap();
         let hours_later = NOW + Duration::from_secs(5 * 3600);
         place.left(hours_later);
@@ -268,11 +300,12 @@ mod tests {
         while crowd.enter(address(number), after).is_ok() {
             number += 1;
         }
-        let place = crowd.enter(address(1), after).unwrap();
-        place.handshake(Outcome::Anonymous, after).shows(after).unwrap();
+        let entry = crowd.enter(address(1), after).unwrap();
+        let (_place, conduct) = entry.handshake(Outcome::Anonymous, after);
+        conduct.shows(after).unwrap();
         // Who was here and was nobody waits as the others do.
-        let place = crowd.enter(address(1), after).unwrap();
-        place.left(after);
+        let entry = crowd.enter(address(1), after).unwrap();
+        entry.handshake(Outcome::Nothing, after).0.left(after);
         assert!(crowd.enter(address(number), after).is_err());
     }
 }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use crate::attest::node_of;
-use crate::edge::crowd::{Crowd, Place};
+use crate::edge::crowd::{Crowd, Entry};
 use crate::edge::standing::{Over, Standing};
 use crate::edge::{NodeRoutes, Peer};
 use crate::publish::SILENCE_LIMIT;
@@ -82,8 +82,8 @@ impl Edge {
                 () = stop.cancelled() => break,
                 accepted = shared.listener.accept() => match accepted {
                     Ok((tcp, address)) => match crowd.enter(address.ip(), shared.clock.now()) {
-                        Ok(place) => {
-                            let connection = Arc::clone(&shared).serve(tcp, address, place, stop.clone());
+                        Ok(entry) => {
+                            let connection = Arc::clone(&shared).serve(tcp, address, entry, stop.clone());
                             connections.spawn(connection);
                         }
                         Err(refused) => shared.watch.turned_away(refused.code),
@@ -106,19 +106,19 @@ impl Edge {
         self: Arc<Self>,
         tcp: TcpStream,
         address: SocketAddr,
-        mut place: Place,
+        entry: Entry,
         stop: CancellationToken,
     ) {
         // Each phase in a place of its own, so that a connection which stands does not hold room for its handshake.
         let established = tokio::select! {
             () = stop.cancelled() => return,
-            () = place.gives_way() => {
-                place.gave_way(self.clock.now());
+            () = entry.gives_way() => {
+                entry.gave_way(self.clock.now());
                 return;
             }
             established = Box::pin(self.shake_hands(tcp)) => established,
         };
-        let conduct = place.handshake(outcome(&established), self.clock.now());
+        let (mut place, conduct) = entry.handshake(outcome(&established), self.clock.now());
         let stream = match established {
             Ok(established) => {
                 self.watch.handshake(&established.fact);
