@@ -1,5 +1,6 @@
 //! Every bound of the data plane, in one place, each with its reason.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use countersign_tls::{Rate, RoomBounds, StandingRates};
@@ -23,7 +24,7 @@ pub(crate) const STANDING: StandingRates = StandingRates {
 /// Connections of one door or one local listener. Idle ones of HTTP/1.1 take about 15 KiB, holes between what they hold included.
 pub(crate) const CONNECTIONS_MAX: usize = 8192;
 /// Connections of one peer at one door, by its identity.
-pub(crate) const CONNECTIONS_PER_PEER_MAX: usize = 2048;
+pub(crate) const CONNECTIONS_PER_PEER_MAX: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
 /// Requests of one peer under way at one door, over all its connections. Each may hold a connection to the program.
 pub(crate) const REQUESTS_PER_PEER_MAX: usize = 4096;
 /// How long to wait before accepting again after the system had no descriptor left.

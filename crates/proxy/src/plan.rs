@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use countersign::Services;
@@ -55,8 +56,8 @@ pub(crate) struct Manners {
 pub(crate) struct Connections {
     /// In all, handshakes under way included: as it was said when the door was opened.
     pub(crate) all: usize,
-    /// Of one peer, by its identity. Not zero.
-    pub(crate) each: usize,
+    /// Of one peer, by its identity.
+    pub(crate) each: NonZeroUsize,
 }
 
 impl Connections {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use countersign_tls::{Limit, Shards};
@@ -31,13 +32,13 @@ impl<K: Clone + Eq + Hash> Shares<K> {
     }
 
     /// A place for `who`, who may have `most` of them.
-    pub(crate) fn take(&self, who: &K, most: usize) -> Option<Share<K>> {
+    pub(crate) fn take(&self, who: &K, most: NonZeroUsize) -> Option<Share<K>> {
         let mut taken = self.0.of_key(who);
         let taken = taken
             .entry(who.clone())
             .or_insert_with(|| Taken { places: 0, requests: Limit::new(REQUESTS_PER_PEER_MAX) });
-        // Nobody is remembered who has no place: `most` is not 0, so a refused one has some.
-        if most <= taken.places {
+        // Nobody is remembered who has no place: whoever is refused has some.
+        if most.get() <= taken.places {
             return None;
         }
         taken.places += 1;
@@ -69,14 +70,17 @@ impl<K: Eq + Hash> Drop for Share<K> {
 mod tests {
     use super::*;
 
+    const TWO: NonZeroUsize = NonZeroUsize::new(2).unwrap();
+    const THREE: NonZeroUsize = NonZeroUsize::new(3).unwrap();
+
     #[test]
     fn each_has_its_own_share_and_leaves_nothing_behind() {
         let shares = Shares::new();
-        let held: Vec<_> = (0..3).map(|_| shares.take(&"web", 3).unwrap()).collect();
-        assert!(shares.take(&"web", 3).is_none());
-        let other = shares.take(&"cron", 3).unwrap();
+        let held: Vec<_> = (0..3).map(|_| shares.take(&"web", THREE).unwrap()).collect();
+        assert!(shares.take(&"web", THREE).is_none());
+        let other = shares.take(&"cron", THREE).unwrap();
         drop(held);
-        assert!(shares.take(&"web", 3).is_some());
+        assert!(shares.take(&"web", THREE).is_some());
         drop(other);
         assert!(shares.0.each().all(|taken| taken.is_empty()));
     }
@@ -84,11 +88,12 @@ mod tests {
     #[test]
     fn all_places_of_one_share_its_requests() {
         let shares = Shares::new();
-        let (first, second) = (shares.take(&"web", 2).unwrap(), shares.take(&"web", 2).unwrap());
+        let (first, second) =
+            (shares.take(&"web", TWO).unwrap(), shares.take(&"web", TWO).unwrap());
         let busy: Vec<_> = std::iter::from_fn(|| first.requests().take()).collect();
         assert_eq!(busy.len(), REQUESTS_PER_PEER_MAX);
         assert!(second.requests().take().is_none());
-        assert!(shares.take(&"cron", 2).unwrap().requests().take().is_some());
+        assert!(shares.take(&"cron", TWO).unwrap().requests().take().is_some());
         drop(busy);
         assert!(second.requests().take().is_some());
     }

@@ -1,5 +1,7 @@
 //! More peers, and more connections of one, than a door has places for.
 
+use std::num::NonZeroUsize;
+
 use countersign_identity::Code;
 use countersign_tls::{Stream, connect};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,8 +17,9 @@ permit (principal == Workload::"web", action == Action::"connect", resource == S
 permit (principal == Workload::"payments", action == Action::"connect", resource == Service::"orders");
 "#;
 
-/// The shop, whose door has so many places, and another peer than `web`.
-async fn open(connections: Connections) -> (Shop, Proxy) {
+/// The shop, whose door has so many places in all and for each peer, and another peer than `web`.
+async fn open(all: usize, each: usize) -> (Shop, Proxy) {
+    let connections = Connections { all, each: NonZeroUsize::new(each).unwrap() };
     let shop = Shop::open_as(Protocol::Http, |manners| manners.connections = connections).await;
     shop.orders.enforce(WEB_AND_PAYMENTS, 2);
     let payments = Proxy::start(&shop.realm, "payments", WEB_AND_PAYMENTS).await;
@@ -42,7 +45,7 @@ async fn comes_at_last(shop: &Shop, peer: &Proxy) {
 
 #[tokio::test]
 async fn one_peer_fills_its_own_places_at_a_door_and_gives_them_back() {
-    let (shop, payments) = open(Connections { all: 100, each: 2 }).await;
+    let (shop, payments) = open(100, 2).await;
     let first = comes(&shop, &shop.web).await.expect("the first place");
     let _second = comes(&shop, &shop.web).await.expect("the second place");
     assert!(comes(&shop, &shop.web).await.is_none(), "there is no third");
@@ -55,7 +58,7 @@ async fn one_peer_fills_its_own_places_at_a_door_and_gives_them_back() {
 
 #[tokio::test]
 async fn a_full_door_turns_away_unread_whoever_comes_and_takes_them_again() {
-    let (shop, payments) = open(Connections { all: 2, each: 100 }).await;
+    let (shop, payments) = open(2, 100).await;
     let first = comes(&shop, &shop.web).await.expect("the first place");
     let _second = comes(&shop, &payments).await.expect("the second place");
     let handshakes = shop.orders.handshakes();
