@@ -105,7 +105,7 @@ codes! {
     NoSharedProtocol "no-shared-protocol" Peer "The two ends share no TLS version, group, suite or application protocol.";
     BadHandshake "bad-handshake" Peer "The peer broke the TLS protocol.";
     HandshakeTimeout "handshake-timeout" Peer "The handshake did not end in time.";
-    PeerClosed "peer-closed" Peer "The peer closed the connection before the handshake ended.";
+    PeerClosed "peer-closed" Peer "The peer closed the connection before it had done its part.";
     PeerRefused "peer-refused" Peer "The peer refused us by an alert.";
     PeerUnreachable "peer-unreachable" Outage "The peer could not be connected to.";
     TooManyConnections "too-many-connections" Peer "A limit on connections is reached.";

@@ -54,14 +54,15 @@ async fn what_does_not_end_is_cut_at_the_deadline() {
 async fn a_stream_under_way_is_cut_with_its_connection() {
     let shop = Shop::open(Protocol::Http).await;
     let mut caller = shop.caller().await;
-    let asking = tokio::spawn(async move {
-        caller.send(get("/gate")).await.map(|answer| answer.status().as_u16())
-    });
+    let asking = tokio::spawn(async move { caller.get("/gate").await });
     eventually(|| (shop.program.reached() == 1).then_some(())).await;
     // Waits until nothing of the door is left, the task of the stream included, whose program does not answer.
     let cut = tokio::time::timeout(PATIENCE, shop.orders.end(Duration::from_millis(50))).await;
     assert!(1 < cut.unwrap(), "the connection, and the stream on it");
-    assert_eq!(asking.await.unwrap().unwrap(), 502);
+    let (status, body) = asking.await.unwrap();
+    assert_eq!(status, 502, "{body}");
+    assert!(body.contains(r#""code":"peer-closed""#), "{body}");
+    assert!(!body.contains("handshake"), "that had ended long before: {body}");
 }
 
 #[tokio::test]
