@@ -1,26 +1,15 @@
 //! Runs in which nothing goes wrong, but for one thing.
 
+mod support;
+
 use std::time::Duration;
 
 use countersign_api::resource::Kind;
 use countersign_sim::{Settings, World};
+use support::CALM;
 
 fn settings(seed: u64) -> Settings {
-    Settings {
-        seed,
-        servers: 1,
-        machines: 4,
-        workloads: 3,
-        lifetime: "60s",
-        agent_lifetime: "10m",
-        delay_max: 20,
-        lost: 0,
-        doubled: 0,
-        services: false,
-        server_skew: Duration::ZERO,
-        switched_on_within: Duration::ZERO,
-        pause_max: 12_000,
-    }
+    Settings { services: false, seed, ..CALM }
 }
 
 #[test]

@@ -1,27 +1,16 @@
 //! A server whose clock is far off true time, and what it may not do all the same. Seeds of `seeds.rs` and `hours.rs` have more of it.
 
+mod support;
+
 use std::time::Duration;
 
 use countersign_sim::{Leaked, Settings, World};
+use support::CALM;
 
-const MACHINES: usize = 4;
+const MACHINES: usize = CALM.machines;
 
 fn world(seed: u64) -> World {
-    let mut world = World::begin(Settings {
-        seed,
-        servers: 1,
-        machines: MACHINES,
-        workloads: 3,
-        lifetime: "60s",
-        agent_lifetime: "10m",
-        delay_max: 20,
-        lost: 0,
-        doubled: 0,
-        services: true,
-        server_skew: Duration::ZERO,
-        switched_on_within: Duration::ZERO,
-        pause_max: 12_000,
-    });
+    let mut world = World::begin(Settings { seed, ..CALM });
     // Before any of them is renewed.
     world.run(Duration::from_secs(20));
     world

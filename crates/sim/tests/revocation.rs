@@ -1,28 +1,17 @@
 //! What is revoked is refused at every point that says so, replaced where it was held, and nothing else is touched.
 
+mod support;
+
 use std::time::Duration;
 
 use countersign_sim::{Leaked, Settings, World};
+use support::CALM;
 
-const MACHINES: usize = 4;
-const WORKLOADS: usize = 3;
+const MACHINES: usize = CALM.machines;
+const WORKLOADS: usize = CALM.workloads;
 
 fn world(seed: u64) -> World {
-    let mut world = World::begin(Settings {
-        seed,
-        servers: 1,
-        machines: MACHINES,
-        workloads: WORKLOADS,
-        lifetime: "60s",
-        agent_lifetime: "10m",
-        delay_max: 20,
-        lost: 0,
-        doubled: 0,
-        services: true,
-        server_skew: Duration::ZERO,
-        switched_on_within: Duration::ZERO,
-        pause_max: 12_000,
-    });
+    let mut world = World::begin(Settings { seed, ..CALM });
     // Before any of them is renewed: what is held is what connections were made with.
     world.run(Duration::from_secs(20));
     world

@@ -1,28 +1,17 @@
 //! Several servers on one store: what one of them does the agents of the others are told, and one that is lost is done without.
 
+mod support;
+
 use std::time::Duration;
 
 use countersign_sim::{Leaked, Settings, World};
+use support::CALM;
 
-const MACHINES: usize = 4;
-const WORKLOADS: usize = 3;
+const MACHINES: usize = CALM.machines;
+const WORKLOADS: usize = CALM.workloads;
 
 fn world(seed: u64) -> World {
-    World::begin(Settings {
-        seed,
-        servers: 2,
-        machines: MACHINES,
-        workloads: WORKLOADS,
-        lifetime: "60s",
-        agent_lifetime: "10m",
-        delay_max: 20,
-        lost: 0,
-        doubled: 0,
-        services: true,
-        server_skew: Duration::ZERO,
-        switched_on_within: Duration::ZERO,
-        pause_max: 12_000,
-    })
+    World::begin(Settings { servers: 2, seed, ..CALM })
 }
 
 #[test]
