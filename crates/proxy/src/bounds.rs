@@ -71,6 +71,9 @@ pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
 pub(crate) const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Bytes that wait to be sent on one HTTP/2 stream.
 pub(crate) const SEND_BUFFER_MAX: usize = 128 * 1024;
+/// Bytes that wait to be sent on all streams of one HTTP/2 connection, from which on no stream gets more while some of its own wait. Eight
+/// streams have all that they may have, and however many there are, the connection has more to send than its socket takes at once.
+pub(crate) const UNSENT_MAX: usize = 1024 * 1024;
 /// Bytes of all streams of one HTTP/2 connection that are sent together: what one TLS record holds.
 pub(crate) const GATHERED_MAX: usize = 16 * 1024;
 

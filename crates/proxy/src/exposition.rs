@@ -44,7 +44,7 @@ pub(crate) async fn serve(
                 let session = session.clone();
                 move |request: Request<Arriving>| {
                     let response = session.leave(answer(&request, &plane, &parts), session.enter());
-                    async move { Ok::<_, Infallible>(response) }
+                    std::future::ready(Ok::<_, Infallible>(response))
                 }
             });
             let how = (Spoken::Http1, Patience::Peer);

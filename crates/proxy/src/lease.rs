@@ -13,6 +13,7 @@ use rustls::AlertDescription;
 use crate::body::Body;
 use crate::pool::Pool;
 use crate::session::Spoken;
+use crate::unsent::{Bounded, Unsent};
 use crate::wire::Heard;
 
 /// What the driving task and the users of one connection both know.
@@ -29,7 +30,8 @@ pub(crate) struct State {
 
 /// An HTTP/2 connection.
 pub(crate) struct Shared {
-    pub(crate) sender: http2::SendRequest<Body>,
+    pub(crate) sender: http2::SendRequest<Bounded<Body>>,
+    pub(crate) unsent: Unsent,
     pub(crate) state: Arc<State>,
     pub(crate) streams: AtomicUsize,
 }
@@ -114,11 +116,17 @@ impl Lease {
         if !self.state().takes_more() {
             return Err(SendFailure::Unsent(request));
         }
-        let sent = match &mut self.on {
-            On::Line(line) => line.sender.try_send_request(*request).await,
-            On::Stream(slot) => slot.0.sender.clone().try_send_request(*request).await,
+        let response = match &mut self.on {
+            On::Line(line) => {
+                let sent = line.sender.try_send_request(*request).await;
+                sent.map_err(|error| failure(error, |body| body))?
+            }
+            On::Stream(slot) => {
+                let request = request.map(|body| slot.0.unsent.clone().bounds(body));
+                let sent = slot.0.sender.clone().try_send_request(request).await;
+                sent.map_err(|error| failure(error, Bounded::into_body))?
+            }
         };
-        let response = sent.map_err(failure)?;
         self.state().answered.store(true, Ordering::Release);
         Ok(response)
     }
@@ -168,9 +176,9 @@ impl Lease {
     }
 }
 
-fn failure(mut error: TrySendError<Request<Body>>) -> SendFailure {
+fn failure<B>(mut error: TrySendError<Request<B>>, body: impl FnOnce(B) -> Body) -> SendFailure {
     match error.take_message() {
-        Some(request) => SendFailure::Unsent(Box::new(request)),
+        Some(request) => SendFailure::Unsent(Box::new(request.map(body))),
         None => {
             let error = error.into_error();
             if not_read(&error) { SendFailure::NotRead } else { SendFailure::Lost(error) }
@@ -190,4 +198,70 @@ fn not_read(error: &hyper::Error) -> bool {
         let above = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
         error.is_remote() && (refused || above)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+
+    use super::*;
+    use crate::body::Arriving;
+    use crate::bounds::SEND_BUFFER_MAX;
+    use crate::session::Session;
+    use crate::session::tests::{PART, STREAMS, comes, is_used_and_kept};
+
+    /// Settings with the largest window of a stream, and the largest of the connection (RFC 9113, 6.5 and 6.9).
+    const GRANTS: &[u8] = b"\0\0\x06\x04\0\0\0\0\0\0\x04\x7f\xff\xff\xff\
+        \0\0\x04\x08\0\0\0\0\0\x7f\xff\0\0";
+
+    /// Settings by which no stream may send anything yet.
+    const GRANTS_NOTHING: &[u8] = b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0";
+
+    /// Reads until the heads of so many requests have come.
+    async fn heads(io: &mut DuplexStream, mut count: usize) {
+        io.read_exact(&mut [0; b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len()]).await.unwrap();
+        while 0 < count {
+            let mut head = [0; 9];
+            io.read_exact(&mut head).await.unwrap();
+            let [a, b, c, kind, ..] = head;
+            let length = u32::from_be_bytes([0, a, b, c]);
+            io.read_exact(&mut vec![0; usize::try_from(length).unwrap()]).await.unwrap();
+            count -= usize::from(kind == 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_to_who_takes_nothing_of_them_are_kept_no_further() {
+        let (ours, mut theirs) = tokio::io::duplex(PART);
+        theirs.write_all(GRANTS_NOTHING).await.unwrap();
+        let mut rules = http2::Builder::new(TokioExecutor::new());
+        rules.max_send_buf_size(SEND_BUFFER_MAX);
+        let (sender, connection) = rules.handshake(TokioIo::new(ours)).await.unwrap();
+        tokio::spawn(connection);
+        let state = State {
+            id: 0,
+            retired: AtomicBool::new(false),
+            used: AtomicI64::new(0),
+            answered: AtomicBool::new(false),
+            heard: Arc::default(),
+            admitted: None,
+        };
+        let (state, streams) = (Arc::new(state), AtomicUsize::new(STREAMS));
+        let shared = Arc::new(Shared { sender, unsent: Unsent::default(), state, streams });
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..STREAMS {
+            let on = On::Stream(Slot(Arc::clone(&shared)));
+            let mut lease = Lease { on, pool: Weak::new(), reused: false };
+            let body = Body::sending(Arriving::from(comes().await), &Session::new().enter(), None);
+            let request = Box::new(Request::post("https://orders/").body(body).unwrap());
+            asking.spawn(async move { lease.send(request).await.is_ok() });
+        }
+        let come = tokio::time::timeout(Duration::from_secs(60), heads(&mut theirs, STREAMS));
+        come.await.expect("all requests come");
+        theirs.write_all(GRANTS).await.unwrap();
+        is_used_and_kept(&shared.unsent).await;
+    }
 }

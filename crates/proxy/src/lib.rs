@@ -66,6 +66,7 @@ mod supervise;
 mod tasks;
 mod trace;
 mod tunnel;
+mod unsent;
 mod upstream;
 mod wire;
 

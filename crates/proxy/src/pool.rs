@@ -26,6 +26,7 @@ use crate::lease::{Lease, Line, On, Shared, Slot, State};
 use crate::plane::Plane;
 use crate::retire::Retirement;
 use crate::session::Spoken;
+use crate::unsent::Unsent;
 use crate::wire::Heard;
 
 /// A connection that was used within this time gets a successor when it retires.
@@ -251,8 +252,12 @@ impl Pool {
         let io = TokioIo::new(Gathering::new(dialled.wire));
         let handshake = http2_rules(&self.plane).handshake(io).await;
         let (sender, connection) = handshake.map_err(|error| self.unusable(&error, &heard))?;
-        let shared =
-            Arc::new(Shared { sender, state: state.clone(), streams: AtomicUsize::new(0) });
+        let shared = Arc::new(Shared {
+            sender,
+            unsent: Unsent::default(),
+            state: state.clone(),
+            streams: AtomicUsize::new(0),
+        });
         let lease = self.stream(shared.clone(), false);
         {
             let mut shelf = self.shelf();

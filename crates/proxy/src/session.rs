@@ -11,7 +11,7 @@ use std::time::Duration;
 use countersign_program::seldom::Seldom;
 use countersign_tls::{Limit, Permit};
 use http::header::{CONNECTION, HeaderValue};
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::Service;
@@ -30,6 +30,7 @@ use crate::gather::Gathering;
 use crate::rest;
 use crate::stream::{Streams, carrying};
 use crate::tasks::Tasks;
+use crate::unsent::{Bounded, Bounding, Unsent};
 
 /// What the other end speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +166,7 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Arriving>, Response = Response<Body>> + Send + Sync + 'static,
     S::Error: Into<Box<dyn Error + Send + Sync>>,
-    S::Future: Send + 'static,
+    S::Future: Unpin + Send + 'static,
 {
     let announce = Seldom::new(Box::pin(announce));
     match how.0 {
@@ -180,7 +181,7 @@ where
             })
         }
         Spoken::Http2 => {
-            let service = Whole(service);
+            let service = Whole::new(service);
             let io = TokioIo::new(Gathering::new(io));
             let connection = http2_rules(tasks).serve_connection(io, service);
             let (connection, close) = (Box::pin(connection), |it: Pin<&mut _>| {
@@ -189,7 +190,7 @@ where
             Box::pin(async move { tell(closing(connection, close, None, announce).await) })
         }
         Spoken::Either => {
-            let (rules, io, service) = (either_rules(tasks), TokioIo::new(io), Whole(service));
+            let (rules, io, service) = (either_rules(tasks), TokioIo::new(io), Whole::new(service));
             Box::pin(async move {
                 let connection = rules.serve_connection_with_upgrades(io, service);
                 let close = |it: Pin<&mut _>| auto::UpgradeableConnection::graceful_shutdown(it);
@@ -206,16 +207,30 @@ fn tell(ended: Result<(), impl Display>) {
     }
 }
 
-/// Takes requests over what never [rests](rest).
-struct Whole<S>(S);
+/// Takes requests over one connection that never [rests](rest), and may have many streams.
+struct Whole<S> {
+    service: S,
+    unsent: Unsent,
+}
 
-impl<S: Service<Request<Arriving>>> Service<Request<Incoming>> for Whole<S> {
-    type Response = S::Response;
+impl<S> Whole<S> {
+    fn new(service: S) -> Self {
+        Self { service, unsent: Unsent::default() }
+    }
+}
+
+impl<S> Service<Request<Incoming>> for Whole<S>
+where
+    S: Service<Request<Arriving>, Response = Response<Body>>,
+    S::Future: Unpin,
+{
+    type Response = Response<Bounded<Body>>;
     type Error = S::Error;
-    type Future = S::Future;
+    type Future = Bounding<S::Future>;
 
-    fn call(&self, request: Request<Incoming>) -> S::Future {
-        self.0.call(request.map(Arriving::from))
+    fn call(&self, request: Request<Incoming>) -> Bounding<S::Future> {
+        let on = (request.version() == Version::HTTP_2).then(|| self.unsent.clone());
+        Bounding { answer: self.service.call(request.map(Arriving::from)), on }
     }
 }
 
@@ -298,4 +313,146 @@ fn either_rules(tasks: &Tasks) -> auto::Builder<Tasks> {
         .max_send_buf_size(SEND_BUFFER_MAX)
         .auto_date_header(false);
     rules
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::convert::Infallible;
+    use std::io;
+    use std::task::{Context, Poll, Waker};
+
+    use bytes::Bytes;
+    use http_body::Frame;
+    use http_body_util::{Empty, StreamBody};
+    use hyper::service::service_fn;
+    use tokio::io::{DuplexStream, ReadBuf};
+
+    use super::*;
+    use crate::bounds::UNSENT_MAX;
+
+    pub(crate) const STREAMS: usize = 64;
+    pub(crate) const PART: usize = 16 * 1024;
+    const PARTS: usize = 32;
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// The end of a peer that reads nothing until it is told to.
+    struct Slow(DuplexStream, Arc<Gate>);
+
+    #[derive(Default)]
+    struct Gate {
+        open: AtomicBool,
+        waits: std::sync::Mutex<Option<Waker>>,
+    }
+
+    impl Gate {
+        fn open(&self) {
+            self.open.store(true, Ordering::SeqCst);
+            self.waits.lock().unwrap().take().unwrap().wake();
+        }
+    }
+
+    impl AsyncRead for Slow {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            *self.1.waits.lock().unwrap() = Some(cx.waker().clone());
+            match self.1.open.load(Ordering::SeqCst) {
+                true => Pin::new(&mut self.0).poll_read(cx, buffer),
+                false => Poll::Pending,
+            }
+        }
+    }
+
+    impl AsyncWrite for Slow {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(cx, bytes)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    /// A body of half a megabyte, as it comes from a program.
+    pub(crate) async fn comes() -> Incoming {
+        let (ours, theirs) = tokio::io::duplex(PART);
+        let answer = service_fn(async |_request: Request<Incoming>| {
+            let parts = std::iter::repeat_n(Bytes::from_static(&[b'x'; PART]), PARTS);
+            let parts = parts.map(|part| Ok::<_, Infallible>(Frame::data(part)));
+            Ok::<_, Infallible>(Response::new(StreamBody::new(futures_util::stream::iter(parts))))
+        });
+        let program = hyper::server::conn::http1::Builder::new();
+        tokio::spawn(program.serve_connection(TokioIo::new(theirs), answer));
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(ours)).await.unwrap();
+        tokio::spawn(connection);
+        sender.send_request(Request::new(Empty::<Bytes>::new())).await.unwrap().into_body()
+    }
+
+    /// As much waits as may, and no more.
+    pub(crate) async fn is_used_and_kept(unsent: &Unsent) {
+        let stands_still = async {
+            let (mut waits, mut looks) = (0, 0);
+            while waits < UNSENT_MAX || looks < 500 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                let before = std::mem::replace(&mut waits, unsent.bytes());
+                looks = if waits == before { looks + 1 } else { 0 };
+            }
+            waits
+        };
+        let waits = tokio::time::timeout(PATIENCE, stands_still).await.expect("it is used");
+        // Streams of which nothing waited went on with one part.
+        assert!(waits <= UNSENT_MAX + STREAMS * PART, "{waits}");
+    }
+
+    #[tokio::test]
+    async fn who_takes_nothing_of_all_its_streams_has_no_more_kept_for_it_and_gets_all_in_the_end()
+    {
+        let (ours, theirs) = tokio::io::duplex(PART);
+        let service = Whole::new(service_fn(|_request: Request<Arriving>| {
+            Box::pin(async {
+                let busy = Session::new().enter();
+                let body = Body::sending(Arriving::from(comes().await), &busy, None);
+                Ok::<_, Infallible>(Response::new(body))
+            })
+        }));
+        let unsent = service.unsent.clone();
+        let serving =
+            http2_rules(&Tasks::default()).serve_connection(TokioIo::new(theirs), service);
+        tokio::spawn(serving);
+        // It grants whatever it may, and the bound is ours alone.
+        let gate = Arc::new(Gate::default());
+        let mut rules = h2::client::Builder::new();
+        rules.initial_window_size(i32::MAX as u32).initial_connection_window_size(i32::MAX as u32);
+        let slow = Slow(ours, Arc::clone(&gate));
+        let (sender, connection) = rules.handshake::<_, Bytes>(slow).await.unwrap();
+        tokio::spawn(connection);
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..STREAMS {
+            let (answer, _) =
+                sender.clone().send_request(Request::new(()), true).expect("it may have so many");
+            asking.spawn(async move {
+                let (mut body, mut bytes) = (answer.await.unwrap().into_body(), 0);
+                while let Some(part) = body.data().await {
+                    bytes += part.unwrap().len();
+                }
+                bytes
+            });
+        }
+        is_used_and_kept(&unsent).await;
+        gate.open();
+        let whole = tokio::time::timeout(PATIENCE, asking.join_all()).await;
+        assert_eq!(whole.expect("no stream is held up"), [PARTS * PART; STREAMS]);
+        assert_eq!(unsent.bytes(), 0);
+    }
 }

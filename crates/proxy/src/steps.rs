@@ -56,11 +56,11 @@ pub async fn requests(bytes: &[u8], wire: Wire, peer: &SpiffeId) -> Vec<Result<P
     let (into, peer) = (Arc::clone(&found), headers::peer_value(peer));
     let service = service_fn(move |request: Request<Arriving>| {
         let (into, peer) = (Arc::clone(&into), peer.clone());
-        async move {
+        Box::pin(async move {
             let passed = pass(request, peer.as_ref()).await;
             into.lock().unwrap_or_else(PoisonError::into_inner).push(passed);
             Ok::<_, Infallible>(Response::new(Body::empty()))
-        }
+        })
     });
     let (mut caller, io) = tokio::io::duplex(PIPE_BYTES.max(bytes.len()));
     let caller = async move {
