@@ -15,8 +15,8 @@ mod support;
 use certificates::{Certificates, free_port};
 use postgres::{Cluster, Listen, give_away};
 use serde_json::Value;
-use servers::{Domain, Part, done};
-use support::{folder, until};
+use servers::{Domain, Part, done, run};
+use support::{folder, text, until};
 
 /// Which of a copy's words are what is said of the same state elsewhere.
 #[track_caller]
@@ -128,6 +128,10 @@ fn a_trust_domain_moves_from_its_database_to_a_directory_and_goes_on() {
     let fixed = ["server", "--data", &data, "--listen", "127.0.0.1:0", "--metrics", "off"];
     let server = Part::start(&fixed, &[]);
     assert_eq!(server.status()["revision"], revision);
-    assert_ne!(server.status()["server"]["log"]["root"], log, "its start is on the log");
+    assert_ne!(server.status()["server"]["log"]["root"], log, "the log goes on");
+    let search = ["log", "search", "--kind", "server-started", "--admin", server.admin()];
+    let starts = run(&[&search[..], &["--output", "json"]].concat());
+    let starts = text(&starts.stdout).matches("server-started").count();
+    assert_eq!(starts, 2, "before the move and after it");
     domain.apply(&server, "orders");
 }
