@@ -67,7 +67,12 @@ impl EnvoyAuthorization {
         let caller = visitor(request)?.caller;
         let workloads = self.reception.who(&caller, view).await;
         let workloads = workloads.map_err(|unknown| unknown.status(caller.peer()))?;
-        match view.own(&workloads, self.reception.clock.now()) {
+        let now = self.reception.clock.now();
+        let own = match owner(view, request.get_ref()) {
+            None => view.own(&workloads, now),
+            Some(owner) => view.own_about(&workloads, owner, now),
+        };
+        match own {
             Own::These(own) => Ok(own),
             Own::Pending => {
                 let why = "no server has said yet what this caller is";
@@ -136,6 +141,13 @@ impl Authorization for EnvoyAuthorization {
         }
         Ok(Response::new(answer))
     }
+}
+
+/// The workload of the service that a question names, if it names one.
+fn owner<'a>(view: &'a View, question: &CheckRequest) -> Option<&'a Name> {
+    let named = question.attributes.as_ref()?.context_extensions.get(SERVICE)?;
+    let service: Name = named.parse().ok()?;
+    view.replica.services().get(&service).map(|spec| &spec.workload)
 }
 
 /// The answer to a question about a service of whoever asks, and what is to be counted.

@@ -101,6 +101,23 @@ impl View {
         }
     }
 
+    /// The same for a caller of whom it is known that it is about this one of them. It does not wait for what else it may turn out
+    /// to be: of a workload that was declared since, it may take long until anybody says something, and rules go to whoever
+    /// enforces them meanwhile as well.
+    pub(crate) fn own_about(
+        &self,
+        workloads: &[Arc<Workload>],
+        about: &Name,
+        now: Timestamp,
+    ) -> Own {
+        let waits = |workload: &Arc<Workload>| {
+            workload.name != *about
+                && matches!(self.own(std::slice::from_ref(workload), now), Own::Pending)
+        };
+        let known: Vec<_> = workloads.iter().filter(|one| !waits(one)).cloned().collect();
+        if known.is_empty() { Own::Pending } else { self.own(&known, now) }
+    }
+
     /// When the last of the SVIDs that are held for these workloads ends.
     pub(crate) fn last_expiry(&self, workloads: &[Arc<Workload>]) -> Option<Timestamp> {
         let held = workloads.iter().filter_map(|workload| self.svids.get(&workload.name));

@@ -249,7 +249,13 @@ impl Conversation {
             Err(nobody @ Unknown::Nobody) => return Ok(Who::Nobody(nobody.status(caller.peer()))),
             Err(unknown @ Unknown::CannotKnow(..)) => return Err(unknown.status(caller.peer())),
         };
-        Ok(match view.own(&workloads, self.reception.clock.now()) {
+        let now = self.reception.clock.now();
+        let own = match &self.own {
+            // It is registered as whom it is first, which is not known before all is known.
+            None => view.own(&workloads, now),
+            Some(own) => view.own_about(&workloads, &own.name, now),
+        };
+        Ok(match own {
             Own::These(own) => Who::These(own),
             Own::Pending => Who::CannotKnow,
             Own::Refused(code, why) => {

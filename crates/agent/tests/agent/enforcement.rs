@@ -3,15 +3,18 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use countersign_api::envoy::authorization_client::AuthorizationClient;
+use countersign_api::envoy::{AttributeContext, CheckRequest};
 use countersign_api::v1;
 use countersign_api::v1::enforcement_client::EnforcementClient;
 use countersign_api::v1::enforcement_request::Step as Out;
 use countersign_api::v1::enforcement_response::Step as In;
-use countersign_identity::Clock as _;
+use countersign_identity::{Clock as _, Reason, Revoked};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::world::{Agent, World, acknowledged, selectors};
+use crate::revocation::id;
+use crate::world::{Agent, PATIENCE, World, acknowledged, selectors};
 
 pub(crate) struct Point {
     send: mpsc::Sender<v1::EnforcementRequest>,
@@ -182,6 +185,54 @@ async fn acknowledgements_travel_by_name_and_only_for_what_was_sent() {
     let refused = point.hear().await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::InvalidArgument);
     assert_eq!(world.server.acks().borrow().points[0].revision, Some(revision));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn rules_do_not_wait_for_a_workload_that_the_process_may_turn_out_to_be_as_well() {
+    let world = shop().await;
+    let agent = world.agent().await;
+    let mut point = Point::register(&agent, "proxy-web").await;
+    assert_eq!(point.slice().await.workload, "web");
+    // It would be this one first, by its name, once its SVID is there; and that cannot be had.
+    world.server.sign_for_somebody_else();
+    world.server.put_workload("also", &["launch:web"], "");
+    let target = Revoked::Identity { id: id("orders"), before: world.server.next() };
+    world.server.revoke("r1", target, Reason::KeyCompromise);
+    let slice = tokio::time::timeout(PATIENCE, point.slice()).await.expect("the rule waits");
+    assert_eq!((slice.workload.as_str(), slice.revocations.len()), ("web", 1));
+    assert!(slice.services.iter().any(|service| service.name == "web"), "it keeps its own");
+    // Nor does the word that nothing is issued for it any more.
+    world.server.suspend("web");
+    let slice = tokio::time::timeout(PATIENCE, point.slice()).await.expect("the word waits");
+    assert!(slice.services.is_empty() && slice.policies.is_empty(), "{slice:?}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn envoy_does_not_wait_for_a_workload_that_its_process_may_turn_out_to_be_as_well() {
+    let world = shop().await;
+    let agent = world.agent().await;
+    let mut envoy = AuthorizationClient::new(agent.channel().await);
+    let attributes = AttributeContext {
+        context_extensions: [("service".to_owned(), "web".to_owned())].into(),
+        ..AttributeContext::default()
+    };
+    let question = CheckRequest { attributes: Some(attributes) };
+    // It shows no certificate, so the answer is a denial; but it is one.
+    assert!(envoy.check(question.clone()).await.is_ok());
+    world.server.sign_for_somebody_else();
+    world.server.put_workload("also", &["launch:web"], "");
+    let declared = world.server.number();
+    world
+        .until("the agent knows of it", || {
+            world.clock.advance(Duration::from_millis(50));
+            let known = world.server.acks().borrow().revision;
+            known.is_some_and(|known| declared <= known.number)
+        })
+        .await;
+    let answer = envoy.check(question).await;
+    assert!(answer.is_ok(), "{answer:?}");
     agent.stop().await;
 }
 

@@ -14,7 +14,7 @@ use crate::enforcement::{Point, shop};
 use crate::server::{NODE, RULE_LASTS, TAG};
 use crate::world::{Agent, World};
 
-fn id(name: &str) -> SpiffeId {
+pub(crate) fn id(name: &str) -> SpiffeId {
     format!("spiffe://shop.example/{name}").parse().unwrap()
 }
 

@@ -18,7 +18,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::server::Server;
 
 /// Longer than anything in a test takes, in real time: who waits for it in vain fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// After so many turns in which nothing came true, real time passes as well: simulated time does not run away from threads and
 /// disks that are slow.
 const TURNS_AT_ONCE: usize = 50;
