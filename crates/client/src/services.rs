@@ -26,6 +26,17 @@ impl Services {
         self.services.iter().filter(|(_, spec)| spec.workload == self.workload)
     }
 
+    /// Those that are neither the caller's own nor called by it. The agent tells them to a process that matches several
+    /// workloads, for one that it is not by default.
+    pub fn of_others(&self) -> impl Iterator<Item = (&Name, &ServiceSpec)> {
+        let calls = |service: &Name| {
+            let mut upstreams = self.own().flat_map(|(_, own)| &own.upstreams);
+            upstreams.any(|upstream| upstream.service == *service)
+        };
+        let others = self.services.iter().filter(|(_, spec)| spec.workload != self.workload);
+        others.filter(move |(name, _)| !calls(name))
+    }
+
     /// Who a service is: what the one that answers must prove to be. None when the agent has not told, and
     /// then the service cannot be dialled.
     pub fn id_of(&self, service: &Name) -> Option<&SpiffeId> {

@@ -109,6 +109,13 @@ impl Plan {
                 plan.add_outlet(name, upstream, services, run_dir);
             }
         }
+        plan.problems.extend(services.of_others().map(|(name, spec)| {
+            let (own, other) = (&services.workload, &spec.workload);
+            format!(
+                "service `{name}` has no listener here: this process matches several workloads, and is `{own}` by \
+                 default and not `{other}`; let the selectors of only one of them hold for it"
+            )
+        }));
         plan
     }
 
@@ -334,6 +341,28 @@ mod tests {
         assert!(bank.leads.ways[0].to_string().ends_with("at `b:1`"), "its own order of priority");
         assert!(plan.warnings()[0].contains("over loopback TCP"));
         assert_eq!(plan.warnings().len(), 1);
+    }
+
+    #[test]
+    fn a_door_of_another_workload_of_the_same_process_is_told_of_and_not_opened() {
+        let plan = plan(&[
+            (
+                "orders",
+                serde_json::json!({"workload": "orders", "listen": "127.0.0.1:7001", "forward": "unix", "upstreams": [{"service": "payments"}]}),
+            ),
+            (
+                "payments",
+                serde_json::json!({"workload": "payments", "listen": "127.0.0.1:7002", "forward": "unix"}),
+            ),
+            (
+                "shipping",
+                serde_json::json!({"workload": "shipping", "listen": "127.0.0.1:7003", "forward": "unix"}),
+            ),
+        ]);
+        assert_eq!(plan.doors.keys().map(Name::as_str).collect::<Vec<_>>(), ["orders"]);
+        let [problem] = &plan.problems[..] else { panic!("{:?}", plan.problems) };
+        assert!(problem.starts_with("service `shipping` has no listener here"), "{problem}");
+        assert!(problem.contains("is `orders` by default and not `shipping`"), "{problem}");
     }
 
     #[test]

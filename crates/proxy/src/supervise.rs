@@ -57,19 +57,24 @@ impl Supervisor {
     /// opened does not keep the others from it.
     pub(crate) fn reconcile(&mut self, plan: &Plan) -> Vec<ListenFault> {
         // Close first: a listener may move from one name to another.
-        self.doors.retain(|name, door| {
-            kept(
-                plan.doors
-                    .get(name)
-                    .is_some_and(|planned| planned.listen == door.running.plan.listen),
-                &door.running.stop,
-            )
+        self.doors.retain(|name, Open { running, .. }| {
+            let planned = plan.doors.get(name);
+            let keep = planned.is_some_and(|planned| planned.listen == running.plan.listen);
+            if !keep {
+                tracing::info!(service = %name, listen = %running.bound.listen, "the door is closed");
+                running.stop.cancel();
+            }
+            keep
         });
         self.outlets.retain(|name, outlet| {
-            kept(
-                plan.outlets.get(name).is_some_and(|planned| planned.local == outlet.plan.local),
-                &outlet.stop,
-            )
+            let planned = plan.outlets.get(name);
+            let keep = planned.is_some_and(|planned| planned.local == outlet.plan.local);
+            if !keep {
+                let BoundOutbound { service, upstream, local } = &outlet.bound;
+                tracing::info!(%service, %upstream, %local, "the way out is closed");
+                outlet.stop.cancel();
+            }
+            keep
         });
         let doors =
             plan.doors.iter().filter_map(|(name, planned)| self.set_door(name, planned).err());
@@ -161,13 +166,6 @@ impl Supervisor {
         self.outlets.insert(name.clone(), Running { plan: planned.clone(), bound, route, stop });
         Ok(())
     }
-}
-
-fn kept(keep: bool, stop: &CancellationToken) -> bool {
-    if !keep {
-        stop.cancel();
-    }
-    keep
 }
 
 fn route(plane: &Arc<Plane>, leads: &Leads) -> Route {
