@@ -1,126 +1,25 @@
-//! The loss of a primary under two servers, as processes: to a standby that has everything, and to one that lacks the end.
+//! The loss of a primary under two servers, as processes, to a standby that has everything.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
+#[path = "support/pair.rs"]
+#[expect(dead_code, reason = "another test loses a tail")]
+mod pair;
 #[path = "../../store/tests/support/postgres.rs"]
 #[expect(dead_code, reason = "the store's own tests use the rest of it")]
 mod postgres;
+#[path = "support/rivals.rs"]
+mod rivals;
 #[path = "support/servers.rs"]
 mod servers;
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use postgres::{Cluster, Listen};
+use pair::{Pair, Told, Traffic, ready};
+use rivals::Rivals;
 use serde_json::Value;
-use servers::{Domain, Part, done, run};
-use support::until;
-
-/// A trust domain in a database with a standby, and both of their places in the URL of its servers.
-struct Pair {
-    domain: Domain,
-    standby: Cluster,
-    database: String,
-}
-
-impl Pair {
-    fn make() -> Self {
-        let primary = Cluster::start(Listen::Nowhere, &[]);
-        let database = primary.database("read committed");
-        let standby = Cluster::standby_of(&primary, "spare");
-        let (one, two) = (primary.folder().display(), standby.folder().display());
-        let parameters = format!("host={one},{two}&target_session_attrs=read-write");
-        let url = format!("postgres://cs@/{database}?{parameters}");
-        Self { domain: Domain::make_in(primary, url), standby, database }
-    }
-
-    /// Has every commit wait for the standby.
-    fn synchronous(&self) {
-        let primary = &self.domain.cluster;
-        primary.sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = 'spare'");
-        primary.sql("postgres", "SELECT pg_reload_conf()");
-        until("the standby is synchronous", || {
-            let state = primary.sql("postgres", "SELECT sync_state FROM pg_stat_replication");
-            (state == "sync").then_some(())
-        });
-    }
-
-    /// Lets no more of the primary's writes reach the standby.
-    fn cut_off(&self) {
-        self.standby.sql("postgres", "ALTER SYSTEM SET primary_conninfo = 'host=/nowhere'");
-        self.standby.sql("postgres", "SELECT pg_reload_conf()");
-        until("the standby is cut off", || {
-            let of = "SELECT count(*) FROM pg_stat_replication";
-            (self.domain.cluster.sql("postgres", of) == "0").then_some(())
-        });
-    }
-
-    fn promote(&self) {
-        // Without waiting: what it is like in between is looked at, too.
-        self.standby.sql("postgres", "SELECT pg_promote(false)");
-    }
-
-    fn names(&self, kind: &str) -> BTreeSet<String> {
-        let sql = format!("SELECT name FROM records WHERE kind = '{kind}'");
-        self.standby.sql(&self.database, &sql).lines().map(str::to_owned).collect()
-    }
-
-    fn verify(&self) {
-        let output = run(&["store", "verify", &self.domain.url, "--output", "json"]);
-        assert!(output.status.success(), "{}", support::text(&output.stderr));
-    }
-}
-
-fn ready(servers: [&Part; 2], is: bool) {
-    until(if is { "both are ready" } else { "none is ready" }, || {
-        let all = servers.map(|server| server.readiness().0 == "200");
-        (all == [is; 2]).then_some(())
-    });
-}
-
-/// What one caller was told is done, in the order in which it was told.
-#[derive(Default)]
-struct Told {
-    applied: Vec<(String, Value)>,
-    revoked: Vec<(String, Value)>,
-}
-
-/// Declares and revokes through one server until told to end; whatever does not come to be known is gone on from.
-fn call(
-    domain: &Domain,
-    server: &Part,
-    caller: &str,
-    acknowledged: &AtomicUsize,
-    refused: &AtomicUsize,
-    end: &AtomicBool,
-) -> Told {
-    let mut told = Told::default();
-    for turn in 0.. {
-        if end.load(Ordering::Relaxed) {
-            break;
-        }
-        let name = format!("{caller}{turn}");
-        let manifest = domain.manifest(&name, "5m");
-        let id = format!("spiffe://prod.example/{name}");
-        let applying = ["apply", &manifest];
-        let revoking = ["revoke", &id, "--reason", "key-compromise"];
-        for (arguments, done) in
-            [(&applying[..], &mut told.applied), (&revoking[..], &mut told.revoked)]
-        {
-            let more = ["--admin", server.admin(), "--output", "json"];
-            let output = run(&[arguments, &more].concat());
-            if !output.status.success() {
-                refused.fetch_add(1, Ordering::Relaxed);
-                break;
-            }
-            let said: Value = serde_json::from_slice(&output.stdout).unwrap();
-            done.push((name.clone(), said["revision"].clone()));
-            acknowledged.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-    told
-}
+use servers::{Domain, done};
 
 /// The second half of a revision's text, which is `INCARNATION.NUMBER`.
 fn number(revision: &Value) -> u64 {
@@ -138,42 +37,53 @@ fn no_acknowledged_write_is_lost_when_a_synchronous_standby_is_promoted_under_tr
     assert!(!status["warnings"].to_string().contains("standby"), "{status}");
     let near = domain.agent("near", &[&one, &two]);
     let far = domain.agent("far", &[&two, &one]);
-    let (acknowledged, end) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let refused = [AtomicUsize::new(0), AtomicUsize::new(0)];
-    let flows = |more: usize| {
-        let enough = acknowledged.load(Ordering::Relaxed) + more;
-        until("writing goes on", || (enough <= acknowledged.load(Ordering::Relaxed)).then_some(()));
-    };
-    let (told, held) = std::thread::scope(|scope| {
-        let callers = [(&one, "a", &refused[0]), (&two, "b", &refused[1])];
-        let callers = callers.map(|(server, caller, refused)| {
-            let (acknowledged, end) = (&acknowledged, &end);
-            scope.spawn(move || call(domain, server, caller, acknowledged, refused, end))
+    let traffic = Traffic::default();
+    let tokens = [(); 3].map(|()| done(&["token", "create", "--admin", one.admin()]));
+    let (told, held, rivals) = std::thread::scope(|scope| {
+        let traffic = &traffic;
+        let callers = [(0, &one), (1, &two)].map(|(which, server)| {
+            let declare = |name: &str| domain.manifest(name, "5m");
+            scope.spawn(move || traffic.call(which, server, declare))
         });
-        let holding = scope.spawn(|| {
-            let mut held = BTreeSet::new();
-            while !end.load(Ordering::Relaxed) {
-                held.extend(["near", "far"].iter().filter_map(|a| domain.serials(a)).flatten());
-            }
-            held
-        });
-        flows(12);
+        let holding = scope.spawn(|| hold(domain, traffic));
+        traffic.flows(12);
+        // Of each token's two machines one comes at each server: before the primary is lost, and while nothing is known.
+        let early = Rivals::start(domain, "early", &tokens[0], [&one, &two]);
+        let racing = Rivals::start(domain, "racing", &tokens[1], [&two, &one]);
         domain.cluster.kill();
+        let late = Rivals::start(domain, "late", &tokens[2], [&one, &two]);
         ready([&one, &two], false);
         assert!(one.readiness().1.contains("nothing can be recorded"), "{:?}", one.readiness());
-        until("each is told that the database is away", || {
-            refused.iter().all(|count| 0 < count.load(Ordering::Relaxed)).then_some(())
-        });
+        traffic.halts();
         pair.promote();
         ready([&one, &two], true);
-        flows(12);
-        end.store(true, Ordering::Relaxed);
-        (callers.map(|caller| caller.join().unwrap()), holding.join().unwrap())
+        traffic.flows(12);
+        traffic.end();
+        let rivals = [early, racing, late];
+        (callers.map(|caller| caller.join().unwrap()), holding.join().unwrap(), rivals)
     });
-    // Nothing of what was told is missing.
+    nothing_told_is_missing(&pair, &told, &traffic);
+    a_token_lets_in_one_machine(&pair, rivals);
+    nothing_is_issued_twice_or_unrecorded(&pair, &held);
+    pair.verify();
+    assert!(one.runs() && two.runs());
+    assert_eq!(one.status()["revision"].as_str().unwrap().split_once('.').unwrap().0, "1");
+    drop((near, far));
+}
+
+/// The serials of all that both agents hand out until it is over.
+fn hold(domain: &Domain, traffic: &Traffic) -> BTreeSet<String> {
+    let mut held = BTreeSet::new();
+    while !traffic.is_over() {
+        held.extend(["near", "far"].iter().filter_map(|agent| domain.serials(agent)).flatten());
+    }
+    held
+}
+
+fn nothing_told_is_missing(pair: &Pair, told: &[Told], traffic: &Traffic) {
     let (workloads, rules) = (pair.names("Workload"), pair.names("Revocation"));
     let mut revisions = BTreeMap::new();
-    for told in &told {
+    for told in told {
         for (name, revision) in &told.applied {
             assert!(workloads.contains(name), "{name} of {revision} is lost");
         }
@@ -189,72 +99,33 @@ fn no_acknowledged_write_is_lost_when_a_synchronous_standby_is_promoted_under_tr
             assert!(revisions.insert(revision, ()).is_none(), "{revision} was told twice");
         }
     }
-    // Nothing was issued twice, or without a record.
-    let issued = "SELECT encode(serial, 'hex') FROM issued";
-    let issued = pair.standby.sql(&pair.database, issued);
+    // Nor is anything there that nobody asked for: at most one record for each answer, and for each that stayed out.
+    let asked = traffic.asked();
+    assert!(workloads.len() + rules.len() <= asked, "{workloads:?} {rules:?} of {asked}");
+    println!("{} revisions told, {asked} times asked", revisions.len());
+}
+
+/// Whatever became of the answers.
+fn a_token_lets_in_one_machine(pair: &Pair, rivals: [Rivals; 3]) {
+    let let_in = rivals.map(Rivals::settle);
+    println!("of three pairs with a token each {let_in:?} were let in");
+    assert!(let_in.iter().all(|count| *count <= 1), "{let_in:?}");
+    assert_eq!(let_in[2], 1, "who came when the primary was lost already had nothing to lose");
+    let nodes = pair.count("SELECT count(*) FROM nodes");
+    let spent = pair.count("SELECT count(*) FROM tokens WHERE spent IS NOT NULL");
+    assert_eq!(nodes, spent, "one of each");
+    assert!(2 + let_in.iter().sum::<usize>() <= nodes, "whoever was told so is in: {nodes}");
+}
+
+fn nothing_is_issued_twice_or_unrecorded(pair: &Pair, held: &BTreeSet<String>) {
+    let shared = "SELECT count(*) FROM (SELECT 1 FROM issued GROUP BY incarnation, log_index \
+                  HAVING 1 < count(*)) AS shared";
+    assert_eq!(pair.count(shared), 0, "each has a leaf of its own");
+    let issued = pair.sql("SELECT encode(serial, 'hex') FROM issued");
     let recorded: BTreeSet<String> = issued.lines().map(str::to_owned).collect();
     assert_eq!(recorded.len(), issued.lines().count());
     assert!(!held.is_empty());
     let unknown: Vec<_> = held.difference(&recorded).collect();
     assert!(unknown.is_empty(), "held and not recorded: {unknown:?}");
-    pair.verify();
-    assert!(one.runs() && two.runs());
-    assert_eq!(one.status()["revision"].as_str().unwrap().split_once('.').unwrap().0, "1");
-    println!("{} revisions told, {} certificates held", revisions.len(), held.len());
-    drop((near, far));
-}
-
-#[test]
-fn a_tail_lost_with_an_asynchronous_standby_begins_a_new_incarnation_under_running_servers() {
-    let pair = Pair::make();
-    let domain = &pair.domain;
-    let serve = |name| domain.server_with(name, &["--hold-off", "3s"]);
-    let (mut one, mut two) = (serve("one"), serve("two"));
-    for server in [&one, &two] {
-        let warnings = server.status()["warnings"].to_string();
-        assert!(warnings.contains("acknowledged writes may be lost"), "{warnings}");
-    }
-    let near = domain.agent("near", &[&one, &two]);
-    let far = domain.agent("far", &[&two, &one]);
-    for name in ["kept", "leaked"] {
-        two.node_has(&domain.apply(&one, name));
-    }
-    until("both agents serve", || (domain.fetch("near") && domain.fetch("far")).then_some(()));
-    pair.cut_off();
-    domain.apply(&one, "lost");
-    let leaked = "spiffe://prod.example/leaked";
-    let reason = ["--reason", "process-compromise", "--admin", one.admin()];
-    let revoked = done(&[&["revoke", leaked][..], &reason].concat())["revision"].clone();
-    until("both agents have the rule", || {
-        let nodes = [&one, &two].map(|server| server.nodes_at(&revoked));
-        (nodes.iter().sum::<usize>() == 2).then_some(())
-    });
-    domain.cluster.kill();
-    ready([&one, &two], false);
-    pair.promote();
-    until("a new incarnation has begun", || {
-        let all = [&one, &two].map(|server| {
-            let status = server.status();
-            let revision = status["revision"].as_str().unwrap_or("1.").to_owned();
-            !revision.starts_with("1.") && server.readiness().0 == "200"
-        });
-        (all == [true; 2]).then_some(())
-    });
-    assert!(one.runs() && two.runs(), "they went on by themselves");
-    // The rule that only the agents remembered is back, and so is the suspension.
-    until("the agents have handed back what they remember", || {
-        (!pair.names("Revocation").is_empty() && !pair.names("Suspension").is_empty()).then_some(())
-    });
-    let workloads = pair.names("Workload");
-    assert!(workloads.contains("kept") && !workloads.contains("lost"), "{workloads:?}");
-    // A change through either reaches both agents, wherever they have gone.
-    for (by, name) in [(&one, "lost"), (&two, "new")] {
-        let revision = domain.apply(by, name);
-        until("both agents have the revision", || {
-            let nodes = [&one, &two].map(|server| server.nodes_at(&revision));
-            (nodes.iter().sum::<usize>() == 2).then_some(())
-        });
-    }
-    pair.verify();
-    drop((near, far));
+    println!("{} certificates held", held.len());
 }
