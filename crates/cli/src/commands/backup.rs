@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::exit::Exit;
 use crate::find::{self, Find};
 use crate::output::{self, Output};
-use crate::serve::{Again, Openers, SealKey, harden_process, password, unlock};
+use crate::serve::{Again, Openers, Seal, harden_process, password, unlock};
 
 /// Save a trust domain's state in one sealed file, also while its servers run
 ///
@@ -81,7 +81,7 @@ pub(crate) struct RestoreArguments {
 struct TokenArguments {
     /// The key in a token that the key is sealed by, if it is, `pkcs11:token=…;object=…?module-path=…`
     #[arg(long, value_name = "WHERE", env = "COUNTERSIGN_SEAL")]
-    seal: Option<SealKey>,
+    seal: Option<Seal>,
     /// The file of the PIN of that token [default: COUNTERSIGN_PIN, or `pin-source` of its URI]
     #[arg(long, value_name = "FILE", env = "COUNTERSIGN_PIN_FILE")]
     pin_file: Option<PathBuf>,
@@ -91,6 +91,7 @@ impl TokenArguments {
     /// With the file of a passphrase, all that may open a key file.
     fn openers(&self, passphrase_file: Option<&PathBuf>) -> Openers {
         let Self { seal, pin_file } = self.clone();
+        let seal = seal.and_then(Seal::token);
         Openers { passphrase_file: passphrase_file.cloned(), seal, pin_file }
     }
 }

@@ -19,8 +19,8 @@ use serde_json::json;
 use super::again::Again;
 use super::store::store_at;
 use super::unlock::{
-    Openers, PASSPHRASE_FILE, PIN_FILE, SEAL, SealKey, check_token_uri, new_passphrase, token,
-    unlock, vault,
+    Openers, PASSPHRASE_FILE, PIN_FILE, SEAL, Seal, check_token_uri, new_passphrase, token, unlock,
+    vault,
 };
 use crate::exit::Exit;
 use crate::output::{self, Output};
@@ -92,41 +92,6 @@ enum RootKey {
     Here,
     External,
     Token(String),
-}
-
-/// How the key file is kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Seal {
-    File,
-    Passphrase,
-    Token(SealKey),
-}
-
-impl Seal {
-    fn token(&self) -> Option<SealKey> {
-        match self {
-            Self::Token(key) => Some(key.clone()),
-            Self::File | Self::Passphrase => None,
-        }
-    }
-}
-
-impl std::str::FromStr for Seal {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "file" => Ok(Self::File),
-            "passphrase" => Ok(Self::Passphrase),
-            token if token.starts_with("pkcs11:") => token.parse().map(Self::Token),
-            other => {
-                let other = output::printable(other);
-                Err(format!(
-                    "`{other}` is no way to keep the key file: write `file`, `passphrase` or `pkcs11:…`"
-                ))
-            }
-        }
-    }
 }
 
 impl RootKey {
@@ -274,7 +239,7 @@ pub(crate) fn init(settings: &Settings<InitProgram>, output: Output) -> Result<E
     let seal = resolved.required::<Seal>("seal");
     let openers = Openers {
         passphrase_file: resolved.optional("passphrase-file"),
-        seal: seal.as_ref().and_then(Seal::token),
+        seal: seal.clone().and_then(Seal::token),
         pin_file: resolved.optional("pin-file"),
     };
     let vault = vault(openers.pin_file.clone())?;

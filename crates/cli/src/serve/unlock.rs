@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::exit::Failure;
 use crate::find;
+use crate::output;
 use crate::settings::{Field, Resolved};
 
 /// Where the passphrase is.
@@ -46,7 +47,8 @@ impl Openers {
         let passphrase_file = resolved.optional("passphrase-file");
         Self {
             passphrase_file,
-            seal: resolved.optional("seal"),
+            // The environment may say how the file was made, which is no key.
+            seal: resolved.optional::<Seal>("seal").and_then(Seal::token),
             pin_file: resolved.optional("pin-file"),
         }
     }
@@ -68,6 +70,42 @@ impl std::str::FromStr for SealKey {
 
     fn from_str(text: &str) -> Result<Self, String> {
         check_token_uri(text).map(Self)
+    }
+}
+
+/// How a key file is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Seal {
+    File,
+    Passphrase,
+    Token(SealKey),
+}
+
+impl Seal {
+    /// The key in a token by which it is sealed, if it is by one.
+    pub(crate) fn token(self) -> Option<SealKey> {
+        match self {
+            Self::Token(key) => Some(key),
+            Self::File | Self::Passphrase => None,
+        }
+    }
+}
+
+impl std::str::FromStr for Seal {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "file" => Ok(Self::File),
+            "passphrase" => Ok(Self::Passphrase),
+            token if token.starts_with("pkcs11:") => token.parse().map(Self::Token),
+            other => {
+                let other = output::printable(other);
+                Err(format!(
+                    "`{other}` is no way to keep the key file: write `file`, `passphrase` or `pkcs11:…`"
+                ))
+            }
+        }
     }
 }
 

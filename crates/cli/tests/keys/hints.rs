@@ -103,3 +103,18 @@ fn next_command_opens_a_key_file_that_a_token_seals() {
     assert!(said.ends_with("\n  with COUNTERSIGN_PIN set as it is here\n"), "{said}");
     starts(&place, &said, &last);
 }
+
+#[test]
+fn what_init_reads_in_the_environment_keeps_nobody_from_the_key_file() {
+    let mut place = Place::new();
+    let [seal, words] = ["COUNTERSIGN_SEAL", "COUNTERSIGN_PASSPHRASE"];
+    place.environment.extend([(seal, "passphrase".to_owned()), (words, WORDS.to_owned())]);
+    let (data, backup) = (place.at("d"), place.at("b"));
+    let said = hint(&place, &["init", "--data", &data, "--trust-domain", "shop.example"]);
+    starts(&place, &said, &data);
+    place.json(&["backup", &backup, "--data", &data]);
+    place.environment.push((seal, "paper".to_owned()));
+    let says = "`paper` is no way to keep the key file";
+    place.refused(&["server", "--data", &data], 2, says);
+    place.refused(&["backup", &backup, "--data", &data], 2, says);
+}
