@@ -157,7 +157,11 @@ async fn a_relevant_change_is_a_slice_and_any_other_a_mark_at_most_one_a_second(
     let In::EnforceMark(mark) = point.hear().await.unwrap() else { panic!("a mark was expected") };
     assert!(first.revision.unwrap().number < mark.revision.unwrap().number);
     world.server.remove("Policy", "web-orders");
-    let slice = point.slice().await;
+    // When what came before is told depends on when the agent's task had its turn; in two seconds it is not told a third time.
+    let slice = match point.hear().await.unwrap() {
+        In::Slice(slice) => slice,
+        In::EnforceMark(_second) => point.slice().await,
+    };
     assert!(slice.policies.is_empty());
     agent.stop().await;
 }
