@@ -20,7 +20,8 @@ pub struct RoomBounds {
     pub all: usize,
     /// Of one kind.
     pub each: usize,
-    /// How long a guest may stay before it gives way to a newcomer, of its own kind or while no kind has more than others.
+    /// How long a guest may stay before it gives way to a newcomer of its own kind, or to any while no kind has more than the
+    /// newcomer's. Nothing, where guests stay for long: then every newcomer finds a place.
     pub yields_after: Duration,
 }
 
@@ -183,17 +184,18 @@ impl<K: Copy + Ord + Hash> Books<K> {
 
     /// The kind that makes room at once for a newcomer of this rank, whose kind has so many here; and of what rank it is.
     fn who_makes_room(&self, here: usize, rank: Rank) -> Option<(Rank, Crowd<K>)> {
-        let largest = |of| {
-            let largest = self.parts.each().filter_map(|mut part| part.crowds(of).last().copied());
-            largest.max().map(|crowd| (of, crowd))
-        };
         let has_more = |(_, (most, _, _)): &(Rank, Crowd<K>)| here + 1 < *most;
-        match (rank, largest(Rank::Stranger)) {
+        match (rank, self.largest(Rank::Stranger)) {
             // However few of them are of one kind.
             (Rank::Known, Some(strangers)) => Some(strangers),
-            (Rank::Known, None) => largest(Rank::Known).filter(has_more),
+            (Rank::Known, None) => self.largest(Rank::Known).filter(has_more),
             (Rank::Stranger, strangers) => strangers.filter(has_more),
         }
+    }
+
+    fn largest(&self, of: Rank) -> Option<(Rank, Crowd<K>)> {
+        let largest = self.parts.each().filter_map(|mut part| part.crowds(of).last().copied());
+        largest.max().map(|crowd| (of, crowd))
     }
 
     /// A place for a newcomer of this kind that found none. None when it is the one that has to go.
@@ -204,16 +206,25 @@ impl<K: Copy + Ord + Hash> Books<K> {
                 return Some(place);
             }
             let here = self.parts.of_key(&kind).count_of(kind);
-            if let Some((of, (most, Reverse(oldest), crowd))) = self.who_makes_room(here, rank) {
+            let now_or_in_time =
+                self.who_makes_room(here, rank).map(|crowd| (Duration::ZERO, crowd));
+            // Newcomers of a large crowd take the places of such a crowd: nobody's who is there alone, however long.
+            let now_or_in_time = now_or_in_time.or_else(|| {
+                let largest = self.largest(Rank::Stranger).or_else(|| self.largest(Rank::Known));
+                largest.map(|crowd| (self.bounds.yields_after, crowd))
+            });
+            if let Some((after, (of, (most, Reverse(oldest), crowd)))) = now_or_in_time {
                 let mut part = self.parts.of_key(&crowd);
                 // Some of it may have left since, or it may have become known.
-                if most <= part.count_of(crowd)
-                    && part.oldest_of(crowd) == Some(oldest)
-                    && part.rank_of(crowd) == Some(of)
+                if part.count_of(crowd) < most
+                    || part.oldest_of(crowd) != Some(oldest)
+                    || part.rank_of(crowd) != Some(of)
                 {
+                    continue;
+                }
+                if part.was_here_long_enough(oldest, after, now) {
                     return part.dismiss(oldest);
                 }
-                continue;
             }
             let oldest = self.parts.each().filter_map(|part| part.oldest()).min();
             let Some((number, of)) = oldest else { continue };
@@ -382,6 +393,23 @@ mod tests {
         came.extend(std::iter::from_fn(|| room.enter(9, Rank::Stranger, NOW)));
         assert!(came.iter().all(|it| !it.give_way.is_cancelled()));
         assert_eq!(came.len(), 12, "a fifth of the places, about");
+    }
+
+    #[test]
+    fn crowds_push_out_each_other_and_nobody_who_is_there_alone() {
+        for yields_after in [Duration::ZERO, BOUNDS.yields_after] {
+            let room = Room::new(RoomBounds { yields_after, ..BOUNDS });
+            let alone = room.enter(100, Rank::Stranger, NOW).unwrap();
+            let (mut crowd, mut now) = (Vec::new(), NOW);
+            for kind in (0..5_u8).cycle().take(640) {
+                now = now + BOUNDS.yields_after / 32;
+                crowd.extend(room.enter(kind, Rank::Stranger, now));
+            }
+            assert!(!alone.give_way.is_cancelled(), "yields after {yields_after:?}");
+            let gone = crowd.iter().filter(|it| it.give_way.is_cancelled()).count();
+            assert_eq!((gone + BOUNDS.all - 1, room.len()), (crowd.len(), BOUNDS.all));
+            assert!(300 < gone, "they go on coming in");
+        }
     }
 
     #[test]

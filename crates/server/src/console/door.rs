@@ -46,7 +46,7 @@ impl ConsoleDoor {
     /// Serves until stopped.
     pub(crate) async fn run(self, stop: CancellationToken) {
         let router = routes::router(Arc::clone(&self.console));
-        let guests = Arc::new(Guests::default());
+        let guests = Guests::default();
         let mut tasks = JoinSet::new();
         tasks.spawn(live::look(Arc::clone(&self.console), stop.clone()));
         // It ends after all connections: until then sessions begin and end.
@@ -60,7 +60,8 @@ impl ConsoleDoor {
             };
             match accepted {
                 Ok((tcp, address)) => {
-                    let guest = guests.enter(address.ip());
+                    let now = self.console.at.entrance.now();
+                    let Some(guest) = guests.enter(address.ip(), now) else { continue };
                     let trust = Arc::clone(&self.trust);
                     tasks.spawn(converse(tcp, guest, trust, router.clone(), stop.clone()));
                 }

@@ -294,6 +294,11 @@ impl Entrance {
         std::mem::take(&mut self.book().refused)
     }
 
+    /// What time it is here.
+    pub(super) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
     /// Whether somebody without a session, from there, may ask for something now.
     pub(crate) fn has_room_for_stranger(&self, from: IpAddr) -> bool {
         self.book().allows(Source::of(from), self.clock.now())

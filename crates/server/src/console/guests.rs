@@ -4,87 +4,59 @@
 //! in half a minute. When there are too many, the one that goes is the oldest of the source that has the most, so that who
 //! fills the room pushes out itself and nobody else.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use countersign_tls::Source;
+use countersign_identity::Timestamp;
+use countersign_tls::{Rank, Room, RoomBounds, Source, Stay};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 /// Guests at once.
-const GUESTS_MAX: usize = 64;
+const GUESTS: RoomBounds = RoomBounds { all: 64, each: 64, yields_after: Duration::ZERO };
 /// Connections of sessions at once. A browser opens one to six.
 const WELCOME_MAX: usize = 256;
 
 /// Everybody who is connected.
 pub(super) struct Guests {
-    room: Mutex<Room>,
+    room: Room<Source>,
     welcome: Arc<Semaphore>,
-}
-
-#[derive(Default)]
-struct Room {
-    waiting: BTreeMap<u64, (Source, CancellationToken)>, // INVARIANT: at most GUESTS_MAX, by the order of arrival
-    arrived: u64,
 }
 
 /// One connection. Dropped, it has ended.
 pub(super) struct Guest {
-    guests: Arc<Guests>,
-    number: u64,
     address: IpAddr,
     gives_way: CancellationToken,
     welcome: CancellationToken,
-    place: Mutex<Option<OwnedSemaphorePermit>>,
+    stays: Mutex<As>,
+    places: Arc<Semaphore>,
+}
+
+/// As what somebody is here. What is held is a place, free again when it is dropped.
+enum As {
+    Guest { _stay: Stay<Source> },
+    Welcome { _place: OwnedSemaphorePermit },
 }
 
 impl Default for Guests {
     fn default() -> Self {
-        Self { room: Mutex::default(), welcome: Arc::new(Semaphore::new(WELCOME_MAX)) }
+        Self { room: Room::new(GUESTS), welcome: Arc::new(Semaphore::new(WELCOME_MAX)) }
     }
 }
 
 impl Guests {
-    /// Somebody comes in. When there is no room, somebody else has to go.
-    pub(super) fn enter(self: &Arc<Self>, address: IpAddr) -> Arc<Guest> {
-        let gives_way = CancellationToken::new();
-        let mut room = self.room();
-        if GUESTS_MAX <= room.waiting.len() {
-            room.make_way();
-        }
-        room.arrived += 1;
-        let number = room.arrived;
-        room.waiting.insert(number, (Source::of(address), gives_way.clone()));
-        Arc::new(Guest {
-            guests: Arc::clone(self),
-            number,
+    /// Somebody comes in. When there is no room, somebody else has to go. None when so many come and go at this moment that
+    /// there is no telling who.
+    pub(super) fn enter(&self, address: IpAddr, now: Timestamp) -> Option<Arc<Guest>> {
+        let stay = self.room.enter(Source::of(address), Rank::Stranger, now)?;
+        Some(Arc::new(Guest {
             address,
-            gives_way,
+            gives_way: stay.give_way().clone(),
             welcome: CancellationToken::new(),
-            place: Mutex::new(None),
-        })
-    }
-
-    fn room(&self) -> MutexGuard<'_, Room> {
-        self.room.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Room {
-    fn make_way(&mut self) {
-        let mut of: BTreeMap<Source, (usize, u64)> = BTreeMap::new();
-        for (number, (source, _)) in &self.waiting {
-            of.entry(*source).or_insert((0, *number)).0 += 1;
-        }
-        // The largest; of two that are as large, the one that came first.
-        let largest =
-            of.into_values().max_by_key(|(count, oldest)| (*count, std::cmp::Reverse(*oldest)));
-        if let Some((_, oldest)) = largest
-            && let Some((_, gives_way)) = self.waiting.remove(&oldest)
-        {
-            gives_way.cancel();
-        }
+            stays: Mutex::new(As::Guest { _stay: stay }),
+            places: Arc::clone(&self.welcome),
+        }))
     }
 }
 
@@ -96,12 +68,11 @@ impl Guest {
 
     /// A request of a session came over it: it may stay. When too many may, it is a guest as before.
     pub(super) fn welcome(&self) {
-        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
-        if place.is_none()
-            && let Ok(taken) = Arc::clone(&self.guests.welcome).try_acquire_owned()
+        let mut stays = self.stays.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*stays, As::Guest { .. })
+            && let Ok(_place) = Arc::clone(&self.places).try_acquire_owned()
         {
-            *place = Some(taken);
-            self.guests.room().waiting.remove(&self.number);
+            *stays = As::Welcome { _place };
             self.welcome.cancel();
         }
     }
@@ -117,57 +88,53 @@ impl Guest {
     }
 }
 
-impl Drop for Guest {
-    fn drop(&mut self) {
-        self.guests.room().waiting.remove(&self.number);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn address(last: u8) -> IpAddr {
-        IpAddr::from([192, 0, 2, last])
+    /// Somebody comes in from an address that ends so.
+    fn enter(guests: &Guests, last: u8) -> Arc<Guest> {
+        let now = Timestamp::from_secs(1);
+        guests.enter(IpAddr::from([192, 0, 2, last]), now).expect("somebody makes room")
     }
 
     #[test]
     fn source_that_fills_the_room_pushes_out_itself() {
-        let guests = Arc::new(Guests::default());
-        let other = guests.enter(address(1));
-        let many: Vec<_> = (0..10 * GUESTS_MAX).map(|_| guests.enter(address(2))).collect();
+        let guests = Guests::default();
+        let other = enter(&guests, 1);
+        let many: Vec<_> = (0..10 * GUESTS.all).map(|_| enter(&guests, 2)).collect();
         assert!(!other.gives_way.is_cancelled());
         let stay = many.iter().filter(|guest| !guest.gives_way.is_cancelled()).count();
-        assert_eq!(stay, GUESTS_MAX - 1);
+        assert_eq!(stay, GUESTS.all - 1);
         assert!(!many.last().unwrap().gives_way.is_cancelled(), "the oldest go first");
-        assert_eq!(guests.room().waiting.len(), GUESTS_MAX);
+        assert_eq!(guests.room.len(), GUESTS.all);
         drop((many, other));
-        assert!(guests.room().waiting.is_empty());
+        assert!(guests.room.is_empty());
     }
 
     #[test]
     fn of_many_sources_the_oldest_goes_and_nobody_who_is_welcome() {
-        let guests = Arc::new(Guests::default());
-        let known = guests.enter(address(200));
+        let guests = Guests::default();
+        let known = enter(&guests, 200);
         known.welcome();
-        let all: Vec<_> = (0..100).map(|last| guests.enter(address(last))).collect();
+        let all: Vec<_> = (0..100).map(|last| enter(&guests, last)).collect();
         let gone = all.iter().filter(|guest| guest.gives_way.is_cancelled()).count();
-        assert_eq!(gone, 100 - GUESTS_MAX);
+        assert_eq!(gone, 100 - GUESTS.all);
         assert!(all[..gone].iter().all(|guest| guest.gives_way.is_cancelled()));
         assert!(!known.gives_way.is_cancelled());
     }
 
     #[test]
     fn those_who_may_stay_are_bounded_too_and_make_room_when_they_leave() {
-        let guests = Arc::new(Guests::default());
-        let enter = || {
-            let guest = guests.enter(address(1));
+        let guests = Guests::default();
+        let welcomed = || {
+            let guest = enter(&guests, 1);
             guest.welcome();
             guest
         };
-        let mut all: Vec<_> = (0..WELCOME_MAX + 1).map(|_| enter()).collect();
+        let mut all: Vec<_> = (0..WELCOME_MAX + 1).map(|_| welcomed()).collect();
         assert!(!all.pop().unwrap().welcome.is_cancelled());
         all.pop();
-        assert!(enter().welcome.is_cancelled());
+        assert!(welcomed().welcome.is_cancelled());
     }
 }

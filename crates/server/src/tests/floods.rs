@@ -1,16 +1,20 @@
 //! Callers that show what is wrong again and again, from addresses of their own.
 
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use countersign_api::v1;
 use countersign_api::v1::attest_request::Evidence;
 use countersign_identity::{Code, NodeId};
 use countersign_pki::{KeyKind, PrivateKey, make_csr};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
 
 use super::client::stranger_from;
 use super::renew::{Claim, renew};
 use super::start::ask;
-use super::{Agent, Client, Realm, Running, attest, code, trust_domain};
+use super::{Agent, Client, Realm, Running, attest, code, soon, trust_domain};
 use crate::config::Config;
 
 /// Loopback addresses beside that of the tests' own agents.
@@ -146,4 +150,105 @@ async fn clock_that_goes_back_keeps_no_node_from_renewing() {
     let refused = renew(&mut attacker, badly()).await.unwrap_err();
     assert_eq!(code(&refused), Code::BadPossession, "it waits no longer than it would have");
     running.stop().await;
+}
+
+/// How many sources the crowds at the port for lists have, and how many connections each of them.
+const CROWDS: (u8, usize) = (5, 128);
+/// How many of them connect at once. The system lets twice as many wait.
+const GROUP: usize = 64;
+/// Far less than a caller may take to send its head, after which the old ones of a crowd would go in any case.
+const PROMPT: Duration = Duration::from_secs(5);
+
+async fn from(source: [u8; 4], port: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from((source, 0)))?;
+    socket.connect(port).await
+}
+
+/// Connects again and again, and either says nothing or one byte of a head a second.
+async fn linger(source: [u8; 4], port: SocketAddr, says: Option<&[u8]>) {
+    loop {
+        if let Ok(mut tcp) = from(source, port).await {
+            let mut rest = says.unwrap_or_default().iter();
+            loop {
+                let ended = tokio::time::timeout(Duration::from_secs(1), tcp.read_u8()).await;
+                let said = match rest.next() {
+                    Some(byte) => tcp.write_u8(*byte).await.is_ok(),
+                    None => true,
+                };
+                if ended.is_ok() || !said {
+                    break;
+                }
+            }
+        }
+        // As long as it takes to turn to the next one.
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+/// What is answered there to somebody from this address, and within what time.
+async fn get(source: [u8; 4], port: SocketAddr, path: &str) -> (String, Duration) {
+    let begun = Instant::now();
+    let mut tcp = from(source, port).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    tcp.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    soon(tcp.read_to_end(&mut answer)).await.unwrap();
+    (String::from_utf8_lossy(&answer).into_owned(), begun.elapsed())
+}
+
+async fn crowds_keep_nobody_from_the_lists(says: Option<&'static [u8]>) {
+    let realm = Realm::begin().await;
+    let views = Some("127.0.0.1:0".parse().unwrap());
+    let running = realm.start(Config { views, ..realm.config() }).await.unwrap();
+    let issuer = soon(async {
+        loop {
+            if let Ok(list) = running.admin.crl(None, None).await {
+                return list.issuer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let paths = [format!("/crl/{}.crl", issuer.await), "/checkpoint".to_owned(), "/".to_owned()];
+    let port = running.ready.views.unwrap();
+    soon(async {
+        while !get([127, 0, 0, 1], port, "/checkpoint").await.0.contains(" 200 ") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let (sources, each) = CROWDS;
+    let mut crowd = JoinSet::new();
+    for source in 0..sources {
+        for number in 0..each {
+            crowd.spawn(linger([127, 0, 2, source + 1], port, says));
+            // Who is answered came after them: the system has not dropped them for being too many at once.
+            if (number + 1) % GROUP == 0 {
+                tokio::task::yield_now().await;
+                let (_, took) = get([127, 0, 0, 1], port, "/").await;
+                assert!(took < PROMPT, "{number} of source {source}: {took:?}");
+            }
+        }
+    }
+    for round in 0..10 {
+        for path in &paths {
+            let (answer, took) = get([127, 0, 3, round], port, path).await;
+            let status = answer.split(' ').nth(1).unwrap_or("nothing");
+            let expected = if path == "/" { "404" } else { "200" };
+            assert_eq!(status, expected, "{path}, round {round}, after {took:?}: {answer}");
+            assert!(took < PROMPT, "{path}, round {round}: {took:?}");
+        }
+    }
+    crowd.shutdown().await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn silent_crowds_keep_nobody_from_the_lists() {
+    crowds_keep_nobody_from_the_lists(None).await;
+}
+
+#[tokio::test]
+async fn crowds_of_one_byte_a_second_keep_nobody_from_the_lists() {
+    crowds_keep_nobody_from_the_lists(Some(b"GET / HTTP/1.1\r\nHost: somebody\r\n")).await;
 }

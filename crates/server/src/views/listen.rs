@@ -1,9 +1,7 @@
 //! The port for the rest of the world: plain HTTP, lists, OCSP and the hashes of the log and nothing else, within bounds.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -17,11 +15,10 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use countersign_identity::{Code, KeyId, Timestamp};
 use countersign_pki::OCSP_REQUEST_BYTES_MAX;
-use countersign_tls::Source;
+use countersign_tls::{Rank, Room, RoomBounds, Source};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -31,10 +28,9 @@ use crate::views::fetched::{Which, fetch};
 use crate::views::http_date::http_date;
 use crate::views::ocsp::{self, Answered};
 
-/// Connections at once. More wait in the kernel.
-const CONNECTIONS_MAX: usize = 512;
-/// Connections of one source.
-const CONNECTIONS_PER_SOURCE_MAX: usize = 128;
+/// Connections at once. Nobody says who they are here, so that whoever comes finds a place: the one that goes is the oldest of
+/// the source that has most of them, and of a source with as many as one may have, its own.
+const CONNECTIONS: RoomBounds = RoomBounds { all: 512, each: 128, yields_after: Duration::ZERO };
 /// How long a caller may take to send a request's head, and an idle connection may last.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one request may take, its body included.
@@ -59,23 +55,27 @@ pub(crate) struct ViewsDoor {
 impl ViewsDoor {
     /// Serves until stopped. What is asked here is answered in a moment, so nothing is waited for then.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        let router = router(self.control);
-        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let sources = Arc::new(Sources::default());
+        let (clock, router) = (Arc::clone(&self.control.clock), router(self.control));
+        let room = Room::new(CONNECTIONS);
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => return,
                 Some(_ended) = connections.join_next() => continue,
-                accepted = accept(&self.listener, &room) => accepted,
+                accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((tcp, address, place)) => {
-                    let Some(counted) = sources.enter(Source::of(address.ip())) else { continue };
+                Ok((tcp, address)) => {
+                    let source = Source::of(address.ip());
+                    let Some(stay) = room.enter(source, Rank::Stranger, clock.now()) else {
+                        continue;
+                    };
                     let connection = converse(tcp, router.clone());
                     connections.spawn(async move {
-                        let _held = (place, counted);
-                        connection.await;
+                        tokio::select! {
+                            () = stay.give_way().cancelled() => {}
+                            () = connection => {}
+                        }
                     });
                 }
                 Err(error) => {
@@ -87,16 +87,6 @@ impl ViewsDoor {
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    room: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    // The place first: who finds none waits in the kernel, and costs nothing.
-    let place = Arc::clone(room).acquire_owned().await.expect("the semaphore is never closed");
-    let (tcp, address) = listener.accept().await?;
-    Ok((tcp, address, place))
-}
-
 async fn converse(tcp: TcpStream, router: Router) {
     let service = TowerToHyperService::new(router);
     let connection = hyper::server::conn::http1::Builder::new()
@@ -106,41 +96,6 @@ async fn converse(tcp: TcpStream, router: Router) {
         .serve_connection(TokioIo::new(tcp), service);
     // How the connection of somebody unknown ends concerns nobody.
     let _ended = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
-}
-
-/// How many connections each source has.
-#[derive(Debug, Default)]
-struct Sources(Mutex<HashMap<Source, usize>>);
-
-/// A connection that is counted. Dropped, it is not.
-struct Counted {
-    sources: Arc<Sources>,
-    source: Source,
-}
-
-impl Sources {
-    /// Counts one more of this source, unless it has too many.
-    fn enter(self: &Arc<Self>, source: Source) -> Option<Counted> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(source).or_default();
-        if CONNECTIONS_PER_SOURCE_MAX <= *count {
-            return None;
-        }
-        *count += 1;
-        Some(Counted { sources: Arc::clone(self), source })
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let mut counts = self.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.source);
-            }
-        }
-    }
 }
 
 fn router(control: Arc<Control>) -> Router {
@@ -324,18 +279,5 @@ mod tests {
             assert!(unescaped(bad).is_none(), "{bad}");
         }
         assert!(unescaped(&"a".repeat(5000)).is_none());
-    }
-
-    #[test]
-    fn one_source_does_not_take_every_place() {
-        let sources = Arc::new(Sources::default());
-        let source = Source::of([127, 0, 0, 1].into());
-        let held: Vec<_> = (0..CONNECTIONS_PER_SOURCE_MAX).map(|_| sources.enter(source)).collect();
-        assert!(held.iter().all(Option::is_some));
-        assert!(sources.enter(source).is_none());
-        assert!(sources.enter(Source::of([127, 0, 0, 2].into())).is_some());
-        drop(held);
-        assert!(sources.enter(source).is_some());
-        assert!(sources.0.lock().unwrap().is_empty());
     }
 }
