@@ -7,15 +7,21 @@
 
 mod support;
 
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 use support::{Up, binary, folder, shop, text, until};
 
 /// `nobody` of every Debian.
 const FOREIGN: u32 = 65534;
+/// Another one, whom nothing has to know.
+const OTHER: u32 = 65533;
+/// Where a crowd of another user finds the socket that it is to fill.
+const CROWDED: &str = "COUNTERSIGN_TEST_CROWDED";
 
 fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
@@ -60,6 +66,24 @@ impl Opened {
         for entry in std::fs::read_dir(&self.run).unwrap() {
             open_up(&entry.unwrap().path(), 0o666);
         }
+    }
+
+    /// Another user's process that holds far more connections to this socket than there are places.
+    fn crowd_at(&self, socket: &Path) -> Child {
+        let program = self.folder.path().join("crowd");
+        std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        let mut command = Command::new(&program);
+        command.args(["--exact", "crowd_of_another_user", "--ignored", "--nocapture"]);
+        command.env(CROWDED, socket).current_dir("/").uid(FOREIGN).gid(FOREIGN);
+        let mut crowd = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut told = BufReader::new(crowd.stdout.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("all here") {
+            line.clear();
+            assert_ne!(told.read_line(&mut line).unwrap(), 0, "it is gone");
+        }
+        crowd.stdout = Some(told.into_inner());
+        crowd
     }
 
     fn as_foreigner(&self, arguments: &[&str]) -> Output {
@@ -126,6 +150,44 @@ fn a_process_of_another_user_reaches_the_sockets_and_is_refused_at_each() {
     says(&refused, "not for uid 65534");
     let refused = shop.as_foreigner(&["fetch", "x509", "--socket", &address(&agent)]);
     says(&refused, "matches no workload");
+}
+
+/// What the crowd does: every other caller asks once, the others say nothing, and all stay until they are told to go.
+#[test]
+#[ignore = "another test runs it, as another user"]
+fn crowd_of_another_user() {
+    let Some(socket) = std::env::var_os(CROWDED) else { return };
+    let mut crowd = Vec::new();
+    for number in 0..300 {
+        let mut caller = UnixStream::connect(&socket).unwrap();
+        if number % 2 == 0 {
+            // It may have had to go already.
+            caller.write_all(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n").ok();
+        }
+        crowd.push(caller);
+    }
+    println!("\nall here");
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+#[test]
+fn crowd_of_another_user_keeps_no_operator_and_nobody_else_from_the_admin_socket() {
+    let shop = Opened::start();
+    if !nix::unistd::geteuid().is_root() {
+        println!("not root: there is no other user to be a crowd");
+        return;
+    }
+    shop.open();
+    let admin = socket(&shop.up, "admin");
+    let mut crowd = shop.crowd_at(&admin);
+    for _ in 0..10 {
+        assert_eq!(curl(&admin, "/v1/status", 0), (Some(0), "200".to_owned()));
+        assert_eq!(curl(&admin, "/v1/status", OTHER), (Some(0), "403".to_owned()));
+        assert_eq!(curl(&admin, "/v1/status", FOREIGN), (Some(0), "403".to_owned()));
+    }
+    assert!(crowd.try_wait().unwrap().is_none(), "it is still there");
+    drop(crowd.stdin.take());
+    crowd.wait().unwrap();
 }
 
 #[track_caller]

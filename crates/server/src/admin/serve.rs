@@ -9,25 +9,29 @@ use axum::http::Method;
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{delete, get, post};
-use countersign_identity::Code;
+use countersign_identity::{Code, Timestamp};
+use countersign_tls::{Rank, Room, RoomBounds, Stay};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::change::Operator;
 use crate::admin::problem::Problem;
 use crate::admin::{
-    Admin, AdminSocket, approval, ask, authority, change, console, history, list, log, openapi,
-    plan, policy, review, revoke,
+    Admin, AdminSocket, Operators, approval, ask, authority, change, console, history, list, log,
+    openapi, plan, policy, review, revoke,
 };
 
 /// The largest body: the manifests of some ten thousand workloads.
 pub(crate) const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Connections at once. More wait in the kernel.
+/// Operators' connections at once. More wait in the kernel.
 const CONNECTIONS_MAX: usize = 128;
+/// Connections of those who are no operators, such as approvers, by uid. They have places of their own, so that they keep no
+/// operator waiting, and no uid the others: the one that goes for a newcomer is the oldest of the uid that has most.
+const FOREIGN: RoomBounds = RoomBounds { all: 64, each: 8, yields_after: Duration::ZERO };
 /// How long a caller may take to send a request's head, and an idle connection may last.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long one request may take.
@@ -129,22 +133,20 @@ pub(crate) async fn serve(
     drain: Duration,
     stop: CancellationToken,
 ) {
+    let doorway = Doorway::new(admin.operators);
     let router = router(admin);
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             Some(_ended) = connections.join_next() => continue,
-            accepted = accept(&socket, &room) => accepted,
+            accepted = accept(&socket, &doorway) => accepted,
         };
         match accepted {
             Ok((stream, place)) => {
-                let connection = converse(stream, router.clone(), stop.clone());
-                connections.spawn(async move {
-                    let _place = place;
-                    connection.await;
-                });
+                let Some((operator, held)) = doorway.let_in(&stream, place) else { continue };
+                let router = router.clone().layer(Extension(operator));
+                connections.spawn(held.until_it_goes(converse(stream, router, stop.clone())));
             }
             Err(error) => {
                 tracing::warn!(%error, "could not accept on the admin socket");
@@ -158,25 +160,70 @@ pub(crate) async fn serve(
     }
 }
 
+/// Who may be at the socket at once.
+struct Doorway {
+    operators: Operators,
+    places: Arc<Semaphore>,
+    foreign: Room<u32>,
+}
+
+/// A place at the socket. Dropped, it is free again.
+enum Held {
+    Operator { _place: OwnedSemaphorePermit },
+    Foreign(Stay<u32>),
+}
+
+impl Doorway {
+    fn new(operators: Operators) -> Self {
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        Self { operators, places, foreign: Room::new(FOREIGN) }
+    }
+
+    /// Gives whoever is there the place of an operator, or one of those that the others have.
+    fn let_in(&self, stream: &UnixStream, place: OwnedSemaphorePermit) -> Option<(Operator, Held)> {
+        let uid = match stream.peer_cred() {
+            Ok(credentials) => credentials.uid(),
+            Err(error) => {
+                tracing::warn!(%error, "could not tell who is at the other end of the admin socket");
+                return None;
+            }
+        };
+        if self.operators.admit(uid).is_ok() {
+            return Some((Operator(uid), Held::Operator { _place: place }));
+        }
+        drop(place);
+        // Places are had without waiting for time to pass, whatever the time is.
+        let stay = self.foreign.enter(uid, Rank::Stranger, Timestamp::EPOCH)?;
+        Some((Operator(uid), Held::Foreign(stay)))
+    }
+}
+
+impl Held {
+    /// Lets it run, for as long as the place is not somebody else's.
+    async fn until_it_goes(self, connection: impl Future<Output = ()>) {
+        match self {
+            Self::Operator { _place } => connection.await,
+            Self::Foreign(stay) => tokio::select! {
+                () = stay.give_way().cancelled() => {}
+                () = connection => {}
+            },
+        }
+    }
+}
+
 async fn accept(
     socket: &AdminSocket,
-    room: &Arc<Semaphore>,
-) -> std::io::Result<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
-    // The place first: who finds none waits in the kernel, and costs nothing.
-    let place = Arc::clone(room).acquire_owned().await.expect("the semaphore is never closed");
+    doorway: &Doorway,
+) -> std::io::Result<(UnixStream, OwnedSemaphorePermit)> {
+    // An operator's place first: who finds none waits in the kernel, and costs nothing. Who turns out to be none gives it back at once.
+    let place = Arc::clone(&doorway.places).acquire_owned();
+    let place = place.await.expect("the semaphore is never closed");
     let (stream, _) = socket.listener.accept().await?;
     Ok((stream, place))
 }
 
 async fn converse(stream: UnixStream, router: Router, stop: CancellationToken) {
-    let operator = match stream.peer_cred() {
-        Ok(credentials) => Operator(credentials.uid()),
-        Err(error) => {
-            tracing::warn!(%error, "could not tell who is at the other end of the admin socket");
-            return;
-        }
-    };
-    let service = TowerToHyperService::new(router.layer(Extension(operator)));
+    let service = TowerToHyperService::new(router);
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -200,17 +247,17 @@ mod tests {
 
     use axum::body::Body;
     use axum::http::StatusCode;
-    use countersign_identity::{SystemEntropy, Timestamp};
+    use countersign_identity::SystemEntropy;
     use countersign_store::MemoryStore;
     use http_body_util::BodyExt as _;
     use tower::ServiceExt as _;
 
     use super::*;
-    use crate::admin::{Mode, Operators};
+    use crate::admin::Mode;
     use crate::watch::{About, LogTree};
 
     /// The uid that nobody has.
-    const FOREIGN: Operator = Operator(u32::MAX);
+    const NOBODY: Operator = Operator(u32::MAX);
     const ROOT: Operator = Operator(0);
 
     fn sealed() -> Arc<Admin> {
@@ -261,7 +308,7 @@ mod tests {
         let routes = described();
         assert_eq!(routes.len(), 49, "{routes:?}");
         for (method, path) in routes.into_iter().chain(unknown) {
-            let (status, body) = ask(FOREIGN, &method, &path).await;
+            let (status, body) = ask(NOBODY, &method, &path).await;
             assert_eq!(status, StatusCode::FORBIDDEN, "{method} {path}");
             assert!(body.contains("\"code\":\"forbidden\""), "{method} {path}: {body}");
         }
