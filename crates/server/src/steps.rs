@@ -402,6 +402,13 @@ impl Steps {
         Ok(self.connection(Some(verified), [0; 32]))
     }
 
+    /// What answers agents behind the port, and somebody who came in showing this.
+    #[cfg(test)]
+    pub(crate) fn service(&self, shown: Option<Verified>) -> (crate::edge::NodeService, Peer) {
+        let service = crate::edge::NodeService::new(Arc::clone(&self.control));
+        (service, self.connection(shown, [0; 32]))
+    }
+
     fn connection(&self, verified: Option<Verified>, exporter: [u8; 32]) -> Peer {
         let conduct = Conduct::new(self.crowd.clone(), Source::of(SOURCE), None);
         Peer { address: SOURCE, verified, exporter, conduct }

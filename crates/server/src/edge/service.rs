@@ -93,7 +93,7 @@ impl NodeService {
 
     /// Opens a caller's stream.
     #[tracing::instrument(name = "sync", skip_all)]
-    pub(super) async fn sync(
+    pub(crate) async fn sync(
         &self,
         peer: Arc<Peer>,
         hello: v1::SyncHello,

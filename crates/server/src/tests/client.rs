@@ -12,8 +12,8 @@ use countersign_api::v1::node_client::NodeClient;
 use countersign_identity::Clock;
 use countersign_pki::{Bundle, Bundles, Chain, PrivateKey};
 use countersign_tls::{
-    Expected, FirstContact, Identity, Outbound, Pinned, Present, Slice, Stream, Trust,
-    connect_pinned, dial,
+    Expected, FirstContact, HandshakeFailure, Identity, Outbound, Pinned, Present, Slice, Stream,
+    Trust, connect_pinned, dial,
 };
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -249,6 +249,11 @@ pub(crate) async fn nobody(realm: &Realm, running: &Running) -> Client {
     Client { node: Node::standing(Arc::new(dial)).await, exporter: [0; 32] }
 }
 
+/// The bytes of such a connection, on which nothing was said yet.
+pub(crate) async fn pinned_stander(realm: &Realm, running: &Running) -> Pinned {
+    pinned(contact(realm, standing::ALPN), realm.time(), running.address()).await
+}
+
 /// Connections that show this identity.
 pub(crate) async fn known(
     realm: &Realm,
@@ -280,7 +285,17 @@ pub(crate) fn shows(
     chain: &[Bytes],
     key: &PrivateKey,
 ) -> Arc<Trust> {
-    let bundles = Arc::new(Bundles::new(vec![bundle.clone()]).unwrap());
+    shows_as(realm, vec![bundle.clone()], chain, key)
+}
+
+/// What trusts these bundles and shows this identity, which one of them has to vouch for.
+pub(crate) fn shows_as(
+    realm: &Realm,
+    bundles: Vec<Bundle>,
+    chain: &[Bytes],
+    key: &PrivateKey,
+) -> Arc<Trust> {
+    let bundles = Arc::new(Bundles::new(bundles).unwrap());
     let trust = Trust::new(realm.time(), Slice { bundles, ..Slice::nothing() });
     let chain = Chain::from_ders(chain.iter().map(AsRef::as_ref)).unwrap();
     trust.set_identity(Identity::new(chain, key.pkcs8()).unwrap()).unwrap();
@@ -289,10 +304,19 @@ pub(crate) fn shows(
 
 /// The bytes of such a connection.
 pub(crate) async fn dialled(trust: &Arc<Trust>, address: SocketAddr, alpn: &[u8]) -> Stream {
+    try_dialled(trust, address, alpn).await.unwrap()
+}
+
+/// The same, for who may be refused.
+pub(crate) async fn try_dialled(
+    trust: &Arc<Trust>,
+    address: SocketAddr,
+    alpn: &[u8],
+) -> Result<Stream, HandshakeFailure> {
     let outbound = Outbound {
         alpn: vec![alpn.to_vec()],
         present: Present::Required,
         ..Outbound::control(Expected::Server(DOMAIN.parse().unwrap()))
     };
-    dial(trust, address, &outbound).await.unwrap().stream
+    dial(trust, address, &outbound).await.map(|established| established.stream)
 }

@@ -22,6 +22,7 @@ mod saved;
 mod seen;
 mod sign;
 mod start;
+mod strangers;
 mod streams;
 mod sync;
 mod views;
