@@ -54,6 +54,8 @@ pub struct Fleet {
 
 struct Agent {
     state: State,
+    /// What it proves itself with, and keeps in a file.
+    own: Credential,
     session: u32,
     open: bool,
     calls: u32,
@@ -156,9 +158,9 @@ impl Fleet {
             let half = u64::try_from(fleet.settings.lifetime.as_millis() / 2).unwrap_or(u64::MAX);
             let wake = fleet.now + Duration::from_millis(fleet.below(half));
             let node = fleet.own_credential(index, fleet.now);
-            let settings = AgentSettings { node: node_id(index), servers: 1, batch_max: 256 };
-            let state = State::new(settings, node, Remembered::nothing(), wake);
-            fleet.agents.push(Agent { state, session: 0, open: false, calls: 0, wake, held: 0 });
+            let state = machine(index, &node, wake);
+            let (session, open, calls, held) = (0, false, 0, 0);
+            fleet.agents.push(Agent { state, own: node, session, open, calls, wake, held });
             fleet.push(wake, index, Due::Wake);
         }
         fleet
@@ -205,6 +207,21 @@ impl Fleet {
                 let (put, gone) = (vec![rule.clone()], Vec::new());
                 self.comes(index, Event::Said(SyncMessage::Changes { revision, put, gone }));
             }
+        }
+    }
+
+    /// Starts every agent anew, all within so long: a new version of them is installed. The keys of workloads were in their memory
+    /// only, and nobody holds an SVID any more.
+    pub fn restart_everybody(&mut self, within: Duration) {
+        let within = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        for index in 0..self.agents.len() {
+            let wake = self.now + Duration::from_millis(self.below(within));
+            let agent = &mut self.agents[index];
+            agent.state = machine(index, &agent.own, wake);
+            // Nothing that was on its way reaches the new one.
+            (agent.session, agent.calls) = (agent.session + 1, agent.calls + 1);
+            (agent.open, agent.held, agent.wake) = (false, 0, wake);
+            self.push(wake, index, Due::Wake);
         }
     }
 
@@ -282,7 +299,12 @@ impl Fleet {
                     self.step(index, *event);
                 }
             }
-            Due::Renewed(event) => self.step(index, *event),
+            Due::Renewed(event) => {
+                if let Event::NodeRenewed(own) = &*event {
+                    self.agents[index].own = own.clone();
+                }
+                self.step(index, *event);
+            }
             Due::Answers(call, event) => {
                 if self.agents[index].calls == call {
                     self.agents[index].calls += 1;
@@ -428,6 +450,12 @@ impl Fleet {
         };
         Credential { term, shown: Arc::new(shown) }
     }
+}
+
+/// An agent that has just started, and remembers nothing but who it is.
+fn machine(index: usize, own: &Credential, now: Timestamp) -> State {
+    let settings = AgentSettings { node: node_id(index), servers: 1, batch_max: 256 };
+    State::new(settings, own.clone(), Remembered::nothing(), now)
 }
 
 fn outcomes(workloads: &[Arc<Workload>], of: impl Fn(&Workload) -> Outcome) -> Event {

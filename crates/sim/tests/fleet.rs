@@ -88,6 +88,38 @@ fn server_that_needs_longer_than_agents_wait_comes_through_a_storm_all_the_same(
     assert!(signed <= 3 * all, "{signed} signatures for {all} workloads");
 }
 
+/// All have to have all new, and programs wait for it, so that the rate is what the server can give. What follows from it is bounded:
+/// nothing is signed twice for want of patience, and it is not one second that renews everybody half a lifetime later.
+#[test]
+fn fleet_that_starts_anew_after_a_deploy_is_served_at_the_servers_pace_and_renews_spread_out() {
+    for within in [Duration::ZERO, Duration::from_secs(60)] {
+        let mut fleet = Fleet::begin(settings(4, 2000));
+        fleet.run(HOUR);
+        let all = fleet.held();
+        let steady = mean(&fleet.signed()[1800..3600]);
+        let begun = second(&fleet);
+        fleet.restart_everybody(within);
+        assert_eq!(fleet.held(), 0, "their keys are gone");
+        while fleet.held() < all {
+            fleet.run(Duration::from_secs(1));
+            assert!(second(&fleet) < begun + 300, "{} of {all}", fleet.held());
+        }
+        let served = second(&fleet);
+        let signed = fleet.signed()[begun..].iter().sum::<u32>() as usize;
+        fleet.run(HOUR);
+        let echo = busiest(&fleet.signed()[served + 1..]);
+        println!(
+            "restarted within {within:?}: {all} were served in {} s with {signed} signatures; {steady:.1} a second before, {echo} in \
+             the busiest second of the next hour",
+            served - begun
+        );
+        let took = Duration::from_secs((served - begun) as u64);
+        assert!(took <= Duration::from_secs(100) + within, "{took:?}");
+        assert!(signed <= 3 * all, "{signed} signatures for {all} workloads");
+        assert_eq!((fleet.held(), fleet.lapses()), (all, 0), "and nothing expires");
+    }
+}
+
 #[test]
 fn a_seed_gives_the_same_fleet() {
     let run = || {
