@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Barrier;
 
 use serde_json::Value;
 use support::{binary, folder, text, until};
@@ -15,6 +16,8 @@ use support::{binary, folder, text, until};
 const FIRST: u32 = 64_011;
 const SECOND: u32 = 64_012;
 const STRANGER: u32 = 64_013;
+/// How many ask for the same at once: as many as one user may.
+const MANY: usize = 8;
 
 struct Place {
     folder: tempfile::TempDir,
@@ -80,6 +83,22 @@ impl Place {
         assert!(said.contains(says), "{uid} {arguments:?}: {said}");
     }
 
+    /// Asks for the same from many processes at once: how many were answered, and what was said to the others.
+    fn at_once(&self, uid: u32, arguments: &[&str]) -> (usize, Vec<(i32, String)>) {
+        let together = Barrier::new(MANY);
+        let ask = || {
+            together.wait();
+            let (status, _, said) = self.ask(uid, arguments);
+            (status, said)
+        };
+        let all: Vec<_> = std::thread::scope(|scope| {
+            let asked: Vec<_> = (0..MANY).map(|_| scope.spawn(ask)).collect();
+            asked.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let (done, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|said| said.0 == 0);
+        (done.len(), others)
+    }
+
     /// A plan of these manifests, in a file that everybody may read.
     #[track_caller]
     fn plan(&self, manifest: &str, name: &str) -> String {
@@ -115,6 +134,40 @@ fn workload(name: &str) -> String {
     format!(
         "apiVersion: countersign.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}}}\nspec:\n  selectors: [\"unix:uid:1\"]\n"
     )
+}
+
+#[test]
+fn of_many_words_and_applications_at_once_one_counts() {
+    // Only root can start processes of other users (CI is root).
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let place = Place::begin();
+    let named = format!("[\"uid:{FIRST}\", \"uid:{SECOND}\"]");
+    let changes = format!("  changes: {{approvals: 2, approvers: {named}}}\n");
+    place.done(0, &["apply", &place.write("domain.yaml", &domain(&changes))]);
+    let file = place.plan(&place.write("a.yaml", &workload("a")), "a.json");
+
+    let approve = ["plan", "approve", &file];
+    let (given, others) = place.at_once(FIRST, &approve);
+    assert_eq!(given, 1, "{others:?}");
+    for said in others {
+        assert!(said.0 == 4 && said.1.contains("approved it already"), "{said:?}");
+    }
+    let apply = ["apply", "--plan", &file];
+    let (applied, refused) = place.at_once(0, &apply);
+    assert!(applied == 0 && refused.iter().all(|said| said.1.contains("1 of 2 operators")));
+    place.done(SECOND, &approve);
+    let (applied, others) = place.at_once(0, &apply);
+    assert_eq!(applied, 1, "{others:?}");
+    for said in others {
+        assert!(said.0 == 4 && said.1.contains("the change was made for revision"), "{said:?}");
+    }
+    let events = place.done(0, &["events", "--limit", "1000"]);
+    let events = events["events"].as_array().unwrap().clone();
+    let approved = events.iter().filter(|event| event["kind"] == "change-approved");
+    let put = events.iter().filter(|event| event["subject"] == "Workload/a");
+    assert_eq!((approved.count(), put.count()), (2, 1), "{events:?}");
 }
 
 #[test]

@@ -23,6 +23,7 @@ use crate::admin::Admin;
 use crate::admin::change::{Asked, Operator, parse};
 use crate::admin::plan::planned;
 use crate::admin::problem::Problem;
+use crate::authority::internal;
 use crate::control::Control;
 use crate::papers::{beginning, paper, says};
 use crate::refusal::Refused;
@@ -132,6 +133,7 @@ pub(crate) async fn approve(
 ) -> Result<Json<PlanResponse>, Problem> {
     let control = Arc::clone(admin.control()?);
     let request: ApplyRequest = parse(body)?;
+    let turn = Arc::clone(&control.words).acquire_owned().await.map_err(internal)?;
     let state = control.feed.current();
     let Some(digest) = digest(&request) else {
         let why = "a plan names the revision that it is for: write it with `countersign plan DIR --out FILE`";
@@ -159,7 +161,13 @@ pub(crate) async fn approve(
     // On the revision that it was planned for, so that a word is never for one that has passed.
     let batch = Batch { expected: Some(state.revision), ops, events, ..Batch::default() };
     let store = Arc::clone(&control.store);
-    control.whole(async move { Ok(store.commit(batch).await?) }).await?;
+    let commit = async move {
+        let committed = store.commit(batch).await;
+        // Also when whoever asked has gone: until then the next one does not look.
+        drop(turn);
+        Ok(committed?)
+    };
+    control.whole(commit).await?;
     let approval = standing(&control, &state, &request).await?;
     Ok(Json(PlanResponse { approval, ..plan }))
 }
