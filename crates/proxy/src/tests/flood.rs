@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use countersign_identity::{Code, SimClock, Timestamp};
 use countersign_pki::Bundles;
-use countersign_tls::{Expected, HandshakeFact, Outbound, Slice, Trust, connect};
+use countersign_tls::{Expected, HandshakeFact, Outbound, Slice, Stream, Trust, connect};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Mutex;
@@ -204,17 +204,22 @@ async fn who_was_let_in_before_finds_a_place_beside_any_number_of_sources_that_n
     }
 }
 
+/// A connection from this address on which HTTP/2 has begun.
+async fn speaks_http_2(shop: &Shop, source: u16) -> Stream {
+    let mut outbound = to_orders();
+    outbound.alpn = vec![b"h2".to_vec()];
+    let tcp = from(source, shop.orders.door()).await.unwrap();
+    let mut stream = connect(&shop.web.plane.trust, tcp, &outbound).await.unwrap().stream;
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    stream.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+    stream
+}
+
 /// Sends the beginning of HTTP/2 and then these bytes again and again, reading nothing, until the door takes no more or
 /// closes. Says how many bytes it took.
 async fn force_feed(shop: &Shop, first: &[u8], again: &[u8]) -> usize {
     const MOST: usize = 64 * 1024 * 1024;
-    let mut outbound = to_orders();
-    outbound.alpn = vec![b"h2".to_vec()];
-    let tcp = from(60_000, shop.orders.door()).await.unwrap();
-    let established = connect(&shop.web.plane.trust, tcp, &outbound).await.unwrap();
-    let (_unread, mut writing) = tokio::io::split(established.stream);
-    writing.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
-    writing.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+    let (_unread, mut writing) = tokio::io::split(speaks_http_2(shop, 60_000).await);
     writing.write_all(first).await.ok();
     let many = again.repeat((16 * 1024 / again.len()).max(1));
     let mut taken = 0;
@@ -254,6 +259,59 @@ async fn who_makes_us_answer_and_reads_nothing_is_heard_no_more() {
         assert!(taken < 48 * 1024 * 1024, "{what}: {taken} bytes were taken");
         assert!(resident() < before + 64 * 1024, "{what}: from {before} to {} KiB", resident());
         assert_eq!(shop.caller().await.get("/").await.0, 200, "after {what}");
+    }
+}
+
+/// Sends these bytes again and again and reads whatever comes, for as long as the door goes along. Counts what it was told.
+async fn converse(stream: Stream, again: &[u8], told: &AtomicUsize) {
+    let (mut reading, mut writing) = tokio::io::split(stream);
+    let many = again.repeat((16 * 1024 / again.len()).max(1));
+    let write = async { while writing.write_all(&many).await.is_ok() {} };
+    let read = async {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(count @ 1..) = reading.read(&mut buffer).await {
+            told.fetch_add(count, Ordering::Relaxed);
+        }
+    };
+    tokio::select! {
+        () = write => {}
+        () = read => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_makes_us_answer_and_reads_the_answers_keeps_nobody_waiting() {
+    /// Peers that do nothing else, each from a connection of its own.
+    const FLOODERS: u16 = 2;
+    let _alone = ALONE.lock().await;
+    let shop = Arc::new(Shop::open(Protocol::Http).await);
+    let floods =
+        [("SETTINGS", frame(4, 0, 0, &[0, 3, 0, 0, 0, 100])), ("PING", frame(6, 0, 0, &[7; 8]))];
+    for (what, again) in floods {
+        let (before, told) = (resident(), Arc::new(AtomicUsize::new(0)));
+        let mut crowd = JoinSet::new();
+        for source in 0..FLOODERS {
+            let (shop, again, told) = (Arc::clone(&shop), again.clone(), Arc::clone(&told));
+            crowd.spawn(async move {
+                loop {
+                    converse(speaks_http_2(&shop, source).await, &again, &told).await;
+                }
+            });
+        }
+        // It goes on all the while, beside them on the same two threads, so that the bound is a generous one.
+        let mut longest = Duration::ZERO;
+        for round in 0..20 {
+            let least = told.load(Ordering::Relaxed) + 64 * 1024;
+            eventually(|| (least <= told.load(Ordering::Relaxed)).then_some(())).await;
+            let begun = Instant::now();
+            assert_eq!(shop.caller().await.get("/").await.0, 200, "beside {what}");
+            answered(&visit(&shop, 50_000 + round).await);
+            longest = longest.max(begun.elapsed());
+            assert!(longest < Duration::from_secs(30), "beside {what}: {longest:?}");
+        }
+        crowd.shutdown().await;
+        println!("beside {what}: {longest:?} at most");
+        assert!(resident() < before + 64 * 1024, "{what}: from {before} to {} KiB", resident());
     }
 }
 
