@@ -11,6 +11,7 @@ use countersign_store::{
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{StartError, StoreAt};
+use crate::incarnation::Seen;
 use crate::watch::Pulse;
 
 /// How often rows that nobody can need any more are dropped.
@@ -18,7 +19,7 @@ const TRIM_PAUSE: Duration = Duration::from_secs(600);
 /// The lease under which one replica does so.
 const TRIM_LEASE: &str = "store/trim";
 
-/// Opens the state that is there.
+/// Opens the state that is there; of a database's hosts, none that is an old primary by what was seen beside this data.
 ///
 /// # Errors
 /// When there is none, or it does not answer.
@@ -30,7 +31,8 @@ pub(crate) async fn open(
     Ok(match at {
         StoreAt::Directory => Arc::new(SqliteStore::open(data, entropy)?),
         StoreAt::Postgres { url, password } => {
-            Arc::new(PostgresStore::open(url.clone(), password.clone(), entropy).await?)
+            let (url, password) = (url.clone(), password.clone());
+            Arc::new(PostgresStore::open_after(url, password, Seen::reached(data), entropy).await?)
         }
     })
 }

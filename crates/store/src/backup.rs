@@ -9,7 +9,7 @@ use countersign_audit::Tree;
 use countersign_identity::{Entropy, Sha256};
 
 use crate::copy::{Cell, Line, Source, TABLES, Table, Target, Type, lines, look, push};
-use crate::{Head, Place, Result, StoreError, Verification};
+use crate::{Head, Place, Reached, Result, StoreError, Verification};
 
 /// A state that is being read, as it was at one moment, also while servers write.
 pub struct Dumping {
@@ -55,7 +55,15 @@ impl Dumping {
     /// # Errors
     /// When there is none, or it does not answer.
     pub async fn open(place: &Place) -> Result<Self> {
-        let source = Source::observe(place).await?;
+        Self::open_after(place, None).await
+    }
+
+    /// Opens a state of which so much was seen: of a database, no host that is known to be an old primary.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_after(place: &Place, reached: Option<Reached>) -> Result<Self> {
+        let source = Source::observe(place, reached).await?;
         let head = source.head().await?;
         Ok(Self { source, head })
     }

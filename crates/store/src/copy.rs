@@ -13,7 +13,7 @@ use countersign_identity::Entropy;
 pub(crate) use self::sums::{Sums, push};
 use crate::postgres::{self, Password, PostgresStore, PostgresUrl};
 use crate::sqlite::{self, SqliteStore};
-use crate::{Head, Result, Store, StoreError, Verification, verify_everything};
+use crate::{Head, Reached, Result, Store, StoreError, Verification, verify_everything};
 
 /// Where a state is, or is to be.
 #[derive(Clone, Debug)]
@@ -235,18 +235,19 @@ pub(crate) enum Target {
 
 impl Source {
     /// Reads what servers write meanwhile, as it was at one moment.
-    pub(crate) async fn observe(place: &Place) -> Result<Self> {
+    pub(crate) async fn observe(place: &Place, reached: Option<Reached>) -> Result<Self> {
         Ok(match place {
             Place::Directory(path) => Self::Directory(sqlite::Reading::observe(path)?),
-            Place::Database(_, _) => Self::open(place).await?,
+            Place::Database(_, _) => Self::open(place, reached).await?,
         })
     }
 
-    async fn open(place: &Place) -> Result<Self> {
+    async fn open(place: &Place, reached: Option<Reached>) -> Result<Self> {
         Ok(match place {
             Place::Directory(path) => Self::Directory(sqlite::Reading::open(path)?),
             Place::Database(url, password) => {
-                Self::Database(postgres::Reading::open(url.clone(), password.clone()).await?)
+                let (url, password) = (url.clone(), password.clone());
+                Self::Database(postgres::Reading::open(url, password, reached).await?)
             }
         })
     }
@@ -319,7 +320,7 @@ impl Pages for Target {
 pub async fn copy(from: &Place, to: &Place, entropy: Arc<dyn Entropy>) -> Result<Copied> {
     // 1. What is not in order is not spread.
     let old = verify(from, Arc::clone(&entropy)).await?;
-    let source = Source::open(from).await?;
+    let source = Source::open(from, None).await?;
     check_unmoved(&old.head, &source).await?;
     // 2. All rows, in one transaction.
     let target = Target::create(to, Arc::clone(&entropy)).await?;
@@ -327,7 +328,7 @@ pub async fn copy(from: &Place, to: &Place, entropy: Arc<dyn Entropy>) -> Result
     let sums = Sums::of(&source, put).await?;
     // 3. The new place, by what it reads and not by what it was given, while it can still be taken back.
     target.sums().await?.check_same(&sums)?;
-    check_unmoved(&old.head, &Source::observe(from).await?).await?;
+    check_unmoved(&old.head, &Source::observe(from, None).await?).await?;
     target.finish(&old.head).await?;
     drop(source);
     // 4. As a server will find it.
@@ -380,7 +381,7 @@ pub(crate) async fn look(
     entropy: Arc<dyn Entropy>,
 ) -> Result<(Verification, Vec<(&'static str, u64)>)> {
     let verification = verify(place, entropy).await?;
-    let source = Source::open(place).await?;
+    let source = Source::open(place, None).await?;
     let mut tables = Vec::new();
     for table in TABLES {
         tables.push((table.name, lines(&source, table, async |_page: &[Line]| Ok(())).await?));

@@ -42,7 +42,7 @@ pub use bounds::{
 pub use copy::{Copied, Place, copy};
 pub use error::{Result, StoreError};
 pub use memory::MemoryStore;
-pub use postgres::{BadUrl, Password, PostgresStore, PostgresUrl};
+pub use postgres::{BadUrl, Password, PostgresStore, PostgresUrl, Primary, Reached};
 pub use rows::{
     CheckpointRow, Commit, Details, Feed, FlowRow, Head, Issued, IssuedRow, NodeRow, PaperRow,
     PointKey, PointRow, ReportRow, Snapshot, StoredEvent, TallyOf, TallyPlace, TallyRow, TokenRow,
@@ -164,6 +164,11 @@ pub trait Store: Send + Sync + 'static {
     /// Drops what nobody can need any more: rows of certificates and tokens that ended more than the allowed skew
     /// ago. At most a bounded count at once; call again while [`Trimmed::more`] is true. The log is not touched.
     async fn trim(&self, now: Timestamp) -> Result<Trimmed>;
+
+    /// Which server of a database is used, where there may be several.
+    fn primary(&self) -> Option<Primary> {
+        None
+    }
 
     /// What an operator should know of what the store does not promise; nothing when every acknowledged write is
     /// durable against all that this kind of store is meant to survive.

@@ -11,6 +11,7 @@ use super::Progress;
 use super::file::{About, End, Writing};
 use crate::config::{StartError, StoreAt, kek_path};
 use crate::directory::Domain;
+use crate::incarnation::Seen;
 
 /// What is to be saved, and where.
 #[derive(Clone, Debug)]
@@ -74,7 +75,9 @@ pub(crate) async fn backup_at(
     let kek = config.kek.clone().unwrap_or_else(|| kek_path(&config.data));
     let kek = KekFile::open_by(&kek, config.unlock.as_deref())?;
     let mut writing = Writing::create(&config.file, &kek, &SystemEntropy)?;
-    let dumping = Dumping::open(&place(&config.store, &config.data)).await?;
+    let dumping =
+        Dumping::open_after(&place(&config.store, &config.data), Seen::reached(&config.data))
+            .await?;
     let head = dumping.head();
     let (revision, log_size) = (head.revision, head.log_size);
     let trust_domain = domain.trust_domain;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::{Clock, Revision, Sha256};
-use countersign_store::{Head, Store, StoreError};
+use countersign_store::{Head, Primary, Reached, Store, StoreError};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +25,17 @@ pub(crate) struct Seen {
     pub(crate) log_size: u64,
     /// The log's last leaf. Leaves are salted, so a log that went another way has another one at its place.
     leaf: Option<Sha256>,
+    /// The server of a database that was used last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    primary: Option<LastPrimary>,
+}
+
+/// A primary of PostgreSQL: of which family, and which of its timelines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct LastPrimary {
+    system: i64,
+    timeline: u32,
 }
 
 /// How a store stands to what was seen of it.
@@ -48,13 +59,23 @@ impl Seen {
         (seen.format == FORMAT).then_some(seen)
     }
 
+    /// The same for the store, which tells by it an old primary that is back.
+    pub(crate) fn reached(data: &Path) -> Option<Reached> {
+        let Self { revision, log_size, leaf, primary, .. } = Self::read(data)?;
+        let primary = primary.map(|LastPrimary { system, timeline }| Primary { system, timeline });
+        let leaf = log_size.checked_sub(1).zip(leaf);
+        Some(Reached { revision, log_size, leaf, primary })
+    }
+
     /// The store as it is now; `before` again, where it has not moved since.
     ///
     /// # Errors
     /// When it does not answer.
     async fn look(store: &dyn Store, before: Option<&Self>) -> Result<Self, StoreError> {
         let Head { revision, log_size, .. } = store.head().await?;
-        let same = |before: &&Self| (before.revision, before.log_size) == (revision, log_size);
+        let primary = LastPrimary::of(store);
+        let now = (revision, log_size, primary);
+        let same = |before: &&Self| (before.revision, before.log_size, before.primary) == now;
         if let Some(before) = before.filter(same) {
             return Ok(before.clone());
         }
@@ -63,7 +84,7 @@ impl Seen {
             Some(last) => store.leaf_hashes(last, 1).await?.first().copied(),
             None => None,
         };
-        Ok(Self { format: FORMAT, revision, log_size, leaf })
+        Ok(Self { format: FORMAT, revision, log_size, leaf, primary })
     }
 
     /// Writes it down.
@@ -95,6 +116,12 @@ impl Seen {
     }
 }
 
+impl LastPrimary {
+    fn of(store: &dyn Store) -> Option<Self> {
+        store.primary().map(|Primary { system, timeline }| Self { system, timeline })
+    }
+}
+
 /// Writes down what is seen, now and then, until stopped, and once more then.
 ///
 /// When the store has lost its tail under this server, that is written down, so that the server's next life begins a new
@@ -118,7 +145,8 @@ pub(crate) async fn remember(
             Ok(_) => {}
             Err(error @ StoreError::WentBack { seen: Head { revision, log_size, .. }, .. }) => {
                 tracing::error!(%error, "the store went back under this server");
-                let seen = Seen { format: FORMAT, revision, log_size, leaf: None };
+                let primary = LastPrimary::of(&*store);
+                let seen = Seen { format: FORMAT, revision, log_size, leaf: None, primary };
                 if write_down(&data, &seen).await {
                     lost.cancel();
                     stop.cancelled().await;
@@ -178,10 +206,17 @@ mod tests {
     fn what_was_written_is_read_and_nonsense_is_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let revision = Revision { incarnation: 2, number: 5 };
-        let seen = Seen { format: FORMAT, revision, log_size: 9, leaf: None };
+        let first = Seen { format: FORMAT, revision, log_size: 9, leaf: None, primary: None };
         assert_eq!(Seen::read(folder.path()), None);
-        seen.write(folder.path()).unwrap();
-        assert_eq!(Seen::read(folder.path()), Some(seen));
+        let primary = Some(LastPrimary { system: -7, timeline: 3 });
+        for seen in [first.clone(), Seen { primary, ..first }] {
+            seen.write(folder.path()).unwrap();
+            assert_eq!(Seen::read(folder.path()), Some(seen));
+        }
+        assert_eq!(
+            Seen::reached(folder.path()).unwrap().primary,
+            Some(Primary { system: -7, timeline: 3 })
+        );
         std::fs::write(path(folder.path()), "{").unwrap();
         assert_eq!(Seen::read(folder.path()), None);
     }

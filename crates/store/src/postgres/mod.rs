@@ -4,6 +4,7 @@ mod draft;
 mod feed;
 mod flush;
 mod follow;
+mod hosts;
 mod passfile;
 mod readers;
 mod rows;
@@ -20,6 +21,7 @@ mod transfer;
 mod upgrade;
 mod writer;
 
+pub use self::hosts::{Primary, Reached};
 pub use self::store::PostgresStore;
 pub use self::target::{BadUrl, Password, PostgresUrl};
 pub(crate) use self::transfer::{Reading, Writing};

@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 
-use super::seen::Seen;
+use super::seen::{Seen, past};
 use super::session::{Fault, Session, Target};
 use crate::queue::ended;
 use crate::{Result, StoreError};
@@ -68,6 +68,11 @@ impl Readers {
             let session = self.session().await?;
             let read = timeout(READ_TIMEOUT, work(&session)).await;
             match read {
+                Ok(Ok(_old)) if self.seen.is_past(&session) => {
+                    if attempt == ATTEMPTS_MAX {
+                        return Err(past());
+                    }
+                }
                 Ok(Ok(found)) => {
                     self.idle().push(session);
                     return Ok(found);
@@ -93,7 +98,7 @@ impl Readers {
         loop {
             let kept = self.idle().pop();
             match kept {
-                Some(session) if session.is_closed() => {}
+                Some(session) if session.is_closed() || self.seen.is_past(&session) => {}
                 Some(session) => return Ok(session),
                 None => break,
             }

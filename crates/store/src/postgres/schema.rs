@@ -127,7 +127,7 @@ const BEGIN: &str = "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_time
 const ATTEMPTS_MAX: u32 = 60;
 const PAUSE: Duration = Duration::from_millis(500);
 /// No such table.
-const UNDEFINED_TABLE: &str = "42P01";
+pub(super) const UNDEFINED_TABLE: &str = "42P01";
 /// There is one already; the second when two make it at the same time.
 const EXISTS: [&str; 2] = ["42P07", "23505"];
 

@@ -8,6 +8,7 @@ use countersign_identity::{Revision, Sha256};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use super::hosts::{self, Primary, Reached};
 use super::rows;
 use super::session::{Fault, Session, Target, command};
 use super::text;
@@ -35,6 +36,8 @@ struct Known {
     lost: Option<Head>,
     /// The version of the schema that a program has to know, when this one does not.
     needs: Option<u64>,
+    /// The primary that was used last. Who was promoted before it is used no more.
+    primary: Option<Primary>,
 }
 
 /// What the head row says, as it is at one moment with the log.
@@ -50,7 +53,11 @@ pub(super) struct Tip {
 impl Seen {
     pub(super) fn new(tip: Tip, knows: u64, place: PathBuf) -> Self {
         let (head, leaf) = (tip.head, tip.last());
-        Self { known: Mutex::new(Known { head, leaf, lost: None, needs: None }), knows, place }
+        Self {
+            known: Mutex::new(Known { head, leaf, lost: None, needs: None, primary: None }),
+            knows,
+            place,
+        }
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
@@ -76,7 +83,8 @@ impl Seen {
             known.needs = Some(tip.needs);
         }
         if known.head.revision.incarnation < found.revision.incarnation {
-            *known = Known { head: *found, leaf, lost: None, needs: known.needs };
+            let Known { needs, primary, .. } = *known;
+            *known = Known { head: *found, leaf, lost: None, needs, primary };
             return known.is_whole(self.knows, &self.place);
         }
         let behind = found.revision < floor.revision || found.log_size < floor.log_size;
@@ -106,14 +114,42 @@ impl Seen {
         self.known().is_whole(self.knows, &self.place)
     }
 
-    /// Connects, and checks that what answers has what was seen: a standby may have taken the place of a primary, and
+    /// Connects to the primary, and checks that it has what was seen: a standby may have taken the place of another, and
     /// another replica may have written to it since.
     ///
     /// # Errors
-    /// When nobody takes writes, or it is another state.
+    /// When nobody takes writes, it is not known who is the primary, or it is another state.
     pub(super) async fn connect(&self, target: &Target, notified: Arc<Notify>) -> Result<Session> {
-        let session = Session::connect(target, notified).await?;
+        let reached = self.reached();
+        let session = hosts::connect(target, Some(&reached), &notified).await?;
+        self.uses(session.server.map(|server| server.primary));
         self.look(&session).await.map(|_head| session)
+    }
+
+    fn reached(&self) -> Reached {
+        let Known { head, leaf, primary, .. } = *self.known();
+        Reached { revision: head.revision, log_size: head.log_size, leaf, primary }
+    }
+
+    /// The primary that was used last.
+    pub(super) fn primary(&self) -> Option<Primary> {
+        self.known().primary
+    }
+
+    /// Remembers which primary is used, unless a later one was.
+    pub(super) fn uses(&self, primary: Option<Primary>) {
+        let mut known = self.known();
+        if let Some(new) = primary
+            && known.primary.is_none_or(|last| !new.is_before(last))
+        {
+            known.primary = Some(new);
+        }
+    }
+
+    /// Whether a connection leads to a primary after which another was promoted and used.
+    pub(super) fn is_past(&self, session: &Session) -> bool {
+        let primaries = session.server.zip(self.primary());
+        primaries.is_some_and(|(server, last)| server.primary.is_before(last))
     }
 
     /// Reads the head, and checks that the log still has the leaf that is known.
@@ -130,6 +166,9 @@ impl Seen {
         let asked = session.rows(&command);
         let late = |_| StoreError::Unavailable { why: format!("no answer in {ANSWER_TIMEOUT:?}") };
         let answers = timeout(ANSWER_TIMEOUT, asked).await.map_err(late)?.map_err(Fault::error)?;
+        if self.is_past(session) {
+            return Err(past());
+        }
         let row = answers.first().ok_or_else(|| rows::broken("there is no head row"))?;
         let tip = rows::tip(row)?;
         if tip.head.revision.incarnation == floor.revision.incarnation
@@ -173,6 +212,13 @@ impl Tip {
     /// The log's last leaf: its place and its hash.
     fn last(&self) -> Option<(u64, Sha256)> {
         self.head.log_size.checked_sub(1).zip(self.leaf)
+    }
+}
+
+/// What an old primary says counts for nothing, not even as a loss.
+pub(super) fn past() -> StoreError {
+    StoreError::Unavailable {
+        why: "an old primary answered; another was promoted since".to_owned(),
     }
 }
 

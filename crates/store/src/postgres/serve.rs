@@ -11,7 +11,7 @@ use super::feed::READ_ONLY;
 use super::seen::{Seen, Tip};
 use super::session::{self, Session, Target, command};
 use super::writer::Writer;
-use super::{follow, rows, schema, text};
+use super::{follow, hosts, rows, schema, text};
 use crate::queue::Queue;
 use crate::{Result, StoreError, sql};
 
@@ -54,6 +54,8 @@ pub(super) fn serve(
             }
         };
         let seen = Arc::new(Seen::new(tip, target.known(), target.place()));
+        seen.uses(target.reached.and_then(|reached| reached.primary));
+        seen.uses(session.server.map(|server| server.primary));
         let (hint, hinted) = watch::channel(tip.head.revision);
         let following = follow::follow(target.clone(), hint.clone(), Arc::clone(&seen));
         // Ends with the runtime, which ends with this thread.
@@ -69,7 +71,9 @@ pub(super) fn serve(
 
 /// Connects, brings the schema to this version, and checks that the log has exactly the leaves that the head row counts.
 async fn prepare(target: &Target, opening: Opening) -> Result<(Session, Tip)> {
-    let session = Session::connect(target, Arc::new(Notify::new())).await?;
+    // Nothing is written to a host that was not compared with the others.
+    let reached = target.reached.as_ref();
+    let session = hosts::connect(target, reached, &Arc::new(Notify::new())).await?;
     let made = match opening {
         Opening::Create => schema::create(&session, target).await,
         Opening::Open => schema::migrate(&session, target).await.map(drop),

@@ -16,6 +16,7 @@ use tokio_postgres::error::Severity;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Row, Statement};
 
+use super::hosts::{Reached, Server};
 use super::schema;
 use super::target::{Host, Password, PostgresUrl, Tls};
 use super::tls::MakeTls;
@@ -23,7 +24,7 @@ use crate::version::{Steps, known};
 use crate::{Result, StoreError};
 
 /// How long making a connection may take, each host.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a peer that fell silent is believed.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What every connection is told first. All under a second, so that nobody waits long for a replica that hangs. An
@@ -40,11 +41,18 @@ pub(super) struct Target {
     pub(super) password: Password,
     /// Of the schema, what this program knows.
     pub(super) steps: Steps,
+    /// How far it was seen to be in an earlier life.
+    pub(super) reached: Option<Reached>,
 }
 
 impl Target {
     pub(super) fn new(url: PostgresUrl, password: Password) -> Self {
-        Self { url, password, steps: schema::STEPS }
+        Self { url, password, steps: schema::STEPS, reached: None }
+    }
+
+    /// The same database, of which so much was seen.
+    pub(super) fn after(self, reached: Option<Reached>) -> Self {
+        Self { reached, ..self }
     }
 
     pub(super) fn known(&self) -> u64 {
@@ -148,28 +156,17 @@ pub(super) struct Session {
     client: Client,
     statements: Mutex<HashMap<&'static str, Statement>>,
     warned: Arc<AtomicBool>,
+    /// Where it leads, if the database tells.
+    pub(super) server: Option<Server>,
 }
 
 impl Session {
-    /// Connects to the first host that takes writes. `notified` hears of notifications.
-    pub(super) async fn connect(target: &Target, notified: Arc<Notify>) -> Result<Self> {
-        let mut why = Vec::new();
-        for host in &target.url.hosts {
-            let connecting = Self::connect_to(target, host, Arc::clone(&notified));
-            match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-                Ok(Ok(session)) => return Ok(session),
-                Ok(Err(error @ StoreError::Exposed { .. })) => return Err(error),
-                Ok(Err(StoreError::Unavailable { why: one })) => why.push(one),
-                Ok(Err(other)) => why.push(other.to_string()),
-                Err(_late) => {
-                    why.push(format!("{} did not answer in {CONNECT_TIMEOUT:?}", name(host)));
-                }
-            }
-        }
-        Err(StoreError::Unavailable { why: why.join("; ") })
-    }
-
-    async fn connect_to(target: &Target, host: &Host, notified: Arc<Notify>) -> Result<Self> {
+    /// Connects to a host if it takes writes. `notified` hears of notifications.
+    pub(super) async fn connect_to(
+        target: &Target,
+        host: &Host,
+        notified: Arc<Notify>,
+    ) -> Result<Self> {
         let Target { url, password, .. } = target;
         let mut config = Config::new();
         config.user(&url.user).dbname(&url.database);
@@ -201,7 +198,7 @@ impl Session {
             client
         };
         client.batch_execute(SETTINGS).await.map_err(failed)?;
-        Ok(Self { client, statements: Mutex::default(), warned })
+        Ok(Self { client, statements: Mutex::default(), warned, server: None })
     }
 
     /// Whether it can be used no more.
@@ -320,7 +317,7 @@ fn told_of(fault: &Fault) -> &str {
     }
 }
 
-fn name(host: &Host) -> String {
+pub(super) fn name(host: &Host) -> String {
     match host {
         Host::Tcp { name, port } => format!("`{name}:{port}`"),
         Host::Unix { folder, port } => format!("`{}/.s.PGSQL.{port}`", folder.display()),

@@ -17,7 +17,7 @@ use super::readers::Readers;
 use super::seen::Seen;
 use super::serve::{Opening, Served, serve};
 use super::session::{Command, Target, command};
-use super::{Password, PostgresUrl, rows, text};
+use super::{Password, PostgresUrl, Primary, Reached, rows, text};
 use crate::bounds::{HASHES_MAX, check, check_name, check_report};
 use crate::queue::{Job, OwnedLease, Queue, ended};
 use crate::transact::lease_end;
@@ -64,6 +64,21 @@ impl PostgresStore {
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self> {
         Self::start(Target::new(url, password), entropy, Opening::Open).await
+    }
+
+    /// Opens the store of a database of which so much was seen in an earlier life: of several hosts that take writes, none is
+    /// used that is known to be an old primary.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open). A database that is behind is opened all the same: who asks has to compare.
+    pub async fn open_after(
+        url: PostgresUrl,
+        password: Password,
+        reached: Option<Reached>,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<Self> {
+        let target = Target::new(url, password).after(reached);
+        Self::start(target, entropy, Opening::Open).await
     }
 
     pub(super) async fn start(
@@ -333,6 +348,10 @@ impl Store for PostgresStore {
 
     async fn trim(&self, now: Timestamp) -> Result<Trimmed> {
         self.write(|answer| Job::Trim { now, answer }).await
+    }
+
+    fn primary(&self) -> Option<Primary> {
+        self.seen.primary()
     }
 
     async fn caveats(&self) -> Result<Vec<String>> {

@@ -80,6 +80,13 @@ pub(super) const TRIM_TOKENS: &str = "WITH gone AS (DELETE FROM tokens WHERE has
      (SELECT hash FROM tokens WHERE expires < $1 ORDER BY hash LIMIT $2) \
      RETURNING hash) SELECT COUNT(*) FROM gone";
 
+/// Which server this is: its family, its timeline and its start, which everybody may read. Not the last checkpoint's timeline,
+/// which is still the old one for a while after a promotion.
+pub(super) const SERVER: &str = "SELECT s.system_identifier, \
+     CAST(CAST('x' || SUBSTRING(pg_walfile_name(pg_current_wal_lsn()) FOR 8) AS BIT(32)) AS BIGINT), \
+     CAST(EXTRACT(EPOCH FROM pg_postmaster_start_time()) * 1000000 AS BIGINT) \
+     FROM pg_control_system() AS s";
+
 /// What the database promises of a commit.
 pub(super) const PROMISES: &str = "SELECT current_setting('synchronous_standby_names'), \
      current_setting('synchronous_commit'), current_setting('fsync'), \

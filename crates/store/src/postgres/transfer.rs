@@ -9,7 +9,7 @@ use tokio_postgres::types::ToSql;
 
 use super::rows::{broken, column, head, signed};
 use super::session::{Fault, Session, Target, command};
-use super::{Password, PostgresStore, PostgresUrl};
+use super::{Password, PostgresStore, PostgresUrl, Reached, hosts};
 use crate::copy::{Cell, Line, Table, Type};
 use crate::{Head, Result, sql};
 
@@ -55,10 +55,15 @@ async fn page(session: &Session, table: &Table, after: Option<&[Cell]>) -> Resul
 }
 
 impl Reading {
-    /// Opens a database that has a store.
-    pub(crate) async fn open(url: PostgresUrl, password: Password) -> Result<Self> {
-        let target = Target::new(url, password);
-        let session = Session::connect(&target, Arc::new(Notify::new())).await?;
+    /// Opens a database that has a store, of which so much was seen.
+    pub(crate) async fn open(
+        url: PostgresUrl,
+        password: Password,
+        reached: Option<Reached>,
+    ) -> Result<Self> {
+        let target = Target::new(url, password).after(reached);
+        let session =
+            hosts::connect(&target, target.reached.as_ref(), &Arc::new(Notify::new())).await?;
         let schema = super::schema::migrate(&session, &target).await?;
         schema.check_whole(target.known(), &target.place())?;
         session.run(READING).await.map_err(Fault::error)?;
@@ -84,7 +89,8 @@ impl Writing {
     ) -> Result<Self> {
         drop(PostgresStore::create(url.clone(), password.clone(), entropy).await?);
         let target = Target::new(url, password);
-        let session = Session::connect(&target, Arc::new(Notify::new())).await?;
+        let session =
+            hosts::connect(&target, target.reached.as_ref(), &Arc::new(Notify::new())).await?;
         session.run(WRITING).await.map_err(Fault::error)?;
         Ok(Self(session))
     }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::draft::{Draft, Wanted};
 use super::flush::Rows;
 use super::rows::{number, signed};
-use super::seen::{Seen, Tip, raise};
+use super::seen::{Seen, Tip, past, raise};
 use super::session::{Command, Fault, Session, Target, command};
 use super::text;
 use crate::bounds::TRIM_ROWS_MAX;
@@ -177,6 +177,10 @@ impl Writer {
             Err(Trouble::Race(error) | Trouble::Lost(error)) => return Run::Again(error),
             Err(Trouble::Refused(error)) => return Run::Failed(error),
         };
+        if self.session.as_ref().is_some_and(|session| self.seen.is_past(session)) {
+            self.session = None;
+            return Run::Again(past());
+        }
         // 2. What becomes of them.
         let drafted = Draft::load(&wanted, answers, careful).and_then(|draft| {
             let Draft { head_before: head, needs, .. } = draft;
@@ -340,7 +344,8 @@ impl Writer {
     ) -> std::result::Result<Vec<Vec<tokio_postgres::Row>>, Trouble> {
         // In the middle of a transaction a new connection would be outside of it.
         let fresh = begin.is_some() || end.is_none();
-        if fresh && self.session.as_ref().is_none_or(Session::is_closed) {
+        let unfit = |session: &Session| session.is_closed() || self.seen.is_past(session);
+        if fresh && self.session.as_ref().is_none_or(unfit) {
             self.session = None;
             let connecting = self.seen.connect(&self.target, Arc::new(Notify::new())).await;
             self.session = Some(connecting.map_err(Trouble::Refused)?);

@@ -60,7 +60,7 @@ async fn fill(store: &dyn Store) {
 }
 
 /// The next life of the store, whose log begins with what the one before has come to.
-async fn begin(store: &dyn Store) {
+pub(crate) async fn begin(store: &dyn Store) {
     let before = verify_everything(store).await.unwrap();
     let (log_size, root) = (before.head.log_size, before.root);
     let from = serde_json::json!({ "incarnation": 1, "logSize": log_size, "logRoot": root });

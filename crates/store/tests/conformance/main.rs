@@ -13,6 +13,7 @@ mod joining;
 mod log;
 mod nodes;
 mod outage;
+mod promoted;
 mod replicas;
 mod revisions;
 mod rows;

@@ -16,11 +16,11 @@ use crate::fixture::{
 use crate::joining::Joining;
 use crate::server::{Cluster, Listen};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Callers that write until they are told to end, and remember what was acknowledged and what was not. Each certificate is
 /// asked for once: what comes of an answer that stayed out is the store's own doing.
-struct Traffic {
+pub(crate) struct Traffic {
     ending: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
     work: JoinSet<Asked>,
@@ -34,7 +34,7 @@ struct Asked {
 }
 
 impl Traffic {
-    fn begin(stores: &[Arc<PostgresStore>]) -> Self {
+    pub(crate) fn begin(stores: &[Arc<PostgresStore>]) -> Self {
         let (ending, acknowledged) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let mut work = JoinSet::new();
         for caller in 0..8_u64 {
@@ -68,7 +68,7 @@ impl Traffic {
     }
 
     /// Waits until so many more were acknowledged.
-    async fn flows(&self, more: u64) {
+    pub(crate) async fn flows(&self, more: u64) {
         let enough = self.acknowledged.load(Ordering::Relaxed) + more;
         let begin = Instant::now();
         while self.acknowledged.load(Ordering::Relaxed) < enough {
@@ -79,7 +79,7 @@ impl Traffic {
 
     /// Ends it; every acknowledged certificate must be there, nothing that nobody asked for, nothing twice, and everything must
     /// fit together. Says how often a caller heard that the database was away.
-    async fn verify(self, store: &dyn Store) -> usize {
+    pub(crate) async fn verify(self, store: &dyn Store) -> usize {
         self.ending.store(true, Ordering::Relaxed);
         let mut asked = Asked::default();
         for one in self.work.join_all().await {
