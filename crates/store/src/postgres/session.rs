@@ -32,7 +32,7 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(5);
 const SETTINGS: &str = "SET statement_timeout = 900; SET lock_timeout = 800; \
     SET idle_in_transaction_session_timeout = 900; \
     SELECT set_config('synchronous_commit', 'on', false) \
-    WHERE current_setting('synchronous_commit') IN ('off', 'local')";
+    WHERE current_setting('synchronous_commit') IN ('off', 'local', 'remote_write')";
 
 /// Where and how to connect.
 #[derive(Clone)]

@@ -19,6 +19,7 @@ mod revisions;
 mod rows;
 #[path = "../support/postgres.rs"]
 mod server;
+mod sessions;
 mod tls;
 
 use std::sync::Arc;
