@@ -263,6 +263,50 @@ async fn between_two_primaries_of_which_each_lacks_something_an_operator_decides
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_acknowledged_that_the_synchronous_standby_does_not_have() {
+    for isolation in ISOLATIONS {
+        stalls(isolation).await;
+    }
+}
+
+async fn stalls(isolation: &str) {
+    let pair = Pair::synchronous(isolation).await;
+    let store = Arc::new(pair.create().await);
+    refuse_other_levels(&pair.primary, &pair.database, isolation);
+    store.commit(putting("web", "1")).await.unwrap();
+    pair.standby.signal_all("STOP");
+    // A COMMIT whose waiting somebody ends is done at the primary alone, and says so by a warning only.
+    let cancel = "SELECT count(*) FILTER (WHERE pg_cancel_backend(pid)) FROM pg_stat_activity \
+                  WHERE wait_event = 'SyncRep' AND application_name LIKE 'countersign/%'";
+    let writing = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move { store.commit(putting("web", "cancelled")).await }
+    });
+    until("a commit waits", || pair.primary.sql("postgres", cancel) == "1").await;
+    unavailable(writing.await.unwrap(), "warning");
+    // One that nobody ends waits for longer than we do; whoever comes after it waits for the head row.
+    for said in ["no answer", "others write"] {
+        let begin = Instant::now();
+        unavailable(store.commit(putting("web", "stalled")).await, said);
+        assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
+    }
+    pair.standby.signal_all("CONT");
+    let begin = Instant::now();
+    while let Err(error) = store.commit(putting("web", "2")).await {
+        assert_eq!(error.code(), Code::Unavailable, "{error}");
+        assert!(begin.elapsed() < PATIENCE, "it does not go on: {error}");
+    }
+    let head = verify_everything(&*store).await.unwrap().head;
+    let number = head.revision.number.to_string();
+    until("the standby has all of it", || {
+        // A standby reads at no higher level than this.
+        let asked = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT number FROM head; COMMIT";
+        pair.standby.sql(&pair.database, asked) == number
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_to_an_old_primary_is_used_no_more_once_another_has_met_the_new_one() {
     let pair = Pair::asynchronous("read committed").await;
     let store = pair.create().await;
