@@ -10,6 +10,9 @@ use countersign_store::{
     TallyRow, copy, verify_everything,
 };
 
+use tokio::runtime::Handle;
+use tokio::task::block_in_place;
+
 use crate::fixture::{
     after, at, create, create_at, digest, doing, entropy, folder, issuing, node, node_id, noon,
     open, open_at, put, putting, remove, row, token,
@@ -316,6 +319,20 @@ async fn a_filling_that_is_not_what_was_dumped_or_is_broken_off_leaves_its_place
     assert_eq!(Rows::of_database(Cluster::shared(), &new.database), rows);
 }
 
+/// Something new in the first table and in the last, and in most between.
+fn meanwhile(seed: u64) -> Batch {
+    let now = Revision { incarnation: SECOND, number: 1 };
+    let mut batch = issuing([row(10_000 + seed, 60, now)]);
+    batch.changes = vec![put("aaa", &seed.to_string()), put("w2", &seed.to_string())];
+    batch.ops = vec![
+        Op::PutSecret { name: format!("a/{seed}"), sealed: vec![1] },
+        Op::PutPaper(PaperRow { name: format!("z/{seed}"), value: vec![1] }),
+        Op::AddTally(TallyOf::Requests, tally("z")),
+    ];
+    batch.events.push(Event::new(EventKind::RecordPut, noon(), "operator:uid:0", "aaa"));
+    batch
+}
+
 /// What a backup does: the rows of one moment as bytes, from a store that is in use, into another backend and back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_that_is_dumped_while_it_is_written_to_fills_another_backend() {
@@ -330,26 +347,37 @@ async fn a_state_that_is_dumped_while_it_is_written_to_fills_another_backend() {
     for to in [place_of(&database), Place::Directory(two.path().into())] {
         let dumping = Dumping::open(&from).await.unwrap();
         let head = *dumping.head();
-        // Only the first is written to meanwhile; what comes after the moment is not in it.
-        if matches!(&from, Place::Directory(_)) {
-            store.commit(putting("later", "1")).await.unwrap();
-        }
-        let mut pages = Vec::new();
+        // It is written to all the while, in most of the tables; what comes after the moment is not in it.
+        let source: &dyn Store = match &from {
+            Place::Directory(_) => &store,
+            Place::Database(..) => &open_at(cluster, &database, 8).await,
+        };
+        let (mut pages, mut later) = (Vec::new(), 0);
         let dumped = dumping.pages(|page| {
             pages.push(page.bytes);
+            later += 1;
+            // Who reads on and on what is written on and on never ends.
+            if later <= 60 {
+                let writing = source.commit(meanwhile(later));
+                block_in_place(|| Handle::current().block_on(writing))?;
+            }
             Ok::<(), StoreError>(())
         });
         let dumped = dumped.await.unwrap();
+        assert!(10 < later, "{later} pages");
         let filling = Filling::create(to.clone(), entropy(7)).await.unwrap();
         for page in &pages {
             filling.put(page).await.unwrap();
         }
         let filled = filling.finish(&head, &counts(&dumped), dumped.root).await.unwrap();
         assert_eq!((filled.head, filled.root), (head, dumped.root));
+        let filled = match &to {
+            Place::Directory(path) => Rows::of_directory(path),
+            Place::Database(..) => Rows::of_database(cluster, &database),
+        };
+        assert_eq!(filled, rows);
         from = to;
     }
-    assert_eq!(Rows::of_database(cluster, &database), rows);
-    assert_eq!(Rows::of_directory(two.path()), rows);
     assert_eq!(contents(&open(two.path())).await, all);
     assert_ne!(contents(&store).await, all, "it went on");
 }
