@@ -87,6 +87,17 @@ impl Seen {
         Ok(Self { format: FORMAT, revision, log_size, leaf, primary })
     }
 
+    /// Writes down what a database is like before it is worked on, so that it is known from then on which primary was used.
+    ///
+    /// # Errors
+    /// When it does not answer, or the system refuses.
+    pub(crate) async fn begin(store: &dyn Store, data: &Path) -> Result<(), StartError> {
+        if store.primary().is_none() {
+            return Ok(());
+        }
+        Self::look(store, None).await?.write(data)
+    }
+
     /// Writes it down.
     ///
     /// # Errors
@@ -153,7 +164,16 @@ pub(crate) async fn remember(
                     return;
                 }
             }
-            Err(error) => tracing::debug!(%error, "the store does not say how far it is"),
+            Err(error) => {
+                tracing::debug!(%error, "the store does not say how far it is");
+                // Which primary is used is known all the same.
+                let primary = LastPrimary::of(&*store);
+                let moved = |before: &Seen| before.primary != primary;
+                if let Some(before) = written.clone().filter(moved) {
+                    let seen = Seen { primary, ..before };
+                    written = write_down(&data, &seen).await.then_some(seen);
+                }
+            }
         }
         if stopped {
             return;

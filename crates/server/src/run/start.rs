@@ -127,6 +127,7 @@ impl Start {
         // 1. Whether the store is behind what was seen of it; then the snapshot, and whether it is this directory's.
         let log_key = LogKey::open_or_make(&*self.store, &kek, &*self.around.entropy).await?;
         self.go_on(&log_key).await?;
+        Seen::begin(&*self.store, &self.config.data).await?;
         first_start(&*self.store, self.around.clock.now()).await?;
         let (feeder, feed) =
             Feeder::start(Arc::clone(&self.store), Arc::clone(&self.around.clock)).await?;

@@ -24,6 +24,9 @@ use crate::{Result, StoreError};
 /// nothing, and a server that waits longer for it would not be ready.
 const COMPARE_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// There is no such function, the role may not call it, or it is not supported.
+const UNTOLD: [&str; 3] = ["42883", "42501", "0A000"];
+
 /// A primary, as PostgreSQL tells one from the next: each promotion of a standby begins a timeline with a greater number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Primary {
@@ -152,9 +155,9 @@ async fn ask(
     let mut session = Session::connect_to(target, host, notified).await?;
     session.server = match session.rows_of(text::SERVER, &[]).await {
         Ok(rows) => rows.first().map(server).transpose()?,
-        // Not every database that speaks the protocol has timelines.
-        Err(Fault::Refused { .. }) => None,
-        Err(lost @ Fault::Lost { .. }) => return Err(lost.error()),
+        // Not every database that speaks the protocol has timelines. What failed for another reason says nothing about that.
+        Err(Fault::Refused { code, .. }) if UNTOLD.contains(&code.as_str()) => None,
+        Err(fault) => return Err(fault.error()),
     };
     let leaf = reached.and_then(|reached| reached.leaf);
     let index = signed(leaf.map_or(0, |(index, _)| index))?;
@@ -216,6 +219,10 @@ fn choose<'a>(
             "{} takes writes, but another server was promoted since: it is an old primary, and nothing is written to it",
             names(&old)
         )),
+        [one] if is_unknown(reached, one) => Err(format!(
+            "{} lacks what was seen, and does not show that it is of the primaries that were used: it may be an old one, and nothing is written to it",
+            one.host
+        )),
         [one] => match old.iter().copied().find(|old| has_more(old, one)) {
             None => Ok(one),
             Some(old) => Err(format!(
@@ -223,12 +230,26 @@ fn choose<'a>(
                 one.host, old.host
             )),
         },
-        _ if new.iter().all(|one| one.server.is_none()) => Ok(furthest(&new)),
+        _ if new.iter().all(|one| one.server.is_none()) => match furthest(&new) {
+            one if is_unknown(reached, one) => Err(format!(
+                "{} take writes, lack what was seen, and do not say which of them was promoted last",
+                names(&new)
+            )),
+            one => Ok(one),
+        },
         _ => Err(format!(
             "{} take writes, and it is not known which of them was promoted last: stop all but one",
             names(&new)
         )),
     }
+}
+
+/// Whether a host lacks something that was seen at another of which it does not show that it came before: one of another family, or
+/// one that does not tell. To go on with it may be to go back.
+fn is_unknown(reached: Option<&Reached>, one: &Standing) -> bool {
+    let last = reached.and_then(|reached| reached.primary);
+    let of_it = |last: Primary| one.server.is_some_and(|it| it.primary.system == last.system);
+    last.is_some_and(|last| !of_it(last)) && one.state.is_some_and(|state| state.has == Has::Not)
 }
 
 /// Whether an old primary has something that was seen, or an incarnation, which the new one lacks.
@@ -320,9 +341,19 @@ mod tests {
         for number in [3, 5, 7] {
             none(Some(&was), &[host("a", on(1), 1, number)], "a takes writes, but another");
         }
-        // One of another family says nothing of this one's promotions.
+    }
+
+    #[test]
+    fn a_host_of_which_nothing_is_known_is_used_only_with_all_that_was_seen() {
+        // A cluster that was moved, or one from before the move; one whose role may not ask.
         let other = Server { primary: Primary { system: 8, timeline: 1 }, started: 1 };
-        chosen(Some(&was), &[host("a", Some(other), 1, 5)], "a");
+        for server in [Some(other), None] {
+            chosen(Some(&WAS), &[host("a", server, 1, 5)], "a");
+            none(Some(&WAS), &[host("a", server, 1, 4)], "a lacks what was seen");
+            chosen(Some(&Reached { primary: None, ..WAS }), &[host("a", server, 1, 4)], "a");
+        }
+        let both = [host("a", None, 1, 4), host("b", None, 1, 3)];
+        none(Some(&WAS), &both, "lack what was seen");
     }
 
     #[test]

@@ -177,7 +177,7 @@ impl Writer {
             Err(Trouble::Race(error) | Trouble::Lost(error)) => return Run::Again(error),
             Err(Trouble::Refused(error)) => return Run::Failed(error),
         };
-        if self.session.as_ref().is_some_and(|session| self.seen.is_past(session)) {
+        if self.is_past() {
             self.session = None;
             return Run::Again(past());
         }
@@ -203,6 +203,11 @@ impl Writer {
             }
             Err(Trouble::Refused(error) | Trouble::Lost(error)) => return Run::Failed(error),
         }
+        // What became durable there is not, where it counts.
+        if self.is_past() {
+            self.session = None;
+            return Run::Failed(past());
+        }
         self.wary = self.wary.saturating_sub(1);
         let (before, after) = (draft.head_before, draft.state.head);
         let leaf = draft.state.log.last().map(|event| event.hash);
@@ -213,6 +218,11 @@ impl Writer {
         // Readers may look before the callers know: what they see is durable.
         raise(&self.hint, after.revision);
         Run::Done((outcomes, before.revision != after.revision))
+    }
+
+    /// Whether the connection leads to a primary after which another was used.
+    fn is_past(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| self.seen.is_past(session))
     }
 
     /// Applies each batch to the draft; what is refused leaves nothing in it.
@@ -263,6 +273,11 @@ impl Writer {
             Ok(commands) if commands.is_empty() => {
                 self.roll_back(plan.open_after_reading()).await;
                 Ok(())
+            }
+            // What was read at one place is written to no other.
+            Ok(_) if self.session.as_ref().is_none_or(Session::is_closed) || self.is_past() => {
+                self.session = None;
+                Err(Trouble::Race(ended()))
             }
             Ok(commands) => {
                 let begin = match plan {

@@ -223,7 +223,9 @@ async fn standby_has(pair: &Pair, store: &PostgresStore) -> Revision {
     let revision = store.head().await.unwrap().revision;
     let number = revision.number.to_string();
     let asked = "SELECT number FROM head";
-    until("the standby follows", || pair.standby.sql(&pair.database, asked) == number).await;
+    // It may not have the database yet.
+    let answer = || pair.standby.psql(&pair.database, asked).stdout;
+    until("the standby follows", || answer().trim_ascii() == number.as_bytes()).await;
     revision
 }
 
