@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use countersign_agent::attest::{
     AttestRefused, Attestor, Caller, Desk, Facts, LinuxAttestor, PinRefused, Pinning,
@@ -225,9 +226,12 @@ async fn nobody_is_launched_by_a_number(way: Pinning) {
     let mut launched = other_program();
     launcher.vouch(launched.number(), &"web".parse().unwrap()).unwrap();
     let mut told = launches.clone();
-    while launches.all().is_empty() {
-        told.changed().await;
-    }
+    let is_told = async {
+        while launches.all().is_empty() {
+            told.changed().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), is_told).await.expect("the launcher is heard");
     let number = launched.number();
     launched.end();
     let caller = with_number(number, || call(&door.path()));
