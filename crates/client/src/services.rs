@@ -26,11 +26,12 @@ impl Services {
         self.services.iter().filter(|(_, spec)| spec.workload == self.workload)
     }
 
-    /// Those that are neither the caller's own nor called by it. The agent tells them to a process that matches several
-    /// workloads, for one that it is not by default.
+    /// Those that are neither the caller's own nor called by any that is told of here. The agent tells them to a process that
+    /// matches several workloads, for one that it is not by default; of such a one it tells also what that calls.
     pub fn of_others(&self) -> impl Iterator<Item = (&Name, &ServiceSpec)> {
         let calls = |service: &Name| {
-            let mut upstreams = self.own().flat_map(|(_, own)| &own.upstreams);
+            // Nobody is told what others call, so that these are all of workloads that the caller matches.
+            let mut upstreams = self.services.values().flat_map(|spec| &spec.upstreams);
             upstreams.any(|upstream| upstream.service == *service)
         };
         let others = self.services.iter().filter(|(_, spec)| spec.workload != self.workload);

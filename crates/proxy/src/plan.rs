@@ -356,7 +356,12 @@ mod tests {
             ),
             (
                 "shipping",
-                serde_json::json!({"workload": "shipping", "listen": "127.0.0.1:7003", "forward": "unix"}),
+                serde_json::json!({"workload": "shipping", "listen": "127.0.0.1:7003", "forward": "unix", "upstreams": [{"service": "billing"}]}),
+            ),
+            // Of this workload the process is not at all: it is told for `shipping`, which calls it.
+            (
+                "billing",
+                serde_json::json!({"workload": "billing", "listen": "127.0.0.1:7004", "forward": "unix"}),
             ),
         ]);
         assert_eq!(plan.doors.keys().map(Name::as_str).collect::<Vec<_>>(), ["orders"]);
