@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
+#[path = "support/ending.rs"]
+mod ending;
 #[path = "../../store/tests/support/postgres.rs"]
 #[expect(dead_code, reason = "the store's own tests use the rest of it")]
 mod postgres;
@@ -16,6 +18,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use ending::Ending;
 use postgres::{Cluster, Listen};
 use serde_json::Value;
 use servers::{Domain, Part, done, run};
@@ -113,15 +116,6 @@ fn declare(
         if run(&["apply", &manifest, "--admin", server.admin()]).status.success() {
             told.lock().unwrap().push(name);
         }
-    }
-}
-
-/// Ends what waits for it, also when a test fails.
-struct Ending<'a>(&'a AtomicBool);
-
-impl Drop for Ending<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
+#[path = "support/ending.rs"]
+mod ending;
 #[path = "support/pair.rs"]
 #[expect(dead_code, reason = "another test loses a tail")]
 mod pair;
@@ -41,6 +43,7 @@ fn no_acknowledged_write_is_lost_when_a_synchronous_standby_is_promoted_under_tr
     let tokens = [(); 3].map(|()| done(&["token", "create", "--admin", one.admin()]));
     let (told, held, rivals) = std::thread::scope(|scope| {
         let traffic = &traffic;
+        let ending = traffic.ending();
         let callers = [(0, &one), (1, &two)].map(|(which, server)| {
             let declare = |name: &str| domain.manifest(name, "5m");
             scope.spawn(move || traffic.call(which, server, declare))
@@ -58,7 +61,7 @@ fn no_acknowledged_write_is_lost_when_a_synchronous_standby_is_promoted_under_tr
         pair.promote();
         ready([&one, &two], true);
         traffic.flows(12);
-        traffic.end();
+        drop(ending);
         let rivals = [early, racing, late];
         (callers.map(|caller| caller.join().unwrap()), holding.join().unwrap(), rivals)
     });

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
+#[path = "support/ending.rs"]
+mod ending;
 #[path = "support/pair.rs"]
 #[expect(dead_code, reason = "another test loses nothing")]
 mod pair;
@@ -165,6 +167,7 @@ fn lose_tail(pair: &Pair, servers: [&Part; 2], without_database: impl FnOnce()) 
     let traffic = Traffic::default();
     std::thread::scope(|scope| {
         let (domain, traffic) = (&pair.domain, &traffic);
+        let ending = traffic.ending();
         let callers = [(0, servers[0]), (1, servers[1])].map(|(which, server)| {
             let declare = |name: &str| domain.manifest_for(NOBODY, name, "5m");
             scope.spawn(move || traffic.call(which, server, declare))
@@ -184,7 +187,7 @@ fn lose_tail(pair: &Pair, servers: [&Part; 2], without_database: impl FnOnce()) 
             (all == [true; 2]).then_some(())
         });
         traffic.flows(6);
-        traffic.end();
+        drop(ending);
         callers.map(|caller| caller.join().unwrap())
     })
 }

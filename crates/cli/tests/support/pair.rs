@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::Value;
 
+use crate::ending::Ending;
 use crate::postgres::{Cluster, Listen};
 use crate::servers::{Domain, Part, run};
 use crate::support::{text, until};
@@ -159,8 +160,9 @@ impl Traffic {
         self.acknowledged() + refused.sum::<usize>()
     }
 
-    pub(crate) fn end(&self) {
-        self.over.store(true, Ordering::Relaxed);
+    /// Dropped, it is over.
+    pub(crate) const fn ending(&self) -> Ending<'_> {
+        Ending(&self.over)
     }
 
     pub(crate) fn is_over(&self) -> bool {
