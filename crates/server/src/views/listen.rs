@@ -28,9 +28,10 @@ use crate::views::fetched::{Which, fetch};
 use crate::views::http_date::http_date;
 use crate::views::ocsp::{self, Answered};
 
-/// Connections at once. Nobody says who they are here, so that whoever comes finds a place: the one that goes is the oldest of
-/// the source that has most of them, and of a source with as many as one may have, its own.
-const CONNECTIONS: RoomBounds = RoomBounds { all: 512, each: 128, yields_after: Duration::ZERO };
+/// Connections at once. Nobody says who they are here, so that whoever comes finds a place: when there is none, the one that goes
+/// is the oldest of the source that has most of them. One source may have all while nobody else needs them, because a whole
+/// site may be behind one address.
+const CONNECTIONS: RoomBounds = RoomBounds { all: 512, each: 512, yields_after: Duration::ZERO };
 /// How long a caller may take to send a request's head, and an idle connection may last.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one request may take, its body included.
@@ -279,5 +280,26 @@ mod tests {
             assert!(unescaped(bad).is_none(), "{bad}");
         }
         assert!(unescaped(&"a".repeat(5000)).is_none());
+    }
+
+    #[test]
+    fn one_source_has_every_place_that_nobody_else_needs_and_no_other() {
+        let (room, now) = (Room::new(CONNECTIONS), Timestamp::EPOCH);
+        let enter = |last| {
+            let source = Source::of([127, 0, 0, last].into());
+            room.enter(source, Rank::Stranger, now).expect("whoever comes finds a place")
+        };
+        let site: Vec<_> = (0..CONNECTIONS.all).map(|_| enter(1)).collect();
+        let cut = || site.iter().filter(|stay| stay.give_way().is_cancelled()).count();
+        assert_eq!(cut(), 0, "there was room for all");
+        let others: Vec<_> = (2..=101).map(enter).collect();
+        assert_eq!(cut(), others.len(), "the largest makes room");
+        let _more = enter(1);
+        assert_eq!(
+            cut(),
+            others.len() + 1,
+            "whoever is one of the most takes the place of one of them"
+        );
+        assert!(others.iter().all(|stay| !stay.give_way().is_cancelled()));
     }
 }
