@@ -4,17 +4,24 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Barrier;
 
+use nix::unistd::{Uid, seteuid};
 use serde_json::Value;
-use support::{binary, folder, text, until};
+use support::{PATIENCE, binary, folder, text, until};
 
 const NAMED: [u32; 2] = [64_001, 64_002];
 const STRANGER: u32 = 64_003;
+/// One user's subordinate uids: more than there are places for those who are no operators.
+const SUBORDINATE: std::ops::Range<u32> = 64_100..64_200;
+/// Where they find the socket that they are to fill.
+const CROWDED: &str = "COUNTERSIGN_TEST_CROWDED_BY_UIDS";
 /// How many ask for the same at once. Each makes two connections, and one user has eight: with more, the oldest is cut.
 const MANY: usize = 4;
 
@@ -25,6 +32,37 @@ struct Place {
 }
 
 impl Place {
+    /// A server at whose socket everybody is let in, and where root and two others are named as approvers.
+    fn begin() -> Self {
+        let folder = folder();
+        let program = folder.path().join("countersign");
+        if std::fs::hard_link(binary(), &program).is_err() {
+            std::fs::copy(binary(), &program).unwrap();
+        }
+        open_up(folder.path(), 0o755);
+        let mut place = Self { folder, program, server: None };
+        let (data, socket) = (place.at("d"), place.at("admin.sock"));
+        let made = place.run_as(0, &["init", "--data", &data, "--trust-domain", "shop.example"]);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        let arguments = ["server", "--data", &data, "--listen", "127.0.0.1:0", "--metrics", "off"];
+        let mut server = Command::new(&place.program);
+        server.args(arguments).args(["--admin-socket", &socket]);
+        place.server = Some(server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        until("the server answers", || (place.ask(0, &["authority", "list"]).0 == 0).then_some(()));
+        open_up(Path::new(&socket), 0o666);
+        let manifest = place.at("roots.yaml");
+        let named: Vec<_> = NAMED.iter().map(|uid| format!("\"uid:{uid}\"")).collect();
+        let text_of = format!(
+            "apiVersion: countersign.dev/v1alpha1\nkind: Authority\nmetadata: {{name: roots}}\nspec:\n  approve: operator\n  \
+             approvals: 2\n  approvers: [{}, \"uid:0\"]\n",
+            named.join(", ")
+        );
+        std::fs::write(&manifest, text_of).unwrap();
+        let (status, _, said) = place.ask(0, &["apply", &manifest]);
+        assert_eq!(status, 0, "{said}");
+        place
+    }
+
     fn at(&self, name: &str) -> String {
         self.folder.path().join(name).to_str().unwrap().to_owned()
     }
@@ -86,32 +124,7 @@ fn rotation_waits_for_two_operators_who_are_not_the_one_who_ordered_it() {
     if !nix::unistd::geteuid().is_root() {
         return;
     }
-    let folder = folder();
-    let program = folder.path().join("countersign");
-    if std::fs::hard_link(binary(), &program).is_err() {
-        std::fs::copy(binary(), &program).unwrap();
-    }
-    open_up(folder.path(), 0o755);
-    let mut place = Place { folder, program, server: None };
-    let (data, socket) = (place.at("d"), place.at("admin.sock"));
-    let made = place.run_as(0, &["init", "--data", &data, "--trust-domain", "shop.example"]);
-    assert!(made.status.success(), "{}", text(&made.stderr));
-    let arguments = ["server", "--data", &data, "--listen", "127.0.0.1:0", "--metrics", "off"];
-    let mut server = Command::new(&place.program);
-    server.args(arguments).args(["--admin-socket", &socket]);
-    place.server = Some(server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-    until("the server answers", || (place.ask(0, &["authority", "list"]).0 == 0).then_some(()));
-    open_up(Path::new(&socket), 0o666);
-    let manifest = place.at("roots.yaml");
-    let named: Vec<_> = NAMED.iter().map(|uid| format!("\"uid:{uid}\"")).collect();
-    let text_of = format!(
-        "apiVersion: countersign.dev/v1alpha1\nkind: Authority\nmetadata: {{name: roots}}\nspec:\n  approve: operator\n  \
-         approvals: 2\n  approvers: [{}, \"uid:0\"]\n",
-        named.join(", ")
-    );
-    std::fs::write(&manifest, text_of).unwrap();
-    let (status, _, said) = place.ask(0, &["apply", &manifest]);
-    assert_eq!(status, 0, "{said}");
+    let place = Place::begin();
 
     // Those who are named see the authorities and approve them; nobody else, and nothing else.
     let [first, second] = NAMED;
@@ -184,4 +197,48 @@ fn rotation_waits_for_two_operators_who_are_not_the_one_who_ordered_it() {
     let said: Vec<_> = events["events"].as_array().unwrap().iter().filter(of_kind).collect();
     assert_eq!(said.len(), 3, "{events}");
     assert!(said[1..].iter().all(|event| event["subject"] == root.as_str()), "{events}");
+}
+
+/// What one user's many uids do: each connects once, after somebody who is named and asks only then. A process has one uid at a time
+/// for all of its threads, so this is a process of its own.
+#[test]
+#[ignore = "another test runs it, by itself"]
+fn crowd_of_many_uids() {
+    let Some(socket) = std::env::var_os(CROWDED) else { return };
+    let connect = |uid| {
+        seteuid(Uid::from_raw(uid)).unwrap();
+        let stream = UnixStream::connect(&socket);
+        seteuid(Uid::from_raw(0)).unwrap();
+        stream.unwrap()
+    };
+    let request = b"GET /v1/authorities HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let ask = |mut stream: UnixStream| {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut said = String::new();
+        // It may have had to go already.
+        stream.write_all(request).and_then(|()| stream.read_to_string(&mut said)).ok();
+        said.split(' ').nth(1).unwrap_or("cut").to_owned()
+    };
+    let named = connect(NAMED[0]);
+    let mut crowd: Vec<_> = SUBORDINATE.map(connect).collect();
+    // Whoever came last is answered, so that all are in by then; and whoever came first had to go for those.
+    assert_eq!(ask(crowd.pop().unwrap()), "403");
+    assert_eq!(ask(crowd.swap_remove(0)), "cut");
+    assert_eq!(ask(named), "200");
+}
+
+#[test]
+fn a_user_with_many_uids_takes_no_place_of_one_who_is_named_to_approve() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let place = Place::begin();
+    until("who is named is let in", || {
+        (place.ask(NAMED[0], &["authority", "list"]).0 == 0).then_some(())
+    });
+    let mut crowd = Command::new(std::env::current_exe().unwrap());
+    crowd.args(["--exact", "crowd_of_many_uids", "--ignored"]).env(CROWDED, place.at("admin.sock"));
+    let done = crowd.output().unwrap();
+    let said = text(&done.stdout);
+    assert!(done.status.success() && said.contains("1 passed"), "{said}{}", text(&done.stderr));
 }

@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::change::Operator;
 use crate::admin::problem::Problem;
 use crate::admin::{
-    Admin, AdminSocket, Operators, approval, ask, authority, change, console, history, list, log,
-    openapi, plan, policy, review, revoke,
+    Admin, AdminSocket, approval, ask, authority, change, console, history, list, log, openapi,
+    plan, policy, review, revoke,
 };
 
 /// The largest body: the manifests of some ten thousand workloads.
@@ -30,7 +30,8 @@ pub(crate) const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Operators' connections at once. More wait in the kernel.
 const CONNECTIONS_MAX: usize = 128;
 /// Connections of those who are no operators, such as approvers, by uid. They have places of their own, so that they keep no
-/// operator waiting, and no uid the others: the one that goes for a newcomer is the oldest of the uid that has most.
+/// operator waiting, and no uid the others: the one that goes for a newcomer is the oldest of the uid that has most. Who is named
+/// to approve makes no room for those who are not, however many uids those have.
 const FOREIGN: RoomBounds = RoomBounds { all: 64, each: 8, yields_after: Duration::ZERO };
 /// How long a caller may take to send a request's head, and an idle connection may last.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -133,7 +134,7 @@ pub(crate) async fn serve(
     drain: Duration,
     stop: CancellationToken,
 ) {
-    let doorway = Doorway::new(admin.operators);
+    let doorway = Doorway::new(Arc::clone(&admin));
     let router = router(admin);
     let mut connections = JoinSet::new();
     loop {
@@ -162,7 +163,7 @@ pub(crate) async fn serve(
 
 /// Who may be at the socket at once.
 struct Doorway {
-    operators: Operators,
+    admin: Arc<Admin>,
     places: Arc<Semaphore>,
     foreign: Room<u32>,
 }
@@ -174,9 +175,9 @@ enum Held {
 }
 
 impl Doorway {
-    fn new(operators: Operators) -> Self {
+    fn new(admin: Arc<Admin>) -> Self {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        Self { operators, places, foreign: Room::new(FOREIGN) }
+        Self { admin, places, foreign: Room::new(FOREIGN) }
     }
 
     /// Gives whoever is there the place of an operator, or one of those that the others have.
@@ -188,13 +189,16 @@ impl Doorway {
                 return None;
             }
         };
-        if self.operators.admit(uid).is_ok() {
-            return Some((Operator(uid), Held::Operator { _place: place }));
+        let operator = Operator(uid);
+        if self.admin.operators.admit(uid).is_ok() {
+            return Some((operator, Held::Operator { _place: place }));
         }
         drop(place);
         // Places are had without waiting for time to pass, whatever the time is.
-        let stay = self.foreign.enter(uid, Rank::Stranger, Timestamp::EPOCH)?;
-        Some((Operator(uid), Held::Foreign(stay)))
+        let named = self.admin.is_approver(operator) || self.admin.approves_changes(operator);
+        let rank = if named { Rank::Known } else { Rank::Stranger };
+        let stay = self.foreign.enter(uid, rank, Timestamp::EPOCH)?;
+        Some((operator, Held::Foreign(stay)))
     }
 }
 
@@ -253,7 +257,7 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
-    use crate::admin::Mode;
+    use crate::admin::{Mode, Operators};
     use crate::watch::{About, LogTree};
 
     /// The uid that nobody has.
