@@ -32,9 +32,9 @@ struct Pair {
 }
 
 impl Pair {
-    fn make() -> Self {
+    fn make(isolation: &str) -> Self {
         let primary = Cluster::start(Listen::Nowhere, &[]);
-        let database = primary.database("read committed");
+        let database = primary.database(isolation);
         let standby = Cluster::standby_of(&primary, "spare");
         let (one, two) = (primary.folder().display(), standby.folder().display());
         let url = format!("postgres://cs@/{database}?host={one},{two}");
@@ -143,7 +143,7 @@ fn refused(domain: &Domain, name: &str) -> String {
 
 #[test]
 fn servers_stay_with_the_new_primary_when_the_old_one_is_back() {
-    let pair = Pair::make();
+    let pair = Pair::make("serializable");
     let domain = &pair.domain;
     pair.primary().sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = 'spare'");
     pair.primary().sql("postgres", "SELECT pg_reload_conf()");
@@ -204,7 +204,7 @@ fn servers_stay_with_the_new_primary_when_the_old_one_is_back() {
 
 #[test]
 fn an_incarnation_that_began_on_the_new_primary_stays_when_the_old_one_is_back() {
-    let pair = Pair::make();
+    let pair = Pair::make("read committed");
     let domain = &pair.domain;
     let serve = |name| domain.server_with(name, &["--hold-off", "1s"]);
     let (one, two) = (serve("one"), serve("two"));

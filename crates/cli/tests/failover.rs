@@ -30,7 +30,7 @@ fn number(revision: &Value) -> u64 {
 
 #[test]
 fn no_acknowledged_write_is_lost_when_a_synchronous_standby_is_promoted_under_traffic() {
-    let pair = Pair::make();
+    let pair = Pair::make("serializable");
     pair.synchronous();
     let domain = &pair.domain;
     let (mut one, mut two) = (domain.server("one"), domain.server("two"));

@@ -113,7 +113,7 @@ fn both_have(servers: [&Part; 2], revision: &Value) {
 
 #[test]
 fn a_tail_lost_with_an_asynchronous_standby_begins_a_new_incarnation_under_running_servers() {
-    let pair = Pair::make();
+    let pair = Pair::make("read committed");
     let domain = &pair.domain;
     let serve = |name| domain.server_with(name, &["--hold-off", HOLD_OFF]);
     let (mut one, mut two) = (serve("one"), serve("two"));

@@ -33,7 +33,7 @@ struct Witnessed(Domain);
 
 impl Witnessed {
     fn make() -> Self {
-        let domain = Domain::make();
+        let domain = Domain::isolated("serializable");
         domain.sql(WITNESS);
         Self(domain)
     }

@@ -45,18 +45,23 @@ pub(crate) struct World {
 pub(crate) struct Database {
     cluster: Cluster,
     url: String,
+    /// Those that follow each other are isolated differently.
+    begun: usize,
 }
 
 impl Database {
     fn make() -> Self {
         let cluster = Cluster::start(Listen::Nowhere, &[]);
-        let url = cluster.url(&cluster.database("read committed"));
-        Self { cluster, url }
+        let mut database = Self { cluster, url: String::new(), begun: 0 };
+        database.begin_anew();
+        database
     }
 
     /// Begins another one, in which there is nothing yet.
     pub(crate) fn begin_anew(&mut self) {
-        self.url = self.cluster.url(&self.cluster.database("read committed"));
+        let isolation = ["serializable", "read committed"][self.begun % 2];
+        self.begun += 1;
+        self.url = self.cluster.url(&self.cluster.database(isolation));
     }
 }
 

@@ -18,9 +18,10 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    pub(crate) fn make() -> Self {
+    /// Transactions are isolated like this.
+    pub(crate) fn make(isolation: &str) -> Self {
         let primary = Cluster::start(Listen::Nowhere, &[]);
-        let database = primary.database("read committed");
+        let database = primary.database(isolation);
         let standby = Cluster::standby_of(&primary, "spare");
         let (one, two) = (primary.folder().display(), standby.folder().display());
         let parameters = format!("host={one},{two}&target_session_attrs=read-write");

@@ -130,8 +130,13 @@ pub(crate) struct Domain {
 
 impl Domain {
     pub(crate) fn make() -> Self {
+        Self::isolated("read committed")
+    }
+
+    /// The same with transactions that are isolated like this.
+    pub(crate) fn isolated(isolation: &str) -> Self {
         let cluster = Cluster::start(Listen::Nowhere, &[]);
-        let url = cluster.url(&cluster.database("read committed"));
+        let url = cluster.url(&cluster.database(isolation));
         Self::make_in(cluster, url)
     }
 
