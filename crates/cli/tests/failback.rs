@@ -184,7 +184,10 @@ fn servers_stay_with_the_new_primary_when_the_old_one_is_back() {
         (why == [true; 2]).then_some(())
     });
     two.kill();
-    assert!(refused(domain, "two").contains("old primary"));
+    // On a busy machine a host may answer too late to be told from one that is gone.
+    until("it says why it does not start", || {
+        refused(domain, "two").contains("old primary").then_some(())
+    });
     pair.standby.resume();
     let two = domain.server("two");
     ready([&one, &two], true);

@@ -143,7 +143,8 @@ pub(crate) async fn remember(
     lost: CancellationToken,
     stop: CancellationToken,
 ) {
-    let mut written = None;
+    // It may not answer from the start on: what was written down before it was worked on is there all the same.
+    let mut written = Seen::read(&data);
     loop {
         let stopped = tokio::select! {
             () = stop.cancelled() => true,

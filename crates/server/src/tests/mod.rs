@@ -13,6 +13,7 @@ mod join;
 mod journal;
 mod log;
 mod pages;
+mod primary;
 mod reference;
 mod renew;
 mod restore;
