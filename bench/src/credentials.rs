@@ -66,12 +66,13 @@ impl Domain {
         Ok(())
     }
 
-    pub(crate) fn draft(&self, path: &str, key: ProvenKey) -> Result<Draft> {
+    /// Of this moment, as a server does it: by their serials, rows go where the last one went.
+    pub(crate) fn draft(&self, path: &str, key: ProvenKey, now: Timestamp) -> Result<Draft> {
         Ok(Draft {
             id: self.domain.with_path(path)?,
             key,
-            serial: Serial::draw(self.now, &SystemEntropy)?,
-            issued: self.now,
+            serial: Serial::draw(now, &SystemEntropy)?,
+            issued: now,
             lifetime: Lifetime::from_secs(3600)?,
             dns_names: Vec::new(),
             provenance: Provenance {
@@ -93,7 +94,7 @@ impl Domain {
 
     pub(crate) async fn issue(&self, path: &str) -> Result<Credential> {
         let key = PrivateKey::generate(KeyKind::P256)?;
-        let draft = self.draft(path, ProvenKey::of(&key))?;
+        let draft = self.draft(path, ProvenKey::of(&key), self.now)?;
         let leaf = sign(draft.review(&self.profile()?, &self.issuer)?, &self.signer).await?;
         let chain = Chain::from_ders([leaf.der(), self.issuer.certificate().der()])?;
         Ok(Credential { chain, key })
