@@ -19,6 +19,10 @@ pub trait Clock: Send + Sync + 'static {
     /// back meanwhile, since the moment was reckoned on a clock that is no more: the caller looks again.
     fn sleep_until(&self, at: Timestamp) -> Sleep<'_>;
 
+    /// How long this clock has run, whatever it was set to meanwhile: it tells a clock that was set from time that has
+    /// passed. It need not count while the machine is suspended.
+    fn ran(&self) -> Duration;
+
     /// A moment about so long from now, for work that is done again and again and may be done a little earlier. A clock may
     /// choose one at which it wakes others too: to wake once for all of them costs a fraction of what it costs to wake for
     /// each.
@@ -97,6 +101,10 @@ impl Clock for SystemClock {
                 last = now;
             }
         })
+    }
+
+    fn ran(&self) -> Duration {
+        since_first_beat()
     }
 
     fn about(&self, span: Duration) -> Timestamp {

@@ -23,6 +23,7 @@ use crate::{Clock, Sleep, Timestamp};
 #[derive(Debug)]
 pub struct SimClock {
     now: watch::Sender<Timestamp>,
+    ran: Mutex<Duration>,
     sleepers: Mutex<Sleepers>,
 }
 
@@ -35,11 +36,13 @@ struct Sleepers {
 impl SimClock {
     /// A clock that shows `start`.
     pub fn new(start: Timestamp) -> Self {
-        Self { now: watch::Sender::new(start), sleepers: Mutex::default() }
+        Self { now: watch::Sender::new(start), ran: Mutex::default(), sleepers: Mutex::default() }
     }
 
     /// Lets this much time pass.
     pub fn advance(&self, span: Duration) {
+        // A number is whole, so a panic elsewhere does not spoil it.
+        *self.ran.lock().unwrap_or_else(PoisonError::into_inner) += span;
         self.now.send_modify(|now| *now = *now + span);
     }
 
@@ -82,6 +85,10 @@ impl Drop for Asleep<'_> {
 impl Clock for SimClock {
     fn now(&self) -> Timestamp {
         *self.now.borrow()
+    }
+
+    fn ran(&self) -> Duration {
+        *self.ran.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn sleep_until(&self, at: Timestamp) -> Sleep<'_> {

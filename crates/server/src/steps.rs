@@ -137,7 +137,7 @@ impl Steps {
             authorities: Arc::new(ArcSwap::from_pointee(authorities)),
             clock: Arc::clone(&clock),
             entropy: Arc::clone(&entropy),
-            time: Arc::new(TimeGuard::new(highest)),
+            time: Arc::new(TimeGuard::new(highest, &*clock)),
             memory: ChainMemory::new(),
         };
         let control = Control {

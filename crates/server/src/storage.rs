@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{StartError, StoreAt};
 use crate::incarnation::Seen;
-use crate::watch::Pulse;
+use crate::watch::{Pulse, TimeGuard};
 
 /// How often rows that nobody can need any more are dropped.
 const TRIM_PAUSE: Duration = Duration::from_secs(600);
@@ -82,6 +82,7 @@ pub async fn verify_store(place: &Place) -> Result<Verification, StartError> {
 pub(crate) struct Upkeep {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) time: Arc<TimeGuard>,
     pub(crate) replica: String,
 }
 
@@ -115,6 +116,8 @@ impl Upkeep {
         if !self.store.lease(TRIM_LEASE, &self.replica, TRIM_PAUSE, now).await? {
             return Ok(false);
         }
-        Ok(self.store.trim(now).await?.more)
+        // A clock that may not be believed takes nothing away, nor one that was set ahead.
+        let Ok(steady) = self.time.steady(&*self.clock) else { return Ok(false) };
+        Ok(self.store.trim(steady).await?.more)
     }
 }

@@ -131,8 +131,9 @@ impl Control {
 
     /// True time passes, and each server's clock shows it as it does.
     pub(crate) fn set_time(&self, now: Timestamp) {
-        self.clock.set(now);
-        self.servers.iter().for_each(|server| server.clock.set(skewed(now, server.skew)));
+        let passed = now.since(self.clock.now());
+        self.clock.advance(passed);
+        self.servers.iter().for_each(|server| server.clock.advance(passed));
     }
 
     /// Sets the clock of one server by so many microseconds from true time.

@@ -41,9 +41,9 @@ impl Retention {
 
     async fn look(&self) -> Result<(), Refused> {
         let store = &*self.control.store;
-        // A clock that may not be believed takes nothing away.
-        let now = self.control.desk.time.trusted(self.control.clock.now())?;
-        if !store.lease(LEASE, &self.holder, PAUSE, now).await? {
+        // A clock that may not be believed takes nothing away, nor one that was set ahead.
+        let steady = self.control.desk.time.steady(&*self.control.clock)?;
+        if !store.lease(LEASE, &self.holder, PAUSE, self.control.clock.now()).await? {
             return Ok(());
         }
         let (present, _head) = LogReader::of(store, None).await?;
@@ -55,7 +55,7 @@ impl Retention {
         }
         for incarnation in logs {
             let (log, head) = LogReader::of(store, Some(incarnation)).await?;
-            let end = log.first_since(log.size(&head).await?, now - self.kept).await?;
+            let end = log.first_since(log.size(&head).await?, steady - self.kept).await?;
             let mut from = first_kept(log, end).await?;
             while from < end {
                 let to = end.min(from + TRIM_ROWS_MAX as u64);

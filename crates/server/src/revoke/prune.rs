@@ -39,10 +39,11 @@ pub(crate) async fn prune(control: Arc<Control>, holder: String, stop: Cancellat
 /// # Errors
 /// When the clock is not to be trusted, or the store refuses.
 pub(crate) async fn drop_moot(control: &Control, holder: &str) -> Result<Vec<String>, Refused> {
-    // A clock that may not be believed takes nothing away.
-    let now = control.desk.time.trusted(control.clock.now())?;
+    // A clock that may not be believed takes nothing away, nor one that was set ahead.
+    let steady = control.desk.time.steady(&*control.clock)?;
+    let now = control.clock.now();
     let state = control.feed.current();
-    let moot = moot(&state, now);
+    let moot = moot(&state, steady);
     if moot.is_empty() || !control.store.lease(LEASE, holder, LEASE_TIME, now).await? {
         return Ok(Vec::new());
     }

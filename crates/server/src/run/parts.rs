@@ -107,6 +107,7 @@ impl Parts {
         let upkeep = Upkeep {
             store: Arc::clone(&start.store),
             clock: Arc::clone(&start.around.clock),
+            time: Arc::clone(&start.time),
             replica: start.domain.server.to_string(),
         };
         if let StoreAt::Postgres { .. } = start.config.store {

@@ -58,7 +58,7 @@ impl Start {
             source,
         })?;
         // 4. What time the log says it was last.
-        let time = Arc::new(TimeGuard::new(latest(&*store).await?));
+        let time = Arc::new(TimeGuard::new(latest(&*store).await?, &*around.clock));
         let started = around.clock.now();
         Ok(Self { config, domain, store, socket, operators, time, started, around })
     }

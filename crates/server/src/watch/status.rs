@@ -132,6 +132,7 @@ pub(crate) async fn status(
     if let Err(refused) = control.desk.time.trusted(now) {
         warnings.push(refused.why);
     }
+    warnings.extend(control.desk.time.warning(&*control.clock));
     warnings.extend(control.pulse.warnings());
     warnings.extend(control.signing.warning());
     match crate::review::warnings(control).await {

@@ -1,22 +1,105 @@
 //! Whether the clock may be believed.
 
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-use countersign_identity::{Code, SKEW_ALLOWED, Timestamp};
+use countersign_identity::{Clock, Code, SKEW_ALLOWED, Timestamp};
 
 use crate::refusal::Refused;
+
+/// How long a clock that is ahead of where it was expected has to go on from there before anything is dropped by it.
+const PROOF: Duration = Duration::from_secs(3600);
+/// A clock that is ahead by more than this is told of: it may be that the server was away for so long.
+const TOLD: Duration = Duration::from_secs(86_400);
 
 /// The highest time that the log or this process has seen. While the clock lies behind it by more than the
 /// allowed skew, nothing is issued: such certificates would begin in a past that was already written.
 #[derive(Debug)]
 pub(crate) struct TimeGuard {
     highest: AtomicI64,
+    course: Mutex<Course>,
+}
+
+/// What the clock should show: time passes from a moment that is known at the rate at which the clock runs.
+#[derive(Clone, Copy, Debug)]
+struct Course {
+    from: Mark,
+    /// When and where it was first seen ahead of that, as long as it goes on from there.
+    ahead: Option<Mark>,
+}
+
+/// A moment, and how long the clock had run then.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    shown: Timestamp,
+    ran: Duration,
+}
+
+impl Mark {
+    /// What a clock that was not set shows when it has run for so long.
+    fn expected(self, ran: Duration) -> Timestamp {
+        self.shown + ran.saturating_sub(self.ran)
+    }
+}
+
+impl Course {
+    /// The time by which something may be dropped: what the clock shows, or what it should show where it is ahead of that.
+    fn look(&mut self, shown: Timestamp, ran: Duration) -> Timestamp {
+        let expected = self.from.expected(ran);
+        if shown <= expected + SKEW_ALLOWED {
+            self.ahead = None;
+            return shown;
+        }
+        let here = Mark { shown, ran };
+        let goes_on = |from: &Mark| {
+            let expected = from.expected(ran);
+            shown <= expected + SKEW_ALLOWED && expected <= shown + SKEW_ALLOWED
+        };
+        let since = *self.ahead.insert(self.ahead.filter(goes_on).unwrap_or(here));
+        if ran.saturating_sub(since.ran) < PROOF {
+            return expected;
+        }
+        *self = Self { from: here, ahead: None };
+        shown
+    }
 }
 
 impl TimeGuard {
     /// Begins with the time of the log's last entry.
-    pub(crate) fn new(highest: Timestamp) -> Self {
-        Self { highest: AtomicI64::new(highest.micros()) }
+    pub(crate) fn new(highest: Timestamp, clock: &dyn Clock) -> Self {
+        let from = Mark { shown: highest, ran: clock.ran() };
+        let course = Mutex::new(Course { from, ahead: None });
+        Self { highest: AtomicI64::new(highest.micros()), course }
+    }
+
+    /// The time for what takes something away that cannot be had again: no later than the clock, nor, until that has gone
+    /// on for an hour from where it is, than what has passed since the log's last entry or the clock's last step. A clock that
+    /// jumps ahead lifts no revocation by that.
+    ///
+    /// # Errors
+    /// As [`trusted`](Self::trusted).
+    pub(crate) fn steady(&self, clock: &dyn Clock) -> Result<Timestamp, Refused> {
+        let now = self.trusted(clock.now())?;
+        Ok(self.course().look(now, clock.ran()))
+    }
+
+    /// By how much the clock is ahead of where it was expected, where that is told.
+    pub(crate) fn warning(&self, clock: &dyn Clock) -> Option<String> {
+        let (now, ran) = (clock.now(), clock.ran());
+        let mut course = self.course();
+        let steady = course.look(now, ran);
+        let since = course.ahead.filter(|_| steady + TOLD < now)?;
+        let ends = since.expected(since.ran + PROOF);
+        Some(format!(
+            "the clock says {now}, and by what had passed it should be {steady}: set it right, or, where this server was away \
+             for so long, do nothing; rules and records that have ended since are dropped from {ends} on"
+        ))
+    }
+
+    fn course(&self) -> std::sync::MutexGuard<'_, Course> {
+        // It is whole after every statement, so a panic elsewhere does not spoil it.
+        self.course.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Something was recorded at this time.
@@ -50,11 +133,65 @@ impl TimeGuard {
 
 #[cfg(test)]
 mod tests {
+    use countersign_identity::SimClock;
+
     use super::*;
+
+    const START: Timestamp = Timestamp::from_secs(1_000_000);
+    const HOUR: Duration = Duration::from_secs(3600);
+    const DAYS: Duration = Duration::from_secs(5 * 86_400);
+
+    fn guard() -> (TimeGuard, SimClock) {
+        let clock = SimClock::new(START);
+        (TimeGuard::new(START, &clock), clock)
+    }
+
+    fn ahead(guard: &TimeGuard, clock: &SimClock) -> Duration {
+        guard.steady(clock).unwrap().since(START)
+    }
+
+    #[test]
+    fn time_that_passes_drops_what_has_ended() {
+        let (guard, clock) = guard();
+        clock.advance(DAYS);
+        assert_eq!(ahead(&guard, &clock), DAYS);
+        assert_eq!(guard.warning(&clock), None);
+    }
+
+    #[test]
+    fn clock_that_jumps_ahead_drops_nothing_until_it_has_gone_on_for_an_hour() {
+        let (guard, clock) = guard();
+        clock.set(START + DAYS);
+        assert_eq!(ahead(&guard, &clock), Duration::ZERO);
+        assert!(guard.warning(&clock).unwrap().contains("set it right"));
+        clock.advance(HOUR / 2);
+        assert_eq!(ahead(&guard, &clock), HOUR / 2);
+        // It jumps once more: the hour begins anew.
+        clock.set(START + 2 * DAYS);
+        clock.advance(HOUR / 2);
+        assert_eq!(ahead(&guard, &clock), HOUR);
+        clock.advance(HOUR / 2);
+        assert_eq!(ahead(&guard, &clock), HOUR + HOUR / 2);
+        clock.advance(HOUR / 2);
+        assert_eq!(ahead(&guard, &clock), 2 * DAYS + HOUR + HOUR / 2);
+        assert_eq!(guard.warning(&clock), None);
+    }
+
+    #[test]
+    fn clock_that_was_set_right_again_goes_on_as_if_nothing_had_been() {
+        let (guard, clock) = guard();
+        clock.set(START + DAYS);
+        clock.advance(HOUR / 2);
+        assert_eq!(ahead(&guard, &clock), HOUR / 2);
+        clock.set(START + HOUR / 2);
+        assert_eq!(ahead(&guard, &clock), HOUR / 2);
+        clock.advance(HOUR);
+        assert_eq!(ahead(&guard, &clock), HOUR + HOUR / 2);
+    }
 
     #[test]
     fn clock_behind_the_log_issues_nothing() {
-        let guard = TimeGuard::new(Timestamp::from_secs(1_000_000));
+        let guard = guard().0;
         assert!(guard.trusted(Timestamp::from_secs(999_940)).is_ok());
         assert_eq!(guard.trusted(Timestamp::from_secs(999_939)).unwrap_err().code, Code::NotReady);
         guard.recorded(Timestamp::from_secs(2_000_000));
