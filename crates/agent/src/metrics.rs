@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use countersign_identity::{Clock, Told};
-use countersign_program::exposition;
+use countersign_program::exposition::{self, Format};
 use countersign_program::trace::Tracer;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -78,7 +78,8 @@ pub(crate) struct Exposition {
 impl Exposition {
     /// Serves the page until stopped.
     pub(crate) async fn serve(self, listener: tokio::net::TcpListener, stop: CancellationToken) {
-        exposition::serve(listener, move || self.page(), stop).await;
+        let page = move || std::future::ready(self.page());
+        exposition::serve(listener, Format::Prometheus, page, stop).await;
     }
 
     fn page(&self) -> String {

@@ -134,7 +134,3 @@ pub(crate) const SOCKET_PATH_MAX: usize = 107;
 
 /// How often a listener that could not be opened is tried again.
 pub(crate) const REBIND_EVERY: Duration = Duration::from_secs(2);
-/// Connections that read metrics at once.
-pub(crate) const SCRAPES_MAX: usize = 16;
-/// How long each of them may take: it is for one answer.
-pub(crate) const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);

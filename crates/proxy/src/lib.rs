@@ -37,7 +37,6 @@ pub mod command;
 mod config;
 mod dial;
 mod door;
-mod exposition;
 mod facts;
 mod gather;
 mod guard;

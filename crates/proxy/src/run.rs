@@ -10,6 +10,7 @@ use countersign::{
     WorkloadApiOptions,
 };
 use countersign_identity::{Clock, Entropy, SystemClock, SystemEntropy};
+use countersign_program::exposition::{self, Format};
 use countersign_program::trace::{Service, Tracer};
 use countersign_tls::{Standings, Trust};
 use tokio::sync::{oneshot, watch};
@@ -18,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 use crate::alarms::Alarms;
 use crate::bounds::{DRAIN_TIMEOUT, REBIND_EVERY, STANDING};
 use crate::config::{Config, IdentitySource, Listeners, Ready};
-use crate::exposition;
 use crate::facts::{Facts, Sink};
 use crate::listener::Listener;
 use crate::metrics::Metrics;
@@ -85,9 +85,14 @@ async fn with_source(
     let exporting = exporter.map(|exporter| tokio::spawn(exporter.run(over.clone())));
     let serving = stop.child_token();
     let address = metrics.as_ref().and_then(Listener::address);
-    if let Some(listener) = metrics {
-        let exposed = exposition::serve(listener, plane.clone(), source.parts(), serving.clone());
-        plane.tasks.start(exposed);
+    if let Some(Listener::Tcp(listener)) = metrics {
+        let (exposed, parts) = (plane.clone(), source.parts());
+        let page = move || {
+            let dropped = exposed.tracer.dropped();
+            std::future::ready(exposed.metrics.text(&exposed.trust, &parts, dropped))
+        };
+        let serve = exposition::serve(listener, Format::OpenMetrics, page, serving.clone());
+        plane.tasks.start(serve);
     }
     let mut supervisor = Supervisor::new(&plane);
     let served = supervise(config, source, &plane, (&mut supervisor, address), stop, ready).await;

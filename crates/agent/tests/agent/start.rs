@@ -1,9 +1,12 @@
 //! Starting, joining, renewing the node, and starting again.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use countersign_agent::StartRefused;
 use countersign_identity::Code;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::world::World;
 
@@ -174,5 +177,38 @@ async fn the_status_is_for_root_and_the_agents_own_user() {
     assert!(!shown.connected);
     assert_eq!(shown.budget_ends_micros, budget, "told also while the server is away");
     assert!(!shown.trouble.is_empty());
+    agent.stop().await;
+}
+
+/// Some times as many as have places at the port for metrics.
+const SILENT: usize = 300;
+/// Far less than all of them may be silent, one after the other.
+const PROMPT: Duration = Duration::from_secs(5);
+
+/// Connects from a loopback address that ends so.
+async fn connect(last: u8, to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_silent_crowd_keeps_no_scraper_from_the_metrics() {
+    let world = World::new().await;
+    let mut config = world.config();
+    config.metrics = Some("127.0.0.1:0".parse().unwrap());
+    let agent = world.agent_with(config).await;
+    let port = agent.ready.as_ref().unwrap().metrics.unwrap();
+    let mut crowd = Vec::new();
+    for _ in 0..SILENT {
+        crowd.push(connect(2, port).await);
+    }
+    for last in [2, 3] {
+        let (mut scraper, mut text) = (connect(last, port).await, String::new());
+        scraper.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let read = tokio::time::timeout(PROMPT, scraper.read_to_string(&mut text));
+        read.await.expect("it is answered at once").unwrap();
+        assert!(text.contains("\ncountersign_agent_connected 1\n"), "from {last}: {text}");
+    }
     agent.stop().await;
 }

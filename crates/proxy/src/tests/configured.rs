@@ -1,12 +1,13 @@
 //! Listeners that follow a changing plan, and `run` from start to end with files.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use countersign::Authorization;
 use countersign_pki::Bundle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +16,6 @@ use super::realm::Realm;
 use super::world::{
     Caller, Proxy, Shop, WEB_TO_ORDERS, directory, eventually, inbound, name, outbound,
 };
-use crate::bounds::{SCRAPE_TIMEOUT, SCRAPES_MAX};
 use crate::config::{
     Config, FixedInbound, FixedOutbound, IdentitySource, Listeners, LocalPlace, Protocol, Ready,
 };
@@ -147,8 +147,20 @@ async fn web(realm: &Realm, folder: &Path, orders: &Ready) -> Config {
     config(files(realm, "web", folder).await, authorization, listeners)
 }
 
+/// Some times as many as have places at the port for metrics.
+const SILENT: usize = 300;
+/// Far less than all of them may be silent, one after the other.
+const PROMPT: Duration = Duration::from_secs(5);
+
+/// Connects from a loopback address that ends so.
+async fn connect(last: u8, to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_proxies_run_from_files_and_drain() {
+async fn two_proxies_run_from_files_drain_and_show_metrics_beside_a_silent_crowd() {
     let folder = directory();
     let realm = Realm::new("shop.example", 1).await;
     let program = Program::start(&folder.path().join("orders.sock"));
@@ -164,16 +176,19 @@ async fn two_proxies_run_from_files_and_drain() {
     assert_eq!(status, 200, "{body}");
     assert!(body.contains("x-countersign-peer: spiffe://shop.example/web"), "{body}");
 
-    // Whoever has read them makes room, whether it would keep its connection or not.
-    let (mut kept, mut text) = (Vec::new(), String::new());
-    for _ in 0..=SCRAPES_MAX {
-        let mut scrape = TcpStream::connect(orders.ready.metrics.unwrap()).await.unwrap();
+    // Callers that say nothing keep nobody out, wherever they come from.
+    let (mut crowd, mut text) = (Vec::new(), String::new());
+    for _ in 0..SILENT {
+        crowd.push(connect(2, orders.ready.metrics.unwrap()).await);
+    }
+    for last in [2, 3] {
+        let mut scrape = connect(last, orders.ready.metrics.unwrap()).await;
         scrape.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
         text.clear();
-        let read = tokio::time::timeout(SCRAPE_TIMEOUT / 2, scrape.read_to_string(&mut text));
+        let read = tokio::time::timeout(PROMPT, scrape.read_to_string(&mut text));
         read.await.expect("it is closed at once").unwrap();
-        assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
-        kept.push(scrape);
+        assert!(text.starts_with("HTTP/1.1 200 "), "from {last}: {text}");
+        assert!(text.contains("application/openmetrics-text"), "{text}");
     }
     let line = "countersign_proxy_requests_total{service=\"orders\",direction=\"inbound\",outcome=\"2xx\"} 1";
     assert!(text.contains(line), "{text}");

@@ -252,3 +252,24 @@ async fn silent_crowds_keep_nobody_from_the_lists() {
 async fn crowds_of_one_byte_a_second_keep_nobody_from_the_lists() {
     crowds_keep_nobody_from_the_lists(Some(b"GET / HTTP/1.1\r\nHost: somebody\r\n")).await;
 }
+
+/// Some times as many as have places at the port for metrics.
+const SILENT: usize = 300;
+
+#[tokio::test]
+async fn silent_crowd_keeps_no_scraper_from_the_metrics() {
+    let realm = Realm::begin().await;
+    let running = serve(&realm).await;
+    let port = running.ready.metrics.unwrap();
+    let mut crowd = Vec::new();
+    for _ in 0..SILENT {
+        crowd.push(from(ATTACKER, port).await.unwrap());
+    }
+    for source in [ATTACKER, HONEST] {
+        let (answer, took) = get(source, port, "/metrics").await;
+        assert!(answer.contains("\ncountersign_server_resident_bytes "), "{source:?}: {answer}");
+        assert!(took < PROMPT, "{source:?}: {took:?}");
+    }
+    drop(crowd);
+    running.stop().await;
+}

@@ -3,18 +3,11 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use axum::Router;
-use axum::http::header;
-use axum::routing::get;
 use countersign_identity::{Timestamp, Told, Vital, Vitals};
+use countersign_program::exposition::{self, Format};
 use countersign_store::TallyOf;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authorities;
@@ -27,13 +20,6 @@ use crate::watch::status::all_nodes;
 use crate::watch::table::{METRICS, Metric, Row};
 use crate::watch::vitals::vitals;
 use crate::watch::{Count, Watch, resident_bytes};
-
-/// Scrapers at once.
-const CONNECTIONS_MAX: usize = 16;
-/// How long to wait after the system refused to accept.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a scrape may take, or a connection idle.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Name, kind, labels and help of every metric.
 pub(crate) fn metric_table() -> impl Iterator<Item = Row> {
@@ -234,39 +220,9 @@ pub(crate) async fn serve_metrics(
     control: Arc<Control>,
     stop: CancellationToken,
 ) {
-    let answer = move || {
+    let page = move || {
         let control = Arc::clone(&control);
-        async move {
-            let text = Scrape::of(&control).await.render();
-            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
-        }
+        async move { Scrape::of(&control).await.render() }
     };
-    let router = Router::new().route("/metrics", get(answer));
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            Some(_ended) = connections.join_next() => {}
-            accepted = listener.accept() => {
-                let Ok((tcp, _)) = accepted else {
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                };
-                let Ok(place) = Arc::clone(&room).try_acquire_owned() else { continue };
-                let service = TowerToHyperService::new(router.clone());
-                let connection = hyper::server::conn::http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    // Whoever would keep it kept a place from others.
-                    .keep_alive(false)
-                    .header_read_timeout(CONNECTION_TIMEOUT)
-                    .serve_connection(TokioIo::new(tcp), service);
-                connections.spawn(async move {
-                    let _place = place;
-                    // How a scraper's connection ends concerns nobody.
-                    let _ended = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
-                });
-            }
-        }
-    }
+    exposition::serve(listener, Format::Prometheus, page, stop).await;
 }

@@ -18,7 +18,7 @@ use countersign_api::admin::{AdminClient, AdminError, EventFilter, EventView};
 use countersign_identity::{
     Backoff, BackoffPolicy, Clock as _, Incarnation, SystemClock, SystemEntropy,
 };
-use countersign_program::exposition;
+use countersign_program::exposition::{self, Format};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -91,7 +91,8 @@ pub(super) async fn run(shipment: Shipment<'_>, output: Output) -> Result<Exit> 
         .with_context(|| format!("metrics cannot be served at `{address}`"))?;
     say_where(listener.local_addr()?, output)?;
     let stop = CancellationToken::new();
-    let serving = exposition::serve(listener, move || told::page(&told.borrow()), stop.clone());
+    let page = move || std::future::ready(told::page(&told.borrow()));
+    let serving = exposition::serve(listener, Format::Prometheus, page, stop.clone());
     let going = async {
         let exit = go(&shipment, teller, output).await;
         stop.cancel();
