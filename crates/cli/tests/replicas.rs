@@ -9,11 +9,15 @@ mod postgres;
 mod servers;
 mod support;
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use servers::{Domain, Part, done, run};
 use support::{folder, text, until};
 
@@ -319,4 +323,86 @@ fn servers_go_on_serving_agents_while_a_later_version_adds_to_the_schema_and_sto
     let said = text(&again.stderr);
     assert!(!again.status.success() && said.contains("use a newer one"), "{said}");
     drop((near, far));
+}
+
+/// How many say the same at once at each of two servers.
+const SAYING: usize = 4;
+/// How many things are said so.
+const ROUNDS: usize = 8;
+
+/// Posts the same to both servers from many callers, all of which have sent it but for its last byte when the first one sends
+/// that: what they were answered.
+fn post_at_once(servers: [&Part; 2], path: &str, body: &Value) -> Vec<(u16, String)> {
+    let body = body.to_string();
+    let (most, last) = body.split_at(body.len() - 1);
+    let together = Barrier::new(2 * SAYING);
+    let post = |server: &Part| {
+        let mut socket =
+            UnixStream::connect(server.admin().strip_prefix("unix://").unwrap()).unwrap();
+        write!(
+            socket,
+            "POST {path} HTTP/1.1\r\nHost: server\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{most}",
+            body.len()
+        )
+        .unwrap();
+        together.wait();
+        socket.write_all(last.as_bytes()).unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        (answer.split(' ').nth(1).unwrap().parse().unwrap(), answer)
+    };
+    std::thread::scope(|scope| {
+        let callers: Vec<_> =
+            (0..2 * SAYING).map(|number| scope.spawn(move || post(servers[number % 2]))).collect();
+        callers.into_iter().map(|caller| caller.join().unwrap()).collect()
+    })
+}
+
+/// One of them was taken, and the others were told that it was.
+#[track_caller]
+fn one_was_taken(answers: &[(u16, String)], said: &str) {
+    let taken = answers.iter().filter(|(status, _)| *status == 200).count();
+    assert_eq!(taken, 1, "{answers:?}");
+    for (status, answer) in answers.iter().filter(|(status, _)| *status != 200) {
+        assert!(*status == 409 && answer.contains(said), "{answer}");
+    }
+}
+
+#[test]
+fn of_many_words_of_one_person_at_two_servers_at_once_one_counts_and_is_logged() {
+    let domain = Domain::make();
+    let (one, two) = (domain.server("one"), domain.server("two"));
+    let me = text(&Command::new("id").arg("-u").output().unwrap().stdout);
+    let manifest = domain.place("domain.yaml");
+    let declared = format!(
+        "apiVersion: countersign.dev/v1alpha1\nkind: TrustDomain\nmetadata: {{name: prod}}\nspec:\n  \
+         trustDomain: prod.example\n  changes: {{approvals: 1, approvers: [\"uid:{}\", \"uid:64011\"]}}\n",
+        me.trim()
+    );
+    std::fs::write(&manifest, declared).unwrap();
+    let base = done(&["apply", &manifest, "--admin", one.admin()])["revision"].clone();
+    until("both have it", || (two.status()["revision"] == base).then_some(()));
+    for round in 0..ROUNDS {
+        let workload = json!({
+            "apiVersion": "countersign.dev/v1alpha1", "kind": "Workload",
+            "metadata": { "name": format!("w{round}") }, "spec": { "selectors": ["unix:uid:1"] },
+        });
+        let plan = json!({ "resources": [workload], "base": base, "prune": false });
+        let answers = post_at_once([&one, &two], "/v1/plans/approve", &plan);
+        one_was_taken(&answers, "has approved it already, and counts once");
+
+        let review = done(&["review", "start", "--admin", one.admin()]);
+        let path = format!("/v1/reviews/{}/signature", review["id"].as_str().unwrap());
+        let signature = json!({ "verdict": "keep", "name": "Ada", "reason": "so", "again": "90d" });
+        let answers = post_at_once([&one, &two], &path, &signature);
+        one_was_taken(&answers, "is signed already, and stays so");
+    }
+    let events = done(&["events", "--limit", "1000", "--admin", two.admin()]);
+    let of = |kind: &str| {
+        let events = events["events"].as_array().unwrap().iter();
+        events.filter(|event| event["kind"] == kind).count()
+    };
+    let logged = ["change-approved", "review-signed", "review-started"].map(of);
+    assert_eq!(logged, [ROUNDS, ROUNDS, 2 * ROUNDS], "each once, and what it begins");
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use countersign_identity::{Clock, Code, Entropy, Revision};
 use countersign_program::trace::{Scope, Tracer};
 use countersign_store::Store;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -45,8 +45,6 @@ pub(crate) struct Control {
     pub(crate) lost: watch::Sender<Option<Revision>>,
     /// A second place for rules, if one is kept.
     pub(crate) journal: Option<Arc<Journal>>,
-    /// Whose word on a plan is taken down: one at a time, so that of two at once of one person the later one sees the earlier.
-    pub(crate) words: Arc<Semaphore>,
     /// Whose certificates make machines nodes; nobody's when absent.
     pub(crate) node_authorities: Option<NodeAuthorities>,
     pub(crate) clock: Arc<dyn Clock>,

@@ -25,7 +25,6 @@ use countersign_store::{Batch, Op, Store, TokenRow};
 use countersign_tls::Source;
 use futures_util::FutureExt;
 use serde_json::Value;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -152,7 +151,6 @@ impl Steps {
             watch: Arc::new(Watch::new(clock.now())),
             tracer: countersign_program::trace::Tracer::default(),
             pulse: Arc::default(),
-            words: Arc::new(Semaphore::new(1)),
             views: crate::views::Views::default(),
             signing: Signing::default(),
             log_key: None,

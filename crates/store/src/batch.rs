@@ -210,8 +210,8 @@ pub enum Op {
         /// The moment.
         before: Timestamp,
     },
-    /// Keeps a paper; one of its name that is there stays as it is.
-    PutPaper(PaperRow),
+    /// Keeps a paper, whose name must be new: of any number of callers at once exactly one succeeds.
+    CreatePaper(PaperRow),
     /// Drops a paper, if it is there.
     RemovePaper {
         /// Its name.
@@ -277,7 +277,7 @@ impl fmt::Debug for Op {
             }
             Self::AddFlow(row) => write!(f, "AddFlow({row:?})"),
             Self::TrimFlows { before } => write!(f, "TrimFlows {{ before: {before} }}"),
-            Self::PutPaper(row) => write!(f, "PutPaper({})", row.name),
+            Self::CreatePaper(row) => write!(f, "CreatePaper({})", row.name),
             Self::RemovePaper { name } => write!(f, "RemovePaper({name})"),
             Self::AddTally(of, row) => write!(f, "AddTally({of:?}, {row:?})"),
             Self::TrimTallies { of, before } => {

@@ -104,7 +104,7 @@ fn check_op(op: &Op) -> Result<()> {
             within("events whose details are dropped", rows, TRIM_ROWS_MAX)
         }
         Op::AddFlow(row) => within("bytes of a flow", row.flow.len(), FLOW_BYTES_MAX),
-        Op::PutPaper(PaperRow { name, value }) => {
+        Op::CreatePaper(PaperRow { name, value }) => {
             check_name("bytes of a paper's name", name)?;
             within("bytes of a paper", value.len(), PAPER_BYTES_MAX)
         }

@@ -56,7 +56,7 @@ pub(crate) trait Tables {
     fn trim_details(&mut self, past: Option<Incarnation>, from: u64, to: u64) -> Result<()>;
     fn add_flow(&mut self, row: &FlowRow) -> Result<()>;
     fn trim_flows(&mut self, before: Timestamp) -> Result<()>;
-    fn add_paper(&mut self, row: &PaperRow) -> Result<()>;
+    fn add_paper(&mut self, row: &PaperRow) -> Result<bool>;
     fn remove_paper(&mut self, name: &str) -> Result<()>;
     fn add_tally(&mut self, of: TallyOf, row: &TallyRow) -> Result<()>;
     fn trim_tallies(&mut self, of: TallyOf, before: Timestamp) -> Result<()>;
@@ -245,7 +245,10 @@ fn apply(tables: &mut impl Tables, op: &Op, present: Incarnation) -> Result<()> 
         }
         Op::AddFlow(row) => tables.add_flow(row),
         Op::TrimFlows { before } => tables.trim_flows(*before),
-        Op::PutPaper(row) => tables.add_paper(row),
+        Op::CreatePaper(row) => {
+            let written = tables.add_paper(row)?;
+            written.then_some(()).ok_or_else(|| exists(format!("paper `{}`", row.name)))
+        }
         Op::RemovePaper { name } => tables.remove_paper(name),
         Op::AddTally(of, row) => tables.add_tally(*of, row),
         Op::TrimTallies { of, before } => tables.trim_tallies(*of, *before),

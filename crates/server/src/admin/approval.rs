@@ -16,14 +16,13 @@ use countersign_api::admin::{
 use countersign_api::resource::{Approver, Changes, canonical};
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, Revision, Sha256, Timestamp};
-use countersign_store::{Batch, Op, PaperRow, Store};
+use countersign_store::{Batch, Op, PaperRow, Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 use crate::admin::Admin;
 use crate::admin::change::{Asked, Operator, parse};
 use crate::admin::plan::planned;
 use crate::admin::problem::Problem;
-use crate::authority::internal;
 use crate::control::Control;
 use crate::papers::{beginning, paper, says};
 use crate::refusal::Refused;
@@ -133,7 +132,6 @@ pub(crate) async fn approve(
 ) -> Result<Json<PlanResponse>, Problem> {
     let control = Arc::clone(admin.control()?);
     let request: ApplyRequest = parse(body)?;
-    let turn = Arc::clone(&control.words).acquire_owned().await.map_err(internal)?;
     let state = control.feed.current();
     let Some(digest) = digest(&request) else {
         let why = "a plan names the revision that it is for: write it with `countersign plan DIR --out FILE`";
@@ -149,27 +147,32 @@ pub(crate) async fn approve(
     }
     let words = given(&*control.store, &state, &changes, digest).await?;
     if words.iter().any(|word| word.actor == operator.actor()) {
-        let why = format!("`{}` has approved it already, and counts once", operator.actor());
-        return Err(Problem::new(Code::AlreadyExists, why));
+        return Err(already(operator).into());
     }
     let now = control.desk.time.trusted(control.clock.now())?;
     let word = Word { actor: operator.actor(), base: state.revision, at: now };
     let mut ops = room(&*control.store, &state).await?;
     let name = format!("{PLANS}{digest}/{}", operator.actor());
-    ops.push(Op::PutPaper(paper(name, &word)?));
+    ops.push(Op::CreatePaper(paper(name, &word)?));
     let events = vec![approved(&plan, digest, &word)];
     // On the revision that it was planned for, so that a word is never for one that has passed.
     let batch = Batch { expected: Some(state.revision), ops, events, ..Batch::default() };
     let store = Arc::clone(&control.store);
     let commit = async move {
-        let committed = store.commit(batch).await;
-        // Also when whoever asked has gone: until then the next one does not look.
-        drop(turn);
-        Ok(committed?)
+        match store.commit(batch).await {
+            // Of two at once of one person, at any two servers, the store takes one.
+            Err(StoreError::AlreadyExists { .. }) => Err(already(operator)),
+            committed => Ok(committed?),
+        }
     };
     control.whole(commit).await?;
     let approval = standing(&control, &state, &request).await?;
     Ok(Json(PlanResponse { approval, ..plan }))
+}
+
+fn already(operator: Operator) -> Refused {
+    let why = format!("`{}` has approved it already, and counts once", operator.actor());
+    Refused::new(Code::AlreadyExists, why)
 }
 
 fn may_approve(state: &State, operator: Operator) -> Result<Changes, Problem> {

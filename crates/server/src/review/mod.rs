@@ -15,7 +15,7 @@ use countersign_api::admin::{
 use countersign_api::resource::{Kind, Reason};
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, Lifetime, Name, Sha256, Timestamp};
-use countersign_store::{Batch, Op, Store};
+use countersign_store::{Batch, Op, Store, StoreError};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::report::report;
@@ -148,7 +148,7 @@ pub(crate) async fn start(
     let mut ops = room(kept)?;
     let review = open(&state, (subject, window, due), &actor, now);
     let id = draw(control)?;
-    ops.push(Op::PutPaper(paper(format!("{REVIEWS}{id}"), &review)?));
+    ops.push(Op::CreatePaper(paper(format!("{REVIEWS}{id}"), &review)?));
     let events = vec![began(&id, &review, &actor, now)];
     control.store.commit(Batch { ops, events, ..Batch::default() }).await?;
     Ok(Kept { id, review, signed: None }.view(now))
@@ -257,7 +257,7 @@ pub(crate) async fn sign(
         let review = open(&state, (subject, window, again), &actor, now);
         let following = draw(control)?;
         ops.extend(room(all(&*control.store).await?)?);
-        ops.push(Op::PutPaper(paper(format!("{REVIEWS}{following}"), &review)?));
+        ops.push(Op::CreatePaper(paper(format!("{REVIEWS}{following}"), &review)?));
         events.push(began(&following, &review, &actor, now));
         next = Some(following);
     }
@@ -267,14 +267,13 @@ pub(crate) async fn sign(
     });
     let event = Event::new(EventKind::ReviewSigned, now, actor, kept.review.subject.to_string());
     events.push(event.with_details(details));
-    ops.push(Op::PutPaper(paper(format!("{REVIEWS}{id}{SIGNED}"), &signed)?));
-    control.store.commit(Batch { ops, events, ..Batch::default() }).await?;
-    // Of two who sign at once, the first one's word stays.
-    let kept = find(&*control.store, &id).await?;
-    if kept.signed.as_ref() != Some(&signed) {
-        return Err(already(&id));
-    }
-    Ok(kept.view(now))
+    ops.push(Op::CreatePaper(paper(format!("{REVIEWS}{id}{SIGNED}"), &signed)?));
+    match control.store.commit(Batch { ops, events, ..Batch::default() }).await {
+        // Of two who sign at once, at any two servers, the store takes one, and opens what it opens.
+        Err(StoreError::AlreadyExists { .. }) => return Err(already(&id)),
+        committed => committed?,
+    };
+    Ok(Kept { signed: Some(signed), ..kept }.view(now))
 }
 
 fn already(id: &Name) -> Refused {

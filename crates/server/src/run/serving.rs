@@ -11,7 +11,7 @@ use countersign_program::trace::{Exporter, Service, Tracer};
 use countersign_seal::Kek;
 use countersign_store::{Batch, PAGE_MAX};
 use countersign_tls::{Limits, Slice, Trust};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -105,7 +105,6 @@ impl Serving {
             watch,
             tracer,
             pulse: Arc::default(),
-            words: Arc::new(Semaphore::new(1)),
             views: Views::default(),
             signing: Signing::default(),
             log_key: Some(log_key),

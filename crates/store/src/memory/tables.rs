@@ -272,9 +272,8 @@ impl Tables for State {
         Ok(())
     }
 
-    fn add_paper(&mut self, row: &PaperRow) -> Result<()> {
-        insert_new(&mut self.papers, row.name.clone(), row.clone());
-        Ok(())
+    fn add_paper(&mut self, row: &PaperRow) -> Result<bool> {
+        Ok(insert_new(&mut self.papers, row.name.clone(), row.clone()))
     }
 
     fn remove_paper(&mut self, name: &str) -> Result<()> {

@@ -26,6 +26,7 @@ pub(super) struct Wanted<'a> {
     kinds: Vec<&'static str>,
     names: Vec<&'a str>,
     tokens: Vec<&'a [u8]>,
+    papers: Vec<&'a [u8]>,
     nodes: Vec<&'a [u8]>,
     keys: Vec<&'a [u8]>,
     serials: Vec<&'a [u8]>,
@@ -63,13 +64,13 @@ impl<'a> Wanted<'a> {
             | Op::TrimDetails { .. }
             | Op::AddFlow(_)
             | Op::TrimFlows { .. }
-            | Op::PutPaper(_)
             | Op::RemovePaper { .. }
             | Op::AddTally(..)
             | Op::TrimTallies { .. } => {}
             Op::CreateToken(TokenRow { hash, .. }) | Op::SpendToken { hash, .. } => {
                 self.tokens.push(hash.as_bytes());
             }
+            Op::CreatePaper(row) => self.papers.push(row.name.as_bytes()),
             Op::PutNode(row) => {
                 self.nodes.push(row.id.as_bytes());
                 self.keys.push(&row.key_spki);
@@ -95,6 +96,9 @@ impl<'a> Wanted<'a> {
         }
         if !self.tokens.is_empty() {
             commands.push(command!(text::KNOWN_TOKENS, &self.tokens));
+        }
+        if !self.papers.is_empty() {
+            commands.push(command!(text::KNOWN_PAPERS, &self.papers));
         }
         if !self.nodes.is_empty() {
             commands.push(command!(text::KNOWN_NODES, &self.nodes, &self.keys));
@@ -193,6 +197,12 @@ impl Draft {
             for row in next() {
                 let token = rows::token(&row)?;
                 state.tokens.insert(token.hash, token);
+            }
+        }
+        if !wanted.papers.is_empty() {
+            for row in next() {
+                let paper = rows::paper(&row)?;
+                state.papers.insert(paper.name.clone(), paper);
             }
         }
         if !wanted.nodes.is_empty() {
@@ -385,14 +395,18 @@ impl Tables for Draft {
         Ok(())
     }
 
-    fn add_paper(&mut self, row: &PaperRow) -> Result<()> {
-        self.touched.unread.push_back(Unread::Paper(row.clone()));
-        Ok(())
+    fn add_paper(&mut self, row: &PaperRow) -> Result<bool> {
+        let written = self.state.add_paper(row)?;
+        if written {
+            // In order with those that are dropped.
+            self.touched.unread.push_back(Unread::Paper(row.clone()));
+        }
+        Ok(written)
     }
 
     fn remove_paper(&mut self, name: &str) -> Result<()> {
         self.touched.unread.push_back(Unread::NoPaper(name.to_owned()));
-        Ok(())
+        self.state.remove_paper(name)
     }
 
     fn revoke_keys(&mut self, of: &KeysOf, at: Timestamp) -> Result<()> {

@@ -27,6 +27,8 @@ pub(super) const KNOWN_RECORDS: &str = "SELECT r.kind, r.name FROM records AS r 
      ON r.kind = asked.kind AND r.name = asked.name";
 pub(super) const KNOWN_TOKENS: &str =
     "SELECT hash, expires, labels, spent FROM tokens WHERE hash = ANY($1::BYTEA[])";
+pub(super) const KNOWN_PAPERS: &str =
+    "SELECT name, value FROM papers WHERE name = ANY($1::BYTEA[])";
 pub(super) const KNOWN_NODES: &str = "SELECT id, spiffe_id, key_spki, generation, labels, host, \
      attested_at, seen_at, attested_by FROM nodes WHERE id = ANY($1::BYTEA[]) OR key_spki = ANY($2::BYTEA[])";
 pub(super) const KNOWN_REVOKED: &str =

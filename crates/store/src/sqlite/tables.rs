@@ -259,8 +259,8 @@ impl Tables for Open<'_> {
         self.run(sql::TRIM_FLOWS, [before.micros()]).map(|_some| ())
     }
 
-    fn add_paper(&mut self, row: &PaperRow) -> Result<()> {
-        self.run(sql::ADD_PAPER, (row.name.as_bytes(), &row.value)).map(|_one| ())
+    fn add_paper(&mut self, row: &PaperRow) -> Result<bool> {
+        Ok(self.run(sql::ADD_PAPER, (row.name.as_bytes(), &row.value))? == 1)
     }
 
     fn remove_paper(&mut self, name: &str) -> Result<()> {

@@ -40,7 +40,7 @@ async fn fill(store: &dyn Store) {
         Op::RevokeKeys { of: KeysOf::Key(KeyId::from_bytes([9; 32])), at: noon() },
         Op::PutPoint(point("web")),
         Op::AddFlow(flow("é -> web\0")),
-        Op::PutPaper(PaperRow { name: "plan/é".to_owned(), value: vec![0, 200] }),
+        Op::CreatePaper(PaperRow { name: "plan/é".to_owned(), value: vec![0, 200] }),
         Op::AddTally(TallyOf::Handshakes, tally("a\0")),
         Op::AddTally(TallyOf::Requests, tally("b")),
     ];
@@ -326,7 +326,7 @@ fn meanwhile(seed: u64) -> Batch {
     batch.changes = vec![put("aaa", &seed.to_string()), put("w2", &seed.to_string())];
     batch.ops = vec![
         Op::PutSecret { name: format!("a/{seed}"), sealed: vec![1] },
-        Op::PutPaper(PaperRow { name: format!("z/{seed}"), value: vec![1] }),
+        Op::CreatePaper(PaperRow { name: format!("z/{seed}"), value: vec![1] }),
         Op::AddTally(TallyOf::Requests, tally("z")),
     ];
     batch.events.push(Event::new(EventKind::RecordPut, noon(), "operator:uid:0", "aaa"));

@@ -98,7 +98,7 @@ claims! {
     nodes::a_removed_node_is_unknown_to_everything
     nodes::a_lease_is_held_by_one_until_it_ends
     nodes::flows_are_counted_together_and_forgotten_when_old
-    nodes::a_paper_stays_as_it_was_first_kept_until_it_is_dropped
+    nodes::a_paper_stays_as_it_was_first_kept_and_no_other_takes_its_name_until_it_is_dropped
     nodes::tallies_are_added_up_and_read_from_the_newest
     nodes::a_replicas_report_is_replaced_whole_by_a_later_one_only
     log::trimming_keeps_all_that_somebody_may_need

@@ -215,24 +215,37 @@ pub(crate) async fn flows_are_counted_together_and_forgotten_when_old(store: Sha
     assert!(matches!(refused, StoreError::TooLarge { .. }));
 }
 
-pub(crate) async fn a_paper_stays_as_it_was_first_kept_until_it_is_dropped(store: Shared) {
+pub(crate) async fn a_paper_stays_as_it_was_first_kept_and_no_other_takes_its_name_until_it_is_dropped(
+    store: Shared,
+) {
     let row = |name: &str, value: &[u8]| PaperRow { name: name.to_owned(), value: value.to_vec() };
-    let keep = async |row: PaperRow| store.commit(doing([Op::PutPaper(row)])).await.unwrap();
+    let keep = async |row: PaperRow| store.commit(doing([Op::CreatePaper(row)])).await.unwrap();
     assert_eq!(store.papers(None, 10).await.unwrap(), []);
     keep(row("plan/b", b"1")).await;
     keep(row("plan/a/é", b"2")).await;
     keep(row("plan/a", b"3")).await;
-    keep(row("plan/a", b"another")).await;
+    let another = || row("plan/a", b"another");
+    let mut again = doing([Op::CreatePaper(another())]);
+    again.events = vec![Event::new(EventKind::ChangeApproved, noon(), "somebody", "a plan")];
+    let refused = store.commit(again).await.unwrap_err();
+    assert_eq!(refused.to_string(), "paper `plan/a` exists already");
+    let twice = doing([Op::CreatePaper(row("plan/c", b"")), Op::CreatePaper(row("plan/c", b""))]);
+    assert_eq!(store.commit(twice).await.unwrap_err().code(), Code::AlreadyExists);
+    assert_eq!(store.head().await.unwrap().log_size, 0, "what is refused is not logged");
     let all = [row("plan/a", b"3"), row("plan/a/é", b"2"), row("plan/b", b"1")];
     assert_eq!(store.papers(None, 10).await.unwrap(), all, "the first one stays");
     assert_eq!(store.papers(Some("plan/a".to_owned()), 1).await.unwrap(), all[1..2]);
     let drop_it = || doing([Op::RemovePaper { name: "plan/a".to_owned() }]);
     store.commit(drop_it()).await.unwrap();
     store.commit(drop_it()).await.unwrap();
+    let anew = || doing([Op::RemovePaper { name: another().name }, Op::CreatePaper(another())]);
+    store.commit(anew()).await.unwrap();
+    store.commit(anew()).await.unwrap();
+    store.commit(drop_it()).await.unwrap();
     assert_eq!(store.papers(None, 10).await.unwrap(), all[1..]);
     assert_eq!(store.head().await.unwrap().revision.number, 0, "it moves no revision");
     let long = row("x", &[0; PAPER_BYTES_MAX + 1]);
-    let refused = store.commit(doing([Op::PutPaper(long)])).await.unwrap_err();
+    let refused = store.commit(doing([Op::CreatePaper(long)])).await.unwrap_err();
     assert!(matches!(refused, StoreError::TooLarge { .. }));
 }
 

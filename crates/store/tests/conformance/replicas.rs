@@ -6,8 +6,8 @@ use std::time::Duration;
 use countersign_audit::{Event, EventKind};
 use countersign_identity::KeyId;
 use countersign_store::{
-    Batch, Dumping, Feed, Op, PAGE_MAX, Password, Place, PostgresStore, Store, StoreError,
-    verify_everything,
+    Batch, Dumping, Feed, Op, PAGE_MAX, PaperRow, Password, Place, PostgresStore, Store,
+    StoreError, verify_everything,
 };
 use tokio::task::JoinSet;
 
@@ -117,6 +117,30 @@ async fn a_join_token_raced_on_two_replicas_is_spent_once() {
         let lost = outcomes.into_iter().filter_map(Result::err);
         assert!(lost.into_iter().all(|error| error == StoreError::TokenSpent));
         assert_eq!(stores[1].nodes(None, PAGE_MAX).await.unwrap().len(), 8);
+        assert_eq!(both_agree(&stores).await.head.log_size, 8);
+    }
+}
+
+/// ATTACKS 3: one person's word, given at two replicas at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_papers_of_one_name_at_two_replicas_one_is_kept_and_logged() {
+    for isolation in ISOLATIONS {
+        let stores = pair(isolation).await;
+        let mut callers = JoinSet::new();
+        for caller in 0..32_u8 {
+            let store = Arc::clone(&stores[usize::from(caller % 2)]);
+            let paper = PaperRow { name: format!("p{}", caller / 4), value: vec![caller] };
+            let mut batch = doing([Op::CreatePaper(paper.clone())]);
+            batch.events = vec![Event::new(EventKind::ChangeApproved, noon(), "a", "a plan")];
+            callers.spawn(async move { store.commit(batch).await.map(|_committed| paper) });
+        }
+        let (won, lost): (Vec<_>, Vec<_>) =
+            callers.join_all().await.into_iter().partition(Result::is_ok);
+        let mut won: Vec<_> = won.into_iter().map(Result::unwrap).collect();
+        won.sort_by(|one, other| one.name.cmp(&other.name));
+        assert_eq!(won.len(), 8, "{isolation}: each name exactly once");
+        assert!(lost.iter().all(|one| matches!(one, Err(StoreError::AlreadyExists { .. }))));
+        assert_eq!(stores[1].papers(None, PAGE_MAX).await.unwrap(), won);
         assert_eq!(both_agree(&stores).await.head.log_size, 8);
     }
 }
