@@ -2,29 +2,28 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/callers.rs"]
+mod callers;
+
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use callers::{Door, WAYS, be_caller, facts, start_caller};
 use countersign_agent::attest::{
-    AttestRefused, Attestor, Caller, Desk, Facts, LinuxAttestor, PinRefused, Pinning,
+    AttestRefused, Attestor, Caller, LinuxAttestor, PinRefused, Pinning,
 };
 use countersign_agent::launcher::{Launcher, Launches, receive};
 use countersign_identity::{Selector, SelectorKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 
-const WAYS: [Pinning; 2] = [Pinning::Auto, Pinning::ProcDirectory];
-
-/// Not a test: what the started processes do. It connects to the socket in `CALL`, and then does as `THEN` says.
+/// Not a test: what the started processes do beside connecting and staying.
 #[test]
 fn caller_process() {
-    let Ok(socket) = std::env::var("CALL") else { return };
-    let stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
-    match std::env::var("THEN").unwrap().as_str() {
+    be_caller(|stream, then| match then {
         "exit" => std::process::exit(0),
         // When it is told to, runs another program in its place, which keeps the socket.
         "exec" => {
@@ -39,59 +38,8 @@ fn caller_process() {
             Command::new("/bin/cat").stdin(Stdio::from(OwnedFd::from(stream))).spawn().unwrap();
             std::process::exit(0);
         }
-        "stay" => loop {
-            std::thread::park();
-        },
         other => panic!("{other}"),
-    }
-}
-
-struct Caught {
-    child: Child,
-}
-
-impl Drop for Caught {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-fn start(socket: &Path, then: &str) -> Caught {
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "caller_process", "--nocapture"])
-        .env("CALL", socket)
-        .env("THEN", then)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    Caught { child }
-}
-
-struct Door {
-    directory: tempfile::TempDir,
-    listener: UnixListener,
-}
-
-impl Door {
-    fn new() -> Self {
-        let directory = tempfile::Builder::new().prefix("cs").tempdir_in("/tmp").unwrap();
-        let listener = UnixListener::bind(directory.path().join("s")).unwrap();
-        Self { directory, listener }
-    }
-
-    fn path(&self) -> std::path::PathBuf {
-        self.directory.path().join("s")
-    }
-
-    async fn accept(&self) -> UnixStream {
-        self.listener.accept().await.unwrap().0
-    }
-}
-
-async fn facts(caller: &Arc<dyn Caller>, kinds: &[SelectorKind]) -> Result<Facts, AttestRefused> {
-    Desk::default().facts(caller, kinds.iter().copied().collect()).await
+    });
 }
 
 fn selector(text: &str) -> Selector {
@@ -102,10 +50,10 @@ fn selector(text: &str) -> Selector {
 async fn a_process_is_known_by_user_group_program_and_digest_in_both_ways() {
     for way in WAYS {
         let door = Door::new();
-        let child = start(&door.path(), "stay");
+        let child = start_caller(&door.path(), "stay");
         let socket = door.accept().await;
         let caller = LinuxAttestor::new(way, Launches::none()).pin(&socket).unwrap();
-        assert_eq!(caller.peer().pid, child.child.id());
+        assert_eq!(caller.peer().pid, child.number());
         let all = [
             SelectorKind::UnixUid,
             SelectorKind::UnixGid,
@@ -127,7 +75,7 @@ async fn a_process_is_known_by_user_group_program_and_digest_in_both_ways() {
 #[tokio::test]
 async fn only_the_facts_that_are_asked_for_are_read() {
     let door = Door::new();
-    let _child = start(&door.path(), "stay");
+    let _child = start_caller(&door.path(), "stay");
     let socket = door.accept().await;
     let caller = LinuxAttestor::new(Pinning::Auto, Launches::none()).pin(&socket).unwrap();
     let facts = facts(&caller, &[SelectorKind::UnixUid]).await.unwrap();
@@ -145,15 +93,15 @@ async fn until_gone(caller: &Arc<dyn Caller>) {
 async fn a_caller_that_ended_is_never_taken_for_another() {
     for way in WAYS {
         let door = Door::new();
-        let mut child = start(&door.path(), "stay");
+        let mut child = start_caller(&door.path(), "stay");
         let socket = door.accept().await;
         let caller = LinuxAttestor::new(way, Launches::none()).pin(&socket).unwrap();
-        child.child.kill().unwrap();
+        child.kill();
         // Ended, and not yet reaped: the pid cannot be in use by another.
         until_gone(&caller).await;
         let refused = facts(&caller, &[SelectorKind::UnixUid]).await.unwrap_err();
         assert!(matches!(refused, AttestRefused::Gone { .. }), "{way:?}: {refused}");
-        child.child.wait().unwrap();
+        child.reap();
         let refused = facts(&caller, &[SelectorKind::UnixUid]).await.unwrap_err();
         assert!(matches!(refused, AttestRefused::Gone { .. }), "{way:?}: {refused}");
     }
@@ -163,8 +111,8 @@ async fn a_caller_that_ended_is_never_taken_for_another() {
 async fn a_caller_that_ended_before_it_was_looked_at_is_refused() {
     for way in WAYS {
         let door = Door::new();
-        let mut child = start(&door.path(), "exit");
-        child.child.wait().unwrap();
+        let mut child = start_caller(&door.path(), "exit");
+        child.reap();
         let socket = door.accept().await;
         let refused = LinuxAttestor::new(way, Launches::none()).pin(&socket).err();
         assert!(matches!(refused, Some(PinRefused::Gone { .. })), "{way:?}: {refused:?}");
@@ -175,9 +123,9 @@ async fn a_caller_that_ended_before_it_was_looked_at_is_refused() {
 async fn a_socket_that_was_handed_on_keeps_its_first_owner_who_is_gone() {
     for way in WAYS {
         let door = Door::new();
-        let mut child = start(&door.path(), "leave");
+        let mut child = start_caller(&door.path(), "leave");
         let socket = door.accept().await;
-        child.child.wait().unwrap();
+        child.reap();
         let refused = LinuxAttestor::new(way, Launches::none()).pin(&socket).err();
         assert!(matches!(refused, Some(PinRefused::Gone { .. })), "{way:?}: {refused:?}");
         // The heir reads the end of the stream, and ends.
@@ -189,7 +137,7 @@ async fn a_socket_that_was_handed_on_keeps_its_first_owner_who_is_gone() {
 async fn another_program_in_the_callers_place_is_seen_at_the_next_look() {
     for way in WAYS {
         let door = Door::new();
-        let _child = start(&door.path(), "exec");
+        let _child = start_caller(&door.path(), "exec");
         let socket = door.accept().await;
         let caller = LinuxAttestor::new(way, Launches::none()).pin(&socket).unwrap();
         let sleep = std::fs::canonicalize("/bin/sleep").unwrap();
@@ -217,8 +165,8 @@ async fn the_launchers_child_is_known_and_an_impostor_of_the_same_uid_is_not() {
         let attestor = LinuxAttestor::new(way, launches.clone());
         let web = selector("launch:web");
 
-        let launched = start(&door.path(), "stay");
-        launcher.vouch(launched.child.id(), &"web".parse().unwrap()).unwrap();
+        let launched = start_caller(&door.path(), "stay");
+        launcher.vouch(launched.number(), &"web".parse().unwrap()).unwrap();
         let socket = door.accept().await;
         let mut told = launches.clone();
         while launches.all().is_empty() {
@@ -227,7 +175,7 @@ async fn the_launchers_child_is_known_and_an_impostor_of_the_same_uid_is_not() {
         let caller = attestor.pin(&socket).unwrap();
         assert!(facts(&caller, &[SelectorKind::Launch]).await.unwrap().holds(&web), "{way:?}");
 
-        let _impostor = start(&door.path(), "stay");
+        let _impostor = start_caller(&door.path(), "stay");
         let socket = door.accept().await;
         let caller = attestor.pin(&socket).unwrap();
         let facts = facts(&caller, &[SelectorKind::Launch]).await.unwrap();
@@ -241,13 +189,13 @@ async fn an_agent_that_starts_again_is_told_of_all_that_live() {
     let door = Door::new();
     let mut launcher = Launcher::new();
     let first = launcher.agent_end().unwrap();
-    let web = start(&door.path(), "stay");
-    let gone = start(&door.path(), "stay");
-    launcher.vouch(web.child.id(), &"web".parse().unwrap()).unwrap();
-    launcher.vouch(gone.child.id(), &"gone".parse().unwrap()).unwrap();
+    let web = start_caller(&door.path(), "stay");
+    let gone = start_caller(&door.path(), "stay");
+    launcher.vouch(web.number(), &"web".parse().unwrap()).unwrap();
+    launcher.vouch(gone.number(), &"gone".parse().unwrap()).unwrap();
     // The first agent ends without having read anything.
     drop(first);
-    launcher.forget(gone.child.id());
+    launcher.forget(gone.number());
     let (launches, listening) = receive(launcher.agent_end().unwrap()).unwrap();
     let listening = tokio::spawn(listening);
     let mut told = launches.clone();
@@ -279,8 +227,8 @@ async fn messages_that_carry_no_process_are_ignored() {
     let listening = tokio::spawn(listening);
     // A good one after them shows that all were read.
     let door = Door::new();
-    let child = start(&door.path(), "stay");
-    send_pidfd(&ours, child.child.id());
+    let child = start_caller(&door.path(), "stay");
+    send_pidfd(&ours, child.number());
     let mut told = launches.clone();
     while launches.all().is_empty() {
         told.changed().await;
@@ -433,12 +381,12 @@ async fn unit_and_container_are_those_of_the_real_control_group_at_each_look() {
     ];
     for way in WAYS {
         let door = Door::new();
-        let child = start(&door.path(), "stay");
+        let child = start_caller(&door.path(), "stay");
         let socket = door.accept().await;
         let caller = LinuxAttestor::new(way, Launches::none()).pin(&socket).unwrap();
         for (path, in_unit, in_container) in &cases {
             let group = groups.make(path).unwrap();
-            std::fs::write(group.join("cgroup.procs"), child.child.id().to_string()).unwrap();
+            std::fs::write(group.join("cgroup.procs"), child.number().to_string()).unwrap();
             let found = facts(&caller, &kinds).await.unwrap();
             assert_eq!(found.holds(&unit), *in_unit, "{way:?} {path}: {found:?}");
             assert_eq!(found.holds(&container), *in_container, "{way:?} {path}: {found:?}");

@@ -5,19 +5,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+#[path = "support/callers.rs"]
+mod callers;
+
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use countersign_agent::attest::{
-    AttestRefused, Attestor, Caller, Desk, Facts, LinuxAttestor, PinRefused, Pinning,
-};
+use callers::{Door, Process, WAYS, be_caller, facts, start_caller};
+use countersign_agent::attest::{AttestRefused, Attestor, LinuxAttestor, PinRefused, Pinning};
 use countersign_agent::launcher::{Launcher, Launches, receive};
 use countersign_identity::{Selector, SelectorKind};
-use tokio::net::{UnixListener, UnixStream};
 
-const WAYS: [Pinning; 2] = [Pinning::Auto, Pinning::ProcDirectory];
 /// Set for the process that is in such a namespace.
 const INSIDE: &str = "COUNTERSIGN_TEST_PIDS_INSIDE";
 const LAST: &str = "/proc/sys/kernel/ns_last_pid";
@@ -76,46 +75,23 @@ fn another_program_that_gets_the_number_of_a_caller_is_not_taken_for_it() {
     assert!(said.contains("all of it was tried"), "{said}");
 }
 
-/// Not a test: what a caller does. It connects to the socket in `CALL` and stays.
+/// Not a test: what a caller does.
 #[test]
 fn caller_process() {
-    let Ok(socket) = std::env::var("CALL") else { return };
-    let _stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
-    loop {
-        std::thread::park();
-    }
-}
-
-struct Process(Child);
-
-impl Process {
-    fn number(&self) -> u32 {
-        self.0.id()
-    }
-
-    fn end(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-fn start(command: &mut Command) -> Process {
-    Process(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
+    be_caller(|_stream, then| panic!("{then}"));
 }
 
 fn call(socket: &Path) -> Process {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    start(command.args(["--exact", "caller_process", "--nocapture"]).env("CALL", socket))
+    start_caller(socket, "stay")
+}
+
+fn end(process: &mut Process) {
+    process.kill();
+    process.reap();
 }
 
 fn other_program() -> Process {
-    start(Command::new("/bin/sleep").arg("600"))
+    Process::start(Command::new("/bin/sleep").arg("600"))
 }
 
 /// A process that this makes, with this number, which nobody has any more.
@@ -128,31 +104,6 @@ fn with_number(number: u32, make: impl Fn() -> Process) -> Process {
         }
     }
     panic!("nobody gets the number {number}");
-}
-
-struct Door {
-    directory: tempfile::TempDir,
-    listener: UnixListener,
-}
-
-impl Door {
-    fn new() -> Self {
-        let directory = tempfile::Builder::new().prefix("cs").tempdir_in("/tmp").unwrap();
-        let listener = UnixListener::bind(directory.path().join("s")).unwrap();
-        Self { directory, listener }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.directory.path().join("s")
-    }
-
-    async fn accept(&self) -> UnixStream {
-        self.listener.accept().await.unwrap().0
-    }
-}
-
-async fn facts(caller: &Arc<dyn Caller>, kinds: &[SelectorKind]) -> Result<Facts, AttestRefused> {
-    Desk::default().facts(caller, kinds.iter().copied().collect()).await
 }
 
 fn inside() {
@@ -186,7 +137,7 @@ async fn who_was_pinned_is_gone(way: Pinning) {
     let own: Selector = format!("unix:path:{}", own.display()).parse().unwrap();
     assert!(facts(&caller, &KINDS).await.unwrap().holds(&own), "{way:?}");
     let number = child.number();
-    child.end();
+    end(&mut child);
     let other = with_number(number, other_program);
     assert_eq!(other.number(), caller.peer().pid);
     // Its name is set a moment after it has begun.
@@ -211,7 +162,7 @@ async fn who_connected_and_was_not_pinned_yet_is_gone() {
     let mut child = call(&door.path());
     let socket = door.accept().await;
     let number = child.number();
-    child.end();
+    end(&mut child);
     let _other = with_number(number, other_program);
     let refused = LinuxAttestor::new(Pinning::Auto, Launches::none()).pin(&socket).err();
     assert!(matches!(refused, Some(PinRefused::Gone { .. })), "{refused:?}");
@@ -233,7 +184,7 @@ async fn nobody_is_launched_by_a_number(way: Pinning) {
     };
     tokio::time::timeout(Duration::from_secs(30), is_told).await.expect("the launcher is heard");
     let number = launched.number();
-    launched.end();
+    end(&mut launched);
     let caller = with_number(number, || call(&door.path()));
     let socket = door.accept().await;
     let pinned = LinuxAttestor::new(way, launches).pin(&socket).unwrap();

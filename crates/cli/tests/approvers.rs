@@ -3,18 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
 mod support;
+#[path = "support/users.rs"]
+mod users;
 
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::Barrier;
+use std::process::Command;
 
 use nix::unistd::{Uid, seteuid};
 use serde_json::Value;
-use support::{PATIENCE, binary, folder, text, until};
+use support::{PATIENCE, text, until};
+use users::Place;
 
 const NAMED: [u32; 2] = [64_001, 64_002];
 const STRANGER: u32 = 64_003;
@@ -22,100 +21,18 @@ const STRANGER: u32 = 64_003;
 const SUBORDINATE: std::ops::Range<u32> = 64_100..64_200;
 /// Where they find the socket that they are to fill.
 const CROWDED: &str = "COUNTERSIGN_TEST_CROWDED_BY_UIDS";
-/// How many ask for the same at once. Each makes two connections, and one user has eight: with more, the oldest is cut.
-const MANY: usize = 4;
 
-struct Place {
-    folder: tempfile::TempDir,
-    program: PathBuf,
-    server: Option<Child>,
-}
-
-impl Place {
-    /// A server at whose socket everybody is let in, and where root and two others are named as approvers.
-    fn begin() -> Self {
-        let folder = folder();
-        let program = folder.path().join("countersign");
-        if std::fs::hard_link(binary(), &program).is_err() {
-            std::fs::copy(binary(), &program).unwrap();
-        }
-        open_up(folder.path(), 0o755);
-        let mut place = Self { folder, program, server: None };
-        let (data, socket) = (place.at("d"), place.at("admin.sock"));
-        let made = place.run_as(0, &["init", "--data", &data, "--trust-domain", "shop.example"]);
-        assert!(made.status.success(), "{}", text(&made.stderr));
-        let arguments = ["server", "--data", &data, "--listen", "127.0.0.1:0", "--metrics", "off"];
-        let mut server = Command::new(&place.program);
-        server.args(arguments).args(["--admin-socket", &socket]);
-        place.server = Some(server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-        until("the server answers", || (place.ask(0, &["authority", "list"]).0 == 0).then_some(()));
-        open_up(Path::new(&socket), 0o666);
-        let manifest = place.at("roots.yaml");
-        let named: Vec<_> = NAMED.iter().map(|uid| format!("\"uid:{uid}\"")).collect();
-        let text_of = format!(
-            "apiVersion: countersign.dev/v1alpha1\nkind: Authority\nmetadata: {{name: roots}}\nspec:\n  approve: operator\n  \
-             approvals: 2\n  approvers: [{}, \"uid:0\"]\n",
-            named.join(", ")
-        );
-        std::fs::write(&manifest, text_of).unwrap();
-        let (status, _, said) = place.ask(0, &["apply", &manifest]);
-        assert_eq!(status, 0, "{said}");
-        place
-    }
-
-    fn at(&self, name: &str) -> String {
-        self.folder.path().join(name).to_str().unwrap().to_owned()
-    }
-
-    fn run_as(&self, uid: u32, arguments: &[&str]) -> Output {
-        let mut command = Command::new(&self.program);
-        command.args(arguments).current_dir("/").env("XDG_STATE_HOME", self.at("none"));
-        if uid != 0 {
-            command.uid(uid).gid(uid);
-        }
-        command.stdin(Stdio::null()).output().unwrap()
-    }
-
-    fn ask(&self, uid: u32, arguments: &[&str]) -> (i32, Value, String) {
-        let admin = format!("unix://{}", self.at("admin.sock"));
-        let more = ["--admin", admin.as_str(), "--output", "json"];
-        let done = self.run_as(uid, &[arguments, &more].concat());
-        let value = serde_json::from_slice(&done.stdout).unwrap_or(Value::Null);
-        (done.status.code().unwrap(), value, text(&done.stderr))
-    }
-
-    /// How many of as many processes that ask for the same at once are answered.
-    fn at_once(&self, uid: u32, arguments: &[&str]) -> usize {
-        let together = Barrier::new(MANY);
-        let ask = || {
-            together.wait();
-            self.ask(uid, arguments).0 == 0
-        };
-        std::thread::scope(|scope| {
-            let asked: Vec<_> = (0..MANY).map(|_| scope.spawn(ask)).collect();
-            asked.into_iter().map(|thread| usize::from(thread.join().unwrap())).sum()
-        })
-    }
-
-    #[track_caller]
-    fn refused(&self, uid: u32, arguments: &[&str], status: i32, says: &str) {
-        let (found, _, said) = self.ask(uid, arguments);
-        assert_eq!(found, status, "{uid} {arguments:?}: {said}");
-        assert!(said.contains(says), "{uid} {arguments:?}: {said}");
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Some(server) = &mut self.server {
-            let _ended = server.kill();
-            let _reaped = server.wait();
-        }
-    }
-}
-
-fn open_up(path: &Path, mode: u32) {
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+/// A server where root and two others are named as approvers.
+fn begin() -> Place {
+    let place = Place::begin();
+    let named: Vec<_> = NAMED.iter().map(|uid| format!("\"uid:{uid}\"")).collect();
+    let text_of = format!(
+        "apiVersion: countersign.dev/v1alpha1\nkind: Authority\nmetadata: {{name: roots}}\nspec:\n  approve: operator\n  \
+         approvals: 2\n  approvers: [{}, \"uid:0\"]\n",
+        named.join(", ")
+    );
+    place.done(0, &["apply", &place.write("roots.yaml", &text_of)]);
+    place
 }
 
 #[test]
@@ -124,7 +41,7 @@ fn rotation_waits_for_two_operators_who_are_not_the_one_who_ordered_it() {
     if !nix::unistd::geteuid().is_root() {
         return;
     }
-    let place = Place::begin();
+    let place = begin();
 
     // Those who are named see the authorities and approve them; nobody else, and nothing else.
     let [first, second] = NAMED;
@@ -160,7 +77,7 @@ fn rotation_waits_for_two_operators_who_are_not_the_one_who_ordered_it() {
     place.refused(0, &approve, 1, "ordered this rotation");
     place.refused(STRANGER, &approve, 1, "may not administer");
     place.refused(first, &["authority", "approve", &former], 1, "the root that would sign is");
-    assert_eq!(place.at_once(first, &approve), 1);
+    assert_eq!(place.at_once(first, &approve).0, 1);
     place.refused(first, &approve, 4, "counts once");
     place.refused(0, &["authority", "activate", "--force", "now"], 1, "1 of 2 operators");
     let (_, listed, _) = place.ask(0, &["authority", "list"]);
@@ -232,7 +149,7 @@ fn a_user_with_many_uids_takes_no_place_of_one_who_is_named_to_approve() {
     if !nix::unistd::geteuid().is_root() {
         return;
     }
-    let place = Place::begin();
+    let place = begin();
     until("who is named is let in", || {
         (place.ask(NAMED[0], &["authority", "list"]).0 == 0).then_some(())
     });

@@ -4,6 +4,9 @@
 
 #[path = "support/ending.rs"]
 mod ending;
+#[path = "support/pair.rs"]
+#[expect(dead_code, reason = "failover uses the rest of it")]
+mod pair;
 #[path = "../../store/tests/support/postgres.rs"]
 #[expect(dead_code, reason = "the store's own tests use the rest of it")]
 mod postgres;
@@ -11,112 +14,49 @@ mod postgres;
 mod servers;
 mod support;
 
-use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ending::Ending;
-use postgres::{Cluster, Listen};
+use pair::{Pair, Traffic, number, ready};
 use serde_json::Value;
-use servers::{Domain, Part, done, run};
+use servers::{Domain, Part, done};
 use support::until;
 
-/// A trust domain whose servers know a primary and its standby, in this order.
-struct Pair {
-    domain: Domain,
-    standby: Cluster,
-    database: String,
+/// A pair whose servers are told its places in this order, and no more.
+fn pair(isolation: &str) -> Pair {
+    Pair::found_by(isolation, "")
 }
 
-impl Pair {
-    fn make(isolation: &str) -> Self {
-        let primary = Cluster::start(Listen::Nowhere, &[]);
-        let database = primary.database(isolation);
-        let standby = Cluster::standby_of(&primary, "spare");
-        let (one, two) = (primary.folder().display(), standby.folder().display());
-        let url = format!("postgres://cs@/{database}?host={one},{two}");
-        Self { domain: Domain::make_in(primary, url), standby, database }
-    }
-
-    fn primary(&self) -> &Cluster {
-        &self.domain.cluster
-    }
-
-    fn primary_says(&self, what: &str, value: &str) {
-        let asked = format!("SELECT {what} FROM pg_stat_replication");
-        until(what, || (self.primary().sql("postgres", &asked) == value).then_some(()));
-    }
-
-    fn names(&self) -> BTreeSet<String> {
-        let sql = "SELECT name FROM records WHERE kind = 'Workload'";
-        self.standby.sql(&self.database, sql).lines().map(str::to_owned).collect()
-    }
-
-    /// All that a server that works on the primary would change, also while it does nothing else.
-    fn old(&self) -> String {
-        let written = "SELECT * FROM head; SELECT * FROM leases ORDER BY name; \
-                       SELECT replica, version FROM reports ORDER BY replica";
-        self.primary().sql(&self.database, written)
-    }
-
-    /// Ends every connection that servers have to the new primary, until each has made new ones and is ready.
-    fn cut(&self, servers: [&Part; 2]) {
-        for _round in 0..3 {
-            self.standby.sql(
-                "postgres",
-                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-                 WHERE application_name LIKE 'countersign/%'",
-            );
-            until("each follows on a new connection", || {
-                let of = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%l.log_index =%' \
-                          AND application_name LIKE 'countersign/%'";
-                let count: u32 = self.standby.sql("postgres", of).parse().unwrap();
-                (2 <= count).then_some(())
-            });
-            ready(servers, true);
-        }
-    }
+/// All that a server that works on the primary would change, also while it does nothing else.
+fn old(pair: &Pair) -> String {
+    let written = "SELECT * FROM head; SELECT * FROM leases ORDER BY name; \
+                   SELECT replica, version FROM reports ORDER BY replica";
+    pair.domain.cluster.sql(&pair.database, written)
 }
 
-fn ready(servers: [&Part; 2], is: bool) {
-    until(if is { "both are ready" } else { "none is ready" }, || {
-        let all = servers.map(|server| server.readiness().0 == "200");
-        (all == [is; 2]).then_some(())
-    });
+/// Ends every connection that servers have to the new primary, until each has made new ones and is ready.
+fn cut(pair: &Pair, servers: [&Part; 2]) {
+    for _round in 0..3 {
+        pair.standby.sql(
+            "postgres",
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+             WHERE application_name LIKE 'countersign/%'",
+        );
+        until("each follows on a new connection", || {
+            let of = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%l.log_index =%' \
+                      AND application_name LIKE 'countersign/%'";
+            let count: u32 = pair.standby.sql("postgres", of).parse().unwrap();
+            (2 <= count).then_some(())
+        });
+        ready(servers, true);
+    }
 }
 
 fn incarnation(server: &Part) -> String {
     let status = server.status();
     let revision = status["revision"].as_str().unwrap_or_default();
     revision.split_once('.').unwrap_or_default().0.to_owned()
-}
-
-/// The second half of a revision's text, which is `INCARNATION.NUMBER`.
-fn number(revision: &Value) -> u64 {
-    revision.as_str().unwrap().split_once('.').unwrap().1.parse().unwrap()
-}
-
-/// Declares through one server until told to end; notes what was acknowledged.
-fn declare(
-    domain: &Domain,
-    server: &Part,
-    caller: &str,
-    told: &Mutex<Vec<String>>,
-    end: &AtomicBool,
-) {
-    for turn in 0.. {
-        if end.load(Ordering::Relaxed) {
-            return;
-        }
-        let name = format!("{caller}{turn}");
-        let manifest = domain.manifest(&name, "5m");
-        if run(&["apply", &manifest, "--admin", server.admin()]).status.success() {
-            told.lock().unwrap().push(name);
-        }
-    }
 }
 
 /// What a server says that does not start.
@@ -143,39 +83,33 @@ fn refused(domain: &Domain, name: &str) -> String {
 
 #[test]
 fn servers_stay_with_the_new_primary_when_the_old_one_is_back() {
-    let pair = Pair::make("serializable");
+    let pair = pair("serializable");
     let domain = &pair.domain;
-    pair.primary().sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = 'spare'");
-    pair.primary().sql("postgres", "SELECT pg_reload_conf()");
-    pair.primary_says("sync_state", "sync");
+    pair.synchronous();
     let (one, two) = (domain.server("one"), domain.server("two"));
-    let (told, end) = (Mutex::new(Vec::new()), AtomicBool::new(false));
-    let flows = |more: usize| {
-        let enough = told.lock().unwrap().len() + more;
-        until("writing goes on", || (enough <= told.lock().unwrap().len()).then_some(()));
-    };
-    let before = std::thread::scope(|scope| {
-        let ending = Ending(&end);
-        for (server, caller) in [(&one, "a"), (&two, "b")] {
-            let (told, end) = (&told, &end);
-            scope.spawn(move || declare(domain, server, caller, told, end));
-        }
-        flows(6);
-        pair.primary().kill();
-        pair.standby.sql("postgres", "SELECT pg_promote(false)");
-        flows(6);
-        pair.primary().resume();
-        let before = pair.old();
-        pair.cut([&one, &two]);
-        flows(6);
+    let traffic = &Traffic::default();
+    let (before, mut told) = std::thread::scope(|scope| {
+        let ending = traffic.ending();
+        let callers = [(0, &one), (1, &two)].map(|(which, server)| {
+            let call = move || traffic.call(which, server, |name| domain.manifest(name, "5m"));
+            scope.spawn(call)
+        });
+        traffic.flows(6);
+        domain.cluster.kill();
+        pair.promote();
+        traffic.flows(6);
+        domain.cluster.resume();
+        let before = old(&pair);
+        cut(&pair, [&one, &two]);
+        traffic.flows(6);
         drop(ending);
-        before
+        let told = callers.map(|caller| caller.join().unwrap().applied).concat();
+        (before, told)
     });
     // One begins anew while both take writes.
     one.kill();
     let one = domain.server("one");
-    told.lock().unwrap().push("again".to_owned());
-    domain.apply(&one, "again");
+    told.push(("again".to_owned(), domain.apply(&one, "again")));
     // The new primary is away for a while: nobody works on the old one instead, or begins anything on it.
     pair.standby.kill();
     ready([&one, &two], false);
@@ -192,33 +126,31 @@ fn servers_stay_with_the_new_primary_when_the_old_one_is_back() {
     let two = domain.server("two");
     ready([&one, &two], true);
     assert_eq!([&one, &two].map(incarnation), ["1", "1"]);
-    assert_eq!(pair.old(), before, "the old primary was written to");
-    let (names, told) = (pair.names(), told.into_inner().unwrap());
-    let lost: Vec<&String> = told.iter().filter(|name| !names.contains(*name)).collect();
+    assert_eq!(old(&pair), before, "the old primary was written to");
+    let names = pair.names("Workload");
+    let lost: Vec<_> = told.iter().filter(|(name, _)| !names.contains(name)).collect();
     assert!(lost.is_empty(), "acknowledged and lost: {lost:?} of {}", told.len());
     // A backup is of the new one, and so is what is verified.
     let (data, file) = (domain.place("one"), domain.place("state.backup"));
     let saved = done(&["backup", &file, "--data", &data, "--store", &domain.url]);
     let verified = done(&["store", "verify", &domain.url]);
     let revision = |said: &Value| said["revision"].as_str().unwrap().to_owned();
-    let now = pair.standby.sql(&pair.database, "SELECT incarnation || '.' || number FROM head");
+    let now = pair.sql("SELECT incarnation || '.' || number FROM head");
     assert_eq!([revision(&saved), revision(&verified)], [now.clone(), now]);
 }
 
 #[test]
 fn an_incarnation_that_began_on_the_new_primary_stays_when_the_old_one_is_back() {
-    let pair = Pair::make("read committed");
+    let pair = pair("read committed");
     let domain = &pair.domain;
     let serve = |name| domain.server_with(name, &["--hold-off", "1s"]);
     let (one, two) = (serve("one"), serve("two"));
     let kept = domain.apply(&one, "kept");
     until("the standby has it", || {
-        let there = pair.standby.sql(&pair.database, "SELECT number FROM head");
+        let there = pair.sql("SELECT number FROM head");
         (number(&kept) <= there.parse().unwrap()).then_some(())
     });
-    pair.standby.sql("postgres", "ALTER SYSTEM SET primary_conninfo = 'host=/nowhere'");
-    pair.standby.sql("postgres", "SELECT pg_reload_conf()");
-    pair.primary_says("count(*)", "0");
+    pair.cut_off();
     let lost = domain.apply(&one, "lost");
     // Each has written down that it has seen that.
     until("both have seen it", || {
@@ -234,29 +166,29 @@ fn an_incarnation_that_began_on_the_new_primary_stays_when_the_old_one_is_back()
     });
     // The second sleeps from here on.
     two.kill();
-    pair.primary().kill();
-    pair.standby.sql("postgres", "SELECT pg_promote(false)");
+    domain.cluster.kill();
+    pair.promote();
     until("a new incarnation has begun", || {
         let of = incarnation(&one);
         (!of.is_empty() && of != "1" && one.readiness().0 == "200").then_some(())
     });
     let new = incarnation(&one);
-    pair.primary().resume();
-    let before = pair.old();
+    domain.cluster.resume();
+    let before = old(&pair);
     // It finds on the old primary all that it has seen.
     let two = serve("two");
-    pair.cut([&one, &two]);
+    cut(&pair, [&one, &two]);
     domain.apply(&two, "through-two");
     one.kill();
     let one = serve("one");
     domain.apply(&one, "through-one");
     ready([&one, &two], true);
     assert_eq!([&one, &two].map(incarnation), [new.clone(), new]);
-    let names = pair.names();
+    let names = pair.names("Workload");
     assert!(!names.contains("lost"), "{names:?}");
     for name in ["kept", "through-two", "through-one"] {
         assert!(names.contains(name), "{name}: {names:?}");
     }
-    assert_eq!(pair.old(), before, "the old primary was written to");
-    done(&["store", "verify", &domain.url]);
+    assert_eq!(old(&pair), before, "the old primary was written to");
+    pair.verify();
 }

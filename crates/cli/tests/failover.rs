@@ -18,15 +18,9 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pair::{Pair, Told, Traffic, ready};
+use pair::{Pair, Told, Traffic, number, ready};
 use rivals::Rivals;
-use serde_json::Value;
 use servers::{Domain, done};
-
-/// The second half of a revision's text, which is `INCARNATION.NUMBER`.
-fn number(revision: &Value) -> u64 {
-    revision.as_str().unwrap().split_once('.').unwrap().1.parse().unwrap()
-}
 
 #[test]
 fn no_acknowledged_write_is_lost_when_a_synchronous_standby_is_promoted_under_traffic() {

@@ -13,19 +13,23 @@ use crate::support::{text, until};
 /// A trust domain in a database with a standby, and both of their places in the URL of its servers.
 pub(crate) struct Pair {
     pub(crate) domain: Domain,
-    standby: Cluster,
-    database: String,
+    pub(crate) standby: Cluster,
+    pub(crate) database: String,
 }
 
 impl Pair {
-    /// Transactions are isolated like this.
+    /// Transactions are isolated like this. The servers are told that the database must take writes.
     pub(crate) fn make(isolation: &str) -> Self {
+        Self::found_by(isolation, "&target_session_attrs=read-write")
+    }
+
+    /// The same, with these parameters behind the places in the URL.
+    pub(crate) fn found_by(isolation: &str, parameters: &str) -> Self {
         let primary = Cluster::start(Listen::Nowhere, &[]);
         let database = primary.database(isolation);
         let standby = Cluster::standby_of(&primary, "spare");
         let (one, two) = (primary.folder().display(), standby.folder().display());
-        let parameters = format!("host={one},{two}&target_session_attrs=read-write");
-        let url = format!("postgres://cs@/{database}?{parameters}");
+        let url = format!("postgres://cs@/{database}?host={one},{two}{parameters}");
         Self { domain: Domain::make_in(primary, url), standby, database }
     }
 
@@ -78,6 +82,11 @@ impl Pair {
         let output = run(&["store", "verify", &self.domain.url, "--output", "json"]);
         assert!(output.status.success(), "{}", text(&output.stderr));
     }
+}
+
+/// The second half of a revision's text, which is `INCARNATION.NUMBER`.
+pub(crate) fn number(revision: &Value) -> u64 {
+    revision.as_str().unwrap().split_once('.').unwrap().1.parse().unwrap()
 }
 
 /// Waits until both are ready, or none.
