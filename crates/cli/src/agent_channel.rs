@@ -17,9 +17,12 @@ pub(crate) async fn open(socket: &Path, hint: &str) -> Result<Channel> {
     tokio::net::UnixStream::connect(socket).await.map_err(|error| {
         let why = crate::manifest::plain(&error);
         let socket = socket.display();
-        Failure::unreachable(format!(
-            "no agent answers at `unix://{socket}`: {why}; is it running? {hint}"
-        ))
+        Failure::unreachable(match error.kind() {
+            std::io::ErrorKind::PermissionDenied => format!(
+                "this user may not reach the agent's socket `unix://{socket}`: the folders that it lies in let others through with `chmod o+x`; {hint}"
+            ),
+            _ => format!("no agent answers at `unix://{socket}`: {why}; is it running? {hint}"),
+        })
     })?;
     let path = socket.to_owned();
     let connector = tower::service_fn(move |_| {

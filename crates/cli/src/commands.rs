@@ -16,6 +16,7 @@ mod id;
 mod inventory;
 mod lists;
 mod log;
+mod named;
 mod plan;
 mod reference;
 mod review;
@@ -159,7 +160,7 @@ enum Command {
         #[command(flatten)]
         find: Find,
         /// How many at most
-        #[arg(long, default_value_t = 100, value_name = "COUNT")]
+        #[arg(long, default_value_t = 100, value_name = "COUNT", value_parser = named::count::<usize>)]
         limit: usize,
         /// Only those after this index
         #[arg(long, value_name = "INDEX")]
@@ -228,6 +229,7 @@ enum NodeCommand {
         #[command(flatten)]
         find: Find,
         /// Its id, as `node list` shows it
+        #[arg(value_parser = named::node)]
         node: NodeId,
     },
 }

@@ -3,12 +3,16 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
 mod support;
+#[path = "support/users.rs"]
+#[expect(dead_code, reason = "nobody is asked for anything here")]
+mod users;
 
 use std::net::TcpListener;
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use support::{Up, binary, folder, shop, text};
+use users::Place;
 
 /// Exit statuses of the design, section 16.
 const NOT_UNDERSTOOD: i32 = 2;
@@ -235,4 +239,133 @@ fn key_files_backups_reports_and_folders_that_do_not_fit_are_told_once_in_words_
     std::fs::rename(&data, std::path::Path::new(&outer).join("server")).unwrap();
     let saved = run(&["backup", &at("b"), "--data", &outer]);
     assert!(saved.status.success(), "{}", text(&saved.stderr));
+}
+
+#[test]
+fn what_is_no_name_is_told_with_what_one_looks_like_and_where_they_are_shown() {
+    for (arguments, words) in [
+        (&["revoke", "web"][..], &["`spiffe://shop.example/web`", "`--serial`"][..]),
+        (&["suspend", "web"], &["`spiffe://shop.example/web`", "`--node`"]),
+        (&["resume", "web"], &["`spiffe://shop.example/web`", "`--node`"]),
+        (&["fetch", "x509", "--id", "web"], &["`spiffe://shop.example/web`"]),
+        (&["revoke", "--serial", "web"], &["32 lower-case", "log search --kind svid-issued"]),
+        (&["revoke", "--key", "web"], &["64 lower-case", "openssl x509"]),
+        (&["revoke", "--node", "web"], &["`countersign node list`"]),
+        (&["revoke", "--authority", "web"], &["`countersign authority list`"]),
+        (&["suspend", "--node", "web"], &["`countersign node list`"]),
+        (&["node", "remove", "web"], &["`countersign node list`"]),
+        (&["crl", "--issuer", "web"], &["`countersign authority list`"]),
+        (&["show", "web"], &["`1.412`, or `412`", "`countersign history`"]),
+        (&["diff", "web", "2"], &["`countersign history`"]),
+        (&["rollback", "web"], &["`countersign history`"]),
+        (&["rollback", "1", "--base", "web"], &["`countersign history`"]),
+        (&["apply", ".", "--base", "web"], &["`countersign history`"]),
+        (&["converged", "web"], &["`countersign history`"]),
+        (&["log", "search", "--kind", "web"], &["`countersign reference events`"]),
+        (&["log", "search", "--serial", "web"], &["log search --kind svid-issued"]),
+        (&["log", "show", "web"], &["`countersign log tail`"]),
+        (&["log", "tail", "-n", "web"], &["a whole number, such as `20`"]),
+        (&["log", "search", "--limit", "web"], &["a whole number, such as `20`"]),
+        (&["events", "--limit", "web"], &["a whole number, such as `20`"]),
+        (&["history", "--limit", "-1"], &[]),
+        (&["history", "--limit", "1.5"], &["a whole number, such as `20`"]),
+        (&["handshakes", "--skip", "web"], &["a whole number, such as `20`"]),
+        (&["status", "--handshakes", "--limit", "web"], &["a whole number, such as `20`"]),
+        (&["verify", "-"], &["write `{\"chain\":[PEM…]", "`--bundle FILE`"]),
+        (&["proxy", "--inbound", "web"], &["`KEY=VALUE`", "service, listen, forward, protocol"]),
+    ] {
+        says(&run(arguments), NOT_UNDERSTOOD, words);
+    }
+    let place = folder();
+    let list = place.path().join("list");
+    std::fs::write(&list, "web\n").unwrap();
+    let output = run(&["revoke", "--from", list.to_str().unwrap(), "--reason", "superseded"]);
+    says(&output, NOT_UNDERSTOOD, &["line 1 of", "`spiffe://TRUST-DOMAIN/PATH`"]);
+}
+
+#[test]
+fn what_is_not_there_is_told_with_what_shows_what_is() {
+    let up = Up::shop();
+    let node = "0".repeat(32);
+    for (arguments, words) in [
+        (&["node", "remove", &node][..], "`countersign node list`"),
+        (&["resource", "remove", "Workload", "nobody"], "`countersign resource list`"),
+        (&["show", "999"], "`countersign history`"),
+        (&["log", "show", "99999"], "`countersign log tail`"),
+        (&["log", "prove", "99999"], "`countersign log tail`"),
+    ] {
+        says(&up.run(arguments), 1, &[words]);
+    }
+}
+
+#[test]
+fn a_database_that_cannot_be_had_is_told_with_its_place_and_what_to_look_at() {
+    let place = folder();
+    let at = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    let made = run(&["init", "--data", &at("d"), "--trust-domain", "shop.example"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    // Nobody listens at a port that was somebody's a moment ago.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let away = format!("postgres://u@127.0.0.1:{port}/x?sslmode=disable");
+    let told = [&*format!("`127.0.0.1:{port}`"), "check that the database runs there", "user"];
+    let (data, other) = (at("d"), at("e"));
+    for arguments in [
+        &["server", "--data", &data, "--store", &away][..],
+        &["init", "--data", &other, "--trust-domain", "shop.example", "--store", &away],
+        &["store", "verify", &away],
+        &["store", "copy", "--from", &data, "--to", &away],
+        &["backup", &at("b"), "--data", &data, "--store", &away],
+    ] {
+        says(&run(arguments), NOT_READY, &told);
+    }
+    let without = format!("postgres://u@127.0.0.1:{port}/x?sslrootcert={}", at("none"));
+    let told = [&*at("none"), "which the database's URL names"];
+    says(&run(&["store", "verify", &without]), NOT_READY, &told);
+    std::fs::write(at("file"), "").unwrap();
+    let told = [&*at("file"), "`countersign init` makes one"];
+    says(&run(&["store", "verify", &at("file")]), NOT_READY, &told);
+    let output = run(&["restore", &at("file"), "--data", &other, "--kek", &at("d/kek")]);
+    says(&output, NOT_UNDERSTOOD, &["not a backup: `countersign backup` writes them"]);
+}
+
+#[test]
+fn a_place_that_cannot_be_listened_at_is_told_with_another() {
+    let place = folder();
+    let at = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    let data = at("d");
+    let made = run(&["init", "--data", &data, "--trust-domain", "shop.example"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let serve = |more: &[&str]| run(&[&["server", "--data", &data], more].concat());
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    says(&serve(&["--listen", &address]), CONFLICT, &[&address, "choose another port"]);
+    // An address for documentation (RFC 5737), which nobody has.
+    let foreign = serve(&["--listen", "192.0.2.1:0"]);
+    says(&foreign, NOT_READY, &["192.0.2.1:0", "`0.0.0.0` and `[::]`"]);
+    let free = ["--listen", "127.0.0.1:0", "--metrics", "off", "--admin-socket"];
+    std::fs::write(at("file"), "").unwrap();
+    let in_the_way = serve(&[&free[..], &[&at("file")]].concat());
+    says(&in_the_way, CONFLICT, &["choose another path with `--admin-socket`"]);
+    let _answers = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+    let answered = serve(&[&free[..], &[&at("socket")]].concat());
+    says(&answered, CONFLICT, &["choose another path with `--admin-socket`"]);
+}
+
+#[test]
+fn what_another_user_may_not_reach_is_told_with_what_lets_it() {
+    // Only root can start processes of other users (CI is root).
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let place = Place::without_server();
+    let (at, run) =
+        (|name: &str| place.at(name), |arguments: &[&str]| place.run_as(64_021, arguments));
+    let socket = format!("unix://{}", at("d/agent.sock"));
+    let fetched = run(&["fetch", "x509", "--socket", &socket]);
+    says(&fetched, NOT_READY, &[&socket, "this user may not reach", "chmod o+x"]);
+    let asked = run(&["status", "--admin", &socket]);
+    says(&asked, 1, &[&socket, "run as its owner or as root"]);
+    for arguments in [&["server", "--data", &at("d")][..], &["backup", "/x", "--data", &at("d")]] {
+        says(&run(arguments), 5, &[&at("d"), "run as the user whose it is, or as root"]);
+    }
 }

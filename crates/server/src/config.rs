@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use countersign_identity::{Code, KeyId, Lifetime, TrustDomain};
 use countersign_pki::{DnsName, KeyVault, NoVault};
+use countersign_program::system::plain;
 use countersign_program::trace::Tracing;
 use countersign_seal::{KekFileRefused, KeyWrap, WrapRefused};
 use countersign_store::{Password, PostgresUrl, StoreError};
@@ -320,7 +321,7 @@ pub enum StartError {
         owner: u32,
     },
     /// A file of the directory.
-    #[error("could not {action} `{path}`: {source}")]
+    #[error("could not {action} `{path}`: {}", told(.source))]
     File {
         /// What was tried.
         action: &'static str,
@@ -338,7 +339,7 @@ pub enum StartError {
         why: String,
     },
     /// Another process listens there, or it cannot be listened at.
-    #[error("could not listen at `{address}`: {source}")]
+    #[error("could not listen at `{address}`: {}{}", plain(.source), instead(.source))]
     Listen {
         /// Where.
         address: SocketAddr,
@@ -347,7 +348,7 @@ pub enum StartError {
     },
     /// A Unix socket's path over the kernel's limit.
     #[error(
-        "socket path `{path}` has {bytes} bytes, over the kernel's limit of 107; choose a shorter one with `--admin`"
+        "socket path `{path}` has {bytes} bytes, over the kernel's limit of 107; choose a shorter one with `--admin-socket`"
     )]
     LongSocketPath {
         /// The path.
@@ -356,21 +357,23 @@ pub enum StartError {
         bytes: usize,
     },
     /// A living server has the admin socket.
-    #[error("a server already answers at `{path}`")]
+    #[error(
+        "a server already answers at `{path}`; stop it, or choose another path with `--admin-socket`"
+    )]
     SocketTaken {
         /// The path.
         path: PathBuf,
     },
     /// Something else lies where the socket should be.
     #[error(
-        "`{path}` exists and is not a socket; remove it, or choose another path with `--admin`"
+        "`{path}` exists and is not a socket; remove it, or choose another path with `--admin-socket`"
     )]
     NotASocket {
         /// The path.
         path: PathBuf,
     },
     /// The admin socket could not be made.
-    #[error("could not listen at `{path}`: {source}")]
+    #[error("could not listen at `{path}`: {}", told(.source))]
     Socket {
         /// The path.
         path: PathBuf,
@@ -397,6 +400,33 @@ pub enum StartError {
     /// The first authorities could not be made, or the server's own credential.
     #[error(transparent)]
     Refused(#[from] crate::refusal::Refused),
+}
+
+/// What the system said, and what helps where that is known.
+fn told(error: &io::Error) -> String {
+    let helps = match error.kind() {
+        io::ErrorKind::PermissionDenied => "; run as the user whose it is, or as root",
+        io::ErrorKind::StorageFull => "; make room, or choose another place",
+        io::ErrorKind::ReadOnlyFilesystem => "; choose a place that can be written to",
+        _ => "",
+    };
+    plain(error) + helps
+}
+
+/// Where else it could be listened.
+fn instead(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; stop the process that has it, or choose another port (0 takes a free one)"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "; no interface of this machine has that address: `0.0.0.0` and `[::]` stand for all that it has"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "; a port below 1024 takes root or CAP_NET_BIND_SERVICE: choose a higher one"
+        }
+        _ => "",
+    }
 }
 
 impl StartError {

@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
     dry_run: bool,
 
     /// Only if this is still the revision in force, such as `1.412`
-    #[arg(long, value_name = "REVISION")]
+    #[arg(long, value_name = "REVISION", value_parser = super::named::revision)]
     base: Option<Revision>,
 
     /// Wait until every live enforcement point enforces it

@@ -24,7 +24,7 @@ use crate::output::{self, Output};
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Whose certificates it tells of, by the SHA-256 of its key [default: the issuer that signs now]
-    #[arg(long, value_name = "KEY-ID")]
+    #[arg(long, value_name = "KEY-ID", value_parser = super::named::authority)]
     issuer: Option<KeyId>,
 
     /// Only what was revoked since an older list that is still good

@@ -37,7 +37,7 @@ pub(crate) struct X509 {
     write: Option<PathBuf>,
 
     /// Which identity, when there are several [default: the first]
-    #[arg(long, value_name = "SPIFFE-ID")]
+    #[arg(long, value_name = "SPIFFE-ID", value_parser = super::named::identity)]
     id: Option<SpiffeId>,
 
     #[command(flatten)]

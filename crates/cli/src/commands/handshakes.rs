@@ -62,11 +62,11 @@ pub(crate) struct Arguments {
     by: Option<HandshakeBy>,
 
     /// How many lines
-    #[arg(long, value_name = "COUNT", default_value_t = 50)]
+    #[arg(long, value_name = "COUNT", default_value_t = 50, value_parser = super::named::count::<usize>)]
     limit: usize,
 
     /// Leave out so many of the newest, for the next page
-    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    #[arg(long, value_name = "COUNT", default_value_t = 0, value_parser = super::named::count::<usize>)]
     skip: usize,
 
     #[command(flatten)]

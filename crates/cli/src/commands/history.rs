@@ -36,7 +36,7 @@ impl FromStr for Named {
             Ok(Revision { incarnation, number }) => {
                 Ok(Self { incarnation: Some(incarnation), number })
             }
-            Err(bad) => Err(bad.to_string()),
+            Err(bad) => Err(format!("{bad}, or `412`; `countersign history` lists them")),
         }
     }
 }
@@ -55,7 +55,7 @@ impl Named {
 #[derive(Debug, Args)]
 pub(crate) struct HistoryArguments {
     /// How many at most
-    #[arg(long, default_value_t = 20, value_name = "COUNT")]
+    #[arg(long, default_value_t = 20, value_name = "COUNT", value_parser = super::named::count::<usize>)]
     limit: usize,
 
     /// Only revisions before this one
@@ -108,7 +108,7 @@ pub(crate) struct RollbackArguments {
     dry_run: bool,
 
     /// Only if this is still the revision in force
-    #[arg(long, value_name = "REVISION")]
+    #[arg(long, value_name = "REVISION", value_parser = super::named::revision)]
     base: Option<Revision>,
 
     /// Wait until every live enforcement point enforces it
@@ -187,7 +187,9 @@ pub(crate) async fn show(arguments: &ShowArguments, output: Output) -> Result<Ex
     let entry = entry.ok_or_else(|| {
         Failure::new(
             countersign_identity::Code::NotFound,
-            format!("revision {revision} is not there, or no longer kept"),
+            format!(
+                "revision {revision} is not there, or no longer kept: `countersign history` lists those that are"
+            ),
         )
     })?;
     let before = Revision { number: revision.number.saturating_sub(1), ..revision };

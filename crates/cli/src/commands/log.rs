@@ -98,7 +98,7 @@ impl FromStr for Target {
         let serial = text.parse().map(Self::Serial).ok();
         let target = serial.or_else(|| text.parse().map(Self::Index).ok());
         target.ok_or_else(|| {
-            "expected the index of an event or the serial of a certificate".to_owned()
+            "expected the index of an event or the serial of a certificate, as `countersign log tail` shows them".to_owned()
         })
     }
 }

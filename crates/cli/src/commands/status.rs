@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     handshakes: bool,
 
     /// How many handshakes
-    #[arg(long, default_value_t = 50, value_name = "COUNT", requires = "handshakes")]
+    #[arg(long, default_value_t = 50, value_name = "COUNT", requires = "handshakes", value_parser = super::named::count::<usize>)]
     limit: usize,
 
     /// Show each setting of the programs on this data directory instead, and where it came from

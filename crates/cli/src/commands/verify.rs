@@ -228,7 +228,11 @@ fn from_stdin(arguments: &Arguments) -> Result<Case, Failure> {
 
 fn parse_case(bytes: &[u8]) -> Result<Case, Failure> {
     let bad = |why: String| Failure::not_understood(format!("the case is not understood: {why}"));
-    let case: JsonCase = serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
+    let case: JsonCase = serde_json::from_slice(bytes).map_err(|error| {
+        bad(format!(
+            "{error}; write `{{\"chain\":[PEM…],\"roots\":[PEM…],\"role\":\"server\"}}`, or name a file of the chain with `--bundle FILE` and `--as ROLE`"
+        ))
+    })?;
     let at = match case.at {
         Some(text) => text
             .parse()

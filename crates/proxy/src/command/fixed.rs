@@ -28,14 +28,15 @@ impl<'a> Parts<'a> {
         for part in whole.split(',') {
             let (key, value) = part.split_once('=').ok_or_else(|| {
                 format!(
-                    "`{}` in `{}` is not understood: expected `KEY=VALUE`",
+                    "`{}` in `{}` is not understood: expected `KEY=VALUE` and commas between, of {}",
                     printable(part),
-                    printable(whole)
+                    printable(whole),
+                    known.join(", ")
                 )
             })?;
             if !known.contains(&key) {
                 return Err(format!(
-                    "`{}` is not a part of it: expected {}",
+                    "`{}` is not a part of it: expected `KEY=VALUE` and commas between, of {}",
                     printable(key),
                     known.join(", ")
                 ));

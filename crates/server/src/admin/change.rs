@@ -129,6 +129,11 @@ pub(crate) struct Asked {
     pub(crate) digest: Option<Sha256>,
 }
 
+fn missing() -> Problem {
+    let why = "there is no such resource: `countersign resource list` shows what there is";
+    Problem::new(Code::NotFound, why)
+}
+
 /// Plans on the current state and commits exactly that plan; plans again when the state moved on meanwhile.
 ///
 /// Every change of what is declared comes through here, so it is here that it is asked whether others have approved it.
@@ -147,7 +152,7 @@ pub(crate) async fn change(
         }
         let (planned, on) = (decide.clone(), Arc::clone(&state));
         let plan = off_thread(move || planned(&on)).await?.map_err(problem)?;
-        let plan = plan.ok_or_else(|| Problem::new(Code::NotFound, "there is no such resource"))?;
+        let plan = plan.ok_or_else(missing)?;
         if dry_run || plan.changes.is_empty() {
             return Ok(Json(ApplyResponse { revision: state.revision, changes: plan.shown }));
         }
@@ -261,6 +266,10 @@ pub(crate) async fn remove_node(
                     return Ok(());
                 }
                 Err(StoreError::Conflict { current, .. }) => shown(&removing, current).await,
+                Err(error @ StoreError::NodeUnknown(_)) => {
+                    let why = format!("{error}; `countersign node list` shows them");
+                    return Err(Refused::new(error.code(), why));
+                }
                 Err(error) => return Err(error.into()),
             }
         }

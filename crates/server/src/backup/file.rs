@@ -195,9 +195,14 @@ impl<'a> Reading<'a> {
             kek,
         };
         let mut head = [0; MAGIC.len() + 1];
-        reading.exactly(&mut head)?;
+        reading.exactly(&mut head).map_err(|error| match error {
+            StartError::BadBackup { .. } => {
+                reading.bad("it is cut off, or not a backup: `countersign backup` writes them")
+            }
+            other => other,
+        })?;
         if head[..MAGIC.len()] != *MAGIC {
-            return Err(reading.bad("it is not a backup of countersign"));
+            return Err(reading.bad("it is not a backup: `countersign backup` writes them"));
         }
         let version = head[MAGIC.len()];
         if version != VERSION {

@@ -115,9 +115,12 @@ impl<'a> LogReader<'a> {
             Refused::new(Code::NotReady, why)
         };
         let event = self.events(index, 1).await?.into_iter().next();
-        let event = event
-            .filter(|event| event.index == index)
-            .ok_or_else(|| Refused::new(Code::NotFound, format!("the log has no event {index}")))?;
+        let event = event.filter(|event| event.index == index).ok_or_else(|| {
+            Refused::new(
+                Code::NotFound,
+                format!("the log has no event {index}: `countersign log tail` shows the latest"),
+            )
+        })?;
         let (checkpoint, note) = self.newest().await?.ok_or_else(not_signed)?;
         let size = checkpoint.size;
         let plan = Plan::inclusion(index, size).ok_or_else(not_signed)?;

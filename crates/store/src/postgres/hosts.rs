@@ -131,6 +131,9 @@ pub(super) async fn connect(
     }
     if found.is_empty() {
         let why = refused.into_values().collect::<Vec<_>>().join("; ");
+        let why = format!(
+            "{why}; check that the database runs there, and that its URL names the right host, port and user"
+        );
         return Err(broken.unwrap_or(StoreError::Unavailable { why }));
     }
     let chosen = choose(reached, &standings(&found)).map(|one| one.host.clone());

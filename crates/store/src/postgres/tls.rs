@@ -28,7 +28,9 @@ pub(super) struct Connect {
 }
 
 fn unfit(path: &Path, why: impl std::fmt::Display) -> StoreError {
-    StoreError::Unavailable { why: format!("`{}`: {why}", path.display()) }
+    StoreError::Unavailable {
+        why: format!("`{}`, which the database's URL names: {why}", path.display()),
+    }
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {

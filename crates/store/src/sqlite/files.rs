@@ -182,7 +182,11 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
 /// Without opening a file: closing one would drop the locks that this process may hold on it (POSIX).
 pub(super) fn check_modes(directory: &Path) -> Result<()> {
     let path = database(directory);
-    if !path.try_exists().map_err(unavailable(&path))? {
+    let exists = match path.try_exists() {
+        Err(why) if why.kind() == io::ErrorKind::NotADirectory => false,
+        exists => exists.map_err(unavailable(&path))?,
+    };
+    if !exists {
         return Err(StoreError::Missing { path: directory.to_owned() });
     }
     for path in [path.clone(), beside(&path, "-wal"), beside(&path, "-shm")] {

@@ -23,7 +23,7 @@ pub(crate) struct TailArguments {
     #[command(flatten)]
     find: Find,
     /// How many of the latest events
-    #[arg(short = 'n', long = "lines", default_value_t = 20, value_name = "COUNT")]
+    #[arg(short = 'n', long = "lines", default_value_t = 20, value_name = "COUNT", value_parser = crate::commands::named::count::<u64>)]
     lines: u64,
     /// Wait for more, until interrupted
     #[arg(short, long)]
@@ -38,7 +38,7 @@ pub(crate) struct SearchArguments {
     #[command(flatten)]
     find: Find,
     /// Of this kind, such as `svid-issued`; docs/reference/events.md lists them
-    #[arg(long, value_name = "KIND")]
+    #[arg(long, value_name = "KIND", value_parser = crate::commands::named::event_kind)]
     kind: Option<EventKind>,
     /// About this: a SPIFFE ID, a node, or `Kind/name`
     #[arg(long, value_name = "SUBJECT")]
@@ -47,7 +47,7 @@ pub(crate) struct SearchArguments {
     #[arg(long, value_name = "ACTOR")]
     actor: Option<String>,
     /// About the certificate with this serial
-    #[arg(long, value_name = "SERIAL")]
+    #[arg(long, value_name = "SERIAL", value_parser = crate::commands::named::serial)]
     serial: Option<Serial>,
     /// From this time on: a time such as `2026-11-21T12:00:00Z`, or how long ago, such as `2h`
     #[arg(long, value_name = "TIME", value_parser = moment)]
@@ -59,7 +59,7 @@ pub(crate) struct SearchArguments {
     #[arg(long, value_name = "NUMBER")]
     incarnation: Option<Incarnation>,
     /// How many at most
-    #[arg(long, default_value_t = 100, value_name = "COUNT")]
+    #[arg(long, default_value_t = 100, value_name = "COUNT", value_parser = crate::commands::named::count::<usize>)]
     limit: usize,
     /// Only those after this index
     #[arg(long, value_name = "INDEX")]
@@ -181,7 +181,12 @@ pub(crate) async fn show(arguments: &ShowArguments, output: Output) -> Result<Ex
     let filter = EventFilter { incarnation: Some(log.incarnation), ..EventFilter::default() };
     let page = client.search(&filter, 1, index.checked_sub(1)).await?;
     let event = page.events.into_iter().next().filter(|event| event.index == index);
-    let missing = || Failure::new(Code::NotFound, format!("the log has no event {index}"));
+    let missing = || {
+        Failure::new(
+            Code::NotFound,
+            format!("the log has no event {index}: `countersign log tail` shows the latest"),
+        )
+    };
     let event = event.ok_or_else(missing)?;
     if output == Output::Json {
         output::json(&event)?;

@@ -10,6 +10,7 @@ use countersign_identity::{
     KeyId, Lifetime, NodeId, Reason, Revision, Serial, SpiffeId, Suspended, Timestamp,
 };
 
+use crate::commands::named;
 use crate::exit::Failure;
 use crate::find::Find;
 
@@ -24,23 +25,23 @@ const LIST_BYTES_MAX: u64 = 4 * 1024 * 1024;
 #[derive(Debug, Args)]
 pub(crate) struct RevokeArguments {
     /// SPIFFE IDs: all that they hold now
-    #[arg(value_name = "SPIFFE-ID")]
+    #[arg(value_name = "SPIFFE-ID", value_parser = named::revoked)]
     identities: Vec<SpiffeId>,
 
     /// One certificate, by its serial (repeatable)
-    #[arg(long = "serial", value_name = "SERIAL")]
+    #[arg(long = "serial", value_name = "SERIAL", value_parser = named::serial)]
     serials: Vec<Serial>,
 
     /// All certificates for a key, by the SHA-256 of its SubjectPublicKeyInfo (repeatable)
-    #[arg(long = "key", value_name = "KEY-ID")]
+    #[arg(long = "key", value_name = "KEY-ID", value_parser = named::key)]
     keys: Vec<KeyId>,
 
     /// All that was issued through a node, and its agent's own (repeatable)
-    #[arg(long = "node", value_name = "NODE")]
+    #[arg(long = "node", value_name = "NODE", value_parser = named::node)]
     nodes: Vec<NodeId>,
 
     /// All certificates under an authority that is out of use, by the SHA-256 of its key (repeatable)
-    #[arg(long = "authority", value_name = "KEY-ID")]
+    #[arg(long = "authority", value_name = "KEY-ID", value_parser = named::authority)]
     authorities: Vec<KeyId>,
 
     /// More targets, one a line: serials and SPIFFE IDs; `-` is standard input
@@ -141,7 +142,7 @@ fn listed(path: &Path) -> Result<Vec<Target>, Failure> {
             Err(_) => Target::Serial(line.parse().map_err(|_| {
                 let line = crate::output::printable(line);
                 Failure::not_understood(format!(
-                    "line {number} of `{}`: `{line}` is neither a SPIFFE ID nor a serial",
+                    "line {number} of `{}`: `{line}` is neither a SPIFFE ID (`spiffe://TRUST-DOMAIN/PATH`) nor a serial (32 lower-case hexadecimal digits)",
                     path.display()
                 ))
             })?),
@@ -162,7 +163,7 @@ pub(crate) struct RevocationsArguments {
 #[derive(Debug, Args)]
 pub(crate) struct ConvergedArguments {
     /// Which, such as `1.412` [default: the newest]
-    #[arg(value_name = "REVISION")]
+    #[arg(value_name = "REVISION", value_parser = named::revision)]
     pub(super) revision: Option<Revision>,
 
     /// Wait until all do
@@ -186,11 +187,11 @@ pub(crate) struct ConvergedArguments {
 #[derive(Debug, Args)]
 pub(crate) struct SuspendTarget {
     /// A SPIFFE ID: nothing is issued for it
-    #[arg(value_name = "SPIFFE-ID", required_unless_present = "node", conflicts_with = "node")]
+    #[arg(value_name = "SPIFFE-ID", required_unless_present = "node", conflicts_with = "node", value_parser = named::suspended)]
     identity: Option<SpiffeId>,
 
     /// A node: nothing is issued through it, nor for its agent
-    #[arg(long, value_name = "NODE")]
+    #[arg(long, value_name = "NODE", value_parser = named::node)]
     node: Option<NodeId>,
 }
 
