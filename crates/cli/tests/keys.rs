@@ -4,122 +4,17 @@
 
 #[path = "keys/hints.rs"]
 mod hints;
+#[path = "keys/place.rs"]
+mod place;
 mod support;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 
+use place::{PIN, Place, Server, WORDS, WRONG_PIN, holds};
 use serde_json::Value;
-use support::{binary, folder, text, until};
-
-const WORDS: &str = "correct horse battery staple";
-/// Long enough never to stand in a file or a line by chance, as four digits would.
-const PIN: &str = "linden-7291-quill";
-const WRONG_PIN: &str = "maple-1111-heron";
-
-/// Environment, and whatever else holds for each command of a test.
-struct Place {
-    folder: tempfile::TempDir,
-    environment: Vec<(&'static str, String)>,
-}
-
-/// A server that ends with the test.
-struct Server {
-    child: Child,
-    at: String,
-}
-
-impl Place {
-    fn new() -> Self {
-        Self { folder: folder(), environment: Vec::new() }
-    }
-
-    fn at(&self, name: &str) -> String {
-        self.folder.path().join(name).to_str().unwrap().to_owned()
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary());
-        command.args(arguments).envs(self.environment.iter().map(|(name, value)| (*name, value)));
-        command.env("XDG_STATE_HOME", self.at("xdg")).stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    #[track_caller]
-    fn json(&self, arguments: &[&str]) -> Value {
-        let output = self.run(&[arguments, &["--output", "json"]].concat());
-        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    #[track_caller]
-    fn refused(&self, arguments: &[&str], status: i32, says: &str) {
-        let done = self.run(arguments);
-        let said = text(&done.stderr);
-        assert_eq!(done.status.code(), Some(status), "{arguments:?}: {said}");
-        assert!(said.contains(says), "{arguments:?}: {said}");
-        assert!(!said.contains(WORDS) && !said.contains(PIN), "a secret: {said}");
-    }
-
-    /// Runs a server on a directory, and waits until it says what it is.
-    fn server(&self, data: &str, more: &[&str]) -> (Server, Value) {
-        let fixed = ["server", "--data", data, "--listen", "127.0.0.1:0", "--metrics", "off"];
-        let log = std::fs::File::options().create(true).append(true).open(self.at("log")).unwrap();
-        let child = self
-            .command(&[&fixed, more].concat())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let server = Server { child, at: data.to_owned() };
-        let status = until("the server answers", || {
-            let done = self.run(&["status", "--data", data, "--output", "json"]);
-            serde_json::from_slice::<Value>(&done.stdout).ok().filter(|it| it["server"].is_object())
-        });
-        (server, status)
-    }
-
-    fn secret(&self, name: &str, contents: &str) -> String {
-        let path = self.folder.path().join(name);
-        std::fs::write(&path, contents).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        path.to_str().unwrap().to_owned()
-    }
-}
-
-impl Server {
-    fn end(mut self) {
-        support::signal(i32::try_from(self.child.id()).unwrap(), "TERM");
-        self.child.wait().unwrap();
-        self.at.clear();
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if !self.at.is_empty() {
-            let _ended = self.child.kill();
-            let _reaped = self.child.wait();
-        }
-    }
-}
-
-/// Whether any file below holds these bytes.
-fn holds(folder: &Path, bytes: &[u8]) -> bool {
-    std::fs::read_dir(folder).unwrap().any(|entry| {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            return holds(&path, bytes);
-        }
-        let read = std::fs::read(&path).unwrap_or_default();
-        read.windows(bytes.len()).any(|part| part == bytes)
-    })
-}
+use support::{text, until};
 
 #[test]
 fn key_file_sealed_by_a_passphrase_opens_with_it_and_says_what_is_wrong_without_it() {

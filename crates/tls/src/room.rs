@@ -1,7 +1,9 @@
 //! How many may be somewhere at once, so that no source and no crowd takes the room of the others. Pure bookkeeping.
 
+mod part;
+
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,6 +13,7 @@ use countersign_identity::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::limit::{Limit, Permit};
+use crate::room::part::{Alike, Crowd, Guest, Part};
 use crate::shards::Shards;
 
 /// Who may be in a room.
@@ -50,34 +53,6 @@ struct Books<K> {
     last: AtomicU64,
     /// Held by who makes room, one after the other. Taken while no part is locked.
     crowded: Mutex<()>,
-}
-
-/// All guests of some kinds. Whole at every step, should there be a panic under its lock.
-#[derive(Debug)]
-struct Part<K> {
-    guests: BTreeMap<u64, Guest<K>>,
-    by_kind: HashMap<K, Alike>, // INVARIANT: the numbers of `guests`, none empty
-    strangers: BTreeSet<Crowd<K>>, // INVARIANT: of each of `by_kind` that is of this rank
-    known: BTreeSet<Crowd<K>>,  // INVARIANT: likewise
-}
-
-/// How many there are of one kind, and the oldest of them: of those that have as many, the last is who came first. Whoever chooses
-/// how its kind is called chooses nothing by that.
-type Crowd<K> = (usize, Reverse<u64>, K);
-
-/// The guests of one kind.
-#[derive(Debug)]
-struct Alike {
-    rank: Rank,
-    numbers: BTreeSet<u64>,
-}
-
-#[derive(Debug)]
-struct Guest<K> {
-    kind: K,
-    since: Timestamp,
-    give_way: CancellationToken,
-    place: Permit,
 }
 
 /// A guest's place. Dropped, it is free again.
@@ -238,86 +213,6 @@ impl<K: Copy + Ord + Hash> Books<K> {
             return part.dismiss(number);
         }
         None
-    }
-}
-
-impl<K> Default for Part<K> {
-    fn default() -> Self {
-        Self {
-            guests: BTreeMap::new(),
-            by_kind: HashMap::new(),
-            strangers: BTreeSet::new(),
-            known: BTreeSet::new(),
-        }
-    }
-}
-
-impl<K: Copy + Ord + Hash> Part<K> {
-    fn count_of(&self, kind: K) -> usize {
-        self.by_kind.get(&kind).map_or(0, |alike| alike.numbers.len())
-    }
-
-    fn oldest_of(&self, kind: K) -> Option<u64> {
-        self.by_kind.get(&kind).and_then(|alike| alike.numbers.first().copied())
-    }
-
-    fn rank_of(&self, kind: K) -> Option<Rank> {
-        self.by_kind.get(&kind).map(|alike| alike.rank)
-    }
-
-    /// The kinds of this rank, the largest last.
-    const fn crowds(&mut self, rank: Rank) -> &mut BTreeSet<Crowd<K>> {
-        match rank {
-            Rank::Stranger => &mut self.strangers,
-            Rank::Known => &mut self.known,
-        }
-    }
-
-    fn oldest(&self) -> Option<(u64, K)> {
-        self.guests.first_key_value().map(|(number, guest)| (*number, guest.kind))
-    }
-
-    fn was_here_long_enough(&self, number: u64, yields_after: Duration, now: Timestamp) -> bool {
-        self.guests.get(&number).is_some_and(|guest| yields_after <= now.since(guest.since))
-    }
-
-    /// Has a guest go, whose place somebody else is to have.
-    fn dismiss(&mut self, number: u64) -> Option<Permit> {
-        let guest = self.take_out(number)?;
-        guest.give_way.cancel();
-        Some(guest.place)
-    }
-
-    fn take_out(&mut self, number: u64) -> Option<Guest<K>> {
-        let guest = self.guests.remove(&number)?;
-        self.change(guest.kind, |alike| {
-            alike.numbers.remove(&number);
-        });
-        Some(guest)
-    }
-
-    /// Changes what is known of one kind, if it has guests.
-    fn change(&mut self, kind: K, change: impl FnOnce(&mut Alike)) {
-        let Some(alike) = self.by_kind.get_mut(&kind) else { return };
-        let before = alike.crowd(kind);
-        change(alike);
-        let after = alike.crowd(kind);
-        if let Some((rank, crowd)) = before {
-            self.crowds(rank).remove(&crowd);
-        }
-        if let Some((rank, crowd)) = after {
-            self.crowds(rank).insert(crowd);
-        } else {
-            self.by_kind.remove(&kind);
-        }
-    }
-}
-
-impl Alike {
-    /// As it is in order among its like. None when nobody is there.
-    fn crowd<K>(&self, kind: K) -> Option<(Rank, Crowd<K>)> {
-        let oldest = self.numbers.first()?;
-        Some((self.rank, (self.numbers.len(), Reverse(*oldest), kind)))
     }
 }
 

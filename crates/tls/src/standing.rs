@@ -1,16 +1,16 @@
 //! Whose try, at a handshake or at another proof, is worth an operation with a key, judged by where it comes from and what came from
 //! there before.
 
-use std::collections::HashMap;
-use std::time::Duration;
+mod known;
 
 use countersign_identity::{Code, Fault, Timestamp};
 use countersign_pki::Refused;
 
-use crate::allowance::{Allowance, Budget, Rate};
+use crate::allowance::{Budget, Rate};
 use crate::room::Rank;
 use crate::shards::Shards;
 use crate::source::Source;
+use crate::standing::known::Known;
 
 /// How many handshakes may fail before others are turned away unread. Those that succeed cost nothing of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,16 +25,6 @@ pub struct StandingRates {
     pub strangers: Rate,
 }
 
-/// How long it is remembered that somebody was let in from a source.
-const PROVEN_FOR: Duration = Duration::from_secs(900);
-/// How long a source that failed is no stranger.
-const SUSPECT_FOR: Duration = Duration::from_secs(60);
-/// How often those are looked for of whom nothing has to be known any more.
-const FORGET_EVERY: Duration = Duration::from_secs(1);
-/// Sources of which something is known, in each shard: about 64 bytes each. A quarter more than an even share of 8192, since shares are
-/// not even.
-const SOURCES_PER_SHARD_MAX: usize = 640;
-
 /// What is known of the sources of handshakes.
 ///
 /// A source of which nothing is known may try, within what all such have together. One that fails is soon down to a
@@ -48,26 +38,11 @@ pub struct Standings {
     common: Common,
 }
 
-/// Some of the sources. Whole at every step, should there be a panic under its lock.
-#[derive(Debug)]
-struct Known {
-    sources: HashMap<Source, Record>, // INVARIANT: at most SOURCES_PER_SHARD_MAX
-    forgot: Timestamp,
-}
-
 /// What sources have together.
 #[derive(Debug)]
 struct Common {
     suspects: Budget,
     strangers: Budget,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Record {
-    /// Failures that are still allowed.
-    failures: Allowance,
-    suspect_until: Option<Timestamp>,
-    proven_until: Option<Timestamp>,
 }
 
 /// That a handshake may begin. How it ended is told to [`Standings::ended`], once; untold, what it took is not given back.
@@ -151,7 +126,7 @@ impl Standings {
     pub fn new(rates: StandingRates, now: Timestamp) -> Self {
         Self {
             rates,
-            shards: Shards::new(|| Known { sources: HashMap::new(), forgot: now }),
+            shards: Shards::new(|| Known::nothing(now)),
             common: Common {
                 suspects: Budget::whole(rates.suspects, now),
                 strangers: Budget::whole(rates.strangers, now),
@@ -247,72 +222,6 @@ impl Standings {
     }
 }
 
-impl Known {
-    fn proven(&mut self, source: Source, rates: StandingRates, now: Timestamp) {
-        if !self.has_room_for(source, now) {
-            // Who was let in counts for more than who was not, and who was lately for more than who was long ago.
-            let worth = |(_, record): &(&Source, &Record)| {
-                record.proven_until.filter(|_| record.is_proven(now))
-            };
-            let worst = self.sources.iter().min_by_key(worth).map(|(source, _)| *source);
-            if let Some(worst) = worst {
-                self.sources.remove(&worst);
-            }
-        }
-        let whole = Allowance::whole(rates.proven, now);
-        let record = Record { failures: whole, suspect_until: None, proven_until: None };
-        let record = self.sources.entry(source).or_insert(record);
-        if !record.is_proven(now) {
-            record.failures = whole;
-        }
-        record.proven_until = Some(now + PROVEN_FOR);
-    }
-
-    /// Somebody from a proven source said nothing of themselves.
-    fn unsaid(&mut self, source: Source, rates: StandingRates, now: Timestamp) {
-        if let Some(record) = self.sources.get_mut(&source) {
-            record.failures.take(rates.proven, now);
-        }
-    }
-
-    fn failed(&mut self, source: Source, rates: StandingRates, now: Timestamp) {
-        if !self.has_room_for(source, now) {
-            // It stays a stranger, and what strangers have together is used up by it.
-            return;
-        }
-        let whole = Allowance::whole(rates.suspect, now);
-        let record = Record { failures: whole, suspect_until: None, proven_until: None };
-        let record = self.sources.entry(source).or_insert(record);
-        let rate = rates.of(record.is_proven(now));
-        record.failures.take(rate, now);
-        record.suspect_until = Some(now + SUSPECT_FOR);
-    }
-
-    /// Who neither failed nor was let in lately is as good as unknown.
-    fn has_room_for(&mut self, source: Source, now: Timestamp) -> bool {
-        let full = |known: &Self| {
-            SOURCES_PER_SHARD_MAX <= known.sources.len() && !known.sources.contains_key(&source)
-        };
-        self.forgot = self.forgot.min(now);
-        if full(self) && FORGET_EVERY <= now.since(self.forgot) {
-            self.forgot = now;
-            self.sources.retain(|_, record| record.is_proven(now) || record.is_suspect(now));
-        }
-        !full(self)
-    }
-}
-
-impl Record {
-    fn is_proven(&self, now: Timestamp) -> bool {
-        // The second half is for a clock that went back.
-        self.proven_until.is_some_and(|until| now <= until && until.since(now) <= PROVEN_FOR)
-    }
-
-    fn is_suspect(&self, now: Timestamp) -> bool {
-        self.suspect_until.is_some_and(|until| now <= until && until.since(now) <= SUSPECT_FOR)
-    }
-}
-
 impl StandingRates {
     const fn of(&self, proven: bool) -> Rate {
         if proven { self.proven } else { self.suspect }
@@ -326,7 +235,9 @@ fn limited(why: &str) -> Refused {
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
+    use std::time::Duration;
 
+    use super::known::{SOURCES_PER_SHARD_MAX, SUSPECT_FOR};
     use super::*;
 
     const NOW: Timestamp = Timestamp::from_secs(1000);
