@@ -179,10 +179,14 @@ impl EventKind {
                 field("trial", "Of a trial: its revision. The rule covers a canary only."),
             ],
             Self::Suspended => fields![REASON, HANDED_BACK],
-            Self::Resumed => fields![field(
-                "issuing",
-                "True when issuing was resumed before a hold-off was over."
-            )],
+            Self::Resumed => fields![
+                field("issuing", "True when issuing was resumed before a hold-off was over."),
+                field(
+                    "clock",
+                    "True when the present time was taken for right although there were later entries."
+                ),
+                field("before", "Of a time that was taken for right: the latest time before."),
+            ],
             Self::ConsoleLinkCreated => fields![field("expires", "Until when it may be used.")],
             Self::SessionBegan => fields![
                 field("link", "The link that was used, as its own event calls it."),

@@ -129,6 +129,10 @@ enum Command {
     ResumeIssuing {
         #[command(flatten)]
         find: Find,
+        /// Take the server's present time for right, although the log has entries of a later one: a clock was ahead when they
+        /// were written
+        #[arg(long)]
+        clock: bool,
     },
     /// Join tokens, with which machines enter the trust domain
     Token {
@@ -294,7 +298,9 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Recover(arguments) => wait(authority::recover(&arguments, output)),
         Command::Backup(arguments) => wait(backup::backup(&arguments, output)),
         Command::Restore(arguments) => wait(backup::restore(&arguments, output)),
-        Command::ResumeIssuing { find } => wait(backup::resume_issuing(&find, output)),
+        Command::ResumeIssuing { find, clock } => {
+            wait(backup::resume_issuing(&find, clock, output))
+        }
         Command::Token { what: TokenCommand::Create { find, ttl, labels } } => {
             wait(lists::create_token(&find, ttl, labels, output))
         }

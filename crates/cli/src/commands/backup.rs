@@ -209,8 +209,10 @@ fn shown(report: &RestoreReport, arguments: &RestoreArguments, again: &Again) ->
     text
 }
 
-pub(crate) async fn resume_issuing(find: &Find, output: Output) -> Result<Exit> {
-    let response = find.client()?.resume_issuing().await?;
+pub(crate) async fn resume_issuing(find: &Find, clock: bool, output: Output) -> Result<Exit> {
+    let client = find.client()?;
+    let response =
+        if clock { client.accept_clock().await? } else { client.resume_issuing().await? };
     match output {
         Output::Json => output::json(&response)?,
         Output::Human => {

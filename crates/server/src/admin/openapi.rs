@@ -37,6 +37,7 @@ use crate::admin::{
         revoke::suspend,
         revoke::resume,
         revoke::resume_issuing,
+        revoke::accept_clock,
         revoke::convergence,
         authority::authorities,
         authority::report,

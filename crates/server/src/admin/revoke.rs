@@ -96,6 +96,17 @@ pub(crate) async fn resume_issuing(
     Ok(Json(control.whole(work).await?))
 }
 
+/// Takes the server's present time for right although the log has entries of a later one, and issues again.
+#[utoipa::path(post, path = "/v1/accept-clock", responses((status = 200, body = RevisionResponse), (status = "default", body = ProblemDetails)))]
+pub(crate) async fn accept_clock(
+    Shared(admin): Shared<Arc<Admin>>,
+    Extension(operator): Extension<Operator>,
+) -> Result<Json<RevisionResponse>, Problem> {
+    let control = admin.control()?;
+    let work = crate::watch::accept_clock(Arc::clone(control), operator.actor());
+    Ok(Json(control.whole(work).await?))
+}
+
 async fn suspending(
     control: &Arc<Control>,
     operator: Operator,

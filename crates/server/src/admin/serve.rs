@@ -62,6 +62,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/suspensions", post(revoke::suspend))
         .route("/v1/resume", post(revoke::resume))
         .route("/v1/resume-issuing", post(revoke::resume_issuing))
+        .route("/v1/accept-clock", post(revoke::accept_clock))
         .route("/v1/convergence", get(revoke::convergence))
         .route("/v1/authorities", get(authority::authorities))
         .route("/v1/authorities/report", get(authority::report))

@@ -98,9 +98,10 @@ impl Authorities {
         &self.root
     }
 
-    /// Whether the issuer is past half of its life, and a successor due.
+    /// Whether the issuer is past half of its life, and a successor due; or before it, where a clock was ahead when it was
+    /// made.
     pub(crate) fn successor_due(&self, now: Timestamp) -> bool {
-        self.succession() <= now
+        self.succession() <= now || now < self.issuer_validity().not_before
     }
 
     /// When that is.

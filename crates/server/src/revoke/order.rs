@@ -228,6 +228,11 @@ async fn authority_ends(
 async fn first_after(control: &Control, moment: Timestamp) -> Result<Option<Revision>, Refused> {
     let size = control.store.head().await?.log_size;
     let (mut low, mut high) = (0, size);
+    // Before an operator set it right they may be any.
+    if let Some((from, since)) = crate::watch::in_order_from(&*control.store).await? {
+        low = from;
+        high = if moment < since { from } else { size };
+    }
     // The log's times do not go back by more than the allowed skew, which was added.
     while low < high {
         let middle = low + (high - low) / 2;

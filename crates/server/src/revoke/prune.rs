@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::control::Control;
 use crate::refusal::Refused;
 use crate::state::State;
+use crate::watch::learn;
 
 /// How often it is looked for such rules.
 const LOOK: Duration = Duration::from_secs(60);
@@ -39,6 +40,9 @@ pub(crate) async fn prune(control: Arc<Control>, holder: String, stop: Cancellat
 /// # Errors
 /// When the clock is not to be trusted, or the store refuses.
 pub(crate) async fn drop_moot(control: &Control, holder: &str) -> Result<Vec<String>, Refused> {
+    if control.desk.time.trusted(control.clock.now()).is_err() {
+        learn(control).await?;
+    }
     // A clock that may not be believed takes nothing away, nor one that was set ahead.
     let steady = control.desk.time.steady(&*control.clock)?;
     let now = control.clock.now();

@@ -340,6 +340,55 @@ async fn issued_before_a_moment_covers_rather_more_than_less() {
     realm.verify_everything().await;
 }
 
+#[tokio::test]
+async fn clock_that_was_ahead_once_stops_issuing_until_an_operator_accepts_the_present_one() {
+    let realm = Realm::begin().await;
+    let noon = realm.clock.now();
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    assert_eq!(running.admin.accept_clock().await.unwrap_err().code(), Code::NotFound);
+    running.stop().await;
+    // A life five days ahead writes into the log, and the clock is set right.
+    realm.clock.set(noon + Duration::from_secs(5 * 86_400));
+    let running = realm.serve().await;
+    for number in 0..40 {
+        running.apply(vec![workload(&format!("ahead{number}"), &[])]).await;
+    }
+    running.stop().await;
+    realm.clock.set(noon + Duration::from_secs(60));
+    let running = realm.serve().await;
+    let unready = running.admin.ready().await.unwrap_err();
+    assert!(unready.to_string().contains("resume-issuing --clock"), "{unready}");
+    running.admin.accept_clock().await.unwrap();
+    running.admin.ready().await.unwrap();
+    assert_eq!(running.admin.accept_clock().await.unwrap_err().code(), Code::NotFound);
+    running.stop().await;
+    // It holds in its next life.
+    let running = realm.serve().await;
+    running.admin.ready().await.unwrap();
+    let mut client = agent.client(&realm, &running).await;
+    let old = svid(&agent, &realm, &mut client, "web").await;
+    // The log's times are not in order: what was issued before a moment is covered all the same.
+    let moment = realm.clock.now();
+    realm.clock.advance(Duration::from_secs(120));
+    running.apply(vec![workload("other", &[])]).await;
+    running.apply(vec![workload("another", &[])]).await;
+    let new = svid(&agent, &realm, &mut client, "web").await;
+    let asked = RevokeRequest {
+        issued_before: Some(moment),
+        ..request(Target::Identity(id("web")), Reason::KeyCompromise)
+    };
+    let rule = &running.admin.revoke(&asked).await.unwrap().rules[0];
+    let target = rule.target.clone();
+    let (reason, at, until) = (rule.reason, rule.at, rule.until);
+    let told = Revocation { target, about: None, reason, at, until };
+    let told = Revocations::new([("r".into(), told.into())]);
+    assert!(covers(&told, &old) && !covers(&told, &new), "{:?}", rule.target);
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
 async fn shows_itself(realm: &Realm, running: &Running) -> bool {
     let contact = FirstContact {
         pin: realm.trust,

@@ -1,5 +1,6 @@
 //! What the server sees of itself and of others: facts, counts, the status and the metrics.
 
+mod accepted;
 mod answered;
 mod facts;
 mod flows;
@@ -23,6 +24,7 @@ use countersign_identity::{Code, Failed, NodeId, Timestamp, Vital, Vitals};
 use countersign_store::{NodeRow, TallyOf};
 use countersign_tls::{Direction, HandshakeFact};
 
+pub(crate) use accepted::{accept_clock, in_order_from, learn};
 pub(crate) use answered::{Answers, answers};
 pub(crate) use facts::{Fact, Facts};
 pub(crate) use flows::{Flows, flows, keep_flows};

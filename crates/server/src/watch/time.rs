@@ -107,6 +107,11 @@ impl TimeGuard {
         self.highest.fetch_max(at.micros(), Ordering::Relaxed);
     }
 
+    /// An operator has said that this time is right.
+    pub(crate) fn accept(&self, now: Timestamp) {
+        self.highest.store(now.micros(), Ordering::Relaxed);
+    }
+
     /// The highest time that was seen, `now` included: for what must happen whatever the clock says, and must not end early.
     pub(crate) fn highest(&self, now: Timestamp) -> Timestamp {
         now.max(Timestamp::from_micros(self.highest.load(Ordering::Relaxed)))
@@ -122,8 +127,9 @@ impl TimeGuard {
             return Err(Refused::new(
                 Code::NotReady,
                 format!(
-                    "the clock says {now}, but the log already holds an entry of {highest}: nothing is \
-                     issued until the clock is set right"
+                    "the clock says {now}, but the log already holds an entry of {highest}: nothing is issued until \
+                     the clock is set right; if it is right, a clock was ahead when that was written, and \
+                     `countersign resume-issuing --clock` goes on by this one"
                 ),
             ));
         }
@@ -187,6 +193,15 @@ mod tests {
         assert_eq!(ahead(&guard, &clock), HOUR / 2);
         clock.advance(HOUR);
         assert_eq!(ahead(&guard, &clock), HOUR + HOUR / 2);
+    }
+
+    #[test]
+    fn time_that_an_operator_accepted_is_believed() {
+        let (guard, clock) = guard();
+        guard.recorded(START + DAYS);
+        assert!(guard.trusted(clock.now()).is_err());
+        guard.accept(clock.now());
+        assert_eq!(ahead(&guard, &clock), Duration::ZERO);
     }
 
     #[test]

@@ -51,6 +51,14 @@ impl AdminClient {
         self.post("/v1/resume-issuing", &serde_json::json!({})).await
     }
 
+    /// Takes the server's present time for right although the log has entries of a later one, and issues again.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or its clock is not behind the log.
+    pub async fn accept_clock(&self) -> Result<RevisionResponse, AdminError> {
+        self.post("/v1/accept-clock", &serde_json::json!({})).await
+    }
+
     /// Who enforces a revision, or the newest; waits for at most so long until all do and nothing is to be issued anew.
     ///
     /// # Errors

@@ -1,0 +1,99 @@
+//! An operator's word that the present time is right, although the log has entries of a later one: a clock was ahead when
+//! they were written.
+
+use countersign_api::admin::RevisionResponse;
+use countersign_audit::{Entry, Event, EventKind};
+use countersign_identity::{Code, Incarnation, Timestamp};
+use countersign_store::{Batch, Op, PAGE_MAX, Store};
+use serde::{Deserialize, Serialize};
+
+use crate::authority::internal;
+use crate::control::Control;
+use crate::papers::{beginning, paper, says};
+use crate::refusal::Refused;
+use crate::run::latest;
+
+/// With what the names of the papers begin that say so. The last word counts.
+const CLOCK: &str = "clock/";
+
+/// From where on the times of a log are in order again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Accepted {
+    /// Of which log.
+    incarnation: Incarnation,
+    /// Its event is at this place or after it.
+    from: u64,
+    at: Timestamp,
+}
+
+/// Takes the present time for right, on the record.
+///
+/// # Errors
+/// When the clock is not behind the log, or the store refuses.
+pub(crate) async fn accept_clock(
+    control: std::sync::Arc<Control>,
+    actor: String,
+) -> Result<RevisionResponse, Refused> {
+    let now = control.clock.now();
+    if control.desk.time.trusted(now).is_ok() {
+        let why = format!(
+            "the clock says {now}, and the log has nothing later: there is nothing to accept"
+        );
+        return Err(Refused::new(Code::NotFound, why));
+    }
+    let before = control.desk.time.highest(now);
+    let head = control.store.head().await?;
+    let word = Accepted { incarnation: head.revision.incarnation, from: head.log_size, at: now };
+    let domain = control.feed.current().domain().trust_domain.id().to_string();
+    let event = Event::new(EventKind::Resumed, now, actor.as_str(), domain);
+    let event = event.with_details(serde_json::json!({ "clock": true, "before": before }));
+    let name = format!("{CLOCK}{:020}.{:020}", word.incarnation, word.from);
+    let ops = vec![Op::CreatePaper(paper(name, &word)?)];
+    let committed =
+        control.store.commit(Batch { events: vec![event], ops, ..Batch::default() }).await?;
+    control.desk.time.accept(now);
+    tracing::warn!(%now, %before, actor, "the present time is taken for right, by an operator's word");
+    Ok(RevisionResponse { revision: committed.revision })
+}
+
+async fn accepted(store: &dyn Store) -> Result<Option<Accepted>, Refused> {
+    let words = beginning(store, CLOCK).await?;
+    let Some(word) = words.last().map(says::<Accepted>).transpose()? else { return Ok(None) };
+    let incarnation = store.head().await?.revision.incarnation;
+    Ok(Some(word).filter(|word| word.incarnation == incarnation))
+}
+
+/// Goes on by a word that was given to another server.
+///
+/// # Errors
+/// When the store does not answer.
+pub(crate) async fn learn(control: &Control) -> Result<(), Refused> {
+    if accepted(&*control.store).await?.is_some() {
+        let latest = latest(&*control.store).await.map_err(internal)?;
+        control.desk.time.accept(latest);
+    }
+    Ok(())
+}
+
+/// From which place on the times of the log are in order, and the time there; none where they are from its beginning.
+///
+/// # Errors
+/// When the store does not answer.
+pub(crate) async fn in_order_from(store: &dyn Store) -> Result<Option<(u64, Timestamp)>, Refused> {
+    let Some(word) = accepted(store).await? else { return Ok(None) };
+    let mut from = word.from;
+    loop {
+        let events = store.events(from, PAGE_MAX).await?;
+        for (event, index) in events.iter().zip(from..) {
+            let entry = Entry::parse(&event.leaf).map_err(internal)?;
+            if entry.kind == EventKind::Resumed && entry.at == word.at {
+                return Ok(Some((index, word.at)));
+            }
+        }
+        if events.is_empty() {
+            return Err(internal("the log lacks the event by which a time was accepted"));
+        }
+        from += events.len() as u64;
+    }
+}
