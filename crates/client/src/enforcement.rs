@@ -19,7 +19,7 @@ use crate::fact::{Counted, Facts};
 use crate::keeper::{Acknowledgement, Keeper, Taken};
 use crate::slice::SLICE_BYTES_MAX;
 use crate::workload_api::{LASTING, OPEN_TIMEOUT, RETRY, workload_request};
-use crate::{Endpoint, Enforcement, Point};
+use crate::{Choice, Endpoint, Enforcement, Point};
 
 /// Messages under way to the agent.
 const SENDING_MAX: usize = 8;
@@ -37,6 +37,7 @@ const NOT_OFFERED_RETRY: BackoffPolicy =
 /// Follows the stream, and comes again when it ends.
 pub(crate) struct Subscription {
     pub(crate) endpoint: Endpoint,
+    pub(crate) choice: Choice,
     pub(crate) point: Point,
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) facts: Facts,
@@ -118,6 +119,7 @@ impl Subscription {
             point: self.point.name.to_string(),
             kind: self.point.kind.as_str().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            spiffe_id: self.choice.id().map(ToString::to_string).unwrap_or_default(),
         };
         let first = v1::EnforcementRequest { step: Some(Out::Register(register)) };
         requests.try_send(first).expect("a new queue has room");
@@ -133,6 +135,16 @@ impl Subscription {
             Ok(response) => Ok((requests, response.into_inner())),
             Err(status) => Err(ended_by(&status)),
         }
+    }
+
+    /// Why a slice is not for the identity that was asked for, if it is not: an agent that does not know the question
+    /// answers for the first.
+    fn is_for_another(&self, slice: &v1::Slice) -> Option<String> {
+        let id = self.choice.id().filter(|id| id.as_str() != slice.spiffe_id)?;
+        let other: String = slice.spiffe_id.chars().take(200).collect();
+        Some(format!(
+            "it is for `{other}` and not for `{id}`, which the agent was asked about; a newer agent answers for that one"
+        ))
     }
 }
 
@@ -274,6 +286,10 @@ impl<'a> Conversation<'a> {
         keeper.enforcement(Enforcement::Subscribed);
         let acknowledgement = match message.step {
             Some(In::Slice(slice)) => {
+                if let Some(why) = self.subscription.is_for_another(&slice) {
+                    keeper.bad_slice(why);
+                    return Ok(());
+                }
                 // Compiling policies takes long for a worker thread that others wait for.
                 let taking = Arc::clone(keeper);
                 let taken = tokio::task::spawn_blocking(move || taking.slice(slice)).await;

@@ -190,7 +190,11 @@ impl Keeper {
     pub(crate) fn withdraw(&self, why: String) {
         let mut held = self.held();
         held.waiting = None;
-        tracing::warn!(%why, "the identity was withdrawn");
+        match self.trust.identity() {
+            Some(shown) => tracing::warn!(id = %shown.id(), %why, "the identity was withdrawn"),
+            // Whoever starts may be quicker than the word of its launcher.
+            None => tracing::info!(%why, "no identity is given"),
+        }
         self.trust.clear_identity();
         self.tell(|status| {
             status.identity = None;

@@ -18,8 +18,18 @@ pub enum Choice {
     Default,
     /// The first one with this hint.
     Hint(String),
-    /// The one with this SPIFFE ID.
+    /// The one with this SPIFFE ID. The agent then tells of the services of that workload alone.
     Id(SpiffeId),
+}
+
+impl Choice {
+    /// The SPIFFE ID that it must be, where only one can do.
+    pub(crate) const fn id(&self) -> Option<&SpiffeId> {
+        match self {
+            Self::Id(id) => Some(id),
+            Self::Default | Self::Hint(_) => None,
+        }
+    }
 }
 
 /// What kind of program enforces.

@@ -75,7 +75,7 @@ impl Source {
         let keeper = Arc::clone(&source.keeper);
         let link = WorkloadApi {
             endpoint: endpoint.clone(),
-            choice,
+            choice: choice.clone(),
             keeper: Arc::clone(&keeper),
             clock: Arc::clone(&clock),
             entropy: Arc::clone(&entropy),
@@ -83,7 +83,8 @@ impl Source {
         source.spawn(|stop| link.run(stop));
         // With rules of its own the process must not acknowledge the agent's, which it does not enforce.
         if from_agent {
-            let subscription = Subscription { endpoint, point, keeper, facts, clock, entropy };
+            let subscription =
+                Subscription { endpoint, choice, point, keeper, facts, clock, entropy };
             source.spawn(|stop| subscription.run(stop));
         }
         Ok(source)

@@ -14,6 +14,8 @@ const SVIDS_MAX: usize = 64;
 const FEDERATED_MAX: usize = 1024;
 const CHAIN_BYTES_MAX: usize = 128 * 1024;
 const KEY_BYTES_MAX: usize = 16 * 1024;
+/// How many of the SVIDs that are given are named where another was asked for.
+const NAMED_MAX: usize = 5;
 
 /// A whole message: who we are, and whom to trust.
 #[derive(Debug)]
@@ -69,17 +71,33 @@ pub(crate) fn read(
 }
 
 fn choose(svids: &[X509svid], choice: &Choice) -> Result<usize, Unusable> {
-    let (found, wanted) = match choice {
-        Choice::Default => (svids.first().map(|_| 0), "at all".to_owned()),
-        Choice::Hint(hint) => {
-            (svids.iter().position(|svid| svid.hint == *hint), format!("with hint `{hint}`"))
-        }
-        Choice::Id(id) => {
-            let text = id.as_str();
-            (svids.iter().position(|svid| svid.spiffe_id == text), format!("for `{id}`"))
-        }
+    let found = match choice {
+        Choice::Default => svids.first().map(|_| 0),
+        Choice::Hint(hint) => svids.iter().position(|svid| svid.hint == *hint),
+        Choice::Id(id) => svids.iter().position(|svid| svid.spiffe_id == id.as_str()),
     };
-    found.ok_or_else(|| Unusable::Withdrawn(format!("the agent gives no SVID {wanted}")))
+    found.ok_or_else(|| Unusable::Withdrawn(not_given(svids, choice)))
+}
+
+/// What was asked for, what is given instead, and what to do about it.
+fn not_given(svids: &[X509svid], choice: &Choice) -> String {
+    let given: Vec<_> =
+        svids.iter().take(NAMED_MAX).map(|svid| format!("`{}`", svid.spiffe_id)).collect();
+    let given = match svids.len().saturating_sub(NAMED_MAX) {
+        _ if given.is_empty() => "none".to_owned(),
+        0 => given.join(" and "),
+        more => format!("{} and {more} more", given.join(", ")),
+    };
+    match choice {
+        Choice::Default => "the agent gives no SVID at all".to_owned(),
+        Choice::Hint(hint) => {
+            format!("the agent gives no SVID with hint `{hint}`; it gives {given}")
+        }
+        Choice::Id(id) => format!(
+            "this process is not `{id}`: the agent gives it {given}; declare a workload with that SPIFFE ID, or alter its \
+             selectors so that they hold for this process"
+        ),
+    }
 }
 
 /// Builds the identity, and verifies it against the bundle that came with it.

@@ -101,7 +101,10 @@ impl WorkloadApi {
     fn refused(&self, status: &tonic::Status) -> String {
         let why = format!("{}: {}", status.code(), status.message());
         if status.code() == Code::PermissionDenied {
-            self.keeper.withdraw(why.clone());
+            self.keeper.withdraw(match self.choice.id() {
+                Some(id) => format!("this process is not `{id}`: {why}"),
+                None => why.clone(),
+            });
         }
         why
     }

@@ -132,5 +132,10 @@ pub(crate) const SOURCES_PER_SHARD_MAX: usize = 64;
 /// Longest path of a Unix socket that the kernel takes, without the final NUL.
 pub(crate) const SOCKET_PATH_MAX: usize = 107;
 
+/// After how long a proxy that waits for its identity, or for who may connect, says why; a launcher's word or a first SVID takes
+/// less. And how often it says so again.
+pub(crate) const COMPLAIN_FIRST: Duration = Duration::from_secs(5);
+pub(crate) const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+
 /// How often a listener that could not be opened is tried again.
 pub(crate) const REBIND_EVERY: Duration = Duration::from_secs(2);

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser as _;
-use countersign::{Authorization, Endpoint, NotReady, SourceFault};
+use countersign::{Authorization, Choice, Endpoint, NotReady, SourceFault};
 use countersign_identity::{Code, Name, SpiffeId, TrustDomain};
 use countersign_program::exit::{Exit, Known};
 use countersign_program::output::{Output, printable};
@@ -34,6 +34,11 @@ impl Program for ProxyProgram {
             "agent",
             "ADDRESS",
             "The Workload API to get the identity from, `unix:///…` [default: SPIFFE_ENDPOINT_SOCKET]",
+        ),
+        Field::one(
+            "id",
+            "SPIFFE-ID",
+            "Which identity, when the Workload API gives several: it waits for this one, and is never another [default: the first]",
         ),
         Field::one(
             "run-dir",
@@ -163,9 +168,14 @@ pub fn proxy(settings: &Settings<ProxyProgram>, output: Output) -> Result<Exit> 
 fn identity(resolved: &mut Resolved) -> Option<IdentitySource> {
     let files = ["chain", "key", "bundle"];
     let named = files.into_iter().filter(|flag| resolved.has(flag)).count();
+    let id = resolved.optional::<SpiffeId>("id");
     if named == 0 {
+        let choice = id.map_or(Choice::Default, Choice::Id);
         let endpoint = endpoint(resolved).map_err(|why| resolved.problem(why)).ok();
-        return endpoint.map(IdentitySource::WorkloadApi);
+        return endpoint.map(|endpoint| IdentitySource::WorkloadApi { endpoint, choice });
+    }
+    if resolved.has("id") {
+        resolved.problem("`--id` stands beside `--chain`, `--key` or `--bundle`: it chooses among what a Workload API gives, and files hold one identity, which the certificate names".to_owned());
     }
     if resolved.has("agent") {
         resolved.problem("`--agent` stands beside `--chain`, `--key` or `--bundle`: the identity comes from one of the two".to_owned());

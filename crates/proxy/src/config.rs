@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use countersign::{Authorization, Endpoint};
+use countersign::{Authorization, Choice, Endpoint};
 use countersign_identity::{Name, SpiffeId, TrustDomain};
 use countersign_program::trace::Tracing;
 
@@ -30,7 +30,12 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub enum IdentitySource {
     /// A Workload API: ours, or that of any SPIFFE agent.
-    WorkloadApi(Endpoint),
+    WorkloadApi {
+        /// Its socket.
+        endpoint: Endpoint,
+        /// Which of the identities that it gives.
+        choice: Choice,
+    },
     /// Files that something else renews.
     Files {
         /// PEM, leaf first.

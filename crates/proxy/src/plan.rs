@@ -113,7 +113,8 @@ impl Plan {
             let (own, other) = (&services.workload, &spec.workload);
             format!(
                 "service `{name}` has no listener here: this process matches several workloads, and is `{own}` by \
-                 default and not `{other}`; let the selectors of only one of them hold for it"
+                 default and not `{other}`; say by `--id` which of them it is, with a process for each, or let the selectors \
+                 of only one of them hold for it"
             )
         }));
         plan

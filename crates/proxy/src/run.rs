@@ -1,5 +1,6 @@
 //! The proxy as a whole: from its configuration to a drained end.
 
+use std::convert::Infallible;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use anyhow::Context;
 use countersign::requests::Requests;
 use countersign::{
     Announcement, Enforcement, FileOptions, Flows, Point, PointKind, Served, Services, Source,
-    WorkloadApiOptions,
+    Status, Topic, WorkloadApiOptions,
 };
 use countersign_identity::{Clock, Entropy, SystemClock, SystemEntropy};
 use countersign_program::exposition::{self, Format};
@@ -17,7 +18,7 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::alarms::Alarms;
-use crate::bounds::{DRAIN_TIMEOUT, REBIND_EVERY, STANDING};
+use crate::bounds::{COMPLAIN_EVERY, COMPLAIN_FIRST, DRAIN_TIMEOUT, REBIND_EVERY, STANDING};
 use crate::config::{Config, IdentitySource, Listeners, Ready};
 use crate::facts::{Facts, Sink};
 use crate::listener::Listener;
@@ -59,6 +60,7 @@ async fn with_source(
 ) -> anyhow::Result<()> {
     tokio::select! {
         identified = source.ready() => identified.context("no identity was given to the proxy")?,
+        never = complain(source) => match never {},
         () = stop.cancelled() => return Ok(()),
     }
     prepare(config, source)?;
@@ -110,6 +112,22 @@ async fn with_source(
     served
 }
 
+/// Says again and again what the proxy lacks while it waits, so that whoever started it need not guess. Never ends.
+async fn complain(source: &Source) -> Infallible {
+    let mut pause = COMPLAIN_FIRST;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = COMPLAIN_EVERY;
+        let Status { identity, link, enforcement, troubles, .. } = source.status();
+        let (lacking, otherwise) = match identity {
+            None => (Topic::Identity, format!("no identity is given; the Workload API is {link}")),
+            Some(_) => (Topic::Slice, format!("who may connect is not known: {enforcement}")),
+        };
+        let why = troubles.get(&lacking).cloned().unwrap_or(otherwise);
+        tracing::warn!(%why, "the proxy waits, and opens no door");
+    }
+}
+
 /// What must hold before listeners can follow the agent.
 fn prepare(config: &Config, source: &Source) -> anyhow::Result<()> {
     let Listeners::FromAgent { run_dir } = &config.listeners else { return Ok(()) };
@@ -154,8 +172,9 @@ pub(crate) fn plane(
 
 async fn open(config: &Config, clock: Arc<dyn Clock>) -> anyhow::Result<Source> {
     let source = match &config.identity {
-        IdentitySource::WorkloadApi(endpoint) => {
+        IdentitySource::WorkloadApi { endpoint, choice } => {
             let mut options = WorkloadApiOptions::at(endpoint.clone());
+            options.choice = choice.clone();
             options.authorization = config.authorization.clone();
             options.point = Point { name: config.name.clone(), kind: PointKind::Proxy };
             options.clock = clock;

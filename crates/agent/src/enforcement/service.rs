@@ -7,7 +7,7 @@ use std::time::Duration;
 use countersign_api::v1::enforcement_response::{Mark, Step as Out};
 use countersign_api::v1::enforcement_server::{Enforcement, EnforcementServer};
 use countersign_api::{v1, wire};
-use countersign_identity::{Code, Revision, Timestamp};
+use countersign_identity::{Code, Revision, SpiffeId, Timestamp};
 use futures_util::stream;
 use tokio::sync::watch;
 use tokio_stream::Stream;
@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::ears::{Ears, Heard};
 use super::points::Registered;
 use super::{Points, slice};
-use crate::core::Workload;
+use crate::core::{Knowledge, Workload};
 use crate::reception::{Counted, Reception, Unknown, Visitor, visitor};
 use crate::reports::Facts;
 use crate::view::{Own, View};
@@ -37,6 +37,8 @@ const MARK_EVERY: Duration = Duration::from_secs(1);
 /// Who ends a stream in an orderly way waits for our end of it; one that was dropped is reset a moment later. For so long
 /// it is not known which of the two it is: only the first is a goodbye.
 const GOODBYE_GRACE: Duration = Duration::from_millis(50);
+/// How many of the workloads that a caller is are named to one that should be another.
+const NAMED_MAX: usize = 5;
 /// How long a first slice may be waited for, while this agent is about to know.
 const FIRST_SLICE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -126,8 +128,8 @@ enum Event {
 
 /// Who the caller is at one moment.
 enum Who {
-    /// These workloads.
-    These(Vec<Arc<Workload>>),
+    /// These workloads; and when the last SVID ends that the process can have, as one of these or as another.
+    These(Vec<Arc<Workload>>, Option<Timestamp>),
     /// What it was, but the server issues nothing for it any more.
     Refused(Status),
     /// None, on the server's word.
@@ -220,12 +222,12 @@ impl Conversation {
     async fn look(&mut self) -> Result<Option<Out>, Status> {
         let Some(register) = self.ears.register.clone() else { return Ok(None) };
         let Some(view) = self.views.borrow_and_update().clone() else { return Ok(None) };
-        let slice = match (self.who(&view).await?, &self.own) {
+        let slice = match (self.who(&register, &view).await?, &self.own) {
             (Who::CannotKnow, _) => return Ok(None),
-            (Who::These(workloads), _) => {
+            (Who::These(workloads, presents), _) => {
                 let Some(own) = workloads.first() else { return Ok(None) };
                 let registered = self.registered(&register, own)?;
-                registered.presents(view.last_expiry(&workloads));
+                registered.presents(presents);
                 slice::cut(&view.replica, &workloads)
             }
             (Who::Refused(status) | Who::Nobody(status), None) => return Err(status),
@@ -241,13 +243,20 @@ impl Conversation {
 
     /// Attests the caller anew. Only what the server issues to this node counts: a workload of others may have selectors
     /// that hold here, too.
-    async fn who(&self, view: &View) -> Result<Who, Status> {
+    async fn who(&self, register: &v1::Register, view: &View) -> Result<Who, Status> {
         let caller = &self.visitor.caller;
-        let workloads = match self.reception.who(caller, view).await {
+        let all = match self.reception.who(caller, view).await {
             Ok(workloads) => workloads,
             Err(Unknown::CannotKnow(Code::NotReady, _)) => return Ok(Who::CannotKnow),
             Err(nobody @ Unknown::Nobody) => return Ok(Who::Nobody(nobody.status(caller.peer()))),
             Err(unknown @ Unknown::CannotKnow(..)) => return Err(unknown.status(caller.peer())),
+        };
+        let presents = view.last_expiry(&all);
+        let workloads = match chosen(register, all)? {
+            Chosen::These(workloads) => workloads,
+            // Only the server's word says that it is not the one that it is meant to be.
+            Chosen::Nobody(_) if view.knowledge != Knowledge::Synced => return Ok(Who::CannotKnow),
+            Chosen::Nobody(status) => return Ok(Who::Nobody(status)),
         };
         let now = self.reception.clock.now();
         let own = match &self.own {
@@ -256,7 +265,7 @@ impl Conversation {
             Some(own) => view.own_about(&workloads, &own.name, now),
         };
         Ok(match own {
-            Own::These(own) => Who::These(own),
+            Own::These(own) => Who::These(own, presents),
             Own::Pending => Who::CannotKnow,
             Own::Refused(code, why) => {
                 Who::Refused(wire::refusal_status(tonic::Code::PermissionDenied, code, &why))
@@ -306,4 +315,28 @@ impl Conversation {
             }
         }
     }
+}
+
+/// Which of the workloads that a caller is a point of it speaks for.
+enum Chosen {
+    These(Vec<Arc<Workload>>),
+    /// The caller is not the one for which it was said to speak.
+    Nobody(Status),
+}
+
+/// All of them, or the one with the SPIFFE ID that it registered for: of no other is it told, and as no other is it known.
+fn chosen(register: &v1::Register, all: Vec<Arc<Workload>>) -> Result<Chosen, Status> {
+    if register.spiffe_id.is_empty() {
+        return Ok(Chosen::These(all));
+    }
+    let id: SpiffeId = register.spiffe_id.parse().map_err(|why| {
+        let why = format!("the SPIFFE ID that the point speaks for: {why}");
+        wire::refusal_status(tonic::Code::InvalidArgument, Code::NotUnderstood, &why)
+    })?;
+    if let Some(own) = all.iter().find(|workload| workload.id == id) {
+        return Ok(Chosen::These(vec![Arc::clone(own)]));
+    }
+    let given: Vec<_> = all.iter().take(NAMED_MAX).map(|one| format!("`{}`", one.id)).collect();
+    let why = format!("this process is not `{id}`: it is {}", given.join(" and "));
+    Ok(Chosen::Nobody(wire::refusal_status(tonic::Code::PermissionDenied, Code::NoMatch, &why)))
 }

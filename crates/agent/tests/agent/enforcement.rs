@@ -16,6 +16,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::revocation::id;
 use crate::world::{Agent, PATIENCE, World, acknowledged, selectors};
 
+const WEB: &str = "spiffe://shop.example/web";
+
 pub(crate) struct Point {
     send: mpsc::Sender<v1::EnforcementRequest>,
     stream: tonic::Streaming<v1::EnforcementResponse>,
@@ -23,6 +25,11 @@ pub(crate) struct Point {
 
 impl Point {
     pub(crate) async fn register(agent: &Agent, name: &str) -> Self {
+        Self::register_as(agent, name, "").await
+    }
+
+    /// One that speaks for this SPIFFE ID.
+    pub(crate) async fn register_as(agent: &Agent, name: &str, spiffe_id: &str) -> Self {
         let (send, requests) = mpsc::channel(16);
         let mut client = EnforcementClient::new(agent.channel().await);
         let point = Self {
@@ -33,6 +40,7 @@ impl Point {
             point: name.to_owned(),
             kind: "proxy".to_owned(),
             version: "0".to_owned(),
+            spiffe_id: spiffe_id.to_owned(),
         };
         point.say(Out::Register(register)).await;
         point
@@ -213,6 +221,68 @@ async fn rules_do_not_wait_for_a_workload_that_the_process_may_turn_out_to_be_as
     agent.stop().await;
 }
 
+/// A workload for the very process of `web` that comes before it by its name, with a service of its own.
+fn declare_one_that_comes_first(world: &World) {
+    world.server.put_workload("also", &["launch:web"], "");
+    let service = r#"{"forward":"unix:/run/also","listen":"127.0.0.1:2","protocol":"http","workload":"also"}"#;
+    world.server.put_value("Service", "also", service.as_bytes());
+}
+
+#[tokio::test]
+async fn a_point_that_says_for_whom_it_speaks_is_told_of_that_workload_alone_whatever_comes_first()
+{
+    let world = shop().await;
+    let agent = world.agent().await;
+    let of = |slice: &v1::Slice| {
+        (slice.workload.clone(), slice.services.iter().map(|one| one.name.clone()).collect())
+    };
+    let only_web = ("web".to_owned(), vec!["web".to_owned(), "orders".to_owned()]);
+    let mut point = Point::register_as(&agent, "proxy-web", WEB).await;
+    assert_eq!(of(&point.slice().await), only_web);
+    declare_one_that_comes_first(&world);
+    world.server.remove("Policy", "web-orders");
+    // Whoever takes the first is the other one now, and that one's services are told of.
+    let mut undecided = Point::register(&agent, "undecided").await;
+    assert_eq!(undecided.slice().await.workload, "also");
+    let slice = tokio::time::timeout(PATIENCE, point.slice()).await.expect("a slice comes");
+    assert_eq!((of(&slice), slice.policies.len()), (only_web.clone(), 0));
+    // Nor does one become it that registers only now.
+    let mut later = Point::register_as(&agent, "later", WEB).await;
+    assert_eq!(of(&later.slice().await), only_web);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_point_for_whom_its_process_is_not_is_told_who_it_is_and_nothing_else() {
+    let world = shop().await;
+    let agent = world.agent().await;
+    let mut point = Point::register_as(&agent, "door", "spiffe://shop.example/payments").await;
+    let refused = point.hear().await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    let said = refused.message();
+    assert!(said.contains("is not `spiffe://shop.example/payments`: it is"), "{said}");
+    assert!(said.contains("`spiffe://shop.example/web`"), "{said}");
+    let mut point = Point::register_as(&agent, "door", "web").await;
+    assert_eq!(point.hear().await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_point_whose_process_ceases_to_be_whom_it_speaks_for_allows_nothing_any_more() {
+    let world = shop().await;
+    let agent = world.agent().await;
+    declare_one_that_comes_first(&world);
+    let mut point = Point::register_as(&agent, "proxy-web", WEB).await;
+    assert_eq!(point.slice().await.workload, "web");
+    // It is `also` still, which it was not asked to speak for.
+    world.server.put_workload("web", &["launch:somebody"], "");
+    let slice = tokio::time::timeout(PATIENCE, point.slice()).await.expect("a slice comes");
+    assert_eq!((slice.workload.as_str(), slice.services.len()), ("web", 0), "{slice:?}");
+    let end = point.hear().await.unwrap_err();
+    assert!(end.message().contains("it is `spiffe://shop.example/also`"), "{end}");
+    agent.stop().await;
+}
+
 #[tokio::test]
 async fn envoy_does_not_wait_for_a_workload_that_its_process_may_turn_out_to_be_as_well() {
     let world = shop().await;
@@ -373,11 +443,14 @@ async fn a_restarted_agent_without_a_server_refuses_no_point_and_takes_nothing_a
     world.agent().await.stop().await;
     world.server.go();
     let agent = world.agent().await;
-    let mut point = Point::register(&agent, "proxy-web").await;
-    let hearing = tokio::spawn(async move { point.hear().await });
-    world.pass(Duration::from_secs(11)).await;
-    let refused = hearing.await.unwrap().unwrap_err();
-    assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
+    // Nor does it say that the process is not the workload that a point speaks for: it may be by now.
+    for spiffe_id in ["", WEB, "spiffe://shop.example/payments"] {
+        let mut point = Point::register_as(&agent, "proxy", spiffe_id).await;
+        let hearing = tokio::spawn(async move { point.hear().await });
+        world.pass(Duration::from_secs(11)).await;
+        let refused = hearing.await.unwrap().unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
+    }
     agent.stop().await;
 }
 

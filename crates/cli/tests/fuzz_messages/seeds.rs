@@ -339,7 +339,8 @@ fn points(world: &World) -> Vec<Seed> {
     let say = |step| v1::EnforcementRequest { step: Some(step) };
     let register = || {
         let (point, kind) = ("proxy".to_owned(), "proxy".to_owned());
-        say(Point::Register(v1::Register { point, kind, version: "0.1.0".to_owned() }))
+        let (version, spiffe_id) = ("0.1.0".to_owned(), String::new());
+        say(Point::Register(v1::Register { point, kind, version, spiffe_id }))
     };
     let acknowledge = |number| {
         let revision = Some(v1::Revision { incarnation: 1, number });

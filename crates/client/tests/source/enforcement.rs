@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 
 use countersign::{
-    Authorization, Code, Enforcement, Point, PointKind, Source, Topic, WorkloadApiOptions,
+    Authorization, Choice, Code, Enforcement, Point, PointKind, Source, Topic, WorkloadApiOptions,
 };
 use countersign_api::v1;
 use countersign_api::v1::enforcement_request::Step as Said;
@@ -72,6 +72,34 @@ async fn the_point_registers_and_tells_its_status_and_its_services() {
     assert_eq!(services.id_of(&"payments".parse().unwrap()), None);
     source.shutdown().await;
     assert_eq!(world.agent.end().await, Heard::Goodbye);
+}
+
+#[tokio::test]
+async fn a_source_that_is_told_which_identity_it_is_asks_for_it_and_enforces_for_no_other() {
+    let mut world = World::new(Offer::Enforcement);
+    let (web, orders) = (world.svid("/web"), world.svid("/orders"));
+    let bundle = world.realm.bundle();
+    world.agent.give(response(vec![web.wire(&bundle), orders.wire(&bundle)]));
+    // An agent that does not understand the question speaks of the first.
+    world.agent.enforce(world.slice(5, "web"));
+    let choice = Choice::Id(orders.id.clone());
+    let options = WorkloadApiOptions { choice, ..options(&world.agent) };
+    let source = Source::from_workload_api(options).await.unwrap();
+    let Heard::Said(Said::Register(register)) = world.agent.next().await else { panic!() };
+    assert_eq!(register.spiffe_id, orders.id.as_str());
+    let status = until(&source, |status| status.troubles.contains_key(&Topic::Slice)).await;
+    let told = &status.troubles[&Topic::Slice];
+    assert!(told.contains("for `spiffe://shop.example/web` and not for"), "{told}");
+    assert!(!status.is_ready(), "{status:?}");
+    assert!(source.services().borrow().is_none());
+    world.agent.enforce(world.slice(6, "orders"));
+    source.ready().await.unwrap();
+    assert_eq!(source.services().borrow().as_ref().unwrap().id, orders.id);
+    assert_eq!(
+        world.agent.acknowledged().await,
+        (6, 0),
+        "what it does not enforce it did not acknowledge"
+    );
 }
 
 #[tokio::test]

@@ -232,7 +232,13 @@ async fn among_several_svids_the_one_asked_for_is_shown_and_no_other() {
     let source = Source::from_workload_api(options).await.unwrap();
     source.ready().await.unwrap();
     world.agent.give(response(vec![one]));
-    until(&source, |status| status.identity.is_none()).await;
+    let status = until(&source, |status| status.identity.is_none()).await;
+    let told = &status.troubles[&Topic::Identity];
+    for said in
+        ["not `spiffe://shop.example/orders`", "gives it `spiffe://shop.example/web`", "selectors"]
+    {
+        assert!(told.contains(said), "{told}");
+    }
 }
 
 #[tokio::test]
