@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use countersign_identity::{Clock, Code, Entropy, Revision};
 use countersign_program::trace::{Scope, Tracer};
-use countersign_store::Store;
+use countersign_store::{Duties, Store};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,6 +25,8 @@ use crate::watch::{Pulse, Watch};
 /// The control plane at work. Each capability has a folder of its own and takes what it needs from here.
 pub(crate) struct Control {
     pub(crate) store: Arc<dyn Store>,
+    /// What only one server does at a time, and whether it is this one.
+    pub(crate) duties: Arc<Duties>,
     pub(crate) feed: StateFeed,
     pub(crate) desk: Desk,
     /// The keys that sign, the former ones among them; none in a simulation.

@@ -21,7 +21,7 @@ use countersign_identity::{
 };
 use countersign_pki::{ChainMemory, NoVault, PrivateKey, Role, Verified};
 use countersign_seal::Kek;
-use countersign_store::{Batch, Op, Store, TokenRow};
+use countersign_store::{Batch, Duties, Op, Store, TokenRow};
 use countersign_tls::Source;
 use futures_util::FutureExt;
 use serde_json::Value;
@@ -52,6 +52,8 @@ pub use crate::views::revocation_list;
 /// What a server stands on.
 #[derive(Clone)]
 pub struct Ground {
+    /// The server's name, under which it has duties.
+    pub name: String,
     /// Where the state is kept.
     pub store: Arc<dyn Store>,
     /// Time.
@@ -122,7 +124,7 @@ impl Steps {
     /// # Errors
     /// When that does not make a state, or the authorities do not open.
     pub async fn start(ground: Ground, kek: &Kek) -> Result<Self, Refused> {
-        let Ground { store, clock, entropy } = ground;
+        let Ground { name, store, clock, entropy } = ground;
         let authorities = match unseal(&*store, kek, &NoVault).await? {
             Unsealed::Open(authorities) => authorities,
             Unsealed::Sealed(why) => return Err(Refused::new(Code::NotReady, why)),
@@ -140,6 +142,7 @@ impl Steps {
             memory: ChainMemory::new(),
         };
         let control = Control {
+            duties: Arc::new(Duties::new(Arc::clone(&store), name)),
             store,
             feed,
             desk,
@@ -243,13 +246,13 @@ impl Steps {
         self.while_advancing(work).await
     }
 
-    /// Drops the rules that cannot cover anything any more, by this server's clock and under the lease of whom it is called, and tells
-    /// their names. None when another has the lease.
+    /// Drops the rules that cannot cover anything any more, by this server's clock, and tells their names. None when
+    /// that is another's duty.
     ///
     /// # Errors
     /// When that clock is not to be trusted, or the snapshot is behind the store.
-    pub async fn prune(&self, holder: &str) -> Result<Vec<String>, Refused> {
-        drop_moot(&self.control, holder).await
+    pub async fn prune(&self) -> Result<Vec<String>, Refused> {
+        drop_moot(&self.control).await
     }
 
     /// Makes a join token.

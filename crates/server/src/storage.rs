@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use countersign_identity::{Clock, Entropy, SystemEntropy};
 use countersign_store::{
-    Copied, Place, PostgresStore, SqliteStore, Store, StoreError, Verification, verify_everything,
+    Copied, Duties, Duty, Place, PostgresStore, SqliteStore, Store, StoreError, Verification,
+    verify_everything,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -16,8 +17,8 @@ use crate::watch::{Pulse, TimeGuard};
 
 /// How often rows that nobody can need any more are dropped.
 const TRIM_PAUSE: Duration = Duration::from_secs(600);
-/// The lease under which one replica does so.
-const TRIM_LEASE: &str = "store/trim";
+/// The duty of one replica to do so.
+const TRIM: Duty = Duty { name: "store/trim", ttl: TRIM_PAUSE };
 
 /// Opens the state that is there; of a database's hosts, none that is an old primary by what was seen beside this data.
 ///
@@ -81,6 +82,7 @@ pub async fn verify_store(place: &Place) -> Result<Verification, StartError> {
 #[derive(Clone)]
 pub(crate) struct Upkeep {
     pub(crate) store: Arc<dyn Store>,
+    pub(crate) duties: Arc<Duties>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) time: Arc<TimeGuard>,
     pub(crate) replica: String,
@@ -113,7 +115,7 @@ impl Upkeep {
 
     async fn trim_once(&self) -> Result<bool, StoreError> {
         let now = self.clock.now();
-        if !self.store.lease(TRIM_LEASE, &self.replica, TRIM_PAUSE, now).await? {
+        if !self.duties.is_ours(TRIM, now).await? {
             return Ok(false);
         }
         // A clock that may not be believed takes nothing away, nor one that was set ahead.

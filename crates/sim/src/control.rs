@@ -79,7 +79,7 @@ impl Control {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new(chance(1)));
         let entropy: Arc<dyn Entropy> = chance(2);
         let kek = Kek::draw(&*entropy).expect("a seeded sequence does not end");
-        let ground = ground(&store, &clock, &entropy);
+        let ground = ground(0, &store, &clock, &entropy);
         let keys = chance(3);
         let domain = "shop.example".parse().expect("it is one");
         let (root, issuer) = (keys::key(&keys), keys::key(&keys));
@@ -104,7 +104,7 @@ impl Control {
 
     /// A new life, on what the store holds.
     pub(crate) fn start(&mut self, server: usize) {
-        let ground = ground(&self.store, &self.servers[server].clock, &self.entropy);
+        let ground = ground(server, &self.store, &self.servers[server].clock, &self.entropy);
         let started = self.runtime.block_on(Steps::start(ground, &self.kek));
         let latest = self.latest();
         let server = &mut self.servers[server];
@@ -328,9 +328,15 @@ impl Server {
     }
 }
 
-fn ground(store: &Arc<dyn Store>, clock: &Arc<SimClock>, entropy: &Arc<dyn Entropy>) -> Ground {
+fn ground(
+    server: usize,
+    store: &Arc<dyn Store>,
+    clock: &Arc<SimClock>,
+    entropy: &Arc<dyn Entropy>,
+) -> Ground {
     let (store, entropy) = (Arc::clone(store), Arc::clone(entropy));
-    Ground { store, clock: Arc::clone(clock) as Arc<dyn Clock>, entropy }
+    let clock = Arc::clone(clock) as Arc<dyn Clock>;
+    Ground { name: format!("s{server}"), store, clock, entropy }
 }
 
 /// So many revisions back it is known what each node was to know.

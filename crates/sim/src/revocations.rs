@@ -148,8 +148,7 @@ impl World {
         if !self.control.is_up(server) {
             return;
         }
-        let holder = format!("s{server}");
-        let trimmed = self.control.call_at(server, async |steps| steps.prune(&holder).await);
+        let trimmed = self.control.call_at(server, async |steps| steps.prune().await);
         let dropped = trimmed.unwrap_or_else(|refused| {
             let expected = matches!(refused.code, Code::StaleBase | Code::NotReady);
             assert!(expected, "s{server} cannot trim: {refused}");

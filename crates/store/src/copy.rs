@@ -65,8 +65,8 @@ pub(crate) const LINES_MAX: usize = 200;
 
 use Type::{Bytes, Number, Text};
 
-/// Every table but the head row, which goes last, and the version of the schema, which the new place has by itself. Leases
-/// end by themselves, and reports are replaced every moment; both are of the servers at the old place, and are not copied.
+/// Every table but the head row, which goes last, and the version of the schema, which the new place has by itself. Leases and
+/// reports are of the servers at the old place, and are not copied: at the new one nobody has a duty or says anything yet.
 pub(crate) const TABLES: &[Table] = &[
     Table {
         name: "records",

@@ -14,6 +14,7 @@ mod backup;
 mod batch;
 mod bounds;
 mod copy;
+mod duties;
 mod error;
 mod memory;
 mod postgres;
@@ -24,8 +25,6 @@ mod sqlite;
 mod transact;
 mod verify;
 mod version;
-
-use std::time::Duration;
 
 use async_trait::async_trait;
 use countersign_audit::TileHash;
@@ -40,13 +39,14 @@ pub use bounds::{
     VALUE_BYTES_MAX,
 };
 pub use copy::{Copied, Place, copy};
+pub use duties::{Duties, Duty};
 pub use error::{Result, StoreError};
 pub use memory::MemoryStore;
 pub use postgres::{BadUrl, Password, PostgresStore, PostgresUrl, Primary, Reached};
 pub use rows::{
-    CheckpointRow, Commit, Details, Feed, FlowRow, Head, Issued, IssuedRow, NodeRow, PaperRow,
-    PointKey, PointRow, ReportRow, Snapshot, StoredEvent, TallyOf, TallyPlace, TallyRow, TokenRow,
-    Trimmed,
+    CheckpointRow, Commit, Details, Feed, FlowRow, Head, Issued, IssuedRow, Lease, NodeRow,
+    PaperRow, PointKey, PointRow, ReportRow, Snapshot, StoredEvent, TallyOf, TallyPlace, TallyRow,
+    TokenRow, Trimmed,
 };
 pub use sqlite::{Observed, SqliteStore};
 pub use verify::{Verification, verify_everything};
@@ -147,9 +147,12 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<TileHash>>;
 
-    /// Takes or renews a lease for a periodic duty; true when `holder` has it until `now + ttl`. A `ttl` of zero gives
-    /// it up.
-    async fn lease(&self, name: &str, holder: &str, ttl: Duration, now: Timestamp) -> Result<bool>;
+    /// Puts a lease in place of the one of this name if there is none, if that is of the same holder, or if it is exactly
+    /// `over`; true when it was put. Ends are compared with no clock: [`Duties`] knows when to take over whose.
+    async fn lease(&self, name: &str, lease: Lease, over: Option<Lease>) -> Result<bool>;
+
+    /// The lease of this name.
+    async fn lease_of(&self, name: &str) -> Result<Option<Lease>>;
 
     /// Puts a replica's report in place of its one before; true when it is on record now, false when one of the same or
     /// a later version is.

@@ -4,7 +4,6 @@ mod tables;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use countersign_audit::TileHash;
@@ -13,10 +12,11 @@ use imbl::{OrdMap, Vector};
 use tokio::sync::watch;
 
 pub(crate) use self::tables::State;
-use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name, check_report};
-use crate::transact::{Lease, Upkeep, lease_end, trim, write};
+use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_report};
+use crate::queue::WantedLease;
+use crate::transact::{Upkeep, trim, write};
 use crate::{
-    Batch, Change, CheckpointRow, Commit, Committed, Feed, FlowRow, Head, Issued, NodeRow,
+    Batch, Change, CheckpointRow, Commit, Committed, Feed, FlowRow, Head, Issued, Lease, NodeRow,
     PAGE_MAX, PaperRow, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store,
     StoredEvent, TallyOf, TallyPlace, TallyRow, TokenRow, Trimmed,
 };
@@ -228,11 +228,13 @@ impl Store for MemoryStore {
         Ok(rows.map(row).collect())
     }
 
-    async fn lease(&self, name: &str, holder: &str, ttl: Duration, now: Timestamp) -> Result<bool> {
-        check_name("bytes of a lease's name", name)?;
-        check_name("bytes of a lease's holder", holder)?;
-        let lease = Lease { name, holder, until: lease_end(now, ttl), now };
-        self.transact(|state| state.take_lease(&lease))
+    async fn lease(&self, name: &str, lease: Lease, over: Option<Lease>) -> Result<bool> {
+        let wanted = WantedLease::new(name, lease, over)?;
+        self.transact(|state| state.take_lease(&wanted))
+    }
+
+    async fn lease_of(&self, name: &str) -> Result<Option<Lease>> {
+        Ok(self.state().leases.get(name).cloned())
     }
 
     async fn report(&self, report: ReportRow) -> Result<bool> {

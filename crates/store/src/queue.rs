@@ -6,7 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use countersign_identity::Timestamp;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::{Batch, Committed, ReportRow, Result, StoreError, Trimmed};
+use crate::bounds::check_name;
+use crate::{Batch, Committed, Lease, ReportRow, Result, StoreError, Trimmed};
 
 /// How many jobs may wait in each queue; more callers wait for room.
 const WAITING_MAX: usize = 1024;
@@ -16,17 +17,28 @@ const GROUP_ROWS_MAX: usize = 10_000;
 /// Something to write, and where its answer goes.
 pub(crate) enum Job {
     Commit { batch: Batch, answer: oneshot::Sender<Result<Committed>> },
-    Lease { lease: OwnedLease, answer: oneshot::Sender<Result<bool>> },
+    Lease { wanted: WantedLease, answer: oneshot::Sender<Result<bool>> },
     Report { report: ReportRow, answer: oneshot::Sender<Result<bool>> },
     Trim { now: Timestamp, answer: oneshot::Sender<Result<Trimmed>> },
 }
 
-/// A lease that is asked for, on its way to the writer.
-pub(crate) struct OwnedLease {
+/// A lease that is asked for.
+pub(crate) struct WantedLease {
     pub(crate) name: String,
-    pub(crate) holder: String,
-    pub(crate) until: Timestamp,
-    pub(crate) now: Timestamp,
+    pub(crate) lease: Lease,
+    /// The one whose place it may take, besides any of its holder.
+    pub(crate) over: Lease,
+}
+
+impl WantedLease {
+    /// # Errors
+    /// `TooLarge`, for a name that is too long.
+    pub(crate) fn new(name: &str, lease: Lease, over: Option<Lease>) -> Result<Self> {
+        check_name("bytes of a lease's name", name)?;
+        check_name("bytes of a lease's holder", &lease.holder)?;
+        let over = over.unwrap_or_else(|| lease.clone());
+        Ok(Self { name: name.to_owned(), lease, over })
+    }
 }
 
 /// What waits to be written.

@@ -179,6 +179,16 @@ impl fmt::Debug for ReportRow {
     }
 }
 
+/// Who has a duty that only one server does at a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The server that has it.
+    pub holder: String,
+    /// Until when, unless it renews it, by its own clock. To others it says which renewal this is, and nothing else: their
+    /// clocks may be apart. (Programs of before judge by it.)
+    pub ends: Timestamp,
+}
+
 /// A join token, known by its digest only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenRow {

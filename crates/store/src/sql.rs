@@ -150,7 +150,8 @@ pub(crate) const IS_KEY_REVOKED: &str = "SELECT 1 FROM revoked_keys WHERE key_id
 
 pub(crate) const TAKE_LEASE: &str = "INSERT INTO leases (name, holder, ends) VALUES ($1, $2, $3) \
      ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, ends = excluded.ends \
-     WHERE leases.holder = excluded.holder OR leases.ends <= $4";
+     WHERE leases.holder = excluded.holder OR (leases.holder = $4 AND leases.ends = $5)";
+pub(crate) const LEASE: &str = "SELECT holder, ends FROM leases WHERE name = $1";
 
 /// What comes late changes nothing.
 pub(crate) const PUT_REPORT: &str = "INSERT INTO reports (replica, version, body) \
@@ -230,6 +231,7 @@ pub(crate) const ALL: &[&str] = &[
     REVOKE_KEYS_OF_NODE,
     IS_KEY_REVOKED,
     TAKE_LEASE,
+    LEASE,
     PUT_REPORT,
     REPORT_VERSIONS,
     REPORT,

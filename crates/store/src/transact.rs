@@ -1,7 +1,5 @@
 //! What a batch does, once for all backends.
 
-use std::time::Duration;
-
 use countersign_audit::{Leaf, TileHash};
 use countersign_identity::{
     Entropy, EntropyLost, Incarnation, KeyId, NodeId, Revision, SKEW_ALLOWED, Serial, Sha256,
@@ -10,6 +8,7 @@ use countersign_identity::{
 use countersign_pki::Receipt;
 
 use crate::bounds::{FEED_TRIM_STEP, TRIM_ROWS_MAX, positions};
+use crate::queue::WantedLease;
 use crate::{
     Batch, Begins, Change, CheckpointRow, Committed, FEED_COMMITS_MAX, FlowRow, Head, IssuedRow,
     KeysOf, Kind, NodeRow, Op, PaperRow, PointKey, PointRow, Record, ReportRow, Result, StoreError,
@@ -66,19 +65,10 @@ pub(crate) trait Tables {
 
 /// The rows that no batch touches, inside a transaction. Each method is one statement.
 pub(crate) trait Upkeep {
-    fn take_lease(&mut self, lease: &Lease<'_>) -> Result<bool>;
+    fn take_lease(&mut self, wanted: &WantedLease) -> Result<bool>;
     fn put_report(&mut self, report: &ReportRow) -> Result<bool>;
     fn trim_issued(&mut self, before: Serial, ended: Timestamp, limit: usize) -> Result<usize>;
     fn trim_tokens(&mut self, ended: Timestamp, limit: usize) -> Result<usize>;
-}
-
-/// A lease that is asked for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Lease<'a> {
-    pub(crate) name: &'a str,
-    pub(crate) holder: &'a str,
-    pub(crate) until: Timestamp,
-    pub(crate) now: Timestamp,
 }
 
 /// What a batch wrote; not durable yet, hence no receipts.
@@ -292,9 +282,4 @@ impl Entropy for Zeros {
         bytes.fill(0);
         Ok(())
     }
-}
-
-/// Until when a lease taken now lasts.
-pub(crate) fn lease_end(now: Timestamp, ttl: Duration) -> Timestamp {
-    now + ttl
 }

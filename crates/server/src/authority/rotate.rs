@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use countersign_identity::{Clock, Code, Entropy, KeyId, Lifetime, Vital};
+use countersign_identity::{Clock, Code, Entropy, KeyId, Lifetime, Timestamp, Vital};
 use countersign_pki::{Issuer, KeyKind, KeyVault, PrivateKey, SoftwareSigner};
 use countersign_seal::Kek;
-use countersign_store::{Batch, Store};
+use countersign_store::{Batch, Duties, Duty, Store};
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::create::{Ceremony, copy, internal};
@@ -22,9 +22,8 @@ use crate::watch::{TimeGuard, Watch};
 
 /// How often the issuer's age is looked at.
 const LOOK: Duration = Duration::from_secs(60);
-/// The lease under which one replica makes the successor.
-const LEASE: &str = "authority/issuer";
-const LEASE_TIME: Duration = Duration::from_secs(120);
+/// The duty of one replica to make the successor.
+const DUTY: Duty = Duty { name: "authority/issuer", ttl: Duration::from_secs(120) };
 
 /// The periodic duty of succeeding the issuer.
 pub(crate) struct Rotation {
@@ -36,7 +35,7 @@ pub(crate) struct Rotation {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) time: Arc<TimeGuard>,
-    pub(crate) holder: String,
+    pub(crate) duties: Arc<Duties>,
     pub(crate) lifetime: Lifetime,
     pub(crate) feed: StateFeed,
     pub(crate) watch: Arc<Watch>,
@@ -48,7 +47,15 @@ impl Rotation {
         // An issuer that lives for less than the usual pause is looked at more often.
         let look = LOOK.min(self.lifetime.duration() / 20);
         let mut states = self.feed.watch();
+        let mut watched = Timestamp::EPOCH;
         loop {
+            // So that it is known, once this server wants the duty, whether another still renews it.
+            if look / 2 <= self.clock.now().since(watched) {
+                watched = self.clock.now();
+                if let Err(error) = self.duties.watch(DUTY, watched).await {
+                    tracing::debug!(%error, "could not see who succeeds the issuer");
+                }
+            }
             let outdated = self.is_outdated(&states.borrow_and_update());
             // Another replica has put a successor in the place of one that is out of service, or under another root.
             let looked = if outdated { self.reload().await } else { self.look().await };
@@ -121,7 +128,7 @@ impl Rotation {
             return Ok(());
         }
         let now = self.time.trusted(self.clock.now())?;
-        if !self.store.lease(LEASE, &self.holder, LEASE_TIME, now).await? {
+        if !self.duties.is_ours(DUTY, now).await? {
             let why = "another server is about to succeed the issuer: try again in two minutes";
             return Err(Refused::new(Code::Unavailable, why));
         }
@@ -146,7 +153,7 @@ impl Rotation {
         if !authorities.successor_due(now) || authorities.is_outside() {
             return Ok(());
         }
-        if !self.store.lease(LEASE, &self.holder, LEASE_TIME, now).await? {
+        if !self.duties.is_ours(DUTY, now).await? {
             return Ok(());
         }
         // Another replica may have done it while this one looked elsewhere.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use countersign_api::admin::RevisionResponse;
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, Reason, Revision, Revocation, Revoked, Timestamp};
-use countersign_store::{Batch, Change, Kind, Record};
+use countersign_store::{Batch, Change, Duty, Kind, Record};
 use tokio_util::sync::CancellationToken;
 
 use super::life::Life;
@@ -19,14 +19,13 @@ use crate::state::State;
 const LOOK: Duration = Duration::from_secs(60);
 /// How soon it is tried again after it failed or another replica was about to do it.
 const AGAIN: Duration = Duration::from_secs(5);
-/// The lease under which one replica does it.
-const LEASE: &str = "incarnation/cover";
-const LEASE_TIME: Duration = Duration::from_secs(30);
+/// The duty of one replica to do it.
+const DUTY: Duty = Duty { name: "incarnation/cover", ttl: Duration::from_secs(30) };
 /// How often a change is planned again because the state moved on.
 const ATTEMPTS_MAX: usize = 50;
 
 /// Covers what is of an earlier incarnation when its time has come; waits for it until stopped.
-pub(crate) async fn settle(control: Arc<Control>, holder: String, stop: CancellationToken) {
+pub(crate) async fn settle(control: Arc<Control>, stop: CancellationToken) {
     let mut states = control.feed.watch();
     loop {
         let now = control.clock.now();
@@ -35,7 +34,7 @@ pub(crate) async fn settle(control: Arc<Control>, holder: String, stop: Cancella
             None => now + LOOK,
             Some(life) if now < life.cover_at => life.cover_at,
             Some(life) => {
-                if let Err(refused) = cover(&control, &holder, &life).await {
+                if let Err(refused) = cover(&control, &life).await {
                     tracing::warn!(code = %refused.code, why = %refused.why, "could not cover what is of an earlier incarnation");
                 }
                 now + AGAIN
@@ -49,10 +48,10 @@ pub(crate) async fn settle(control: Arc<Control>, holder: String, stop: Cancella
     }
 }
 
-async fn cover(control: &Control, holder: &str, life: &Life) -> Result<(), Refused> {
+async fn cover(control: &Control, life: &Life) -> Result<(), Refused> {
     // A clock that may not be believed covers nothing: what was not re-issued yet would be refused.
     let now = control.desk.time.trusted(control.clock.now())?;
-    if !control.store.lease(LEASE, holder, LEASE_TIME, now).await? {
+    if !control.duties.is_ours(DUTY, now).await? {
         return Ok(());
     }
     let state = control.feed.current();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_store::{Batch, Op, TRIM_ROWS_MAX};
+use countersign_store::{Batch, Duty, Op, TRIM_ROWS_MAX};
 use tokio_util::sync::CancellationToken;
 
 use super::reader::LogReader;
@@ -12,13 +12,12 @@ use crate::refusal::Refused;
 
 /// How often it is looked for old details.
 const PAUSE: Duration = Duration::from_secs(600);
-/// The lease under which one server drops them.
-const LEASE: &str = "log/trim";
+/// The duty of one server to drop them.
+const DUTY: Duty = Duty { name: "log/trim", ttl: PAUSE };
 
 /// Keeps details for so long.
 pub(crate) struct Retention {
     pub(crate) control: Arc<Control>,
-    pub(crate) holder: String,
     pub(crate) kept: Duration,
 }
 
@@ -43,7 +42,7 @@ impl Retention {
         let store = &*self.control.store;
         // A clock that may not be believed takes nothing away, nor one that was set ahead.
         let steady = self.control.desk.time.steady(&*self.control.clock)?;
-        if !store.lease(LEASE, &self.holder, PAUSE, self.control.clock.now()).await? {
+        if !self.control.duties.is_ours(DUTY, self.control.clock.now()).await? {
             return Ok(());
         }
         let (present, _head) = LogReader::of(store, None).await?;

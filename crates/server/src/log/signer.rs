@@ -1,11 +1,11 @@
-//! Signs the log: one server, by a lease, at least every second while there are events.
+//! Signs the log: one server, by its duty, at least every second while there are events.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use countersign_audit::{Checkpoint, Edge, Note, NoteKey, Origin};
 use countersign_identity::{Code, Failed, Incarnation, Sha256, Timestamp};
-use countersign_store::{Batch, CheckpointRow, Op, PAGE_MAX};
+use countersign_store::{Batch, CheckpointRow, Duty, Op, PAGE_MAX};
 use tokio_util::sync::CancellationToken;
 
 use super::reader::LogReader;
@@ -16,9 +16,8 @@ use crate::refusal::Refused;
 
 /// How often it is looked for events that are not signed yet.
 const PAUSE: Duration = Duration::from_millis(500);
-/// The lease under which one server signs, and for how long it is taken. It is taken again when half of it is over.
-const LEASE: &str = "log/sign";
-const LEASE_TIME: Duration = Duration::from_secs(10);
+/// The duty of one server to sign.
+const DUTY: Duty = Duty { name: "log/sign", ttl: Duration::from_secs(10) };
 /// How many leaves are signed for at once; a log that was never signed is caught up with in such steps.
 const LEAVES_MAX: usize = 16 * PAGE_MAX;
 
@@ -81,8 +80,6 @@ pub(crate) struct Signer {
     control: Arc<Control>,
     log_key: Arc<LogKey>,
     key: NoteKey,
-    holder: String,
-    leased_until: Timestamp,
     signed: Option<Signed>,
     /// The newest note that was read, and the checkpoint that its signature was found to vouch for: while nothing happens,
     /// it is the same at every look.
@@ -98,18 +95,13 @@ struct Signed {
 }
 
 impl Signer {
-    /// In the name of a server, with the trust domain's log key.
+    /// With the trust domain's log key.
     ///
     /// # Errors
     /// When the key cannot sign notes.
-    pub(crate) fn new(
-        control: Arc<Control>,
-        log_key: Arc<LogKey>,
-        holder: String,
-    ) -> Result<Self, Refused> {
+    pub(crate) fn new(control: Arc<Control>, log_key: Arc<LogKey>) -> Result<Self, Refused> {
         let key = log_key.note_key(&control.feed.current().domain().trust_domain)?;
-        let (leased_until, signed, opened) = (Timestamp::EPOCH, None, None);
-        Ok(Self { control, log_key, key, holder, leased_until, signed, opened })
+        Ok(Self { control, log_key, key, signed: None, opened: None })
     }
 
     /// Looks again and again until stopped, and once more then. What fails is told and tried again.
@@ -168,7 +160,7 @@ impl Signer {
                 progress.at = Some(now);
             }
         });
-        if head.log_size == signed || !self.may_sign().await? {
+        if head.log_size == signed || !control.duties.is_ours(DUTY, now).await? {
             return Ok(false);
         }
         let from = match (self.signed.take(), last) {
@@ -197,16 +189,6 @@ impl Signer {
         let (checkpoint, _) = opened.map_err(|bad| Refused::new(Code::Internal, why(bad)))?;
         self.opened = Some((note, checkpoint.clone()));
         Ok(checkpoint)
-    }
-
-    async fn may_sign(&mut self) -> Result<bool, Refused> {
-        let now = self.control.clock.now();
-        if now + LEASE_TIME / 2 <= self.leased_until {
-            return Ok(true);
-        }
-        let taken = self.control.store.lease(LEASE, &self.holder, LEASE_TIME, now).await?;
-        self.leased_until = if taken { now + LEASE_TIME } else { Timestamp::EPOCH };
-        Ok(taken)
     }
 
     /// Goes on from what was signed to this size, and signs that.

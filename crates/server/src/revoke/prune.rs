@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use countersign_audit::{Event, EventKind};
 use countersign_identity::Timestamp;
-use countersign_store::{Batch, Change, Kind};
+use countersign_store::{Batch, Change, Duty, Kind};
 use tokio_util::sync::CancellationToken;
 
 use crate::control::Control;
@@ -17,14 +17,13 @@ use crate::watch::learn;
 const LOOK: Duration = Duration::from_secs(60);
 /// Rules that one commit drops.
 const RULES_MAX: usize = 1000;
-/// The lease under which one replica does it.
-const LEASE: &str = "revoke/prune";
-const LEASE_TIME: Duration = Duration::from_secs(120);
+/// The duty of one replica to do it.
+const DUTY: Duty = Duty { name: "revoke/prune", ttl: Duration::from_secs(120) };
 
 /// Looks now and then until stopped. What fails is told and tried again.
-pub(crate) async fn prune(control: Arc<Control>, holder: String, stop: CancellationToken) {
+pub(crate) async fn prune(control: Arc<Control>, stop: CancellationToken) {
     loop {
-        if let Err(refused) = drop_moot(&control, &holder).await {
+        if let Err(refused) = drop_moot(&control).await {
             tracing::warn!(code = %refused.code, why = %refused.why, "could not drop rules that are moot");
         }
         let again = control.clock.about(LOOK);
@@ -39,7 +38,7 @@ pub(crate) async fn prune(control: Arc<Control>, holder: String, stop: Cancellat
 ///
 /// # Errors
 /// When the clock is not to be trusted, or the store refuses.
-pub(crate) async fn drop_moot(control: &Control, holder: &str) -> Result<Vec<String>, Refused> {
+pub(crate) async fn drop_moot(control: &Control) -> Result<Vec<String>, Refused> {
     if control.desk.time.trusted(control.clock.now()).is_err() {
         learn(control).await?;
     }
@@ -48,7 +47,7 @@ pub(crate) async fn drop_moot(control: &Control, holder: &str) -> Result<Vec<Str
     let now = control.clock.now();
     let state = control.feed.current();
     let moot = moot(&state, steady);
-    if moot.is_empty() || !control.store.lease(LEASE, holder, LEASE_TIME, now).await? {
+    if moot.is_empty() || !control.duties.is_ours(DUTY, now).await? {
         return Ok(Vec::new());
     }
     let event = |name: &String| {

@@ -15,7 +15,7 @@ use countersign_api::admin::{Convergence, Goal, Step, TrialSummary, TrialView, V
 use countersign_api::resource::Approval;
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, KeyId, Revision, Timestamp};
-use countersign_store::{Batch, Change};
+use countersign_store::{Batch, Change, Duty};
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::{Authorities, Rotation};
@@ -36,9 +36,8 @@ const EFFORT_MAX: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_secs(2);
 /// How often the schedule is looked at.
 const LOOK: Duration = Duration::from_secs(30);
-/// The lease under which one replica walks.
-const LEASE: &str = "authority/walk";
-const LEASE_TIME: Duration = Duration::from_secs(10);
+/// The duty of one replica to walk.
+const DUTY: Duty = Duty { name: "authority/walk", ttl: Duration::from_secs(10) };
 /// Who walks by the schedule.
 const SCHEDULE: &str = "schedule";
 /// Names of who is missing that an answer holds.
@@ -56,7 +55,6 @@ pub(crate) struct Walker {
 struct Memory {
     /// How long the last look at everything that is out took.
     effort: Duration,
-    leased_until: Option<Timestamp>,
     /// Since when nothing is left under the root that has to go.
     settled: Option<(KeyId, Timestamp)>,
     /// What was said last, so that it is said once.
@@ -165,14 +163,7 @@ impl Walker {
     /// Whether this replica is the one that walks.
     async fn leads(&self) -> Result<bool, Refused> {
         let now = self.rotation.time.trusted(self.control.clock.now())?;
-        let until = self.memory().leased_until;
-        if until.is_some_and(|until| now + LEASE_TIME / 2 < until) {
-            return Ok(true);
-        }
-        let holder = &self.rotation.holder;
-        let led = self.control.store.lease(LEASE, holder, LEASE_TIME, now).await?;
-        self.memory().leased_until = led.then(|| now + LEASE_TIME);
-        Ok(led)
+        Ok(self.control.duties.is_ours(DUTY, now).await?)
     }
 
     /// What a step waits for: its gate, or what kept it from happening when it was tried last.

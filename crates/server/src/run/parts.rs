@@ -88,7 +88,6 @@ impl Parts {
         let Serving { control, trust, authorities, rotation, walker, own, exporter } = serving;
         let about = About { views: to_say.views, ..start.about(to_say.listen) };
         let drain = start.config.drain;
-        let holder = start.domain.server.to_string();
         // What requests in flight still need goes on until they have ended.
         let after = CancellationToken::new();
         let mut parts: JoinSet<Result<(), Refused>> = JoinSet::new();
@@ -106,6 +105,7 @@ impl Parts {
         spawn(&mut parts, own.run(due, after.clone()));
         let upkeep = Upkeep {
             store: Arc::clone(&start.store),
+            duties: Arc::clone(&control.duties),
             clock: Arc::clone(&start.around.clock),
             time: Arc::clone(&start.time),
             replica: start.domain.server.to_string(),
@@ -115,24 +115,21 @@ impl Parts {
             spawn(&mut parts, talk(Arc::clone(&control), after.clone()));
         }
         spawn(&mut parts, upkeep.trim(after.clone()));
-        spawn(&mut parts, prune(Arc::clone(&control), holder.clone(), after.clone()));
+        spawn(&mut parts, prune(Arc::clone(&control), after.clone()));
         spawn(&mut parts, keep_flows(Arc::clone(&control), after.clone()));
         spawn(&mut parts, keep_tallies(Arc::clone(&control), after.clone()));
-        spawn(
-            &mut parts,
-            settle(Arc::clone(&control), start.domain.server.to_string(), after.clone()),
-        );
+        spawn(&mut parts, settle(Arc::clone(&control), after.clone()));
         let (data, store) = (start.config.data.clone(), Arc::clone(&start.store));
         let clock = Arc::clone(&start.around.clock);
         let lost = CancellationToken::new();
         spawn(&mut parts, remember((data, clock), store, lost.clone(), after.clone()));
         if let Some(key) = &control.log_key {
-            let signer = Signer::new(Arc::clone(&control), Arc::clone(key), holder.clone())?;
+            let signer = Signer::new(Arc::clone(&control), Arc::clone(key))?;
             spawn(&mut parts, signer.run(after.clone()));
         }
         if let Some(kept) = start.config.details_kept {
-            let (control, holder) = (Arc::clone(&control), holder.clone());
-            spawn(&mut parts, Retention { control, holder, kept }.run(after.clone()));
+            let control = Arc::clone(&control);
+            spawn(&mut parts, Retention { control, kept }.run(after.clone()));
         }
         if let (Some(journal), Some(key)) = (&control.journal, &control.log_key) {
             let (journal, key) = (Arc::clone(journal), Arc::clone(key));

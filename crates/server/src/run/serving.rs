@@ -9,7 +9,7 @@ use countersign_identity::Timestamp;
 use countersign_pki::ChainMemory;
 use countersign_program::trace::{Exporter, Service, Tracer};
 use countersign_seal::Kek;
-use countersign_store::{Batch, PAGE_MAX};
+use countersign_store::{Batch, Duties, PAGE_MAX};
 use countersign_tls::{Limits, Slice, Trust};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -80,6 +80,8 @@ impl Serving {
         let replicas = shared.then(|| Replicas::new(start.domain.server.to_string()));
         let watch = Arc::new(Watch::new(start.started));
         let (tracer, exporter) = tracer(start);
+        let name = start.domain.server.to_string();
+        let duties = Arc::new(Duties::new(Arc::clone(&start.store), name));
         let rotation = Arc::new(Rotation {
             store: Arc::clone(&start.store),
             authorities: Arc::clone(&authorities),
@@ -88,13 +90,14 @@ impl Serving {
             clock: Arc::clone(&clock),
             entropy: Arc::clone(&entropy),
             time: Arc::clone(&start.time),
-            holder: start.domain.server.to_string(),
+            duties: Arc::clone(&duties),
             lifetime: start.config.issuer_lifetime,
             feed: feed.clone(),
             watch: Arc::clone(&watch),
         });
         let control = Arc::new(Control {
             store: Arc::clone(&start.store),
+            duties,
             feed,
             desk,
             rotation: Some(Arc::clone(&rotation)),
@@ -132,7 +135,8 @@ impl Serving {
     }
 
     /// Succeeds the issuer if that is due, records the start, and issues the first credential of our own. While
-    /// the clock cannot be believed, the server waits with it, and says so.
+    /// the clock cannot be believed, or another server may be about to succeed an issuer that has ended, the server waits with it,
+    /// and says so.
     pub(super) async fn prepare(&self, start: &Start) -> Result<Timestamp, StartError> {
         let now = start.around.clock.now();
         if let Err(refused) = start.time.trusted(now) {
@@ -140,6 +144,13 @@ impl Serving {
             return Ok(now + Duration::from_secs(1));
         }
         self.rotation.look().await?;
+        let authorities = self.authorities.load();
+        if authorities.issuer_validity().not_after <= now && !authorities.is_outside() {
+            tracing::error!(
+                "nothing is issued for now: the issuer has ended, and another server had the duty to succeed it"
+            );
+            return Ok(now + Duration::from_secs(1));
+        }
         let id = self.own.id.as_str();
         let event = Event::new(EventKind::ServerStarted, now, id, id)
             .with_details(serde_json::json!({ "version": env!("CARGO_PKG_VERSION") }));

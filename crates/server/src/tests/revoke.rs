@@ -389,7 +389,7 @@ async fn clock_that_was_ahead_once_stops_issuing_until_an_operator_accepts_the_p
     realm.verify_everything().await;
 }
 
-async fn shows_itself(realm: &Realm, running: &Running) -> bool {
+pub(super) async fn shows_itself(realm: &Realm, running: &Running) -> bool {
     let contact = FirstContact {
         pin: realm.trust,
         domain: Some(super::DOMAIN.parse().unwrap()),

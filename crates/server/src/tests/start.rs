@@ -1,12 +1,15 @@
 //! Servers that start, start sealed, or do not start, with a sentence for it.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_api::admin::{AdminError, ApplyRequest, CreateTokenRequest};
-use countersign_identity::{Code, SystemEntropy};
+use countersign_api::admin::{AdminError, ApplyRequest, CreateTokenRequest, RotateRequest};
+use countersign_identity::{Clock as _, Code, SystemEntropy};
+use countersign_store::{Lease, SqliteStore, Store as _};
 use tokio::net::TcpListener;
 
+use super::revoke::shows_itself;
 use super::{Agent, Realm, workload};
 use crate::config::{Config, InitConfig};
 
@@ -122,6 +125,46 @@ async fn clock_behind_the_log_issues_nothing_and_says_so() {
         }
     })
     .await;
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+/// Lets a server that is gone have the duty to succeed the issuer.
+async fn leave_to_another(realm: &Realm) {
+    let store = SqliteStore::open(&realm.data(), Arc::new(SystemEntropy)).unwrap();
+    let lease = Lease { holder: "gone".to_owned(), ends: realm.clock.now() };
+    assert!(store.lease("authority/issuer", lease, None).await.unwrap());
+}
+
+#[tokio::test]
+async fn server_whose_issuer_has_ended_recovers_also_when_that_was_the_duty_of_one_that_is_gone() {
+    let realm = Realm::begin().await;
+    leave_to_another(&realm).await;
+    realm.clock.advance(Duration::from_secs(60 * 86_400));
+    let running = realm.serve().await;
+    super::soon(async {
+        while !shows_itself(&realm, &running).await {
+            realm.clock.advance(Duration::from_secs(1));
+        }
+    })
+    .await;
+    Agent::join(&realm, &running, &[]).await;
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn server_that_has_run_for_a_while_replaces_an_issuer_at_the_first_word() {
+    let realm = Realm::begin().await;
+    leave_to_another(&realm).await;
+    let running = realm.serve().await;
+    // It looks who has that duty each minute, of which a few are missed here.
+    for _minute in 0..60 {
+        realm.clock.advance(Duration::from_secs(60));
+        running.admin.status().await.unwrap();
+    }
+    let request = RotateRequest { reason: None, root_key: None };
+    running.admin.rotate_issuer(&request).await.unwrap();
     running.stop().await;
     realm.verify_everything().await;
 }

@@ -178,6 +178,7 @@ impl Elsewhere {
     async fn begin(domain: &str, now: Timestamp) -> Self {
         let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(7));
         let ground = Ground {
+            name: "elsewhere".to_owned(),
             store: Arc::new(MemoryStore::new(Arc::new(SeededEntropy::new(8)))),
             clock: Arc::new(SimClock::new(now)),
             entropy: Arc::clone(&entropy),

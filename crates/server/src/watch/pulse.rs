@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::{Clock, Code};
-use countersign_store::Store;
+use countersign_store::{Lease, Store};
 use tokio_util::sync::CancellationToken;
 
 use crate::refusal::Refused;
@@ -76,7 +76,8 @@ impl Pulse {
     ) {
         let name = format!("replica/{replica}");
         for round in 1_u32.. {
-            let writing = store.lease(&name, &replica, HERE, clock.now());
+            let lease = Lease { holder: replica.clone(), ends: clock.now() + HERE };
+            let writing = store.lease(&name, lease, None);
             let trouble = match tokio::time::timeout(ANSWER_TIMEOUT, writing).await {
                 Ok(Ok(true)) => None,
                 Ok(Ok(false)) => Some(format!("another server calls itself `{replica}`")),

@@ -7,7 +7,7 @@ use super::{TABLES, Type};
 /// What is not copied, and why nothing is lost by that.
 const LEFT_OUT: &[(&str, &str)] = &[
     ("head", "the one row goes last, when all others are there"),
-    ("leases", "they end by themselves, and are of the servers at the old place"),
+    ("leases", "at the new place nobody has a duty yet"),
     ("reports", "each server replaces its own every moment"),
     ("schema", "SQLite's version of the schema, which the new place has"),
     ("countersign_schema", "PostgreSQL's"),

@@ -7,9 +7,10 @@ use countersign_identity::{Incarnation, KeyId, NodeId, Serial, Sha256, Timestamp
 use imbl::{OrdMap, Vector};
 
 use crate::bounds::TRIM_ROWS_MAX;
-use crate::transact::{Lease, Tables, Upkeep};
+use crate::queue::WantedLease;
+use crate::transact::{Tables, Upkeep};
 use crate::{
-    Change, CheckpointRow, Details, FlowRow, Head, Issued, IssuedRow, KeysOf, Kind, NodeRow,
+    Change, CheckpointRow, Details, FlowRow, Head, Issued, IssuedRow, KeysOf, Kind, Lease, NodeRow,
     PaperRow, PointKey, PointRow, Record, ReportRow, Result, StoredEvent, TallyOf, TallyRow,
     TokenRow,
 };
@@ -30,7 +31,7 @@ pub(crate) struct State {
     pub(crate) papers: OrdMap<String, PaperRow>,
     pub(crate) tallies: OrdMap<(TallyOf, Timestamp, String), TallyRow>,
     pub(crate) revoked_keys: OrdMap<KeyId, Timestamp>,
-    pub(crate) leases: OrdMap<String, (String, Timestamp)>,
+    pub(crate) leases: OrdMap<String, Lease>,
     pub(crate) reports: OrdMap<String, ReportRow>,
     pub(crate) log: Vector<Arc<StoredEvent>>,
     pub(crate) past: OrdMap<Incarnation, Vector<Arc<StoredEvent>>>,
@@ -307,15 +308,14 @@ impl Tables for State {
 }
 
 impl Upkeep for State {
-    fn take_lease(&mut self, lease: &Lease<'_>) -> Result<bool> {
-        let free = self
-            .leases
-            .get(lease.name)
-            .is_none_or(|(holder, until)| holder == lease.holder || *until <= lease.now);
-        if free {
-            self.leases.insert(lease.name.to_owned(), (lease.holder.to_owned(), lease.until));
+    fn take_lease(&mut self, wanted: &WantedLease) -> Result<bool> {
+        let WantedLease { name, lease, over } = wanted;
+        let found = self.leases.get(name);
+        let gives_way = found.is_none_or(|found| found.holder == lease.holder || found == over);
+        if gives_way {
+            self.leases.insert(name.clone(), lease.clone());
         }
-        Ok(free)
+        Ok(gives_way)
     }
 
     fn put_report(&mut self, report: &ReportRow) -> Result<bool> {

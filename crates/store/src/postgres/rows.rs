@@ -9,7 +9,7 @@ use tokio_postgres::types::FromSqlOwned;
 
 use super::seen::Tip;
 use crate::{
-    CheckpointRow, Details, FlowRow, Head, Issued, IssuedRow, NodeRow, PaperRow, PointKey,
+    CheckpointRow, Details, FlowRow, Head, Issued, IssuedRow, Lease, NodeRow, PaperRow, PointKey,
     PointRow, ReportRow, Result, StoreError, StoredEvent, TallyRow, TokenRow,
 };
 
@@ -126,6 +126,10 @@ pub(super) fn paper(row: &Row) -> Result<PaperRow> {
     let name = String::from_utf8(column(row, 0)?)
         .map_err(|error| broken(format!("the name of a paper: {error}")))?;
     Ok(PaperRow { name, value: column(row, 1)? })
+}
+
+pub(super) fn lease(row: &Row) -> Result<Lease> {
+    Ok(Lease { holder: column(row, 0)?, ends: moment(row, 1)? })
 }
 
 pub(super) fn report_version(row: &Row) -> Result<(String, u64)> {

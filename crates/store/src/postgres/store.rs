@@ -3,7 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use countersign_audit::TileHash;
@@ -18,13 +17,12 @@ use super::seen::Seen;
 use super::serve::{Opening, Served, serve};
 use super::session::{Command, Target, command};
 use super::{Password, PostgresUrl, Primary, Reached, rows, text};
-use crate::bounds::{HASHES_MAX, check, check_name, check_report};
-use crate::queue::{Job, OwnedLease, Queue, ended};
-use crate::transact::lease_end;
+use crate::bounds::{HASHES_MAX, check, check_report};
+use crate::queue::{Job, Queue, WantedLease, ended};
 use crate::{
-    Batch, CheckpointRow, Committed, Feed, FlowRow, Head, Issued, NodeRow, PAGE_MAX, PaperRow,
-    PointKey, PointRow, ReportRow, Result, Snapshot, Store, StoreError, StoredEvent, TallyOf,
-    TallyPlace, TallyRow, TokenRow, Trimmed, sql,
+    Batch, CheckpointRow, Committed, Feed, FlowRow, Head, Issued, Lease, NodeRow, PAGE_MAX,
+    PaperRow, PointKey, PointRow, ReportRow, Result, Snapshot, Store, StoreError, StoredEvent,
+    TallyOf, TallyPlace, TallyRow, TokenRow, Trimmed, sql,
 };
 
 /// A store in a database: durable, for any number of processes at a time.
@@ -323,12 +321,14 @@ impl Store for PostgresStore {
         self.all(page, rows::tile_hash).await
     }
 
-    async fn lease(&self, name: &str, holder: &str, ttl: Duration, now: Timestamp) -> Result<bool> {
-        check_name("bytes of a lease's name", name)?;
-        check_name("bytes of a lease's holder", holder)?;
-        let (name, holder) = (name.to_owned(), holder.to_owned());
-        let lease = OwnedLease { name, holder, until: lease_end(now, ttl), now };
-        self.write(|answer| Job::Lease { lease, answer }).await
+    async fn lease(&self, name: &str, lease: Lease, over: Option<Lease>) -> Result<bool> {
+        let wanted = WantedLease::new(name, lease, over)?;
+        self.write(|answer| Job::Lease { wanted, answer }).await
+    }
+
+    async fn lease_of(&self, name: &str) -> Result<Option<Lease>> {
+        let name = name.to_owned();
+        self.one(move || command!(sql::LEASE, name.clone()), rows::lease).await
     }
 
     async fn report(&self, report: ReportRow) -> Result<bool> {

@@ -70,7 +70,7 @@ pub(super) const TOUCH_NODES: &str = "UPDATE nodes AS n SET seen_at = seen.at \
 
 pub(super) const TAKE_LEASE: &str = "INSERT INTO leases (name, holder, ends) VALUES ($1, $2, $3) \
      ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, ends = excluded.ends \
-     WHERE leases.holder = excluded.holder OR leases.ends <= $4 RETURNING name";
+     WHERE leases.holder = excluded.holder OR (leases.holder = $4 AND leases.ends = $5) RETURNING name";
 pub(super) const PUT_REPORT: &str = "INSERT INTO reports (replica, version, body) \
      VALUES ($1, $2, $3) ON CONFLICT (replica) \
      DO UPDATE SET version = excluded.version, body = excluded.body \

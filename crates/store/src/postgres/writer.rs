@@ -18,7 +18,7 @@ use super::seen::{Seen, Tip, past, raise};
 use super::session::{Command, Fault, Session, Target, command};
 use super::text;
 use crate::bounds::TRIM_ROWS_MAX;
-use crate::queue::{Ending, Job, OwnedLease, Queue, ended};
+use crate::queue::{Ending, Job, Queue, WantedLease, ended};
 use crate::transact::{Written, first_serial, write};
 use crate::{Batch, Committed, ReportRow, Result, StoreError, Trimmed, sql};
 
@@ -105,8 +105,8 @@ impl Writer {
     async fn other(&mut self, job: Job) {
         // A caller that has gone away was told in the contract of the store that its job goes on.
         match job {
-            Job::Lease { lease, answer } => {
-                let outcome = self.lease(&lease).await;
+            Job::Lease { wanted, answer } => {
+                let outcome = self.lease(&wanted).await;
                 let _ = answer.send(outcome);
             }
             Job::Report { report, answer } => {
@@ -290,11 +290,12 @@ impl Writer {
         }
     }
 
-    async fn lease(&mut self, lease: &OwnedLease) -> Result<bool> {
+    async fn lease(&mut self, wanted: &WantedLease) -> Result<bool> {
         self.seen.is_whole()?;
-        let OwnedLease { name, holder, until, now } = lease;
-        let values = (until.micros(), now.micros());
-        let commands = [command!(text::TAKE_LEASE, name, holder, values.0, values.1)];
+        let WantedLease { name, lease, over } = wanted;
+        let ends = (lease.ends.micros(), over.ends.micros());
+        let commands =
+            [command!(text::TAKE_LEASE, name, &lease.holder, ends.0, &over.holder, ends.1)];
         let rows = self.again(None, &commands, None).await?;
         Ok(rows.first().is_some_and(|rows| !rows.is_empty()))
     }

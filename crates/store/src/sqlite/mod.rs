@@ -12,7 +12,6 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use countersign_audit::TileHash;
@@ -25,11 +24,10 @@ use self::readers::Readers;
 use self::tables::{Open, all, one};
 pub(crate) use self::transfer::{Reading, Writing};
 use self::writer::Writer;
-use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_name, check_report};
-use crate::queue::{Job, OwnedLease, Queue, ended};
-use crate::transact::lease_end;
+use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_report};
+use crate::queue::{Job, Queue, WantedLease, ended};
 use crate::{
-    Batch, Change, CheckpointRow, Commit, Committed, Feed, FlowRow, Head, Issued, NodeRow,
+    Batch, Change, CheckpointRow, Commit, Committed, Feed, FlowRow, Head, Issued, Lease, NodeRow,
     PAGE_MAX, PaperRow, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store, StoreError,
     StoredEvent, TallyOf, TallyPlace, TallyRow, TokenRow, Trimmed, sql,
 };
@@ -395,12 +393,15 @@ impl Store for SqliteStore {
         self.readers.read(read).await
     }
 
-    async fn lease(&self, name: &str, holder: &str, ttl: Duration, now: Timestamp) -> Result<bool> {
-        check_name("bytes of a lease's name", name)?;
-        check_name("bytes of a lease's holder", holder)?;
-        let (name, holder) = (name.to_owned(), holder.to_owned());
-        let lease = OwnedLease { name, holder, until: lease_end(now, ttl), now };
-        self.write(|answer| Job::Lease { lease, answer }).await
+    async fn lease(&self, name: &str, lease: Lease, over: Option<Lease>) -> Result<bool> {
+        let wanted = WantedLease::new(name, lease, over)?;
+        self.write(|answer| Job::Lease { wanted, answer }).await
+    }
+
+    async fn lease_of(&self, name: &str) -> Result<Option<Lease>> {
+        let name = name.to_owned();
+        let read = move |connection: &Connection| one(connection, sql::LEASE, [name], rows::lease);
+        self.readers.read(read).await
     }
 
     async fn report(&self, report: ReportRow) -> Result<bool> {

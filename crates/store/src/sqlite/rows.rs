@@ -8,7 +8,7 @@ use countersign_identity::{
 use rusqlite::{ErrorCode, Row};
 
 use crate::{
-    CheckpointRow, Details, FlowRow, Head, Issued, IssuedRow, NodeRow, PaperRow, PointKey,
+    CheckpointRow, Details, FlowRow, Head, Issued, IssuedRow, Lease, NodeRow, PaperRow, PointKey,
     PointRow, ReportRow, Result, StoreError, StoredEvent, TallyRow, TokenRow,
 };
 
@@ -153,6 +153,10 @@ pub(super) fn paper(row: &Row<'_>) -> Result<PaperRow> {
     let name = String::from_utf8(column(row, 0)?)
         .map_err(|error| broken(format!("the name of a paper: {error}")))?;
     Ok(PaperRow { name, value: column(row, 1)? })
+}
+
+pub(super) fn lease(row: &Row<'_>) -> Result<Lease> {
+    Ok(Lease { holder: column(row, 0)?, ends: moment(row, 1)? })
 }
 
 pub(super) fn report_version(row: &Row<'_>) -> Result<(String, u64)> {

@@ -6,7 +6,8 @@ use rusqlite::{Connection, OptionalExtension as _, Params, Row};
 
 use super::rows::{self, broken, failed, labels_text, signed};
 use crate::bounds::TRIM_ROWS_MAX;
-use crate::transact::{Lease, Tables, Upkeep};
+use crate::queue::WantedLease;
+use crate::transact::{Tables, Upkeep};
 use crate::{
     Change, CheckpointRow, FlowRow, Head, IssuedRow, KeysOf, Kind, NodeRow, PaperRow, PointKey,
     PointRow, Record, ReportRow, Result, TallyOf, TallyRow, TokenRow, sql,
@@ -299,9 +300,10 @@ impl Tables for Open<'_> {
 }
 
 impl Upkeep for Open<'_> {
-    fn take_lease(&mut self, lease: &Lease<'_>) -> Result<bool> {
-        let (until, now) = (lease.until.micros(), lease.now.micros());
-        Ok(self.run(sql::TAKE_LEASE, (lease.name, lease.holder, until, now))? == 1)
+    fn take_lease(&mut self, wanted: &WantedLease) -> Result<bool> {
+        let WantedLease { name, lease, over } = wanted;
+        let ends = (lease.ends.micros(), over.ends.micros());
+        Ok(self.run(sql::TAKE_LEASE, (name, &lease.holder, ends.0, &over.holder, ends.1))? == 1)
     }
 
     fn put_report(&mut self, report: &ReportRow) -> Result<bool> {

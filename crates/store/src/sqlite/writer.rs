@@ -7,8 +7,8 @@ use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
 use super::tables::Open;
-use crate::queue::{Ending, Job, OwnedLease, Queue};
-use crate::transact::{Lease, Upkeep as _, Written, trim, write};
+use crate::queue::{Ending, Job, Queue};
+use crate::transact::{Upkeep as _, Written, trim, write};
 use crate::{Head, Result};
 
 /// Tells a caller its outcome once the transaction is durable, or that all of it failed.
@@ -35,9 +35,8 @@ impl Job {
                 // Receipts come into being here, after COMMIT, and nowhere else.
                 answer(caller, written, Written::committed)
             }
-            Self::Lease { lease: OwnedLease { name, holder, until, now }, answer: caller } => {
-                let lease = Lease { name: &name, holder: &holder, until, now };
-                let taken = isolated(open, head, |open, _head| open.take_lease(&lease));
+            Self::Lease { wanted, answer: caller } => {
+                let taken = isolated(open, head, |open, _head| open.take_lease(&wanted));
                 answer(caller, taken, |taken| taken)
             }
             Self::Report { report, answer: caller } => {

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use countersign_audit::{Entry, Event, EventKind};
 use countersign_identity::{KeyId, Revision};
-use countersign_store::{Batch, Change, Op, Store, StoredEvent, verify_everything};
+use countersign_store::{Batch, Change, Lease, Op, Store, StoredEvent, verify_everything};
 use proptest::prelude::*;
 
 use crate::fixture::{
-    Fixture, ISOLATIONS, after, at, digest, issuing, node, node_id, noon, put, remove, row, token,
+    self, Fixture, ISOLATIONS, after, at, digest, issuing, node, node_id, noon, put, remove, row,
+    token,
 };
 
 fn change() -> impl Strategy<Value = Change> {
@@ -77,15 +78,20 @@ prop_compose! {
 #[derive(Clone, Debug)]
 enum Step {
     Commit(Batch),
-    Lease(String, String, i64),
+    Lease(String, Lease, Option<Lease>),
     Trim(i64),
     Changes(Revision, usize),
+}
+
+fn lease() -> impl Strategy<Value = Lease> {
+    ("[ab]", 0..3_i64).prop_map(|(holder, secs)| fixture::lease(&holder, after(secs)))
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         12 => batch().prop_map(Step::Commit),
-        2 => ("[xy]", "[ab]", 0..40_i64).prop_map(|(name, holder, at)| Step::Lease(name, holder, at)),
+        2 => ("[xy]", lease(), proptest::option::of(lease()))
+            .prop_map(|(name, lease, over)| Step::Lease(name, lease, over)),
         1 => (0..6 * 3600_i64).prop_map(Step::Trim),
         2 => (revision(), 0..5_usize).prop_map(|(after, limit)| Step::Changes(after, limit)),
     ]
@@ -101,9 +107,9 @@ async fn apply(store: &dyn Store, step: Step) -> String {
             });
             format!("{answer:?} {}", *hint.borrow())
         }
-        Step::Lease(name, holder, secs) => {
-            let ttl = std::time::Duration::from_secs(10);
-            format!("{:?}", store.lease(&name, &holder, ttl, after(secs)).await)
+        Step::Lease(name, lease, over) => {
+            let taken = store.lease(&name, lease, over).await;
+            format!("{taken:?} {:?}", store.lease_of(&name).await)
         }
         Step::Trim(secs) => format!("{:?}", store.trim(after(secs)).await),
         Step::Changes(after, limit) => format!("{:?}", store.changes(after, limit).await),

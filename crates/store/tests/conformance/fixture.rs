@@ -9,8 +9,8 @@ use countersign_identity::{
     KeyId, NodeEvidence, NodeId, Revision, SeededEntropy, Serial, Sha256, Timestamp, Validity,
 };
 use countersign_store::{
-    Batch, Change, IssuedRow, Kind, MemoryStore, NodeRow, Op, Password, PostgresStore, Record,
-    SqliteStore, Store, StoreError, TokenRow,
+    Batch, Change, IssuedRow, Kind, Lease, MemoryStore, NodeRow, Op, Password, PostgresStore,
+    Record, SqliteStore, Store, StoreError, TokenRow,
 };
 
 use crate::server::Cluster;
@@ -105,6 +105,10 @@ pub(crate) async fn open_at(cluster: &Cluster, database: &str, seed: u64) -> Pos
 }
 
 /// Noon of the day on which nothing special happens.
+pub(crate) fn lease(holder: &str, ends: Timestamp) -> Lease {
+    Lease { holder: holder.to_owned(), ends }
+}
+
 pub(crate) fn noon() -> Timestamp {
     "2026-11-21T12:00:00Z".parse().unwrap()
 }

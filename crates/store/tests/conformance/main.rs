@@ -6,6 +6,7 @@
 mod certificates;
 mod copies;
 mod crash;
+mod duties;
 mod equality;
 mod files;
 mod fixture;
@@ -96,7 +97,13 @@ claims! {
     nodes::a_revoked_key_brings_no_successor
     nodes::a_key_of_another_node_is_refused
     nodes::a_removed_node_is_unknown_to_everything
-    nodes::a_lease_is_held_by_one_until_it_ends
+    duties::a_lease_gives_way_to_its_holder_and_to_who_names_it_exactly
+    duties::a_server_ahead_of_time_takes_nothing_from_who_renews
+    duties::a_dead_holders_duty_is_taken_by_one_whose_clock_is_behind
+    duties::a_server_that_is_restarted_has_its_duty_at_once
+    duties::a_duty_that_nobody_renews_any_more_is_taken_by_one_of_many
+    duties::who_watches_has_a_free_duty_as_soon_as_it_wants_it
+    duties::a_clock_that_is_set_makes_no_second_holder
     nodes::flows_are_counted_together_and_forgotten_when_old
     nodes::a_paper_stays_as_it_was_first_kept_and_no_other_takes_its_name_until_it_is_dropped
     nodes::tallies_are_added_up_and_read_from_the_newest

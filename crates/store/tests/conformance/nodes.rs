@@ -1,7 +1,6 @@
-//! What lies beside the map: tokens, nodes, leases, secrets, and the bounds of all.
+//! What lies beside the map: tokens, nodes, secrets, and the bounds of all.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, KeyId, Timestamp};
@@ -14,7 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::Shared;
 use crate::fixture::{
-    after, at, digest, doing, issuing, node, node_id, noon, number, put, putting, row, token,
+    after, at, digest, doing, issuing, lease, node, node_id, noon, number, put, putting, row, token,
 };
 
 /// ATTACKS 3.
@@ -162,29 +161,6 @@ pub(crate) async fn a_removed_node_is_unknown_to_everything(store: Shared) {
         assert_eq!(refused, StoreError::NodeUnknown(id), "{op:?}");
     }
     assert_eq!(store.node(id).await.unwrap(), None);
-}
-
-pub(crate) async fn a_lease_is_held_by_one_until_it_ends(store: Shared) {
-    let ttl = Duration::from_secs(10);
-    let mut replicas = JoinSet::new();
-    for replica in 0..16 {
-        let store = Arc::clone(&store);
-        replicas.spawn(async move {
-            store.lease("sweep", &format!("r{replica}"), ttl, noon()).await.unwrap()
-        });
-    }
-    let elected = replicas.join_all().await.into_iter().filter(|taken| *taken).count();
-    assert_eq!(elected, 1);
-    let take =
-        async |name, holder, secs| store.lease(name, holder, ttl, after(secs)).await.unwrap();
-    assert!(take("rotate", "a", 0).await, "another duty, another lease");
-    assert!(!take("rotate", "b", 9).await);
-    assert!(take("rotate", "a", 9).await, "its holder renews it");
-    assert!(!take("rotate", "b", 18).await);
-    assert!(take("rotate", "b", 19).await, "at its end it is free");
-    assert!(!take("rotate", "a", 20).await, "and the former holder has lost it");
-    assert!(store.lease("rotate", "b", Duration::ZERO, after(21)).await.unwrap());
-    assert!(take("rotate", "a", 21).await, "who gives it up leaves it to the others at once");
 }
 
 pub(crate) async fn flows_are_counted_together_and_forgotten_when_old(store: Shared) {
@@ -373,8 +349,10 @@ pub(crate) async fn too_much_at_once_is_refused(store: Shared) {
     ] {
         assert_eq!(store.commit(batch).await.unwrap_err().code(), Code::TooLarge);
     }
-    let refused = store.lease(&long, "a", Duration::ZERO, noon()).await.unwrap_err();
-    assert_eq!(refused.code(), Code::TooLarge);
+    for (name, holder) in [(&*long, "a"), ("a", &*long)] {
+        let refused = store.lease(name, lease(holder, noon()), None).await.unwrap_err();
+        assert_eq!(refused.code(), Code::TooLarge);
+    }
     assert_eq!(number(&store).await, 0);
 }
 

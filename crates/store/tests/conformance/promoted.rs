@@ -12,7 +12,7 @@ use countersign_store::{
 };
 
 use crate::copies;
-use crate::fixture::{ISOLATIONS, entropy, noon, putting, refuse_other_levels};
+use crate::fixture::{ISOLATIONS, entropy, lease, noon, putting, refuse_other_levels};
 use crate::outage::{PATIENCE, Traffic};
 use crate::server::{Cluster, Listen};
 
@@ -145,7 +145,7 @@ async fn is_back(isolation: &str) {
     }
     // So do those who have seen nothing yet, and a backup.
     let third = pair.open_after(None).await.unwrap();
-    assert!(third.lease("a", "b", Duration::from_secs(1), noon()).await.unwrap());
+    assert!(third.lease("a", lease("b", noon()), None).await.unwrap());
     traffic.verify(&third).await;
     let last = reached(&stores[0]).await;
     assert_eq!(Dumping::open(&pair.place()).await.unwrap().head().revision, last.revision);
@@ -356,7 +356,7 @@ async fn a_first_host_that_says_nothing_keeps_nobody_waiting_beyond_the_pulse() 
         );
         cluster.sql("postgres", &ended);
         let begin = Instant::now();
-        while store.lease("replica/a", "a", Duration::from_secs(1), noon()).await.is_err() {
+        while store.lease("replica/a", lease("a", noon()), None).await.is_err() {
             assert!(begin.elapsed() < PATIENCE, "it does not go on");
         }
         store.head().await.unwrap();

@@ -4,18 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_audit::{Event, EventKind};
-use countersign_identity::KeyId;
+use countersign_identity::{KeyId, Timestamp};
 use countersign_store::{
-    Batch, Dumping, Feed, Op, PAGE_MAX, PaperRow, Password, Place, PostgresStore, Store,
-    StoreError, verify_everything,
+    Batch, Dumping, Duties, Duty, Feed, Op, PAGE_MAX, PaperRow, Password, Place, PostgresStore,
+    Store, StoreError, verify_everything,
 };
 use tokio::task::JoinSet;
 
 use crate::fixture::{
-    ISOLATIONS, after, at, create_at, digest, doing, issuing, node, node_id, noon, open_at,
+    ISOLATIONS, after, at, create_at, digest, doing, issuing, lease, node, node_id, noon, open_at,
     putting, refuse_other_levels, row, token,
 };
 use crate::server::{Cluster, Listen};
+
+const TRIM: Duty = Duty { name: "trim", ttl: Duration::from_secs(60) };
 
 async fn pair(isolation: &str) -> [Arc<PostgresStore>; 2] {
     pair_and_database(isolation).await.0
@@ -210,15 +212,56 @@ async fn a_duty_is_done_by_one_of_many_replicas() {
         for caller in 0..16_usize {
             let store = Arc::clone(&stores[caller % 2]);
             callers.spawn(async move {
-                let holder = format!("server-{caller}");
-                store.lease("trim", &holder, Duration::from_secs(60), noon()).await.unwrap()
+                let duties = Duties::new(store, format!("server-{caller}"));
+                (duties.is_ours(TRIM, noon()).await.unwrap(), duties)
             });
         }
-        let taken = callers.join_all().await.into_iter().filter(|taken| *taken).count();
-        assert_eq!(taken, 1, "{isolation}");
-        let late = stores[1].lease("trim", "late", Duration::from_secs(60), after(61)).await;
-        assert!(late.unwrap(), "a lease that ended is free");
+        let (has, all): (Vec<_>, Vec<_>) = callers.join_all().await.into_iter().unzip();
+        assert_eq!(has.iter().filter(|has| **has).count(), 1, "{isolation}");
+        // The one that has it does not look any more.
+        let late = has.iter().zip(&all).find(|(has, _duties)| !**has).unwrap().1;
+        for secs in [1, 31] {
+            assert!(!late.is_ours(TRIM, after(secs)).await.unwrap());
+        }
+        assert!(late.is_ours(TRIM, after(61)).await.unwrap(), "what is not renewed is free");
     }
+}
+
+/// What a program of before the election by what was seen did for a duty, by its own clock.
+fn takes(name: &str, holder: &str, (now, ends): (Timestamp, Timestamp)) -> String {
+    let (now, ends) = (now.micros(), ends.micros());
+    format!(
+        "INSERT INTO leases (name, holder, ends) VALUES ('{name}', '{holder}', {ends}) \
+         ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, ends = excluded.ends \
+         WHERE leases.holder = excluded.holder OR leases.ends <= {now} RETURNING name"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_judges_by_ends_shares_duties_with_one_that_watches() {
+    let cluster = Cluster::shared();
+    let database = cluster.database("read committed");
+    let store = create_at(cluster, &database, 1).await;
+    let ours = Duties::new(Arc::new(store), "new".to_owned());
+    let older = |secs| {
+        let times = (after(secs), after(secs + 60));
+        cluster.sql(&database, &takes(TRIM.name, "old", times)) == TRIM.name
+    };
+    assert!(ours.is_ours(TRIM, noon()).await.unwrap());
+    assert!(!older(1), "it is ours");
+    assert!(!older(59));
+    assert!(ours.is_ours(TRIM, after(59)).await.unwrap(), "renewed");
+    assert!(!older(118));
+    assert!(older(119), "what ended is taken");
+    for secs in [120, 150, 178] {
+        assert!(!ours.is_ours(TRIM, after(secs)).await.unwrap());
+    }
+    assert!(older(178), "renewed");
+    for secs in [179, 209, 238] {
+        assert!(!ours.is_ours(TRIM, after(secs)).await.unwrap());
+    }
+    assert!(ours.is_ours(TRIM, after(239)).await.unwrap(), "what was not renewed is taken");
+    assert!(!older(240));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -355,7 +398,7 @@ async fn is_upgraded_beside_an_older_replica(isolation: &str) {
         assert!(matches!(refused, StoreError::NewerSchema { needs: 9, .. }), "{refused}");
         let head = store.head().await.unwrap_err();
         assert!(matches!(head, StoreError::NewerSchema { .. }), "{head}");
-        let lease = store.lease("a", "b", Duration::from_secs(1), noon()).await;
+        let lease = store.lease("a", lease("b", noon()), None).await;
         assert!(lease.unwrap_err().to_string().contains("use a newer one"));
     }
     let opened = PostgresStore::open(
