@@ -43,6 +43,9 @@ pub struct ApplyResponse {
     pub revision: Revision,
     /// What changed. What stayed the same is not in the list.
     pub changes: Vec<AppliedChange>,
+    /// Why the journal does not have it, where one is kept and should. It is in force all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_in_journal: Option<String>,
 }
 
 /// One change of one resource.

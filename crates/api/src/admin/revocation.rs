@@ -148,6 +148,9 @@ pub struct RevokeResponse {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub exposure_ends: Option<Timestamp>,
+    /// Why the journal does not have it, where one is kept and should. It is in force all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_in_journal: Option<String>,
 }
 
 /// A rule in force.
@@ -211,12 +214,22 @@ pub struct ResumeRequest {
 }
 
 /// That something was done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RevisionResponse {
     /// The revision in force afterwards.
     #[schema(value_type = String)]
     pub revision: Revision,
+    /// Why the journal does not have it, where one is kept and should. It is in force all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_in_journal: Option<String>,
+}
+
+impl RevisionResponse {
+    /// That something was done of which a journal has nothing to hold.
+    pub const fn at(revision: Revision) -> Self {
+        Self { revision, not_in_journal: None }
+    }
 }
 
 /// What is out of service.

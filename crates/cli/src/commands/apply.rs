@@ -110,7 +110,8 @@ pub(super) async fn tell(
         if output == Output::Json {
             output::json(response)?;
         }
-        return Ok(Exit::Done);
+        let done = response.not_in_journal.is_none();
+        return Ok(if done { Exit::Done } else { Exit::No });
     };
     let convergence = super::revoke::enforced(client, response.revision, wait, output).await?;
     let (live, enforcing) = (convergence.live, convergence.enforcing);
@@ -118,12 +119,14 @@ pub(super) async fn tell(
         Output::Json => output::json(&serde_json::json!({
             "revision": response.revision, "changes": response.changes,
             "live": live, "enforcing": enforcing, "missing": convergence.missing,
+            "notInJournal": response.not_in_journal,
         }))?,
         Output::Human => {
             output::line(&format!("{enforcing} of {live} enforcement points enforce it"))?;
         }
     }
-    Ok(if convergence.is_converged() { Exit::Done } else { Exit::No })
+    let done = convergence.is_converged() && response.not_in_journal.is_none();
+    Ok(if done { Exit::Done } else { Exit::No })
 }
 
 /// Why nothing was applied: where it is the manifests, with the places in the files, which the server does not know.
@@ -198,5 +201,7 @@ fn describe(response: &ApplyResponse, dry_run: bool) -> String {
         (_, true) => format!("nothing was changed: revision {} stays\n", response.revision),
         (_, false) => format!("revision {}\n", response.revision),
     });
+    let what = "what was removed is revoked";
+    text.push_str(&super::revoke::lacking(response.not_in_journal.as_deref(), what));
     text
 }

@@ -75,12 +75,18 @@ fn show(table: &Table, empty: &str) -> Result<Exit> {
 }
 
 pub(crate) async fn remove_node(find: &Find, node: NodeId, output: Output) -> Result<Exit> {
-    find.client()?.remove_node(node).await?;
-    match output {
-        Output::Json => output::json(&json!({ "removed": node }))?,
-        Output::Human => output::line(&format!("node {node} is removed"))?,
+    let not_in_journal = find.client()?.remove_node(node).await?;
+    match (output, &not_in_journal) {
+        (Output::Json, None) => output::json(&json!({ "removed": node }))?,
+        (Output::Json, Some(why)) => {
+            output::json(&json!({ "removed": node, "notInJournal": why }))?;
+        }
+        (Output::Human, why) => {
+            let lacking = super::revoke::lacking(why.as_deref(), "what it held is revoked");
+            output::write(format!("node {node} is removed\n{lacking}").as_bytes())?;
+        }
     }
-    Ok(Exit::Done)
+    Ok(if not_in_journal.is_none() { Exit::Done } else { Exit::No })
 }
 
 pub(crate) async fn resources(find: &Find, kind: Option<Kind>, output: Output) -> Result<Exit> {

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use countersign_api::admin::{
-    AdminClient, Convergence, Reissue, ResumeRequest, RevokeRequest, SuspendRequest,
+    AdminClient, Convergence, Reissue, ResumeRequest, RevisionResponse, RevokeRequest,
+    SuspendRequest,
 };
 use countersign_identity::{Clock as _, Revision, SystemClock};
 
@@ -17,7 +18,7 @@ pub(crate) use arguments::{
 };
 
 use crate::exit::Exit;
-use crate::output::{self, Output};
+use crate::output::{self, Output, printable};
 use bar::Bar;
 use shown::Outcome;
 
@@ -56,7 +57,17 @@ pub(crate) async fn revoke(arguments: &RevokeArguments, output: Output) -> Resul
         Output::Human => output::write(shown::outcome(&convergence, Some(&response)).as_bytes())?,
     }
     let done = !arguments.wait || convergence.is_converged() && convergence.is_as_claimed();
-    Ok(if done { Exit::Done } else { Exit::No })
+    Ok(if done && response.not_in_journal.is_none() { Exit::Done } else { Exit::No })
+}
+
+/// Says that the journal does not hold what was done, where it should: it is done all the same, and not as was promised.
+pub(super) fn lacking(not_in_journal: Option<&str>, what: &str) -> String {
+    let Some(why) = not_in_journal else { return String::new() };
+    format!(
+        "{what}, but not in the journal: {}; until `countersign status` does not warn of it any more, a restored backup may \
+         lack it\n",
+        printable(why)
+    )
 }
 
 /// Waits until every live point enforces a revision.
@@ -165,11 +176,12 @@ pub(crate) async fn suspend(arguments: &SuspendArguments, output: Output) -> Res
     let response = arguments.find.client()?.suspend(&request).await?;
     print(output, &response, || {
         format!(
-            "suspended at revision {}: nothing is issued until `countersign resume`; what is out stays in service until it is revoked or ends\n",
-            response.revision
+            "suspended at revision {}: nothing is issued until `countersign resume`; what is out stays in service until it is revoked or ends\n{}",
+            response.revision,
+            lacking(response.not_in_journal.as_deref(), "it is in force")
         )
     })?;
-    Ok(Exit::Done)
+    Ok(journaled(&response))
 }
 
 /// Lifts a suspension.
@@ -177,9 +189,15 @@ pub(crate) async fn resume(arguments: &ResumeArguments, output: Output) -> Resul
     let request = ResumeRequest { target: arguments.target.suspended()? };
     let response = arguments.find.client()?.resume(&request).await?;
     print(output, &response, || {
-        format!("resumed at revision {}; what was revoked stays revoked\n", response.revision)
+        let lacking = lacking(response.not_in_journal.as_deref(), "it is lifted");
+        let revision = response.revision;
+        format!("resumed at revision {revision}; what was revoked stays revoked\n{lacking}")
     })?;
-    Ok(Exit::Done)
+    Ok(journaled(&response))
+}
+
+fn journaled(response: &RevisionResponse) -> Exit {
+    if response.not_in_journal.is_none() { Exit::Done } else { Exit::No }
 }
 
 fn print<T: serde::Serialize>(

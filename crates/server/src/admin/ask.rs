@@ -69,16 +69,19 @@ pub(crate) async fn live() -> &'static str {
     "live\n"
 }
 
-/// Whether the server serves agents; when it does not, the problem says why.
+/// Whether the server serves agents; when it does not, the problem says why. One whose journal lacks rules says so and stays
+/// ready: agents that it turned away would not hear of the rules either.
 #[utoipa::path(get, path = "/ready", responses((status = 200), (status = "default", body = ProblemDetails)))]
-pub(crate) async fn ready(Shared(admin): Shared<Arc<Admin>>) -> Result<&'static str, Problem> {
+pub(crate) async fn ready(Shared(admin): Shared<Arc<Admin>>) -> Result<String, Problem> {
     let control = admin.control()?;
     if control.stop.is_cancelled() {
         return Err(Problem::new(Code::NotReady, "the server is stopping"));
     }
     control.desk.time.trusted(control.clock.now())?;
     control.pulse.beats()?;
-    Ok("ready\n")
+    let warning = control.journal.as_ref().and_then(|journal| journal.warning());
+    let warning = warning.map(|warning| format!("warning: {warning}\n"));
+    Ok(format!("ready\n{}", warning.unwrap_or_default()))
 }
 
 /// Who is alive, with which identity, until when.

@@ -78,7 +78,7 @@ pub(crate) async fn approve(
     let (walker, control) = (Arc::clone(admin.walker()?), admin.control()?);
     let ApproveRequest { authority } = parse(body)?;
     let work = async move { walker.approved(authority, &operator.actor()).await };
-    Ok(Json(RevisionResponse { revision: control.whole(work).await? }))
+    Ok(Json(RevisionResponse::at(control.whole(work).await?)))
 }
 
 /// Takes one step of the roots' walk: `prepare`, `publish`, `activate`, `retire`, `taint` or `rollback`.
@@ -101,7 +101,7 @@ pub(crate) async fn step(
     let request: StepRequest = parse(body)?;
     let work = async move { walker.asked(step, request, &operator.actor()).await };
     let revision = admin.control()?.whole(work).await?;
-    Ok(Json(RevisionResponse { revision }))
+    Ok(Json(RevisionResponse::at(revision)))
 }
 
 /// Orders the whole rotation of the root: each step is taken when its gate opens.
@@ -120,7 +120,7 @@ pub(crate) async fn rotate_root(
     let from = control.feed.current().walk()?.active()?.key;
     let work =
         async move { walker.order(Goal::Rotate, from, &operator.actor(), reason, root_key).await };
-    Ok(Json(RevisionResponse { revision: control.whole(work).await? }))
+    Ok(Json(RevisionResponse::at(control.whole(work).await?)))
 }
 
 /// Puts a new issuer in the place of the one that signs now.
@@ -143,7 +143,7 @@ pub(crate) async fn rotate_issuer(
         rotation.replace(issuer).await
     };
     control.whole(work).await?;
-    Ok(Json(RevisionResponse { revision: control.feed.current().revision }))
+    Ok(Json(RevisionResponse::at(control.feed.current().revision)))
 }
 
 /// Recovers from an authority's leaked key, or says what that comes to.

@@ -8,9 +8,10 @@ use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Extension, Path, State as Shared};
 use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
 use countersign_api::admin::{
     ApplyRequest, ApplyResponse, CreateTokenRequest, CreateTokenResponse, ProblemDetails,
-    TrustFingerprint,
+    RevisionResponse, TrustFingerprint,
 };
 use countersign_api::resource::Kind;
 use countersign_audit::{Event, EventKind};
@@ -26,7 +27,7 @@ use crate::attest::JoinToken;
 use crate::authority::internal;
 use crate::control::Control;
 use crate::refusal::Refused;
-use crate::revoke::{held, removed, shown};
+use crate::revoke::{held, removed, shown, unjournaled};
 use crate::state::State;
 
 /// How often a change is planned again because the state moved on, when no base was given.
@@ -154,7 +155,8 @@ pub(crate) async fn change(
         let plan = off_thread(move || planned(&on)).await?.map_err(problem)?;
         let plan = plan.ok_or_else(missing)?;
         if dry_run || plan.changes.is_empty() {
-            return Ok(Json(ApplyResponse { revision: state.revision, changes: plan.shown }));
+            let (revision, changes) = (state.revision, plan.shown);
+            return Ok(Json(ApplyResponse { revision, changes, not_in_journal: None }));
         }
         // By the state that the plan is committed on: what would lift the requirement needs it as well.
         approval::demanded(control, &state, asked).await?;
@@ -191,6 +193,8 @@ async fn commit(
 ) -> Result<ApplyResponse, Refused> {
     let now = control.clock.now();
     let shown_changes = plan.shown.clone();
+    // What else is declared is not written to a journal.
+    let rules = !plan.retired.is_empty();
     let last_end = match plan.retired.is_empty() {
         true => None,
         false => held(&*control.store, now).await?.last_end(),
@@ -199,8 +203,10 @@ async fn commit(
     let store = Arc::clone(&control.store);
     let committed = control.whole(async move { Ok(store.commit(batch).await?) }).await?;
     control.desk.time.recorded(now);
-    shown(control, committed.revision).await;
-    Ok(ApplyResponse { revision: committed.revision, changes: shown_changes })
+    let revision = committed.revision;
+    shown(control, revision).await;
+    let not_in_journal = if rules { unjournaled(control, revision).await } else { None };
+    Ok(ApplyResponse { revision, changes: shown_changes, not_in_journal })
 }
 
 /// Makes a join token, which is shown this once.
@@ -243,13 +249,17 @@ pub(crate) async fn create_token(
 /// Removes a node: its stream ends, and it can neither renew nor get certificates any more.
 #[utoipa::path(
     delete, path = "/v1/nodes/{id}", params(("id" = String, Path, description = "The node's id")),
-    responses((status = 204), (status = "default", body = ProblemDetails))
+    responses(
+        (status = 204),
+        (status = 200, body = RevisionResponse, description = "It is removed, and the journal does not have the rule"),
+        (status = "default", body = ProblemDetails),
+    )
 )]
 pub(crate) async fn remove_node(
     Shared(admin): Shared<Arc<Admin>>,
     Extension(operator): Extension<Operator>,
     Path(id): Path<String>,
-) -> Result<StatusCode, Problem> {
+) -> Result<Response, Problem> {
     let control = admin.control()?;
     let id: NodeId = id.parse().map_err(not_understood)?;
     let (control, removing) = (Arc::clone(control), Arc::clone(control));
@@ -263,7 +273,9 @@ pub(crate) async fn remove_node(
                 Ok(committed) => {
                     removing.roster.remove(id);
                     shown(&removing, committed.revision).await;
-                    return Ok(());
+                    let revision = committed.revision;
+                    let not_in_journal = unjournaled(&removing, revision).await;
+                    return Ok(RevisionResponse { revision, not_in_journal });
                 }
                 Err(StoreError::Conflict { current, .. }) => shown(&removing, current).await,
                 Err(error @ StoreError::NodeUnknown(_)) => {
@@ -275,12 +287,15 @@ pub(crate) async fn remove_node(
         }
         Err(Refused::new(Code::StaleBase, "the state moved on again and again meanwhile"))
     });
-    removed.await.map_err(|refused| match refused.code {
+    let removed = removed.await.map_err(|refused| match refused.code {
         Code::UnknownNode => Problem::new(Code::NotFound, refused.why),
         _ => refused.into(),
     })?;
     tracing::info!(node = %id, "node removed");
-    Ok(StatusCode::NO_CONTENT)
+    Ok(match removed.not_in_journal {
+        None => StatusCode::NO_CONTENT.into_response(),
+        Some(_) => Json(removed).into_response(),
+    })
 }
 
 /// What removes a node.

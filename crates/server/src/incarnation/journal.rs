@@ -8,7 +8,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use countersign_api::v1;
@@ -25,7 +25,11 @@ use crate::directory::write_whole;
 use crate::state::{State, StateFeed};
 
 /// How soon a failed write is tried again.
-const AGAIN: Duration = Duration::from_secs(2);
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long a write may take before it is told of.
+const SLOW: Duration = Duration::from_secs(5);
+/// How long an operator's word waits for the journal. What it says is in force meanwhile.
+const WRITTEN_TIMEOUT: Duration = Duration::from_secs(2);
 const SUSPENSION: &str = Kind::Suspension.as_str();
 /// How much of one journal is read.
 const BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -44,11 +48,21 @@ struct Line {
 type RuleKey = (String, String, Bytes);
 
 /// What is in a journal, and what of it the state said last.
+#[derive(Clone)]
 struct Written {
     lines: BTreeMap<RuleKey, v1::SignedRecord>,
     in_state: HashSet<RuleKey>,
     /// Of which incarnation that state was.
     of: Incarnation,
+}
+
+/// How the file ends.
+#[derive(Clone, Copy)]
+enum End {
+    /// With a whole line.
+    Whole,
+    /// As a write that failed has left it.
+    Unknown,
 }
 
 /// The rules of one state, signed.
@@ -57,25 +71,56 @@ struct Rules {
     signed: Vec<v1::SignedRecord>,
 }
 
+/// How far a journal has come.
+#[derive(Clone, Debug, Default)]
+struct Progress {
+    /// Every rule up to this revision is in it.
+    reached: Option<Revision>,
+    /// Why the last write failed. `None` once one was done.
+    trouble: Option<String>,
+    /// Since when the present write goes on.
+    writing: Option<Instant>,
+}
+
 /// The journal of one server.
 #[derive(Debug)]
 pub(crate) struct Journal {
     path: PathBuf,
-    reached: watch::Sender<Option<Revision>>,
+    progress: watch::Sender<Progress>,
 }
 
 impl Journal {
     /// The journal of this server in a folder that exists.
     pub(crate) fn new(folder: &Path, server: &Name) -> Self {
         let path = folder.join(format!("rules-{server}.jsonl"));
-        Self { path, reached: watch::Sender::new(None) }
+        Self { path, progress: watch::Sender::default() }
     }
 
-    /// Waits until every rule up to a revision is in it.
-    pub(crate) async fn reached(&self, revision: Revision) {
-        let mut reached = self.reached.subscribe();
-        // The sender is here.
-        let _there = reached.wait_for(|at| at.is_some_and(|at| revision <= at)).await;
+    /// Waits a little until every rule up to a revision is in it; says why not when they are not.
+    pub(crate) async fn lacks(&self, revision: Revision) -> Option<String> {
+        let mut progress = self.progress.subscribe();
+        let there = progress.wait_for(|at| at.reached.is_some_and(|at| revision <= at));
+        if let Ok(Ok(_there)) = tokio::time::timeout(WRITTEN_TIMEOUT, there).await {
+            return None;
+        }
+        let slow = || format!("`{}` took no write in {WRITTEN_TIMEOUT:?}", self.path.display());
+        Some(self.progress.borrow().trouble.clone().unwrap_or_else(slow))
+    }
+
+    /// Why it does not hold every rule that is in force, when it does not.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let Progress { trouble, writing, .. } = &*self.progress.borrow();
+        let slow = writing.is_some_and(|since| SLOW < since.elapsed());
+        let slow = slow.then(|| format!("`{}` takes no write", self.path.display()));
+        trouble.clone().or(slow)
+    }
+
+    /// What an operator should know of it.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let why = self.trouble()?;
+        Some(format!(
+            "the journal does not hold every rule that is in force, so a restored backup may lack some: {why}"
+        ))
     }
 
     /// Writes every rule of each state until stopped. What an earlier life wrote and the state does not know stays in it, as
@@ -89,30 +134,56 @@ impl Journal {
     ) {
         let mut states = feed.watch();
         let mut written: Option<Written> = None;
+        let mut end = End::Unknown;
         loop {
             let state = Arc::clone(&states.borrow_and_update());
             let signed = key.sign(&rules(&state));
             let rules = Rules { of: state.revision.incarnation, signed };
-            let (journal, key, before) = (Arc::clone(&self), Arc::clone(&key), written.take());
+            let (journal, key, before) = (Arc::clone(&self), Arc::clone(&key), written.clone());
             let now = clock.now();
+            self.progress.send_modify(|progress| progress.writing = Some(Instant::now()));
             let writing = tokio::task::spawn_blocking(move || match before {
                 None => journal.begin(&key, rules, now),
-                Some(before) => journal.go_on(before, rules),
+                Some(before) => journal.go_on(before, rules, end),
             });
-            match writing.await.map_err(|broken| broken.to_string()) {
-                Ok(Ok(done)) => {
+            let done = writing.await.map_err(|broken| broken.to_string());
+            match done.and_then(|done| done.map_err(|error| error.to_string())) {
+                Ok(done) => {
                     written = Some(done);
-                    self.reached.send_replace(Some(state.revision));
+                    end = End::Whole;
+                    self.note(Ok(state.revision));
                 }
-                Ok(Err(error)) => tracing::error!(%error, "the journal of rules is not written"),
-                Err(error) => tracing::error!(error, "the journal of rules is not written"),
+                Err(why) => {
+                    end = End::Unknown;
+                    self.note(Err(why));
+                }
             }
             tokio::select! {
                 () = stop.cancelled() => return,
                 Ok(()) = states.changed() => {}
-                () = tokio::time::sleep(AGAIN), if written.is_none() => {}
+                () = tokio::time::sleep(AGAIN), if matches!(end, End::Unknown) => {}
             }
         }
+    }
+
+    /// Takes down how a write ended, and says what is new of it.
+    fn note(&self, outcome: Result<Revision, String>) {
+        let before = self.progress.borrow().trouble.clone();
+        match (&before, &outcome) {
+            (Some(before), Err(why)) if before == why => {}
+            (_, Err(why)) => tracing::error!(why, "the journal of rules is not written"),
+            (Some(_), Ok(revision)) => {
+                tracing::info!(%revision, "the journal holds every rule again")
+            }
+            (None, Ok(_)) => {}
+        }
+        self.progress.send_modify(|progress| {
+            progress.writing = None;
+            match outcome {
+                Ok(revision) => (progress.reached, progress.trouble) = (Some(revision), None),
+                Err(why) => progress.trouble = Some(why),
+            }
+        });
     }
 
     /// Writes it anew: what is in force, and what is in it already and could still matter.
@@ -136,7 +207,7 @@ impl Journal {
 
     /// Appends what is new; writes it anew without the suspensions that were lifted. What is not there any more after another
     /// replica began a new incarnation was not lifted, but lost with the tail: that is what the journal is for.
-    fn go_on(&self, before: Written, rules: Rules) -> Result<Written, StartError> {
+    fn go_on(&self, before: Written, rules: Rules, end: End) -> Result<Written, StartError> {
         let Written { mut lines, in_state: was, of: before } = before;
         let Rules { of, signed } = rules;
         let in_state: HashSet<RuleKey> = signed.iter().map(key).collect();
@@ -146,7 +217,8 @@ impl Journal {
             signed.into_iter().filter(|rule| !lines.contains_key(&key(rule))).collect();
         let text: Vec<u8> = new.iter().flat_map(line).collect();
         lines.extend(new.into_iter().map(|rule| (key(&rule), rule)));
-        if !lifted.is_empty() {
+        // A line after half of one would be lost with it.
+        if matches!(end, End::Unknown) || !lifted.is_empty() {
             lines.retain(|key, _| !lifted.contains(key));
             return self.write_anew(Written { lines, in_state, of });
         }
@@ -276,14 +348,33 @@ mod tests {
         };
         let now = Timestamp::from_secs(1_795_262_500);
         let written = journal.begin(&key, rules(1, &["a", "b", "c"]), now).unwrap();
-        let written = journal.go_on(written, rules(1, &["b", "c"])).unwrap();
+        let written = journal.go_on(written, rules(1, &["b", "c"]), End::Whole).unwrap();
         assert_eq!(kept(), ["b", "c"], "a was lifted");
         // Another replica began anew from a state that never had c.
-        let written = journal.go_on(written, rules(7, &["b"])).unwrap();
+        let written = journal.go_on(written, rules(7, &["b"]), End::Whole).unwrap();
         assert_eq!(kept(), ["b", "c"]);
-        let written = journal.go_on(written, rules(7, &["b", "d"])).unwrap();
+        let written = journal.go_on(written, rules(7, &["b", "d"]), End::Whole).unwrap();
         assert_eq!(kept(), ["b", "c", "d"]);
-        journal.go_on(written, rules(7, &["d"])).unwrap();
+        journal.go_on(written, rules(7, &["d"]), End::Whole).unwrap();
         assert_eq!(kept(), ["c", "d"], "b was lifted in the new one");
+    }
+    #[test]
+    fn what_follows_a_write_that_was_cut_off_is_not_lost_with_half_a_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = LogKey::of(PrivateKey::generate(KeyKind::Ed25519).unwrap());
+        let journal = Journal::new(folder.path(), &"one".parse().unwrap());
+        let rules = |names: &[&str]| {
+            let records: Vec<_> = names.iter().map(|name| suspension(name)).collect();
+            Rules { of: 1, signed: key.sign(&records) }
+        };
+        let now = Timestamp::from_secs(1_795_262_500);
+        let written = journal.begin(&key, rules(&["a", "b"]), now).unwrap();
+        let mut file = OpenOptions::new().append(true).open(&journal.path).unwrap();
+        file.write_all(b"{\"kind\":\"Suspen").unwrap();
+        // Meanwhile a was lifted.
+        journal.go_on(written, rules(&["b", "c"]), End::Unknown).unwrap();
+        let (kept, refused) = read_journals(folder.path(), &key).unwrap();
+        let names: Vec<_> = kept.into_iter().map(|rule| rule.name).collect();
+        assert_eq!((names, refused), (vec!["b".to_owned(), "c".to_owned()], 0));
     }
 }

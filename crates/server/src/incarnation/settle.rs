@@ -118,7 +118,7 @@ pub(crate) async fn resume_issuing(
         match control.store.commit(batch).await {
             Ok(committed) => {
                 shown(&control, committed.revision).await;
-                return Ok(RevisionResponse { revision: committed.revision });
+                return Ok(RevisionResponse::at(committed.revision));
             }
             Err(error) => {
                 let refused = Refused::from(error);

@@ -14,7 +14,9 @@ mod watched;
 
 pub(crate) use converge::{Progress, converged, forget, look, progress, unaware};
 pub(crate) use holdings::{held, is_covered};
-pub(crate) use order::{Suspending, in_force, revoke, shown, suspend, trial_batch, try_out};
+pub(crate) use order::{
+    Suspending, in_force, revoke, shown, suspend, trial_batch, try_out, unjournaled,
+};
 pub(crate) use plan::{condemned, removed, retired, suspension_change, suspension_name};
 pub(crate) use prune::{drop_moot, prune};
 pub(crate) use replicas::{Replicas, talk};

@@ -96,7 +96,8 @@ async fn finish(
     control.converging.committed(committed.revision, at, watched);
     shown(control, committed.revision).await;
     tracing::warn!(revision = %committed.revision, rules = plan.rules.len(), "credentials were revoked");
-    Ok(answer(committed.revision, request, plan, &covered))
+    let not_in_journal = unjournaled(control, committed.revision).await;
+    Ok(RevokeResponse { not_in_journal, ..answer(committed.revision, request, plan, &covered) })
 }
 
 /// Who is to be issued anew: whoever held something, unless that is stopped.
@@ -142,6 +143,7 @@ fn answer(
         covered: covered.count(),
         identities: covered.identities().into_iter().collect(),
         exposure_ends: covered.last_end().map(|end| end + SKEW_ALLOWED),
+        not_in_journal: None,
     }
 }
 
@@ -267,8 +269,7 @@ pub(crate) async fn suspend(
         let batch = change.batch(&state, &actor, now)?;
         match control.store.commit(batch).await {
             Ok(committed) => {
-                shown(&control, committed.revision).await;
-                return Ok(RevisionResponse { revision: committed.revision });
+                return Ok(done(&control, committed.revision).await);
             }
             Err(error) => {
                 let refused = Refused::from(error);
@@ -297,8 +298,7 @@ pub(crate) async fn try_out(
         match control.store.commit(trial_batch(&state, &actor, now)).await {
             Ok(committed) => {
                 control.desk.time.recorded(now);
-                shown(&control, committed.revision).await;
-                return Ok(RevisionResponse { revision: committed.revision });
+                return Ok(done(&control, committed.revision).await);
             }
             Err(error) => {
                 let refused = Refused::from(error);
@@ -379,15 +379,22 @@ async fn catch_up(control: &Control) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Waits until this server's own snapshot shows a revision, and the journal has its rules, where one is kept. It is durable
-/// in any case.
+/// What an operator hears of a rule that is durable.
+async fn done(control: &Control, revision: Revision) -> RevisionResponse {
+    shown(control, revision).await;
+    RevisionResponse { revision, not_in_journal: unjournaled(control, revision).await }
+}
+
+/// Waits a little until the journal has the rules of a revision that is shown, where one is kept; says why not when it has
+/// not. They are in force in any case.
+pub(crate) async fn unjournaled(control: &Control, revision: Revision) -> Option<String> {
+    control.journal.as_ref()?.lacks(revision).await
+}
+
+/// Waits until this server's own snapshot shows a revision. It is durable in any case.
 pub(crate) async fn shown(control: &Control, revision: Revision) {
     let reached = tokio::time::timeout(SHOWN_TIMEOUT, control.feed.reached(revision)).await;
     if reached.is_err() {
         tracing::warn!(%revision, "the snapshot is slow to show a committed revision");
-    }
-    let Some(journal) = &control.journal else { return };
-    if tokio::time::timeout(SHOWN_TIMEOUT, journal.reached(revision)).await.is_err() {
-        tracing::error!(%revision, "the journal of rules does not have a committed revision yet");
     }
 }

@@ -1,10 +1,11 @@
 //! What only a journal remembers, when the store lost it.
 
-use countersign_api::admin::Target;
+use countersign_api::admin::{ResumeRequest, SuspendRequest, Target};
+use countersign_api::resource::Kind;
 use countersign_api::v1;
-use countersign_identity::{Code, Reason};
+use countersign_identity::{Code, Reason, SpiffeId, Suspended};
 
-use super::incarnation::revoke;
+use super::revoke::revoke;
 use super::sync::{open, open_with};
 use super::{Agent, Realm, code, workload};
 use crate::backup::RestoreConfig;
@@ -107,4 +108,63 @@ async fn a_server_with_a_journal_whose_store_went_back_takes_its_rules_from_ther
     assert_eq!((answer.rules.len(), answer.suspensions.len()), (2, 1), "{answer:?}");
     running.stop().await;
     realm.verify_everything().await;
+}
+
+/// Taking rights away never waits, and what an operator is told is so.
+#[tokio::test]
+async fn a_rule_that_the_journal_does_not_take_is_in_force_and_said_to_be_missing_until_it_is_there()
+ {
+    let realm = Realm::begin().await;
+    let (folder, aside) = (realm.place("journal"), realm.place("aside"));
+    std::fs::create_dir(&folder).unwrap();
+    let config = Config { journal: Some(folder.clone()), ..realm.config() };
+    let running = realm.start(config).await.unwrap();
+    running.apply(vec![workload("web", &[]), workload("orders", &[])]).await;
+    realm.save().await;
+    let id = |name: &str| format!("spiffe://shop.example/{name}").parse::<SpiffeId>().unwrap();
+    let suspended = |name: &str| Suspended::Identity(id(name));
+    let suspend = |name: &str| {
+        let (target, reason) = (suspended(name), Reason::ProcessCompromise);
+        SuspendRequest { target, reason }
+    };
+    let suspended_web = running.admin.suspend(&suspend("web")).await.unwrap();
+    assert_eq!(suspended_web.not_in_journal, None);
+    std::fs::rename(&folder, &aside).unwrap();
+    // The folder is away: each is told, in force, and told again by whoever asks.
+    let why = |why: Option<String>| {
+        let why = why.expect("the journal does not have it");
+        assert!(why.contains("journal"), "{why}");
+    };
+    let answer = revoke(&running, Target::Identity(id("orders")), Reason::KeyCompromise).await;
+    why(answer.not_in_journal);
+    why(running.admin.suspend(&suspend("orders")).await.unwrap().not_in_journal);
+    let resume = ResumeRequest { target: suspended("web") };
+    why(running.admin.resume(&resume).await.unwrap().not_in_journal);
+    let applied = running.apply(vec![workload("more", &[])]).await;
+    assert_eq!(applied.not_in_journal, None, "it makes no rule");
+    let removed = running.admin.remove_resource(Kind::Workload, &"more".parse().unwrap()).await;
+    why(removed.unwrap().not_in_journal);
+    let force = running.admin.revocations().await.unwrap();
+    let found: Vec<_> = force.suspensions.iter().map(|one| one.target.clone()).collect();
+    assert_eq!((force.rules.len(), found), (2, vec![suspended("orders")]));
+    let warns = async || {
+        let warnings = running.admin.status().await.unwrap().warnings;
+        warnings.iter().any(|warning| warning.contains("the journal does not hold every rule"))
+    };
+    assert!(warns().await);
+    running.admin.ready().await.unwrap();
+    std::fs::rename(&aside, &folder).unwrap();
+    // It is written by itself, without another rule.
+    let whole = async {
+        while warns().await {
+            tokio::task::yield_now().await;
+        }
+    };
+    super::soon(whole).await;
+    let answer = revoke(&running, Target::Identity(id("web")), Reason::KeyCompromise).await;
+    assert_eq!(answer.not_in_journal, None);
+    running.stop().await;
+    let config = RestoreConfig { journal: Some(folder), ..realm.restoring("e") };
+    let report = realm.restore(&config).await.unwrap();
+    assert_eq!((report.from_journal, report.refused_lines), (4, 0), "what was lifted is gone");
 }

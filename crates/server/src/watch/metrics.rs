@@ -114,6 +114,10 @@ impl<'a> Scrape<'a> {
             Metric::LastFailure => self.parts(Told::Failed),
             Metric::Ends => self.parts(Told::Ends),
             Metric::StoreWritable => flag(watch.store_writable() && control.pulse.beats().is_ok()),
+            Metric::JournalWhole => match &control.journal {
+                Some(journal) => flag(journal.trouble().is_none()),
+                None => Vec::new(),
+            },
             Metric::LogEvents => number(control.signing.progress().events),
             Metric::LogSigned => number(control.signing.progress().signed),
             Metric::LogSignedAt => moment(control.signing.progress().at),

@@ -134,6 +134,7 @@ pub(crate) async fn status(
     }
     warnings.extend(control.desk.time.warning(&*control.clock));
     warnings.extend(control.pulse.warnings());
+    warnings.extend(control.journal.as_ref().and_then(|journal| journal.warning()));
     warnings.extend(control.signing.warning());
     match crate::review::warnings(control).await {
         Ok(overdue) => warnings.extend(overdue),

@@ -31,6 +31,7 @@ pub(crate) enum Metric {
     LastFailure,
     Ends,
     StoreWritable,
+    JournalWhole,
     LogEvents,
     LogSigned,
     LogSignedAt,
@@ -51,7 +52,7 @@ pub(crate) enum Metric {
 /// Name, kind, labels and help. A name is written here and nowhere else.
 pub(crate) type Row = (&'static str, &'static str, &'static [&'static str], &'static str);
 
-pub(super) const METRICS: [(Metric, Row); 43] = {
+pub(super) const METRICS: [(Metric, Row); 44] = {
     use Metric::*;
     [
         (
@@ -283,6 +284,15 @@ pub(super) const METRICS: [(Metric, Row); 43] = {
                 "gauge",
                 &[],
                 "1 when the store took the last write that was tried.",
+            ),
+        ),
+        (
+            JournalWhole,
+            (
+                "countersign_server_journal_whole",
+                "gauge",
+                &[],
+                "1 when the journal holds every rule that is in force; absent where none is kept.",
             ),
         ),
         (

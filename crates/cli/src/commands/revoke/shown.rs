@@ -7,6 +7,7 @@ use countersign_api::admin::{
 use countersign_identity::{NodeId, Reason, Revision, SpiffeId, Suspended, Timestamp};
 use serde::Serialize;
 
+use super::lacking;
 use crate::commands::when;
 use crate::output::{Table, printable};
 
@@ -33,6 +34,9 @@ pub(super) struct Outcome {
     unverified: Option<Vec<Untried>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     revoked: Option<Revocation>,
+    /// Why the journal does not have what is in force, when it should.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_in_journal: Option<String>,
 }
 
 /// What was revoked.
@@ -121,6 +125,7 @@ impl Outcome {
                 .trial
                 .as_ref()
                 .map(|trial| trial.unverified.iter().map(Untried::from).collect()),
+            not_in_journal: revoked.and_then(|response| response.not_in_journal.clone()),
             revoked: revoked.map(|response| Revocation {
                 leaked: response.leaked.as_str(),
                 not_ruled_out: response.not_ruled_out.clone(),
@@ -173,7 +178,7 @@ pub(super) fn revoked(response: &RevokeResponse, reason: Reason) -> String {
     let of = identities(&response.identities);
     let certificates = count(response.covered, "certificate");
     let head = format!("revoked {certificates} of {of} ({reason})\n");
-    head + &said(response)
+    head + &said(response) + &lacking(response.not_in_journal.as_deref(), "it is in force")
 }
 
 fn said(response: &RevokeResponse) -> String {
