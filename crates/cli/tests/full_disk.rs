@@ -44,8 +44,17 @@ impl Filled {
             ("FAULTS_PAGE", page.as_str()),
             ("FAULTS_PATH", part.as_str()),
         ];
-        let arguments =
-            ["server", "--data", &data, "--listen", "127.0.0.1:0", "--journal", &journal];
+        let arguments = [
+            "server",
+            "--data",
+            &data,
+            "--listen",
+            "127.0.0.1:0",
+            "--journal",
+            &journal,
+            "--metrics",
+            "127.0.0.1:0",
+        ];
         let server = Part::start(&arguments, &environment);
         Self { folder, faults, server }
     }
@@ -57,6 +66,13 @@ impl Filled {
     fn ask(&self, arguments: &[&str]) -> Output {
         let admin = self.server.ready["admin"].as_str().unwrap();
         run(&[arguments, &["--admin", admin]].concat())
+    }
+
+    fn apply(&self, name: &str) -> Output {
+        let file = self.folder.path().join("me.yaml");
+        let manifest = support::manifest_of_me("5m").replace("name: me", &format!("name: {name}"));
+        std::fs::write(&file, manifest).unwrap();
+        self.ask(&["apply", file.to_str().unwrap()])
     }
 
     /// The status and the text of `/ready`.
@@ -121,4 +137,25 @@ fn whoever_takes_rights_away_is_told_when_the_journal_does_not_have_it() {
         journal.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
     assert_eq!(journal.lines().count(), 4, "three rules and a suspension: {journal}");
     assert!(revoke(one, &[]).status.success());
+}
+
+/// Without agents nobody else writes, so it is what the operator was refused that is told.
+#[test]
+fn a_store_that_takes_no_writes_is_told_of_and_told_of_no_more_once_it_takes_them() {
+    const TAKES_NONE: &str = "the store takes no writes: ";
+    let filled = Filled::start("server/state.db");
+    assert!(filled.apply("one").status.success());
+    assert_eq!(filled.readiness().0, "200");
+    filled.fill();
+    let refused = filled.apply("two");
+    assert_eq!(refused.status.code(), Some(3), "{refused:?}");
+    until("it is not ready", || (filled.readiness().0 == "503").then_some(()));
+    let (status, body) = filled.readiness();
+    assert!(status == "503" && body.contains("nothing can be recorded"), "{status}: {body}");
+    assert!(filled.warnings().contains(TAKES_NONE));
+    filled.faults.lift();
+    // Nobody asks for anything, and it is ready again.
+    until("it is ready again", || (filled.readiness().0 == "200").then_some(()));
+    assert!(!filled.warnings().contains(TAKES_NONE));
+    assert!(filled.apply("two").status.success());
 }

@@ -95,6 +95,11 @@ impl Upkeep {
         pulse.run(self.store, self.replica, self.clock, stop).await;
     }
 
+    /// The same of a store that is this server's alone.
+    pub(crate) async fn own_pulse(self, pulse: Arc<Pulse>, stop: CancellationToken) {
+        pulse.follow(self.store, self.replica, self.clock, stop).await;
+    }
+
     /// Drops what nobody can need any more, now and then; of several replicas one does it.
     pub(crate) async fn trim(self, stop: CancellationToken) {
         loop {

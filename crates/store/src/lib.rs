@@ -51,6 +51,15 @@ pub use rows::{
 pub use sqlite::{Observed, SqliteStore};
 pub use verify::{Verification, verify_everything};
 
+/// The writes that the storage refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Failures {
+    /// How many.
+    pub count: u64,
+    /// What it said last.
+    pub last: String,
+}
+
 /// Where a trust domain's state is kept.
 ///
 /// Every answer is of one committed state: no reader sees half of a batch, and nobody sees revision n+1 before n.
@@ -167,6 +176,12 @@ pub trait Store: Send + Sync + 'static {
     /// Drops what nobody can need any more: rows of certificates and tokens that ended more than the allowed skew
     /// ago. At most a bounded count at once; call again while [`Trimmed::more`] is true. The log is not touched.
     async fn trim(&self, now: Timestamp) -> Result<Trimmed>;
+
+    /// The writes that the storage refused since it was opened; nothing where it is shared: there, who has not asked of late
+    /// does not know.
+    fn failures(&self) -> Option<watch::Receiver<Failures>> {
+        None
+    }
 
     /// Which server of a database is used, where there may be several.
     fn primary(&self) -> Option<Primary> {

@@ -110,9 +110,15 @@ impl Parts {
             time: Arc::clone(&start.time),
             replica: start.domain.server.to_string(),
         };
-        if let StoreAt::Postgres { .. } = start.config.store {
-            spawn(&mut parts, upkeep.clone().pulse(Arc::clone(&control.pulse), after.clone()));
-            spawn(&mut parts, talk(Arc::clone(&control), after.clone()));
+        let pulse = Arc::clone(&control.pulse);
+        match start.config.store {
+            StoreAt::Directory => {
+                spawn(&mut parts, upkeep.clone().own_pulse(pulse, after.clone()));
+            }
+            StoreAt::Postgres { .. } => {
+                spawn(&mut parts, upkeep.clone().pulse(pulse, after.clone()));
+                spawn(&mut parts, talk(Arc::clone(&control), after.clone()));
+            }
         }
         spawn(&mut parts, upkeep.trim(after.clone()));
         spawn(&mut parts, prune(Arc::clone(&control), after.clone()));

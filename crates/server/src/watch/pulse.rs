@@ -15,6 +15,11 @@ const LOOK_PAUSE: Duration = Duration::from_secs(1);
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long a replica counts as there after it last wrote.
 const HERE: Duration = Duration::from_secs(10);
+/// So many writes in a row are taken by a store that had refused one before it counts as writable. Where a disk is full,
+/// there is room for a few small ones behind a large one that was taken back.
+const TAKEN_AGAIN: u32 = 4;
+/// What is written to a store of our own to find out. Its name is that of no duty.
+const PROBE: &str = "store/probe";
 /// How many looks lie between two readings of the store's settings.
 const CAVEATS_EVERY: u32 = 60;
 
@@ -91,6 +96,43 @@ impl Pulse {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(clock.beat(LOOK_PAUSE)) => {}
+            }
+        }
+    }
+
+    /// Listens to what a store of our own says of its writes, and once it has refused one tries small ones until it takes them
+    /// again. While all is well nothing is written for this.
+    pub(crate) async fn follow(
+        self: Arc<Self>,
+        store: Arc<dyn Store>,
+        replica: String,
+        clock: Arc<dyn Clock>,
+        stop: CancellationToken,
+    ) {
+        let Some(mut failures) = store.failures() else { return stop.cancelled().await };
+        let mut seen = 0;
+        let mut missing = 0_u32;
+        loop {
+            let failed = failures.borrow_and_update().clone();
+            if seen != failed.count {
+                seen = failed.count;
+                missing = TAKEN_AGAIN;
+                self.note(Some(failed.last));
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = failures.changed() => if changed.is_err() {
+                    return stop.cancelled().await;
+                },
+                () = tokio::time::sleep(clock.beat(LOOK_PAUSE)), if 0 < missing => {
+                    let writing = store.lease(PROBE, &replica, HERE, clock.now());
+                    let taken = tokio::time::timeout(ANSWER_TIMEOUT, writing).await;
+                    // One that failed was told of as well, which begins the count anew.
+                    missing -= u32::from(matches!(taken, Ok(Ok(true))));
+                    if missing == 0 && !failures.has_changed().unwrap_or(true) {
+                        self.note(None);
+                    }
+                }
             }
         }
     }

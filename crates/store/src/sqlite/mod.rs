@@ -27,9 +27,9 @@ use self::writer::Writer;
 use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_report};
 use crate::queue::{Job, Queue, WantedLease, ended};
 use crate::{
-    Batch, Change, CheckpointRow, Commit, Committed, Feed, FlowRow, Head, Issued, Lease, NodeRow,
-    PAGE_MAX, PaperRow, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store, StoreError,
-    StoredEvent, TallyOf, TallyPlace, TallyRow, TokenRow, Trimmed, sql,
+    Batch, Change, CheckpointRow, Commit, Committed, Failures, Feed, FlowRow, Head, Issued, Lease,
+    NodeRow, PAGE_MAX, PaperRow, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store,
+    StoreError, StoredEvent, TallyOf, TallyPlace, TallyRow, TokenRow, Trimmed, sql,
 };
 
 /// A store in a directory: durable, for one process at a time.
@@ -39,6 +39,7 @@ pub struct SqliteStore {
     queue: Arc<Queue>,
     readers: Arc<Readers>,
     hint: watch::Receiver<Revision>,
+    failures: watch::Receiver<Failures>,
     writer: Option<JoinHandle<()>>,
     // Last, so that it is released after all connections are closed.
     _lock: Option<Lock>,
@@ -91,8 +92,9 @@ impl SqliteStore {
         let queue = Arc::new(Queue::new());
         queue.close();
         let (_hint, hint) = watch::channel(Revision::default());
+        let (_failures, failures) = watch::channel(Failures::default());
         let readers = Arc::new(Readers::new(path));
-        Ok(Observed(Self { queue, readers, hint, writer: None, _lock: None }))
+        Ok(Observed(Self { queue, readers, hint, failures, writer: None, _lock: None }))
     }
 
     fn open_locked(directory: &Path, lock: Lock, entropy: Arc<dyn Entropy>) -> Result<Self> {
@@ -101,13 +103,15 @@ impl SqliteStore {
         let head = check_log(&connection)?;
         let queue = Arc::new(Queue::new());
         let (hint, hinted) = watch::channel(head.revision);
-        let writer = Writer { connection, queue: Arc::clone(&queue), hint, entropy };
+        let (failures, failed) = watch::channel(Failures::default());
+        let writer = Writer { connection, queue: Arc::clone(&queue), hint, failures, entropy };
         let thread = std::thread::Builder::new().name("store-writer".to_owned());
         let thread = thread.spawn(move || writer.run()).map_err(|why| StoreError::Unavailable {
             why: format!("a thread for writing: {why}"),
         })?;
         let readers = Arc::new(Readers::new(path));
-        Ok(Self { queue, readers, hint: hinted, writer: Some(thread), _lock: Some(lock) })
+        let (hint, failures) = (hinted, failed);
+        Ok(Self { queue, readers, hint, failures, writer: Some(thread), _lock: Some(lock) })
     }
 
     /// Hands a job to the writer and waits for its answer.
@@ -211,6 +215,10 @@ impl Store for SqliteStore {
 
     fn hint(&self) -> watch::Receiver<Revision> {
         self.hint.clone()
+    }
+
+    fn failures(&self) -> Option<watch::Receiver<Failures>> {
+        Some(self.failures.clone())
     }
 
     async fn commit(&self, batch: Batch) -> Result<Committed> {

@@ -9,7 +9,7 @@ use tokio::sync::{oneshot, watch};
 use super::tables::Open;
 use crate::queue::{Ending, Job, Queue};
 use crate::transact::{Upkeep as _, Written, trim, write};
-use crate::{Head, Result};
+use crate::{Failures, Head, Result};
 
 /// Tells a caller its outcome once the transaction is durable, or that all of it failed.
 type Answer = Box<dyn FnOnce(Result<()>)>;
@@ -78,6 +78,7 @@ pub(super) struct Writer {
     pub(super) connection: Connection,
     pub(super) queue: Arc<Queue>,
     pub(super) hint: watch::Sender<Revision>,
+    pub(super) failures: watch::Sender<Failures>,
     pub(super) entropy: Arc<dyn Entropy>,
 }
 
@@ -106,6 +107,11 @@ impl Writer {
         if let Err(error) = &outcome {
             tracing::error!(%error, "a transaction failed and was rolled back");
             roll_back(&self.connection);
+            // Before the callers know, so that nobody who was refused finds that all is well.
+            self.failures.send_modify(|failures| {
+                failures.count += 1;
+                failures.last = error.to_string();
+            });
         }
         if let Ok(revision) = outcome {
             // Readers may look before the callers know: what they see is durable.
