@@ -1,9 +1,13 @@
 //! What only a journal remembers, when the store lost it.
 
+use std::sync::Arc;
+
 use countersign_api::admin::{ResumeRequest, SuspendRequest, Target};
 use countersign_api::resource::Kind;
 use countersign_api::v1;
-use countersign_identity::{Code, Reason, SpiffeId, Suspended};
+use countersign_audit::Tree;
+use countersign_identity::{Code, Reason, SpiffeId, Suspended, SystemEntropy};
+use countersign_store::{SqliteStore, Store as _};
 
 use super::revoke::revoke;
 use super::sync::{open, open_with};
@@ -31,6 +35,7 @@ async fn a_running_server_that_begins_anew_takes_the_rules_of_its_journal() {
     std::fs::remove_file(realm.data().join("seen.json")).unwrap();
     let running = realm.start(config()).await.unwrap();
     assert_eq!(running.admin.revocations().await.unwrap().rules.len(), 0);
+    assert!(0 < running.log_size().await);
     // The agent shows how far it has seen, and hands nothing back.
     let mut client = agent.client(&realm, &running).await;
     let (reached, witness) = (snapshot.revision, snapshot.witness);
@@ -47,7 +52,17 @@ async fn a_running_server_that_begins_anew_takes_the_rules_of_its_journal() {
     super::soon(begun).await;
     let answer = running.admin.revocations().await.unwrap();
     assert_eq!((answer.rules.len(), answer.suspensions.len()), (1, 1), "{answer:?}");
+    // Its log is that of the new incarnation, whatever was shown before.
+    let shown = running.admin.status().await.unwrap().server.log;
     running.stop().await;
+    let store = SqliteStore::open(&realm.data(), Arc::new(SystemEntropy)).unwrap();
+    let mut tree = Tree::default();
+    let size = usize::try_from(shown.size).unwrap();
+    let leaves = store.leaf_hashes(0, size).await.unwrap();
+    assert_eq!(leaves.len(), size);
+    leaves.into_iter().for_each(|leaf| tree.push(leaf));
+    assert_eq!(shown.root, tree.root());
+    drop(store);
     realm.verify_everything().await;
 }
 

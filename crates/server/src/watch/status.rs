@@ -11,7 +11,7 @@ use countersign_api::admin::{
 };
 use countersign_api::{v1, wire};
 use countersign_audit::Tree;
-use countersign_identity::{Code, NodeId, Revision, Sha256, Timestamp, TrustDomain};
+use countersign_identity::{Code, Incarnation, NodeId, Revision, Sha256, Timestamp, TrustDomain};
 use countersign_store::{NodeRow, PAGE_MAX, Store, StoreError};
 
 use crate::authority::Authorities;
@@ -46,26 +46,53 @@ pub(crate) struct About {
 
 /// The log's tree, kept up to date as it is asked for.
 #[derive(Debug, Default)]
-pub(crate) struct LogTree(tokio::sync::Mutex<Tree>);
+pub(crate) struct LogTree(tokio::sync::Mutex<Grown>);
+
+/// The tree of the log of one incarnation: the next one has another log.
+#[derive(Debug, Default)]
+struct Grown {
+    of: Incarnation,
+    tree: Tree,
+}
 
 impl LogTree {
     /// The log's size and root now.
     pub(crate) async fn head(&self, store: &dyn Store) -> Result<LogView, Refused> {
-        let mut tree = self.0.lock().await;
-        loop {
-            let read = store.leaf_hashes(tree.size(), HASHES_MAX).await;
+        let mut grown = self.0.lock().await;
+        match grown.catch_up(store).await {
+            Ok(()) => Ok(grown.view()),
             // While the store is away, what was read before is the best that can be told.
-            if let Err(StoreError::Unavailable { .. }) = &read
-                && 0 < tree.size()
-            {
-                return Ok(LogView { size: tree.size(), root: tree.root() });
+            Err(StoreError::Unavailable { .. }) if 0 < grown.tree.size() => Ok(grown.view()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Grown {
+    fn view(&self) -> LogView {
+        LogView { size: self.tree.size(), root: self.tree.root() }
+    }
+
+    /// Reads what the log has more of, or all of it where another incarnation has begun. It is one log that is read: the
+    /// head says so before and after.
+    async fn catch_up(&mut self, store: &dyn Store) -> Result<(), StoreError> {
+        let mut head = store.head().await?;
+        loop {
+            if self.of != head.revision.incarnation {
+                *self = Self { of: head.revision.incarnation, tree: Tree::default() };
             }
-            let hashes: Vec<Sha256> = read?;
-            if hashes.is_empty() {
-                return Ok(LogView { size: tree.size(), root: tree.root() });
+            let from = self.tree.size();
+            let hashes: Vec<Sha256> = store.leaf_hashes(from, HASHES_MAX).await?;
+            head = store.head().await?;
+            if self.of != head.revision.incarnation {
+                continue;
             }
+            let done = hashes.is_empty();
             for hash in hashes {
-                tree.push(hash);
+                self.tree.push(hash);
+            }
+            if done {
+                return Ok(());
             }
         }
     }
