@@ -1,10 +1,12 @@
 //! What must hold after every fault, in our own words and in those of an outside program.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::faults::StoreKind;
 use crate::recovery::Settle;
 use crate::support::{self, text, until};
 use crate::world::World;
@@ -14,6 +16,40 @@ impl World {
         let output = self.up().run(&["status", "--output", "json"]);
         let status: Value = serde_json::from_slice(&output.stdout).ok()?;
         (status["source"] == "server").then_some(status)
+    }
+
+    /// What `/ready` answers.
+    fn is_ready(&self) -> Option<bool> {
+        let admin = self.up().ready["admin"].as_str().unwrap();
+        let asked = Command::new("curl")
+            .args(["-sS", "--max-time", "10", "-o", "/dev/null", "-w", "%{http_code}"])
+            .args(["--unix-socket", admin.trim_start_matches("unix://"), "http://server/ready"])
+            .output()
+            .unwrap();
+        match text(&asked.stdout).as_str() {
+            "200" => Some(true),
+            "503" => Some(false),
+            _ => None,
+        }
+    }
+
+    /// Whoever was refused by the storage a moment ago finds that the server says so of itself.
+    pub(crate) fn check_readiness(&mut self, refused: Option<Instant>) {
+        // A shared store is asked once a second, and may be back before that.
+        let Some(refused) = refused.filter(|_| self.store_kind() == StoreKind::Sqlite) else {
+            return;
+        };
+        // The server tries again a few times, a second between each, before it takes that back.
+        if refused.elapsed() < Duration::from_secs(1)
+            && let Some(ready) = self.is_ready()
+            && refused.elapsed() < Duration::from_secs(3)
+        {
+            assert!(
+                !ready,
+                "the storage refused an operator, and the server says that it is ready"
+            );
+            self.looked.not_ready += 1;
+        }
     }
 
     /// All that must hold once the fault is over.
@@ -29,6 +65,10 @@ impl World {
             let node = status["nodes"].as_array()?.iter().find(|node| node["connected"] == true)?;
             let held = node["credentials"].as_array()?.len();
             (node["revision"] == status["revision"] && 4 <= held).then_some(status)
+        });
+        until("the server is ready, and its journal holds every rule", || {
+            let warnings = self.status()?["warnings"].to_string();
+            (self.is_ready()? && !warnings.contains("the journal does not hold")).then_some(())
         });
         until("the identity of this process is served", || {
             up.run(&["fetch", "x509"]).status.success().then_some(())

@@ -33,7 +33,7 @@ use faults::{Dice, Fault, KINDS, StoreKind, seeds_of_each_kind};
 use load::Load;
 use recovery::{Promised, Settle};
 use serde_json::Value;
-use support::{binary, until};
+use support::{binary, text, until};
 use world::World;
 
 /// How often each kind of fault comes in the short run, which takes about a minute and a half.
@@ -53,19 +53,25 @@ struct Operator<'a> {
 }
 
 impl Operator<'_> {
-    /// Does it; says what was answered when that is acknowledged.
-    fn run(&self, arguments: &[&str]) -> Option<Value> {
+    /// Does it; says what was answered when it was done, also where the journal does not have it.
+    fn run(&self, arguments: &[&str], told: &mut Promised) -> Option<Value> {
         let mut command = Command::new(binary());
         command.args(arguments).arg("--data").arg(self.data).args(["--output", "json"]);
         let output = command.env("XDG_STATE_HOME", self.data.join("xdg")).output().unwrap();
-        let done = output.status.success();
-        done.then(|| serde_json::from_slice(&output.stdout).unwrap_or_default())
+        if text(&output.stderr).contains("the storage is not available") {
+            told.refused = Some(Instant::now());
+        }
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let lacks = answer["not_in_journal"].is_string();
+        told.unjournaled += usize::from(lacks);
+        assert!(!lacks || output.status.code() == Some(1), "{output:?}");
+        (lacks || output.status.success()).then_some(answer)
     }
 
-    fn apply(&self, name: &str, manifests: &str) -> Option<Value> {
+    fn apply(&self, name: &str, manifests: &str, told: &mut Promised) -> Option<Value> {
         let file = self.folder.join(format!("{name}-{}.yaml", self.seed));
         std::fs::write(&file, manifests).unwrap();
-        self.run(&["apply", file.to_str().unwrap()])
+        self.run(&["apply", file.to_str().unwrap()], told)
     }
 
     /// Says what was acknowledged, and how many pairs were tried.
@@ -74,13 +80,15 @@ impl Operator<'_> {
         for turn in 0.. {
             // An agent is told of suspensions only where it has what is suspended.
             let decoy = format!("decoy-{seed}");
-            let declared = turn == 1 && self.apply("decoy", &workload(&decoy, "")).is_some();
+            let declared =
+                turn == 1 && self.apply("decoy", &workload(&decoy, ""), &mut told).is_some();
             let name = if declared { decoy } else { format!("nobody-{seed}-{turn}") };
             let target = format!("spiffe://shop.example/{name}");
             // The one takes out of service what was issued, the other also stops what would be.
             let suspends = turn % 2 == 1;
             let reason = if suspends { "process-compromise" } else { "key-compromise" };
-            if let Some(answer) = self.run(&["revoke", &target, "--reason", reason]) {
+            let order = ["revoke", &target, "--reason", reason];
+            if let Some(answer) = self.run(&order, &mut told) {
                 told.rules.insert(target.clone(), answer["revision"].to_string());
                 told.decoys.extend(declared.then(|| target.clone()));
                 told.suspended.extend(suspends.then_some(target));
@@ -89,7 +97,7 @@ impl Operator<'_> {
             let both = format!("{}---\n{}", half("one"), half("two"));
             pair += 1;
             // Whether it was done or not is not asked: what counts is that it is not half done.
-            let _applied = self.apply("pair", &both);
+            let _applied = self.apply("pair", &both, &mut told);
             if stop.load(Ordering::Relaxed) && 1 <= turn {
                 break;
             }
@@ -135,6 +143,8 @@ fn live_through(world: &mut World, seed: u64, say: impl FnOnce(&Fault)) -> Strin
         drop(stopping);
         operator.join().unwrap()
     });
+    world.check_readiness(told.refused);
+    world.looked.unjournaled += told.unjournaled;
     world.promised.extend(told);
     world.pairs = pairs;
     let _served = load.stop();
@@ -173,6 +183,7 @@ fn assert_telling(world: &World) {
     let from_agents = 0 < looked.handed_back && 0 < looked.suspended_again;
     assert!(!met("restore-agents") || from_agents, "no agent handed anything back: {looked:?}");
     assert!(!met("restore-agents") || 0 < looked.thieves, "{looked:?}");
+    assert!(!met("restore-journal") || 0 < looked.from_journal, "{looked:?}");
     let seen = world.witness.as_ref().unwrap().seen();
     let mut places: BTreeMap<_, usize> = BTreeMap::new();
     seen.certificates.values().for_each(|place| *places.entry(*place).or_default() += 1);

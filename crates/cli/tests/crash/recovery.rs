@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use countersign_identity::Timestamp;
 use serde_json::Value;
@@ -22,6 +22,10 @@ pub(crate) struct Promised {
     pub(crate) suspended: BTreeSet<String>,
     /// Those of them that the latest backup lacks and the agent is told of.
     pub(crate) decoys: BTreeSet<String>,
+    /// How many of them were said to be in force and not in the journal.
+    pub(crate) unjournaled: usize,
+    /// When the storage refused an operator last.
+    pub(crate) refused: Option<Instant>,
     /// Those that the latest backup lacks.
     newer: BTreeSet<String>,
 }
@@ -152,7 +156,12 @@ impl World {
         drop(self.up.take());
         self.promised.decoys.clear();
         self.lose(thief);
-        if !journal {
+        let Promised { newer, suspended, .. } = &self.promised;
+        let lacked = newer.len() + newer.intersection(suspended).count();
+        if journal {
+            // What it alone remembers is what it is for.
+            std::fs::remove_file(agent.join("revocations.json")).unwrap();
+        } else {
             self.promised.lose_what_nobody_has(&Kept::read(&agent));
             let Promised { newer, suspended, .. } = &self.promised;
             self.looked.handed_back += newer.len();
@@ -177,6 +186,12 @@ impl World {
         assert!(restored.status.success(), "{}", text(&restored.stderr));
         let told: Value = serde_json::from_slice(&restored.stdout).unwrap();
         assert!(told["lostFrom"].is_string() && told["lostUntil"].is_string(), "{told}");
+        if journal {
+            let from_journal = told["fromJournal"].as_u64().unwrap();
+            assert!(lacked as u64 <= from_journal, "the backup lacked {lacked}: {told}");
+            assert_eq!(told["refusedLines"], 0, "{told}");
+            self.looked.from_journal += lacked;
+        }
         std::fs::remove_dir_all(lost).unwrap();
         self.start();
     }

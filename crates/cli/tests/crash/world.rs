@@ -75,6 +75,12 @@ pub(crate) struct Looked {
     /// Rules and suspensions, newer than the backup, that only an agent still had.
     pub(crate) handed_back: usize,
     pub(crate) suspended_again: usize,
+    /// Rules and suspensions, newer than the backup, that only the journal still had.
+    pub(crate) from_journal: usize,
+    /// Rules that were said to be in force and not in the journal.
+    pub(crate) unjournaled: usize,
+    /// Rounds in which an operator was refused by the storage, and `/ready` said so.
+    pub(crate) not_ready: usize,
     /// Certificates that were valid, and refused only because they were of an earlier incarnation.
     pub(crate) thieves: usize,
 }
@@ -135,8 +141,9 @@ impl World {
         self.folder.path().join("data")
     }
 
+    /// On the same disk, so that it meets whatever the state meets.
     pub(crate) fn journal(&self) -> PathBuf {
-        self.folder.path().join("journal")
+        self.data().join("journal")
     }
 
     pub(crate) fn up(&self) -> &Up {
