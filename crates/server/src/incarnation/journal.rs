@@ -173,7 +173,7 @@ impl Journal {
             (Some(before), Err(why)) if before == why => {}
             (_, Err(why)) => tracing::error!(why, "the journal of rules is not written"),
             (Some(_), Ok(revision)) => {
-                tracing::info!(%revision, "the journal holds every rule again")
+                tracing::info!(%revision, "the journal holds every rule again");
             }
             (None, Ok(_)) => {}
         }
@@ -371,10 +371,14 @@ mod tests {
         let written = journal.begin(&key, rules(&["a", "b"]), now).unwrap();
         let mut file = OpenOptions::new().append(true).open(&journal.path).unwrap();
         file.write_all(b"{\"kind\":\"Suspen").unwrap();
-        // Meanwhile a was lifted.
+        let written = journal.go_on(written, rules(&["a", "b", "c"]), End::Unknown).unwrap();
+        let kept = || {
+            let (kept, refused) = read_journals(folder.path(), &key).unwrap();
+            (kept.into_iter().map(|rule| rule.name).collect::<String>(), refused)
+        };
+        assert_eq!(kept(), ("abc".to_owned(), 0));
+        // One that was lifted while nothing could be written is not kept.
         journal.go_on(written, rules(&["b", "c"]), End::Unknown).unwrap();
-        let (kept, refused) = read_journals(folder.path(), &key).unwrap();
-        let names: Vec<_> = kept.into_iter().map(|rule| rule.name).collect();
-        assert_eq!((names, refused), (vec!["b".to_owned(), "c".to_owned()], 0));
+        assert_eq!(kept(), ("bc".to_owned(), 0));
     }
 }
