@@ -54,7 +54,7 @@ pub(crate) async fn accept_clock(
         control.store.commit(Batch { events: vec![event], ops, ..Batch::default() }).await?;
     control.desk.time.accept(now);
     tracing::warn!(%now, %before, actor, "the present time is taken for right, by an operator's word");
-    Ok(RevisionResponse { revision: committed.revision })
+    Ok(RevisionResponse::at(committed.revision))
 }
 
 async fn accepted(store: &dyn Store) -> Result<Option<Accepted>, Refused> {

@@ -125,7 +125,8 @@ impl Pulse {
                     return stop.cancelled().await;
                 },
                 () = tokio::time::sleep(clock.beat(LOOK_PAUSE)), if 0 < missing => {
-                    let writing = store.lease(PROBE, &replica, HERE, clock.now());
+                    let lease = Lease { holder: replica.clone(), ends: clock.now() + HERE };
+                    let writing = store.lease(PROBE, lease, None);
                     let taken = tokio::time::timeout(ANSWER_TIMEOUT, writing).await;
                     // One that failed was told of as well, which begins the count anew.
                     missing -= u32::from(matches!(taken, Ok(Ok(true))));
