@@ -12,6 +12,7 @@ mod incarnation;
 mod join;
 mod journal;
 mod log;
+mod ocsp;
 mod pages;
 mod primary;
 mod reference;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, State as Shared};
-use axum::http::{HeaderMap, Response, StatusCode, Uri, header};
+use axum::extract::{DefaultBodyLimit, Extension, Path, Request, State as Shared};
+use axum::http::{self, HeaderMap, Response, StatusCode, Uri, header};
 use axum::routing::{get, post};
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
@@ -16,14 +16,17 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use countersign_identity::{Code, KeyId, Timestamp};
 use countersign_pki::OCSP_REQUEST_BYTES_MAX;
 use countersign_tls::{Rank, Room, RoomBounds, Source};
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tower::util::MapRequest;
 
 use crate::control::Control;
 use crate::digest::sha256;
+use crate::views::asked::{Asker, Askers};
 use crate::views::fetched::{Which, fetch};
 use crate::views::http_date::http_date;
 use crate::views::ocsp::{self, Answered};
@@ -57,7 +60,7 @@ impl ViewsDoor {
     /// Serves until stopped. What is asked here is answered in a moment, so nothing is waited for then.
     pub(crate) async fn run(self, stop: CancellationToken) {
         let (clock, router) = (Arc::clone(&self.control.clock), router(self.control));
-        let room = Room::new(CONNECTIONS);
+        let (room, askers) = (Room::new(CONNECTIONS), Askers::new(clock.now()));
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
@@ -71,7 +74,7 @@ impl ViewsDoor {
                     let Some(stay) = room.enter(source, Rank::Stranger, clock.now()) else {
                         continue;
                     };
-                    let connection = converse(tcp, router.clone());
+                    let connection = converse(tcp, router.clone(), askers.asker(source));
                     connections.spawn(async move {
                         tokio::select! {
                             () = stay.give_way().cancelled() => {}
@@ -88,8 +91,12 @@ impl ViewsDoor {
     }
 }
 
-async fn converse(tcp: TcpStream, router: Router) {
-    let service = TowerToHyperService::new(router);
+async fn converse(tcp: TcpStream, router: Router, asker: Asker) {
+    let service = MapRequest::new(router, move |mut request: http::Request<Incoming>| {
+        request.extensions_mut().insert(asker.clone());
+        request
+    });
+    let service = TowerToHyperService::new(service);
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -114,7 +121,7 @@ fn router(control: Arc<Control>) -> Router {
 }
 
 async fn in_time(
-    request: axum::extract::Request,
+    request: Request,
     next: axum::middleware::Next,
 ) -> Result<Response<Body>, Infallible> {
     let answer = tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await;
@@ -168,10 +175,11 @@ async fn crl(
 
 async fn ocsp_post(
     Shared(control): Shared<Arc<Control>>,
+    Extension(asker): Extension<Asker>,
     body: Result<Bytes, BytesRejection>,
 ) -> Response<Body> {
     match body {
-        Ok(request) => ask(&control, &request, &HeaderMap::new()).await,
+        Ok(request) => ask(&control, &asker, &request, &HeaderMap::new()).await,
         Err(rejected) => status(rejected.status()),
     }
 }
@@ -179,6 +187,7 @@ async fn ocsp_post(
 /// The request in base64, with or without escapes (RFC 6960, A.1).
 async fn ocsp_get(
     Shared(control): Shared<Arc<Control>>,
+    Extension(asker): Extension<Asker>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Response<Body> {
@@ -186,7 +195,7 @@ async fn ocsp_get(
     let text = text.get(..GET_BYTES_MAX + 1).unwrap_or(text);
     // What is no request is answered as one that does not parse.
     let request = unescaped(text).and_then(|text| LENIENT.decode(text).ok()).unwrap_or_default();
-    ask(&control, &request, &headers).await
+    ask(&control, &asker, &request, &headers).await
 }
 
 /// Clients leave the padding out, or write it.
@@ -213,8 +222,13 @@ fn unescaped(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-async fn ask(control: &Control, request: &[u8], headers: &HeaderMap) -> Response<Body> {
-    let Answered { der, outcome, good } = ocsp::answer(control, request).await;
+async fn ask(
+    control: &Control,
+    asker: &Asker,
+    request: &[u8],
+    headers: &HeaderMap,
+) -> Response<Body> {
+    let Answered { der, outcome, good } = ocsp::answer(control, asker, request).await;
     control.watch.asked(outcome.as_str());
     match good {
         Some((from, until)) => {

@@ -7,10 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use countersign_identity::{KeyId, Lifetime, Revocations, Serial, Timestamp};
 use countersign_pki::{OcspAnswer, OcspFault, OcspIssuer, OcspQuestion, OcspRequest, OcspStatus};
-use tokio::sync::Semaphore;
 
 use crate::authority::Signing;
 use crate::control::Control;
+use crate::views::asked::{Asker, Limited, Paid};
 use crate::views::list::BACKDATE;
 use crate::views::responder::Responder;
 use crate::views::sets::{self, Set};
@@ -19,8 +19,6 @@ use crate::views::sets::{self, Set};
 const KEPT_MAX: usize = 16_384;
 /// Certificates that were issued since the sets were read, and were asked about.
 const LEARNED_MAX: usize = 16_384;
-/// Questions to the store at once, about certificates that are newer than the sets. Whoever comes beyond comes later.
-const LOOKUPS_MAX: usize = 4;
 /// How much older than the sets a serial may be and still not be in them: it is drawn before it is recorded, and by
 /// other servers' clocks.
 const OVERLAP: Duration = Duration::from_secs(120);
@@ -36,7 +34,6 @@ pub(crate) struct Answers {
     read: Timestamp,
     learned: Mutex<HashMap<Serial, OcspStatus>>,
     kept: Mutex<HashMap<OcspQuestion, Answered>>,
-    lookups: Semaphore,
 }
 
 /// A response, and how long it may be kept.
@@ -58,6 +55,7 @@ pub(crate) enum Outcome {
     Malformed,
     Unauthorized,
     Later,
+    Limited,
     Internal,
 }
 
@@ -73,6 +71,7 @@ enum Known {
 /// Why there is no answer.
 enum Fault {
     Later,
+    Limited,
     Internal(String),
 }
 
@@ -95,8 +94,15 @@ impl Outcome {
             Self::Malformed => "malformed",
             Self::Unauthorized => "unauthorized",
             Self::Later => "later",
+            Self::Limited => "limited",
             Self::Internal => "internal",
         }
+    }
+}
+
+impl From<Limited> for Fault {
+    fn from(_: Limited) -> Self {
+        Self::Limited
     }
 }
 
@@ -119,7 +125,6 @@ impl Answers {
             read,
             learned: Mutex::default(),
             kept: Mutex::default(),
-            lookups: Semaphore::new(LOOKUPS_MAX),
         }
     }
 
@@ -127,7 +132,7 @@ impl Answers {
     /// that cannot be, about none.
     async fn answer(
         &self,
-        control: &Control,
+        (control, asker): (&Control, &Asker),
         request: &OcspRequest,
         (now, known): (Timestamp, Known),
     ) -> Result<Answered, Fault> {
@@ -140,9 +145,13 @@ impl Answers {
             return if stands { Ok(kept) } else { Err(Fault::Later) };
         }
         let responder = self.responder.as_ref().ok_or(Fault::Later)?;
+        let mut paid = asker.pays(now)?;
         let mut statuses = Vec::with_capacity(request.questions.len());
         for question in &request.questions {
-            let status = self.status(control, question, now).await?;
+            let status = self.status(control, &mut paid, question, now).await?;
+            if status != OcspStatus::Unknown {
+                asker.knew(now);
+            }
             if known == Known::Revoked && !matches!(status, OcspStatus::Revoked { .. }) {
                 return Err(Fault::Later);
             }
@@ -192,6 +201,7 @@ impl Answers {
     async fn status(
         &self,
         control: &Control,
+        paid: &mut Paid<'_>,
         question: &OcspQuestion,
         now: Timestamp,
     ) -> Result<OcspStatus, Fault> {
@@ -209,8 +219,8 @@ impl Answers {
         if let Some(status) = self.learned().get(&serial) {
             return Ok(*status);
         }
-        let _place = self.lookups.try_acquire().map_err(|_taken| Fault::Later)?;
-        let issued = control.store.issued(serial).await.map_err(|_away| Fault::Later)?;
+        let issued = paid.look_up(now, control.store.issued(serial)).await?;
+        let issued = issued.map_err(|_away| Fault::Later)?;
         let Some(row) = issued.map(|issued| issued.row) else { return Ok(OcspStatus::Unknown) };
         if row.issuer != self.issuer {
             return Ok(OcspStatus::Unknown);
@@ -228,8 +238,8 @@ impl Answers {
     }
 }
 
-/// Answers the bytes of a request, whatever they are.
-pub(crate) async fn answer(control: &Control, request: &[u8]) -> Answered {
+/// Answers the bytes of a request of somebody, whatever they are.
+pub(crate) async fn answer(control: &Control, asker: &Asker, request: &[u8]) -> Answered {
     let refused =
         |fault: OcspFault, outcome| Answered { der: fault.to_der().into(), outcome, good: None };
     let Ok(request) = OcspRequest::parse(request) else {
@@ -259,9 +269,10 @@ pub(crate) async fn answer(control: &Control, request: &[u8]) -> Answered {
         return refused(OcspFault::TryLater, Outcome::Later);
     }
     let known = if whole { Known::All } else { Known::Revoked };
-    match answers.answer(control, &request, (now, known)).await {
+    match answers.answer((control, asker), &request, (now, known)).await {
         Ok(answered) => answered,
         Err(Fault::Later) => refused(OcspFault::TryLater, Outcome::Later),
+        Err(Fault::Limited) => refused(OcspFault::TryLater, Outcome::Limited),
         Err(Fault::Internal(why)) => {
             tracing::error!(why, "an OCSP answer could not be signed");
             refused(OcspFault::InternalError, Outcome::Internal)
