@@ -120,8 +120,17 @@ fn a_trust_domain_moves_from_its_database_to_a_directory_and_goes_on() {
     let agent = domain.agent("near", &[&server]);
     let revision = domain.apply(&server, "web");
     server.node_has(&revision);
+    // What would go on after the copy is not copied; a backup is of one moment, and may be made at any.
+    let (data, other, file) = (domain.place("one"), domain.place("other"), domain.place("file"));
+    let refused = run(&["store", "copy", "--from", &domain.url, "--to", &other]);
+    let said = text(&refused.stderr);
+    let own = std::fs::read(domain.place("one/domain.json")).unwrap();
+    let own: Value = serde_json::from_slice(&own).unwrap();
+    let name = own["server"].as_str().unwrap();
+    assert!(!refused.status.success() && said.contains("servers work on"), "{said}");
+    assert!(said.contains(name) && said.contains("Stop them first"), "{name}: {said}");
+    done(&["backup", &file, "--data", &data, "--store", &domain.url]);
     drop((agent, server));
-    let data = domain.place("one");
     let copied = done(&["store", "copy", "--from", &domain.url, "--to", &data]);
     assert_eq!((&copied["event"], &copied["revision"]), (&Value::from("copied"), &revision));
     let log = copied["logRoot"].clone();

@@ -473,7 +473,9 @@ impl StartError {
                 KekFileRefused::Entropy(_) | KekFileRefused::Io { .. } => Code::Internal,
             },
             Self::File { .. } | Self::Damaged { .. } => Code::Internal,
-            Self::Store(StoreError::Locked { .. }) => Code::AlreadyExists,
+            Self::Store(StoreError::Locked { .. } | StoreError::Served { .. }) => {
+                Code::AlreadyExists
+            }
             Self::Store(error) => error.code(),
             Self::Refused(refused) => refused.code,
         }

@@ -1,5 +1,6 @@
 //! Moving a trust domain's state from one backend to another, row by row, and checking that all of it came.
 
+mod servers;
 mod sums;
 #[cfg(test)]
 pub(crate) mod whole;
@@ -10,6 +11,8 @@ use std::sync::Arc;
 
 use countersign_identity::Entropy;
 
+pub(crate) use self::servers::Present;
+pub use self::servers::{PRESENCE, PRESENCE_TTL};
 pub(crate) use self::sums::{Sums, push};
 use crate::postgres::{self, Password, PostgresStore, PostgresUrl};
 use crate::sqlite::{self, SqliteStore};
@@ -313,22 +316,29 @@ impl Pages for Target {
 /// the root of the log.
 ///
 /// All of that is known before there is a state at the new place; when it is not so, there is none afterwards either.
-/// No server may run on the old place. Blocks its thread where a place is a directory.
+/// No server may work on either place, or the old one goes on and one revision has two meanings. Of a database it is
+/// watched, for [`PRESENCE_TTL`] at most, whether a server renews its lease there. Blocks its thread where a place is a
+/// directory.
 ///
 /// # Errors
-/// When there is a state at the new place, the old one is not in order or was written to meanwhile, or the two differ.
+/// When a server works on one of them, there is a state at the new place, the old one is not in order or was written to
+/// meanwhile, or the two differ.
 pub async fn copy(from: &Place, to: &Place, entropy: Arc<dyn Entropy>) -> Result<Copied> {
-    // 1. What is not in order is not spread.
+    // 1. What a server goes on with is not copied, and what is not in order is not spread.
+    let old_servers = servers::watch(from).await?;
     let old = verify(from, Arc::clone(&entropy)).await?;
     let source = Source::open(from, None).await?;
     check_unmoved(&old.head, &source).await?;
     // 2. All rows, in one transaction.
     let target = Target::create(to, Arc::clone(&entropy)).await?;
+    let new_servers = servers::watch(to).await?;
     let put = async |table: &Table, page: &[Line]| target.put(table, page).await;
     let sums = Sums::of(&source, put).await?;
     // 3. The new place, by what it reads and not by what it was given, while it can still be taken back.
     target.sums().await?.check_same(&sums)?;
     check_unmoved(&old.head, &Source::observe(from, None).await?).await?;
+    old_servers.check_still(from).await?;
+    new_servers.check_still(to).await?;
     target.finish(&old.head).await?;
     drop(source);
     // 4. As a server will find it.

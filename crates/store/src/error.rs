@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use countersign_audit::LeafRefused;
 use countersign_identity::{Code, EntropyLost, KeyId, NodeId, Revision, Serial};
 
-use crate::{Head, Kind};
+use crate::{Head, Kind, PRESENCE_TTL};
 
 /// What the store's methods return.
 pub type Result<T> = std::result::Result<T, StoreError>;
@@ -105,6 +105,18 @@ pub enum StoreError {
         /// Who has it, if it can be told.
         pid: Option<u32>,
     },
+    /// Servers work on a state that must not change, or where one is to be put.
+    #[error(
+        "servers work on `{}`: {} (as their `domain.json` says). Stop them first. One that was killed or hangs counts as gone \
+         once it has not renewed its lease for {PRESENCE_TTL:?}",
+        .path.display(), listed(.servers)
+    )]
+    Served {
+        /// Which database.
+        path: PathBuf,
+        /// Their names.
+        servers: Vec<String>,
+    },
     /// There is no store.
     #[error("there is no store in `{}`; `countersign init` makes one", .path.display())]
     Missing {
@@ -203,6 +215,11 @@ fn one_serial(serial: &Option<Serial>) -> String {
     serial.map_or_else(|| "without serial".to_owned(), |serial| serial.to_string())
 }
 
+fn listed(names: &[String]) -> String {
+    let quoted: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+    quoted.join(", ")
+}
+
 fn process(pid: &Option<u32>) -> String {
     pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
 }
@@ -232,7 +249,10 @@ impl StoreError {
             | Self::NotAStore { .. }
             | Self::NewerSchema { .. }
             | Self::OlderSchema { .. } => Code::NotUnderstood,
-            Self::Locked { .. } | Self::Unavailable { .. } | Self::Entropy(_) => Code::Unavailable,
+            Self::Locked { .. }
+            | Self::Served { .. }
+            | Self::Unavailable { .. }
+            | Self::Entropy(_) => Code::Unavailable,
         }
     }
 
@@ -258,6 +278,7 @@ impl StoreError {
             | Self::Leaf(_)
             | Self::Mismatched { .. }
             | Self::Locked { .. }
+            | Self::Served { .. }
             | Self::Missing { .. }
             | Self::Exposed { .. }
             | Self::NotAStore { .. }

@@ -38,7 +38,7 @@ pub use bounds::{
     NAME_BYTES_MAX, PAGE_MAX, PAPER_BYTES_MAX, REPORT_BYTES_MAX, TALLY_BYTES_MAX, TRIM_ROWS_MAX,
     VALUE_BYTES_MAX,
 };
-pub use copy::{Copied, Place, copy};
+pub use copy::{Copied, PRESENCE, PRESENCE_TTL, Place, copy};
 pub use duties::{Duties, Duty};
 pub use error::{Result, StoreError};
 pub use memory::MemoryStore;

@@ -13,7 +13,8 @@ use crate::serve::password;
 
 /// Copy a trust domain's state from a data directory to a database, or back, and check that all of it came
 ///
-/// No server may run on either. Every row is counted at both places, and the log's root is computed anew at both. What
+/// No server may run on either. Of a database it is watched whether a server renews its lease there: for three seconds, and for up to
+/// ten if one did lately. Every row is counted at both places, and the log's root is computed anew at both. What
 /// lies beside the state in a data directory (`kek`, `domain.json`) stays where it is and is still needed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -58,6 +59,10 @@ impl Named {
 pub(crate) async fn copy(arguments: &Arguments, output: Output) -> Result<Exit> {
     let file = arguments.store_password_file.as_ref();
     let (from, to) = (arguments.from.place(file)?, arguments.to.place(file)?);
+    let look_at = [&from, &to].into_iter().any(|place| matches!(place, Place::Database(..)));
+    if look_at && output == Output::Human {
+        output::line("looking whether servers work there (up to 10 s for each database)")?;
+    }
     let Copied { tables, verification } = countersign_server::copy_store(&from, &to).await?;
     let head = verification.head;
     match output {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::{Clock, Code};
-use countersign_store::{Lease, Store};
+use countersign_store::{Lease, PRESENCE, PRESENCE_TTL, Store};
 use tokio_util::sync::CancellationToken;
 
 use crate::refusal::Refused;
@@ -13,8 +13,6 @@ use crate::refusal::Refused;
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// How long the store may take before it counts as away.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
-/// How long a replica counts as there after it last wrote.
-const HERE: Duration = Duration::from_secs(10);
 /// So many writes in a row are taken by a store that had refused one before it counts as writable. Where a disk is full,
 /// there is room for a few small ones behind a large one that was taken back.
 const TAKEN_AGAIN: u32 = 4;
@@ -79,9 +77,9 @@ impl Pulse {
         clock: Arc<dyn Clock>,
         stop: CancellationToken,
     ) {
-        let name = format!("replica/{replica}");
+        let name = format!("{PRESENCE}{replica}");
         for round in 1_u32.. {
-            let lease = Lease { holder: replica.clone(), ends: clock.now() + HERE };
+            let lease = Lease { holder: replica.clone(), ends: clock.now() + PRESENCE_TTL };
             let writing = store.lease(&name, lease, None);
             let trouble = match tokio::time::timeout(ANSWER_TIMEOUT, writing).await {
                 Ok(Ok(true)) => None,
@@ -125,7 +123,7 @@ impl Pulse {
                     return stop.cancelled().await;
                 },
                 () = tokio::time::sleep(clock.beat(LOOK_PAUSE)), if 0 < missing => {
-                    let lease = Lease { holder: replica.clone(), ends: clock.now() + HERE };
+                    let lease = Lease { holder: replica.clone(), ends: clock.now() + PRESENCE_TTL };
                     let writing = store.lease(PROBE, lease, None);
                     let taken = tokio::time::timeout(ANSWER_TIMEOUT, writing).await;
                     // One that failed was told of as well, which begins the count anew.

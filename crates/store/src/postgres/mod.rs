@@ -24,4 +24,4 @@ mod writer;
 pub use self::hosts::{Primary, Reached};
 pub use self::store::PostgresStore;
 pub use self::target::{BadUrl, Password, PostgresUrl};
-pub(crate) use self::transfer::{Reading, Writing};
+pub(crate) use self::transfer::{Presence, Reading, Writing};

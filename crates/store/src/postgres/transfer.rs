@@ -1,5 +1,6 @@
 //! Rows of PostgreSQL as they are, for copying.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use countersign_identity::Entropy;
@@ -10,7 +11,7 @@ use tokio_postgres::types::ToSql;
 use super::rows::{broken, column, head, signed};
 use super::session::{Fault, Session, Target, command};
 use super::{Password, PostgresStore, PostgresUrl, Reached, hosts};
-use crate::copy::{Cell, Line, Table, Type};
+use crate::copy::{Cell, Line, PRESENCE, Present, Table, Type};
 use crate::{Head, Result, sql};
 
 /// A copy takes its time, and nobody waits for it.
@@ -21,6 +22,12 @@ const WRITING: &str = "BEGIN; SET LOCAL statement_timeout = 0; \
 
 /// A database that is read, as it was at one moment.
 pub(crate) struct Reading(Session);
+
+/// A database of which it is asked again and again who works on it: each time as it is then.
+pub(crate) struct Presence {
+    session: Session,
+    place: PathBuf,
+}
 
 /// A database that is filled in one transaction, which ends with the connection when it is not finished.
 pub(crate) struct Writing(Session);
@@ -54,6 +61,41 @@ async fn page(session: &Session, table: &Table, after: Option<&[Cell]>) -> Resul
     rows.map_err(Fault::error)?.iter().map(line).collect()
 }
 
+/// A connection to a database all of whose schema is known.
+async fn whole(target: &Target) -> Result<Session> {
+    let session = hosts::connect(target, target.reached.as_ref(), &Arc::new(Notify::new())).await?;
+    let schema = super::schema::migrate(&session, target).await?;
+    schema.check_whole(target.known(), &target.place())?;
+    Ok(session)
+}
+
+impl Presence {
+    /// Opens a database that has a store.
+    pub(crate) async fn open(url: PostgresUrl, password: Password) -> Result<Self> {
+        let target = Target::new(url, password);
+        Ok(Self { session: whole(&target).await?, place: target.place() })
+    }
+
+    /// Every server's lease, whether it has ended or not.
+    pub(crate) async fn all(&self) -> Result<Vec<Present>> {
+        let text = "SELECT substr(name, length($1::TEXT) + 1), ends, \
+                    (extract(epoch FROM clock_timestamp()) * 1000000)::BIGINT \
+                    FROM leases WHERE starts_with(name, $1::TEXT) ORDER BY name";
+        let names: [Value; 1] = [Box::new(PRESENCE)];
+        let rows = self.session.rows_of(text, &names).await.map_err(Fault::error)?;
+        let present = |row: &Row| {
+            let (ends, now) = (column(row, 1)?, column(row, 2)?);
+            Ok(Present { server: column(row, 0)?, ends, now })
+        };
+        rows.iter().map(present).collect()
+    }
+
+    /// Which database.
+    pub(crate) fn place(&self) -> PathBuf {
+        self.place.clone()
+    }
+}
+
 impl Reading {
     /// Opens a database that has a store, of which so much was seen.
     pub(crate) async fn open(
@@ -61,11 +103,7 @@ impl Reading {
         password: Password,
         reached: Option<Reached>,
     ) -> Result<Self> {
-        let target = Target::new(url, password).after(reached);
-        let session =
-            hosts::connect(&target, target.reached.as_ref(), &Arc::new(Notify::new())).await?;
-        let schema = super::schema::migrate(&session, &target).await?;
-        schema.check_whole(target.known(), &target.place())?;
+        let session = whole(&Target::new(url, password).after(reached)).await?;
         session.run(READING).await.map_err(Fault::error)?;
         Ok(Self(session))
     }

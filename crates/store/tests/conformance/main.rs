@@ -18,6 +18,7 @@ mod promoted;
 mod replicas;
 mod revisions;
 mod rows;
+mod served;
 #[path = "../support/postgres.rs"]
 mod server;
 mod sessions;
