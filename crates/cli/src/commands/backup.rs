@@ -46,7 +46,8 @@ pub(crate) struct BackupArguments {
 ///
 /// It replaces nothing. Every agent takes a snapshot and has everything issued anew; revocations and suspensions that were
 /// made since the backup are taken back from the agents that remember them, and from a journal. Nothing is issued before the
-/// hold-off is over. What nobody remembers is lost, and the span of time that this is about is told.
+/// hold-off is over. What nobody remembers is lost, and the span of time that this is about is told. A clock that is behind the
+/// backup, its log or the journal is refused: by it, suspensions would be lost, and issuing would not wait.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RestoreArguments {
     /// The backup
@@ -74,6 +75,9 @@ pub(crate) struct RestoreArguments {
     /// The folder of a journal of revocations, if one was kept (`countersign server --journal`)
     #[arg(long, value_name = "DIR")]
     journal: Option<PathBuf>,
+    /// The clock is right, also where the backup or the journal is of a later time: that was written under one that was ahead
+    #[arg(long)]
+    clock_is_right: bool,
 }
 
 // The key in a token that a key file may be sealed by. A sentence for `--help` would stand in place of the command's.
@@ -163,6 +167,7 @@ pub(crate) async fn restore(arguments: &RestoreArguments, output: Output) -> Res
         hold_off: arguments.hold_off.0,
         journal: arguments.journal.clone(),
         unlock: unlock(&arguments.kek, openers)?,
+        clock_is_right: arguments.clock_is_right,
     };
     let restored = countersign_server::restore(&config, &mut progress(output)).await;
     clear(output);

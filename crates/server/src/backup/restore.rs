@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::{
-    Clock as _, Entropy, Revision, Sha256, SystemClock, SystemEntropy, Timestamp, TrustDomain,
+    Clock as _, Code, Entropy, Revision, Sha256, SystemClock, SystemEntropy, Timestamp, TrustDomain,
 };
 use countersign_pki::NoVault;
 use countersign_seal::{Kek, KekFile, KeyWrap};
@@ -17,7 +17,8 @@ use super::make::place;
 use crate::authority::{Unsealed, internal, unseal};
 use crate::config::{StartError, StoreAt, kek_path};
 use crate::directory::{self, Domain};
-use crate::incarnation::{Beginning, Cause, Handed, LogKey, begin, read_journals};
+use crate::incarnation::{Beginning, Cause, ClockIs, Handed, Known, LogKey, begin, read_journals};
+use crate::refusal::Refused;
 use crate::storage;
 
 /// What is to be restored, and where.
@@ -37,6 +38,8 @@ pub struct RestoreConfig {
     pub journal: Option<PathBuf>,
     /// What opens the key file, if it is wrapped.
     pub unlock: Option<Arc<dyn KeyWrap>>,
+    /// Whether an operator vouches for the clock, should what is restored be of a later time.
+    pub clock_is_right: bool,
 }
 
 /// What was restored.
@@ -67,8 +70,8 @@ pub struct RestoreReport {
 /// The whole file is read and verified before anything is written. Blocks its thread.
 ///
 /// # Errors
-/// When the place is in use, or the file is cut off, changed, of a newer version or sealed under another key. Nothing is left
-/// of the new place then.
+/// When the place is in use, the file is cut off, changed, of a newer version or sealed under another key, or the clock is
+/// behind what is restored. Nothing is left of the new place then.
 pub async fn restore(
     config: &RestoreConfig,
     progress: Progress<'_>,
@@ -199,6 +202,7 @@ async fn reborn(
     let rules: Result<Vec<Handed>, _> = records.iter().map(Handed::read).collect();
     let rules = rules?;
     let before = store.snapshot().await?.records.len();
+    let clock = if config.clock_is_right { ClockIs::Right } else { ClockIs::Compared };
     let beginning = Beginning {
         store: &*store,
         cause: Cause::Restored,
@@ -207,8 +211,10 @@ async fn reborn(
         seen: 0,
         reached: None,
         rules,
+        known: Known { at: about.at, by: "the backup", clock },
     };
-    let life = begin(beginning).await?.ok_or_else(|| internal("another server runs on it"))?;
+    let life = begin(beginning).await.map_err(clock_is_behind)?;
+    let life = life.ok_or_else(|| internal("another server runs on it"))?;
     let after = store.snapshot().await?;
     Ok(RestoreReport {
         trust_domain: about.trust_domain.clone(),
@@ -216,12 +222,24 @@ async fn reborn(
         before: life.from.revision,
         log: (life.from.log_size, life.from.log_root),
         lost_from: about.at,
-        lost_until: now,
+        lost_until: life.lost_until.unwrap_or(life.began),
         hold_until: life.hold_until,
         // The record of the incarnation itself is new, or replaces the one before.
         from_journal: after.records.len().saturating_sub(before + 1),
         refused_lines,
     })
+}
+
+/// Says of a clock that is behind what else may be the case.
+fn clock_is_behind(refused: Refused) -> Refused {
+    if refused.code != Code::NotReady {
+        return refused;
+    }
+    let why = format!(
+        "{}; if it is right, and that was written under a clock that was ahead, give `--clock-is-right`",
+        refused.why
+    );
+    Refused::new(refused.code, why)
 }
 
 /// A data directory that is being made. Of one that is not finished nothing is left.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use countersign_audit::{Entry, Event, EventKind, Tree};
-use countersign_identity::{Incarnation, Revision, Timestamp};
+use countersign_identity::{Code, Incarnation, Revision, SKEW_ALLOWED, Timestamp};
 use countersign_store::{Batch, Begins, PAGE_MAX, Store, StoreError};
 
 use super::hand_back::{Handed, taken_back};
@@ -12,6 +12,7 @@ use crate::refusal::Refused;
 use crate::revoke::held;
 use crate::run::latest;
 use crate::state::State;
+use crate::watch::TimeGuard;
 
 /// How often it is tried again because a replica that does not know yet has written. It may issue all the while, so each
 /// attempt takes no longer than what came since the one before.
@@ -31,12 +32,63 @@ pub(crate) struct Beginning<'a> {
     pub(crate) reached: Option<Revision>,
     /// Rules that a journal remembers.
     pub(crate) rules: Vec<Handed>,
+    /// What is known of the time, beside what the log and the rules say.
+    pub(crate) known: Known,
+}
+
+/// A time that was written down before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known {
+    pub(crate) at: Timestamp,
+    /// Who says so, as in `… says TIME`.
+    pub(crate) by: &'static str,
+    pub(crate) clock: ClockIs,
+}
+
+impl Known {
+    /// What this server has recorded.
+    pub(crate) fn of(time: &TimeGuard) -> Self {
+        let at = time.highest(Timestamp::EPOCH);
+        Self { at, by: "what this server has recorded", clock: ClockIs::Compared }
+    }
+}
+
+/// What is thought of the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ClockIs {
+    /// It must not be behind what was written down.
+    Compared,
+    /// An operator vouches for it: what was written down later was written under one that was ahead.
+    Right,
+}
+
+impl Beginning<'_> {
+    /// The latest time that anything has, which the lost span reaches to at least.
+    ///
+    /// # Errors
+    /// `not-ready` when the clock is behind it. By such a clock a suspension that a journal or an agent remembers would be
+    /// taken for one that was made since and lifted, and the hold-off would be over before it began.
+    fn latest(&self, in_log: Timestamp) -> Result<Timestamp, Refused> {
+        let (now, known) = (self.now, self.known);
+        let newest = self.rules.iter().map(Handed::at).max();
+        let told = [(known.at, known.by), (in_log, "the log's last entry")];
+        let told = told.into_iter().chain(newest.map(|at| (at, "the journal's newest rule")));
+        let (latest, by) = told.max_by_key(|(at, _)| *at).expect("there are two of them");
+        if known.clock == ClockIs::Compared && now + SKEW_ALLOWED < latest {
+            let why = format!(
+                "the clock says {now}, but {by} says {latest}: a new incarnation that began by this clock would lose \
+                 suspensions and issue too early; set the clock right, and try again"
+            );
+            return Err(Refused::new(Code::NotReady, why));
+        }
+        Ok(latest.max(now))
+    }
 }
 
 /// Begins a new incarnation of a store, unless another replica has done it. Says what it is, when it was done here.
 ///
 /// # Errors
-/// When the store does not answer, or others go on writing to it.
+/// When the clock is behind what is known, the store does not answer, or others go on writing to it.
 pub(crate) async fn begin(beginning: Beginning<'_>) -> Result<Option<Life>, Refused> {
     let Beginning { store, now, seen, .. } = beginning;
     let before = store.head().await?.revision.incarnation;
@@ -67,8 +119,9 @@ pub(crate) async fn begin(beginning: Beginning<'_>) -> Result<Option<Life>, Refu
             log_root: log.root(),
             at: latest(store).await.map_err(crate::authority::internal)?,
         };
+        let latest = beginning.latest(from.at)?;
         let incarnation = next(head.revision.incarnation.max(seen), now);
-        let life = life(&beginning, &state, from, last_end);
+        let life = life(&beginning, &state, from, (latest, last_end));
         match store.commit(batch(&state, &life, incarnation, &beginning)).await {
             Ok(committed) => {
                 let (revision, root) = (committed.revision, life.from.log_root);
@@ -139,17 +192,20 @@ fn life(
     beginning: &Beginning<'_>,
     state: &State,
     from: Before,
-    last_end: Option<Timestamp>,
+    (latest, last_end): (Timestamp, Option<Timestamp>),
 ) -> Life {
-    let Beginning { cause, now, hold_off, .. } = *beginning;
-    let longest = now + state.profile().lifetime_max.duration();
+    let Beginning { cause, now, hold_off, known, .. } = *beginning;
+    // A clock within the allowed skew may lie a little behind: the log, which begins with this, does not forget it.
+    let began = if known.clock == ClockIs::Right { now } else { latest };
+    let longest = latest + state.profile().lifetime_max.duration();
     Life {
         cause,
-        began: now,
+        began,
         from,
-        hold_until: now + hold_off,
+        lost_until: (began < latest).then_some(latest),
+        hold_until: began + hold_off,
         resumed: None,
-        cover_at: cover_at(now, hold_off, state.longest_svid().duration()),
+        cover_at: cover_at(began, hold_off, state.longest_svid().duration()),
         until: last_end.map_or(longest, |end| end.max(longest)),
         covered: false,
     }

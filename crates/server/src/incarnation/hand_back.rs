@@ -61,6 +61,14 @@ impl Handed {
 const SUSPENSION_KEPT: Duration = Duration::from_secs(30 * 86_400);
 
 impl Handed {
+    /// When it was made.
+    pub(super) fn at(&self) -> Timestamp {
+        match &self.rule {
+            Rule::Revocation(rule) => rule.at,
+            Rule::Suspension(suspension) => suspension.at,
+        }
+    }
+
     /// Whether a state that lost it could still need it.
     pub(super) fn could_matter(&self, now: Timestamp) -> bool {
         match &self.rule {

@@ -50,6 +50,9 @@ pub(crate) struct Life {
     pub(crate) cause: Cause,
     pub(crate) began: Timestamp,
     pub(crate) from: Before,
+    /// Until when something may have happened that is lost, where that is later than the beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lost_until: Option<Timestamp>,
     /// Nothing is issued before.
     pub(crate) hold_until: Timestamp,
     /// When an operator ended the hold-off.
@@ -86,7 +89,8 @@ impl Life {
     /// Whether a suspension made at this moment may have been lost with the tail.
     pub(crate) fn may_have_lost(&self, at: Timestamp) -> bool {
         let skew = countersign_identity::SKEW_ALLOWED;
-        self.from.at <= at + skew && at <= self.began + skew && !self.covered
+        let lost_until = self.lost_until.unwrap_or(self.began);
+        self.from.at <= at + skew && at <= lost_until + skew && !self.covered
     }
 
     /// Whether a revision was given out in the life before, and is not in the store: what it said is not known here.
@@ -122,6 +126,7 @@ mod tests {
             cause: Cause::Behind,
             began: at(1000),
             from,
+            lost_until: None,
             hold_until: at(1060),
             resumed: None,
             cover_at: at(4660),
@@ -142,6 +147,8 @@ mod tests {
         for outside in [-skew - 1, -100_000, 1001 + skew, 100_000] {
             assert!(!life.may_have_lost(at(outside)), "{outside}");
         }
+        let further = Life { lost_until: Some(at(2000)), ..life.clone() };
+        assert!(further.may_have_lost(at(2000 + skew)) && !further.may_have_lost(at(2001 + skew)));
         let covered = Life { covered: true, ..life };
         assert!(!covered.may_have_lost(at(500)));
     }

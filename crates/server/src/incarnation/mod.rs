@@ -12,7 +12,7 @@ mod log_key;
 mod seen;
 mod settle;
 
-pub(crate) use begin::{Beginning, begin, first_start};
+pub(crate) use begin::{Beginning, ClockIs, Known, begin, first_start};
 pub(crate) use hand_back::{Handed, hand_back, taken_back};
 pub(crate) use journal::{Journal, read_journals};
 #[cfg(test)]

@@ -398,6 +398,7 @@ impl World {
             cause: Cause::Restored,
             began: at(self.tick),
             from,
+            lost_until: None,
             hold_until: at(self.tick),
             resumed: None,
             cover_at: at(HORIZON),

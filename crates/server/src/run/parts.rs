@@ -21,7 +21,7 @@ use crate::config::{Ready, StartError, StoreAt};
 use crate::console::{Console, ConsoleAt, ConsoleDoor, Entrance, Streams};
 use crate::control::Control;
 use crate::edge::{Edge, NodeRoutes};
-use crate::incarnation::{Beginning, Cause, Handed, begin, read_journals, remember, settle};
+use crate::incarnation::{Beginning, Cause, Handed, Known, begin, read_journals, remember, settle};
 use crate::issue::Own;
 use crate::log::{Retention, Signer};
 use crate::refusal::Refused;
@@ -282,11 +282,17 @@ async fn recover(
                 continue;
             }
         };
-        let beginning = Beginning { store, cause, now, hold_off, seen, reached, rules };
-        if let Err(refused) = begin(beginning).await {
-            tracing::error!(code = %refused.code, why = %refused.why, "could not begin a new incarnation");
-            // The next agent that comes says so again.
-            control.lost.send_replace(None);
+        let known = Known::of(&control.desk.time);
+        let beginning = Beginning { store, cause, now, hold_off, seen, reached, rules, known };
+        match begin(beginning).await {
+            Ok(life) => {
+                life.into_iter().for_each(|life| control.desk.time.recorded(life.began));
+            }
+            Err(refused) => {
+                tracing::error!(code = %refused.code, why = %refused.why, "could not begin a new incarnation");
+                // The next agent that comes says so again.
+                control.lost.send_replace(None);
+            }
         }
     }
 }

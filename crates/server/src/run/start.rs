@@ -19,7 +19,8 @@ use crate::authority::{Authorities, Unsealed, internal, unseal};
 use crate::config::{Config, Ready, StartError, kek_path};
 use crate::directory::{self, Domain};
 use crate::incarnation::{
-    Beginning, Cause, Found, Handed, LogKey, Seen, begin, first_start, read_journals,
+    Beginning, Cause, ClockIs, Found, Handed, Known, LogKey, Seen, begin, first_start,
+    read_journals,
 };
 use crate::refusal::Refused;
 use crate::state::{Feeder, State};
@@ -176,8 +177,11 @@ impl Start {
             // It may be behind by being another one.
             reached: None,
             rules: rules?,
+            known: Known::of(&self.time),
         };
-        begin(beginning).await?;
+        if let Some(life) = begin(beginning).await? {
+            self.time.recorded(life.began);
+        }
         Ok(())
     }
 

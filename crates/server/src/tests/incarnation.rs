@@ -281,10 +281,36 @@ async fn agent_that_is_ahead_of_a_snapshot_but_not_of_the_store_begins_no_incarn
         seen: head.incarnation,
         reached: Some(reached),
         rules: Vec::new(),
+        known: crate::incarnation::Known {
+            at: realm.clock.now(),
+            by: "nobody",
+            clock: crate::incarnation::ClockIs::Compared,
+        },
     };
     assert!(crate::incarnation::begin(beginning(head)).await.unwrap().is_none());
     assert_eq!(store.head().await.unwrap().revision, head);
     let ahead = Revision { number: head.number + 1, ..head };
     assert!(crate::incarnation::begin(beginning(ahead)).await.unwrap().is_some());
     assert!(head < store.head().await.unwrap().revision);
+}
+
+#[tokio::test]
+async fn a_server_whose_clock_is_behind_its_log_begins_no_incarnation() {
+    let mut realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[])]).await;
+    realm.save().await;
+    running.apply(vec![workload("orders", &[])]).await;
+    running.stop().await;
+    realm.put_old_store(&realm.data().join("state.db")).await;
+    let (right, minutes) = (realm.clock.now(), Duration::from_secs(600));
+    realm.clock = std::sync::Arc::new(countersign_identity::SimClock::new(right - minutes));
+    let refused = realm.start(realm.config()).await.err().unwrap();
+    assert_eq!(refused.code(), Code::NotReady, "{refused}");
+    assert!(refused.to_string().contains("set the clock right"), "{refused}");
+    realm.clock = std::sync::Arc::new(countersign_identity::SimClock::new(right));
+    let running = realm.serve().await;
+    assert!(running.admin.status().await.unwrap().incarnation.is_some());
+    running.stop().await;
+    realm.verify_everything().await;
 }

@@ -1,18 +1,21 @@
 //! What only a journal remembers, when the store lost it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use countersign_api::admin::{ResumeRequest, SuspendRequest, Target};
 use countersign_api::resource::Kind;
 use countersign_api::v1;
 use countersign_audit::Tree;
-use countersign_identity::{Code, Reason, SpiffeId, Suspended, SystemEntropy};
+use countersign_identity::{
+    Clock as _, Code, Reason, SpiffeId, Suspended, SystemEntropy, Timestamp,
+};
 use countersign_store::{SqliteStore, Store as _};
 
 use super::revoke::revoke;
 use super::sync::{open, open_with};
 use super::{Agent, Realm, code, workload};
-use crate::backup::RestoreConfig;
+use crate::backup::{RestoreConfig, restore_at};
 use crate::config::Config;
 
 /// What only the journal remembers is not lost when it is an agent that shows a running server what its store lacks.
@@ -182,4 +185,55 @@ async fn a_rule_that_the_journal_does_not_take_is_in_force_and_said_to_be_missin
     let config = RestoreConfig { journal: Some(folder), ..realm.restoring("e") };
     let report = realm.restore(&config).await.unwrap();
     assert_eq!((report.from_journal, report.refused_lines), (4, 0), "what was lifted is gone");
+}
+
+/// By a clock that is behind, a suspension of the lost span counts as one that was made since and lifted.
+#[tokio::test]
+async fn by_a_clock_that_is_behind_the_backup_or_the_journal_nothing_is_restored() {
+    let realm = Realm::begin().await;
+    let folder = realm.place("journal");
+    std::fs::create_dir(&folder).unwrap();
+    let config = Config { journal: Some(folder.clone()), ..realm.config() };
+    let running = realm.start(config).await.unwrap();
+    running.apply(vec![workload("web", &[])]).await;
+    realm.clock.advance(Duration::from_secs(1));
+    realm.save().await;
+    let saved = realm.clock.now();
+    realm.clock.advance(Duration::from_secs(300));
+    let web = "spiffe://shop.example/web".parse().unwrap();
+    revoke(&running, Target::Identity(web), Reason::ProcessCompromise).await;
+    let revoked = realm.clock.now();
+    running.stop().await;
+    let restore = async |config: &RestoreConfig, now: Timestamp| {
+        restore_at(config, now, &mut |_, _| {}).await
+    };
+    let minutes = |count: u64| Duration::from_secs(60 * count);
+    let alone = realm.restoring("e");
+    let with_journal = RestoreConfig { journal: Some(folder), ..alone.clone() };
+    for (config, now, by, at) in [
+        (&alone, saved - minutes(10), "the backup", saved),
+        (&alone, saved - minutes(365 * 24 * 60), "the backup", saved),
+        (&with_journal, revoked - minutes(2), "the journal's newest rule", revoked),
+    ] {
+        let refused = restore(config, now).await.unwrap_err();
+        let text = refused.to_string();
+        assert_eq!(refused.code(), Code::NotReady, "{text}");
+        for part in
+            [&format!("the clock says {now}"), &format!("{by} says {at}"), "--clock-is-right"]
+        {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!config.data.exists());
+    }
+    // Within the allowed skew the log does not forget the later time, nor is anything of the journal left out.
+    let report = restore(&with_journal, revoked - minutes(1)).await.unwrap();
+    assert_eq!((report.from_journal, report.lost_until), (2, revoked));
+    assert_eq!(report.hold_until, revoked + minutes(1));
+    std::fs::remove_dir_all(&with_journal.data).unwrap();
+    // An operator may vouch for the clock.
+    let vouched = RestoreConfig { clock_is_right: true, ..with_journal };
+    let now = saved - minutes(10);
+    let report = restore(&vouched, now).await.unwrap();
+    assert_eq!((report.from_journal, report.lost_until), (2, revoked));
+    assert_eq!(report.hold_until, now + minutes(1));
 }

@@ -37,6 +37,7 @@ impl Realm {
             hold_off: Duration::from_secs(60),
             journal: None,
             unlock: None,
+            clock_is_right: false,
         }
     }
 
