@@ -7,7 +7,7 @@ use countersign_identity::{Code, Incarnation, Revision, SKEW_ALLOWED, Timestamp}
 use countersign_store::{Batch, Begins, PAGE_MAX, Store, StoreError};
 
 use super::hand_back::{Handed, taken_back};
-use super::life::{Before, Cause, Life, cover_at};
+use super::life::{Before, Cause, Life, Served, cover_at};
 use crate::refusal::Refused;
 use crate::revoke::held;
 use crate::run::latest;
@@ -139,20 +139,35 @@ pub(crate) async fn begin(beginning: Beginning<'_>) -> Result<Option<Life>, Refu
 /// Lets the hold-off of a restored store begin with its first server: before, no agent could hand anything back.
 ///
 /// # Errors
-/// When the store does not answer.
-pub(crate) async fn first_start(store: &dyn Store, now: Timestamp) -> Result<(), Refused> {
+/// When the store does not answer, or the clock is behind what it says.
+pub(crate) async fn first_start(
+    store: &dyn Store,
+    time: &TimeGuard,
+    now: Timestamp,
+) -> Result<(), Refused> {
     for _attempt in 0..ATTEMPTS_MAX {
         let state = State::from_snapshot(store.snapshot().await?)?;
         let Some(life) = state.life().filter(|life| life.cause == Cause::Restored) else {
             return Ok(());
         };
-        if life.resumed.is_some() || life.covered || was_served(store).await? {
+        if life.resumed.is_some() || life.covered || was_served(&life, store).await? {
             return Ok(());
         }
+        // Set right later, the clock would be beyond the end of a hold-off that nobody had.
+        let trusted = time.trusted(now).map_err(|refused| {
+            let why = format!(
+                "{}; start the server then: the hold-off of a restored state begins with it",
+                refused.why
+            );
+            Refused::new(refused.code, why)
+        });
+        let now = trusted?;
         let hold_off = life.hold_until.since(life.began);
         let life = Life {
+            served: Served::Since(now),
             hold_until: now + hold_off,
             cover_at: cover_at(now, hold_off, state.longest_svid().duration()),
+            until: life.until.max(now + state.profile().lifetime_max.duration()),
             ..Life::clone(&life)
         };
         let changes = vec![life.change()];
@@ -164,22 +179,31 @@ pub(crate) async fn first_start(store: &dyn Store, now: Timestamp) -> Result<(),
             Err(error) => return Err(error.into()),
         }
     }
-    Err(Refused::new(countersign_identity::Code::StaleBase, "others write to the store meanwhile"))
+    Err(Refused::new(Code::StaleBase, "others write to the store meanwhile"))
 }
 
-/// Whether a server has served this incarnation before. Its start is among the first events of the log.
-async fn was_served(store: &dyn Store) -> Result<bool, Refused> {
-    let first = store.events(0, PAGE_MAX).await?;
-    if PAGE_MAX <= first.len() {
-        return Ok(true);
+/// Whether a server has served this incarnation before.
+async fn was_served(life: &Life, store: &dyn Store) -> Result<bool, Refused> {
+    match life.served {
+        Served::Never => return Ok(false),
+        Served::Since(_) => return Ok(true),
+        Served::Unsaid => {}
     }
-    for event in first {
-        let entry = Entry::parse(&event.leaf).map_err(crate::authority::internal)?;
-        if entry.kind == EventKind::ServerStarted {
-            return Ok(true);
+    // Its start is among the first events of the log, behind the rules of a journal.
+    let mut next = 0;
+    loop {
+        let page = store.events(next, PAGE_MAX).await?;
+        for event in &page {
+            let entry = Entry::parse(&event.leaf).map_err(crate::authority::internal)?;
+            if entry.kind == EventKind::ServerStarted {
+                return Ok(true);
+            }
         }
+        if page.len() < PAGE_MAX {
+            return Ok(false);
+        }
+        next += page.len() as u64;
     }
-    Ok(false)
 }
 
 /// A number that no other life of this store has, also when one backup is restored twice: the time, which is greater than
@@ -203,6 +227,11 @@ fn life(
         began,
         from,
         lost_until: (began < latest).then_some(latest),
+        served: match cause {
+            Cause::Restored => Served::Never,
+            // By who begins it. It was no question before, so nothing is said that an older replica does not read.
+            Cause::Behind => Served::Unsaid,
+        },
         hold_until: began + hold_off,
         resumed: None,
         cover_at: cover_at(began, hold_off, state.longest_svid().duration()),

@@ -31,6 +31,25 @@ impl Cause {
     }
 }
 
+/// Whether a server has served an incarnation that a restore began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Served {
+    /// A version that did not note it has begun it: the log tells.
+    #[default]
+    Unsaid,
+    /// Not yet.
+    Never,
+    /// First at this moment.
+    Since(Timestamp),
+}
+
+impl Served {
+    fn is_unsaid(&self) -> bool {
+        *self == Self::Unsaid
+    }
+}
+
 /// What is known of the life before: the end of it that the store has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -53,6 +72,8 @@ pub(crate) struct Life {
     /// Until when something may have happened that is lost, where that is later than the beginning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lost_until: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Served::is_unsaid")]
+    pub(crate) served: Served,
     /// Nothing is issued before.
     pub(crate) hold_until: Timestamp,
     /// When an operator ended the hold-off.
@@ -90,6 +111,11 @@ impl Life {
     pub(crate) fn may_have_lost(&self, at: Timestamp) -> bool {
         let skew = countersign_identity::SKEW_ALLOWED;
         let lost_until = self.lost_until.unwrap_or(self.began);
+        // Before, nobody could suspend or lift anything in it.
+        let lost_until = match self.served {
+            Served::Since(first) => lost_until.max(first),
+            Served::Unsaid | Served::Never => lost_until,
+        };
         self.from.at <= at + skew && at <= lost_until + skew && !self.covered
     }
 
@@ -127,6 +153,7 @@ mod tests {
             began: at(1000),
             from,
             lost_until: None,
+            served: Served::Unsaid,
             hold_until: at(1060),
             resumed: None,
             cover_at: at(4660),
@@ -149,6 +176,8 @@ mod tests {
         }
         let further = Life { lost_until: Some(at(2000)), ..life.clone() };
         assert!(further.may_have_lost(at(2000 + skew)) && !further.may_have_lost(at(2001 + skew)));
+        let served = Life { served: Served::Since(at(2000)), ..life.clone() };
+        assert!(served.may_have_lost(at(2000 + skew)) && !served.may_have_lost(at(2001 + skew)));
         let covered = Life { covered: true, ..life };
         assert!(!covered.may_have_lost(at(500)));
     }
@@ -160,5 +189,21 @@ mod tests {
         assert!(life.issues(at(1060)).is_ok());
         let resumed = Life { resumed: Some(at(1001)), ..life };
         assert!(resumed.issues(at(1002)).is_ok());
+    }
+
+    #[test]
+    fn what_an_earlier_version_wrote_is_read_and_written_the_same() {
+        let text = r#"{"cause":"restored","began":"2026-11-22T12:00:00Z","from":{"incarnation":1,
+            "revision":"1.9","logSize":20,
+            "logRoot":"0101010101010101010101010101010101010101010101010101010101010101",
+            "at":"2026-11-21T12:00:00Z"},"holdUntil":"2026-11-22T12:01:00Z",
+            "coverAt":"2026-11-22T13:01:00Z","until":"2026-11-23T12:00:00Z","covered":false}"#;
+        let life: Life = serde_json::from_str(text).unwrap();
+        assert_eq!((life.served, life.lost_until), (Served::Unsaid, None));
+        let before: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_value(&life).unwrap(), before);
+        let life = Life { served: Served::Since(at(0)), lost_until: Some(at(1)), ..life };
+        let written = serde_json::to_vec(&life).unwrap();
+        assert_eq!(serde_json::from_slice::<Life>(&written).unwrap(), life);
     }
 }

@@ -16,7 +16,7 @@ pub(crate) use begin::{Beginning, ClockIs, Known, begin, first_start};
 pub(crate) use hand_back::{Handed, hand_back, taken_back};
 pub(crate) use journal::{Journal, read_journals};
 #[cfg(test)]
-pub(crate) use life::Before;
+pub(crate) use life::{Before, Served};
 pub(crate) use life::{CURRENT, Cause, Life};
 pub(crate) use log_key::LogKey;
 pub(crate) use seen::{Found, Seen, remember};

@@ -19,7 +19,7 @@ use countersign_identity::{
 };
 use countersign_store::{PointKey, PointRow};
 
-use crate::incarnation::{Before, Cause, Life};
+use crate::incarnation::{Before, Cause, Life, Served};
 use crate::publish::{Roster, Slice};
 
 const START: Timestamp = Timestamp::from_secs(1_795_262_400);
@@ -399,6 +399,7 @@ impl World {
             began: at(self.tick),
             from,
             lost_until: None,
+            served: Served::Never,
             hold_until: at(self.tick),
             resumed: None,
             cover_at: at(HORIZON),

@@ -19,7 +19,7 @@ use crate::authority::{Authorities, Unsealed, internal, unseal};
 use crate::config::{Config, Ready, StartError, kek_path};
 use crate::directory::{self, Domain};
 use crate::incarnation::{
-    Beginning, Cause, ClockIs, Found, Handed, Known, LogKey, Seen, begin, first_start,
+    Beginning, Cause, Found, Handed, Known, LogKey, Seen, begin, first_start,
     read_journals,
 };
 use crate::refusal::Refused;
@@ -129,7 +129,7 @@ impl Start {
         let log_key = LogKey::open_or_make(&*self.store, &kek, &*self.around.entropy).await?;
         self.go_on(&log_key).await?;
         Seen::begin(&*self.store, &self.config.data).await?;
-        first_start(&*self.store, self.around.clock.now()).await?;
+        first_start(&*self.store, &self.time, self.around.clock.now()).await?;
         let (feeder, feed) =
             Feeder::start(Arc::clone(&self.store), Arc::clone(&self.around.clock)).await?;
         self.check(&feed.current())?;

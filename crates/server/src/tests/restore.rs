@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use countersign_api::v1;
-use countersign_identity::{Clock as _, Code, SKEW_ALLOWED, SystemEntropy};
+use countersign_identity::{Clock as _, Code, SKEW_ALLOWED, SimClock, SystemEntropy};
 use countersign_pki::PrivateKey;
 
 use super::incarnation::key;
@@ -200,5 +200,48 @@ async fn hold_off_of_a_restored_store_begins_with_its_first_server_and_not_anew_
     let running = realm.serve_at("e").await;
     let mut client = agent.client(&realm, &running).await;
     assert!(sign(&mut client, vec![item("web", &key())]).await.remove(0).is_ok());
+    running.stop().await;
+}
+
+/// The first server's start is behind the rules of the journal in the log, however many those are.
+#[tokio::test]
+async fn hold_off_begins_with_the_first_server_also_behind_a_thousand_rules_of_a_journal() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    realm.save().await;
+    running.stop().await;
+    let folder = realm.place("journal");
+    realm.write_journal(&folder, "gone", 1100).await;
+    let config = RestoreConfig { journal: Some(folder), ..realm.restoring("e") };
+    assert_eq!(realm.restore(&config).await.unwrap().from_journal, 1100);
+    realm.clock.advance(Duration::from_secs(120));
+    for later in [0, 50] {
+        realm.clock.advance(Duration::from_secs(later));
+        let running = realm.serve_at("e").await;
+        let now = realm.clock.now();
+        let incarnation = running.admin.status().await.unwrap().incarnation.unwrap();
+        let until = now + Duration::from_secs(60 - later);
+        assert_eq!(incarnation.held_until, Some(until), "started {later} s later");
+        running.stop().await;
+    }
+}
+
+/// By a clock that is behind, the hold-off would be over when the clock is set right.
+#[tokio::test]
+async fn a_restored_state_is_not_served_first_by_a_clock_that_is_behind() {
+    let mut realm = Realm::begin().await;
+    let running = realm.serve().await;
+    realm.save().await;
+    running.stop().await;
+    realm.restore(&realm.restoring("e")).await.unwrap();
+    let right = realm.clock.now();
+    let config = crate::config::Config { data: realm.place("e"), ..realm.config() };
+    realm.clock = std::sync::Arc::new(SimClock::new(right - Duration::from_secs(600)));
+    let refused = realm.start(config).await.err().unwrap();
+    assert_eq!(refused.code(), Code::NotReady, "{refused}");
+    assert!(refused.to_string().contains("the hold-off of a restored state"), "{refused}");
+    realm.clock = std::sync::Arc::new(SimClock::new(right));
+    let running = realm.serve_at("e").await;
+    assert!(running.admin.status().await.unwrap().incarnation.unwrap().held_until.is_some());
     running.stop().await;
 }
