@@ -17,7 +17,7 @@ use super::make::place;
 use crate::authority::{Unsealed, internal, unseal};
 use crate::config::{StartError, StoreAt, kek_path};
 use crate::directory::{self, Domain};
-use crate::incarnation::{Beginning, Cause, ClockIs, Handed, Known, LogKey, begin, read_journals};
+use crate::incarnation::{Beginning, Cause, ClockIs, Known, LogKey, begin, read_rules};
 use crate::refusal::Refused;
 use crate::storage;
 
@@ -195,12 +195,10 @@ async fn reborn(
         return Err(StartError::WrongKek { path: config.kek.clone(), why });
     }
     let log_key = LogKey::open_or_make(&*store, kek, &*entropy).await?;
-    let (records, refused_lines) = match &config.journal {
-        Some(folder) => read_journals(folder, &log_key)?,
+    let (rules, refused_lines) = match &config.journal {
+        Some(folder) => read_rules(folder, &log_key)?,
         None => (Vec::new(), 0),
     };
-    let rules: Result<Vec<Handed>, _> = records.iter().map(Handed::read).collect();
-    let rules = rules?;
     let before = store.snapshot().await?.records.len();
     let clock = if config.clock_is_right { ClockIs::Right } else { ClockIs::Compared };
     let beginning = Beginning {
@@ -211,6 +209,7 @@ async fn reborn(
         seen: 0,
         reached: None,
         rules,
+        by: "restore",
         known: Known { at: about.at, by: "the backup", clock },
     };
     let life = begin(beginning).await.map_err(clock_is_behind)?;

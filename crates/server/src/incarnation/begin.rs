@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use countersign_audit::{Entry, Event, EventKind, Tree};
 use countersign_identity::{Code, Incarnation, Revision, SKEW_ALLOWED, Timestamp};
-use countersign_store::{Batch, Begins, PAGE_MAX, Store, StoreError};
+use countersign_store::{BATCH_ROWS_MAX, Batch, Begins, PAGE_MAX, Store, StoreError};
 
 use super::hand_back::{Handed, taken_back};
 use super::life::{Before, Cause, Life, Served, cover_at};
+use super::take_in::{RULES_MAX, take_in};
 use crate::refusal::Refused;
 use crate::revoke::held;
 use crate::run::latest;
@@ -32,6 +33,8 @@ pub(crate) struct Beginning<'a> {
     pub(crate) reached: Option<Revision>,
     /// Rules that a journal remembers.
     pub(crate) rules: Vec<Handed>,
+    /// Whose journal that is: who goes on when not all of them are taken in.
+    pub(crate) by: &'a str,
     /// What is known of the time, beside what the log and the rules say.
     pub(crate) known: Known,
 }
@@ -122,11 +125,15 @@ pub(crate) async fn begin(beginning: Beginning<'_>) -> Result<Option<Life>, Refu
         let latest = beginning.latest(from.at)?;
         let incarnation = next(head.revision.incarnation.max(seen), now);
         let life = life(&beginning, &state, from, (latest, last_end));
-        match store.commit(batch(&state, &life, incarnation, &beginning)).await {
+        let (batch, life) = first(&state, life, incarnation, &beginning);
+        match store.commit(batch).await {
             Ok(committed) => {
                 let (revision, root) = (committed.revision, life.from.log_root);
                 tracing::warn!(%revision, before = %life.from.revision, %root, "a new incarnation has begun");
-                return Ok(Some(life));
+                if life.taking_in.is_none() {
+                    return Ok(Some(life));
+                }
+                return take_in(store, &beginning.rules, life.began).await.map(Some);
             }
             Err(StoreError::Conflict { .. } | StoreError::LogMoved { .. }) => {}
             Err(error) => return Err(error.into()),
@@ -234,13 +241,33 @@ fn life(
         },
         hold_until: began + hold_off,
         resumed: None,
+        taking_in: None,
         cover_at: cover_at(began, hold_off, state.longest_svid().duration()),
         until: last_end.map_or(longest, |end| end.max(longest)),
         covered: false,
     }
 }
 
-fn batch(state: &State, life: &Life, incarnation: Incarnation, beginning: &Beginning<'_>) -> Batch {
+/// The batch with which it begins, and what it says of it. Rules that are more than a batch holds follow, and nothing is
+/// issued before the last of them: who is cut off meanwhile goes on, or an operator says otherwise.
+fn first(
+    state: &State,
+    life: Life,
+    incarnation: Incarnation,
+    beginning: &Beginning<'_>,
+) -> (Batch, Life) {
+    let rules = &beginning.rules;
+    let whole = batch(state, &life, incarnation, rules);
+    let rows = whole.changes.len().max(whole.events.len()).max(whole.ops.len());
+    if rows <= BATCH_ROWS_MAX {
+        return (whole, life);
+    }
+    let life = Life { taking_in: Some(beginning.by.to_owned()), ..life };
+    let some = &rules[..rules.len().min(RULES_MAX)];
+    (batch(state, &life, incarnation, some), life)
+}
+
+fn batch(state: &State, life: &Life, incarnation: Incarnation, rules: &[Handed]) -> Batch {
     let subject = state.domain().trust_domain.id().to_string();
     let details = serde_json::json!({
         "cause": life.cause, "from": life.from, "holdUntil": life.hold_until,
@@ -254,7 +281,7 @@ fn batch(state: &State, life: &Life, incarnation: Incarnation, beginning: &Begin
         events: vec![event.with_details(details)],
         ..Batch::default()
     };
-    let back = taken_back(state, Some(life), &beginning.rules, "journal", life.began);
+    let back = taken_back(state, Some(life), rules, "journal", life.began);
     batch.changes.extend(back.changes);
     batch.events.extend(back.events);
     batch.ops.extend(back.ops);

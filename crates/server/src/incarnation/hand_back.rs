@@ -163,7 +163,7 @@ pub(crate) fn taken_back(
                 if rule.is_moot(now) || known.contains(rule) || !taken.insert(rule.clone()) {
                     continue;
                 }
-                let name = free_name(state, one);
+                let name = free_name(state, &put, one);
                 if put.insert((Kind::Revocation, name.clone())) {
                     revoke(&mut batch, state, &mut put, (name, one), rule, (actor, now));
                 }
@@ -179,8 +179,9 @@ pub(crate) fn taken_back(
 }
 
 /// The name of the rule, unless it has come to mean another one.
-fn free_name(state: &State, handed: &Handed) -> String {
-    if !state.records.contains_key(&Key::new(Kind::Revocation, &handed.name)) {
+fn free_name(state: &State, put: &HashSet<(Kind, String)>, handed: &Handed) -> String {
+    let is_put = put.contains(&(Kind::Revocation, handed.name.clone()));
+    if !is_put && !state.records.contains_key(&Key::new(Kind::Revocation, &handed.name)) {
         return handed.name.clone();
     }
     let digest = sha256(&handed.value).to_string();

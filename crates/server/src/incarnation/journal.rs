@@ -22,6 +22,7 @@ use super::hand_back::Handed;
 use super::log_key::LogKey;
 use crate::config::StartError;
 use crate::directory::write_whole;
+use crate::refusal::Refused;
 use crate::state::{State, StateFeed};
 
 /// How soon a failed write is tried again.
@@ -262,7 +263,7 @@ fn line(record: &v1::SignedRecord) -> Vec<u8> {
 ///
 /// # Errors
 /// When the folder or a journal cannot be read.
-pub(crate) fn read_journals(
+fn read_journals(
     folder: &Path,
     key: &LogKey,
 ) -> Result<(Vec<v1::SignedRecord>, usize), StartError> {
@@ -280,6 +281,16 @@ pub(crate) fn read_journals(
         refused += read_file(&path, key, &mut rules)?;
     }
     Ok((rules, refused))
+}
+
+/// Reads the rules of a folder's journals, as those that were made here once; and how many lines are none.
+///
+/// # Errors
+/// As [`read_journals`], and when one of them is of a later version.
+pub(crate) fn read_rules(folder: &Path, key: &LogKey) -> Result<(Vec<Handed>, usize), StartError> {
+    let (records, refused) = read_journals(folder, key)?;
+    let rules: Result<Vec<Handed>, Refused> = records.iter().map(Handed::read).collect();
+    Ok((rules?, refused))
 }
 
 /// Reads the rules of one journal. Says how many lines are none.

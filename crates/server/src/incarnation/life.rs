@@ -79,6 +79,9 @@ pub(crate) struct Life {
     /// When an operator ended the hold-off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) resumed: Option<Timestamp>,
+    /// The server that still takes in rules of its journal; nothing is issued before it has them all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) taking_in: Option<String>,
     /// When what is of an earlier incarnation is covered.
     pub(crate) cover_at: Timestamp,
     /// The last moment at which anything of it could be valid.
@@ -88,8 +91,11 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    /// Until when nothing is issued, if that is so now.
+    /// Until when nothing is issued, if that is so now; while rules are taken in, at the earliest.
     pub(crate) fn holds(&self, now: Timestamp) -> Option<Timestamp> {
+        if self.resumed.is_none() && self.taking_in.is_some() {
+            return Some(self.hold_until.max(now));
+        }
         (self.resumed.is_none() && now < self.hold_until).then_some(self.hold_until)
     }
 
@@ -100,6 +106,14 @@ impl Life {
     pub(crate) fn issues(&self, now: Timestamp) -> Result<(), Refused> {
         let Some(until) = self.holds(now) else { return Ok(()) };
         let (began, cause) = (self.began, self.cause.sentence());
+        if let Some(server) = &self.taking_in {
+            let why = format!(
+                "a new incarnation began at {began} ({cause}), and server `{server}` has not taken in all rules of its \
+                 journal yet: nothing is issued before; if it was cut off, start it again with `--journal`, and if it \
+                 does not come back, `countersign resume-issuing` issues without them"
+            );
+            return Err(Refused::new(Code::NotReady, why));
+        }
         let why = format!(
             "a new incarnation began at {began} ({cause}): nothing is issued until {until}, so that agents can hand \
              back the revocations that they remember; `countersign resume-issuing` ends the wait"
@@ -156,6 +170,7 @@ mod tests {
             served: Served::Unsaid,
             hold_until: at(1060),
             resumed: None,
+            taking_in: None,
             cover_at: at(4660),
             until: at(90_000),
             covered: false,
@@ -187,6 +202,11 @@ mod tests {
         let life = life();
         assert!(life.issues(at(1059)).is_err());
         assert!(life.issues(at(1060)).is_ok());
+        let taking_in = Life { taking_in: Some("one".to_owned()), ..life.clone() };
+        let refused = taking_in.issues(at(9000)).unwrap_err();
+        assert!(refused.why.contains("server `one`"), "{}", refused.why);
+        assert_eq!(taking_in.holds(at(9000)), Some(at(9000)));
+        assert!(Life { resumed: Some(at(1001)), ..taking_in }.issues(at(1002)).is_ok());
         let resumed = Life { resumed: Some(at(1001)), ..life };
         assert!(resumed.issues(at(1002)).is_ok());
     }

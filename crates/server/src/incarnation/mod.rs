@@ -11,13 +11,15 @@ mod life;
 mod log_key;
 mod seen;
 mod settle;
+mod take_in;
 
 pub(crate) use begin::{Beginning, ClockIs, Known, begin, first_start};
 pub(crate) use hand_back::{Handed, hand_back, taken_back};
-pub(crate) use journal::{Journal, read_journals};
+pub(crate) use journal::{Journal, read_rules};
 #[cfg(test)]
 pub(crate) use life::{Before, Served};
 pub(crate) use life::{CURRENT, Cause, Life};
 pub(crate) use log_key::LogKey;
 pub(crate) use seen::{Found, Seen, remember};
 pub(crate) use settle::{resume_issuing, settle};
+pub(crate) use take_in::take_in_the_rest;

@@ -29,7 +29,10 @@ pub(crate) async fn settle(control: Arc<Control>, stop: CancellationToken) {
     let mut states = control.feed.watch();
     loop {
         let now = control.clock.now();
-        let life = states.borrow_and_update().life().filter(|life| !life.covered);
+        // While rules are taken in, nobody can have anything issued anew.
+        let waits = |life: &Life| life.taking_in.is_some() && life.holds(now).is_some();
+        let life = states.borrow_and_update().life();
+        let life = life.filter(|life| !life.covered && !waits(life));
         let wake = match life {
             None => now + LOOK,
             Some(life) if now < life.cover_at => life.cover_at,

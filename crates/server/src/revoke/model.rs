@@ -402,6 +402,7 @@ impl World {
             served: Served::Never,
             hold_until: at(self.tick),
             resumed: None,
+            taking_in: None,
             cover_at: at(HORIZON),
             until: at(ENDS),
             covered: false,

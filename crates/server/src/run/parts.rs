@@ -21,7 +21,9 @@ use crate::config::{Ready, StartError, StoreAt};
 use crate::console::{Console, ConsoleAt, ConsoleDoor, Entrance, Streams};
 use crate::control::Control;
 use crate::edge::{Edge, NodeRoutes};
-use crate::incarnation::{Beginning, Cause, Handed, Known, begin, read_journals, remember, settle};
+use crate::incarnation::{
+    Beginning, Cause, Known, begin, read_rules, remember, settle, take_in_the_rest,
+};
 use crate::issue::Own;
 use crate::log::{Retention, Signer};
 use crate::refusal::Refused;
@@ -30,6 +32,9 @@ use crate::state::{Feeder, State, StateFeed};
 use crate::storage::Upkeep;
 use crate::views::{Keeper, ViewsDoor};
 use crate::watch::{About, LogTree, keep_flows, keep_tallies, serve_metrics};
+
+/// How soon what was begun and failed is gone on with.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// All parts, ready to run.
 pub(super) struct Parts {
@@ -143,7 +148,8 @@ impl Parts {
             spawn(&mut parts, journal.run(key, control.feed.clone(), clock, after.clone()));
         }
         let (hold_off, journal) = (start.config.hold_off, start.config.journal.clone());
-        spawn(&mut parts, recover(Arc::clone(&control), hold_off, journal, after.clone()));
+        let own = (holder.clone(), journal);
+        spawn(&mut parts, recover(Arc::clone(&control), hold_off, own, after.clone()));
         spawn(&mut parts, watchdog(after.clone()));
         if let Some(exporter) = exporter {
             spawn(&mut parts, exporter.run(after.clone()));
@@ -255,13 +261,26 @@ async fn follow(
 async fn recover(
     control: Arc<Control>,
     hold_off: Duration,
-    journal: Option<PathBuf>,
+    (server, journal): (String, Option<PathBuf>),
     stop: CancellationToken,
 ) {
     let mut lost = control.lost.subscribe();
+    let mut failed = false;
     loop {
+        let again = control.clock.about(AGAIN);
         tokio::select! {
             () = stop.cancelled() => return,
+            // It may have begun, without all rules of the journal.
+            () = control.clock.sleep_until(again), if failed => {
+                let Some(key) = &control.log_key else { continue };
+                let now = control.desk.time.highest(control.clock.now());
+                let rest = take_in_the_rest(&*control.store, &server, journal.as_deref(), key, now);
+                match rest.await {
+                    Ok(()) => failed = false,
+                    Err(error) => tracing::error!(%error, "the rules of the journal are not taken in"),
+                }
+                continue;
+            }
             changed = lost.changed() => if changed.is_err() { return },
         }
         let Some(reached) = *lost.borrow_and_update() else { continue };
@@ -270,28 +289,29 @@ async fn recover(
         let (cause, seen) = (Cause::Behind, reached.incarnation);
         let reached = Some(reached);
         // What only a journal remembers would be lost with the incarnation.
-        let remembered = journal.as_deref().zip(control.log_key.as_ref()).map(|(folder, key)| {
-            let (records, _refused) = read_journals(folder, key).map_err(internal)?;
-            records.iter().map(Handed::read).collect::<Result<Vec<_>, Refused>>()
-        });
+        let remembered = journal.as_deref().zip(control.log_key.as_ref());
+        let remembered =
+            remembered.map(|(folder, key)| read_rules(folder, key).map(|(rules, _refused)| rules));
         let rules = match remembered.transpose() {
             Ok(rules) => rules.unwrap_or_default(),
-            Err(refused) => {
-                tracing::error!(why = %refused.why, "the journal does not read; no new incarnation begins");
+            Err(error) => {
+                tracing::error!(%error, "the journal does not read; no new incarnation begins");
                 control.lost.send_replace(None);
                 continue;
             }
         };
         let known = Known::of(&control.desk.time);
-        let beginning = Beginning { store, cause, now, hold_off, seen, reached, rules, known };
+        let by = server.as_str();
+        let beginning = Beginning { store, cause, now, hold_off, seen, reached, rules, by, known };
         match begin(beginning).await {
             Ok(life) => {
                 life.into_iter().for_each(|life| control.desk.time.recorded(life.began));
             }
             Err(refused) => {
                 tracing::error!(code = %refused.code, why = %refused.why, "could not begin a new incarnation");
-                // The next agent that comes says so again.
+                // The next agent that comes says so again, unless it has begun.
                 control.lost.send_replace(None);
+                failed = true;
             }
         }
     }

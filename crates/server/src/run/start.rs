@@ -19,10 +19,8 @@ use crate::authority::{Authorities, Unsealed, internal, unseal};
 use crate::config::{Config, Ready, StartError, kek_path};
 use crate::directory::{self, Domain};
 use crate::incarnation::{
-    Beginning, Cause, Found, Handed, Known, LogKey, Seen, begin, first_start,
-    read_journals,
+    Beginning, Cause, Found, Known, LogKey, Seen, begin, first_start, read_rules, take_in_the_rest,
 };
-use crate::refusal::Refused;
 use crate::state::{Feeder, State};
 use crate::storage;
 use crate::watch::{About, LogTree, TimeGuard};
@@ -160,23 +158,31 @@ impl Start {
 
     /// Begins a new incarnation when the store lost something that this server has seen.
     async fn go_on(&self, log_key: &LogKey) -> Result<(), StartError> {
-        let Some(seen) = Seen::read(&self.config.data) else { return Ok(()) };
-        let Found::Behind(seen) = seen.compare(&*self.store).await? else { return Ok(()) };
+        let (store, server) = (&*self.store, self.domain.server.to_string());
+        let found = match Seen::read(&self.config.data) {
+            Some(seen) => seen.compare(store).await?,
+            None => Found::Same,
+        };
+        let Found::Behind(seen) = found else {
+            let now = self.time.highest(self.around.clock.now());
+            let journal = self.config.journal.as_deref();
+            return take_in_the_rest(store, &server, journal, log_key, now).await;
+        };
         tracing::error!(seen = %seen.revision, leaves = seen.log_size, "the store is behind what was seen of it");
         let rules = match &self.config.journal {
-            Some(folder) => read_journals(folder, log_key)?.0,
+            Some(folder) => read_rules(folder, log_key)?.0,
             None => Vec::new(),
         };
-        let rules: Result<Vec<Handed>, Refused> = rules.iter().map(Handed::read).collect();
         let beginning = Beginning {
-            store: &*self.store,
+            store,
             cause: Cause::Behind,
             now: self.around.clock.now(),
             hold_off: self.config.hold_off,
             seen: seen.revision.incarnation,
             // It may be behind by being another one.
             reached: None,
-            rules: rules?,
+            rules,
+            by: &server,
             known: Known::of(&self.time),
         };
         if let Some(life) = begin(beginning).await? {

@@ -281,6 +281,7 @@ async fn agent_that_is_ahead_of_a_snapshot_but_not_of_the_store_begins_no_incarn
         seen: head.incarnation,
         reached: Some(reached),
         rules: Vec::new(),
+        by: "one",
         known: crate::incarnation::Known {
             at: realm.clock.now(),
             by: "nobody",

@@ -11,6 +11,7 @@ mod floods;
 mod incarnation;
 mod join;
 mod journal;
+mod large_journal;
 mod log;
 mod ocsp;
 mod pages;
