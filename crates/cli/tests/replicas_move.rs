@@ -144,3 +144,37 @@ fn a_trust_domain_moves_from_its_database_to_a_directory_and_goes_on() {
     assert_eq!(starts, 2, "before the move and after it");
     domain.apply(&server, "orders");
 }
+
+#[test]
+fn a_restore_that_fails_leaves_nothing_in_its_database_and_the_next_one_does_it() {
+    let cluster = Cluster::start(Listen::Nowhere, &[]);
+    let url = cluster.url(&cluster.database("read committed"));
+    let domain = Domain::plan(cluster, url);
+    let (data, other, file) = (domain.place("one"), domain.place("other"), domain.place("saved"));
+    done(&["init", "--data", &data, "--trust-domain", "prod.example"]);
+    done(&["backup", &file, "--data", &data]);
+    let kek = format!("{data}/kek");
+    let into = |to| ["restore", &file, "--data", to, "--kek", &kek, "--store", &domain.url];
+    let refused = run(&[&into(&other)[..], &["--journal", "/nowhere/at/all"]].concat());
+    assert!(!refused.status.success());
+    assert!(text(&refused.stderr).contains("/nowhere/at/all"), "{}", text(&refused.stderr));
+    assert_eq!(domain.sql("SELECT count(*) FROM pg_tables WHERE tablename = 'head'"), "0");
+    assert!(!std::path::Path::new(&other).exists());
+    let restored = done(&into(&other));
+    assert!(!std::path::Path::new(&other).join("state").exists());
+    let third = domain.place("third");
+    let refused = run(&into(&third));
+    assert!(
+        text(&refused.stderr).contains("choose an empty database"),
+        "{}",
+        text(&refused.stderr)
+    );
+    let at = ["server", "--data", &other, "--store", &domain.url];
+    let server =
+        Part::start(&[&at[..], &["--listen", "127.0.0.1:0", "--metrics", "off"]].concat(), &[]);
+    let status = server.status();
+    assert!(status["incarnation"]["heldUntil"].is_string(), "{status}");
+    let incarnation =
+        |of: &Value| of["revision"].as_str().unwrap().split('.').next().unwrap().to_owned();
+    assert_eq!(incarnation(&status), incarnation(&restored));
+}

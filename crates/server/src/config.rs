@@ -380,6 +380,29 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// A restore into a database in use.
+    #[error(
+        "`{place}` already holds a trust domain, and a restore replaces nothing; choose an empty database"
+    )]
+    DatabaseInUse {
+        /// The database.
+        place: String,
+    },
+    /// What a restore that was cut off has left, or somebody else's.
+    #[error(
+        "`{path}` is in the way: a restore makes it, and renames it when all is well; if an earlier one was cut off, remove \
+         it, and restore again"
+    )]
+    RestoringExists {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Another backup writes the same file.
+    #[error("another backup writes `{path}` at this moment; wait for it, or choose another name")]
+    BackupRuns {
+        /// The file.
+        path: PathBuf,
+    },
     /// A backup where there is a file already.
     #[error("`{path}` exists already; a backup never replaces a file")]
     BackupExists {
@@ -436,6 +459,9 @@ impl StartError {
             Self::DataExists { .. }
             | Self::DataNotEmpty { .. }
             | Self::StoreExists { .. }
+            | Self::DatabaseInUse { .. }
+            | Self::RestoringExists { .. }
+            | Self::BackupRuns { .. }
             | Self::BackupExists { .. }
             | Self::SocketTaken { .. } => Code::AlreadyExists,
             Self::NotASocket { .. } => Code::AlreadyExists,

@@ -9,7 +9,7 @@ use countersign_identity::{
 };
 use countersign_pki::NoVault;
 use countersign_seal::{Kek, KekFile, KeyWrap};
-use countersign_store::{Filling, Head, Page};
+use countersign_store::{Filling, Head, Page, Place, StoreError};
 
 use super::Progress;
 use super::file::{About, End, Part, Reading};
@@ -89,13 +89,47 @@ pub(crate) async fn restore_at(
     // 1. The file, all of it.
     let (_about, end) = read(&config.file, &kek, |_page| Ok(()))?;
     // 2. A place beside the one that is asked for.
+    check_empty(config).await?;
     let building = Building::begin(&config.data)?;
-    // 3. The state as it was, in a new incarnation.
-    let place = NewPlace { config, kek: &kek, data: &building.path, now };
+    // 3. The state as it was, in a new incarnation; of one that is for a database, too, nobody else sees anything before.
+    let state = building.state(&config.store)?;
+    let place = NewPlace { config, kek: &kek, state: &state, now };
     let report = fill(&place, &end, progress).await?;
+    if let StoreAt::Postgres { .. } = config.store {
+        move_into(config, &state).await?;
+    }
     // 4. The place gets its name when it is whole.
+    directory::copy_private(&config.kek, &kek_path(&building.path))?;
+    let domain = Domain::new(report.trust_domain.clone(), &SystemEntropy).map_err(internal)?;
+    domain.write(&building.path)?;
     building.finish(&config.data)?;
     Ok(report)
+}
+
+/// Refuses a database in which there is something, before anything is done.
+async fn check_empty(config: &RestoreConfig) -> Result<(), StartError> {
+    let StoreAt::Postgres { url, .. } = &config.store else { return Ok(()) };
+    match storage::open(&config.store, &config.data, Arc::new(SystemEntropy)).await {
+        Ok(store) => {
+            let head = store.head().await?;
+            // A beginning that was cut off is gone on with.
+            if head.log_size == 0 && head.revision.number == 0 {
+                return Ok(());
+            }
+            Err(StartError::DatabaseInUse { place: url.to_string() })
+        }
+        Err(StoreError::Missing { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Moves a state into a database, in one transaction: there is all of it, in its new incarnation, or nothing.
+async fn move_into(config: &RestoreConfig, state: &Path) -> Result<(), StartError> {
+    let from = Place::Directory(state.to_owned());
+    let to = place(&config.store, state);
+    countersign_store::copy(&from, &to, Arc::new(SystemEntropy)).await?;
+    let failed = |source| StartError::File { action: "remove", path: state.into(), source };
+    std::fs::remove_dir_all(state).map_err(failed)
 }
 
 /// Reads and verifies a backup from its beginning to its end.
@@ -121,7 +155,8 @@ fn read(
 struct NewPlace<'a> {
     config: &'a RestoreConfig,
     kek: &'a Kek,
-    data: &'a Path,
+    /// The directory of the state.
+    state: &'a Path,
     now: Timestamp,
 }
 
@@ -130,16 +165,10 @@ async fn fill(
     end: &End,
     progress: Progress<'_>,
 ) -> Result<RestoreReport, StartError> {
-    let NewPlace { config, kek, data, .. } = *new;
+    let NewPlace { config, kek, state, .. } = *new;
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
-    let at = place(&config.store, data);
-    let filling = Filling::create(at, Arc::clone(&entropy)).await;
-    let filling = filling.map_err(|error| match (&config.store, error) {
-        (StoreAt::Postgres { url, .. }, countersign_store::StoreError::AlreadyExists { .. }) => {
-            StartError::StoreExists { place: url.to_string() }
-        }
-        (_, other) => other.into(),
-    })?;
+    let at = Place::Directory(state.to_owned());
+    let filling = Filling::create(at, Arc::clone(&entropy)).await?;
     let (mut reading, about) = Reading::open(&config.file, kek)?;
     let mut done = (String::new(), 0);
     while let Part::Page(part) = reading.next()? {
@@ -153,17 +182,13 @@ async fn fill(
     }
     let head = Head { revision: about.revision, fence: about.fence, log_size: about.log_size };
     filling.finish(&head, &end.tables, end.log_root).await?;
-    let report = reborn(new, &about, entropy).await?;
-    directory::copy_private(&config.kek, &kek_path(data))?;
-    let domain = Domain::new(about.trust_domain, &SystemEntropy).map_err(internal)?;
-    domain.write(data)?;
-    Ok(report)
+    reborn(new, &about, entropy).await
 }
 
 /// Puts a backup's state into a directory as it was, in its old incarnation: what an operator does who copies files.
 #[cfg(test)]
 pub(crate) async fn put_old(file: &Path, kek: &Kek, data: &Path) -> Result<(), StartError> {
-    let at = countersign_store::Place::Directory(data.to_owned());
+    let at = Place::Directory(data.to_owned());
     let filling = Filling::create(at, Arc::new(SystemEntropy)).await?;
     let (mut reading, about) = Reading::open(file, kek)?;
     loop {
@@ -189,8 +214,8 @@ async fn reborn(
     about: &About,
     entropy: Arc<dyn Entropy>,
 ) -> Result<RestoreReport, StartError> {
-    let NewPlace { config, kek, data, now } = *new;
-    let store = storage::open(&config.store, data, Arc::clone(&entropy)).await?;
+    let NewPlace { config, kek, state, now } = *new;
+    let store = storage::open(&StoreAt::Directory, state, Arc::clone(&entropy)).await?;
     if let Unsealed::Sealed(why) = unseal(&*store, kek, &NoVault).await? {
         return Err(StartError::WrongKek { path: config.kek.clone(), why });
     }
@@ -256,9 +281,26 @@ impl Building {
         directory::make(data)?;
         let mut path = data.as_os_str().to_owned();
         path.push(".restoring");
-        let building = Self { path: PathBuf::from(path), made, finished: false };
-        directory::make(&building.path)?;
-        Ok(building)
+        let path = PathBuf::from(path);
+        let kept = path.exists().then(|| StartError::RestoringExists { path: path.clone() });
+        if let Err(error) = kept.map_or_else(|| directory::make(&path), Err) {
+            // What lies there is not ours.
+            made.iter().for_each(|made| remove_empty(made));
+            return Err(error);
+        }
+        Ok(Self { path, made, finished: false })
+    }
+
+    /// Where the state is made: at its place, or, where that is a database, aside until it is whole.
+    fn state(&self, store: &StoreAt) -> Result<PathBuf, StartError> {
+        match store {
+            StoreAt::Directory => Ok(self.path.clone()),
+            StoreAt::Postgres { .. } => {
+                let aside = self.path.join("state");
+                directory::make(&aside)?;
+                Ok(aside)
+            }
+        }
     }
 
     fn finish(mut self, data: &Path) -> Result<(), StartError> {
@@ -279,10 +321,12 @@ impl Drop for Building {
         if let Err(error) = std::fs::remove_dir_all(&self.path) {
             tracing::warn!(%error, path = %self.path.display(), "what was begun is left");
         }
-        if let Some(made) = &self.made
-            && let Err(error) = std::fs::remove_dir(made)
-        {
-            tracing::warn!(%error, path = %made.display(), "an empty directory is left");
-        }
+        self.made.iter().for_each(|made| remove_empty(made));
+    }
+}
+
+fn remove_empty(made: &Path) {
+    if let Err(error) = std::fs::remove_dir(made) {
+        tracing::warn!(%error, path = %made.display(), "an empty directory is left");
     }
 }

@@ -245,3 +245,24 @@ async fn a_restored_state_is_not_served_first_by_a_clock_that_is_behind() {
     assert!(running.admin.status().await.unwrap().incarnation.unwrap().held_until.is_some());
     running.stop().await;
 }
+
+#[tokio::test]
+async fn what_lies_where_a_restore_builds_is_left_as_it_is() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    realm.save().await;
+    running.stop().await;
+    let config = realm.restoring("e");
+    let foreign = realm.place("e.restoring");
+    for name in ["mine", "domain.json"] {
+        std::fs::create_dir(&foreign).unwrap();
+        std::fs::write(foreign.join(name), "mine").unwrap();
+        let refused = realm.restore(&config).await.unwrap_err();
+        assert!(refused.to_string().contains("e.restoring` is in the way"), "{refused}");
+        assert_eq!(refused.code(), Code::AlreadyExists);
+        assert_eq!(std::fs::read_to_string(foreign.join(name)).unwrap(), "mine");
+        assert!(!config.data.exists());
+        std::fs::remove_dir_all(&foreign).unwrap();
+    }
+    realm.restore(&config).await.unwrap();
+}
