@@ -12,9 +12,9 @@
 //! or the end with the count of every table and the root of the log. Each part is sealed for its own place in this very file,
 //! so none can be left out, moved, or taken from another, and a file without its end is cut off.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{BufReader, BufWriter, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use countersign_identity::{Entropy, NodeId, Revision, Sha256, Timestamp, TrustDomain};
@@ -34,6 +34,8 @@ const PART_BYTES_MAX: u32 = (16 << 20) + 1024;
 const SELF: u8 = 0;
 const PAGE: u8 = 1;
 const END: u8 = 2;
+/// How often a file is taken that others take at the same time.
+const ATTEMPTS_MAX: usize = 8;
 /// Plaintext that is gathered before it is sealed.
 const GATHERED: usize = 256 * 1024;
 
@@ -93,11 +95,7 @@ impl<'a> Writing<'a> {
         let mut unfinished = path.as_os_str().to_owned();
         unfinished.push(".part");
         let unfinished = PathBuf::from(unfinished);
-        let failed =
-            |source| StartError::File { action: "write", path: unfinished.clone(), source };
-        let mut options = std::fs::OpenOptions::new();
-        let file = options.write(true).create_new(true).mode(0o600).open(&unfinished);
-        let mut file = BufWriter::new(file.map_err(failed)?);
+        let mut file = BufWriter::new(take(&unfinished)?);
         let id = NodeId::draw(entropy).map_err(internal)?;
         let begun = file.write_all(MAGIC).and_then(|()| file.write_all(&[VERSION]));
         let begun = begun.and_then(|()| file.write_all(id.as_bytes()));
@@ -155,6 +153,59 @@ impl<'a> Writing<'a> {
         self.finished = true;
         Ok(length)
     }
+}
+
+/// Makes a file that is ours as long as it is open. One that a backup has left which was cut off is replaced.
+fn take(path: &Path) -> Result<File, StartError> {
+    let failed = |source| StartError::File { action: "write", path: path.into(), source };
+    let runs = || StartError::BackupRuns { path: path.into() };
+    for _attempt in 0..ATTEMPTS_MAX {
+        let mut options = std::fs::OpenOptions::new();
+        match options.write(true).create_new(true).mode(0o600).open(path) {
+            Ok(file) => {
+                lock(&file, failed)?.then_some(()).ok_or_else(runs)?;
+                // Before it was locked, another backup may have taken it for one that was left.
+                if is_at(&file, path) {
+                    return Ok(file);
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                let there = path.symlink_metadata().map_err(failed)?;
+                if !there.is_file() || !is_begun(path).map_err(failed)? {
+                    return Err(StartError::BackupExists { path: path.into() });
+                }
+                let left = File::open(path).map_err(failed)?;
+                lock(&left, failed)?.then_some(()).ok_or_else(runs)?;
+                if is_at(&left, path) {
+                    std::fs::remove_file(path).map_err(failed)?;
+                }
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Err(runs())
+}
+
+fn lock(file: &File, failed: impl Fn(std::io::Error) -> StartError) -> Result<bool, StartError> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+/// Whether an open file is the one of this name.
+fn is_at(file: &File, path: &Path) -> bool {
+    let id = |of: std::fs::Metadata| (of.dev(), of.ino());
+    let (open, named) = (file.metadata().map(id), path.symlink_metadata().map(id));
+    open.ok().is_some_and(|open| named.is_ok_and(|named| named == open))
+}
+
+/// Whether a file begins as a backup does, as far as it goes.
+fn is_begun(path: &Path) -> std::io::Result<bool> {
+    let mut begin = Vec::new();
+    File::open(path)?.take(MAGIC.len() as u64).read_to_end(&mut begin)?;
+    Ok(MAGIC.starts_with(&begin))
 }
 
 impl Drop for Writing<'_> {

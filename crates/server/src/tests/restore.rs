@@ -266,3 +266,36 @@ async fn what_lies_where_a_restore_builds_is_left_as_it_is() {
     }
     realm.restore(&config).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_backup_that_was_cut_off_is_in_nobodys_way_and_one_that_runs_is() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let (file, part) = (realm.place("backup"), realm.place("backup.part"));
+    let config = BackupConfig {
+        data: realm.data(),
+        store: StoreAt::Directory,
+        kek: None,
+        file: file.clone(),
+        unlock: None,
+    };
+    let save = async || backup_at(&config, realm.clock.now(), &mut |_, _| {}).await;
+    for left in ["", "CSB", "CSBACKUP and half of it"] {
+        std::fs::write(&part, left).unwrap();
+        save().await.unwrap();
+        assert!(!part.exists());
+        std::fs::remove_file(&file).unwrap();
+    }
+    // Of another backup that runs, and of somebody else's file, nothing is taken.
+    std::fs::write(&part, "CSBACKUP and half of it").unwrap();
+    let writes = std::fs::File::open(&part).unwrap();
+    writes.lock().unwrap();
+    let refused = save().await.unwrap_err();
+    assert!(matches!(refused, StartError::BackupRuns { .. }), "{refused}");
+    drop(writes);
+    std::fs::write(&part, "a letter").unwrap();
+    let refused = save().await.unwrap_err();
+    assert!(matches!(refused, StartError::BackupExists { .. }), "{refused}");
+    assert_eq!(std::fs::read_to_string(&part).unwrap(), "a letter");
+    running.stop().await;
+}
