@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::attest::NodeAuthorities;
+use crate::attest::{NodeAuthorities, Returned};
 use crate::authority::Rotation;
 use crate::incarnation::{Journal, LogKey};
 use crate::issue::{Cause, Desk, Order, Svid, Wanted};
@@ -45,6 +45,8 @@ pub(crate) struct Control {
     pub(crate) log_key: Option<Arc<LogKey>>,
     /// A revision that was reached and that the store does not know.
     pub(crate) lost: watch::Sender<Option<Revision>>,
+    /// Who has come back since the incarnation began.
+    pub(crate) returned: Returned,
     /// A second place for rules, if one is kept.
     pub(crate) journal: Option<Arc<Journal>>,
     /// Whose certificates make machines nodes; nobody's when absent.

@@ -158,6 +158,7 @@ impl Steps {
             signing: Signing::default(),
             log_key: None,
             lost: tokio::sync::watch::Sender::new(None),
+            returned: crate::attest::Returned::default(),
             journal: None,
             node_authorities: None,
             clock,
@@ -331,7 +332,7 @@ impl Steps {
         let control = &self.control;
         let peer = self.peer(shown)?;
         let domain = self.domain().trust_domain;
-        let caller = caller(&peer, &*control.store, &domain, control.clock.now()).await?;
+        let caller = caller(&peer, control, &domain, control.clock.now()).await?;
         self.while_advancing(sign(Arc::clone(control), caller, request)).await
     }
 
@@ -343,7 +344,7 @@ impl Steps {
         let control = &self.control;
         let peer = self.peer(shown)?;
         let now = control.clock.now();
-        let caller = caller(&peer, &*control.store, &self.domain().trust_domain, now).await?;
+        let caller = caller(&peer, control, &self.domain().trust_domain, now).await?;
         let (caller, number, leashed) = attend(control, &peer, caller, hello).await?;
         let publication = Publication::new(known(control, &caller, hello), number, now);
         let (node, expires) = (caller.id(), caller.expires);
@@ -381,7 +382,7 @@ impl Steps {
     pub async fn acknowledge(&self, line: &Line, ack: v1::SyncAck) -> Result<(), Refused> {
         let control = &self.control;
         let now = control.clock.now();
-        caller(&line.peer, &*control.store, &self.domain().trust_domain, now).await?;
+        caller(&line.peer, control, &self.domain().trust_domain, now).await?;
         hear(control, line.node, ack, line.publication.told(), now).await;
         Ok(())
     }

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use countersign_identity::{Code, Name, NodeId, SpiffeId, Suspended, Timestamp, TrustDomain};
 use countersign_pki::{Certificate, PublicKey, Verified};
-use countersign_store::{Issued, NodeRow, PAGE_MAX, Store};
+use countersign_store::{NodeRow, Store};
 
+use crate::control::Control;
 use crate::edge::Peer;
 use crate::refusal::Refused;
 use crate::state::State;
@@ -68,10 +69,11 @@ pub(crate) fn node_of(id: &SpiffeId, domain: &TrustDomain) -> Option<NodeId> {
 /// of a key which has a successor.
 pub(crate) async fn caller(
     peer: &Peer,
-    store: &dyn Store,
+    control: &Control,
     domain: &TrustDomain,
     now: Timestamp,
 ) -> Result<Caller, Refused> {
+    let store = &*control.store;
     let Some(verified) = &peer.verified else {
         return Err(Refused::new(Code::Unauthenticated, "this needs an agent's certificate"));
     };
@@ -87,7 +89,7 @@ pub(crate) async fn caller(
     let registered = PublicKey::from_spki(&row.key_spki).map_err(crate::authority::internal)?;
     let is_lost = || async {
         Ok::<_, Refused>(
-            was_lost(&verified.leaf, store).await? && !has_returned(&row, store).await?,
+            was_lost(&verified.leaf, store).await? && !control.returned.has(row.id, store).await?,
         )
     };
     if registered.id() != verified.key && !is_lost().await? {
@@ -110,26 +112,6 @@ pub(crate) async fn was_lost(leaf: &Certificate, store: &dyn Store) -> Result<bo
     // Rows are kept until their certificates have ended, so one that is missing was never written here.
     Ok(provenance.revision.incarnation < current.incarnation
         && store.issued(serial).await?.is_none())
-}
-
-/// Whether the node has proved itself in this incarnation already: from then on the key on record counts, and what the
-/// store has lost of earlier ones does not.
-pub(crate) async fn has_returned(row: &NodeRow, store: &dyn Store) -> Result<bool, Refused> {
-    let current = store.head().await?.revision.incarnation;
-    let mut after = None;
-    loop {
-        let page = store.issued_after(after, PAGE_MAX).await?;
-        after = page.last().map(|issued| issued.row.serial);
-        let own = |issued: &Issued| {
-            issued.row.spiffe_id == row.spiffe_id && issued.row.revision.incarnation == current
-        };
-        if page.iter().any(own) {
-            return Ok(true);
-        }
-        if page.len() < PAGE_MAX {
-            return Ok(false);
-        }
-    }
 }
 
 fn agent(

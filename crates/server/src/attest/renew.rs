@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
 use crate::attest::Attempt;
-use crate::attest::caller::{has_returned, not_suspended, was_lost};
+use crate::attest::caller::{not_suspended, was_lost};
 use crate::attest::guess::Guess;
 use crate::attest::join::{bundle, chain};
 use crate::authority::internal;
@@ -178,7 +178,7 @@ async fn was_succeeded(
         return unregistered();
     }
     // Once only: a key that was succeeded in the lost span must not displace the one that came back.
-    if has_returned(row, &*control.store).await? {
+    if control.returned.has(row.id, &*control.store).await? {
         return unregistered();
     }
     let presented = Presented {

@@ -68,7 +68,7 @@ impl NodeService {
     async fn caller(&self, peer: &Peer) -> Result<Caller, Refused> {
         let control = &self.control;
         let domain = control.feed.current().domain().trust_domain.clone();
-        caller(peer, &*control.store, &domain, control.clock.now()).await
+        caller(peer, control, &domain, control.clock.now()).await
     }
 
     /// One more request of a stranger may be worked on.

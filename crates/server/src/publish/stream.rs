@@ -86,7 +86,7 @@ pub(crate) async fn attend(
     let (number, leashed) = control.roster.attend(node, hello, now);
     let leaves = Leaves { control, node, number };
     let domain = control.feed.current().domain().trust_domain.clone();
-    match caller(peer, &*control.store, &domain, now).await {
+    match caller(peer, control, &domain, now).await {
         Ok(caller) => {
             std::mem::forget(leaves);
             Ok((caller, number, leashed))
@@ -274,7 +274,7 @@ impl Live {
         let now = self.control.clock.now();
         if self.control.replicas.is_some() {
             let domain = self.control.feed.current().domain().trust_domain.clone();
-            match caller(&self.peer, &*self.control.store, &domain, now).await {
+            match caller(&self.peer, &self.control, &domain, now).await {
                 Ok(caller) => {
                     self.shared = self.control.slices.of(&caller.labels);
                     self.caller = caller;

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Surroundings;
 use super::start::Start;
+use crate::attest::Returned;
 use crate::authority::{Authorities, Rotation};
 use crate::config::{StartError, StoreAt};
 use crate::control::Control;
@@ -112,6 +113,7 @@ impl Serving {
             signing: Signing::default(),
             log_key: Some(log_key),
             lost: watch::Sender::new(None),
+            returned: Returned::default(),
             journal,
             node_authorities: start.config.node_authorities.clone(),
             clock: Arc::clone(&clock),
