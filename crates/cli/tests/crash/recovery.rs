@@ -182,7 +182,13 @@ impl World {
         let folder = self.journal();
         let from = ["--journal", folder.to_str().unwrap()];
         let from = if journal { &from[..] } else { &[] };
-        let restored = self.run(&[&fixed[..], &more[..], from].concat());
+        let arguments = [&fixed[..], &more[..], from].concat();
+        // By a clock that is behind, suspensions would be lost.
+        let refused = self.run_behind(&arguments);
+        let why = text(&refused.stderr);
+        assert!(!refused.status.success() && why.contains("set the clock right"), "{why}");
+        assert!(!Path::new(server).exists(), "{why}");
+        let restored = self.run(&arguments);
         assert!(restored.status.success(), "{}", text(&restored.stderr));
         let told: Value = serde_json::from_slice(&restored.stdout).unwrap();
         assert!(told["lostFrom"].is_string() && told["lostUntil"].is_string(), "{told}");

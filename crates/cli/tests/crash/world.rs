@@ -203,11 +203,22 @@ impl World {
 
     /// A command of an operator, by the clock of the trust domain.
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// One by a clock that is a day behind.
+    pub(crate) fn run_behind(&self, arguments: &[&str]) -> Output {
+        let clock = self.clock.with_file_name("clock-behind");
+        write_clock(&clock, self.ahead - 86_400);
+        self.command(arguments).env("FAKETIME_TIMESTAMP_FILE", clock).output().unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command.args(arguments).env("XDG_STATE_HOME", self.data().join("xdg"));
         command
             .envs(self.environment().into_iter().filter(|(name, _)| !name.starts_with("FAULTS")));
-        command.output().unwrap()
+        command
     }
 
     /// The processes of a kind that `up` has started.
