@@ -148,7 +148,7 @@ impl Parts {
             spawn(&mut parts, journal.run(key, control.feed.clone(), clock, after.clone()));
         }
         let (hold_off, journal) = (start.config.hold_off, start.config.journal.clone());
-        let own = (holder.clone(), journal);
+        let own = (start.domain.server.to_string(), journal);
         spawn(&mut parts, recover(Arc::clone(&control), hold_off, own, after.clone()));
         spawn(&mut parts, watchdog(after.clone()));
         if let Some(exporter) = exporter {
