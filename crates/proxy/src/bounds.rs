@@ -9,8 +9,9 @@ use countersign_tls::{Rate, RoomBounds, StandingRates};
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a load balancer may take to say for whom it connects.
 pub(crate) const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Handshakes under way at one door, and from one source. Each may cost 0.4 ms of CPU and some 30 KiB. An honest one takes
-/// milliseconds, so that one older than a second gives way to a newcomer when there is no place.
+/// Handshakes under way at all doors together, and from one source. Each may cost 0.4 ms of CPU and some 30 KiB. An honest one takes
+/// milliseconds, so that one older than a second gives way to a newcomer when there is no place. There are fewer than
+/// `Limits::USUAL` has, whose places know nobody: those that gave way hold theirs until they have noticed.
 pub(crate) const HANDSHAKES: RoomBounds =
     RoomBounds { all: 512, each: 256, yields_after: Duration::from_secs(1) };
 /// Failed handshakes, at all doors together: strangers and suspects take a quarter of a core at most. A source from which

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use countersign_identity::{Code, Name, SpiffeId};
 use countersign_tls::{
     AddressOf, Admitted, Direction, Established, HandshakeFact, Inbound, LastingCall, Leave, Limit,
-    Outcome, Permit, REPROOF_ALPN, Room, Source, Stay, Stream,
+    Outcome, Permit, REPROOF_ALPN, Source, Stay, Stream,
 };
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::body::{Arriving, Body};
-use crate::bounds::{HANDSHAKE_TIMEOUT, HANDSHAKES, PROXY_HEADER_TIMEOUT};
+use crate::bounds::{HANDSHAKE_TIMEOUT, PROXY_HEADER_TIMEOUT};
 use crate::dial::{Dialled, Want, protocols, spoken};
 use crate::facts::blank_fact;
 use crate::guard::Guard;
@@ -49,7 +49,6 @@ pub(crate) struct Door {
     meter: Meter,
     places: Limit,
     shares: Shares<SpiffeId>,
-    under_way: Room<Source>,
     stop: CancellationToken,
     inside: mpsc::Sender<Infallible>,
 }
@@ -72,7 +71,6 @@ impl Door {
             places: Limit::new(manners.load().connections.all),
             manners,
             shares: Shares::new(),
-            under_way: Room::new(HANDSHAKES),
             stop,
             inside,
         })
@@ -164,7 +162,7 @@ impl Door {
             Ok(leave) => leave,
             Err(refused) => return self.turn_away(from, refused.code, &refused.why),
         };
-        let Some(stay) = self.under_way.enter(source, leave.rank(), now) else {
+        let Some(stay) = self.plane.under_way.enter(source, leave.rank(), now) else {
             self.ended(leave, Outcome::Nothing);
             let why = "too many handshakes are under way";
             return self.turn_away(from, Code::TooManyConnections, why);

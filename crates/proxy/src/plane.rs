@@ -5,7 +5,7 @@ use std::sync::Arc;
 use countersign::requests::Requests;
 use countersign_identity::{Clock, Entropy};
 use countersign_program::trace::Tracer;
-use countersign_tls::{Standings, Trust};
+use countersign_tls::{Room, Source, Standings, Trust};
 
 use crate::alarms::Alarms;
 use crate::facts::Facts;
@@ -27,6 +27,8 @@ pub(crate) struct Plane {
     pub(crate) tracer: Tracer,
     /// Of all doors together: who floods one is not welcome at another.
     pub(crate) standings: Standings,
+    /// Handshakes with those who come, at all doors together: crowds at two of them keep nobody from a third.
+    pub(crate) under_way: Room<Source>,
 }
 
 impl Plane {

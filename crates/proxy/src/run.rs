@@ -13,12 +13,14 @@ use countersign::{
 use countersign_identity::{Clock, Entropy, SystemClock, SystemEntropy};
 use countersign_program::exposition::{self, Format};
 use countersign_program::trace::{Service, Tracer};
-use countersign_tls::{Standings, Trust};
+use countersign_tls::{Room, Standings, Trust};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::alarms::Alarms;
-use crate::bounds::{COMPLAIN_EVERY, COMPLAIN_FIRST, DRAIN_TIMEOUT, REBIND_EVERY, STANDING};
+use crate::bounds::{
+    COMPLAIN_EVERY, COMPLAIN_FIRST, DRAIN_TIMEOUT, HANDSHAKES, REBIND_EVERY, STANDING,
+};
 use crate::config::{Config, IdentitySource, Listeners, Ready};
 use crate::facts::{Facts, Sink};
 use crate::listener::Listener;
@@ -160,6 +162,7 @@ pub(crate) fn plane(
         trust,
         alarms: Alarms::new(clock.clone()),
         standings: Standings::new(STANDING, clock.now()),
+        under_way: Room::new(HANDSHAKES),
         clock,
         entropy,
         tasks: Tasks::default(),

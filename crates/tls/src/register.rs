@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::entry::{Arrival, Entry, Standing};
 use self::entry::{Later, Retirement};
+use crate::Direction;
 use crate::call::Calls;
 use crate::shards::Shards;
 use crate::soonest::Soonest;
@@ -21,6 +22,8 @@ use crate::soonest::Soonest;
 #[derive(Debug)]
 pub(crate) struct Register {
     connections_max: usize,
+    /// How many of them those who dial us leave.
+    dialled_min: usize,
     shards: Shards<Live>, // By number
     count: AtomicUsize, // INVARIANT: as many as the shards hold, or more while one enters or leaves
     next: AtomicU64,
@@ -40,9 +43,10 @@ struct Live {
 }
 
 impl Register {
-    pub(crate) fn new(connections_max: usize) -> Self {
+    pub(crate) fn new(connections_max: usize, dialled_min: usize) -> Self {
         Self {
             connections_max,
+            dialled_min,
             shards: Shards::default(),
             count: AtomicUsize::new(0),
             next: AtomicU64::new(0),
@@ -54,7 +58,11 @@ impl Register {
 
     /// Enters a connection; none when there are too many already.
     pub(crate) fn enter(&self, arrival: Arrival) -> Option<Arc<Entry>> {
-        let room = |count| (count < self.connections_max).then_some(count + 1);
+        let most = match arrival.rule.direction {
+            Direction::Inbound => self.connections_max.saturating_sub(self.dialled_min),
+            Direction::Outbound => self.connections_max,
+        };
+        let room = |count| (count < most).then_some(count + 1);
         self.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).ok()?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let entry = Arc::new(Entry {
@@ -287,7 +295,7 @@ mod tests {
 
     #[test]
     fn who_sweeps_is_told_of_what_ends_before_what_it_waits_for_and_of_nothing_else() {
-        let register = Register::new(100);
+        let register = Register::new(100, 0);
         register.enter(arrival(START + SECOND * 10)).unwrap();
         assert!(told(&register));
         assert_eq!(register.sweep(START), Some(START + SECOND * 10));
@@ -305,7 +313,7 @@ mod tests {
     /// What whoever sweeps waited for is over, and it has looked at the first shard already.
     #[test]
     fn who_sweeps_is_told_of_what_is_entered_where_it_has_looked_already() {
-        let register = Register::new(100);
+        let register = Register::new(100, 0);
         // By number: one in each of the first three shards, then past those in between.
         let last_end = START + SECOND * 300;
         register.enter(arrival(last_end)).unwrap();

@@ -72,13 +72,16 @@ pub const TIME_REVIEW_EVERY: Duration = Duration::from_secs(5);
 pub struct Limits {
     /// Live connections, both ways together. Each costs a file descriptor here.
     pub connections_max: usize,
+    /// How many of these are for those whom we dial. However many come to us, they leave so many.
+    pub dialled_min: usize,
     /// Handshakes under way with those who dial us.
     pub handshakes_max: usize,
 }
 
 impl Limits {
     /// Enough for a proxy with the usual limit on open files raised to its hard value.
-    pub const USUAL: Self = Self { connections_max: 16_384, handshakes_max: 1024 };
+    pub const USUAL: Self =
+        Self { connections_max: 16_384, dialled_min: 4096, handshakes_max: 1024 };
 }
 
 /// What came of applying a slice.
@@ -131,7 +134,7 @@ impl Trust {
             clock,
             slice: ArcSwap::from_pointee(slice),
             own: ArcSwapOption::empty(),
-            register: Arc::new(Register::new(limits.connections_max)),
+            register: Arc::new(Register::new(limits.connections_max, limits.dialled_min)),
             handshakes: Limit::new(limits.handshakes_max),
             providers: Providers::new(),
             memory: ChainMemory::new(),

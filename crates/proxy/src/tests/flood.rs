@@ -14,9 +14,9 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use super::realm::Realm;
-use super::world::{PATIENCE, Shop, eventually, name};
+use super::world::{PATIENCE, Shop, eventually, inbound, name};
 use crate::bounds::{HANDSHAKES, STANDING};
-use crate::config::Protocol;
+use crate::config::{FixedInbound, Protocol};
 
 /// Held by each of these tests: what is resident is so for all that run at once.
 static ALONE: Mutex<()> = Mutex::const_new(());
@@ -179,6 +179,41 @@ async fn handshakes_that_never_end_keep_nobody_out_however_many_begin() {
     let gave_way = |fact: &HandshakeFact| {
         fact.code == Some(Code::TooManyConnections) && fact.detail.contains("gave way")
     };
+    shop.orders.fact(gave_way).await;
+}
+
+/// Each of two doors is asked by as many as have places at all doors together; the third is another's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn crowds_at_two_doors_keep_nobody_from_the_third() {
+    let _alone = ALONE.lock().await;
+    let clock = Arc::new(SimClock::new(Timestamp::from_secs(1_790_000_000)));
+    let mut shop = Shop::open_on(clock.clone(), Protocol::Http).await;
+    let door = |service| FixedInbound {
+        service: name(service),
+        ..inbound(&shop.program.target(), Protocol::Http)
+    };
+    let doors = ["orders", "payments", "stock"].map(door);
+    shop.orders.listen(&doors, &[]);
+    answered(&visit(&shop, 60_000).await);
+    let mut silent = Vec::new();
+    let (open, _) = shop.orders.supervisor.bound();
+    let (_, crowded) = open.split_first().unwrap();
+    for (number, door) in crowded.iter().enumerate() {
+        for source in 0..HANDSHAKES.all {
+            // As fast as strangers may come.
+            clock.advance(STANDING.strangers.every);
+            let source = u16::try_from(100 * number + source % 16).unwrap();
+            let mut tcp = from(source, door.listen).await.unwrap();
+            tcp.write_all(HALF_A_RECORD).await.ok();
+            silent.push(tcp);
+        }
+    }
+    for round in 0..20 {
+        answered(&visit(&shop, 60_000).await);
+        clock.advance(STANDING.strangers.every);
+        answered(&visit(&shop, 61_000 + round).await);
+    }
+    let gave_way = |fact: &HandshakeFact| fact.detail.contains("gave way");
     shop.orders.fact(gave_way).await;
 }
 

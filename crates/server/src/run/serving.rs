@@ -75,7 +75,12 @@ impl Serving {
             time: Arc::clone(&start.time),
             memory: ChainMemory::new(),
         };
-        let limits = Limits { connections_max: CONNECTIONS_MAX, handshakes_max: HANDSHAKES_MAX };
+        let limits = Limits {
+            connections_max: CONNECTIONS_MAX,
+            // Nobody is dialled with it.
+            dialled_min: 0,
+            handshakes_max: HANDSHAKES_MAX,
+        };
         let trust = Trust::with_limits(Arc::clone(&clock), trusting(&feed.current()), limits);
         let shared = matches!(start.config.store, StoreAt::Postgres { .. });
         let replicas = shared.then(|| Replicas::new(start.domain.server.to_string()));

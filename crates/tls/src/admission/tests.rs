@@ -17,7 +17,7 @@ use countersign_policy::{Context, Policies};
 use super::{Place, admit};
 use crate::config::Agreed;
 use crate::register::{Arrival, Register, Standing};
-use crate::rule::{Expired, Inbound, Rule};
+use crate::rule::{Expected, Expired, Inbound, Outbound, Rule};
 use crate::{Limits, Slice, Trust};
 
 #[path = "../../tests/connections/realm.rs"]
@@ -169,7 +169,7 @@ fn a_refused_connection_leaves_the_register() {
 fn the_limit_on_connections_holds_however_many_come_at_once() {
     const MAX: usize = 50;
     let door = Door::new();
-    let limits = Limits { connections_max: MAX, ..Limits::USUAL };
+    let limits = Limits { connections_max: MAX, dialled_min: 0, ..Limits::USUAL };
     let clock: Arc<dyn Clock> = Arc::new(SimClock::new(START));
     let trust = Trust::with_limits(clock, door.open.clone(), limits);
     for _ in 0..20 {
@@ -192,13 +192,32 @@ fn the_limit_on_connections_holds_however_many_come_at_once() {
     }
 }
 
+#[test]
+fn those_who_come_leave_places_to_those_whom_we_dial() {
+    let door = Door::new();
+    let limits = Limits { connections_max: 10, dialled_min: 4, ..Limits::USUAL };
+    let clock: Arc<dyn Clock> = Arc::new(SimClock::new(START));
+    let trust = Trust::with_limits(clock, door.open.clone(), limits);
+    let comes = || admit(&trust, door.arrival()).map_err(|refused| refused.code);
+    let came: Vec<Place> = std::iter::from_fn(|| comes().ok()).take(100).collect();
+    assert_eq!((came.len(), comes().err()), (6, Some(Code::TooManyConnections)));
+    let expected = Expected::Id("spiffe://shop.example/web".parse().unwrap());
+    let outbound = Outbound::control(expected);
+    let dialled = || {
+        let arrival = Arrival { rule: Rule::outbound(&outbound), ..door.arrival() };
+        admit(&trust, arrival).map_err(|refused| refused.code)
+    };
+    let reached: Vec<Place> = std::iter::from_fn(|| dialled().ok()).take(100).collect();
+    assert_eq!((reached.len(), dialled().err()), (4, Some(Code::TooManyConnections)));
+}
+
 /// Whatever the order of the two: whoever sweeps, and looks again whenever it is told to, waits for the first end of all.
 #[test]
 fn an_end_before_all_others_is_not_waited_past() {
     const EACH: u64 = 20;
     let door = Door::new();
     for _ in 0..200 {
-        let register = Register::new(1000);
+        let register = Register::new(1000, 0);
         // What is known of the first end is of one that is over by now.
         register.enter(Arrival { expires: START, ..door.arrival() }).unwrap();
         assert_eq!(register.sweep(START), Some(START));
@@ -235,7 +254,7 @@ fn an_end_before_all_others_is_not_waited_past() {
 #[test]
 fn who_sweeps_is_told_of_the_new_end_of_a_connection_that_had_expired() {
     let door = Door::new();
-    let register = Register::new(10);
+    let register = Register::new(10, 0);
     let inbound = Inbound::service("orders".parse().unwrap());
     let rule = Rule::inbound(&Inbound { expired: Expired::Keep, ..inbound });
     let held = register.enter(Arrival { rule, expires: START, ..door.arrival() }).unwrap();

@@ -301,7 +301,7 @@ async fn an_anonymous_connection_is_short() {
 async fn connections_and_handshakes_are_bounded() {
     let clock = clock();
     let realm = Realm::new("shop.example", 1);
-    let limits = Limits { connections_max: 1, handshakes_max: 1 };
+    let limits = Limits { connections_max: 1, dialled_min: 0, handshakes_max: 1 };
     let small =
         |slice: Slice| Trust::with_limits(Arc::clone(&clock) as Arc<dyn Clock>, slice, limits);
     let orders = small(slice(&[&realm], WEB_TO_ORDERS));
