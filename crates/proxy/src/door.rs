@@ -132,7 +132,7 @@ impl Door {
         });
     }
 
-    /// For whom a load balancer connects; for nobody, without a reason, when it only looks whether we live.
+    /// For whom a load balancer connects; for nobody, without a reason, when it looked whether we live and says no more.
     async fn introduced(
         &self,
         tcp: &mut TcpStream,
@@ -143,7 +143,15 @@ impl Door {
             Ok(Ok(proxy_protocol::Told::From(from))) => Ok((from, AddressOf::Peer)),
             // Policies are not told that the peer were where the load balancer is.
             Ok(Ok(proxy_protocol::Told::Somebody)) => Ok((balancer, AddressOf::Relay)),
-            Ok(Ok(proxy_protocol::Told::Itself)) => Err(None),
+            // A check of its own may be a whole handshake, and is answered as one. One that ends here has failed at nothing.
+            Ok(Ok(proxy_protocol::Told::Itself)) => {
+                let mut first = [0];
+                let begins = tcp.peek(&mut first);
+                match tokio::time::timeout(PROXY_HEADER_TIMEOUT, begins).await {
+                    Ok(Ok(1..)) => Ok((balancer, AddressOf::Relay)),
+                    Ok(Ok(0) | Err(_)) | Err(_) => Err(None),
+                }
+            }
             Ok(Err(fault)) => Err(Some(fault.to_string())),
             Err(_elapsed) => Err(Some(format!("no header came within {PROXY_HEADER_TIMEOUT:?}"))),
         }

@@ -88,12 +88,36 @@ async fn a_load_balancer_that_says_nothing_or_version_1_is_refused_with_a_senten
     tcp.write_all(b"PROXY TCP4 192.0.2.7 127.0.0.1 4660 443\r\n").await.unwrap();
     let fact = shop.orders.fact(|fact| fact.detail.contains("version 1")).await;
     assert_eq!(fact.code, Some(Code::NotUnderstood));
-    // One that only looks whether we live is no failure.
-    let mut tcp = from(1, shop.orders.door()).await.unwrap();
-    tcp.write_all(b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0").await.unwrap();
-    assert!(matches!(tcp.read(&mut [0; 1]).await, Ok(0) | Err(_)));
     let tcp = through(1, &shop, "192.0.2.7:4660").await;
     assert!(asks(&shop, tcp).await.is_some());
+}
+
+/// A header of the load balancer's own connection.
+const OF_ITSELF: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+
+#[tokio::test]
+async fn a_load_balancer_that_looks_whether_we_live_is_answered_as_far_as_it_goes() {
+    let shop = shop().await;
+    // One that goes no further than the connection is no failure.
+    let mut tcp = from(1, shop.orders.door()).await.unwrap();
+    let silent = tcp.local_addr().unwrap();
+    tcp.write_all(OF_ITSELF).await.unwrap();
+    tcp.shutdown().await.unwrap();
+    assert!(matches!(tcp.read(&mut [0; 1]).await, Ok(0) | Err(_)));
+    // One that goes on is a caller like others, and has to be somebody.
+    let mut tcp = from(1, shop.orders.door()).await.unwrap();
+    let own = tcp.local_addr().unwrap();
+    tcp.write_all(OF_ITSELF).await.unwrap();
+    let answer = asks(&shop, tcp).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let fact = shop.orders.fact(|fact| fact.peer_address == Some(own)).await;
+    assert_eq!((fact.code, fact.peer), (None, Some(shop.realm.id("web"))));
+    assert!(!shop.orders.has_fact(|fact| fact.peer_address == Some(silent)));
+    let mut tcp = from(1, shop.orders.door()).await.unwrap();
+    tcp.write_all(OF_ITSELF).await.unwrap();
+    tcp.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    shop.orders.refused(Code::BadHandshake).await;
+    assert_eq!(shop.program.reached(), 1);
 }
 
 #[tokio::test]

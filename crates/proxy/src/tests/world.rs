@@ -194,7 +194,11 @@ impl Proxy {
     }
 
     pub(super) fn has_refused(&self, code: Code) -> bool {
-        self.facts.lock().unwrap().iter().any(|fact| fact.code == Some(code))
+        self.has_fact(|fact| fact.code == Some(code))
+    }
+
+    pub(super) fn has_fact(&self, wanted: impl Fn(&HandshakeFact) -> bool) -> bool {
+        self.facts.lock().unwrap().iter().any(wanted)
     }
 
     pub(super) fn handshakes(&self) -> usize {
