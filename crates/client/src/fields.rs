@@ -9,10 +9,12 @@ const OVERRIDES: [&str; 6] = [
     "xoriginaluri",
     "xrewriteurl",
 ];
-/// Names that begin so belong to whoever decides.
-const RESERVED_PREFIX: &str = "x-countersign-";
-/// How Envoy and others tell who a peer is. A program that knows it would believe it.
-const RESERVED_NAME: &str = "x-forwarded-client-cert";
+/// Names that begin so belong to whoever decides: our own, and those under which Apache, nginx, HAProxy and others tell of the
+/// certificate that a caller has shown. A program that was behind one of them believes it.
+const RESERVED_PREFIXES: [&str; 4] =
+    ["x-countersign-", "x-client-cert", "x-ssl-client", "ssl-client-"];
+/// How Envoy tells the same, and RFC 9440. Its section 4 asks whoever ends TLS to let none through that others have written.
+const RESERVED_NAMES: [&str; 3] = ["x-forwarded-client-cert", "client-cert", "client-cert-chain"];
 
 /// Whether a program could take another method or path from the field of this name.
 pub fn is_overriding(field: &str) -> bool {
@@ -25,7 +27,8 @@ pub fn is_overriding(field: &str) -> bool {
 ///
 /// CGI, WSGI and their like read `_` and `-` as one, some of them every other mark as well, so all of these spellings count.
 pub fn is_reserved(field: &str) -> bool {
-    if !field.starts_with('x') {
+    // Most fields are let off here.
+    if !matches!(field.as_bytes(), [b'x', ..] | [b'c', b'l', ..] | [b's', b's', ..]) {
         return false;
     }
     let same = |(ours, theirs): (u8, u8)| {
@@ -33,7 +36,8 @@ pub fn is_reserved(field: &str) -> bool {
     };
     let begins =
         |with: &str| with.len() <= field.len() && with.bytes().zip(field.bytes()).all(same);
-    begins(RESERVED_PREFIX) || (field.len() == RESERVED_NAME.len() && begins(RESERVED_NAME))
+    RESERVED_PREFIXES.iter().any(|prefix| begins(prefix))
+        || RESERVED_NAMES.iter().any(|name| field.len() == name.len() && begins(name))
 }
 
 #[cfg(test)]
@@ -45,7 +49,19 @@ mod tests {
         for name in ["x!countersign!peer", "x.forwarded.client.cert", "x-countersign~peer"] {
             assert!(is_reserved(name), "{name}");
         }
+        for name in ["client-cert", "client_cert", "client.cert-chain", "x-client-certificate"] {
+            assert!(is_reserved(name), "{name}");
+        }
+        for name in
+            ["x-ssl-client-verify", "x_ssl_client_s_dn", "ssl-client-cert", "ssl_client_verify"]
+        {
+            assert!(is_reserved(name), "{name}");
+        }
         for name in ["x-forwarded-client-certs", "xxforwarded", "x-counter", ""] {
+            assert!(!is_reserved(name), "{name}");
+        }
+        for name in ["client-certs", "client-ip", "client", "ssl-client", "x-ssl", "content-length"]
+        {
             assert!(!is_reserved(name), "{name}");
         }
     }

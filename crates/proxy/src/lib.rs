@@ -11,8 +11,8 @@
 //! `content-type: application/grpc…`. On its way out a program may speak either.
 //!
 //! The program learns who calls from `x-countersign-peer: spiffe://…`. Whatever a peer sends under that name, any other
-//! `x-countersign-…` or `x-forwarded-client-cert`, also spelt with `_`, also in trailers, is taken out first. Path, query
-//! and host are passed as they are. What two readers could take for two different requests is refused with 400.
+//! `x-countersign-…`, or `x-forwarded-client-cert` and its like ([`is_reserved`](countersign::is_reserved)), also spelt with
+//! `_`, also in trailers, is taken out first. Path, query and host are passed as they are. What two readers could take for two different requests is refused with 400.
 //!
 //! A request that cannot be passed on is answered with a problem (RFC 9457) whose `code` is one of the closed list: 403 our
 //! own policy denies it, 502 the peer is somebody else, refuses us or broke off, 503 nobody can be reached, 504 it took too

@@ -74,6 +74,10 @@ async fn no_caller_can_say_what_certificate_it_showed() {
             format!("X-Forwarded_Client-Cert: {LIE}\r\nX-FORWARDED-CLIENT-CERT: {LIE}\r\n"),
             format!("X.Forwarded.Client.Cert: {LIE}\r\n"),
             format!("X-Forwarded-Client-Cert:\r\nX-Forwarded-Client-Cert: ,{LIE}\r\n"),
+            // What RFC 9440 and other proxies write.
+            "Client-Cert: :YWRtaW4=: admin\r\nClient_Cert_Chain: :admin:\r\n".to_owned(),
+            "X-SSL-Client-Verify: admin\r\nX_SSL_Client_S_DN: CN=admin\r\n".to_owned(),
+            "X-Client-Cert: admin\r\nSSL_CLIENT_CERT: admin\r\nX.Client.Cert: admin\r\n".to_owned(),
             // To have what the proxy sets taken out again.
             "Connection: x-forwarded-client-cert, x-countersign-peer\r\n".to_owned(),
             format!(
