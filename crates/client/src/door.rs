@@ -7,24 +7,26 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use countersign_identity::Timestamp;
+use countersign_pki::Refused;
 use countersign_tls::{
-    Admitted, Established, Inbound, REPROOF_ALPN, Stream, Trust, accept, answer_reproof,
-    tune_listener,
+    Admitted, Direction, Established, HandshakeFact, Inbound, Purpose, REPROOF_ALPN, Stream, Trust,
+    accept, answer_reproof, tune_listener,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tonic::transport::server::Connected;
 
+use crate::gate::{Gate, Pass};
 use crate::{Announcement, Reporter, Source};
 
-/// Handshakes under way at one door. More callers wait in the kernel's queue.
-const HANDSHAKES_MAX: usize = 256;
 /// How long to wait when the kernel gives no connection, as when files are used up.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts connections for a service: makes the handshakes, many at a time, reports each, and yields what
-/// was admitted.
+/// was admitted. A source from which too much came to nothing is turned away unread for a while, and where handshakes are
+/// too many, the crowd gives way: all doors of one [`Source`] know the same of those who come.
 ///
 /// With tonic, `Server::builder().add_service(…).serve_with_incoming(door.into_stream())`; the calls find the
 /// caller as [`Admitted`] in their extensions. With axum:
@@ -61,6 +63,7 @@ pub struct Door {
     listener: TcpListener,
     trust: Arc<Trust>,
     inbound: Arc<Inbound>,
+    gate: Arc<Gate>,
     reporter: Reporter,
     handshakes: JoinSet<Option<Connection>>,
     _announced: Option<Announcement>,
@@ -97,6 +100,7 @@ impl Door {
             listener,
             trust: source.trust(),
             inbound: Arc::new(inbound),
+            gate: Arc::clone(source.gate()),
             reporter: source.reporter(),
             handshakes: JoinSet::new(),
         }
@@ -116,11 +120,7 @@ impl Door {
             match self.next_event().await {
                 Event::Admitted(connection) => return connection,
                 Event::Refused => {}
-                Event::Arrived(Ok((tcp, address))) => {
-                    let (trust, inbound) = (Arc::clone(&self.trust), Arc::clone(&self.inbound));
-                    let reporter = self.reporter.clone();
-                    self.handshakes.spawn(shake(trust, tcp, address, inbound, reporter));
-                }
+                Event::Arrived(Ok((tcp, address))) => self.admit(tcp, address),
                 Event::Arrived(Err(error)) => {
                     tracing::warn!(%error, "could not accept a connection");
                     let clock = self.trust.clock();
@@ -130,8 +130,24 @@ impl Door {
         }
     }
 
+    /// Lets a caller try, within what its source may have and what there is room for.
+    fn admit(&mut self, tcp: TcpStream, peer_address: SocketAddr) {
+        let caller = Caller {
+            trust: Arc::clone(&self.trust),
+            inbound: Arc::clone(&self.inbound),
+            gate: Arc::clone(&self.gate),
+            reporter: self.reporter.clone(),
+            peer_address,
+        };
+        match self.gate.begin(peer_address.ip(), self.trust.clock().now()) {
+            Ok(pass) => {
+                self.handshakes.spawn(caller.shake(tcp, pass));
+            }
+            Err(refused) => caller.turn_away(&refused),
+        }
+    }
+
     async fn next_event(&mut self) -> Event {
-        let room = self.handshakes.len() < HANDSHAKES_MAX;
         tokio::select! {
             Some(done) = self.handshakes.join_next() => match done {
                 Ok(Some(connection)) => Event::Admitted(connection),
@@ -141,7 +157,7 @@ impl Door {
                     Event::Refused
                 }
             },
-            arrived = self.listener.accept(), if room => Event::Arrived(arrived),
+            arrived = self.listener.accept() => Event::Arrived(arrived),
         }
     }
 
@@ -156,29 +172,74 @@ impl Door {
     }
 }
 
-async fn shake(
+/// One who came, and what the handshake with it needs.
+struct Caller {
     trust: Arc<Trust>,
-    tcp: TcpStream,
-    peer_address: SocketAddr,
     inbound: Arc<Inbound>,
+    gate: Arc<Gate>,
     reporter: Reporter,
-) -> Option<Connection> {
-    match accept(&trust, tcp, &inbound).await {
-        Ok(Established { stream, fact }) => {
-            reporter.report(fact);
-            if stream.alpn() == Some(REPROOF_ALPN) {
-                if let Err(fault) = answer_reproof(&trust, stream).await {
-                    tracing::info!(%fault, %peer_address, "a re-proof came to nothing");
-                }
+    peer_address: SocketAddr,
+}
+
+impl Caller {
+    async fn shake(self, tcp: TcpStream, pass: Pass) -> Option<Connection> {
+        let peer_address = self.peer_address;
+        let shaken = tokio::select! {
+            shaken = accept(&self.trust, tcp, &self.inbound) => shaken,
+            () = pass.gives_way() => {
+                let refused = self.gate.gave_way(pass, self.now());
+                self.turn_away(&refused);
                 return None;
             }
-            Some(Connection { stream, peer_address })
+        };
+        // Its place is free from here on, also for as long as a re-proof takes.
+        self.gate.ended(pass, shaken.as_ref().err().map(|failure| failure.code), self.now());
+        match shaken {
+            Ok(Established { stream, fact }) => {
+                self.reporter.report(fact);
+                if stream.alpn() == Some(REPROOF_ALPN) {
+                    if let Err(fault) = answer_reproof(&self.trust, stream).await {
+                        tracing::info!(%fault, %peer_address, "a re-proof came to nothing");
+                    }
+                    return None;
+                }
+                Some(Connection { stream, peer_address })
+            }
+            Err(failure) => {
+                tracing::debug!(%failure, %peer_address, "connection refused");
+                self.reporter.report(*failure.fact);
+                None
+            }
         }
-        Err(failure) => {
-            tracing::debug!(%failure, %peer_address, "connection refused");
-            reporter.report(*failure.fact);
-            None
-        }
+    }
+
+    fn turn_away(&self, refused: &Refused) {
+        let (code, peer_address) = (refused.code, self.peer_address);
+        tracing::debug!(%code, why = refused.why, %peer_address, "connection turned away");
+        let service = match &self.inbound.purpose {
+            Purpose::Service(service) => Some(service.clone()),
+            Purpose::Control => None,
+        };
+        self.reporter.report(HandshakeFact {
+            at: self.now(),
+            direction: Direction::Inbound,
+            service,
+            local: None,
+            peer: None,
+            peer_address: Some(peer_address),
+            peer_serial: Vec::new(),
+            version: "",
+            group: "",
+            suite: "",
+            resumed: false,
+            took: Duration::ZERO,
+            code: Some(code),
+            detail: refused.why.clone(),
+        });
+    }
+
+    fn now(&self) -> Timestamp {
+        self.trust.clock().now()
     }
 }
 

@@ -50,6 +50,7 @@ mod fact;
 mod fields;
 mod files;
 mod flow;
+mod gate;
 mod keeper;
 mod layer;
 mod limits;

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::enforcement::Subscription;
 use crate::fact::Reporter;
 use crate::files::{FileWatch, PolicyStamp, PolicyWatch, load};
+use crate::gate::Gate;
 use crate::keeper::Keeper;
 use crate::workload_api::WorkloadApi;
 use crate::{
@@ -51,6 +52,7 @@ pub struct NotReady;
 #[derive(Debug)]
 pub struct Source {
     keeper: Arc<Keeper>,
+    gate: Arc<Gate>,
     reporter: Reporter,
     status: watch::Receiver<Status>,
     stop: CancellationToken,
@@ -130,7 +132,8 @@ impl Source {
             Arc::new(Keeper::new(Arc::clone(&trust), policies?, Status::begin(enforcement)));
         let (reporter, facts) = Reporter::new(Arc::clone(&trust));
         let (status, stop) = (keeper.status(), CancellationToken::new());
-        let mut source = Self { keeper, reporter, status, stop, tasks: JoinSet::new() };
+        let gate = Arc::new(Gate::new(clock.now()));
+        let mut source = Self { keeper, gate, reporter, status, stop, tasks: JoinSet::new() };
         source.spawn(|stop| Arc::clone(&trust).run(stop));
         let reporting = source.reporter.clone();
         source.spawn(|stop| trust.keep_proven(move |fact| reporting.report(fact), stop));
@@ -235,6 +238,11 @@ impl Source {
     /// out whether it refuses what it should. A [`Door`](crate::Door) says so by itself.
     pub fn announce(&self, door: SocketAddr) -> Announcement {
         Announcement { _announced: self.keeper.announce(door) }
+    }
+
+    /// Who may begin a handshake at its doors.
+    pub(crate) const fn gate(&self) -> &Arc<Gate> {
+        &self.gate
     }
 
     /// What tasks report handshakes with.

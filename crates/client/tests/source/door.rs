@@ -1,14 +1,16 @@
 //! The door, and what frameworks make of it.
 
+use std::net::SocketAddr;
 use std::process::Stdio;
+use std::time::Duration;
 
-use countersign::{Authorization, Code, Door, Expected, Inbound, Outbound, dial};
+use countersign::{Authorization, Code, Door, Expected, Inbound, Outbound, connect, dial};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::agent::{Agent, Offer};
-use crate::world::{World, source_with};
+use crate::world::{PATIENCE, World, source_with};
 
 fn ids(ids: &[&str]) -> Authorization {
     Authorization::AllowIds(ids.iter().map(|id| id.parse().unwrap()).collect())
@@ -59,6 +61,61 @@ async fn a_silent_and_a_refused_caller_do_not_keep_others_waiting() {
         _ = door.accept() => panic!("`orders` is not on its own list"),
     };
     assert_eq!(countersign_tls::code_of_io(&error), Code::PeerRefused);
+}
+
+#[tokio::test]
+async fn a_crowd_of_silent_callers_keeps_nobody_out() {
+    // Of twenty sources. Together they are more than there are places, and than strangers may come at once.
+    const SILENT_EACH: usize = 30;
+    let two = Two::new();
+    let web = source_with(two.web(), ids(&[])).await;
+    let orders = source_with(two.orders(), ids(&[WEB])).await;
+    web.ready().await.unwrap();
+    orders.ready().await.unwrap();
+    let mut inbound = Inbound::service("orders".parse().unwrap());
+    // Silence does not end by itself.
+    inbound.timeout = Duration::from_secs(3600);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut door = Door::new(&orders, listener, inbound);
+    let address = door.local_address().unwrap();
+    let expected = Expected::Id(ORDERS.parse().unwrap());
+    let outbound = Outbound::service("orders".parse().unwrap(), expected);
+    let trust = web.trust();
+    let mut admitting = tokio::spawn(async move {
+        loop {
+            let mut connection = door.accept().await;
+            connection.write_all(b"hello").await.unwrap();
+        }
+    });
+    let call = async || {
+        let tcp = from([127, 2, 0, 1], address).await;
+        let mut stream = connect(&trust, tcp, &outbound).await.unwrap().stream;
+        let mut heard = [0; 5];
+        stream.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"hello");
+    };
+    let calling = async {
+        call().await;
+        let mut silent = Vec::new();
+        for source in (1..=20).cycle().take(20 * SILENT_EACH) {
+            silent.push(from([127, 1, 0, source], address).await);
+        }
+        for _ in 0..20 {
+            call().await;
+        }
+    };
+    tokio::select! {
+        called = tokio::time::timeout(PATIENCE, calling) => called.expect("the crowd keeps it out"),
+        ended = &mut admitting => panic!("{ended:?}"),
+    }
+    admitting.abort();
+}
+
+/// A connection from one of this machine's own addresses.
+async fn from(ip: [u8; 4], door: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from((ip, 0))).unwrap();
+    socket.connect(door).await.unwrap()
 }
 
 /// `web` and `orders`, each with an agent of its own.
