@@ -359,7 +359,10 @@ impl GeneralName {
         let dns = |byte: &u8| byte.is_ascii_alphanumeric() || b".-_*".contains(byte);
         let good = match self.kind {
             // Also keeps `spiffe://` and NUL out of DNS names.
-            NameKind::Dns => !self.bytes.is_empty() && self.bytes.iter().all(dns),
+            // One that ends with a dot is another spelling of the same (RFC 5280, 4.2.1.6, has none).
+            NameKind::Dns => {
+                !self.bytes.is_empty() && self.bytes.iter().all(dns) && !self.bytes.ends_with(b".")
+            }
             NameKind::Ip => matches!(self.bytes.len(), 4 | 16),
             NameKind::Email => self.bytes.iter().all(u8::is_ascii_graphic),
             NameKind::Other

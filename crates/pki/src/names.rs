@@ -3,11 +3,19 @@
 
 use countersign_identity::Code;
 
+use crate::der::{self, BadDer, Reader, Value};
 use crate::extension::{GeneralName, NameKind};
 use crate::{Certificate, Refused};
 
 /// The most comparisons for one certificate under one authority.
 const COMPARISONS_MAX: usize = 100_000;
+/// `emailAddress` (PKCS #9), under which a subject may have an address.
+const EMAIL_ADDRESS: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x01];
+const PRINTABLE_STRING: u8 = 0x13;
+const T61_STRING: u8 = 0x14;
+const IA5_STRING: u8 = 0x16;
+const UNIVERSAL_STRING: u8 = 0x1c;
+const BMP_STRING: u8 = 0x1e;
 
 /// Whether the authority's constraints allow every name in the path below it.
 pub(crate) fn check_constraints(
@@ -20,20 +28,30 @@ pub(crate) fn check_constraints(
     if bases.any(|base| base.kind == NameKind::Uri) {
         return Err(refused("a constraint on URI names is not understood".to_owned()));
     }
+    let emails = constraints.permitted.iter().chain(&constraints.excluded);
+    let emails = emails.into_iter().any(|base| base.kind == NameKind::Email);
+    let permitted = in_one_form(&constraints.permitted)?;
+    let excluded = in_one_form(&constraints.excluded)?;
     for (position, certificate) in path.iter().enumerate() {
         // A certificate that only renews the authority's key is not constrained, unless it is the leaf.
         if 0 < position && certificate.is_self_issued() {
             continue;
         }
-        let names = names(certificate);
-        let bases = constraints.permitted.len() + constraints.excluded.len();
+        if emails
+            && has_email_address(certificate.subject_contents()).map_err(|bad| unread(&bad))?
+        {
+            let why = "a constraint on email names is not understood for an address in a subject";
+            return Err(refused(why.to_owned()));
+        }
+        let names = names(certificate)?;
+        let bases = permitted.len() + excluded.len();
         if COMPARISONS_MAX < names.len().saturating_mul(bases) {
             let why = format!("{} names under {bases} constraints are too many", names.len());
             return Err(refused(why));
         }
         for name in names {
-            check_permitted(&name, &constraints.permitted)?;
-            check_excluded(&name, &constraints.excluded)?;
+            check_permitted(&name, &permitted)?;
+            check_excluded(&name, &excluded)?;
         }
     }
     Ok(())
@@ -44,7 +62,7 @@ fn refused(why: String) -> Refused {
 }
 
 /// The alternative names, and the subject as a directory name. URIs cannot be constrained here.
-fn names(certificate: &Certificate) -> Vec<GeneralName> {
+fn names(certificate: &Certificate) -> Result<Vec<GeneralName>, Refused> {
     let mut names = certificate
         .extensions()
         .alt_names
@@ -54,7 +72,19 @@ fn names(certificate: &Certificate) -> Vec<GeneralName> {
         let bytes = certificate.subject_contents().to_vec();
         names.push(GeneralName { kind: NameKind::Directory, bytes });
     }
-    names
+    in_one_form(&names)
+}
+
+/// The same names, of which those of directories are written in the form in which they are compared.
+fn in_one_form(names: &[GeneralName]) -> Result<Vec<GeneralName>, Refused> {
+    let one = |name: &GeneralName| {
+        let mut name = name.clone();
+        if name.kind == NameKind::Directory {
+            name.bytes = compared(&name.bytes).map_err(|bad| unread(&bad))?;
+        }
+        Ok(name)
+    };
+    names.iter().map(one).collect()
 }
 
 fn check_permitted(name: &GeneralName, permitted: &[GeneralName]) -> Result<(), Refused> {
@@ -92,7 +122,7 @@ fn within(name: &GeneralName, base: &GeneralName) -> Result<bool, Refused> {
     match name.kind {
         NameKind::Dns => Ok(dns_within(&name.bytes, &base.bytes)),
         NameKind::Ip => ip_within(&name.bytes, &base.bytes),
-        // Parts are self-delimiting, so a prefix of the bytes is a prefix of the parts.
+        // Both in their one form, whose parts are self-delimiting, so that a prefix of the bytes is a prefix of the parts.
         NameKind::Directory => Ok(name.bytes.starts_with(&base.bytes)),
         NameKind::Other
         | NameKind::Email
@@ -103,6 +133,67 @@ fn within(name: &GeneralName, base: &GeneralName) -> Result<bool, Refused> {
             Err(refused(format!("a constraint on names of kind {:?} is not understood", name.kind)))
         }
     }
+}
+
+fn unread(bad: &BadDer) -> Refused {
+    refused(bad.to_string())
+}
+
+/// A name as it is compared (RFC 5280, 7.1): which kind of text a value is written in, upper and lower case, and blanks at its
+/// ends or more than one of them do not tell one from another.
+fn compared(name: &[u8]) -> Result<Vec<u8>, BadDer> {
+    let (mut whole, mut parts) = (Vec::new(), Reader::new(name));
+    while !parts.is_empty() {
+        let mut pairs = parts.take(der::SET, "name part")?.inside();
+        let mut part = Vec::new();
+        while !pairs.is_empty() {
+            let mut pair = pairs.take(der::SEQUENCE, "name attribute")?.inside();
+            let attribute = pair.take(der::OID, "name attribute")?.raw();
+            let value = pair.any()?;
+            let value = match text(&value) {
+                Some(text) => der::write(der::UTF8_STRING, &[text.as_bytes()]),
+                None => value.raw().to_vec(),
+            };
+            part.push([attribute, &value].concat());
+        }
+        part.sort();
+        whole.extend(der::write(der::SET, &[&part.concat()]));
+    }
+    Ok(whole)
+}
+
+/// What a value says, if it is text.
+fn text(value: &Value<'_>) -> Option<String> {
+    let wide = |width: usize| -> Option<String> {
+        let number = |unit: &[u8]| unit.iter().fold(0, |sum, byte| (sum << 8) | u32::from(*byte));
+        let units = value.content.chunks(width);
+        units.map(|unit| char::from_u32(number(unit)).filter(|_| unit.len() == width)).collect()
+    };
+    let text = match value.tag {
+        der::UTF8_STRING | PRINTABLE_STRING | IA5_STRING => {
+            str::from_utf8(value.content).ok()?.to_owned()
+        }
+        T61_STRING => value.content.iter().map(|byte| char::from(*byte)).collect(),
+        BMP_STRING => wide(2)?,
+        UNIVERSAL_STRING => wide(4)?,
+        _ => return None,
+    };
+    let words: Vec<&str> = text.split_whitespace().collect();
+    Some(words.join(" ").to_lowercase())
+}
+
+fn has_email_address(subject: &[u8]) -> Result<bool, BadDer> {
+    let mut parts = Reader::new(subject);
+    while !parts.is_empty() {
+        let mut pairs = parts.take(der::SET, "name part")?.inside();
+        while !pairs.is_empty() {
+            let mut pair = pairs.take(der::SEQUENCE, "name attribute")?.inside();
+            if pair.take(der::OID, "name attribute")?.oid()? == EMAIL_ADDRESS {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// `example.org` holds itself and what ends in `.example.org`; `.example.org` only the latter.
@@ -133,4 +224,67 @@ fn ip_within(address: &[u8], base: &[u8]) -> Result<bool, Refused> {
             .zip(mask)
             .map(|(byte, mask)| byte & mask)
             .eq(network.iter().zip(mask).map(|(byte, mask)| byte & mask)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const O: &[u8] = &[0x55, 0x04, 0x0a];
+    const C: &[u8] = &[0x55, 0x04, 0x06];
+
+    /// A name of one part after another, each one attribute.
+    fn name(attributes: &[(&[u8], u8, &[u8])]) -> Vec<u8> {
+        let part = |(oid, tag, text): &(&[u8], u8, &[u8])| {
+            let pair = [der::write(der::OID, &[oid]), der::write(*tag, &[text])].concat();
+            der::write(der::SET, &[&der::write(der::SEQUENCE, &[&pair])])
+        };
+        attributes.iter().flat_map(part).collect()
+    }
+
+    fn directory(bytes: Vec<u8>) -> GeneralName {
+        let name = GeneralName { kind: NameKind::Directory, bytes };
+        in_one_form(&[name]).unwrap().remove(0)
+    }
+
+    #[test]
+    fn directory_name_is_excluded_however_it_is_written() {
+        let utf8 = der::UTF8_STRING;
+        let excluded = [directory(name(&[(O, utf8, b"Evil Corp")]))];
+        for (tag, text) in [
+            (utf8, b"Evil Corp".as_slice()),
+            (utf8, b"EVIL corp"),
+            (utf8, b"  Evil   Corp "),
+            (PRINTABLE_STRING, b"evil corp"),
+            (T61_STRING, b"Evil Corp"),
+            (BMP_STRING, b"\0E\0v\0i\0l\0 \0C\0o\0r\0p"),
+            (UNIVERSAL_STRING, b"\0\0\0e\0\0\0v\0\0\0i\0\0\0l\0\0\0 \0\0\0c\0\0\0o\0\0\0r\0\0\0p"),
+        ] {
+            let below = directory(name(&[(O, tag, text), (C, PRINTABLE_STRING, b"DE")]));
+            assert!(check_excluded(&below, &excluded).is_err(), "{tag:x} {text:?}");
+        }
+        for other in [
+            name(&[(O, utf8, b"Evil Corps")]),
+            name(&[(C, utf8, b"Evil Corp")]),
+            name(&[(C, PRINTABLE_STRING, b"DE"), (O, utf8, b"Evil Corp")]),
+            name(&[(O, der::OCTET_STRING, b"Evil Corp")]),
+        ] {
+            assert!(check_excluded(&directory(other.clone()), &excluded).is_ok(), "{other:x?}");
+            let permitted = [directory(other)];
+            assert!(check_permitted(&excluded[0], &permitted).is_err());
+        }
+        assert!(
+            check_permitted(&directory(name(&[(O, PRINTABLE_STRING, b"EVIL CORP")])), &excluded)
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn address_in_a_subject_is_found_in_whichever_part() {
+        let plain = name(&[(O, der::UTF8_STRING, b"a@evil.example")]);
+        assert_eq!(has_email_address(&plain), Ok(false));
+        let with =
+            name(&[(O, der::UTF8_STRING, b"Shop"), (EMAIL_ADDRESS, IA5_STRING, b"a@evil.example")]);
+        assert_eq!(has_email_address(&with), Ok(true));
+    }
 }
