@@ -365,6 +365,7 @@ async fn unit_and_container_are_those_of_the_real_control_group_at_each_look() {
         Err(why) => return skipped(&why),
     };
     let slice = groups.slice();
+    let guest = format!("countersign-test-{}.guest", std::process::id());
     let id = "0123456789abcdef".repeat(4);
     let (unit, container) =
         (selector("systemd:unit:payments.service"), selector(&format!("container:id:{id}")));
@@ -378,6 +379,12 @@ async fn unit_and_container_are_those_of_the_real_control_group_at_each_look() {
         (format!("{slice}/user.slice/docker-{id}.scope"), false, false),
         (format!("{slice}/other.service/payments.service"), false, false),
         (format!("{slice}/x payments.service/payments.service"), false, false),
+        // Of whoever has a group of its own outside of systemd's, such as the whole system in a container.
+        (format!("{guest}/docker-{id}.scope"), false, false),
+        (format!("{guest}/{id}"), false, false),
+        (format!("{guest}/docker/{id}"), false, false),
+        (format!("{guest}/{slice}/docker-{id}.scope"), false, false),
+        (format!("{guest}/{slice}/payments.service"), false, false),
     ];
     for way in WAYS {
         let door = Door::new();

@@ -34,16 +34,18 @@ pub enum BadGroup {
     Different,
 }
 
-/// What runs containers, as it begins the names of groups.
+/// What runs containers, as it begins the names of their groups.
 const RUNTIMES: [&str; 6] = ["docker", "cri-containerd", "crio", "libpod", "nerdctl", "containerd"];
 /// What the kernel writes behind the path of a group that is gone.
 const DELETED: &str = " (deleted)";
 
 /// Reads the text of `/proc/PID/cgroup`.
 ///
-/// Only the topmost unit and the topmost container count: what lies below may have been delegated to a user or a
-/// container, which can create groups of any name there. So a unit is a service directly under slices, as systemd makes
-/// them; nothing below `user.slice` or a session says anything, no unit below a container, no container below a service.
+/// A group says something only where nobody but systemd or a runtime makes groups: what lies below any other may have been
+/// delegated to a user or to a whole system in a container, which can create groups of any name there. So a unit is a service
+/// directly under slices, and a container a scope directly under slices, or a group right below one that a runtime itself
+/// makes at the top. Nothing below `user.slice`, a session or a group of another name says anything, no unit below a
+/// container, no container below a service.
 ///
 /// # Errors
 /// When the text does not say it, or not clearly.
@@ -116,21 +118,17 @@ impl Hierarchy<'_> {
         if parts().any(|part| part == "..") {
             return Err(BadGroup::Outside);
         }
-        let mut under_slices = true;
-        for part in parts() {
-            if let Some(id) = container(part) {
-                return Ok(Membership { container: Some(id.to_owned()), unit: None });
-            }
-            if part.ends_with(".service") {
-                let unit = under_slices.then(|| unescaped(part).to_owned());
-                return Ok(Membership { unit, container: None });
-            }
-            if part == "user.slice" || part.ends_with(".scope") {
-                break;
-            }
-            under_slices &= part.ends_with(".slice");
+        let parts: Vec<&str> = parts().collect();
+        // Within `user.slice` users have managers of their own, which make slices, too.
+        let is_slice = |part: &&&str| part.ends_with(".slice") && **part != "user.slice";
+        let (slices, rest) = parts.split_at(parts.iter().take_while(is_slice).count());
+        let Some(first) = rest.first() else { return Ok(Membership::default()) };
+        let of_runtime = || if slices.is_empty() { below_a_runtimes_own(rest) } else { None };
+        if let Some(id) = scope_of_container(first).or_else(of_runtime) {
+            return Ok(Membership { container: Some(id.to_owned()), unit: None });
         }
-        Ok(Membership::default())
+        let unit = first.ends_with(".service").then(|| unescaped(first).to_owned());
+        Ok(Membership { container: None, unit })
     }
 }
 
@@ -139,22 +137,46 @@ fn unescaped(part: &str) -> &str {
     part.strip_prefix('_').unwrap_or(part)
 }
 
-/// The id in a group's name: `docker-ID.scope` and the like, `ID` alone, or `SLICE:cri-containerd:ID`.
-fn container(part: &str) -> Option<&str> {
-    let id_of = |id: &&str| {
-        id.len() == 64 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let of_runtime = |name: &'_ str| -> bool { RUNTIMES.contains(&name) };
+/// The id in the name of a group that lies where systemd makes them: `docker-ID.scope` and the like, or
+/// `SLICE:cri-containerd:ID`, which is what becomes of a slice where the runtime does not ask systemd.
+fn scope_of_container(part: &str) -> Option<&str> {
     if let Some((slice, named)) = part.split_once(':') {
         let (runtime, id) = named.split_once(':')?;
-        return Some(id).filter(|id| slice.ends_with(".slice") && of_runtime(runtime) && id_of(id));
+        let ours = slice.ends_with(".slice") && RUNTIMES.contains(&runtime);
+        return Some(id).filter(|id| ours && is_id(id));
     }
-    let name = part.strip_suffix(".scope");
-    match name.unwrap_or(part).rsplit_once('-') {
-        Some((runtime, id)) => Some(id).filter(|id| of_runtime(runtime) && id_of(id)),
-        // A scope of systemd's is never the bare id.
-        None => Some(part).filter(|id| name.is_none() && id_of(id)),
-    }
+    id_of_runtime(part.strip_suffix(".scope")?)
+}
+
+/// The id of a container whose runtime makes its groups itself, without systemd: by the path from the top.
+fn below_a_runtimes_own<'a>(path: &[&'a str]) -> Option<&'a str> {
+    let group = match path {
+        // The kubelet's top may lie in a group of its own, as `kind` has it.
+        ["kubelet", "kubepods", below @ ..] | ["kubepods", below @ ..] => match below {
+            ["burstable" | "besteffort", pod, group, ..] | [pod, group, ..]
+                if pod.starts_with("pod") =>
+            {
+                group
+            }
+            _ => return None,
+        },
+        // Podman has the containers of a pod in a group that is named by the pod's id.
+        ["libpod_parent", pod, group, ..] if is_id(pod) => group,
+        // Docker; CRI-O and Podman; and containerd, by its namespaces: its own, and that of Kubernetes outside of pods.
+        ["docker" | "crio" | "libpod_parent" | "default" | "k8s.io", group, ..] => group,
+        _ => return None,
+    };
+    if is_id(group) { Some(group) } else { id_of_runtime(group) }
+}
+
+/// The id in `docker-ID` and the like.
+fn id_of_runtime(name: &str) -> Option<&str> {
+    let (runtime, id) = name.rsplit_once('-')?;
+    Some(id).filter(|id| RUNTIMES.contains(&runtime) && is_id(id))
+}
+
+fn is_id(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 #[cfg(test)]
@@ -218,7 +240,49 @@ mod tests {
         in_container(&format!("/kubepods/besteffort/pod3f1c-9/{ID}"));
         in_container(&format!("/kubepods/besteffort/pod3f1c-9/crio-{ID}"));
         in_container(&format!("/{pod}:cri-containerd:{ID}"));
+        in_container(&format!("/kubepods/pod3f1c-9/{ID}"));
+        in_container(&format!("/kubepods/burstable/pod3f1c-9/{ID}/inner"));
+        in_container(&format!("/kubelet/kubepods/besteffort/pod3f1c-9/{ID}"));
+        in_container(&format!(
+            "/kubelet.slice/kubelet-kubepods.slice/kubelet-{pod}/cri-containerd-{ID}.scope"
+        ));
+        in_container(&format!("/crio/crio-{ID}"));
+        in_container(&format!("/machine.slice/machine-libpod_pod_{OTHER}.slice/libpod-{ID}.scope"));
+        // By the container, not by its pod.
+        in_container(&format!("/libpod_parent/{OTHER}/libpod-{ID}"));
         in_container(&format!("/default/{ID}"));
+        in_container(&format!("/k8s.io/{ID}"));
+    }
+
+    /// Groups that whoever made the first part can have made, or can have delegated.
+    #[test]
+    fn no_group_below_one_that_neither_systemd_nor_a_runtime_makes_is_a_container() {
+        let tops = ["lxc.payload.guest", "lxc/guest", "lxc/100/ns", "jobs-of-alice", "init"];
+        let tops = tops.into_iter().chain(["custom", "docker2", "kubepods2", "kubelet/jobs"]);
+        for top in tops {
+            for group in [
+                format!("docker-{ID}.scope"),
+                ID.to_owned(),
+                format!("docker-{ID}"),
+                format!("docker/{ID}"),
+                format!("libpod_parent/libpod-{ID}"),
+                format!("default/{ID}"),
+                format!("system.slice/docker-{ID}.scope"),
+                format!("kubepods.slice/kubepods-pod1.slice/cri-containerd-{ID}.scope"),
+                format!("kubepods/besteffort/pod3f1c-9/{ID}"),
+                format!("kubepods-pod1.slice:cri-containerd:{ID}"),
+            ] {
+                in_nothing(&format!("/{top}/{group}"));
+            }
+        }
+        // Nor below groups that stand where a runtime's would, without being of its making.
+        in_nothing(&format!("/docker/jobs/{ID}"));
+        in_nothing(&format!("/docker/jobs/docker/{ID}"));
+        in_nothing(&format!("/kubepods/jobs/pod3f1c-9/{ID}"));
+        in_nothing(&format!("/kubepods/besteffort/jobs/{ID}"));
+        in_nothing(&format!("/system.slice/docker/{ID}"));
+        in_nothing(&format!("/system.slice/jobs/docker-{ID}.scope"));
+        in_nothing(&format!("/{ID}"));
     }
 
     #[test]
