@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status};
 use crate::core::Workload;
 use crate::enforcement::cut;
 use crate::reception::{Reception, visitor};
-use crate::reports::Facts;
+use crate::reports::{Facts, Ours};
 use crate::view::{Own, View};
 
 /// A request's head, and a certificate.
@@ -113,11 +113,12 @@ impl EnvoyAuthorization {
     }
 
     /// Puts what was decided on its way to the server. Of a service of another, nothing comes here.
-    fn count(&self, flow: Flow) {
+    fn count(&self, flow: Flow, workloads: &[Arc<Workload>]) {
         self.flows.count(flow, self.reception.clock.now());
         let (flows, flows_dropped) = self.flows.drain();
         let facts = v1::Facts { flows, flows_dropped, ..v1::Facts::default() };
-        self.facts.take(POINT, facts, |_service| true);
+        let ids: Vec<_> = workloads.iter().map(|workload| workload.id.clone()).collect();
+        self.facts.take(POINT, facts, &Ours { ids: &ids, owns: &|_service| true });
     }
 }
 
@@ -137,7 +138,7 @@ impl Authorization for EnvoyAuthorization {
         let attributes = request.into_inner().attributes.unwrap_or_default();
         let (answer, flow) = answer(&attributes, &kept.decider, self.reception.clock.now());
         if let Some(flow) = flow {
-            self.count(flow);
+            self.count(flow, &workloads);
         }
         Ok(Response::new(answer))
     }

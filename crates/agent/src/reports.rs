@@ -1,16 +1,27 @@
 //! What the agent tells the server: what is enforced here, what was observed, what everything costs.
 
+mod waiting;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_api::{v1, wire};
-use countersign_identity::Clock;
+use countersign_identity::{Clock, SpiffeId};
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::enforcement::Points;
 use crate::server_link::{Calls, Quiet};
 use crate::view::View;
 use crate::vitals::vitals;
+use waiting::Waiting;
+
+/// What a caller may tell of, by who it is.
+pub(crate) struct Ours<'a> {
+    /// Its identities on this node. What it tells waits in the name of the first.
+    pub(crate) ids: &'a [SpiffeId],
+    /// Whether a service is one of theirs.
+    pub(crate) owns: &'a dyn Fn(&str) -> bool,
+}
 
 /// Facts on their way to the server: bounded, and what did not fit is counted.
 #[derive(Clone, Debug, Default)]
@@ -24,39 +35,63 @@ struct Inbox {
 
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: Vec<v1::HandshakeFact>, // INVARIANT: at most FACTS_MAX
-    dropped: u64,
+    waiting: Load,
     /// Of all that was dropped, here and by points, how many handshakes there were.
     lost: u64,
-    flows: Vec<v1::Flow>, // INVARIANT: at most FACTS_MAX
-    flows_dropped: u64,
-    served: Vec<v1::Served>, // INVARIANT: at most FACTS_MAX
-    served_dropped: u64,
 }
 
 /// What is on its way to the server in one report.
 #[derive(Clone, Debug, Default)]
 struct Load {
-    handshakes: Vec<v1::HandshakeFact>,
+    handshakes: Waiting<v1::HandshakeFact>,
     dropped: u64,
-    flows: Vec<v1::Flow>,
+    flows: Waiting<v1::Flow>,
     flows_dropped: u64,
-    served: Vec<v1::Served>,
+    served: Waiting<v1::Served>,
     served_dropped: u64,
 }
 
+impl Ours<'_> {
+    fn of(&self, fact: &v1::HandshakeFact) -> bool {
+        // A handshake that failed early shows nobody.
+        let as_us =
+            fact.local_id.is_empty() || self.ids.iter().any(|id| id.as_str() == fact.local_id);
+        // Who dialled names the service of another; whoever did not, or does not say, was asked at a door of its own.
+        let outbound = fact.direction == i32::from(v1::Direction::Outbound);
+        as_us && (outbound || (self.owns)(&fact.service))
+    }
+}
+
 impl Queue {
-    fn add_served(&mut self, served: v1::Served, owns: &impl Fn(&str) -> bool) {
-        if wire::FACTS_MAX <= self.served.len() || !owns(&served.service) {
-            self.served_dropped = self.served_dropped.saturating_add(served.count);
-        } else {
-            self.served.push(served);
+    fn add_handshake(&mut self, whose: &str, fact: v1::HandshakeFact) {
+        if let Some(lost) = self.waiting.handshakes.add(whose, fact) {
+            self.lose(lost.count.max(1));
+        }
+    }
+
+    fn add_flow(&mut self, whose: &str, flow: v1::Flow) {
+        if let Some(lost) = self.waiting.flows.add(whose, flow) {
+            self.lose_flows(lost.count.max(1));
+        }
+    }
+
+    fn add_served(&mut self, whose: &str, served: v1::Served) {
+        if let Some(lost) = self.waiting.served.add(whose, served) {
+            self.lose_served(lost.count);
         }
     }
 
     fn lose(&mut self, count: u64) {
-        self.dropped = self.dropped.saturating_add(count);
+        self.waiting.dropped = self.waiting.dropped.saturating_add(count);
         self.lost = self.lost.saturating_add(count);
+    }
+
+    fn lose_flows(&mut self, count: u64) {
+        self.waiting.flows_dropped = self.waiting.flows_dropped.saturating_add(count);
+    }
+
+    fn lose_served(&mut self, count: u64) {
+        self.waiting.served_dropped = self.waiting.served_dropped.saturating_add(count);
     }
 }
 
@@ -66,80 +101,61 @@ impl Facts {
         self.lock().lost
     }
 
-    /// Takes facts of one point, by its name. Of flows and answers, those through doors of its own services only.
-    pub(crate) fn take(&self, point: &str, facts: v1::Facts, owns: impl Fn(&str) -> bool) {
+    /// Takes facts of one point, by its name: those of doors of its own services, and of its own dialling.
+    pub(crate) fn take(&self, point: &str, facts: v1::Facts, ours: &Ours<'_>) {
+        let whose = ours.ids.first().map(SpiffeId::as_str).unwrap_or_default();
         let mut queue = self.lock();
         for served in facts.served {
-            queue.add_served(served, &owns);
-        }
-        queue.flows_dropped = queue.flows_dropped.saturating_add(facts.flows_dropped);
-        for flow in facts.flows {
-            let flow = v1::Flow { point: point.to_owned(), ..flow };
-            if wire::FACTS_MAX <= queue.flows.len() || !owns(&flow.service) {
-                queue.flows_dropped = queue.flows_dropped.saturating_add(flow.count.max(1));
+            if (ours.owns)(&served.service) {
+                queue.add_served(whose, served);
             } else {
-                queue.flows.push(wire::bounded_flow(flow));
+                queue.lose_served(served.count);
+            }
+        }
+        queue.lose_flows(facts.flows_dropped);
+        for flow in facts.flows {
+            if (ours.owns)(&flow.service) {
+                let flow = v1::Flow { point: point.to_owned(), ..flow };
+                queue.add_flow(whose, wire::bounded_flow(flow));
+            } else {
+                queue.lose_flows(flow.count.max(1));
             }
         }
         queue.lose(facts.dropped);
         for fact in facts.handshakes {
-            if wire::FACTS_MAX <= queue.waiting.len() {
+            if ours.of(&fact) {
+                let fact = v1::HandshakeFact { point: point.to_owned(), ..fact };
+                queue.add_handshake(whose, wire::bounded_fact(fact));
+            } else {
                 queue.lose(fact.count.max(1));
-                continue;
             }
-            let mut fact = wire::bounded_fact(fact);
-            point.clone_into(&mut fact.point);
-            queue.waiting.push(fact);
         }
         drop(queue);
         self.0.arrived.notify_one();
     }
 
     fn drain(&self) -> Load {
-        let mut queue = self.lock();
-        Load {
-            handshakes: std::mem::take(&mut queue.waiting),
-            dropped: std::mem::take(&mut queue.dropped),
-            flows: std::mem::take(&mut queue.flows),
-            flows_dropped: std::mem::take(&mut queue.flows_dropped),
-            served: std::mem::take(&mut queue.served),
-            served_dropped: std::mem::take(&mut queue.served_dropped),
-        }
+        std::mem::take(&mut self.lock().waiting)
     }
 
     /// What could not be sent counts as lost, unless there is room for it.
     fn put_back(&self, load: Load) {
         let mut queue = self.lock();
-        queue.dropped = queue.dropped.saturating_add(load.dropped);
-        queue.served_dropped = queue.served_dropped.saturating_add(load.served_dropped);
-        for served in load.served {
-            queue.add_served(served, &|_its_own| true);
-        }
-        queue.flows_dropped = queue.flows_dropped.saturating_add(load.flows_dropped);
-        for flow in load.flows {
-            if queue.flows.len() < wire::FACTS_MAX {
-                queue.flows.push(flow);
-            } else {
-                queue.flows_dropped = queue.flows_dropped.saturating_add(flow.count.max(1));
-            }
-        }
-        for fact in load.handshakes {
-            if queue.waiting.len() < wire::FACTS_MAX {
-                queue.waiting.push(fact);
-            } else {
-                queue.lose(fact.count.max(1));
-            }
-        }
+        // Those of `dropped` are lost already.
+        queue.waiting.dropped = queue.waiting.dropped.saturating_add(load.dropped);
+        queue.lose_served(load.served_dropped);
+        load.served.each(|whose, served| queue.add_served(whose, served));
+        queue.lose_flows(load.flows_dropped);
+        load.flows.each(|whose, flow| queue.add_flow(whose, flow));
+        load.handshakes.each(|whose, fact| queue.add_handshake(whose, fact));
     }
 
     fn is_empty(&self) -> bool {
         let queue = self.lock();
-        queue.waiting.is_empty()
-            && queue.dropped == 0
-            && queue.flows.is_empty()
-            && queue.flows_dropped == 0
-            && queue.served.is_empty()
-            && queue.served_dropped == 0
+        let Load { handshakes, dropped, flows, flows_dropped, served, served_dropped } =
+            &queue.waiting;
+        let counted = [*dropped, *flows_dropped, *served_dropped];
+        handshakes.is_empty() && flows.is_empty() && served.is_empty() && counted == [0; 3]
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
@@ -269,11 +285,11 @@ impl Reports {
         view: Option<&View>,
     ) -> v1::ReportRequest {
         v1::ReportRequest {
-            handshakes: load.handshakes,
+            handshakes: load.handshakes.all(),
             dropped: load.dropped,
-            flows: load.flows,
+            flows: load.flows.all(),
             flows_dropped: load.flows_dropped,
-            served: load.served,
+            served: load.served.all(),
             served_dropped: load.served_dropped,
             processes: self.processes(view),
             credentials,
@@ -352,25 +368,75 @@ mod tests {
         assert_eq!(report_every(Some(Duration::from_secs(80))), Duration::from_secs(640));
     }
 
+    const ORDERS: &str = "spiffe://shop.example/orders";
+    const PAYMENTS: &str = "spiffe://shop.example/payments";
+
+    /// Facts of this workload's point, which has the service `mine` and no other.
+    fn told(facts: &Facts, by: &str, sent: v1::Facts) {
+        let ours = Ours { ids: &[by.parse().unwrap()], owns: &|service| service == "mine" };
+        facts.take("p", sent, &ours);
+    }
+
+    fn handshakes(handshakes: Vec<v1::HandshakeFact>) -> v1::Facts {
+        v1::Facts { handshakes, ..v1::Facts::default() }
+    }
+
+    fn handshake(direction: v1::Direction, service: &str, local: &str) -> v1::HandshakeFact {
+        v1::HandshakeFact {
+            direction: direction.into(),
+            service: service.to_owned(),
+            local_id: local.to_owned(),
+            count: 2,
+            ..v1::HandshakeFact::default()
+        }
+    }
+
     #[test]
     fn too_many_facts_are_counted_and_not_kept() {
         let facts = Facts::default();
-        let fact = v1::HandshakeFact { count: 2, ..v1::HandshakeFact::default() };
+        let fact = handshake(v1::Direction::Inbound, "mine", "");
         for _ in 0..30 {
-            let handshakes = vec![fact.clone(); 100];
-            let sent = v1::Facts { handshakes, dropped: 1, ..v1::Facts::default() };
-            facts.take("p", sent, |_any| true);
+            let sent = v1::Facts { dropped: 1, ..handshakes(vec![fact.clone(); 100]) };
+            told(&facts, ORDERS, sent);
         }
         let load = facts.drain();
-        let (kept, dropped) = (load.handshakes.clone(), load.dropped);
+        let (kept, dropped) = (load.handshakes.clone().all(), load.dropped);
         assert_eq!(kept.len(), wire::FACTS_MAX);
         assert_eq!(dropped, 30 + 2 * (3000 - wire::FACTS_MAX as u64));
         // A report that was not taken is offered again, and what came meanwhile waits its turn.
-        facts.take("p", v1::Facts { handshakes: vec![fact; 10], ..v1::Facts::default() }, |_| true);
+        told(&facts, ORDERS, handshakes(vec![fact; 10]));
         facts.put_back(load);
         let Load { handshakes: kept, dropped: again, .. } = facts.drain();
-        assert_eq!(kept.len(), wire::FACTS_MAX);
+        assert_eq!(kept.all().len(), wire::FACTS_MAX);
         assert_eq!(again, dropped + 20);
+    }
+
+    #[test]
+    fn what_a_point_tells_without_end_takes_no_place_of_what_another_workload_tells() {
+        let facts = Facts::default();
+        let flood = |number: usize| {
+            let flow = v1::Flow { service: "mine".to_owned(), count: 1, ..v1::Flow::default() };
+            let served =
+                v1::Served { service: "mine".to_owned(), count: 1, ..v1::Served::default() };
+            let handshake = handshake(v1::Direction::Outbound, "any", "");
+            v1::Facts {
+                flows: vec![flow; number],
+                served: vec![served; number],
+                ..handshakes(vec![handshake; number])
+            }
+        };
+        told(&facts, ORDERS, flood(3 * wire::FACTS_MAX));
+        told(&facts, PAYMENTS, flood(100));
+        // More of the same takes none of it back, nor does what could not be sent.
+        told(&facts, ORDERS, flood(3 * wire::FACTS_MAX));
+        let load = facts.drain();
+        told(&facts, ORDERS, flood(3 * wire::FACTS_MAX));
+        facts.put_back(load);
+        let Load { handshakes, flows, served, .. } = facts.drain();
+        let kept = |of: [usize; 2]| assert_eq!(of, [100, wire::FACTS_MAX]);
+        kept([handshakes.of(PAYMENTS), handshakes.all().len()]);
+        kept([flows.of(PAYMENTS), flows.all().len()]);
+        kept([served.of(PAYMENTS), served.all().len()]);
     }
 
     #[test]
@@ -391,10 +457,39 @@ mod tests {
             served: vec![served("theirs"), served("mine")],
             ..v1::Facts::default()
         };
-        facts.take("p", sent, |service| service == "mine");
+        told(&facts, ORDERS, sent);
         let load = facts.drain();
-        assert_eq!((load.flows.len(), load.flows_dropped), (1, 3));
-        assert_eq!((load.served, load.served_dropped), (vec![served("mine")], 5));
-        assert_eq!((load.flows[0].point.as_str(), load.flows[0].service.as_str()), ("p", "mine"));
+        let flows = load.flows.all();
+        assert_eq!((flows.len(), load.flows_dropped), (1, 3));
+        assert_eq!((load.served.all(), load.served_dropped), (vec![served("mine")], 5));
+        assert_eq!((flows[0].point.as_str(), flows[0].service.as_str()), ("p", "mine"));
+    }
+
+    #[test]
+    fn a_point_tells_of_its_own_handshakes_only() {
+        use v1::Direction::{Inbound, Outbound, Unspecified};
+        let good = [
+            handshake(Inbound, "mine", ORDERS),
+            handshake(Inbound, "mine", ""),
+            handshake(Outbound, "theirs", ORDERS),
+            handshake(Outbound, "theirs", ""),
+        ];
+        let forged = [
+            handshake(Inbound, "theirs", PAYMENTS),
+            handshake(Inbound, "theirs", ORDERS),
+            handshake(Inbound, "theirs", ""),
+            handshake(Inbound, "", ORDERS),
+            handshake(Inbound, "mine", PAYMENTS),
+            handshake(Outbound, "theirs", PAYMENTS),
+            handshake(Outbound, "mine", PAYMENTS),
+            handshake(Unspecified, "theirs", ORDERS),
+            v1::HandshakeFact { direction: 7, ..handshake(Inbound, "theirs", ORDERS) },
+        ];
+        let facts = Facts::default();
+        told(&facts, ORDERS, handshakes(good.iter().chain(&forged).cloned().collect()));
+        let load = facts.drain();
+        let named = good.map(|fact| v1::HandshakeFact { point: "p".to_owned(), ..fact });
+        assert_eq!(load.handshakes.all(), named);
+        assert_eq!((load.dropped, facts.lost()), (18, 18));
     }
 }

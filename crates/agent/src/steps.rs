@@ -15,7 +15,7 @@ use crate::attest::Caller;
 use crate::enforcement::{Ears, Points};
 use crate::envoy;
 use crate::lists::RevocationLists;
-use crate::reports::{Facts, Reports};
+use crate::reports::{Facts, Ours, Reports};
 use crate::server_link::LinkFault;
 
 /// The stream of one enforcement point.
@@ -42,7 +42,7 @@ impl PointStream {
         Self { caller, id, ears, points, reports, told: Some(told) }
     }
 
-    /// Takes one message. Of flows and answers, those through doors of these services only.
+    /// Takes one message. Of facts, those of doors of these services and of its own dialling only.
     ///
     /// # Errors
     /// When the stream ends by it.
@@ -51,7 +51,8 @@ impl PointStream {
         request: v1::EnforcementRequest,
         owns: impl Fn(&str) -> bool,
     ) -> Result<(), Status> {
-        self.ears.hear(request, self.told, owns)?;
+        let ours = Ours { ids: std::slice::from_ref(&self.id), owns: &owns };
+        self.ears.hear(request, self.told, &ours)?;
         if let Some(register) = self.ears.waiting() {
             let registered = self.points.register(&self.caller, &self.id, register);
             let registered =

@@ -6,7 +6,7 @@ use countersign_identity::{Code, Revision};
 use tonic::Status;
 
 use super::points::Registered;
-use crate::reports::Facts;
+use crate::reports::{Facts, Ours};
 
 /// Takes what one stream says, in the order that it has to be said in.
 pub(crate) struct Ears {
@@ -42,7 +42,7 @@ impl Ears {
         self.registered = Some(registered);
     }
 
-    /// Takes one message of a point that was told everything up to `told`, and whose own these services are.
+    /// Takes one message of a point that was told everything up to `told`, and who speaks for these.
     ///
     /// # Errors
     /// When it is not understood, comes out of order, or acknowledges what was never sent.
@@ -50,7 +50,7 @@ impl Ears {
         &mut self,
         request: v1::EnforcementRequest,
         told: Option<Revision>,
-        owns: impl Fn(&str) -> bool,
+        ours: &Ours<'_>,
     ) -> Result<Heard, Status> {
         match (request.step, &self.registered) {
             (Some(Step::Register(register)), None) if self.register.is_none() => {
@@ -69,7 +69,7 @@ impl Ears {
                 registered.acknowledge(revision, acknowledge.cut, acknowledge.draining);
             }
             (Some(Step::Facts(facts)), Some(registered)) => {
-                self.facts.take(registered.name(), facts, owns);
+                self.facts.take(registered.name(), facts, ours);
             }
             (Some(Step::Status(status)), Some(registered)) => registered.status(&status),
             // A point may speak of itself before its first slice; it is not known under a name yet.

@@ -18,7 +18,7 @@ use super::points::Registered;
 use super::{Points, slice};
 use crate::core::{Knowledge, Workload};
 use crate::reception::{Counted, Reception, Unknown, Visitor, visitor};
-use crate::reports::Facts;
+use crate::reports::{Facts, Ours};
 use crate::view::{Own, View};
 
 /// The service.
@@ -75,6 +75,7 @@ impl Enforcement for EnforcementService {
             incoming: request.into_inner(),
             ears: Ears::new(self.facts.clone()),
             own: None,
+            ours: Vec::new(),
             leaves: None,
             ends_with: None,
             deadline: now + REGISTER_TIMEOUT,
@@ -99,6 +100,8 @@ struct Conversation {
     ears: Ears,
     /// The workload that it was registered for.
     own: Option<Arc<Workload>>,
+    /// All that it was at the last look at which it was any.
+    ours: Vec<Arc<Workload>>,
     /// When it will have said goodbye.
     leaves: Option<Timestamp>,
     /// What its stream ends with, once the last slice is on its way.
@@ -205,14 +208,16 @@ impl Conversation {
     /// Takes one message of the point.
     fn hear(&mut self, request: v1::EnforcementRequest) -> Result<(), Status> {
         let told = self.sent.as_ref().map(|sent| sent.revision);
-        let (view, own) = (self.views.borrow().clone(), &self.own);
+        let view = self.views.borrow().clone();
         let owns = |service: &str| {
-            let (Some(view), Some(own)) = (&view, own) else { return false };
+            let Some(view) = &view else { return false };
             let service = service.parse().ok();
             let spec = service.and_then(|service| view.replica.services().get(&service));
-            spec.is_some_and(|spec| spec.workload == own.name)
+            spec.is_some_and(|spec| self.ours.iter().any(|own| spec.workload == own.name))
         };
-        if self.ears.hear(request, told, owns)? == Heard::Registration {
+        let ids: Vec<_> = self.ours.iter().map(|own| own.id.clone()).collect();
+        let ours = Ours { ids: &ids, owns: &owns };
+        if self.ears.hear(request, told, &ours)? == Heard::Registration {
             self.deadline = self.reception.clock.now() + FIRST_SLICE_TIMEOUT;
         }
         Ok(())
@@ -228,6 +233,7 @@ impl Conversation {
                 let Some(own) = workloads.first() else { return Ok(None) };
                 let registered = self.registered(&register, own)?;
                 registered.presents(presents);
+                self.ours.clone_from(&workloads);
                 slice::cut(&view.replica, &workloads)
             }
             (Who::Refused(status) | Who::Nobody(status), None) => return Err(status),

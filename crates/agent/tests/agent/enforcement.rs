@@ -369,13 +369,20 @@ async fn facts_are_passed_on_under_the_name_that_was_registered() {
     let fact = v1::HandshakeFact {
         point: "somebody-else".to_owned(),
         direction: v1::Direction::Inbound.into(),
+        service: "web".to_owned(),
+        local_id: "spiffe://shop.example/web".to_owned(),
         detail: "x".repeat(100_000),
         count: 1,
         ..v1::HandshakeFact::default()
     };
+    // Of others it says nothing: neither at their doors, nor as them.
+    let of_others = [
+        v1::HandshakeFact { service: "payments".to_owned(), ..fact.clone() },
+        v1::HandshakeFact { local_id: "spiffe://shop.example/payments".to_owned(), ..fact.clone() },
+    ];
     point
         .say(Out::Facts(v1::Facts {
-            handshakes: vec![fact; 3],
+            handshakes: [vec![fact; 3], of_others.to_vec()].concat(),
             dropped: 2,
             ..v1::Facts::default()
         }))
@@ -390,7 +397,7 @@ async fn facts_are_passed_on_under_the_name_that_was_registered() {
         })
         .await;
     let report = found.unwrap();
-    assert_eq!((report.handshakes.len(), report.dropped), (3, 2));
+    assert_eq!((report.handshakes.len(), report.dropped), (3, 2 + 2));
     assert_eq!(report.handshakes[0].point, "proxy-web");
     assert!(report.handshakes[0].detail.len() < 5000);
     agent.stop().await;
