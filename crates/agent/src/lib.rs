@@ -21,6 +21,7 @@ mod keepsakes;
 pub mod launcher;
 mod lists;
 mod metrics;
+mod places;
 mod reception;
 mod renewal;
 mod reports;

@@ -10,12 +10,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::enforcement::Points;
+use crate::places::TurnedAway;
 use crate::reports::{Facts, resident_bytes};
 use crate::view::View;
 use crate::vitals::vitals;
 
 /// Name, kind, labels and meaning of every metric of the agent.
-pub const METRICS: [(&str, &str, &[&str], &str); 17] = [
+pub const METRICS: [(&str, &str, &[&str], &str); 18] = [
     ("countersign_agent_connected", "gauge", &[], "1 while a server is reached"),
     ("countersign_agent_revision_number", "gauge", &[], "the revision that is served"),
     ("countersign_agent_svids", "gauge", &[], "SVIDs held for workloads"),
@@ -63,6 +64,12 @@ pub const METRICS: [(&str, &str, &[&str], &str); 17] = [
     ),
     ("countersign_agent_spans_dropped_total", "counter", &[], "spans that no collector took"),
     ("countersign_agent_facts_dropped_total", "counter", &[], "facts that were lost on their way"),
+    (
+        "countersign_agent_connections_turned_away_total",
+        "counter",
+        &[],
+        "connections to the socket that were closed because their process, their user or all had too many",
+    ),
 ];
 
 /// What the page is made of.
@@ -73,6 +80,7 @@ pub(crate) struct Exposition {
     pub(crate) points: Points,
     pub(crate) facts: Facts,
     pub(crate) tracer: Tracer,
+    pub(crate) turned_away: TurnedAway,
 }
 
 impl Exposition {
@@ -104,7 +112,7 @@ impl Exposition {
     }
 
     /// In the order of the table.
-    fn values(&self, view: Option<&View>) -> [Value; 17] {
+    fn values(&self, view: Option<&View>) -> [Value; 18] {
         let number = |value: usize| Value::Number(value.to_string());
         let troubled = view.map_or(0, |view| {
             view.standings.values().filter(|standing| standing.trouble.is_some()).count()
@@ -130,6 +138,7 @@ impl Exposition {
             Value::Number(node_ends.map_or(0, |term| term.expires.secs()).to_string()),
             Value::Number(self.tracer.dropped().to_string()),
             Value::Number(self.facts.lost().to_string()),
+            Value::Number(self.turned_away.total().to_string()),
         ]
     }
 }

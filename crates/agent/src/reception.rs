@@ -13,6 +13,7 @@ use tonic::Status;
 use crate::attest::{AttestRefused, Caller, Desk, Peer};
 use crate::core::{Answer, Candidates, Knowledge, Replica, Workload, answer};
 use crate::launcher::Launches;
+use crate::places::{KnownUsers, Place};
 use crate::view::View;
 
 /// One accepted connection: its process, and its place among the counted ones. Requests find it in their extensions.
@@ -30,6 +31,7 @@ pub(crate) struct Reception {
     pub(crate) desk: Desk,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) streams: Counter<u32>,
+    pub(crate) known: KnownUsers,
 }
 
 /// Why there is no workload.
@@ -73,7 +75,10 @@ impl Reception {
             }
         }
         match (found, view.knowledge) {
-            (Ok(Answer::Is(workloads)), _) => Ok(workloads),
+            (Ok(Answer::Is(workloads)), _) => {
+                self.known.remember(caller.peer().uid);
+                Ok(workloads)
+            }
             (Ok(Answer::Nobody), Knowledge::Synced) => Err(Unknown::Nobody),
             (Ok(Answer::Nobody), Knowledge::Nothing | Knowledge::Remembered) => {
                 let why = "no server was reached since this agent started, so it cannot know";
@@ -183,12 +188,4 @@ impl<K: Eq + Hash> Drop for Counted<K> {
             }
         }
     }
-}
-
-/// A connection's place: in all, of its user, and of its process.
-#[derive(Debug)]
-pub(crate) struct Place {
-    pub(crate) _all: Counted<()>,
-    pub(crate) _user: Counted<u32>,
-    pub(crate) _process: Counted<u32>,
 }

@@ -23,6 +23,7 @@ use crate::enforcement::{EnforcementService, Points};
 use crate::envoy::EnvoyAuthorization;
 use crate::launcher::{Launches, receive};
 use crate::metrics::Exposition;
+use crate::places::{KnownUsers, PLACES, Places, TurnedAway};
 use crate::reception::{Counter, Reception};
 use crate::renewal::{self, Admission};
 use crate::reports::{Facts, Reports};
@@ -286,6 +287,7 @@ struct Parts {
     reception: Reception,
     reports: Reports,
     servers: Arc<[String]>,
+    turned_away: TurnedAway,
 }
 
 /// Tells health checks that the agent is ready.
@@ -320,10 +322,12 @@ impl Parts {
             desk: Desk::default(),
             clock: Arc::clone(&clock),
             streams: Counter::default(),
+            known: KnownUsers::default(),
         };
+        let turned_away = TurnedAway::new(Arc::clone(&clock));
         let points = Points::new(Arc::clone(&clock));
         let reports = Reports { clock, facts: Facts::default(), points };
-        Self { reception, reports, servers: servers.into() }
+        Self { reception, reports, servers: servers.into(), turned_away }
     }
 
     fn exposition(&self, tracer: Tracer) -> Exposition {
@@ -333,6 +337,7 @@ impl Parts {
             points: self.reports.points.clone(),
             facts: self.reports.facts.clone(),
             tracer,
+            turned_away: self.turned_away.clone(),
         }
     }
 
@@ -372,6 +377,7 @@ impl Parts {
             reports.clone(),
             Arc::clone(&self.servers),
         );
+        let places = Places::new(PLACES, self.reception.known.clone(), self.turned_away.clone());
         let serving = tonic::transport::Server::builder()
             .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
             .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
@@ -386,7 +392,7 @@ impl Parts {
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)
             .serve_with_incoming_shutdown(
-                socket.connections(attestor),
+                socket.connections(attestor, places),
                 tasks.stop.clone().cancelled_owned(),
             );
         tasks.serve("the socket for workloads", async move {

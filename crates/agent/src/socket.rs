@@ -14,7 +14,8 @@ use tokio_stream::Stream;
 
 use crate::attest::Attestor;
 use crate::authority_filter::FilteredStream;
-use crate::reception::{Counter, Place, Visitor};
+use crate::places::{Guest, Places};
+use crate::reception::Visitor;
 
 /// A listening socket that is removed when dropped, unless another has taken its place.
 #[derive(Debug)]
@@ -80,9 +81,6 @@ const SOCKET_MODE: u32 = 0o777;
 /// A folder that the agent makes itself is its user's alone.
 const FOLDER_MODE: u32 = 0o700;
 
-const CONNECTIONS_MAX: usize = 4096;
-const USER_CONNECTIONS_MAX: usize = 2048;
-const PROCESS_CONNECTIONS_MAX: usize = 32;
 /// How long to wait when the system has no descriptors left.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
@@ -133,9 +131,11 @@ impl Socket {
     pub(crate) fn connections(
         &mut self,
         attestor: Arc<dyn Attestor>,
-    ) -> impl Stream<Item = io::Result<FilteredStream<UnixStream, Visitor>>> + Send + use<> {
+        places: Places,
+    ) -> impl Stream<Item = io::Result<FilteredStream<Guest<UnixStream>, Visitor>>> + Send + use<>
+    {
         let listener = self.listener.take();
-        let door = Door { listener, attestor, counters: Counters::default() };
+        let door = Door { listener, attestor, places };
         stream::unfold(door, |door| async move {
             let listener = door.listener.as_ref()?;
             loop {
@@ -147,8 +147,8 @@ impl Socket {
                         continue;
                     }
                 };
-                match door.receive(&socket) {
-                    Ok(visitor) => return Some((Ok(FilteredStream::new(socket, visitor)), door)),
+                match door.receive(socket) {
+                    Ok(stream) => return Some((Ok(stream), door)),
                     Err(why) => tracing::debug!(%why, "a connection was closed unheard"),
                 }
             }
@@ -193,35 +193,19 @@ fn remove_leftover(path: &Path) -> Result<(), SocketFault> {
 struct Door {
     listener: Option<UnixListener>,
     attestor: Arc<dyn Attestor>,
-    counters: Counters,
-}
-
-#[derive(Default)]
-struct Counters {
-    all: Counter<()>,
-    users: Counter<u32>,
-    processes: Counter<u32>,
+    places: Places,
 }
 
 impl Door {
-    fn receive(&self, socket: &UnixStream) -> Result<Visitor, String> {
-        let caller = self.attestor.pin(socket).map_err(|why| why.to_string())?;
+    fn receive(
+        &self,
+        socket: UnixStream,
+    ) -> Result<FilteredStream<Guest<UnixStream>, Visitor>, String> {
+        let caller = self.attestor.pin(&socket).map_err(|why| why.to_string())?;
         let peer = caller.peer();
-        let many = |whose: &str| format!("{whose} has too many connections");
-        let place = Place {
-            _all: self.counters.all.take((), CONNECTIONS_MAX).ok_or_else(|| many("the agent"))?,
-            _user: self
-                .counters
-                .users
-                .take(peer.uid, USER_CONNECTIONS_MAX)
-                .ok_or_else(|| many(&format!("uid {}", peer.uid)))?,
-            _process: self
-                .counters
-                .processes
-                .take(peer.pid, PROCESS_CONNECTIONS_MAX)
-                .ok_or_else(|| many(&format!("process `{}`", peer.pid)))?,
-        };
-        Ok(Visitor { caller, _place: Arc::new(place) })
+        let place = self.places.take(peer).map_err(|why| why.to_string())?;
+        let guest = self.places.guest(socket, &place, peer.uid);
+        Ok(FilteredStream::new(guest, Visitor { caller, _place: Arc::new(place) }))
     }
 }
 

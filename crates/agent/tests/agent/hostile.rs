@@ -1,11 +1,15 @@
 //! What a neighbour on the same machine may try on the agent's socket.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use countersign_agent::attest::{Attestor, Caller, Peer, PinRefused, SimulatedProcess};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::world::World;
+use crate::world::{Agent, World, selectors};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -115,6 +119,72 @@ async fn one_process_cannot_take_all_connections_or_streams() {
     drop(connections);
     world.settle().await;
     agent.client().await.fetch_x509_svid().await.unwrap();
+    agent.stop().await;
+}
+
+/// Many processes, of many users: whoever connects is the next of them.
+struct Crowd {
+    next: Mutex<Peer>,
+    came: AtomicUsize,
+}
+
+impl Attestor for Crowd {
+    fn pin(&self, _socket: &UnixStream) -> Result<Arc<dyn Caller>, PinRefused> {
+        let peer = *self.next.lock().unwrap();
+        self.came.fetch_add(1, Ordering::SeqCst);
+        let facts = selectors(if peer.uid == 1000 { &["launch:web"] } else { &[] });
+        Ok(Arc::new(SimulatedProcess::new(peer, facts)))
+    }
+}
+
+impl Crowd {
+    fn come(&self, uid: u32, pid: u32) {
+        *self.next.lock().unwrap() = Peer { pid, uid, gid: uid };
+    }
+
+    /// A connection of this process, on which it has begun to speak.
+    async fn connect(&self, agent: &Agent, uid: u32, pid: u32) -> UnixStream {
+        self.come(uid, pid);
+        let before = self.came.load(Ordering::SeqCst);
+        let mut stream = UnixStream::connect(&agent.socket).await.unwrap();
+        while self.came.load(Ordering::SeqCst) == before {
+            tokio::task::yield_now().await;
+        }
+        // It may have been turned away.
+        let _closed = stream.write_all(PREFACE).await;
+        let _closed = stream.write_all(&frame(4, 0, 0, &[])).await;
+        stream
+    }
+}
+
+#[tokio::test]
+async fn two_users_cannot_take_all_connections() {
+    const EACH: u32 = 2048;
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let first = Peer { pid: 1, uid: 4001, gid: 4001 };
+    let crowd = Arc::new(Crowd { next: Mutex::new(first), came: AtomicUsize::new(0) });
+    let mut world = World::new().await;
+    world.others = Some(Arc::clone(&crowd) as Arc<dyn Attestor>);
+    let agent = world.agent().await;
+    let mut held = Vec::new();
+    for number in 0..2 * EACH {
+        let uid = 4001 + number / EACH;
+        held.push(crowd.connect(&agent, uid, 10_000 + number / 32).await);
+    }
+    for uid in [0, 1000, 4003] {
+        let mut stream = crowd.connect(&agent, uid, uid + 2).await;
+        let settings = async {
+            let mut header = [0; 9];
+            stream.read_exact(&mut header).await.map(|_| header[3])
+        };
+        let settings = tokio::time::timeout(Duration::from_secs(60), settings).await;
+        assert_eq!(settings.unwrap().unwrap(), 4, "uid {uid} is answered with settings");
+    }
+    crowd.come(1000, 2);
+    agent.client().await.fetch_x509_svid().await.unwrap();
+    // Those who had most have made room, and are cut off.
+    closed(held.swap_remove(0)).await;
     agent.stop().await;
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use countersign_agent::attest::{Peer, Pinning, SimulatedAttestor, SimulatedProcess};
+use countersign_agent::attest::{Attestor, Peer, Pinning, SimulatedAttestor, SimulatedProcess};
 use countersign_agent::{Config, Ground, Ready, run_on};
 use countersign_api::v1;
 use countersign_identity::{Clock, KeyId, SeededEntropy, SimClock, Timestamp};
@@ -30,6 +30,8 @@ pub(crate) struct World {
     /// Everybody who connects is this process, unless the agent asks the kernel.
     pub(crate) process: SimulatedProcess,
     pub(crate) kernel: bool,
+    /// Who connects, where it is neither of these.
+    pub(crate) others: Option<Arc<dyn Attestor>>,
 }
 
 pub(crate) struct Agent {
@@ -54,7 +56,7 @@ impl World {
         let folder = tempfile::Builder::new().prefix("cs").tempdir_in("/tmp").unwrap();
         let peer = Peer { pid: std::process::id(), uid: 1000, gid: 1000 };
         let process = SimulatedProcess::new(peer, selectors(&["launch:web", "unix:uid:1000"]));
-        Self { clock, server, folder, process, kernel: false }
+        Self { clock, server, folder, process, kernel: false, others: None }
     }
 
     pub(crate) fn config(&self) -> Config {
@@ -74,12 +76,15 @@ impl World {
     }
 
     pub(crate) fn ground(&self) -> Ground {
-        let attestor = SimulatedAttestor::new(self.process.clone());
+        let attestor: Arc<dyn Attestor> = match &self.others {
+            Some(others) => Arc::clone(others),
+            None => Arc::new(SimulatedAttestor::new(self.process.clone())),
+        };
         Ground {
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             entropy: Arc::new(SeededEntropy::new(3)),
             link: Arc::new(self.server.clone()),
-            attestor: if self.kernel { None } else { Some(Arc::new(attestor)) },
+            attestor: if self.kernel { None } else { Some(attestor) },
         }
     }
 
