@@ -29,5 +29,21 @@ pub(crate) async fn open(socket: &Path, hint: &str) -> Result<Channel> {
         let path = path.clone();
         async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    Ok(Endpoint::from_static("http://localhost").connect_with_connector(connector).await?)
+    let endpoint = Endpoint::from_static("http://localhost");
+    Ok(endpoint.connect_with_connector(connector).await.map_err(|_closed| cut(socket))?)
+}
+
+/// Whether an answer is none of the agent's, but the end of its connection.
+pub(crate) fn was_cut(status: &tonic::Status) -> bool {
+    std::error::Error::source(status).is_some()
+}
+
+/// What to say when the agent closed the connection without an answer.
+pub(crate) fn cut(socket: &Path) -> Failure {
+    let socket = socket.display();
+    Failure::unreachable(format!(
+        "what listens at `unix://{socket}` ended the connection without an answer: an agent does that when this process, its user or all \
+         together have too many, and tells of it in its log and in `countersign_agent_connections_turned_away_total`; try again, \
+         and look for who holds them with `ss -xp`"
+    ))
 }

@@ -7,8 +7,11 @@ mod support;
 #[expect(dead_code, reason = "nobody is asked for anything here")]
 mod users;
 
+use std::io::Read as _;
 use std::net::TcpListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use support::{Up, binary, folder, shop, text};
@@ -44,6 +47,44 @@ fn a_folder_without_manifests_is_told_as_such() {
         run(&["up", empty.path().to_str().unwrap(), "--data", data.path().to_str().unwrap()]);
     says(&output, NOT_UNDERSTOOD, &[empty.path().to_str().unwrap()]);
     says(&run(&["up", "/no/such/folder"]), NOT_UNDERSTOOD, &["/no/such/folder"]);
+}
+
+/// As an agent does with those that have too many: some are gone before they have said a word, some after.
+#[test]
+fn connections_that_the_agent_closes_unheard_are_told_with_what_to_do() {
+    let folder = folder();
+    let path = folder.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    let (listens, ended) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for connection in listener.incoming() {
+                if ended.load(Ordering::SeqCst) {
+                    return;
+                }
+                if listens.load(Ordering::SeqCst) {
+                    // The first of two only looks whether somebody is there.
+                    connection.unwrap().read_exact(&mut [0; 24]).ok();
+                }
+            }
+        });
+        let address = format!("unix://{}", path.display());
+        let said: Vec<Output> = (0..6)
+            .flat_map(|round| {
+                listens.store(round % 2 == 1, Ordering::SeqCst);
+                [
+                    run(&["fetch", "x509", "--socket", &address]),
+                    run(&["status", "--agent", &address]),
+                ]
+            })
+            .collect();
+        ended.store(true, Ordering::SeqCst);
+        drop(UnixStream::connect(&path).unwrap());
+        for output in &said {
+            says(output, NOT_READY, &[&address, "without an answer", "have too many", "try again"]);
+            assert!(!text(&output.stderr).contains("transport error"), "{}", text(&output.stderr));
+        }
+    });
 }
 
 #[test]

@@ -110,9 +110,12 @@ async fn fetch(socket: &Path) -> Result<(Vec<Svid>, Vec<Vec<u8>>)> {
         SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(MESSAGE_SIZE_MAX);
     let mut request = tonic::Request::new(X509svidRequest {});
     request.metadata_mut().insert(HEADER.0, tonic::metadata::MetadataValue::from_static(HEADER.1));
-    let mut stream =
-        client.fetch_x509svid(request).await.map_err(|status| refused(&status))?.into_inner();
-    let message = stream.message().await.map_err(|status| refused(&status))?;
+    let mut stream = client
+        .fetch_x509svid(request)
+        .await
+        .map_err(|status| refused(socket, &status))?
+        .into_inner();
+    let message = stream.message().await.map_err(|status| refused(socket, &status))?;
     let Some(message) = message else {
         return Err(Failure::unreachable("the agent ended the stream without an answer").into());
     };
@@ -125,7 +128,10 @@ fn pem_of(crls: &[Vec<u8>]) -> String {
 }
 
 /// What a refusal of the agent means for whoever asked.
-fn refused(status: &tonic::Status) -> Failure {
+fn refused(socket: &Path, status: &tonic::Status) -> Failure {
+    if agent_channel::was_cut(status) {
+        return agent_channel::cut(socket);
+    }
     let message = output::printable(status.message());
     let no_match = || {
         let sentence = format!(

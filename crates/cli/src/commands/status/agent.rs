@@ -83,6 +83,7 @@ async fn show(socket: &Path) -> Result<v1::ShowResponse> {
     let mut client = AgentStatusClient::new(channel).max_decoding_message_size(MESSAGE_SIZE_MAX);
     match client.show(v1::ShowRequest {}).await {
         Ok(shown) => Ok(shown.into_inner()),
+        Err(status) if agent_channel::was_cut(&status) => Err(agent_channel::cut(socket).into()),
         Err(status) => {
             let code = refusal_of(&status).map_or(Code::Unavailable, |refused| refused.code);
             let message = output::printable(status.message());
