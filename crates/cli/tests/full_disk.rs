@@ -108,7 +108,7 @@ fn whoever_takes_rights_away_is_told_when_the_journal_does_not_have_it() {
     assert!(revoke(one, &[]).status.success());
     assert_eq!(filled.readiness(), ("200".to_owned(), "ready\n".to_owned()));
     filled.fill();
-    let full = "No space left on device";
+    let full = "no space left on device";
     let said = revoke(two, &[]);
     assert_eq!(said.status.code(), Some(1), "{said:?}");
     let words = text(&said.stdout);

@@ -1,7 +1,8 @@
 //! The proxy as a whole: from its configuration to a drained end.
 
 use std::convert::Infallible;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -146,7 +147,24 @@ fn prepare(config: &Config, source: &Source) -> anyhow::Result<()> {
     folder.recursive(true).mode(0o700);
     folder
         .create(run_dir)
-        .with_context(|| format!("cannot make the directory `{}`", run_dir.display()))
+        .with_context(|| format!("cannot make the directory `{}`", run_dir.display()))?;
+    check_folder(run_dir)
+}
+
+/// Programs are found by their sockets' names in this folder: whoever may put one there is handed what peers send.
+fn check_folder(folder: &Path) -> anyhow::Result<()> {
+    let shown = folder.display();
+    let found = std::fs::metadata(folder).with_context(|| format!("cannot look at `{shown}`"))?;
+    let (owner, mode) = (found.uid(), found.mode() & 0o7777);
+    anyhow::ensure!(
+        owner == 0 || owner == nix::unistd::geteuid().as_raw(),
+        "the folder `{shown}` belongs to uid {owner}, who could put another program's socket there: name one with `--run-dir` that belongs to root or to the user that the proxy runs as"
+    );
+    anyhow::ensure!(
+        mode & 0o002 == 0,
+        "the folder `{shown}` (mode {mode:o}) can be written by everybody, who could put another program's socket there: name one with `--run-dir` that others cannot write"
+    );
+    Ok(())
 }
 
 /// Assembles what all parts share.
@@ -295,5 +313,33 @@ fn warn(warnings: &[String]) {
 fn notify(state: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+
+    use super::*;
+
+    #[test]
+    fn a_folder_into_which_others_could_put_a_programs_socket_is_refused() {
+        let place = tempfile::tempdir().unwrap();
+        let with = |mode| {
+            std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            check_folder(place.path()).map_err(|error| error.to_string())
+        };
+        for mode in [0o700, 0o755, 0o770] {
+            assert_eq!(with(mode), Ok(()), "{mode:o}");
+        }
+        for mode in [0o777, 0o1777] {
+            let why = with(mode).unwrap_err();
+            assert!(why.contains(&format!("(mode {mode:o}) can be written by everybody")), "{why}");
+        }
+        if nix::unistd::geteuid().is_root() {
+            chown(place.path(), Some(65_534), None).unwrap();
+            let why = with(0o700).unwrap_err();
+            assert!(why.contains("belongs to uid 65534"), "{why}");
+        }
     }
 }
