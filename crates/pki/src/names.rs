@@ -151,7 +151,9 @@ fn compared(name: &[u8]) -> Result<Vec<u8>, BadDer> {
             let attribute = pair.take(der::OID, "name attribute")?.raw();
             let value = pair.any()?;
             let value = match text(&value) {
-                Some(text) => der::write(der::UTF8_STRING, &[text.as_bytes()]),
+                Some(Some(text)) => der::write(der::UTF8_STRING, &[text.as_bytes()]),
+                // Others may read in it what is excluded.
+                Some(None) => return Err(value.bad("text that is not of its kind")),
                 None => value.raw().to_vec(),
             };
             part.push([attribute, &value].concat());
@@ -162,8 +164,8 @@ fn compared(name: &[u8]) -> Result<Vec<u8>, BadDer> {
     Ok(whole)
 }
 
-/// What a value says, if it is text.
-fn text(value: &Value<'_>) -> Option<String> {
+/// What a value says, if it is text, and if it can be read.
+fn text(value: &Value<'_>) -> Option<Option<String>> {
     let wide = |width: usize| -> Option<String> {
         let number = |unit: &[u8]| unit.iter().fold(0, |sum, byte| (sum << 8) | u32::from(*byte));
         let units = value.content.chunks(width);
@@ -171,15 +173,18 @@ fn text(value: &Value<'_>) -> Option<String> {
     };
     let text = match value.tag {
         der::UTF8_STRING | PRINTABLE_STRING | IA5_STRING => {
-            str::from_utf8(value.content).ok()?.to_owned()
+            str::from_utf8(value.content).ok().map(str::to_owned)
         }
-        T61_STRING => value.content.iter().map(|byte| char::from(*byte)).collect(),
-        BMP_STRING => wide(2)?,
-        UNIVERSAL_STRING => wide(4)?,
+        T61_STRING => Some(value.content.iter().map(|byte| char::from(*byte)).collect()),
+        BMP_STRING => wide(2),
+        UNIVERSAL_STRING => wide(4),
         _ => return None,
     };
-    let words: Vec<&str> = text.split_whitespace().collect();
-    Some(words.join(" ").to_lowercase())
+    let in_words = |text: String| {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        words.join(" ").to_lowercase()
+    };
+    Some(text.map(in_words))
 }
 
 fn has_email_address(subject: &[u8]) -> Result<bool, BadDer> {
@@ -277,6 +282,15 @@ mod tests {
             check_permitted(&directory(name(&[(O, PRINTABLE_STRING, b"EVIL CORP")])), &excluded)
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn text_that_is_not_of_its_kind_is_not_compared() {
+        for (tag, text) in [(BMP_STRING, b"\0E\0v\0i\0l\0".as_slice()), (der::UTF8_STRING, b"\xff")]
+        {
+            let bytes = name(&[(O, tag, text)]);
+            assert!(in_one_form(&[GeneralName { kind: NameKind::Directory, bytes }]).is_err());
+        }
     }
 
     #[test]

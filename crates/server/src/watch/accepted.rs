@@ -52,7 +52,7 @@ pub(crate) async fn accept_clock(
     let ops = vec![Op::CreatePaper(paper(name, &word)?)];
     let committed =
         control.store.commit(Batch { events: vec![event], ops, ..Batch::default() }).await?;
-    control.desk.time.accept(now);
+    control.desk.time.accept(now, &*control.clock);
     tracing::warn!(%now, %before, actor, "the present time is taken for right, by an operator's word");
     Ok(RevisionResponse::at(committed.revision))
 }
@@ -71,7 +71,7 @@ async fn accepted(store: &dyn Store) -> Result<Option<Accepted>, Refused> {
 pub(crate) async fn learn(control: &Control) -> Result<(), Refused> {
     if accepted(&*control.store).await?.is_some() {
         let latest = latest(&*control.store).await.map_err(internal)?;
-        control.desk.time.accept(latest);
+        control.desk.time.accept(latest, &*control.clock);
     }
     Ok(())
 }

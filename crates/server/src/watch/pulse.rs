@@ -127,7 +127,7 @@ impl Pulse {
                     let writing = store.lease(PROBE, lease, None);
                     let taken = tokio::time::timeout(ANSWER_TIMEOUT, writing).await;
                     // One that failed was told of as well, which begins the count anew.
-                    missing -= u32::from(matches!(taken, Ok(Ok(true))));
+                    missing -= u32::from(matches!(taken, Ok(Ok(_))));
                     if missing == 0 && !failures.has_changed().unwrap_or(true) {
                         self.note(None);
                     }

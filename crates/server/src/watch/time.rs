@@ -49,6 +49,10 @@ impl Course {
         let expected = self.from.expected(ran);
         if shown <= expected + SKEW_ALLOWED {
             self.ahead = None;
+            if shown + SKEW_ALLOWED < expected {
+                // It was set back: from where it is now it may be set ahead again.
+                self.from = Mark { shown, ran };
+            }
             return shown;
         }
         let here = Mark { shown, ran };
@@ -107,8 +111,9 @@ impl TimeGuard {
         self.highest.fetch_max(at.micros(), Ordering::Relaxed);
     }
 
-    /// An operator has said that this time is right.
-    pub(crate) fn accept(&self, now: Timestamp) {
+    /// An operator has said that this time is right: what passes is counted from it.
+    pub(crate) fn accept(&self, now: Timestamp, clock: &dyn Clock) {
+        *self.course() = Course { from: Mark { shown: now, ran: clock.ran() }, ahead: None };
         self.highest.store(now.micros(), Ordering::Relaxed);
     }
 
@@ -197,11 +202,24 @@ mod tests {
 
     #[test]
     fn time_that_an_operator_accepted_is_believed() {
-        let (guard, clock) = guard();
-        guard.recorded(START + DAYS);
+        let clock = SimClock::new(START);
+        let guard = TimeGuard::new(START + DAYS, &clock);
         assert!(guard.trusted(clock.now()).is_err());
-        guard.accept(clock.now());
+        guard.accept(clock.now(), &clock);
         assert_eq!(ahead(&guard, &clock), Duration::ZERO);
+        // Nor does the time that was in the log let it jump there.
+        clock.set(START + DAYS);
+        assert_eq!(ahead(&guard, &clock), Duration::ZERO);
+    }
+
+    #[test]
+    fn clock_that_was_set_back_is_expected_to_go_on_from_there() {
+        let (guard, clock) = guard();
+        clock.advance(HOUR);
+        clock.set(START + HOUR - Duration::from_secs(600));
+        assert_eq!(ahead(&guard, &clock), HOUR - Duration::from_secs(600));
+        clock.set(START + HOUR);
+        assert_eq!(ahead(&guard, &clock), HOUR - Duration::from_secs(600));
     }
 
     #[test]
