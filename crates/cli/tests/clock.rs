@@ -131,7 +131,7 @@ fn a_machine_whose_clock_jumps_an_hour_ahead_serves_again_with_new_certificates(
     let state = folder();
     let manifests = shop_with_lifetimes(state.path(), "5m", "30m");
     let up = Up::start_in(&manifests, &state.path().join("data"), &[], &clock.environment());
-    assert_eq!(up.get("web", "/").0, 200);
+    until("it serves", || (up.get("web", "/").0 == 200).then_some(()));
     let before = up.json(&["status"]);
     // Everybody's certificates, the agent's own too, are expired at once.
     clock.set("+3600");

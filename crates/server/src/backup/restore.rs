@@ -95,13 +95,13 @@ pub(crate) async fn restore_at(
     let state = building.state(&config.store)?;
     let place = NewPlace { config, kek: &kek, state: &state, now };
     let report = fill(&place, &end, progress).await?;
-    if let StoreAt::Postgres { .. } = config.store {
-        move_into(config, &state).await?;
-    }
-    // 4. The place gets its name when it is whole.
     directory::copy_private(&config.kek, &kek_path(&building.path))?;
     let domain = Domain::new(report.trust_domain.clone(), &SystemEntropy).map_err(internal)?;
     domain.write(&building.path)?;
+    // 4. A database has it only when nothing is left to do but to give the place its name, which it gets when it is whole.
+    if let StoreAt::Postgres { .. } = config.store {
+        move_into(config, &state).await?;
+    }
     building.finish(&config.data)?;
     Ok(report)
 }
