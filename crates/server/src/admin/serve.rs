@@ -311,7 +311,7 @@ mod tests {
     async fn no_route_answers_a_foreign_uid() {
         let unknown = [("get".to_owned(), "/".to_owned()), ("post".to_owned(), "/live".to_owned())];
         let routes = described();
-        assert_eq!(routes.len(), 49, "{routes:?}");
+        assert_eq!(routes.len(), 50, "{routes:?}");
         for (method, path) in routes.into_iter().chain(unknown) {
             let (status, body) = ask(NOBODY, &method, &path).await;
             assert_eq!(status, StatusCode::FORBIDDEN, "{method} {path}");
