@@ -308,19 +308,18 @@ async fn rule_is_dropped_when_it_is_moot_and_not_a_moment_before() {
     realm.verify_everything().await;
 }
 
-#[tokio::test]
-async fn issued_before_a_moment_covers_rather_more_than_less() {
-    let realm = Realm::begin().await;
-    let running = realm.serve().await;
-    running.apply(vec![workload("web", &[])]).await;
-    let agent = Agent::join(&realm, &running, &[]).await;
-    let mut client = agent.client(&realm, &running).await;
-    let old = svid(&agent, &realm, &mut client, "web").await;
+/// Whoever names a moment covers what was issued before it, and not what is issued well after it.
+async fn covers_what_was_before(
+    realm: &Realm,
+    running: &Running,
+    (agent, client): (&Agent, &mut Client),
+) {
+    let old = svid(agent, realm, client, "web").await;
     let moment = realm.clock.now();
     realm.clock.advance(Duration::from_secs(120));
     running.apply(vec![workload("other", &[])]).await;
     running.apply(vec![workload("another", &[])]).await;
-    let new = svid(&agent, &realm, &mut client, "web").await;
+    let new = svid(agent, realm, client, "web").await;
     let asked = RevokeRequest {
         issued_before: Some(moment),
         ..request(Target::Identity(id("web")), Reason::KeyCompromise)
@@ -336,6 +335,16 @@ async fn issued_before_a_moment_covers_rather_more_than_less() {
     };
     let told = Revocations::new([("r".into(), told.into())]);
     assert!(covers(&told, &old) && !covers(&told, &new), "{:?}", rule.target);
+}
+
+#[tokio::test]
+async fn issued_before_a_moment_covers_rather_more_than_less() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let mut client = agent.client(&realm, &running).await;
+    covers_what_was_before(&realm, &running, (&agent, &mut client)).await;
     running.stop().await;
     realm.verify_everything().await;
 }
@@ -368,23 +377,8 @@ async fn clock_that_was_ahead_once_stops_issuing_until_an_operator_accepts_the_p
     let running = realm.serve().await;
     running.admin.ready().await.unwrap();
     let mut client = agent.client(&realm, &running).await;
-    let old = svid(&agent, &realm, &mut client, "web").await;
     // The log's times are not in order: what was issued before a moment is covered all the same.
-    let moment = realm.clock.now();
-    realm.clock.advance(Duration::from_secs(120));
-    running.apply(vec![workload("other", &[])]).await;
-    running.apply(vec![workload("another", &[])]).await;
-    let new = svid(&agent, &realm, &mut client, "web").await;
-    let asked = RevokeRequest {
-        issued_before: Some(moment),
-        ..request(Target::Identity(id("web")), Reason::KeyCompromise)
-    };
-    let rule = &running.admin.revoke(&asked).await.unwrap().rules[0];
-    let target = rule.target.clone();
-    let (reason, at, until) = (rule.reason, rule.at, rule.until);
-    let told = Revocation { target, about: None, reason, at, until };
-    let told = Revocations::new([("r".into(), told.into())]);
-    assert!(covers(&told, &old) && !covers(&told, &new), "{:?}", rule.target);
+    covers_what_was_before(&realm, &running, (&agent, &mut client)).await;
     running.stop().await;
     realm.verify_everything().await;
 }
