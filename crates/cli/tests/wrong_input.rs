@@ -370,6 +370,38 @@ fn a_database_that_cannot_be_had_is_told_with_its_place_and_what_to_look_at() {
 }
 
 #[test]
+fn a_restore_that_was_killed_is_in_nobodys_way() {
+    let place = folder();
+    let at = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    let done = |output: Output| assert!(output.status.success(), "{}", text(&output.stderr));
+    done(run(&["init", "--data", &at("d"), "--trust-domain", "shop.example"]));
+    done(run(&["backup", &at("b"), "--data", &at("d")]));
+    let (file, data, kek, journal) = (at("b"), at("e"), at("d/kek"), at("journal"));
+    let restore = ["restore", &file, "--data", &data, "--kek", &kek];
+    // It waits for somebody to write the journal, when all of the backup is in its place.
+    std::fs::create_dir(&journal).unwrap();
+    let lines = place.path().join("journal/rules-one.jsonl");
+    nix::unistd::mkfifo(&lines, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let arguments = [&restore[..], &["--journal", &journal]].concat();
+    let mut killed = Command::new(binary()).args(&arguments).spawn().unwrap();
+    let _writer = support::until("it reads the journal", || {
+        // Only who finds a reader opens it.
+        let mut options = std::fs::OpenOptions::new();
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, nix::libc::O_NONBLOCK);
+        options.write(true).open(&lines).ok()
+    });
+    let makes = place.path().join("e.restoring/state.db");
+    assert!(makes.exists());
+    says(&run(&restore), CONFLICT, &["another restore makes", "e.restoring` at this moment"]);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert!(makes.exists(), "it was killed");
+    done(run(&restore));
+    assert!(!place.path().join("e.restoring").exists());
+    done(run(&["store", "verify", &data]));
+}
+
+#[test]
 fn a_place_that_cannot_be_listened_at_is_told_with_another() {
     let place = folder();
     let at = |name: &str| place.path().join(name).to_str().unwrap().to_owned();

@@ -388,12 +388,20 @@ pub enum StartError {
         /// The database.
         place: String,
     },
-    /// What a restore that was cut off has left, or somebody else's.
+    /// Something lies where a restore builds, and a restore that was cut off did not leave it so.
     #[error(
-        "`{path}` is in the way: a restore makes it, and renames it when all is well; if an earlier one was cut off, remove \
-         it, and restore again"
+        "`{path}` is in the way: a restore makes it, and renames it when all is well. This one is somebody else's, or whole and \
+         without its name; if nobody needs it, remove it, and restore again"
     )]
     RestoringExists {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Another restore makes the same place.
+    #[error(
+        "another restore makes `{path}` at this moment; wait for it, or choose another place with `--data`"
+    )]
+    RestoreRuns {
         /// The directory.
         path: PathBuf,
     },
@@ -461,6 +469,7 @@ impl StartError {
             | Self::StoreExists { .. }
             | Self::DatabaseInUse { .. }
             | Self::RestoringExists { .. }
+            | Self::RestoreRuns { .. }
             | Self::BackupRuns { .. }
             | Self::BackupExists { .. }
             | Self::SocketTaken { .. } => Code::AlreadyExists,

@@ -14,7 +14,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{BufReader, BufWriter, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use countersign_identity::{Entropy, NodeId, Revision, Sha256, Timestamp, TrustDomain};
@@ -23,6 +23,7 @@ use countersign_store::Page;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::building::is_at;
 use crate::authority::internal;
 use crate::config::StartError;
 
@@ -192,13 +193,6 @@ fn lock(file: &File, failed: impl Fn(std::io::Error) -> StartError) -> Result<bo
         Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(source)) => Err(failed(source)),
     }
-}
-
-/// Whether an open file is the one of this name.
-fn is_at(file: &File, path: &Path) -> bool {
-    let id = |of: std::fs::Metadata| (of.dev(), of.ino());
-    let (open, named) = (file.metadata().map(id), path.symlink_metadata().map(id));
-    open.ok().is_some_and(|open| named.is_ok_and(|named| named == open))
 }
 
 /// Whether a file begins as a backup does, as far as it goes.

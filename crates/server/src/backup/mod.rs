@@ -1,5 +1,6 @@
 //! A trust domain in one sealed file, and back.
 
+mod building;
 mod file;
 mod make;
 mod restore;

@@ -12,6 +12,7 @@ use countersign_seal::{Kek, KekFile, KeyWrap};
 use countersign_store::{Filling, Head, Page, Place, StoreError};
 
 use super::Progress;
+use super::building::Building;
 use super::file::{About, End, Part, Reading};
 use super::make::place;
 use crate::authority::{Unsealed, internal, unseal};
@@ -95,9 +96,9 @@ pub(crate) async fn restore_at(
     let state = building.state(&config.store)?;
     let place = NewPlace { config, kek: &kek, state: &state, now };
     let report = fill(&place, &end, progress).await?;
-    directory::copy_private(&config.kek, &kek_path(&building.path))?;
+    directory::copy_private(&config.kek, &kek_path(building.path()))?;
     let domain = Domain::new(report.trust_domain.clone(), &SystemEntropy).map_err(internal)?;
-    domain.write(&building.path)?;
+    domain.write(building.path())?;
     // 4. A database has it only when nothing is left to do but to give the place its name, which it gets when it is whole.
     if let StoreAt::Postgres { .. } = config.store {
         move_into(config, &state).await?;
@@ -264,69 +265,4 @@ fn clock_is_behind(refused: Refused) -> Refused {
         refused.why
     );
     Refused::new(refused.code, why)
-}
-
-/// A data directory that is being made. Of one that is not finished nothing is left.
-struct Building {
-    path: PathBuf,
-    /// The empty directory of that name, if it is ours.
-    made: Option<PathBuf>,
-    finished: bool,
-}
-
-impl Building {
-    fn begin(data: &Path) -> Result<Self, StartError> {
-        // Refuses what is in use; an empty directory stays empty until the end.
-        let made = (!data.exists()).then(|| data.to_owned());
-        directory::make(data)?;
-        let mut path = data.as_os_str().to_owned();
-        path.push(".restoring");
-        let path = PathBuf::from(path);
-        let kept = path.exists().then(|| StartError::RestoringExists { path: path.clone() });
-        if let Err(error) = kept.map_or_else(|| directory::make(&path), Err) {
-            // What lies there is not ours.
-            made.iter().for_each(|made| remove_empty(made));
-            return Err(error);
-        }
-        Ok(Self { path, made, finished: false })
-    }
-
-    /// Where the state is made: at its place, or, where that is a database, aside until it is whole.
-    fn state(&self, store: &StoreAt) -> Result<PathBuf, StartError> {
-        match store {
-            StoreAt::Directory => Ok(self.path.clone()),
-            StoreAt::Postgres { .. } => {
-                let aside = self.path.join("state");
-                directory::make(&aside)?;
-                Ok(aside)
-            }
-        }
-    }
-
-    fn finish(mut self, data: &Path) -> Result<(), StartError> {
-        let failed = |source| StartError::File { action: "make", path: data.into(), source };
-        std::fs::rename(&self.path, data).map_err(failed)?;
-        self.finished = true;
-        let folder = data.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = std::fs::File::open(folder.unwrap_or(Path::new(".")));
-        folder.and_then(|folder| folder.sync_all()).map_err(failed)
-    }
-}
-
-impl Drop for Building {
-    fn drop(&mut self) {
-        if self.finished {
-            return;
-        }
-        if let Err(error) = std::fs::remove_dir_all(&self.path) {
-            tracing::warn!(%error, path = %self.path.display(), "what was begun is left");
-        }
-        self.made.iter().for_each(|made| remove_empty(made));
-    }
-}
-
-fn remove_empty(made: &Path) {
-    if let Err(error) = std::fs::remove_dir(made) {
-        tracing::warn!(%error, path = %made.display(), "an empty directory is left");
-    }
 }

@@ -268,6 +268,56 @@ async fn what_lies_where_a_restore_builds_is_left_as_it_is() {
 }
 
 #[tokio::test]
+async fn what_a_killed_restore_has_left_is_cleared_and_what_another_makes_is_not() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    realm.save().await;
+    running.stop().await;
+    let config = realm.restoring("e");
+    let (left, mark) = (realm.place("e.restoring"), realm.place("e.restoring/restoring"));
+    let leave = |text: &str| {
+        std::fs::create_dir_all(left.join("state")).unwrap();
+        std::fs::write(left.join("state/state.db"), "half of it").unwrap();
+        std::fs::write(left.join("state.db"), "half of it").unwrap();
+        std::fs::write(left.join("kek"), "a copy").unwrap();
+        std::fs::write(&mark, text).unwrap();
+    };
+    // The mark is the first that is made, and may be cut off itself.
+    for text in ["", "countersign restore makes"] {
+        leave(text);
+        realm.restore(&config).await.unwrap();
+        assert!(!left.exists());
+        assert!(!config.data.join("restoring").exists() && !config.data.join("state").exists());
+        std::fs::remove_dir_all(&config.data).unwrap();
+    }
+    std::fs::create_dir(&left).unwrap();
+    realm.restore(&config).await.unwrap();
+    std::fs::remove_dir_all(&config.data).unwrap();
+
+    // Whoever holds the lock makes it at this moment.
+    leave("countersign restore");
+    let makes = std::fs::File::open(&mark).unwrap();
+    makes.lock().unwrap();
+    let refused = realm.restore(&config).await.unwrap_err();
+    assert!(matches!(refused, StartError::RestoreRuns { .. }), "{refused}");
+    assert_eq!(std::fs::read_to_string(left.join("state.db")).unwrap(), "half of it");
+    drop(makes);
+    // A whole one may have been used, and who else has such a file is not known.
+    let foreign = async || {
+        let refused = realm.restore(&config).await.unwrap_err();
+        assert!(matches!(refused, StartError::RestoringExists { .. }), "{refused}");
+        assert_eq!(std::fs::read_to_string(left.join("state.db")).unwrap(), "half of it");
+    };
+    std::fs::remove_dir_all(left.join("state")).unwrap();
+    std::fs::write(left.join("domain.json"), "{}").unwrap();
+    foreign().await;
+    std::fs::remove_file(left.join("domain.json")).unwrap();
+    std::fs::write(&mark, "a letter").unwrap();
+    foreign().await;
+    assert!(!config.data.exists());
+}
+
+#[tokio::test]
 async fn a_backup_that_was_cut_off_is_in_nobodys_way_and_one_that_runs_is() {
     let realm = Realm::begin().await;
     let running = realm.serve().await;
