@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,8 +32,8 @@ const SLOW: Duration = Duration::from_secs(5);
 /// How long an operator's word waits for the journal. What it says is in force meanwhile.
 const WRITTEN_TIMEOUT: Duration = Duration::from_secs(2);
 const SUSPENSION: &str = Kind::Suspension.as_str();
-/// How much of one journal is read.
-const BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// The longest line that may be a rule. A journal may have any number of them: each is read.
+const LINE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// One rule on its line.
 #[derive(Serialize, Deserialize)]
@@ -293,24 +293,34 @@ pub(crate) fn read_rules(folder: &Path, key: &LogKey) -> Result<(Vec<Handed>, us
     Ok((rules?, refused))
 }
 
-/// Reads the rules of one journal. Says how many lines are none.
+/// Reads the rules of one journal, to its end. Says how many lines are none.
 fn read_file(
     path: &Path,
     key: &LogKey,
     rules: &mut Vec<v1::SignedRecord>,
 ) -> Result<usize, StartError> {
     let failed = |source| StartError::File { action: "read", path: path.to_owned(), source };
-    let mut text = Vec::new();
-    let file = File::open(path).map_err(failed)?;
-    file.take(BYTES_MAX).read_to_end(&mut text).map_err(failed)?;
+    let mut text = BufReader::new(File::open(path).map_err(failed)?);
+    let mut line = Vec::new();
     let mut refused = 0;
-    for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        match read_line(line).filter(|record| key.made(record)) {
-            Some(record) => rules.push(record),
-            None => refused += 1,
+    loop {
+        line.clear();
+        let read = text.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line);
+        if read.map_err(failed)? == 0 {
+            return Ok(refused);
+        }
+        if !line.ends_with(b"\n") {
+            // Too long for a rule, or the last one, which is torn or not.
+            text.skip_until(b'\n').map_err(failed)?;
+        }
+        match line.trim_ascii_end() {
+            b"" => {}
+            line => match read_line(line).filter(|record| key.made(record)) {
+                Some(record) => rules.push(record),
+                None => refused += 1,
+            },
         }
     }
-    Ok(refused)
 }
 
 fn read_line(line: &[u8]) -> Option<v1::SignedRecord> {
@@ -391,5 +401,30 @@ mod tests {
         // One that was lifted while nothing could be written is not kept.
         journal.go_on(written, rules(&["b", "c"]), End::Unknown).unwrap();
         assert_eq!(kept(), ("bc".to_owned(), 0));
+    }
+
+    #[test]
+    fn a_journal_is_read_to_its_end_however_long_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = LogKey::of(PrivateKey::generate(KeyKind::Ed25519).unwrap());
+        let journal = Journal::new(folder.path(), &"one".parse().unwrap());
+        let [a, b, c] = ["a", "b", "c"].map(|name| key.sign(&[suspension(name)]).remove(0));
+        let mut file = File::create(&journal.path).unwrap();
+        file.write_all(&line(&a)).unwrap();
+        // A line that takes no room on the disk, and no memory.
+        file.set_len(300 << 20).unwrap();
+        drop(file);
+        let mut file = OpenOptions::new().append(true).open(&journal.path).unwrap();
+        file.write_all(&[b"\n", &line(&b)[..]].concat()).unwrap();
+        // The last one without its end is read as well.
+        file.write_all(line(&c).trim_ascii_end()).unwrap();
+        let (rules, refused) = read_journals(folder.path(), &key).unwrap();
+        let names: String = rules.into_iter().map(|rule| rule.name).collect();
+        assert_eq!((&*names, refused), ("abc", 1));
+        // So nothing of it is lost when it is written anew.
+        let now = Timestamp::from_secs(1_795_262_500);
+        journal.begin(&key, Rules { of: 1, signed: Vec::new() }, now).unwrap();
+        let (rules, refused) = read_journals(folder.path(), &key).unwrap();
+        assert_eq!((rules.len(), refused), (3, 0));
     }
 }
