@@ -63,6 +63,11 @@ impl Filled {
         self.faults.set([1, 1000, 0, 0, NO_SPACE, 0, 7]);
     }
 
+    /// No write comes back.
+    fn hang(&self) {
+        self.faults.set([1, 0, 0, 0, NO_SPACE, u32::MAX, 7]);
+    }
+
     fn ask(&self, arguments: &[&str]) -> Output {
         let admin = self.server.ready["admin"].as_str().unwrap();
         run(&[arguments, &["--admin", admin]].concat())
@@ -158,4 +163,27 @@ fn a_store_that_takes_no_writes_is_told_of_and_told_of_no_more_once_it_takes_the
     until("it is ready again", || (filled.readiness().0 == "200").then_some(()));
     assert!(!filled.warnings().contains(TAKES_NONE));
     assert!(filled.apply("two").status.success());
+}
+
+/// A disk that does not answer fails at nothing.
+#[test]
+fn a_store_whose_writes_hang_is_told_of_and_told_of_no_more_once_they_come_back() {
+    let filled = Filled::start("server/state.db");
+    assert!(filled.apply("one").status.success());
+    assert_eq!(filled.readiness().0, "200");
+    filled.hang();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| filled.apply("two"));
+        until("it is not ready", || (filled.readiness().0 == "503").then_some(()));
+        let (_, body) = filled.readiness();
+        assert!(body.contains("state.db` has not come back for 5s; look at its disk"), "{body}");
+        assert!(filled.warnings().contains("the store takes no writes: a write to"));
+        assert!(!waiting.is_finished(), "it hangs");
+        filled.faults.lift();
+        // Nobody asks for anything more, and it is ready again.
+        until("it is ready again", || (filled.readiness().0 == "200").then_some(()));
+        let applied = waiting.join().unwrap();
+        assert!(applied.status.success(), "{}", text(&applied.stderr));
+    });
+    assert!(filled.apply("three").status.success());
 }

@@ -51,7 +51,7 @@ pub use rows::{
 pub use sqlite::{Observed, SqliteStore};
 pub use verify::{Verification, verify_everything};
 
-/// The writes that the storage refused.
+/// The writes that the storage refused, or that did not come back in time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Failures {
     /// How many.
@@ -177,7 +177,7 @@ pub trait Store: Send + Sync + 'static {
     /// ago. At most a bounded count at once; call again while [`Trimmed::more`] is true. The log is not touched.
     async fn trim(&self, now: Timestamp) -> Result<Trimmed>;
 
-    /// The writes that the storage refused since it was opened; nothing where it is shared: there, who has not asked of late
+    /// The writes that the storage refused since it was opened, or that hang; nothing where it is shared: there, who has not asked of late
     /// does not know.
     fn failures(&self) -> Option<watch::Receiver<Failures>> {
         None

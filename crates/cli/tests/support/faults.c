@@ -71,8 +71,12 @@ static uint32_t chance(void) {
 static int fails(uint32_t of_thousand) {
     uint32_t delay = page->delay;
     if (delay) {
-        struct timespec time = { delay / 1000000, (long)(delay % 1000000) * 1000 };
-        nanosleep(&time, 0);
+        /* In parts, so that it ends when it is lifted: a call that hangs is one that waits for very long. */
+        for (uint32_t left = delay, part; left && page->on && page->delay; left -= part) {
+            part = left < 20000 ? left : 20000;
+            struct timespec time = { 0, (long)part * 1000 };
+            nanosleep(&time, 0);
+        }
     }
     int failing = chance() < of_thousand;
     if (delay || failing) __atomic_fetch_add(&page->suffered, 1, __ATOMIC_RELAXED);

@@ -1,6 +1,7 @@
 //! The store on SQLite: one file in the data directory, one thread that writes, a few connections that read.
 
 mod files;
+mod patience;
 mod readers;
 mod rows;
 mod schema;
@@ -20,6 +21,7 @@ use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
 use self::files::Lock;
+use self::patience::{PATIENCE, Stopwatch};
 use self::readers::Readers;
 use self::tables::{Open, all, one};
 pub(crate) use self::transfer::{Reading, Writing};
@@ -40,7 +42,8 @@ pub struct SqliteStore {
     readers: Arc<Readers>,
     hint: watch::Receiver<Revision>,
     failures: watch::Receiver<Failures>,
-    writer: Option<JoinHandle<()>>,
+    /// The one that writes, and the one that watches it.
+    threads: Vec<JoinHandle<()>>,
     // Last, so that it is released after all connections are closed.
     _lock: Option<Lock>,
 }
@@ -94,7 +97,7 @@ impl SqliteStore {
         let (_hint, hint) = watch::channel(Revision::default());
         let (_failures, failures) = watch::channel(Failures::default());
         let readers = Arc::new(Readers::new(path));
-        Ok(Observed(Self { queue, readers, hint, failures, writer: None, _lock: None }))
+        Ok(Observed(Self { queue, readers, hint, failures, threads: Vec::new(), _lock: None }))
     }
 
     fn open_locked(directory: &Path, lock: Lock, entropy: Arc<dyn Entropy>) -> Result<Self> {
@@ -104,14 +107,16 @@ impl SqliteStore {
         let queue = Arc::new(Queue::new());
         let (hint, hinted) = watch::channel(head.revision);
         let (failures, failed) = watch::channel(Failures::default());
-        let writer = Writer { connection, queue: Arc::clone(&queue), hint, failures, entropy };
-        let thread = std::thread::Builder::new().name("store-writer".to_owned());
-        let thread = thread.spawn(move || writer.run()).map_err(|why| StoreError::Unavailable {
-            why: format!("a thread for writing: {why}"),
-        })?;
+        let stopwatch = Arc::new(Stopwatch::default());
+        let (watched, slow, at) = (Arc::clone(&stopwatch), failures.clone(), path.clone());
+        let writer =
+            Writer { connection, queue: Arc::clone(&queue), hint, failures, stopwatch, entropy };
+        let writing = thread("store-writer", move || writer.run())?;
+        let watching =
+            thread("store-watch", move || watched.watch(PATIENCE, || hangs(&slow, &at)))?;
         let readers = Arc::new(Readers::new(path));
-        let (hint, failures) = (hinted, failed);
-        Ok(Self { queue, readers, hint, failures, writer: Some(thread), _lock: Some(lock) })
+        let (hint, failures, threads) = (hinted, failed, vec![writing, watching]);
+        Ok(Self { queue, readers, hint, failures, threads, _lock: Some(lock) })
     }
 
     /// Hands a job to the writer and waits for its answer.
@@ -131,11 +136,29 @@ impl fmt::Debug for SqliteStore {
 impl Drop for SqliteStore {
     fn drop(&mut self) {
         self.queue.close();
-        let writer = self.writer.take().map(JoinHandle::join);
-        if let Some(Err(_panic)) = writer {
-            tracing::error!("the store's writer had ended by a panic");
+        for thread in self.threads.drain(..) {
+            let name = thread.thread().name().unwrap_or_default().to_owned();
+            if let Err(_panic) = thread.join() {
+                tracing::error!(name, "a thread of the store had ended by a panic");
+            }
         }
     }
+}
+
+fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    thread.map_err(|why| StoreError::Unavailable { why: format!("a thread for writing: {why}") })
+}
+
+/// Counts a write that does not come back as one that the storage does not take.
+fn hangs(failures: &watch::Sender<Failures>, path: &Path) {
+    let path = path.display();
+    let why = format!("a write to `{path}` has not come back for {PATIENCE:?}; look at its disk");
+    tracing::error!(why, "a transaction hangs");
+    failures.send_modify(|failures| {
+        failures.count += 1;
+        failures.last = why;
+    });
 }
 
 /// Checks that the log has exactly the leaves that the head row counts. More is tampering, fewer a torn file.

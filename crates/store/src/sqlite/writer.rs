@@ -6,6 +6,7 @@ use countersign_identity::{Entropy, Revision};
 use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
+use super::patience::{self, Stopwatch};
 use super::tables::Open;
 use crate::queue::{Ending, Job, Queue};
 use crate::transact::{Upkeep as _, Written, trim, write};
@@ -79,6 +80,7 @@ pub(super) struct Writer {
     pub(super) queue: Arc<Queue>,
     pub(super) hint: watch::Sender<Revision>,
     pub(super) failures: watch::Sender<Failures>,
+    pub(super) stopwatch: Arc<Stopwatch>,
     pub(super) entropy: Arc<dyn Entropy>,
 }
 
@@ -86,6 +88,7 @@ impl Writer {
     /// Writes until the queue is closed and empty.
     pub(super) fn run(mut self) {
         let _ending = Ending(Arc::clone(&self.queue));
+        let _unwatched = patience::Ending(Arc::clone(&self.stopwatch));
         loop {
             let group = self.queue.take();
             if group.is_empty() {
@@ -96,6 +99,7 @@ impl Writer {
     }
 
     fn transact(&mut self, group: Vec<Job>) {
+        let under_way = self.stopwatch.begin();
         let mut open = Open(&self.connection);
         let before = open.bracket("BEGIN IMMEDIATE").and_then(|()| open.head());
         let mut after = before.clone();
@@ -104,6 +108,7 @@ impl Writer {
             answers.push(job.write(&mut open, &mut after, &*self.entropy));
         }
         let outcome = before.and_then(|before| finish(&open, &before, &after?));
+        drop(under_way);
         if let Err(error) = &outcome {
             tracing::error!(%error, "a transaction failed and was rolled back");
             roll_back(&self.connection);
