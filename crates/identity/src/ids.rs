@@ -7,13 +7,11 @@ use crate::{Entropy, EntropyLost, Timestamp, hex};
 
 /// Why a text is not one of the binary identifiers.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{text}` is not a {what}: expected {digits} lower-case hexadecimal digits without separators"
-)]
+#[error("`{text}` is not a {what}: expected {expected}")]
 pub struct BadId {
     what: &'static str,
     text: String,
-    digits: usize,
+    expected: String,
 }
 
 macro_rules! binary_id {
@@ -45,11 +43,16 @@ macro_rules! binary_id {
             type Err = BadId;
 
             fn from_str(text: &str) -> Result<Self, BadId> {
-                hex::decode(text).and_then(Self::checked).ok_or_else(|| BadId {
-                    what: $what,
-                    text: text.chars().take(80).collect(),
-                    digits: $bytes * 2,
-                })
+                let bad = |expected| {
+                    let text = text.chars().take(80).collect();
+                    BadId { what: $what, text, expected }
+                };
+                let bytes = hex::decode(text).ok_or_else(|| {
+                    let digits = $bytes * 2;
+                    bad(format!("{digits} lower-case hexadecimal digits without separators"))
+                })?;
+                // Of all these, only a serial may have the right digits and be none.
+                Self::checked(bytes).ok_or_else(|| bad(SERIAL_DIGITS.to_owned()))
             }
         }
 
@@ -67,6 +70,9 @@ macro_rules! binary_id {
         }
     };
 }
+
+const SERIAL_DIGITS: &str =
+    "a first digit from 0 to 7, and one that is not 0: no certificate has any other serial";
 
 macro_rules! any_bytes {
     ($name:ident, $bytes:literal) => {
@@ -194,5 +200,18 @@ mod tests {
         assert!("0A".repeat(16).parse::<Serial>().is_err());
         assert!("0a".repeat(15).parse::<Serial>().is_err());
         assert!("8a".repeat(16).parse::<Serial>().is_err(), "first bit must be 0");
+    }
+
+    #[test]
+    fn what_is_no_serial_is_told_by_what_is_wrong_with_it() {
+        let says = |text: &str| text.parse::<Serial>().unwrap_err().to_string();
+        for digits in ["00".repeat(16), "8a".repeat(16)] {
+            let said = says(&digits);
+            let expected =
+                format!("`{digits}` is not a serial: expected a first digit from 0 to 7");
+            assert!(said.starts_with(&expected), "{said}");
+        }
+        let said = says(&"0a".repeat(15));
+        assert!(said.contains("expected 32 lower-case hexadecimal digits"), "{said}");
     }
 }

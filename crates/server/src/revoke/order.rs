@@ -257,7 +257,7 @@ async fn first_after(control: &Control, moment: Timestamp) -> Result<Option<Revi
 /// Suspends something, or lifts it.
 ///
 /// # Errors
-/// When there is nothing to lift.
+/// When there is nothing to lift, or what to suspend is another trust domain's.
 pub(crate) async fn suspend(
     control: Arc<Control>,
     change: Suspending,
@@ -337,10 +337,26 @@ pub(crate) enum Suspending {
     End(Suspended),
 }
 
+/// Whether this trust domain issues for it at all.
+fn is_ours(target: &Suspended, state: &State) -> Result<(), Refused> {
+    let domain = &state.domain().trust_domain;
+    match target {
+        Suspended::Identity(id) if id.trust_domain() != domain => {
+            let why = format!(
+                "`{id}` is outside trust domain `{domain}`, which issues nothing for it: its own operators suspend it; \
+                 a policy with `forbid` keeps it out here"
+            );
+            Err(Refused::new(Code::ForeignDomain, why))
+        }
+        Suspended::Identity(_) | Suspended::Node(_) => Ok(()),
+    }
+}
+
 impl Suspending {
     fn batch(&self, state: &State, actor: &str, now: Timestamp) -> Result<Batch, Refused> {
         let (changes, event, narrows) = match self {
             Self::Begin(target, reason) => {
+                is_ours(target, state)?;
                 let suspension = Suspension { target: target.clone(), reason: *reason, at: now };
                 let details = serde_json::json!({ "reason": reason });
                 let event =

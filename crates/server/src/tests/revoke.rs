@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use countersign_api::admin::{
-    AdminError, Leaked, Reissue, ResumeRequest, RevokeRequest, RevokeResponse, Target,
+    AdminError, Leaked, Reissue, ResumeRequest, RevokeRequest, RevokeResponse, SuspendRequest,
+    Target,
 };
 use countersign_api::v1;
 use countersign_identity::{
@@ -277,6 +278,29 @@ async fn removed_workload_and_removed_node_take_out_of_service_what_they_hold() 
     assert!(covers(&now, &web) && !covers(&now, &orders));
     running.admin.remove_node(agent.node).await.unwrap();
     assert!(covers(&rules().await, &orders));
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn identity_of_another_trust_domain_is_not_suspended_here() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let foreign = Suspended::Identity("spiffe://other.example/web".parse().unwrap());
+    let reason = Reason::ProcessCompromise;
+    let request = SuspendRequest { target: foreign.clone(), reason };
+    let error = running.admin.suspend(&request).await.unwrap_err();
+    assert_eq!(error.code(), Code::ForeignDomain);
+    let said = error.to_string();
+    for part in [
+        "`spiffe://other.example/web` is outside trust domain `shop.example`",
+        "its own operators suspend it; a policy with `forbid` keeps it out here",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(running.admin.revocations().await.unwrap().suspensions.is_empty());
+    let request = SuspendRequest { target: Suspended::Identity(id("web")), reason };
+    running.admin.suspend(&request).await.unwrap();
     running.stop().await;
     realm.verify_everything().await;
 }

@@ -142,7 +142,7 @@ fn listed(path: &Path) -> Result<Vec<Target>, Failure> {
             Err(_) => Target::Serial(line.parse().map_err(|_| {
                 let line = crate::output::printable(line);
                 Failure::not_understood(format!(
-                    "line {number} of `{}`: `{line}` is neither a SPIFFE ID (`spiffe://TRUST-DOMAIN/PATH`) nor a serial (32 lower-case hexadecimal digits)",
+                    "line {number} of `{}`: `{line}` is neither a SPIFFE ID (`spiffe://TRUST-DOMAIN/PATH`) nor a serial (32 lower-case hexadecimal digits, the first from 0 to 7, not all 0)",
                     path.display()
                 ))
             })?),
