@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -24,9 +25,13 @@ use crate::{Announcement, Reporter, Source};
 /// How long to wait when the kernel gives no connection, as when files are used up.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How many connections one identity has at most where the program says nothing else: a quarter of the places for those who come.
+const EACH_MAX: NonZeroUsize = NonZeroUsize::new(3072).unwrap();
+
 /// Accepts connections for a service: makes the handshakes, many at a time, reports each, and yields what
 /// was admitted. A source from which too much came to nothing is turned away unread for a while, and where handshakes are
-/// too many, the crowd gives way: all doors of one [`Source`] know the same of those who come.
+/// too many, the crowd gives way: all doors of one [`Source`] know the same of those who come. One identity has at most 3072
+/// connections at all of them together, a quarter of the places; `Inbound::each_max` says otherwise.
 ///
 /// With tonic, `Server::builder().add_service(…).serve_with_incoming(door.into_stream())`; the calls find the
 /// caller as [`Admitted`] in their extensions. With axum:
@@ -94,6 +99,7 @@ impl Door {
         if let Err(error) = tune_listener(&listener) {
             tracing::debug!(%error, "connections are told one by one how they are to be");
         }
+        inbound.each_max.get_or_insert(EACH_MAX);
         let announced = listener.local_addr().ok().map(|address| source.announce(address));
         Self {
             _announced: announced,

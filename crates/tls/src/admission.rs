@@ -6,7 +6,7 @@ use std::time::Duration;
 use countersign_identity::{Code, Ending, SpiffeId, Timestamp};
 use countersign_pki::{Refused, Verified};
 
-use crate::register::{Arrival, Entry, Register, Standing};
+use crate::register::{Arrival, Entry, Full, Register, Standing};
 use crate::revoked::{Covered, revoked};
 use crate::rule::{decide, lasts};
 use crate::{Slice, Trust};
@@ -118,7 +118,7 @@ impl Drop for Place {
 /// the new slice: the lock of its part of the register orders the two.
 pub(crate) fn admit(trust: &Trust, arrival: Arrival) -> Result<Place, Refused> {
     let register = Arc::clone(&trust.register);
-    let entry = register.enter(arrival).ok_or_else(too_many)?;
+    let entry = register.enter(arrival).map_err(no_place)?;
     let admitted = Admitted { entry, policies: Arc::from([]) };
     // From here on, every way out takes the connection out of the register again.
     let mut place = Place { register, admitted };
@@ -292,6 +292,16 @@ fn out_of_service(entry: &Entry, slice: &Slice) -> Option<Denied> {
         let covered = presented.filter_map(|it| revoked(it, &slice.revocations).err());
         covered.max_by_key(Covered::ending).map(Denied::from)
     })
+}
+
+fn no_place(full: Full) -> Refused {
+    match full {
+        Full::All => too_many(),
+        Full::OfPeer => {
+            let why = "the limit on connections of this peer is reached".to_owned();
+            Refused { code: Code::TooManyConnections, why }
+        }
+    }
 }
 
 pub(crate) fn too_many() -> Refused {

@@ -60,6 +60,7 @@ mod rule;
 mod service_tls;
 mod session;
 mod shards;
+mod shares;
 mod soonest;
 mod source;
 mod standing;
@@ -85,6 +86,7 @@ pub use rule::{
 };
 pub use service_tls::{Accepted, ServiceTls};
 pub use shards::Shards;
+pub use shares::{Share, Shares};
 pub use soonest::Soonest;
 pub use source::Source;
 pub use standing::{Leave, Outcome, StandingRates, Standings, Unsaid};

@@ -12,10 +12,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::entry::{Arrival, Entry, Standing};
-use self::entry::{Later, Retirement};
+use self::entry::{Holder, Later, Retirement};
 use crate::Direction;
 use crate::call::Calls;
 use crate::shards::Shards;
+use crate::shares::{Share, Shares};
 use crate::soonest::Soonest;
 
 /// The live connections of a process.
@@ -25,12 +26,22 @@ pub(crate) struct Register {
     /// How many of them those who dial us leave.
     dialled_min: usize,
     shards: Shards<Live>, // By number
+    shares: Shares<Holder>,
     count: AtomicUsize, // INVARIANT: as many as the shards hold, or more while one enters or leaves
     next: AtomicU64,
     /// Until when the one who sweeps sleeps: the last moment of whoever ends first.
     soonest: Soonest,
     draining: watch::Sender<usize>,
     revoked: AtomicU64,
+}
+
+/// Why there is no place for a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// There are as many as there may be.
+    All,
+    /// Its peer has as many as one may have.
+    OfPeer,
 }
 
 /// Some of them. Whole at every step, should there be a panic under its lock.
@@ -48,6 +59,7 @@ impl Register {
             connections_max,
             dialled_min,
             shards: Shards::default(),
+            shares: Shares::new(|| ()),
             count: AtomicUsize::new(0),
             next: AtomicU64::new(0),
             soonest: Soonest::new(),
@@ -56,14 +68,16 @@ impl Register {
         }
     }
 
-    /// Enters a connection; none when there are too many already.
-    pub(crate) fn enter(&self, arrival: Arrival) -> Option<Arc<Entry>> {
+    /// Enters a connection, unless there are too many already.
+    pub(crate) fn enter(&self, arrival: Arrival) -> Result<Arc<Entry>, Full> {
+        let share = self.share(&arrival)?;
         let most = match arrival.rule.direction {
             Direction::Inbound => self.connections_max.saturating_sub(self.dialled_min),
             Direction::Outbound => self.connections_max,
         };
         let room = |count| (count < most).then_some(count + 1);
-        self.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).ok()?;
+        let entered = self.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, room);
+        entered.map_err(|_count| Full::All)?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let entry = Arc::new(Entry {
             number,
@@ -82,6 +96,7 @@ impl Register {
             calls: Calls::default(),
             kept: OnceLock::new(),
             session: Mutex::new(arrival.session),
+            share: Mutex::new(share),
             cut: OnceLock::new(),
             ended: CancellationToken::new(),
             retirement: OnceLock::new(),
@@ -93,12 +108,22 @@ impl Register {
         live.by_end.insert((expires, number));
         drop(live);
         self.soonest.tell(expires);
-        Some(entry)
+        Ok(entry)
+    }
+
+    /// A place among those of its peer, where these are counted.
+    fn share(&self, arrival: &Arrival) -> Result<Option<Share<Holder>>, Full> {
+        let (Some(most), Some(standing)) = (arrival.rule.each_max, &arrival.standing) else {
+            return Ok(None);
+        };
+        let holder = Holder { id: standing.peer.id.clone(), is_proof: arrival.is_proof };
+        self.shares.take(&holder, most).map(Some).ok_or(Full::OfPeer)
     }
 
     /// Takes a connection out whose owner has let go of its session, which closes it for good.
     pub(crate) fn evict(&self, entry: &Entry) {
         entry.session().take();
+        entry.give_up_share();
         let mut live = self.shards.of_number(entry.number);
         if live.entries.remove(&entry.number).is_some() {
             self.count.fetch_sub(1, Ordering::AcqRel);

@@ -1,6 +1,7 @@
 //! What a connection is for, and what that asks of it.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use countersign_identity::{Code, Mode, Name, SpiffeId, Timestamp, TlsTerms, TrustDomain};
@@ -122,6 +123,8 @@ pub struct Inbound {
     pub peer_address: Option<SocketAddr>,
     /// Whose address that is.
     pub address_of: AddressOf,
+    /// How many connections one identity may have, over all doors of the process. None: as many as there are places.
+    pub each_max: Option<NonZeroUsize>,
 }
 
 impl Inbound {
@@ -145,6 +148,7 @@ impl Inbound {
             expired: Expired::End,
             peer_address: None,
             address_of: AddressOf::Peer,
+            each_max: None,
         }
     }
 }
@@ -204,20 +208,22 @@ pub(crate) struct Rule {
     pub(crate) expired: Expired,
     /// On what handshakes may agree, where the slice holds no profile of the service.
     pub(crate) usual: TlsTerms,
+    /// How many connections one that comes to us may have.
+    pub(crate) each_max: Option<NonZeroUsize>,
 }
 
 impl Rule {
     pub(crate) fn inbound(inbound: &Inbound) -> Self {
         let purpose = inbound.purpose.clone();
-        let (expired, usual) = (inbound.expired, inbound.terms);
-        Self { direction: Direction::Inbound, purpose, expected: None, expired, usual }
+        let Inbound { expired, terms: usual, each_max, .. } = *inbound;
+        Self { direction: Direction::Inbound, purpose, expected: None, expired, usual, each_max }
     }
 
     pub(crate) fn outbound(outbound: &Outbound) -> Self {
         let expected = Some(outbound.expected.clone());
         let (purpose, expired) = (outbound.purpose.clone(), outbound.expired);
-        let usual = outbound.terms;
-        Self { direction: Direction::Outbound, purpose, expected, expired, usual }
+        let (usual, each_max) = (outbound.terms, None);
+        Self { direction: Direction::Outbound, purpose, expected, expired, usual, each_max }
     }
 
     /// On what handshakes may agree.

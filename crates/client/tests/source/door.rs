@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
-use countersign::{Authorization, Code, Door, Expected, Inbound, Outbound, connect, dial};
+use countersign::{Authorization, Code, Door, Expected, Inbound, Outbound, Source, connect, dial};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::process::{Child, ChildStdout, Command};
@@ -106,6 +106,54 @@ async fn a_crowd_of_silent_callers_keeps_nobody_out() {
     };
     tokio::select! {
         called = tokio::time::timeout(PATIENCE, calling) => called.expect("the crowd keeps it out"),
+        ended = &mut admitting => panic!("{ended:?}"),
+    }
+    admitting.abort();
+}
+
+#[tokio::test]
+async fn one_that_is_let_in_keeps_nobody_else_out() {
+    let two = Two::new();
+    let (third, _folder) = two.world.neighbour(Offer::WorkloadApiOnly);
+    third.give(two.world.wire(&two.world.svid("/cron")));
+    let cron = "spiffe://shop.example/cron";
+    let web = source_with(two.web(), ids(&[])).await;
+    let orders = source_with(two.orders(), ids(&[WEB, cron])).await;
+    let other = source_with(&third, ids(&[])).await;
+    for source in [&web, &orders, &other] {
+        source.ready().await.unwrap();
+    }
+    let mut inbound = Inbound::service("orders".parse().unwrap());
+    inbound.each_max = std::num::NonZeroUsize::new(4);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut door = Door::new(&orders, listener, inbound);
+    let address = door.local_address().unwrap();
+    let expected = Expected::Id(ORDERS.parse().unwrap());
+    let outbound = Outbound::service("orders".parse().unwrap(), expected);
+    let mut admitting = tokio::spawn(async move {
+        let mut let_in = Vec::new();
+        loop {
+            let mut connection = door.accept().await;
+            connection.write_all(b"hello").await.unwrap();
+            let_in.push(connection);
+        }
+    });
+    let call = async |source: &Source| {
+        let trust = source.trust();
+        let mut stream = dial(&trust, address, &outbound).await.unwrap().stream;
+        let mut heard = [0; 5];
+        stream.read_exact(&mut heard).await.map(|_bytes| stream)
+    };
+    let calling = async {
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            held.push(call(&web).await.unwrap());
+        }
+        assert!(call(&web).await.is_err(), "it has its share");
+        held.push(call(&other).await.unwrap());
+    };
+    tokio::select! {
+        called = tokio::time::timeout(PATIENCE, calling) => called.expect("all are answered"),
         ended = &mut admitting => panic!("{ended:?}"),
     }
     admitting.abort();

@@ -1,6 +1,7 @@
 //! Admission against changes of what is enforced, on many threads and without TLS.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::pin::pin;
 use std::sync::{Arc, Barrier};
 use std::task::{Context as TaskContext, Waker};
@@ -14,7 +15,7 @@ use countersign_identity::{
 use countersign_pki::{Bundles, Role, Verified, verify};
 use countersign_policy::{Context, Policies};
 
-use super::{Place, admit};
+use super::{Admitted, Place, admit};
 use crate::config::Agreed;
 use crate::register::{Arrival, Register, Standing};
 use crate::rule::{Expected, Expired, Inbound, Outbound, Rule};
@@ -209,6 +210,39 @@ fn those_who_come_leave_places_to_those_whom_we_dial() {
     };
     let reached: Vec<Place> = std::iter::from_fn(|| dialled().ok()).take(100).collect();
     assert_eq!((reached.len(), dialled().err()), (4, Some(Code::TooManyConnections)));
+}
+
+#[test]
+fn one_identity_takes_its_share_and_can_still_prove_what_it_has() {
+    const EACH: NonZeroUsize = NonZeroUsize::new(3).unwrap();
+    let door = Door::new();
+    let mut inbound = Inbound::service("orders".parse().unwrap());
+    inbound.each_max = Some(EACH);
+    let arrival = || Arrival { rule: Rule::inbound(&inbound), ..door.arrival() };
+    let admitted =
+        |arrival| admit(&door.trust, arrival).map_err(|refused| (refused.code, refused.why));
+    let comes = || admitted(arrival());
+    let came: Vec<Place> = std::iter::from_fn(|| comes().ok()).take(100).collect();
+    let full = "the limit on connections of this peer is reached".to_owned();
+    assert_eq!((came.len(), comes().err()), (3, Some((Code::TooManyConnections, full))));
+    assert_eq!(door.trust.connections(), 3, "who was refused holds no place");
+    // Another identity has a share of its own, as have proofs.
+    let mut other = arrival();
+    other.standing.as_mut().unwrap().peer.id = "spiffe://shop.example/cron".parse().unwrap();
+    let refused = admitted(other).err().unwrap();
+    assert_eq!(refused.0, Code::PolicyDenied, "it is not on the list, and there was a place");
+    let proofs: Vec<Place> =
+        std::iter::from_fn(|| admitted(Arrival { is_proof: true, ..arrival() }).ok())
+            .take(100)
+            .collect();
+    assert_eq!(proofs.len(), 3);
+    // A place is free again with its connection, whoever still knows of it.
+    let known: Vec<Admitted> = came.iter().map(|place| place.admitted.clone()).collect();
+    drop(came);
+    let again: Vec<Place> = std::iter::from_fn(|| comes().ok()).take(100).collect();
+    assert_eq!((again.len(), known.len()), (3, 3));
+    drop((again, proofs));
+    assert_eq!(door.trust.connections(), 0);
 }
 
 /// Whatever the order of the two: whoever sweeps, and looks again whenever it is told to, waits for the first end of all.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::ArcSwapOption;
-use countersign_identity::{Code, Timestamp};
+use countersign_identity::{Code, SpiffeId, Timestamp};
 use countersign_pki::Verified;
 use countersign_policy::Context;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,7 @@ use crate::identity::Own;
 use crate::reproof::ProofName;
 use crate::rule::{Expired, Rule};
 use crate::session::Session;
+use crate::shares::Share;
 
 /// Who is at the other end, and on what grounds.
 #[derive(Debug)]
@@ -58,10 +59,20 @@ pub(crate) struct Entry {
     pub(crate) kept: OnceLock<Box<dyn Any + Send + Sync>>,
     /// What runs over it, so that cutting and naming need nobody's help. None once the owner gave the connection up.
     pub(super) session: Mutex<Option<Session>>,
+    /// Its place among those of its peer, where these are counted, until it is taken out.
+    pub(super) share: Mutex<Option<Share<Holder>>>,
     pub(super) cut: OnceLock<Code>,
     pub(super) ended: CancellationToken,
     pub(super) retirement: OnceLock<Retirement>,
     pub(super) retiring: CancellationToken,
+}
+
+/// Whose connections are counted together. Those that only prove others anew are counted apart: whoever has as many as it
+/// may have can keep them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Holder {
+    pub(super) id: SpiffeId,
+    pub(super) is_proof: bool,
 }
 
 /// Nothing new may begin, and at the deadline what is left is cut.
@@ -172,6 +183,11 @@ impl Entry {
     pub(crate) fn name(&self) -> Option<ProofName> {
         // Some microseconds of work, for what few connections need.
         *self.name.get_or_init(|| self.session().as_ref().and_then(ProofName::of))
+    }
+
+    /// Gives its place among those of its peer to another.
+    pub(super) fn give_up_share(&self) {
+        self.share.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     pub(super) fn session(&self) -> MutexGuard<'_, Option<Session>> {
