@@ -1,6 +1,7 @@
 //! Who may be at the agent's socket at once, so that nobody keeps the others out.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +13,7 @@ use countersign_tls::{Rank, Room, RoomBounds, Stay};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use crate::attest::Peer;
+use crate::attest::{Caller, Household};
 use crate::reception::{Counted, Counter};
 
 /// How many connections there may be at once.
@@ -32,11 +33,12 @@ pub(crate) const PLACES: PlaceBounds = PlaceBounds { all: 4096, user: 2048, proc
 /// The places at the socket.
 ///
 /// A user is root, the agent's own, one as whom some process was a workload, or a stranger; however many user ids strangers
-/// have, they take no place of the others for long, and a newcomer always finds one.
+/// have, they take no place of the others for long, and a newcomer always finds one. Root of a container is another user than the
+/// machine's, and a stranger until one of its processes was a workload.
 pub(crate) struct Places {
     bounds: PlaceBounds,
-    room: Room<u32>, // By user
-    users: Counter<u32>,
+    room: Room<User>,
+    users: Counter<User>,
     processes: Counter<u32>,
     known: KnownUsers,
     turned_away: TurnedAway,
@@ -44,18 +46,49 @@ pub(crate) struct Places {
 
 /// A connection's place: in all, of its user, and of its process.
 pub(crate) struct Place {
-    stay: Stay<u32>,
-    _user: Counted<u32>,
+    stay: Stay<User>,
+    _user: Counted<User>,
     _process: Counted<u32>,
+}
+
+/// Whose places are counted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct User {
+    uid: u32,
+    /// Where it lives, if it is one of those that are known by their number alone.
+    household: Household,
+}
+
+impl User {
+    /// The user of a process.
+    pub(crate) fn of(caller: &dyn Caller) -> Self {
+        let uid = caller.peer().uid;
+        // Of others it makes no difference: nothing is theirs but what their number has.
+        let household = if is_ours(uid) { caller.household() } else { Household::Ours };
+        Self { uid, household }
+    }
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.household {
+            Household::Ours => write!(f, "uid {}", self.uid),
+            Household::Other(_) => write!(f, "uid {} of another namespace", self.uid),
+        }
+    }
+}
+
+fn is_ours(uid: u32) -> bool {
+    uid == 0 || uid == rustix::process::geteuid().as_raw()
 }
 
 /// Why there is no place.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NoPlace {
-    #[error("uid {uid} has {most} connections, the most that one may")]
-    User { uid: u32, most: usize },
-    #[error("process `{pid}` of uid {uid} has {most} connections, the most that one may")]
-    Process { pid: u32, uid: u32, most: usize },
+    #[error("{user} has {most} connections, the most that one may")]
+    User { user: User, most: usize },
+    #[error("process `{pid}` of {user} has {most} connections, the most that one may")]
+    Process { pid: u32, user: User, most: usize },
     #[error("there are {most} connections, the most that there may be")]
     All { most: usize },
 }
@@ -70,29 +103,29 @@ impl Places {
     }
 
     /// A place for one more connection of this process.
-    pub(crate) fn take(&self, peer: Peer) -> Result<Place, NoPlace> {
-        let place = self.find(peer);
+    pub(crate) fn take(&self, user: User, pid: u32) -> Result<Place, NoPlace> {
+        let place = self.find(user, pid);
         if let Err(why) = &place {
             self.turned_away.count(&why.to_string());
         }
         place
     }
 
-    fn find(&self, Peer { pid, uid, .. }: Peer) -> Result<Place, NoPlace> {
-        let PlaceBounds { all, user, process } = self.bounds;
-        let of_user = self.users.take(uid, user).ok_or(NoPlace::User { uid, most: user })?;
+    fn find(&self, user: User, pid: u32) -> Result<Place, NoPlace> {
+        let PlaceBounds { all, user: most, process } = self.bounds;
+        let of_user = self.users.take(user, most).ok_or(NoPlace::User { user, most })?;
         let of_process = self.processes.take(pid, process);
-        let of_process = of_process.ok_or(NoPlace::Process { pid, uid, most: process })?;
+        let of_process = of_process.ok_or(NoPlace::Process { pid, user, most: process })?;
         // Places are had without waiting for time to pass, whatever the time is.
-        let stay = self.room.enter(uid, self.known.rank(uid), Timestamp::EPOCH);
+        let stay = self.room.enter(user, self.known.rank(user), Timestamp::EPOCH);
         let stay = stay.ok_or(NoPlace::All { most: all })?;
         Ok(Place { stay, _user: of_user, _process: of_process })
     }
 
     /// The connection, for as long as its place is not another's.
-    pub(crate) fn guest<S>(&self, inner: S, place: &Place, uid: u32) -> Guest<S> {
+    pub(crate) fn guest<S>(&self, inner: S, place: &Place, user: User) -> Guest<S> {
         let gone = Box::pin(place.stay.give_way().clone().cancelled_owned());
-        Guest { inner, gone, uid, turned_away: Some(self.turned_away.clone()) }
+        Guest { inner, gone, user, turned_away: Some(self.turned_away.clone()) }
     }
 }
 
@@ -102,7 +135,7 @@ pub(crate) struct KnownUsers(Arc<Mutex<Known>>);
 
 #[derive(Debug, Default)]
 struct Known {
-    users: BTreeMap<u32, u64>, // INVARIANT: at most KNOWN_USERS_MAX
+    users: BTreeMap<User, u64>, // INVARIANT: at most KNOWN_USERS_MAX
     last: u64,
 }
 
@@ -111,21 +144,21 @@ const KNOWN_USERS_MAX: usize = 1024;
 
 impl KnownUsers {
     /// A process of this user is a workload now.
-    pub(crate) fn remember(&self, uid: u32) {
+    pub(crate) fn remember(&self, user: User) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.last += 1;
         let last = known.last;
-        known.users.insert(uid, last);
+        known.users.insert(user, last);
         if KNOWN_USERS_MAX < known.users.len() {
-            let longest_ago = known.users.iter().min_by_key(|(_, at)| **at).map(|(uid, _)| *uid);
-            longest_ago.map(|uid| known.users.remove(&uid));
+            let longest_ago = known.users.iter().min_by_key(|(_, at)| **at).map(|(user, _)| *user);
+            longest_ago.map(|user| known.users.remove(&user));
         }
     }
 
-    fn rank(&self, uid: u32) -> Rank {
-        let ours = uid == 0 || uid == rustix::process::geteuid().as_raw();
+    fn rank(&self, user: User) -> Rank {
+        let ours = user.household == Household::Ours && is_ours(user.uid);
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if ours || known.users.contains_key(&uid) { Rank::Known } else { Rank::Stranger }
+        if ours || known.users.contains_key(&user) { Rank::Known } else { Rank::Stranger }
     }
 }
 
@@ -178,7 +211,7 @@ impl TurnedAway {
 pub(crate) struct Guest<S> {
     inner: S,
     gone: Pin<Box<WaitForCancellationFutureOwned>>,
-    uid: u32,
+    user: User,
     turned_away: Option<TurnedAway>, // None: it was told already
 }
 
@@ -189,7 +222,7 @@ impl<S> Guest<S> {
             return Ok(());
         }
         if let Some(turned_away) = self.turned_away.take() {
-            let why = format!("one of uid {} had to make room", self.uid);
+            let why = format!("one of {} had to make room", self.user);
             turned_away.count(&why);
         }
         Err(io::ErrorKind::ConnectionAborted.into())
@@ -254,14 +287,23 @@ mod tests {
         Places::new(BOUNDS, KnownUsers::default(), TurnedAway::new(clock))
     }
 
-    fn peer(uid: u32, pid: u32) -> Peer {
-        Peer { pid, uid, gid: uid }
+    const fn of(uid: u32) -> User {
+        User { uid, household: Household::Ours }
+    }
+
+    /// Root of some container.
+    const fn elsewhere(number: u64) -> User {
+        User { uid: 0, household: Household::Other(number) }
     }
 
     /// One user's processes, each with as many connections as it may have, until the user has all of its own.
     fn crowd(places: &Places, uid: u32) -> Vec<Place> {
-        let processes = (0..).map(|number| 100 * uid + number / 4);
-        let taken = processes.map(|pid| places.take(peer(uid, pid)));
+        crowd_of(places, of(uid), 100 * uid)
+    }
+
+    fn crowd_of(places: &Places, user: User, first: u32) -> Vec<Place> {
+        let processes = (0..).map(|number| first + number / 4);
+        let taken = processes.map(|pid| places.take(user, pid));
         taken.take(BOUNDS.user).map(Result::unwrap).collect()
     }
 
@@ -273,8 +315,8 @@ mod tests {
     fn two_users_that_take_every_place_keep_neither_a_third_nor_root_out() {
         let places = places();
         let crowds = [crowd(&places, 4001), crowd(&places, 4002)];
-        let third = places.take(peer(4003, 1)).unwrap();
-        let root: Vec<_> = (2..6).map(|pid| places.take(peer(0, pid)).unwrap()).collect();
+        let third = places.take(of(4003), 1).unwrap();
+        let root: Vec<_> = (2..6).map(|pid| places.take(of(0), pid).unwrap()).collect();
         assert_eq!(crowds.iter().map(|crowd| gone(crowd)).sum::<usize>(), 5);
         // They come back, and take places of each other only.
         drop(crowds);
@@ -285,13 +327,13 @@ mod tests {
     #[test]
     fn strangers_of_any_number_of_users_keep_nobody_out_and_push_out_nobody_who_is_known() {
         let places = places();
-        places.known.remember(4003);
-        let known = [places.take(peer(4003, 1)).unwrap(), places.take(peer(0, 2)).unwrap()];
+        places.known.remember(of(4003));
+        let known = [places.take(of(4003), 1).unwrap(), places.take(of(0), 2).unwrap()];
         let mut strangers: Vec<_> =
-            (10_000..10_500).map(|uid| places.take(peer(uid, uid)).unwrap()).collect();
+            (10_000..10_500).map(|uid| places.take(of(uid), uid).unwrap()).collect();
         assert_eq!((gone(&known), gone(&strangers)), (0, 500 + 2 - BOUNDS.all));
         let newest = [strangers.pop().unwrap()];
-        let more = [places.take(peer(4003, 3)).unwrap(), places.take(peer(0, 4)).unwrap()];
+        let more = [places.take(of(4003), 3).unwrap(), places.take(of(0), 4).unwrap()];
         assert_eq!(gone(&newest) + gone(&more) + gone(&known), 0);
     }
 
@@ -300,24 +342,44 @@ mod tests {
         let places = places();
         let user = crowd(&places, 4001);
         let told = |refused: Result<Place, NoPlace>| refused.err().unwrap().to_string();
-        let refused = told(places.take(peer(4001, 7)));
+        let refused = told(places.take(of(4001), 7));
         assert_eq!(refused, "uid 4001 has 32 connections, the most that one may");
-        let process: Vec<_> = (0..4).map(|_| places.take(peer(4002, 8)).unwrap()).collect();
-        let refused = told(places.take(peer(4002, 8)));
+        let process: Vec<_> = (0..4).map(|_| places.take(of(4002), 8).unwrap()).collect();
+        let refused = told(places.take(of(4002), 8));
         assert_eq!(refused, "process `8` of uid 4002 has 4 connections, the most that one may");
         assert_eq!(gone(&user) + gone(&process), 0);
         assert_eq!(places.turned_away.total(), 2);
         drop(user);
-        assert!(places.take(peer(4001, 7)).is_ok());
+        assert!(places.take(of(4001), 7).is_ok());
+    }
+
+    #[test]
+    fn roots_of_containers_take_no_place_of_the_machines_root_nor_of_each_other() {
+        let places = places();
+        let root: Vec<_> = (1..4).map(|pid| places.take(of(0), pid).unwrap()).collect();
+        let crowds = [crowd_of(&places, elsewhere(7), 100), crowd_of(&places, elsewhere(8), 200)];
+        let told = places.take(elsewhere(7), 199).err().unwrap().to_string();
+        assert_eq!(told, "uid 0 of another namespace has 32 connections, the most that one may");
+        let third = places.take(elsewhere(9), 300).unwrap();
+        let more: Vec<_> = (4..36).map(|pid| places.take(of(0), pid)).map(Result::ok).collect();
+        assert_eq!(more.iter().flatten().count(), BOUNDS.user - root.len(), "all of its own");
+        let more: Vec<_> = more.into_iter().flatten().collect();
+        assert_eq!(gone(&root) + gone(&more) + gone(&[third]), 0);
+        drop(crowds);
+        // Where one of its processes was a workload, a container's root is no stranger.
+        assert_eq!(places.known.rank(elsewhere(7)), Rank::Stranger);
+        places.known.remember(elsewhere(7));
+        let ranks = [7, 8].map(|number| places.known.rank(elsewhere(number)));
+        assert_eq!(ranks, [Rank::Known, Rank::Stranger]);
     }
 
     #[test]
     fn users_without_end_that_were_workloads_take_no_memory_without_end() {
         let known = KnownUsers::default();
-        (1..5000).for_each(|uid| known.remember(uid));
+        (1..5000).for_each(|uid| known.remember(of(uid)));
         assert_eq!(known.0.lock().unwrap().users.len(), KNOWN_USERS_MAX);
-        assert_eq!((known.rank(4999), known.rank(1)), (Rank::Known, Rank::Stranger));
-        assert_eq!(known.rank(0), Rank::Known);
+        assert_eq!((known.rank(of(4999)), known.rank(of(1))), (Rank::Known, Rank::Stranger));
+        assert_eq!(known.rank(of(0)), Rank::Known);
     }
 
     #[tokio::test]
@@ -325,14 +387,14 @@ mod tests {
         let places = places();
         let [oldest, _other] = [crowd(&places, 4001), crowd(&places, 4002)];
         let (_near, far) = UnixStream::pair().unwrap();
-        let mut guest = places.guest(far, &oldest[0], 4001);
+        let mut guest = places.guest(far, &oldest[0], of(4001));
         let waiting = tokio::spawn(async move {
             let read = guest.read_u8().await.unwrap_err();
             let written = guest.write_u8(0).await.unwrap_err();
             (read.kind(), written.kind())
         });
         tokio::task::yield_now().await;
-        let _newcomers = [places.take(peer(4003, 1)).unwrap(), places.take(peer(4003, 1)).unwrap()];
+        let _newcomers = [places.take(of(4003), 1).unwrap(), places.take(of(4003), 1).unwrap()];
         let waiting = tokio::time::timeout(Duration::from_secs(60), waiting).await;
         let cut = io::ErrorKind::ConnectionAborted;
         assert_eq!(waiting.expect("it is woken").unwrap(), (cut, cut));

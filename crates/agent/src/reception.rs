@@ -13,7 +13,7 @@ use tonic::Status;
 use crate::attest::{AttestRefused, Caller, Desk, Peer};
 use crate::core::{Answer, Candidates, Knowledge, Replica, Workload, answer};
 use crate::launcher::Launches;
-use crate::places::{KnownUsers, Place};
+use crate::places::{KnownUsers, Place, User};
 use crate::view::View;
 
 /// One accepted connection: its process, and its place among the counted ones. Requests find it in their extensions.
@@ -76,7 +76,7 @@ impl Reception {
         }
         match (found, view.knowledge) {
             (Ok(Answer::Is(workloads)), _) => {
-                self.known.remember(caller.peer().uid);
+                self.known.remember(User::of(&**caller));
                 Ok(workloads)
             }
             (Ok(Answer::Nobody), Knowledge::Synced) => Err(Unknown::Nobody),

@@ -14,7 +14,7 @@ use tokio_stream::Stream;
 
 use crate::attest::Attestor;
 use crate::authority_filter::FilteredStream;
-use crate::places::{Guest, Places};
+use crate::places::{Guest, Places, User};
 use crate::reception::Visitor;
 
 /// A listening socket that is removed when dropped, unless another has taken its place.
@@ -203,8 +203,9 @@ impl Door {
     ) -> Result<FilteredStream<Guest<UnixStream>, Visitor>, String> {
         let caller = self.attestor.pin(&socket).map_err(|why| why.to_string())?;
         let peer = caller.peer();
-        let place = self.places.take(peer).map_err(|why| why.to_string())?;
-        let guest = self.places.guest(socket, &place, peer.uid);
+        let user = User::of(&*caller);
+        let place = self.places.take(user, peer.pid).map_err(|why| why.to_string())?;
+        let guest = self.places.guest(socket, &place, user);
         Ok(FilteredStream::new(guest, Visitor { caller, _place: Arc::new(place) }))
     }
 }

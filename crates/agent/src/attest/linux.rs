@@ -11,7 +11,9 @@ use tokio::net::UnixStream;
 
 use super::executable::{Digests, Wanted};
 use super::proc::{self, ProcEntry};
-use super::{AttestRefused, Attestor, Caller, Facts, Peer, PinRefused, cgroup};
+use super::{
+    AttestRefused, Attestor, Caller, Facts, Household, Peer, PinRefused, cgroup, household,
+};
 use crate::launcher::{Launched, Launches};
 
 /// How a caller is held on to.
@@ -127,6 +129,11 @@ impl Caller for LinuxCaller {
                 if life.ended || life.start != *start { Err(gone()) } else { Ok(()) }
             }
         }
+    }
+
+    fn household(&self) -> Household {
+        let find = |entry: &ProcEntry| Ok(household::of(entry));
+        self.with_entry("the namespaces", find).unwrap_or(Household::Other(0))
     }
 
     fn facts(&self, kinds: &BTreeSet<SelectorKind>) -> Result<Facts, AttestRefused> {

@@ -11,6 +11,7 @@
 mod cgroup;
 mod desk;
 mod executable;
+mod household;
 mod linux;
 mod proc;
 mod simulated;
@@ -42,6 +43,9 @@ pub trait Caller: Send + Sync + 'static {
     /// Who connected, as the kernel wrote it down at that moment.
     fn peer(&self) -> Peer;
 
+    /// Where it lives. What cannot be told is no household of ours.
+    fn household(&self) -> Household;
+
     /// Reads facts of these kinds. Blocks; call it through [`Desk`].
     ///
     /// # Errors
@@ -64,6 +68,15 @@ pub struct Peer {
     pub uid: u32,
     /// Its effective group.
     pub gid: u32,
+}
+
+/// In which namespaces of users and processes a process lives: root of a container has the user id of the machine's root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Household {
+    /// In the agent's own.
+    Ours,
+    /// In another, which this number tells from others; 0 where the kernel does not say which.
+    Other(u64),
 }
 
 /// What is true of a process, as far as it was asked.

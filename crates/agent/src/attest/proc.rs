@@ -46,6 +46,12 @@ impl ProcEntry {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// Which namespace of this kind the process lives in. The kernel tells who may trace it, and nobody else.
+    pub(super) fn namespace(&self, kind: &str) -> io::Result<u64> {
+        let path = format!("ns/{kind}");
+        Ok(rustix::fs::statat(&self.directory, path, rustix::fs::AtFlags::empty())?.st_ino)
+    }
+
     /// Effective user and group now: the owner of the directory, whatever the process's dumpable flag is.
     pub(super) fn owner(&self) -> io::Result<(u32, u32)> {
         let stat = rustix::fs::fstat(&self.directory)?;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use countersign_identity::{Selector, SelectorKind};
 use tokio::net::UnixStream;
 
-use super::{AttestRefused, Attestor, Caller, Facts, Peer, PinRefused};
+use super::{AttestRefused, Attestor, Caller, Facts, Household, Peer, PinRefused};
 
 /// Takes every caller for one simulated process, whose facts can be changed under way, as when it runs another program.
 #[derive(Clone, Debug)]
@@ -58,6 +58,10 @@ impl Attestor for SimulatedAttestor {
 impl Caller for SimulatedProcess {
     fn peer(&self) -> Peer {
         self.peer
+    }
+
+    fn household(&self) -> Household {
+        Household::Ours
     }
 
     fn facts(&self, kinds: &BTreeSet<SelectorKind>) -> Result<Facts, AttestRefused> {
