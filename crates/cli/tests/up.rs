@@ -182,20 +182,47 @@ fn a_killed_up_takes_its_processes_with_it() {
 #[test]
 fn a_killed_proxy_comes_back() {
     let up = Up::shop();
-    let status = up.status_until("the proxies report", |status| {
-        status["nodes"][0]["processes"].as_array().is_some_and(|all| 4 <= all.len())
-    });
-    let processes = status["nodes"][0]["processes"].as_array().unwrap().clone();
-    let orders = processes.iter().find(|process| {
-        process["kind"] == "proxy" && process["name"].as_str().unwrap().contains("orders")
-    });
-    let pid = i32::try_from(orders.unwrap()["pid"].as_u64().unwrap()).unwrap();
-    support::signal(pid, "KILL");
+    let pid = pid_of_proxy(&up, "orders");
+    support::signal(i32::try_from(pid).unwrap(), "KILL");
     until("the request goes through again", || {
         std::thread::park_timeout(Duration::from_millis(100));
         (!std::path::Path::new(&format!("/proc/{pid}")).exists() && up.get("web", "/").0 == 200)
             .then_some(())
     });
+}
+
+/// As where somebody else's manifest describes the same processes.
+#[test]
+fn a_proxy_of_up_stays_who_it_was_started_for_whatever_else_its_processes_come_to_match() {
+    let up = Up::shop();
+    let pid = pid_of_proxy(&up, "orders");
+    let folder = folder();
+    let file = folder.path().join("also.yaml");
+    // It comes first by its name.
+    let manifest = "apiVersion: countersign.dev/v1alpha1\nkind: Workload\nmetadata: {name: also}\n\
+                    spec: {selectors: [\"launch:orders\"]}\n";
+    std::fs::write(&file, manifest).unwrap();
+    up.json(&["apply", file.to_str().unwrap()]);
+    until("it is issued", || {
+        up.json(&["inventory"]).to_string().contains("spiffe://shop.example/also").then_some(())
+    });
+    support::signal(i32::try_from(pid).unwrap(), "KILL");
+    until("another proxy has its place, and serves", || {
+        let gone = !std::path::Path::new(&format!("/proc/{pid}")).exists();
+        (gone && up.get("web", "/").0 == 200).then_some(())
+    });
+}
+
+fn pid_of_proxy(up: &Up, name: &str) -> u64 {
+    let found = |status: &serde_json::Value| {
+        let processes = status["nodes"][0]["processes"].as_array()?;
+        let is_it = |process: &&serde_json::Value| {
+            process["kind"] == "proxy" && process["name"].as_str().unwrap().contains(name)
+        };
+        processes.iter().find(is_it)?["pid"].as_u64()
+    };
+    let status = up.status_until("the proxy reports", |status| found(status).is_some());
+    found(&status).unwrap()
 }
 
 #[test]

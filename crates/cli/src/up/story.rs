@@ -366,6 +366,8 @@ impl Cast {
             arguments.extend(["--name".into(), format!("{}-proxy", service.workload).into()]);
             let agent = format!("unix://{}", self.layout.agent_socket().display());
             arguments.extend(["--agent".into(), agent.into()]);
+            // Whatever else comes to match its processes, it is what it was started for.
+            arguments.extend(["--id".into(), service.spiffe_id.to_string().into()]);
             arguments.extend(["--run-dir".into(), self.layout.run.clone().into_os_string()]);
             let proxy = self.own(&name, arguments);
             proxies.push(Program { label: Some(service.label.to_string()), ..proxy });
