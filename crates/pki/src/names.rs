@@ -28,6 +28,8 @@ pub(crate) fn check_constraints(
     if bases.any(|base| base.kind == NameKind::Uri) {
         return Err(refused("a constraint on URI names is not understood".to_owned()));
     }
+    let networks = constraints.permitted.iter().chain(&constraints.excluded);
+    networks.filter(|base| base.kind == NameKind::Ip).try_for_each(check_network)?;
     let emails = constraints.permitted.iter().chain(&constraints.excluded);
     let emails = emails.into_iter().any(|base| base.kind == NameKind::Email);
     let permitted = in_one_form(&constraints.permitted)?;
@@ -121,7 +123,7 @@ fn shown(name: &GeneralName) -> String {
 fn within(name: &GeneralName, base: &GeneralName) -> Result<bool, Refused> {
     match name.kind {
         NameKind::Dns => Ok(dns_within(&name.bytes, &base.bytes)),
-        NameKind::Ip => ip_within(&name.bytes, &base.bytes),
+        NameKind::Ip => Ok(ip_within(&name.bytes, &base.bytes)),
         // Both in their one form, whose parts are self-delimiting, so that a prefix of the bytes is a prefix of the parts.
         NameKind::Directory => Ok(name.bytes.starts_with(&base.bytes)),
         NameKind::Other
@@ -216,19 +218,30 @@ fn wildcard_reaches(name: &GeneralName, base: &GeneralName) -> bool {
         && name.bytes.strip_prefix(b"*.").is_some_and(|rest| dns_within(&base.bytes, rest))
 }
 
-/// The base is an address and a mask of the same length.
-fn ip_within(address: &[u8], base: &[u8]) -> Result<bool, Refused> {
-    let (network, mask) = base.split_at(base.len() / 2);
-    if !matches!(base.len(), 8 | 32) {
+/// Whether the base is an address and a mask of the same length, in the style of CIDR (RFC 4632), which knows no mask with holes.
+fn check_network(base: &GeneralName) -> Result<(), Refused> {
+    if !matches!(base.bytes.len(), 8 | 32) {
         return Err(refused("a constraint on addresses has a wrong length".to_owned()));
     }
+    let (_network, mask) = base.bytes.split_at(base.bytes.len() / 2);
+    let mut after = mask.iter().skip_while(|byte| **byte == 255);
+    let edge = after.next().copied().unwrap_or(0);
+    if edge.leading_ones() != edge.count_ones() || after.any(|byte| *byte != 0) {
+        return Err(refused("the mask of a constraint on addresses has holes".to_owned()));
+    }
+    Ok(())
+}
+
+/// The base is such a network.
+fn ip_within(address: &[u8], base: &[u8]) -> bool {
+    let (network, mask) = base.split_at(base.len() / 2);
     // An IPv4 subtree says nothing about IPv6 addresses, so it does not hold them.
-    Ok(address.len() == network.len()
+    address.len() == network.len()
         && address
             .iter()
             .zip(mask)
             .map(|(byte, mask)| byte & mask)
-            .eq(network.iter().zip(mask).map(|(byte, mask)| byte & mask)))
+            .eq(network.iter().zip(mask).map(|(byte, mask)| byte & mask))
 }
 
 #[cfg(test)]

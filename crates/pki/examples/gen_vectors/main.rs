@@ -6,6 +6,7 @@
 
 mod accepted;
 mod authority;
+mod constraints;
 mod encoding;
 mod leaf;
 mod places;
@@ -231,9 +232,15 @@ fn main() {
     }
     std::fs::create_dir_all(folder.join("roots")).unwrap();
     let mut keys = Keys::open(testdata.join("keys"));
-    let cases = [accepted::cases(), leaf::cases(), authority::cases(), encoding::cases()]
-        .into_iter()
-        .flatten();
+    let cases = [
+        accepted::cases(),
+        leaf::cases(),
+        authority::cases(),
+        constraints::cases(),
+        encoding::cases(),
+    ]
+    .into_iter()
+    .flatten();
     let cases: Vec<Case> = cases.collect();
     let index: Vec<Value> = cases.iter().map(|case| write(case, &mut keys, &folder)).collect();
     let text = serde_json::to_string_pretty(&json!({ "cases": index })).unwrap() + "\n";

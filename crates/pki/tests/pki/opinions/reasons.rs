@@ -21,6 +21,12 @@ const KEYS: &str = "We refuse: algorithms that are sound, and not among those th
 const URI: &str = "We refuse: constraints on URI names. Software differs on what they mean for `spiffe://`, so nobody gets to rely on them";
 const WILDCARD: &str =
     "We refuse: a wildcard that reaches a name which is excluded; they compare letters";
+const DIRECTORY: &str =
+    "We refuse: directory names outside of the permitted ones, which GnuTLS does not compare";
+const BESIDE: &str = "We accept: directory names beside the excluded ones, which GnuTLS does not compare, and refuses";
+const MAIL: &str = "We refuse: an address of mail under any constraint on such addresses, because none is compared here; they compare them";
+const VERSIONS: &str = "We refuse: an address of another version than all that are permitted; to GnuTLS the two versions are two kinds of names";
+const MASK: &str = "We refuse: a constraint on addresses that is not a network in the style of CIDR (RFC 5280, 4.2.1.10), also where there is no address";
 const CRITICAL: &str =
     "We refuse: critical, and not processed here; they process it, or say that they do";
 const EXPLICIT: &str = "We refuse: policy constraints, also plain ones, because we process no policies; they look at policies only when told to";
@@ -43,6 +49,8 @@ pub(super) fn why(case: &Case) -> Option<&'static str> {
             "at_the_last_moment" => Some(LAST),
             "self_issued_authority_is_not_counted" => Some(SELF),
             "key_identifiers_that_do_not_match" => Some(IDENTIFIERS),
+            "directory_constraint_that_excludes_others"
+            | "subject_with_the_excluded_after_its_begin" => Some(BESIDE),
             "expired_certificate_sent_along" | "two_roots_of_one_name" => Some(ORDER),
             _ => None,
         };
@@ -62,6 +70,10 @@ pub(super) fn why(case: &Case) -> Option<&'static str> {
         Code::NameConstraint if has("uri_constraint") => Some(URI),
         Code::NameConstraint if has("wildcard") => Some(WILDCARD),
         Code::NameConstraint if has("more_names") => Some(BOUND),
+        Code::NameConstraint if any(&["subject_", "directory_"]) && !has("mail") => Some(DIRECTORY),
+        Code::NameConstraint if has("mail") => Some(MAIL),
+        Code::NameConstraint if any(&["mask", "six_bytes"]) => Some(MASK),
+        Code::NameConstraint if has("version") => Some(VERSIONS),
         Code::BadExtension if has("policy_constraints") => Some(EXPLICIT),
         Code::BadExtension if has("twice") => Some(TWICE),
         Code::BadExtension if has("critical") => Some(CRITICAL),
