@@ -279,6 +279,7 @@ mod tests {
     use tokio::net::UnixStream;
 
     use super::*;
+    use crate::attest::{Peer, SimulatedProcess};
 
     const BOUNDS: PlaceBounds = PlaceBounds { all: 64, user: 32, process: 4 };
 
@@ -366,6 +367,12 @@ mod tests {
         let more: Vec<_> = more.into_iter().flatten().collect();
         assert_eq!(gone(&root) + gone(&more) + gone(&[third]), 0);
         drop(crowds);
+        // Who it is, is asked where the number alone makes one known.
+        let user = |uid| {
+            let process = SimulatedProcess::new(Peer { pid: 1, uid, gid: uid }, []);
+            User::of(&process.living_in(Household::Other(7)))
+        };
+        assert_eq!((user(0), user(65_534)), (elsewhere(7), of(65_534)));
         // Where one of its processes was a workload, a container's root is no stranger.
         assert_eq!(places.known.rank(elsewhere(7)), Rank::Stranger);
         places.known.remember(elsewhere(7));

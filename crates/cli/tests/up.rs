@@ -203,8 +203,8 @@ fn a_proxy_of_up_stays_who_it_was_started_for_whatever_else_its_processes_come_t
                     spec: {selectors: [\"launch:orders\"]}\n";
     std::fs::write(&file, manifest).unwrap();
     up.json(&["apply", file.to_str().unwrap()]);
-    until("it is issued", || {
-        up.json(&["inventory"]).to_string().contains("spiffe://shop.example/also").then_some(())
+    up.status_until("the agent holds it", |status| {
+        status["nodes"].to_string().contains("spiffe://shop.example/also")
     });
     support::signal(i32::try_from(pid).unwrap(), "KILL");
     until("another proxy has its place, and serves", || {

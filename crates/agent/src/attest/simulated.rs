@@ -18,6 +18,7 @@ pub struct SimulatedAttestor {
 #[derive(Clone, Debug)]
 pub struct SimulatedProcess {
     peer: Peer,
+    household: Household,
     facts: Arc<Mutex<Option<BTreeSet<Selector>>>>, // None: it has ended
 }
 
@@ -31,7 +32,13 @@ impl SimulatedAttestor {
 impl SimulatedProcess {
     /// A live process of which these facts hold.
     pub fn new(peer: Peer, facts: impl IntoIterator<Item = Selector>) -> Self {
-        Self { peer, facts: Arc::new(Mutex::new(Some(facts.into_iter().collect()))) }
+        let facts = Arc::new(Mutex::new(Some(facts.into_iter().collect())));
+        Self { peer, household: Household::Ours, facts }
+    }
+
+    /// The same elsewhere.
+    pub fn living_in(self, household: Household) -> Self {
+        Self { household, ..self }
     }
 
     /// From now on these facts hold.
@@ -61,7 +68,7 @@ impl Caller for SimulatedProcess {
     }
 
     fn household(&self) -> Household {
-        Household::Ours
+        self.household
     }
 
     fn facts(&self, kinds: &BTreeSet<SelectorKind>) -> Result<Facts, AttestRefused> {
