@@ -165,6 +165,14 @@ fn a_store_that_takes_no_writes_is_told_of_and_told_of_no_more_once_it_takes_the
     assert!(filled.apply("two").status.success());
 }
 
+struct Lifted<'a>(&'a Faults);
+
+impl Drop for Lifted<'_> {
+    fn drop(&mut self) {
+        self.0.lift();
+    }
+}
+
 /// A disk that does not answer fails at nothing.
 #[test]
 fn a_store_whose_writes_hang_is_told_of_and_told_of_no_more_once_they_come_back() {
@@ -173,6 +181,8 @@ fn a_store_whose_writes_hang_is_told_of_and_told_of_no_more_once_they_come_back(
     assert_eq!(filled.readiness().0, "200");
     filled.hang();
     std::thread::scope(|scope| {
+        // However this ends, nobody waits for a write any more.
+        let _lifted = Lifted(&filled.faults);
         let waiting = scope.spawn(|| filled.apply("two"));
         until("it is not ready", || (filled.readiness().0 == "503").then_some(()));
         let (_, body) = filled.readiness();
