@@ -129,7 +129,7 @@ fn take(path: &Path) -> Result<File, StartError> {
         }
         match found {
             Found::Empty => {
-                file.write_all(MARK_TEXT).and_then(|()| file.sync_all()).map_err(failed)?
+                file.write_all(MARK_TEXT).and_then(|()| file.sync_all()).map_err(failed)?;
             }
             // On a whole one a server may have run since.
             Found::Marked if is_whole(path) => return Err(foreign()),
