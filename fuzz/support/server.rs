@@ -103,7 +103,7 @@ impl World {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new(Arc::new(SeededEntropy::new(2))));
         let kek = Kek::draw(&*entropy).expect("a seeded sequence does not end");
         let (name, clock) = ("server".to_owned(), clock as Arc<dyn Clock>);
-        let ground = Ground { name, store, clock, entropy };
+        let ground = Ground { name, store, clock, entropy, steady: None };
         let own = key(3);
         let (steps, token, joined) = runtime.block_on(async {
             let domain = "shop.example".parse().expect("it is one");

@@ -60,6 +60,8 @@ pub struct Ground {
     pub clock: Arc<dyn Clock>,
     /// Chance.
     pub entropy: Arc<dyn Entropy>,
+    /// How far time had come in the server's life before, as it wrote it down beside its store.
+    pub steady: Option<Timestamp>,
 }
 
 /// One life of a server.
@@ -124,7 +126,7 @@ impl Steps {
     /// # Errors
     /// When that does not make a state, or the authorities do not open.
     pub async fn start(ground: Ground, kek: &Kek) -> Result<Self, Refused> {
-        let Ground { name, store, clock, entropy } = ground;
+        let Ground { name, store, clock, entropy, steady } = ground;
         let authorities = match unseal(&*store, kek, &NoVault).await? {
             Unsealed::Open(authorities) => authorities,
             Unsealed::Sealed(why) => return Err(Refused::new(Code::NotReady, why)),
@@ -138,7 +140,7 @@ impl Steps {
             authorities: Arc::new(ArcSwap::from_pointee(authorities)),
             clock: Arc::clone(&clock),
             entropy: Arc::clone(&entropy),
-            time: Arc::new(TimeGuard::new(highest, &*clock)),
+            time: Arc::new(TimeGuard::new(highest, steady, &*clock)),
             memory: ChainMemory::new(),
         };
         let control = Control {
@@ -172,6 +174,11 @@ impl Steps {
     /// The name of the root's key.
     pub fn trust(&self) -> KeyId {
         self.trust
+    }
+
+    /// How far time has come, to be written down; nothing while the clock is behind the log.
+    pub fn steady(&self) -> Option<Timestamp> {
+        self.control.desk.time.steady(&*self.control.clock).ok()
     }
 
     /// The trust domain's lifetimes.

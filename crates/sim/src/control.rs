@@ -43,6 +43,8 @@ struct Server {
     skew: i64,
     /// The latest moment of which its present life knows.
     latest: Timestamp,
+    /// How far time had come, as it wrote it down beside its store.
+    kept: Option<Timestamp>,
 }
 
 struct OpenLine {
@@ -105,6 +107,7 @@ impl Control {
     /// A new life, on what the store holds.
     pub(crate) fn start(&mut self, server: usize) {
         let ground = ground(server, &self.store, &self.servers[server].clock, &self.entropy);
+        let ground = Ground { steady: self.servers[server].kept, ..ground };
         let started = self.runtime.block_on(Steps::start(ground, &self.kek));
         let latest = self.latest();
         let server = &mut self.servers[server];
@@ -129,11 +132,15 @@ impl Control {
         *latest = now.max(*latest);
     }
 
-    /// True time passes, and each server's clock shows it as it does.
-    pub(crate) fn set_time(&self, now: Timestamp) {
+    /// True time passes, and each server's clock shows it as it does. A server that is up writes down how far it has come.
+    pub(crate) fn set_time(&mut self, now: Timestamp) {
         let passed = now.since(self.clock.now());
         self.clock.advance(passed);
-        self.servers.iter().for_each(|server| server.clock.advance(passed));
+        for server in &mut self.servers {
+            server.clock.advance(passed);
+            let steady = server.steps.as_ref().and_then(Steps::steady);
+            server.kept = steady.or(server.kept);
+        }
     }
 
     /// Sets the clock of one server by so many microseconds from true time.
@@ -324,7 +331,7 @@ impl Control {
 impl Server {
     fn with_clock_at(now: Timestamp) -> Self {
         let clock = Arc::new(SimClock::new(now));
-        Self { steps: None, seen: None, clock, skew: 0, latest: now }
+        Self { steps: None, seen: None, clock, skew: 0, latest: now, kept: None }
     }
 }
 
@@ -336,7 +343,7 @@ fn ground(
 ) -> Ground {
     let (store, entropy) = (Arc::clone(store), Arc::clone(entropy));
     let clock = Arc::clone(clock) as Arc<dyn Clock>;
-    Ground { name: format!("s{server}"), store, clock, entropy }
+    Ground { name: format!("s{server}"), store, clock, entropy, steady: None }
 }
 
 /// So many revisions back it is known what each node was to know.

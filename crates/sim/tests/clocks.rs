@@ -58,3 +58,22 @@ fn server_whose_clock_jumps_ahead_drops_no_rule_until_it_has_gone_on_so_for_an_h
     world.trim_rules(0);
     assert_eq!(world.rules_in_store(), 1, "what it covers may be valid still");
 }
+
+#[test]
+fn what_a_server_recorded_under_a_clock_that_was_ahead_makes_no_new_life_believe_that_clock() {
+    const DAYS: i64 = 5 * 86_400_000_000;
+    let mut world = world(3);
+    world.revoke(1, 0, Leaked::Identity);
+    world.run(Duration::from_secs(2));
+    world.set_server_clock(0, DAYS);
+    // This one is of the time that the clock shows, and so is what its agents renew.
+    world.revoke(2, 0, Leaked::Identity);
+    world.run(Duration::from_secs(2));
+    for _ in 0..3 {
+        world.lose_server(0);
+        world.start_server(0);
+        world.trim_rules(0);
+        assert_eq!(world.rules_in_store(), 2, "what the first covers may be valid still");
+        world.run(Duration::from_secs(1));
+    }
+}

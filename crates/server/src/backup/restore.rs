@@ -18,9 +18,10 @@ use super::make::place;
 use crate::authority::{Unsealed, internal, unseal};
 use crate::config::{StartError, StoreAt, kek_path};
 use crate::directory::{self, Domain};
-use crate::incarnation::{Beginning, Cause, ClockIs, Known, LogKey, begin, read_rules};
+use crate::incarnation::{Beginning, Cause, ClockIs, Handed, Known, LogKey, begin, read_rules};
 use crate::refusal::Refused;
 use crate::storage;
+use crate::watch::KeptTime;
 
 /// What is to be restored, and where.
 #[derive(Clone, Debug)]
@@ -94,7 +95,7 @@ pub(crate) async fn restore_at(
     let building = Building::begin(&config.data)?;
     // 3. The state as it was, in a new incarnation; of one that is for a database, too, nobody else sees anything before.
     let state = building.state(&config.store)?;
-    let place = NewPlace { config, kek: &kek, state: &state, now };
+    let place = NewPlace { config, kek: &kek, data: &building.path, state: &state, now };
     let report = fill(&place, &end, progress).await?;
     directory::copy_private(&config.kek, &kek_path(building.path()))?;
     let domain = Domain::new(report.trust_domain.clone(), &SystemEntropy).map_err(internal)?;
@@ -156,6 +157,8 @@ fn read(
 struct NewPlace<'a> {
     config: &'a RestoreConfig,
     kek: &'a Kek,
+    /// The data directory that is made.
+    data: &'a Path,
     /// The directory of the state.
     state: &'a Path,
     now: Timestamp,
@@ -215,7 +218,7 @@ async fn reborn(
     about: &About,
     entropy: Arc<dyn Entropy>,
 ) -> Result<RestoreReport, StartError> {
-    let NewPlace { config, kek, state, now } = *new;
+    let NewPlace { config, kek, data, state, now } = *new;
     let store = storage::open(&StoreAt::Directory, state, Arc::clone(&entropy)).await?;
     if let Unsealed::Sealed(why) = unseal(&*store, kek, &NoVault).await? {
         return Err(StartError::WrongKek { path: config.kek.clone(), why });
@@ -225,12 +228,17 @@ async fn reborn(
         Some(folder) => read_rules(folder, &log_key)?,
         None => (Vec::new(), 0),
     };
+    // How long ago that was only the clock says, which may be ahead: until it has gone on for an hour nothing is dropped by it.
+    let newest = rules.iter().map(Handed::at).fold(about.at, Timestamp::max);
+    let steady = newest.min(now);
+    KeptTime::write(data, steady)?;
     let before = store.snapshot().await?.records.len();
     let clock = if config.clock_is_right { ClockIs::Right } else { ClockIs::Compared };
     let beginning = Beginning {
         store: &*store,
         cause: Cause::Restored,
         now,
+        steady,
         hold_off: config.hold_off,
         seen: 0,
         reached: None,

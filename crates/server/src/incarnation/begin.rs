@@ -13,7 +13,7 @@ use crate::refusal::Refused;
 use crate::revoke::held;
 use crate::run::latest;
 use crate::state::State;
-use crate::watch::TimeGuard;
+use crate::watch::{Moment, TimeGuard};
 
 /// How often it is tried again because a replica that does not know yet has written. It may issue all the while, so each
 /// attempt takes no longer than what came since the one before.
@@ -26,6 +26,8 @@ pub(crate) struct Beginning<'a> {
     pub(crate) store: &'a dyn Store,
     pub(crate) cause: Cause,
     pub(crate) now: Timestamp,
+    /// How far time has certainly come: rules that have ended by then are not taken in.
+    pub(crate) steady: Timestamp,
     pub(crate) hold_off: Duration,
     /// The greatest incarnation that anybody has seen.
     pub(crate) seen: Incarnation,
@@ -133,7 +135,8 @@ pub(crate) async fn begin(beginning: Beginning<'_>) -> Result<Option<Life>, Refu
                 if life.taking_in.is_none() {
                     return Ok(Some(life));
                 }
-                return take_in(store, &beginning.rules, life.began).await.map(Some);
+                let at = Moment { now: life.began, steady: beginning.steady };
+                return take_in(store, &beginning.rules, at).await.map(Some);
             }
             Err(StoreError::Conflict { .. } | StoreError::LogMoved { .. }) => {}
             Err(error) => return Err(error.into()),
@@ -257,17 +260,23 @@ fn first(
     beginning: &Beginning<'_>,
 ) -> (Batch, Life) {
     let rules = &beginning.rules;
-    let whole = batch(state, &life, incarnation, rules);
+    let steady = beginning.steady;
+    let whole = batch(state, &life, incarnation, (rules, steady));
     let rows = whole.changes.len().max(whole.events.len()).max(whole.ops.len());
     if rows <= BATCH_ROWS_MAX {
         return (whole, life);
     }
     let life = Life { taking_in: Some(beginning.by.to_owned()), ..life };
     let some = &rules[..rules.len().min(RULES_MAX)];
-    (batch(state, &life, incarnation, some), life)
+    (batch(state, &life, incarnation, (some, steady)), life)
 }
 
-fn batch(state: &State, life: &Life, incarnation: Incarnation, rules: &[Handed]) -> Batch {
+fn batch(
+    state: &State,
+    life: &Life,
+    incarnation: Incarnation,
+    (rules, steady): (&[Handed], Timestamp),
+) -> Batch {
     let subject = state.domain().trust_domain.id().to_string();
     let details = serde_json::json!({
         "cause": life.cause, "from": life.from, "holdUntil": life.hold_until,
@@ -281,7 +290,8 @@ fn batch(state: &State, life: &Life, incarnation: Incarnation, rules: &[Handed])
         events: vec![event.with_details(details)],
         ..Batch::default()
     };
-    let back = taken_back(state, Some(life), rules, "journal", life.began);
+    let at = Moment { now: life.began, steady };
+    let back = taken_back(state, Some(life), rules, "journal", at);
     batch.changes.extend(back.changes);
     batch.events.extend(back.events);
     batch.ops.extend(back.ops);

@@ -19,6 +19,7 @@ use crate::digest::sha256;
 use crate::refusal::Refused;
 use crate::revoke::{shown, suspension_change, suspension_name};
 use crate::state::{Key, State};
+use crate::watch::Moment;
 
 /// Rules in one request.
 const RECORDS_MAX: usize = 1024;
@@ -62,7 +63,7 @@ const SUSPENSION_KEPT: Duration = Duration::from_secs(30 * 86_400);
 
 impl Handed {
     /// When it was made.
-    pub(super) fn at(&self) -> Timestamp {
+    pub(crate) fn at(&self) -> Timestamp {
         match &self.rule {
             Rule::Revocation(rule) => rule.at,
             Rule::Suspension(suspension) => suspension.at,
@@ -70,10 +71,10 @@ impl Handed {
     }
 
     /// Whether a state that lost it could still need it.
-    pub(super) fn could_matter(&self, now: Timestamp) -> bool {
+    pub(super) fn could_matter(&self, steady: Timestamp) -> bool {
         match &self.rule {
-            Rule::Revocation(rule) => !rule.is_moot(now),
-            Rule::Suspension(suspension) => now < suspension.at + SUSPENSION_KEPT,
+            Rule::Revocation(rule) => !rule.is_moot(steady),
+            Rule::Suspension(suspension) => steady < suspension.at + SUSPENSION_KEPT,
         }
     }
 }
@@ -112,15 +113,15 @@ pub(crate) async fn hand_back(
     let actor = caller.row.spiffe_id.to_string();
     for _attempt in 0..ATTEMPTS_MAX {
         let state = control.feed.current();
-        let now = control.desk.time.highest(control.clock.now());
-        let batch = taken_back(&state, state.life().as_deref(), &handed, &actor, now);
+        let at = control.desk.time.recorded_moment(&*control.clock);
+        let batch = taken_back(&state, state.life().as_deref(), &handed, &actor, at);
         let taken = batch.changes.len() as u64;
         if taken == 0 {
             return Ok(v1::HandBackResponse { taken });
         }
         match control.store.commit(Batch { expected: Some(state.revision), ..batch }).await {
             Ok(committed) => {
-                control.desk.time.recorded(now);
+                control.desk.time.recorded(at.now);
                 shown(&control, committed.revision).await;
                 tracing::warn!(node = %caller.id(), taken, revision = %committed.revision, "rules were taken back that the store had lost");
                 return Ok(v1::HandBackResponse { taken });
@@ -144,14 +145,15 @@ fn is_known(state: &State, record: &v1::SignedRecord) -> bool {
 }
 
 /// What takes these rules into a state that lacks them: the rules, what goes with each, and what the log says of it. Those
-/// that are known or moot are left out.
+/// that are known are left out, and those that are moot at the time as it has certainly come: a clock that is ahead makes none so.
 pub(crate) fn taken_back(
     state: &State,
     life: Option<&Life>,
     handed: &[Handed],
     actor: &str,
-    now: Timestamp,
+    at: Moment,
 ) -> Batch {
+    let Moment { now, steady } = at;
     let mut batch = Batch { narrows: true, ..Batch::default() };
     let mut put: HashSet<(Kind, String)> = HashSet::new();
     let known = state.revocations();
@@ -160,7 +162,7 @@ pub(crate) fn taken_back(
     for one in handed {
         match &one.rule {
             Rule::Revocation(rule) => {
-                if rule.is_moot(now) || known.contains(rule) || !taken.insert(rule.clone()) {
+                if rule.is_moot(steady) || known.contains(rule) || !taken.insert(rule.clone()) {
                     continue;
                 }
                 let name = free_name(state, &put, one);

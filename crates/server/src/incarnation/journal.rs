@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use countersign_api::v1;
-use countersign_identity::{Clock, Incarnation, Name, Revision, Timestamp};
+use countersign_identity::{Incarnation, Name, Revision, Timestamp};
 use countersign_store::Kind;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -125,12 +125,12 @@ impl Journal {
     }
 
     /// Writes every rule of each state until stopped. What an earlier life wrote and the state does not know stays in it, as
-    /// long as it could matter: the state may have lost it.
+    /// long as it could matter at the time as it has certainly come: the state may have lost it.
     pub(crate) async fn run(
         self: Arc<Self>,
         key: Arc<LogKey>,
         feed: StateFeed,
-        clock: Arc<dyn Clock>,
+        steady: Timestamp,
         stop: CancellationToken,
     ) {
         let mut states = feed.watch();
@@ -141,10 +141,9 @@ impl Journal {
             let signed = key.sign(&rules(&state));
             let rules = Rules { of: state.revision.incarnation, signed };
             let (journal, key, before) = (Arc::clone(&self), Arc::clone(&key), written.clone());
-            let now = clock.now();
             self.progress.send_modify(|progress| progress.writing = Some(Instant::now()));
             let writing = tokio::task::spawn_blocking(move || match before {
-                None => journal.begin(&key, rules, now),
+                None => journal.begin(&key, rules, steady),
                 Some(before) => journal.go_on(before, rules, end),
             });
             let done = writing.await.map_err(|broken| broken.to_string());
@@ -188,12 +187,17 @@ impl Journal {
     }
 
     /// Writes it anew: what is in force, and what is in it already and could still matter.
-    fn begin(&self, log_key: &LogKey, rules: Rules, now: Timestamp) -> Result<Written, StartError> {
+    fn begin(
+        &self,
+        log_key: &LogKey,
+        rules: Rules,
+        steady: Timestamp,
+    ) -> Result<Written, StartError> {
         let mut kept = Vec::new();
         if self.path.exists() {
             read_file(&self.path, log_key, &mut kept)?;
         }
-        kept.retain(|record| Handed::read(record).is_ok_and(|handed| handed.could_matter(now)));
+        kept.retain(|record| Handed::read(record).is_ok_and(|handed| handed.could_matter(steady)));
         let Rules { of, signed } = rules;
         let in_state = signed.iter().map(key).collect();
         let lines = kept.into_iter().chain(signed).map(|rule| (key(&rule), rule)).collect();

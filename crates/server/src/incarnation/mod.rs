@@ -20,6 +20,6 @@ pub(crate) use journal::{Journal, read_rules};
 pub(crate) use life::{Before, Served};
 pub(crate) use life::{CURRENT, Cause, Life};
 pub(crate) use log_key::LogKey;
-pub(crate) use seen::{Found, Seen, remember};
+pub(crate) use seen::{Beside, Found, Seen, remember};
 pub(crate) use settle::{resume_issuing, settle};
 pub(crate) use take_in::take_in_the_rest;

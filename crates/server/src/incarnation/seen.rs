@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::StartError;
 use crate::directory::write_whole;
+use crate::watch::{Ends, KeptTime, TimeGuard};
 
 /// How often it is written down when it moved.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -133,24 +134,37 @@ impl LastPrimary {
     }
 }
 
-/// Writes down what is seen, now and then, until stopped, and once more then.
+/// What is kept beside the store, and by which time.
+pub(crate) struct Beside {
+    pub(crate) data: PathBuf,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) time: Arc<TimeGuard>,
+}
+
+/// Writes down what is seen, and how far time has come, now and then, until stopped, and once more then.
 ///
 /// When the store has lost its tail under this server, that is written down, so that the server's next life begins a new
 /// incarnation, and `lost` tells that this life is over.
 pub(crate) async fn remember(
-    (data, clock): (PathBuf, Arc<dyn Clock>),
+    Beside { data, clock, time }: Beside,
     store: Arc<dyn Store>,
     lost: CancellationToken,
     stop: CancellationToken,
 ) {
     // It may not answer from the start on: what was written down before it was worked on is there all the same.
     let mut written = Seen::read(&data);
+    let mut kept = KeptTime::new(data.clone());
     loop {
         let stopped = tokio::select! {
             () = stop.cancelled() => true,
             () = tokio::time::sleep(clock.beat(PAUSE)) => false,
         };
-        match Seen::look(&*store, written.as_ref()).await {
+        let looked = Seen::look(&*store, written.as_ref()).await;
+        if let Ok(seen) = &looked {
+            let ends = if stopped { Ends::Now } else { Ends::Later };
+            kept.keep(&time, &*clock, seen.log_size, ends).await;
+        }
+        match looked {
             Ok(seen) if written.as_ref() != Some(&seen) => {
                 written = write_down(&data, &seen).await.then_some(seen);
             }

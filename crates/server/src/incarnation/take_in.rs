@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use countersign_identity::{Code, Timestamp};
+use countersign_identity::Code;
 use countersign_store::{Batch, Store, StoreError};
 
 use super::hand_back::{Handed, taken_back};
@@ -14,6 +14,7 @@ use crate::authority::internal;
 use crate::config::StartError;
 use crate::refusal::Refused;
 use crate::state::State;
+use crate::watch::Moment;
 
 /// Rules in one batch: each makes up to two changes with an event, so that there is room for them all.
 pub(super) const RULES_MAX: usize = 20_000;
@@ -27,11 +28,11 @@ const ATTEMPTS_MAX: usize = 100;
 pub(super) async fn take_in(
     store: &dyn Store,
     rules: &[Handed],
-    now: Timestamp,
+    at: Moment,
 ) -> Result<Life, Refused> {
     for some in rules.chunks(RULES_MAX) {
         let batch = |state: &State| {
-            let batch = taken_back(state, state.life().as_deref(), some, "journal", now);
+            let batch = taken_back(state, state.life().as_deref(), some, "journal", at);
             (!batch.changes.is_empty()).then_some(batch)
         };
         amend(store, batch).await?;
@@ -39,7 +40,7 @@ pub(super) async fn take_in(
     amend(store, |state| {
         let life = state.life().filter(|life| life.taking_in.is_some())?;
         // Whoever waited for this has a lifetime's time to have everything issued anew.
-        let cover = cover_at(now, Duration::ZERO, state.longest_svid().duration());
+        let cover = cover_at(at.now, Duration::ZERO, state.longest_svid().duration());
         let life =
             Life { taking_in: None, cover_at: life.cover_at.max(cover), ..Life::clone(&life) };
         Some(Batch { changes: vec![life.change()], ..Batch::default() })
@@ -59,7 +60,7 @@ pub(crate) async fn take_in_the_rest(
     server: &str,
     journal: Option<&Path>,
     key: &LogKey,
-    now: Timestamp,
+    at: Moment,
 ) -> Result<(), StartError> {
     let state = State::from_snapshot(store.snapshot().await?).map_err(internal)?;
     let Some(life) = state.life() else { return Ok(()) };
@@ -73,7 +74,7 @@ pub(crate) async fn take_in_the_rest(
         return Ok(());
     };
     let (rules, _refused) = read_rules(folder, key)?;
-    take_in(store, &rules, now).await?;
+    take_in(store, &rules, at).await?;
     tracing::warn!("the rules of the journal are taken in");
     Ok(())
 }

@@ -22,7 +22,7 @@ use crate::console::{Console, ConsoleAt, ConsoleDoor, Entrance, Streams};
 use crate::control::Control;
 use crate::edge::{Edge, NodeRoutes};
 use crate::incarnation::{
-    Beginning, Cause, Known, begin, read_rules, remember, settle, take_in_the_rest,
+    Beginning, Beside, Cause, Known, begin, read_rules, remember, settle, take_in_the_rest,
 };
 use crate::issue::Own;
 use crate::log::{Retention, Signer};
@@ -130,10 +130,13 @@ impl Parts {
         spawn(&mut parts, keep_flows(Arc::clone(&control), after.clone()));
         spawn(&mut parts, keep_tallies(Arc::clone(&control), after.clone()));
         spawn(&mut parts, settle(Arc::clone(&control), after.clone()));
-        let (data, store) = (start.config.data.clone(), Arc::clone(&start.store));
-        let clock = Arc::clone(&start.around.clock);
-        let lost = CancellationToken::new();
-        spawn(&mut parts, remember((data, clock), store, lost.clone(), after.clone()));
+        let beside = Beside {
+            data: start.config.data.clone(),
+            clock: Arc::clone(&start.around.clock),
+            time: Arc::clone(&start.time),
+        };
+        let (store, lost) = (Arc::clone(&start.store), CancellationToken::new());
+        spawn(&mut parts, remember(beside, store, lost.clone(), after.clone()));
         if let Some(key) = &control.log_key {
             let signer = Signer::new(Arc::clone(&control), Arc::clone(key))?;
             spawn(&mut parts, signer.run(after.clone()));
@@ -144,8 +147,8 @@ impl Parts {
         }
         if let (Some(journal), Some(key)) = (&control.journal, &control.log_key) {
             let (journal, key) = (Arc::clone(journal), Arc::clone(key));
-            let clock = Arc::clone(&start.around.clock);
-            spawn(&mut parts, journal.run(key, control.feed.clone(), clock, after.clone()));
+            let steady = start.time.certain(&*start.around.clock);
+            spawn(&mut parts, journal.run(key, control.feed.clone(), steady, after.clone()));
         }
         let (hold_off, journal) = (start.config.hold_off, start.config.journal.clone());
         let own = (start.domain.server.to_string(), journal);
@@ -273,8 +276,8 @@ async fn recover(
             // It may have begun, without all rules of the journal.
             () = control.clock.sleep_until(again), if failed => {
                 let Some(key) = &control.log_key else { continue };
-                let now = control.desk.time.highest(control.clock.now());
-                let rest = take_in_the_rest(&*control.store, &server, journal.as_deref(), key, now);
+                let at = control.desk.time.recorded_moment(&*control.clock);
+                let rest = take_in_the_rest(&*control.store, &server, journal.as_deref(), key, at);
                 match rest.await {
                     Ok(()) => failed = false,
                     Err(error) => tracing::error!(%error, "the rules of the journal are not taken in"),
@@ -301,8 +304,9 @@ async fn recover(
             }
         };
         let known = Known::of(&control.desk.time);
-        let by = server.as_str();
-        let beginning = Beginning { store, cause, now, hold_off, seen, reached, rules, by, known };
+        let (by, steady) = (server.as_str(), control.desk.time.certain(&*control.clock));
+        let beginning =
+            Beginning { store, cause, now, steady, hold_off, seen, reached, rules, by, known };
         match begin(beginning).await {
             Ok(life) => {
                 life.into_iter().for_each(|life| control.desk.time.recorded(life.began));

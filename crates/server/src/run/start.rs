@@ -23,7 +23,7 @@ use crate::incarnation::{
 };
 use crate::state::{Feeder, State};
 use crate::storage;
-use crate::watch::{About, LogTree, TimeGuard};
+use crate::watch::{About, KeptTime, LogTree, TimeGuard};
 
 /// A server whose data directory is open.
 pub(super) struct Start {
@@ -56,8 +56,10 @@ impl Start {
             path: config.data.clone(),
             source,
         })?;
-        // 4. What time the log says it was last.
-        let time = Arc::new(TimeGuard::new(latest(&*store).await?, &*around.clock));
+        // 4. What time the log says it was last, and what time it was by what had passed.
+        let written = KeptTime::read(&config.data);
+        let time = TimeGuard::new(latest(&*store).await?, written, &*around.clock);
+        let time = Arc::new(time);
         let started = around.clock.now();
         Ok(Self { config, domain, store, socket, operators, time, started, around })
     }
@@ -164,9 +166,9 @@ impl Start {
             None => Found::Same,
         };
         let Found::Behind(seen) = found else {
-            let now = self.time.highest(self.around.clock.now());
+            let at = self.time.recorded_moment(&*self.around.clock);
             let journal = self.config.journal.as_deref();
-            return take_in_the_rest(store, &server, journal, log_key, now).await;
+            return take_in_the_rest(store, &server, journal, log_key, at).await;
         };
         tracing::error!(seen = %seen.revision, leaves = seen.log_size, "the store is behind what was seen of it");
         let rules = match &self.config.journal {
@@ -177,6 +179,7 @@ impl Start {
             store,
             cause: Cause::Behind,
             now: self.around.clock.now(),
+            steady: self.time.certain(&*self.around.clock),
             hold_off: self.config.hold_off,
             seen: seen.revision.incarnation,
             // It may be behind by being another one.

@@ -74,7 +74,7 @@ impl Steps {
         let state = self.control.feed.current();
         let handed = records.iter().map(Handed::read).collect::<Result<Vec<_>, _>>()?;
         let life = state.life();
-        let now = self.control.clock.now();
-        Ok(taken_back(&state, life.as_deref(), &handed, OPERATOR, now).changes.len())
+        let at = self.control.desk.time.moment(&*self.control.clock);
+        Ok(taken_back(&state, life.as_deref(), &handed, OPERATOR, at).changes.len())
     }
 }

@@ -277,6 +277,7 @@ async fn agent_that_is_ahead_of_a_snapshot_but_not_of_the_store_begins_no_incarn
         store: &store,
         cause: crate::incarnation::Cause::Behind,
         now: realm.clock.now(),
+        steady: realm.clock.now(),
         hold_off: Duration::from_secs(60),
         seen: head.incarnation,
         reached: Some(reached),

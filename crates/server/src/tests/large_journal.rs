@@ -15,6 +15,7 @@ use crate::incarnation::{
     Beginning, Cause, ClockIs, Handed, Known, Life, LogKey, begin, take_in_the_rest,
 };
 use crate::state::State;
+use crate::watch::Moment;
 
 fn open(realm: &Realm) -> SqliteStore {
     SqliteStore::open(&realm.data(), Arc::new(SystemEntropy)).unwrap()
@@ -28,7 +29,7 @@ fn beginning<'a>(
 ) -> Beginning<'a> {
     let known = Known { at: now, by: "nobody", clock: ClockIs::Compared };
     let (cause, hold_off) = (Cause::Behind, Duration::from_secs(60));
-    Beginning { store, cause, now, hold_off, seen: 1, reached: None, rules, by, known }
+    Beginning { store, cause, now, steady: now, hold_off, seen: 1, reached: None, rules, by, known }
 }
 
 async fn state(store: &SqliteStore) -> State {
@@ -70,9 +71,9 @@ async fn nothing_is_issued_before_every_rule_of_a_large_journal_is_taken_in_also
     // Another server has another journal.
     let kek = countersign_seal::KekFile::open(&realm.data().join("kek")).unwrap();
     let key = LogKey::open(&store, &kek).await.unwrap().unwrap();
-    take_in_the_rest(&store, "two", Some(&folder), &key, now).await.unwrap();
+    take_in_the_rest(&store, "two", Some(&folder), &key, Moment::from(now)).await.unwrap();
     assert!(state(&store).await.life().unwrap().taking_in.is_some());
-    take_in_the_rest(&store, "one", Some(&folder), &key, now).await.unwrap();
+    take_in_the_rest(&store, "one", Some(&folder), &key, Moment::from(now)).await.unwrap();
     let whole = state(&store).await;
     assert_eq!(whole.revocations().len(), count as usize);
     assert_eq!(whole.life().unwrap().taking_in, None);

@@ -3,6 +3,7 @@
 mod admin;
 mod browser;
 mod client;
+mod clocks;
 mod console;
 mod converge;
 mod edge;

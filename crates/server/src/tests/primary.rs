@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use countersign_identity::{SystemClock, SystemEntropy};
+use countersign_identity::{Clock as _, SystemClock, SystemEntropy};
 use countersign_store::{Password, PostgresStore, Store};
 use tokio_util::sync::CancellationToken;
 
-use crate::incarnation::{Seen, remember};
+use crate::incarnation::{Beside, Seen, remember};
+use crate::watch::TimeGuard;
 
 #[path = "../../../store/tests/support/postgres.rs"]
 #[expect(dead_code, reason = "the store's own tests use the rest of it")]
@@ -48,7 +49,8 @@ async fn a_new_primary_is_written_down_also_when_it_is_gone_before_it_was_ever_l
     standby.kill();
     let (lost, stop) = (CancellationToken::new(), CancellationToken::new());
     stop.cancel();
-    let place = (folder.path().to_owned(), Arc::new(SystemClock) as _);
-    remember(place, Arc::clone(&store), lost, stop).await;
+    let time = Arc::new(TimeGuard::new(SystemClock.now(), None, &SystemClock));
+    let beside = Beside { data: folder.path().to_owned(), clock: Arc::new(SystemClock), time };
+    remember(beside, Arc::clone(&store), lost, stop).await;
     assert_eq!(timeline(), 2);
 }

@@ -182,6 +182,7 @@ impl Elsewhere {
             store: Arc::new(MemoryStore::new(Arc::new(SeededEntropy::new(8)))),
             clock: Arc::new(SimClock::new(now)),
             entropy: Arc::clone(&entropy),
+            steady: None,
         };
         let (kek, key) = (Kek::draw(&*entropy).unwrap(), || PrivateKey::generate(KeyKind::P256));
         let name = domain.parse().unwrap();

@@ -4,6 +4,7 @@ mod accepted;
 mod answered;
 mod facts;
 mod flows;
+mod kept;
 mod metrics;
 mod pulse;
 mod seen;
@@ -28,13 +29,14 @@ pub(crate) use accepted::{accept_clock, in_order_from, learn};
 pub(crate) use answered::{Answers, answers};
 pub(crate) use facts::{Fact, Facts};
 pub(crate) use flows::{Flows, flows, keep_flows};
+pub(crate) use kept::{Ends, KeptTime};
 pub(crate) use metrics::{metric_table, serve_metrics};
 pub(crate) use pulse::Pulse;
 pub(crate) use seen::{Found, Sought, Wanted, search};
 pub(crate) use status::{About, LogTree, sealed_status, status};
 pub(crate) use table::Row;
 pub(crate) use tallies::{SPAN, Tallies, keep_tallies, span_of};
-pub(crate) use time::TimeGuard;
+pub(crate) use time::{Moment, TimeGuard};
 
 /// The server's own name among the enforcement points.
 pub(crate) const SERVER_POINT: &str = "server";

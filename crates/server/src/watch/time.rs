@@ -21,6 +21,23 @@ pub(crate) struct TimeGuard {
     course: Mutex<Course>,
 }
 
+/// A moment: what the clock shows, and how far time has certainly come, which is never later.
+///
+/// What would be lost for good where the clock is ahead goes by `steady`; what must not be late goes by `now`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moment {
+    pub(crate) now: Timestamp,
+    pub(crate) steady: Timestamp,
+}
+
+/// Of a clock that is right.
+#[cfg(test)]
+impl From<Timestamp> for Moment {
+    fn from(now: Timestamp) -> Self {
+        Self { now, steady: now }
+    }
+}
+
 /// What the clock should show: time passes from a moment that is known at the rate at which the clock runs.
 #[derive(Clone, Copy, Debug)]
 struct Course {
@@ -70,11 +87,14 @@ impl Course {
 }
 
 impl TimeGuard {
-    /// Begins with the time of the log's last entry.
-    pub(crate) fn new(highest: Timestamp, clock: &dyn Clock) -> Self {
-        let from = Mark { shown: highest, ran: clock.ran() };
+    /// Begins with the time of the log's last entry, and with what this server wrote down of the time, if it did.
+    pub(crate) fn new(in_log: Timestamp, written: Option<Timestamp>, clock: &dyn Clock) -> Self {
+        // The entry may have been recorded under a clock that was ahead. What was written down may be of a time before the
+        // operator set it back.
+        let shown = written.map_or(in_log, |written| written.min(in_log));
+        let from = Mark { shown, ran: clock.ran() };
         let course = Mutex::new(Course { from, ahead: None });
-        Self { highest: AtomicI64::new(highest.micros()), course }
+        Self { highest: AtomicI64::new(in_log.micros()), course }
     }
 
     /// The time for what takes something away that cannot be had again: no later than the clock, nor, until that has gone
@@ -86,6 +106,23 @@ impl TimeGuard {
     pub(crate) fn steady(&self, clock: &dyn Clock) -> Result<Timestamp, Refused> {
         let now = self.trusted(clock.now())?;
         Ok(self.course().look(now, clock.ran()))
+    }
+
+    /// The same also while the clock is behind what was recorded: it is no later than the clock, so nothing ends early by it.
+    pub(crate) fn certain(&self, clock: &dyn Clock) -> Timestamp {
+        self.moment(clock).steady
+    }
+
+    /// The present moment for what must happen whatever the clock says: it is recorded at the highest time that was seen.
+    pub(crate) fn recorded_moment(&self, clock: &dyn Clock) -> Moment {
+        let Moment { now, steady } = self.moment(clock);
+        Moment { now: self.highest(now), steady }
+    }
+
+    /// The present moment.
+    pub(crate) fn moment(&self, clock: &dyn Clock) -> Moment {
+        let now = clock.now();
+        Moment { now, steady: self.course().look(now, clock.ran()) }
     }
 
     /// By how much the clock is ahead of where it was expected, where that is told.
@@ -154,7 +191,7 @@ mod tests {
 
     fn guard() -> (TimeGuard, SimClock) {
         let clock = SimClock::new(START);
-        (TimeGuard::new(START, &clock), clock)
+        (TimeGuard::new(START, None, &clock), clock)
     }
 
     fn ahead(guard: &TimeGuard, clock: &SimClock) -> Duration {
@@ -203,7 +240,7 @@ mod tests {
     #[test]
     fn time_that_an_operator_accepted_is_believed() {
         let clock = SimClock::new(START);
-        let guard = TimeGuard::new(START + DAYS, &clock);
+        let guard = TimeGuard::new(START + DAYS, None, &clock);
         assert!(guard.trusted(clock.now()).is_err());
         guard.accept(clock.now(), &clock);
         assert_eq!(ahead(&guard, &clock), Duration::ZERO);
@@ -220,6 +257,32 @@ mod tests {
         assert_eq!(ahead(&guard, &clock), HOUR - Duration::from_secs(600));
         clock.set(START + HOUR);
         assert_eq!(ahead(&guard, &clock), HOUR - Duration::from_secs(600));
+    }
+
+    #[test]
+    fn new_life_believes_no_time_that_was_recorded_under_a_clock_that_was_ahead() {
+        let (before, clock) = guard();
+        clock.advance(HOUR);
+        clock.set(START + DAYS);
+        before.recorded(clock.now());
+        let written = before.certain(&clock);
+        assert_eq!(written.since(START), HOUR);
+        let guard = TimeGuard::new(clock.now(), Some(written), &clock);
+        assert!(guard.trusted(clock.now()).is_ok(), "it is no earlier than the log");
+        assert_eq!(ahead(&guard, &clock), HOUR);
+        assert!(guard.warning(&clock).unwrap().contains("set it right"));
+        clock.advance(HOUR / 2);
+        assert_eq!(ahead(&guard, &clock), HOUR + HOUR / 2);
+        // It may be that it was away for so long.
+        clock.advance(HOUR / 2);
+        assert_eq!(ahead(&guard, &clock), DAYS + HOUR);
+    }
+
+    #[test]
+    fn new_life_that_wrote_down_a_later_time_than_the_log_has_goes_by_the_log() {
+        let clock = SimClock::new(START + DAYS);
+        let guard = TimeGuard::new(START, Some(START + DAYS), &clock);
+        assert_eq!(ahead(&guard, &clock), Duration::ZERO);
     }
 
     #[test]

@@ -1,0 +1,136 @@
+//! A server whose clock jumps far ahead: what it may not drop, end or believe all the same.
+
+use std::time::Duration;
+
+use countersign_api::admin::Target;
+use countersign_identity::{Clock as _, Reason, SpiffeId};
+
+use super::revoke::revoke;
+use super::{Realm, Running, soon, workload};
+use crate::backup::RestoreConfig;
+use crate::config::Config;
+
+const DAYS: Duration = Duration::from_secs(5 * 86_400);
+const MINUTE: Duration = Duration::from_secs(60);
+
+async fn rules(running: &Running) -> usize {
+    running.admin.revocations().await.unwrap().rules.len()
+}
+
+async fn told_to_be_ahead(running: &Running) -> bool {
+    let warnings = running.admin.status().await.unwrap().warnings;
+    warnings.iter().any(|warning| warning.contains("by what had passed it should be"))
+}
+
+#[tokio::test]
+async fn clock_that_is_ahead_is_not_believed_after_restarts_though_it_wrote_into_the_log() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[])]).await;
+    let web = "spiffe://shop.example/web".parse().unwrap();
+    revoke(&running, Target::Identity(web), Reason::KeyCompromise).await;
+    running.stop().await;
+    realm.clock.set(realm.clock.now() + DAYS);
+    for life in 0..3 {
+        let running = realm.serve().await;
+        running.apply(vec![workload(&format!("ahead{life}"), &[])]).await;
+        assert!(told_to_be_ahead(&running).await, "life {life}");
+        for _ in 0..10 {
+            realm.clock.advance(MINUTE);
+            assert_eq!(rules(&running).await, 1, "life {life}");
+        }
+        running.stop().await;
+    }
+    // It goes on so for an hour: the server may have been away for as long.
+    let running = realm.serve().await;
+    let dropped = async {
+        while rules(&running).await == 1 {
+            realm.clock.advance(MINUTE);
+        }
+    };
+    soon(dropped).await;
+    assert!(!told_to_be_ahead(&running).await);
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn journal_and_new_incarnation_lose_no_rule_by_a_clock_that_is_ahead() {
+    let realm = Realm::begin().await;
+    let folder = realm.place("journal");
+    std::fs::create_dir(&folder).unwrap();
+    let config = || Config { journal: Some(folder.clone()), ..realm.config() };
+    let running = realm.start(config()).await.unwrap();
+    running.apply(vec![workload("web", &[])]).await;
+    realm.save().await;
+    let web: SpiffeId = "spiffe://shop.example/web".parse().unwrap();
+    revoke(&running, Target::Identity(web), Reason::KeyCompromise).await;
+    running.stop().await;
+    realm.put_old_store(&realm.data().join("state.db")).await;
+    // It goes unnoticed at first, so that only the journal holds the rule, which tidies itself under the clock that is ahead.
+    let seen = realm.data().join("seen.json");
+    let aside = realm.place("seen.aside");
+    std::fs::rename(&seen, &aside).unwrap();
+    realm.clock.set(realm.clock.now() + DAYS);
+    let running = realm.start(config()).await.unwrap();
+    assert_eq!(rules(&running).await, 0);
+    running.stop().await;
+    std::fs::rename(&aside, &seen).unwrap();
+    let running = realm.start(config()).await.unwrap();
+    assert!(running.admin.status().await.unwrap().incarnation.is_some());
+    assert_eq!(rules(&running).await, 1);
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn what_agents_may_hand_back_is_not_covered_by_a_clock_that_is_ahead() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[])]).await;
+    realm.save().await;
+    running.apply(vec![workload("orders", &[])]).await;
+    running.stop().await;
+    realm.put_old_store(&realm.data().join("state.db")).await;
+    let running = realm.serve().await;
+    let covered = async || running.admin.status().await.unwrap().incarnation.unwrap().covered;
+    realm.clock.set(realm.clock.now() + DAYS);
+    for _ in 0..30 {
+        realm.clock.advance(MINUTE);
+        assert!(!covered().await);
+    }
+    let at_last = async {
+        while !covered().await {
+            realm.clock.advance(MINUTE);
+        }
+    };
+    soon(at_last).await;
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn restored_state_believes_no_clock_that_is_ahead_when_it_starts() {
+    let realm = Realm::begin().await;
+    let folder = realm.place("journal");
+    std::fs::create_dir(&folder).unwrap();
+    let config = Config { journal: Some(folder.clone()), ..realm.config() };
+    let running = realm.start(config).await.unwrap();
+    running.apply(vec![workload("web", &[]), workload("orders", &[])]).await;
+    let id = |name: &str| format!("spiffe://shop.example/{name}").parse().unwrap();
+    revoke(&running, Target::Identity(id("web")), Reason::KeyCompromise).await;
+    realm.save().await;
+    revoke(&running, Target::Identity(id("orders")), Reason::KeyCompromise).await;
+    running.stop().await;
+    realm.clock.set(realm.clock.now() + DAYS);
+    let restoring = RestoreConfig { journal: Some(folder), ..realm.restoring("e") };
+    let report = realm.restore(&restoring).await.unwrap();
+    assert_eq!(report.from_journal, 1);
+    let running = realm.serve_at("e").await;
+    assert!(told_to_be_ahead(&running).await);
+    for _ in 0..10 {
+        realm.clock.advance(MINUTE);
+        assert_eq!(rules(&running).await, 2);
+    }
+    running.stop().await;
+}
