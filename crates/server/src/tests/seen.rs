@@ -235,3 +235,28 @@ async fn what_is_stored_goes_when_it_is_old_or_too_much_the_oldest_first() {
     until(&realm, &running, &week(&realm), |found| found.entries == 0).await;
     running.stop().await;
 }
+
+#[tokio::test]
+async fn clock_that_is_ahead_drops_nothing_that_was_observed_until_it_has_gone_on_for_an_hour() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![observations("1h", 20)]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let month = |realm: &Realm| HandshakeFilter {
+        since: Some(realm.clock.now() - Duration::from_secs(30 * 86_400)),
+        from: Some("spiffe://shop.example/s*".to_owned()),
+        ..HandshakeFilter::default()
+    };
+    let peer_id = "spiffe://shop.example/s".to_owned();
+    let fact = v1::HandshakeFact { peer_id, ..inbound("", realm.clock.now()) };
+    report(&realm, &running, &agent, vec![fact]).await;
+    until(&realm, &running, &month(&realm), |found| found.entries == 1).await;
+    realm.clock.set(realm.clock.now() + Duration::from_secs(5 * 86_400));
+    for _ in 0..30 {
+        realm.clock.advance(Duration::from_secs(60));
+        assert_eq!(ask(&running, &month(&realm)).await.entries, 1);
+    }
+    realm.clock.advance(Duration::from_secs(3600));
+    until(&realm, &running, &month(&realm), |found| found.entries == 0).await;
+    running.stop().await;
+}

@@ -174,7 +174,9 @@ pub(crate) async fn keep_flows(control: Arc<Control>, stop: CancellationToken) {
         }
         if trim_at <= now {
             trim_at = now + TRIM_EVERY;
-            if let Err(error) = trim(&control, now).await {
+            // A clock that is ahead makes nothing old.
+            let steady = control.desk.time.certain(&*control.clock);
+            if let Err(error) = trim(&control, steady).await {
                 tracing::warn!(%error, "old flows could not be dropped");
             }
         }
@@ -216,9 +218,9 @@ async fn write(control: &Control) -> Result<(), StoreError> {
     }
 }
 
-async fn trim(control: &Control, now: Timestamp) -> Result<(), StoreError> {
+async fn trim(control: &Control, steady: Timestamp) -> Result<(), StoreError> {
     let retention = control.feed.current().domain().flow_retention.duration().max(RETENTION_MIN);
-    let ops = vec![Op::TrimFlows { before: now - retention }];
+    let ops = vec![Op::TrimFlows { before: steady - retention }];
     control.store.commit(Batch { ops, ..Batch::default() }).await?;
     let remembered = all(&*control.store).await?.len();
     control.watch.flows.lock().full = REMEMBERED_MAX <= remembered;

@@ -160,7 +160,9 @@ pub(crate) async fn keep_tallies(control: Arc<Control>, stop: CancellationToken)
         }
         if trim_at <= now {
             trim_at = now + TRIM_EVERY;
-            if let Err(error) = trim(&control, now).await {
+            // A clock that is ahead makes nothing old.
+            let steady = control.desk.time.certain(&*control.clock);
+            if let Err(error) = trim(&control, steady).await {
                 tracing::warn!(%error, "old observations could not be dropped");
             }
         }
@@ -192,12 +194,12 @@ async fn write(control: &Control) -> Result<(), StoreError> {
     }
 }
 
-async fn trim(control: &Control, now: Timestamp) -> Result<(), StoreError> {
+async fn trim(control: &Control, steady: Timestamp) -> Result<(), StoreError> {
     let state = control.feed.current();
     let kept = &state.domain().observations;
     let keep = u64::from(kept.entries_max.get());
     for of in [TallyOf::Handshakes, TallyOf::Requests] {
-        let mut before = span_of(now - kept.retention.duration());
+        let mut before = span_of(steady - kept.retention.duration());
         if let Some(beyond) = control.store.tallies_beyond(of, keep).await? {
             // The whole span goes, so that no half of one is left.
             before = before.max(beyond + SPAN);
