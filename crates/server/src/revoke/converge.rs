@@ -227,16 +227,17 @@ async fn living(control: &Control, points: Vec<Standing>) -> Result<Vec<Standing
     if points.iter().all(|point| point.confirmed) {
         return Ok(points);
     }
-    let now = control.clock.now();
+    // By a clock that is ahead nobody is gone: a step that waits for all would not wait for who is silent.
+    let steady = control.desk.time.certain(&*control.clock);
     // Of what was issued in a span that the store has lost there are no rows.
     let state = control.feed.current();
-    if state.life().is_some_and(|life| now <= life.until + SKEW_ALLOWED) {
+    if state.life().is_some_and(|life| steady <= life.until + SKEW_ALLOWED) {
         return Ok(points);
     }
-    let ends = held(&*control.store, now).await?.last_ends();
+    let ends = held(&*control.store, steady).await?.last_ends();
     let lives = |point: &Standing| {
         let holder = (point.key.node, point.key.spiffe_id.clone());
-        point.confirmed || ends.get(&holder).is_some_and(|end| now <= *end + SKEW_ALLOWED)
+        point.confirmed || ends.get(&holder).is_some_and(|end| steady <= *end + SKEW_ALLOWED)
     };
     let (living, dead): (Vec<_>, Vec<_>) = points.into_iter().partition(lives);
     forget(control, dead.into_iter().map(|point| point.key).collect()).await;
@@ -271,7 +272,8 @@ async fn exposure(control: &Control, revision: Revision) -> Result<Option<Timest
     if of_revision.is_empty() {
         return Ok(None);
     }
-    let covered = held(&*control.store, control.clock.now()).await?;
+    let steady = control.desk.time.certain(&*control.clock);
+    let covered = held(&*control.store, steady).await?;
     let covered = covered.covered(&Revocations::new(of_revision));
     Ok(covered.last_end().map(|end| end + SKEW_ALLOWED))
 }

@@ -124,7 +124,8 @@ fn reissued(
 }
 
 async fn covered(control: &Control, plan: &Plan) -> Result<Holdings, Refused> {
-    Ok(held(&*control.store, control.clock.now()).await?.covered(&plan.set()))
+    let steady = control.desk.time.certain(&*control.clock);
+    Ok(held(&*control.store, steady).await?.covered(&plan.set()))
 }
 
 fn answer(

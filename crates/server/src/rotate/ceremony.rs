@@ -156,7 +156,7 @@ fn prepare(
     let (kek, entropy) = (&walker.rotation.kek, &*walker.control.entropy);
     let (root, issuer) = (&imported.root, imported.issuer.certificate());
     let (actor, now) = (order.actor.clone(), order.begun);
-    walk.prepare(Root::prepared(root, None, now), now)?;
+    walk.prepare(Root::prepared(root, None, now), walker.steady())?;
     walk.take_in(imported)?;
     // What was ordered already goes on with what was brought.
     if walk.order.is_none() {
@@ -204,6 +204,7 @@ impl Walker {
     /// # Errors
     /// When the store does not answer.
     pub(super) async fn tell_of_ceremony(&self, state: &State, walk: &Walk) -> Result<(), Refused> {
+        // By the clock as it is: who is told too early has time, who is told too late has none.
         let now = self.control.clock.now();
         let authorities = self.rotation.authorities.load_full();
         let (root, issuer) = (authorities.root.key_id(), authorities.issuer.key_id());

@@ -6,6 +6,7 @@ use countersign_api::admin::{Goal, Step};
 use countersign_identity::{Lifetime, Revision, SKEW_ALLOWED, Timestamp, Trial};
 
 use crate::rotate::walk::Walk;
+use crate::watch::Moment;
 
 /// How long after the last successor was issued its holders may take to show it instead of the one before.
 pub(crate) const SETTLE: Duration = Duration::from_secs(3);
@@ -105,7 +106,8 @@ impl Walk {
     }
 
     /// Whether a step may be taken now. What an operator forced is open.
-    pub(crate) fn gate(&self, step: Step, facts: &Facts, now: Timestamp) -> Gate {
+    pub(crate) fn gate(&self, step: Step, facts: &Facts, at: Moment) -> Gate {
+        let steady = at.steady;
         let order = self.order.as_ref();
         if step == Step::Activate
             && let waits @ Gate::Waits { .. } = self.approval()
@@ -126,17 +128,18 @@ impl Walk {
                 missing: Vec::new(),
                 until: None,
             },
-            Step::Activate => self.published_everywhere(facts, recovering, now),
-            Step::Supersede | Step::Reissue => reissued(facts, now),
-            Step::Retire => self.drained(facts, now),
+            Step::Activate => self.published_everywhere(facts, recovering, at),
+            Step::Supersede | Step::Reissue => reissued(facts, steady),
+            Step::Retire => self.drained(facts, steady),
             Step::Confirm => acknowledged(facts),
-            Step::Prove => tried(facts, order.and_then(|order| order.at(Step::Confirm)), now),
+            Step::Prove => tried(facts, order.and_then(|order| order.at(Step::Confirm)), steady),
         }
     }
 
-    fn published_everywhere(&self, facts: &Facts, recovering: bool, now: Timestamp) -> Gate {
-        let since = self.successor().map_or(now, |root| root.since);
-        if recovering && since + REACHABLE <= now {
+    fn published_everywhere(&self, facts: &Facts, recovering: bool, at: Moment) -> Gate {
+        let since = self.successor().map_or(at.now, |root| root.since);
+        // By the clock as it is: for as long as this waits, a key that leaked is trusted.
+        if recovering && since + REACHABLE <= at.now {
             return Gate::Open;
         }
         let points = acknowledged(facts);
@@ -148,9 +151,9 @@ impl Walk {
                 points => points,
             };
         }
-        // Whoever cannot acknowledge has been told by its next renewal.
+        // Whoever cannot acknowledge has been told by its next renewal. Those did not happen because a clock went ahead.
         let told = facts.lifetime.map_or(since, |lifetime| since + lifetime.duration() / 2);
-        if facts.unaware == 0 || told <= now {
+        if facts.unaware == 0 || told <= at.steady {
             return Gate::Open;
         }
         let unaware = facts.unaware;
@@ -165,14 +168,15 @@ impl Walk {
         }
     }
 
-    fn drained(&self, facts: &Facts, now: Timestamp) -> Gate {
+    fn drained(&self, facts: &Facts, steady: Timestamp) -> Gate {
         let points = acknowledged(facts);
         if !points.is_open() || facts.draining == 0 {
             return points;
         }
         let since = self.order.as_ref().and_then(|order| order.at(Step::Supersede));
-        let until = since.unwrap_or(now) + DRAIN;
-        if until <= now {
+        let until = since.unwrap_or(steady) + DRAIN;
+        // The root's end cuts what drains still, so a clock that is ahead does not bring it; they end by themselves.
+        if until <= steady {
             return Gate::Open;
         }
         Gate::Waits {
@@ -204,9 +208,10 @@ fn acknowledged(facts: &Facts) -> Gate {
 }
 
 /// Every door was tried, as far as it can be, or the time for it is over.
-fn tried(facts: &Facts, since: Option<Timestamp>, now: Timestamp) -> Gate {
-    let until = since.unwrap_or(now) + Trial::TIME;
-    if facts.untried.is_empty() || until <= now {
+fn tried(facts: &Facts, since: Option<Timestamp>, steady: Timestamp) -> Gate {
+    let until = since.unwrap_or(steady) + Trial::TIME;
+    // Whose time is over only by a clock that is ahead was not tried; what leaked is refused already while this waits.
+    if facts.untried.is_empty() || until <= steady {
         return Gate::Open;
     }
     let of = facts.tried + facts.untried.len() as u64;
@@ -232,8 +237,10 @@ fn named(missing: &[String]) -> String {
     }
 }
 
-fn reissued(facts: &Facts, now: Timestamp) -> Gate {
-    let left: Vec<_> = facts.left.iter().filter(|left| now <= left.until + SKEW_ALLOWED).collect();
+fn reissued(facts: &Facts, steady: Timestamp) -> Gate {
+    // What a clock that is ahead takes for ended lives everywhere else, and its holder would be refused.
+    let lives = |left: &&Left| steady <= left.until + SKEW_ALLOWED;
+    let left: Vec<_> = facts.left.iter().filter(lives).collect();
     if let Some(last) = left.iter().map(|left| left.until).max() {
         let mut missing: Vec<_> = left.iter().map(|left| left.holder.clone()).collect();
         missing.dedup();
@@ -250,7 +257,7 @@ fn reissued(facts: &Facts, now: Timestamp) -> Gate {
         };
     }
     match facts.settled_from.map(|latest| latest + SETTLE) {
-        Some(settled) if now < settled => Gate::Waits {
+        Some(settled) if steady < settled => Gate::Waits {
             why: "the latest successors are on their way to who shows them".to_owned(),
             done: 0,
             of: 1,

@@ -287,7 +287,7 @@ impl World {
             return true;
         };
         let facts = self.facts(flaw, step);
-        if !walk.gate(step, &facts, now).is_open() {
+        if !walk.gate(step, &facts, now.into()).is_open() {
             return false;
         }
         self.excuse(step, goal, &facts, forced.contains_key(&step));

@@ -32,7 +32,7 @@ pub(crate) async fn recover(
     let control = &walker.control;
     let state = control.feed.current();
     let walk = Arc::clone(state.walk()?);
-    let ledger = Ledger::read(&*control.store, &walk, control.clock.now()).await?;
+    let ledger = walker.ledger(&walk).await?;
     let (is_root, plan) = plan(walker, &walk, &ledger, compromised)?;
     let issuers: BTreeSet<KeyId> = match is_root {
         true => ledger.issuers_of(compromised).map(|row| row.key).collect(),

@@ -16,7 +16,6 @@ use crate::refusal::Refused;
 use crate::rotate::approval::{Approvals, Given};
 use crate::rotate::ceremony::ceremony;
 use crate::rotate::gate::Gate;
-use crate::rotate::ledger::Ledger;
 use crate::rotate::order::{Order, Proof};
 use crate::rotate::root::Root;
 use crate::rotate::walk::Walk;
@@ -31,7 +30,7 @@ pub(crate) async fn shown(walker: &Walker) -> Result<AuthoritiesResponse, Refuse
     let control = &walker.control;
     let state = control.feed.current();
     let walk = Arc::clone(state.walk()?);
-    let ledger = Ledger::read(&*control.store, &walk, control.clock.now()).await?;
+    let ledger = walker.ledger(&walk).await?;
     let counts = ledger.counts(&state.revocations());
     let count = |key: &KeyId| counts.get(key).copied().unwrap_or_default();
     let under = |root: KeyId| {

@@ -1,5 +1,7 @@
 //! The machine by itself: every gate, and that no path skips one.
 
+mod clocks;
+
 use std::time::Duration;
 
 use countersign_api::admin::{Cause, Goal, RootKey, RootState, Step};
@@ -128,9 +130,10 @@ fn root_signs_only_when_every_live_point_has_the_bundle() {
     take(&mut walk, Step::Prepare, 1, START);
     take(&mut walk, Step::Publish, 2, START);
     assert_eq!(walk.awaited(Step::Activate), Some(revision(2)));
-    let gate = walk.gate(Step::Activate, &points(2, 3), START + Duration::from_secs(86_400));
+    let gate =
+        walk.gate(Step::Activate, &points(2, 3), (START + Duration::from_secs(86_400)).into());
     assert!(waits(&gate).contains("2 of 3 enforcement points have it; missing: point 2"));
-    assert!(walk.gate(Step::Activate, &points(3, 3), START).is_open());
+    assert!(walk.gate(Step::Activate, &points(3, 3), START.into()).is_open());
 }
 
 #[test]
@@ -141,11 +144,11 @@ fn verifiers_that_cannot_acknowledge_are_given_one_renewal() {
     let lifetime = Some(Lifetime::from_secs(3600).unwrap());
     let facts = Facts { unaware: 2, lifetime, ..points(3, 3) };
     let told = START + Duration::from_secs(1800);
-    match walk.gate(Step::Activate, &facts, START) {
+    match walk.gate(Step::Activate, &facts, START.into()) {
         Gate::Waits { until, .. } => assert_eq!(until, Some(told)),
         Gate::Open => panic!("two have not been told"),
     }
-    assert!(walk.gate(Step::Activate, &facts, told).is_open());
+    assert!(walk.gate(Step::Activate, &facts, told.into()).is_open());
 }
 
 #[test]
@@ -154,8 +157,8 @@ fn recovery_does_not_wait_for_who_does_not_answer() {
     take(&mut walk, Step::Prepare, 1, START);
     take(&mut walk, Step::Publish, 2, START);
     let facts = Facts { unaware: 5, ..points(1, 3) };
-    assert!(!walk.gate(Step::Activate, &facts, START).is_open());
-    assert!(walk.gate(Step::Activate, &facts, START + REACHABLE).is_open());
+    assert!(!walk.gate(Step::Activate, &facts, START.into()).is_open());
+    assert!(walk.gate(Step::Activate, &facts, (START + REACHABLE).into()).is_open());
 }
 
 #[test]
@@ -169,15 +172,15 @@ fn nothing_is_taken_out_of_service_that_somebody_still_needs() {
         left: vec![Left { holder: "spiffe://shop.example/orders".to_owned(), until }],
         ..Facts::default()
     };
-    let gate = walk.gate(Step::Supersede, &facts, START);
+    let gate = walk.gate(Step::Supersede, &facts, START.into());
     assert!(waits(&gate).contains("spiffe://shop.example/orders"), "{gate:?}");
     // What nobody renewed has ended by anybody's clock.
     let over = until + countersign_identity::SKEW_ALLOWED + Duration::from_micros(1);
-    assert!(walk.gate(Step::Supersede, &facts, over).is_open());
+    assert!(walk.gate(Step::Supersede, &facts, over.into()).is_open());
     // The latest successors get a moment to be shown.
     let settling = Facts { settled_from: Some(START), ..Facts::default() };
-    assert!(!walk.gate(Step::Supersede, &settling, START).is_open());
-    assert!(walk.gate(Step::Supersede, &settling, START + SETTLE).is_open());
+    assert!(!walk.gate(Step::Supersede, &settling, START.into()).is_open());
+    assert!(walk.gate(Step::Supersede, &settling, (START + SETTLE).into()).is_open());
 }
 
 #[test]
@@ -189,10 +192,13 @@ fn old_root_leaves_when_its_connections_are_drained_or_had_their_time() {
     }
     assert_eq!(walk.awaited(Step::Retire), Some(revision(4)));
     let draining = Facts { draining: 2, ..points(3, 3) };
-    assert!(!walk.gate(Step::Retire, &draining, START).is_open());
-    assert!(walk.gate(Step::Retire, &draining, START + DRAIN).is_open());
-    assert!(!walk.gate(Step::Retire, &points(2, 3), START + DRAIN).is_open(), "one is missing");
-    assert!(walk.gate(Step::Retire, &points(3, 3), START).is_open());
+    assert!(!walk.gate(Step::Retire, &draining, START.into()).is_open());
+    assert!(walk.gate(Step::Retire, &draining, (START + DRAIN).into()).is_open());
+    assert!(
+        !walk.gate(Step::Retire, &points(2, 3), (START + DRAIN).into()).is_open(),
+        "one is missing"
+    );
+    assert!(walk.gate(Step::Retire, &points(3, 3), START.into()).is_open());
 }
 
 #[test]
@@ -202,8 +208,8 @@ fn words_open_the_gate_that_they_were_said_for_and_no_other() {
     take(&mut walk, Step::Publish, 2, START);
     let order = walk.order.as_mut().unwrap();
     order.forced.insert(Step::Activate, "it burns".to_owned());
-    assert!(walk.gate(Step::Activate, &points(0, 3), START).is_open());
-    assert!(!walk.gate(Step::Confirm, &points(0, 3), START).is_open());
+    assert!(walk.gate(Step::Activate, &points(0, 3), START.into()).is_open());
+    assert!(!walk.gate(Step::Confirm, &points(0, 3), START.into()).is_open());
 }
 
 #[test]
@@ -341,11 +347,13 @@ fn recovery_waits_for_doors_to_be_tried_and_ends_without_those_that_cannot_be() 
     }
     assert_eq!(walk.awaited(Step::Prove), Some(revision(3)), "its rule begins the trial");
     let facts = Facts { tried: 1, untried: vec!["web-proxy".to_owned()], ..Facts::default() };
-    let gate = walk.gate(Step::Prove, &facts, START);
+    let gate = walk.gate(Step::Prove, &facts, START.into());
     assert!(waits(&gate).contains("1 of 2"), "{gate:?}");
     assert!(waits(&gate).contains("web-proxy"), "{gate:?}");
-    assert!(walk.gate(Step::Prove, &facts, START + Trial::TIME).is_open());
-    assert!(walk.gate(Step::Prove, &Facts { tried: 2, ..Facts::default() }, START).is_open());
+    assert!(walk.gate(Step::Prove, &facts, (START + Trial::TIME).into()).is_open());
+    assert!(
+        walk.gate(Step::Prove, &Facts { tried: 2, ..Facts::default() }, START.into()).is_open()
+    );
 }
 
 #[test]
@@ -361,7 +369,7 @@ fn new_root_signs_once_enough_of_those_who_are_named_approve_and_never_by_who_or
     assert_eq!(early.code, Code::NotReady, "{early}");
     take(&mut walk, Step::Publish, 3, START);
     let root = walk.successor().unwrap().key;
-    let gate = |walk: &Walk| walk.gate(Step::Activate, &Facts::default(), START);
+    let gate = |walk: &Walk| walk.gate(Step::Activate, &Facts::default(), START.into());
     assert!(waits(&gate(&walk)).contains("0 of 2"));
     let other = walk.roots[0].key;
     assert!(walk.approve(other, "a", START).unwrap_err().why.contains("not `"), "another root");
@@ -425,7 +433,7 @@ fn successor_of_a_root_in_a_token_is_made_where_somebody_says_and_never_silently
         let mut walk = begun(goal);
         let from = walk.active().unwrap().key;
         walk.roots[0].held = RootKey::Token;
-        let gate = |walk: &Walk| walk.gate(Step::Prepare, &Facts::default(), START);
+        let gate = |walk: &Walk| walk.gate(Step::Prepare, &Facts::default(), START.into());
         assert!(waits(&gate(&walk)).contains("say where"));
         let said = walk.needs_key(goal, from, None).unwrap_err();
         assert!(said.why.contains("--root-key"), "{said}");
@@ -441,7 +449,11 @@ fn successor_of_a_root_outside_is_waited_for_until_people_bring_it() {
         let mut walk = begun(goal);
         walk.roots[0].held = RootKey::External;
         assert_eq!(walk.next(), Some(Step::Prepare));
-        let gate = walk.gate(Step::Prepare, &Facts::default(), START + Duration::from_secs(86_400));
+        let gate = walk.gate(
+            Step::Prepare,
+            &Facts::default(),
+            (START + Duration::from_secs(86_400)).into(),
+        );
         assert!(waits(&gate).contains("authority import"), "{gate:?}");
         take(&mut walk, Step::Prepare, 2, START);
         assert_eq!(walk.next(), Some(Step::Publish), "brought, it goes on by itself");

@@ -142,13 +142,14 @@ impl Walk {
     ///
     /// # Errors
     /// When there is a successor already, or too many roots are on record.
-    pub(crate) fn prepare(&mut self, root: Root, now: Timestamp) -> Result<(), Refused> {
+    pub(crate) fn prepare(&mut self, root: Root, steady: Timestamp) -> Result<(), Refused> {
         if let Some(next) = self.successor() {
             let why = format!("root `{}` is {} already: go on with it", next.key, next.state);
             return Err(Refused::new(Code::AlreadyExists, why));
         }
+        // A root that is forgotten is not known to be retired, so none is by a clock that is ahead.
         let ended = |root: &Root| {
-            let over = root.certificate().is_ok_and(|it| it.validity().not_after < now);
+            let over = root.certificate().is_ok_and(|it| it.validity().not_after < steady);
             root.state == RootState::Retired && over
         };
         self.roots.retain(|root| !ended(root));

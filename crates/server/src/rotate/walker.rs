@@ -24,6 +24,7 @@ use crate::refusal::Refused;
 use crate::revoke::{look, shown};
 use crate::rotate::approval::Approvals;
 use crate::rotate::gate::Gate;
+use crate::rotate::ledger::Ledger;
 use crate::rotate::order::{Order, Proof};
 use crate::rotate::walk::Walk;
 use crate::state::State;
@@ -138,6 +139,7 @@ impl Walker {
 
     /// Begins the rotation that the age of the root asks for.
     async fn schedule(&self, walk: &Walk) -> Result<bool, Refused> {
+        // By the clock as it is: a root must not end before it has a successor, and every step has a gate of its own.
         let now = self.control.clock.now();
         let active = walk.active()?;
         let validity = active.certificate()?.validity();
@@ -153,6 +155,19 @@ impl Walker {
         let order = Order::new(Goal::Rotate, active.key, SCHEDULE, reason, now);
         self.begin(asking(&self.control.feed.current(), order)).await?;
         Ok(true)
+    }
+
+    /// How far time has certainly come.
+    pub(super) fn steady(&self) -> Timestamp {
+        self.rotation.time.certain(&*self.control.clock)
+    }
+
+    /// What is out. A clock that is ahead ends nothing of it: who was left out would be left in service.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub(super) async fn ledger(&self, walk: &Walk) -> Result<Ledger, Refused> {
+        Ledger::read(&*self.control.store, walk, self.steady()).await
     }
 
     /// The revision that the next commit makes.

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use countersign_api::admin::Target;
-use countersign_identity::{Clock as _, Reason, SpiffeId};
+use countersign_api::admin::{RootState, Step, StepRequest, Target};
+use countersign_identity::{Clock as _, Reason, SKEW_ALLOWED, SpiffeId};
 
-use super::revoke::revoke;
-use super::{Realm, Running, soon, workload};
+use super::converge::{convergence_until, point_ack};
+use super::revoke::{key, revoke};
+use super::rotate::{authorities, in_state, step, until_ended};
+use super::sign::{item, sign};
+use super::{Agent, Realm, Running, service, soon, workload};
 use crate::backup::RestoreConfig;
 use crate::config::Config;
 
@@ -133,4 +136,64 @@ async fn restored_state_believes_no_clock_that_is_ahead_when_it_starts() {
         assert_eq!(rules(&running).await, 2);
     }
     running.stop().await;
+}
+
+#[tokio::test]
+async fn root_does_not_go_by_a_clock_that_is_ahead_while_what_it_vouches_for_lives() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let mut client = agent.client(&realm, &running).await;
+    sign(&mut client, vec![item("web", &key())]).await.remove(0).unwrap();
+    for one in [Step::Prepare, Step::Publish, Step::Activate] {
+        step(&running, one).await;
+    }
+    let old = in_state(&authorities(&running).await, RootState::Retiring);
+    running.admin.walk(Step::Retire, &StepRequest::default()).await.unwrap();
+    realm.clock.set(realm.clock.now() + DAYS);
+    for _ in 0..20 {
+        realm.clock.advance(Duration::from_secs(1));
+        let listed = authorities(&running).await;
+        assert_eq!(in_state(&listed, RootState::Retiring), old);
+        let root = listed.roots.iter().find(|root| root.key == old).unwrap();
+        assert!(2 <= root.credentials, "of the agent and of web: {listed:?}");
+        let order = listed.order.unwrap();
+        let gate = order.steps.iter().find_map(|step| step.gate.as_ref()).unwrap();
+        assert!(gate.why.contains("have no successor yet"), "{}", gate.why);
+    }
+    // It goes on so for an hour, and nobody has renewed meanwhile.
+    realm.clock.advance(60 * MINUTE);
+    let listed = until_ended(&realm, &running).await;
+    assert_eq!(in_state(&listed, RootState::Retired), old);
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn point_that_is_silent_is_counted_although_a_clock_that_is_ahead_ends_all_that_it_could_show()
+ {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[]), service("web", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let (client, stream) = point_ack(&realm, &running, &agent).await;
+    convergence_until(&running, None, |now| now.enforcing == 1).await;
+    drop((client, stream));
+    let web = "spiffe://shop.example/web".parse().unwrap();
+    let revoked = revoke(&running, Target::Identity(web), Reason::KeyCompromise).await;
+    let counted = async || {
+        let now = running.admin.convergence(Some(revoked.revision), Duration::ZERO).await.unwrap();
+        assert_eq!(now.live, now.missing.len() as u64);
+        now.live
+    };
+    realm.clock.set(realm.clock.now() + DAYS);
+    assert_eq!(counted().await, 1);
+    // What it had of fifteen minutes ends by what passes from then on.
+    realm.clock.advance(15 * MINUTE);
+    assert_eq!(counted().await, 1);
+    realm.clock.advance(SKEW_ALLOWED + MINUTE);
+    assert_eq!(counted().await, 0);
+    running.stop().await;
+    realm.verify_everything().await;
 }

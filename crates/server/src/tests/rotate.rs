@@ -11,21 +11,21 @@ use countersign_pki::{Bundle, Bundles, Role};
 use super::sign::{item, sign};
 use super::{Agent, DOMAIN, Realm, Running, soon, workload};
 
-async fn step(running: &Running, step: Step) {
+pub(super) async fn step(running: &Running, step: Step) {
     let forced = StepRequest { force: Some("a test".to_owned()), ..StepRequest::default() };
     running.admin.walk(step, &forced).await.unwrap();
 }
 
-async fn authorities(running: &Running) -> AuthoritiesResponse {
+pub(super) async fn authorities(running: &Running) -> AuthoritiesResponse {
     running.admin.authorities().await.unwrap()
 }
 
-fn in_state(listed: &AuthoritiesResponse, state: RootState) -> KeyId {
+pub(super) fn in_state(listed: &AuthoritiesResponse, state: RootState) -> KeyId {
     listed.roots.iter().find(|root| root.state == state).unwrap().key
 }
 
 /// Lets simulated time go on until nothing is under way.
-async fn until_ended(realm: &Realm, running: &Running) -> AuthoritiesResponse {
+pub(super) async fn until_ended(realm: &Realm, running: &Running) -> AuthoritiesResponse {
     soon(async {
         loop {
             let listed = authorities(running).await;

@@ -14,7 +14,6 @@ use crate::authority::{
     root_name,
 };
 use crate::refusal::Refused;
-use crate::rotate::ledger::Ledger;
 use crate::rotate::root::Root;
 use crate::rotate::walk::Walk;
 use crate::state::State;
@@ -50,7 +49,7 @@ impl Walker {
             issuer.keep_as(ISSUER, kek, entropy)?,
             issuer.keep_as(&named, kek, entropy)?,
         ];
-        let within = self.spread(&walk, before, now).await?;
+        let within = self.spread(&walk, before).await?;
         let changes = vec![self.bundle(state, &walk, within)?];
         let authorities = Authorities::of(root, issuer, &*self.rotation.vault)?;
         let batch = Batch { changes, ops, ..Batch::default() };
@@ -103,8 +102,8 @@ impl Walker {
     }
 
     /// The span over which everything under a root is issued anew: as long as this machine needs for it.
-    async fn spread(&self, walk: &Walk, root: KeyId, now: Timestamp) -> Result<Duration, Refused> {
-        let ledger = Ledger::read(&*self.control.store, walk, now).await?;
+    async fn spread(&self, walk: &Walk, root: KeyId) -> Result<Duration, Refused> {
+        let ledger = self.ledger(walk).await?;
         let issuers: BTreeSet<_> = ledger.issuers_of(root).map(|row| row.key).collect();
         let count = ledger.signed_by(&issuers, &self.control.feed.current().revocations()).len();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -13,6 +13,7 @@ use crate::rotate::ledger::Ledger;
 use crate::rotate::order::Order;
 use crate::rotate::walk::Walk;
 use crate::state::State;
+use crate::watch::Moment;
 
 impl Walker {
     /// Whether a step may be taken now, and what it waits for.
@@ -25,9 +26,9 @@ impl Walker {
         walk: &Walk,
         step: Step,
     ) -> Result<Gate, Refused> {
-        let now = self.control.clock.now();
-        let facts = self.facts(state, walk, step, now).await?;
-        Ok(walk.gate(step, &facts, now))
+        let at = self.rotation.time.moment(&*self.control.clock);
+        let facts = self.facts(state, walk, step, at).await?;
+        Ok(walk.gate(step, &facts, at))
     }
 
     async fn facts(
@@ -35,7 +36,7 @@ impl Walker {
         state: &State,
         walk: &Walk,
         step: Step,
-        now: Timestamp,
+        at: Moment,
     ) -> Result<Facts, Refused> {
         let usual = state.domain().svid_lifetime;
         let lifetimes = state.workloads().map(|(_, spec)| spec.lifetime.unwrap_or(usual));
@@ -57,14 +58,14 @@ impl Walker {
         if matches!(step, Step::Supersede | Step::Reissue)
             && let Some(from) = walk.order.as_ref().map(|order| order.from)
         {
-            let ledger = Ledger::read(&*self.control.store, walk, now).await?;
-            self.memory().effort = self.control.clock.now().since(now);
+            let ledger = Ledger::read(&*self.control.store, walk, at.steady).await?;
+            self.memory().effort = self.control.clock.now().since(at.now);
             let issuers = match walk.is_root(from) {
                 true => ledger.issuers_of(from).map(|row| row.key).collect(),
                 false => BTreeSet::from([from]),
             };
             facts.left = ledger.left(&issuers, state);
-            facts.settled_from = self.settled(from, facts.left.is_empty(), now);
+            facts.settled_from = self.settled(from, facts.left.is_empty(), at.steady);
         }
         Ok(facts)
     }
@@ -82,11 +83,11 @@ impl Walker {
     }
 
     /// Since when nothing is left under a root.
-    fn settled(&self, from: KeyId, is_settled: bool, now: Timestamp) -> Option<Timestamp> {
+    fn settled(&self, from: KeyId, is_settled: bool, steady: Timestamp) -> Option<Timestamp> {
         let mut memory = self.memory();
         memory.settled = match memory.settled {
             Some((root, since)) if is_settled && root == from => Some((root, since)),
-            _ if is_settled => Some((from, now)),
+            _ if is_settled => Some((from, steady)),
             _ => None,
         };
         memory.settled.map(|(_, since)| since)

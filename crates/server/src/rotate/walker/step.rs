@@ -13,7 +13,6 @@ use super::{Draft, Walker, next};
 use crate::authority::{Ceremony, Signing, destroy, internal, issuer_name, keep, root_name};
 use crate::refusal::Refused;
 use crate::revoke::{Watched, condemned, trial_batch};
-use crate::rotate::ledger::Ledger;
 use crate::rotate::next_key::NextKey;
 use crate::rotate::root::Root;
 use crate::rotate::walk::Walk;
@@ -128,7 +127,7 @@ impl Walker {
         let name = root_name(newer.key_id());
         let (kek, entropy) = (&self.rotation.kek, &*self.control.entropy);
         let ops = vec![keep(&name, &[&root], new.to_keep(), kek, entropy)?];
-        walk.prepare(Root::prepared(&root, cross.as_ref(), now), now)?;
+        walk.prepare(Root::prepared(&root, cross.as_ref(), now), self.steady())?;
         walk.hold(root.key_id(), new.held())?;
         Ok(Draft { walk, batch: Batch { ops, ..Batch::default() }, authorities: None })
     }
@@ -198,7 +197,7 @@ impl Walker {
     ) -> Result<Draft, Refused> {
         let from = ordered(&walk)?;
         walk.supersede(from, next(state))?;
-        let ledger = Ledger::read(&*self.control.store, &walk, now).await?;
+        let ledger = self.ledger(&walk).await?;
         let issuers: Vec<_> =
             ledger.issuers_of(from).map(|row| (row.key, row.validity.not_after)).collect();
         let batch = condemned(state, &issuers, Reason::Superseded, ledger.last_end(), actor, now)?;
@@ -229,7 +228,7 @@ impl Walker {
         let ends = walk.root(from).map(Root::certificate).transpose()?;
         let ends = ends.map_or(now, |certificate| certificate.validity().not_after);
         walk.condemn(from, next(state), now)?;
-        let ledger = Ledger::read(&*self.control.store, &walk, now).await?;
+        let ledger = self.ledger(&walk).await?;
         let issuers = ledger.issuers_of(from).map(|row| (row.key, row.validity.not_after));
         // Who has the root's key makes issuers that no log holds.
         let keys: Vec<_> = issuers.chain([(from, ends)]).collect();
@@ -250,7 +249,7 @@ impl Walker {
         now: Timestamp,
     ) -> Result<Draft, Refused> {
         self.rotation.replace(issuer).await?;
-        let ledger = Ledger::read(&*self.control.store, &walk, now).await?;
+        let ledger = self.ledger(&walk).await?;
         let ends = ledger.issuer(issuer).map_or(now, |row| row.validity.not_after);
         let (keys, reason) = ([(issuer, ends)], Reason::AuthorityCompromise);
         let batch = condemned(state, &keys, reason, ledger.last_end(), actor, now)?;
