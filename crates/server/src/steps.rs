@@ -44,7 +44,7 @@ use crate::publish::{
 use crate::revoke::{Converging, drop_moot, held, revoke};
 use crate::run::latest;
 use crate::state::{Feeder, State, Trouble};
-use crate::watch::{TimeGuard, Watch};
+use crate::watch::{TimeGuard, Watch, accept_clock};
 
 pub use self::asked::token;
 pub use crate::views::revocation_list;
@@ -179,6 +179,15 @@ impl Steps {
     /// How far time has come, to be written down; nothing while the clock is behind the log.
     pub fn steady(&self) -> Option<Timestamp> {
         self.control.desk.time.steady(&*self.control.clock).ok()
+    }
+
+    /// Takes the present time for right, by an operator's word.
+    ///
+    /// # Errors
+    /// When the clock is not behind the log.
+    pub async fn accept_clock(&self) -> Result<Revision, Refused> {
+        let accepted = accept_clock(Arc::clone(&self.control), OPERATOR.to_owned()).await?;
+        Ok(accepted.revision)
     }
 
     /// The trust domain's lifetimes.

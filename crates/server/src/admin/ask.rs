@@ -77,7 +77,7 @@ pub(crate) async fn ready(Shared(admin): Shared<Arc<Admin>>) -> Result<String, P
     if control.stop.is_cancelled() {
         return Err(Problem::new(Code::NotReady, "the server is stopping"));
     }
-    control.desk.time.trusted(control.clock.now())?;
+    control.desk.now().await?;
     control.pulse.beats()?;
     let warning = control.journal.as_ref().and_then(|journal| journal.warning());
     let warning = warning.map(|warning| format!("warning: {warning}\n"));

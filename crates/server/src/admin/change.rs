@@ -234,7 +234,7 @@ pub(crate) async fn create_token(
         ));
     }
     let trust = TrustFingerprint(admin.authorities()?.load().trust());
-    let now = control.desk.time.trusted(control.clock.now())?;
+    let now = control.desk.now().await?;
     let token = JoinToken::draw(&*control.entropy).map_err(internal)?;
     let expires = now + request.ttl.duration();
     let hash = token.digest();

@@ -18,7 +18,7 @@ use crate::authority::sealed::{ISSUER, KeyToKeep, Unsealed, former, issuer_name,
 use crate::authority::{Authorities, Signing};
 use crate::refusal::Refused;
 use crate::state::{State, StateFeed};
-use crate::watch::{TimeGuard, Watch};
+use crate::watch::{TimeGuard, Watch, believed};
 
 /// How often the issuer's age is looked at.
 const LOOK: Duration = Duration::from_secs(60);
@@ -127,7 +127,7 @@ impl Rotation {
         if authorities.issuer.key_id() != issuer {
             return Ok(());
         }
-        let now = self.time.trusted(self.clock.now())?;
+        let now = believed(&self.time, &*self.clock, &*self.store).await?;
         if !self.duties.is_ours(DUTY, now).await? {
             let why = "another server is about to succeed the issuer: try again in two minutes";
             return Err(Refused::new(Code::Unavailable, why));
@@ -140,7 +140,7 @@ impl Rotation {
     /// # Errors
     /// When it is due and did not happen.
     pub(crate) async fn look(&self) -> Result<(), Refused> {
-        let now = self.time.trusted(self.clock.now())?;
+        let now = believed(&self.time, &*self.clock, &*self.store).await?;
         let authorities = self.authorities.load_full();
         // A token that was away is looked for, so that the warning ends when it is back.
         if let Some(signer) = &authorities.root_signer

@@ -38,7 +38,7 @@ pub(crate) async fn link_created(
     link: Sha256,
     expires: Timestamp,
 ) -> Result<(), Refused> {
-    let now = control.desk.time.trusted(control.clock.now())?;
+    let now = control.desk.now().await?;
     let event = Event::new(EventKind::ConsoleLinkCreated, now, operator.actor(), link.to_string())
         .with_details(json!({ "expires": expires }));
     write(control, vec![event]).await
@@ -53,7 +53,7 @@ pub(super) async fn session_began(
     begun: &Begun,
     from: Option<IpAddr>,
 ) -> Result<(), Refused> {
-    let now = control.desk.time.trusted(control.clock.now())?;
+    let now = control.desk.now().await?;
     let (actor, session) = (Operator(begun.operator).actor(), begun.session.to_string());
     let mut details = json!({ "link": begun.link.to_string() });
     if let Some(from) = from {

@@ -55,7 +55,7 @@ pub(crate) async fn settle(control: Arc<Control>, stop: CancellationToken) {
 
 async fn cover(control: &Control, life: &Life) -> Result<(), Refused> {
     // A clock that may not be believed covers nothing: what was not re-issued yet would be refused.
-    let now = control.desk.time.trusted(control.clock.now())?;
+    let now = control.desk.now().await?;
     if !control.duties.is_ours(DUTY, now).await? {
         return Ok(());
     }

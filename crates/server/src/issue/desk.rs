@@ -19,7 +19,7 @@ use crate::authority::{Authorities, Signing};
 use crate::digest::node_tag;
 use crate::refusal::Refused;
 use crate::state::State;
-use crate::watch::TimeGuard;
+use crate::watch::{TimeGuard, believed};
 
 /// One certificate to be made.
 pub(crate) struct Wanted {
@@ -100,6 +100,14 @@ enum Standing {
 }
 
 impl Desk {
+    /// The present time, if it may be believed.
+    ///
+    /// # Errors
+    /// As [`believed`].
+    pub(crate) async fn now(&self) -> Result<Timestamp, Refused> {
+        believed(&self.time, &*self.clock, &*self.store).await
+    }
+
     /// Makes all the certificates that pass review, in the order of the request, with one durable commit.
     ///
     /// Not to be torn: once recorded, a certificate should be signed. Callers run it in a task of its own.
@@ -137,7 +145,7 @@ impl Desk {
         order: Order,
     ) -> Result<Vec<Result<Svid, Refused>>, Refused> {
         // 1. One moment and one authority for all.
-        let now = self.time.trusted(self.clock.now())?;
+        let now = self.now().await?;
         let tag = order.cause.node.map_or(NodeTag::from_bytes([0; 8]), node_tag);
         let attested = Attested::default();
         let provenance = Provenance { revision: state.revision, node: tag, attested };

@@ -140,7 +140,7 @@ pub(crate) async fn start(
     request: StartReviewRequest,
     actor: String,
 ) -> Result<ReviewView, Refused> {
-    let now = control.desk.time.trusted(control.clock.now())?;
+    let now = control.desk.now().await?;
     let StartReviewRequest { subject, due, window } = request;
     let state = control.feed.current();
     is_declared(&state, &subject)?;
@@ -235,7 +235,7 @@ pub(crate) async fn sign(
     request: SignReviewRequest,
     actor: String,
 ) -> Result<ReviewView, Refused> {
-    let now = control.desk.time.trusted(control.clock.now())?;
+    let now = control.desk.now().await?;
     let SignReviewRequest { verdict, name, reason, again } = request;
     let (name, reason) = (told("name", &name)?, told("reason", &reason)?);
     let kept = find(&*control.store, &id).await?;

@@ -295,7 +295,7 @@ pub(crate) async fn try_out(
 ) -> Result<RevisionResponse, Refused> {
     for _attempt in 0..ATTEMPTS_MAX {
         let state = control.feed.current();
-        let now = control.desk.time.trusted(control.clock.now())?;
+        let now = control.desk.now().await?;
         match control.store.commit(trial_batch(&state, &actor, now)).await {
             Ok(committed) => {
                 control.desk.time.recorded(now);

@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 use crate::control::Control;
 use crate::refusal::Refused;
 use crate::state::State;
-use crate::watch::learn;
 
 /// How often it is looked for such rules.
 const LOOK: Duration = Duration::from_secs(60);
@@ -39,9 +38,7 @@ pub(crate) async fn prune(control: Arc<Control>, stop: CancellationToken) {
 /// # Errors
 /// When the clock is not to be trusted, or the store refuses.
 pub(crate) async fn drop_moot(control: &Control) -> Result<Vec<String>, Refused> {
-    if control.desk.time.trusted(control.clock.now()).is_err() {
-        learn(control).await?;
-    }
+    control.desk.now().await?;
     // A clock that may not be believed takes nothing away, nor one that was set ahead.
     let steady = control.desk.time.steady(&*control.clock)?;
     let now = control.clock.now();

@@ -158,7 +158,7 @@ impl Walker {
     /// # Errors
     /// When the word is not theirs to give, or names another root.
     pub(crate) async fn approved(&self, root: KeyId, actor: &str) -> Result<Revision, Refused> {
-        let now = self.rotation.time.trusted(self.control.clock.now())?;
+        let now = self.control.desk.now().await?;
         let state = self.control.feed.current();
         let mut walk = Walk::clone(state.walk()?);
         walk.approve(root, actor, now)?;

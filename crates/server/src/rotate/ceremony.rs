@@ -41,7 +41,7 @@ pub(crate) async fn request(
     if let Some(waiting) = walk.request.as_ref().filter(|_waiting| !anew) {
         return Ok(view(waiting));
     }
-    let now = rotation.time.trusted(control.clock.now())?;
+    let now = control.desk.now().await?;
     let (key_type, _lifetime) = rotation.next_issuer();
     let key = PrivateKey::generate(key_type).map_err(internal)?;
     let csr = make_authority_csr(&key, &state.domain().trust_domain).map_err(internal)?;
@@ -68,7 +68,7 @@ pub(crate) async fn import(
     actor: &str,
 ) -> Result<ImportResponse, Refused> {
     let (control, rotation) = (&walker.control, &walker.rotation);
-    let now = rotation.time.trusted(control.clock.now())?;
+    let now = control.desk.now().await?;
     let state = control.feed.current();
     let walk = Walk::clone(state.walk()?);
     // 1. The key that waits.

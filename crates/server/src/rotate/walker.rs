@@ -177,7 +177,7 @@ impl Walker {
 
     /// Whether this replica is the one that walks.
     async fn leads(&self) -> Result<bool, Refused> {
-        let now = self.rotation.time.trusted(self.control.clock.now())?;
+        let now = self.control.desk.now().await?;
         Ok(self.control.duties.is_ours(DUTY, now).await?)
     }
 

@@ -1,17 +1,27 @@
 //! A server whose clock jumps far ahead: what it may not drop, end or believe all the same.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::admin::{RootState, Step, StepRequest, Target};
-use countersign_identity::{Clock as _, Reason, SKEW_ALLOWED, SpiffeId};
+use countersign_api::v1;
+use countersign_identity::{
+    Clock as _, Code, Entropy, Lifetime, Reason, SKEW_ALLOWED, SeededEntropy, SimClock, SpiffeId,
+    Timestamp,
+};
+use countersign_pki::{KeyKind, PrivateKey, make_csr};
+use countersign_seal::Kek;
+use countersign_store::MemoryStore;
 
 use super::converge::{convergence_until, point_ack};
 use super::revoke::{key, revoke};
 use super::rotate::{authorities, in_state, step, until_ended};
 use super::sign::{item, sign};
-use super::{Agent, Realm, Running, service, soon, workload};
+use super::{Agent, DOMAIN, Realm, Running, service, soon, workload};
 use crate::backup::RestoreConfig;
 use crate::config::Config;
+use crate::refusal::Refused;
+use crate::steps::{Ground, Steps, begin};
 
 const DAYS: Duration = Duration::from_secs(5 * 86_400);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -196,4 +206,62 @@ async fn point_that_is_silent_is_counted_although_a_clock_that_is_ahead_ends_all
     assert_eq!(counted().await, 0);
     running.stop().await;
     realm.verify_everything().await;
+}
+
+/// Servers on one store, each with a clock of its own.
+struct Shared {
+    store: Arc<MemoryStore>,
+    entropy: Arc<dyn Entropy>,
+    kek: Kek,
+}
+
+impl Shared {
+    fn ground(&self, name: &str, clock: &Arc<SimClock>) -> Ground {
+        Ground {
+            name: name.to_owned(),
+            store: Arc::clone(&self.store) as _,
+            clock: Arc::clone(clock) as _,
+            entropy: Arc::clone(&self.entropy),
+            steady: None,
+        }
+    }
+
+    async fn start(&self, name: &str, clock: &Arc<SimClock>) -> Steps {
+        Steps::start(self.ground(name, clock), &self.kek).await.unwrap()
+    }
+}
+
+/// A machine joins.
+async fn join(steps: &Steps) -> Result<v1::AttestResponse, Refused> {
+    let key = PrivateKey::generate(KeyKind::P256).unwrap();
+    let token = steps.create_token(Lifetime::from_secs(600).unwrap(), Vec::new()).await.unwrap();
+    let evidence = Some(v1::attest_request::Evidence::JoinToken(token));
+    let csr = make_csr(&key).unwrap().into();
+    steps.attest(v1::AttestRequest { evidence, csr, ..Default::default() }).await
+}
+
+#[tokio::test]
+async fn time_that_was_accepted_at_one_server_is_gone_by_at_the_next_request_of_another() {
+    let noon = Timestamp::from_secs(1_795_262_400);
+    let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(7));
+    let store = Arc::new(MemoryStore::new(Arc::new(SeededEntropy::new(8))));
+    let shared = Shared { store, kek: Kek::draw(&*entropy).unwrap(), entropy };
+    let [ahead, right, other] = [DAYS, Duration::ZERO, Duration::from_secs(1)]
+        .map(|ahead| Arc::new(SimClock::new(noon + ahead)));
+    let (root, issuer) = (key(), key());
+    let domain = DOMAIN.parse().unwrap();
+    begin(&shared.ground("ahead", &right), &shared.kek, domain, &root, &issuer).await.unwrap();
+    let first = shared.start("ahead", &ahead).await;
+    first.apply(&[workload("web", &[])]).await.unwrap();
+    // Both of these have read what it wrote, and their clocks are right.
+    let (one, two) = (shared.start("one", &right).await, shared.start("two", &other).await);
+    for server in [&one, &two] {
+        assert_eq!(join(server).await.unwrap_err().code, Code::NotReady);
+    }
+    one.accept_clock().await.unwrap();
+    join(&one).await.unwrap();
+    join(&two).await.unwrap();
+    // What it heard lets its clock jump no further than any other.
+    other.set(noon + DAYS);
+    assert!(two.steady().unwrap() < noon + MINUTE);
 }

@@ -147,7 +147,7 @@ impl Keeper {
     async fn look(&self, state: &State, kept: &mut Kept) -> Result<(), Refused> {
         // A list of a time that is over already would be told as the newest.
         let time = &self.control.desk.time;
-        let now = time.highest(time.trusted(self.control.clock.now())?);
+        let now = time.highest(self.control.desk.now().await?);
         let basis = Basis {
             rules: state.revocations(),
             views: state.domain().revocation_views.clone().unwrap_or_default(),

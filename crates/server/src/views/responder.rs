@@ -34,7 +34,7 @@ impl Responder {
         server: &SpiffeId,
         signing: &Signing,
     ) -> Result<Self, Refused> {
-        let now = control.desk.time.trusted(control.clock.now())?;
+        let now = control.desk.now().await?;
         let key = PrivateKey::generate(KeyKind::P256).map_err(internal)?;
         let draft = ResponderDraft {
             issuer: signing.issuer.clone(),

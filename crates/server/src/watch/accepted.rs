@@ -3,7 +3,7 @@
 
 use countersign_api::admin::RevisionResponse;
 use countersign_audit::{Entry, Event, EventKind};
-use countersign_identity::{Code, Incarnation, Timestamp};
+use countersign_identity::{Clock, Code, Incarnation, Timestamp};
 use countersign_store::{Batch, Op, PAGE_MAX, Store};
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +12,7 @@ use crate::control::Control;
 use crate::papers::{beginning, paper, says};
 use crate::refusal::Refused;
 use crate::run::latest;
+use crate::watch::TimeGuard;
 
 /// With what the names of the papers begin that say so. The last word counts.
 const CLOCK: &str = "clock/";
@@ -64,14 +65,28 @@ async fn accepted(store: &dyn Store) -> Result<Option<Accepted>, Refused> {
     Ok(Some(word).filter(|word| word.incarnation == incarnation))
 }
 
-/// Goes on by a word that was given to another server.
+/// The present time, if it may be believed, be it by a word that was given to another server meanwhile.
 ///
 /// # Errors
-/// When the store does not answer.
-pub(crate) async fn learn(control: &Control) -> Result<(), Refused> {
-    if accepted(&*control.store).await?.is_some() {
-        let latest = latest(&*control.store).await.map_err(internal)?;
-        control.desk.time.accept(latest, &*control.clock);
+/// `not-ready` while the clock is behind.
+pub(crate) async fn believed(
+    time: &TimeGuard,
+    clock: &dyn Clock,
+    store: &dyn Store,
+) -> Result<Timestamp, Refused> {
+    let Err(refused) = time.trusted(clock.now()) else { return Ok(clock.now()) };
+    // It costs a look into the store only who would be refused.
+    if let Err(away) = learn(time, clock, store).await {
+        tracing::debug!(why = %away.why, "whether the present time was accepted is not known");
+        return Err(refused);
+    }
+    time.trusted(clock.now())
+}
+
+/// Goes on by a word that was given to another server.
+async fn learn(time: &TimeGuard, clock: &dyn Clock, store: &dyn Store) -> Result<(), Refused> {
+    if accepted(store).await?.is_some() {
+        time.accept(latest(store).await.map_err(internal)?, clock);
     }
     Ok(())
 }

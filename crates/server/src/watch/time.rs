@@ -148,10 +148,12 @@ impl TimeGuard {
         self.highest.fetch_max(at.micros(), Ordering::Relaxed);
     }
 
-    /// An operator has said that this time is right: what passes is counted from it.
-    pub(crate) fn accept(&self, now: Timestamp, clock: &dyn Clock) {
-        *self.course() = Course { from: Mark { shown: now, ran: clock.ran() }, ahead: None };
-        self.highest.store(now.micros(), Ordering::Relaxed);
+    /// An operator has said that time has come so far: what passes is counted from there, or from what the clock shows where
+    /// that is earlier.
+    pub(crate) fn accept(&self, at: Timestamp, clock: &dyn Clock) {
+        let from = Mark { shown: at.min(clock.now()), ran: clock.ran() };
+        *self.course() = Course { from, ahead: None };
+        self.highest.store(at.micros(), Ordering::Relaxed);
     }
 
     /// The highest time that was seen, `now` included: for what must happen whatever the clock says, and must not end early.
@@ -282,6 +284,14 @@ mod tests {
     fn new_life_that_wrote_down_a_later_time_than_the_log_has_goes_by_the_log() {
         let clock = SimClock::new(START + DAYS);
         let guard = TimeGuard::new(START, Some(START + DAYS), &clock);
+        assert_eq!(ahead(&guard, &clock), Duration::ZERO);
+    }
+
+    #[test]
+    fn word_that_another_server_heard_at_a_later_time_lets_no_clock_jump_there() {
+        let (guard, clock) = guard();
+        guard.accept(START + DAYS, &clock);
+        clock.set(START + DAYS);
         assert_eq!(ahead(&guard, &clock), Duration::ZERO);
     }
 

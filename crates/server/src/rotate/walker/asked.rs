@@ -30,7 +30,7 @@ impl Walker {
         root_key: Option<NextKey>,
     ) -> Result<Revision, Refused> {
         check_words(reason.as_deref())?;
-        let now = self.rotation.time.trusted(self.control.clock.now())?;
+        let now = self.control.desk.now().await?;
         let state = self.control.feed.current();
         state.walk()?.needs_key(goal, from, root_key.as_ref())?;
         let order = Order { root_key, ..Order::new(goal, from, actor, reason, now) };
@@ -120,7 +120,7 @@ impl Walker {
         actor: &str,
         force: Option<String>,
     ) -> Result<Revision, Refused> {
-        let now = self.rotation.time.trusted(self.control.clock.now())?;
+        let now = self.control.desk.now().await?;
         let mut walk = walk.clone();
         let Some(order) = &mut walk.order else {
             return Err(internal("no walk is ordered"));
@@ -144,7 +144,7 @@ impl Walker {
         force: Option<String>,
         actor: &str,
     ) -> Result<Revision, Refused> {
-        let now = self.rotation.time.trusted(self.control.clock.now())?;
+        let now = self.control.desk.now().await?;
         let mut walk = walk.clone();
         let step = walk.next();
         let (Some(order), Some(step), Some(words)) = (&mut walk.order, step, force) else {
@@ -185,7 +185,7 @@ impl Walker {
         };
         let reason = force.or_else(|| Some(format!("tainted: {cause}")));
         check_words(reason.as_deref())?;
-        let now = self.rotation.time.trusted(self.control.clock.now())?;
+        let now = self.control.desk.now().await?;
         let mut walk = Walk::clone(walk);
         walk.needs_key(goal, key, root_key.as_ref())?;
         walk.taint(key, cause)?;

@@ -40,7 +40,7 @@ impl Walker {
         force: Option<&str>,
         root_key: Option<NextKey>,
     ) -> Result<Revision, Refused> {
-        let now = self.rotation.time.trusted(self.control.clock.now())?;
+        let now = self.control.desk.now().await?;
         let state = self.control.feed.current();
         let walk = Walk::clone(state.walk()?);
         let from = walk.order.as_ref().map(|order| order.from);
