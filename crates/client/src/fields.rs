@@ -9,12 +9,27 @@ const OVERRIDES: [&str; 6] = [
     "xoriginaluri",
     "xrewriteurl",
 ];
-/// Names that begin so belong to whoever decides: our own, and those under which Apache, nginx, HAProxy and others tell of the
-/// certificate that a caller has shown. A program that was behind one of them believes it.
-const RESERVED_PREFIXES: [&str; 4] =
-    ["x-countersign-", "x-client-cert", "x-ssl-client", "ssl-client-"];
-/// How Envoy tells the same, and RFC 9440. Its section 4 asks whoever ends TLS to let none through that others have written.
-const RESERVED_NAMES: [&str; 3] = ["x-forwarded-client-cert", "client-cert", "client-cert-chain"];
+/// Names that begin so belong to whoever decides: our own, and those under which Apache, nginx, HAProxy, Traefik, the load
+/// balancers of Amazon and Linkerd tell of who has called, and of the certificate that it has shown. A program that was behind
+/// one of them believes it.
+const RESERVED_PREFIXES: [&str; 7] = [
+    "x-countersign-",
+    "x-client-cert",
+    "x-ssl-client",
+    "ssl-client-",
+    "x-forwarded-tls-client-cert",
+    "x-amzn-mtls-",
+    "l5d-client-",
+];
+/// How Envoy tells the same, Azure, some set-ups of nginx, and RFC 9440. Its section 4 asks whoever ends TLS to let none through
+/// that others have written.
+const RESERVED_NAMES: [&str; 5] = [
+    "x-forwarded-client-cert",
+    "x-arr-clientcert",
+    "x-ssl-cert",
+    "client-cert",
+    "client-cert-chain",
+];
 
 /// Whether a program could take another method or path from the field of this name.
 pub fn is_overriding(field: &str) -> bool {
@@ -28,7 +43,7 @@ pub fn is_overriding(field: &str) -> bool {
 /// CGI, WSGI and their like read `_` and `-` as one, some of them every other mark as well, so all of these spellings count.
 pub fn is_reserved(field: &str) -> bool {
     // Most fields are let off here.
-    if !matches!(field.as_bytes(), [b'x', ..] | [b'c', b'l', ..] | [b's', b's', ..]) {
+    if !matches!(field.as_bytes(), [b'x' | b'l', ..] | [b'c', b'l', ..] | [b's', b's', ..]) {
         return false;
     }
     let same = |(ours, theirs): (u8, u8)| {
@@ -56,6 +71,20 @@ mod tests {
             ["x-ssl-client-verify", "x_ssl_client_s_dn", "ssl-client-cert", "ssl_client_verify"]
         {
             assert!(is_reserved(name), "{name}");
+        }
+        for name in [
+            "x-forwarded-tls-client-cert",
+            "x-forwarded_tls.client-cert-info",
+            "x-amzn-mtls-clientcert-subject",
+            "x-arr-clientcert",
+            "x_ssl_cert",
+            "l5d-client-id",
+        ] {
+            assert!(is_reserved(name), "{name}");
+        }
+        for name in ["x-amzn-trace-id", "x-forwarded-for", "x-arr-log-id", "l5d-ctx-trace", "link"]
+        {
+            assert!(!is_reserved(name), "{name}");
         }
         for name in ["x-forwarded-client-certs", "xxforwarded", "x-counter", ""] {
             assert!(!is_reserved(name), "{name}");

@@ -6,8 +6,9 @@ use std::time::Duration;
 use countersign::requests::ended;
 use countersign_identity::Code;
 use countersign_tls::{Direction, HandshakeFact, LiveCall};
-use http::header::{HOST, HeaderValue};
-use http::{Request, Response, Uri, Version, uri};
+use http::header::{HOST, HeaderValue, TRANSFER_ENCODING};
+use http::{Method, Request, Response, Uri, Version, uri};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -393,7 +394,20 @@ fn origin(request: &mut Request<Body>, host: &HeaderValue) -> Result<(), http::E
     *request.uri_mut() = Uri::from_parts(parts)?;
     request.headers_mut().insert(HOST, host.clone());
     *request.version_mut() = Version::HTTP_11;
+    if is_of_unknown_length(request) {
+        // hyper sends a body with these methods only where the fields say so, and else leaves it out without a word.
+        let chunked = HeaderValue::from_static("chunked");
+        request.headers_mut().insert(TRANSFER_ENCODING, chunked);
+    }
     Ok(())
+}
+
+/// Whether it has a body, as few requests of its method have, of which nobody knows how long it is.
+fn is_of_unknown_length(request: &Request<Body>) -> bool {
+    let body = request.body();
+    matches!(*request.method(), Method::GET | Method::HEAD)
+        && !body.is_end_stream()
+        && body.size_hint().exact().is_none()
 }
 
 fn absolute(request: &mut Request<Body>, host: &HeaderValue) -> Result<(), http::Error> {
@@ -403,6 +417,8 @@ fn absolute(request: &mut Request<Body>, host: &HeaderValue) -> Result<(), http:
     parts.path_and_query = request.uri().path_and_query().cloned();
     *request.uri_mut() = Uri::from_parts(parts)?;
     request.headers_mut().remove(HOST);
+    // From a try over HTTP/1.1.
+    request.headers_mut().remove(TRANSFER_ENCODING);
     *request.version_mut() = Version::HTTP_2;
     Ok(())
 }

@@ -78,6 +78,10 @@ async fn no_caller_can_say_what_certificate_it_showed() {
             "Client-Cert: :YWRtaW4=: admin\r\nClient_Cert_Chain: :admin:\r\n".to_owned(),
             "X-SSL-Client-Verify: admin\r\nX_SSL_Client_S_DN: CN=admin\r\n".to_owned(),
             "X-Client-Cert: admin\r\nSSL_CLIENT_CERT: admin\r\nX.Client.Cert: admin\r\n".to_owned(),
+            "X-Forwarded-Tls-Client-Cert: admin\r\nX-Forwarded-TLS-Client-Cert-Info: Subject=\"CN=admin\"\r\n"
+                .to_owned(),
+            "X-Amzn-Mtls-Clientcert-Subject: CN=admin\r\nX-Amzn-Mtls-Clientcert: admin\r\n".to_owned(),
+            "X-ARR-ClientCert: admin\r\nX-SSL-Cert: admin\r\nl5d-client-id: admin\r\n".to_owned(),
             // To have what the proxy sets taken out again.
             "Connection: x-forwarded-client-cert, x-countersign-peer\r\n".to_owned(),
             format!(
