@@ -68,14 +68,15 @@ impl Control {
     /// when rights were taken away meanwhile. Says on which snapshot it was done.
     ///
     /// # Errors
-    /// When nothing was recorded; `fenced` when rights are taken away again and again.
+    /// That of the decision, whenever it is made; when nothing was recorded; `fenced` when rights are taken away again and
+    /// again.
     pub(crate) async fn issue(
         &self,
-        decide: impl Fn(&State) -> Order,
+        decide: impl Fn(&State) -> Result<Order, Refused>,
     ) -> Result<(Vec<Result<Svid, Refused>>, Arc<State>), Refused> {
         for _attempt in 0..ATTEMPTS_MAX {
             let state = self.feed.current();
-            let order = decide(&state);
+            let order = decide(&state)?;
             // A server's own credential is not held off: agents hand back over a connection that shows it.
             if let Some(life) = state.life()
                 && order.cause.node.is_some()
@@ -102,11 +103,11 @@ impl Control {
     /// When it was not made.
     pub(crate) async fn issue_one(
         &self,
-        decide: impl Fn(&State) -> (Wanted, Cause),
+        decide: impl Fn(&State) -> Result<(Wanted, Cause), Refused>,
     ) -> Result<(Svid, Arc<State>), Refused> {
         let order = |state: &State| {
-            let (wanted, cause) = decide(state);
-            Order { wanted: vec![Ok(wanted)], cause, scope: Scope::default() }
+            let (wanted, cause) = decide(state)?;
+            Ok(Order { wanted: vec![Ok(wanted)], cause, scope: Scope::default() })
         };
         let (svids, state) = self.issue(order).await?;
         let svid = svids.into_iter().next();

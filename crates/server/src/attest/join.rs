@@ -111,7 +111,7 @@ async fn admit(
             ops: vec![Op::SpendToken { hash, now }, Op::PutNode(node)],
             events: vec![event.with_details(details)],
         };
-        (wanted, cause)
+        Ok((wanted, cause))
     };
     let (svid, state) = control.issue_one(decide).await?;
     tracing::info!(node = %id, "node attested");

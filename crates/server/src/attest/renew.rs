@@ -303,9 +303,10 @@ pub(crate) async fn issue(
 ) -> Result<v1::Renewed, Refused> {
     let now = control.clock.now();
     let id = node.id;
-    not_suspended(&control.feed.current(), id)?;
     let generation = if proven.successor { node.generation + 1 } else { node.generation };
     let decide = |state: &State| {
+        // Asked of each snapshot: what is issued on one that has the suspension is covered by no rule that came with it.
+        not_suspended(state, id)?;
         let details = serde_json::json!({
             "generation": generation, "key": proven.key.public().id(), "successor": proven.successor,
         });
@@ -320,7 +321,7 @@ pub(crate) async fn issue(
             reserved: Reserved::Allow,
         };
         let (ops, events) = (ops(&node, &proven, now), vec![event.with_details(details)]);
-        (wanted, Cause { actor, node: Some(id), ops, events })
+        Ok((wanted, Cause { actor, node: Some(id), ops, events }))
     };
     let (svid, state) = control.issue_one(decide).await?;
     // Another key than the one on record counts from now on, a new one or one that a lost tail had taken away: whoever has the

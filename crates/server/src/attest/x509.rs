@@ -234,6 +234,8 @@ pub(crate) async fn register(
         }
     };
     let decide = |state: &State| {
+        // Also where it was suspended since.
+        not_suspended(state, id)?;
         let spiffe_id = agent_id(&state.domain().trust_domain, id);
         let actor = spiffe_id.to_string();
         let kind = if again { EventKind::NodeRenewed } else { EventKind::NodeAttested };
@@ -266,7 +268,7 @@ pub(crate) async fn register(
             true => vec![Op::ExpectNode { id, generation: 1 }, Op::TouchNode { id, at: now }],
             false => vec![Op::PutNode(node)],
         };
-        (wanted, Cause { actor, node: Some(id), ops, events: vec![event] })
+        Ok((wanted, Cause { actor, node: Some(id), ops, events: vec![event] }))
     };
     let (svid, state) = control.issue_one(decide).await?;
     tracing::info!(node = %id, certificate = %machine.leaf().fingerprint(), "node attested by its certificate");

@@ -1,5 +1,6 @@
 //! A trust domain out of a backup, in a new place and a new incarnation.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use countersign_identity::{
 };
 use countersign_pki::NoVault;
 use countersign_seal::{Kek, KekFile, KeyWrap};
-use countersign_store::{Filling, Head, Page, Place, StoreError};
+use countersign_store::{Filling, Head, Kind, Page, Place, Record, Snapshot, StoreError};
 
 use super::Progress;
 use super::building::Building;
@@ -232,7 +233,7 @@ async fn reborn(
     let newest = rules.iter().map(Handed::at).fold(about.at, Timestamp::max);
     let steady = newest.min(now);
     KeptTime::write(data, steady)?;
-    let before = store.snapshot().await?.records.len();
+    let before = rules_of(store.snapshot().await?);
     let clock = if config.clock_is_right { ClockIs::Right } else { ClockIs::Compared };
     let beginning = Beginning {
         store: &*store,
@@ -257,10 +258,16 @@ async fn reborn(
         lost_from: about.at,
         lost_until: life.lost_until.unwrap_or(life.began),
         hold_until: life.hold_until,
-        // The record of the incarnation itself is new, or replaces the one before.
-        from_journal: after.records.len().saturating_sub(before + 1),
+        from_journal: rules_of(after).difference(&before).count(),
         refused_lines,
     })
+}
+
+/// What a state has of the kinds that a journal keeps.
+fn rules_of(state: Snapshot) -> BTreeSet<(Kind, String)> {
+    let kept = |record: &Record| matches!(record.kind, Kind::Revocation | Kind::Suspension);
+    let records = state.records.into_iter().filter(kept);
+    records.map(|record| (record.kind, record.name)).collect()
 }
 
 /// Says of a clock that is behind what else may be the case.

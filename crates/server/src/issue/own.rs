@@ -60,7 +60,7 @@ impl Own {
                 reserved: Reserved::Allow,
             };
             let actor = self.id.to_string();
-            (wanted, Cause { actor, node: None, ops: Vec::new(), events: Vec::new() })
+            Ok((wanted, Cause { actor, node: None, ops: Vec::new(), events: Vec::new() }))
         };
         let (svid, _state) = self.control.issue_one(decide).await?;
         let authorities = self.authorities.load_full();

@@ -65,7 +65,7 @@ pub(crate) async fn sign(
     drop(opening);
     let issued = control.issue(|state| {
         let _authorising = scope.begin("authorise");
-        order(&control, &caller, state, (&items[..], scope.clone()))
+        Ok(order(&control, &caller, state, (&items[..], scope.clone())))
     });
     let issued = issued.await;
     if let Err(refused) = &issued {

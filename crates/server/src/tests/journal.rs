@@ -124,8 +124,14 @@ async fn a_server_with_a_journal_whose_store_went_back_takes_its_rules_from_ther
     let running = realm.start(config()).await.unwrap();
     let answer = running.admin.revocations().await.unwrap();
     assert_eq!((answer.rules.len(), answer.suspensions.len()), (2, 1), "{answer:?}");
+    // What a backup of this later life lacks is counted as one of the first life is.
+    std::fs::remove_file(realm.place("backup")).unwrap();
+    realm.save().await;
+    revoke(&running, Target::Identity(id("web")), Reason::KeyCompromise).await;
     running.stop().await;
     realm.verify_everything().await;
+    let restoring = RestoreConfig { journal: Some(folder), ..realm.restoring("e") };
+    assert_eq!(realm.restore(&restoring).await.unwrap().from_journal, 1);
 }
 
 /// Taking rights away never waits, and what an operator is told is so.

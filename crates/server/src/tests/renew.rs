@@ -3,19 +3,20 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use countersign_api::admin::Target;
+use countersign_api::admin::{Reissue, RevokeRequest, Target};
 use countersign_api::renewal::renewal_statement;
 use countersign_api::v1;
 use countersign_api::v1::renew_request::Step as Asked;
 use countersign_api::v1::renew_response::Step as Told;
-use countersign_identity::{Code, NodeId, Reason};
+use countersign_identity::{Code, NodeId, Reason, Timestamp};
 use countersign_pki::{KeyKind, PrivateKey, make_csr};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::client::known_stranger;
-use super::{Agent, Client, Realm, Running, code, stranger, trust_domain};
+use super::strangers::Elsewhere;
+use super::{Agent, Client, DOMAIN, Realm, Running, code, stranger, trust_domain};
 use crate::digest::sha256;
 
 /// What a renewing caller claims, all of it chosen freely.
@@ -301,4 +302,36 @@ async fn stream_of_a_key_ends_when_the_key_has_a_successor() {
     });
     assert_eq!(code(&ended.await), Code::StaleGeneration);
     running.stop().await;
+}
+
+#[tokio::test]
+async fn node_that_another_server_suspends_meanwhile_is_not_renewed() {
+    let domain = Elsewhere::begin(DOMAIN, Timestamp::from_secs(1_795_262_400)).await;
+    let (joined, key) = domain.joined().await;
+    let node = countersign_api::wire::node_id(&joined.node_id).unwrap();
+    let exporter = [7; 32];
+    let hello =
+        v1::RenewHello { node_id: joined.node_id.clone(), generation: 1, ..Default::default() };
+    let proof = |nonce: &[u8]| {
+        let nonce = nonce.try_into().unwrap();
+        let statement = renewal_statement(&nonce, &exporter, node, 1, sha256(&[]));
+        v1::RenewProof {
+            signature: key.sign(&statement).unwrap().into(),
+            successor_csr: Bytes::new(),
+        }
+    };
+    domain.steps.renew(&hello, &exporter, proof).await.unwrap();
+    // Its keys stay good: nothing but the suspension stands in the way.
+    let order = RevokeRequest {
+        targets: vec![Target::Node(node)],
+        reason: Reason::PrivilegeWithdrawn,
+        issued_before: None,
+        reissue: Reissue::default(),
+        dry_run: false,
+    };
+    let revoked = domain.another().await.revoke(order).await.unwrap();
+    assert_eq!(revoked.suspended.len(), 1);
+    assert!(domain.steps.revision() < revoked.revision, "this server has not heard of it");
+    let refused = domain.steps.renew(&hello, &exporter, proof).await.unwrap_err();
+    assert_eq!(refused.code, Code::Suspended, "{refused:?}");
 }

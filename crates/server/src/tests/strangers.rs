@@ -168,14 +168,16 @@ async fn what_is_open_to_machines_without_a_certificate_asks_for_another_proof()
 }
 
 /// A trust domain without a port.
-struct Elsewhere {
-    steps: Steps,
+pub(super) struct Elsewhere {
+    pub(super) steps: Steps,
     domain: String,
     now: Timestamp,
+    ground: Ground,
+    kek: Kek,
 }
 
 impl Elsewhere {
-    async fn begin(domain: &str, now: Timestamp) -> Self {
+    pub(super) async fn begin(domain: &str, now: Timestamp) -> Self {
         let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(7));
         let ground = Ground {
             name: "elsewhere".to_owned(),
@@ -187,17 +189,23 @@ impl Elsewhere {
         let (kek, key) = (Kek::draw(&*entropy).unwrap(), || PrivateKey::generate(KeyKind::P256));
         let name = domain.parse().unwrap();
         begin(&ground, &kek, name, &key().unwrap(), &key().unwrap()).await.unwrap();
-        let steps = Steps::start(ground, &kek).await.unwrap();
+        let steps = Steps::start(ground.clone(), &kek).await.unwrap();
         let web = json!({
             "apiVersion": "countersign.dev/v1alpha1", "kind": "Workload", "metadata": { "name": "web" },
             "spec": { "selectors": ["launch:web"], "lifetime": "15m" },
         });
         steps.apply(&[web]).await.unwrap();
         steps.advance().await.unwrap();
-        Self { steps, domain: domain.to_owned(), now }
+        Self { steps, domain: domain.to_owned(), now, ground, kek }
     }
 
-    async fn joined(&self) -> (v1::AttestResponse, PrivateKey) {
+    /// Another server on the same store.
+    pub(super) async fn another(&self) -> Steps {
+        let ground = Ground { name: "another".to_owned(), ..self.ground.clone() };
+        Steps::start(ground, &self.kek).await.unwrap()
+    }
+
+    pub(super) async fn joined(&self) -> (v1::AttestResponse, PrivateKey) {
         let key = PrivateKey::generate(KeyKind::P256).unwrap();
         let token = self.steps.create_token(Lifetime::from_secs(600).unwrap(), Vec::new()).await;
         let request = v1::AttestRequest {
