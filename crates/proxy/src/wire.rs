@@ -120,7 +120,12 @@ impl<K: Unpin> AsyncWrite for Wire<K> {
         cx: &mut Context<'_>,
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        each!(&mut self.get_mut().kind, io => io.poll_write_vectored(cx, bytes))
+        let kind = &mut self.get_mut().kind;
+        match bytes {
+            // What is in one piece the kernel takes sooner as such.
+            [piece] => each!(kind, io => io.poll_write(cx, piece)),
+            _ => each!(kind, io => io.poll_write_vectored(cx, bytes)),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -23,7 +23,7 @@ use crate::config::Agreed;
 use crate::register::{Arrival, Standing};
 use crate::reproof::REPROOF_ALPN;
 use crate::rule::{AddressOf, Clients, Inbound, Outbound, Present, Rule, no_own_identity};
-use crate::session::Session;
+use crate::session::{Session, Socket};
 use crate::verifier::{Asked, Shown, Slot};
 use crate::{HandshakeFact, HandshakeFailure, Stream, Trust, config};
 
@@ -91,8 +91,8 @@ async fn shake(
     tcp: TcpStream,
     inbound: &Inbound,
     slot: &Arc<Slot>,
-) -> Result<(Session, Asked), (io::Error, TcpStream)> {
-    let mut hello = pin!(LazyConfigAcceptor::new(Acceptor::default(), tcp));
+) -> Result<(Session, Asked), (io::Error, Socket)> {
+    let mut hello = pin!(LazyConfigAcceptor::new(Acceptor::default(), Socket(tcp)));
     let start = match hello.as_mut().await {
         Ok(start) => start,
         Err(error) => {
@@ -188,7 +188,7 @@ impl Attempt {
         // Whoever dials is us, and this is where the connection goes out.
         self.slot.comes_from(tcp.local_addr().ok().map(|address| address.ip()));
         let config = config::client(&self.trust, outbound, Some(&self.slot));
-        let connecting = TlsConnector::from(config).connect(nobody(), tcp);
+        let connecting = TlsConnector::from(config).connect(nobody(), Socket(tcp));
         let shaking = Box::pin(connecting.into_fallible());
         match self.within(timeout, shaking).await {
             Ok(_) if outbound.present == Present::Required && self.slot.shown().is_none() => {
@@ -204,7 +204,7 @@ impl Attempt {
     async fn within<S>(
         &self,
         timeout: Duration,
-        shaking: impl Future<Output = Result<S, (io::Error, TcpStream)>>,
+        shaking: impl Future<Output = Result<S, (io::Error, Socket)>>,
     ) -> Result<S, Refused> {
         let clock = self.trust.clock();
         let deadline = clock.now() + timeout;
@@ -218,7 +218,7 @@ impl Attempt {
         };
         match done {
             Ok(stream) => Ok(stream),
-            Err((error, tcp)) => {
+            Err((error, Socket(tcp))) => {
                 Box::pin(self.linger(tcp, deadline)).await;
                 Err(self.reason(&error))
             }
@@ -315,7 +315,7 @@ impl Attempt {
     }
 
     /// What the two ends agreed on.
-    fn observe(&mut self, tls: &TlsStream<TcpStream>) {
+    fn observe(&mut self, tls: &TlsStream<Socket>) {
         let common = tls.get_ref().1;
         self.fact.version = match common.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "1.3",

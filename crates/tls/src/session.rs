@@ -21,15 +21,15 @@ const AT_ONCE_BYTES_MAX: usize = 64 * 1024;
 /// One for both. Its connection is closed when both have let go of it. The lock is held while one of them does one thing, none of
 /// which waits: the longest is to seal and to send, or to receive and to open, [`AT_ONCE_BYTES_MAX`].
 #[derive(Clone, Debug)]
-pub(crate) struct Session(Arc<Mutex<TlsStream<TcpStream>>>);
+pub(crate) struct Session(Arc<Mutex<TlsStream<Socket>>>);
 
 impl Session {
-    pub(crate) fn new(tls: TlsStream<TcpStream>) -> Self {
+    pub(crate) fn new(tls: TlsStream<Socket>) -> Self {
         Self(Arc::new(Mutex::new(tls)))
     }
 
     /// The session itself, for as long as this is held.
-    pub(crate) fn tls(&self) -> MutexGuard<'_, TlsStream<TcpStream>> {
+    pub(crate) fn tls(&self) -> MutexGuard<'_, TlsStream<Socket>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -38,7 +38,7 @@ impl Session {
     /// # Errors
     /// When it is not connected any more.
     pub(crate) fn shut(&self) -> io::Result<()> {
-        SockRef::from(self.tls().get_ref().0).shutdown(Shutdown::Both)
+        SockRef::from(&self.tls().get_ref().0.0).shutdown(Shutdown::Both)
     }
 
     /// A secret that only the two ends know (RFC 8446, 7.5).
@@ -104,5 +104,53 @@ impl AsyncWrite for Session {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut *self.tls()).poll_shutdown(cx)
+    }
+}
+
+/// What a session runs over. What is to go out in one piece is sent as such: rustls writes all it has as if it were several, which
+/// takes the kernel longer.
+#[derive(Debug)]
+pub(crate) struct Socket(pub(crate) TcpStream);
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match slices {
+            [piece] => Pin::new(&mut self.0).poll_write(cx, piece),
+            _ => Pin::new(&mut self.0).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }

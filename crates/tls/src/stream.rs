@@ -77,7 +77,7 @@ impl Stream {
     /// # Errors
     /// When the socket is not connected any more.
     pub fn peer_address(&self) -> io::Result<SocketAddr> {
-        self.session.tls().get_ref().0.peer_addr()
+        self.session.tls().get_ref().0.0.peer_addr()
     }
 
     /// Notices a peer that has vanished without a word within about this time, also while nothing is sent. It costs nothing but
@@ -86,7 +86,7 @@ impl Stream {
     /// # Errors
     /// When the socket is not connected any more.
     pub fn probe(&self, silence: Duration) -> io::Result<()> {
-        probe(self.session.tls().get_ref().0, silence)
+        probe(&self.session.tls().get_ref().0.0, silence)
     }
 
     /// Leaves it to what is said here to notice a peer that has vanished: the system's own probes come only after so long a
@@ -96,7 +96,7 @@ impl Stream {
     /// # Errors
     /// When the socket is not connected any more.
     pub fn probe_after(&self, quiet: Duration) -> io::Result<()> {
-        probe_after(self.session.tls().get_ref().0, quiet)
+        probe_after(&self.session.tls().get_ref().0.0, quiet)
     }
 
     /// Our own address on this connection.
@@ -104,7 +104,7 @@ impl Stream {
     /// # Errors
     /// When the socket is not connected any more.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
-        self.session.tls().get_ref().0.local_addr()
+        self.session.tls().get_ref().0.0.local_addr()
     }
 
     /// A secret that only the two ends of this connection know (RFC 8446, 7.5), to bind a signature to it.
