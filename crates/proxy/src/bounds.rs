@@ -113,8 +113,10 @@ pub(crate) const ANNOUNCED_IDLE: Duration = Duration::from_millis(200);
 pub(crate) const ANNOUNCED_MAX: Duration = Duration::from_secs(1);
 /// How long requests in flight may take at shutdown before they are cut.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of a tunnel that are read at once. At most so many of each way are kept, until they are taken.
-pub(crate) const TUNNEL_BUFFER: usize = 16 * 1024;
+/// Bytes that are read at once to be passed on. Sealed in four TLS records, and with the heads of TCP and IP, they are the most that
+/// the kernel takes as one packet: of 64 KiB the rest would go out by itself, and wake whoever waits for it once more. At most so many
+/// of each way of a tunnel are kept, until they are taken.
+pub(crate) const PASSED_AT_ONCE_MAX: usize = 65_000;
 
 /// How long an address rests after its first failure in a row.
 pub(crate) const EJECTED_FIRST: Duration = Duration::from_millis(200);

@@ -9,7 +9,7 @@ use countersign_program::seldom::Seldom;
 use countersign_tls::Admitted;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::bounds::TUNNEL_BUFFER;
+use crate::bounds::PASSED_AT_ONCE_MAX;
 
 /// Goes on with what is done over a connection, until we cut that: its socket is shut by then, but who does not read it, because
 /// what was read is not taken, would not know, and would pass that on. What leads to the program of our own side is never cut.
@@ -58,7 +58,7 @@ where
 
 thread_local! {
     /// Where every connection of a thread reads to, one at a time.
-    static ARRIVED: RefCell<Box<[u8]>> = RefCell::new(vec![0; TUNNEL_BUFFER].into());
+    static ARRIVED: RefCell<Box<[u8]>> = RefCell::new(vec![0; PASSED_AT_ONCE_MAX].into());
 }
 
 /// One of the two ways.

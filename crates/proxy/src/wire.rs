@@ -6,8 +6,10 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use rustls::AlertDescription;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+use crate::bounds;
 
 /// One connection, with what is kept for as long as it lives: also after an upgrade, when its HTTP task has ended.
 pub(crate) struct Wire<K = ()> {
@@ -72,6 +74,9 @@ impl<K> Wire<K> {
     }
 }
 
+/// See [`bounds::PASSED_AT_ONCE_MAX`].
+const PASSED_AT_ONCE_MAX: u64 = bounds::PASSED_AT_ONCE_MAX as u64;
+
 macro_rules! each {
     ($kind:expr, $io:ident => $call:expr) => {
         match $kind {
@@ -98,7 +103,11 @@ impl<K: Unpin> AsyncRead for Wire<K> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let read = each!(&mut this.kind, io => io.poll_read(cx, buf));
+        let read = match &mut this.kind {
+            Kind::Mutual(io) => Pin::new(io).poll_read(cx, buf),
+            Kind::Tcp(io) => Pin::new(&mut io.take(PASSED_AT_ONCE_MAX)).poll_read(cx, buf),
+            Kind::Unix(io) => Pin::new(&mut io.take(PASSED_AT_ONCE_MAX)).poll_read(cx, buf),
+        };
         if let (Poll::Ready(Err(error)), Some(heard)) = (&read, &this.heard) {
             heard.note(error);
         }
@@ -142,5 +151,23 @@ impl<K: Unpin> AsyncWrite for Wire<K> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(&mut self.get_mut().kind, io => io.poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn no_more_is_read_at_once_than_goes_out_as_one_packet() {
+        let (mut program, ours) = UnixStream::pair().unwrap();
+        let mut wire = Wire::new(Kind::Unix(ours), ());
+        program.write_all(&[b'x'; 70_000]).await.unwrap();
+        let mut buffer = vec![0; 128 * 1024];
+        let first = wire.read(&mut buffer).await.unwrap();
+        let second = wire.read(&mut buffer).await.unwrap();
+        assert_eq!((first, second), (65_000, 5_000));
     }
 }
