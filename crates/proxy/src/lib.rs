@@ -67,6 +67,7 @@ mod trace;
 mod tunnel;
 mod unsent;
 mod upstream;
+mod way;
 mod wire;
 
 pub use config::{

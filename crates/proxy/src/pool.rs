@@ -27,6 +27,7 @@ use crate::plane::Plane;
 use crate::retire::Retirement;
 use crate::session::Spoken;
 use crate::unsent::Unsent;
+use crate::way::GivingWay;
 use crate::wire::Heard;
 
 /// A connection that was used within this time gets a successor when it retires.
@@ -282,7 +283,8 @@ impl Pool {
         peer: Option<Peer>,
     ) -> Result<Lease, DialFailure> {
         let heard = dialled.heard.clone();
-        let handshake = http1_rules().handshake(TokioIo::new(dialled.wire)).await;
+        let io = TokioIo::new(GivingWay::new(dialled.wire));
+        let handshake = http1_rules().handshake(io).await;
         let (mut sender, connection) = handshake.map_err(|error| self.unusable(&error, &heard))?;
         let connection = connection.with_upgrades();
         self.plane.tasks.start(drive(

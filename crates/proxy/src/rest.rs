@@ -30,6 +30,7 @@ use tokio::time::{Instant, sleep};
 use crate::body::{Arriving, Body};
 use crate::bounds::{HEAD_BYTES_MAX, LOOK_AGAIN_MAX, LOOKS_SOON, REST_AFTER, TAKES_LONGER};
 use crate::session::{Session, close_when_idle};
+use crate::way::GivingWay;
 
 /// Answers requests on `io` until it closes, or until `announce` has come and the last one is answered. The next head must
 /// come within that time, if one is named.
@@ -46,6 +47,7 @@ where
     S::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let traffic = Arc::new(Traffic::of(session));
+    let io = GivingWay::new(io);
     let mut line = Line { ahead: Bytes::new(), io, traffic: traffic.clone() };
     let mut service = Asked { service, traffic: traffic.clone() };
     let mut quiet =
