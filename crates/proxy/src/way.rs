@@ -22,7 +22,7 @@ pub(crate) struct GivingWay<I> {
 }
 
 /// Whether one worker runs all tasks of this runtime.
-pub(crate) fn one_runs_all() -> bool {
+fn one_runs_all() -> bool {
     let workers = Handle::try_current().map(|runtime| runtime.metrics().num_workers());
     workers.is_ok_and(|workers| workers == 1)
 }
