@@ -96,7 +96,7 @@ pub(crate) async fn restore_at(
     let building = Building::begin(&config.data)?;
     // 3. The state as it was, in a new incarnation; of one that is for a database, too, nobody else sees anything before.
     let state = building.state(&config.store)?;
-    let place = NewPlace { config, kek: &kek, data: &building.path, state: &state, now };
+    let place = NewPlace { config, kek: &kek, data: building.path(), state: &state, now };
     let report = fill(&place, &end, progress).await?;
     directory::copy_private(&config.kek, &kek_path(building.path()))?;
     let domain = Domain::new(report.trust_domain.clone(), &SystemEntropy).map_err(internal)?;
