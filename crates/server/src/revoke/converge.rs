@@ -13,7 +13,8 @@ use crate::control::Control;
 use crate::incarnation::Life;
 use crate::publish::{Reach, Standing};
 use crate::refusal::Refused;
-use crate::revoke::held;
+use crate::revoke::exposure::{exposure_ends, lost_until};
+use crate::revoke::holdings::{ended_by, held};
 use crate::revoke::replicas::{Heard, Replicas, trial_of};
 use crate::revoke::trial::tried_out;
 use crate::revoke::watched::LOOK_AGAIN;
@@ -228,16 +229,15 @@ async fn living(control: &Control, points: Vec<Standing>) -> Result<Vec<Standing
         return Ok(points);
     }
     // By a clock that is ahead nobody is gone: a step that waits for all would not wait for who is silent.
-    let steady = control.desk.time.certain(&*control.clock);
+    let now = ended_by(control);
     // Of what was issued in a span that the store has lost there are no rows.
-    let state = control.feed.current();
-    if state.life().is_some_and(|life| steady <= life.until + SKEW_ALLOWED) {
+    if lost_until(&control.feed.current(), now).is_some() {
         return Ok(points);
     }
-    let ends = held(&*control.store, steady).await?.last_ends();
+    let ends = held(&*control.store, now).await?.last_ends();
     let lives = |point: &Standing| {
         let holder = (point.key.node, point.key.spiffe_id.clone());
-        point.confirmed || ends.get(&holder).is_some_and(|end| steady <= *end + SKEW_ALLOWED)
+        point.confirmed || ends.get(&holder).is_some_and(|end| now <= *end + SKEW_ALLOWED)
     };
     let (living, dead): (Vec<_>, Vec<_>) = points.into_iter().partition(lives);
     forget(control, dead.into_iter().map(|point| point.key).collect()).await;
@@ -272,8 +272,8 @@ async fn exposure(control: &Control, revision: Revision) -> Result<Option<Timest
     if of_revision.is_empty() {
         return Ok(None);
     }
-    let steady = control.desk.time.certain(&*control.clock);
-    let covered = held(&*control.store, steady).await?;
-    let covered = covered.covered(&Revocations::new(of_revision));
-    Ok(covered.last_end().map(|end| end + SKEW_ALLOWED))
+    let now = ended_by(control);
+    let rules = Revocations::new(of_revision);
+    let covered = held(&*control.store, now).await?.covered(&rules);
+    Ok(exposure_ends(&rules, &covered, lost_until(&state, now)))
 }

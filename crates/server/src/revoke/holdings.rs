@@ -3,10 +3,11 @@
 use std::collections::{BTreeSet, HashMap};
 
 use countersign_identity::{
-    NodeId, NodeTag, Presented, Revocations, SKEW_ALLOWED, Serial, SpiffeId, Timestamp,
+    NodeId, NodeTag, Presented, Revision, Revocations, SKEW_ALLOWED, Serial, SpiffeId, Timestamp,
 };
 use countersign_store::{IssuedRow, PAGE_MAX, Store};
 
+use crate::control::Control;
 use crate::digest::node_tag;
 use crate::refusal::Refused;
 
@@ -14,6 +15,11 @@ use crate::refusal::Refused;
 #[derive(Debug, Default)]
 pub(crate) struct Holdings {
     rows: Vec<IssuedRow>,
+}
+
+/// The time by which a certificate is taken for ended: what a clock that jumped ahead says ends none.
+pub(super) fn ended_by(control: &Control) -> Timestamp {
+    control.desk.time.certain(&*control.clock)
 }
 
 /// Reads what is out. It takes the time that the number of live certificates takes.
@@ -59,10 +65,23 @@ impl Holdings {
         self.rows.iter().map(|row| row.spiffe_id.clone()).collect()
     }
 
-    /// Who holds them, as far as that is a node.
-    pub(crate) fn holders(&self) -> BTreeSet<(SpiffeId, NodeId)> {
-        let holder = |row: &IssuedRow| Some((row.spiffe_id.clone(), row.node?));
-        self.rows.iter().filter_map(holder).collect()
+    /// Who holds something that these rules cover and nothing later beside it, as far as that is a node: who renewed before
+    /// this revision has a successor already. What came with it or since is what is waited for.
+    pub(crate) fn waiting(
+        &self,
+        rules: &Revocations,
+        revision: Revision,
+    ) -> BTreeSet<(SpiffeId, NodeId)> {
+        let mut latest: HashMap<(&SpiffeId, NodeId), bool> = HashMap::new();
+        // In the order of their serials, which is the one in which they were issued.
+        for row in &self.rows {
+            let (covered, Some(node)) = (is_covered(row, rules), row.node) else { continue };
+            if covered || row.revision < revision {
+                latest.insert((&row.spiffe_id, node), covered);
+            }
+        }
+        let waiting = latest.into_iter().filter(|(_, covered)| *covered);
+        waiting.map(|((id, node), _)| (id.clone(), node)).collect()
     }
 
     /// When the last credential of each identity on each node ends.

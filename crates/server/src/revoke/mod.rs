@@ -2,6 +2,7 @@
 //! matters if somebody does not (design, section 11).
 
 mod converge;
+mod exposure;
 mod holdings;
 #[cfg(test)]
 mod model;

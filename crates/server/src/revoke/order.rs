@@ -1,5 +1,6 @@
 //! An operator's order, from what it names to what is committed.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use countersign_api::admin::{
 };
 use countersign_audit::{Entry, Event, EventKind};
 use countersign_identity::{
-    Canary, Code, KeyId, Revision, SKEW_ALLOWED, Serial, Suspended, Suspension, Timestamp, Trial,
+    Canary, Code, KeyId, NodeId, Revision, SKEW_ALLOWED, Serial, SpiffeId, Suspended, Suspension,
+    Timestamp, Trial,
 };
 use countersign_store::{Batch, Change, Committed, Kind, PAGE_MAX, Store};
 
@@ -16,12 +18,13 @@ use crate::attest::node_of;
 use crate::authority::internal;
 use crate::control::Control;
 use crate::refusal::Refused;
-use crate::revoke::holdings::{Holdings, held};
+use crate::revoke::exposure::{exposure_ends, lost_until};
+use crate::revoke::holdings::{Holdings, ended_by, held};
 use crate::revoke::plan::{
     Found, Plan, Wish, leaked, plan, record, rule_view, suspension_change, suspension_name,
     suspension_subject, suspension_view,
 };
-use crate::revoke::watched::Watched;
+use crate::revoke::watched::{Begun, Watched};
 use crate::rotate::Walk;
 use crate::state::State;
 
@@ -47,15 +50,15 @@ pub(crate) async fn revoke(
         let now = control.desk.time.highest(control.clock.now());
         let plan = plan(&state, &wish(&control, &request, now).await?)?;
         if request.dry_run {
-            let covered = covered(&control, &plan).await?;
-            return Ok(answer(state.revision, &request, &plan, &covered));
+            let effect = effect(&control, &plan, state.revision).await?;
+            return Ok(answer(state.revision, &request, &plan, &effect));
         }
         let revision = Revision { number: state.revision.number + 1, ..state.revision };
-        control.converging.begin(revision, control.clock.now());
+        let begun = control.converging.begin(revision, control.clock.now());
         match control.store.commit(plan.batch(&state, &actor, now)).await {
-            Ok(committed) => return finish(&control, &request, &plan, &committed).await,
+            Ok(committed) => return finish(&control, &request, &plan, (begun, &committed)).await,
             Err(error) => {
-                control.converging.give_up(revision);
+                drop(begun);
                 let refused = Refused::from(error);
                 if refused.code != Code::StaleBase {
                     return Err(refused);
@@ -84,34 +87,57 @@ async fn finish(
     control: &Control,
     request: &RevokeRequest,
     plan: &Plan,
-    committed: &Committed,
+    (begun, committed): (Begun<'_>, &Committed),
 ) -> Result<RevokeResponse, Refused> {
-    let at = control.clock.now();
+    let (at, revision) = (control.clock.now(), committed.revision);
     control.desk.time.recorded(at);
     // Looked at now: nothing that it covers is recorded any more, so this is all.
-    let covered = covered(control, plan).await?;
-    let exposure_ends = covered.last_end().map(|end| end + SKEW_ALLOWED);
-    let reissue = reissued(&control.feed.current(), plan, &covered);
-    let watched = Watched { reissue, exposure_ends };
-    control.converging.committed(committed.revision, at, watched);
-    shown(control, committed.revision).await;
-    tracing::warn!(revision = %committed.revision, rules = plan.rules.len(), "credentials were revoked");
-    let not_in_journal = unjournaled(control, committed.revision).await;
-    Ok(RevokeResponse { not_in_journal, ..answer(committed.revision, request, plan, &covered) })
+    let effect = effect(control, plan, revision).await;
+    let watched = effect.as_ref().map_or_else(
+        |_unknown| Watched::default(),
+        |effect| Watched {
+            reissue: reissued(&control.feed.current(), plan, effect.holders.clone()),
+            exposure_ends: effect.exposure_ends,
+        },
+    );
+    // It is committed in any case, and its acknowledgements count.
+    begun.committed(at, watched);
+    let effect = effect?;
+    shown(control, revision).await;
+    tracing::warn!(%revision, rules = plan.rules.len(), "credentials were revoked");
+    let not_in_journal = unjournaled(control, revision).await;
+    Ok(RevokeResponse { not_in_journal, ..answer(revision, request, plan, &effect) })
 }
 
-/// Who is to be issued anew: whoever held something, unless that is stopped.
+/// What a plan comes to, by what is out.
+struct Effect {
+    covered: Holdings,
+    exposure_ends: Option<Timestamp>,
+    /// Who holds what is covered, and has no successor.
+    holders: BTreeSet<(SpiffeId, NodeId)>,
+}
+
+async fn effect(control: &Control, plan: &Plan, revision: Revision) -> Result<Effect, Refused> {
+    let now = ended_by(control);
+    let held = held(&*control.store, now).await?;
+    let rules = plan.set();
+    let covered = held.covered(&rules);
+    let lost = lost_until(&control.feed.current(), now);
+    let exposure_ends = exposure_ends(&rules, &covered, lost);
+    Ok(Effect { covered, exposure_ends, holders: held.waiting(&rules, revision) })
+}
+
+/// Who is to be issued anew: whoever has nothing else, unless that is stopped.
 fn reissued(
     state: &State,
     plan: &Plan,
-    covered: &Holdings,
-) -> std::collections::BTreeSet<(countersign_identity::SpiffeId, countersign_identity::NodeId)> {
+    mut holders: BTreeSet<(SpiffeId, NodeId)>,
+) -> BTreeSet<(SpiffeId, NodeId)> {
     let domain = &state.domain().trust_domain;
     let stopped = |target: &Suspended| {
         state.is_suspended(target)
             || plan.suspensions.iter().any(|suspension| suspension.target == *target)
     };
-    let mut holders = covered.holders();
     holders.retain(|(id, node)| {
         let workload = node_of(id, domain).is_none();
         let declared = state.workloads().any(|(name, spec)| spec.spiffe_id_in(name, domain) == *id);
@@ -123,16 +149,11 @@ fn reissued(
     holders
 }
 
-async fn covered(control: &Control, plan: &Plan) -> Result<Holdings, Refused> {
-    let steady = control.desk.time.certain(&*control.clock);
-    Ok(held(&*control.store, steady).await?.covered(&plan.set()))
-}
-
 fn answer(
     revision: Revision,
     request: &RevokeRequest,
     plan: &Plan,
-    covered: &Holdings,
+    Effect { covered, exposure_ends, .. }: &Effect,
 ) -> RevokeResponse {
     let leaked = leaked(request.reason);
     RevokeResponse {
@@ -143,7 +164,7 @@ fn answer(
         suspended: plan.suspensions.iter().map(suspension_view).collect(),
         covered: covered.count(),
         identities: covered.identities().into_iter().collect(),
-        exposure_ends: covered.last_end().map(|end| end + SKEW_ALLOWED),
+        exposure_ends: *exposure_ends,
         not_in_journal: None,
     }
 }

@@ -8,6 +8,7 @@ mod console;
 mod converge;
 mod edge;
 pub(crate) mod explore;
+mod exposure;
 mod floods;
 mod incarnation;
 mod join;

@@ -23,7 +23,7 @@ pub(super) fn id(name: &str) -> SpiffeId {
     format!("spiffe://shop.example/{name}").parse().unwrap()
 }
 
-fn request(target: Target, reason: Reason) -> RevokeRequest {
+pub(super) fn request(target: Target, reason: Reason) -> RevokeRequest {
     RevokeRequest {
         targets: vec![target],
         reason,

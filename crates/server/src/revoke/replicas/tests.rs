@@ -114,7 +114,7 @@ async fn each_server_knows_the_points_of_the_other_and_what_they_acknowledged() 
     let both = [(NEAR, Some(5), true), (FAR, Some(5), true)];
     assert_eq!(one.looks(1).await, both);
     assert_eq!(two.looks(1).await, both);
-    one.converging.begin(revision(6), at(1));
+    let _begun = one.converging.begin(revision(6), at(1));
     two.hears(FAR, 6, 3, 2).await;
     assert_eq!(one.looks(2).await[1], (FAR, Some(5), true), "nobody has told it yet");
     two.tell(2).await;

@@ -68,23 +68,13 @@ impl Walker {
         draft.batch.events.push(event.with_details(details));
         let narrows = draft.batch.narrows;
         let revision = next(&state);
-        if narrows {
-            self.control.converging.begin(revision, now);
+        let begun = narrows.then(|| self.control.converging.begin(revision, now));
+        let revision = self.commit(&state, draft, now).await?;
+        if let Some(begun) = begun {
+            begun.committed(self.control.clock.now(), Watched::default());
         }
-        match self.commit(&state, draft, now).await {
-            Ok(revision) => {
-                if narrows {
-                    let at = self.control.clock.now();
-                    self.control.converging.committed(revision, at, Watched::default());
-                }
-                tracing::info!(%step, root = %subject, %revision, "an authority walked");
-                Ok(revision)
-            }
-            Err(refused) => {
-                self.control.converging.give_up(revision);
-                Err(refused)
-            }
-        }
+        tracing::info!(%step, root = %subject, %revision, "an authority walked");
+        Ok(revision)
     }
 
     async fn prepare(
