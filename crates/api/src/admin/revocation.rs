@@ -258,8 +258,14 @@ pub struct Convergence {
     pub enforcing: u64,
     /// Those that have not.
     pub missing: Vec<MissingPoint>,
-    /// Processes that hold an SVID and cannot acknowledge: counted beside, never inside.
+    /// Processes that hold an SVID and cannot acknowledge: counted beside, never inside. Each node that was not heard of counts
+    /// as one.
     pub unaware: u64,
+    /// The nodes that hold what workloads can present, and that no server has heard of since it started: how many
+    /// processes they run that cannot acknowledge is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub unheard: Vec<NodeId>,
     /// Connections that a graceful revocation ends and that are not closed yet.
     pub draining: u64,
     /// Connections that the changes up to it ended; known for recent changes of this server.

@@ -32,6 +32,9 @@ pub(crate) struct Roster {
 #[derive(Debug, Default)]
 struct Table {
     nodes: BTreeMap<NodeId, Presence>,
+    /// Nodes that may run processes of which nothing is known here: registered before the server started, or since heard
+    /// by another server, and not heard here after that.
+    unheard: BTreeSet<NodeId>,
     streams: u64,
 }
 
@@ -144,6 +147,7 @@ impl Roster {
     /// The node was removed: its stream ends, and what it said is forgotten.
     pub(crate) fn remove(&self, node: NodeId) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.unheard.remove(&node);
         if let Some(Presence { stream: Some((_, leash)), .. }) = table.nodes.remove(&node) {
             self.open.fetch_sub(1, Ordering::Relaxed);
             leash.end(Refused::new(Code::UnknownNode, "the node was removed"));
@@ -214,7 +218,9 @@ impl Roster {
         let was_told = |revision: &Revision| told.is_some_and(|told| *revision <= told.revision);
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let mut heard = Heard::default();
-        let Some(presence) = table.nodes.get_mut(&node) else { return heard };
+        let Table { nodes, unheard, .. } = &mut *table;
+        let Some(presence) = nodes.get_mut(&node) else { return heard };
+        unheard.remove(&node);
         presence.seen = Some(now);
         presence.unaware = ack.unaware;
         let revision = ack.revision.map(read).filter(was_told);

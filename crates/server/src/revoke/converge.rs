@@ -1,10 +1,11 @@
 //! Who enforces a revision, by what is known here and on the other servers.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::admin::{Convergence, MissingPoint};
-use countersign_identity::{Code, Revision, Revocations, SKEW_ALLOWED, Serial, Timestamp};
+use countersign_identity::{Code, NodeId, Revision, Revocations, SKEW_ALLOWED, Serial, Timestamp};
 use countersign_store::{Batch, Op, PAGE_MAX, PointKey};
 use tokio::sync::watch;
 
@@ -131,6 +132,7 @@ pub(crate) async fn look(
         enforcing: reach.enforcing,
         missing: Vec::new(),
         unaware: heard.unaware(control.roster.unaware()),
+        unheard: unheard(control, &heard).await?,
         draining: reach.draining.saturating_add(heard.draining()),
         connections_cut: None,
         slowest_millis: None,
@@ -139,6 +141,8 @@ pub(crate) async fn look(
         exposure_ends: None,
         trial: None,
     };
+    // What they run is not known: none of them counts as if there were nothing.
+    answer.unaware = answer.unaware.saturating_add(answer.unheard.len() as u64);
     let missing = living(control, reach.others).await?;
     answer.live = answer.enforcing + missing.len() as u64;
     answer.trial = trial.map(|trial| tried_out(trial, enforcing.iter().chain(&missing)));
@@ -242,6 +246,26 @@ async fn living(control: &Control, points: Vec<Standing>) -> Result<Vec<Standing
     let (living, dead): (Vec<_>, Vec<_>) = points.into_iter().partition(lives);
     forget(control, dead.into_iter().map(|point| point.key).collect()).await;
     Ok(living)
+}
+
+/// The nodes of whose processes no server knows anything, and which hold what workloads can present.
+async fn unheard(control: &Control, heard: &Heard) -> Result<Vec<NodeId>, Refused> {
+    let mut unheard = control.roster.unheard();
+    heard.nodes().for_each(|(node, _opened)| _ = unheard.remove(&node));
+    if unheard.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (state, now) = (control.feed.current(), ended_by(control));
+    // Of what was issued in a span that the store has lost there are no rows.
+    if lost_until(&state, now).is_some() {
+        return Ok(unheard.into_iter().collect());
+    }
+    let held = held(&*control.store, now).await?;
+    let holders = held.nodes_of_workloads(&state.domain().trust_domain);
+    let (unheard, done): (BTreeSet<_>, BTreeSet<_>) =
+        unheard.into_iter().partition(|node| holders.contains(node));
+    control.roster.hold_nothing(&done);
+    Ok(unheard.into_iter().collect())
 }
 
 /// Forgets points that are gone.

@@ -4,9 +4,11 @@ use std::collections::{BTreeSet, HashMap};
 
 use countersign_identity::{
     NodeId, NodeTag, Presented, Revision, Revocations, SKEW_ALLOWED, Serial, SpiffeId, Timestamp,
+    TrustDomain,
 };
 use countersign_store::{IssuedRow, PAGE_MAX, Store};
 
+use crate::attest::node_of;
 use crate::control::Control;
 use crate::digest::node_tag;
 use crate::refusal::Refused;
@@ -82,6 +84,14 @@ impl Holdings {
         }
         let waiting = latest.into_iter().filter(|(_, covered)| *covered);
         waiting.map(|((id, node), _)| (id.clone(), node)).collect()
+    }
+
+    /// The nodes that hold any of a workload.
+    pub(crate) fn nodes_of_workloads(&self, domain: &TrustDomain) -> BTreeSet<NodeId> {
+        let of_workload = |row: &&IssuedRow| {
+            !row.spiffe_id.is_canary() && node_of(&row.spiffe_id, domain).is_none()
+        };
+        self.rows.iter().filter(of_workload).filter_map(|row| row.node).collect()
     }
 
     /// When the last credential of each identity on each node ends.

@@ -133,6 +133,11 @@ impl Heard {
         local.values().map(|(_opened, unaware)| *unaware).fold(0, u64::saturating_add)
     }
 
+    /// The nodes that others tell of, and when the streams were opened by which they do.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (NodeId, i64)> {
+        self.nodes.iter().map(|(node, (opened_micros, _unaware))| (*node, *opened_micros))
+    }
+
     fn gather(reports: &BTreeMap<String, Report>, now: Timestamp) -> Self {
         let mut all = Self::default();
         for report in reports.values() {
@@ -252,6 +257,7 @@ impl Replicas {
         }
         looking.at = Some(now);
         let heard = Arc::new(Heard::gather(&looking.reports, now));
+        roster.heard_elsewhere(heard.nodes());
         let before = std::mem::replace(&mut *self.lock(), Arc::clone(&heard));
         let ours = roster.standings();
         let ours = ours.iter().map(|point| (name(&point.key), point.revision)).collect();

@@ -177,8 +177,18 @@ fn tracer(start: &Start) -> (Tracer, Option<Exporter>) {
     (tracer, Some(exporter))
 }
 
-/// Remembers the enforcement points on record: none of them is dead because the server was away.
+/// Remembers the enforcement points on record: none of them is dead because the server was away. Of the other processes of
+/// a node nothing is known until it is heard.
 pub(super) async fn recall(control: &Control) -> Result<(), StartError> {
+    let mut after = None;
+    loop {
+        let page = control.store.nodes(after, PAGE_MAX).await?;
+        after = page.last().map(|row| row.id);
+        control.roster.expect(page.iter().map(|row| row.id));
+        if page.len() < PAGE_MAX {
+            break;
+        }
+    }
     let mut after = None;
     loop {
         let page = control.store.points(after.take(), PAGE_MAX).await?;

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use super::converge::{convergence_until, point_ack};
 use super::revoke::{id, revoke, svid};
+use super::sync::open;
 use super::{Agent, Realm, Running, service, workload};
 
 /// A point that was heard once, and whose agent is lost.
@@ -123,4 +124,52 @@ async fn clock_that_jumps_ahead_takes_no_point_off_record_and_ends_no_exposure()
     realm.clock.set(noon);
     missing(&running, "set right").await;
     running.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_node_runs_that_was_not_heard_since_the_start_is_not_taken_for_nothing() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[]), workload("orders", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    // It holds nothing that a workload could present.
+    let idle = Agent::join(&realm, &running, &[]).await;
+    let mut client = agent.client(&realm, &running).await;
+    svid(&agent, &realm, &mut client, "web").await;
+    let held = svid(&agent, &realm, &mut client, "orders").await;
+    let mut stream = open(&mut client, None).await.unwrap();
+    let revision = stream.snapshot().await.revision.unwrap().into();
+    stream.unaware(revision, 1).await;
+    convergence_until(&running, None, |now| now.unaware == 1).await;
+    drop((client, stream));
+    running.stop().await;
+    let running = realm.serve().await;
+    let answer = revoke(&running, Target::Identity(id("orders")), Reason::Superseded).await;
+    let seen = async || {
+        let seen = running.admin.convergence(Some(answer.revision), Duration::ZERO).await.unwrap();
+        (seen.unheard, seen.unaware, seen.exposure_ends)
+    };
+    let ends = held.expires + SKEW_ALLOWED;
+    assert_eq!(seen().await, (vec![agent.node], 1, Some(ends)));
+    // It is back, and has ended the process.
+    let mut client = agent.client(&realm, &running).await;
+    let mut stream = open(&mut client, None).await.unwrap();
+    assert_eq!(seen().await.0, [agent.node], "it has said nothing of it yet");
+    let revision = stream.snapshot().await.revision.unwrap().into();
+    stream.unaware(revision, 0).await;
+    convergence_until(&running, Some(answer.revision), |now| now.unaware == 0).await;
+    assert_eq!(seen().await, (Vec::new(), 0, None));
+    assert_ne!(agent.node, idle.node);
+    drop((client, stream));
+    running.stop().await;
+    // Once all has ended that it held, there is nothing to know.
+    let running = realm.serve().await;
+    let seen = async || {
+        running.admin.convergence(Some(answer.revision), Duration::ZERO).await.unwrap().unheard
+    };
+    assert_eq!(seen().await, [agent.node]);
+    realm.clock.advance(Duration::from_secs(15 * 60) + SKEW_ALLOWED + Duration::from_secs(1));
+    assert_eq!(seen().await, []);
+    running.stop().await;
+    realm.verify_everything().await;
 }

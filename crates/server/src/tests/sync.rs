@@ -65,7 +65,16 @@ impl Stream {
     }
 
     pub(super) async fn ack(&self, revision: Revision, points: Vec<v1::PointAck>) {
-        let ack = v1::SyncAck { revision: Some(revision.into()), points, unaware: 0 };
+        self.say_ack(v1::SyncAck { revision: Some(revision.into()), points, unaware: 0 }).await;
+    }
+
+    /// Acknowledges for no point and so many processes that cannot.
+    pub(super) async fn unaware(&self, revision: Revision, unaware: u64) {
+        let points = Vec::new();
+        self.say_ack(v1::SyncAck { revision: Some(revision.into()), points, unaware }).await;
+    }
+
+    async fn say_ack(&self, ack: v1::SyncAck) {
         self.say.send(v1::SyncRequest { step: Some(Asked::Ack(ack)) }).await.unwrap();
     }
 }

@@ -27,6 +27,8 @@ pub(super) struct Outcome {
     exposure_ends: Option<Timestamp>,
     missing: Vec<Missing>,
     unaware: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unheard: Vec<NodeId>,
     draining: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     verified: Option<Vec<Tried>>,
@@ -116,6 +118,7 @@ impl Outcome {
             exposure_ends: convergence.exposure_ends,
             missing: convergence.missing.iter().map(Missing::from).collect(),
             unaware: convergence.unaware,
+            unheard: convergence.unheard.clone(),
             draining: convergence.draining,
             verified: convergence
                 .trial
@@ -229,8 +232,24 @@ pub(super) fn outcome(convergence: &Convergence, revoked: Option<&RevokeResponse
         let unaware = convergence.unaware;
         text.push_str(&format!("  {unaware} unaware: they hold an SVID and cannot acknowledge\n"));
     }
+    text.push_str(&unheard(&convergence.unheard));
     if let Some(ends) = convergence.exposure_ends {
         text.push_str(&format!("  exposure ends at {ends}: after that it cannot matter\n"));
+    }
+    text
+}
+
+/// Which nodes are among the unaware whose processes nobody has counted.
+fn unheard(nodes: &[NodeId]) -> String {
+    let mut text = String::new();
+    for node in nodes.iter().take(MISSING_SHOWN_MAX) {
+        text.push_str(&format!(
+            "  unheard: node {node} holds SVIDs of workloads and was not heard of since the server started; it counts as one unaware\n"
+        ));
+    }
+    if MISSING_SHOWN_MAX < nodes.len() {
+        let more = nodes.len() - MISSING_SHOWN_MAX;
+        text.push_str(&format!("  and {more} more such nodes\n"));
     }
     text
 }
@@ -395,9 +414,11 @@ mod tests {
         let some = convergence(serde_json::json!({
             "revision": "1.412", "live": 2, "enforcing": 1, "unaware": 1, "draining": 0, "reissuePending": false,
             "missing": [{"point": "web", "spiffeId": "spiffe://shop.example/web", "node": "0a".repeat(16)}],
-            "exposureEnds": "2026-11-25T14:32:07Z",
+            "exposureEnds": "2026-11-25T14:32:07Z", "unheard": ["0b".repeat(16)],
         }));
         let text = outcome(&some, None);
+        let node = format!("unheard: node {} holds SVIDs", "0b".repeat(16));
+        assert!(text.contains(&node) && !outcome(&all, None).contains("unheard"), "{text}");
         assert!(text.contains("missing: web for spiffe://shop.example/web"), "{text}");
         assert!(text.contains("1 unaware: they hold an SVID and cannot acknowledge"), "{text}");
         assert!(

@@ -115,7 +115,35 @@ impl Roster {
         let told = |(node, presence): (&NodeId, &Presence)| {
             (*node, (presence.opened_micros, presence.unaware))
         };
-        table.nodes.iter().map(told).collect()
+        let heard = table.nodes.iter().filter(|(node, _)| !table.unheard.contains(node));
+        heard.map(told).collect()
+    }
+
+    /// These nodes are registered, and nothing is known yet of what they run.
+    pub(crate) fn expect(&self, nodes: impl IntoIterator<Item = NodeId>) {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).unheard.extend(nodes);
+    }
+
+    /// Another server hears these nodes by streams that were opened then: what older ones told here is known no more.
+    pub(crate) fn heard_elsewhere(&self, nodes: impl IntoIterator<Item = (NodeId, i64)>) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        for (node, opened_micros) in nodes {
+            let ours = table.nodes.get(&node);
+            if ours.is_none_or(|ours| !ours.connected() && ours.opened_micros < opened_micros) {
+                table.unheard.insert(node);
+            }
+        }
+    }
+
+    /// The nodes of whose processes nothing is known here.
+    pub(crate) fn unheard(&self) -> BTreeSet<NodeId> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).unheard.clone()
+    }
+
+    /// These nodes hold nothing any more.
+    pub(crate) fn hold_nothing(&self, nodes: &BTreeSet<NodeId>) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.unheard.retain(|node| !nodes.contains(node));
     }
 
     /// What the other servers are told: of the nodes that are connected here, and the points that they speak for.
@@ -123,7 +151,9 @@ impl Roster {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let mut told = Told::default();
         for (node, presence) in table.nodes.iter().filter(|(_, presence)| presence.connected()) {
-            told.nodes.push((*node, presence.opened_micros, presence.unaware));
+            if !table.unheard.contains(node) {
+                told.nodes.push((*node, presence.opened_micros, presence.unaware));
+            }
             for point in presence.points.values().filter(|point| point.confirmed) {
                 let Some(key) = key(*node, &point.ack) else { continue };
                 let tried = point.ack.tried.clone();

@@ -157,6 +157,31 @@ async fn agent_that_goes_over_is_heard_through_its_new_server() {
 }
 
 #[tokio::test]
+async fn node_that_no_server_hears_any_more_is_not_taken_for_what_it_said_before() {
+    let (one, two) = pair().await;
+    let first = one.attend(FAR, 1);
+    one.hears(FAR, 5, 0, 1).await;
+    one.roster.leave(FAR, first);
+    let second = two.attend(FAR, 2);
+    two.tell(2).await;
+    two.hears(FAR, 5, 0, 2).await;
+    two.tell(3).await;
+    one.looks(3).await;
+    assert_eq!(one.unaware(), 4, "the other hears it");
+    two.roster.leave(FAR, second);
+    two.tell(4).await;
+    one.looks(4).await;
+    assert_eq!((one.unaware(), one.roster.unheard()), (2, [FAR].into()));
+    one.attend(FAR, 5);
+    assert_eq!(one.roster.unheard(), [FAR].into(), "it has said nothing yet");
+    one.tell(5).await;
+    two.looks(5).await;
+    assert_eq!(two.unaware(), 4, "what it said to the one that it was with last");
+    one.hears(FAR, 5, 0, 6).await;
+    assert_eq!((one.unaware(), one.roster.unheard()), (4, [].into()));
+}
+
+#[tokio::test]
 async fn goodbye_that_one_server_hears_is_known_to_the_other() {
     let (one, two) = pair().await;
     assert_eq!(one.looks(1).await.len(), 2);
