@@ -142,11 +142,19 @@ impl Points {
         &self.0.holders
     }
 
+    /// Whether there is a point of the live process of this number, or was until a moment ago.
+    pub(super) fn have(&self, pid: u32) -> bool {
+        let points = self.lock();
+        let mut of_number = points.values().filter(|point| point.caller.peer().pid == pid);
+        of_number.any(|point| point.caller.alive().is_ok())
+    }
+
     pub(super) fn wake(&self) {
         self.0.changed.send_replace(());
     }
 
-    /// How many processes hold SVIDs and have no point: they verify as they please, and nobody hears of it.
+    /// How many processes hold SVIDs and have no point, or have ended and may have handed them on: who has them verifies as
+    /// it pleases, and nobody hears of it.
     pub(crate) fn unaware(&self) -> u64 {
         let points = self.lock();
         let live = points.values().filter(|point| point.gone.is_none());
@@ -208,6 +216,7 @@ impl Points {
         };
         points.insert(key.clone(), point);
         drop(points);
+        self.0.holders.speaks(pid);
         self.0.changed.send_replace(());
         Ok(Registered { points: self.clone(), key, stream })
     }

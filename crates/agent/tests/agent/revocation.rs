@@ -307,7 +307,7 @@ async fn draining_connections_are_passed_on_and_may_become_fewer() {
 }
 
 #[tokio::test]
-async fn process_that_holds_an_svid_and_has_no_point_is_counted_until_it_ends() {
+async fn process_that_holds_an_svid_is_counted_while_it_has_no_point() {
     let world = shop().await;
     let agent = world.agent().await;
     let tick = || world.clock.advance(Duration::from_millis(200));
@@ -353,6 +353,28 @@ async fn process_that_holds_an_svid_and_has_no_point_is_counted_until_it_ends() 
             unaware(&world) == 0
         })
         .await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_process_was_given_that_has_ended_counts_until_its_own_end() {
+    let world = World::new().await;
+    let agent = world.agent().await;
+    // As `fetch --write` does it: what was given lies in files, and whoever reads them hears of no revocation.
+    leaf(&mut stock(&agent).await.unwrap()).await;
+    world.process.end();
+    world
+        .until("it is counted", || {
+            world.clock.advance(Duration::from_millis(200));
+            unaware(&world) == 1
+        })
+        .await;
+    for _second in 0..50 {
+        world.pass(Duration::from_secs(1)).await;
+        assert_eq!(unaware(&world), 1);
+    }
+    world.pass(Duration::from_secs(12)).await;
+    assert_eq!(unaware(&world), 0, "the SVID of a minute has ended");
     agent.stop().await;
 }
 
