@@ -36,6 +36,8 @@ use super::{
 /// Reaches servers over the network. What it trusts and shows is what [`ServerLink::present`] said last.
 pub struct TlsLink {
     clock: Arc<dyn Clock>,
+    /// What the clock had run when this agent began.
+    began: Duration,
     trust: Arc<Trust>,
     trusted: Mutex<Trusted>,
     witnessed: Arc<Witnessed>,
@@ -57,9 +59,11 @@ const MESSAGES_MAX: usize = 16;
 const ACKS_MAX: usize = 4;
 
 impl TlsLink {
-    /// A link that trusts nobody yet. `trust` must be run beside it ([`Trust::run`]).
+    /// A link that trusts nobody yet. `trust` must be run beside it ([`Trust::run`]). Each agent has one of its own, made
+    /// when it begins: it tells servers how long its agent has run.
     pub fn new(clock: Arc<dyn Clock>, trust: Arc<Trust>) -> Self {
-        Self { clock, trust, trusted: Mutex::default(), witnessed: Arc::default() }
+        let began = clock.ran();
+        Self { clock, began, trust, trusted: Mutex::default(), witnessed: Arc::default() }
     }
 
     fn domain(&self) -> Result<TrustDomain, LinkFault> {
@@ -205,6 +209,7 @@ impl ServerLink for TlsLink {
             },
             alerts,
             clock: Arc::clone(&self.clock),
+            began: self.began,
             witnessed: Arc::clone(&self.witnessed),
             quiet: Quiet::default(),
             quiet_until: Timestamp::LAST,

@@ -195,6 +195,7 @@ fn said(world: &World) -> Vec<(&'static str, from_agent::Step)> {
         clock_micros: MICROS,
         reached: revision(),
         witness: Bytes::from_static(&[7; 64]),
+        ran_micros: 1,
     };
     let point = v1::PointAck {
         point: "proxy".to_owned(),
@@ -327,7 +328,13 @@ fn replica() -> Seed {
     };
     let report = v1::ReplicaReport {
         reached: vec![v1::ReachedPoints { revision: revision(), points: point.clone() }],
-        nodes: vec![v1::ReportedNode { node_id: point.clone(), opened_micros: MICROS, unaware: 1 }],
+        nodes: vec![v1::ReportedNode {
+            node_id: point.clone(),
+            opened_micros: MICROS,
+            unaware: 1,
+            runs_since_micros: MICROS,
+            left_out: point.clone(),
+        }],
         cuts: vec![v1::CutCount { from: None, to: revision(), cut: 3 }],
         trials: vec![v1::ReportedTrial { point, tried: Some(tried) }],
         draining: 2,

@@ -45,6 +45,11 @@ pub(crate) struct Presence {
     /// When its newest stream was opened, by its own clock. Of the servers that speak of a node the one counts that has
     /// its newest stream, and the node's clock is the one that they all know.
     opened_micros: i64,
+    /// Since when its agent has run, by our clock, where it says so.
+    runs_since: Option<Timestamp>,
+    /// The points that the newest stream has told of and that do not count; none before it has told of any. An agent tells
+    /// all its points at once, so it does not know those that are in neither list.
+    unheard: Option<BTreeSet<(String, String)>>,
     /// The state that the agent serves.
     pub(crate) revision: Option<Revision>,
     /// How far its clock is ahead of ours.
@@ -69,6 +74,8 @@ pub(crate) struct Point {
     pub(crate) ack: v1::PointAck,
     /// Whether its agent speaks for it now. What an agent does not speak of may have outlived a restart of the agent.
     pub(crate) confirmed: bool,
+    /// When its agent was last heard of that spoke for it, once it does not any more.
+    seen: Option<Timestamp>,
     /// Whether it is on record.
     registered: bool,
 }
@@ -87,6 +94,24 @@ impl Presence {
     pub(crate) fn connected(&self) -> bool {
         self.stream.is_some()
     }
+
+    /// Nobody speaks for its points now. They live on until somebody says that they are gone: a stream that was lost must
+    /// not make fewer points of many.
+    fn silence(&mut self) {
+        self.unheard = None;
+        for point in self.points.values_mut().filter(|point| point.confirmed) {
+            point.confirmed = false;
+            point.seen = self.seen;
+        }
+    }
+
+    /// Since when the agent has run that is connected now, has told all its points, and does not know this one. Whatever it
+    /// has given out since, it gave to others.
+    fn left_out_since(&self, point: &Point) -> Option<Timestamp> {
+        let unheard = self.unheard.as_ref().filter(|_| self.connected() && !point.confirmed)?;
+        let place = (point.ack.spiffe_id.clone(), point.ack.point.clone());
+        if unheard.contains(&place) { None } else { self.runs_since }
+    }
 }
 
 impl Roster {
@@ -102,11 +127,10 @@ impl Roster {
         table.streams += 1;
         let number = table.streams;
         let presence = table.nodes.entry(node).or_default();
+        presence.silence();
         presence.seen = Some(now);
         presence.opened_micros = hello.clock_micros;
-        // An agent tells all its points in every acknowledgement. What an earlier stream told of lives on until somebody
-        // says that it is gone: a stream that was lost must not make fewer points of many.
-        presence.points.values_mut().for_each(|point| point.confirmed = false);
+        presence.runs_since = None;
         presence.skew_micros = Some(hello.clock_micros.saturating_sub(now.micros()));
         match presence.stream.replace((number, leash)) {
             Some((_, older)) => older
@@ -129,7 +153,17 @@ impl Roster {
         {
             presence.stream = None;
             self.open.fetch_sub(1, Ordering::Relaxed);
-            presence.points.values_mut().for_each(|point| point.confirmed = false);
+            presence.silence();
+        }
+    }
+
+    /// The agent whose stream this is has run since then, by our clock.
+    pub(crate) fn runs_since(&self, node: NodeId, number: u64, since: Timestamp) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(presence) = table.nodes.get_mut(&node)
+            && presence.stream.as_ref().is_some_and(|(current, _)| *current == number)
+        {
+            presence.runs_since = Some(since);
         }
     }
 
@@ -162,7 +196,7 @@ impl Roster {
             let id = spiffe_id.to_string();
             let ack =
                 v1::PointAck { point: name.clone(), spiffe_id: id.clone(), ..Default::default() };
-            let point = Point { ack, confirmed: false, registered: true };
+            let point = Point { ack, registered: true, ..Point::default() };
             presence.points.entry((id, name)).or_insert(Box::new(point)).registered = true;
         }
     }
@@ -196,14 +230,19 @@ impl Roster {
         }
     }
 
-    /// These points are gone.
-    pub(crate) fn forget(&self, keys: &[PointKey]) {
+    /// These points are gone, but for those whose agent has spoken for them since. Gives those that are.
+    pub(crate) fn forget(&self, mut keys: Vec<PointKey>) -> Vec<PointKey> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        for PointKey { node, spiffe_id, name } in keys {
-            if let Some(presence) = table.nodes.get_mut(node) {
-                presence.points.remove(&(spiffe_id.to_string(), name.clone()));
+        keys.retain(|PointKey { node, spiffe_id, name }| {
+            let Some(presence) = table.nodes.get_mut(node) else { return true };
+            let place = (spiffe_id.to_string(), name.clone());
+            let gone = presence.points.get(&place).is_none_or(|point| !point.confirmed);
+            if gone {
+                presence.points.remove(&place);
             }
-        }
+            gone
+        });
+        keys
     }
 
     /// Takes an acknowledgement of what a stream was told. Acknowledgements are cumulative: an older one changes nothing;
@@ -221,19 +260,19 @@ impl Roster {
         let Table { nodes, unheard, .. } = &mut *table;
         let Some(presence) = nodes.get_mut(&node) else { return heard };
         unheard.remove(&node);
+        presence.silence();
         presence.seen = Some(now);
         presence.unaware = ack.unaware;
         let revision = ack.revision.map(read).filter(was_told);
         presence.revision = presence.revision.max(revision);
-        for point in presence.points.values_mut() {
-            point.confirmed = false;
-        }
+        let mut unheard = BTreeSet::new();
         for mut ack in ack.points {
+            let place = (ack.spiffe_id.clone(), ack.point.clone());
             if !is_fine(&ack, told) {
+                unheard.insert(place);
                 continue;
             }
             ack.revision = ack.revision.filter(|revision| was_told(&read(*revision)));
-            let place = (ack.spiffe_id.clone(), ack.point.clone());
             if ack.gone {
                 if presence.points.remove(&place).is_some() {
                     heard.gone.extend(key(node, &ack));
@@ -241,6 +280,7 @@ impl Roster {
                 continue;
             }
             if POINTS_MAX <= presence.points.len() && !presence.points.contains_key(&place) {
+                unheard.insert(place);
                 continue;
             }
             let point = presence.points.entry(place).or_default();
@@ -262,6 +302,8 @@ impl Roster {
             point.ack = ack;
             point.confirmed = true;
         }
+        // Of an agent that tells of more than can be kept it is not known whom it leaves out.
+        presence.unheard = Some(unheard).filter(|unheard| unheard.len() <= STATUSES_MAX);
         heard
     }
 

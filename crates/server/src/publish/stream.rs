@@ -84,6 +84,11 @@ pub(crate) async fn attend(
     let now = control.clock.now();
     let node = before.id();
     let (number, leashed) = control.roster.attend(node, hello, now);
+    if hello.ran_micros != 0 {
+        // A clock that was set back must not make it seem to have run since before it did.
+        let highest = control.desk.time.highest(now);
+        control.roster.runs_since(node, number, highest - Duration::from_micros(hello.ran_micros));
+    }
     let leaves = Leaves { control, node, number };
     let domain = control.feed.current().domain().trust_domain.clone();
     match caller(peer, control, &domain, now).await {

@@ -15,7 +15,7 @@ use crate::incarnation::Life;
 use crate::publish::{Reach, Standing};
 use crate::refusal::Refused;
 use crate::revoke::exposure::{exposure_ends, lost_until};
-use crate::revoke::holdings::{ended_by, held};
+use crate::revoke::holdings::{Ends, ended_by, held};
 use crate::revoke::replicas::{Heard, Replicas, trial_of};
 use crate::revoke::trial::tried_out;
 use crate::revoke::watched::LOOK_AGAIN;
@@ -214,6 +214,7 @@ async fn read_issued(control: &Control, from: Timestamp) -> Result<(), Refused> 
 
 /// What is known of a point, here and elsewhere.
 pub(super) fn joined(point: Standing, heard: &Heard) -> Standing {
+    let point = Standing { left_out: heard.left_out(&point), ..point };
     let Some(spoken) = heard.of(&point.key) else { return point };
     let elsewhere = heard.tried(&point.key);
     let newer = elsewhere.filter(|tried| point.tried.as_ref().and_then(trial_of) < trial_of(tried));
@@ -238,10 +239,10 @@ async fn living(control: &Control, points: Vec<Standing>) -> Result<Vec<Standing
     if lost_until(&control.feed.current(), now).is_some() {
         return Ok(points);
     }
-    let ends = held(&*control.store, now).await?.last_ends();
+    let ends = held(&*control.store, now).await?.ends();
     let lives = |point: &Standing| {
-        let holder = (point.key.node, point.key.spiffe_id.clone());
-        point.confirmed || ends.get(&holder).is_some_and(|end| now <= *end + SKEW_ALLOWED)
+        let end = || last_end(&ends, point).is_some_and(|end| now <= end + SKEW_ALLOWED);
+        point.confirmed || end()
     };
     let (living, dead): (Vec<_>, Vec<_>) = points.into_iter().partition(lives);
     forget(control, dead.into_iter().map(|point| point.key).collect()).await;
@@ -268,12 +269,23 @@ async fn unheard(control: &Control, heard: &Heard) -> Result<Vec<NodeId>, Refuse
     Ok(unheard.into_iter().collect())
 }
 
+/// The end of the last credential that a point can present: of its identity on its node, issued before the agent began, if
+/// there is one, that is connected now and does not know it. A process gets credentials only over the socket of its node's
+/// agent, and an agent has only those that it asked for itself; so a point that an agent has never known has none of them.
+/// While no agent is connected, it is not known to whom the last one gave what it had: everything counts.
+fn last_end(ends: &Ends, point: &Standing) -> Option<Timestamp> {
+    let of_holder = ends.get(&(point.key.node, point.key.spiffe_id.clone()))?;
+    let until = point.left_out.map_or(Timestamp::LAST, |since| since + SKEW_ALLOWED);
+    let its = of_holder.iter().filter(|(issued, _)| *issued <= until);
+    its.map(|(_, end)| *end).max()
+}
+
 /// Forgets points that are gone.
 pub(crate) async fn forget(control: &Control, gone: Vec<PointKey>) {
     if gone.is_empty() {
         return;
     }
-    control.roster.forget(&gone);
+    let gone = control.roster.forget(gone);
     let ops = gone.into_iter().map(Op::RemovePoint).collect();
     if let Err(error) = control.store.commit(Batch { ops, ..Batch::default() }).await {
         tracing::warn!(%error, "points that are gone are still on record; they are looked at again");

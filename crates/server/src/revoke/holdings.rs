@@ -13,6 +13,9 @@ use crate::control::Control;
 use crate::digest::node_tag;
 use crate::refusal::Refused;
 
+/// When credentials were issued, and when they end, by who holds them.
+pub(crate) type Ends = HashMap<(NodeId, SpiffeId), Vec<(Timestamp, Timestamp)>>;
+
 /// The rows of SVIDs that have not ended, by anybody's clock. Authorities, which have no path, are not among them.
 #[derive(Debug, Default)]
 pub(crate) struct Holdings {
@@ -94,13 +97,13 @@ impl Holdings {
         self.rows.iter().filter(of_workload).filter_map(|row| row.node).collect()
     }
 
-    /// When the last credential of each identity on each node ends.
-    pub(crate) fn last_ends(&self) -> HashMap<(NodeId, SpiffeId), Timestamp> {
-        let mut ends: HashMap<_, Timestamp> = HashMap::new();
+    /// When the credentials of each identity on each node were issued, and when they end.
+    pub(crate) fn ends(&self) -> Ends {
+        let mut ends = Ends::new();
         for row in &self.rows {
             let Some(node) = row.node else { continue };
-            let end = ends.entry((node, row.spiffe_id.clone())).or_insert(Timestamp::EPOCH);
-            *end = (*end).max(row.validity.not_after);
+            let of_holder = ends.entry((node, row.spiffe_id.clone())).or_default();
+            of_holder.push((row.serial.drawn_for(), row.validity.not_after));
         }
         ends
     }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::control::Control;
 use crate::digest::sha256;
-use crate::publish::{Roster, Told};
+use crate::publish::{Roster, Standing, Told};
 use crate::refusal::Refused;
 use crate::revoke::watched::{Advance, Converging};
 
@@ -88,6 +88,9 @@ pub(crate) struct Heard {
     nodes: HashMap<NodeId, (i64, u64)>,
     cuts: Vec<CutCount>,
     trials: HashMap<PointName, v1::TrialResult>,
+    /// Points that the agent does not know which is connected to a server that lives: when its stream was opened, and since
+    /// when it has run.
+    left_out: HashMap<PointName, (i64, Timestamp)>,
     draining: u64,
 }
 
@@ -106,6 +109,18 @@ impl Heard {
     /// What the others say of this point, if any of them does.
     pub(crate) fn of(&self, key: &PointKey) -> Option<Spoken> {
         self.points.get(&name(key)).copied()
+    }
+
+    /// Since when the agent has run that is connected now and does not know a point, by the server that has the node's newest
+    /// stream.
+    pub(crate) fn left_out(&self, point: &Standing) -> Option<Timestamp> {
+        match self.nodes.get(&point.key.node) {
+            Some((opened, _)) if point.opened_micros < *opened => {
+                let told = self.left_out.get(&name(&point.key));
+                told.filter(|(by, _)| by == opened).map(|(_, since)| *since)
+            }
+            _ => point.left_out,
+        }
     }
 
     /// What the latest trial has shown of this point elsewhere.
@@ -165,6 +180,12 @@ impl Heard {
             let told = (node.opened_micros, node.unaware);
             let newest = self.nodes.entry(id).or_insert(told);
             *newest = if newest.0 < told.0 { told } else { *newest };
+            let since = Timestamp::from_micros(node.runs_since_micros);
+            let names = node.left_out.as_chunks::<NAME_BYTES>().0;
+            for name in names.iter().filter(|_name| lives && since != Timestamp::EPOCH) {
+                let of_newest = self.left_out.entry(*name).or_insert((told.0, since));
+                *of_newest = (*of_newest).max((told.0, since));
+            }
         }
         for trial in &body.trials {
             let (Ok(name), Some(tried)) = (PointName::try_from(&*trial.point), &trial.tried) else {
@@ -319,10 +340,12 @@ fn report(told: &Told, cuts: &[CutCount]) -> v1::ReplicaReport {
         revision: revision.map(Into::into),
         points: points.iter().flat_map(name).collect::<Vec<u8>>().into(),
     });
-    let nodes = told.nodes.iter().map(|(node, opened_micros, unaware)| v1::ReportedNode {
-        node_id: node.as_bytes().to_vec().into(),
-        opened_micros: *opened_micros,
-        unaware: *unaware,
+    let nodes = told.nodes.iter().map(|node| v1::ReportedNode {
+        node_id: node.id.as_bytes().to_vec().into(),
+        opened_micros: node.opened_micros,
+        unaware: node.unaware,
+        runs_since_micros: node.runs_since.map_or(0, |since| since.micros()),
+        left_out: node.left_out.iter().flat_map(name).collect::<Vec<u8>>().into(),
     });
     let cuts = cuts.iter().map(|CutCount { from, to, cut }| v1::CutCount {
         from: from.map(Into::into),

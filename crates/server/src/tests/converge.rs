@@ -10,7 +10,7 @@ use countersign_identity::{
 
 use super::revoke::{covers, id, key, revoke, rules, svid};
 use super::sign::{item, sign};
-use super::sync::{Stream, open};
+use super::sync::{Stream, open, open_with};
 use super::{Agent, Client, Realm, Running, service, soon, workload};
 
 pub(super) async fn point_ack(realm: &Realm, running: &Running, agent: &Agent) -> (Client, Stream) {
@@ -108,6 +108,112 @@ async fn partition_and_restart_never_shrink_the_denominator() {
     realm.clock.advance(Duration::from_secs(15 * 60) + SKEW_ALLOWED + Duration::from_secs(1));
     let gone = running.admin.convergence(Some(answer.revision), Duration::ZERO).await.unwrap();
     assert_eq!((gone.live, gone.missing.len()), (0, 0));
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+/// A node on which the point `proxy` was lost together with its agent, at the realm's first moment, before a revocation.
+/// Two minutes later another agent has begun there, and knows another point.
+async fn lost(realm: &Realm, running: &Running) -> (Agent, Client, Stream) {
+    running.apply(vec![workload("web", &[]), service("web", &[])]).await;
+    let agent = Agent::join(realm, running, &[]).await;
+    let before = point_ack(realm, running, &agent).await;
+    convergence_until(running, None, |now| now.enforcing == 1).await;
+    drop(before);
+    revoke(running, Target::Identity(id("web")), Reason::KeyCompromise).await;
+    realm.clock.advance(Duration::from_secs(120));
+    let mut client = agent.client(realm, running).await;
+    let stream = other(&mut client, Duration::from_secs(1)).await;
+    svid(&agent, realm, &mut client, "web").await;
+    convergence_until(running, None, |now| (now.live, now.missing.len()) == (2, 1)).await;
+    (agent, client, stream)
+}
+
+/// The stream of an agent that has run for so long and knows another point.
+async fn other(client: &mut Client, ran: Duration) -> Stream {
+    let ran_micros = ran.as_micros().try_into().unwrap();
+    let hello = v1::SyncHello { ran_micros, ..Default::default() };
+    let mut stream = open_with(client, hello).await.unwrap();
+    let revision = stream.snapshot().await.revision.unwrap().into();
+    stream.ack(revision, vec![other_at(revision)]).await;
+    stream
+}
+
+fn other_at(revision: Revision) -> v1::PointAck {
+    v1::PointAck { point: "other".to_owned(), ..web_at(revision) }
+}
+
+async fn missing(running: &Running) -> Vec<String> {
+    let now = running.admin.convergence(None, Duration::ZERO).await.unwrap();
+    now.missing.into_iter().map(|point| point.point).collect()
+}
+
+#[tokio::test]
+async fn point_that_nobody_knows_is_gone_after_a_lifetime_though_its_workload_renews_on_its_node() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let (agent, mut client, _stream) = lost(&realm, &running).await;
+    // The first of these may have been asked for before the agent said how long it has run, as far as clocks can tell.
+    for _renewal in 0..2 {
+        realm.clock.advance(Duration::from_secs(7 * 60));
+        svid(&agent, &realm, &mut client, "web").await;
+        assert_eq!(missing(&running).await, ["proxy"]);
+    }
+    realm.clock.advance(Duration::from_secs(2 * 60));
+    assert_eq!(
+        missing(&running).await,
+        ["proxy"],
+        "what it had may still be taken by who is behind"
+    );
+    realm.clock.advance(Duration::from_secs(1));
+    assert_eq!(missing(&running).await, [] as [&str; 0]);
+    let all = running.admin.convergence(None, Duration::ZERO).await.unwrap();
+    assert_eq!((all.live, all.enforcing), (1, 1));
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn point_of_an_agent_that_is_cut_off_is_missing_until_the_last_credential_of_its_node_has_ended()
+ {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let (agent, mut client, stream) = lost(&realm, &running).await;
+    realm.clock.advance(Duration::from_secs(7 * 60));
+    svid(&agent, &realm, &mut client, "web").await;
+    // From now on it is not heard of to whom its agent gives that.
+    drop(stream);
+    soon(async {
+        while running.admin.status().await.unwrap().nodes[0].connected {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    realm.clock.advance(Duration::from_secs(15 * 60) + SKEW_ALLOWED);
+    assert!(missing(&running).await.contains(&"proxy".to_owned()));
+    realm.clock.advance(Duration::from_secs(1));
+    assert_eq!(missing(&running).await, [] as [&str; 0]);
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn agent_that_has_told_nothing_since_the_servers_restart_leaves_no_point_out() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let (agent, client, stream) = lost(&realm, &running).await;
+    drop((client, stream));
+    running.stop().await;
+    let running = realm.serve().await;
+    let mut client = agent.client(&realm, &running).await;
+    let ran_micros = Duration::from_secs(3600).as_micros().try_into().unwrap();
+    let hello = v1::SyncHello { ran_micros, ..Default::default() };
+    let mut stream = open_with(&mut client, hello).await.unwrap();
+    let revision = stream.snapshot().await.revision.unwrap().into();
+    assert_eq!(missing(&running).await, ["other", "proxy"], "it has not said whom it knows");
+    // It has run since before any of them, and knows of one: the other has ended while the server was away.
+    stream.ack(revision, vec![other_at(revision)]).await;
+    convergence_until(&running, None, |now| (now.live, now.enforcing) == (1, 1)).await;
     running.stop().await;
     realm.verify_everything().await;
 }

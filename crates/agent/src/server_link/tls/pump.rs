@@ -1,6 +1,7 @@
 //! The stream of changes as it is heard: hello, then what the server says, until it is silent for too long.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use countersign_api::standing;
@@ -22,6 +23,8 @@ pub(super) struct Pump {
     pub(super) ears: Ears,
     pub(super) alerts: Alerts,
     pub(super) clock: Arc<dyn Clock>,
+    /// What the clock had run when this agent began.
+    pub(super) began: Duration,
     pub(super) witnessed: Arc<Witnessed>,
     pub(super) quiet: Quiet,
     /// When the server has been silent for longer than it said it would be.
@@ -32,12 +35,16 @@ impl Pump {
     /// Says hello; gives the first thing that the server says.
     pub(super) async fn begin(&mut self, have: Option<Revision>) -> Said {
         let (reached, witness) = self.witnessed.get().unzip();
+        let ran = self.clock.ran().saturating_sub(self.began);
         let hello = v1::SyncHello {
             have: have.map(Into::into),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             clock_micros: self.clock.now().micros(),
             reached: reached.map(Into::into),
             witness: witness.unwrap_or_default(),
+            // Not by the time of day: an agent whose clock was set forward since would seem to have run since before it
+            // did, and what another gave out then would not count.
+            ran_micros: u64::try_from(ran.as_micros()).unwrap_or(u64::MAX).max(1),
         };
         // Why it could not be sent is what is heard next.
         self.calls.sync(v1::sync_request::Step::Hello(hello)).await.ok();

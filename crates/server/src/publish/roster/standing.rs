@@ -21,8 +21,12 @@ pub(crate) struct Standing {
     pub(crate) draining: u64,
     /// Whether its agent speaks for it now.
     pub(crate) confirmed: bool,
-    /// When its agent was last heard of.
+    /// When the agent was last heard of that spoke for it.
     pub(crate) seen: Option<Timestamp>,
+    /// When the newest stream of its node was opened that is known here, by the node's own clock.
+    pub(crate) opened_micros: i64,
+    /// Since when the agent has run that is connected now and does not know it.
+    pub(crate) left_out: Option<Timestamp>,
     /// What the latest trial has shown of it.
     pub(crate) tried: Option<v1::TrialResult>,
 }
@@ -58,12 +62,26 @@ pub(crate) struct Fleet {
 pub(crate) struct Told {
     /// The points that agents speak for now, by what they have acknowledged.
     pub(crate) reached: BTreeMap<Option<Revision>, Vec<PointKey>>,
-    /// Each node with when its stream was opened, and how many of its processes cannot say.
-    pub(crate) nodes: Vec<(NodeId, i64, u64)>,
+    /// The nodes that are connected.
+    pub(crate) nodes: Vec<ToldNode>,
     /// What trials have shown.
     pub(crate) trials: Vec<(PointKey, v1::TrialResult)>,
     /// Connections that drain.
     pub(crate) draining: u64,
+}
+
+/// What the other servers are told of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ToldNode {
+    pub(crate) id: NodeId,
+    /// When its stream was opened, by its own clock.
+    pub(crate) opened_micros: i64,
+    /// How many of its processes cannot say what they enforce.
+    pub(crate) unaware: u64,
+    /// Since when its agent has run.
+    pub(crate) runs_since: Option<Timestamp>,
+    /// The points that this agent does not know.
+    pub(crate) left_out: Vec<PointKey>,
 }
 
 impl Roster {
@@ -151,8 +169,17 @@ impl Roster {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let mut told = Told::default();
         for (node, presence) in table.nodes.iter().filter(|(_, presence)| presence.connected()) {
+            let points = presence.points.values();
+            let left_out = points.filter(|point| presence.left_out_since(point).is_some());
+            let told_of = ToldNode {
+                id: *node,
+                opened_micros: presence.opened_micros,
+                unaware: presence.unaware,
+                runs_since: presence.runs_since,
+                left_out: left_out.filter_map(|point| key(*node, &point.ack)).collect(),
+            };
             if !table.unheard.contains(node) {
-                told.nodes.push((*node, presence.opened_micros, presence.unaware));
+                told.nodes.push(told_of);
             }
             for point in presence.points.values().filter(|point| point.confirmed) {
                 let Some(key) = key(*node, &point.ack) else { continue };
@@ -202,7 +229,9 @@ fn standing(node: NodeId, presence: &Presence, point: &Point) -> Option<Standing
         revision: point.ack.revision.map(read),
         draining: point.ack.draining,
         confirmed: point.confirmed,
-        seen: presence.seen,
+        seen: if point.confirmed { presence.seen } else { point.seen },
+        opened_micros: presence.opened_micros,
+        left_out: presence.left_out_since(point),
         tried: point.ack.tried.clone(),
     })
 }

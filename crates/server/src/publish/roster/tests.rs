@@ -126,3 +126,77 @@ fn points_of_a_node_are_bounded() {
     roster.acknowledge(NODE, ack(1, vec![gone]), Some(&told()), now());
     assert_eq!(roster.snapshot()[&NODE].points.len(), POINTS_MAX - 1);
 }
+
+fn main_of(id: &str) -> (PointKey, v1::PointAck) {
+    let spiffe_id = format!("spiffe://shop.example/{id}");
+    let key =
+        PointKey { node: NODE, spiffe_id: spiffe_id.parse().unwrap(), name: "main".to_owned() };
+    (key, v1::PointAck { point: "main".to_owned(), spiffe_id, ..Default::default() })
+}
+
+#[test]
+fn point_is_left_out_only_by_a_connected_agent_that_has_told_all_its_points_and_not_that_one() {
+    let roster = Roster::default();
+    let (key, point) = main_of("web");
+    roster.recall(vec![PointRow { key, registered_at: now() }]);
+    let left_out = || roster.standings()[0].left_out;
+    let (number, _stream) = roster.attend(NODE, &v1::SyncHello::default(), now());
+    roster.acknowledge(NODE, ack(1, vec![]), Some(&told()), now());
+    assert_eq!(left_out(), None, "it does not say since when it has run");
+    roster.runs_since(NODE, number, now());
+    assert_eq!(left_out(), Some(now()));
+    // What cannot be heard of a point is no proof that there is none.
+    roster.acknowledge(NODE, ack(1, vec![point.clone()]), None, now());
+    assert_eq!(left_out(), None);
+    let orders = Slice::of_ids(Revision { incarnation: 1, number: 5 }, &["orders"]);
+    roster.acknowledge(NODE, ack(1, vec![point.clone()]), Some(&orders), now());
+    assert_eq!(left_out(), None);
+    let many = (0..=STATUSES_MAX).map(|number| {
+        let point = format!("p{number}");
+        v1::PointAck { point, ..main_of("payments").1 }
+    });
+    roster.acknowledge(NODE, ack(1, many.collect()), Some(&told()), now());
+    assert_eq!(left_out(), None);
+    roster.acknowledge(NODE, ack(1, vec![]), Some(&told()), now());
+    assert_eq!(left_out(), Some(now()));
+    roster.leave(NODE, number);
+    assert_eq!(left_out(), None);
+    let (newer, _stream) = roster.attend(NODE, &v1::SyncHello::default(), now());
+    roster.runs_since(NODE, newer, now());
+    assert_eq!(left_out(), None, "it has told nothing yet");
+    roster.acknowledge(NODE, ack(1, vec![point]), Some(&told()), now());
+    assert_eq!(left_out(), None);
+    let (_newest, _stream) = roster.attend(NODE, &v1::SyncHello::default(), now());
+    roster.runs_since(NODE, newer, now());
+    roster.acknowledge(NODE, ack(1, vec![]), Some(&told()), now());
+    assert_eq!(left_out(), None, "the age was another stream's");
+}
+
+#[test]
+fn point_whose_agent_has_spoken_for_it_meanwhile_is_not_forgotten() {
+    let roster = Roster::default();
+    let (web, point) = main_of("web");
+    let (orders, _) = main_of("orders");
+    let rows = [&web, &orders].map(|key| PointRow { key: key.clone(), registered_at: now() });
+    roster.recall(rows.into());
+    let _stream = roster.attend(NODE, &v1::SyncHello::default(), now());
+    roster.acknowledge(NODE, ack(1, vec![point]), Some(&told()), now());
+    assert_eq!(roster.forget(vec![web, orders.clone()]), [orders]);
+    assert_eq!(roster.standings().len(), 1);
+}
+
+#[test]
+fn point_was_last_heard_of_when_its_agent_last_spoke_for_it() {
+    let roster = Roster::default();
+    let (_, point) = main_of("web");
+    let seen = || roster.standings()[0].seen.unwrap().since(now()).as_secs();
+    let at = |secs| now() + std::time::Duration::from_secs(secs);
+    let _stream = roster.attend(NODE, &v1::SyncHello::default(), now());
+    roster.acknowledge(NODE, ack(1, vec![point]), Some(&told()), at(1));
+    roster.report(NODE, v1::ReportRequest::default(), at(2));
+    assert_eq!(seen(), 2);
+    let _newer = roster.attend(NODE, &v1::SyncHello::default(), at(3));
+    roster.acknowledge(NODE, ack(1, vec![]), Some(&told()), at(4));
+    roster.report(NODE, v1::ReportRequest::default(), at(5));
+    assert_eq!(seen(), 2);
+}

@@ -227,3 +227,34 @@ async fn report_that_is_not_understood_takes_nothing_away() {
     assert!(two.store.report(row).await.unwrap());
     assert_eq!(one.looks(2).await[1], (FAR, Some(5), true));
 }
+
+#[tokio::test]
+async fn point_is_left_out_by_the_agent_at_the_newest_stream_while_its_server_lives() {
+    let (one, two) = pair().await;
+    let left_out = async |secs| {
+        two.looks(secs).await;
+        let heard = two.replicas.heard();
+        let standings = two.roster.standings();
+        let proxy = standings.iter().find(|at| at.key.node == FAR && at.key.name == "proxy");
+        joined(proxy.unwrap().clone(), &heard).left_out
+    };
+    let far = two.attend(FAR, 1);
+    two.roster.runs_since(FAR, far, at(0));
+    let other = |number| v1::PointAck { point: "other".to_owned(), ..point(number, 0) };
+    two.hear(FAR, other(5), 1).await;
+    assert_eq!(left_out(2).await, Some(at(0)), "its own agent's word");
+    // Another agent of the node comes to `one`, and the stream of the one before is not known to be lost yet.
+    let anew = one.attend(FAR, 3);
+    one.roster.runs_since(FAR, anew, at(2));
+    one.tell(3).await;
+    assert_eq!(left_out(4).await, None, "nobody knows whom it knows");
+    one.looks(4).await;
+    one.hear(FAR, other(5), 5).await;
+    one.tell(5).await;
+    assert_eq!(left_out(6).await, Some(at(2)));
+    assert_eq!(left_out(36).await, None, "`one` is silent");
+    let again = two.attend(FAR, 37);
+    two.roster.runs_since(FAR, again, at(2));
+    two.hear(FAR, other(5), 37).await;
+    assert_eq!(left_out(38).await, Some(at(2)));
+}
