@@ -3,16 +3,26 @@
 //! Addresses are in order of priority. One that failed rests for a while and is then tried by the probing task,
 //! not by a request, before requests come to it again. When all rest, requests try them all the same: nothing is
 //! lost by it, and the first to return is found at once.
+//!
+//! Rests are reckoned by the clock that it is told. When that is set back, no rest becomes longer than the longest.
+
+use std::time::Duration;
 
 use countersign_identity::{Backoff, BackoffPolicy, Entropy, Timestamp};
 
-use crate::bounds::{ADDRESSES_MAX, EJECTED_FIRST, EJECTED_LONGEST};
+use crate::bounds::{ADDRESSES_MAX, CONNECT_TIMEOUT, EJECTED_FIRST, EJECTED_LONGEST};
+
+/// How long an address rests at most before it is probed.
+pub const REST_LONGEST: Duration = EJECTED_LONGEST;
+
+/// How long connecting to an address may take, by a request or a probe.
+pub const CONNECT_LONGEST: Duration = CONNECT_TIMEOUT;
 
 const POLICY: BackoffPolicy = BackoffPolicy { first: EJECTED_FIRST, longest: EJECTED_LONGEST };
 
 /// What is known of each address of one upstream.
 #[derive(Debug)]
-pub(crate) struct Health {
+pub struct Health {
     addresses: Vec<State>,
 }
 
@@ -23,14 +33,23 @@ struct State {
     resting: Option<Timestamp>,
 }
 
+impl State {
+    /// When to probe it. At once when the clock was set back meanwhile: nobody rests for so long.
+    fn probe_at(&self, now: Timestamp) -> Option<Timestamp> {
+        let until = self.resting?;
+        Some(if now + REST_LONGEST < until { now } else { until })
+    }
+}
+
 /// The addresses that one request has tried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tried(u64);
+pub struct Tried(u64);
 
 const _: () = assert!(ADDRESSES_MAX <= 64, "one bit each");
 
 impl Tried {
-    pub(crate) fn add(&mut self, address: usize) {
+    /// This one, too.
+    pub fn add(&mut self, address: usize) {
         self.0 |= 1 << address;
     }
 
@@ -41,20 +60,20 @@ impl Tried {
 
 impl Health {
     /// All of `count` addresses are taken to be well.
-    pub(crate) fn new(count: usize) -> Self {
+    pub fn new(count: usize) -> Self {
         let well = || State { backoff: Backoff::new(POLICY), resting: None };
         Self { addresses: std::iter::repeat_with(well).take(count.min(ADDRESSES_MAX)).collect() }
     }
 
     /// The address to try next, after those that were tried: one that is well if there is one.
-    pub(crate) fn pick(&self, tried: Tried) -> Option<usize> {
+    pub fn pick(&self, tried: Tried) -> Option<usize> {
         let left = || self.addresses.iter().enumerate().filter(|(at, _)| !tried.holds(*at));
         let well = left().find(|(_, state)| state.resting.is_none());
         well.or_else(|| left().next()).map(|(at, _)| at)
     }
 
     /// The address answered.
-    pub(crate) fn succeeded(&mut self, address: usize) {
+    pub fn succeeded(&mut self, address: usize) {
         if let Some(state) = self.addresses.get_mut(address) {
             state.backoff.reset();
             state.resting = None;
@@ -62,31 +81,29 @@ impl Health {
     }
 
     /// The address did not answer; it rests.
-    pub(crate) fn failed(&mut self, address: usize, now: Timestamp, entropy: &dyn Entropy) {
+    pub fn failed(&mut self, address: usize, now: Timestamp, entropy: &dyn Entropy) {
         let Some(state) = self.addresses.get_mut(address) else { return };
         // Requests that failed together count as one failure: only a try after the rest makes it longer.
-        if state.resting.is_none_or(|until| until <= now) {
+        if state.probe_at(now).is_none_or(|until| until <= now) {
             state.resting = Some(state.backoff.failed(now, entropy));
         }
     }
 
     /// The addresses to probe now.
-    pub(crate) fn due(&self, now: Timestamp) -> Vec<usize> {
+    pub fn due(&self, now: Timestamp) -> Vec<usize> {
         let states = self.addresses.iter().enumerate();
-        let due = states.filter(|(_, state)| state.resting.is_some_and(|until| until <= now));
+        let due = states.filter(|(_, state)| state.probe_at(now).is_some_and(|until| until <= now));
         due.map(|(at, _)| at).collect()
     }
 
     /// When to probe next; `None` while no address rests.
-    pub(crate) fn next_probe(&self) -> Option<Timestamp> {
-        self.addresses.iter().filter_map(|state| state.resting).min()
+    pub fn next_probe(&self, now: Timestamp) -> Option<Timestamp> {
+        self.addresses.iter().filter_map(|state| state.probe_at(now)).min()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use countersign_identity::SeededEntropy;
 
     use super::*;
@@ -121,13 +138,13 @@ mod tests {
         let mut health = Health::new(2);
         health.failed(0, now, &entropy);
         assert!(health.due(now).is_empty());
-        now = health.next_probe().unwrap();
+        now = health.next_probe(now).unwrap();
         assert_eq!(health.due(now), [0]);
         assert_eq!(order(&health), [1, 0], "time alone does not bring it back");
         health.failed(0, now, &entropy);
-        assert!(now < health.next_probe().unwrap());
+        assert!(now < health.next_probe(now).unwrap());
         health.succeeded(0);
-        assert_eq!((order(&health), health.next_probe()), (vec![0, 1], None));
+        assert_eq!((order(&health), health.next_probe(now)), (vec![0, 1], None));
     }
 
     #[test]
@@ -137,13 +154,26 @@ mod tests {
         for _ in 0..1000 {
             health.failed(0, now, &entropy);
         }
-        assert!(health.next_probe().unwrap() <= now + EJECTED_FIRST);
+        assert!(health.next_probe(now).unwrap() <= now + EJECTED_FIRST);
         for _ in 0..100 {
-            now = health.next_probe().unwrap();
+            now = health.next_probe(now).unwrap();
             health.failed(0, now, &entropy);
-            let rest = health.next_probe().unwrap().since(now);
+            let rest = health.next_probe(now).unwrap().since(now);
             assert!(Duration::ZERO < rest && rest <= EJECTED_LONGEST);
         }
+    }
+
+    #[test]
+    fn clock_that_is_set_back_makes_no_rest_longer() {
+        let (entropy, now) = (SeededEntropy::new(1), Timestamp::from_secs(10_000));
+        let mut health = Health::new(2);
+        health.failed(0, now, &entropy);
+        let back = Timestamp::from_secs(100);
+        assert_eq!((health.due(back), health.next_probe(back)), (vec![0], Some(back)));
+        // Nor does what fails then rest until the clock is where it was.
+        health.failed(0, back, &entropy);
+        assert!(health.due(back).is_empty());
+        assert!(health.next_probe(back).unwrap() <= back + REST_LONGEST);
     }
 
     #[test]

@@ -24,14 +24,11 @@ use crate::dial::{DialFailure, Dialer, Dialled, Want};
 use crate::gather::Gathering;
 use crate::lease::{Lease, Line, On, Shared, Slot, State};
 use crate::plane::Plane;
-use crate::retire::Retirement;
+use crate::retire::{Retirement, is_fresh, is_succeeded};
 use crate::session::Spoken;
 use crate::unsent::Unsent;
 use crate::way::GivingWay;
 use crate::wire::Heard;
-
-/// A connection that was used within this time gets a successor when it retires.
-const IN_USE: Duration = Duration::from_secs(5);
 
 /// Under what a connection to a peer was admitted, and when it retires.
 type Peer = (Admitted, Retirement);
@@ -133,7 +130,7 @@ impl Pool {
 
     /// Closes what was not used for a while.
     pub(crate) fn sweep(&self, now: Timestamp) {
-        let fresh = |state: &State| now.since(state.used()) < self.idle;
+        let fresh = |state: &State| is_fresh(state.used(), now, self.idle);
         let mut shelf = self.shelf();
         shelf.idle.retain(|line| !line.sender.is_closed() && fresh(&line.state));
         shelf.shared.retain(|shared| {
@@ -190,7 +187,7 @@ impl Pool {
             return None;
         }
         while let Some(line) = shelf.idle.pop() {
-            let fresh = now.since(line.state.used()) < self.idle;
+            let fresh = is_fresh(line.state.used(), now, self.idle);
             if fresh && !line.sender.is_closed() && line.state.takes_more() {
                 line.state.touch(now);
                 return Some(Lease {
@@ -408,7 +405,7 @@ where
             }
             () = plane.alarms.at(life.successor_due) => Some(life.last_request),
         };
-        if plane.clock.now().since(state.used()) < IN_USE
+        if is_succeeded(state.used(), plane.clock.now())
             && let Some(pool) = pool.upgrade()
         {
             let no_longer = async {

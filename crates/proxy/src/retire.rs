@@ -11,7 +11,16 @@
 //!            no more requests at the latest
 //! ```
 
+use std::time::Duration;
+
 use countersign_identity::Timestamp;
+
+use crate::bounds::IDLE_DIALLED;
+
+/// How long an idle connection to a peer is kept.
+pub const IDLE_MOST: Duration = IDLE_DIALLED;
+/// A connection that was used within this time gets a successor when it retires.
+const IN_USE: Duration = Duration::from_secs(5);
 
 /// A share of a span, so that connections opened together are not all renewed together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +52,17 @@ impl Retirement {
     }
 }
 
+/// Whether a connection that retires at `now` and was used last at `used` gets a successor, so that nobody waits for one.
+pub fn is_succeeded(used: Timestamp, now: Timestamp) -> bool {
+    now.since(used) < IN_USE
+}
+
+/// Whether a connection that stands may carry a request at `now`, or is left to be closed: one that nobody used for a while is
+/// about to be closed by somebody.
+pub fn is_fresh(used: Timestamp, now: Timestamp, idle: Duration) -> bool {
+    now.since(used) < idle
+}
+
 /// When the accepting side announces that it will close.
 pub fn announced(connected: Timestamp, ends: Timestamp) -> Timestamp {
     connected + ends.since(connected) / 8 * 7
@@ -50,8 +70,6 @@ pub fn announced(connected: Timestamp, ends: Timestamp) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const START: Timestamp = Timestamp::from_secs(1_000_000);

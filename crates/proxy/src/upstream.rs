@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign::requests::ended;
-use countersign_identity::Code;
+use countersign_identity::{Code, Entropy, Timestamp};
 use countersign_tls::{Direction, HandshakeFact, LiveCall};
 use http::header::{HOST, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, Request, Response, Uri, Version, uri};
@@ -15,8 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::body::{Body, Coming};
 use crate::bounds::{
-    ADDRESSES_MAX, IDLE_BACKEND, IDLE_DIALLED, RESPONSE_HEAD_TIMEOUT, SWEEP_EVERY, TRIES_MAX,
-    UPLOAD_TIMEOUT,
+    ADDRESSES_MAX, IDLE_BACKEND, IDLE_DIALLED, RESPONSE_HEAD_TIMEOUT, SWEEP_EVERY, UPLOAD_TIMEOUT,
 };
 use crate::dial::{DialFailure, Dialer, Dialled, Want};
 use crate::facts::blank_fact;
@@ -26,6 +25,7 @@ use crate::plane::Plane;
 use crate::pool::Pool;
 use crate::replay::Replay;
 use crate::session::Spoken;
+use crate::tries::{Fate, Fault, Next, Tries, blames_address};
 
 /// One thing to reach, at one or more addresses.
 pub(crate) struct Upstream {
@@ -67,14 +67,36 @@ pub(crate) fn permitted(call: Option<&LiveCall>) -> Result<(), Failed> {
     call.and_then(LiveCall::over).map_or(Ok(()), |code| Err(ended(code).into()))
 }
 
-/// What to do after a try.
-enum Next {
-    Done(Response<Body>),
-    /// The same address again: it was a connection that failed, not the address.
-    Again(Box<Request<Body>>),
-    /// The next address.
-    Onward(Box<Request<Body>>, Failed),
-    GiveUp(Failed),
+/// A try without a response.
+struct Missed {
+    left: Left,
+    fault: Fault,
+    why: Failed,
+}
+
+/// What is left of its request.
+enum Left {
+    /// Nobody has read it: here it is again.
+    Unread(Box<Request<Body>>),
+    /// It is not sent again.
+    Not(Fate),
+}
+
+impl Left {
+    const fn fate(&self) -> Fate {
+        match self {
+            Self::Unread(_) => Fate::Unread,
+            Self::Not(fate) => *fate,
+        }
+    }
+}
+
+impl Missed {
+    /// The address is at fault, or we are.
+    const fn by_address(left: Left, why: Failed) -> Self {
+        let fault = Fault::Address(why.code);
+        Self { left, fault, why }
+    }
 }
 
 impl Upstream {
@@ -105,24 +127,20 @@ impl Upstream {
         host: &HeaderValue,
         want: Want,
     ) -> Result<Response<Body>, Failed> {
-        let (mut tried, mut tries) = (Tried::default(), 0);
-        let mut address = self.pick(&mut tried).ok_or_else(nowhere)?;
+        let mut tries = Tries::begin(&self.health()).ok_or_else(nowhere)?;
         loop {
-            tries += 1;
-            match self.attempt(address, (request, call), host, want).await {
-                Next::Done(response) => return Ok(response),
-                Next::GiveUp(why) => return Err(why),
-                Next::Onward(_, why) if tries == TRIES_MAX => return Err(why),
-                Next::Again(_) if tries == TRIES_MAX => {
-                    let dialer = self.pools[address].dialer();
-                    let detail = format!("{dialer} closes every connection");
-                    return Err(Failed { code: Code::PeerClosed, detail, again: None });
-                }
-                Next::Again(again) => request = again,
-                Next::Onward(again, why) => {
-                    request = again;
-                    address = self.pick(&mut tried).ok_or(why)?;
-                }
+            let address = tries.address();
+            let missed = match self.attempt(address, (request, call), host, want).await {
+                Ok(response) => return Ok(response),
+                Err(missed) => missed,
+            };
+            let (fate, Missed { left, fault, why }) = (missed.left.fate(), missed);
+            let next = self.tell(address, why.code, |health, now, entropy| {
+                tries.after((fate, fault), health, now, entropy)
+            });
+            match (next, left) {
+                (Next::Try(_), Left::Unread(again)) => request = again,
+                (Next::Try(_) | Next::GiveUp, _) => return Err(why),
             }
         }
     }
@@ -133,39 +151,42 @@ impl Upstream {
         (mut request, call): (Box<Request<Body>>, Option<&LiveCall>),
         host: &HeaderValue,
         want: Want,
-    ) -> Next {
+    ) -> Result<Response<Body>, Missed> {
         let pool = &self.pools[address];
         let mut lease = match pool.lease(want).await {
             Ok(lease) => lease,
-            Err(failure) => return self.onward(address, request, failure.into()),
+            Err(failure) => {
+                return Err(Missed::by_address(Left::Unread(request), failure.into()));
+            }
         };
         if let Err(failed) = address_to(&mut request, lease.spoken(), host) {
-            return Next::GiveUp(failed);
+            return Err(Missed::by_address(Left::Not(Fate::Over), failed));
         }
         // What is enforced may have changed since it was decided on.
         if let Err(failed) = permitted(call) {
             lease.give_back();
-            return Next::GiveUp(failed);
+            return Err(Missed::by_address(Left::Not(Fate::Over), failed));
         }
         let spare = if lease.may_refuse() { Spare::of(&request) } else { Spare::none(&request) };
         let patience = if spare.replay.is_some() { UPLOAD_TIMEOUT } else { RESPONSE_HEAD_TIMEOUT };
         let Ok(sent) = tokio::time::timeout(patience, lease.send(request)).await else {
             let detail =
                 format!("{} did not answer within {} s", pool.dialer(), patience.as_secs());
-            return Next::GiveUp(Failed { code: Code::TimedOut, detail, again: None });
+            let why = Failed { code: Code::TimedOut, detail, again: None };
+            return Err(Missed::by_address(Left::Not(Fate::Perhaps), why));
         };
         match sent {
             Ok(response) => {
                 spare.release();
                 self.answered(address);
-                Next::Done(passing(response, lease, spare.replay))
+                Ok(passing(response, lease, spare.replay))
             }
-            Err(failure) => self.after(failure, address, &lease, spare),
+            Err(failure) => Err(self.missed(failure, address, &lease, spare)),
         }
     }
 
-    /// What to do with a request that got no response.
-    fn after(&self, failure: SendFailure, address: usize, lease: &Lease, spare: Spare) -> Next {
+    /// What is known of a request that got no response.
+    fn missed(&self, failure: SendFailure, address: usize, lease: &Lease, spare: Spare) -> Missed {
         let dialer = self.pools[address].dialer();
         let refusal = lease.refusal();
         let again = match failure {
@@ -177,25 +198,31 @@ impl Upstream {
             SendFailure::Lost(_) if refusal.is_some() => spare.again(),
             SendFailure::Lost(error) => {
                 let detail = format!("{dialer} ended the connection before it answered: {error}");
-                return Next::GiveUp(Failed { code: Code::PeerClosed, detail, again: None });
+                let why = Failed { code: Code::PeerClosed, detail, again: None };
+                return Missed::by_address(Left::Not(Fate::Perhaps), why);
             }
         };
         let Some(request) = again else {
             let detail =
                 format!("{dialer} closed while a long body was on its way, and did not read it");
-            return Next::GiveUp(Failed { code: Code::Unavailable, detail, again: None });
+            let why = Failed { code: Code::Unavailable, detail, again: None };
+            return Missed::by_address(Left::Not(Fate::Spent), why);
         };
+        let left = Left::Unread(request);
         if let Some(alert) = refusal {
-            let failed = Failed::from(DialFailure::refused(dialer, alert));
-            self.report(address, &failed);
-            return self.onward(address, request, failed);
+            let why = Failed::from(DialFailure::refused(dialer, alert));
+            self.report(address, &why);
+            return Missed::by_address(left, why);
         }
+        let code = Code::PeerClosed;
         if lease.reused {
-            return Next::Again(request);
+            let detail = format!("{dialer} closes every connection");
+            let why = Failed { code, detail, again: None };
+            return Missed { left, fault: Fault::Connection, why };
         }
         // A connection that was just opened and takes nothing: another address may do better.
         let detail = format!("{dialer} closed the connection before the request");
-        self.onward(address, request, Failed { code: Code::PeerClosed, detail, again: None })
+        Missed::by_address(left, Failed { code, detail, again: None })
     }
 
     /// A byte stream to the first address that takes one.
@@ -223,7 +250,7 @@ impl Upstream {
         let mut sweeps = tokio::time::interval(SWEEP_EVERY);
         sweeps.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let next = self.health().next_probe();
+            let next = self.health().next_probe(self.plane.clock.now());
             let probe = async {
                 match next {
                     Some(next) => self.plane.alarms.at(next).await,
@@ -269,14 +296,6 @@ impl Upstream {
         }
     }
 
-    fn onward(&self, address: usize, request: Box<Request<Body>>, failed: Failed) -> Next {
-        if self.blame(address, &failed) {
-            Next::Onward(request, failed)
-        } else {
-            Next::GiveUp(failed)
-        }
-    }
-
     /// The handshake was a success as far as we could see then, and is not one.
     fn report(&self, address: usize, failed: &Failed) {
         if let Dialer::Mutual { service, peer, .. } = self.pools[address].dialer() {
@@ -294,18 +313,33 @@ impl Upstream {
 
     /// Lets the address rest if it is at fault, and says whether another may do better.
     fn blame(&self, address: usize, failed: &Failed) -> bool {
-        let ours =
-            matches!(failed.code, Code::NoOwnIdentity | Code::PolicyDenied | Code::PolicyError);
-        if ours {
-            return false;
+        let blamed = blames_address(failed.code);
+        if blamed {
+            self.tell(address, failed.code, |health, now, entropy| {
+                health.failed(address, now, entropy);
+            });
         }
-        let before = self.health().next_probe();
-        self.health().failed(address, self.plane.clock.now(), &*self.plane.entropy);
-        if before.is_none() {
-            tracing::warn!(address = %self.pools[address].dialer(), code = %failed.code, "rests after a failure");
+        blamed
+    }
+
+    /// Has the addresses hear of something, and wakes the one who probes when the first of them begins to rest.
+    fn tell<T>(
+        &self,
+        address: usize,
+        code: Code,
+        tell: impl FnOnce(&mut Health, Timestamp, &dyn Entropy) -> T,
+    ) -> T {
+        let now = self.plane.clock.now();
+        let mut health = self.health();
+        let before = health.next_probe(now);
+        let told = tell(&mut health, now, &*self.plane.entropy);
+        let after = health.next_probe(now);
+        drop(health);
+        if before.is_none() && after.is_some() {
+            tracing::warn!(address = %self.pools[address].dialer(), %code, "rests after a failure");
             self.ejected.notify_one();
         }
-        true
+        told
     }
 
     fn answered(&self, address: usize) {

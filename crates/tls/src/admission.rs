@@ -91,6 +91,11 @@ impl Admitted {
         self.entry.shown_until()
     }
 
+    /// From when on it is proven anew by whoever dialled, where both ends know of that.
+    pub fn proof_due(&self) -> Timestamp {
+        self.entry.proof_due()
+    }
+
     /// When to begin to put another connection in its place: three quarters of the way to the moment at which
     /// either end is going to cut it.
     pub fn retire_at(&self) -> Timestamp {

@@ -78,7 +78,9 @@ pub use handshake::{Established, accept, connect, dial, tune_listener};
 pub use identity::{BadOwnIdentity, Identity};
 pub use limit::{Limit, Permit};
 pub use pinned::{FirstContact, Pinned, connect_pinned};
-pub use reproof::{REPROOF_ALPN, REPROOF_NAMES_MAX, REPROOF_TIMEOUT, ReproofFault, answer_reproof};
+pub use reproof::{
+    REPROOF_ALPN, REPROOF_NAMES_MAX, REPROOF_TIMEOUT, Reproof, ReproofFault, answer_reproof,
+};
 pub use revoked::{Covered, revoked};
 pub use room::{Rank, Room, RoomBounds, Stay};
 pub use rule::{

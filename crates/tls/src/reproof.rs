@@ -111,10 +111,22 @@ pub async fn answer_reproof(trust: &Trust, mut stream: Stream) -> Result<usize, 
 
 /// Connections to one peer that one handshake may prove.
 #[derive(Debug)]
-struct Due {
+pub struct Reproof {
     address: SocketAddr,
     outbound: Outbound,
     entries: Vec<Arc<Entry>>,
+}
+
+impl Reproof {
+    /// Where the peer is.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How many connections it is for.
+    pub fn count(&self) -> usize {
+        self.entries.len()
+    }
 }
 
 impl Trust {
@@ -132,17 +144,14 @@ impl Trust {
                 () = self.clock().sleep_until(next) => {}
             }
             let mut rounds = JoinSet::new();
-            for due in self.due() {
+            for due in self.reproofs_due() {
                 let (trust, report) = (Arc::clone(&self), report.clone());
                 rounds.spawn(async move {
-                    let count = due.entries.len();
-                    match trust.reprove(&due, report).await {
+                    let count = due.count();
+                    match trust.reprove(due, report).await {
                         Ok(proven) => tracing::debug!(count, proven, "connections were re-proven"),
                         Err(fault) => {
                             tracing::info!(count, %fault, "connections were not re-proven");
-                            if matches!(fault, ReproofFault::NotSpoken) {
-                                due.entries.iter().for_each(|entry| entry.give_up_proof());
-                            }
                         }
                     }
                 });
@@ -154,11 +163,12 @@ impl Trust {
         }
     }
 
-    /// What needs it, by peer and purpose; of each not more than can be named.
-    fn due(&self) -> Vec<Due> {
+    /// What needs to be proven anew now, by peer and purpose; of each not more than can be named. What
+    /// [`keep_proven`](Self::keep_proven) does twice a second is to [`reprove`](Self::reprove) all of it; a simulation does so itself.
+    pub fn reproofs_due(&self) -> Vec<Reproof> {
         let Some(own) = self.valid_own() else { return Vec::new() };
         let now = self.now();
-        let mut due: HashMap<(SocketAddr, Purpose, SpiffeId), Due> = HashMap::new();
+        let mut due: HashMap<(SocketAddr, Purpose, SpiffeId), Reproof> = HashMap::new();
         for entry in self.register.entries() {
             let Some((standing, address)) = wants_proof(&entry, now, own.identity.expires()) else {
                 continue;
@@ -172,8 +182,11 @@ impl Trust {
                 ..Outbound::control(Expected::Id(peer.clone()))
             };
             let key = (address, entry.rule.purpose.clone(), peer);
-            let due =
-                due.entry(key).or_insert_with(|| Due { address, outbound, entries: Vec::new() });
+            let due = due.entry(key).or_insert_with(|| Reproof {
+                address,
+                outbound,
+                entries: Vec::new(),
+            });
             if due.entries.len() < REPROOF_NAMES_MAX {
                 due.entries.push(Arc::clone(&entry));
             }
@@ -181,9 +194,25 @@ impl Trust {
         due.into_values().collect()
     }
 
-    async fn reprove(
+    /// Proves these anew, as far as the peer can, and says how many have gained by it.
+    ///
+    /// # Errors
+    /// When nothing was proven. Who does not know of re-proof is not asked again for these.
+    pub async fn reprove(
         self: &Arc<Self>,
-        due: &Due,
+        due: Reproof,
+        report: impl Fn(HandshakeFact),
+    ) -> Result<usize, ReproofFault> {
+        let proven = self.ask_for_proof(&due, report).await;
+        if let Err(ReproofFault::NotSpoken) = proven {
+            due.entries.iter().for_each(|entry| entry.give_up_proof());
+        }
+        proven
+    }
+
+    async fn ask_for_proof(
+        self: &Arc<Self>,
+        due: &Reproof,
         report: impl Fn(HandshakeFact),
     ) -> Result<usize, ReproofFault> {
         let named = with_names(&due.entries).await;
@@ -278,8 +307,7 @@ fn wants_proof(entry: &Entry, now: Timestamp, own: Timestamp) -> Option<(&Standi
     let standing = entry.standing.as_ref()?;
     let address = entry.address?;
     let (theirs, ours) = (entry.expires(), entry.shown_until());
-    let life = theirs.min(ours).since(entry.proven_at());
-    let late = entry.proven_at() + life / 16 * 13 <= now;
+    let late = entry.proof_due() <= now;
     // The nearer end is ours, and we have nothing newer: it would be of no use.
     let useless = ours <= theirs && own <= ours;
     let wanted = entry.rule.direction == Direction::Outbound

@@ -119,6 +119,12 @@ impl Entry {
         self.later.load().as_ref().map_or(self.opened, |later| later.at)
     }
 
+    /// From when on it is proven anew, if it is: after the moment at which HTTP has gone over to a successor.
+    pub(crate) fn proof_due(&self) -> Timestamp {
+        let life = self.expires().min(self.shown_until()).since(self.proven_at());
+        self.proven_at() + life / 16 * 13
+    }
+
     /// Whether there is any use in trying to prove it anew.
     pub(crate) fn may_be_proven(&self) -> bool {
         let live = self.ended().is_none() && self.retiring().is_none();
