@@ -189,7 +189,8 @@ impl Register {
     }
 
     /// Lets what `proof` showed count for `held`, each of the two credentials where it lasts longer than before. False when
-    /// nothing does, or `held` may not go on anyway.
+    /// nothing does, or `held` may not go on anyway; true also of what these very two have proven before, since whoever asks
+    /// again may not have heard the answer.
     pub(crate) fn prove(&self, held: &Entry, proof: &Entry) -> bool {
         let mut live = self.shards.of_number(held.number);
         if !live.entries.contains_key(&held.number) || !held.may_be_proven() {
@@ -211,7 +212,7 @@ impl Register {
             grew = true;
         }
         if !grew {
-            return false;
+            return held.later.load().is_some() && held.stands_by(proof);
         }
         later.at = proof.opened;
         held.later.store(Some(Arc::new(later)));

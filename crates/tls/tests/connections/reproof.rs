@@ -223,7 +223,26 @@ async fn nobody_else_can_prove_a_connection_and_nothing_shortens_it() {
     shop.web.set_identity(identity(&long)).unwrap();
     assert_eq!(say(&shop.web, &standing, &[[1; 32], name, [2; 32]]).await, Some(vec![0, 1, 0]));
     assert_eq!(orders.stream.admitted().expires(), after(2 * LIFE));
-    assert_eq!(say(&shop.web, &standing, &[name]).await, Some(vec![0]), "once is enough");
+    // Whoever asks again may not have heard it, and is told again; it proves nothing more.
+    assert_eq!(say(&shop.web, &standing, &[name]).await, Some(vec![1]));
+    shop.web.set_identity(identity(&short)).unwrap();
+    assert_eq!(say(&shop.web, &standing, &[name]).await, Some(vec![0]));
+    assert_eq!(orders.stream.admitted().expires(), after(2 * LIFE));
+    standing.stop.cancel();
+}
+
+#[tokio::test]
+async fn a_connection_whose_proof_was_counted_and_not_answered_is_proven_by_the_next_try() {
+    let mut standing = Standing::open(vec![REPROOF_ALPN.to_vec()]).await;
+    let renewed = after(LIFE / 2);
+    standing.shop.clock.set(renewed);
+    standing.renew();
+    let name = name_of(&standing.web);
+    // `orders` counts it, and `web` hears nothing.
+    assert_eq!(say(&standing.shop.web, &standing, &[name]).await, Some(vec![1]));
+    assert_eq!(standing.ends(), [after(LIFE), renewed + Duration::from_secs(LIFE)]);
+    standing.proven_until(renewed + Duration::from_secs(LIFE)).await;
+    exchange(&mut standing.web, &mut standing.orders).await;
     standing.stop.cancel();
 }
 
