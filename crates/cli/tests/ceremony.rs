@@ -180,6 +180,12 @@ fn root_outside_takes_the_place_of_ours_by_ceremony_and_its_issuers_follow_each_
     });
     assert!(waits.contains("held outside"), "{waits}");
     assert!(up.run(&["authority", "prepare"]).status.success());
+    // Whoever reads the files that were written above does not know of the new root yet.
+    until("the gate of `activate` waits for who reads files", || {
+        let order = up.json(&["authority", "list"])["order"].to_string();
+        order.contains("that cannot acknowledge").then_some(())
+    });
+    assert!(up.run(&["authority", "activate", "--force", "nobody reads them"]).status.success());
     until("the root is ours again", || {
         root(&up, "active").filter(|root| root["held"] == "here").map(drop)
     });

@@ -131,6 +131,11 @@ fn stolen_credential_is_refused_by_the_reason_revoked_and_its_live_connection_is
     let serial = serial_of(state.path());
     let done = up.json(&["revoke", "--serial", &serial, "--reason", "key-compromise", "--wait"]);
     assert_eq!(done["live"], done["enforcing"], "{done}");
+    assert!(
+        1 <= done["unaware"].as_u64().unwrap(),
+        "whoever reads the files hears nothing: {done}"
+    );
+    assert!(done["exposure_ends"].is_string(), "{done}");
     assert!(1 <= done["connections_cut"].as_u64().unwrap(), "{done}");
     said_at_end(live);
     let refused = said_at_end(dial(&up, state.path()));
