@@ -200,7 +200,8 @@ fn visit_what_happens(up: &Up, browser: &Browser, album: &Path) {
     take(browser, album, "/log/proven");
 }
 
-/// A root walks. A proxy that hangs holds it up, and is named; when it goes on, so does the walk.
+/// A root walks. A proxy that hangs holds it up, and is named; when it goes on, so does the walk, until it waits for who might
+/// read the files that were fetched, and an operator says that nobody does.
 fn rotate(up: &Up, browser: &Browser, album: &Path) {
     let status = up.json(&["status"]);
     let mut processes = status["nodes"][0]["processes"].as_array().unwrap().iter();
@@ -214,6 +215,10 @@ fn rotate(up: &Up, browser: &Browser, album: &Path) {
     comes(browser, "the page names who is missing", waits);
     take(browser, album, "/authorities?waits");
     signal(hanging, "CONT");
+    let waits = "const now = document.querySelector('#walk .now')?.textContent ?? ''; return now.includes('cannot acknowledge') ? now : ''";
+    comes(browser, "the page says for whom else it waits", waits);
+    take(browser, album, "/authorities?unaware");
+    assert!(up.run(&["authority", "activate", "--force", "nobody reads them"]).status.success());
     let over = "return document.querySelector('#walk .now') ? '' : document.querySelector('#walk')?.textContent ?? ''";
     comes(browser, "the page shows that the walk is over", over);
     take(browser, album, "/authorities?over");
