@@ -194,7 +194,7 @@ impl Trust {
         due.into_values().collect()
     }
 
-    /// Proves these anew, as far as the peer can, and says how many have gained by it.
+    /// Proves these anew, as far as the peer can, and says how many are proven by what both ends show now.
     ///
     /// # Errors
     /// When nothing was proven. Who does not know of re-proof is not asked again for these.

@@ -153,16 +153,18 @@ enum Found {
     Foreign,
 }
 
-/// `None` when it changed meanwhile.
+/// `None` when it changed meanwhile. What others could change is nobody's: an authority's key is about to lie there.
 fn look(path: &Path, mark: &Path) -> io::Result<Option<Found>> {
     match path.symlink_metadata() {
-        Ok(metadata) if metadata.is_dir() => {}
+        Ok(metadata) if metadata.is_dir() && is_private(&metadata) => {}
         Ok(_) => return Ok(Some(Found::Foreign)),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     }
     match mark.symlink_metadata() {
-        Ok(metadata) if !metadata.is_file() => return Ok(Some(Found::Foreign)),
+        Ok(metadata) if !metadata.is_file() || metadata.uid() != own() => {
+            return Ok(Some(Found::Foreign));
+        }
         Ok(_) => {
             let mut text = Vec::new();
             // One that was cut off at once has written none or half of it.
@@ -175,6 +177,15 @@ fn look(path: &Path, mark: &Path) -> io::Result<Option<Found>> {
     }
     let empty = std::fs::read_dir(path)?.next().is_none();
     Ok(Some(if empty { Found::Empty } else { Found::Foreign }))
+}
+
+fn own() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
+/// Whether it is ours, and for nobody else.
+fn is_private(metadata: &std::fs::Metadata) -> bool {
+    metadata.uid() == own() && metadata.mode() & 0o077 == 0
 }
 
 /// Whether nothing is missing but the name. Beside a state that is for a database, nothing is.

@@ -126,13 +126,15 @@ pub(crate) async fn look(
         (None, None) => (control.roster.reach(revision), Vec::new()),
         (Some(_), _) | (_, Some(_)) => one_by_one(control, revision, &heard),
     };
+    // Asked first: who is heard of in between is counted twice at worst.
+    let unheard = unheard(control, &heard).await?;
     let mut answer = Convergence {
         revision,
         live: 0,
         enforcing: reach.enforcing,
         missing: Vec::new(),
         unaware: heard.unaware(control.roster.unaware()),
-        unheard: unheard(control, &heard).await?,
+        unheard,
         draining: reach.draining.saturating_add(heard.draining()),
         connections_cut: None,
         slowest_millis: None,

@@ -1,5 +1,7 @@
 //! A store that was restored: which backup is taken, who comes back, and what is counted meanwhile.
 
+use std::fs::{DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::time::Duration;
 
 use countersign_api::v1;
@@ -264,6 +266,15 @@ async fn what_lies_where_a_restore_builds_is_left_as_it_is() {
         assert!(!config.data.exists());
         std::fs::remove_dir_all(&foreign).unwrap();
     }
+    // Nor is anything put where others could change it.
+    for mode in [0o777, 0o710, 0o701] {
+        std::fs::create_dir(&foreign).unwrap();
+        std::fs::set_permissions(&foreign, Permissions::from_mode(mode)).unwrap();
+        let refused = realm.restore(&config).await.unwrap_err();
+        assert_eq!(refused.code(), Code::AlreadyExists, "{mode:o}");
+        assert_eq!(std::fs::read_dir(&foreign).unwrap().count(), 0);
+        std::fs::remove_dir(&foreign).unwrap();
+    }
     realm.restore(&config).await.unwrap();
 }
 
@@ -275,8 +286,10 @@ async fn what_a_killed_restore_has_left_is_cleared_and_what_another_makes_is_not
     running.stop().await;
     let config = realm.restoring("e");
     let (left, mark) = (realm.place("e.restoring"), realm.place("e.restoring/restoring"));
+    let private = || DirBuilder::new().mode(0o700).create(&left).unwrap();
     let leave = |text: &str| {
-        std::fs::create_dir_all(left.join("state")).unwrap();
+        private();
+        std::fs::create_dir(left.join("state")).unwrap();
         std::fs::write(left.join("state/state.db"), "half of it").unwrap();
         std::fs::write(left.join("state.db"), "half of it").unwrap();
         std::fs::write(left.join("kek"), "a copy").unwrap();
@@ -290,7 +303,7 @@ async fn what_a_killed_restore_has_left_is_cleared_and_what_another_makes_is_not
         assert!(!config.data.join("restoring").exists() && !config.data.join("state").exists());
         std::fs::remove_dir_all(&config.data).unwrap();
     }
-    std::fs::create_dir(&left).unwrap();
+    private();
     realm.restore(&config).await.unwrap();
     std::fs::remove_dir_all(&config.data).unwrap();
 
