@@ -1,6 +1,6 @@
 //! The enforcement points on this node: what each has acknowledged, and what its process costs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -37,7 +37,10 @@ struct Point {
     stream: u64,
     open: bool,
     acknowledged: Option<Revision>,
+    /// How many connections it has ended up to that revision.
     cut: u64,
+    /// The same of what it had acknowledged before, the latest last.
+    earlier: VecDeque<(Option<Revision>, u64)>,
     draining: u64,
     /// Until when it can present a credential that it was given here.
     presents_until: Timestamp,
@@ -47,6 +50,18 @@ struct Point {
     /// What the latest trial has shown of it.
     tried: Option<v1::TrialResult>,
     gone: Option<Timestamp>,
+}
+
+impl Point {
+    /// How many connections it has ended up to the last revision that it has acknowledged and that may be said. What it ended
+    /// since is told with the revision that it ended it for, or would count for another.
+    fn cut_by(&self, up_to: Option<Revision>) -> u64 {
+        if self.acknowledged <= up_to {
+            return self.cut;
+        }
+        let said = self.earlier.iter().rev().find(|(revision, _)| *revision <= up_to);
+        said.or(self.earlier.front()).map_or(0, |(_, cut)| *cut)
+    }
 }
 
 /// A point that a trial has still to be held at.
@@ -73,6 +88,8 @@ const NODE_POINTS_MAX: usize = 4096;
 /// For so long a point that ended is told as gone, so that also a server that was away hears it.
 const GONE_KEPT: std::time::Duration = std::time::Duration::from_secs(120);
 const NAME_BYTES_MAX: usize = 64;
+/// How many acknowledgements of a point are remembered with what it had ended by then. Few wait for the disk at once.
+const EARLIER_MAX: usize = 16;
 /// Doors of one point that are tried.
 const DOORS_MAX: usize = 4;
 
@@ -207,6 +224,7 @@ impl Points {
             // It may run another program by now, which enforces nothing yet.
             acknowledged: None,
             cut: same.as_ref().map_or(0, |point| point.cut),
+            earlier: VecDeque::new(),
             draining: 0,
             presents_until: Timestamp::LAST,
             status: same.map_or(status, |point| point.status),
@@ -233,7 +251,7 @@ impl Points {
             point: key.name.clone(),
             spiffe_id: key.spiffe_id.to_string(),
             revision: point.acknowledged.min(up_to).map(Into::into),
-            cut: point.cut,
+            cut: point.cut_by(up_to),
             gone: point.gone.is_some(),
             draining: point.draining,
             tried: point.tried.clone(),
@@ -326,7 +344,13 @@ impl Registered {
     /// Takes an acknowledgement. It only grows.
     pub(crate) fn acknowledge(&self, revision: Revision, cut: u64, draining: u64) {
         self.change(|point| {
-            point.acknowledged = point.acknowledged.max(Some(revision));
+            if point.acknowledged < Some(revision) {
+                if EARLIER_MAX <= point.earlier.len() {
+                    point.earlier.pop_front();
+                }
+                point.earlier.push_back((point.acknowledged, point.cut));
+                point.acknowledged = Some(revision);
+            }
             point.cut = point.cut.max(cut);
             point.draining = draining;
         });
@@ -372,5 +396,44 @@ impl Drop for Registered {
     fn drop(&mut self) {
         self.change(|point| point.open = false);
         self.points.sweep();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use countersign_identity::SimClock;
+
+    use super::*;
+    use crate::attest::{Peer, SimulatedProcess};
+
+    fn revision(number: u64) -> Revision {
+        Revision { incarnation: 1, number }
+    }
+
+    #[test]
+    fn what_a_point_has_ended_is_told_with_the_revision_that_it_ended_it_for() {
+        let points = Points::new(Arc::new(SimClock::new(Timestamp::from_secs(1_795_262_400))));
+        let process = SimulatedProcess::new(Peer { pid: 7, uid: 1000, gid: 1000 }, []);
+        let caller: Arc<dyn Caller> = Arc::new(process);
+        let id = "spiffe://shop.example/web".parse().unwrap();
+        let register = v1::Register { point: "web".to_owned(), ..Default::default() };
+        let registered = points.register(&caller, &id, &register).unwrap();
+        let told = |up_to: u64| {
+            let told = points.acknowledgements(Some(revision(up_to))).remove(0);
+            (told.revision.map(|revision| revision.number), told.cut)
+        };
+        registered.acknowledge(revision(3), 1, 0);
+        registered.acknowledge(revision(4), 1, 0);
+        registered.acknowledge(revision(5), 4, 0);
+        assert_eq!(
+            [3, 4, 5, 6].map(told),
+            [(Some(3), 1), (Some(4), 1), (Some(5), 4), (Some(5), 4)]
+        );
+        // However many wait for the disk.
+        for later in 6..60 {
+            registered.acknowledge(revision(later), later, 0);
+        }
+        assert_eq!([58, 59].map(told), [(Some(58), 58), (Some(59), 59)]);
+        assert_eq!(points.lock().values().next().unwrap().earlier.len(), EARLIER_MAX);
     }
 }
