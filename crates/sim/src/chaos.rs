@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use countersign_api::resource::Kind;
 use countersign_identity::{Code, Name, Reason};
+use serde_json::Value;
 
 use crate::clocks::skewed;
 use crate::machine::Machine;
 use crate::manifests::{name, policy, workload};
+use crate::mesh::Trouble;
 use crate::revocations::Leaked;
 use crate::world::World;
 
@@ -32,6 +34,7 @@ pub(crate) enum Fault {
     /// At one server.
     Trims(usize),
     LosesARule,
+    Mesh(Trouble),
 }
 
 /// What may leak in a world that goes on.
@@ -45,6 +48,7 @@ impl World {
         if self.is_far_off() {
             self.draw_server_clocks();
         }
+        self.plague_mesh(span);
         let longest = self.settings.pause_max;
         let machines = self.settings.machines as u64;
         let end = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
@@ -137,6 +141,7 @@ impl World {
             }
         }
         self.resume_all();
+        self.heal_mesh();
         self.tell("all is well");
     }
 
@@ -242,7 +247,7 @@ impl World {
             | Fault::LosesARule
                 if !self.control.any_up() => {}
             Fault::Revokes(index, leaked, reason) => {
-                let number = self.below(self.settings.workloads as u64);
+                let number = self.below(self.workloads_named() as u64);
                 let number = usize::try_from(number).unwrap_or(0);
                 self.revoke_for(reason, index, number, leaked);
             }
@@ -250,7 +255,9 @@ impl World {
             Fault::Resumes(index) => self.resume(index, 0),
             Fault::Trims(server) => self.trim_rules(server),
             Fault::LosesARule => self.lose_a_rule(),
+            Fault::Mesh(trouble) => self.trouble(trouble),
         }
+        self.mesh_after(fault);
     }
 
     /// An operator changes something about this machine.
@@ -272,7 +279,12 @@ impl World {
             2 if self.settings.services => vec![policy(index, to)],
             _ => vec![workload(index, number.max(1), &lifetime)],
         };
-        let applied = self.control.call(async |steps| steps.apply(&manifests).await);
+        self.put_manifests(&manifests);
+    }
+
+    /// Puts manifests in force, and lets the snapshot follow some time later.
+    pub(crate) fn put_manifests(&mut self, manifests: &[Value]) {
+        let applied = self.control.call(async |steps| steps.apply(manifests).await);
         match applied {
             Ok(revision) => self.tell(&format!("revision {revision}")),
             // Planned on a snapshot that is behind, as when two operators write at once.

@@ -10,9 +10,10 @@ use crate::world::World;
 impl World {
     /// Every agent knows what the server knows, and serves exactly what it should.
     pub fn check_converged(&mut self) {
+        self.check_mesh_converged();
         for index in 0..self.machines.len() {
-            let label = self.machines[index].label.clone();
-            let (revision, records) = self.control.records(0, &label);
+            let labels = self.machines[index].labels.clone();
+            let (revision, records) = self.control.records(0, &labels);
             let machine = &self.machines[index];
             let life = machine.life.as_ref().expect("every agent lives");
             let state = &life.state;
@@ -27,7 +28,8 @@ impl World {
             assert_eq!(acknowledged, Some(revision), "a{index} has not said so");
             for name in state.replica().workloads().keys() {
                 // Of workloads elsewhere only the names are known here.
-                let here = name.as_str().starts_with(&format!("w{index}-"));
+                let here = name.as_str().starts_with(&format!("w{index}-"))
+                    || self.mesh_names(index).contains(name);
                 let open = here && !self.suspended.contains(name.as_str());
                 let served = life.svids.get(name).filter(|svid| {
                     state.holds(name, &svid.term.digest) && machine.now() <= svid.term.expires

@@ -31,7 +31,7 @@ pub(crate) struct Control {
     kek: Kek,
     servers: Vec<Server>,
     lines: BTreeMap<LineKey, OpenLine>,
-    known: BTreeMap<(Revision, Name), Arc<Records>>,
+    known: BTreeMap<(Revision, BTreeSet<Name>), Arc<Records>>,
 }
 
 /// One server of several on one store.
@@ -50,7 +50,7 @@ struct Server {
 struct OpenLine {
     server: usize,
     line: Line,
-    label: Name,
+    labels: BTreeSet<Name>,
     /// Which of the moments counts at which it is to be asked again.
     turn: u64,
     /// Streams keep their order: nothing arrives before what was said earlier.
@@ -226,8 +226,12 @@ impl Control {
         up.filter_map(|steps| steps.acknowledged(node)).max()
     }
 
-    /// What nodes with this label must know at the revision of a server's snapshot.
-    pub(crate) fn records(&mut self, server: usize, label: &Name) -> (Revision, Arc<Records>) {
+    /// What nodes with these labels must know at the revision of a server's snapshot.
+    pub(crate) fn records(
+        &mut self,
+        server: usize,
+        labels: &BTreeSet<Name>,
+    ) -> (Revision, Arc<Records>) {
         let steps = self.servers[server].steps.as_ref().expect("the server is up");
         let revision = steps.revision();
         // What is on its way is of one of the latest revisions.
@@ -235,8 +239,8 @@ impl Control {
         while self.known.first_key_value().is_some_and(|((first, _), _)| old(first)) {
             self.known.pop_first();
         }
-        let records = self.known.entry((revision, label.clone())).or_insert_with(|| {
-            let (_, records) = steps.slice(&BTreeSet::from([label.clone()]));
+        let records = self.known.entry((revision, labels.clone())).or_insert_with(|| {
+            let (_, records) = steps.slice(labels);
             let records = records.into_iter();
             Arc::new(records.map(|one| ((one.kind, one.name), one.value.to_vec())).collect())
         });
@@ -247,13 +251,13 @@ impl Control {
     pub(crate) fn open(
         &mut self,
         (server, key): (usize, LineKey),
-        label: &Name,
+        labels: &BTreeSet<Name>,
         chain: &[bytes::Bytes],
         hello: &v1::SyncHello,
     ) -> Result<(), Refused> {
         let line = self.call_at(server, async |steps| steps.open(chain, hello).await)?;
         let arrives = self.clock.now();
-        let open = OpenLine { server, line, label: label.clone(), turn: 0, arrives };
+        let open = OpenLine { server, line, labels: labels.clone(), turn: 0, arrives };
         self.lines.insert(key, open);
         Ok(())
     }
@@ -265,8 +269,8 @@ impl Control {
         let Some(steps) = &self.servers[server].steps else { return Asked::Gone };
         match steps.next(&mut open.line) {
             Ok(Told::Message(message)) => {
-                let label = open.label.clone();
-                let (_, records) = self.records(server, &label);
+                let labels = open.labels.clone();
+                let (_, records) = self.records(server, &labels);
                 Asked::Says(message, records)
             }
             Ok(Told::Nothing(until)) => {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use countersign_identity::{Code, Ending, Name, Presented, Revocations, Timestamp};
 use countersign_proxy::retire::{Jitter, Retirement, announced};
 use countersign_tls::{
-    Admitted, DRAIN_TIMEOUT, Established, Expected, Inbound, Outbound, Trust, accept, dial,
+    Admitted, DRAIN_TIMEOUT, Established, Expected, HandshakeFailure, Inbound, Outbound, Trust,
+    accept, dial,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -49,6 +50,42 @@ pub struct LinkReport {
     pub done: usize,
 }
 
+/// What whoever dials has of a handshake, in which it found nothing wrong itself.
+pub(crate) enum Dialled {
+    Stands(Box<Established>),
+    /// The other end let nobody in.
+    Refused(Admitted),
+}
+
+/// One handshake over loopback, to its end at both ends. Whoever dials must have an identity: otherwise nobody comes.
+pub(crate) fn shake(
+    runtime: &Runtime,
+    listener: &TcpListener,
+    trusts: (&Arc<Trust>, &Arc<Trust>),
+    (outbound, inbound): (&Outbound, &Inbound),
+) -> (Result<Dialled, HandshakeFailure>, Result<Established, HandshakeFailure>) {
+    runtime.block_on(async {
+        let address = listener.local_addr().expect("it is bound");
+        let dialling = async {
+            let mut established = dial(trusts.0, address, outbound).await?;
+            // In TLS 1.3 the dialler is done before the other end has decided.
+            Ok(match established.stream.read_u8().await {
+                Ok(_byte) => Dialled::Stands(Box::new(established)),
+                // Who refuses waits until the other has read why, so neither is kept longer than the other needs.
+                Err(_broken) => Dialled::Refused(established.stream.admitted().clone()),
+            })
+        };
+        let accepting = async {
+            let (tcp, _) = listener.accept().await.expect("a connection comes");
+            let mut established = accept(trusts.1, tcp, inbound).await?;
+            established.stream.write_u8(1).await.ok();
+            established.stream.flush().await.ok();
+            Ok(established)
+        };
+        tokio::join!(dialling, accepting)
+    })
+}
+
 impl Link {
     /// Dials from one point to another, and asks for a byte to be sure that both ends admit it.
     pub(crate) fn make(
@@ -61,42 +98,16 @@ impl Link {
         let expected = Expected::Id(expected.parse().expect("it is a SPIFFE ID"));
         let (outbound, inbound) =
             (Outbound::service(service.clone(), expected), Inbound::service(service.clone()));
-        runtime.block_on(async {
-            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-            let address = listener.local_addr().expect("it is bound");
-            let dialling = async {
-                let mut established = dial(trusts.0, address, &outbound).await?;
-                // In TLS 1.3 the dialler is done before the other end has decided.
-                let byte = established.stream.read_u8().await.ok();
-                Ok((established, byte))
-            };
-            let accepting = async {
-                let (tcp, _) = listener.accept().await.expect("a connection comes");
-                let mut established = accept(trusts.1, tcp, &inbound).await?;
-                established.stream.write_u8(1).await.ok();
-                established.stream.flush().await.ok();
-                Ok(established)
-            };
-            // Who refuses waits until the other has read why, so neither is kept longer than the other needs.
-            let dialling = async {
-                match dialling.await {
-                    Ok((established, Some(_byte))) => Ok(Some(established)),
-                    Ok((_refused, None)) => Ok(None),
-                    Err(failure) => Err::<_, countersign_tls::HandshakeFailure>(failure),
-                }
-            };
-            let (dialled, accepted) = tokio::join!(dialling, accepting);
-            let _: &Result<Established, countersign_tls::HandshakeFailure> = &accepted;
-            match (dialled, accepted) {
-                (Ok(Some(dialled)), Ok(accepted)) => {
-                    let (from, to) = ends;
-                    Ok(Self { number: 0, drains: [None; 2], from, to, dialled, accepted })
-                }
-                (Err(failure), _) => Err(failure.code),
-                (Ok(_), Err(failure)) => Err(failure.code),
-                (Ok(None), Ok(_)) => Err(Code::Internal),
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a free port");
+        match shake(runtime, &listener, trusts, (&outbound, &inbound)) {
+            (Ok(Dialled::Stands(dialled)), Ok(accepted)) => {
+                let (from, to) = ends;
+                Ok(Self { number: 0, drains: [None; 2], from, to, dialled: *dialled, accepted })
             }
-        })
+            (Err(failure), _) => Err(failure.code),
+            (Ok(_), Err(failure)) => Err(failure.code),
+            (Ok(Dialled::Refused(_)), Ok(_)) => Err(Code::Internal),
+        }
     }
 
     pub(crate) fn ends(&self) -> [&Admitted; 2] {
@@ -154,6 +165,7 @@ impl World {
         if changed {
             self.check_links();
         }
+        self.look_at_mesh(index);
         self.try_thieves(index);
         let has_one = |link: &Link| link.from == index && link.takes_more();
         if self.links_wanted && !self.links.iter().any(has_one) {
@@ -170,6 +182,7 @@ impl World {
             }
         });
         self.check_links();
+        self.check_mesh();
     }
 
     fn check_links(&mut self) {

@@ -3,7 +3,7 @@
 mod credentials;
 mod disk;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use crate::points::Point;
 /// A node with its agent.
 pub(crate) struct Machine {
     pub(crate) index: usize,
-    pub(crate) label: Name,
+    pub(crate) labels: BTreeSet<Name>,
     /// What its points see of time.
     pub(crate) clock: Arc<SimClock>,
     pub(crate) truth: Arc<SimClock>,

@@ -43,3 +43,54 @@ pub(crate) fn policy(from: usize, to: usize) -> Value {
     );
     manifest("Policy", &format!("p{from}"), &json!({"cedar": cedar}))
 }
+
+/// The service that runs on several machines, and is called by all.
+pub(crate) const SHARED: &str = "warehouse";
+
+/// The workload of a machine that calls it.
+pub(crate) fn caller(machine: usize) -> String {
+    format!("web{machine}")
+}
+
+/// The service on these machines, and their workload of the same name.
+pub(crate) fn shared(machines: &[usize], lifetime: &str) -> [Value; 2] {
+    let addresses: Vec<String> =
+        machines.iter().map(|machine| format!("127.0.0.1:{}", machine + 1)).collect();
+    let workload = json!({
+        "selectors": ["launch:warehouse"], "lifetime": lifetime, "keyType": "ed25519",
+        "nodes": [SHARED],
+    });
+    let service = json!({
+        "workload": SHARED, "protocol": "tcp", "listen": "127.0.0.1:0", "forward": "unix",
+        "addresses": addresses,
+    });
+    [manifest("Workload", SHARED, &workload), manifest("Service", SHARED, &service)]
+}
+
+/// A workload that calls it, and its service.
+pub(crate) fn calling(machine: usize, lifetime: &str) -> [Value; 2] {
+    let own = caller(machine);
+    let workload = json!({
+        "selectors": [format!("launch:{own}")], "lifetime": lifetime, "keyType": "ed25519",
+        "nodes": [format!("n{machine}")],
+    });
+    let service = json!({
+        "workload": own, "protocol": "tcp", "listen": "127.0.0.1:0", "forward": "unix",
+        "addresses": ["127.0.0.1:1"], "upstreams": [{"service": SHARED, "local": "unix"}],
+    });
+    [manifest("Workload", &own, &workload), manifest("Service", &own, &service)]
+}
+
+/// The name of the policy that lets it call.
+pub(crate) fn call_policy_name(machine: usize) -> String {
+    format!("q{machine}")
+}
+
+/// That policy.
+pub(crate) fn call_policy(machine: usize) -> Value {
+    let principal = caller(machine);
+    let cedar = format!(
+        r#"permit (principal == Workload::"{principal}", action == Action::"connect", resource == Service::"{SHARED}");"#
+    );
+    manifest("Policy", &call_policy_name(machine), &json!({"cedar": cedar}))
+}

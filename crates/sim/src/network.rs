@@ -57,8 +57,9 @@ impl World {
             // A stream is opened once: TCP would not deliver the same opening twice.
             Request::Open { session, .. } if !self.is_first((index, life, session)) => {}
             Request::Open { session, chain, hello } => {
-                let (key, label) = ((index, life, session), self.machines[index].label.clone());
-                let reply = match self.control.open((server, key), &label, &chain, &hello) {
+                let labels = self.machines[index].labels.clone();
+                let key = (index, life, session);
+                let reply = match self.control.open((server, key), &labels, &chain, &hello) {
                     Ok(()) => Reply::Opened { session },
                     Err(refused) => {
                         let (code, why) = (refused.code, refused.why);

@@ -75,8 +75,7 @@ impl World {
         number: usize,
         leaked: Leaked,
     ) {
-        let workload = name(index, number);
-        let Some(held) = self.held_for(index, &workload) else { return };
+        let Some(held) = self.held_for(index, &self.named(index, number)) else { return };
         let before = self.control.next_revision();
         let (id, key) = (held.shown.id.clone(), held.shown.key);
         let node = self.machines[index].disk.node.id;
@@ -289,9 +288,13 @@ impl World {
     /// Whether the point of one machine enforces a rule that covers what the point of another shows.
     pub(crate) fn is_refused_by(&self, shower: usize, refuser: usize) -> bool {
         let point = |index: usize| self.machines[index].points.values().next().expect("it has one");
-        let shown = point(shower).shown;
-        let shown = self.served.iter().find(|one| Some(one.term.digest) == shown);
-        shown.is_some_and(|shown| point(refuser).was_told(shown))
+        self.refuses(point(refuser), point(shower))
+    }
+
+    /// Whether one point enforces a rule that covers what another shows.
+    pub(crate) fn refuses(&self, refuser: &Point, shower: &Point) -> bool {
+        let shown = self.served.iter().find(|one| Some(one.term.digest) == shower.shown);
+        shown.is_some_and(|shown| refuser.was_told(shown))
     }
 
     /// Somebody has the key of what was just revoked, and waits for a door.

@@ -19,50 +19,12 @@ use crate::keys;
 use crate::links::{Link, LinkReport};
 use crate::machine::{Disk, Machine, Node, Svid};
 use crate::manifests::{manifest, name, policy, service, workload};
+use crate::mesh::{Mesh, Traffic};
 use crate::messages::{Effect, Reply, Request};
 use crate::points::Point;
 use crate::revocations::{Committed, Thief};
+use crate::settings::{Renewal, Settings};
 use crate::trace::Trace;
-
-/// What a world is made of.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// All chance of the run.
-    pub seed: u64,
-    /// How many servers there are, on one store.
-    pub servers: usize,
-    /// How many nodes there are.
-    pub machines: usize,
-    /// How many workloads each has.
-    pub workloads: usize,
-    /// How long their SVIDs live, as manifests say it.
-    pub lifetime: &'static str,
-    /// How long the agents' own SVIDs live.
-    pub agent_lifetime: &'static str,
-    /// The longest way of a message, in milliseconds.
-    pub delay_max: u64,
-    /// How many messages of a thousand are lost.
-    pub lost: u64,
-    /// How many requests of a thousand arrive twice.
-    pub doubled: u64,
-    /// Whether the first workload of each node has a service, which the one before it calls.
-    pub services: bool,
-    /// How far servers' clocks are off at most. Further than certificates are backdated, only while the world is plagued.
-    pub server_skew: Duration,
-    /// Within which time all machines are switched on, each at a moment of its own; at once where that is nothing.
-    pub switched_on_within: Duration,
-    /// The longest pause between two things that befall it, in milliseconds.
-    pub pause_max: u64,
-}
-
-/// One renewal, as its agent asked for it.
-#[derive(Clone, Copy, Debug)]
-pub struct Renewal {
-    /// When, since the beginning.
-    pub at: Duration,
-    /// How much of the lifetime had passed, in hundredths of a percent.
-    pub share: u64,
-}
 
 /// Everything there is.
 pub struct World {
@@ -75,6 +37,7 @@ pub struct World {
     pub(crate) links_made: u64,
     pub(crate) links_wanted: bool,
     pub(crate) report: LinkReport,
+    pub(crate) mesh: Mesh,
     /// The rules that are not moot yet.
     pub(crate) rules: Vec<Committed>,
     /// How many rules there were that are moot.
@@ -122,6 +85,7 @@ pub(crate) enum Due {
     Successor(usize),
     /// What was under way on a connection that drains is done.
     Done(u64),
+    Traffic(Traffic),
 }
 
 impl PartialEq for Entry {
@@ -156,6 +120,7 @@ impl World {
             links_made: 0,
             links_wanted: settings.services,
             report: LinkReport::default(),
+            mesh: Mesh::new(settings.seed),
             rules: Vec::new(),
             numbered: 0,
             suspended: BTreeSet::new(),
@@ -184,6 +149,7 @@ impl World {
             let machine = world.join(index);
             world.machines.push(machine);
         }
+        world.begin_mesh();
         for index in 0..world.settings.machines {
             // Machines are not switched on in the same moment.
             let within = u64::try_from(world.settings.switched_on_within.as_millis());
@@ -212,6 +178,7 @@ impl World {
         if self.settings.services {
             manifests.extend((0..machines).map(|from| policy(from, (from + 1) % machines)));
         }
+        manifests.extend(self.mesh_manifests());
         self.apply(&manifests);
     }
 
@@ -229,13 +196,14 @@ impl World {
     }
 
     fn join(&mut self, index: usize) -> Machine {
-        let label: Name = format!("n{index}").parse().expect("it is a name");
+        let mut labels = vec![format!("n{index}").parse().expect("it is a name")];
+        labels.extend(self.mesh_label(index));
         let clock = Arc::new(SimClock::new(self.now));
         let salt = self.settings.seed.rotate_left(17) ^ (index as u64 + 1).wrapping_mul(0x9e37);
         let (entropy, keys) = (SeededEntropy::new(salt), SeededEntropy::new(!salt));
         let key = Arc::new(keys::key(&keys));
         let csr = make_csr(&key).expect("Ed25519 signs");
-        let labels = vec![label.clone()];
+        let known: BTreeSet<Name> = labels.iter().cloned().collect();
         let answer = self.control.call(async |steps| {
             let token = steps.create_token("10m".parse().expect("it is one"), labels).await?;
             let evidence = Some(v1::attest_request::Evidence::JoinToken(token));
@@ -259,9 +227,13 @@ impl World {
             let point = Point::begin(name.clone(), &clock, self.control.runtime());
             points.insert(name, point);
         }
+        for name in self.mesh_names(index) {
+            let point = Point::begin(name.clone(), &clock, self.control.runtime());
+            points.insert(name, point);
+        }
         Machine {
             index,
-            label,
+            labels: known,
             clock,
             truth: Arc::clone(&self.control.clock),
             skew: 0,
@@ -370,7 +342,7 @@ impl World {
         for machine in self.machines.iter().filter(|machine| !machine.points.is_empty()) {
             machine.clock.set(skewed(now, machine.skew));
         }
-        if !self.links.is_empty() {
+        if !self.links.is_empty() || self.mesh.is_there() {
             self.sweep();
         }
     }
@@ -400,6 +372,7 @@ impl World {
             Due::Fault(fault) => self.befall(fault),
             Due::Successor(from) => self.dial(from),
             Due::Done(number) => self.done(number),
+            Due::Traffic(traffic) => self.pass(traffic),
         }
     }
 

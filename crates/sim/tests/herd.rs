@@ -30,6 +30,7 @@ fn herd() -> World {
         lost: 0,
         doubled: 0,
         services: false,
+        instances: 0,
         server_skew: Duration::ZERO,
         switched_on_within: HOUR / 2,
         pause_max: 12_000,

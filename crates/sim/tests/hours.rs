@@ -31,6 +31,7 @@ fn settings(seed: u64) -> Settings {
         lost: 10,
         doubled: 30,
         services: true,
+        instances: 2,
         // Of four seeds one has servers whose clocks are further off than is allowed.
         server_skew: Duration::from_secs(if seed.is_multiple_of(4) { 150 } else { 5 }),
         switched_on_within: Duration::ZERO,

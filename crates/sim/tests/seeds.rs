@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use countersign_sim::{Settings, World};
+use countersign_sim::{MeshReport, Settings, World};
 
 /// How many seeds are tried when none is named.
 const SEEDS: u64 = 20;
@@ -25,6 +25,7 @@ fn settings(seed: u64) -> Settings {
         lost: 10,
         doubled: 30,
         services: true,
+        instances: 2,
         server_skew: server_skew(seed),
         switched_on_within: Duration::ZERO,
         pause_max: 12_000,
@@ -94,6 +95,7 @@ struct Seen {
     rules: usize,
     reissued: u64,
     thwarted: usize,
+    mesh: Vec<MeshReport>,
 }
 
 impl Seen {
@@ -106,6 +108,7 @@ impl Seen {
         self.rules += world.rules_made();
         self.reissued += world.reissued();
         self.thwarted += world.thwarted();
+        self.mesh.push(world.mesh());
     }
 }
 

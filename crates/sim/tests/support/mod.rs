@@ -16,6 +16,7 @@ pub(crate) const CALM: Settings = Settings {
     lost: 0,
     doubled: 0,
     services: true,
+    instances: 0,
     server_skew: Duration::ZERO,
     switched_on_within: Duration::ZERO,
     pause_max: 12_000,
