@@ -215,10 +215,13 @@ impl World {
     /// The connection over which a caller sends to an address next, if one stands.
     pub(super) fn standing(&self, from: usize, address: usize) -> Option<u64> {
         let now = self.machines[from].now();
+        let usable = |line: &Line| {
+            let there = (line.from, line.address) == (from, address);
+            // Of one that was refused it has heard by the time that another request could take it.
+            there && line.ends.is_some() && line.takes_more(now)
+        };
         let mut lines = self.mesh.lines.iter().rev();
-        let found = lines
-            .find(|(_, line)| (line.from, line.address) == (from, address) && line.takes_more(now));
-        found.map(|(number, _)| *number)
+        lines.find(|(_, line)| usable(line)).map(|(number, _)| *number)
     }
 
     pub(super) fn retires(&mut self, number: u64) {
