@@ -189,8 +189,8 @@ impl Register {
     }
 
     /// Lets what `proof` showed count for `held`, each of the two credentials where it lasts longer than before. False when
-    /// nothing does, or `held` may not go on anyway; true also of what these very two have proven before, since whoever asks
-    /// again may not have heard the answer.
+    /// nothing does, or `held` may not go on anyway; true also when the peer shows what lasts exactly as long as what it has
+    /// proven before, since whoever asks again may not have heard the answer.
     pub(crate) fn prove(&self, held: &Entry, proof: &Entry) -> bool {
         let mut live = self.shards.of_number(held.number);
         if !live.entries.contains_key(&held.number) || !held.may_be_proven() {
@@ -212,7 +212,8 @@ impl Register {
             grew = true;
         }
         if !grew {
-            return held.later.load().is_some() && held.stands_by(proof);
+            // By its end, not by the certificate: either side may have another since, of the same second or of a slower clock.
+            return held.later.load().is_some() && expires == longer;
         }
         later.at = proof.opened;
         held.later.store(Some(Arc::new(later)));

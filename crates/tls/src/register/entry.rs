@@ -104,17 +104,6 @@ impl Entry {
         read(peer.or(first), shown.or(self.shown.as_ref()))
     }
 
-    /// Whether the two credentials by which it stands are those that this proof has shown.
-    pub(super) fn stands_by(&self, proof: &Self) -> bool {
-        let both = |entry: &Self| {
-            entry.credentials(|peer, own| {
-                let own = own.map(|own| own.identity.leaf().fingerprint());
-                (peer.map(|peer| peer.leaf.fingerprint()), own)
-            })
-        };
-        both(self) == both(proof)
-    }
-
     /// The last moment at which it may be open.
     pub(crate) fn expires(&self) -> Timestamp {
         Timestamp::from_micros(self.expires.load(Ordering::Acquire))

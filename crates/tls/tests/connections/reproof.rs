@@ -247,6 +247,26 @@ async fn a_connection_whose_proof_was_counted_and_not_answered_is_proven_by_the_
 }
 
 #[tokio::test]
+async fn a_proof_that_was_not_answered_is_answered_to_certificates_that_end_with_those_it_showed() {
+    let mut standing = Standing::open(vec![REPROOF_ALPN.to_vec()]).await;
+    let renewed = after(LIFE / 2);
+    standing.shop.clock.set(renewed);
+    standing.renew();
+    let name = name_of(&standing.web);
+    assert_eq!(say(&standing.shop.web, &standing, &[name]).await, Some(vec![1]));
+    // Others, of the same second; and one of a slower clock, which `orders` shows for a while.
+    standing.renew();
+    let shop = &standing.shop;
+    let sooner = shop.realm.svid("/orders", renewed, LIFE - 1);
+    shop.orders.set_identity(identity(&sooner)).unwrap();
+    assert_eq!(say(&shop.web, &standing, &[name]).await, Some(vec![1]));
+    standing.renew();
+    standing.proven_until(renewed + Duration::from_secs(LIFE)).await;
+    exchange(&mut standing.web, &mut standing.orders).await;
+    standing.stop.cancel();
+}
+
+#[tokio::test]
 async fn of_many_connections_exactly_those_named_are_proven_also_half_closed_ones() {
     let standing = Standing::open(vec![REPROOF_ALPN.to_vec()]).await;
     let Standing { shop, .. } = &standing;
