@@ -177,6 +177,7 @@ impl World {
 
     pub(crate) fn befall(&mut self, fault: Fault) {
         self.tell(&format!("{fault:?}"));
+        self.mesh_before(fault);
         match fault {
             Fault::ServerStops(server) => {
                 for key in self.control.stop(server) {

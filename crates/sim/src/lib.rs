@@ -6,7 +6,10 @@
 //!   `MemoryStore`, signing with real keys, the snapshot and its feed, slices, and what each stream is told;
 //! - the *agent* by `countersign_agent::core::State` with its wire conversions, and `enforcement::cut`;
 //! - the *enforcement points* by `countersign::steps` (which slice replaces which) and `countersign_tls::Trust`, with real
-//!   handshakes over loopback sockets where a run asks for connections, and `countersign_proxy::retire`.
+//!   handshakes over loopback sockets where a run asks for connections, and `countersign_proxy::retire`;
+//! - the *proxy* beside a program that calls a service of several instances by `countersign_proxy::health` (which address is next,
+//!   which one rests and when it is probed), `tries` (what is sent again), `retire` (when a connection gets a successor, when it is
+//!   left, when its end is announced), and by the re-proof of `countersign_tls`, with its handshakes, for streams that outlive certificates.
 //!
 //! Every server and every machine has a clock of its own. How far those of servers are off is drawn from the seed, and they are
 //! stepped forth and back while they run. Further off than certificates are backdated, nobody can be promised service, but
@@ -18,8 +21,9 @@
 //!
 //! Handshakes stay on loopback sockets: `countersign_tls` sets options of TCP on what it is given, and asks the kernel about it, so
 //! it takes a `TcpStream` and no other stream. Both ends run to their end within one step of the world, on its thread, so nothing of the
-//! kernel's timing reaches the trace. The proxy's pools, health and re-proof are tasks over connections of hyper, not steps,
-//! and are tested beside sockets.
+//! kernel's timing reaches the trace. What carries a request or a stream between two proxies is played: the pool that picks
+//! a connection, what HTTP/2 tells of a request without an answer, when a probe or a re-proof is started. In the proxy these are
+//! tasks over connections of hyper, not steps, and are tested beside sockets.
 //!
 //! [`Fleet`] is another world, for ten thousand agents: their machines are real, everything else is played.
 //!

@@ -135,6 +135,26 @@ pub struct MeshReport {
     pub outlived: usize,
     /// Streams that ended with a certificate.
     pub expired: usize,
+    /// Streams that ended with a right, or by a revocation.
+    pub cut: usize,
+    /// Requests that went over a connection that stood, and before its end was announced.
+    pub reused: usize,
+    /// Connections that another took the place of in time.
+    pub succeeded: usize,
+    /// Requests that an end which closes said it had not read.
+    pub unread: usize,
+    /// Requests that could not pass over an address, since that had been open for long.
+    pub owed: usize,
+    /// Handshakes that were not to be let in, and were not.
+    pub refused: usize,
+    /// How often a caller and an instance were parted from each other alone.
+    pub parted: usize,
+    /// How often an instance stopped.
+    pub stopped: usize,
+    /// How often one closed what was open, as for a new version.
+    pub turned_over: usize,
+    /// How often a caller lost its right.
+    pub forbidden: usize,
 }
 
 impl Mesh {

@@ -2,6 +2,7 @@
 //! `COUNTERSIGN_SEED=7 cargo test --workspace --test seeds` repeats that run alone; `COUNTERSIGN_SEEDS=500` tries so many,
 //! from `COUNTERSIGN_FROM=501` on where that is given, and `COUNTERSIGN_LINES=1000` prints so much of the trace.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use countersign_sim::{MeshReport, Settings, World};
@@ -95,7 +96,8 @@ struct Seen {
     rules: usize,
     reissued: u64,
     thwarted: usize,
-    mesh: Vec<MeshReport>,
+    /// How often each thing came about that befalls programs or is checked of them.
+    programs: BTreeMap<&'static str, usize>,
 }
 
 impl Seen {
@@ -108,8 +110,60 @@ impl Seen {
         self.rules += world.rules_made();
         self.reissued += world.reissued();
         self.thwarted += world.thwarted();
-        self.mesh.push(world.mesh());
+        for (what, count) in met_by_programs(&world.mesh()) {
+            *self.programs.entry(what).or_default() += count;
+        }
     }
+}
+
+/// Written out, so that nothing which a report gains is left out.
+fn met_by_programs(report: &MeshReport) -> [(&'static str, usize); 21] {
+    let MeshReport {
+        answered,
+        elsewhere,
+        again,
+        lost,
+        failed,
+        returned,
+        streams,
+        proven,
+        unheard,
+        outlived,
+        expired,
+        cut,
+        reused,
+        succeeded,
+        unread,
+        owed,
+        refused,
+        parted,
+        stopped,
+        turned_over,
+        forbidden,
+    } = *report;
+    [
+        ("answered", answered),
+        ("elsewhere", elsewhere),
+        ("again", again),
+        ("lost", lost),
+        ("failed", failed),
+        ("returned", returned),
+        ("streams", streams),
+        ("proven", proven),
+        ("unheard", unheard),
+        ("outlived", outlived),
+        ("expired", expired),
+        ("cut", cut),
+        ("reused", reused),
+        ("succeeded", succeeded),
+        ("unread", unread),
+        ("owed", owed),
+        ("refused", refused),
+        ("parted", parted),
+        ("stopped", stopped),
+        ("turned_over", turned_over),
+        ("forbidden", forbidden),
+    ]
 }
 
 #[test]
@@ -122,6 +176,7 @@ fn whatever_goes_wrong_all_agents_end_with_what_the_server_says() {
     // One seed alone may have no use for all of it.
     let Seen { connections, revoked, drained, rules, thwarted, .. } = seen;
     let all = 0 < connections && 0 < revoked && 0 < drained && 0 < rules && 0 < thwarted;
+    let all = all && seen.programs.values().all(|count| 0 < *count);
     assert!(seeds().len() < 20 || all, "{seen:?}");
 }
 

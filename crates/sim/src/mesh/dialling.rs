@@ -62,6 +62,8 @@ pub(crate) struct Line {
     pub(super) announces: Timestamp,
     pub(super) used: Timestamp,
     retired: bool,
+    /// Both ends plan by clocks that are right, and the other one closes as it has planned.
+    pub(super) foreseen: bool,
     /// The other end is gone, of which the dialler has not heard.
     pub(super) gone: bool,
 }
@@ -142,7 +144,10 @@ impl World {
                 let codes = (codes.0.map(|it| it.code), codes.1.map(|it| it.code));
                 assert!(both, "a{from} may call i{instance}, and cannot: {codes:?}");
             }
-            Admits::No => assert!(!both, "a{from} may not call i{instance}, and does"),
+            Admits::No => {
+                assert!(!both, "a{from} may not call i{instance}, and does");
+                self.mesh.report.refused += 1;
+            }
             Admits::Unsure => {}
         }
         let (dialled, ends) = match shaken {
@@ -166,7 +171,9 @@ impl World {
             announced(accepted.opened(), accepted.expires().min(accepted.presented_ends()))
         });
         let used = self.machines[from].now();
-        Line { from, address, dialled, ends, plan, announces, used, retired: false, gone: false }
+        let foreseen = self.odd_clocks(from, self.instance_of(from, address)).is_none();
+        let (retired, gone) = (false, false);
+        Line { from, address, dialled, ends, plan, announces, used, retired, foreseen, gone }
     }
 
     pub(super) fn dialled(&mut self, dial: Dial, came: Result<Box<Line>, Code>) {
@@ -196,6 +203,7 @@ impl World {
             Errand::Successor(of) => {
                 if let Ok(line) = came {
                     self.keep(*line);
+                    self.mesh.report.succeeded += 1;
                 }
                 self.leaves(of);
             }

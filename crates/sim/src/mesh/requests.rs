@@ -63,9 +63,16 @@ impl World {
     pub(super) fn send_over(&mut self, number: u64, line: u64, over: Over) {
         let Some(request) = self.mesh.requests.get_mut(&number) else { return };
         (request.line, request.over) = (Some(line), over);
-        let now = self.machines[request.from].now();
+        let (from, now) = (request.from, self.machines[request.from].now());
+        let address = request.tries.address();
+        let right = self.odd_clocks(from, self.instance_of(from, address)).is_none();
         if let Some(line) = self.mesh.lines.get_mut(&line) {
             line.used = now;
+            if over == Over::Standing && right && line.foreseen {
+                let (announces, report) = (line.announces, &mut self.mesh.report);
+                assert!(now < announces, "a{from} sends over what its peer closes at {announces}");
+                report.reused += 1;
+            }
         }
         let at = self.now + self.travels();
         self.traffic(at, Traffic::Reads(line, number));
@@ -101,6 +108,7 @@ impl World {
                     Some((Fate::Perhaps, Fault::Connection))
                 } else if line.announces <= now || accepted.why_retiring().is_some() {
                     // It says with its GOAWAY that it did not look at the request.
+                    self.mesh.report.unread += 1;
                     Some((Fate::Unread, closing))
                 } else {
                     None

@@ -29,6 +29,8 @@ pub(super) struct Stream {
 
 /// How often a proxy looks for what it has to prove anew.
 const LOOKS_EVERY: Duration = Duration::from_millis(500);
+/// Of what ends sooner, three sixteenths may be over between two looks.
+const SHORTEST: Duration = LOOKS_EVERY.saturating_mul(6);
 
 /// What becomes of a re-proof on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +111,8 @@ impl World {
         let shown = [dialled.expires(), dialled.presented_ends()];
         let first_end = shown[0].min(shown[1]);
         let due = self.true_time(from, dialled.proof_due());
-        let stream = Stream { number, instance, ends, shown, first_end, obstacle: None };
+        let obstacle = self.obstacle_ahead(from, instance, first_end);
+        let stream = Stream { number, instance, ends, shown, first_end, obstacle };
         self.mesh.callers[from].stream = Some(stream);
         self.mesh.report.streams += 1;
         self.tell(&format!("a{from} has a stream to i{instance}"));
@@ -150,6 +153,10 @@ impl World {
         let (own, peers) = (self.shows(self.calling(from)), self.shows(self.called(instance)));
         let hindered = self.hindered(from, stream, (own, peers), fortune);
         let (asked, answered) = self.reprove_all(from, instance, fortune);
+        let stream = self.mesh.callers[from].stream.as_ref().expect("it was there");
+        let [dialled, _accepted] = stream.sides();
+        let end = dialled.expires().min(dialled.presented_ends());
+        let obstacle = self.obstacle_ahead(from, instance, end);
         let stream = self.mesh.callers[from].stream.as_mut().expect("it was there");
         let [dialled, _accepted] = stream.sides();
         let moved = due < dialled.proof_due();
@@ -163,13 +170,26 @@ impl World {
             Some(why) if !moved => stream.obstacle = Some(why),
             Some(_) | None => {
                 assert!(moved, "a{from} can prove its stream anew, and does not");
-                stream.obstacle = None;
+                stream.obstacle = obstacle;
                 self.mesh.report.proven += 1;
                 self.tell(&format!("the stream of a{from} is proven anew"));
             }
         }
         self.mesh.report.unheard += usize::from(answered && !asked);
         self.traffic(self.now + LOOKS_EVERY, Traffic::Proves(from, number));
+    }
+
+    /// What is in the way of proving a stream anew before this end, as soon as it is known.
+    fn obstacle_ahead(&self, from: usize, instance: usize, end: Timestamp) -> Option<&'static str> {
+        let short = end <= self.machines[from].now() + SHORTEST;
+        self.odd_clocks(from, instance).or(short.then_some("too little time"))
+    }
+
+    /// Whether the clocks of two machines differ: the one then ends a stream before the other finds that it is time to prove it anew.
+    pub(super) fn odd_clocks(&self, from: usize, instance: usize) -> Option<&'static str> {
+        let to = self.mesh.instances[instance].machine;
+        let odd = [from, to].into_iter().any(|index| self.machines[index].skew != 0);
+        odd.then_some("a clock")
     }
 
     /// Until when what a point shows is valid.
@@ -196,6 +216,11 @@ impl World {
         }
         if stream.sides().into_iter().any(|side| !side.takes_more()) {
             return Some("its end");
+        }
+        let [_dialled, accepted] = stream.sides();
+        if own < accepted.expires() && peers <= accepted.presented_ends() {
+            // Of which the dialler may not have heard; it is told nothing on showing less.
+            return Some("what was proven already");
         }
         (!stream.gains(own, peers)).then_some("nothing newer")
     }
@@ -289,7 +314,9 @@ impl World {
                 }
             }
             if let Some((code, why)) = ended {
-                self.mesh.report.expired += usize::from(code == Code::Expired);
+                let expired = code == Code::Expired;
+                self.mesh.report.expired += usize::from(expired);
+                self.mesh.report.cut += usize::from(!expired);
                 self.end_stream(from, &format!("{code} {}", why.unwrap_or_default()));
             }
         }

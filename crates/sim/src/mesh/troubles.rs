@@ -73,12 +73,14 @@ impl World {
         match trouble {
             Trouble::Parts(from, instance) => {
                 self.mesh.apart.insert((from, instance));
+                self.mesh.report.parted += 1;
             }
             Trouble::Joins(from, instance) => {
                 self.mesh.apart.remove(&(from, instance));
             }
             Trouble::InstanceStops(instance) => {
                 self.mesh.instances[instance].up = false;
+                self.mesh.report.stopped += 1;
                 for from in 0..self.mesh.callers.len() {
                     let stream = self.mesh.callers[from].stream.as_ref();
                     if stream.is_some_and(|stream| stream.instance == instance) {
@@ -97,13 +99,16 @@ impl World {
                 for line in self.mesh.lines.values_mut() {
                     if callers[line.from].ways[line.address].instance == instance {
                         line.announces = line.announces.min(announced(now, now));
+                        line.foreseen = false;
                     }
                 }
+                self.mesh.report.turned_over += 1;
                 (0..self.mesh.callers.len()).for_each(|from| self.disturbed(from, instance));
             }
             Trouble::Forbids(from) if self.control.any_up() => {
                 let name = call_policy_name(from).parse().expect("it is a name");
                 self.remove(Kind::Policy, &name);
+                self.mesh.report.forbidden += 1;
             }
             Trouble::Permits(from) if self.control.any_up() => {
                 self.put_manifests(&[call_policy(from)]);
@@ -113,20 +118,24 @@ impl World {
         }
     }
 
+    /// What a fault puts in the way of re-proofs, which may end a stream with the fault itself.
+    pub(crate) fn mesh_before(&mut self, fault: Fault) {
+        let (why, whose) = match fault {
+            Fault::ClockSteps(index, _) => ("a clock", index),
+            Fault::Sleeps(index, _) => ("sleep", index),
+            _ => return,
+        };
+        self.hinder(why, |from, to| from == whose || to == whose);
+    }
+
     /// What a fault changes for callers.
     pub(crate) fn mesh_after(&mut self, fault: Fault) {
         if !self.mesh.is_there() {
             return;
         }
         match fault {
-            Fault::ClockSteps(index, _) => {
-                self.hinder("a clock", |from, to| from == index || to == index);
-                self.clock_stepped(index);
-            }
-            Fault::Sleeps(index, _) => {
-                self.hinder("sleep", |from, to| from == index || to == index);
-            }
-            Fault::Mesh(_) | Fault::CutOff(_) | Fault::Rejoins(_) => {}
+            Fault::ClockSteps(index, _) => self.clock_stepped(index),
+            Fault::Sleeps(..) | Fault::Mesh(_) | Fault::CutOff(_) | Fault::Rejoins(_) => {}
             Fault::ServerStops(_)
             | Fault::ServerStarts(_)
             | Fault::CutFrom(..)

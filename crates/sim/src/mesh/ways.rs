@@ -110,7 +110,7 @@ impl World {
     }
 
     /// Whoever has been open for as long as an address rests, and is probed, is not passed over.
-    pub(super) fn check_return(&self, from: usize, tries: &Tries) {
+    pub(super) fn check_return(&mut self, from: usize, tries: &Tries) {
         // A try that was under way when it opened, the rest after that, a probe; and the ways of some messages.
         let probe = CONNECT_TIMEOUT + Duration::from_millis(4 * self.settings.delay_max + 100);
         let within = CONNECT_TIMEOUT + REST_LONGEST + probe;
@@ -122,6 +122,7 @@ impl World {
                 address <= first,
                 "a{from} goes to its address {address} at {now}, and passes over {first}, which has long been open"
             );
+            self.mesh.report.owed += 1;
         }
     }
 }
