@@ -33,11 +33,9 @@ pub(crate) async fn settle(control: Arc<Control>, stop: CancellationToken) {
         let waits = |life: &Life| life.taking_in.is_some() && life.holds(now).is_some();
         let life = states.borrow_and_update().life();
         let life = life.filter(|life| !life.covered && !waits(life));
-        // What agents remember of the lost span is not taken back any more once it is covered, so a clock that is ahead covers nothing.
-        let steady = control.desk.time.certain(&*control.clock);
         let wake = match life {
             None => now + LOOK,
-            Some(life) if steady < life.cover_at => now + life.cover_at.since(steady).min(LOOK),
+            Some(life) if now < life.cover_at => life.cover_at,
             Some(life) => {
                 if let Err(refused) = cover(&control, &life).await {
                     tracing::warn!(code = %refused.code, why = %refused.why, "could not cover what is of an earlier incarnation");

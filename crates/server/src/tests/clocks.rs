@@ -97,32 +97,6 @@ async fn journal_and_new_incarnation_lose_no_rule_by_a_clock_that_is_ahead() {
 }
 
 #[tokio::test]
-async fn what_agents_may_hand_back_is_not_covered_by_a_clock_that_is_ahead() {
-    let realm = Realm::begin().await;
-    let running = realm.serve().await;
-    running.apply(vec![workload("web", &[])]).await;
-    realm.save().await;
-    running.apply(vec![workload("orders", &[])]).await;
-    running.stop().await;
-    realm.put_old_store(&realm.data().join("state.db")).await;
-    let running = realm.serve().await;
-    let covered = async || running.admin.status().await.unwrap().incarnation.unwrap().covered;
-    realm.clock.set(realm.clock.now() + DAYS);
-    for _ in 0..30 {
-        realm.clock.advance(MINUTE);
-        assert!(!covered().await);
-    }
-    let at_last = async {
-        while !covered().await {
-            realm.clock.advance(MINUTE);
-        }
-    };
-    soon(at_last).await;
-    running.stop().await;
-    realm.verify_everything().await;
-}
-
-#[tokio::test]
 async fn restored_state_believes_no_clock_that_is_ahead_when_it_starts() {
     let realm = Realm::begin().await;
     let folder = realm.place("journal");
