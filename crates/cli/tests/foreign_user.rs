@@ -14,7 +14,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use support::{Up, binary, folder, shop, text, until};
+use support::{Up, binary, folder, put_program, shop, text, until};
 
 /// `nobody` of every Debian.
 const FOREIGN: u32 = 65534;
@@ -50,10 +50,7 @@ impl Opened {
         let run = socket(&up, "admin").parent().unwrap().to_owned();
         assert!(run.starts_with(&runtime), "the sockets are in {}", run.display());
         let program = folder.path().join("countersign");
-        // Its own folder may be closed to others.
-        if std::fs::hard_link(binary(), &program).is_err() {
-            std::fs::copy(binary(), &program).unwrap();
-        }
+        put_program(&binary(), &program);
         Self { up, run, program, folder }
     }
 
@@ -71,7 +68,7 @@ impl Opened {
     /// Another user's process that holds far more connections to this socket than there are places.
     fn crowd_at(&self, socket: &Path) -> Child {
         let program = self.folder.path().join("crowd");
-        std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        put_program(&std::env::current_exe().unwrap(), &program);
         let mut command = Command::new(&program);
         command.args(["--exact", "crowd_of_another_user", "--ignored", "--nocapture"]);
         command.env(CROWDED, socket).current_dir("/").uid(FOREIGN).gid(FOREIGN);

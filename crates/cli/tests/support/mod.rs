@@ -39,6 +39,17 @@ pub(crate) fn folder() -> TempDir {
     tempfile::Builder::new().prefix("cs").tempdir_in("/tmp").unwrap()
 }
 
+/// Puts a program to where everybody may run it; its own folder may be closed to others.
+///
+/// A child makes the copy. Were it this process, then a program that another thread starts meanwhile would hold the copy open
+/// for writing for a moment, and nobody could run it ("text file busy").
+pub(crate) fn put_program(program: &Path, at: &Path) {
+    if std::fs::hard_link(program, at).is_err() {
+        let copied = Command::new("cp").arg("--").arg(program).arg(at).status().unwrap();
+        assert!(copied.success(), "cp {} {}: {copied}", program.display(), at.display());
+    }
+}
+
 /// How long a test waits for anything before it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 

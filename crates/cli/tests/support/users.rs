@@ -8,7 +8,7 @@ use std::sync::Barrier;
 
 use serde_json::Value;
 
-use crate::support::{binary, folder, text, until};
+use crate::support::{binary, folder, put_program, text, until};
 
 /// How many ask for the same at once. Each makes two connections, and one user has eight: with more, the oldest is cut.
 const MANY: usize = 4;
@@ -37,9 +37,7 @@ impl Place {
     pub(crate) fn without_server() -> Self {
         let folder = folder();
         let program = folder.path().join("countersign");
-        if std::fs::hard_link(binary(), &program).is_err() {
-            std::fs::copy(binary(), &program).unwrap();
-        }
+        put_program(&binary(), &program);
         open_up(folder.path(), 0o755);
         let place = Self { folder, program, server: None };
         let init = ["init", "--data", &place.at("d"), "--trust-domain", "shop.example"];
