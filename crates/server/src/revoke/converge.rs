@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::admin::{Convergence, MissingPoint};
-use countersign_identity::{Code, NodeId, Revision, Revocations, SKEW_ALLOWED, Serial, Timestamp};
-use countersign_store::{Batch, Op, PAGE_MAX, PointKey};
+use countersign_identity::{Code, NodeId, Revision, Revocations, Serial, Timestamp};
+use countersign_store::{PAGE_MAX, PointKey};
 use tokio::sync::watch;
 
 use crate::authority::internal;
@@ -15,7 +15,8 @@ use crate::incarnation::Life;
 use crate::publish::{Reach, Standing};
 use crate::refusal::Refused;
 use crate::revoke::exposure::{exposure_ends, lost_until};
-use crate::revoke::holdings::{Ends, ended_by, held};
+use crate::revoke::holdings::Out;
+use crate::revoke::living::living;
 use crate::revoke::replicas::{Heard, Replicas, trial_of};
 use crate::revoke::trial::tried_out;
 use crate::revoke::watched::LOOK_AGAIN;
@@ -126,8 +127,9 @@ pub(crate) async fn look(
         (None, None) => (control.roster.reach(revision), Vec::new()),
         (Some(_), _) | (_, Some(_)) => one_by_one(control, revision, &heard),
     };
+    let out = Out::of(control);
     // Asked first: who is heard of in between is counted twice at worst.
-    let unheard = unheard(control, &heard).await?;
+    let unheard = unheard(control, &heard, &out).await?;
     let mut answer = Convergence {
         revision,
         live: 0,
@@ -145,7 +147,7 @@ pub(crate) async fn look(
     };
     // What they run is not known: none of them counts as if there were nothing.
     answer.unaware = answer.unaware.saturating_add(answer.unheard.len() as u64);
-    let missing = living(control, reach.others).await?;
+    let missing = living(control, &heard, &out, reach.others).await?;
     answer.live = answer.enforcing + missing.len() as u64;
     answer.trial = trial.map(|trial| tried_out(trial, enforcing.iter().chain(&missing)));
     answer.missing = missing.into_iter().map(view).collect();
@@ -155,7 +157,7 @@ pub(crate) async fn look(
     if answer.missing.is_empty() && answer.unaware == 0 {
         answer.exposure_ends = None;
     } else if answer.exposure_ends.is_none() {
-        answer.exposure_ends = exposure(control, revision).await?;
+        answer.exposure_ends = exposure(control, revision, &out).await?;
     }
     Ok(answer)
 }
@@ -229,69 +231,21 @@ pub(super) fn joined(point: Standing, heard: &Heard) -> Standing {
     }
 }
 
-/// Leaves out those that are gone: nobody speaks for them any more, and the last credential that they can present has
-/// expired. A lost stream alone does not make a point dead.
-async fn living(control: &Control, points: Vec<Standing>) -> Result<Vec<Standing>, Refused> {
-    if points.iter().all(|point| point.confirmed) {
-        return Ok(points);
-    }
-    // By a clock that is ahead nobody is gone: a step that waits for all would not wait for who is silent.
-    let now = ended_by(control);
-    // Of what was issued in a span that the store has lost there are no rows.
-    if lost_until(&control.feed.current(), now).is_some() {
-        return Ok(points);
-    }
-    let ends = held(&*control.store, now).await?.ends();
-    let lives = |point: &Standing| {
-        let end = || last_end(&ends, point).is_some_and(|end| now <= end + SKEW_ALLOWED);
-        point.confirmed || end()
-    };
-    let (living, dead): (Vec<_>, Vec<_>) = points.into_iter().partition(lives);
-    forget(control, dead.into_iter().map(|point| point.key).collect()).await;
-    Ok(living)
-}
-
 /// The nodes of whose processes no server knows anything, and which hold what workloads can present.
-async fn unheard(control: &Control, heard: &Heard) -> Result<Vec<NodeId>, Refused> {
+async fn unheard(control: &Control, heard: &Heard, out: &Out<'_>) -> Result<Vec<NodeId>, Refused> {
     let mut unheard = control.roster.unheard();
     heard.nodes().for_each(|(node, _opened)| _ = unheard.remove(&node));
-    if unheard.is_empty() {
-        return Ok(Vec::new());
-    }
-    let (state, now) = (control.feed.current(), ended_by(control));
+    let state = control.feed.current();
     // Of what was issued in a span that the store has lost there are no rows.
-    if lost_until(&state, now).is_some() {
+    if unheard.is_empty() || lost_until(&state, out.now).is_some() {
         return Ok(unheard.into_iter().collect());
     }
-    let held = held(&*control.store, now).await?;
-    let holders = held.nodes_of_workloads(&state.domain().trust_domain);
+    let of_workloads = out.held().await?.of_workloads(&state.domain().trust_domain);
+    let holders: BTreeSet<NodeId> = of_workloads.map(|(node, _row)| node).collect();
     let (unheard, done): (BTreeSet<_>, BTreeSet<_>) =
         unheard.into_iter().partition(|node| holders.contains(node));
     control.roster.hold_nothing(&done);
     Ok(unheard.into_iter().collect())
-}
-
-/// The end of the last credential that a point can present: of its identity on its node, issued before the agent began, if
-/// there is one, that is connected now and does not know it. A process gets credentials only over the socket of its node's
-/// agent, and an agent has only those that it asked for itself; so a point that an agent has never known has none of them.
-/// While no agent is connected, it is not known to whom the last one gave what it had: everything counts.
-fn last_end(ends: &Ends, point: &Standing) -> Option<Timestamp> {
-    let of_holder = ends.get(&(point.key.node, point.key.spiffe_id.clone()))?;
-    let until = point.left_out.map_or(Timestamp::LAST, |since| since + SKEW_ALLOWED);
-    let its = of_holder.iter().filter(|(issued, _)| *issued <= until);
-    its.map(|(_, end)| *end).max()
-}
-
-/// Forgets points that are gone.
-pub(crate) async fn forget(control: &Control, gone: Vec<PointKey>) {
-    if gone.is_empty() {
-        return;
-    }
-    let gone = control.roster.forget(gone);
-    let ops = gone.into_iter().map(Op::RemovePoint).collect();
-    if let Err(error) = control.store.commit(Batch { ops, ..Batch::default() }).await {
-        tracing::warn!(%error, "points that are gone are still on record; they are looked at again");
-    }
 }
 
 fn view(point: Standing) -> MissingPoint {
@@ -300,7 +254,11 @@ fn view(point: Standing) -> MissingPoint {
 }
 
 /// Until when what the rules of this very revision cover could be accepted by who does not know of them.
-async fn exposure(control: &Control, revision: Revision) -> Result<Option<Timestamp>, Refused> {
+async fn exposure(
+    control: &Control,
+    revision: Revision,
+    out: &Out<'_>,
+) -> Result<Option<Timestamp>, Refused> {
     let state = control.feed.current();
     let prefix = format!("{revision}.");
     let rules = state.revocations();
@@ -310,8 +268,7 @@ async fn exposure(control: &Control, revision: Revision) -> Result<Option<Timest
     if of_revision.is_empty() {
         return Ok(None);
     }
-    let now = ended_by(control);
     let rules = Revocations::new(of_revision);
-    let covered = held(&*control.store, now).await?.covered(&rules);
-    Ok(exposure_ends(&rules, &covered, lost_until(&state, now)))
+    let covered = out.held().await?.covered(&rules);
+    Ok(exposure_ends(&rules, &covered, lost_until(&state, out.now)))
 }

@@ -7,6 +7,7 @@ use countersign_identity::{
     TrustDomain,
 };
 use countersign_store::{IssuedRow, PAGE_MAX, Store};
+use tokio::sync::OnceCell;
 
 use crate::attest::node_of;
 use crate::control::Control;
@@ -25,6 +26,33 @@ pub(crate) struct Holdings {
 /// The time by which a certificate is taken for ended: what a clock that jumped ahead says ends none.
 pub(super) fn ended_by(control: &Control) -> Timestamp {
     control.desk.time.certain(&*control.clock)
+}
+
+/// What is out by one clock. It is read at most once, so that a look at who enforces a revision costs no more than that,
+/// and is of one moment.
+pub(super) struct Out<'a> {
+    store: &'a dyn Store,
+    /// What has ended is judged by this.
+    pub(super) now: Timestamp,
+    held: OnceCell<Holdings>,
+}
+
+impl<'a> Out<'a> {
+    pub(super) fn of(control: &'a Control) -> Self {
+        Self::at(&*control.store, ended_by(control))
+    }
+
+    pub(super) fn at(store: &'a dyn Store, now: Timestamp) -> Self {
+        Self { store, now, held: OnceCell::new() }
+    }
+
+    /// What has not ended.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub(super) async fn held(&self) -> Result<&Holdings, Refused> {
+        self.held.get_or_try_init(|| held(self.store, self.now)).await
+    }
 }
 
 /// Reads what is out. It takes the time that the number of live certificates takes.
@@ -89,12 +117,15 @@ impl Holdings {
         waiting.map(|((id, node), _)| (id.clone(), node)).collect()
     }
 
-    /// The nodes that hold any of a workload.
-    pub(crate) fn nodes_of_workloads(&self, domain: &TrustDomain) -> BTreeSet<NodeId> {
+    /// Those of workloads, and the nodes that hold them.
+    pub(crate) fn of_workloads(
+        &self,
+        domain: &TrustDomain,
+    ) -> impl Iterator<Item = (NodeId, &IssuedRow)> {
         let of_workload = |row: &&IssuedRow| {
             !row.spiffe_id.is_canary() && node_of(&row.spiffe_id, domain).is_none()
         };
-        self.rows.iter().filter(of_workload).filter_map(|row| row.node).collect()
+        self.rows.iter().filter(of_workload).filter_map(|row| Some((row.node?, row)))
     }
 
     /// When the credentials of each identity on each node were issued, and when they end.
@@ -119,4 +150,48 @@ pub(crate) fn is_covered(row: &IssuedRow, rules: &Revocations) -> bool {
         provenance: Some((row.revision, tag)),
     };
     rules.covering(&presented).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use countersign_audit::EventKind;
+    use countersign_identity::{KeyId, SystemEntropy, Validity};
+    use countersign_store::{Batch, MemoryStore};
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_secs(1_795_262_400);
+
+    fn after(secs: u64) -> Timestamp {
+        NOW + Duration::from_secs(secs)
+    }
+
+    async fn issue(store: &MemoryStore) {
+        let row = IssuedRow {
+            serial: Serial::draw(NOW, &SystemEntropy).unwrap(),
+            tbs: crate::digest::sha256(&[]),
+            spiffe_id: "spiffe://shop.example/web".parse().unwrap(),
+            key: KeyId::from_bytes([1; 32]),
+            issuer: KeyId::from_bytes([2; 32]),
+            node: Some(NodeId::from_bytes([3; 16])),
+            validity: Validity { not_before: NOW, not_after: after(900) },
+            revision: store.head().await.unwrap().revision,
+        };
+        let events = vec![row.event(EventKind::SvidIssued, NOW, "a test")];
+        store.commit(Batch { events, issued: vec![row], ..Batch::default() }).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_look_reads_once_what_is_out() {
+        let store = MemoryStore::new(Arc::new(SystemEntropy));
+        issue(&store).await;
+        let look = Out::at(&store, NOW);
+        assert_eq!(look.held().await.unwrap().count(), 1);
+        issue(&store).await;
+        assert_eq!(look.held().await.unwrap().count(), 1, "it is of one moment");
+        assert_eq!(Out::at(&store, NOW).held().await.unwrap().count(), 2);
+    }
 }

@@ -4,6 +4,7 @@
 mod converge;
 mod exposure;
 mod holdings;
+mod living;
 #[cfg(test)]
 mod model;
 mod order;
@@ -13,8 +14,9 @@ mod replicas;
 mod trial;
 mod watched;
 
-pub(crate) use converge::{Progress, converged, forget, look, progress, unaware};
+pub(crate) use converge::{Progress, converged, look, progress, unaware};
 pub(crate) use holdings::{held, is_covered};
+pub(crate) use living::forget;
 pub(crate) use order::{
     Suspending, in_force, revoke, shown, suspend, trial_batch, try_out, unjournaled,
 };

@@ -85,13 +85,22 @@ impl CutCount {
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
     points: HashMap<PointName, Spoken>,
-    nodes: HashMap<NodeId, (i64, u64)>,
+    nodes: HashMap<NodeId, Newest>,
     cuts: Vec<CutCount>,
     trials: HashMap<PointName, v1::TrialResult>,
     /// Points that the agent does not know which is connected to a server that lives: when its stream was opened, and since
     /// when it has run.
     left_out: HashMap<PointName, (i64, Timestamp)>,
     draining: u64,
+}
+
+/// What the server says of a node that has its newest stream, of the others.
+#[derive(Clone, Copy, Debug)]
+struct Newest {
+    /// When that stream was opened, by the node's own clock.
+    opened_micros: i64,
+    /// How many of its processes cannot say what they enforce.
+    unaware: u64,
 }
 
 /// What another server says of a point.
@@ -114,13 +123,19 @@ impl Heard {
     /// Since when the agent has run that is connected now and does not know a point, by the server that has the node's newest
     /// stream.
     pub(crate) fn left_out(&self, point: &Standing) -> Option<Timestamp> {
-        match self.nodes.get(&point.key.node) {
-            Some((opened, _)) if point.opened_micros < *opened => {
-                let told = self.left_out.get(&name(&point.key));
-                told.filter(|(by, _)| by == opened).map(|(_, since)| *since)
-            }
-            _ => point.left_out,
-        }
+        let Some(newest) = self.newer(point) else { return point.left_out };
+        let told = self.left_out.get(&name(&point.key));
+        told.filter(|(by, _)| *by == newest.opened_micros).map(|(_, since)| *since)
+    }
+
+    /// Whether another server has the newest stream of a point's node, so that a point which comes back is heard there first.
+    pub(crate) fn is_elsewhere(&self, point: &Standing) -> bool {
+        self.newer(point).is_some()
+    }
+
+    fn newer(&self, point: &Standing) -> Option<&Newest> {
+        let newest = self.nodes.get(&point.key.node)?;
+        (point.opened_micros < newest.opened_micros).then_some(newest)
     }
 
     /// What the latest trial has shown of this point elsewhere.
@@ -142,15 +157,16 @@ impl Heard {
     /// How many processes cannot say what they enforce: of each node, what the server says that has its newest stream.
     pub(crate) fn unaware(&self, mut local: HashMap<NodeId, (i64, u64)>) -> u64 {
         for (node, told) in &self.nodes {
-            let newest = local.entry(*node).or_insert(*told);
-            *newest = if newest.0 < told.0 { *told } else { *newest };
+            let told = (told.opened_micros, told.unaware);
+            let newest = local.entry(*node).or_insert(told);
+            *newest = if newest.0 < told.0 { told } else { *newest };
         }
         local.values().map(|(_opened, unaware)| *unaware).fold(0, u64::saturating_add)
     }
 
     /// The nodes that others tell of, and when the streams were opened by which they do.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = (NodeId, i64)> {
-        self.nodes.iter().map(|(node, (opened_micros, _unaware))| (*node, *opened_micros))
+        self.nodes.iter().map(|(node, newest)| (*node, newest.opened_micros))
     }
 
     fn gather(reports: &BTreeMap<String, Report>, now: Timestamp) -> Self {
@@ -177,14 +193,16 @@ impl Heard {
         }
         for node in body.nodes.iter().filter(|_node| silent < HELD_MAX) {
             let Ok(id) = wire::node_id(&node.node_id) else { continue };
-            let told = (node.opened_micros, node.unaware);
+            let since = Some(Timestamp::from_micros(node.runs_since_micros));
+            let since = since.filter(|since| *since != Timestamp::EPOCH);
+            let (opened_micros, unaware) = (node.opened_micros, node.unaware);
+            let told = Newest { opened_micros, unaware };
             let newest = self.nodes.entry(id).or_insert(told);
-            *newest = if newest.0 < told.0 { told } else { *newest };
-            let since = Timestamp::from_micros(node.runs_since_micros);
-            let names = node.left_out.as_chunks::<NAME_BYTES>().0;
-            for name in names.iter().filter(|_name| lives && since != Timestamp::EPOCH) {
-                let of_newest = self.left_out.entry(*name).or_insert((told.0, since));
-                *of_newest = (*of_newest).max((told.0, since));
+            *newest = if newest.opened_micros < opened_micros { told } else { *newest };
+            let Some(since) = since.filter(|_since| lives) else { continue };
+            for name in node.left_out.as_chunks::<NAME_BYTES>().0 {
+                let of_newest = self.left_out.entry(*name).or_insert((opened_micros, since));
+                *of_newest = (*of_newest).max((opened_micros, since));
             }
         }
         for trial in &body.trials {

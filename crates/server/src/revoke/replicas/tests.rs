@@ -6,6 +6,8 @@ use countersign_store::{Batch, MemoryStore, Op};
 use super::*;
 use crate::publish::Slice;
 use crate::revoke::converge::joined;
+use crate::revoke::holdings::{Ends, Out};
+use crate::revoke::living::{Fate, fate};
 
 const NEAR: NodeId = NodeId::from_bytes([1; 16]);
 const FAR: NodeId = NodeId::from_bytes([2; 16]);
@@ -257,4 +259,35 @@ async fn point_is_left_out_by_the_agent_at_the_newest_stream_while_its_server_li
     two.roster.runs_since(FAR, again, at(2));
     two.hear(FAR, other(5), 37).await;
     assert_eq!(left_out(38).await, Some(at(2)));
+}
+
+#[tokio::test]
+async fn point_that_another_servers_agent_does_not_know_is_taken_off_record_by_that_server_alone() {
+    let (one, two) = pair().await;
+    let anew = one.attend(FAR, 3);
+    one.roster.runs_since(FAR, anew, at(2));
+    one.hear(FAR, v1::PointAck { point: "other".to_owned(), ..point(5, 0) }, 5).await;
+    one.looks(5).await;
+    one.tell(5).await;
+    two.roster.leave(FAR, 1);
+    two.tell(5).await;
+    one.looks(6).await;
+    two.looks(6).await;
+    let of = |server: &Server, secs| {
+        let heard = server.replicas.heard();
+        let standings = server.roster.standings();
+        let mut proxies =
+            standings.iter().filter(|at| at.key.node == FAR && at.key.name == "proxy");
+        let proxy = joined(proxies.next().unwrap().clone(), &heard);
+        assert_eq!(proxy.left_out, Some(at(2)));
+        // One was issued before the agent began, and the other is its successor.
+        let issued = vec![(at(0), at(900)), (at(500), at(1400))];
+        let ends = Ends::from([((FAR, proxy.key.spiffe_id.clone()), issued)]);
+        fate(&proxy, &ends, &Out::at(&*server.store, at(secs)), &heard)
+    };
+    assert_eq!((of(&one, 960), of(&two, 960)), (Fate::Counts, Fate::Counts));
+    // It may have come back at `one`, which has not told that yet.
+    assert_eq!((of(&one, 961), of(&two, 961)), (Fate::Gone, Fate::Passed));
+    assert_eq!(of(&two, 1460), Fate::Passed);
+    assert_eq!(of(&two, 1461), Fate::Gone, "nothing is left that it could present");
 }
