@@ -10,7 +10,7 @@ use countersign_api::v1;
 use countersign_api::v1::from_server::Step as Said;
 use countersign_api::v1::sync_response::Step as Told;
 use countersign_api::wire::clip;
-use countersign_identity::{Code, NodeId, Timestamp};
+use countersign_identity::{Code, NodeId, SKEW_ALLOWED, Timestamp};
 use countersign_store::{Batch, Op, PointKey, PointRow};
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
@@ -24,6 +24,7 @@ use crate::publish::slice::{Shared, Slice};
 use crate::refusal::Refused;
 use crate::revoke::forget;
 use crate::state::State;
+use crate::watch::TimeGuard;
 
 /// A stream that is served.
 pub(crate) struct Live {
@@ -85,9 +86,7 @@ pub(crate) async fn attend(
     let node = before.id();
     let (number, leashed) = control.roster.attend(node, hello, now);
     if hello.ran_micros != 0 {
-        // A clock that was set back must not make it seem to have run since before it did.
-        let highest = control.desk.time.highest(now);
-        control.roster.runs_since(node, number, highest - Duration::from_micros(hello.ran_micros));
+        control.roster.runs_since(node, number, began(&control.desk.time, now, hello));
     }
     let leaves = Leaves { control, node, number };
     let domain = control.feed.current().domain().trust_domain.clone();
@@ -104,6 +103,20 @@ pub(crate) async fn attend(
             Err(refused)
         }
     }
+}
+
+/// Since when an agent has run, by our clock: never before it did, as far as can be told, since what was issued before that
+/// it may not know. A clock that was set back is no reason to think that it began earlier, nor one that lags.
+fn began(time: &TimeGuard, now: Timestamp, hello: &v1::SyncHello) -> Timestamp {
+    if time.trusted(now).is_err() {
+        // By how much our clock is behind is not known: everything may have been issued before.
+        return Timestamp::LAST;
+    }
+    // Another server may have issued by a clock that is right, with nothing of it here yet: a node whose clock agrees with
+    // that one shows it.
+    let theirs = Some(Timestamp::from_micros(hello.clock_micros));
+    let theirs = theirs.filter(|theirs| now + SKEW_ALLOWED < *theirs);
+    time.highest(now).max(theirs.unwrap_or(now)) - Duration::from_micros(hello.ran_micros)
 }
 
 /// A stream that is registered, and taken off again when nothing comes of it: it may be dropped at any moment.
@@ -329,4 +342,37 @@ pub(crate) async fn hear(
 
 pub(crate) fn expired(at: Timestamp) -> Refused {
     Refused::new(Code::Expired, format!("the certificate of this connection ended at {at}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use countersign_identity::SimClock;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_secs(1_795_262_400);
+
+    /// Since when an agent runs that has run for ten seconds, with the log and its own clock so many seconds ahead of ours.
+    #[track_caller]
+    fn runs_since(log: u64, own: u64, expected: Option<u64>) {
+        let ahead = |secs| NOW + Duration::from_secs(secs);
+        let time = TimeGuard::new(ahead(log), None, &SimClock::new(NOW));
+        let (clock_micros, ran_micros) = (ahead(own).micros(), 10_000_000);
+        let hello = v1::SyncHello { clock_micros, ran_micros, ..Default::default() };
+        let expected =
+            expected.map_or(Timestamp::LAST, |secs| ahead(secs) - Duration::from_secs(10));
+        assert_eq!(began(&time, NOW, &hello), expected, "log {log}, own {own}");
+    }
+
+    #[test]
+    fn agent_began_no_earlier_than_it_did_by_a_clock_that_is_behind() {
+        runs_since(0, 0, Some(0));
+        runs_since(60, 0, Some(60));
+        runs_since(61, 0, None);
+        // So far clocks may differ, and that is allowed for.
+        runs_since(0, 60, Some(0));
+        runs_since(0, 61, Some(61));
+        runs_since(60, 300, Some(300));
+        runs_since(61, 300, None);
+    }
 }

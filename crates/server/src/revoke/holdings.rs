@@ -34,16 +34,18 @@ pub(super) struct Out<'a> {
     store: &'a dyn Store,
     /// What has ended is judged by this.
     pub(super) now: Timestamp,
+    /// What the clock shows, which may be later.
+    shown: Timestamp,
     held: OnceCell<Holdings>,
 }
 
 impl<'a> Out<'a> {
     pub(super) fn of(control: &'a Control) -> Self {
-        Self::at(&*control.store, ended_by(control))
+        Self::at(&*control.store, ended_by(control), control.clock.now())
     }
 
-    pub(super) fn at(store: &'a dyn Store, now: Timestamp) -> Self {
-        Self { store, now, held: OnceCell::new() }
+    pub(super) fn at(store: &'a dyn Store, now: Timestamp, shown: Timestamp) -> Self {
+        Self { store, now, shown, held: OnceCell::new() }
     }
 
     /// What has not ended.
@@ -52,6 +54,12 @@ impl<'a> Out<'a> {
     /// When the store does not answer.
     pub(super) async fn held(&self) -> Result<&Holdings, Refused> {
         self.held.get_or_try_init(|| held(self.store, self.now)).await
+    }
+
+    /// Whether something that was issued then may have been issued before an agent began. Clocks differ; and what lies ahead
+    /// of what the clock shows was issued by one that was wrong, at a time which says nothing.
+    pub(super) fn may_precede(&self, issued: Timestamp, began: Timestamp) -> bool {
+        issued <= began + SKEW_ALLOWED || self.shown.max(self.now) + SKEW_ALLOWED < issued
     }
 }
 
@@ -188,10 +196,21 @@ mod tests {
     async fn one_look_reads_once_what_is_out() {
         let store = MemoryStore::new(Arc::new(SystemEntropy));
         issue(&store).await;
-        let look = Out::at(&store, NOW);
+        let look = Out::at(&store, NOW, NOW);
         assert_eq!(look.held().await.unwrap().count(), 1);
         issue(&store).await;
         assert_eq!(look.held().await.unwrap().count(), 1, "it is of one moment");
-        assert_eq!(Out::at(&store, NOW).held().await.unwrap().count(), 2);
+        assert_eq!(Out::at(&store, NOW, NOW).held().await.unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_lies_ahead_of_the_clock_may_have_been_issued_at_any_time() {
+        let store = MemoryStore::new(Arc::new(SystemEntropy));
+        let out = Out::at(&store, after(0), after(1000));
+        let precedes = |issued, began| out.may_precede(after(issued), after(began));
+        assert!(precedes(560, 500), "clocks may differ so far");
+        assert!(!precedes(561, 500));
+        assert!(!precedes(1060, 500));
+        assert!(precedes(1061, 500), "nothing is issued so late yet");
     }
 }

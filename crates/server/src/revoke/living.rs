@@ -53,11 +53,11 @@ pub(super) async fn living(
 pub(super) fn fate(point: &Standing, ends: &Ends, out: &Out<'_>, heard: &Heard) -> Fate {
     // By a clock that is ahead nobody is gone: a step that waits for all would not wait for who is silent.
     let is_over = |end: Option<Timestamp>| end.is_none_or(|end| end + SKEW_ALLOWED < out.now);
-    if point.confirmed || !is_over(last_end(ends, point, point.left_out)) {
+    if point.confirmed || !is_over(last_end(ends, point, point.left_out, out)) {
         return Fate::Counts;
     }
     // What another server's agent has not known may have come back there, and is as old here as that server's last report.
-    if heard.is_elsewhere(point) && !is_over(last_end(ends, point, None)) {
+    if heard.is_elsewhere(point) && !is_over(last_end(ends, point, None, out)) {
         return Fate::Passed;
     }
     Fate::Gone
@@ -67,10 +67,15 @@ pub(super) fn fate(point: &Standing, ends: &Ends, out: &Out<'_>, heard: &Heard) 
 /// there is one, that is connected now and does not know it. A process gets credentials only over the socket of its node's
 /// agent, and an agent has only those that it asked for itself; so a point that an agent has never known has none of them.
 /// While no agent is connected, it is not known to whom the last one gave what it had: everything counts.
-fn last_end(ends: &Ends, point: &Standing, left_out: Option<Timestamp>) -> Option<Timestamp> {
+fn last_end(
+    ends: &Ends,
+    point: &Standing,
+    left_out: Option<Timestamp>,
+    out: &Out<'_>,
+) -> Option<Timestamp> {
     let of_holder = ends.get(&(point.key.node, point.key.spiffe_id.clone()))?;
-    let until = left_out.map_or(Timestamp::LAST, |since| since + SKEW_ALLOWED);
-    let its = of_holder.iter().filter(|(issued, _)| *issued <= until);
+    let began = left_out.unwrap_or(Timestamp::LAST);
+    let its = of_holder.iter().filter(|(issued, _)| out.may_precede(*issued, began));
     its.map(|(_, end)| *end).max()
 }
 

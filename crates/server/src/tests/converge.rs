@@ -24,7 +24,7 @@ pub(super) async fn point_ack(realm: &Realm, running: &Running, agent: &Agent) -
     (client, stream)
 }
 
-fn web_at(revision: Revision) -> v1::PointAck {
+pub(super) fn web_at(revision: Revision) -> v1::PointAck {
     v1::PointAck {
         point: "proxy".to_owned(),
         spiffe_id: "spiffe://shop.example/web".to_owned(),
@@ -214,6 +214,32 @@ async fn agent_that_has_told_nothing_since_the_servers_restart_leaves_no_point_o
     // It has run since before any of them, and knows of one: the other has ended while the server was away.
     stream.ack(revision, vec![other_at(revision)]).await;
     convergence_until(&running, None, |now| (now.live, now.enforcing) == (1, 1)).await;
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn agent_that_comes_while_the_clock_is_behind_the_log_leaves_no_point_out_too_early() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[]), service("web", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let start = realm.clock.now();
+    let (mut client, stream) = point_ack(&realm, &running, &agent).await;
+    realm.clock.advance(Duration::from_secs(600));
+    let last = svid(&agent, &realm, &mut client, "web").await.expires;
+    convergence_until(&running, None, |now| now.live == 1).await;
+    drop((client, stream));
+    // Later, by a clock that was set back: the log is ahead of it.
+    realm.clock.set(start + Duration::from_secs(480));
+    let mut client = agent.client(&realm, &running).await;
+    let _stream = other(&mut client, Duration::from_secs(70)).await;
+    convergence_until(&running, None, |now| now.live == 2).await;
+    revoke(&running, Target::Identity(id("web")), Reason::KeyCompromise).await;
+    realm.clock.advance((last + SKEW_ALLOWED).since(realm.clock.now()));
+    assert!(missing(&running).await.contains(&"proxy".to_owned()));
+    realm.clock.advance(Duration::from_secs(1));
+    assert!(!missing(&running).await.contains(&"proxy".to_owned()));
     running.stop().await;
     realm.verify_everything().await;
 }

@@ -283,7 +283,7 @@ async fn point_that_another_servers_agent_does_not_know_is_taken_off_record_by_t
         // One was issued before the agent began, and the other is its successor.
         let issued = vec![(at(0), at(900)), (at(500), at(1400))];
         let ends = Ends::from([((FAR, proxy.key.spiffe_id.clone()), issued)]);
-        fate(&proxy, &ends, &Out::at(&*server.store, at(secs)), &heard)
+        fate(&proxy, &ends, &Out::at(&*server.store, at(secs), at(secs)), &heard)
     };
     assert_eq!((of(&one, 960), of(&two, 960)), (Fate::Counts, Fate::Counts));
     // It may have come back at `one`, which has not told that yet.
