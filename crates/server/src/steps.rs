@@ -41,7 +41,7 @@ use crate::log::Signing;
 use crate::publish::{
     Leashed, Next, Publication, Roster, Slice, Slices, attend, expired, hear, known,
 };
-use crate::revoke::{Converging, drop_moot, held, revoke};
+use crate::revoke::{Converging, Inherited, drop_moot, held, revoke};
 use crate::run::latest;
 use crate::state::{Feeder, State, Trouble};
 use crate::watch::{TimeGuard, Watch, accept_clock};
@@ -151,6 +151,7 @@ impl Steps {
             rotation: None,
             roster: Roster::default(),
             converging: Converging::default(),
+            inherited: Inherited::default(),
             replicas: None,
             slices: Slices::default(),
             watch: Arc::new(Watch::new(clock.now())),

@@ -258,11 +258,11 @@ pub struct Convergence {
     pub enforcing: u64,
     /// Those that have not.
     pub missing: Vec<MissingPoint>,
-    /// Processes that hold an SVID and cannot acknowledge: counted beside, never inside. Each node that was not heard of counts
-    /// as one.
+    /// Processes that hold an SVID and cannot acknowledge: counted beside, never inside. Each node that is unheard counts as
+    /// one.
     pub unaware: u64,
-    /// The nodes that hold what workloads can present, and that no server has heard of since it started: how many
-    /// processes they run that cannot acknowledge is not known.
+    /// The nodes that hold what workloads can present, and of which it is not known how many processes they run that cannot
+    /// acknowledge: no server has heard of them since it started, or an agent that has ended gave that out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<String>)]
     pub unheard: Vec<NodeId>,

@@ -47,6 +47,8 @@ pub(crate) struct Presence {
     opened_micros: i64,
     /// Since when its agent has run, by our clock, where it says so.
     runs_since: Option<Timestamp>,
+    /// The same of the agent that has told what is known here.
+    told_since: Option<Timestamp>,
     /// The points that the newest stream has told of and that do not count; none before it has told of any. An agent tells
     /// all its points at once, so it does not know those that are in neither list.
     unheard: Option<BTreeSet<(String, String)>>,
@@ -263,6 +265,7 @@ impl Roster {
         presence.silence();
         presence.seen = Some(now);
         presence.unaware = ack.unaware;
+        presence.told_since = presence.runs_since;
         let revision = ack.revision.map(read).filter(was_told);
         presence.revision = presence.revision.max(revision);
         let mut unheard = BTreeSet::new();

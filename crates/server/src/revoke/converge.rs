@@ -16,6 +16,7 @@ use crate::publish::{Reach, Standing};
 use crate::refusal::Refused;
 use crate::revoke::exposure::{exposure_ends, lost_until};
 use crate::revoke::holdings::Out;
+use crate::revoke::inherited::inherited;
 use crate::revoke::living::living;
 use crate::revoke::replicas::{Heard, Replicas, trial_of};
 use crate::revoke::trial::tried_out;
@@ -55,10 +56,17 @@ pub(crate) fn progress(control: &Control) -> Progress {
     progress
 }
 
-/// How many processes cannot say what they enforce, on all nodes.
-pub(crate) fn unaware(control: &Control) -> u64 {
+/// How many processes cannot say what they enforce, on all nodes; of a node on which that is not known, one.
+pub(crate) async fn unaware(control: &Control) -> u64 {
     let heard = control.replicas.as_ref().map(Replicas::heard).unwrap_or_default();
-    heard.unaware(control.roster.unaware())
+    match uncounted(control, &heard, &Out::of(control)).await {
+        Ok((unaware, _unheard)) => unaware,
+        // Which nodes hold nothing is in the store, which does not answer.
+        Err(_) => {
+            let unheard = never_heard(control, &heard).len() as u64;
+            heard.unaware(control.roster.unaware()).saturating_add(unheard)
+        }
+    }
 }
 
 /// Says who enforces a revision; waits for at most so long until all do.
@@ -128,14 +136,13 @@ pub(crate) async fn look(
         (Some(_), _) | (_, Some(_)) => one_by_one(control, revision, &heard),
     };
     let out = Out::of(control);
-    // Asked first: who is heard of in between is counted twice at worst.
-    let unheard = unheard(control, &heard, &out).await?;
+    let (unaware, unheard) = uncounted(control, &heard, &out).await?;
     let mut answer = Convergence {
         revision,
         live: 0,
         enforcing: reach.enforcing,
         missing: Vec::new(),
-        unaware: heard.unaware(control.roster.unaware()),
+        unaware,
         unheard,
         draining: reach.draining.saturating_add(heard.draining()),
         connections_cut: None,
@@ -145,8 +152,6 @@ pub(crate) async fn look(
         exposure_ends: None,
         trial: None,
     };
-    // What they run is not known: none of them counts as if there were nothing.
-    answer.unaware = answer.unaware.saturating_add(answer.unheard.len() as u64);
     let missing = living(control, &heard, &out, reach.others).await?;
     answer.live = answer.enforcing + missing.len() as u64;
     answer.trial = trial.map(|trial| tried_out(trial, enforcing.iter().chain(&missing)));
@@ -231,21 +236,45 @@ pub(super) fn joined(point: Standing, heard: &Heard) -> Standing {
     }
 }
 
-/// The nodes of whose processes no server knows anything, and which hold what workloads can present.
-async fn unheard(control: &Control, heard: &Heard, out: &Out<'_>) -> Result<Vec<NodeId>, Refused> {
+/// How many processes cannot say what they enforce. The nodes of which that is not known count as one each, and are named: nobody
+/// has heard of them, or an agent that has ended knew it.
+async fn uncounted(
+    control: &Control,
+    heard: &Heard,
+    out: &Out<'_>,
+) -> Result<(u64, Vec<NodeId>), Refused> {
+    // In this order: a node that is heard of in between, or by another agent than before, counts twice at worst.
+    let never_heard = never_heard(control, heard);
+    let unaware = heard.unaware(control.roster.unaware());
+    let agents = heard.agents(control.roster.agents());
+    let mut unheard = hold_something(control, never_heard, out).await?;
+    unheard.extend(inherited(control, heard, agents, out).await?);
+    Ok((unaware.saturating_add(unheard.len() as u64), unheard.into_iter().collect()))
+}
+
+/// The nodes of whose processes no server knows anything.
+fn never_heard(control: &Control, heard: &Heard) -> BTreeSet<NodeId> {
     let mut unheard = control.roster.unheard();
     heard.nodes().for_each(|(node, _opened)| _ = unheard.remove(&node));
+    unheard
+}
+
+/// Those among these nodes that hold what workloads can present.
+async fn hold_something(
+    control: &Control,
+    nodes: BTreeSet<NodeId>,
+    out: &Out<'_>,
+) -> Result<BTreeSet<NodeId>, Refused> {
     let state = control.feed.current();
     // Of what was issued in a span that the store has lost there are no rows.
-    if unheard.is_empty() || lost_until(&state, out.now).is_some() {
-        return Ok(unheard.into_iter().collect());
+    if nodes.is_empty() || lost_until(&state, out.now).is_some() {
+        return Ok(nodes);
     }
     let of_workloads = out.held().await?.of_workloads(&state.domain().trust_domain);
     let holders: BTreeSet<NodeId> = of_workloads.map(|(node, _row)| node).collect();
-    let (unheard, done): (BTreeSet<_>, BTreeSet<_>) =
-        unheard.into_iter().partition(|node| holders.contains(node));
+    let (unheard, done) = nodes.into_iter().partition(|node| holders.contains(node));
     control.roster.hold_nothing(&done);
-    Ok(unheard.into_iter().collect())
+    Ok(unheard)
 }
 
 fn view(point: Standing) -> MissingPoint {

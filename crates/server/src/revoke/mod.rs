@@ -4,6 +4,7 @@
 mod converge;
 mod exposure;
 mod holdings;
+mod inherited;
 mod living;
 #[cfg(test)]
 mod model;
@@ -16,6 +17,7 @@ mod watched;
 
 pub(crate) use converge::{Progress, converged, look, progress, unaware};
 pub(crate) use holdings::{held, is_covered};
+pub(crate) use inherited::Inherited;
 pub(crate) use living::forget;
 pub(crate) use order::{
     Suspending, in_force, revoke, shown, suspend, trial_batch, try_out, unjournaled,

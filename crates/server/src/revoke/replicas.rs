@@ -101,6 +101,8 @@ struct Newest {
     opened_micros: i64,
     /// How many of its processes cannot say what they enforce.
     unaware: u64,
+    /// Since when its agent has run, where it says so.
+    since: Option<Timestamp>,
 }
 
 /// What another server says of a point.
@@ -164,6 +166,19 @@ impl Heard {
         local.values().map(|(_opened, unaware)| *unaware).fold(0, u64::saturating_add)
     }
 
+    /// Since when each node's agent has run, where that is known: what the server says that has the node's newest stream.
+    pub(crate) fn agents(
+        &self,
+        mut local: HashMap<NodeId, (i64, Option<Timestamp>)>,
+    ) -> HashMap<NodeId, Timestamp> {
+        for (node, told) in &self.nodes {
+            let told = (told.opened_micros, told.since);
+            let newest = local.entry(*node).or_insert(told);
+            *newest = if newest.0 < told.0 { told } else { *newest };
+        }
+        local.into_iter().filter_map(|(node, (_opened, since))| Some((node, since?))).collect()
+    }
+
     /// The nodes that others tell of, and when the streams were opened by which they do.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = (NodeId, i64)> {
         self.nodes.iter().map(|(node, newest)| (*node, newest.opened_micros))
@@ -196,7 +211,7 @@ impl Heard {
             let since = Some(Timestamp::from_micros(node.runs_since_micros));
             let since = since.filter(|since| *since != Timestamp::EPOCH);
             let (opened_micros, unaware) = (node.opened_micros, node.unaware);
-            let told = Newest { opened_micros, unaware };
+            let told = Newest { opened_micros, unaware, since };
             let newest = self.nodes.entry(id).or_insert(told);
             *newest = if newest.opened_micros < opened_micros { told } else { *newest };
             let Some(since) = since.filter(|_since| lives) else { continue };

@@ -4,13 +4,16 @@
 use std::time::Duration;
 
 use countersign_api::admin::Target;
-use countersign_identity::{Clock as _, Reason, SKEW_ALLOWED};
+use countersign_api::v1;
+use countersign_identity::{Clock as _, NodeId, Reason, Revision, SKEW_ALLOWED, Timestamp};
 use tokio::task::JoinSet;
 
-use super::converge::{convergence_until, point_ack};
+use super::converge::{convergence_until, point_ack, web_at};
 use super::revoke::{id, revoke, svid};
-use super::sync::open;
-use super::{Agent, Realm, Running, service, workload};
+use super::start::ask;
+use super::sync::{Stream, open, open_with};
+use super::{Agent, Client, Realm, Running, service, workload};
+use crate::config::Config;
 
 /// A point that was heard once, and whose agent is lost.
 async fn lost_point(realm: &Realm, running: &Running) -> Agent {
@@ -170,6 +173,192 @@ async fn what_a_node_runs_that_was_not_heard_since_the_start_is_not_taken_for_no
     assert_eq!(seen().await, [agent.node]);
     realm.clock.advance(Duration::from_secs(15 * 60) + SKEW_ALLOWED + Duration::from_secs(1));
     assert_eq!(seen().await, []);
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+/// The stream of an agent that has run for a second, and the state that it was told.
+async fn begun(client: &mut Client) -> (Stream, Revision) {
+    ran_for(client, Duration::from_secs(1)).await
+}
+
+async fn ran_for(client: &mut Client, ran: Duration) -> (Stream, Revision) {
+    let ran_micros = ran.as_micros().try_into().unwrap();
+    let hello = v1::SyncHello { ran_micros, ..Default::default() };
+    let mut stream = open_with(client, hello).await.unwrap();
+    let revision = stream.snapshot().await.revision.unwrap().into();
+    (stream, revision)
+}
+
+/// How many the metrics say are unaware.
+async fn unaware(running: &Running) -> u64 {
+    let text = ask(running.ready.metrics.unwrap(), "/metrics").await;
+    let told = |line: &str| line.strip_prefix("countersign_server_unaware_count ")?.parse().ok();
+    text.lines().find_map(told).unwrap()
+}
+
+async fn serve(realm: &Realm) -> Running {
+    let metrics = Some("127.0.0.1:0".parse().unwrap());
+    realm.start(Config { metrics, ..realm.config() }).await.unwrap()
+}
+
+type Unheard = (Vec<NodeId>, u64, Option<Timestamp>);
+
+async fn unheard(running: &Running, revision: Revision) -> Unheard {
+    let seen = running.admin.convergence(Some(revision), Duration::ZERO).await.unwrap();
+    assert_eq!(seen.unaware, unaware(running).await, "the metrics say the same");
+    (seen.unheard, seen.unaware, seen.exposure_ends)
+}
+
+#[tokio::test]
+async fn what_an_agent_gave_out_that_has_ended_is_not_taken_for_nothing() {
+    let realm = Realm::begin().await;
+    let running = serve(&realm).await;
+    running.apply(vec![workload("web", &[]), workload("orders", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let mut client = agent.client(&realm, &running).await;
+    svid(&agent, &realm, &mut client, "web").await;
+    let held = svid(&agent, &realm, &mut client, "orders").await;
+    let (stream, revision) = begun(&mut client).await;
+    stream.unaware(revision, 1).await;
+    convergence_until(&running, None, |now| now.unaware == 1).await;
+    assert_eq!(unheard(&running, revision).await.0, [], "no agent was there before it");
+    drop((client, stream));
+    realm.clock.advance(Duration::from_secs(120));
+    // It begins anew: a proxy has come back, and of the files that somebody fetched it knows nothing.
+    let mut client = agent.client(&realm, &running).await;
+    let (mut stream, revision) = begun(&mut client).await;
+    assert_eq!(unheard(&running, revision).await.1, 1, "what the one before it has told");
+    stream.ack(revision, vec![web_at(revision)]).await;
+    convergence_until(&running, None, |now| now.enforcing == 1).await;
+    let answer = revoke(&running, Target::Identity(id("orders")), Reason::Superseded).await;
+    stream.changes().await;
+    stream.ack(answer.revision, vec![web_at(answer.revision)]).await;
+    convergence_until(&running, Some(answer.revision), |now| now.enforcing == 1).await;
+    let ends = held.expires + SKEW_ALLOWED;
+    let not_known = (vec![agent.node], 1, Some(ends));
+    assert_eq!(unheard(&running, answer.revision).await, not_known);
+    // Its successor this agent has given out itself.
+    realm.clock.advance(Duration::from_secs(5 * 60));
+    svid(&agent, &realm, &mut client, "orders").await;
+    realm.clock.advance(Duration::from_secs(5 * 60));
+    assert_eq!(unheard(&running, answer.revision).await, not_known);
+    drop((client, stream));
+    realm.clock.advance(ends.since(realm.clock.now()));
+    assert_eq!(
+        unheard(&running, answer.revision).await.0,
+        [agent.node],
+        "nobody knows more by now"
+    );
+    realm.clock.advance(Duration::from_micros(1));
+    assert_eq!(unheard(&running, answer.revision).await, (Vec::new(), 0, None));
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn agent_that_begins_anew_holds_nothing_up_when_all_points_are_back() {
+    let realm = Realm::begin().await;
+    let running = serve(&realm).await;
+    running.apply(vec![workload("web", &[]), service("web", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let line = point_ack(&realm, &running, &agent).await;
+    convergence_until(&running, None, |now| now.live == 1).await;
+    drop(line);
+    realm.clock.advance(Duration::from_secs(120));
+    let mut client = agent.client(&realm, &running).await;
+    let (mut stream, revision) = begun(&mut client).await;
+    // The point registers in a moment.
+    stream.ack(revision, Vec::new()).await;
+    convergence_until(&running, None, |now| now.unheard == [agent.node]).await;
+    stream.ack(revision, vec![web_at(revision)]).await;
+    convergence_until(&running, None, |now| now.unaware == 0).await;
+    let answer = revoke(&running, Target::Identity(id("web")), Reason::Superseded).await;
+    stream.changes().await;
+    stream.ack(answer.revision, vec![web_at(answer.revision)]).await;
+    convergence_until(&running, Some(answer.revision), |now| now.is_converged()).await;
+    assert_eq!(unheard(&running, answer.revision).await, (Vec::new(), 0, None));
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn metrics_count_a_node_that_was_not_heard_since_the_start() {
+    let realm = Realm::begin().await;
+    let running = serve(&realm).await;
+    running.apply(vec![workload("web", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let _idle = Agent::join(&realm, &running, &[]).await;
+    svid(&agent, &realm, &mut agent.client(&realm, &running).await, "web").await;
+    assert_eq!(unaware(&running).await, 0);
+    running.stop().await;
+    let running = serve(&realm).await;
+    assert_eq!(unaware(&running).await, 1);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_issued_about_when_an_agent_began_may_be_of_the_one_before_it() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let mut client = agent.client(&realm, &running).await;
+    let before = svid(&agent, &realm, &mut client, "web").await.expires;
+    realm.clock.advance(Duration::from_secs(120));
+    let begins = async || {
+        let mut client = agent.client(&realm, &running).await;
+        let (stream, revision) = begun(&mut client).await;
+        stream.ack(revision, Vec::new()).await;
+        convergence_until(&running, None, |now| now.unheard == [agent.node]).await;
+        (client, stream)
+    };
+    let first = begins().await;
+    // Servers' clocks differ.
+    realm.clock.advance(Duration::from_secs(59));
+    let about = svid(&agent, &realm, &mut client, "web").await.expires;
+    realm.clock.advance(Duration::from_secs(62));
+    let seen = async || {
+        let seen = running.admin.convergence(None, Duration::ZERO).await.unwrap();
+        (seen.unheard, seen.unaware)
+    };
+    assert_eq!(seen().await, (vec![agent.node], 1));
+    assert!(before < about);
+    realm.clock.advance((about + SKEW_ALLOWED).since(realm.clock.now()));
+    assert_eq!(seen().await, (vec![agent.node], 1));
+    realm.clock.advance(Duration::from_micros(1));
+    assert_eq!(seen().await, (Vec::new(), 0));
+    // What it has given out since is not known to the next.
+    svid(&agent, &realm, &mut client, "web").await;
+    assert_eq!(seen().await, (Vec::new(), 0));
+    drop(first);
+    let _next = begins().await;
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn agent_that_begins_anew_may_follow_one_that_had_what_the_store_has_lost() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let first = Agent::join(&realm, &running, &[]).await;
+    realm.save().await;
+    svid(&agent, &realm, &mut agent.client(&realm, &running).await, "web").await;
+    running.stop().await;
+    realm.put_old_store(&realm.data().join("state.db")).await;
+    realm.clock.advance(Duration::from_secs(120));
+    let running = realm.serve().await;
+    assert!(running.admin.status().await.unwrap().incarnation.is_some());
+    let mut lines = Vec::new();
+    for (agent, ran) in [(&agent, 1), (&first, 121)] {
+        let mut client = agent.client(&realm, &running).await;
+        let (stream, revision) = ran_for(&mut client, Duration::from_secs(ran)).await;
+        stream.ack(revision, Vec::new()).await;
+        lines.push((client, stream));
+    }
+    convergence_until(&running, None, |now| now.unheard == [agent.node]).await;
     running.stop().await;
     realm.verify_everything().await;
 }

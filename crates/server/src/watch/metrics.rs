@@ -37,6 +37,7 @@ struct Scrape<'a> {
     fleet: Fleet,
     vitals: Vitals,
     nodes_on_record: usize,
+    unaware: u64,
     now: Timestamp,
 }
 
@@ -47,7 +48,8 @@ impl<'a> Scrape<'a> {
         let nodes_on_record = nodes_on_record(control, now).await;
         let vitals = vitals(control, &state, &authorities, now);
         let fleet = control.roster.fleet(now);
-        Self { control, state, authorities, fleet, vitals, nodes_on_record, now }
+        let unaware = unaware(control).await;
+        Self { control, state, authorities, fleet, vitals, nodes_on_record, unaware, now }
     }
 
     /// The text of the exposition format, version 0.0.4.
@@ -129,7 +131,7 @@ impl<'a> Scrape<'a> {
                     [("enforcing", enforcing), ("behind", behind), ("silent", silent)],
                 )
             }
-            Metric::Unaware => number(unaware(control)),
+            Metric::Unaware => number(self.unaware),
             Metric::Revocations => size(state.revocations().len()),
             Metric::Suspensions => size(state.suspensions().count()),
             Metric::SvidsHeld => number(fleet.svids),

@@ -217,7 +217,7 @@ async fn nodes_now_or_before(control: &Control) -> Result<(Vec<NodeRow>, Option<
     }
 }
 
-pub(super) async fn all_nodes(store: &dyn Store) -> Result<Vec<NodeRow>, Refused> {
+pub(crate) async fn all_nodes(store: &dyn Store) -> Result<Vec<NodeRow>, Refused> {
     let mut nodes: Vec<NodeRow> = Vec::new();
     loop {
         let after = nodes.last().map(|node| node.id);

@@ -244,7 +244,7 @@ fn unheard(nodes: &[NodeId]) -> String {
     let mut text = String::new();
     for node in nodes.iter().take(MISSING_SHOWN_MAX) {
         text.push_str(&format!(
-            "  unheard: node {node} holds SVIDs of workloads and was not heard of since the server started; it counts as one unaware\n"
+            "  unheard: node {node} holds SVIDs of workloads, and who was given them is not known since its server or its agent started; it counts as one unaware\n"
         ));
     }
     if MISSING_SHOWN_MAX < nodes.len() {

@@ -137,6 +137,16 @@ impl Roster {
         heard.map(told).collect()
     }
 
+    /// Since when the agent of each node has run that told what is known here, where it says so, and when the node's newest
+    /// stream was opened.
+    pub(crate) fn agents(&self) -> HashMap<NodeId, (i64, Option<Timestamp>)> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = |(node, presence): (&NodeId, &Presence)| {
+            (*node, (presence.opened_micros, presence.told_since))
+        };
+        table.nodes.iter().map(told).collect()
+    }
+
     /// These nodes are registered, and nothing is known yet of what they run.
     pub(crate) fn expect(&self, nodes: impl IntoIterator<Item = NodeId>) {
         self.table.lock().unwrap_or_else(PoisonError::into_inner).unheard.extend(nodes);

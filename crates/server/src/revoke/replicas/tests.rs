@@ -291,3 +291,28 @@ async fn point_that_another_servers_agent_does_not_know_is_taken_off_record_by_t
     assert_eq!(of(&two, 1460), Fate::Passed);
     assert_eq!(of(&two, 1461), Fate::Gone, "nothing is left that it could present");
 }
+
+#[tokio::test]
+async fn age_of_a_nodes_agent_is_that_of_the_newest_stream_on_which_it_has_told_something() {
+    let (one, two) = pair().await;
+    let age =
+        |server: &Server| server.replicas.heard().agents(server.roster.agents()).get(&FAR).copied();
+    two.looks(1).await;
+    assert_eq!(age(&two), None, "it does not say");
+    let first = two.attend(FAR, 2);
+    two.roster.runs_since(FAR, first, at(1));
+    assert_eq!(age(&two), None, "what is known is of the one before");
+    two.hears(FAR, 5, 0, 2).await;
+    two.tell(2).await;
+    one.looks(3).await;
+    assert_eq!((age(&one), age(&two)), (Some(at(1)), Some(at(1))));
+    two.roster.leave(FAR, first);
+    assert_eq!(age(&two), Some(at(1)), "nobody else has told anything since");
+    let second = one.attend(FAR, 4);
+    one.roster.runs_since(FAR, second, at(3));
+    one.hears(FAR, 5, 0, 5).await;
+    one.tell(5).await;
+    two.looks(6).await;
+    assert_eq!((age(&one), age(&two)), (Some(at(3)), Some(at(3))));
+    assert_eq!(two.replicas.heard().nodes().count(), 2);
+}
