@@ -6,6 +6,8 @@ mod readers;
 mod rows;
 mod schema;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod transfer;
 mod writer;
 
@@ -68,7 +70,7 @@ impl SqliteStore {
     pub fn create(directory: &Path, entropy: Arc<dyn Entropy>) -> Result<Self> {
         let lock = Lock::take(directory)?;
         files::create(directory, &lock)?;
-        Self::open_locked(directory, lock, entropy)
+        Self::open_locked(directory, lock, entropy, &thread)
     }
 
     /// Opens the store of a directory. It never makes one: an empty store in place of the expected one would be a
@@ -81,7 +83,7 @@ impl SqliteStore {
         files::check_modes(directory)?;
         let lock = Lock::take(directory)?;
         files::check_header(directory, &lock)?;
-        Self::open_locked(directory, lock, entropy)
+        Self::open_locked(directory, lock, entropy, &thread)
     }
 
     /// Opens the store of a directory to read it, also while a server runs on it. Every write is refused.
@@ -100,7 +102,12 @@ impl SqliteStore {
         Ok(Observed(Self { queue, readers, hint, failures, threads: Vec::new(), _lock: None }))
     }
 
-    fn open_locked(directory: &Path, lock: Lock, entropy: Arc<dyn Entropy>) -> Result<Self> {
+    fn open_locked(
+        directory: &Path,
+        lock: Lock,
+        entropy: Arc<dyn Entropy>,
+        start: &dyn Fn(&str, Work) -> Result<JoinHandle<()>>,
+    ) -> Result<Self> {
         let path = files::database(directory);
         let connection = files::open_writer(&path)?;
         let head = check_log(&connection)?;
@@ -111,12 +118,14 @@ impl SqliteStore {
         let (watched, slow, at) = (Arc::clone(&stopwatch), failures.clone(), path.clone());
         let writer =
             Writer { connection, queue: Arc::clone(&queue), hint, failures, stopwatch, entropy };
-        let writing = thread("store-writer", move || writer.run())?;
-        let watching =
-            thread("store-watch", move || watched.watch(PATIENCE, || hangs(&slow, &at)))?;
         let readers = Arc::new(Readers::new(path));
-        let (hint, failures, threads) = (hinted, failed, vec![writing, watching]);
-        Ok(Self { queue, readers, hint, failures, threads, _lock: Some(lock) })
+        let (hint, failures, threads) = (hinted, failed, Vec::with_capacity(2));
+        let mut store = Self { queue, readers, hint, failures, threads, _lock: Some(lock) };
+        // Where the second cannot be started, the first ends with the store, before the directory is free.
+        store.threads.push(start("store-writer", Box::new(move || writer.run()))?);
+        let watch = move || watched.watch(PATIENCE, || hangs(&slow, &at));
+        store.threads.push(start("store-watch", Box::new(watch))?);
+        Ok(store)
     }
 
     /// Hands a job to the writer and waits for its answer.
@@ -145,7 +154,10 @@ impl Drop for SqliteStore {
     }
 }
 
-fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+/// What a thread does until it ends.
+type Work = Box<dyn FnOnce() + Send>;
+
+fn thread(name: &str, work: Work) -> Result<JoinHandle<()>> {
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
     thread.map_err(|why| StoreError::Unavailable { why: format!("a thread for writing: {why}") })
 }
