@@ -6,7 +6,7 @@ use countersign_identity::{Entropy, Revision};
 use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
-use super::patience::{self, Stopwatch};
+use super::patience::{self, Stopwatch, UnderWay};
 use super::tables::Open;
 use crate::queue::{Ending, Job, Queue};
 use crate::transact::{Upkeep as _, Written, trim, write};
@@ -108,10 +108,12 @@ impl Writer {
             answers.push(job.write(&mut open, &mut after, &*self.entropy));
         }
         let outcome = before.and_then(|before| finish(&open, &before, &after?));
+        if let Err(error) = &outcome {
+            tracing::error!(%error, "a transaction failed and is rolled back");
+            roll_back(&self.connection, &under_way);
+        }
         drop(under_way);
         if let Err(error) = &outcome {
-            tracing::error!(%error, "a transaction failed and was rolled back");
-            roll_back(&self.connection);
             // Before the callers know, so that nobody who was refused finds that all is well.
             self.failures.send_modify(|failures| {
                 failures.count += 1;
@@ -137,7 +139,8 @@ fn finish(open: &Open<'_>, before: &Head, after: &Head) -> Result<Revision> {
     Ok(after.revision)
 }
 
-fn roll_back(connection: &Connection) {
+/// Takes back what was written. It is a write like any other, and may hang on the same disk: it is watched, too.
+fn roll_back(connection: &Connection, _watched: &UnderWay<'_>) {
     // After some failures SQLite has rolled back by itself.
     if connection.is_autocommit() {
         return;
