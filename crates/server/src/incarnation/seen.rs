@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::StartError;
 use crate::directory::write_whole;
-use crate::watch::{Ends, KeptTime, TimeGuard};
+use crate::watch::{Ends, KeptTime, Notes, TimeGuard};
 
 /// How often it is written down when it moved.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -154,6 +154,7 @@ pub(crate) async fn remember(
     // It may not answer from the start on: what was written down before it was worked on is there all the same.
     let mut written = Seen::read(&data);
     let mut kept = KeptTime::new(data.clone());
+    let mut notes = Notes::of("what was seen");
     loop {
         let stopped = tokio::select! {
             () = stop.cancelled() => true,
@@ -166,14 +167,14 @@ pub(crate) async fn remember(
         }
         match looked {
             Ok(seen) if written.as_ref() != Some(&seen) => {
-                written = write_down(&data, &seen).await.then_some(seen);
+                written = write_down(&mut notes, &data, &seen).await.then_some(seen);
             }
             Ok(_) => {}
             Err(error @ StoreError::WentBack { seen: Head { revision, log_size, .. }, .. }) => {
                 tracing::error!(%error, "the store went back under this server");
                 let primary = LastPrimary::of(&*store);
                 let seen = Seen { format: FORMAT, revision, log_size, leaf: None, primary };
-                if write_down(&data, &seen).await {
+                if write_down(&mut notes, &data, &seen).await {
                     lost.cancel();
                     stop.cancelled().await;
                     return;
@@ -186,7 +187,7 @@ pub(crate) async fn remember(
                 let moved = |before: &Seen| before.primary != primary;
                 if let Some(before) = written.clone().filter(moved) {
                     let seen = Seen { primary, ..before };
-                    written = write_down(&data, &seen).await.then_some(seen);
+                    written = write_down(&mut notes, &data, &seen).await.then_some(seen);
                 }
             }
         }
@@ -196,15 +197,9 @@ pub(crate) async fn remember(
     }
 }
 
-async fn write_down(data: &Path, seen: &Seen) -> bool {
+async fn write_down(notes: &mut Notes, data: &Path, seen: &Seen) -> bool {
     let (data, seen) = (data.to_owned(), seen.clone());
-    let writing = tokio::task::spawn_blocking(move || seen.write(&data)).await;
-    match writing.map_err(|broken| broken.to_string()) {
-        Ok(Ok(())) => return true,
-        Ok(Err(error)) => tracing::warn!(%error, "could not write down what was seen"),
-        Err(error) => tracing::warn!(error, "could not write down what was seen"),
-    }
-    false
+    notes.write(move || seen.write(&data)).await
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use countersign_identity::{Clock, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::TimeGuard;
+use super::{Notes, TimeGuard};
 use crate::config::StartError;
 use crate::directory::write_whole;
 
@@ -33,6 +33,7 @@ pub(crate) struct KeptTime {
     data: PathBuf,
     /// What was written last, and how large the log was then.
     last: Option<(Timestamp, u64)>,
+    notes: Notes,
 }
 
 fn path(data: &Path) -> PathBuf {
@@ -59,7 +60,7 @@ impl KeptTime {
 
     /// Nothing was written in this life.
     pub(crate) fn new(data: PathBuf) -> Self {
-        Self { data, last: None }
+        Self { data, last: None, notes: Notes::of("how far time has come") }
     }
 
     /// Writes it down where it has moved by a step, or at all when this life ends; nothing as long as nothing is recorded,
@@ -77,11 +78,8 @@ impl KeptTime {
             return;
         }
         let data = self.data.clone();
-        let writing = tokio::task::spawn_blocking(move || Self::write(&data, steady)).await;
-        match writing.map_err(|broken| broken.to_string()) {
-            Ok(Ok(())) => self.last = Some((steady, log_size)),
-            Ok(Err(error)) => tracing::warn!(%error, "could not write down the time"),
-            Err(error) => tracing::warn!(error, "could not write down the time"),
+        if self.notes.write(move || Self::write(&data, steady)).await {
+            self.last = Some((steady, log_size));
         }
     }
 
@@ -102,7 +100,11 @@ pub(crate) enum Ends {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use countersign_identity::SimClock;
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Event, Level, Metadata, Subscriber};
 
     use super::*;
 
@@ -167,5 +169,59 @@ mod tests {
         assert_eq!(written, Some(START + Duration::from_secs(90)));
         let next = TimeGuard::new(clock.now(), written, &clock);
         assert_eq!(next.certain(&clock), START + Duration::from_secs(90));
+    }
+
+    /// How loud each event was that came about.
+    #[derive(Clone, Default)]
+    struct Heard(Arc<Mutex<Vec<Level>>>);
+
+    impl Subscriber for Heard {
+        fn enabled(&self, _of: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _of: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+
+        fn record(&self, _of: &Id, _values: &Record<'_>) {}
+
+        fn record_follows_from(&self, _of: &Id, _before: &Id) {}
+
+        fn event(&self, event: &Event<'_>) {
+            self.0.lock().unwrap().push(*event.metadata().level());
+        }
+
+        fn enter(&self, _span: &Id) {}
+
+        fn exit(&self, _span: &Id) {}
+    }
+
+    #[tokio::test]
+    async fn time_that_cannot_be_written_is_tried_each_time_and_told_once_until_it_is_well() {
+        let heard = Heard::default();
+        let _hearing = tracing::subscriber::set_default(heard.clone());
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let clock = SimClock::new(START);
+        let time = TimeGuard::new(START, None, &clock);
+        let mut kept = KeptTime::new(data.clone());
+        let told = || std::mem::take(&mut *heard.0.lock().unwrap());
+        let mut log_size = 0;
+        for round in 1..3 {
+            for (is_there, loudness) in [(false, Level::WARN), (true, Level::INFO)] {
+                if is_there {
+                    std::fs::create_dir(&data).unwrap();
+                }
+                for _ in 0..5 {
+                    clock.advance(STEP);
+                    log_size += 1;
+                    kept.keep(&time, &clock, log_size, Ends::Later).await;
+                    assert_eq!(KeptTime::read(&data), is_there.then(|| clock.now()));
+                }
+                assert_eq!(told(), [loudness], "round {round}");
+            }
+            std::fs::remove_dir_all(&data).unwrap();
+        }
     }
 }
