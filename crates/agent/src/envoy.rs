@@ -64,9 +64,9 @@ impl EnvoyAuthorization {
         request: &Request<CheckRequest>,
         view: &View,
     ) -> Result<Vec<Arc<Workload>>, Status> {
-        let caller = visitor(request)?.caller;
-        let workloads = self.reception.who(&caller, view).await;
-        let workloads = workloads.map_err(|unknown| unknown.status(caller.peer()))?;
+        let visitor = visitor(request)?;
+        let workloads = self.reception.who(&visitor, view).await;
+        let workloads = workloads.map_err(|unknown| unknown.status(visitor.caller.peer()))?;
         let now = self.reception.clock.now();
         let own = match owner(view, request.get_ref()) {
             None => view.own(&workloads, now),

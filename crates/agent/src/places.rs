@@ -60,12 +60,17 @@ pub(crate) struct User {
 }
 
 impl User {
-    /// The user of a process.
-    pub(crate) fn of(caller: &dyn Caller) -> Self {
+    /// The user of a process. Where it lives is looked up off the async workers.
+    pub(crate) async fn of(caller: &Arc<dyn Caller>) -> Self {
         let uid = caller.peer().uid;
-        // Of others it makes no difference: nothing is theirs but what their number has.
-        let household = if is_ours(uid) { caller.household() } else { Household::Ours };
-        Self { uid, household }
+        if !is_ours(uid) {
+            // It makes no difference: nothing is theirs but what their number has.
+            return Self { uid, household: Household::Ours };
+        }
+        let asked = Arc::clone(caller);
+        let household = tokio::task::spawn_blocking(move || asked.household()).await;
+        // What cannot be told is no household of ours.
+        Self { uid, household: household.unwrap_or(Household::Other(0)) }
     }
 }
 
@@ -354,8 +359,8 @@ mod tests {
         assert!(places.take(of(4001), 7).is_ok());
     }
 
-    #[test]
-    fn roots_of_containers_take_no_place_of_the_machines_root_nor_of_each_other() {
+    #[tokio::test]
+    async fn roots_of_containers_take_no_place_of_the_machines_root_nor_of_each_other() {
         let places = places();
         let root: Vec<_> = (1..4).map(|pid| places.take(of(0), pid).unwrap()).collect();
         let crowds = [crowd_of(&places, elsewhere(7), 100), crowd_of(&places, elsewhere(8), 200)];
@@ -368,11 +373,12 @@ mod tests {
         assert_eq!(gone(&root) + gone(&more) + gone(&[third]), 0);
         drop(crowds);
         // Who it is, is asked where the number alone makes one known.
-        let user = |uid| {
+        let user = async |uid| {
             let process = SimulatedProcess::new(Peer { pid: 1, uid, gid: uid }, []);
-            User::of(&process.living_in(Household::Other(7)))
+            let caller: Arc<dyn Caller> = Arc::new(process.living_in(Household::Other(7)));
+            User::of(&caller).await
         };
-        assert_eq!((user(0), user(65_534)), (elsewhere(7), of(65_534)));
+        assert_eq!((user(0).await, user(65_534).await), (elsewhere(7), of(65_534)));
         // Where one of its processes was a workload, a container's root is no stranger.
         assert_eq!(places.known.rank(elsewhere(7)), Rank::Stranger);
         places.known.remember(elsewhere(7));

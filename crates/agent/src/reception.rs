@@ -20,6 +20,8 @@ use crate::view::View;
 #[derive(Clone)]
 pub(crate) struct Visitor {
     pub(crate) caller: Arc<dyn Caller>,
+    /// Whose place it has: of it, a process is known once it was a workload. Reckoned once, since that blocks.
+    pub(crate) user: User,
     pub(crate) _place: Arc<Place>,
 }
 
@@ -49,10 +51,10 @@ const LAUNCH_GRACE: Duration = Duration::from_millis(500);
 const STREAMS_MAX: usize = 64;
 
 impl Reception {
-    /// The workloads that the caller is now, the most narrowly described first.
+    /// The workloads that the visitor is now, the most narrowly described first.
     pub(crate) async fn who(
         &self,
-        caller: &Arc<dyn Caller>,
+        visitor: &Visitor,
         view: &View,
     ) -> Result<Vec<Arc<Workload>>, Unknown> {
         match view.knowledge {
@@ -64,6 +66,7 @@ impl Reception {
             }
             Knowledge::Remembered | Knowledge::Synced => {}
         }
+        let caller = &visitor.caller;
         let mut launches = self.launches.clone();
         launches.seen();
         let mut found = self.look(caller, &view.replica).await;
@@ -76,7 +79,7 @@ impl Reception {
         }
         match (found, view.knowledge) {
             (Ok(Answer::Is(workloads)), _) => {
-                self.known.remember(User::of(&**caller));
+                self.known.remember(visitor.user);
                 Ok(workloads)
             }
             (Ok(Answer::Nobody), Knowledge::Synced) => Err(Unknown::Nobody),

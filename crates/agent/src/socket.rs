@@ -147,7 +147,7 @@ impl Socket {
                         continue;
                     }
                 };
-                match door.receive(socket) {
+                match door.receive(socket).await {
                     Ok(stream) => return Some((Ok(stream), door)),
                     Err(why) => tracing::debug!(%why, "a connection was closed unheard"),
                 }
@@ -197,16 +197,16 @@ struct Door {
 }
 
 impl Door {
-    fn receive(
+    async fn receive(
         &self,
         socket: UnixStream,
     ) -> Result<FilteredStream<Guest<UnixStream>, Visitor>, String> {
         let caller = self.attestor.pin(&socket).map_err(|why| why.to_string())?;
         let peer = caller.peer();
-        let user = User::of(&*caller);
+        let user = User::of(&caller).await;
         let place = self.places.take(user, peer.pid).map_err(|why| why.to_string())?;
         let guest = self.places.guest(socket, &place, user);
-        Ok(FilteredStream::new(guest, Visitor { caller, _place: Arc::new(place) }))
+        Ok(FilteredStream::new(guest, Visitor { caller, user, _place: Arc::new(place) }))
     }
 }
 

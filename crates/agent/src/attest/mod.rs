@@ -43,7 +43,7 @@ pub trait Caller: Send + Sync + 'static {
     /// Who connected, as the kernel wrote it down at that moment.
     fn peer(&self) -> Peer;
 
-    /// Where it lives. What cannot be told is no household of ours.
+    /// Where it lives. What cannot be told is no household of ours. Blocks.
     fn household(&self) -> Household;
 
     /// Reads facts of these kinds. Blocks; call it through [`Desk`].

@@ -251,7 +251,7 @@ impl Conversation {
     /// that hold here, too.
     async fn who(&self, register: &v1::Register, view: &View) -> Result<Who, Status> {
         let caller = &self.visitor.caller;
-        let all = match self.reception.who(caller, view).await {
+        let all = match self.reception.who(&self.visitor, view).await {
             Ok(workloads) => workloads,
             Err(Unknown::CannotKnow(Code::NotReady, _)) => return Ok(Who::CannotKnow),
             Err(nobody @ Unknown::Nobody) => return Ok(Who::Nobody(nobody.status(caller.peer()))),

@@ -150,7 +150,7 @@ impl<T> Answers<T> {
     /// Attests the caller anew: it may have run another program since, or be gone.
     async fn look(&mut self, view: &View) -> Result<Made<T>, Status> {
         let caller = &self.visitor.caller;
-        match self.reception.who(caller, view).await {
+        match self.reception.who(&self.visitor, view).await {
             Ok(workloads) => {
                 let made = (self.make)(view, &workloads, self.reception.clock.now());
                 if let (Made::Message(..), Some(holding)) = (&made, &mut self.holding) {

@@ -1,14 +1,21 @@
 //! The Workload API, as the crate `spiffe` sees it.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::thread::ThreadId;
 use std::time::Duration;
 
+use countersign_agent::attest::{
+    AttestRefused, Attestor, Caller, Facts, Household, Peer, PinRefused, SimulatedProcess,
+};
 use countersign_api::wire::refusal_of;
 use countersign_api::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use countersign_api::workload::{JwtsvidRequest, X509svidRequest, X509svidResponse};
-use countersign_identity::{Clock, Code, Reason, Revoked, SeededEntropy, Serial};
+use countersign_identity::{Clock, Code, Reason, Revoked, SeededEntropy, SelectorKind, Serial};
 use countersign_pki::{Chain, KeyKind, PrivateKey, RevokedSerial};
 use futures_util::StreamExt;
 use spiffe::WorkloadApiError;
+use tokio::net::UnixStream;
 use tonic::{Request, metadata::MetadataValue};
 
 use crate::world::{Agent, World, selectors};
@@ -400,4 +407,58 @@ async fn the_kernels_word_serves_real_processes_in_both_ways() {
         assert_eq!(svids[0].spiffe_id().path(), "/mine");
         agent.stop().await;
     }
+}
+
+/// A process of root's, and the threads that asked where it lives.
+#[derive(Clone)]
+struct Root {
+    process: SimulatedProcess,
+    asked: Arc<Mutex<Vec<ThreadId>>>,
+}
+
+impl Attestor for Root {
+    fn pin(&self, _socket: &UnixStream) -> Result<Arc<dyn Caller>, PinRefused> {
+        Ok(Arc::new(self.clone()))
+    }
+}
+
+impl Caller for Root {
+    fn peer(&self) -> Peer {
+        self.process.peer()
+    }
+
+    fn household(&self) -> Household {
+        self.asked.lock().unwrap().push(std::thread::current().id());
+        self.process.household()
+    }
+
+    fn facts(&self, kinds: &BTreeSet<SelectorKind>) -> Result<Facts, AttestRefused> {
+        self.process.facts(kinds)
+    }
+
+    fn alive(&self) -> Result<(), AttestRefused> {
+        self.process.alive()
+    }
+}
+
+#[tokio::test]
+async fn where_roots_processes_live_is_asked_once_per_connection_and_on_no_thread_that_serves_others()
+ {
+    let mut world = World::new().await;
+    let peer = Peer { pid: std::process::id(), uid: 0, gid: 0 };
+    let process = SimulatedProcess::new(peer, selectors(&["launch:web"]));
+    let root = Root { process, asked: Arc::default() };
+    world.others = Some(Arc::new(root.clone()));
+    let agent = world.agent().await;
+    for connections in 1..3 {
+        let client = agent.client().await;
+        for _ in 0..3 {
+            client.fetch_x509_svid().await.unwrap();
+        }
+        let asked = root.asked.lock().unwrap().clone();
+        assert_eq!(asked.len(), connections);
+        // Everything else in this test is on its one thread.
+        assert!(!asked.contains(&std::thread::current().id()));
+    }
+    agent.stop().await;
 }
