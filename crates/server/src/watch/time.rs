@@ -4,12 +4,10 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use countersign_identity::{Clock, Code, SKEW_ALLOWED, Timestamp};
+use countersign_identity::{Clock, Code, Course, SKEW_ALLOWED, Timestamp};
 
 use crate::refusal::Refused;
 
-/// How long a clock that is ahead of where it was expected has to go on from there before anything is dropped by it.
-const PROOF: Duration = Duration::from_secs(3600);
 /// A clock that is ahead by more than this is told of: it may be that the server was away for so long.
 const TOLD: Duration = Duration::from_secs(86_400);
 
@@ -38,62 +36,13 @@ impl From<Timestamp> for Moment {
     }
 }
 
-/// What the clock should show: time passes from a moment that is known at the rate at which the clock runs.
-#[derive(Clone, Copy, Debug)]
-struct Course {
-    from: Mark,
-    /// When and where it was first seen ahead of that, as long as it goes on from there.
-    ahead: Option<Mark>,
-}
-
-/// A moment, and how long the clock had run then.
-#[derive(Clone, Copy, Debug)]
-struct Mark {
-    shown: Timestamp,
-    ran: Duration,
-}
-
-impl Mark {
-    /// What a clock that was not set shows when it has run for so long.
-    fn expected(self, ran: Duration) -> Timestamp {
-        self.shown + ran.saturating_sub(self.ran)
-    }
-}
-
-impl Course {
-    /// The time by which something may be dropped: what the clock shows, or what it should show where it is ahead of that.
-    fn look(&mut self, shown: Timestamp, ran: Duration) -> Timestamp {
-        let expected = self.from.expected(ran);
-        if shown <= expected + SKEW_ALLOWED {
-            self.ahead = None;
-            if shown + SKEW_ALLOWED < expected {
-                // It was set back: from where it is now it may be set ahead again.
-                self.from = Mark { shown, ran };
-            }
-            return shown;
-        }
-        let here = Mark { shown, ran };
-        let goes_on = |from: &Mark| {
-            let expected = from.expected(ran);
-            shown <= expected + SKEW_ALLOWED && expected <= shown + SKEW_ALLOWED
-        };
-        let since = *self.ahead.insert(self.ahead.filter(goes_on).unwrap_or(here));
-        if ran.saturating_sub(since.ran) < PROOF {
-            return expected;
-        }
-        *self = Self { from: here, ahead: None };
-        shown
-    }
-}
-
 impl TimeGuard {
     /// Begins with the time of the log's last entry, and with what this server wrote down of the time, if it did.
     pub(crate) fn new(in_log: Timestamp, written: Option<Timestamp>, clock: &dyn Clock) -> Self {
         // The entry may have been recorded under a clock that was ahead. What was written down may be of a time before the
         // operator set it back.
         let shown = written.map_or(in_log, |written| written.min(in_log));
-        let from = Mark { shown, ran: clock.ran() };
-        let course = Mutex::new(Course { from, ahead: None });
+        let course = Mutex::new(Course::begin(shown, clock.ran()));
         Self { highest: AtomicI64::new(in_log.micros()), course }
     }
 
@@ -130,8 +79,7 @@ impl TimeGuard {
         let (now, ran) = (clock.now(), clock.ran());
         let mut course = self.course();
         let steady = course.look(now, ran);
-        let since = course.ahead.filter(|_| steady + TOLD < now)?;
-        let ends = since.expected(since.ran + PROOF);
+        let ends = course.believed_from().filter(|_| steady + TOLD < now)?;
         Some(format!(
             "the clock says {now}, and by what had passed it should be {steady}: set it right, or, where this server was away \
              for so long, do nothing; rules and records that have ended since are dropped from {ends} on"
@@ -151,8 +99,7 @@ impl TimeGuard {
     /// An operator has said that time has come so far: what passes is counted from there, or from what the clock shows where
     /// that is earlier.
     pub(crate) fn accept(&self, at: Timestamp, clock: &dyn Clock) {
-        let from = Mark { shown: at.min(clock.now()), ran: clock.ran() };
-        *self.course() = Course { from, ahead: None };
+        *self.course() = Course::begin(at.min(clock.now()), clock.ran());
         self.highest.store(at.micros(), Ordering::Relaxed);
     }
 
