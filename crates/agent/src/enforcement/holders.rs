@@ -238,4 +238,61 @@ mod tests {
         assert!(!points.holders().lock().live.contains_key(&7), "it ends before all others");
         assert_eq!(points.unaware(), HOLDERS_MAX as u64);
     }
+
+    /// A process that has ended and one that lives, both without a point, and a point whose stream is closed: all of them
+    /// have something for two hours.
+    fn two_hours(clock: &Arc<SimClock>) -> (Points, SimulatedProcess) {
+        let points = Points::new(Arc::clone(clock) as _);
+        let (ended, caller) = process(7);
+        given(&points, &caller, at(7200));
+        ended.end();
+        given(&points, &process(8).1, at(7200));
+        let (lives, caller) = process(9);
+        let register = v1::Register { point: "door".to_owned(), ..v1::Register::default() };
+        let web = "spiffe://shop.example/web".parse().unwrap();
+        points.register(&caller, &web, &register).unwrap().presents(Some(at(7200)));
+        (points, lives)
+    }
+
+    /// How many count, and which of the points is told, as gone or not.
+    fn told(points: &Points) -> (u64, Vec<bool>) {
+        points.sweep();
+        let points_told = points.acknowledgements(None);
+        (points.unaware(), points_told.into_iter().map(|point| point.gone).collect())
+    }
+
+    #[test]
+    fn clock_that_jumps_ahead_ends_nothing_that_time_has_not_ended() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let clock = Arc::new(SimClock::new(NOON));
+        let (points, _lives) = two_hours(&clock);
+        assert_eq!(told(&points), (2, vec![false]));
+        clock.set(at(5 * 86_400));
+        assert_eq!(told(&points), (2, vec![false]));
+        clock.advance(HOUR / 2);
+        assert_eq!(told(&points), (2, vec![false]));
+        clock.set(NOON + HOUR / 2);
+        clock.advance(HOUR);
+        assert_eq!(told(&points), (2, vec![false]), "it was set right");
+        clock.advance(HOUR / 2 + Duration::from_secs(1));
+        assert_eq!(told(&points), (0, vec![true]));
+        // Nor is it told as gone for less time than a server may be away.
+        clock.set(at(5 * 86_400));
+        clock.advance(Duration::from_secs(119));
+        assert_eq!(told(&points), (0, vec![true]));
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(told(&points), (0, vec![]));
+    }
+
+    #[test]
+    fn clock_that_goes_on_ahead_for_an_hour_is_one_of_a_machine_that_was_suspended() {
+        let clock = Arc::new(SimClock::new(NOON));
+        let (points, _lives) = two_hours(&clock);
+        clock.set(at(86_400));
+        assert_eq!(told(&points), (2, vec![false]));
+        clock.advance(Duration::from_secs(3599));
+        assert_eq!(told(&points), (2, vec![false]));
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(told(&points), (0, vec![true]));
+    }
 }

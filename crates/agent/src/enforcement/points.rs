@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use countersign_api::{v1, wire};
-use countersign_identity::{Clock, Code, Revision, SpiffeId, Timestamp, Trial};
+use countersign_identity::{Clock, Code, Course, Revision, SpiffeId, Timestamp, Trial};
 use tokio::sync::watch;
 
 use super::POINTS_MAX;
@@ -18,6 +19,7 @@ pub(crate) struct Points(Arc<Shared>);
 
 struct Shared {
     clock: Arc<dyn Clock>,
+    course: Mutex<Course>,
     points: Mutex<BTreeMap<Key, Point>>,
     holders: Holders,
     last_held: Mutex<Option<Trial>>,
@@ -49,7 +51,8 @@ struct Point {
     doors: Option<Vec<SocketAddr>>,
     /// What the latest trial has shown of it.
     tried: Option<v1::TrialResult>,
-    gone: Option<Timestamp>,
+    /// How long the clock had run when it had ended.
+    gone: Option<Duration>,
 }
 
 impl Point {
@@ -86,7 +89,7 @@ pub(crate) struct Registered {
 /// How many points one node may have.
 const NODE_POINTS_MAX: usize = 4096;
 /// For so long a point that ended is told as gone, so that also a server that was away hears it.
-const GONE_KEPT: std::time::Duration = std::time::Duration::from_secs(120);
+const GONE_KEPT: Duration = Duration::from_secs(120);
 const NAME_BYTES_MAX: usize = 64;
 /// How many acknowledgements of a point are remembered with what it had ended by then. Few wait for the disk at once.
 const EARLIER_MAX: usize = 16;
@@ -146,8 +149,9 @@ impl Points {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
         let changed = watch::channel(()).0;
         let holders = Holders::default();
+        let course = Mutex::new(Course::begin(clock.now(), clock.ran()));
         let (points, last_held) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Shared { clock, points, holders, last_held, changed }))
+        Self(Arc::new(Shared { clock, course, points, holders, last_held, changed }))
     }
 
     /// One stream of a process that is given SVIDs.
@@ -313,21 +317,28 @@ impl Points {
     }
 
     /// Looks for points whose process has ended, or can present nothing any more, and forgets those that were told long
-    /// enough; and likewise for those who hold SVIDs.
+    /// enough; and likewise for those who hold SVIDs. By a clock that jumps ahead nothing has ended: once it is set right,
+    /// processes present again what they have, and who was forgotten would not count.
     pub(crate) fn sweep(&self) {
-        let now = self.0.clock.now();
+        let (now, ran) = (self.steady(), self.0.clock.ran());
         let mut changed = self.0.holders.sweep(now);
         let ended = |point: &Point| point.presents_until < now || point.caller.alive().is_err();
         self.lock().retain(|_, point| {
             if point.gone.is_none() && !point.open && ended(point) {
-                point.gone = Some(now);
+                point.gone = Some(ran);
                 changed = true;
             }
-            point.gone.is_none_or(|gone| now < gone + GONE_KEPT)
+            point.gone.is_none_or(|gone| ran < gone + GONE_KEPT)
         });
         if changed {
             self.0.changed.send_replace(());
         }
+    }
+
+    /// How far time has certainly come.
+    fn steady(&self) -> Timestamp {
+        let (now, ran) = (self.0.clock.now(), self.0.clock.ran());
+        self.0.course.lock().unwrap_or_else(PoisonError::into_inner).look(now, ran)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, Point>> {
@@ -365,10 +376,10 @@ impl Registered {
 
     /// The point said that it enforces nothing any more and lets nothing in.
     pub(crate) fn goodbye(&self) {
-        let now = self.points.0.clock.now();
+        let ran = self.points.0.clock.ran();
         self.change(|point| {
             point.open = false;
-            point.gone = Some(now);
+            point.gone = Some(ran);
         });
         self.points.wake();
     }
