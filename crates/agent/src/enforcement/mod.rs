@@ -5,6 +5,7 @@
 //! revision that was sent to it.
 
 mod ears;
+mod forgotten;
 mod holders;
 mod points;
 mod service;

@@ -10,6 +10,7 @@ use countersign_identity::{Clock, Code, Course, Revision, SpiffeId, Timestamp, T
 use tokio::sync::watch;
 
 use super::POINTS_MAX;
+use super::forgotten::Forgotten;
 use super::holders::{Holders, Holding};
 use crate::attest::Caller;
 
@@ -22,6 +23,7 @@ struct Shared {
     course: Mutex<Course>,
     points: Mutex<BTreeMap<Key, Point>>,
     holders: Holders,
+    forgotten: Forgotten,
     last_held: Mutex<Option<Trial>>,
     changed: watch::Sender<()>,
 }
@@ -125,9 +127,11 @@ impl Point {
 }
 
 /// Sees to it that a process may have one more point under this key. Points whose stream it has closed count as long as
-/// it lives, or it could fill the node's; its oldest closed one makes room.
+/// it lives, or it could fill the node's; its oldest closed one makes room. That one is told no more, and as what it was
+/// given may still be presented, its process counts for it.
 fn make_room(
     points: &mut BTreeMap<Key, Point>,
+    forgotten: &Forgotten,
     key: &Key,
     pid: u32,
 ) -> Result<(), RegisterRefused> {
@@ -139,8 +143,12 @@ fn make_room(
         return Ok(());
     }
     let closed = others.iter().filter(|(_, point)| !point.open);
-    let oldest = closed.min_by_key(|(_, point)| point.stream).map(|(key, _)| (*key).clone());
-    let oldest = oldest.ok_or(RegisterRefused::Process { pid })?;
+    let oldest = closed.min_by_key(|(_, point)| point.stream);
+    let &(oldest, point) = oldest.ok_or(RegisterRefused::Process { pid })?;
+    if !forgotten.note(&point.caller, point.presents_until) {
+        return Err(RegisterRefused::Process { pid });
+    }
+    let oldest = oldest.clone();
     points.remove(&oldest);
     Ok(())
 }
@@ -148,10 +156,10 @@ fn make_room(
 impl Points {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
         let changed = watch::channel(()).0;
-        let holders = Holders::default();
+        let (holders, forgotten) = (Holders::default(), Forgotten::default());
         let course = Mutex::new(Course::begin(clock.now(), clock.ran()));
         let (points, last_held) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Shared { clock, course, points, holders, last_held, changed }))
+        Self(Arc::new(Shared { clock, course, points, holders, forgotten, last_held, changed }))
     }
 
     /// One stream of a process that is given SVIDs.
@@ -161,6 +169,10 @@ impl Points {
 
     pub(super) fn holders(&self) -> &Holders {
         &self.0.holders
+    }
+
+    pub(super) fn forgotten(&self) -> &Forgotten {
+        &self.0.forgotten
     }
 
     /// Whether there is a point of the live process of this number, or was until a moment ago.
@@ -174,14 +186,17 @@ impl Points {
         self.0.changed.send_replace(());
     }
 
-    /// How many processes hold SVIDs and have no point, or have ended and may have handed them on: who has them verifies as
-    /// it pleases, and nobody hears of it.
+    /// How many processes hold SVIDs and have no point, or had one that was forgotten, or have ended and may have handed
+    /// them on: who has them verifies as it pleases, and nobody hears of it.
     pub(crate) fn unaware(&self) -> u64 {
         let points = self.lock();
         let live = points.values().filter(|point| point.gone.is_none());
-        let pids: BTreeSet<u32> = live.map(|point| point.caller.peer().pid).collect();
+        let mut pids: BTreeSet<u32> = live.map(|point| point.caller.peer().pid).collect();
+        let mut forgotten = self.forgotten().pids();
         drop(points);
-        self.0.holders.without(&pids)
+        let count = u64::try_from(forgotten.len()).unwrap_or(u64::MAX);
+        pids.append(&mut forgotten);
+        self.0.holders.without(&pids).saturating_add(count)
     }
 
     /// Registers a point of this caller. A stream of the same process under the same name takes over; of another live
@@ -206,7 +221,7 @@ impl Points {
         {
             key.name = format!("{name}#{pid}");
         }
-        make_room(&mut points, &key, pid)?;
+        make_room(&mut points, self.forgotten(), &key, pid)?;
         if !points.contains_key(&key) && NODE_POINTS_MAX <= points.len() {
             return Err(RegisterRefused::Node);
         }
@@ -321,7 +336,7 @@ impl Points {
     /// processes present again what they have, and who was forgotten would not count.
     pub(crate) fn sweep(&self) {
         let (now, ran) = (self.steady(), self.0.clock.ran());
-        let mut changed = self.0.holders.sweep(now);
+        let mut changed = self.0.holders.sweep(now) | self.forgotten().sweep(now);
         let ended = |point: &Point| point.presents_until < now || point.caller.alive().is_err();
         self.lock().retain(|_, point| {
             if point.gone.is_none() && !point.open && ended(point) {

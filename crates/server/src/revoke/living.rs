@@ -66,6 +66,7 @@ pub(super) fn fate(point: &Standing, ends: &Ends, out: &Out<'_>, heard: &Heard) 
 /// The end of the last credential that a point can present: of its identity on its node, issued before the agent began, if
 /// there is one, that is connected now and does not know it. A process gets credentials only over the socket of its node's
 /// agent, and an agent has only those that it asked for itself; so a point that an agent has never known has none of them.
+/// Of one that it has forgotten for want of room, the process counts among the unaware.
 /// While no agent is connected, it is not known to whom the last one gave what it had: everything counts.
 fn last_end(
     ends: &Ends,
