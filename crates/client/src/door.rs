@@ -11,8 +11,8 @@ use std::time::Duration;
 use countersign_identity::Timestamp;
 use countersign_pki::Refused;
 use countersign_tls::{
-    Admitted, Direction, Established, HandshakeFact, Inbound, Purpose, REPROOF_ALPN, Stream, Trust,
-    accept, answer_reproof, tune_listener,
+    Admitted, Direction, Established, HandshakeFact, Inbound, Outcome, Purpose, REPROOF_ALPN,
+    Stream, Trust, accept, answer_reproof, tune_listener,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -31,7 +31,8 @@ const EACH_MAX: NonZeroUsize = NonZeroUsize::new(3072).unwrap();
 /// Accepts connections for a service: makes the handshakes, many at a time, reports each, and yields what
 /// was admitted. A source from which too much came to nothing is turned away unread for a while, and where handshakes are
 /// too many, the crowd gives way: all doors of one [`Source`] know the same of those who come. One identity has at most 3072
-/// connections at all of them together, a quarter of the places; `Inbound::each_max` says otherwise.
+/// connections at all of them together, a quarter of the places; `Inbound::each_max` says otherwise. Each further one is a handshake
+/// that came to nothing.
 ///
 /// With tonic, `Server::builder().add_service(…).serve_with_incoming(door.into_stream())`; the calls find the
 /// caller as [`Admitted`] in their extensions. With axum:
@@ -199,7 +200,7 @@ impl Caller {
             }
         };
         // Its place is free from here on, also for as long as a re-proof takes.
-        self.gate.ended(pass, shaken.as_ref().err().map(|failure| failure.code), self.now());
+        self.gate.ended(pass, Outcome::of_handshake(&shaken), self.now());
         match shaken {
             Ok(Established { stream, fact }) => {
                 self.reporter.report(fact);

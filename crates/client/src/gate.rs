@@ -52,9 +52,9 @@ impl Gate {
         }
     }
 
-    /// Its end, with this code if it failed.
-    pub(crate) fn ended(&self, pass: Pass, code: Option<Code>, now: Timestamp) {
-        self.standings.ended(pass.leave, Outcome::of(code), now);
+    /// How it ended.
+    pub(crate) fn ended(&self, pass: Pass, outcome: Outcome, now: Timestamp) {
+        self.standings.ended(pass.leave, outcome, now);
     }
 
     /// It gave way to another.

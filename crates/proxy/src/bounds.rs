@@ -15,7 +15,8 @@ pub(crate) const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) const HANDSHAKES: RoomBounds =
     RoomBounds { all: 512, each: 256, yields_after: Duration::from_secs(1) };
 /// Failed handshakes, at all doors together: strangers and suspects take a quarter of a core at most. A source from which
-/// somebody was let in may be many machines behind one address, and is given more.
+/// somebody was let in, or would be if they had not as many connections as one may have, may be many machines behind one address, and
+/// is given more.
 pub(crate) const STANDING: StandingRates = StandingRates {
     suspect: Rate { burst: 32, every: Duration::from_millis(500) },
     proven: Rate { burst: 512, every: Duration::from_millis(16) },
@@ -24,7 +25,7 @@ pub(crate) const STANDING: StandingRates = StandingRates {
 };
 /// Connections of one door or one local listener. Idle ones of HTTP/1.1 take about 15 KiB, holes between what they hold included.
 pub(crate) const CONNECTIONS_MAX: usize = 8192;
-/// Connections of one peer at one door, by its identity.
+/// Connections of one peer at one door, by its identity. Each further one is a handshake that failed.
 pub(crate) const CONNECTIONS_PER_PEER_MAX: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
 /// Requests of one peer under way at one door, over all its connections. Each may hold a connection to the program.
 pub(crate) const REQUESTS_PER_PEER_MAX: usize = 4096;

@@ -36,7 +36,7 @@ use crate::relay::Relay;
 use crate::retire::announced;
 use crate::route::Route;
 use crate::session::{Patience, Session, Spoken, serve};
-use crate::shares::Shares;
+use crate::shares::{Share, Shares};
 use crate::tunnel;
 use crate::wire::{Kind, Wire};
 
@@ -179,19 +179,19 @@ impl Door {
         self.plane.tasks.start(async move {
             // Boxed, and gone when it is over: a handshake needs several times what a connection does afterwards.
             let shaken = Box::pin(door.shake(tcp, (from, of), (stay, leave))).await;
-            if let Some(stream) = shaken {
-                door.serve(stream, from, place).await;
+            if let Some((stream, share)) = shaken {
+                door.serve((stream, share), from, place).await;
             }
         });
     }
 
-    /// The handshake, unless it must give way to another.
+    /// The handshake, unless it must give way to another; with a place among those of the peer, unless it only proves others anew.
     async fn shake(
         &self,
         tcp: TcpStream,
         (from, of): (SocketAddr, AddressOf),
         (stay, leave): (Stay<Source>, Leave),
-    ) -> Option<Stream> {
+    ) -> Option<(Stream, Option<Share<SpiffeId>>)> {
         let mut inbound = Inbound::service(self.service.clone());
         inbound.timeout = HANDSHAKE_TIMEOUT;
         inbound.peer_address = Some(from);
@@ -216,36 +216,49 @@ impl Door {
                 return None;
             }
         };
-        self.ended(leave, Outcome::of(shaken.as_ref().err().map(|failure| failure.code)));
-        match shaken {
-            Ok(Established { stream, fact }) => {
-                self.plane.facts.report(fact);
-                Some(stream)
-            }
+        let outcome = Outcome::of_handshake(&shaken);
+        let Established { stream, fact } = match shaken {
+            Ok(established) => established,
             Err(failure) => {
+                self.ended(leave, outcome);
                 self.plane.facts.report(*failure.fact);
-                None
+                return None;
             }
+        };
+        self.plane.facts.report(fact);
+        let id = stream.admitted().peer().map(|peer| peer.id.clone())?;
+        if stream.alpn() == Some(REPROOF_ALPN) {
+            self.ended(leave, outcome);
+            return Some((stream, None));
         }
+        let share = self.shares.take(&id, self.manners.load().connections.each);
+        if share.is_none() {
+            self.ended(leave, Outcome::OverShare);
+            let why = "the limit on connections of this peer is reached";
+            self.turn_away(from, Code::TooManyConnections, why);
+            return None;
+        }
+        self.ended(leave, outcome);
+        Some((stream, share))
     }
 
     /// Goes on with an admitted peer. Each way is boxed: every step has a place for whatever it is given, and an idle connection
     /// keeps all of them.
-    async fn serve(&self, stream: Stream, from: SocketAddr, place: Place) {
+    async fn serve(
+        &self,
+        (stream, share): (Stream, Option<Share<SpiffeId>>),
+        from: SocketAddr,
+        place: Place,
+    ) {
         let admitted = stream.admitted().clone();
         let Some(id) = admitted.peer().map(|peer| peer.id.clone()) else { return };
-        if stream.alpn() == Some(REPROOF_ALPN) {
+        let Some(share) = share else {
             let answering = countersign_tls::answer_reproof(&self.plane.trust, stream);
             match Box::pin(answering).await {
                 Ok(proven) => tracing::debug!(peer = %id, proven, "connections were re-proven"),
                 Err(fault) => tracing::info!(peer = %id, %fault, "a re-proof came to nothing"),
             }
             return;
-        }
-        let each = self.manners.load().connections.each;
-        let Some(share) = self.shares.take(&id, each) else {
-            let why = "the limit on connections of this peer is reached";
-            return self.turn_away(from, Code::TooManyConnections, why);
         };
         let route = self.route.load_full();
         match &*route {

@@ -9,6 +9,7 @@ use countersign_pki::{Refused, Verified};
 use crate::register::{Arrival, Entry, Full, Register, Standing};
 use crate::revoked::{Covered, revoked};
 use crate::rule::{decide, lasts};
+use crate::standing::Outcome;
 use crate::{Slice, Trust};
 
 /// How long a connection may take to finish what is under way when a graceful revocation ends it, or a TLS profile that asks for
@@ -121,9 +122,9 @@ impl Drop for Place {
 ///
 /// [`Trust::apply`] swaps first and scans second. So either the scan finds the connection, or the connection finds
 /// the new slice: the lock of its part of the register orders the two.
-pub(crate) fn admit(trust: &Trust, arrival: Arrival) -> Result<Place, Refused> {
+pub(crate) fn admit(trust: &Trust, arrival: Arrival) -> Result<Place, NotAdmitted> {
     let register = Arc::clone(&trust.register);
-    let entry = register.enter(arrival).map_err(no_place)?;
+    let entry = register.enter(arrival)?;
     let admitted = Admitted { entry, policies: Arc::from([]) };
     // From here on, every way out takes the connection out of the register again.
     let mut place = Place { register, admitted };
@@ -132,10 +133,36 @@ pub(crate) fn admit(trust: &Trust, arrival: Arrival) -> Result<Place, Refused> {
     let entry = &place.admitted.entry;
     if let Some(code) = entry.ended().or_else(|| entry.retiring()) {
         let why = "what is enforced changed while the connection was made".to_owned();
-        return Err(Refused { code, why });
+        return Err(Refused { code, why }.into());
     }
     place.admitted.policies = policies.into();
     Ok(place)
+}
+
+/// Why a connection is not admitted, and how that counts for where its peer came from.
+#[derive(Debug)]
+pub(crate) struct NotAdmitted {
+    pub(crate) refused: Refused,
+    pub(crate) outcome: Outcome,
+}
+
+impl From<Refused> for NotAdmitted {
+    fn from(refused: Refused) -> Self {
+        Self { outcome: Outcome::of(Some(refused.code)), refused }
+    }
+}
+
+impl From<Full> for NotAdmitted {
+    fn from(full: Full) -> Self {
+        match full {
+            Full::All => too_many().into(),
+            Full::OfPeer => {
+                let why = "the limit on connections of this peer is reached".to_owned();
+                let refused = Refused { code: Code::TooManyConnections, why };
+                Self { refused, outcome: Outcome::OverShare }
+            }
+        }
+    }
 }
 
 /// What a review has to look at.
@@ -297,16 +324,6 @@ fn out_of_service(entry: &Entry, slice: &Slice) -> Option<Denied> {
         let covered = presented.filter_map(|it| revoked(it, &slice.revocations).err());
         covered.max_by_key(Covered::ending).map(Denied::from)
     })
-}
-
-fn no_place(full: Full) -> Refused {
-    match full {
-        Full::All => too_many(),
-        Full::OfPeer => {
-            let why = "the limit on connections of this peer is reached".to_owned();
-            Refused { code: Code::TooManyConnections, why }
-        }
-    }
 }
 
 pub(crate) fn too_many() -> Refused {

@@ -8,6 +8,7 @@ use countersign_identity::{Code, Name, SpiffeId, Timestamp};
 use countersign_pki::{Refused, Verified};
 
 use crate::rule::{Purpose, Rule};
+use crate::standing::Outcome;
 
 /// Who dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,7 +88,8 @@ impl HandshakeFact {
         self.took = now.since(self.at);
         self.code = Some(refused.code);
         self.detail = refused.why.chars().take(DETAIL_CHARS_MAX).collect();
-        HandshakeFailure { code: refused.code, detail: self.detail.clone(), fact: Box::new(self) }
+        let (code, detail) = (refused.code, self.detail.clone());
+        HandshakeFailure { code, detail, outcome: Outcome::of(Some(code)), fact: Box::new(self) }
     }
 }
 
@@ -98,6 +100,8 @@ pub struct HandshakeFailure {
     pub code: Code,
     /// The sentence to it.
     pub detail: String,
+    /// How it counts for where the peer came from.
+    pub outcome: Outcome,
     /// What was seen of it.
     pub fact: Box<HandshakeFact>,
 }

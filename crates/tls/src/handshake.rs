@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector, TlsStream};
 
-use crate::admission::{admit, too_many};
+use crate::admission::{NotAdmitted, admit, too_many};
 use crate::alert::{code_of_io, sentence};
 use crate::canary::{self, CANARY_ALPN};
 use crate::config::Agreed;
@@ -281,7 +281,9 @@ impl Attempt {
         };
         let place = match admit(&self.trust, arrival) {
             Ok(place) => place,
-            Err(refused) => return Err(self.refuse(&refused)),
+            Err(NotAdmitted { refused, outcome }) => {
+                return Err(HandshakeFailure { outcome, ..self.refuse(&refused) });
+            }
         };
         if let Some(peer) = place.admitted.peer() {
             self.fact.proven(peer);

@@ -11,6 +11,7 @@ use crate::room::Rank;
 use crate::shards::Shards;
 use crate::source::Source;
 use crate::standing::known::Known;
+use crate::{Established, HandshakeFailure};
 
 /// How many handshakes may fail before others are turned away unread. Those that succeed cost nothing of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +30,8 @@ pub struct StandingRates {
 ///
 /// A source of which nothing is known may try, within what all such have together. One that fails is soon down to a
 /// trickle of tries, and shares another allowance with its like, so that their number does not help them. One from which
-/// somebody was let in needs nobody's allowance but its own, so that it notices nothing of a flood from elsewhere.
+/// somebody was let in needs nobody's allowance but its own, so that it notices nothing of a flood from elsewhere. Nor does one
+/// from which somebody comes who has as many connections as one may have; but each such try is one of those that failed.
 #[derive(Debug)]
 pub struct Standings {
     rates: StandingRates,
@@ -100,6 +102,9 @@ pub enum Outcome {
     /// Somebody was let in who did not say who they are, where that is allowed. It counts as one that failed, but makes no
     /// suspect of a source that is proven.
     Anonymous,
+    /// Somebody proved who they are, and has as many connections as one may have. It counts as one that failed, and makes no
+    /// suspect of its source: who tries again by and by is let in as soon as there is a place, whatever comes from elsewhere.
+    OverShare,
     /// Nothing is to be held against the source: it did not begin, or what failed is on our side.
     Nothing,
     /// It cost something and came to nothing.
@@ -117,6 +122,15 @@ impl Outcome {
                 Fault::Peer | Fault::Caller => Self::Failed,
                 Fault::Outage | Fault::Us => Self::Nothing,
             },
+        }
+    }
+
+    /// The outcome of a handshake as a whole.
+    pub fn of_handshake(shaken: &Result<Established, HandshakeFailure>) -> Self {
+        match shaken {
+            Ok(established) if established.stream.admitted().peer().is_some() => Self::Proven,
+            Ok(_) => Self::Anonymous,
+            Err(failure) => failure.outcome,
         }
     }
 }
@@ -189,13 +203,14 @@ impl Standings {
         match outcome {
             Outcome::Proven => known.proven(source, self.rates, now),
             Outcome::Nothing => {}
-            Outcome::Anonymous if proven => known.unsaid(source, self.rates, now),
+            Outcome::OverShare => known.over_share(source, self.rates, now),
+            Outcome::Anonymous if proven => known.in_vain(source, self.rates, now),
             Outcome::Anonymous | Outcome::Failed => known.failed(source, self.rates, now),
         }
         drop(known);
         match outcome {
             Outcome::Proven | Outcome::Nothing => self.give_back(leave.paid),
-            Outcome::Anonymous | Outcome::Failed => {}
+            Outcome::Anonymous | Outcome::OverShare | Outcome::Failed => {}
         }
         (outcome == Outcome::Anonymous).then_some(Unsaid(leave))
     }
@@ -341,6 +356,34 @@ mod tests {
         assert!(succeeds(&standings, 7, later));
         let tries = (0..1000).filter(|_| fails(&standings, 7, later)).count();
         assert_eq!(tries, 1);
+    }
+
+    #[test]
+    fn who_is_over_its_share_is_limited_as_the_proven_are_and_is_no_suspect() {
+        let standings = standings();
+        let comes = |standings: &Standings, now| {
+            let leave = standings.begin(source(1), now);
+            leave.map(|leave| standings.ended(leave, Outcome::OverShare, now)).is_ok()
+        };
+        let tries = (0..1000).filter(|_| comes(&standings, NOW)).count();
+        assert_eq!(tries, RATES.proven.burst as usize);
+        // Strangers and suspects have nothing left, and it needs none of theirs.
+        for number in 1000..20_000 {
+            fails(&standings, number, NOW);
+        }
+        let later = NOW + RATES.proven.every;
+        assert_eq!(standings.begin(source(1), later).unwrap().paid, Paid::Nothing);
+        assert!(succeeds(&standings, 1, later), "it is let in when there is a place");
+    }
+
+    #[test]
+    fn who_is_over_its_share_at_ever_new_places_uses_up_what_strangers_have() {
+        let standings = standings();
+        let comes = |number: &u32| {
+            let leave = standings.begin(source(*number), NOW);
+            leave.map(|leave| standings.ended(leave, Outcome::OverShare, NOW)).is_ok()
+        };
+        assert_eq!((0..1000).filter(comes).count(), RATES.strangers.burst as usize);
     }
 
     #[test]

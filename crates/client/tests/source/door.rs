@@ -159,6 +159,49 @@ async fn one_that_is_let_in_keeps_nobody_else_out() {
     admitting.abort();
 }
 
+#[tokio::test]
+async fn who_comes_again_and_again_over_its_share_is_turned_away_unread_before_long() {
+    let two = Two::new();
+    let web = source_with(two.web(), ids(&[])).await;
+    let orders = source_with(two.orders(), ids(&[WEB])).await;
+    for source in [&web, &orders] {
+        source.ready().await.unwrap();
+    }
+    let mut inbound = Inbound::service("orders".parse().unwrap());
+    inbound.each_max = std::num::NonZeroUsize::new(1);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut door = Door::new(&orders, listener, inbound);
+    let address = door.local_address().unwrap();
+    let expected = Expected::Id(ORDERS.parse().unwrap());
+    let outbound = Outbound::service("orders".parse().unwrap(), expected);
+    let mut admitting = tokio::spawn(async move {
+        let mut let_in = Vec::new();
+        loop {
+            let mut connection = door.accept().await;
+            connection.write_all(b"hello").await.unwrap();
+            let_in.push(connection);
+        }
+    });
+    let trust = web.trust();
+    let calling = async {
+        let mut first = dial(&trust, address, &outbound).await.unwrap().stream;
+        first.read_exact(&mut [0; 5]).await.unwrap();
+        let mut whole = 0;
+        // In TLS 1.3 the caller is done first: what ends before that was not read.
+        while let Ok(mut second) = dial(&trust, address, &outbound).await {
+            assert!(second.stream.read_exact(&mut [0; 5]).await.is_err(), "it has its share");
+            whole += 1;
+        }
+        whole
+    };
+    let whole = tokio::select! {
+        called = tokio::time::timeout(PATIENCE, calling) => called.expect("it is never limited"),
+        ended = &mut admitting => panic!("{ended:?}"),
+    };
+    assert!(100 < whole, "an honest one is not shut out for some tries: {whole}");
+    admitting.abort();
+}
+
 /// A connection from one of this machine's own addresses.
 async fn from(ip: [u8; 4], door: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();

@@ -1,14 +1,16 @@
 //! More peers, and more connections of one, than a door has places for.
 
 use std::num::NonZeroUsize;
+use std::time::Instant;
 
 use countersign_identity::Code;
 use countersign_tls::{Stream, connect};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::flood::to_orders;
+use super::flood::{from, to_orders, visit_over};
 use super::world::{PATIENCE, Proxy, Shop};
+use crate::bounds::STANDING;
 use crate::config::Protocol;
 use crate::plan::Connections;
 
@@ -54,6 +56,33 @@ async fn one_peer_fills_its_own_places_at_a_door_and_gives_them_back() {
     let _other = comes(&shop, &payments).await.expect("another peer has places of its own");
     drop(first);
     comes_at_last(&shop, &shop.web).await;
+}
+
+/// Of 2 places, which `web` has both, none is to be had by trying.
+#[tokio::test]
+async fn who_tries_again_and_again_over_its_share_is_turned_away_unread_and_let_in_when_it_may() {
+    let (shop, payments) = open(100, 2).await;
+    let door = shop.orders.door();
+    let first = comes(&shop, &shop.web).await.expect("the first place");
+    let _second = comes(&shop, &shop.web).await.expect("the second place");
+    let (begun, before) = (Instant::now(), shop.orders.handshakes());
+    let hurries = async {
+        while !shop.orders.has_refused(Code::RateLimited) {
+            assert!(comes(&shop, &shop.web).await.is_none(), "there is no third");
+        }
+    };
+    tokio::time::timeout(PATIENCE, hurries).await.expect("it is not limited");
+    // What it may waste at once, and what it has earned meanwhile.
+    let whole = u128::try_from(shop.orders.handshakes() - before).unwrap();
+    let earned = begun.elapsed().as_millis() / STANDING.proven.every.as_millis();
+    let burst = u128::from(STANDING.proven.burst);
+    assert!((burst..=burst + earned + 1).contains(&whole), "{whole} whole handshakes");
+    // Nobody who comes from elsewhere notices it.
+    let elsewhere = visit_over(from(2, door).await.unwrap(), &payments.plane.trust).await;
+    assert!(elsewhere.is_ok_and(|it| it.starts_with("HTTP/1.1 200")), "another source");
+    drop(first);
+    comes_at_last(&shop, &shop.web).await;
+    assert!(begun.elapsed() < PATIENCE, "it is not shut out for long");
 }
 
 #[tokio::test]

@@ -118,7 +118,8 @@ impl Edge {
             }
             established = Box::pin(self.shake_hands(tcp)) => established,
         };
-        let (mut place, conduct) = entry.handshake(outcome(&established), self.clock.now());
+        let (mut place, conduct) =
+            entry.handshake(Outcome::of_handshake(&established), self.clock.now());
         let stream = match established {
             Ok(established) => {
                 self.watch.handshake(&established.fact);
@@ -273,15 +274,6 @@ impl Edge {
         if tokio::time::timeout(PARTING_GRACE.min(self.drain), connection).await.is_err() {
             tracing::debug!("cut a connection whose requests did not end");
         }
-    }
-}
-
-/// How a handshake counts for the source that it came from.
-fn outcome(established: &Result<Established, HandshakeFailure>) -> Outcome {
-    match established {
-        Ok(established) if established.stream.admitted().peer().is_some() => Outcome::Proven,
-        Ok(_) => Outcome::Anonymous,
-        Err(failure) => Outcome::of(Some(failure.code)),
     }
 }
 

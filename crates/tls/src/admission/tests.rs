@@ -98,7 +98,7 @@ impl Door {
     }
 
     fn knock(&self) -> Result<Place, Code> {
-        admit(&self.trust, self.arrival()).map_err(|refused| refused.code)
+        admit(&self.trust, self.arrival()).map_err(|it| it.refused.code)
     }
 }
 
@@ -178,7 +178,7 @@ fn the_limit_on_connections_holds_however_many_come_at_once() {
         let came = || {
             start.wait();
             let outcomes = (0..MAX).map(|_| admit(&trust, door.arrival()));
-            outcomes.map(|outcome| outcome.map_err(|it| it.code)).collect::<Vec<_>>()
+            outcomes.map(|outcome| outcome.map_err(|it| it.refused.code)).collect::<Vec<_>>()
         };
         let outcomes = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(came)).collect();
@@ -199,14 +199,14 @@ fn those_who_come_leave_places_to_those_whom_we_dial() {
     let limits = Limits { connections_max: 10, dialled_min: 4, ..Limits::USUAL };
     let clock: Arc<dyn Clock> = Arc::new(SimClock::new(START));
     let trust = Trust::with_limits(clock, door.open.clone(), limits);
-    let comes = || admit(&trust, door.arrival()).map_err(|refused| refused.code);
+    let comes = || admit(&trust, door.arrival()).map_err(|it| it.refused.code);
     let came: Vec<Place> = std::iter::from_fn(|| comes().ok()).take(100).collect();
     assert_eq!((came.len(), comes().err()), (6, Some(Code::TooManyConnections)));
     let expected = Expected::Id("spiffe://shop.example/web".parse().unwrap());
     let outbound = Outbound::control(expected);
     let dialled = || {
         let arrival = Arrival { rule: Rule::outbound(&outbound), ..door.arrival() };
-        admit(&trust, arrival).map_err(|refused| refused.code)
+        admit(&trust, arrival).map_err(|it| it.refused.code)
     };
     let reached: Vec<Place> = std::iter::from_fn(|| dialled().ok()).take(100).collect();
     assert_eq!((reached.len(), dialled().err()), (4, Some(Code::TooManyConnections)));
@@ -220,7 +220,7 @@ fn one_identity_takes_its_share_and_can_still_prove_what_it_has() {
     inbound.each_max = Some(EACH);
     let arrival = || Arrival { rule: Rule::inbound(&inbound), ..door.arrival() };
     let admitted =
-        |arrival| admit(&door.trust, arrival).map_err(|refused| (refused.code, refused.why));
+        |arrival| admit(&door.trust, arrival).map_err(|it| (it.refused.code, it.refused.why));
     let comes = || admitted(arrival());
     let came: Vec<Place> = std::iter::from_fn(|| comes().ok()).take(100).collect();
     let full = "the limit on connections of this peer is reached".to_owned();
@@ -315,8 +315,8 @@ fn a_certificate_that_ran_out_during_the_handshake_is_not_admitted() {
     let door = Door::new();
     let late: Arc<dyn Clock> = Arc::new(SimClock::new(START + Duration::from_secs(3601)));
     let trust = Trust::new(late, door.open.clone());
-    let refused = admit(&trust, door.arrival()).unwrap_err();
-    assert_eq!(refused.code, Code::Expired);
+    let denied = admit(&trust, door.arrival()).unwrap_err();
+    assert_eq!(denied.refused.code, Code::Expired);
 }
 
 #[test]

@@ -60,8 +60,14 @@ impl Known {
         record.proven_until = Some(now + PROVEN_FOR);
     }
 
-    /// Somebody from a proven source said nothing of themselves.
-    pub(super) fn unsaid(&mut self, source: Source, rates: StandingRates, now: Timestamp) {
+    /// Somebody proved who they are, and came in vain.
+    pub(super) fn over_share(&mut self, source: Source, rates: StandingRates, now: Timestamp) {
+        self.proven(source, rates, now);
+        self.in_vain(source, rates, now);
+    }
+
+    /// A try from a proven source came to nothing, which makes no suspect of it.
+    pub(super) fn in_vain(&mut self, source: Source, rates: StandingRates, now: Timestamp) {
         if let Some(record) = self.sources.get_mut(&source) {
             record.failures.take(rates.proven, now);
         }
