@@ -44,6 +44,17 @@ pub(crate) enum Full {
     OfPeer,
 }
 
+/// What a re-proof is to a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Proved {
+    /// It may go on for longer, at one of its ends at least.
+    More,
+    /// The peer shows what lasts exactly as long as what it has proven before. Whoever asks again may not have heard the answer.
+    Again,
+    /// No more than there was, or the connection may not go on anyway.
+    Nothing,
+}
+
 /// Some of them. Whole at every step, should there be a panic under its lock.
 #[derive(Debug, Default)]
 struct Live {
@@ -92,6 +103,7 @@ impl Register {
             later: ArcSwapOption::empty(),
             expires: AtomicI64::new(arrival.expires.micros()),
             unprovable: AtomicBool::new(false),
+            proof_pause: AtomicI64::new(arrival.opened.micros()),
             lasting: OnceLock::new(),
             calls: Calls::default(),
             kept: OnceLock::new(),
@@ -188,13 +200,11 @@ impl Register {
         self.revoked.load(Ordering::Relaxed)
     }
 
-    /// Lets what `proof` showed count for `held`, each of the two credentials where it lasts longer than before. False when
-    /// nothing does, or `held` may not go on anyway; true also when the peer shows what lasts exactly as long as what it has
-    /// proven before, since whoever asks again may not have heard the answer.
-    pub(crate) fn prove(&self, held: &Entry, proof: &Entry) -> bool {
+    /// Lets what `proof` showed count for `held`, each of the two credentials where it lasts longer than before.
+    pub(crate) fn prove(&self, held: &Entry, proof: &Entry) -> Proved {
         let mut live = self.shards.of_number(held.number);
         if !live.entries.contains_key(&held.number) || !held.may_be_proven() {
-            return false;
+            return Proved::Nothing;
         }
         let before = held.later.load_full();
         let mut later = before.map_or_else(
@@ -213,7 +223,8 @@ impl Register {
         }
         if !grew {
             // By its end, not by the certificate: either side may have another since, of the same second or of a slower clock.
-            return held.later.load().is_some() && expires == longer;
+            let known = held.later.load().is_some() && expires == longer;
+            return if known { Proved::Again } else { Proved::Nothing };
         }
         later.at = proof.opened;
         held.later.store(Some(Arc::new(later)));
@@ -225,7 +236,7 @@ impl Register {
             // One that had expired and was kept ends then, after all.
             self.soonest.tell(longer);
         }
-        true
+        Proved::More
     }
 
     /// All that are live: who was entered before this is asked is among them.

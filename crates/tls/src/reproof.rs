@@ -5,6 +5,9 @@
 //! counts the ends of the certificates that it has just seen. The handshake is admitted like any other: policy and
 //! revocations are asked. It is for the same identity and the same purpose, and never shortens what there was.
 //!
+//! Who was told that nothing was gained asks again after an eighth of what is left, and so some forty times at most until the end,
+//! where the other end is late to renew.
+//!
 //! On the connection: a count (two bytes), as many names (32 bytes each), and as many answers (one byte each, 1 for
 //! proven).
 
@@ -21,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission;
-use crate::register::{Entry, Standing};
+use crate::register::{Entry, Proved, Standing};
 use crate::session::{EXPORTED_BYTES, Session};
 use crate::{
     Direction, Established, Expected, HandshakeFact, HandshakeFailure, Outbound, Purpose, Stream,
@@ -82,7 +85,7 @@ pub enum ReproofFault {
     Handshake(#[from] HandshakeFailure),
 }
 
-/// Answers a peer that asks for a re-proof over this connection, and tells how many connections are proven by it.
+/// Answers a peer that asks for a re-proof over this connection, and tells how many connections may go on for longer by it.
 ///
 /// # Errors
 /// When the peer names too many, breaks off, or takes too long.
@@ -98,13 +101,14 @@ pub async fn answer_reproof(trust: &Trust, mut stream: Stream) -> Result<usize, 
         }
         let proof = Arc::clone(stream.admitted().entry());
         let held = trust.named(&proof, names.iter().copied().map(ProofName).collect()).await;
-        let proven = names
-            .into_iter()
-            .map(|name| held.get(&ProofName(name)).is_some_and(|held| trust.prove(held, &proof)));
-        let answers: Vec<u8> = proven.map(u8::from).collect();
+        let proved = names.into_iter().map(|name| {
+            held.get(&ProofName(name)).map_or(Proved::Nothing, |held| trust.prove(held, &proof))
+        });
+        let proved: Vec<Proved> = proved.collect();
+        let answers: Vec<u8> = proved.iter().map(|it| u8::from(*it != Proved::Nothing)).collect();
         stream.write_all(&answers).await?;
         stream.shutdown().await?;
-        Ok(answers.iter().filter(|answer| **answer == 1).count())
+        Ok(more(&proved))
     };
     within(trust, exchange).await
 }
@@ -149,6 +153,7 @@ impl Trust {
                 rounds.spawn(async move {
                     let count = due.count();
                     match trust.reprove(due, report).await {
+                        Ok(0) => tracing::debug!(count, "a re-proof showed nothing newer"),
                         Ok(proven) => tracing::debug!(count, proven, "connections were re-proven"),
                         Err(fault) => {
                             tracing::info!(count, %fault, "connections were not re-proven");
@@ -194,7 +199,8 @@ impl Trust {
         due.into_values().collect()
     }
 
-    /// Proves these anew, as far as the peer can, and says how many are proven by what both ends show now.
+    /// Proves these anew, as far as the peer can, and says how many may go on for longer by what both ends show now. The others
+    /// are not due again for a while.
     ///
     /// # Errors
     /// When nothing was proven. Who does not know of re-proof is not asked again for these.
@@ -241,8 +247,17 @@ impl Trust {
             let mut answers = vec![0; named.len()];
             stream.read_exact(&mut answers).await?;
             let proof = stream.admitted().entry();
-            let held = named.iter().zip(answers).filter(|(_, answer)| *answer == 1);
-            Ok(held.filter(|((_, entry), _)| self.prove(entry, proof)).count())
+            let proved: Vec<Proved> = named
+                .iter()
+                .zip(answers)
+                .map(|((_, entry), answer)| match answer {
+                    1 => self.prove(entry, proof),
+                    _ => Proved::Nothing,
+                })
+                .collect();
+            let without = named.iter().zip(&proved).filter(|(_, proved)| **proved != Proved::More);
+            without.for_each(|((_, entry), _)| entry.pause_proof(self.now()));
+            Ok(more(&proved))
         };
         within(self, exchange).await
     }
@@ -267,12 +282,19 @@ impl Trust {
 
     /// Lets what `proof` showed count for `held`. Count first, decide second, as in admission: a slice that is applied
     /// meanwhile sees the one, or is seen by the other.
-    fn prove(&self, held: &Arc<Entry>, proof: &Entry) -> bool {
-        if !same_ends(held, proof) || !self.register.prove(held, proof) {
-            return false;
+    fn prove(&self, held: &Arc<Entry>, proof: &Entry) -> Proved {
+        if !same_ends(held, proof) {
+            return Proved::Nothing;
         }
-        admission::review_one(&self.register, held, &self.slice(), self.now())
+        let proved = self.register.prove(held, proof);
+        let goes_on = || admission::review_one(&self.register, held, &self.slice(), self.now());
+        if proved == Proved::Nothing || !goes_on() { Proved::Nothing } else { proved }
     }
+}
+
+/// How many of them may go on for longer.
+fn more(proved: &[Proved]) -> usize {
+    proved.iter().filter(|it| **it == Proved::More).count()
 }
 
 /// Those that have a name, with it.

@@ -47,10 +47,15 @@ impl Stream {
         [self.ends.dialled.stream.admitted(), self.ends.accepted.stream.admitted()]
     }
 
+    /// The ends of what the peer showed and of what we showed, as the dialler counts them.
+    fn counts(&self) -> [Timestamp; 2] {
+        let dialled = self.ends.dialled.stream.admitted();
+        [dialled.expires(), dialled.presented_ends()]
+    }
+
     /// Whether both ends hold something newer for what ends first, as the dialler sees it.
     fn gains(&self, own: Timestamp, peers: Timestamp) -> bool {
-        let dialled = self.ends.dialled.stream.admitted();
-        let (theirs, ours) = (dialled.expires(), dialled.presented_ends());
+        let [theirs, ours] = self.counts();
         if ours <= theirs { ours < own } else { theirs < peers }
     }
 }
@@ -149,17 +154,15 @@ impl World {
             _ => Fortune::Passes,
         };
         let stream = self.mesh.callers[from].stream.as_ref().expect("it was there");
-        let instance = stream.instance;
+        let (instance, before) = (stream.instance, stream.counts());
         let (own, peers) = (self.shows(self.calling(from)), self.shows(self.called(instance)));
         let hindered = self.hindered(from, stream, (own, peers), fortune);
         let (asked, answered) = self.reprove_all(from, instance, fortune);
         let stream = self.mesh.callers[from].stream.as_ref().expect("it was there");
-        let [dialled, _accepted] = stream.sides();
-        let end = dialled.expires().min(dialled.presented_ends());
+        let end = stream.counts().into_iter().min().expect("it has two ends");
         let obstacle = self.obstacle_ahead(from, instance, end);
         let stream = self.mesh.callers[from].stream.as_mut().expect("it was there");
-        let [dialled, _accepted] = stream.sides();
-        let moved = due < dialled.proof_due();
+        let moved = before != stream.counts();
         if answered {
             stream.shown[1] = stream.shown[1].max(own);
         }

@@ -17,7 +17,7 @@ use countersign_policy::{Context, Policies};
 
 use super::{Admitted, Place, admit};
 use crate::config::Agreed;
-use crate::register::{Arrival, Register, Standing};
+use crate::register::{Arrival, Proved, Register, Standing};
 use crate::rule::{Expected, Expired, Inbound, Outbound, Rule};
 use crate::{Limits, Slice, Trust};
 
@@ -299,7 +299,7 @@ fn who_sweeps_is_told_of_the_new_end_of_a_connection_that_had_expired() {
     let proof = register.enter(Arrival { expires: end, ..door.arrival() }).unwrap();
     register.evict(&proof);
     while is_told(&register) {}
-    assert!(register.prove(&held, &proof));
+    assert_eq!(register.prove(&held, &proof), Proved::More);
     assert!(is_told(&register));
     assert_eq!(register.sweep(now), Some(end));
 }

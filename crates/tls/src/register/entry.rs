@@ -51,6 +51,8 @@ pub(crate) struct Entry {
     /// The last moment at which it may be open. Written under the lock of its shard only, and only forward.
     pub(super) expires: AtomicI64,
     pub(super) unprovable: AtomicBool,
+    /// Before which it is not proven anew, since the last try gained nothing.
+    pub(super) proof_pause: AtomicI64,
     /// The one call that it has become, if it was upgraded.
     pub(crate) lasting: OnceLock<LastingCall>,
     /// Those under way over it, where they are decided on one by one.
@@ -119,10 +121,18 @@ impl Entry {
         self.later.load().as_ref().map_or(self.opened, |later| later.at)
     }
 
-    /// From when on it is proven anew, if it is: after the moment at which HTTP has gone over to a successor.
+    /// From when on it is proven anew, if it is: after the moment at which HTTP has gone over to a successor, and not while it
+    /// pauses.
     pub(crate) fn proof_due(&self) -> Timestamp {
         let life = self.expires().min(self.shown_until()).since(self.proven_at());
-        self.proven_at() + life / 16 * 13
+        let pause = Timestamp::from_micros(self.proof_pause.load(Ordering::Relaxed));
+        pause.max(self.proven_at() + life / 16 * 13)
+    }
+
+    /// Lets it be for an eighth of what it has left: nobody had anything newer to show at `now`.
+    pub(crate) fn pause_proof(&self, now: Timestamp) {
+        let left = self.expires().min(self.shown_until()).since(now);
+        self.proof_pause.store((now + left / 8).micros(), Ordering::Relaxed);
     }
 
     /// Whether there is any use in trying to prove it anew.

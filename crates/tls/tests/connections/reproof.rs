@@ -26,6 +26,7 @@ struct Standing {
     orders: Established,
     stop: CancellationToken,
     address: std::net::SocketAddr,
+    proving: JoinHandle<()>,
     _serving: JoinHandle<()>,
 }
 
@@ -56,7 +57,7 @@ impl Standing {
                 ends.cancel();
             });
         }
-        tokio::spawn(Arc::clone(&shop.web).keep_proven(|_fact| {}, stop.clone()));
+        let proving = tokio::spawn(Arc::clone(&shop.web).keep_proven(|_fact| {}, stop.clone()));
         let called = Arc::clone(&shop.orders);
         let serving = tokio::spawn(async move {
             let inbound = Inbound { alpn, ..door() };
@@ -69,7 +70,7 @@ impl Standing {
                 }
             }
         });
-        Self { shop, web, orders, stop, address, _serving: serving }
+        Self { shop, web, orders, stop, address, proving, _serving: serving }
     }
 
     fn renew(&self) {
@@ -264,6 +265,45 @@ async fn a_proof_that_was_not_answered_is_answered_to_certificates_that_end_with
     standing.proven_until(renewed + Duration::from_secs(LIFE)).await;
     exchange(&mut standing.web, &mut standing.orders).await;
     standing.stop.cancel();
+}
+
+#[tokio::test]
+async fn a_proof_that_gains_nothing_counts_for_none_and_the_next_one_waits_until_there_may_be_more()
+{
+    let mut standing = Standing::open(vec![REPROOF_ALPN.to_vec()]).await;
+    // Here it is asked by hand.
+    standing.stop.cancel();
+    (&mut standing.proving).await.unwrap();
+    let Standing { shop, web, .. } = &standing;
+    let prove = async || {
+        let mut due = shop.web.reproofs_due();
+        assert!(due.len() <= 1);
+        let proven = shop.web.reprove(due.pop()?, |_fact| {}).await;
+        Some(proven.unwrap())
+    };
+    // `orders` is late to renew, `web` is not.
+    let long = shop.realm.svid("/web", START, 2 * LIFE);
+    shop.web.set_identity(identity(&long)).unwrap();
+    shop.clock.set(web.stream.admitted().proof_due());
+    assert_eq!(prove().await, Some(1), "what `web` shows lasts longer");
+    shop.clock.set(web.stream.admitted().proof_due());
+    let (mut tries, end) = (0, after(LIFE));
+    while shop.clock.now() + Duration::from_secs(1) < end {
+        match prove().await {
+            Some(proven) => {
+                assert_eq!(proven, 0, "it is answered, and nothing is gained");
+                assert_eq!(prove().await, None, "nor asked again at once");
+                tries += 1;
+            }
+            None => shop.clock.advance(Duration::from_millis(500)),
+        }
+    }
+    assert!((10..40).contains(&tries), "{tries} tries");
+    assert_eq!(web.stream.admitted().expires(), end);
+    let late = shop.realm.svid("/orders", START, 2 * LIFE);
+    shop.orders.set_identity(identity(&late)).unwrap();
+    assert_eq!(prove().await, Some(1), "and at last it is");
+    assert_eq!(standing.ends(), [after(2 * LIFE); 2]);
 }
 
 #[tokio::test]
