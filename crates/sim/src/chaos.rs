@@ -179,66 +179,30 @@ impl World {
         self.tell(&format!("{fault:?}"));
         self.mesh_before(fault);
         match fault {
-            Fault::ServerStops(server) => {
-                for key in self.control.stop(server) {
-                    let why = "the server went away".to_owned();
-                    self.hang_up((server, key), Code::Unavailable, why);
-                }
-            }
+            Fault::ServerStops(server) => self.stop_server(server),
             Fault::ServerStarts(server) if self.control.is_up(server) => {}
             Fault::ServerStarts(server) => self.control.start(server),
             Fault::CutFrom(index, server) => {
-                for key in self.control.lines_of(index) {
-                    if self.control.server_of(key) == Some(server) {
-                        self.break_line(key);
-                    }
-                }
+                self.break_lines(index, |at| at == Some(server));
                 self.machines[index].cut_from = Some(server);
             }
             Fault::CutOff(index) => {
-                for key in self.control.lines_of(index) {
-                    self.break_line(key);
-                }
+                self.break_lines(index, |_any| true);
                 self.machines[index].cut_off = true;
             }
             Fault::Rejoins(index) => {
                 let machine = &mut self.machines[index];
                 (machine.cut_off, machine.cut_from) = (false, None);
             }
-            Fault::Crashes(index) => {
-                // The snapshot may be older than what was in force; revocations are written before anybody hears of them.
-                let unwritten = self.below(2) == 0;
-                let machine = &mut self.machines[index];
-                machine.disk.crash(unwritten);
-                machine.life = None;
-                machine.lives += 1;
-                machine.points.values_mut().for_each(crate::points::Point::lost_agent);
-                for key in self.control.lines_of(index) {
-                    self.control.close(key);
-                }
-            }
+            Fault::Crashes(index) => self.crash(index),
             Fault::Restarts(index) if self.machines[index].life.is_some() => {}
             Fault::Restarts(index) => self.with(index, Machine::start),
             Fault::Sleeps(index, millis) => {
                 let until = self.control.clock_now() + Duration::from_millis(millis);
                 self.machines[index].asleep = Some(until);
-                for key in self.control.lines_of(index) {
-                    self.break_line(key);
-                }
+                self.break_lines(index, |_any| true);
             }
-            Fault::ClockSteps(index, skew) => {
-                let now = skewed(self.control.clock_now(), skew);
-                let machine = &mut self.machines[index];
-                if skew < machine.skew {
-                    // Whoever sleeps on a clock that is set back is woken by it, and looks again.
-                    machine.wake = machine.wake.min(now);
-                }
-                machine.skew = skew;
-                machine.ahead = machine.ahead.max(skew);
-                machine.clock.set(now);
-                self.sweep();
-                self.schedule(index);
-            }
+            Fault::ClockSteps(index, skew) => self.step_clock(index, skew),
             Fault::ServerClockSteps(server, skew) => self.set_server_clock(server, skew),
             Fault::Changes(index) => self.change(index),
             Fault::Revokes(..)
@@ -259,6 +223,50 @@ impl World {
             Fault::Mesh(trouble) => self.trouble(trouble),
         }
         self.mesh_after(fault);
+    }
+
+    fn stop_server(&mut self, server: usize) {
+        for key in self.control.stop(server) {
+            let why = "the server went away".to_owned();
+            self.hang_up((server, key), Code::Unavailable, why);
+        }
+    }
+
+    /// Breaks the streams of a machine, those that are to such a server.
+    fn break_lines(&mut self, index: usize, to: impl Fn(Option<usize>) -> bool) {
+        for key in self.control.lines_of(index) {
+            if to(self.control.server_of(key)) {
+                self.break_line(key);
+            }
+        }
+    }
+
+    /// The agent's process ends.
+    fn crash(&mut self, index: usize) {
+        // The snapshot may be older than what was in force; revocations are written before anybody hears of them.
+        let unwritten = self.below(2) == 0;
+        let machine = &mut self.machines[index];
+        machine.disk.crash(unwritten);
+        machine.life = None;
+        machine.lives += 1;
+        machine.points.values_mut().for_each(crate::points::Point::lost_agent);
+        for key in self.control.lines_of(index) {
+            self.control.close(key);
+        }
+    }
+
+    fn step_clock(&mut self, index: usize, skew: i64) {
+        let now = skewed(self.control.clock_now(), skew);
+        let machine = &mut self.machines[index];
+        if skew < machine.skew {
+            // Whoever sleeps on a clock that is set back is woken by it, and looks again.
+            machine.wake = machine.wake.min(now);
+        }
+        machine.skew = skew;
+        machine.ahead = machine.ahead.max(skew);
+        machine.clock.set(now);
+        self.sweep();
+        self.schedule(index);
     }
 
     /// An operator changes something about this machine.
