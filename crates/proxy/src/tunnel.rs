@@ -31,7 +31,8 @@ pub(crate) async fn until_cut(admitted: Option<&Admitted>, work: impl Future<Out
 /// Copies between the two until each has said its end to the other. An end of one way is passed on as such, so
 /// a protocol that half-closes works. What is cut by the register ends both ways.
 ///
-/// Between two of them nothing is held: what is read goes on at once, and only what is not taken at once is kept.
+/// Between two of them nothing is held: what is read goes on at once, and only what is not taken at once is kept. An upgraded connection
+/// of a proxy with one worker gives way first ([`crate::way`]), so that the first of a message is kept for one turn.
 pub(crate) fn join<A, B>(mut a: A, mut b: B) -> impl Future<Output = io::Result<(u64, u64)>>
 where
     A: AsyncRead + AsyncWrite + Unpin,

@@ -9,7 +9,7 @@ use rustls::AlertDescription;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::bounds;
+use crate::bounds::PASSED_AT_ONCE_MAX;
 
 /// One connection, with what is kept for as long as it lives: also after an upgrade, when its HTTP task has ended.
 pub(crate) struct Wire<K = ()> {
@@ -74,9 +74,6 @@ impl<K> Wire<K> {
     }
 }
 
-/// See [`bounds::PASSED_AT_ONCE_MAX`].
-const PASSED_AT_ONCE_MAX: u64 = bounds::PASSED_AT_ONCE_MAX as u64;
-
 macro_rules! each {
     ($kind:expr, $io:ident => $call:expr) => {
         match $kind {
@@ -105,8 +102,8 @@ impl<K: Unpin> AsyncRead for Wire<K> {
         let this = self.get_mut();
         let read = match &mut this.kind {
             Kind::Mutual(io) => Pin::new(io).poll_read(cx, buf),
-            Kind::Tcp(io) => Pin::new(&mut io.take(PASSED_AT_ONCE_MAX)).poll_read(cx, buf),
-            Kind::Unix(io) => Pin::new(&mut io.take(PASSED_AT_ONCE_MAX)).poll_read(cx, buf),
+            Kind::Tcp(io) => Pin::new(&mut io.take(PASSED_AT_ONCE_MAX as u64)).poll_read(cx, buf),
+            Kind::Unix(io) => Pin::new(&mut io.take(PASSED_AT_ONCE_MAX as u64)).poll_read(cx, buf),
         };
         if let (Poll::Ready(Err(error)), Some(heard)) = (&read, &this.heard) {
             heard.note(error);
