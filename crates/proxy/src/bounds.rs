@@ -45,7 +45,7 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) const RESPONSE_HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// The same for a request with a body, which is as a rule answered after it was read.
 pub(crate) const UPLOAD_TIMEOUT: Duration = Duration::from_secs(900);
-/// How often one request is tried at most, over all addresses.
+/// How often one request or byte stream is tried at most, over all addresses.
 pub(crate) const TRIES_MAX: usize = 6;
 
 /// Bytes of a request's body that are remembered until somebody answers, so that it can be sent again when it was not
@@ -116,7 +116,7 @@ pub(crate) const ANNOUNCED_MAX: Duration = Duration::from_secs(1);
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that are read at once to be passed on. Sealed in four TLS records, and with the heads of TCP and IP, they are the most that
 /// the kernel takes as one packet: of 64 KiB the rest would go out by itself, and wake whoever waits for it once more. At most so many
-/// of each way of a tunnel are kept, until they are taken.
+/// of each way of a tunnel are kept, until they are taken: how much is, shows only once it has been read.
 pub(crate) const PASSED_AT_ONCE_MAX: usize = 65_000;
 
 /// How long an address rests after its first failure in a row.

@@ -1,16 +1,17 @@
-//! The plan of one request's tries: what may be sent again, and where to. Pure, on the time that it is told.
+//! The plan of one request's tries, or of one byte stream's: what may be sent again, and where to. Pure, on the time that it is told.
 //!
-//! A request is sent again only when it provably was not read, and [`TRIES_MOST`] times in all at most.
+//! A request is sent again only when it provably was not read, and [`TRIES_MOST`] times in all at most. Of a byte stream nothing is read
+//! before it stands.
 
 use countersign_identity::{Code, Entropy, Timestamp};
 
 use crate::bounds::TRIES_MAX;
 use crate::health::{Health, Tried};
 
-/// How often one request is tried at most, over all addresses.
+/// How often one request or byte stream is tried at most, over all addresses.
 pub const TRIES_MOST: usize = TRIES_MAX;
 
-/// How far one request has come.
+/// How far one request or byte stream has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tries {
     tried: Tried,

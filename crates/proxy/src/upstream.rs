@@ -19,13 +19,13 @@ use crate::bounds::{
 };
 use crate::dial::{DialFailure, Dialer, Dialled, Want};
 use crate::facts::blank_fact;
-use crate::health::{Health, Tried};
+use crate::health::Health;
 use crate::lease::{Lease, SendFailure};
 use crate::plane::Plane;
 use crate::pool::Pool;
 use crate::replay::Replay;
 use crate::session::Spoken;
-use crate::tries::{Fate, Fault, Next, Tries, blames_address};
+use crate::tries::{Fate, Fault, Next, Tries};
 
 /// One thing to reach, at one or more addresses.
 pub(crate) struct Upstream {
@@ -135,10 +135,7 @@ impl Upstream {
                 Err(missed) => missed,
             };
             let (fate, Missed { left, fault, why }) = (missed.left.fate(), missed);
-            let next = self.tell(address, why.code, |health, now, entropy| {
-                tries.after((fate, fault), health, now, entropy)
-            });
-            match (next, left) {
+            match (self.after(&mut tries, (fate, fault), why.code), left) {
                 (Next::Try(_), Left::Unread(again)) => request = again,
                 (Next::Try(_) | Next::GiveUp, _) => return Err(why),
             }
@@ -227,22 +224,22 @@ impl Upstream {
 
     /// A byte stream to the first address that takes one.
     pub(crate) async fn connect(&self) -> Result<Dialled, Failed> {
-        let (mut tried, mut failed) = (Tried::default(), nowhere());
-        while let Some(address) = self.pick(&mut tried) {
-            match self.pools[address].dialer().dial(&self.plane, Want::Raw).await {
+        let mut tries = Tries::begin(&self.health()).ok_or_else(nowhere)?;
+        loop {
+            let address = tries.address();
+            let failure = match self.pools[address].dialer().dial(&self.plane, Want::Raw).await {
                 Ok(dialled) => {
                     self.answered(address);
                     return Ok(dialled);
                 }
-                Err(failure) => {
-                    failed = failure.into();
-                    if !self.blame(address, &failed) {
-                        break;
-                    }
-                }
+                Err(failure) => failure,
+            };
+            let missed = (Fate::Unread, Fault::Address(failure.code));
+            match self.after(&mut tries, missed, failure.code) {
+                Next::Try(_) => {}
+                Next::GiveUp => return Err(failure.into()),
             }
         }
-        Err(failed)
     }
 
     /// Probes addresses that rest, and closes what is idle, until stopped.
@@ -311,15 +308,11 @@ impl Upstream {
         }
     }
 
-    /// Lets the address rest if it is at fault, and says whether another may do better.
-    fn blame(&self, address: usize, failed: &Failed) -> bool {
-        let blamed = blames_address(failed.code);
-        if blamed {
-            self.tell(address, failed.code, |health, now, entropy| {
-                health.failed(address, now, entropy);
-            });
-        }
-        blamed
+    /// What comes after a try that failed with this code.
+    fn after(&self, tries: &mut Tries, missed: (Fate, Fault), code: Code) -> Next {
+        self.tell(tries.address(), code, |health, now, entropy| {
+            tries.after(missed, health, now, entropy)
+        })
     }
 
     /// Has the addresses hear of something, and wakes the one who probes when the first of them begins to rest.
@@ -344,13 +337,6 @@ impl Upstream {
 
     fn answered(&self, address: usize) {
         self.health().succeeded(address);
-    }
-
-    /// The next address that was not tried yet.
-    fn pick(&self, tried: &mut Tried) -> Option<usize> {
-        let address = self.health().pick(*tried)?;
-        tried.add(address);
-        Some(address)
     }
 
     fn health(&self) -> std::sync::MutexGuard<'_, Health> {

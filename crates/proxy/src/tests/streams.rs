@@ -1,11 +1,14 @@
 //! Byte streams.
 
-use countersign_identity::Verb;
+use std::sync::Arc;
+
+use countersign_identity::{Code, SimClock, Timestamp, Verb};
 use countersign_policy::{Operation, Operations};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpSocket, UnixListener, UnixStream};
 
-use super::world::{NOTHING, Shop, directory, inbound, name};
+use super::world::{NOTHING, PATIENCE, Shop, directory, eventually, inbound, name, outbound};
+use crate::bounds::TRIES_MAX;
 use crate::config::Protocol;
 use crate::dial::Target;
 
@@ -63,6 +66,43 @@ async fn a_stream_ends_when_its_service_comes_to_decide_on_requests() {
     assert_eq!(shop.orders.enforce_calls(permit, operations, None), 1);
     assert!(matches!(client.read(&mut [0; 1]).await, Ok(0) | Err(_)));
     assert!(matches!(server.read(&mut [0; 1]).await, Ok(0) | Err(_)));
+}
+
+/// Has `web`'s streams go to so many places where nobody listens, and then to `orders`. On a clock that stands still none of them is
+/// probed.
+fn lead_past(away: &[TcpSocket], shop: &mut Shop) {
+    let mut doors: Vec<_> = away.iter().map(|it| it.local_addr().unwrap()).collect();
+    doors.push(shop.orders.door());
+    shop.web.listen(&[], &[outbound(&shop.realm, &shop.local, &doors, Protocol::Tcp)]);
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_to_the_next_address_and_not_without_end() {
+    let clock = Arc::new(SimClock::new(Timestamp::from_secs(1_790_000_000)));
+    let mut shop = Shop::open_on(clock, Protocol::Tcp).await;
+    let nobody = || {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        socket
+    };
+    let away: Vec<TcpSocket> = std::iter::repeat_with(nobody).take(TRIES_MAX).collect();
+    lead_past(&away[1..], &mut shop);
+    let mut client = UnixStream::connect(&shop.local).await.unwrap();
+    client.write_all(b"x").await.unwrap();
+    shop.orders.fact(|fact| fact.code.is_none()).await;
+    assert_eq!(shop.web.refusals(Code::PeerUnreachable), TRIES_MAX - 1);
+
+    lead_past(&away, &mut shop);
+    let mut client = UnixStream::connect(&shop.local).await.unwrap();
+    let ended = tokio::time::timeout(PATIENCE, client.read(&mut [0; 1])).await;
+    assert!(matches!(ended.expect("it is given up"), Ok(0) | Err(_)));
+    assert_eq!(shop.web.refusals(Code::PeerUnreachable), 2 * TRIES_MAX - 1);
+    assert_eq!(shop.orders.handshakes(), 1);
+    // All of them rest by now, so that the next one goes where nobody has been yet.
+    let mut client = UnixStream::connect(&shop.local).await.unwrap();
+    client.write_all(b"x").await.unwrap();
+    eventually(|| (shop.orders.handshakes() == 2).then_some(())).await;
+    assert_eq!(shop.web.refusals(Code::PeerUnreachable), 2 * TRIES_MAX - 1);
 }
 
 #[tokio::test]

@@ -201,6 +201,11 @@ impl Proxy {
         self.facts.lock().unwrap().iter().any(wanted)
     }
 
+    /// How often that was so.
+    pub(super) fn refusals(&self, code: Code) -> usize {
+        self.facts.lock().unwrap().iter().filter(|fact| fact.code == Some(code)).count()
+    }
+
     pub(super) fn handshakes(&self) -> usize {
         self.facts.lock().unwrap().iter().filter(|fact| fact.code.is_none()).count()
     }

@@ -37,7 +37,7 @@ pub(crate) enum Errand {
     Probe(Carries),
     /// Of a connection that retires.
     Successor(u64),
-    Stream(countersign_proxy::health::Tried),
+    Stream(countersign_proxy::tries::Tries),
 }
 
 impl Errand {
@@ -207,7 +207,7 @@ impl World {
                 }
                 self.leaves(of);
             }
-            Errand::Stream(tried) => self.stream_dialled(dial, tried, came),
+            Errand::Stream(tries) => self.stream_dialled(dial, tries, came),
         }
     }
 

@@ -4,8 +4,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use countersign_identity::{Code, Timestamp};
-use countersign_proxy::health::Tried;
-use countersign_proxy::tries::blames_address;
+use countersign_proxy::tries::{Fate, Fault, Next, Tries};
 use countersign_tls::{Admitted, Inbound, REPROOF_ALPN, Reproof, accept, answer_reproof};
 
 use super::Traffic;
@@ -63,18 +62,10 @@ impl Stream {
 impl World {
     pub(super) fn opens(&mut self, from: usize) {
         if self.mesh.callers[from].stream.is_none() {
-            self.connect_stream(from, Tried::default());
-        }
-    }
-
-    /// Goes to the next address that was not tried yet.
-    fn connect_stream(&mut self, from: usize, mut tried: Tried) {
-        match self.mesh.callers[from].bytes.health.pick(tried) {
-            Some(address) => {
-                tried.add(address);
-                self.dial_address(from, address, Errand::Stream(tried));
+            match Tries::begin(&self.mesh.callers[from].bytes.health) {
+                Some(tries) => self.dial_address(from, tries.address(), Errand::Stream(tries)),
+                None => self.open_later(from),
             }
-            None => self.open_later(from),
         }
     }
 
@@ -86,7 +77,7 @@ impl World {
     pub(super) fn stream_dialled(
         &mut self,
         dial: Dial,
-        tried: Tried,
+        mut tries: Tries,
         came: Result<Box<Line>, Code>,
     ) {
         let Dial { from, address, .. } = dial;
@@ -101,11 +92,13 @@ impl World {
                     None => self.open_later(from),
                 }
             }
-            Err(code) if blames_address(code) => {
-                caller.bytes.health.failed(address, now, &caller.entropy);
-                self.connect_stream(from, tried);
+            Err(code) => {
+                let missed = (Fate::Unread, Fault::Address(code));
+                match tries.after(missed, &mut caller.bytes.health, now, &caller.entropy) {
+                    Next::Try(address) => self.dial_address(from, address, Errand::Stream(tries)),
+                    Next::GiveUp => self.open_later(from),
+                }
             }
-            Err(_ours) => self.open_later(from),
         }
         self.plan_probe(from, super::Carries::Bytes);
     }
