@@ -123,6 +123,8 @@ pub(crate) const PASSED_AT_ONCE_MAX: usize = 65_000;
 pub(crate) const EJECTED_FIRST: Duration = Duration::from_millis(200);
 /// How long it rests at most.
 pub(crate) const EJECTED_LONGEST: Duration = Duration::from_secs(10);
+/// Addresses of one upstream that are probed side by side. Each that says nothing takes a place for [`CONNECT_TIMEOUT`].
+pub(crate) const PROBES_MAX: usize = 16;
 /// Addresses that one name resolves to, and which are tried.
 pub(crate) const RESOLVED_MAX: usize = 8;
 /// Addresses of one upstream.

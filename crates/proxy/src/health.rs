@@ -2,7 +2,8 @@
 //!
 //! Addresses are in order of priority. One that failed rests for a while and is then tried by the probing task,
 //! not by a request, before requests come to it again. When all rest, requests try them all the same: nothing is
-//! lost by it, and the first to return is found at once.
+//! lost by it, and the first to return is found at once. Probes go on side by side, [`PROBES_MOST`] at most, so that an address that
+//! answers nothing keeps no other from being found.
 //!
 //! Rests are reckoned by the clock that it is told. When that is set back, no rest becomes longer than the longest.
 
@@ -10,13 +11,16 @@ use std::time::Duration;
 
 use countersign_identity::{Backoff, BackoffPolicy, Entropy, Timestamp};
 
-use crate::bounds::{ADDRESSES_MAX, CONNECT_TIMEOUT, EJECTED_FIRST, EJECTED_LONGEST};
+use crate::bounds::{ADDRESSES_MAX, CONNECT_TIMEOUT, EJECTED_FIRST, EJECTED_LONGEST, PROBES_MAX};
 
 /// How long an address rests at most before it is probed.
 pub const REST_LONGEST: Duration = EJECTED_LONGEST;
 
 /// How long connecting to an address may take, by a request or a probe.
 pub const CONNECT_LONGEST: Duration = CONNECT_TIMEOUT;
+
+/// How many addresses of one upstream are probed side by side.
+pub const PROBES_MOST: usize = PROBES_MAX;
 
 const POLICY: BackoffPolicy = BackoffPolicy { first: EJECTED_FIRST, longest: EJECTED_LONGEST };
 
@@ -31,11 +35,13 @@ struct State {
     backoff: Backoff,
     /// Resting, and to be probed from this moment on.
     resting: Option<Timestamp>,
+    /// Whether a probe of it is under way.
+    probed: bool,
 }
 
 impl State {
-    /// When to probe it. At once when the clock was set back meanwhile: nobody rests for so long.
-    fn probe_at(&self, now: Timestamp) -> Option<Timestamp> {
+    /// When its rest is over. At once when the clock was set back meanwhile: nobody rests for so long.
+    fn rests_until(&self, now: Timestamp) -> Option<Timestamp> {
         let until = self.resting?;
         Some(if now + REST_LONGEST < until { now } else { until })
     }
@@ -61,7 +67,7 @@ impl Tried {
 impl Health {
     /// All of `count` addresses are taken to be well.
     pub fn new(count: usize) -> Self {
-        let well = || State { backoff: Backoff::new(POLICY), resting: None };
+        let well = || State { backoff: Backoff::new(POLICY), resting: None, probed: false };
         Self { addresses: std::iter::repeat_with(well).take(count.min(ADDRESSES_MAX)).collect() }
     }
 
@@ -84,21 +90,42 @@ impl Health {
     pub fn failed(&mut self, address: usize, now: Timestamp, entropy: &dyn Entropy) {
         let Some(state) = self.addresses.get_mut(address) else { return };
         // Requests that failed together count as one failure: only a try after the rest makes it longer.
-        if state.probe_at(now).is_none_or(|until| until <= now) {
+        if state.rests_until(now).is_none_or(|until| until <= now) {
             state.resting = Some(state.backoff.failed(now, entropy));
         }
     }
 
-    /// The addresses to probe now.
-    pub fn due(&self, now: Timestamp) -> Vec<usize> {
-        let states = self.addresses.iter().enumerate();
-        let due = states.filter(|(_, state)| state.probe_at(now).is_some_and(|until| until <= now));
-        due.map(|(at, _)| at).collect()
+    /// The addresses to probe now. A probe of each is under way from here on, until it is told that it [`has_ended`](Self::probe_ended).
+    pub fn begin_probes(&mut self, now: Timestamp) -> Vec<usize> {
+        let most = PROBES_MOST.saturating_sub(self.under_way());
+        let states = self.addresses.iter_mut().enumerate().filter(|(_, state)| {
+            !state.probed && state.rests_until(now).is_some_and(|until| until <= now)
+        });
+        let begun = states.take(most).map(|(at, state)| {
+            state.probed = true;
+            at
+        });
+        begun.collect()
     }
 
-    /// When to probe next; `None` while no address rests.
+    /// A probe of this address is over. What came of it is told apart.
+    pub fn probe_ended(&mut self, address: usize) {
+        if let Some(state) = self.addresses.get_mut(address) {
+            state.probed = false;
+        }
+    }
+
+    /// When to begin the next probe; `None` while no other address rests, and while no more may be under way.
     pub fn next_probe(&self, now: Timestamp) -> Option<Timestamp> {
-        self.addresses.iter().filter_map(|state| state.probe_at(now)).min()
+        if PROBES_MOST <= self.under_way() {
+            return None;
+        }
+        let others = self.addresses.iter().filter(|state| !state.probed);
+        others.filter_map(|state| state.rests_until(now)).min()
+    }
+
+    fn under_way(&self) -> usize {
+        self.addresses.iter().filter(|state| state.probed).count()
     }
 }
 
@@ -137,9 +164,10 @@ mod tests {
         let (entropy, mut now) = (SeededEntropy::new(1), Timestamp::from_secs(100));
         let mut health = Health::new(2);
         health.failed(0, now, &entropy);
-        assert!(health.due(now).is_empty());
+        assert!(health.begin_probes(now).is_empty());
         now = health.next_probe(now).unwrap();
-        assert_eq!(health.due(now), [0]);
+        assert_eq!(health.begin_probes(now), [0]);
+        health.probe_ended(0);
         assert_eq!(order(&health), [1, 0], "time alone does not bring it back");
         health.failed(0, now, &entropy);
         assert!(now < health.next_probe(now).unwrap());
@@ -169,17 +197,37 @@ mod tests {
         let mut health = Health::new(2);
         health.failed(0, now, &entropy);
         let back = Timestamp::from_secs(100);
-        assert_eq!((health.due(back), health.next_probe(back)), (vec![0], Some(back)));
+        assert_eq!((health.next_probe(back), health.begin_probes(back)), (Some(back), vec![0]));
+        health.probe_ended(0);
         // Nor does what fails then rest until the clock is where it was.
         health.failed(0, back, &entropy);
-        assert!(health.due(back).is_empty());
+        assert!(health.begin_probes(back).is_empty());
         assert!(health.next_probe(back).unwrap() <= back + REST_LONGEST);
+    }
+
+    #[test]
+    fn an_address_is_probed_beside_others_that_were_begun_before_and_no_more_than_may_be() {
+        let (entropy, now) = (SeededEntropy::new(1), Timestamp::from_secs(100));
+        let mut health = Health::new(PROBES_MOST + 2);
+        health.failed(0, now, &entropy);
+        let first = health.next_probe(now).unwrap();
+        assert_eq!((health.begin_probes(first), health.next_probe(first)), (vec![0], None));
+        (1..PROBES_MOST + 2).for_each(|at| health.failed(at, first, &entropy));
+        assert!(first < health.next_probe(first).unwrap(), "the others are not held up by it");
+        let then = first + EJECTED_FIRST;
+        assert_eq!(health.begin_probes(then).len(), PROBES_MOST - 1);
+        assert_eq!((health.begin_probes(then), health.next_probe(then)), (vec![], None));
+        health.probe_ended(0);
+        health.succeeded(0);
+        assert!(health.next_probe(then).unwrap() <= then);
+        assert_eq!(health.begin_probes(then).len(), 1);
     }
 
     #[test]
     fn an_address_out_of_range_is_ignored() {
         let mut health = Health::new(1);
         health.succeeded(7);
+        health.probe_ended(7);
         health.failed(7, Timestamp::EPOCH, &SeededEntropy::new(1));
         assert_eq!(order(&health), [0]);
     }

@@ -11,6 +11,7 @@ use http::{Method, Request, Response, Uri, Version, uri};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::body::{Body, Coming};
@@ -243,12 +244,14 @@ impl Upstream {
     }
 
     /// Probes addresses that rest, and closes what is idle, until stopped.
-    pub(crate) async fn tend(&self, stop: &CancellationToken) {
+    pub(crate) async fn tend(self: &Arc<Self>, stop: &CancellationToken) {
         let mut sweeps = tokio::time::interval(SWEEP_EVERY);
         sweeps.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // Cut with whoever tends, should they not have ended.
+        let mut probes = JoinSet::new();
         loop {
             let next = self.health().next_probe(self.plane.clock.now());
-            let probe = async {
+            let due = async {
                 match next {
                     Some(next) => self.plane.alarms.at(next).await,
                     None => std::future::pending().await,
@@ -258,7 +261,14 @@ impl Upstream {
                 () = stop.cancelled() => break,
                 _ = sweeps.tick() => self.sweep(),
                 () = self.ejected.notified() => {}
-                () = probe => self.probe().await,
+                // A probe that fails by a defect would leave its address resting for good, and nobody would know.
+                Some(ended) = probes.join_next() => ended.expect("no probe fails"),
+                () = due => {
+                    for address in self.health().begin_probes(self.plane.clock.now()) {
+                        let upstream = self.clone();
+                        probes.spawn(async move { upstream.probe(address).await });
+                    }
+                }
             }
         }
         for pool in &self.pools {
@@ -266,23 +276,20 @@ impl Upstream {
         }
     }
 
-    async fn probe(&self) {
-        let due = self.health().due(self.plane.clock.now());
-        for address in due {
-            let pool = &self.pools[address];
-            let probed = match self.carries {
-                Carries::Requests => pool.probe().await,
-                Carries::Bytes => pool.dialer().dial(&self.plane, Want::Raw).await.map(drop),
-            };
-            match probed {
-                Ok(()) => {
-                    tracing::info!(address = %pool.dialer(), "answers again");
-                    self.answered(address);
-                }
-                Err(_still) => {
-                    self.health().failed(address, self.plane.clock.now(), &*self.plane.entropy);
-                }
+    async fn probe(&self, address: usize) {
+        let pool = &self.pools[address];
+        let probed = match self.carries {
+            Carries::Requests => pool.probe().await,
+            Carries::Bytes => pool.dialer().dial(&self.plane, Want::Raw).await.map(drop),
+        };
+        let mut health = self.health();
+        health.probe_ended(address);
+        match probed {
+            Ok(()) => {
+                tracing::info!(address = %pool.dialer(), "answers again");
+                health.succeeded(address);
             }
+            Err(_still) => health.failed(address, self.plane.clock.now(), &*self.plane.entropy),
         }
     }
 
@@ -315,7 +322,8 @@ impl Upstream {
         })
     }
 
-    /// Has the addresses hear of something, and wakes the one who probes when the first of them begins to rest.
+    /// Has the addresses hear of something, and wakes the one who probes, should it have waited for none of them, when one begins to
+    /// rest.
     fn tell<T>(
         &self,
         address: usize,

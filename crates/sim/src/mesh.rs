@@ -61,8 +61,6 @@ struct Caller {
 /// What its proxy knows of the addresses.
 struct Upstream {
     health: Health,
-    /// How many probes are under way.
-    probing: usize,
     /// How often the moment of the next one was reckoned.
     turn: u64,
 }
@@ -196,7 +194,7 @@ impl Caller {
 
 impl Upstream {
     fn to(count: usize) -> Self {
-        Self { health: Health::new(count), probing: 0, turn: 0 }
+        Self { health: Health::new(count), turn: 0 }
     }
 }
 

@@ -10,14 +10,14 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{TcpSocket, UnixStream};
 
 use super::program::Program;
 use super::world::{
     Caller, NOTHING, PATIENCE, Proxy, Shop, WEB_TO_ORDERS, directory, eventually, get, inbound,
     outbound, read,
 };
-use crate::bounds::CONNECT_TIMEOUT;
+use crate::bounds::{CONNECT_TIMEOUT, EJECTED_LONGEST};
 use crate::config::Protocol;
 
 #[tokio::test]
@@ -267,6 +267,39 @@ async fn a_caller_moves_to_the_next_address_by_itself_and_back_when_the_first_re
         }
     };
     tokio::time::timeout(PATIENCE, back).await.unwrap();
+}
+
+/// On a clock that stands still, who connects and says nothing is waited for without end.
+#[tokio::test]
+async fn an_address_that_says_nothing_keeps_no_other_from_being_found_again() {
+    let clock = Arc::new(SimClock::new(Timestamp::from_secs(1_790_000_000)));
+    let mut shop = Shop::open_on(clock.clone(), Protocol::Http).await;
+    let [mute, away] = [(); 2].map(|()| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        socket
+    });
+    let doors = [&mute, &away].map(|socket| socket.local_addr().unwrap());
+    shop.web.listen(&[], &[outbound(&shop.realm, &shop.local, &doors, Protocol::Http)]);
+    let mut caller = shop.caller().await;
+    assert_eq!(caller.get("/").await.0, 503);
+    assert_eq!(shop.web.refusals(Code::PeerUnreachable), 2);
+    // Both are there again. The first takes connections, and never says a word.
+    let mute = mute.listen(8).unwrap();
+    drop(away);
+    let mut door = inbound(&shop.program.target(), Protocol::Http);
+    door.listen = doors[1];
+    shop.orders.listen(&[door], &[]);
+    clock.advance(EJECTED_LONGEST);
+    let (_hangs, _) = tokio::time::timeout(PATIENCE, mute.accept()).await.unwrap().unwrap();
+    eventually(|| (shop.web.handshakes() == 1).then_some(())).await;
+    // Who comes before that is noted goes to the first one, and waits.
+    let answered = async {
+        let asks = async || shop.caller().await.get("/").await.0;
+        while tokio::time::timeout(Duration::from_secs(1), asks()).await != Ok(200) {}
+    };
+    tokio::time::timeout(PATIENCE, answered).await.expect("it goes to the one that is there");
 }
 
 #[tokio::test]

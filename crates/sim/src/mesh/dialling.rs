@@ -289,9 +289,6 @@ impl World {
         let upstream = self.mesh.callers[from].upstream(carries);
         upstream.turn += 1;
         let turn = upstream.turn;
-        if 0 < upstream.probing {
-            return;
-        }
         if let Some(next) = upstream.health.next_probe(now) {
             self.traffic(skewed(next, -skew), Traffic::Probes(from, carries, turn));
         }
@@ -300,14 +297,13 @@ impl World {
     pub(super) fn probes(&mut self, from: usize, carries: Carries, turn: u64) {
         let now = self.machines[from].now();
         let upstream = self.mesh.callers[from].upstream(carries);
-        if upstream.turn != turn || 0 < upstream.probing {
+        if upstream.turn != turn {
             return;
         }
-        let due = upstream.health.due(now);
-        upstream.probing = due.len();
-        for address in due {
+        for address in upstream.health.begin_probes(now) {
             self.dial_address(from, address, Errand::Probe(carries));
         }
+        self.plan_probe(from, carries);
     }
 
     fn probed(
@@ -323,7 +319,7 @@ impl World {
             Carries::Requests => &mut caller.requests,
             Carries::Bytes => &mut caller.bytes,
         };
-        upstream.probing -= 1;
+        upstream.health.probe_ended(address);
         match came {
             Ok(()) => {
                 upstream.health.succeeded(address);
