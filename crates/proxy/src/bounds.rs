@@ -25,7 +25,7 @@ pub(crate) const STANDING: StandingRates = StandingRates {
 };
 /// Connections of one door or one local listener. Idle ones of HTTP/1.1 take about 15 KiB, holes between what they hold included.
 pub(crate) const CONNECTIONS_MAX: usize = 8192;
-/// Connections of one peer at one door, by its identity. Each further one is a handshake that failed.
+/// Connections of one peer at one door, by its identity, and as many that prove them anew. Each further one is a handshake that failed.
 pub(crate) const CONNECTIONS_PER_PEER_MAX: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
 /// Requests of one peer under way at one door, over all its connections. Each may hold a connection to the program.
 pub(crate) const REQUESTS_PER_PEER_MAX: usize = 4096;

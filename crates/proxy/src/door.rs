@@ -49,6 +49,8 @@ pub(crate) struct Door {
     meter: Meter,
     places: Limit,
     shares: Shares<SpiffeId>,
+    /// Of those that only prove others anew, so that whoever has as many as it may have can keep them.
+    proofs: Shares<SpiffeId>,
     stop: CancellationToken,
     inside: mpsc::Sender<Infallible>,
 }
@@ -71,6 +73,7 @@ impl Door {
             places: Limit::new(manners.load().connections.all),
             manners,
             shares: Shares::new(),
+            proofs: Shares::new(),
             stop,
             inside,
         })
@@ -185,13 +188,13 @@ impl Door {
         });
     }
 
-    /// The handshake, unless it must give way to another; with a place among those of the peer, unless it only proves others anew.
+    /// The handshake, unless it must give way to another; with a place among those of the peer.
     async fn shake(
         &self,
         tcp: TcpStream,
         (from, of): (SocketAddr, AddressOf),
         (stay, leave): (Stay<Source>, Leave),
-    ) -> Option<(Stream, Option<Share<SpiffeId>>)> {
+    ) -> Option<(Stream, Share<SpiffeId>)> {
         let mut inbound = Inbound::service(self.service.clone());
         inbound.timeout = HANDSHAKE_TIMEOUT;
         inbound.peer_address = Some(from);
@@ -227,17 +230,14 @@ impl Door {
         };
         self.plane.facts.report(fact);
         let id = stream.admitted().peer().map(|peer| peer.id.clone())?;
-        if stream.alpn() == Some(REPROOF_ALPN) {
-            self.ended(leave, outcome);
-            return Some((stream, None));
-        }
-        let share = self.shares.take(&id, self.manners.load().connections.each);
-        if share.is_none() {
+        let proves = stream.alpn() == Some(REPROOF_ALPN);
+        let shares = if proves { &self.proofs } else { &self.shares };
+        let Some(share) = shares.take(&id, self.manners.load().connections.each) else {
             self.ended(leave, Outcome::OverShare);
             let why = "the limit on connections of this peer is reached";
             self.turn_away(from, Code::TooManyConnections, why);
             return None;
-        }
+        };
         self.ended(leave, outcome);
         Some((stream, share))
     }
@@ -246,20 +246,20 @@ impl Door {
     /// keeps all of them.
     async fn serve(
         &self,
-        (stream, share): (Stream, Option<Share<SpiffeId>>),
+        (stream, share): (Stream, Share<SpiffeId>),
         from: SocketAddr,
         place: Place,
     ) {
         let admitted = stream.admitted().clone();
         let Some(id) = admitted.peer().map(|peer| peer.id.clone()) else { return };
-        let Some(share) = share else {
+        if stream.alpn() == Some(REPROOF_ALPN) {
             let answering = countersign_tls::answer_reproof(&self.plane.trust, stream);
             match Box::pin(answering).await {
                 Ok(proven) => tracing::debug!(peer = %id, proven, "connections were re-proven"),
                 Err(fault) => tracing::info!(peer = %id, %fault, "a re-proof came to nothing"),
             }
             return;
-        };
+        }
         let route = self.route.load_full();
         match &*route {
             Route::Requests(_) => {

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use countersign_identity::Code;
-use countersign_tls::{Stream, connect};
+use countersign_tls::{REPROOF_ALPN, Stream, connect};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -56,6 +56,26 @@ async fn one_peer_fills_its_own_places_at_a_door_and_gives_them_back() {
     let _other = comes(&shop, &payments).await.expect("another peer has places of its own");
     drop(first);
     comes_at_last(&shop, &shop.web).await;
+}
+
+#[tokio::test]
+async fn one_peer_that_proves_and_proves_and_says_nothing_takes_nobodys_place_at_a_door() {
+    let (shop, payments) = open(100, 2).await;
+    let mut outbound = to_orders();
+    outbound.alpn = vec![REPROOF_ALPN.to_vec()];
+    let mut silent = Vec::new();
+    let fills = async {
+        // Each is let go after a while, so that it takes a few at once.
+        while !shop.orders.has_refused(Code::TooManyConnections) {
+            let tcp = TcpStream::connect(shop.orders.door()).await.unwrap();
+            silent.extend(connect(&shop.web.plane.trust, tcp, &outbound).await.ok());
+        }
+    };
+    tokio::time::timeout(PATIENCE, fills).await.expect("there is no end to it");
+    let fact = shop.orders.refused(Code::TooManyConnections).await;
+    assert_eq!(fact.detail, "the limit on connections of this peer is reached");
+    let _own = comes(&shop, &shop.web).await.expect("its connections have places of their own");
+    let _other = comes(&shop, &payments).await.expect("another peer has a place");
 }
 
 /// Of 2 places, which `web` has both, none is to be had by trying.
