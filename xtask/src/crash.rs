@@ -32,8 +32,8 @@ pub(crate) struct Rounds {
     program: Option<PathBuf>,
 }
 
-/// What can befall a trust domain in a round; `crates/cli/tests/crash/faults.rs` has the same names.
-const KINDS: [&str; 13] = [
+/// What can befall a trust domain in a round, and its system calls; `crates/cli/tests/crash/faults.rs` has the same names.
+const KINDS: [&str; 17] = [
     "kill-server",
     "kill-agent",
     "kill-proxy",
@@ -47,7 +47,13 @@ const KINDS: [&str; 13] = [
     "clock-back",
     "clock-server",
     "clock-server-kill-agent",
+    "write-failed",
+    "sync-failed",
+    "rename-failed",
+    "late",
 ];
+/// Where the state is in a file.
+const LIVE: &str = "restore-live-agents";
 /// In so many rounds drawn by chance each kind comes all but certainly.
 const TELLING: u64 = 500;
 
@@ -166,7 +172,7 @@ fn rounds_of(rounds: &Rounds, (seed, count): (u64, u64), passed: &Path) -> std::
 fn unmet(passed: &[Passed], wanted: RangeInclusive<u64>, postgres: bool) -> Vec<&'static str> {
     let rounds = passed.iter().filter(|round| wanted.contains(&round.seed));
     let met: BTreeSet<&str> = rounds.flat_map(|round| round.faults.split('+')).collect();
-    let kinds = KINDS.into_iter().chain(postgres.then_some("kill-database"));
+    let kinds = KINDS.into_iter().chain([if postgres { "kill-database" } else { LIVE }]);
     kinds.filter(|kind| !met.contains(kind)).collect()
 }
 

@@ -55,17 +55,28 @@ pub(crate) enum Fault {
     Failing { writes: u32, syncs: u32, renames: u32, lasts: Duration },
     /// Each system call is late, for a while.
     Slow { each: Duration, lasts: Duration },
-    /// Yesterday's backup takes the place of the state, with the journal of rules or without.
-    Restore { journal: bool },
+    /// Yesterday's backup takes the place of the state, with what else remembers the rules.
+    Restore(Memory),
     /// The clock of every process steps by so many seconds, for good.
     Clock(i64),
     /// The server's clock alone is set back ten minutes for a while; its agent may end meanwhile.
     ServerClock { kill_agent: bool },
 }
 
+/// Who remembers the rules that are newer than the backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// The agents' disks: everything was stopped.
+    Agents,
+    /// Agents that live on, as do the proxies: only the server was stopped.
+    LiveAgents,
+    /// The journal alone.
+    Journal,
+}
+
 /// Every kind of what can befall a trust domain, in the order of a short run: a restored backup has a lifetime's time left then
 /// in which something else happens, and a clock goes forward before it goes back.
-pub(crate) const KINDS: [&str; 13] = [
+pub(crate) const KINDS: [&str; 14] = [
     "kill-server",
     "kill-agent",
     "kill-proxy",
@@ -75,6 +86,7 @@ pub(crate) const KINDS: [&str; 13] = [
     "failing",
     "slow",
     "restore-journal",
+    "restore-live-agents",
     "clock-forward",
     "clock-back",
     "clock-server",
@@ -97,7 +109,11 @@ impl Fault {
                 Self::Failing { writes, syncs, renames, lasts: dice.millis(300, 1500) }
             }
             8 => Self::Slow { each: dice.millis(2, 60), lasts: dice.millis(500, 1500) },
-            9 | 10 => Self::Restore { journal: dice.below(2) == 0 },
+            9 | 10 => Self::Restore(*dice.one_of(match store {
+                StoreKind::Sqlite => &[Memory::Journal, Memory::Agents, Memory::LiveAgents],
+                // There it is restored to another database, of which those that live on know nothing.
+                StoreKind::Postgres => &[Memory::Journal, Memory::Agents],
+            })),
             11 => Self::Clock(*dice.one_of(&[5, 40, -10, 20])),
             _ => Self::ServerClock { kill_agent: dice.below(2) == 0 },
         }
@@ -113,8 +129,9 @@ impl Fault {
             Self::Full(_) => one("full"),
             Self::Failing { .. } => one("failing"),
             Self::Slow { .. } => one("slow"),
-            Self::Restore { journal: true } => one("restore-journal"),
-            Self::Restore { journal: false } => one("restore-agents"),
+            Self::Restore(Memory::Journal) => one("restore-journal"),
+            Self::Restore(Memory::Agents) => one("restore-agents"),
+            Self::Restore(Memory::LiveAgents) => one("restore-live-agents"),
             Self::Clock(step) if *step < 0 => one("clock-back"),
             Self::Clock(_) => one("clock-forward"),
             Self::ServerClock { kill_agent: false } => one("clock-server"),
@@ -148,6 +165,9 @@ pub(crate) fn seeds_of_each_kind(
     (0..times).flat_map(turn).map(|(turn, kind)| of_kind[kind][turn]).collect()
 }
 
+/// What of system calls `faults.c` counts apart, in the order of its page.
+pub(crate) const CALLS: [&str; 4] = ["write-failed", "sync-failed", "rename-failed", "late"];
+
 /// The page by which `faults.c` is told what fails.
 pub(crate) struct Faults {
     file: std::fs::File,
@@ -179,11 +199,12 @@ impl Faults {
         self.file.write_all_at(&bytes[..4], 0).unwrap();
     }
 
-    /// How many system calls were made to fail or to wait until now.
-    pub(crate) fn suffered(&self) -> u32 {
-        let mut number = [0; 4];
-        self.file.read_exact_at(&mut number, 28).unwrap();
-        u32::from_ne_bytes(number)
+    /// How many system calls of each of [`CALLS`] were met until now.
+    pub(crate) fn suffered(&self) -> [u32; CALLS.len()] {
+        let mut bytes = [0; 4 * CALLS.len()];
+        self.file.read_exact_at(&mut bytes, 28).unwrap();
+        let mut numbers = bytes.chunks_exact(4);
+        CALLS.map(|_| u32::from_ne_bytes(numbers.next().unwrap().try_into().unwrap()))
     }
 
     pub(crate) fn lift(&self) {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use countersign_identity::Timestamp;
 use serde_json::Value;
 
-use crate::faults::Dice;
+use crate::faults::{Dice, Memory};
 use crate::support::{self, python, root, text, until};
 use crate::witness::{self, Place, Seen, Shown};
 use crate::world::{Database, World};
@@ -142,7 +142,8 @@ impl World {
     }
 
     /// Puts yesterday's backup in the place of the state.
-    pub(crate) fn restore(&mut self, journal: bool, dice: &mut Dice) {
+    pub(crate) fn restore(&mut self, memory: Memory, dice: &mut Dice) {
+        let journal = memory == Memory::Journal;
         let thief = self.steal();
         let agent = self.data().join("agent");
         if dice.below(4) != 0 {
@@ -153,7 +154,11 @@ impl World {
                 all.then_some(())
             });
         }
-        drop(self.up.take());
+        if memory == Memory::LiveAgents {
+            self.stop_server();
+        } else {
+            drop(self.up.take());
+        }
         self.promised.decoys.clear();
         self.lose(thief);
         let Promised { newer, suspended, .. } = &self.promised;
@@ -199,7 +204,11 @@ impl World {
             self.looked.from_journal += lacked;
         }
         std::fs::remove_dir_all(lost).unwrap();
-        self.start();
+        if memory == Memory::LiveAgents {
+            self.go_on();
+        } else {
+            self.start();
+        }
     }
 
     /// Looks at a state for the last time: what it has recorded is excused from then on, and nothing else.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use countersign_identity::Timestamp;
 
-use crate::faults::{Dice, Disk, Fault, Faults, StoreKind};
+use crate::faults::{CALLS, Dice, Disk, Fault, Faults, StoreKind};
 use crate::postgres::{Cluster, Listen};
 use crate::recovery::{Lost, Promised};
 use crate::support::{self, Up, binary, folder, text, until};
@@ -267,8 +267,8 @@ impl World {
         }
     }
 
-    /// Does it, while operators go on working.
-    pub(crate) fn suffer(&mut self, fault: &Fault, dice: &mut Dice) {
+    /// Does it, while operators go on working. Says which of [`CALLS`] were met.
+    pub(crate) fn suffer(&mut self, fault: &Fault, dice: &mut Dice) -> Vec<&'static str> {
         let seed = u32::try_from(dice.below(1 << 31)).unwrap();
         let wait = |duration: Duration| std::thread::park_timeout(duration);
         let suffered = self.faults.suffered();
@@ -279,7 +279,7 @@ impl World {
                     wait(dice.millis(0, 300));
                     self.kill(part, dice);
                 }
-                return;
+                return Vec::new();
             }
             Fault::KillDatabase { away } => {
                 let cluster = &self.database.as_ref().expect("it was drawn for one").cluster;
@@ -300,21 +300,21 @@ impl World {
                 None => {
                     self.faults.set([1, 1000, 0, 0, 28, 0, seed]);
                     wait(*lasts);
-                    befell = suffered < self.faults.suffered();
+                    befell = suffered != self.faults.suffered();
                 }
             },
             Fault::Failing { writes, syncs, renames, lasts } => {
                 self.faults.set([1, *writes, *syncs, *renames, 5, 0, seed]);
                 wait(*lasts);
-                befell = suffered < self.faults.suffered();
+                befell = suffered != self.faults.suffered();
             }
             Fault::Slow { each, lasts } => {
                 let micros = u32::try_from(each.as_micros()).unwrap();
                 self.faults.set([1, 0, 0, 0, 5, micros, seed]);
                 wait(*lasts);
-                befell = suffered < self.faults.suffered();
+                befell = suffered != self.faults.suffered();
             }
-            Fault::Restore { .. } => {}
+            Fault::Restore(_) => {}
             Fault::Clock(step) => {
                 self.set_clock(*step);
                 wait(Duration::from_millis(300));
@@ -325,6 +325,10 @@ impl World {
         if befell {
             fault.kinds().iter().for_each(|kind| self.met(kind));
         }
+        let now = self.faults.suffered();
+        let calls = CALLS.iter().zip(suffered.iter().zip(now));
+        let calls: Vec<_> = calls.filter(|(_, (before, now))| *before != now).collect();
+        calls.into_iter().map(|(call, _)| *call).inspect(|call| self.met(call)).collect()
     }
 
     /// The server's clock goes back ten minutes: it says so, issues nothing, and goes on taking out of service.
@@ -376,6 +380,19 @@ impl World {
         }
     }
 
+    /// Cuts the server off and keeps `up` from starting it again. Everything else lives on.
+    pub(crate) fn stop_server(&self) {
+        send("STOP", &[self.up().pid()]);
+        let server = self.processes("server");
+        assert!(!server.is_empty(), "there is a server");
+        sent_kill(&server);
+    }
+
+    /// `up` sees that its server has ended, and starts it again.
+    pub(crate) fn go_on(&self) {
+        send("CONT", &[self.up().pid()]);
+    }
+
     pub(crate) fn up_has_ended(&self) -> bool {
         let pid = self.up().pid();
         let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -385,8 +402,12 @@ impl World {
 
 /// Cuts them off at once. Whether there was any.
 fn sent_kill(pids: &[i32]) -> bool {
+    send("KILL", pids)
+}
+
+fn send(signal: &str, pids: &[i32]) -> bool {
     let pids = pids.iter().map(ToString::to_string);
-    Command::new("kill").arg("-KILL").args(pids).output().unwrap().status.success()
+    Command::new("kill").arg("-s").arg(signal).args(pids).output().unwrap().status.success()
 }
 
 /// A reader sees the old text or the new.

@@ -1,10 +1,10 @@
 /* Makes the writes of a process fail, or be late, as a page of shared memory says.
 
    Loaded with LD_PRELOAD by the tests that look at crash safety. Only regular files count whose path has the part that
-   FAULTS_PATH names, and none of the standard streams. The page (FAULTS_PAGE, at least 32 bytes) holds numbers of 32 bits:
+   FAULTS_PATH names, and none of the standard streams. The page (FAULTS_PAGE, at least 44 bytes) holds numbers of 32 bits:
    whether any of it holds, then of 1000 writes, syncs and renames how many fail, by which errno, how many microseconds each
-   waits before, and the seed of the chance by which they are chosen. In the last one it is counted here how many were made
-   to fail or to wait.
+   waits before, and the seed of the chance by which they are chosen. In the last four it is counted here how many writes,
+   syncs and renames were made to fail, and how many calls to wait.
 
    It also gives each kind of process a clock of its own: where FAKETIME_TIMESTAMP_FILE names `clock` and there is a file
    `clock-server`, processes whose first argument is `server` go by that one. */
@@ -24,7 +24,10 @@
 #include <time.h>
 #include <unistd.h>
 
-struct page { volatile uint32_t on, writes, syncs, renames, error, delay, seed, suffered; };
+struct page {
+    volatile uint32_t on, writes, syncs, renames, error, delay, seed;
+    volatile uint32_t failed_writes, failed_syncs, failed_renames, late;
+};
 
 static struct page *page;
 static const char *part;
@@ -67,10 +70,11 @@ static uint32_t chance(void) {
     return (uint32_t)((x ^ (x >> 31)) % 1000);
 }
 
-/* Whether this call is to fail; waits first when it is to be late. */
-static int fails(uint32_t of_thousand) {
+/* Whether this call is to fail, which is counted; waits first when it is to be late. */
+static int fails(uint32_t of_thousand, volatile uint32_t *failed) {
     uint32_t delay = page->delay;
     if (delay) {
+        __atomic_fetch_add(&page->late, 1, __ATOMIC_RELAXED);
         /* In parts, so that it ends when it is lifted: a call that hangs is one that waits for very long. */
         for (uint32_t left = delay, part; left && page->on && page->delay; left -= part) {
             part = left < 20000 ? left : 20000;
@@ -78,9 +82,8 @@ static int fails(uint32_t of_thousand) {
             nanosleep(&time, 0);
         }
     }
-    int failing = chance() < of_thousand;
-    if (delay || failing) __atomic_fetch_add(&page->suffered, 1, __ATOMIC_RELAXED);
-    if (failing) {
+    if (chance() < of_thousand) {
+        __atomic_fetch_add(failed, 1, __ATOMIC_RELAXED);
         errno = (int)page->error;
         return 1;
     }
@@ -109,42 +112,42 @@ static int counts(int file) {
 
 ssize_t write(int file, const void *bytes, size_t length) {
     REAL(write, ssize_t, int, const void *, size_t);
-    if (counts(file) && fails(page->writes)) return -1;
+    if (counts(file) && fails(page->writes, &page->failed_writes)) return -1;
     return real(file, bytes, length);
 }
 
 ssize_t writev(int file, const struct iovec *parts, int many) {
     REAL(writev, ssize_t, int, const struct iovec *, int);
-    if (counts(file) && fails(page->writes)) return -1;
+    if (counts(file) && fails(page->writes, &page->failed_writes)) return -1;
     return real(file, parts, many);
 }
 
 ssize_t pwrite(int file, const void *bytes, size_t length, off_t at) {
     REAL(pwrite, ssize_t, int, const void *, size_t, off_t);
-    if (counts(file) && fails(page->writes)) return -1;
+    if (counts(file) && fails(page->writes, &page->failed_writes)) return -1;
     return real(file, bytes, length, at);
 }
 
 ssize_t pwrite64(int file, const void *bytes, size_t length, off64_t at) {
     REAL(pwrite64, ssize_t, int, const void *, size_t, off64_t);
-    if (counts(file) && fails(page->writes)) return -1;
+    if (counts(file) && fails(page->writes, &page->failed_writes)) return -1;
     return real(file, bytes, length, at);
 }
 
 int fsync(int file) {
     REAL(fsync, int, int);
-    if (counts(file) && fails(page->syncs)) return -1;
+    if (counts(file) && fails(page->syncs, &page->failed_syncs)) return -1;
     return real(file);
 }
 
 int fdatasync(int file) {
     REAL(fdatasync, int, int);
-    if (counts(file) && fails(page->syncs)) return -1;
+    if (counts(file) && fails(page->syncs, &page->failed_syncs)) return -1;
     return real(file);
 }
 
 int rename(const char *from, const char *to) {
     REAL(rename, int, const char *, const char *);
-    if (page && page->on && strstr(to, part) && fails(page->renames)) return -1;
+    if (page && page->on && strstr(to, part) && fails(page->renames, &page->failed_renames)) return -1;
     return real(from, to);
 }
