@@ -30,7 +30,8 @@ pub const TALLY_BYTES_MAX: usize = 8192;
 pub const LABELS_MAX: usize = 64;
 /// How many rows a page may have.
 pub const PAGE_MAX: usize = 1000;
-/// How many commits the feed keeps. A reader that is further behind takes a snapshot.
+/// How many commits the feed keeps. A reader that is further behind takes a snapshot. A state whose feed is shorter is not in
+/// order, so a version that keeps more has to know how many the one before it kept.
 pub const FEED_COMMITS_MAX: u64 = 10_000;
 /// A page of the feed ends with the commit that makes it this many changes, so that large commits make short pages.
 pub(crate) const FEED_CHANGES_MAX: usize = 10_000;

@@ -123,6 +123,12 @@ pub enum StoreError {
         /// The data directory.
         path: PathBuf,
     },
+    /// There is no place for a store.
+    #[error("there is no folder `{}`; make it first, for its owner only: `mkdir -p -m 700` makes one", .path.display())]
+    NoFolder {
+        /// The data directory.
+        path: PathBuf,
+    },
     /// Others may read or change the store's files.
     #[error("`{}` has mode {mode:04o}, which lets others in; run `chmod 600` on it", .path.display())]
     Exposed {
@@ -246,6 +252,7 @@ impl StoreError {
             Self::Mismatched { .. } | Self::Broken { .. } | Self::WentBack { .. } => Code::Internal,
             Self::Missing { .. } | Self::OlderPrograms { .. } => Code::NotReady,
             Self::Exposed { .. }
+            | Self::NoFolder { .. }
             | Self::NotAStore { .. }
             | Self::NewerSchema { .. }
             | Self::OlderSchema { .. } => Code::NotUnderstood,
@@ -280,6 +287,7 @@ impl StoreError {
             | Self::Locked { .. }
             | Self::Served { .. }
             | Self::Missing { .. }
+            | Self::NoFolder { .. }
             | Self::Exposed { .. }
             | Self::NotAStore { .. }
             | Self::NewerSchema { .. }

@@ -28,7 +28,7 @@ mod version;
 
 use async_trait::async_trait;
 use countersign_audit::TileHash;
-use countersign_identity::{Incarnation, NodeId, Revision, Serial, Sha256, Timestamp};
+use countersign_identity::{Incarnation, KeyId, NodeId, Revision, Serial, Sha256, Timestamp};
 use tokio::sync::watch;
 
 pub use backup::{Dumped, Dumping, Filling, Page};
@@ -45,8 +45,8 @@ pub use memory::MemoryStore;
 pub use postgres::{BadUrl, Password, PostgresStore, PostgresUrl, Primary, Reached};
 pub use rows::{
     CheckpointRow, Commit, Details, Feed, FlowRow, Head, Issued, IssuedRow, Lease, NodeRow,
-    PaperRow, PointKey, PointRow, ReportRow, Snapshot, StoredEvent, TallyOf, TallyPlace, TallyRow,
-    TokenRow, Trimmed,
+    PaperRow, PointKey, PointRow, ReportRow, Snapshot, Span, StoredEvent, TallyOf, TallyPlace,
+    TallyRow, TokenRow, Trimmed,
 };
 pub use sqlite::{Observed, SqliteStore};
 pub use verify::{Verification, verify_everything};
@@ -85,8 +85,14 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::Unavailable`] nobody knows whether it was.
     async fn commit(&self, batch: Batch) -> Result<Committed>;
 
+    /// Between which revisions the feed is kept, counted.
+    async fn span(&self) -> Result<Span>;
+
     /// The sealed secret of this name.
     async fn secret(&self, name: &str) -> Result<Option<Vec<u8>>>;
+
+    /// The sealed secrets after this one in the order of their names, each with its name.
+    async fn secrets(&self, after: Option<String>, limit: usize) -> Result<Vec<(String, Vec<u8>)>>;
 
     /// The node of this id.
     async fn node(&self, id: NodeId) -> Result<Option<NodeRow>>;
@@ -116,6 +122,16 @@ pub trait Store: Send + Sync + 'static {
 
     /// The join token with this digest.
     async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>>;
+
+    /// The join tokens after this one in the order of their digests.
+    async fn tokens(&self, after: Option<Sha256>, limit: usize) -> Result<Vec<TokenRow>>;
+
+    /// The keys after this one that are refused for ever, in their order, each with the moment since when.
+    async fn revoked_keys(
+        &self,
+        after: Option<KeyId>,
+        limit: usize,
+    ) -> Result<Vec<(KeyId, Timestamp)>>;
 
     /// The certificate with this serial, until it was trimmed.
     async fn issued(&self, serial: Serial) -> Result<Option<Issued>>;
@@ -181,6 +197,11 @@ pub trait Store: Send + Sync + 'static {
     /// does not know.
     fn failures(&self) -> Option<watch::Receiver<Failures>> {
         None
+    }
+
+    /// What is wrong with the files of the storage, as far as it can look at them itself; at most a few of many.
+    async fn damage(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
     }
 
     /// Which server of a database is used, where there may be several.

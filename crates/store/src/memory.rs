@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use countersign_audit::TileHash;
-use countersign_identity::{Entropy, Incarnation, NodeId, Revision, Serial, Sha256, Timestamp};
+use countersign_identity::{
+    Entropy, Incarnation, KeyId, NodeId, Revision, Serial, Sha256, Timestamp,
+};
 use imbl::{OrdMap, Vector};
 use tokio::sync::watch;
 
@@ -17,7 +19,7 @@ use crate::queue::WantedLease;
 use crate::transact::{Upkeep, trim, write};
 use crate::{
     Batch, Change, CheckpointRow, Commit, Committed, Feed, FlowRow, Head, Issued, Lease, NodeRow,
-    PAGE_MAX, PaperRow, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store,
+    PAGE_MAX, PaperRow, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Span, Store,
     StoredEvent, TallyOf, TallyPlace, TallyRow, TokenRow, Trimmed,
 };
 
@@ -97,6 +99,20 @@ impl Store for MemoryStore {
         Ok(Feed::Changes(commits.collect()))
     }
 
+    async fn span(&self) -> Result<Span> {
+        let state = self.state();
+        let number = |end: Option<&(u64, Vector<Change>)>| end.map(|(number, _)| *number);
+        let (first, last) = (number(state.commits.get_min()), number(state.commits.get_max()));
+        let changed = state.commits.iter().filter(|(_, changes)| !changes.is_empty());
+        let changed: Vec<u64> = changed.map(|(number, _)| *number).collect();
+        Ok(Span {
+            head: state.head.revision.number,
+            commits: state.commits.len() as u64,
+            kept: first.zip(last),
+            changed: changed.first().copied().zip(changed.last().copied()),
+        })
+    }
+
     fn hint(&self) -> watch::Receiver<Revision> {
         self.hint.subscribe()
     }
@@ -114,6 +130,14 @@ impl Store for MemoryStore {
 
     async fn secret(&self, name: &str) -> Result<Option<Vec<u8>>> {
         Ok(self.state().secrets.get(name).map(|sealed| sealed.to_vec()))
+    }
+
+    async fn secrets(&self, after: Option<String>, limit: usize) -> Result<Vec<(String, Vec<u8>)>> {
+        let after = after.unwrap_or_default();
+        let state = self.state();
+        let rows = state.secrets.iter().filter(|(name, _)| after < **name);
+        let rows = rows.take(limit.min(PAGE_MAX));
+        Ok(rows.map(|(name, sealed)| (name.clone(), sealed.to_vec())).collect())
     }
 
     async fn node(&self, id: NodeId) -> Result<Option<NodeRow>> {
@@ -161,6 +185,21 @@ impl Store for MemoryStore {
 
     async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>> {
         Ok(self.state().tokens.get(&hash).cloned())
+    }
+
+    async fn tokens(&self, after: Option<Sha256>, limit: usize) -> Result<Vec<TokenRow>> {
+        Ok(page(&self.state().tokens, after, limit))
+    }
+
+    async fn revoked_keys(
+        &self,
+        after: Option<KeyId>,
+        limit: usize,
+    ) -> Result<Vec<(KeyId, Timestamp)>> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let state = self.state();
+        let keys = state.revoked_keys.range((after.map_or(Unbounded, Excluded), Unbounded));
+        Ok(keys.take(limit.min(PAGE_MAX)).map(|(key, since)| (*key, *since)).collect())
     }
 
     async fn issued(&self, serial: Serial) -> Result<Option<Issued>> {

@@ -64,6 +64,19 @@ pub enum Feed {
     SnapshotNeeded,
 }
 
+/// Between which revisions the feed is kept, as numbers of one incarnation, all of one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The number of the latest revision.
+    pub head: u64,
+    /// How many commits are kept.
+    pub commits: u64,
+    /// The first and the last of them.
+    pub kept: Option<(u64, u64)>,
+    /// The first and the last commit of which changes are kept.
+    pub changed: Option<(u64, u64)>,
+}
+
 /// The record of a certificate, kept until it has expired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IssuedRow {

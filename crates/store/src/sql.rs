@@ -15,6 +15,10 @@ pub(crate) const PUT_RECORD: &str = "INSERT INTO records (kind, name, value) VAL
 pub(crate) const REMOVE_RECORD: &str = "DELETE FROM records WHERE kind = $1 AND name = $2";
 
 pub(crate) const FIRST_COMMIT: &str = "SELECT number FROM commits ORDER BY number LIMIT 1";
+pub(crate) const SPAN: &str = "SELECT number, (SELECT COUNT(*) FROM commits), \
+     (SELECT MIN(number) FROM commits), (SELECT MAX(number) FROM commits), \
+     (SELECT MIN(number) FROM changes), (SELECT MAX(number) FROM changes) \
+     FROM head WHERE singleton = 1";
 pub(crate) const CHANGES: &str = "SELECT number, kind, name, value FROM changes \
      WHERE $1 < number AND number <= $2 ORDER BY number, position";
 /// The number of the commit with which a page of the feed is full.
@@ -73,10 +77,14 @@ pub(crate) const TRIM_ISSUED: &str = "DELETE FROM issued WHERE serial IN \
      (SELECT serial FROM issued WHERE serial < $1 AND not_after < $2 ORDER BY serial LIMIT $3)";
 
 pub(crate) const SECRET: &str = "SELECT sealed FROM secrets WHERE name = $1";
+pub(crate) const SECRETS: &str =
+    "SELECT name, sealed FROM secrets WHERE $1 < name ORDER BY name LIMIT $2";
 pub(crate) const PUT_SECRET: &str = "INSERT INTO secrets (name, sealed) VALUES ($1, $2) \
      ON CONFLICT (name) DO UPDATE SET sealed = excluded.sealed";
 
 pub(crate) const TOKEN: &str = "SELECT hash, expires, labels, spent FROM tokens WHERE hash = $1";
+pub(crate) const TOKENS: &str =
+    "SELECT hash, expires, labels, spent FROM tokens WHERE $1 < hash ORDER BY hash LIMIT $2";
 pub(crate) const ADD_TOKEN: &str = "INSERT INTO tokens (hash, expires, labels, spent) \
      VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
 /// Decides and writes in one step: of two at once, the second sees the first one's row and changes nothing.
@@ -146,6 +154,8 @@ pub(crate) const REVOKE_KEYS_OF_IDENTITY: &str = "INSERT INTO revoked_keys (key_
      SELECT DISTINCT key_id, CAST($1 AS BIGINT) FROM issued WHERE spiffe_id = $2 ON CONFLICT DO NOTHING";
 pub(crate) const REVOKE_KEYS_OF_NODE: &str = "INSERT INTO revoked_keys (key_id, since) \
      SELECT DISTINCT key_id, CAST($1 AS BIGINT) FROM issued WHERE node = $2 ON CONFLICT DO NOTHING";
+pub(crate) const REVOKED_KEYS: &str =
+    "SELECT key_id, since FROM revoked_keys WHERE $1 < key_id ORDER BY key_id LIMIT $2";
 pub(crate) const IS_KEY_REVOKED: &str = "SELECT 1 FROM revoked_keys WHERE key_id = $1";
 
 pub(crate) const TAKE_LEASE: &str = "INSERT INTO leases (name, holder, ends) VALUES ($1, $2, $3) \
@@ -171,6 +181,7 @@ pub(crate) const ALL: &[&str] = &[
     PUT_RECORD,
     REMOVE_RECORD,
     FIRST_COMMIT,
+    SPAN,
     CHANGES,
     CHANGES_END,
     ADD_COMMIT,
@@ -200,8 +211,10 @@ pub(crate) const ALL: &[&str] = &[
     ADD_ISSUED,
     TRIM_ISSUED,
     SECRET,
+    SECRETS,
     PUT_SECRET,
     TOKEN,
+    TOKENS,
     ADD_TOKEN,
     SPEND_TOKEN,
     TRIM_TOKENS,
@@ -230,6 +243,7 @@ pub(crate) const ALL: &[&str] = &[
     REVOKE_KEYS_OF_IDENTITY,
     REVOKE_KEYS_OF_NODE,
     IS_KEY_REVOKED,
+    REVOKED_KEYS,
     TAKE_LEASE,
     LEASE,
     PUT_REPORT,

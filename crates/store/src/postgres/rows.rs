@@ -10,7 +10,7 @@ use tokio_postgres::types::FromSqlOwned;
 use super::seen::Tip;
 use crate::{
     CheckpointRow, Details, FlowRow, Head, Issued, IssuedRow, Lease, NodeRow, PaperRow, PointKey,
-    PointRow, ReportRow, Result, StoreError, StoredEvent, TallyRow, TokenRow,
+    PointRow, ReportRow, Result, Span, StoreError, StoredEvent, TallyRow, TokenRow,
 };
 
 pub(super) fn broken(what: impl Into<String>) -> StoreError {
@@ -160,6 +160,27 @@ pub(super) fn node(row: &Row) -> Result<NodeRow> {
         seen_at: moment(row, 7)?,
         attested_by: evidence(row, 8)?,
     })
+}
+
+pub(super) fn span(row: &Row) -> Result<Span> {
+    let maybe = |place| {
+        let number: Option<i64> = column(row, place)?;
+        number.map(|_| self::number(row, place)).transpose()
+    };
+    Ok(Span {
+        head: number(row, 0)?,
+        commits: number(row, 1)?,
+        kept: maybe(2)?.zip(maybe(3)?),
+        changed: maybe(4)?.zip(maybe(5)?),
+    })
+}
+
+pub(super) fn secret(row: &Row) -> Result<(String, Vec<u8>)> {
+    Ok((column(row, 0)?, column(row, 1)?))
+}
+
+pub(super) fn revoked_key(row: &Row) -> Result<(KeyId, Timestamp)> {
+    Ok((key(row, 0)?, moment(row, 1)?))
 }
 
 pub(super) fn token(row: &Row) -> Result<TokenRow> {

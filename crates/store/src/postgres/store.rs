@@ -6,7 +6,9 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use countersign_audit::TileHash;
-use countersign_identity::{Entropy, Incarnation, NodeId, Revision, Serial, Sha256, Timestamp};
+use countersign_identity::{
+    Entropy, Incarnation, KeyId, NodeId, Revision, Serial, Sha256, Timestamp,
+};
 use futures_util::FutureExt as _;
 use tokio::sync::{oneshot, watch};
 use tokio_postgres::Row;
@@ -21,8 +23,8 @@ use crate::bounds::{HASHES_MAX, check, check_report};
 use crate::queue::{Job, Queue, WantedLease, ended};
 use crate::{
     Batch, CheckpointRow, Committed, Feed, FlowRow, Head, Issued, Lease, NodeRow, PAGE_MAX,
-    PaperRow, PointKey, PointRow, ReportRow, Result, Snapshot, Store, StoreError, StoredEvent,
-    TallyOf, TallyPlace, TallyRow, TokenRow, Trimmed, sql,
+    PaperRow, PointKey, PointRow, ReportRow, Result, Snapshot, Span, Store, StoreError,
+    StoredEvent, TallyOf, TallyPlace, TallyRow, TokenRow, Trimmed, sql,
 };
 
 /// A store in a database: durable, for any number of processes at a time.
@@ -179,6 +181,11 @@ impl Store for PostgresStore {
         self.seen.check(&floor, &tip).map(|()| found)
     }
 
+    async fn span(&self) -> Result<Span> {
+        let span = self.one(|| command!(sql::SPAN), rows::span).await?;
+        span.ok_or_else(|| rows::broken("there is no head row"))
+    }
+
     fn hint(&self) -> watch::Receiver<Revision> {
         self.hint.clone()
     }
@@ -192,6 +199,11 @@ impl Store for PostgresStore {
         let name = name.to_owned();
         let read = |row: &Row| rows::column(row, 0);
         self.one(move || command!(sql::SECRET, name.clone()), read).await
+    }
+
+    async fn secrets(&self, after: Option<String>, limit: usize) -> Result<Vec<(String, Vec<u8>)>> {
+        let (after, limit) = (after.unwrap_or_default(), limited(limit, PAGE_MAX));
+        self.all(move || command!(sql::SECRETS, after.clone(), limit), rows::secret).await
     }
 
     async fn node(&self, id: NodeId) -> Result<Option<NodeRow>> {
@@ -252,6 +264,22 @@ impl Store for PostgresStore {
 
     async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>> {
         self.one(move || command!(sql::TOKEN, hash.as_bytes().to_vec()), rows::token).await
+    }
+
+    async fn tokens(&self, after: Option<Sha256>, limit: usize) -> Result<Vec<TokenRow>> {
+        let after = after.map_or(Vec::new(), |hash| hash.as_bytes().to_vec());
+        let limit = limited(limit, PAGE_MAX);
+        self.all(move || command!(sql::TOKENS, after.clone(), limit), rows::token).await
+    }
+
+    async fn revoked_keys(
+        &self,
+        after: Option<KeyId>,
+        limit: usize,
+    ) -> Result<Vec<(KeyId, Timestamp)>> {
+        let after = after.map_or(Vec::new(), |key| key.as_bytes().to_vec());
+        let limit = limited(limit, PAGE_MAX);
+        self.all(move || command!(sql::REVOKED_KEYS, after.clone(), limit), rows::revoked_key).await
     }
 
     async fn issued(&self, serial: Serial) -> Result<Option<Issued>> {

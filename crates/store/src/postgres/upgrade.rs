@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use countersign_audit::{Event, EventKind};
+use countersign_audit::{Checkpoint, Event, EventKind, NoteKey, NoteKeyKind, Origin, root_of};
 use countersign_identity::{SeededEntropy, Timestamp};
 
 use super::PostgresStore;
@@ -109,8 +109,11 @@ async fn is_upgraded_under_traffic(isolation: &str, older: Steps, newer: Steps) 
     let version = "SELECT version FROM countersign_schema";
     assert_eq!(database.says(version), newer.len().to_string());
     // Both serve, and see what the other writes. A restart changes nothing of that.
-    let row = CheckpointRow { incarnation: 1, size: 1, note: "note".to_owned() };
-    let ops = vec![Op::PutCheckpoint(row)];
+    let root = root_of(&after.leaf_hashes(0, 1).await.unwrap());
+    let key = NoteKey::new("shop.example/log", NoteKeyKind::Log, [7; 32]).unwrap();
+    let checkpoint = Checkpoint { origin: Origin::of(&key, 1), size: 1, root };
+    let note = checkpoint.note().with_signature(&key, &[9; 64]).to_string();
+    let ops = vec![Op::PutCheckpoint(CheckpointRow { incarnation: 1, size: 1, note })];
     after.commit(Batch { ops, ..putting(1) }).await.unwrap();
     before.commit(putting(2)).await.unwrap();
     drop(before);

@@ -41,7 +41,12 @@ impl Lock {
         let failed = unavailable(&path);
         let options = &mut OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(false).mode(MODE);
-        let mut file = options.open(&path).map_err(&failed)?;
+        let mut file = options.open(&path).map_err(|why| match why.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                StoreError::NoFolder { path: directory.to_owned() }
+            }
+            _ => failed(why),
+        })?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::Error(why)) => return Err(failed(why)),

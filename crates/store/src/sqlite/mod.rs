@@ -18,7 +18,9 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use countersign_audit::TileHash;
-use countersign_identity::{Entropy, Incarnation, NodeId, Revision, Serial, Sha256, Timestamp};
+use countersign_identity::{
+    Entropy, Incarnation, KeyId, NodeId, Revision, Serial, Sha256, Timestamp,
+};
 use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
@@ -32,9 +34,12 @@ use crate::bounds::{FEED_CHANGES_MAX, HASHES_MAX, check, check_report};
 use crate::queue::{Job, Queue, WantedLease, ended};
 use crate::{
     Batch, Change, CheckpointRow, Commit, Committed, Failures, Feed, FlowRow, Head, Issued, Lease,
-    NodeRow, PAGE_MAX, PaperRow, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Store,
-    StoreError, StoredEvent, TallyOf, TallyPlace, TallyRow, TokenRow, Trimmed, sql,
+    NodeRow, PAGE_MAX, PaperRow, PointKey, PointRow, Record, ReportRow, Result, Snapshot, Span,
+    Store, StoreError, StoredEvent, TallyOf, TallyPlace, TallyRow, TokenRow, Trimmed, sql,
 };
+
+/// Looks at every page and every index; tells of a few things that are wrong, or `ok`.
+const INTEGRITY: &str = "PRAGMA integrity_check(5)";
 
 /// A store in a directory: durable, for one process at a time.
 ///
@@ -248,6 +253,11 @@ impl Store for SqliteStore {
         self.readers.read(move |connection| feed(connection, after, limit)).await
     }
 
+    async fn span(&self) -> Result<Span> {
+        let read = |connection: &Connection| one(connection, sql::SPAN, [], rows::span);
+        self.readers.read(read).await?.ok_or_else(|| rows::broken("there is no head row"))
+    }
+
     fn hint(&self) -> watch::Receiver<Revision> {
         self.hint.clone()
     }
@@ -265,6 +275,14 @@ impl Store for SqliteStore {
         let name = name.to_owned();
         let read = move |connection: &Connection| {
             one(connection, sql::SECRET, [name], |row| rows::column(row, 0))
+        };
+        self.readers.read(read).await
+    }
+
+    async fn secrets(&self, after: Option<String>, limit: usize) -> Result<Vec<(String, Vec<u8>)>> {
+        let read = move |connection: &Connection| {
+            let values = (after.unwrap_or_default(), limited(limit, PAGE_MAX));
+            all(connection, sql::SECRETS, values, rows::secret)
         };
         self.readers.read(read).await
     }
@@ -346,6 +364,26 @@ impl Store for SqliteStore {
     async fn token(&self, hash: Sha256) -> Result<Option<TokenRow>> {
         let read = move |connection: &Connection| {
             one(connection, sql::TOKEN, [hash.as_bytes()], rows::token)
+        };
+        self.readers.read(read).await
+    }
+
+    async fn tokens(&self, after: Option<Sha256>, limit: usize) -> Result<Vec<TokenRow>> {
+        let read = move |connection: &Connection| {
+            let after = after.as_ref().map_or(&[][..], |hash| hash.as_bytes());
+            all(connection, sql::TOKENS, (after, limited(limit, PAGE_MAX)), rows::token)
+        };
+        self.readers.read(read).await
+    }
+
+    async fn revoked_keys(
+        &self,
+        after: Option<KeyId>,
+        limit: usize,
+    ) -> Result<Vec<(KeyId, Timestamp)>> {
+        let read = move |connection: &Connection| {
+            let after = after.as_ref().map_or(&[][..], |key| key.as_bytes());
+            all(connection, sql::REVOKED_KEYS, (after, limited(limit, PAGE_MAX)), rows::revoked_key)
         };
         self.readers.read(read).await
     }
@@ -464,6 +502,14 @@ impl Store for SqliteStore {
         let replica = replica.to_owned();
         let read =
             move |connection: &Connection| one(connection, sql::REPORT, [replica], rows::report);
+        self.readers.read(read).await
+    }
+
+    async fn damage(&self) -> Result<Vec<String>> {
+        let read = |connection: &Connection| {
+            let found = all(connection, INTEGRITY, [], |row| rows::column::<String>(row, 0))?;
+            Ok(if found == ["ok"] { Vec::new() } else { found })
+        };
         self.readers.read(read).await
     }
 

@@ -9,7 +9,7 @@ use rusqlite::{ErrorCode, Row};
 
 use crate::{
     CheckpointRow, Details, FlowRow, Head, Issued, IssuedRow, Lease, NodeRow, PaperRow, PointKey,
-    PointRow, ReportRow, Result, StoreError, StoredEvent, TallyRow, TokenRow,
+    PointRow, ReportRow, Result, Span, StoreError, StoredEvent, TallyRow, TokenRow,
 };
 
 /// Sorts an error of SQLite: what goes away by itself or by an operator's hand, and what is damage or a defect.
@@ -166,6 +166,24 @@ pub(super) fn report_version(row: &Row<'_>) -> Result<(String, u64)> {
 pub(super) fn report(row: &Row<'_>) -> Result<ReportRow> {
     let (replica, version) = report_version(row)?;
     Ok(ReportRow { replica, version, body: column(row, 2)? })
+}
+
+pub(super) fn span(row: &Row<'_>) -> Result<Span> {
+    let maybe = |place| column::<Option<i64>>(row, place)?.map(unsigned).transpose();
+    Ok(Span {
+        head: number(row, 0)?,
+        commits: number(row, 1)?,
+        kept: maybe(2)?.zip(maybe(3)?),
+        changed: maybe(4)?.zip(maybe(5)?),
+    })
+}
+
+pub(super) fn secret(row: &Row<'_>) -> Result<(String, Vec<u8>)> {
+    Ok((column(row, 0)?, column(row, 1)?))
+}
+
+pub(super) fn revoked_key(row: &Row<'_>) -> Result<(KeyId, Timestamp)> {
+    Ok((KeyId::from_bytes(bytes(row, 0)?), moment(row, 1)?))
 }
 
 pub(super) fn token(row: &Row<'_>) -> Result<TokenRow> {

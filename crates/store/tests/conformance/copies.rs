@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use countersign_audit::{Event, EventKind, TileHash};
+use countersign_audit::{Event, EventKind};
 use countersign_identity::{KeyId, Revision, Timestamp};
 use countersign_store::{
-    Batch, Begins, CheckpointRow, Dumped, Dumping, Filling, FlowRow, Head, IssuedRow, KeysOf, Op,
-    PaperRow, Password, Place, PointKey, PointRow, SqliteStore, Store, StoreError, TallyOf,
-    TallyRow, copy, verify_everything,
+    Batch, Begins, Dumped, Dumping, Filling, FlowRow, Head, IssuedRow, KeysOf, Op, PaperRow,
+    Password, Place, PointKey, PointRow, SqliteStore, Store, StoreError, TallyOf, TallyRow, copy,
+    verify_everything,
 };
 
 use tokio::runtime::Handle;
@@ -15,7 +15,7 @@ use tokio::task::block_in_place;
 
 use crate::fixture::{
     after, at, create, create_at, digest, doing, entropy, folder, issuing, node, node_id, noon,
-    open, open_at, put, putting, remove, row, token,
+    open, open_at, put, putting, remove, row, signed, token,
 };
 use crate::rows::Rows;
 use crate::server::Cluster;
@@ -47,7 +47,7 @@ async fn fill(store: &dyn Store) {
     let mut batch = Batch { narrows: true, ..doing(ops) };
     batch.events = vec![Event::new(EventKind::NodeAttested, noon(), "server", "a node")];
     store.commit(batch).await.unwrap();
-    store.commit(doing(signed(1, 456))).await.unwrap();
+    sign(store, 1, 456).await;
     begin(store).await;
     let now = Revision { incarnation: SECOND, number: 1 };
     let mut batch = putting("orders", "2");
@@ -55,7 +55,7 @@ async fn fill(store: &dyn Store) {
     store.commit(batch).await.unwrap();
     let nobodys = IssuedRow { node: None, ..row(500, 60, now) };
     store.commit(issuing([nobodys, row(501, 60, now)])).await.unwrap();
-    store.commit(doing(signed(SECOND, 4))).await.unwrap();
+    sign(store, SECOND, 4).await;
     // The tokens of a life end with it.
     let tokens = [Op::CreateToken(token(1)), Op::CreateToken(token(2))];
     store.commit(doing(tokens)).await.unwrap();
@@ -74,15 +74,15 @@ pub(crate) async fn begin(store: &dyn Store) {
     store.commit(Batch { changes: vec![put("began", "1")], ..began }).await.unwrap();
 }
 
-/// What stands beside a log: as the server writes it, but for what it says.
-fn signed(incarnation: u64, size: u64) -> Vec<Op> {
-    let note = format!("note of {size}\n\n— é\n");
-    let hashes = (0..3).map(|position| TileHash { level: 1, position, hash: digest(position) });
-    vec![
-        Op::PutCheckpoint(CheckpointRow { incarnation, size, note }),
-        Op::PutTileHashes { incarnation, hashes: hashes.collect() },
+/// What stands beside a log, as the server writes it.
+async fn sign(store: &dyn Store, incarnation: u64, size: u64) {
+    let (checkpoint, hashes) = signed(store, incarnation, size).await;
+    let ops = vec![
+        Op::PutCheckpoint(checkpoint),
+        Op::PutTileHashes { incarnation, hashes },
         Op::TrimDetails { incarnation, from: 1, to: 3 },
-    ]
+    ];
+    store.commit(doing(ops)).await.unwrap();
 }
 
 fn point(name: &str) -> PointRow {

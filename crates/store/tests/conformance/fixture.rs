@@ -4,13 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use countersign_audit::{Event, EventKind};
+use countersign_audit::{
+    Checkpoint, Edge, Event, EventKind, NoteKey, NoteKeyKind, Origin, TileHash,
+};
 use countersign_identity::{
     KeyId, NodeEvidence, NodeId, Revision, SeededEntropy, Serial, Sha256, Timestamp, Validity,
 };
 use countersign_store::{
-    Batch, Change, IssuedRow, Kind, Lease, MemoryStore, NodeRow, Op, Password, PostgresStore,
-    Record, SqliteStore, Store, StoreError, TokenRow,
+    Batch, Change, CheckpointRow, IssuedRow, Kind, Lease, MemoryStore, NodeRow, Op, Password,
+    PostgresStore, Record, SqliteStore, Store, StoreError, TokenRow,
 };
 
 use crate::server::Cluster;
@@ -166,6 +168,26 @@ pub(crate) fn issuing(rows: impl Into<Vec<IssuedRow>>) -> Batch {
     let issued = rows.into();
     let events = issued.iter().map(|row| row.event(EventKind::SvidIssued, noon(), "server"));
     Batch { events: events.collect(), issued, ..Batch::default() }
+}
+
+/// What a server signs of the present log, which is of this incarnation, at this size; and the hashes of its full tiles.
+pub(crate) async fn signed(
+    store: &dyn Store,
+    incarnation: u64,
+    size: u64,
+) -> (CheckpointRow, Vec<TileHash>) {
+    let (mut edge, mut tiles) = (Edge::default(), Vec::new());
+    let leaves = store.leaf_hashes(0, usize::try_from(size).unwrap()).await.unwrap();
+    leaves.into_iter().for_each(|leaf| edge.push(leaf, |tile| tiles.push(tile)));
+    (checkpoint(incarnation, size, edge.root()), tiles)
+}
+
+/// A checkpoint that says so.
+pub(crate) fn checkpoint(incarnation: u64, size: u64, root: Sha256) -> CheckpointRow {
+    let key = NoteKey::new("é.example/log", NoteKeyKind::Log, [7; 32]).unwrap();
+    let origin = Origin::of(&key, incarnation);
+    let note = Checkpoint { origin, size, root }.note().with_signature(&key, &[9; 64]);
+    CheckpointRow { incarnation, size, note: note.to_string() }
 }
 
 pub(crate) fn node(seed: u8) -> NodeRow {

@@ -1,5 +1,6 @@
 //! The log, and the certificates that it tells of.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use countersign_audit::{Entry, Event, EventKind, TileHash, Tree};
@@ -10,7 +11,9 @@ use countersign_store::{
 use tokio::task::JoinSet;
 
 use crate::Shared;
-use crate::fixture::{after, at, digest, doing, issuing, node, node_id, noon, putting, row, token};
+use crate::fixture::{
+    after, at, checkpoint, digest, doing, issuing, node, node_id, noon, putting, row, signed, token,
+};
 
 pub(crate) async fn each_receipt_names_the_leaf_of_its_certificate(store: Shared) {
     store.commit(putting("web", "1")).await.unwrap();
@@ -97,24 +100,32 @@ pub(crate) async fn a_serial_is_recorded_once(store: Shared) {
 }
 
 pub(crate) async fn what_is_signed_of_a_log_is_kept_beside_it(store: Shared) {
-    let row =
-        |incarnation, size| CheckpointRow { incarnation, size, note: format!("note {size}\n") };
-    let rows = [row(1, 7), row(1, 300), row(1, 290), row(2, 4), row(1, 290), row(1, 301)];
+    let leaves: Vec<_> = (0..301).map(|seed| row(seed, 0, at(0))).collect();
+    store.commit(issuing(leaves)).await.unwrap();
+    let mut roots = BTreeMap::new();
+    for size in [7, 290, 300, 301] {
+        roots.insert(size, signed(&*store, 1, size).await.0);
+    }
+    let other = checkpoint(2, 4, digest(4));
+    let row = |size| roots[&size].clone();
+    let rows = [row(7), row(300), row(290), other.clone(), row(290), row(301)];
     for row in rows {
         store.commit(doing([Op::PutCheckpoint(row)])).await.unwrap();
     }
     // What is in full tiles already needs no checkpoint of its own.
     let kept = store.checkpoints(1, PAGE_MAX).await.unwrap();
-    assert_eq!(kept, [row(1, 301), row(1, 300), row(1, 290)]);
+    assert_eq!(kept, [row(301), row(300), row(290)]);
     assert_eq!(store.checkpoints(1, 1).await.unwrap(), kept[..1]);
-    assert_eq!(store.checkpoints(2, 9).await.unwrap(), [row(2, 4)]);
+    assert_eq!(store.checkpoints(2, 9).await.unwrap(), [other]);
     assert_eq!(store.checkpoints(u64::MAX, 9).await.unwrap(), []);
-    let again = CheckpointRow { note: "another\n".to_owned(), ..row(1, 301) };
+    let again = CheckpointRow { note: "another\n".to_owned(), ..row(301) };
     store.commit(doing([Op::PutCheckpoint(again)])).await.unwrap();
     assert_eq!(store.checkpoints(1, 1).await.unwrap(), kept[..1], "what was signed first stays");
 
     let hash = |level, position, seed| TileHash { level, position, hash: digest(seed) };
-    let hashes = vec![hash(1, 0, 1), hash(1, 1, 2), hash(2, 0, 3)];
+    let first = signed(&*store, 1, 301).await.1[0];
+    // The rest is of leaves that are not there yet.
+    let hashes = vec![first, hash(1, 1, 2), hash(2, 0, 3)];
     let put = |hashes| doing([Op::PutTileHashes { incarnation: 1, hashes }]);
     store.commit(put(hashes.clone())).await.unwrap();
     store.commit(put(vec![hash(1, 1, 9), hash(1, 2, 4)])).await.unwrap();
@@ -122,7 +133,7 @@ pub(crate) async fn what_is_signed_of_a_log_is_kept_beside_it(store: Shared) {
     assert_eq!(store.tile_hashes(1, 1, 0, 1).await.unwrap(), hashes[..1]);
     assert_eq!(store.tile_hashes(1, 2, 0, 9).await.unwrap(), hashes[2..]);
     assert_eq!(store.tile_hashes(2, 1, 0, 9).await.unwrap(), []);
-    assert_eq!(store.head().await.unwrap().log_size, 0, "none of it is an event");
+    assert_eq!(store.head().await.unwrap().log_size, 301, "none of it is an event");
 }
 
 pub(crate) async fn dropped_details_leave_the_log_as_it_is(store: Shared) {

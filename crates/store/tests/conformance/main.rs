@@ -22,6 +22,7 @@ mod served;
 #[path = "../support/postgres.rs"]
 mod server;
 mod sessions;
+mod tampered;
 mod tls;
 
 use std::sync::Arc;
