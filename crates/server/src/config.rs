@@ -388,6 +388,16 @@ pub enum StartError {
         /// The database.
         place: String,
     },
+    /// A journal that was named, and is none.
+    #[error(
+        "`{path}` {why}: name the folder that the server's `--journal` named, or leave `--journal` out if no journal was kept"
+    )]
+    NoJournal {
+        /// The folder.
+        path: PathBuf,
+        /// What is there instead.
+        why: &'static str,
+    },
     /// Something lies where a restore builds, and a restore that was cut off did not leave it so.
     #[error(
         "`{path}` is in the way: a restore makes it, and renames it when all is well. This one is somebody else's, or whole and \
@@ -484,6 +494,7 @@ impl StartError {
             | Self::WrongDomain { .. }
             | Self::WrongKek { .. }
             | Self::BadBackup { .. }
+            | Self::NoJournal { .. }
             | Self::KekWithoutStore
             | Self::NodeAuthorities(_)
             | Self::LongSocketPath { .. } => Code::NotUnderstood,

@@ -19,7 +19,9 @@ use super::make::place;
 use crate::authority::{Unsealed, internal, unseal};
 use crate::config::{StartError, StoreAt, kek_path};
 use crate::directory::{self, Domain};
-use crate::incarnation::{Beginning, Cause, ClockIs, Handed, Known, LogKey, begin, read_rules};
+use crate::incarnation::{
+    Beginning, Cause, ClockIs, Handed, Known, LogKey, begin, check_kept, read_rules,
+};
 use crate::refusal::Refused;
 use crate::storage;
 use crate::watch::KeptTime;
@@ -73,8 +75,8 @@ pub struct RestoreReport {
 /// The whole file is read and verified before anything is written. Blocks its thread.
 ///
 /// # Errors
-/// When the place is in use, the file is cut off, changed, of a newer version or sealed under another key, or the clock is
-/// behind what is restored. Nothing is left of the new place then.
+/// When the place is in use, the file is cut off, changed, of a newer version or sealed under another key, the folder of the
+/// journal has none, or the clock is behind what is restored. Nothing is left of the new place then.
 pub async fn restore(
     config: &RestoreConfig,
     progress: Progress<'_>,
@@ -89,6 +91,9 @@ pub(crate) async fn restore_at(
     progress: Progress<'_>,
 ) -> Result<RestoreReport, StartError> {
     let kek = KekFile::open_by(&config.kek, config.unlock.as_deref())?;
+    if let Some(folder) = &config.journal {
+        check_kept(folder)?;
+    }
     // 1. The file, all of it.
     let (_about, end) = read(&config.file, &kek, |_page| Ok(()))?;
     // 2. A place beside the one that is asked for.

@@ -262,6 +262,39 @@ fn line(record: &v1::SignedRecord) -> Vec<u8> {
     text
 }
 
+/// Goes on only with a folder in which a server has kept a journal, should it be one without any rule: an empty folder is most
+/// likely not the one that was meant, or the place that it is on is not there.
+///
+/// # Errors
+/// When there is no such folder, or nothing in it that a server would have written.
+pub(crate) fn check_kept(folder: &Path) -> Result<(), StartError> {
+    let none = |why| StartError::NoJournal { path: folder.to_owned(), why };
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(none("is not there"));
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            return Err(none("is not a folder"));
+        }
+        Err(source) => {
+            return Err(StartError::File { action: "read", path: folder.to_owned(), source });
+        }
+    };
+    for entry in entries {
+        let failed = |source| StartError::File { action: "read", path: folder.to_owned(), source };
+        if is_journal(&entry.map_err(failed)?.path()) {
+            return Ok(());
+        }
+    }
+    Err(none("holds no journal, which is a file `rules-SERVER.jsonl`"))
+}
+
+fn is_journal(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with("rules-") && name.ends_with(".jsonl")
+}
+
 /// Reads the journals of a folder. Says, too, how many lines were not rules of this trust domain: a torn last line is
 /// one, and so is a forged one.
 ///
@@ -278,8 +311,7 @@ fn read_journals(
     let (mut rules, mut refused) = (Vec::new(), 0);
     for entry in std::fs::read_dir(folder).map_err(failed(folder))? {
         let path = entry.map_err(failed(folder))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if !name.starts_with("rules-") || !name.ends_with(".jsonl") {
+        if !is_journal(&path) {
             continue;
         }
         refused += read_file(&path, key, &mut rules)?;

@@ -96,6 +96,35 @@ async fn a_journal_in_a_second_place_brings_back_what_no_agent_remembers() {
     running.stop().await;
 }
 
+/// The place of the journal is not mounted, or its parent was named: then all that only it remembers would be lost silently.
+#[tokio::test]
+async fn a_restore_from_a_folder_without_a_journal_is_refused_and_leaves_nothing() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let file = realm.save().await;
+    running.stop().await;
+    let folder = realm.place("journal");
+    let config = RestoreConfig { journal: Some(folder.clone()), ..realm.restoring("e") };
+    let refuse = async |config: &RestoreConfig, why: &str| {
+        let refused = realm.restore(config).await.unwrap_err();
+        assert_eq!(refused.code(), Code::NotUnderstood, "{refused}");
+        for part in [why, "leave `--journal` out"] {
+            assert!(refused.to_string().contains(part), "{refused}");
+        }
+        assert!(!config.data.exists());
+        assert!(!realm.place("e.restoring").exists());
+    };
+    refuse(&config, "is not there").await;
+    refuse(&RestoreConfig { journal: Some(file), ..config.clone() }, "is not a folder").await;
+    std::fs::create_dir(&folder).unwrap();
+    refuse(&config, "holds no journal").await;
+    std::fs::write(folder.join("notes"), "rules-one.jsonl").unwrap();
+    refuse(&config, "holds no journal").await;
+    // One of a server that has made no rule yet.
+    std::fs::write(folder.join("rules-one.jsonl"), "").unwrap();
+    assert_eq!(realm.restore(&config).await.unwrap().from_journal, 0);
+}
+
 #[tokio::test]
 async fn a_server_with_a_journal_whose_store_went_back_takes_its_rules_from_there() {
     let realm = Realm::begin().await;
