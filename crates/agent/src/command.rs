@@ -52,7 +52,7 @@ impl Program for AgentProgram {
         Field::one(
             "key",
             "FILE",
-            "The certificate's private key, PKCS#8 in PEM, for `--attest x509`",
+            "The certificate's private key, PKCS#8 in PEM, for `--attest x509`; nobody else may read it",
         ),
         Field::one(
             "trust",

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use countersign_identity::{Code, KeyId, TrustDomain};
@@ -59,6 +60,15 @@ impl MachineFiles {
         };
         let chain = Chain::from_pem(&text(&self.certificate)?)
             .map_err(|why| refused(&self.certificate, why.to_string()))?;
+        let mode =
+            std::fs::metadata(&self.key).map_err(|why| refused(&self.key, why.to_string()))?;
+        let mode = mode.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            let why = format!(
+                "it has mode {mode:03o}, which lets others read the key; run `chmod 600` on it"
+            );
+            return Err(refused(&self.key, why));
+        }
         let key = PrivateKey::from_pem(&text(&self.key)?).map_err(|why| {
             refused(
                 &self.key,

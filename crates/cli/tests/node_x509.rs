@@ -6,6 +6,7 @@
 mod domain;
 mod support;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -134,6 +135,16 @@ fn machine_with_a_certificate_becomes_one_node_and_others_do_not() {
     assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
     assert!(text(&refused.stderr).contains("is not the key"), "{}", text(&refused.stderr));
 
+    let good = world.path("good.key");
+    let mode =
+        |mode| std::fs::set_permissions(&good, std::fs::Permissions::from_mode(mode)).unwrap();
+    for open in [0o640, 0o604] {
+        mode(open);
+        let refused = world.refused("a0", "good.pem", "good.key");
+        assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+        assert!(text(&refused.stderr).contains("chmod 600"), "{}", text(&refused.stderr));
+    }
+    mode(0o600);
     let arguments = world.agent("a1", "good.pem", "good.key");
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let agent = Part::start(&arguments, &[]);
