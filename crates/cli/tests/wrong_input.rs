@@ -370,6 +370,34 @@ fn a_database_that_cannot_be_had_is_told_with_its_place_and_what_to_look_at() {
 }
 
 #[test]
+fn a_folder_that_is_not_the_one_that_was_meant_is_told_with_what_to_do() {
+    let place = folder();
+    let at = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    let done = |output: Output| assert!(output.status.success(), "{}", text(&output.stderr));
+    done(run(&["init", "--data", &at("d"), "--trust-domain", "shop.example"]));
+    done(run(&["backup", &at("b"), "--data", &at("d")]));
+    let (file, data, kek) = (at("b"), at("e"), at("d/kek"));
+    let restore = ["restore", &file, "--data", &data, "--kek", &kek, "--journal"];
+    let (none, empty) = (at("none"), at("empty"));
+    std::fs::create_dir(&empty).unwrap();
+    for folder in [&none, &empty] {
+        let refused = run(&[&restore[..], &[folder]].concat());
+        says(&refused, NOT_UNDERSTOOD, &[folder, "name the folder", "leave `--journal` out"]);
+    }
+    let copied = run(&["store", "copy", "--from", &at("d"), "--to", &at("none/e")]);
+    says(&copied, NOT_UNDERSTOOD, &[&at("none/e"), "make it first", "mkdir"]);
+    // What is in order is said to be so, with the key that lies beside it, or without one.
+    let verify = ["store", "verify", &*at("d")];
+    let verified = run(&verify);
+    says(&verified, 0, &["in order: revision", "the key opens all"]);
+    std::fs::rename(at("d/kek"), at("kek")).unwrap();
+    let verified = run(&verify);
+    says(&verified, 0, &["in order: revision", "was not tried: there is no key file"]);
+    says(&run(&[&verify[..], &["--kek", &at("kek")]].concat()), 0, &["the key opens all"]);
+    says(&run(&[&verify[..], &["--kek", &none]].concat()), NOT_UNDERSTOOD, &["no key file"]);
+}
+
+#[test]
 fn a_restore_that_was_killed_is_in_nobodys_way() {
     let place = folder();
     let at = |name: &str| place.path().join(name).to_str().unwrap().to_owned();

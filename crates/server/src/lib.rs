@@ -50,14 +50,16 @@ pub use config::{
     ROOT_LIFETIME_SECS, Ready, StartError, StoreAt, admin_path,
 };
 pub use countersign_pki::{KeyVault, NoVault};
-pub use countersign_seal::{KekFile, KekFileRefused, KeyWrap, Passphrase, WrapMethod, WrapRefused};
+pub use countersign_seal::{
+    Kek, KekFile, KekFileRefused, KeyWrap, Passphrase, WrapMethod, WrapRefused,
+};
 pub use countersign_store::{BadUrl, Copied, Password, Place, PostgresUrl, Verification};
 pub use init::init;
 pub use judge::{Judge, Unclear};
 pub use log::OfflineLog;
 pub use refusal::Refused;
 pub use run::run;
-pub use storage::{copy_store, verify_store};
+pub use storage::{KeyAt, Verified, copy_store, verify_store};
 pub use upstream::{RequestReport, init_import, init_request};
 
 /// The OpenAPI description of the operators' interface, for the reference.

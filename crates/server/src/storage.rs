@@ -1,18 +1,21 @@
 //! Where the state is kept: opened, made, moved and kept in order, whichever backend it is.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::{Clock, Entropy, SystemEntropy};
+use countersign_seal::{Kek, OpenRefused};
 use countersign_store::{
-    Copied, Duties, Duty, Place, PostgresStore, SqliteStore, Store, StoreError, Verification,
-    verify_everything,
+    Copied, Duties, Duty, PAGE_MAX, Place, PostgresStore, SqliteStore, Store, StoreError,
+    Verification, verify_everything,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{StartError, StoreAt};
 use crate::incarnation::Seen;
+use crate::refusal::Refused;
+use crate::state::State;
 use crate::watch::{Pulse, TimeGuard};
 
 /// How often rows that nobody can need any more are dropped.
@@ -58,24 +61,97 @@ pub(crate) async fn create(
 /// Copies a state to a place that has none, and checks that both are the same.
 ///
 /// # Errors
-/// When there is a state at the new place, a server runs on the old one, or the two differ.
+/// When there is a state at the new place, a server runs on the old one, that is not in order, or the two differ.
 pub async fn copy_store(from: &Place, to: &Place) -> Result<Copied, StartError> {
+    // What else is wrong with it is told by the copy, which reads all of it.
+    if let Place::Directory(path) = from
+        && let Ok(store) = SqliteStore::observe(path)
+    {
+        check_records(&*store).await?;
+    }
+    if let Place::Database(url, password) = from
+        && let Ok(store) =
+            PostgresStore::open(url.clone(), password.clone(), Arc::new(SystemEntropy)).await
+    {
+        check_records(&store).await?;
+    }
     Ok(countersign_store::copy(from, to, Arc::new(SystemEntropy)).await?)
 }
 
-/// Checks a whole state against itself, also while servers run on it.
+/// What was found to be in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// The state.
+    pub state: Verification,
+    /// How many sealed secrets open; nothing when there was no key to open them with.
+    pub opened: Option<usize>,
+}
+
+/// A key that opens sealed secrets, and the file that it is from.
+#[derive(Debug)]
+pub struct KeyAt {
+    /// The file.
+    pub path: PathBuf,
+    /// The key.
+    pub kek: Kek,
+}
+
+/// Checks a whole state against itself, also while servers run on it: all that the store knows of it, whether each record says
+/// something, and, with a key, whether each sealed secret opens.
 ///
 /// # Errors
 /// When there is none, or something in it does not fit.
-pub async fn verify_store(place: &Place) -> Result<Verification, StartError> {
-    let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
-    Ok(match place {
-        Place::Directory(path) => verify_everything(&*SqliteStore::observe(path)?).await?,
+pub async fn verify_store(place: &Place, key: Option<&KeyAt>) -> Result<Verified, StartError> {
+    match place {
+        Place::Directory(path) => verify(&*SqliteStore::observe(path)?, key).await,
         Place::Database(url, password) => {
-            let store = PostgresStore::open(url.clone(), password.clone(), entropy).await?;
-            verify_everything(&store).await?
+            let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
+            verify(&PostgresStore::open(url.clone(), password.clone(), entropy).await?, key).await
         }
-    })
+    }
+}
+
+async fn verify(store: &dyn Store, key: Option<&KeyAt>) -> Result<Verified, StartError> {
+    let state = verify_everything(store).await?;
+    check_records(store).await?;
+    let opened = match key {
+        Some(key) => Some(open_secrets(store, key).await?),
+        None => None,
+    };
+    Ok(Verified { state, opened })
+}
+
+/// Goes on only with records that a server would take.
+async fn check_records(store: &dyn Store) -> Result<(), StartError> {
+    let snapshot = store.snapshot().await?;
+    // Nobody has begun a trust domain there yet.
+    if snapshot.revision.number == 0 {
+        return Ok(());
+    }
+    State::from_snapshot(snapshot).map_err(Refused::from)?;
+    Ok(())
+}
+
+/// Opens each sealed secret, and says how many there are. Of one that was destroyed nothing is left.
+async fn open_secrets(store: &dyn Store, key: &KeyAt) -> Result<usize, StartError> {
+    let (mut after, mut opened) = (None, 0);
+    loop {
+        let page = store.secrets(after, PAGE_MAX).await?;
+        let Some((last, _)) = page.last() else { return Ok(opened) };
+        after = Some(last.clone());
+        for (name, sealed) in page.iter().filter(|(_, sealed)| !sealed.is_empty()) {
+            countersign_seal::open(&key.kek, name, sealed).map_err(|refused| match refused {
+                OpenRefused::OtherKey { .. } => {
+                    StartError::WrongKek { path: key.path.clone(), why: refused.to_string() }
+                }
+                other => {
+                    let what = format!("the sealed secret `{name}` does not open: {other}");
+                    StartError::Store(StoreError::Broken { what })
+                }
+            })?;
+            opened += 1;
+        }
+    }
 }
 
 /// The periodic duties towards the store.

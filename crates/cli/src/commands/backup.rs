@@ -72,7 +72,7 @@ pub(crate) struct RestoreArguments {
     /// How long nothing is issued, so that agents can hand back what they remember
     #[arg(long, value_name = "SPAN", default_value = "60s")]
     hold_off: DurationText,
-    /// The folder of a journal of revocations, if one was kept (`countersign server --journal`)
+    /// The folder of a journal of revocations, if one was kept (`countersign server --journal`); one without any is refused
     #[arg(long, value_name = "DIR")]
     journal: Option<PathBuf>,
     /// The clock is right, also where the backup or the journal is of a later time: that was written under one that was ahead
@@ -82,7 +82,7 @@ pub(crate) struct RestoreArguments {
 
 // The key in a token that a key file may be sealed by. A sentence for `--help` would stand in place of the command's.
 #[derive(Clone, Debug, clap::Args)]
-struct TokenArguments {
+pub(super) struct TokenArguments {
     /// The key in a token that the key is sealed by, if it is, `pkcs11:token=…;object=…?module-path=…`
     #[arg(long, value_name = "WHERE", env = "COUNTERSIGN_SEAL")]
     seal: Option<Seal>,
@@ -93,7 +93,7 @@ struct TokenArguments {
 
 impl TokenArguments {
     /// With the file of a passphrase, all that may open a key file.
-    fn openers(&self, passphrase_file: Option<&PathBuf>) -> Openers {
+    pub(super) fn openers(&self, passphrase_file: Option<&PathBuf>) -> Openers {
         let Self { seal, pin_file } = self.clone();
         let seal = seal.and_then(Seal::token);
         Openers { passphrase_file: passphrase_file.cloned(), seal, pin_file }

@@ -2,14 +2,18 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use anyhow::Result;
-use countersign_server::{BadUrl, Copied, Place, PostgresUrl, Verification};
+use countersign_server::{
+    BadUrl, Copied, KekFile, KeyAt, KeyWrap, Place, PostgresUrl, StartError, Verification,
+};
 use serde_json::json;
 
+use super::backup::TokenArguments;
 use crate::exit::Exit;
 use crate::output::{self, Output};
-use crate::serve::password;
+use crate::serve::{harden_process, password, unlock};
 
 /// Copy a trust domain's state from a data directory to a database, or back, and check that all of it came
 ///
@@ -89,8 +93,11 @@ pub(crate) async fn copy(arguments: &Arguments, output: Output) -> Result<Exit> 
 
 /// Check a trust domain's whole state against itself, also while servers run on it
 ///
-/// Every leaf of the log is read and the log's root computed anew; revisions and the feed must be in order, every issued row
-/// must be what its leaf says, and the log of each incarnation must begin with the root of the one before.
+/// Every leaf of the log is read and the log's root computed anew: what was signed of it must be so, every issued row must be what
+/// its leaf says, and the log of each incarnation must begin with the root of the one before. The records must be what the feed of
+/// changes says, as far as it is kept, and be understood, as must every row of every other table; revisions and the feed must be
+/// without gaps. The pages of a file are checked, and with the server's key (`kek`) it is tried whether the sealed keys open. Of
+/// rows that nothing else in the state speaks of only the form is known, and of records that changed before the feed begins.
 #[derive(Debug, clap::Args)]
 pub(crate) struct VerifyArguments {
     /// Where it is: a data directory, or `postgres://USER@HOST/DATABASE?…`
@@ -99,21 +106,61 @@ pub(crate) struct VerifyArguments {
     /// The file of the database's password [default: as PGPASSFILE or PGPASSWORD say]
     #[arg(long, value_name = "FILE", env = "COUNTERSIGN_STORE_PASSWORD_FILE")]
     store_password_file: Option<PathBuf>,
+    /// The key that has to open the sealed keys [default: `kek` in a data directory, if it is there and opens]
+    #[arg(long, value_name = "FILE", env = "COUNTERSIGN_KEK")]
+    kek: Option<PathBuf>,
+    /// The file of the passphrase by which the key is sealed [default: COUNTERSIGN_PASSPHRASE, or asked for at a terminal]
+    #[arg(long, value_name = "FILE", env = "COUNTERSIGN_PASSPHRASE_FILE")]
+    passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    token: TokenArguments,
+}
+
+impl VerifyArguments {
+    /// The key that was named, or the one that lies beside the state; or why there is none.
+    fn key(&self) -> Result<std::result::Result<KeyAt, String>> {
+        let openers = self.token.openers(self.passphrase_file.as_ref());
+        let open = |path: PathBuf, unlock: Option<Arc<dyn KeyWrap>>| {
+            let kek = KekFile::open_by(&path, unlock.as_deref());
+            kek.map(|kek| KeyAt { path, kek })
+        };
+        if let Some(path) = self.kek.clone() {
+            let unlock = unlock(&path, openers)?;
+            return Ok(Ok(open(path, unlock).map_err(StartError::from)?));
+        }
+        let Named::Directory(directory) = &self.at else {
+            return Ok(Err("no key was named by `--kek`".to_owned()));
+        };
+        let path = directory.join("kek");
+        let unlock = unlock(&path, openers)?;
+        Ok(open(path, unlock).map_err(|refused| refused.to_string()))
+    }
 }
 
 pub(crate) async fn verify(arguments: &VerifyArguments, output: Output) -> Result<Exit> {
+    harden_process()?;
     let place = arguments.at.place(arguments.store_password_file.as_ref())?;
-    let Verification { head, root, records, issued } =
-        countersign_server::verify_store(&place).await?;
+    let key = arguments.key()?;
+    let verified = countersign_server::verify_store(&place, key.as_ref().ok()).await?;
+    let Verification { head, root, records, issued } = verified.state;
     match output {
         Output::Json => output::json(&json!({
             "event": "verified", "revision": head.revision, "logSize": head.log_size, "logRoot": root,
-            "records": records, "issued": issued,
+            "records": records, "issued": issued, "opened": verified.opened, "notOpened": key.err(),
         }))?,
-        Output::Human => output::line(&format!(
-            "in order: revision {}, {records} records, {issued} issued certificates, log of {} entries with root {root}",
-            head.revision, head.log_size
-        ))?,
+        Output::Human => {
+            output::line(&format!(
+                "in order: revision {}, {records} records, {issued} issued certificates, log of {} entries with root {root}",
+                head.revision, head.log_size
+            ))?;
+            output::line(&match (verified.opened, key.err()) {
+                (Some(opened), _) => format!("the key opens all {opened} sealed keys"),
+                (None, why) => {
+                    let why = why.unwrap_or_default();
+                    format!("whether the sealed keys open was not tried: {why}")
+                }
+            })?;
+        }
     }
     Ok(Exit::Done)
 }

@@ -5,7 +5,8 @@
 STORE is the path of an SQLite database, or a URL `postgres://…`, which is read by psql.
 
 Recomputes the log's root from its leaves (RFC 6962), looks whether revisions are in order, whether each issued row is what
-its leaf says, whether each log names the size and root of the one before, and in which log each certificate is recorded:
+its leaf says, whether each log names the size and root of the one before, whether the records are what the kept changes come
+to, and in which log each certificate is recorded:
 CERTIFICATES has one on each line, DER in hexadecimal digits. Prints JSON.
 """
 
@@ -21,6 +22,8 @@ QUERIES = [
     "SELECT log_index, leaf, hash, details, salt FROM log ORDER BY log_index",
     "SELECT serial, tbs, incarnation, log_index FROM issued",
     "SELECT number FROM commits ORDER BY number",
+    "SELECT kind, name, value FROM records",
+    "SELECT number, kind, name, value FROM changes ORDER BY number, position",
 ]
 
 
@@ -41,7 +44,9 @@ def read_postgres(url):
     def value(text):
         if text.startswith("\\x"):
             return bytes.fromhex(text[2:])
-        return int(text) if text else None
+        if text.lstrip("-").isdigit():
+            return int(text)
+        return text or None
 
     parts = told.split("=\n")[1 : 1 + len(QUERIES)]
     return [[tuple(map(value, line.split("|"))) for line in part.splitlines()] for part in parts]
@@ -86,7 +91,7 @@ def to_be_signed(der):
 def main():
     store, size, certificates = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     read = read_postgres if store.startswith("postgres://") else read_sqlite
-    [[(incarnation, number, fence, log_size)], past, log, issued, numbers] = read(store)
+    [[(incarnation, number, fence, log_size)], past, log, issued, numbers, records, changes] = read(store)
     problems = []
     logs = {}
     for of, index, leaf, kept, details, salt in past:
@@ -126,6 +131,19 @@ def main():
     commits = [row[0] for row in numbers]
     if commits and commits != list(range(commits[0], number + 1)):
         problems.append("the feed has a gap")
+    if number and not commits:
+        problems.append("the feed is not there")
+    last = {}
+    for at, kind, name, value in changes:
+        last[(kind, name)] = value
+        if commits and not commits[0] <= at <= number:
+            problems.append(f"a change is of commit {at}, which is not kept")
+    now = {(kind, name): value for kind, name, value in records}
+    for key, value in last.items():
+        if now.get(key) != value:
+            problems.append(f"record {key} is not what the feed says of it")
+    if incarnation == 1 and commits and commits[0] == 1:
+        problems += [f"the feed has never spoken of record {key}" for key in now.keys() - last.keys()]
     digests = {tbs: of for of, _, tbs in recorded.values()}
     held = []
     with open(certificates, encoding="ascii") as lines:
