@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser as _;
 use countersign_api::admin::TrustFingerprint;
 use countersign_api::resource::HostPort;
 use countersign_identity::{Code, TrustDomain};
@@ -85,7 +84,7 @@ impl Program for AgentProgram {
     max_term_width = 100
 )]
 struct Alone {
-    /// For whom to print: `human`, or `json` for scripts, one object a line
+    /// For whom to print: `human`, or `json` for scripts: one object a line, of a failure `{"error":{"code":…,"message":…}}`
     #[arg(long, value_enum, default_value_t, value_name = "FORM", hide_possible_values = true)]
     output: Output,
 
@@ -95,7 +94,10 @@ struct Alone {
 
 /// Runs the program `countersign-agent` with the arguments of its process.
 pub fn main() -> ExitCode {
-    let Alone { output, settings } = Alone::parse();
+    let Alone { output, settings } = match countersign_program::arguments::read() {
+        Ok(alone) => alone,
+        Err(ended) => return ended,
+    };
     let known = |cause: &(dyn Error + 'static)| code_of(cause).map(Known::from);
     countersign_program::main("countersign-agent", output, || agent(&settings, output), known)
 }

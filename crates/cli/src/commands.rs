@@ -31,7 +31,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use countersign_api::resource::Kind;
-use countersign_identity::{Code, Lifetime, Name, NodeId};
+use countersign_identity::{Lifetime, Name, NodeId};
 
 use crate::exit::{Exit, Failure};
 use crate::find::Find;
@@ -50,7 +50,7 @@ use crate::up;
 #[derive(Debug, Parser)]
 #[command(name = "countersign", version, arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Cli {
-    /// For whom to print: `human`, or `json` for scripts, one object a line
+    /// For whom to print: `human`, or `json` for scripts: one object a line, of a failure `{"error":{"code":…,"message":…}}`
     #[arg(
         long,
         global = true,
@@ -272,7 +272,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         Command::Status(arguments) => wait(status::run(&arguments, output)),
         Command::Fetch { what } => wait(fetch::run(&what, output)),
         Command::Verify(arguments) => verify::run(&arguments),
-        Command::Id { what } => id::run(&what),
+        Command::Id { what } => id::run(&what, output),
         Command::Apply(arguments) => wait(apply::run(&arguments, output)),
         Command::Console(arguments) => wait(console::run(&arguments, output)),
         Command::Explain(arguments) => wait(explain::run(&arguments, output)),
@@ -322,15 +322,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit> {
         }
         Command::Log { what } => wait(log::run(what, output)),
         Command::Events { find, limit, after } => wait(lists::events(&find, limit, after, output)),
-        Command::Address { find, arguments } => {
-            let up_json = find.up_json()?;
-            let found = up::address(&arguments, &up_json).map_err(|error| {
-                let code = if up_json.exists() { Code::NotFound } else { Code::Unavailable };
-                Failure::new(code, format!("{error:#}"))
-            });
-            output::line(&found?)?;
-            Ok(Exit::Done)
-        }
+        Command::Address { find, arguments } => up::address(&arguments, &find.up_json()?, output),
         Command::Schema { kind } => {
             let schema = countersign_api::resource::schema(kind);
             output::line(&serde_json::to_string_pretty(&schema)?)?;

@@ -14,7 +14,6 @@ mod up;
 use std::error::Error;
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use countersign_api::admin::AdminError;
 use countersign_identity::Code;
 use countersign_program::exit::Known;
@@ -24,7 +23,10 @@ use crate::commands::Cli;
 
 /// Runs the program with the arguments of its process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = match countersign_program::arguments::read() {
+        Ok(cli) => cli,
+        Err(ended) => return ended,
+    };
     let output = cli.output;
     countersign_program::main("countersign", output, || commands::run(cli), known)
 }

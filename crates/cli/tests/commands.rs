@@ -39,6 +39,13 @@ fn id_check_answers_each_line() {
         "bad trust domain `A` may hold only a-z, 0-9, `.`, `-` and `_`\nbad it is not UTF-8\n",
     );
     ends(&["id", "check"], b"", 0, "");
+    ends(
+        &["id", "check", "--output", "json"],
+        b"spiffe://a/b\nspiffe://A/\x1b\n",
+        1,
+        "{\"verdict\":\"ok\",\"id\":\"spiffe://a/b\"}\n\
+         {\"verdict\":\"bad\",\"why\":\"trust domain `A` may hold only a-z, 0-9, `.`, `-` and `_`\"}\n",
+    );
 }
 
 #[test]
@@ -111,6 +118,12 @@ fn an_address_that_nobody_knows_is_no_defect() {
     )
     .unwrap();
     ends(&["address", "orders", "--data", data], b"", 0, "127.0.0.1:2\n");
+    ends(
+        &["address", "orders", "--data", data, "--output", "json"],
+        b"",
+        0,
+        "{\"service\":\"orders\",\"address\":\"127.0.0.1:2\"}\n",
+    );
     ends(&["address", "web", "--data", data], b"", 1, "");
 }
 
@@ -121,6 +134,70 @@ fn a_failure_is_an_object_for_scripts() {
     let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(object["error"]["code"], "unavailable");
     assert!(object["error"]["message"].as_str().unwrap().contains("/no/such.sock"));
+}
+
+/// What a script gets of arguments that are not understood: the message of the one object on standard output. People read as
+/// much on standard error.
+#[track_caller]
+fn not_understood(arguments: &[&str]) -> String {
+    let output = run(arguments, b"");
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
+    assert!(!output.stderr.is_empty(), "{arguments:?}");
+    let said = text(&output.stdout);
+    let object: serde_json::Value =
+        serde_json::from_str(&said).unwrap_or_else(|bad| panic!("{arguments:?}: {bad}: {said:?}"));
+    assert_eq!(object["error"]["code"], "not-understood", "{arguments:?}: {object}");
+    assert_eq!(object["error"]["problems"], serde_json::json!([]), "{arguments:?}: {object}");
+    assert_eq!(said.lines().count(), 1, "{arguments:?}: {said}");
+    object["error"]["message"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn arguments_that_are_not_understood_are_an_object_for_scripts() {
+    for (arguments, words) in [
+        (&["revoke", "xyz"][..], "`spiffe://shop.example/web`"),
+        (&["revoke", "--serial", "zz"], "32 lower-case"),
+        (&["revoke", "--reason", "because"], "because"),
+        (&["suspend"], "required arguments were not provided: <SPIFFE-ID>"),
+        (&["converged", "abc"], "`countersign history`"),
+        (&["diff", "1.1", "x"], "`countersign history`"),
+        (&["show"], "required arguments were not provided"),
+        (&["status", "--handshakes", "--limit", "x"], "a whole number"),
+        (&["token", "create", "--ttl", "soon"], "soon"),
+        (&["resource", "list", "--kind", "Wrkload"], "Wrkload"),
+        (&["log", "show", "x"], "`countersign log tail`"),
+        (&["store", "copy", "--from", "a"], "--to <PLACE>"),
+        (&["backup", "b"], "--data <DIR>"),
+        (&["verify", "--as", "peer"], "possible values: client, server"),
+        (&["fetch", "x509", "--id", "x"], "`spiffe://TRUST-DOMAIN/PATH`"),
+        (&["stauts"], "a similar subcommand exists: 'status'"),
+        (&["fetch"], "no command is named"),
+        (&[], "no command is named"),
+    ] {
+        let said = not_understood(&[arguments, &["--output", "json"]].concat());
+        assert!(said.contains(words), "{arguments:?}: expected `{words}` in: {said}");
+        assert!(!said.contains("Usage:") && !said.contains("error:"), "{arguments:?}: {said}");
+    }
+    ends(&["stauts"], b"", 2, "");
+    ends(&["stauts", "--output", "human"], b"", 2, "");
+    let help = run(&["status", "--help", "--output", "json"], b"");
+    assert!(help.status.success() && text(&help.stdout).contains("Usage: "), "help stays help");
+    let version = run(&["--version", "--output", "json"], b"");
+    assert!(version.status.success() && text(&version.stdout).starts_with("countersign "));
+}
+
+#[test]
+fn no_command_leaves_scripts_without_an_object_for_a_flag_that_it_does_not_know() {
+    let page = text(&run(&["reference", "commands"], b"").stdout);
+    let names = page.lines().filter_map(|line| line.strip_prefix("## countersign"));
+    let commands: Vec<Vec<&str>> = names.map(|name| name.split_whitespace().collect()).collect();
+    assert!(50 <= commands.len(), "only {} commands were found", commands.len());
+    for command in commands {
+        for form in [&["--output", "json"][..], &["--output=json"]] {
+            let said = not_understood(&[&command[..], &["--nosuch"], form].concat());
+            assert!(said.contains("unexpected argument '--nosuch' found"), "{command:?}: {said}");
+        }
+    }
 }
 
 #[test]

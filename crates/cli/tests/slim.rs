@@ -87,5 +87,10 @@ fn programs_by_themselves_hold_no_database_and_say_what_they_do_not_understand()
         assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
         let said = text(&refused.stderr);
         assert!(said.starts_with(&format!("{name}: ")) && said.contains("`xml`"), "{said}");
+        let nosuch = ["--nosuch", "--output", "json"];
+        let refused = Command::new(&program).args(nosuch).output().unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+        let object: Value = serde_json::from_slice(&refused.stdout).unwrap();
+        assert_eq!(object["error"]["code"], "not-understood", "{name}: {object}");
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! It refuses to know what any of the programs does.
 
+pub mod arguments;
 pub mod exit;
 pub mod exposition;
 mod log;
@@ -16,6 +17,10 @@ pub mod trace;
 
 use std::error::Error;
 use std::process::ExitCode;
+
+use countersign_api::resource::Problem;
+use countersign_identity::Code;
+use serde_json::{Value, json};
 
 use crate::exit::{Exit, Known, OutputClosed, Told};
 use crate::output::Output;
@@ -53,15 +58,18 @@ fn tell(
     let told = Told::of(error, known);
     output::aside(&format!("{name}: {}", sentence(&told)));
     if output == Output::Json {
-        let object = serde_json::json!({
-            "error": { "code": told.code, "message": told.message, "problems": told.problems },
-        });
+        let object = object(told.code, &told.message, &told.problems);
         if output::json(&object).is_err() {
             // Nobody reads it; the status says it all the same.
             return told.exit;
         }
     }
     told.exit
+}
+
+/// A failure, as scripts read it.
+fn object(code: Code, message: &str, problems: &[Problem]) -> Value {
+    json!({ "error": { "code": code, "message": message, "problems": problems } })
 }
 
 fn sentence(told: &Told) -> String {

@@ -5,40 +5,43 @@ use std::io::{BufRead, ErrorKind};
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use countersign_identity::SpiffeId;
+use serde_json::json;
 
 use crate::exit::{Exit, OutputClosed};
-use crate::output::printable;
+use crate::output::{Output, printable};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum What {
     /// Read SPIFFE IDs from standard input, one a line; print `ok ID` or `bad REASON` for each
     ///
     /// Only a line feed ends a line, so a carriage return belongs to the text and is refused. Exit status 0 when
-    /// all are SPIFFE IDs, 1 when one is not.
+    /// all are SPIFFE IDs, 1 when one is not. With `--output json`, {"verdict":"ok","id":…} or {"verdict":"bad","why":…}.
     Check,
 }
 
-pub(crate) fn run(what: &What) -> Result<Exit> {
+pub(crate) fn run(what: &What, output: Output) -> Result<Exit> {
     let What::Check = what;
     let out = std::io::BufWriter::new(std::io::stdout().lock());
-    check(std::io::stdin().lock(), out)
+    check(std::io::stdin().lock(), out, output)
 }
 
 /// A line is longer than any SPIFFE ID by then; the rest of it is passed over.
 const LINE_BYTES_MAX: usize = 4096;
 
-fn check(mut input: impl BufRead, mut out: impl std::io::Write) -> Result<Exit> {
+fn check(mut input: impl BufRead, mut out: impl std::io::Write, output: Output) -> Result<Exit> {
     let mut exit = Exit::Done;
     while let Some(line) = next_line(&mut input).context("cannot read standard input")? {
         let verdict = judge(&line);
         if verdict.is_err() {
             exit = Exit::No;
         }
-        let text = match verdict {
-            Ok(id) => format!("ok {id}\n"),
-            Err(why) => format!("bad {}\n", printable(&why)),
+        let text = match (output, verdict) {
+            (Output::Human, Ok(id)) => format!("ok {id}"),
+            (Output::Human, Err(why)) => format!("bad {}", printable(&why)),
+            (Output::Json, Ok(id)) => json!({ "verdict": "ok", "id": id }).to_string(),
+            (Output::Json, Err(why)) => json!({ "verdict": "bad", "why": why }).to_string(),
         };
-        if let Err(error) = out.write_all(text.as_bytes()) {
+        if let Err(error) = writeln!(out, "{text}") {
             return closed(error);
         }
     }
@@ -110,7 +113,7 @@ mod tests {
     #[track_caller]
     fn answers(input: &[u8], expected: &str, exit: Exit) {
         let mut out = Vec::new();
-        assert_eq!(check(input, &mut out).unwrap(), exit, "{input:?}");
+        assert_eq!(check(input, &mut out, Output::Human).unwrap(), exit, "{input:?}");
         assert_eq!(String::from_utf8(out).unwrap(), expected, "{input:?}");
     }
 
@@ -135,7 +138,7 @@ mod tests {
             b"spiffe://a/b%2fc\n",
         ] {
             let mut out = Vec::new();
-            assert_eq!(check(line, &mut out).unwrap(), Exit::No, "{line:?}");
+            assert_eq!(check(line, &mut out, Output::Human).unwrap(), Exit::No, "{line:?}");
             let text = String::from_utf8(out).unwrap();
             assert!(text.starts_with("bad ") && text.lines().count() == 1, "{line:?}: {text:?}");
             assert!(text.trim_end_matches('\n').chars().all(|c| !c.is_control()), "{text:?}");

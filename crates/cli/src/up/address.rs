@@ -3,8 +3,12 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use countersign_identity::Code;
+use serde_json::json;
 
 use super::layout::Whereabouts;
+use crate::exit::{Exit, Failure};
+use crate::output::{self, Output};
 
 /// Print where a service is reached: the front door's URL, or the address of its mutual-TLS door.
 #[derive(Debug, clap::Args)]
@@ -14,8 +18,26 @@ pub(crate) struct AddressArguments {
     pub(crate) service: String,
 }
 
+pub(crate) fn address(
+    arguments: &AddressArguments,
+    up_json: &Path,
+    output: Output,
+) -> Result<Exit> {
+    let found = find(arguments, up_json).map_err(|error| {
+        let code = if up_json.exists() { Code::NotFound } else { Code::Unavailable };
+        Failure::new(code, format!("{error:#}"))
+    })?;
+    match output {
+        Output::Json => {
+            output::json(&json!({ "service": arguments.service, "address": found }))?;
+        }
+        Output::Human => output::line(&found)?,
+    }
+    Ok(Exit::Done)
+}
+
 /// Looks the service up in what `up` wrote.
-pub(crate) fn address(arguments: &AddressArguments, up_json: &Path) -> Result<String> {
+fn find(arguments: &AddressArguments, up_json: &Path) -> Result<String> {
     let text = std::fs::read(up_json).with_context(|| {
         format!(
             "cannot read {}: is `countersign up` running? else name its state with `--data DIR`",
