@@ -9,10 +9,11 @@ mod asked;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use countersign_api::admin::{RevokeRequest, RevokeResponse};
+use countersign_api::admin::{Convergence, RevokeRequest, RevokeResponse};
 use countersign_api::resource::{self, TrustDomainSpec};
 use countersign_api::{v1, wire};
 use countersign_audit::{Event, EventKind};
@@ -41,7 +42,7 @@ use crate::log::Signing;
 use crate::publish::{
     Leashed, Next, Publication, Roster, Slice, Slices, attend, expired, hear, known,
 };
-use crate::revoke::{Converging, Inherited, drop_moot, held, revoke};
+use crate::revoke::{Converging, Inherited, converged, drop_moot, held, revoke};
 use crate::run::latest;
 use crate::state::{Feeder, State, Trouble};
 use crate::watch::{TimeGuard, Watch, accept_clock};
@@ -262,6 +263,14 @@ impl Steps {
     pub async fn revoke(&self, request: RevokeRequest) -> Result<RevokeResponse, Refused> {
         let work = revoke(Arc::clone(&self.control), request, OPERATOR.to_owned());
         self.while_advancing(work).await
+    }
+
+    /// Who enforces a revision by now.
+    ///
+    /// # Errors
+    /// As the server refuses it.
+    pub async fn converged(&self, revision: Revision) -> Result<Convergence, Refused> {
+        converged(&self.control, revision, None, Duration::ZERO).await
     }
 
     /// Drops the rules that cannot cover anything any more, by this server's clock, and tells their names. None when

@@ -72,7 +72,7 @@ pub(crate) async fn unaware(control: &Control) -> u64 {
 /// Says who enforces a revision; waits for at most so long until all do.
 ///
 /// # Errors
-/// When the store does not answer.
+/// When there is no such revision yet, or the store does not answer.
 pub(crate) async fn converged(
     control: &Control,
     revision: Revision,
@@ -81,6 +81,7 @@ pub(crate) async fn converged(
 ) -> Result<Convergence, Refused> {
     let mut moved = control.converging.moved.subscribe();
     let until = control.clock.now() + wait;
+    made(control, revision).await?;
     known(&control.feed.current(), revision)?;
     loop {
         moved.mark_unchanged();
@@ -175,6 +176,19 @@ fn one_by_one(control: &Control, revision: Revision, heard: &Heard) -> (Reach, V
     let all = enforcing.iter().chain(&others);
     let draining = all.map(|point| point.draining).fold(0, u64::saturating_add);
     (Reach { enforcing: enforcing.len() as u64, others, draining }, enforcing)
+}
+
+/// Goes on only with a revision that was made. One that another server made a moment ago may not have been read here.
+async fn made(control: &Control, revision: Revision) -> Result<(), Refused> {
+    if revision <= control.feed.current().revision {
+        return Ok(());
+    }
+    let newest = control.store.head().await?.revision;
+    if newest < revision {
+        let why = format!("revision {revision} is not there yet: the current one is {newest}");
+        return Err(Refused::new(Code::NotFound, why));
+    }
+    Ok(())
 }
 
 /// Goes on only with a revision whose contents are known here: who has come beyond one that a restored store has lost

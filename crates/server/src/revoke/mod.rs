@@ -12,6 +12,7 @@ mod order;
 mod plan;
 mod prune;
 mod replicas;
+mod stops;
 mod trial;
 mod watched;
 

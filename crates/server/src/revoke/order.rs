@@ -24,6 +24,7 @@ use crate::revoke::plan::{
     Found, Plan, Wish, leaked, plan, record, rule_view, suspension_change, suspension_name,
     suspension_subject, suspension_view,
 };
+use crate::revoke::stops::stops;
 use crate::revoke::watched::{Begun, Watched};
 use crate::rotate::Walk;
 use crate::state::State;
@@ -279,7 +280,7 @@ async fn first_after(control: &Control, moment: Timestamp) -> Result<Option<Revi
 /// Suspends something, or lifts it.
 ///
 /// # Errors
-/// When there is nothing to lift, or what to suspend is another trust domain's.
+/// When there is nothing to lift, or no suspension stops it.
 pub(crate) async fn suspend(
     control: Arc<Control>,
     change: Suspending,
@@ -359,26 +360,11 @@ pub(crate) enum Suspending {
     End(Suspended),
 }
 
-/// Whether this trust domain issues for it at all.
-fn is_ours(target: &Suspended, state: &State) -> Result<(), Refused> {
-    let domain = &state.domain().trust_domain;
-    match target {
-        Suspended::Identity(id) if id.trust_domain() != domain => {
-            let why = format!(
-                "`{id}` is outside trust domain `{domain}`, which issues nothing for it: its own operators suspend it; \
-                 a policy with `forbid` keeps it out here"
-            );
-            Err(Refused::new(Code::ForeignDomain, why))
-        }
-        Suspended::Identity(_) | Suspended::Node(_) => Ok(()),
-    }
-}
-
 impl Suspending {
     fn batch(&self, state: &State, actor: &str, now: Timestamp) -> Result<Batch, Refused> {
         let (changes, event, narrows) = match self {
             Self::Begin(target, reason) => {
-                is_ours(target, state)?;
+                stops(target, &state.domain().trust_domain)?;
                 let suspension = Suspension { target: target.clone(), reason: *reason, at: now };
                 let details = serde_json::json!({ "reason": reason });
                 let event =

@@ -13,6 +13,7 @@ use countersign_store::{Batch, Change, IssuedRow, KeysOf, Kind, Op, Record};
 use crate::attest::agent_id;
 use crate::digest::{node_tag, sha256};
 use crate::refusal::Refused;
+use crate::revoke::stops::{names_somebody, stops};
 use crate::state::State;
 
 /// Names of records that one revision makes.
@@ -82,7 +83,8 @@ pub(super) fn leaked(reason: Reason) -> Leaked {
 /// Decides what a wish comes to.
 ///
 /// # Errors
-/// When the reason does not fit the target, or the target is not of this trust domain.
+/// When the reason does not fit the target, as when it would suspend what no suspension stops, or the target is not of this
+/// trust domain.
 pub(super) fn plan(state: &State, wish: &Wish) -> Result<Plan, Refused> {
     let mut plan = Plan { rules: Vec::new(), suspensions: Vec::new(), ops: Vec::new() };
     let mut names = Names::after(state);
@@ -110,6 +112,7 @@ pub(super) fn plan(state: &State, wish: &Wish) -> Result<Plan, Refused> {
                     );
                     return Err(Refused::new(Code::ForeignDomain, why));
                 }
+                names_somebody(id)?;
                 rule(Revoked::Identity { id: id.clone(), before }, Some(id.clone()), until);
             }
             Found::Other(Target::Key(key)) => rule(Revoked::Key(*key), None, until),
@@ -125,11 +128,10 @@ pub(super) fn plan(state: &State, wish: &Wish) -> Result<Plan, Refused> {
                 unreachable!("serials and authorities were looked up")
             }
         }
-        plan.suspensions.extend(suspended(target, wish).map(|target| Suspension {
-            target,
-            reason: wish.reason,
-            at: wish.now,
-        }));
+        if let Some(target) = suspended(target, wish) {
+            stops(&target, &state.domain().trust_domain)?;
+            plan.suspensions.push(Suspension { target, reason: wish.reason, at: wish.now });
+        }
         plan.ops.extend(keys(target, wish));
     }
     Ok(plan)

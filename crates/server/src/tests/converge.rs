@@ -5,13 +5,14 @@ use std::time::Duration;
 use countersign_api::admin::{Convergence, Target};
 use countersign_api::v1;
 use countersign_identity::{
-    Canary, Clock as _, Code, Reason, Revision, SKEW_ALLOWED, SpiffeId, Trial,
+    Canary, Clock as _, Code, Reason, Revision, SKEW_ALLOWED, SpiffeId, Timestamp, Trial,
 };
 
-use super::revoke::{covers, id, key, revoke, rules, svid};
+use super::revoke::{covers, id, key, request, revoke, rules, svid};
 use super::sign::{item, sign};
+use super::strangers::Elsewhere;
 use super::sync::{Stream, open, open_with};
-use super::{Agent, Client, Realm, Running, service, soon, workload};
+use super::{Agent, Client, DOMAIN, Realm, Running, service, soon, workload};
 
 pub(super) async fn point_ack(realm: &Realm, running: &Running, agent: &Agent) -> (Client, Stream) {
     let mut client = agent.client(realm, running).await;
@@ -110,6 +111,37 @@ async fn partition_and_restart_never_shrink_the_denominator() {
     assert_eq!((gone.live, gone.missing.len()), (0, 0));
     running.stop().await;
     realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn who_enforces_a_revision_that_was_never_made_is_not_asked_in_vain() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let current = running.admin.status().await.unwrap().revision;
+    for ahead in [
+        Revision { number: current.number + 1, ..current },
+        Revision { incarnation: 99, number: 99 },
+    ] {
+        // It would wait for longer than a test may run.
+        let asked = running.admin.convergence(Some(ahead), Duration::from_secs(3600)).await;
+        let error = asked.unwrap_err();
+        assert_eq!(error.code(), Code::NotFound, "{error}");
+        let why = format!("revision {ahead} is not there yet: the current one is {current}");
+        assert!(error.to_string().contains(&why), "{error}");
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn revision_that_another_server_made_a_moment_ago_is_one_that_was_made() {
+    let domain = Elsewhere::begin(DOMAIN, Timestamp::from_secs(1_795_262_400)).await;
+    let order = request(Target::Identity(id("web")), Reason::KeyCompromise);
+    let made = domain.another().await.revoke(order).await.unwrap().revision;
+    assert!(domain.steps.revision() < made, "this server has not heard of it");
+    assert_eq!(domain.steps.converged(made).await.unwrap().revision, made);
+    let ahead = Revision { number: made.number + 1, ..made };
+    let refused = domain.steps.converged(ahead).await.unwrap_err();
+    assert_eq!(refused.code, Code::NotFound, "{refused:?}");
 }
 
 /// A node on which the point `proxy` was lost together with its agent, at the realm's first moment, before a revocation.

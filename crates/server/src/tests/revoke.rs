@@ -306,6 +306,39 @@ async fn identity_of_another_trust_domain_is_not_suspended_here() {
 }
 
 #[tokio::test]
+async fn what_no_suspension_stops_is_refused_with_what_does() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let node = "ab".repeat(16);
+    for (path, code, words) in [
+        (format!("/countersign/agent/{node}"), Code::ReservedPath, format!("`--node {node}`")),
+        ("/countersign/server/one".to_owned(), Code::ReservedPath, "stop that server".to_owned()),
+        ("/countersign/console/one".to_owned(), Code::ReservedPath, "stop that server".to_owned()),
+        ("/countersign/x".to_owned(), Code::ReservedPath, "nothing suspends it".to_owned()),
+        (String::new(), Code::NotUnderstood, "`spiffe://shop.example/web`".to_owned()),
+    ] {
+        let id: SpiffeId = format!("spiffe://shop.example{path}").parse().unwrap();
+        let (reason, target) = (Reason::ProcessCompromise, Suspended::Identity(id.clone()));
+        let error = running.admin.suspend(&SuspendRequest { target, reason }).await.unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+        assert!(error.to_string().contains(&words), "{error}");
+        // A reason that suspends says no more than is so, either.
+        let error = running.admin.revoke(&request(Target::Identity(id), reason)).await.unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+        assert!(error.to_string().contains(&words), "{error}");
+    }
+    let nobody = Target::Identity("spiffe://shop.example".parse().unwrap());
+    let said = running.admin.revoke(&request(nobody, Reason::KeyCompromise)).await;
+    refused(said, Code::NotUnderstood);
+    let server = Target::Identity(id("countersign/server/one"));
+    let answer = revoke(&running, server, Reason::KeyCompromise).await;
+    assert!(answer.suspended.is_empty(), "{answer:?}");
+    assert!(running.admin.revocations().await.unwrap().suspensions.is_empty());
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
 async fn rule_is_dropped_when_it_is_moot_and_not_a_moment_before() {
     let realm = Realm::begin().await;
     let running = realm.serve().await;
