@@ -115,6 +115,38 @@ fn a_proxy_that_is_told_which_identity_it_is_stays_that_one_whatever_comes_first
     assert_eq!(began_as(&told), (ME, vec!["me"]));
 }
 
+#[test]
+fn fetch_of_one_identity_shows_that_one_alone() {
+    let domain = Domain::make_of(&[], &[], |_ready| {
+        workload("also", own_uid()) + &workload("me", own_uid())
+    });
+    domain.credentials();
+    let (socket, written) = (domain.socket(), domain.folder.path().join("one"));
+    let fetch = |more: &[&str]| {
+        let output = run(&[&["fetch", "x509", "--socket", &socket], more].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let shown = |more: &[&str]| -> Vec<String> {
+        let said: Value =
+            serde_json::from_str(&fetch(&[more, &["--output", "json"]].concat())).unwrap();
+        let svids = said["svids"].as_array().unwrap();
+        svids.iter().map(|svid| svid["spiffeId"].as_str().unwrap().to_owned()).collect()
+    };
+    let other = "spiffe://prod.example/also";
+    until("the process is both", || (shown(&[]) == [other, ME]).then_some(()));
+    assert_eq!(shown(&["--id", ME]), [ME]);
+    assert_eq!(shown(&["--id", other]), [other]);
+    assert_eq!(shown(&["--id", ME, "--write", written.to_str().unwrap()]), [ME]);
+    let said = fetch(&["--id", ME, "--write", written.to_str().unwrap()]);
+    assert!(said.contains(ME) && !said.contains(other), "{said}");
+    let nobody = "spiffe://prod.example/nobody";
+    let refused = run(&["fetch", "x509", "--socket", &socket, "--id", nobody]);
+    let said = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("it is `{other}` and `{ME}`")), "{said}");
+}
+
 /// A proxy that is not ready yet.
 struct Waiting {
     child: Child,

@@ -36,7 +36,7 @@ pub(crate) struct X509 {
     #[arg(long, value_name = "DIR")]
     write: Option<PathBuf>,
 
-    /// Which identity, when there are several [default: the first]
+    /// Only this identity, when there are several [default: all are shown, and the first is written]
     #[arg(long, value_name = "SPIFFE-ID", value_parser = super::named::identity)]
     id: Option<SpiffeId>,
 
@@ -67,7 +67,8 @@ pub(crate) async fn run(what: &What, output: Output) -> Result<Exit> {
                 format!("the agent at `unix://{}` did not answer within 10 s", socket.display());
             Failure::new(Code::TimedOut, message)
         })??;
-    let chosen = choose(&svids, arguments.id.as_ref())?;
+    let svids = wanted(svids, arguments.id.as_ref())?;
+    let chosen = &svids[0];
     if let Some(folder) = &arguments.write {
         let (chain, bundle) = (chosen.chain.pem(), chosen.bundle.to_pem());
         let (key, lists) = (encode_private_key(&chosen.key), pem_of(&crls));
@@ -175,19 +176,21 @@ fn open(svid: countersign_api::workload::X509svid) -> Result<Svid> {
     Ok(Svid { id, chain, key, bundle, hint: svid.hint })
 }
 
-fn choose<'a>(svids: &'a [Svid], id: Option<&SpiffeId>) -> Result<&'a Svid, Failure> {
-    let chosen = match id {
-        None => svids.first(),
-        Some(id) => svids.iter().find(|svid| svid.id == *id),
+/// The identities that are asked for, at least one, in the agent's order.
+fn wanted(svids: Vec<Svid>, id: Option<&SpiffeId>) -> Result<Vec<Svid>, Failure> {
+    let (wanted, others): (Vec<_>, Vec<_>) =
+        svids.into_iter().partition(|svid| id.is_none_or(|id| svid.id == *id));
+    if !wanted.is_empty() {
+        return Ok(wanted);
+    }
+    let held: Vec<_> = others.iter().map(|svid| format!("`{}`", svid.id)).collect();
+    let message = match id {
+        Some(id) if !held.is_empty() => {
+            format!("this process is not `{id}`: it is {}", held.join(" and "))
+        }
+        Some(_) | None => "the agent's answer holds no identity".to_owned(),
     };
-    chosen.ok_or_else(|| {
-        let held: Vec<_> = svids.iter().map(|svid| format!("`{}`", svid.id)).collect();
-        let message = match id {
-            Some(id) => format!("this process is not `{id}`: it is {}", held.join(" and ")),
-            None => "the agent's answer holds no identity".to_owned(),
-        };
-        Failure::new(Code::NoMatch, message)
-    })
+    Err(Failure::new(Code::NoMatch, message))
 }
 
 fn as_json(svids: &[Svid], crls: &[Vec<u8>], written: Option<&Path>) -> serde_json::Value {
