@@ -133,3 +133,22 @@ fn a_full_disk_behind_the_log_costs_lines_and_ends_no_program() {
         assert!(status.status.success(), "{}", text(&status.stderr));
     }
 }
+
+#[test]
+fn a_server_that_is_ready_says_whether_it_is_sealed() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = support::folder();
+    let (data, words) = (file(folder.path(), "d"), file(folder.path(), "words"));
+    std::fs::write(&words, "correct horse battery staple").unwrap();
+    std::fs::set_permissions(&words, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let with = ["--passphrase-file", &*words];
+    let init = ["init", "--data", &data, "--trust-domain", "prod.example", "--seal", "passphrase"];
+    let made = domain::run(&[&init[..], &with].concat());
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let arguments = ["server", "--data", &data, "--listen", "127.0.0.1:0", "--metrics", "off"];
+    let shut = Part::start(&arguments, &[]);
+    assert_eq!((&shut.ready["sealed"], &shut.ready["listen"]), (&true.into(), &().into()));
+    drop(shut);
+    let open = Part::start(&[&arguments[..], &with].concat(), &[]);
+    assert_eq!(open.ready["sealed"], false, "{}", open.ready);
+}

@@ -414,8 +414,8 @@ fn say(ready: &Ready, output: Output) -> String {
         (Output::Json, listen) => {
             let (metrics, views, console) = (ready.metrics, ready.views, ready.console);
             json!({
-                "event": "ready", "listen": listen, "admin": admin, "metrics": metrics, "views": views,
-                "console": console,
+                "event": "ready", "sealed": listen.is_none(), "listen": listen, "admin": admin, "metrics": metrics,
+                "views": views, "console": console,
             })
             .to_string()
         }
