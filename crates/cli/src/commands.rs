@@ -167,7 +167,7 @@ enum Command {
         #[arg(long, default_value_t = 100, value_name = "COUNT", value_parser = named::count::<usize>)]
         limit: usize,
         /// Only those after this index
-        #[arg(long, value_name = "INDEX")]
+        #[arg(long, value_name = "INDEX", value_parser = named::index)]
         after: Option<u64>,
     },
     /// Print where a service of the running `up` is reached

@@ -265,6 +265,13 @@ fn key_files_backups_reports_and_folders_that_do_not_fit_are_told_once_in_words_
     let said = text(&output.stderr).to_lowercase();
     assert_eq!(said.matches("no such file").count() + said.matches("there is no file").count(), 1);
 
+    // A folder for a backup that is not there, and a copy of a state onto itself.
+    let nowhere = at("nowhere/b");
+    let told = [&*format!("there is no folder `{}`", at("nowhere")), "make it"];
+    says(&run(&["backup", &nowhere, "--data", &data]), NOT_UNDERSTOOD, &told);
+    let (same, told) = (format!("{data}/../d"), ["the same directory", "with `--to`"]);
+    says(&run(&["store", "copy", "--from", &data, "--to", &same]), NOT_UNDERSTOOD, &told);
+
     // Junk for a report.
     for junk in ["nonsense", "{}", "[1]", "{\"payload\": 1}"] {
         std::fs::write(at("junk"), junk).unwrap();
@@ -308,6 +315,7 @@ fn what_is_no_name_is_told_with_what_one_looks_like_and_where_they_are_shown() {
         (&["log", "tail", "-n", "web"], &["a whole number, such as `20`"]),
         (&["log", "search", "--limit", "web"], &["a whole number, such as `20`"]),
         (&["events", "--limit", "web"], &["a whole number, such as `20`"]),
+        (&["events", "--after", "web"], &["not the index of an event", "`countersign log tail`"]),
         (&["history", "--limit", "-1"], &[]),
         (&["history", "--limit", "1.5"], &["a whole number, such as `20`"]),
         (&["handshakes", "--skip", "web"], &["a whole number, such as `20`"]),
@@ -332,6 +340,9 @@ fn what_is_not_there_is_told_with_what_shows_what_is() {
         (&["node", "remove", &node][..], "`countersign node list`"),
         (&["resource", "remove", "Workload", "nobody"], "`countersign resource list`"),
         (&["show", "999"], "`countersign history`"),
+        (&["converged", "1.999"], "revision 1.999 is not there yet: the current one is 1."),
+        (&["converged", "1.999", "--wait", "--timeout", "10m"], "revision 1.999 is not there yet"),
+        (&["converged", "1.999", "--verify"], "revision 1.999 is not there yet"),
         (&["log", "show", "99999"], "`countersign log tail`"),
         (&["log", "prove", "99999"], "`countersign log tail`"),
     ] {

@@ -1,7 +1,7 @@
 //! `countersign backup`, `restore` and `resume-issuing`.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use countersign_identity::DurationText;
@@ -10,7 +10,7 @@ use countersign_server::{
 };
 use serde_json::json;
 
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 use crate::find::{self, Find};
 use crate::output::{self, Output};
 use crate::serve::{Again, Openers, Seal, harden_process, password, unlock};
@@ -125,6 +125,7 @@ fn clear(output: Output) {
 
 pub(crate) async fn backup(arguments: &BackupArguments, output: Output) -> Result<Exit> {
     let BackupArguments { file, data, store: url, store_password_file, kek, .. } = arguments;
+    folder_is_there(file)?;
     harden_process()?;
     let store = store(url.as_ref(), store_password_file.as_ref())?;
     let (data, kek) = (find::server_data(data), kek.clone());
@@ -151,6 +152,19 @@ pub(crate) async fn backup(arguments: &BackupArguments, output: Output) -> Resul
         ))?,
     }
     Ok(Exit::Done)
+}
+
+/// Goes on only where a file can be made by this name. Asked before anything is opened, and before a passphrase is asked for.
+fn folder_is_there(file: &Path) -> Result<(), Failure> {
+    match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            let (file, folder) = (file.display(), folder.display());
+            Err(Failure::not_understood(format!(
+                "there is no folder `{folder}` for `{file}`: make it, or name a file in another"
+            )))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 pub(crate) async fn restore(arguments: &RestoreArguments, output: Output) -> Result<Exit> {

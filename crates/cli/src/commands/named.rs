@@ -65,6 +65,16 @@ pub(crate) fn event_kind(text: &str) -> Result<EventKind, String> {
     read(text, "`countersign reference events` lists them")
 }
 
+/// The index of an event.
+pub(crate) fn index(text: &str) -> Result<u64, String> {
+    let none = |_| {
+        format!(
+            "`{text}` is not the index of an event: expected a whole number, as `countersign log tail` shows them"
+        )
+    };
+    text.parse().map_err(none)
+}
+
 /// How many of something.
 pub(crate) fn count<T: FromStr>(text: &str) -> Result<T, String> {
     let none = |_| format!("`{text}` is not a count: expected a whole number, such as `20`");
@@ -94,6 +104,7 @@ mod tests {
         says(authority, &["expected 64 lower-case", "`countersign authority list`"]);
         says(revision, &["such as `1.412`", "`countersign history`"]);
         says(event_kind, &["`countersign reference events`"]);
+        says(index, &["a whole number", "`countersign log tail`"]);
         says(count::<usize>, &["a whole number, such as `20`"]);
     }
 }

@@ -153,6 +153,10 @@ pub(crate) async fn converged(arguments: &ConvergedArguments, output: Output) ->
     let client = arguments.find.client()?;
     let wait = arguments.wait || arguments.verify;
     let wait = if wait { arguments.timeout.duration() } else { Duration::ZERO };
+    if arguments.verify && arguments.revision.is_some() {
+        // A revision that is not there is refused before a trial of it begins.
+        client.convergence(arguments.revision, Duration::ZERO).await?;
+    }
     let mut asked = Asked {
         revision: arguments.revision,
         trial: trial(&client, arguments.verify).await?,

@@ -11,7 +11,7 @@ use countersign_server::{
 use serde_json::json;
 
 use super::backup::TokenArguments;
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 use crate::output::{self, Output};
 use crate::serve::{harden_process, password, unlock};
 
@@ -60,7 +60,22 @@ impl Named {
     }
 }
 
+/// Goes on only with two places. One directory alone would be found in use, by the copy itself.
+fn apart(from: &Named, to: &Named) -> Result<(), Failure> {
+    let (Named::Directory(from), Named::Directory(to)) = (from, to) else { return Ok(()) };
+    // One that is not there is told of when it is opened.
+    let (Ok(one), Ok(other)) = (from.canonicalize(), to.canonicalize()) else { return Ok(()) };
+    if one != other {
+        return Ok(());
+    }
+    Err(Failure::not_understood(format!(
+        "`--from` and `--to` are the same directory, `{}`: name another one, without a state, or an empty database, with `--to`",
+        one.display()
+    )))
+}
+
 pub(crate) async fn copy(arguments: &Arguments, output: Output) -> Result<Exit> {
+    apart(&arguments.from, &arguments.to)?;
     let file = arguments.store_password_file.as_ref();
     let (from, to) = (arguments.from.place(file)?, arguments.to.place(file)?);
     let look_at = [&from, &to].into_iter().any(|place| matches!(place, Place::Database(..)));
