@@ -348,6 +348,8 @@ fn what_is_not_there_is_told_with_what_shows_what_is() {
     ] {
         says(&up.run(arguments), 1, &[words]);
     }
+    // No trial of what is not there has begun, by a rule of its own.
+    says(&up.run(&["log", "search", "--kind", "revoked"]), 1, &[]);
 }
 
 #[test]
