@@ -71,11 +71,12 @@ impl Health {
         Self { addresses: std::iter::repeat_with(well).take(count.min(ADDRESSES_MAX)).collect() }
     }
 
-    /// The address to try next, after those that were tried: one that is well if there is one.
+    /// The address to try next, after those that were tried: one that is well if there is one, else the one whose rest ends
+    /// first, so that those which many tries found silent are not all that is ever tried.
     pub fn pick(&self, tried: Tried) -> Option<usize> {
         let left = || self.addresses.iter().enumerate().filter(|(at, _)| !tried.holds(*at));
         let well = left().find(|(_, state)| state.resting.is_none());
-        well.or_else(|| left().next()).map(|(at, _)| at)
+        well.or_else(|| left().min_by_key(|(_, state)| state.resting)).map(|(at, _)| at)
     }
 
     /// The address answered.
@@ -95,17 +96,15 @@ impl Health {
         }
     }
 
-    /// The addresses to probe now. A probe of each is under way from here on, until it is told that it [`has_ended`](Self::probe_ended).
+    /// The addresses to probe now, those first whose rest has been over for longest. A probe of each is under way from here on, until it is told that it [`has_ended`](Self::probe_ended).
     pub fn begin_probes(&mut self, now: Timestamp) -> Vec<usize> {
         let most = PROBES_MOST.saturating_sub(self.under_way());
-        let states = self.addresses.iter_mut().enumerate().filter(|(_, state)| {
-            !state.probed && state.rests_until(now).is_some_and(|until| until <= now)
-        });
-        let begun = states.take(most).map(|(at, state)| {
-            state.probed = true;
-            at
-        });
-        begun.collect()
+        let others = self.addresses.iter().enumerate().filter(|(_, state)| !state.probed);
+        let due = others.filter_map(|(at, state)| Some((state.rests_until(now)?, at)));
+        let mut due: Vec<_> = due.filter(|(until, _)| *until <= now).collect();
+        due.sort_unstable();
+        let begun = due.into_iter().take(most).map(|(_, at)| at);
+        begun.inspect(|at| self.addresses[*at].probed = true).collect()
     }
 
     /// A probe of this address is over. What came of it is told apart.
@@ -152,8 +151,8 @@ mod tests {
         assert_eq!(order(&health), [0, 1, 2]);
         health.failed(0, now, &entropy);
         assert_eq!(order(&health), [1, 2, 0]);
-        health.failed(1, now, &entropy);
-        health.failed(2, now, &entropy);
+        health.failed(1, now + Duration::from_secs(1), &entropy);
+        health.failed(2, now + Duration::from_secs(2), &entropy);
         assert_eq!(order(&health), [0, 1, 2]);
         health.succeeded(1);
         assert_eq!(order(&health), [1, 0, 2]);
@@ -221,6 +220,35 @@ mod tests {
         health.succeeded(0);
         assert!(health.next_probe(then).unwrap() <= then);
         assert_eq!(health.begin_probes(then).len(), 1);
+    }
+
+    /// Each probe ends without an answer after as long as one may take.
+    #[test]
+    fn of_many_silent_addresses_each_is_probed_again_and_again() {
+        let (entropy, mut now) = (SeededEntropy::new(1), Timestamp::from_secs(100));
+        let mut health = Health::new(ADDRESSES_MAX);
+        (0..ADDRESSES_MAX).for_each(|at| health.failed(at, now, &entropy));
+        let mut probes = [0; ADDRESSES_MAX];
+        for _ in 0..100 {
+            let begun = health.begin_probes(now);
+            now = now + CONNECT_LONGEST;
+            for at in begun {
+                probes[at] += 1;
+                health.failed(at, now, &entropy);
+                health.probe_ended(at);
+            }
+        }
+        let (fewest, most) = (probes.iter().min().unwrap(), probes.iter().max().unwrap());
+        assert!(20 <= *fewest && *most <= 30, "{probes:?}");
+    }
+
+    #[test]
+    fn where_all_rest_the_one_is_tried_first_whose_rest_ends_first() {
+        let (entropy, now) = (SeededEntropy::new(1), Timestamp::from_secs(100));
+        let mut health = Health::new(2);
+        health.failed(0, now + CONNECT_LONGEST, &entropy);
+        health.failed(1, now, &entropy);
+        assert_eq!(order(&health), [1, 0]);
     }
 
     #[test]
