@@ -281,7 +281,8 @@ impl Shop {
         Self::build(Arc::new(SystemClock::new()), protocol, change).await
     }
 
-    async fn build(
+    /// Both.
+    pub(super) async fn build(
         clock: Arc<dyn Clock>,
         protocol: Protocol,
         change: impl FnOnce(&mut Manners),
