@@ -22,6 +22,7 @@ mod reference;
 mod review;
 mod revoke;
 mod status;
+pub mod steps;
 mod store;
 mod verify;
 mod when;

@@ -11,6 +11,9 @@ mod serve;
 mod settings;
 mod up;
 
+#[doc(hidden)]
+pub use commands::steps;
+
 use std::error::Error;
 use std::process::ExitCode;
 

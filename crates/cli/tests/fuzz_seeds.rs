@@ -20,6 +20,10 @@ mod support;
 mod agent_messages;
 #[path = "../../../fuzz/fuzz_targets/authority_filter.rs"]
 mod authority_filter;
+#[path = "../../../fuzz/fuzz_targets/backup.rs"]
+mod backup;
+#[path = "../../../fuzz/fuzz_targets/backup_page.rs"]
+mod backup_page;
 #[path = "../../../fuzz/fuzz_targets/bundle.rs"]
 mod bundle;
 #[path = "../../../fuzz/fuzz_targets/certificate.rs"]
@@ -28,6 +32,8 @@ mod certificate;
 mod cgroup;
 #[path = "../../../fuzz/fuzz_targets/chain.rs"]
 mod chain;
+#[path = "../../../fuzz/fuzz_targets/console.rs"]
+mod console;
 #[path = "../../../fuzz/fuzz_targets/crl.rs"]
 mod crl;
 #[path = "../../../fuzz/fuzz_targets/csr.rs"]
@@ -40,10 +46,14 @@ mod envoy_check;
 mod http_head;
 #[path = "../../../fuzz/fuzz_targets/join_token.rs"]
 mod join_token;
+#[path = "../../../fuzz/fuzz_targets/journal.rs"]
+mod journal;
 #[path = "../../../fuzz/fuzz_targets/jws.rs"]
 mod jws;
 #[path = "../../../fuzz/fuzz_targets/key_file.rs"]
 mod key_file;
+#[path = "../../../fuzz/fuzz_targets/log_export.rs"]
+mod log_export;
 #[path = "../../../fuzz/fuzz_targets/log_leaf.rs"]
 mod log_leaf;
 #[path = "../../../fuzz/fuzz_targets/manifest.rs"]
@@ -56,6 +66,8 @@ mod note;
 mod ocsp_request;
 #[path = "../../../fuzz/fuzz_targets/path.rs"]
 mod path;
+#[path = "../../../fuzz/fuzz_targets/plan_file.rs"]
+mod plan_file;
 #[path = "../../../fuzz/fuzz_targets/policy.rs"]
 mod policy;
 #[path = "../../../fuzz/fuzz_targets/proof_bundle.rs"]
@@ -399,4 +411,34 @@ fn the_traceparent_target_holds_near_its_seeds() {
 #[test]
 fn the_key_file_target_holds_near_its_seeds() {
     holds("key_file", key_file::run);
+}
+
+#[test]
+fn the_backup_target_holds_near_its_seeds() {
+    holds("backup", backup::run);
+}
+
+#[test]
+fn the_backup_page_target_holds_near_its_seeds() {
+    holds("backup_page", backup_page::run);
+}
+
+#[test]
+fn the_journal_target_holds_near_its_seeds() {
+    holds("journal", journal::run);
+}
+
+#[test]
+fn the_log_export_target_holds_near_its_seeds() {
+    holds("log_export", log_export::run);
+}
+
+#[test]
+fn the_plan_file_target_holds_near_its_seeds() {
+    holds("plan_file", plan_file::run);
+}
+
+#[test]
+fn the_console_target_holds_near_its_seeds() {
+    holds("console", console::run);
 }

@@ -5,6 +5,8 @@
 //! stream is asked for its next message, and what time it is.
 
 mod asked;
+mod console;
+mod files;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -48,6 +50,8 @@ use crate::state::{Feeder, State, Trouble};
 use crate::watch::{TimeGuard, Watch, accept_clock};
 
 pub use self::asked::token;
+pub use self::console::{Answered, Console};
+pub use self::files::{JournalLines, read_backup, write_backup};
 pub use crate::views::revocation_list;
 
 /// What a server stands on.

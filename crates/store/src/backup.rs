@@ -114,6 +114,16 @@ impl Page {
         let (table, rows) = decode(bytes)?;
         Ok(Self { table: table.name, rows: rows.len() as u64, bytes: bytes.to_vec() })
     }
+
+    /// Writes the rows that were read anew: for fuzzing.
+    ///
+    /// # Errors
+    /// When it is not a page of this version.
+    #[doc(hidden)]
+    pub fn rewritten(&self) -> Result<Self> {
+        let (table, rows) = decode(&self.bytes)?;
+        Ok(encode(table, &rows))
+    }
 }
 
 impl Filling {

@@ -10,6 +10,7 @@ mod watched;
 mod witness;
 
 pub(super) use self::ship::METRICS;
+pub(super) use self::verify::of_export;
 
 use std::path::PathBuf;
 use std::str::FromStr;

@@ -149,20 +149,32 @@ async fn of_file(what: &What, output: Output) -> Result<Exit> {
 /// Reads a plan that was written before.
 pub(super) fn read(path: &Path) -> Result<PlanFile> {
     let bytes = super::read_file(&path.to_owned(), FILE_BYTES_MAX)?;
-    let bad = |why: String| {
-        Failure::not_understood(format!(
-            "`{}` is not a plan of `countersign plan --out`: {why}",
-            path.display()
-        ))
-    };
-    let file: PlanFile = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
-    if file.version != VERSION {
-        return Err(bad(format!("version {}, expected {VERSION}", file.version)).into());
+    Ok(PlanFile::parse(path, &bytes)?)
+}
+
+impl PlanFile {
+    /// Reads what was written to a file of this name.
+    pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Self, Failure> {
+        let bad = |why: String| {
+            Failure::not_understood(format!(
+                "`{}` is not a plan of `countersign plan --out`: {why}",
+                path.display()
+            ))
+        };
+        let file: Self = serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
+        if file.version != VERSION {
+            return Err(bad(format!("version {}, expected {VERSION}", file.version)));
+        }
+        if file.plan.base.is_none() {
+            return Err(bad("it was made for no revision".to_owned()));
+        }
+        Ok(file)
     }
-    if file.plan.base.is_none() {
-        return Err(bad("it was made for no revision".to_owned()).into());
+
+    /// What is written to a file.
+    pub(super) fn bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec_pretty(self)
     }
-    Ok(file)
 }
 
 /// What programs are told in their environment is in it, so only the owner may read it.
@@ -175,7 +187,7 @@ fn write(path: &Path, file: &PlanFile) -> Result<()> {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         Some(_) | None => Path::new("."),
     };
-    let bytes = serde_json::to_vec_pretty(file)?;
+    let bytes = file.bytes()?;
     let mut temporary = tempfile::Builder::new()
         .permissions(std::fs::Permissions::from_mode(0o600))
         .tempfile_in(folder)

@@ -1,5 +1,7 @@
 //! Seeds of the fuzz targets, as real parts say and keep it: always the same ones.
 
+mod files;
+mod requests;
 mod texts;
 
 use bytes::Bytes;
@@ -17,6 +19,8 @@ use countersign_api::{Message, envoy, v1, workload};
 use countersign_identity::Reason;
 use countersign_pki::{encode_certificate, make_csr};
 
+use self::files::files;
+use self::requests::requests;
 use self::texts::{key_files, texts};
 use super::server::{NOW, World, attest_request, key};
 
@@ -36,6 +40,8 @@ pub(crate) fn made() -> Vec<Seed> {
     seeds.extend(callers(&svid, &world));
     seeds.extend(texts(&world));
     seeds.extend(key_files());
+    seeds.extend(files());
+    seeds.extend(requests());
     seeds
 }
 
@@ -369,11 +375,27 @@ fn points(world: &World) -> Vec<Seed> {
         tell(Enforce::EnforceMark(v1::enforcement_response::Mark { revision }))
     };
     let none = v1::Slice { revision: None, ..world.slice("web") };
+    let later = v1::Revision { incarnation: 1, number: u64::MAX };
+    let later = v1::enforcement_response::Mark { revision: Some(later) };
+    let alone = v1::Slice { revision: revision(), ..v1::Slice::default() };
+    let of_others = v1::Facts {
+        flows: vec![v1::Flow { service: "others".to_owned(), ..flow() }],
+        ..v1::Facts::default()
+    };
+    let nothing = v1::EnforcementRequest { step: None };
     vec![
         ("enforcement", "whole", parts(&whole)),
         ("enforcement", "never_sent", parts(&[register(), acknowledge(8)])),
         ("enforcement", "no_registration", parts(&[acknowledge(7)])),
+        ("enforcement", "two_registrations", parts(&[register(), register()])),
+        ("enforcement", "less_than_before", parts(&[register(), acknowledge(7), acknowledge(3)])),
+        ("enforcement", "of_others", parts(&[register(), say(Point::Facts(of_others))])),
+        ("enforcement", "nothing_said", parts(&[register(), nothing])),
         ("slice", "web", parts(&[slice("web")])),
+        ("slice", "another_in_its_place", parts(&[slice("web"), slice("books")])),
+        ("slice", "mark_before_any", parts(&[mark()])),
+        ("slice", "mark_of_later", parts(&[slice("web"), tell(Enforce::EnforceMark(later))])),
+        ("slice", "empty", parts(&[tell(Enforce::Slice(alone))])),
         ("slice", "books_then_mark", parts(&[slice("books"), mark()])),
         ("slice", "without_revision", parts(&[tell(Enforce::Slice(none))])),
     ]
@@ -395,6 +417,12 @@ fn callers(svid: &[Bytes], world: &World) -> Vec<Seed> {
     };
     let mine = own(key(5).pkcs8());
     let good = response(vec![mine.clone()], "spiffe://other.example");
+    let alone = workload::X509svid { x509_svid: svid[0].to_vec(), ..mine.clone() };
+    let other_name = "spiffe://shop.example/books".to_owned();
+    let other_name = workload::X509svid { spiffe_id: other_name, ..mine.clone() };
+    let two =
+        vec![workload::X509svid { hint: "external".to_owned(), ..mine.clone() }, mine.clone()];
+    let of = |svids| response(svids, "spiffe://other.example").encode_to_vec();
     let claims_ours = response(vec![mine], "spiffe://shop.example");
     let other_key = response(vec![own(key(6).pkcs8())], "spiffe://other.example");
     let ask = |path: &str, field: &str| {
@@ -421,6 +449,14 @@ fn callers(svid: &[Bytes], world: &World) -> Vec<Seed> {
         ("workload_api", "web", good.encode_to_vec()),
         ("workload_api", "foreign_bundle_of_our_domain", claims_ours.encode_to_vec()),
         ("workload_api", "another_key", other_key.encode_to_vec()),
+        ("workload_api", "two", of(two)),
+        ("workload_api", "none", of(Vec::new())),
+        ("workload_api", "without_key", of(vec![own(&[])])),
+        ("workload_api", "without_those_above", of(vec![alone])),
+        ("workload_api", "another_name", of(vec![other_name])),
+        ("envoy_check", "no_such_operation", ask("/charges", "accept")),
+        ("envoy_check", "dot_segments", ask("/books/%2e%2e/books", "accept")),
+        ("envoy_check", "encoded_slash", ask("/books/..%2Fcharges", "x-forwarded-client-cert")),
         ("envoy_check", "permitted", ask("/books/7?by=title", "x-countersign-peer")),
         ("envoy_check", "spelt_otherwise", ask("/books", "x_forwarded.client-cert")),
         ("envoy_check", "overridden", ask("/books", "x-http-method-override")),

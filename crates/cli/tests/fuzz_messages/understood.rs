@@ -1,5 +1,7 @@
 //! Seeds that are meant to be good are: what is refused at its first word leaves all behind it untried.
 
+mod files;
+
 use std::sync::Arc;
 
 use bytes::Bytes;

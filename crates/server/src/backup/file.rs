@@ -13,7 +13,7 @@
 //! so none can be left out, moved, or taken from another, and a file without its end is cut off.
 
 use std::fs::{File, TryLockError};
-use std::io::{BufReader, BufWriter, Read as _, Write as _};
+use std::io::{BufReader, BufWriter, Read, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -216,15 +216,15 @@ fn json(value: &impl Serialize) -> Vec<u8> {
 }
 
 /// A backup that is being read.
-pub(super) struct Reading<'a> {
-    file: BufReader<File>,
+pub(super) struct Reading<'a, R> {
+    file: R,
     path: PathBuf,
     name: String,
     parts: u64,
     kek: &'a Kek,
 }
 
-impl<'a> Reading<'a> {
+impl<'a> Reading<'a, BufReader<File>> {
     /// Opens a file, and reads what it says of itself.
     pub(super) fn open(path: &Path, kek: &'a Kek) -> Result<(Self, About), StartError> {
         let file = File::open(path);
@@ -232,13 +232,14 @@ impl<'a> Reading<'a> {
             std::io::ErrorKind::NotFound => StartError::NoFile { path: path.into() },
             _ => StartError::File { action: "read", path: path.into(), source },
         })?;
-        let mut reading = Self {
-            file: BufReader::new(file),
-            path: path.into(),
-            name: String::new(),
-            parts: 0,
-            kek,
-        };
+        Self::of(BufReader::new(file), path, kek)
+    }
+}
+
+impl<'a, R: Read> Reading<'a, R> {
+    /// Reads what a backup says of itself.
+    pub(super) fn of(file: R, path: &Path, kek: &'a Kek) -> Result<(Self, About), StartError> {
+        let mut reading = Self { file, path: path.into(), name: String::new(), parts: 0, kek };
         let mut head = [0; MAGIC.len() + 1];
         reading.exactly(&mut head).map_err(|error| match error {
             StartError::BadBackup { .. } => {
@@ -314,6 +315,19 @@ impl<'a> Reading<'a> {
                 }
             }
             _ => Err(self.bad("a part of it is of a kind that this version does not know")),
+        }
+    }
+
+    /// Reads all that follows to its end, and hands on each page.
+    pub(super) fn to_end(
+        mut self,
+        mut each: impl FnMut(&[u8]) -> Result<(), StartError>,
+    ) -> Result<End, StartError> {
+        loop {
+            match self.next()? {
+                Part::Page(part) => self.pages(&part)?.into_iter().try_for_each(&mut each)?,
+                Part::End(end) => return Ok(end),
+            }
         }
     }
 

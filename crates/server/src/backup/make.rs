@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use countersign_identity::{Clock as _, Revision, Sha256, SystemClock, SystemEntropy, Timestamp};
+use countersign_identity::{
+    Clock as _, Revision, Sha256, SystemClock, SystemEntropy, Timestamp, TrustDomain,
+};
 use countersign_seal::{KekFile, KeyWrap};
 use countersign_store::{Dumping, Place};
 
@@ -74,13 +76,21 @@ pub(crate) async fn backup_at(
     let domain = Domain::read(&config.data)?;
     let kek = config.kek.clone().unwrap_or_else(|| kek_path(&config.data));
     let kek = KekFile::open_by(&kek, config.unlock.as_deref())?;
-    let mut writing = Writing::create(&config.file, &kek, &SystemEntropy)?;
-    let dumping =
-        Dumping::open_after(&place(&config.store, &config.data), Seen::reached(&config.data))
-            .await?;
+    let from = place(&config.store, &config.data);
+    let writing = Writing::create(&config.file, &kek, &SystemEntropy)?;
+    let dumping = Dumping::open_after(&from, Seen::reached(&config.data)).await?;
+    write(&dumping, writing, (domain.trust_domain, at), progress).await
+}
+
+/// Writes what is read of a state, as it is at this moment.
+pub(super) async fn write(
+    dumping: &Dumping,
+    mut writing: Writing<'_>,
+    (trust_domain, at): (TrustDomain, Timestamp),
+    progress: Progress<'_>,
+) -> Result<BackupReport, StartError> {
     let head = dumping.head();
     let (revision, log_size) = (head.revision, head.log_size);
-    let trust_domain = domain.trust_domain;
     writing.about(&About { trust_domain, at, revision, fence: head.fence, log_size })?;
     let mut done = ("", 0);
     let dumped = dumping

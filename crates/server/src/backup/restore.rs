@@ -95,7 +95,8 @@ pub(crate) async fn restore_at(
         check_kept(folder)?;
     }
     // 1. The file, all of it.
-    let (_about, end) = read(&config.file, &kek, |_page| Ok(()))?;
+    let (reading, _about) = Reading::open(&config.file, &kek)?;
+    let end = reading.to_end(|_page| Ok(()))?;
     // 2. A place beside the one that is asked for.
     check_empty(config).await?;
     let building = Building::begin(&config.data)?;
@@ -138,25 +139,6 @@ async fn move_into(config: &RestoreConfig, state: &Path) -> Result<(), StartErro
     countersign_store::copy(&from, &to, Arc::new(SystemEntropy)).await?;
     let failed = |source| StartError::File { action: "remove", path: state.into(), source };
     std::fs::remove_dir_all(state).map_err(failed)
-}
-
-/// Reads and verifies a backup from its beginning to its end.
-fn read(
-    file: &Path,
-    kek: &Kek,
-    mut each: impl FnMut(&[u8]) -> Result<(), StartError>,
-) -> Result<(About, End), StartError> {
-    let (mut reading, about) = Reading::open(file, kek)?;
-    loop {
-        match reading.next()? {
-            Part::Page(part) => {
-                for page in reading.pages(&part)? {
-                    each(page)?;
-                }
-            }
-            Part::End(end) => return Ok((about, end)),
-        }
-    }
 }
 
 /// Where and when something is restored, and by which key.

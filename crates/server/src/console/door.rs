@@ -1,9 +1,12 @@
 //! The console's address: TLS with a certificate of the trust domain's own issuer, within bounds.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::response::Response;
 use countersign_tls::{Clients, Inbound, Trust, accept};
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -114,12 +117,7 @@ async fn converse(
             return;
         }
     };
-    // Every request tells over which connection it came.
-    let mark = Arc::clone(&guest);
-    let service = router.map_request(move |mut request: http::Request<_>| {
-        request.extensions_mut().insert(Arc::clone(&mark));
-        request
-    });
+    let service = of_guest(router, Arc::clone(&guest));
     let builder = builder();
     let connection =
         builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
@@ -140,7 +138,20 @@ async fn converse(
     }
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
+/// Every request tells over which connection it came.
+pub(crate) fn of_guest(
+    router: axum::Router,
+    guest: Arc<Guest>,
+) -> impl tower::Service<http::Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
++ Clone
++ Send {
+    router.map_request(move |mut request: http::Request<Incoming>| {
+        request.extensions_mut().insert(Arc::clone(&guest));
+        request
+    })
+}
+
+pub(crate) fn builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()

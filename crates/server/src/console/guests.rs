@@ -19,13 +19,13 @@ const GUESTS: RoomBounds = RoomBounds { all: 64, each: 64, yields_after: Duratio
 const WELCOME_MAX: usize = 256;
 
 /// Everybody who is connected.
-pub(super) struct Guests {
+pub(crate) struct Guests {
     room: Room<Source>,
     welcome: Arc<Semaphore>,
 }
 
 /// One connection. Dropped, it has ended.
-pub(super) struct Guest {
+pub(crate) struct Guest {
     address: IpAddr,
     gives_way: CancellationToken,
     welcome: CancellationToken,
@@ -48,7 +48,7 @@ impl Default for Guests {
 impl Guests {
     /// Somebody comes in. When there is no room, somebody else has to go. None when so many come and go at this moment that
     /// there is no telling who.
-    pub(super) fn enter(&self, address: IpAddr, now: Timestamp) -> Option<Arc<Guest>> {
+    pub(crate) fn enter(&self, address: IpAddr, now: Timestamp) -> Option<Arc<Guest>> {
         let stay = self.room.enter(Source::of(address), Rank::Stranger, now)?;
         Some(Arc::new(Guest {
             address,

@@ -23,10 +23,12 @@ use std::sync::Arc;
 
 use crate::admin::Admin;
 
-pub(crate) use door::ConsoleDoor;
-pub(crate) use entrance::{Entrance, name_of};
+pub(crate) use door::{ConsoleDoor, builder, of_guest};
+pub(crate) use entrance::{By, Entrance, name_of};
+pub(crate) use guests::Guests;
 pub(crate) use html::Html;
 pub(crate) use live::Streams;
+pub(crate) use routes::router;
 
 /// What the pages are made from.
 pub(crate) struct Console {

@@ -36,7 +36,7 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(20);
 const FIELD_BYTES_MAX: usize = 2048;
 
 /// Every route. The gate lies outside of all of them, so that none can be forgotten.
-pub(super) fn router(console: Arc<Console>) -> Router {
+pub(crate) fn router(console: Arc<Console>) -> Router {
     Router::new()
         .route("/", get(|ask: Ask| async move { ask.show(pages::overview(&ask).await) }))
         .route("/map", get(|ask: Ask| async move { ask.show(pages::map(&ask).await) }))

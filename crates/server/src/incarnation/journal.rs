@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -249,8 +249,11 @@ fn rules(state: &State) -> Vec<v1::Record> {
     rules.map(|(_, entry)| entry.wire.clone()).collect()
 }
 
-fn line(record: &v1::SignedRecord) -> Vec<u8> {
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(crate) fn line(record: &v1::SignedRecord) -> Vec<u8> {
     let line = Line {
         kind: record.kind.clone(),
         name: record.name.clone(),
@@ -336,18 +339,29 @@ fn read_file(
     rules: &mut Vec<v1::SignedRecord>,
 ) -> Result<usize, StartError> {
     let failed = |source| StartError::File { action: "read", path: path.to_owned(), source };
-    let mut text = BufReader::new(File::open(path).map_err(failed)?);
+    let text = BufReader::new(File::open(path).map_err(failed)?);
+    read_lines(text, key, rules).map_err(failed)
+}
+
+/// Reads the rules of a text of lines. Says how many lines are none.
+///
+/// # Errors
+/// When the text cannot be read.
+pub(crate) fn read_lines(
+    mut text: impl BufRead,
+    key: &LogKey,
+    rules: &mut Vec<v1::SignedRecord>,
+) -> std::io::Result<usize> {
     let mut line = Vec::new();
     let mut refused = 0;
     loop {
         line.clear();
-        let read = text.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line);
-        if read.map_err(failed)? == 0 {
+        if text.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
             return Ok(refused);
         }
         if !line.ends_with(b"\n") {
             // Too long for a rule, or the last one, which is torn or not.
-            text.skip_until(b'\n').map_err(failed)?;
+            text.skip_until(b'\n')?;
         }
         match line.trim_ascii_end() {
             b"" => {}
@@ -363,12 +377,13 @@ fn read_line(line: &[u8]) -> Option<v1::SignedRecord> {
     let Line { kind, name, value, signature } = serde_json::from_slice(line).ok()?;
     let digits = signature.as_bytes().chunks(2);
     let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    let signature: Option<Vec<u8>> = digits.map(byte).collect();
-    Some(v1::SignedRecord {
+    let bytes: Vec<u8> = digits.map(byte).collect::<Option<_>>()?;
+    // A number may also be spelt with a sign or in capitals: a rule has one line.
+    (hex(&bytes) == signature).then(|| v1::SignedRecord {
         kind,
         name,
         value: value.into_bytes().into(),
-        signature: signature?.into(),
+        signature: bytes.into(),
     })
 }
 
@@ -437,6 +452,20 @@ mod tests {
         // One that was lifted while nothing could be written is not kept.
         journal.go_on(written, rules(&["b", "c"]), End::Unknown).unwrap();
         assert_eq!(kept(), ("bc".to_owned(), 0));
+    }
+
+    #[test]
+    fn a_signature_is_read_in_the_one_form_in_which_it_is_written() {
+        let key = LogKey::of(PrivateKey::generate(KeyKind::Ed25519).unwrap());
+        let rule = v1::SignedRecord { signature: vec![0x0a; 2].into(), ..Default::default() };
+        let written = String::from_utf8(line(&rule)).unwrap();
+        assert_eq!(read_line(written.as_bytes()), Some(rule));
+        for other in ["+a0a", "0A0a", "0aa", "0a0", " a0a", "0a0a0", ""] {
+            let spelt = written.replace("0a0a", other);
+            let read = read_line(spelt.as_bytes());
+            assert!(other.is_empty() || read.is_none(), "`{other}`: {read:?}");
+            assert!(read.is_none_or(|record| !key.made(&record)));
+        }
     }
 
     #[test]

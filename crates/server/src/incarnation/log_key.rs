@@ -28,7 +28,7 @@ pub(crate) struct LogKey {
 }
 
 impl LogKey {
-    pub(super) fn of(key: PrivateKey) -> Self {
+    pub(crate) fn of(key: PrivateKey) -> Self {
         Self { key, signed: Mutex::default(), witnessed: Mutex::default() }
     }
 

@@ -15,7 +15,7 @@ mod take_in;
 
 pub(crate) use begin::{Beginning, ClockIs, Known, begin, first_start};
 pub(crate) use hand_back::{Handed, hand_back, taken_back};
-pub(crate) use journal::{Journal, check_kept, read_rules};
+pub(crate) use journal::{Journal, check_kept, line, read_lines, read_rules};
 #[cfg(test)]
 pub(crate) use life::{Before, Served};
 pub(crate) use life::{CURRENT, Cause, Life};

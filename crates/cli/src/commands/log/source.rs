@@ -1,7 +1,7 @@
 //! Where a log is read from: a server, a store without a server, or a file.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -31,7 +31,7 @@ pub(super) struct Heading {
 /// A log that was exported to a file.
 pub(super) struct Exported {
     path: PathBuf,
-    lines: BufReader<File>,
+    lines: Box<dyn BufRead + Send + Sync>,
     log: LogResponse,
     line: usize,
 }
@@ -43,13 +43,21 @@ const HEADING_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 impl Exported {
     pub(super) fn open(path: &Path) -> Result<Self, Failure> {
-        let cannot = |error: std::io::Error| {
-            let why = crate::manifest::plain(&error);
-            Failure::not_understood(format!("`{}` cannot be read: {why}", path.display()))
-        };
-        let mut lines = BufReader::new(File::open(path).map_err(cannot)?);
+        let file = File::open(path).map_err(|error| cannot(path, &error))?;
+        Self::of(Box::new(BufReader::new(file)), path)
+    }
+
+    /// Reads what the first of these lines says.
+    pub(super) fn of(
+        mut lines: Box<dyn BufRead + Send + Sync>,
+        path: &Path,
+    ) -> Result<Self, Failure> {
         let mut first = String::new();
-        lines.by_ref().take(HEADING_BYTES_MAX).read_line(&mut first).map_err(cannot)?;
+        lines
+            .by_ref()
+            .take(HEADING_BYTES_MAX)
+            .read_line(&mut first)
+            .map_err(|error| cannot(path, &error))?;
         let heading: Heading = serde_json::from_str(&first).map_err(|bad| {
             let path = path.display();
             Failure::not_understood(format!("`{path}` is not an exported log: line 1: {bad}"))
@@ -71,6 +79,11 @@ impl Exported {
         let leaf = serde_json::from_str(&line);
         leaf.map(Some).map_err(|bad| refuse(self.line, bad.to_string()))
     }
+}
+
+fn cannot(path: &Path, error: &std::io::Error) -> Failure {
+    let why = crate::manifest::plain(error);
+    Failure::not_understood(format!("`{}` cannot be read: {why}", path.display()))
 }
 
 impl Source {

@@ -1,6 +1,6 @@
 //! Checks a whole log, or one proof.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use base64::Engine as _;
@@ -54,7 +54,7 @@ pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
     if let Some(proof) = &arguments.proof {
         return prove::check(proof, &arguments.key, arguments.certificate.as_ref(), output);
     }
-    let mut source = match (&arguments.store, &arguments.export) {
+    let source = match (&arguments.store, &arguments.export) {
         (Some(place), _) => {
             let place = place.place(arguments.store_password_file.as_ref())?;
             Source::Store(Box::new(OfflineLog::open(&place).await?))
@@ -62,9 +62,32 @@ pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
         (None, Some(path)) => Source::File(Exported::open(path)?),
         (None, None) => Source::Server(arguments.find.client()?),
     };
+    let (verdicts, keys) = verify(source, &arguments.key, &arguments.from).await?;
+    tell(&verdicts, &keys, output)?;
+    let clean = verdicts.iter().all(Verdict::is_clean);
+    Ok(if clean { Exit::Done } else { Exit::No })
+}
+
+/// Checks an export that is in memory: what its log was found to be, and what is wrong beside the events.
+pub(in crate::commands) async fn of_export(
+    text: Vec<u8>,
+    keys: &[NoteKey],
+) -> Result<Vec<(Reviewed, Vec<String>)>> {
+    let lines = Box::new(std::io::Cursor::new(text));
+    let source = Source::File(Exported::of(lines, Path::new("fuzz.jsonl"))?);
+    let (verdicts, _keys) = verify(source, keys, &[]).await?;
+    Ok(verdicts.into_iter().map(|verdict| (verdict.reviewed, verdict.further)).collect())
+}
+
+/// What each log of a source was found to be, and the keys that vouch for it.
+async fn verify(
+    mut source: Source,
+    given: &[NoteKey],
+    from: &[PathBuf],
+) -> Result<(Vec<Verdict>, Vec<NoteKey>)> {
     let present = source.log(None).await?;
-    let keys = trusted(&arguments.key, present.key.as_deref())?;
-    let kept = kept(&arguments.from, &keys)?;
+    let keys = trusted(given, present.key.as_deref())?;
+    let kept = kept(from, &keys)?;
     let mut logs = match source {
         Source::File(_) => Vec::new(),
         Source::Server(_) | Source::Store(_) => present.past.clone(),
@@ -81,9 +104,7 @@ pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
             verdicts.last_mut().into_iter().for_each(|last| last.further.push(found.clone()));
         }
     }
-    tell(&verdicts, &keys, output)?;
-    let clean = verdicts.iter().all(Verdict::is_clean);
-    Ok(if clean { Exit::Done } else { Exit::No })
+    Ok((verdicts, keys))
 }
 
 /// The checkpoints that were kept elsewhere, with the names by which to speak of them.
@@ -144,9 +165,6 @@ async fn review(
         }
     }
     let counted = log.counted;
-    if log.checkpoints.is_empty() && counted.is_some_and(|counted| 0 < counted) {
-        further.push("no signed checkpoint is kept: nothing vouches for the events".to_owned());
-    }
     for (checkpoint, name) in kept {
         if checkpoint.origin.incarnation == incarnation {
             review.against(checkpoint, name);
@@ -178,6 +196,11 @@ async fn review(
         }
     }
     let reviewed = review.finish(counted.map(|counted| (counted, "the head row")));
+    // Of a log that is over nothing is counted. In a store the next one names its size and root; a file is all that there is.
+    let alone = matches!(source, Source::File(_)).then_some(reviewed.size);
+    if log.checkpoints.is_empty() && counted.or(alone).is_some_and(|events| 0 < events) {
+        further.push("no signed checkpoint is kept: nothing vouches for the events".to_owned());
+    }
     Ok(Verdict { incarnation, reviewed, further })
 }
 
@@ -240,4 +263,27 @@ fn tell(verdicts: &[Verdict], keys: &[NoteKey], output: Output) -> Result<()> {
         output::write(text.as_bytes())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+
+    use super::super::source::Heading;
+    use super::*;
+
+    /// Whoever leaves out what was signed, and that anything was counted, has changed what was exported.
+    #[tokio::test]
+    async fn an_export_for_which_nothing_vouches_is_not_in_order() {
+        let whole = include_bytes!("../../../../../fuzz/corpus/log_export/whole").to_vec();
+        let unsigned = include_bytes!("../../../../../fuzz/corpus/log_export/unsigned").to_vec();
+        let heading: Heading =
+            serde_json::from_slice(whole.split(|b| *b == b'\n').next().unwrap()).unwrap();
+        let key: NoteKey = heading.log.key.unwrap().parse().unwrap();
+        let found = of_export(whole, std::slice::from_ref(&key)).await.unwrap();
+        let (reviewed, further) = &found[0];
+        assert_eq!((reviewed.size, reviewed.signed, further.as_slice()), (14, 14, &[][..]));
+        let found = of_export(unsigned, &[key]).await.unwrap();
+        assert_eq!(found[0].1, ["no signed checkpoint is kept: nothing vouches for the events"]);
+    }
 }

@@ -37,6 +37,13 @@ pub(super) fn texts(world: &World) -> Vec<Seed> {
         ("join_token", "token", token.clone().into_bytes()),
         ("join_token", "padded", format!("{token}=").into_bytes()),
         ("join_token", "other_bits_at_the_end", format!("{last}_").into_bytes()),
+        ("join_token", "cut", token.as_bytes()[..42].to_vec()),
+        ("join_token", "other_alphabet", format!("+/{}", &token[2..]).into_bytes()),
+        ("join_token", "line_end", format!("{token}\n").into_bytes()),
+        ("traceparent", "version_of_none", format!("ff{}", &TRACEPARENT[2..]).into_bytes()),
+        ("traceparent", "capitals", TRACEPARENT.to_ascii_uppercase().into_bytes()),
+        ("traceparent", "more_of_the_first_version", format!("{TRACEPARENT}-more").into_bytes()),
+        ("traceparent", "other_flags", format!("{}fe", &TRACEPARENT[..53]).into_bytes()),
         ("traceparent", "sampled", TRACEPARENT.as_bytes().to_vec()),
         ("traceparent", "later_version", format!("cc{}-more", &TRACEPARENT[2..]).into_bytes()),
         (
