@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
@@ -31,6 +32,10 @@ const ROOT: u32 = 0;
 /// What is on its way between the two ends of a connection.
 const PIPE_BYTES: usize = 64 * 1024;
 
+/// How often others may go on before the end is said, and how often when none of them has anything to do.
+const TURNS_MAX: usize = 1000;
+const IDLE_TURNS: usize = 8;
+
 /// The console of one server, with nobody in it.
 pub struct Console {
     at: Arc<ConsoleAt>,
@@ -51,6 +56,35 @@ pub struct Answered {
     pub status: http::StatusCode,
     /// With which fields.
     pub told: http::HeaderMap,
+}
+
+/// A request that is not answered yet.
+struct UnderWay(Arc<AtomicUsize>);
+
+impl UnderWay {
+    fn of(all: &Arc<AtomicUsize>) -> Self {
+        all.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(all))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Lets others go on until none of them has a request to answer. Who hangs up before is not answered, and one whose body
+/// does not come is not waited for.
+async fn until_answered(under_way: &AtomicUsize) {
+    let mut idle = 0;
+    for _turn in 0..TURNS_MAX {
+        idle = if under_way.load(Ordering::Relaxed) == 0 { idle + 1 } else { 0 };
+        if IDLE_TURNS <= idle {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 impl Steps {
@@ -130,13 +164,16 @@ impl Console {
         };
         let router = console::of_guest(self.router.clone(), guest);
         let answered = Arc::new(Mutex::new(Vec::new()));
-        let seen = Arc::clone(&answered);
+        let under_way = Arc::new(AtomicUsize::new(0));
+        let (seen, asked) = (Arc::clone(&answered), Arc::clone(&under_way));
         let service = service_fn(move |request: http::Request<Incoming>| {
             let (mut router, seen) = (router.clone(), Arc::clone(&seen));
             let (method, said) = (request.method().clone(), request.headers().clone());
             let path = request.uri().path().to_owned();
+            let under_way = UnderWay::of(&asked);
             async move {
                 let answer = router.call(request).await?;
+                drop(under_way);
                 let (status, told) = (answer.status(), answer.headers().clone());
                 let one = Answered { method, path, said, status, told };
                 seen.lock().unwrap_or_else(PoisonError::into_inner).push(one);
@@ -151,6 +188,7 @@ impl Console {
         let saying = async {
             // Whoever is refused may be hung up on before everything is said.
             drop(says.write_all(said).await);
+            until_answered(&under_way).await;
             drop(says.shutdown().await);
         };
         let mut heard = Vec::new();

@@ -27,7 +27,7 @@ pub(super) fn requests() -> Vec<Seed> {
     let pages = ["/", "/map", "/workloads", "/nodes", "/authorities", "/policies"];
     let pages = pages.map(|path| get(path, COOKIE)).concat();
     let queries = [
-        get("/log?kind=%3Cx9%3E&subject=%22%3Cx9%3E&from=<x9>", COOKIE),
+        get("/log?kind=%3Cx9%3E&subject=%22%3Cx9%3E&from=%3Cx9", COOKIE),
         get("/workloads/%3Cx9%3E", COOKIE),
         get("/handshakes?peer=%3Cx9&code=%00%ff&from=1&until=99999999999999999999", COOKIE),
         get("/revocations?text=a%26b%3D%22'&revoke=%3Cx9", COOKIE),
