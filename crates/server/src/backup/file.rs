@@ -319,7 +319,7 @@ impl<'a, R: Read> Reading<'a, R> {
     }
 
     /// Reads all that follows to its end, and hands on each page.
-    pub(super) fn to_end(
+    pub(super) fn read_to_end(
         mut self,
         mut each: impl FnMut(&[u8]) -> Result<(), StartError>,
     ) -> Result<End, StartError> {

@@ -96,7 +96,7 @@ pub(crate) async fn restore_at(
     }
     // 1. The file, all of it.
     let (reading, _about) = Reading::open(&config.file, &kek)?;
-    let end = reading.to_end(|_page| Ok(()))?;
+    let end = reading.read_to_end(|_page| Ok(()))?;
     // 2. A place beside the one that is asked for.
     check_empty(config).await?;
     let building = Building::begin(&config.data)?;

@@ -17,7 +17,7 @@ use crate::config::StartError;
 pub(crate) fn read_backup(bytes: &[u8], kek: &Kek) -> Result<Vec<Vec<u8>>, StartError> {
     let (reading, _about) = Reading::of(bytes, Path::new("fuzz.backup"), kek)?;
     let mut pages = Vec::new();
-    reading.to_end(|page| {
+    reading.read_to_end(|page| {
         pages.push(page.to_vec());
         Ok(())
     })?;

@@ -10,7 +10,7 @@ use axum::Router;
 use countersign_identity::{Lifetime, Timestamp, TrustDomain};
 use countersign_pki::NoVault;
 use countersign_seal::Kek;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -32,9 +32,8 @@ const ROOT: u32 = 0;
 /// What is on its way between the two ends of a connection.
 const PIPE_BYTES: usize = 64 * 1024;
 
-/// How often others may go on before the end is said, and how often when none of them has anything to do.
-const TURNS_MAX: usize = 1000;
-const IDLE_TURNS: usize = 8;
+/// How often others may go on before the end is said, when no page is being made.
+const IDLE_TURNS: usize = 500;
 
 /// The console of one server, with nobody in it.
 pub struct Console {
@@ -58,7 +57,7 @@ pub struct Answered {
     pub told: http::HeaderMap,
 }
 
-/// A request that is not answered yet.
+/// A request without a body that is not answered yet.
 struct UnderWay(Arc<AtomicUsize>);
 
 impl UnderWay {
@@ -74,15 +73,12 @@ impl Drop for UnderWay {
     }
 }
 
-/// Lets others go on until none of them has a request to answer. Who hangs up before is not answered, and one whose body
-/// does not come is not waited for.
+/// Lets others go on until they have answered. Who hangs up before is not answered. A page is waited for, a body that may never
+/// come for so many turns.
 async fn until_answered(under_way: &AtomicUsize) {
     let mut idle = 0;
-    for _turn in 0..TURNS_MAX {
+    while idle < IDLE_TURNS {
         idle = if under_way.load(Ordering::Relaxed) == 0 { idle + 1 } else { 0 };
-        if IDLE_TURNS <= idle {
-            return;
-        }
         tokio::task::yield_now().await;
     }
 }
@@ -170,7 +166,7 @@ impl Console {
             let (mut router, seen) = (router.clone(), Arc::clone(&seen));
             let (method, said) = (request.method().clone(), request.headers().clone());
             let path = request.uri().path().to_owned();
-            let under_way = UnderWay::of(&asked);
+            let under_way = request.body().is_end_stream().then(|| UnderWay::of(&asked));
             async move {
                 let answer = router.call(request).await?;
                 drop(under_way);
@@ -184,16 +180,24 @@ impl Console {
         let (mut hears, mut says) = tokio::io::split(theirs);
         let builder = console::builder();
         let service = TowerToHyperService::new(service);
-        let serving = async { drop(builder.serve_connection(TokioIo::new(ours), service).await) };
-        let saying = async {
+        let ending = async {
             // Whoever is refused may be hung up on before everything is said.
             drop(says.write_all(said).await);
             until_answered(&under_way).await;
             drop(says.shutdown().await);
+            // A stream of events has no end of its own.
+            until_answered(&under_way).await;
+        };
+        let talking = async {
+            tokio::select! {
+                biased;
+                _ended = builder.serve_connection(TokioIo::new(ours), service) => {}
+                () = ending => {}
+            }
         };
         let mut heard = Vec::new();
         let hearing = async { drop(hears.read_to_end(&mut heard).await) };
-        tokio::join!(serving, saying, hearing);
+        tokio::join!(talking, hearing);
         let answered =
             std::mem::take(&mut *answered.lock().unwrap_or_else(PoisonError::into_inner));
         (answered, heard)
