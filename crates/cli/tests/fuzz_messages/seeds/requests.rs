@@ -44,7 +44,7 @@ pub(super) fn requests() -> Vec<Seed> {
         ("link_of_nobody", post("/login", ORIGIN, "link=%23%3Cx9%3E", 16)),
         ("pages", pages),
         ("queries", queries),
-        ("logout", logout.clone() + &get("/", COOKIE)),
+        ("logout", logout + &get("/", COOKIE)),
         ("logout_that_is_forged", forged),
         ("two_cookies", get("/", &format!("{COOKIE}{planted}"))),
         ("another_host", "GET / HTTP/1.1\r\nhost: a\r\n\r\n".to_owned()),
