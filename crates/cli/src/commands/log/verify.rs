@@ -267,8 +267,6 @@ fn tell(verdicts: &[Verdict], keys: &[NoteKey], output: Output) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
-
     use super::super::source::Heading;
     use super::*;
 
