@@ -19,13 +19,15 @@ use crate::view::Svid;
 
 /// The kind of the node's own keys.
 const NODE_KEY: KeyKind = KeyKind::P256;
-const FIRST_GENERATION: u64 = 1;
+pub(crate) const FIRST_GENERATION: u64 = 1;
 
 /// What an attestation needs besides the key.
 pub(crate) struct Admission {
     pub(crate) evidence: Evidence,
     pub(crate) pin: countersign_identity::KeyId,
     pub(crate) domain: Option<countersign_identity::TrustDomain>,
+    /// Whether no earlier run of the agent has left a key here.
+    pub(crate) first: bool,
 }
 
 /// Proves this node to a server, once.
@@ -64,6 +66,7 @@ async fn attest_with_key(
         domain: admission.domain.clone(),
         csr,
         host: host(),
+        first: admission.first,
     };
     let attested = link.attest(server, ask).await?;
     if attested.chain.leaf().spki() != key.public().spki() {

@@ -202,7 +202,7 @@ fn admission(
         (None, None) => return Err(StartRefused::NotJoined),
     };
     let pin = pin.ok_or(StartRefused::NoTrust)?;
-    Ok(Admission { evidence, pin, domain })
+    Ok(Admission { evidence, pin, domain, first: false })
 }
 
 /// The node as it was registered from this directory, or registered now. While no server can be reached, it is tried again.
@@ -219,7 +219,8 @@ async fn join(
         }
         return Ok(node);
     }
-    let admission = admission?;
+    let first = disk.key(renewal::FIRST_GENERATION)?.is_none();
+    let admission = Admission { first, ..admission? };
     let mut backoff = Backoff::new(JOIN_RETRY);
     loop {
         let mut last = None;

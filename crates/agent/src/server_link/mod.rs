@@ -128,6 +128,8 @@ pub struct AttestAsk {
     pub csr: Vec<u8>,
     /// For people.
     pub host: String,
+    /// Whether this run of the agent is the first: no key was there that an earlier one could have been this node with.
+    pub first: bool,
 }
 
 /// What entitles a machine to become a node.

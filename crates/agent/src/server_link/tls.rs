@@ -4,6 +4,7 @@ mod calls;
 mod proof;
 mod pump;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ pub struct TlsLink {
     clock: Arc<dyn Clock>,
     /// What the clock had run when this agent began.
     began: Duration,
+    /// Whether no other agent was this node before.
+    first: AtomicBool,
     trust: Arc<Trust>,
     trusted: Mutex<Trusted>,
     witnessed: Arc<Witnessed>,
@@ -63,7 +66,14 @@ impl TlsLink {
     /// when it begins: it tells servers how long its agent has run.
     pub fn new(clock: Arc<dyn Clock>, trust: Arc<Trust>) -> Self {
         let began = clock.ran();
-        Self { clock, began, trust, trusted: Mutex::default(), witnessed: Arc::default() }
+        Self {
+            clock,
+            began,
+            first: AtomicBool::new(false),
+            trust,
+            trusted: Mutex::default(),
+            witnessed: Arc::default(),
+        }
     }
 
     fn domain(&self) -> Result<TrustDomain, LinkFault> {
@@ -176,6 +186,7 @@ impl ServerLink for TlsLink {
             let why = "the bundle does not hold the root that this agent was told to trust";
             return Err(LinkFault::new(Code::UnknownIssuer, why));
         }
+        self.first.store(ask.first, Ordering::Relaxed);
         Ok(attested)
     }
 
@@ -210,6 +221,7 @@ impl ServerLink for TlsLink {
             alerts,
             clock: Arc::clone(&self.clock),
             began: self.began,
+            first: self.first.load(Ordering::Relaxed),
             witnessed: Arc::clone(&self.witnessed),
             quiet: Quiet::default(),
             quiet_until: Timestamp::LAST,

@@ -202,6 +202,7 @@ fn said(world: &World) -> Vec<(&'static str, from_agent::Step)> {
         reached: revision(),
         witness: Bytes::from_static(&[7; 64]),
         ran_micros: 1,
+        first: true,
     };
     let point = v1::PointAck {
         point: "proxy".to_owned(),

@@ -105,9 +105,16 @@ pub(crate) async fn attend(
     }
 }
 
+/// Earlier than all that is issued. As a number it is not the one that says that a moment is not known.
+const BEFORE_ALL: Timestamp = Timestamp::from_micros(1);
+
 /// Since when an agent has run, by our clock: never before it did, as far as can be told, since what was issued before that
 /// it may not know. A clock that was set back is no reason to think that it began earlier, nor one that lags.
 fn began(time: &TimeGuard, now: Timestamp, hello: &v1::SyncHello) -> Timestamp {
+    if hello.first {
+        // There was none before it, so that all was issued to it. Whoever attested it did so by another clock, perhaps.
+        return BEFORE_ALL;
+    }
     if time.trusted(now).is_err() {
         // By how much our clock is behind is not known: everything may have been issued before.
         return Timestamp::LAST;

@@ -13,7 +13,6 @@ use crate::revoke::converge::joined;
 use crate::revoke::exposure::lost_until;
 use crate::revoke::holdings::Out;
 use crate::revoke::replicas::Heard;
-use crate::watch::all_nodes;
 
 /// So long after an agent began, by our clock, nothing more is recorded as issued before, or in the minute after.
 const SETTLED: Duration = Duration::from_secs(2 * SKEW_ALLOWED.as_secs());
@@ -76,11 +75,7 @@ pub(super) async fn inherited(
     {
         let longest = life.until.since(life.began);
         let young = agents.into_iter().filter(|(_, since)| may_follow(longest, *since, out.now));
-        let mut young: HashMap<NodeId, Timestamp> = young.collect();
-        for node in first_agents(control, &young).await? {
-            young.remove(&node);
-        }
-        return Ok(young.into_keys().collect());
+        return Ok(young.map(|(node, _since)| node).collect());
     }
     let (mut estates, unknown) = control.inherited.known(agents, out.now);
     if !unknown.is_empty() {
@@ -123,32 +118,13 @@ async fn read(
             *end = row.validity.not_after.max(*end);
         }
     }
-    let first = match estates.values().all(|estate| estate.ends.is_empty()) {
-        true => BTreeSet::new(),
-        false => first_agents(control, &agents).await?,
-    };
-    for (node, estate) in &mut estates {
-        if first.contains(node) {
-            estate.ends.clear();
-        }
-        if first.contains(node) || estate.since + SETTLED < out.now {
+    for (node, estate) in &estates {
+        if estate.since + SETTLED < out.now {
             control.inherited.remember(*node, estate);
         }
     }
     estates.retain(|_node, estate| !estate.ends.is_empty());
     Ok(estates)
-}
-
-/// The nodes whose agent, of these, ran already when they proved themselves: there was none before it, and all that was issued
-/// there it has asked for, whatever clocks allow for.
-async fn first_agents(
-    control: &Control,
-    agents: &HashMap<NodeId, Timestamp>,
-) -> Result<BTreeSet<NodeId>, Refused> {
-    let nodes = all_nodes(&*control.store).await?.into_iter();
-    let first =
-        nodes.filter(|row| agents.get(&row.id).is_some_and(|since| *since <= row.attested_at));
-    Ok(first.map(|row| row.id).collect())
 }
 
 #[cfg(test)]

@@ -179,12 +179,15 @@ async fn what_a_node_runs_that_was_not_heard_since_the_start_is_not_taken_for_no
 
 /// The stream of an agent that has run for a second, and the state that it was told.
 async fn begun(client: &mut Client) -> (Stream, Revision) {
-    ran_for(client, Duration::from_secs(1)).await
+    said(client, v1::SyncHello { ran_micros: 1_000_000, ..Default::default() }).await
 }
 
-async fn ran_for(client: &mut Client, ran: Duration) -> (Stream, Revision) {
-    let ran_micros = ran.as_micros().try_into().unwrap();
-    let hello = v1::SyncHello { ran_micros, ..Default::default() };
+/// The same of the agent that has attested the node.
+async fn attested(client: &mut Client) -> (Stream, Revision) {
+    said(client, v1::SyncHello { ran_micros: 1_000_000, first: true, ..Default::default() }).await
+}
+
+async fn said(client: &mut Client, hello: v1::SyncHello) -> (Stream, Revision) {
     let mut stream = open_with(client, hello).await.unwrap();
     let revision = stream.snapshot().await.revision.unwrap().into();
     (stream, revision)
@@ -219,7 +222,7 @@ async fn what_an_agent_gave_out_that_has_ended_is_not_taken_for_nothing() {
     let mut client = agent.client(&realm, &running).await;
     svid(&agent, &realm, &mut client, "web").await;
     let held = svid(&agent, &realm, &mut client, "orders").await;
-    let (stream, revision) = begun(&mut client).await;
+    let (stream, revision) = attested(&mut client).await;
     stream.unaware(revision, 1).await;
     convergence_until(&running, None, |now| now.unaware == 1).await;
     assert_eq!(unheard(&running, revision).await.0, [], "no agent was there before it");
@@ -352,13 +355,38 @@ async fn agent_that_begins_anew_may_follow_one_that_had_what_the_store_has_lost(
     let running = realm.serve().await;
     assert!(running.admin.status().await.unwrap().incarnation.is_some());
     let mut lines = Vec::new();
-    for (agent, ran) in [(&agent, 1), (&first, 121)] {
+    for (agent, is_first) in [(&agent, false), (&first, true)] {
         let mut client = agent.client(&realm, &running).await;
-        let (stream, revision) = ran_for(&mut client, Duration::from_secs(ran)).await;
+        let (stream, revision) = match is_first {
+            true => attested(&mut client).await,
+            false => begun(&mut client).await,
+        };
         stream.ack(revision, Vec::new()).await;
         lines.push((client, stream));
     }
     convergence_until(&running, None, |now| now.unheard == [agent.node]).await;
     running.stop().await;
     realm.verify_everything().await;
+}
+
+#[tokio::test]
+async fn agent_that_began_about_when_its_node_attested_is_not_taken_for_the_first() {
+    let realm = Realm::begin().await;
+    let running = serve(&realm).await;
+    running.apply(vec![workload("web", &[])]).await;
+    let start = realm.clock.now();
+    // By the clock of a server that is ahead, as far as clocks may be.
+    realm.clock.advance(Duration::from_secs(30));
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let mut client = agent.client(&realm, &running).await;
+    svid(&agent, &realm, &mut client, "web").await;
+    realm.clock.set(start + Duration::from_secs(10));
+    let (stream, revision) = begun(&mut client).await;
+    stream.ack(revision, Vec::new()).await;
+    convergence_until(&running, None, |now| now.unheard == [agent.node]).await;
+    drop(stream);
+    let (stream, revision) = attested(&mut client).await;
+    stream.ack(revision, Vec::new()).await;
+    convergence_until(&running, None, |now| now.unaware == 0).await;
+    running.stop().await;
 }

@@ -35,7 +35,7 @@ pub(crate) use metrics::{metric_table, serve_metrics};
 pub(crate) use notes::Notes;
 pub(crate) use pulse::Pulse;
 pub(crate) use seen::{Found, Sought, Wanted, search};
-pub(crate) use status::{About, LogTree, all_nodes, sealed_status, status};
+pub(crate) use status::{About, LogTree, sealed_status, status};
 pub(crate) use table::Row;
 pub(crate) use tallies::{SPAN, Tallies, keep_tallies, span_of};
 pub(crate) use time::{Moment, TimeGuard};

@@ -25,6 +25,8 @@ pub(super) struct Pump {
     pub(super) clock: Arc<dyn Clock>,
     /// What the clock had run when this agent began.
     pub(super) began: Duration,
+    /// Whether no other agent was this node before.
+    pub(super) first: bool,
     pub(super) witnessed: Arc<Witnessed>,
     pub(super) quiet: Quiet,
     /// When the server has been silent for longer than it said it would be.
@@ -45,6 +47,7 @@ impl Pump {
             // Not by the time of day: an agent whose clock was set forward since would seem to have run since before it
             // did, and what another gave out then would not count.
             ran_micros: u64::try_from(ran.as_micros()).unwrap_or(u64::MAX).max(1),
+            first: self.first,
         };
         // Why it could not be sent is what is heard next.
         self.calls.sync(v1::sync_request::Step::Hello(hello)).await.ok();
