@@ -229,4 +229,14 @@ fn a_join_token_is_never_repeated() {
     assert_eq!(output.status.code(), Some(2));
     let said = text(&output.stderr) + &text(&output.stdout);
     assert!(said.contains("--trust") && !said.contains("s3cr3t"), "{said}");
+    // Nor where none is expected.
+    let token = "q7RZx0Jt-yQ2m_8sV1nKpW3eUaYbGdLhTzCfXo5iE4M";
+    for command in [&[][..], &["agent"], &["agent", "--"], &["log"], &["status"]] {
+        let arguments = [command, &[token]].concat();
+        let output = Command::new(binary()).args(["--output", "json"]).args(&arguments).output();
+        let output = output.unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let said = text(&output.stderr) + &text(&output.stdout);
+        assert!(said.contains("'…'") && !said.contains(token), "{arguments:?}: {said}");
+    }
 }

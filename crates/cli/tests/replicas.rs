@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use servers::{Domain, Part, done, run};
-use support::{folder, text, until};
+use support::{binary, folder, text, until};
 
 #[test]
 fn a_change_through_one_server_reaches_the_agent_of_the_other_and_the_agent_survives_its_server() {
@@ -240,11 +240,41 @@ fn a_password_is_refused_among_the_arguments_and_not_repeated() {
     let folder = folder();
     let data = folder.path().join("d").to_str().unwrap().to_owned();
     let url = "postgres://cs:hunter2@127.0.0.1/state?sslmode=disable";
-    for command in ["init", "server"] {
-        let output = run(&[command, "--data", &data, "--store", url]);
-        let said = text(&output.stderr);
-        assert!(said.contains("a password has no place in `--store`"), "{said}");
-        assert!(!said.contains("hunter2"), "{said}");
+    let (init, server) = (["init", "--data", &data], ["server", "--data", &data]);
+    let backup = ["backup", "b", "--data", &data];
+    let restore = ["restore", "b", "--data", &data, "--kek", "k"];
+    let told: [(&[&str], &[&str]); 8] = [
+        (&init, &["--store"]),
+        (&server, &["--store"]),
+        (&backup, &["--store"]),
+        (&restore, &["--store"]),
+        (&["log", "verify"], &["--store"]),
+        (&["store", "verify"], &[]),
+        (&["store", "copy", "--from", &data], &["--to"]),
+        (&["store", "copy", "--to", &data], &["--from"]),
+    ];
+    for (command, flag) in told {
+        refuses_the_password(&[command, flag, &[url]].concat(), None);
+    }
+    for command in [&init[..], &server, &backup, &restore] {
+        refuses_the_password(command, Some(url));
+    }
+}
+
+/// It says that a password was given, and in neither output which.
+#[track_caller]
+fn refuses_the_password(arguments: &[&str], variable: Option<&str>) {
+    for form in ["human", "json"] {
+        let mut command = Command::new(binary());
+        command.args(arguments).args(["--output", form]);
+        command.envs(variable.map(|url| ("COUNTERSIGN_STORE", url)));
+        let output = command.output().unwrap();
+        let said = text(&output.stderr) + &text(&output.stdout);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        let why = "a password has no place in `--store`";
+        assert!(text(&output.stderr).contains(why), "{arguments:?}: {said}");
+        assert_eq!(text(&output.stdout).contains(why), form == "json", "{arguments:?}: {said}");
+        assert!(!said.contains("hunter2"), "{arguments:?}: {said}");
     }
 }
 

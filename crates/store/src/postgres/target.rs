@@ -109,7 +109,8 @@ impl FromStr for PostgresUrl {
         let scheme = ["postgres://", "postgresql://"];
         let rest = scheme.iter().find_map(|scheme| text.strip_prefix(scheme));
         // What is not ours may be anything, also a secret: no more of it than its first word.
-        let word = || text.split(['@', '?', '/']).next().unwrap_or_default().to_owned();
+        let word =
+            || text.split(['@', '?', '/', ':', '=', ' ']).next().unwrap_or_default().to_owned();
         let rest = rest.ok_or_else(|| BadUrl::Scheme(word()))?;
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, database) = rest.split_once('/').ok_or(BadUrl::NoDatabase)?;
@@ -170,6 +171,10 @@ impl Parameters {
         let mut found = Self::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            // Before it is read, since what cannot be read is repeated.
+            if matches!(name, "password" | "passfile") {
+                return Err(BadUrl::Password);
+            }
             let value = decoded(value)?;
             match name {
                 "sslmode" => found.sslmode = Some(value),
@@ -182,7 +187,6 @@ impl Parameters {
                 // What we ask for in any case.
                 "target_session_attrs" if value == "read-write" => {}
                 "target_session_attrs" => return Err(BadUrl::Session(value)),
-                "password" | "passfile" => return Err(BadUrl::Password),
                 other => return Err(BadUrl::Parameter(other.to_owned())),
             }
         }
@@ -359,11 +363,14 @@ mod tests {
             "postgres://cs:hunter2@db.example/state",
             "postgres://cs:hun@ter2@db.example/state",
             "postgres://cs@db.example/state?password=hunter2",
+            "postgres://cs@db.example/state?password=hunter2%",
         ] {
             refused(text, &BadUrl::Password);
         }
-        let bad = "mysql://hunter2@db".parse::<PostgresUrl>().unwrap_err().to_string();
-        assert!(!bad.contains("hunter2"), "{bad}");
+        for text in ["mysql://hunter2@db", "cs:hunter2@db/state", "host=db password=hunter2"] {
+            let bad = text.parse::<PostgresUrl>().unwrap_err().to_string();
+            assert!(!bad.contains("hunter2"), "{bad}");
+        }
         let shown = format!("{:?}", Password::Given("hunter2".to_owned().into()));
         assert!(!shown.contains("hunter2"), "{shown}");
     }
