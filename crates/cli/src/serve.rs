@@ -16,7 +16,7 @@ pub(crate) use self::again::Again;
 pub(crate) use self::example::example;
 pub(crate) use self::server::{InitProgram, ServerProgram, init, server};
 pub(crate) use self::store::password;
-pub(crate) use self::unlock::{Openers, Seal, check_token_uri, unlock};
+pub(crate) use self::unlock::{Openers, Seal, check_token_uri, unlock, unlock_unasked};
 
 /// Keeps keys out of core dumps and away from other processes of this user.
 pub(crate) fn harden_process() -> anyhow::Result<()> {

@@ -66,6 +66,56 @@ fn key_file_sealed_by_a_passphrase_opens_with_it_and_says_what_is_wrong_without_
     assert!(!holds(place.folder.path(), WORDS.as_bytes()));
 }
 
+#[test]
+fn key_that_nobody_named_stops_no_check_of_the_state() {
+    let place = Place::new();
+    let (words, other) = (place.secret("words", WORDS), place.secret("other", "another"));
+    let (data, kek, open) = (place.at("d"), place.at("d/kek"), place.at("open"));
+    let init = ["init", "--data", &data, "--trust-domain", "shop.example", "--seal", "passphrase"];
+    place.json(&[&init[..], &["--passphrase-file", &words]].concat());
+    std::fs::write(&open, WORDS).unwrap();
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let verify = ["store", "verify", &*data];
+    let untried = |variable: Option<(&str, &str)>, why: &str| {
+        let mut command = place.command(&[&verify[..], &["--output", "json"]].concat());
+        let done = command.envs(variable).output().unwrap();
+        assert!(done.status.success(), "{variable:?}: {}", text(&done.stderr));
+        let told: Value = serde_json::from_slice(&done.stdout).unwrap();
+        assert!(told["notOpened"].to_string().contains(why), "{variable:?}: {told}");
+    };
+    // 1. Sealed: what the environment says does not open it, or nothing does.
+    untried(None, "is sealed by a passphrase, and none was given");
+    for (file, why) in [
+        (&*other, "the passphrase does not open it"),
+        (&open, "chmod 600"),
+        (&*place.at("none"), "cannot be read"),
+    ] {
+        untried(Some(("COUNTERSIGN_PASSPHRASE_FILE", file)), why);
+        // Whoever names a way to open it means this key.
+        place.refused(&[&verify[..], &["--passphrase-file", file]].concat(), 2, why);
+    }
+    untried(Some(("COUNTERSIGN_SEAL", "pkcs11:nothing")), "none was given");
+    place.refused(&[&verify[..], &["--seal", "wax"]].concat(), 2, "is no way to keep the key file");
+    place.refused(&[&verify[..], &["--kek", &kek]].concat(), 2, "none was given");
+    let opened = place.json(&[&verify[..], &["--passphrase-file", &words]].concat());
+    assert!(2 <= opened["opened"].as_u64().unwrap(), "{opened}");
+
+    // 2. At a terminal nobody is asked for what is not needed.
+    let line = format!("{} store verify {data}", support::binary().display());
+    let mut terminal = Command::new("timeout");
+    terminal.args(["60", "script", "-qec", &line, "/dev/null"]).stdin(std::process::Stdio::null());
+    let done = terminal.env_remove("COUNTERSIGN_PASSPHRASE").output().unwrap();
+    let said = text(&done.stdout);
+    assert!(done.status.success() && said.contains("was not tried"), "{said}");
+
+    // 3. An old one, or one of another server.
+    let foreign = place.at("e");
+    place.json(&["init", "--data", &foreign, "--trust-domain", "shop.example"]);
+    std::fs::rename(place.at("e/kek"), &kek).unwrap();
+    untried(None, "d/kek` is another key");
+    place.refused(&[&verify[..], &["--kek", &kek]].concat(), 2, "does not open the keys");
+}
+
 const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
 
 /// A token of its own, in a folder.

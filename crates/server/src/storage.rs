@@ -79,12 +79,12 @@ pub async fn copy_store(from: &Place, to: &Place) -> Result<Copied, StartError> 
 }
 
 /// What was found to be in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Verified {
     /// The state.
     pub state: Verification,
-    /// How many sealed secrets open; nothing when there was no key to open them with.
-    pub opened: Option<usize>,
+    /// How many sealed secrets open, or that the key is for none of them; nothing when there was no key to open them with.
+    pub opened: Option<Result<usize, StartError>>,
 }
 
 /// A key that opens sealed secrets, and the file that it is from.
@@ -97,7 +97,7 @@ pub struct KeyAt {
 }
 
 /// Checks a whole state against itself, also while servers run on it: all that the store knows of it, whether each record says
-/// something, and, with a key, whether each sealed secret opens.
+/// something, and, with a key, whether each sealed secret opens. That a key is for none of them says nothing of the state.
 ///
 /// # Errors
 /// When there is none, or something in it does not fit.
@@ -132,26 +132,31 @@ async fn check_records(store: &dyn Store) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Opens each sealed secret, and says how many there are. Of one that was destroyed nothing is left.
-async fn open_secrets(store: &dyn Store, key: &KeyAt) -> Result<usize, StartError> {
-    let (mut after, mut opened) = (None, 0);
+/// Opens each sealed secret, and says how many there are, or that the key is for none. Of one that was destroyed nothing is left.
+async fn open_secrets(
+    store: &dyn Store,
+    key: &KeyAt,
+) -> Result<Result<usize, StartError>, StartError> {
+    let (mut after, mut opened, mut foreign) = (None, 0, None);
     loop {
         let page = store.secrets(after, PAGE_MAX).await?;
-        let Some((last, _)) = page.last() else { return Ok(opened) };
+        let Some((last, _)) = page.last() else { break };
         after = Some(last.clone());
         for (name, sealed) in page.iter().filter(|(_, sealed)| !sealed.is_empty()) {
-            countersign_seal::open(&key.kek, name, sealed).map_err(|refused| match refused {
-                OpenRefused::OtherKey { .. } => {
-                    StartError::WrongKek { path: key.path.clone(), why: refused.to_string() }
-                }
-                other => {
+            match countersign_seal::open(&key.kek, name, sealed) {
+                Ok(_secret) => opened += 1,
+                Err(other @ OpenRefused::OtherKey { .. }) => foreign = Some(other),
+                Err(other) => {
                     let what = format!("the sealed secret `{name}` does not open: {other}");
-                    StartError::Store(StoreError::Broken { what })
+                    return Err(StoreError::Broken { what }.into());
                 }
-            })?;
-            opened += 1;
+            }
         }
     }
+    let Some(why) = foreign else { return Ok(Ok(opened)) };
+    let wrong = StartError::WrongKek { path: key.path.clone(), why: why.to_string() };
+    // A key that opens some of them is the state's own.
+    if opened == 0 { Ok(Err(wrong)) } else { Err(wrong) }
 }
 
 /// The periodic duties towards the store.

@@ -5,15 +5,16 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::Result;
+use clap::parser::ValueSource;
 use countersign_server::{
     BadUrl, Copied, KekFile, KeyAt, KeyWrap, Place, PostgresUrl, StartError, Verification,
+    Verified, WrapMethod,
 };
 use serde_json::json;
 
-use super::backup::TokenArguments;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Output};
-use crate::serve::{harden_process, password, unlock};
+use crate::serve::{Openers, Seal, harden_process, password, unlock, unlock_unasked};
 
 /// Copy a trust domain's state from a data directory to a database, or back, and check that all of it came
 ///
@@ -115,6 +116,9 @@ pub(crate) async fn copy(arguments: &Arguments, output: Output) -> Result<Exit> 
 /// rows that nothing else in the state speaks of only the form is known, and of records that changed before the feed begins.
 #[derive(Debug, clap::Args)]
 pub(crate) struct VerifyArguments {
+    // Before the arguments that it looks at, which are taken out as they are read.
+    #[command(flatten)]
+    opener: Opener,
     /// Where it is: a data directory, or `postgres://USER@HOST/DATABASE?…`
     #[arg(value_name = "PLACE")]
     at: Named,
@@ -127,53 +131,117 @@ pub(crate) struct VerifyArguments {
     /// The file of the passphrase by which the key is sealed [default: COUNTERSIGN_PASSPHRASE, or asked for at a terminal]
     #[arg(long, value_name = "FILE", env = "COUNTERSIGN_PASSPHRASE_FILE")]
     passphrase_file: Option<PathBuf>,
-    #[command(flatten)]
-    token: TokenArguments,
+    /// The key in a token that the key is sealed by, if it is, `pkcs11:token=…;object=…?module-path=…`
+    #[arg(long, value_name = "WHERE", env = "COUNTERSIGN_SEAL")]
+    seal: Option<String>, // Read where it is needed: what the environment says is for other commands, too.
+    /// The file of the PIN of that token [default: COUNTERSIGN_PIN, or `pin-source` of its URI]
+    #[arg(long, value_name = "FILE", env = "COUNTERSIGN_PIN_FILE")]
+    pin_file: Option<PathBuf>,
+}
+
+/// Whether the command line says what opens the key, by which the key is meant that is sealed so. The environment means none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opener {
+    Typed,
+    Around,
+}
+
+impl clap::FromArgMatches for Opener {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> std::result::Result<Self, clap::Error> {
+        let typed = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
+        Ok(if typed("passphrase_file") || typed("seal") { Self::Typed } else { Self::Around })
+    }
+
+    fn update_from_arg_matches(
+        &mut self,
+        matches: &clap::ArgMatches,
+    ) -> std::result::Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for Opener {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        command
+    }
 }
 
 impl VerifyArguments {
-    /// The key that was named, or the one that lies beside the state; or why there is none.
-    fn key(&self) -> Result<std::result::Result<KeyAt, String>> {
-        let openers = self.token.openers(self.passphrase_file.as_ref());
-        let open = |path: PathBuf, unlock: Option<Arc<dyn KeyWrap>>| {
-            let kek = KekFile::open_by(&path, unlock.as_deref());
-            kek.map(|kek| KeyAt { path, kek })
-        };
-        if let Some(path) = self.kek.clone() {
-            let unlock = unlock(&path, openers)?;
-            return Ok(Ok(open(path, unlock).map_err(StartError::from)?));
-        }
-        let Named::Directory(directory) = &self.at else {
-            return Ok(Err("no key was named by `--kek`".to_owned()));
-        };
-        let path = directory.join("kek");
-        let unlock = unlock(&path, openers)?;
-        Ok(open(path, unlock).map_err(|refused| refused.to_string()))
+    fn names_a_key(&self) -> bool {
+        self.kek.is_some() || self.opener == Opener::Typed
     }
+
+    /// The key that was named, or the one that lies beside the state; or why there is none to try.
+    fn key(&self) -> Result<std::result::Result<KeyAt, String>> {
+        let path = match (&self.kek, &self.at) {
+            (Some(path), _) => path.clone(),
+            (None, Named::Directory(directory)) => directory.join("kek"),
+            (None, Named::Database(_)) => {
+                return Ok(Err("no key was named by `--kek`".to_owned()));
+            }
+        };
+        if self.names_a_key() {
+            let unlock = unlock(&path, self.openers(self.seal.as_ref())?)?;
+            return open(path, unlock).map(Ok);
+        }
+        // Nobody meant it, so whatever stands in its way says nothing of the state.
+        Ok(self.key_beside(path).map_err(|why| format!("{why:#}")))
+    }
+
+    fn key_beside(&self, path: PathBuf) -> Result<KeyAt> {
+        let in_token = matches!(KekFile::method(&path), Ok(Some(WrapMethod::Token)));
+        let seal = self.seal.as_ref().filter(|_| in_token);
+        let unlock = unlock_unasked(&path, self.openers(seal)?)?;
+        open(path, unlock)
+    }
+
+    fn openers(&self, seal: Option<&String>) -> Result<Openers> {
+        let bad = |why| Failure::not_understood(format!("`--seal`: {why}"));
+        let seal = seal.map(|text| text.parse::<Seal>()).transpose().map_err(bad)?;
+        let (passphrase_file, pin_file) = (self.passphrase_file.clone(), self.pin_file.clone());
+        Ok(Openers { passphrase_file, seal: seal.and_then(Seal::token), pin_file })
+    }
+}
+
+fn open(path: PathBuf, unlock: Option<Arc<dyn KeyWrap>>) -> Result<KeyAt> {
+    let kek = KekFile::open_by(&path, unlock.as_deref()).map_err(StartError::from)?;
+    Ok(KeyAt { path, kek })
 }
 
 pub(crate) async fn verify(arguments: &VerifyArguments, output: Output) -> Result<Exit> {
     harden_process()?;
     let place = arguments.at.place(arguments.store_password_file.as_ref())?;
     let key = arguments.key()?;
-    let verified = countersign_server::verify_store(&place, key.as_ref().ok()).await?;
-    let Verification { head, root, records, issued } = verified.state;
+    let Verified { state, opened } =
+        countersign_server::verify_store(&place, key.as_ref().ok()).await?;
+    let opened = match (opened, key) {
+        (Some(Ok(opened)), _) => Ok(opened),
+        (Some(Err(wrong)), _) if arguments.names_a_key() => return Err(wrong.into()),
+        (_, Ok(key)) => {
+            let path = key.path.display();
+            Err(format!("`{path}` is another key: name the server's with `--kek`"))
+        }
+        (_, Err(why)) => Err(why),
+    };
+    let Verification { head, root, records, issued } = state;
     match output {
         Output::Json => output::json(&json!({
             "event": "verified", "revision": head.revision, "logSize": head.log_size, "logRoot": root,
-            "records": records, "issued": issued, "opened": verified.opened, "notOpened": key.err(),
+            "records": records, "issued": issued, "opened": opened.as_ref().ok(), "notOpened": opened.as_ref().err(),
         }))?,
         Output::Human => {
             output::line(&format!(
                 "in order: revision {}, {records} records, {issued} issued certificates, log of {} entries with root {root}",
                 head.revision, head.log_size
             ))?;
-            output::line(&match (verified.opened, key.err()) {
-                (Some(opened), _) => format!("the key opens all {opened} sealed keys"),
-                (None, why) => {
-                    let why = why.unwrap_or_default();
-                    format!("whether the sealed keys open was not tried: {why}")
-                }
+            output::line(&match opened {
+                Ok(opened) => format!("the key opens all {opened} sealed keys"),
+                Err(why) => format!("whether the sealed keys open was not tried: {why}"),
             })?;
         }
     }

@@ -111,6 +111,19 @@ impl std::str::FromStr for Seal {
 
 /// What opens this key file; nothing when it lies open, or nobody has said.
 pub(crate) fn unlock(kek: &Path, openers: Openers) -> Result<Option<Arc<dyn KeyWrap>>> {
+    unlock_or_ask(kek, openers, ask)
+}
+
+/// The same, by what was given alone: nobody is asked.
+pub(crate) fn unlock_unasked(kek: &Path, openers: Openers) -> Result<Option<Arc<dyn KeyWrap>>> {
+    unlock_or_ask(kek, openers, |_prompt| Ok(None))
+}
+
+fn unlock_or_ask(
+    kek: &Path,
+    openers: Openers,
+    ask: impl FnOnce(&str) -> Result<Option<Zeroizing<String>>>,
+) -> Result<Option<Arc<dyn KeyWrap>>> {
     // What is wrong with the file is told by who needs it.
     match KekFile::method(kek) {
         Ok(Some(WrapMethod::Passphrase)) => {

@@ -126,7 +126,8 @@ impl Realm {
         let path = kek_path(&self.data());
         // Some are sealed by what only their tests know.
         let key = KekFile::open(&path).ok().map(|kek| KeyAt { path, kek });
-        verify_store(&Place::Directory(self.data()), key.as_ref()).await.unwrap();
+        let verified = verify_store(&Place::Directory(self.data()), key.as_ref()).await.unwrap();
+        verified.opened.transpose().unwrap();
         said_as_documented(&store).await;
         store.issued_after(None, 1000).await.unwrap()
     }
