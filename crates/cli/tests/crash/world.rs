@@ -386,6 +386,8 @@ impl World {
         let server = self.processes("server");
         assert!(!server.is_empty(), "there is a server");
         sent_kill(&server);
+        // What was under way may come to its end before it does. Its parent is stopped, and sees nothing of it.
+        until("the server is cut off", || server.iter().all(|pid| has_ended(*pid)).then_some(()));
     }
 
     /// `up` sees that its server has ended, and starts it again.
@@ -394,10 +396,14 @@ impl World {
     }
 
     pub(crate) fn up_has_ended(&self) -> bool {
-        let pid = self.up().pid();
-        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        state.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
+        has_ended(self.up().pid())
     }
+}
+
+/// Whether it is gone, or only its parent has not heard of it yet.
+fn has_ended(pid: i32) -> bool {
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    state.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
 }
 
 /// Cuts them off at once. Whether there was any.

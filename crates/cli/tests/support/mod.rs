@@ -201,6 +201,8 @@ impl Up {
 impl Drop for Up {
     fn drop(&mut self) {
         if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            // A test that failed may have left it stopped, and then it would take no other signal.
+            signal(self.pid(), "CONT");
             signal(self.pid(), "TERM");
             ended(&mut self.child);
         }
