@@ -1,5 +1,7 @@
 //! What an agent is told, and why it may not start.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
@@ -54,22 +56,23 @@ impl MachineFiles {
     pub(crate) fn read(&self) -> Result<MachineCredential, StartRefused> {
         let refused =
             |path: &Path, why: String| StartRefused::Machine { path: path.to_owned(), why };
-        let text = |path: &Path| {
-            let read = std::fs::read_to_string(path).map(Zeroizing::new);
-            read.map_err(|why| refused(path, why.to_string()))
-        };
-        let chain = Chain::from_pem(&text(&self.certificate)?)
+        let chain = std::fs::read_to_string(&self.certificate)
             .map_err(|why| refused(&self.certificate, why.to_string()))?;
-        let mode =
-            std::fs::metadata(&self.key).map_err(|why| refused(&self.key, why.to_string()))?;
-        let mode = mode.permissions().mode() & 0o777;
+        let chain =
+            Chain::from_pem(&chain).map_err(|why| refused(&self.certificate, why.to_string()))?;
+        let unread = |why: std::io::Error| refused(&self.key, why.to_string());
+        let mut file = File::open(&self.key).map_err(unread)?;
+        // Asked of the open file: the path may name another by then.
+        let mode = file.metadata().map_err(unread)?.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
             let why = format!(
                 "it has mode {mode:03o}, which lets others read the key; run `chmod 600` on it"
             );
             return Err(refused(&self.key, why));
         }
-        let key = PrivateKey::from_pem(&text(&self.key)?).map_err(|why| {
+        let mut text = Zeroizing::new(String::new());
+        file.read_to_string(&mut text).map_err(unread)?;
+        let key = PrivateKey::from_pem(&text).map_err(|why| {
             refused(
                 &self.key,
                 format!("{why}; `openssl pkcs8 -topk8 -nodes` makes PKCS#8 of a key"),
