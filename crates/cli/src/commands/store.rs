@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use anyhow::Result;
 use clap::parser::ValueSource;
@@ -187,7 +186,7 @@ impl VerifyArguments {
         };
         if self.names_a_key() {
             let unlock = unlock(&path, self.openers(self.seal.as_ref())?)?;
-            return open(path, unlock).map(Ok);
+            return open(path, unlock.as_deref()).map(Ok);
         }
         // Nobody meant it, so whatever stands in its way says nothing of the state.
         Ok(self.key_beside(path).map_err(|why| format!("{why:#}")))
@@ -197,7 +196,7 @@ impl VerifyArguments {
         let in_token = matches!(KekFile::method(&path), Ok(Some(WrapMethod::Token)));
         let seal = self.seal.as_ref().filter(|_| in_token);
         let unlock = unlock_unasked(&path, self.openers(seal)?)?;
-        open(path, unlock)
+        open(path, unlock.as_deref())
     }
 
     fn openers(&self, seal: Option<&String>) -> Result<Openers> {
@@ -208,8 +207,8 @@ impl VerifyArguments {
     }
 }
 
-fn open(path: PathBuf, unlock: Option<Arc<dyn KeyWrap>>) -> Result<KeyAt> {
-    let kek = KekFile::open_by(&path, unlock.as_deref()).map_err(StartError::from)?;
+fn open(path: PathBuf, unlock: Option<&dyn KeyWrap>) -> Result<KeyAt> {
+    let kek = KekFile::open_by(&path, unlock).map_err(StartError::from)?;
     Ok(KeyAt { path, kek })
 }
 
