@@ -168,7 +168,10 @@ fn suspended(target: &Found, wish: &Wish) -> Option<Suspended> {
         ) => true,
     };
     match target {
-        Found::Serial(row) if !stays => Some(Suspended::Identity(row.spiffe_id.clone())),
+        // Of what is no workload's, the one certificate is out of service, beside all else that was named; who it is goes on.
+        Found::Serial(row) if !stays && !row.spiffe_id.is_reserved() => {
+            Some(Suspended::Identity(row.spiffe_id.clone()))
+        }
         Found::Other(Target::Identity(id)) if !stays => Some(Suspended::Identity(id.clone())),
         // Whose node's key leaked cannot be told from whoever has it: it comes back by attesting anew.
         Found::Other(Target::Node(node)) if !stays || leaked(wish.reason) != Leaked::Nothing => {

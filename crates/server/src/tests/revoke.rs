@@ -339,6 +339,18 @@ async fn what_no_suspension_stops_is_refused_with_what_does() {
 }
 
 #[tokio::test]
+async fn a_certificate_of_what_no_suspension_stops_is_revoked_by_its_serial_and_nothing_is_suspended()
+ {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let serial = Certificate::parse(&agent.chain[0]).unwrap().serial().unwrap();
+    let answer = revoke(&running, Target::Serial(serial), Reason::ProcessCompromise).await;
+    assert!(!answer.rules.is_empty() && answer.suspended.is_empty(), "{answer:?}");
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn rule_is_dropped_when_it_is_moot_and_not_a_moment_before() {
     let realm = Realm::begin().await;
     let running = realm.serve().await;
