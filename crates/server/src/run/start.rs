@@ -150,7 +150,8 @@ impl Start {
         let keys = Keys { kek, authorities, log_key: Arc::new(log_key) };
         let serving = Serving::new(&self, keys, feed, &stop);
         recall(&serving.control).await?;
-        let due = serving.prepare(&self).await?;
+        // Another server may take rights away meanwhile, and what was authorised before is not issued then.
+        let due = feeder.beside(serving.prepare(&self)).await?;
         let console =
             console.map(|listener| Browsed::new(&self, &serving, listener)).transpose()?;
         // 4. Everything runs until stopped, or until one of the parts breaks.

@@ -119,6 +119,25 @@ impl Feeder {
     /// # Errors
     /// When the state holds what this version does not understand. What the store cannot answer for now is tried again.
     pub(crate) async fn run(self, stop: CancellationToken) -> Result<(), Refused> {
+        self.follow(&stop).await
+    }
+
+    /// Follows it for as long as something takes that may have to wait for it.
+    ///
+    /// # Errors
+    /// Those of the work, or as [`run`](Self::run).
+    pub(crate) async fn beside<T, E: From<Refused>>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let never = CancellationToken::new();
+        tokio::select! {
+            done = work => done,
+            Err(refused) = self.follow(&never) => Err(refused.into()),
+        }
+    }
+
+    async fn follow(&self, stop: &CancellationToken) -> Result<(), Refused> {
         let mut hint = self.store.hint();
         let mut away = false;
         loop {

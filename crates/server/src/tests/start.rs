@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::admin::{AdminError, ApplyRequest, CreateTokenRequest, RotateRequest};
-use countersign_identity::{Clock as _, Code, SystemEntropy};
-use countersign_store::{Lease, SqliteStore, Store as _};
+use countersign_identity::{Clock, Code, SystemEntropy};
+use countersign_store::{Lease, SqliteStore, Store};
 use tokio::net::TcpListener;
 
 use super::revoke::shows_itself;
 use super::{Agent, Realm, workload};
+use crate::admin::apply;
+use crate::authority::internal;
 use crate::config::{Config, InitConfig};
+use crate::state::Feeder;
 
 fn code(error: &AdminError) -> Code {
     error.code()
@@ -210,4 +213,22 @@ pub(super) async fn ask(address: std::net::SocketAddr, path: &str) -> String {
     let mut answer = String::new();
     tcp.read_to_string(&mut answer).await.unwrap();
     answer
+}
+
+/// What a start issues is fenced when another server has just taken rights away, and then waits for the feed.
+#[tokio::test]
+async fn a_start_that_waits_for_the_feed_has_it_followed() {
+    let realm = Realm::begin().await;
+    let store: Arc<dyn Store> =
+        Arc::new(SqliteStore::open(&realm.data(), Arc::new(SystemEntropy)).unwrap());
+    let clock: Arc<dyn Clock> = Arc::clone(&realm.clock) as _;
+    let (feeder, feed) = Feeder::start(Arc::clone(&store), Arc::clone(&clock)).await.unwrap();
+    let (state, now) = (feed.current(), clock.now());
+    let resources = apply::read(&[workload("web", &[])]).unwrap();
+    let plan = apply::put(&state, resources, apply::Unnamed::Keep).unwrap();
+    let batch = plan.batch(&state, "operator:uid:0", None, now);
+    let revision = store.commit(batch).await.unwrap().revision;
+    let start = async { feed.reached(revision).await.ok_or_else(|| internal("the feed ended")) };
+    let reached = tokio::time::timeout(Duration::from_secs(60), feeder.beside(start)).await;
+    assert_eq!(reached.unwrap().unwrap().revision, revision);
 }
