@@ -1,5 +1,5 @@
-//! The project's own commands: `cargo xtask check | test | layers | gen | sbom | reproducible | crash | bench | instructions |
-//! fuzz`.
+//! The project's own commands: `cargo xtask check | test | layers | gen | sbom | reproducible | crash | older | bench |
+//! instructions | fuzz`.
 
 use std::process::ExitCode;
 
@@ -16,6 +16,7 @@ mod generate;
 mod instructions;
 mod layers;
 mod lock;
+mod older;
 mod reproducible;
 mod sbom;
 mod shell;
@@ -75,6 +76,8 @@ enum Command {
     Instructions(instructions::Counting),
     /// Run the kill rounds of a range of seeds, in pieces, going on where it was stopped
     Crash(crash::Rounds),
+    /// Build the program of an earlier commit, and run it beside this one on one database
+    Older(older::Older),
     /// Run every fuzz target for some seconds
     Fuzz {
         /// How long each target runs
@@ -106,6 +109,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Reproducible(builds) => reproducible::run(&builds),
         Command::Instructions(counting) => instructions::run(&counting),
         Command::Crash(rounds) => crash::run(&rounds),
+        Command::Older(older) => older::run(&older),
         Command::Bench { output, no_install, name, fleet } => {
             return Ok(bench::run(output, name.as_deref(), !no_install, &fleet));
         }

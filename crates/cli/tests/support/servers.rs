@@ -3,6 +3,7 @@
 #![expect(dead_code, reason = "each test binary uses its own part of this")]
 
 use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,12 @@ pub(crate) struct Part {
 
 impl Part {
     pub(crate) fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(binary())
+        Self::of(&binary(), arguments, environment)
+    }
+
+    /// One of this program.
+    pub(crate) fn of(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut child = Command::new(program)
             .args(arguments)
             .args(["--output", "json", "--log-level", "warn"])
             .envs(environment.iter().copied())
@@ -116,7 +122,14 @@ pub(crate) fn run(arguments: &[&str]) -> Output {
 
 #[track_caller]
 pub(crate) fn done(arguments: &[&str]) -> Value {
-    let output = run(&[arguments, &["--output", "json"]].concat());
+    done_by(&binary(), arguments)
+}
+
+/// What this program says of what it did.
+#[track_caller]
+pub(crate) fn done_by(program: &Path, arguments: &[&str]) -> Value {
+    let mut command = Command::new(program);
+    let output = command.args(arguments).args(["--output", "json"]).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }
@@ -126,6 +139,8 @@ pub(crate) struct Domain {
     folder: tempfile::TempDir,
     pub(crate) cluster: Cluster,
     pub(crate) url: String,
+    /// Whose parts are started.
+    pub(crate) program: PathBuf,
 }
 
 impl Domain {
@@ -142,7 +157,7 @@ impl Domain {
 
     /// Nothing yet, but a place and a database.
     pub(crate) fn plan(cluster: Cluster, url: String) -> Self {
-        Self { folder: folder(), cluster, url }
+        Self { folder: folder(), cluster, url, program: binary() }
     }
 
     /// The same in a database of this cluster.
@@ -168,7 +183,8 @@ impl Domain {
     pub(crate) fn init(&self, name: &str, more: &[&str]) -> Value {
         let data = self.place(name);
         let fixed = ["init", "--data", &data, "--store", &self.url];
-        done(&[&fixed[..], &["--trust-domain", "prod.example"], more].concat())
+        let all = [&fixed[..], &["--trust-domain", "prod.example"], more].concat();
+        done_by(&self.program, &all)
     }
 
     pub(crate) fn server(&self, name: &str) -> Part {
@@ -182,24 +198,41 @@ impl Domain {
     /// One that finds the database under another URL.
     pub(crate) fn server_at(&self, name: &str, url: &str, more: &[&str]) -> Part {
         let data = self.place(name);
-        let fixed = ["server", "--data", &data, "--store", url];
-        let usual = ["--listen", "127.0.0.1:0", "--metrics", "off"];
-        Part::start(&[&fixed[..], &usual, more].concat(), &[])
+        let fixed = ["server", "--data", &data, "--store", url, "--metrics", "off"];
+        let listen = ["--listen", "127.0.0.1:0"];
+        let listen = if more.contains(&"--listen") { &[][..] } else { &listen };
+        Part::of(&self.program, &[&fixed[..], listen, more].concat(), &[])
     }
 
     /// A new agent that knows these servers and joins at the first.
     pub(crate) fn agent(&self, name: &str, servers: &[&Part]) -> Part {
-        let token = done(&["token", "create", "--admin", servers[0].admin()]);
-        let (data, socket) = (self.place(name), self.place(&format!("{name}-run/agent.sock")));
-        let mut arguments = vec!["agent", "--data", &data, "--socket", &socket];
-        for server in servers {
-            arguments.extend(["--server", server.listen()]);
-        }
+        let addresses: Vec<&str> = servers.iter().map(|server| server.listen()).collect();
+        self.agent_at(name, servers[0], &addresses)
+    }
+
+    /// A new agent that has its token from a server, and finds servers at these addresses.
+    pub(crate) fn agent_at(&self, name: &str, server: &Part, addresses: &[&str]) -> Part {
+        let token = done(&["token", "create", "--admin", server.admin()]);
         let environment = [
             ("COUNTERSIGN_JOIN", token["token"].as_str().unwrap()),
             ("COUNTERSIGN_TRUST", token["trust"].as_str().unwrap()),
         ];
-        Part::start(&arguments, &environment)
+        self.agent_again(name, addresses, &environment)
+    }
+
+    /// An agent by what it has in its data directory, or by this environment.
+    pub(crate) fn agent_again(
+        &self,
+        name: &str,
+        addresses: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Part {
+        let (data, socket) = (self.place(name), self.place(&format!("{name}-run/agent.sock")));
+        let mut arguments = vec!["agent", "--data", &data, "--socket", &socket];
+        for address in addresses {
+            arguments.extend(["--server", address]);
+        }
+        Part::of(&self.program, &arguments, environment)
     }
 
     /// Declares a workload for every process of this user; gives the revision.
@@ -234,7 +267,8 @@ impl Domain {
     pub(crate) fn proxy(&self, agent: &str) -> Part {
         let socket = format!("unix://{}", self.place(&format!("{agent}-run/agent.sock")));
         let run = self.place(&format!("{agent}-proxy"));
-        Part::start(&["proxy", "--name", agent, "--agent", &socket, "--run-dir", &run], &[])
+        let arguments = ["proxy", "--name", agent, "--agent", &socket, "--run-dir", &run];
+        Part::of(&self.program, &arguments, &[])
     }
 
     pub(crate) fn fetch(&self, agent: &str) -> bool {
