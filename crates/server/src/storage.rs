@@ -7,8 +7,8 @@ use std::time::Duration;
 use countersign_identity::{Clock, Entropy, SystemEntropy};
 use countersign_seal::{Kek, OpenRefused};
 use countersign_store::{
-    Copied, Duties, Duty, PAGE_MAX, Place, PostgresStore, SqliteStore, Store, StoreError,
-    Verification, verify_everything,
+    Copied, Duties, Duty, PAGE_MAX, Place, PostgresStore, Snapshot, SqliteStore, Store, StoreError,
+    Verification, verify_with,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -63,19 +63,7 @@ pub(crate) async fn create(
 /// # Errors
 /// When there is a state at the new place, a server runs on the old one, that is not in order, or the two differ.
 pub async fn copy_store(from: &Place, to: &Place) -> Result<Copied, StartError> {
-    // What else is wrong with it is told by the copy, which reads all of it.
-    if let Place::Directory(path) = from
-        && let Ok(store) = SqliteStore::observe(path)
-    {
-        check_records(&*store).await?;
-    }
-    if let Place::Database(url, password) = from
-        && let Ok(store) =
-            PostgresStore::open(url.clone(), password.clone(), Arc::new(SystemEntropy)).await
-    {
-        check_records(&store).await?;
-    }
-    Ok(countersign_store::copy(from, to, Arc::new(SystemEntropy)).await?)
+    countersign_store::copy(from, to, Arc::new(SystemEntropy), check_records).await
 }
 
 /// What was found to be in order.
@@ -112,8 +100,7 @@ pub async fn verify_store(place: &Place, key: Option<&KeyAt>) -> Result<Verified
 }
 
 async fn verify(store: &dyn Store, key: Option<&KeyAt>) -> Result<Verified, StartError> {
-    let state = verify_everything(store).await?;
-    check_records(store).await?;
+    let state = verify_with(store, check_records).await?;
     let opened = match key {
         Some(key) => Some(open_secrets(store, key).await?),
         None => None,
@@ -122,8 +109,7 @@ async fn verify(store: &dyn Store, key: Option<&KeyAt>) -> Result<Verified, Star
 }
 
 /// Goes on only with records that a server would take.
-async fn check_records(store: &dyn Store) -> Result<(), StartError> {
-    let snapshot = store.snapshot().await?;
+fn check_records(snapshot: Snapshot) -> Result<(), StartError> {
     // Nobody has begun a trust domain there yet.
     if snapshot.revision.number == 0 {
         return Ok(());

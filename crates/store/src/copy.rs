@@ -16,7 +16,7 @@ pub use self::servers::{PRESENCE, PRESENCE_TTL};
 pub(crate) use self::sums::{Sums, push};
 use crate::postgres::{self, Password, PostgresStore, PostgresUrl};
 use crate::sqlite::{self, SqliteStore};
-use crate::{Head, Reached, Result, Store, StoreError, Verification, verify_everything};
+use crate::{Head, Reached, Result, Snapshot, Store, StoreError, Verification, verify_with};
 
 /// Where a state is, or is to be.
 #[derive(Clone, Debug)]
@@ -317,16 +317,23 @@ impl Pages for Target {
 ///
 /// All of that is known before there is a state at the new place; when it is not so, there is none afterwards either.
 /// No server may work on either place, or the old one goes on and one revision has two meanings. Of a database it is
-/// watched, for [`PRESENCE_TTL`] at most, whether a server renews its lease there. Blocks its thread where a place is a
-/// directory.
+/// watched, for [`PRESENCE_TTL`] at most, whether a server renews its lease there, before anything is done to it: its schema is of
+/// its servers' version until it is known that there are none. Blocks its thread where a place is a directory.
+///
+/// What the values of records say is not known here: `check` is asked of those that are copied.
 ///
 /// # Errors
 /// When a server works on one of them, there is a state at the new place, the old one is not in order or was written to
-/// meanwhile, or the two differ.
-pub async fn copy(from: &Place, to: &Place, entropy: Arc<dyn Entropy>) -> Result<Copied> {
+/// meanwhile, the two differ, or as `check` says.
+pub async fn copy<E: From<StoreError>>(
+    from: &Place,
+    to: &Place,
+    entropy: Arc<dyn Entropy>,
+    check: impl FnOnce(Snapshot) -> std::result::Result<(), E>,
+) -> std::result::Result<Copied, E> {
     // 1. What a server goes on with is not copied, and what is not in order is not spread.
     let old_servers = servers::watch(from).await?;
-    let old = verify(from, Arc::clone(&entropy)).await?;
+    let old = verify(from, Arc::clone(&entropy), check).await?;
     let source = Source::open(from, None).await?;
     check_unmoved(&old.head, &source).await?;
     // 2. All rows, in one transaction.
@@ -345,7 +352,7 @@ pub async fn copy(from: &Place, to: &Place, entropy: Arc<dyn Entropy>) -> Result
     let (new, tables) = look(to, entropy).await?;
     if old != new || sums.rows() != tables {
         let what = format!("the copy is not the same: {old:?}, {new:?} {tables:?}");
-        return Err(StoreError::Broken { what });
+        return Err(StoreError::Broken { what }.into());
     }
     Ok(Copied { tables, verification: new })
 }
@@ -375,14 +382,18 @@ pub(crate) async fn lines(
     }
 }
 
-async fn verify(place: &Place, entropy: Arc<dyn Entropy>) -> Result<Verification> {
+async fn verify<E: From<StoreError>>(
+    place: &Place,
+    entropy: Arc<dyn Entropy>,
+    check: impl FnOnce(Snapshot) -> std::result::Result<(), E>,
+) -> std::result::Result<Verification, E> {
     let store: Box<dyn Store> = match place {
         Place::Directory(path) => Box::new(SqliteStore::open(path, entropy)?),
         Place::Database(url, password) => {
             Box::new(PostgresStore::open(url.clone(), password.clone(), entropy).await?)
         }
     };
-    verify_everything(&*store).await
+    verify_with(&*store, check).await
 }
 
 /// Checks a place as a whole, and counts its rows.
@@ -390,7 +401,7 @@ pub(crate) async fn look(
     place: &Place,
     entropy: Arc<dyn Entropy>,
 ) -> Result<(Verification, Vec<(&'static str, u64)>)> {
-    let verification = verify(place, entropy).await?;
+    let verification = verify(place, entropy, |_records| Ok::<_, StoreError>(())).await?;
     let source = Source::open(place, None).await?;
     let mut tables = Vec::new();
     for table in TABLES {

@@ -49,7 +49,7 @@ pub use rows::{
     TallyRow, TokenRow, Trimmed,
 };
 pub use sqlite::{Observed, SqliteStore};
-pub use verify::{Verification, verify_everything};
+pub use verify::{Verification, verify_everything, verify_with};
 
 /// The writes that the storage refused, or that did not come back in time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

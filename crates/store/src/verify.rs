@@ -37,9 +37,20 @@ pub struct Verification {
 /// # Errors
 /// [`StoreError::Broken`] names the first thing that does not fit.
 pub async fn verify_everything(store: &dyn Store) -> Result<Verification> {
+    verify_with(store, |_records| Ok(())).await
+}
+
+/// [`verify_everything`], and what the caller knows of the records, whose values are bytes here.
+///
+/// # Errors
+/// As that, or as `check` says.
+pub async fn verify_with<E: From<StoreError>>(
+    store: &dyn Store,
+    check: impl FnOnce(Snapshot) -> std::result::Result<(), E>,
+) -> std::result::Result<Verification, E> {
     let damage = store.damage().await?;
     if !damage.is_empty() {
-        return Err(broken(damage.join("; ")));
+        return Err(broken(damage.join("; ")).into());
     }
     let head = store.head().await?;
     let past = check_past(store, &head).await?;
@@ -50,7 +61,9 @@ pub async fn verify_everything(store: &dyn Store) -> Result<Verification> {
     check_records(&snapshot, &head)?;
     check_feed(store, &snapshot).await?;
     check_rows(store).await?;
-    Ok(Verification { head, root, records: snapshot.records.len(), issued })
+    let records = snapshot.records.len();
+    check(snapshot)?;
+    Ok(Verification { head, root, records, issued })
 }
 
 fn broken(what: String) -> StoreError {

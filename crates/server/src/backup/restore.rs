@@ -136,7 +136,9 @@ async fn check_empty(config: &RestoreConfig) -> Result<(), StartError> {
 async fn move_into(config: &RestoreConfig, state: &Path) -> Result<(), StartError> {
     let from = Place::Directory(state.to_owned());
     let to = place(&config.store, state);
-    countersign_store::copy(&from, &to, Arc::new(SystemEntropy)).await?;
+    // This program has just begun an incarnation in it, so it understands the records.
+    let (entropy, known) = (Arc::new(SystemEntropy), |_records| Ok(()));
+    countersign_store::copy::<StoreError>(&from, &to, entropy, known).await?;
     let failed = |source| StartError::File { action: "remove", path: state.into(), source };
     std::fs::remove_dir_all(state).map_err(failed)
 }

@@ -9,10 +9,11 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use super::rows::{broken, column, head, signed};
+use super::schema::UNDEFINED_TABLE;
 use super::session::{Fault, Session, Target, command};
 use super::{Password, PostgresStore, PostgresUrl, Reached, hosts};
 use crate::copy::{Cell, Line, PRESENCE, Present, Table, Type};
-use crate::{Head, Result, sql};
+use crate::{Head, Result, StoreError, sql};
 
 /// A copy takes its time, and nobody waits for it.
 const READING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
@@ -63,17 +64,21 @@ async fn page(session: &Session, table: &Table, after: Option<&[Cell]>) -> Resul
 
 /// A connection to a database all of whose schema is known.
 async fn whole(target: &Target) -> Result<Session> {
-    let session = hosts::connect(target, target.reached.as_ref(), &Arc::new(Notify::new())).await?;
+    let session = connect(target).await?;
     let schema = super::schema::migrate(&session, target).await?;
     schema.check_whole(target.known(), &target.place())?;
     Ok(session)
 }
 
+async fn connect(target: &Target) -> Result<Session> {
+    hosts::connect(target, target.reached.as_ref(), &Arc::new(Notify::new())).await
+}
+
 impl Presence {
-    /// Opens a database that has a store.
+    /// Opens a database that has a store, of whatever version: it may be that of servers at work, who are not to notice.
     pub(crate) async fn open(url: PostgresUrl, password: Password) -> Result<Self> {
         let target = Target::new(url, password);
-        Ok(Self { session: whole(&target).await?, place: target.place() })
+        Ok(Self { session: connect(&target).await?, place: target.place() })
     }
 
     /// Every server's lease, whether it has ended or not.
@@ -82,7 +87,12 @@ impl Presence {
                     (extract(epoch FROM clock_timestamp()) * 1000000)::BIGINT \
                     FROM leases WHERE starts_with(name, $1::TEXT) ORDER BY name";
         let names: [Value; 1] = [Box::new(PRESENCE)];
-        let rows = self.session.rows_of(text, &names).await.map_err(Fault::error)?;
+        let rows = self.session.rows_of(text, &names).await.map_err(|fault| match fault {
+            Fault::Refused { code, .. } if code == UNDEFINED_TABLE => {
+                StoreError::Missing { path: self.place() }
+            }
+            other => other.error(),
+        })?;
         let present = |row: &Row| {
             let (ends, now) = (column(row, 1)?, column(row, 2)?);
             Ok(Present { server: column(row, 0)?, ends, now })
@@ -127,8 +137,7 @@ impl Writing {
     ) -> Result<Self> {
         drop(PostgresStore::create(url.clone(), password.clone(), entropy).await?);
         let target = Target::new(url, password);
-        let session =
-            hosts::connect(&target, target.reached.as_ref(), &Arc::new(Notify::new())).await?;
+        let session = connect(&target).await?;
         session.run(WRITING).await.map_err(Fault::error)?;
         Ok(Self(session))
     }

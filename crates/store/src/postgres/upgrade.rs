@@ -1,6 +1,7 @@
 //! Programs of different versions on one database: each is this one, with fewer steps of the schema or with more.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use countersign_audit::{Checkpoint, Event, EventKind, NoteKey, NoteKeyKind, Origin, root_of};
 use countersign_identity::{SeededEntropy, Timestamp};
@@ -12,8 +13,8 @@ use super::session::Target;
 use crate::copy::whole::{Column, is_copied};
 use crate::version::{Older, Step, Steps};
 use crate::{
-    Batch, Change, CheckpointRow, Kind, Op, Password, Record, Store as _, StoreError,
-    verify_everything,
+    Batch, Change, CheckpointRow, Kind, Lease, Op, PRESENCE, Password, Place, Record, Store as _,
+    StoreError, verify_everything,
 };
 
 #[path = "../../tests/support/postgres.rs"]
@@ -195,6 +196,47 @@ async fn is_told_before_it_writes(database: &Database) {
     stopped(older.commit(putting(1)).await, 9);
     stopped(older.head().await, 9);
     assert_eq!(database.says("SELECT number FROM head"), "1");
+}
+
+/// Shows for as long as it is asked that a server works there, as servers do.
+async fn works(store: &PostgresStore) -> std::convert::Infallible {
+    let (name, holder) = (format!("{PRESENCE}one"), "one".to_owned());
+    let mut before = None;
+    for turn in 1.. {
+        let ends = Timestamp::from_secs(turn);
+        let lease = Lease { holder: holder.clone(), ends };
+        assert!(store.lease(&name, lease.clone(), before).await.unwrap());
+        before = Some(lease);
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    unreachable!("it goes on until it is dropped")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_is_refused_for_servers_of_an_earlier_program_leaves_their_schema_as_it_is() {
+    let database = Database::make(ISOLATIONS[0]);
+    let older = database.program(EARLIER, Opening::Create).await.unwrap();
+    older.commit(putting(0)).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let url = Cluster::shared().url(&database.0).parse().unwrap();
+    let (from, to) =
+        (Place::Database(url, Password::None), Place::Directory(folder.path().to_owned()));
+    let copied = || {
+        let entropy = Arc::new(SeededEntropy::new(1));
+        crate::copy::<StoreError>(&from, &to, entropy, |_records| Ok(()))
+    };
+    let refused = tokio::select! {
+        copied = copied() => copied.unwrap_err(),
+        never = works(&older) => match never {},
+    };
+    assert!(matches!(refused, StoreError::Served { .. }), "{refused}");
+    let version = "SELECT version FROM countersign_schema";
+    assert_eq!(database.says(version), EARLIER.len().to_string());
+    older.commit(putting(1)).await.unwrap();
+    // Once they are gone it is brought on, and copied.
+    drop(older);
+    assert_eq!(copied().await.unwrap().verification.head.revision.number, 2);
+    assert_eq!(database.says(version), STEPS.len().to_string());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

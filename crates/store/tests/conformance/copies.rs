@@ -6,7 +6,7 @@ use countersign_audit::{Event, EventKind};
 use countersign_identity::{KeyId, Revision, Timestamp};
 use countersign_store::{
     Batch, Begins, Dumped, Dumping, Filling, FlowRow, Head, IssuedRow, KeysOf, Op, PaperRow,
-    Password, Place, PointKey, PointRow, SqliteStore, Store, StoreError, TallyOf, TallyRow, copy,
+    Password, Place, PointKey, PointRow, SqliteStore, Store, StoreError, TallyOf, TallyRow,
     verify_everything,
 };
 
@@ -14,8 +14,8 @@ use tokio::runtime::Handle;
 use tokio::task::block_in_place;
 
 use crate::fixture::{
-    after, at, create, create_at, digest, doing, entropy, folder, issuing, node, node_id, noon,
-    open, open_at, put, putting, remove, row, signed, token,
+    after, at, copy, create, create_at, digest, doing, entropy, folder, issuing, node, node_id,
+    noon, open, open_at, put, putting, remove, row, signed, token,
 };
 use crate::rows::Rows;
 use crate::server::Cluster;
@@ -162,13 +162,13 @@ async fn a_state_that_moves_to_postgresql_and_back_is_the_same_in_every_column()
     fill(&store).await;
     let before = contents(&store).await;
     let in_use = Place::Directory(one.path().into());
-    let locked = copy(&in_use, &database_place, entropy(5)).await.unwrap_err();
+    let locked = copy(&in_use, &database_place, 5).await.unwrap_err();
     assert!(matches!(locked, StoreError::Locked { .. }), "a server runs on it: {locked}");
     drop(store);
     let rows_before = Rows::of_directory(one.path());
     rows_before.have_everything();
 
-    let copied = copy(&in_use, &database_place, entropy(5)).await.unwrap();
+    let copied = copy(&in_use, &database_place, 5).await.unwrap();
     let rows = |name: &str| copied.tables.iter().find(|(table, _)| *table == name).unwrap().1;
     assert_eq!((rows("issued"), rows("log"), rows("past_log")), (452, 4, 456));
     assert_eq!((rows("nodes"), rows("tokens"), rows("tallies")), (3, 2, 2));
@@ -178,7 +178,7 @@ async fn a_state_that_moves_to_postgresql_and_back_is_the_same_in_every_column()
     drop(store);
 
     let back = Place::Directory(two.path().into());
-    let returned = copy(&database_place, &back, entropy(5)).await.unwrap();
+    let returned = copy(&database_place, &back, 5).await.unwrap();
     assert_eq!(returned, copied);
     assert_eq!(Rows::of_directory(two.path()), rows_before);
     let store = open(two.path());
@@ -195,10 +195,10 @@ async fn a_copy_replaces_nothing() {
     let from = Place::Directory(one.path().into());
     let database = cluster.database("read committed");
     create_at(cluster, &database, 1).await.commit(putting("web", "1")).await.unwrap();
-    let refused = copy(&from, &place_of(&database), entropy(1)).await.unwrap_err();
+    let refused = copy(&from, &place_of(&database), 1).await.unwrap_err();
     assert!(matches!(refused, StoreError::AlreadyExists { .. }), "{refused}");
     drop(SqliteStore::create(two.path(), entropy(1)).unwrap());
-    let refused = copy(&from, &Place::Directory(two.path().into()), entropy(1)).await.unwrap_err();
+    let refused = copy(&from, &Place::Directory(two.path().into()), 1).await.unwrap_err();
     assert!(matches!(refused, StoreError::AlreadyExists { .. }), "{refused}");
 }
 
@@ -232,14 +232,14 @@ async fn a_copy_that_lacks_a_row_or_differs_in_a_value_is_refused_and_its_place_
                  CREATE TRIGGER spoil BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION spoil()"
             ),
         );
-        let refused = copy(&from, &new.database(), entropy(1)).await.unwrap_err();
+        let refused = copy(&from, &new.database(), 1).await.unwrap_err();
         assert!(matches!(refused, StoreError::Broken { .. }), "{refused}");
         assert!(refused.to_string().contains(said), "{refused}");
         new.is_unused();
         cluster
             .sql(&new.database, &format!("DROP TRIGGER spoil ON {table}; DROP FUNCTION spoil()"));
     }
-    copy(&from, &new.database(), entropy(1)).await.unwrap();
+    copy(&from, &new.database(), 1).await.unwrap();
     assert_eq!(Rows::of_database(cluster, &new.database), Rows::of_directory(one.path()));
 }
 
@@ -255,7 +255,7 @@ async fn a_state_that_is_not_in_order_is_copied_nowhere() {
     let from = Place::Directory(one.path().into());
     let new = Elsewhere::make("serializable");
     for to in [new.directory(), new.database()] {
-        let refused = copy(&from, &to, entropy(1)).await.unwrap_err();
+        let refused = copy(&from, &to, 1).await.unwrap_err();
         assert!(matches!(refused, StoreError::Broken { .. }), "{refused}");
         assert!(refused.to_string().contains("leaf 2"), "{refused}");
         new.is_unused();

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant};
 
-use countersign_store::{PRESENCE_TTL, Password, Place, Store as _, StoreError, copy};
+use countersign_store::{PRESENCE_TTL, Password, Place, Store as _, StoreError};
 
-use crate::fixture::{create_at, entropy, folder, putting};
+use crate::fixture::{copy, create_at, folder, putting};
 use crate::server::Cluster;
 
 fn place_of(database: &str) -> Place {
@@ -49,7 +49,7 @@ async fn copied_while_served(
             renew(&database, server, off + 10);
         }
     });
-    let outcome = copy(from, to, entropy(1)).await;
+    let outcome = copy(from, to, 1).await;
     at_work.store(false, Ordering::Release);
     server.join().unwrap();
     outcome.unwrap_err()
@@ -76,7 +76,7 @@ async fn a_database_on_which_a_server_works_is_not_copied_however_wrong_its_cloc
     }
     // It was killed, and its clock was ahead: its lease says for an hour that it is there.
     let (to, began) = (folder(), Instant::now());
-    copy(&place_of(&from), &Place::Directory(to.path().into()), entropy(1)).await.unwrap();
+    copy(&place_of(&from), &Place::Directory(to.path().into()), 1).await.unwrap();
     assert!(PRESENCE_TTL <= began.elapsed(), "it may have been slow to renew it");
 }
 
@@ -116,7 +116,7 @@ async fn a_server_that_starts_during_the_copy_makes_it_void() {
         renew(&source, "late", 10);
         cluster.sql(&target, "DELETE FROM waits");
     });
-    let refused = copy(&place_of(&from), &place_of(&to), entropy(1)).await.unwrap_err();
+    let refused = copy(&place_of(&from), &place_of(&to), 1).await.unwrap_err();
     server.join().unwrap();
     is_refused_for(&refused, "late", &from);
     assert_eq!(cluster.sql(&to, "SELECT count(*) FROM records"), "0");
