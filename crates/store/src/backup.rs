@@ -8,7 +8,9 @@ use std::sync::Arc;
 use countersign_audit::Tree;
 use countersign_identity::{Entropy, Sha256};
 
-use crate::copy::{Cell, Line, Source, TABLES, Table, Target, Type, lines, look, push};
+use crate::copy::{
+    Cell, Line, Source, TABLES, TILE_HASHES, Table, Target, Type, lines, look, mend, push,
+};
 use crate::{Head, Place, Reached, Result, StoreError, Verification};
 
 /// A state that is being read, as it was at one moment, also while servers write.
@@ -24,6 +26,15 @@ pub struct Dumped {
     pub tables: Vec<(&'static str, u64)>,
     /// The root of the log.
     pub root: Sha256,
+}
+
+/// What a place was filled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Filled {
+    /// What it was found to hold.
+    pub verification: Verification,
+    /// Whether hashes of the logs' full tiles were not what the leaves come to, and are so now.
+    pub tiles_mended: bool,
 }
 
 /// Some rows of one table.
@@ -146,34 +157,45 @@ impl Filling {
     }
 
     /// Makes all of it durable, once it was checked against what the backup says of itself; where it differs, nothing is at
-    /// the place afterwards.
+    /// the place afterwards. The hashes of the logs' full tiles are reckoned anew where they are not what the leaves come to: nothing
+    /// is known by them that is not known by those, which are checked against what was signed.
     ///
     /// # Errors
-    /// When the place cannot be written, or holds something else than was dumped.
+    /// When the place cannot be written, holds something else than was dumped, or that is not in order.
     pub async fn finish(
         self,
         head: &Head,
         dumped: &[(String, u64)],
         root: Sha256,
-    ) -> Result<Verification> {
+    ) -> Result<Filled> {
         let sums = self.target.sums().await?;
         if sums.root != root || !are_same(&sums.rows(), dumped) {
             return Err(other_than_dumped());
         }
+        let tiles_mended = mend(&self.target, head).await?;
         self.target.finish(head).await?;
-        let (verification, tables) = look(&self.place, self.entropy).await?;
+        let (verification, mut tables) = look(&self.place, self.entropy).await?;
+        if tiles_mended {
+            // There may be more of them, or fewer.
+            tables.iter_mut().filter(|(name, _)| *name == TILE_HASHES).for_each(|(name, rows)| {
+                *rows = count_of(dumped, name).unwrap_or(*rows);
+            });
+        }
         let same = verification.root == root && verification.head == *head;
         if !same || !are_same(&tables, dumped) {
             return Err(other_than_dumped());
         }
-        Ok(verification)
+        Ok(Filled { verification, tiles_mended })
     }
 }
 
 fn are_same(tables: &[(&str, u64)], dumped: &[(String, u64)]) -> bool {
-    let counted = |name: &str| dumped.iter().find(|(other, _)| other == name);
-    tables.len() == dumped.len()
-        && tables.iter().all(|(name, rows)| counted(name).is_some_and(|(_, count)| count == rows))
+    let is_counted = |(name, rows): &(&str, u64)| count_of(dumped, name) == Some(*rows);
+    tables.len() == dumped.len() && tables.iter().all(is_counted)
+}
+
+fn count_of(dumped: &[(String, u64)], name: &str) -> Option<u64> {
+    dumped.iter().find(|(other, _)| other == name).map(|(_, count)| *count)
 }
 
 fn other_than_dumped() -> StoreError {

@@ -2,6 +2,7 @@
 
 mod servers;
 mod sums;
+mod tiles;
 #[cfg(test)]
 pub(crate) mod whole;
 
@@ -13,7 +14,8 @@ use countersign_identity::Entropy;
 
 pub(crate) use self::servers::Present;
 pub use self::servers::{PRESENCE, PRESENCE_TTL};
-pub(crate) use self::sums::{Sums, push};
+pub(crate) use self::sums::{Sums, hash_of, push};
+pub(crate) use self::tiles::{TILE_HASHES, mend};
 use crate::postgres::{self, Password, PostgresStore, PostgresUrl};
 use crate::sqlite::{self, SqliteStore};
 use crate::{Head, Reached, Result, Snapshot, Store, StoreError, Verification, verify_with};
@@ -52,7 +54,7 @@ pub(crate) enum Type {
 }
 
 /// What a column of one row holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Cell {
     Null,
     Number(i64),
@@ -287,6 +289,14 @@ impl Target {
         match self {
             Self::Directory(writing) => writing.put(table, lines),
             Self::Database(writing) => writing.put(table, lines).await,
+        }
+    }
+
+    /// Takes all rows of a table back.
+    pub(crate) async fn clear(&self, table: &Table) -> Result<()> {
+        match self {
+            Self::Directory(writing) => writing.clear(table),
+            Self::Database(writing) => writing.clear(table).await,
         }
     }
 

@@ -31,7 +31,7 @@ use countersign_audit::TileHash;
 use countersign_identity::{Incarnation, KeyId, NodeId, Revision, Serial, Sha256, Timestamp};
 use tokio::sync::watch;
 
-pub use backup::{Dumped, Dumping, Filling, Page};
+pub use backup::{Dumped, Dumping, Filled, Filling, Page};
 pub use batch::{Batch, Begins, Change, Committed, KeysOf, Kind, Op, Record, UnknownKind};
 pub use bounds::{
     BATCH_ROWS_MAX, FEED_COMMITS_MAX, FLOW_BYTES_MAX, HOST_BYTES_MAX, KEY_BYTES_MAX, LABELS_MAX,

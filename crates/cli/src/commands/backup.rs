@@ -199,7 +199,7 @@ fn told(report: &RestoreReport, arguments: &RestoreArguments) -> serde_json::Val
         "revision": report.revision, "before": report.before, "logSizeBefore": report.log.0,
         "logRootBefore": report.log.1, "lostFrom": report.lost_from, "lostUntil": report.lost_until,
         "holdUntil": report.hold_until, "fromJournal": report.from_journal,
-        "refusedLines": report.refused_lines,
+        "refusedLines": report.refused_lines, "tilesMended": report.tiles_mended,
     })
 }
 
@@ -222,6 +222,11 @@ fn shown(report: &RestoreReport, arguments: &RestoreArguments, again: &Again) ->
         text.push_str(&format!(
             "  {lines} lines of the journal are torn or not of this trust domain\n"
         ));
+    }
+    if report.tiles_mended {
+        text.push_str(
+            "  the backup had wrong hashes of the log's full tiles: they were reckoned anew from its leaves\n",
+        );
     }
     text.push_str(&again.next("server", ""));
     text.push('\n');

@@ -10,7 +10,7 @@ use countersign_identity::{
 };
 use countersign_pki::NoVault;
 use countersign_seal::{Kek, KekFile, KeyWrap};
-use countersign_store::{Filling, Head, Kind, Page, Place, Record, Snapshot, StoreError};
+use countersign_store::{Filled, Filling, Head, Kind, Page, Place, Record, Snapshot, StoreError};
 
 use super::Progress;
 use super::building::Building;
@@ -68,6 +68,8 @@ pub struct RestoreReport {
     pub from_journal: usize,
     /// Lines of the journal that are not rules of this trust domain.
     pub refused_lines: usize,
+    /// Whether the backup had wrong hashes of the log's full tiles, which were reckoned anew from its leaves.
+    pub tiles_mended: bool,
 }
 
 /// Restores a backup where there is nothing, and begins a new incarnation.
@@ -175,8 +177,8 @@ async fn fill(
         }
     }
     let head = Head { revision: about.revision, fence: about.fence, log_size: about.log_size };
-    filling.finish(&head, &end.tables, end.log_root).await?;
-    reborn(new, &about, entropy).await
+    let Filled { tiles_mended, .. } = filling.finish(&head, &end.tables, end.log_root).await?;
+    Ok(RestoreReport { tiles_mended, ..reborn(new, &about, entropy).await? })
 }
 
 /// Puts a backup's state into a directory as it was, in its old incarnation: what an operator does who copies files.
@@ -249,6 +251,7 @@ async fn reborn(
         hold_until: life.hold_until,
         from_journal: rules_of(after).difference(&before).count(),
         refused_lines,
+        tiles_mended: false,
     })
 }
 

@@ -91,11 +91,16 @@ impl Sums {
 /// Adds the leaves of a page to the log's tree.
 pub(crate) fn push(tree: &mut Tree, page: &[Line]) -> Result<()> {
     for line in page {
-        let bytes = if let Some(Cell::Bytes(bytes)) = line.get(2) { bytes.as_slice() } else { &[] };
-        let hash = bytes
-            .try_into()
-            .map_err(|_| StoreError::Broken { what: "a leaf of the log has no hash".to_owned() })?;
-        tree.push(Sha256::from_bytes(hash));
+        tree.push(hash_of(line.get(2))?);
     }
     Ok(())
+}
+
+/// The hash of a leaf, by its cell.
+pub(crate) fn hash_of(cell: Option<&Cell>) -> Result<Sha256> {
+    let bytes = if let Some(Cell::Bytes(bytes)) = cell { bytes.as_slice() } else { &[] };
+    let hash = bytes
+        .try_into()
+        .map_err(|_| StoreError::Broken { what: "a leaf of the log has no hash".to_owned() })?;
+    Ok(Sha256::from_bytes(hash))
 }

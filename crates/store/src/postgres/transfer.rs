@@ -160,6 +160,11 @@ impl Writing {
         self.0.rows_of(&text, &values).await.map(drop).map_err(Fault::error)
     }
 
+    pub(crate) async fn clear(&self, table: &Table) -> Result<()> {
+        let text = format!("DELETE FROM {}", table.name);
+        self.0.run(&text).await.map_err(Fault::error)
+    }
+
     /// What it holds so far.
     pub(crate) async fn page(&self, table: &Table, after: Option<&[Cell]>) -> Result<Vec<Line>> {
         page(&self.0, table, after).await

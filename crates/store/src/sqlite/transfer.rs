@@ -109,6 +109,11 @@ impl Writing {
         Ok(())
     }
 
+    pub(crate) fn clear(&self, table: &Table) -> Result<()> {
+        let text = format!("DELETE FROM {}", table.name);
+        self.draft.connection().execute(&text, []).map(drop).map_err(failed)
+    }
+
     /// What it holds so far.
     pub(crate) fn page(&self, table: &Table, after: Option<&[Cell]>) -> Result<Vec<Line>> {
         page(self.draft.connection(), table, after)

@@ -5,9 +5,9 @@ use std::path::Path;
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{KeyId, Revision, Timestamp};
 use countersign_store::{
-    Batch, Begins, Dumped, Dumping, Filling, FlowRow, Head, IssuedRow, KeysOf, Op, PaperRow,
-    Password, Place, PointKey, PointRow, SqliteStore, Store, StoreError, TallyOf, TallyRow,
-    verify_everything,
+    Batch, Begins, Dumped, Dumping, Filled, Filling, FlowRow, Head, IssuedRow, KeysOf, Op,
+    PaperRow, Password, Place, PointKey, PointRow, SqliteStore, Store, StoreError, TallyOf,
+    TallyRow, verify_everything,
 };
 
 use tokio::runtime::Handle;
@@ -319,6 +319,54 @@ async fn a_filling_that_is_not_what_was_dumped_or_is_broken_off_leaves_its_place
     assert_eq!(Rows::of_database(Cluster::shared(), &new.database), rows);
 }
 
+/// What is done to the hashes of full tiles, and to nothing else.
+const TILES: [&str; 3] = [
+    "UPDATE tile_hashes SET hash = (SELECT hash FROM past_log LIMIT 1)",
+    "DELETE FROM tile_hashes",
+    "INSERT INTO tile_hashes (incarnation, level, position, hash) SELECT incarnation, level, 7, hash FROM tile_hashes",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hashes_of_tiles_are_reckoned_anew_where_a_backup_has_wrong_ones_and_leaves_are_not() {
+    let one = folder();
+    let store = create(one.path());
+    fill(&store).await;
+    drop(store);
+    let rows = Rows::of_directory(one.path());
+    let connection = rusqlite::Connection::open(one.path().join("state.db")).unwrap();
+    connection.execute_batch("CREATE TABLE whole AS SELECT * FROM tile_hashes").unwrap();
+    for done in TILES {
+        connection.execute_batch(done).unwrap();
+        let (pages, dumped, head) = dumped(one.path()).await;
+        let new = Elsewhere::make("serializable");
+        for to in [new.directory(), new.database()] {
+            let filling = Filling::create(to.clone(), entropy(7)).await.unwrap();
+            for page in &pages {
+                filling.put(page).await.unwrap();
+            }
+            let filled = filling.finish(&head, &counts(&dumped), dumped.root).await.unwrap();
+            assert!(filled.tiles_mended, "{done}");
+            assert_eq!((filled.verification.head, filled.verification.root), (head, dumped.root));
+        }
+        assert_eq!(Rows::of_directory(new.folder.path()), rows, "{done}");
+        assert_eq!(Rows::of_database(Cluster::shared(), &new.database), rows, "{done}");
+        connection
+            .execute_batch("DELETE FROM tile_hashes; INSERT INTO tile_hashes SELECT * FROM whole")
+            .unwrap();
+    }
+    // Of leaves nobody knows what they were.
+    let spoils = "UPDATE past_log SET hash = zeroblob(32) WHERE log_index = 3";
+    connection.execute_batch(spoils).unwrap();
+    let (pages, dumped, head) = dumped(one.path()).await;
+    let new = Elsewhere::make("serializable");
+    let filling = Filling::create(new.directory(), entropy(7)).await.unwrap();
+    for page in &pages {
+        filling.put(page).await.unwrap();
+    }
+    let refused = filling.finish(&head, &counts(&dumped), dumped.root).await.unwrap_err();
+    assert!(refused.to_string().contains("leaf 3"), "{refused}");
+}
+
 /// Something new in the first table and in the last, and in most between.
 fn meanwhile(seed: u64) -> Batch {
     let now = Revision { incarnation: SECOND, number: 1 };
@@ -370,7 +418,9 @@ async fn a_state_that_is_dumped_while_it_is_written_to_fills_another_backend() {
             filling.put(page).await.unwrap();
         }
         let filled = filling.finish(&head, &counts(&dumped), dumped.root).await.unwrap();
-        assert_eq!((filled.head, filled.root), (head, dumped.root));
+        let Filled { verification, tiles_mended } = filled;
+        assert_eq!((verification.head, verification.root), (head, dumped.root));
+        assert!(!tiles_mended);
         let filled = match &to {
             Place::Directory(path) => Rows::of_directory(path),
             Place::Database(..) => Rows::of_database(cluster, &database),
