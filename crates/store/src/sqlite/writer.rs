@@ -74,6 +74,9 @@ fn isolated<T>(
     outcome
 }
 
+/// Says whether somebody who reads or writes stood in the way.
+const SETTLE: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
+
 /// The writing thread's own state.
 pub(super) struct Writer {
     pub(super) connection: Connection,
@@ -92,9 +95,20 @@ impl Writer {
         loop {
             let group = self.queue.take();
             if group.is_empty() {
-                return;
+                return self.settle();
             }
             self.transact(group);
+        }
+    }
+
+    /// Brings what is in the write-ahead log into the file of the state, so that who copies that file alone, while nobody has it
+    /// open, has all of it. SQLite does so itself only where no connection that reads is closed last.
+    fn settle(&self) {
+        let settled = self.connection.query_row(SETTLE, [], |row| row.get(0));
+        match settled.map(|busy: i64| busy != 0) {
+            Ok(false) => {}
+            Ok(true) => tracing::info!("the write-ahead log stays, since somebody reads the state"),
+            Err(why) => tracing::warn!(%why, "the write-ahead log stays"),
         }
     }
 

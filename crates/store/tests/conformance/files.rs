@@ -54,6 +54,25 @@ async fn what_was_acknowledged_is_there_after_a_restart() {
 }
 
 #[tokio::test]
+async fn the_file_of_a_store_that_was_closed_has_all_of_it_and_the_one_of_a_server_that_runs_has_not()
+ {
+    let (folder, copied) = (folder(), folder());
+    let store = create(folder.path());
+    store.commit(putting("web", "1")).await.unwrap();
+    // Those who read close after the one who writes.
+    let before = verify_everything(&store).await.unwrap();
+    let file = |folder: &tempfile::TempDir| folder.path().join("state.db");
+    std::fs::copy(file(&folder), file(&copied)).unwrap();
+    let part = verify_everything(&*SqliteStore::observe(copied.path()).unwrap()).await.unwrap();
+    assert_ne!(part, before, "it is in the write-ahead log");
+    std::fs::remove_file(file(&copied)).unwrap();
+    drop(store);
+    std::fs::copy(file(&folder), file(&copied)).unwrap();
+    let whole = verify_everything(&*SqliteStore::observe(copied.path()).unwrap()).await.unwrap();
+    assert_eq!(whole, before);
+}
+
+#[tokio::test]
 async fn a_second_server_on_the_directory_is_told_who_has_it() {
     let folder = folder();
     let store = create(folder.path());
