@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{Code, KeyId, Lifetime, TrustDomain};
+use countersign_identity::{Code, KeyId, Lifetime, Revision, TrustDomain};
 use countersign_pki::{DnsName, KeyVault, NoVault};
 use countersign_program::system::plain;
 use countersign_program::trace::Tracing;
@@ -421,6 +421,27 @@ pub enum StartError {
         /// The file.
         path: PathBuf,
     },
+    /// A state that lost something, or all.
+    #[error(
+        "`{path}` is behind what its server has seen: it holds revision {found} and a log of {entries} entries, and there were \
+         revision {seen} and {leaves} (`seen.json`). Restore the latest backup; if this is the state that is meant, start a server \
+         on it, which begins a new incarnation"
+    )]
+    Behind {
+        /// The directory.
+        path: PathBuf,
+        /// The revision that is there.
+        found: Revision,
+        /// The entries of the log that are there.
+        entries: u64,
+        /// The revision that was there.
+        seen: Revision,
+        /// The entries of the log that were there.
+        leaves: u64,
+    },
+    /// A state in which nothing has begun.
+    #[error("the state holds no trust domain: if there was one, restore its latest backup")]
+    Nothing,
     /// A backup where there is a file already.
     #[error("`{path}` exists already; a backup never replaces a file")]
     BackupExists {
@@ -485,6 +506,7 @@ impl StartError {
             | Self::SocketTaken { .. } => Code::AlreadyExists,
             Self::NotASocket { .. } => Code::AlreadyExists,
             Self::Pending { .. } => Code::NotReady,
+            Self::Behind { .. } | Self::Nothing => Code::Internal,
             Self::NoData { .. }
             | Self::NothingWaits { .. }
             | Self::NoFile { .. }

@@ -91,7 +91,12 @@ pub struct KeyAt {
 /// When there is none, or something in it does not fit.
 pub async fn verify_store(place: &Place, key: Option<&KeyAt>) -> Result<Verified, StartError> {
     match place {
-        Place::Directory(path) => verify(&*SqliteStore::observe(path)?, key).await,
+        Place::Directory(path) => {
+            let store = SqliteStore::observe(path)?;
+            let verified = verify(&*store, key).await?;
+            Seen::check(&*store, path).await?;
+            Ok(verified)
+        }
         Place::Database(url, password) => {
             let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
             verify(&PostgresStore::open(url.clone(), password.clone(), entropy).await?, key).await
@@ -110,9 +115,8 @@ async fn verify(store: &dyn Store, key: Option<&KeyAt>) -> Result<Verified, Star
 
 /// Goes on only with records that a server would take.
 fn check_records(snapshot: Snapshot) -> Result<(), StartError> {
-    // Nobody has begun a trust domain there yet.
     if snapshot.revision.number == 0 {
-        return Ok(());
+        return Err(StartError::Nothing);
     }
     State::from_snapshot(snapshot).map_err(Refused::from)?;
     Ok(())

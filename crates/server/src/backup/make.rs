@@ -78,7 +78,12 @@ pub(crate) async fn backup_at(
     let kek = KekFile::open_by(&kek, config.unlock.as_deref())?;
     let from = place(&config.store, &config.data);
     let writing = Writing::create(&config.file, &kek, &SystemEntropy)?;
+    // Before the state is looked at, which a server goes on to change.
+    let seen = Seen::read(&config.data);
     let dumping = Dumping::open_after(&from, Seen::reached(&config.data)).await?;
+    if let Some(seen) = seen {
+        seen.check_head(dumping.head(), &config.data)?;
+    }
     write(&dumping, writing, (domain.trust_domain, at), progress).await
 }
 
@@ -91,6 +96,9 @@ pub(super) async fn write(
 ) -> Result<BackupReport, StartError> {
     let head = dumping.head();
     let (revision, log_size) = (head.revision, head.log_size);
+    if revision.number == 0 {
+        return Err(StartError::Nothing);
+    }
     writing.about(&About { trust_domain, at, revision, fence: head.fence, log_size })?;
     let mut done = ("", 0);
     let dumped = dumping

@@ -108,17 +108,49 @@ impl Seen {
         write_whole(&path(data), &text)
     }
 
+    /// Goes on only with a state of these data that has lost nothing of what was seen of it.
+    ///
+    /// # Errors
+    /// [`StartError::Behind`], or when the state does not answer.
+    pub(crate) async fn check(store: &dyn Store, data: &Path) -> Result<(), StartError> {
+        let Some(seen) = Self::read(data) else { return Ok(()) };
+        let Found::Behind(seen) = seen.compare(store).await? else { return Ok(()) };
+        Err(seen.missed(&store.head().await?, data))
+    }
+
+    /// The same of a state of which no more is known than its head.
+    ///
+    /// # Errors
+    /// [`StartError::Behind`].
+    pub(crate) fn check_head(self, head: &Head, data: &Path) -> Result<(), StartError> {
+        if self.is_ahead(head) { Err(self.missed(head, data)) } else { Ok(()) }
+    }
+
+    fn missed(self, head: &Head, data: &Path) -> StartError {
+        StartError::Behind {
+            path: data.to_owned(),
+            found: head.revision,
+            entries: head.log_size,
+            seen: self.revision,
+            leaves: self.log_size,
+        }
+    }
+
+    fn is_ahead(&self, head: &Head) -> bool {
+        let same = self.revision.incarnation == head.revision.incarnation;
+        head.revision < self.revision || (same && head.log_size < self.log_size)
+    }
+
     /// Compares a store with what was seen of it.
     ///
     /// # Errors
     /// When it does not answer.
     pub(crate) async fn compare(self, store: &dyn Store) -> Result<Found, StoreError> {
         let head = store.head().await?;
-        let (now, then) = (head.revision, self.revision);
-        if then.incarnation < now.incarnation {
+        if self.revision.incarnation < head.revision.incarnation {
             return Ok(Found::Same);
         }
-        if now < then || head.log_size < self.log_size {
+        if self.is_ahead(&head) {
             return Ok(Found::Behind(self));
         }
         // It may have gone on without the tail.

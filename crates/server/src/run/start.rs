@@ -49,6 +49,9 @@ impl Start {
         directory::check_private(&config.data)?;
         // 2. The store, which tells of another server on the same directory.
         let store = storage::open(&config.store, &config.data, Arc::clone(&around.entropy)).await?;
+        if store.head().await?.revision.number == 0 {
+            return Err(StartError::Nothing);
+        }
         // 3. The operators' socket, so that they can ask from here on.
         let socket = AdminSocket::bind(&config.admin_path())?;
         let operators = Operators::of(&config.data).map_err(|source| StartError::File {

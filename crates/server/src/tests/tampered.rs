@@ -1,14 +1,16 @@
 //! What was done to a state by hand is found by whoever checks it, as it would be by a server that starts, or though none would see it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use countersign_api::admin::SuspendRequest;
-use countersign_identity::{Code, Reason, Suspended, SystemEntropy};
+use countersign_identity::{Clock as _, Code, Reason, Suspended, SystemEntropy};
 use countersign_seal::KekFile;
-use countersign_store::Place;
+use countersign_store::{Place, SqliteStore};
 
 use super::{Realm, workload};
-use crate::config::{StartError, kek_path};
+use crate::backup::{BackupConfig, backup_at};
+use crate::config::{Config, StartError, StoreAt, kek_path};
 use crate::storage::{KeyAt, copy_store, verify_store};
 
 /// What is done, and what is said of it.
@@ -66,6 +68,49 @@ async fn a_state_that_was_changed_by_hand_is_not_in_order_and_is_copied_nowhere(
     assert!(!config.data.exists());
 }
 
+/// As one is that a copy of the directory left without the file beside it, or an old one in its place.
+#[tokio::test]
+async fn a_state_that_lost_its_tail_or_all_of_it_is_not_in_order_nor_is_it_saved_or_copied() {
+    let realm = Realm::begin().await;
+    let (old, empty) = (realm.place("old"), realm.place("empty"));
+    copy_with(&realm.data(), &old, "");
+    drop(SqliteStore::create(&empty_folder(&empty), Arc::new(SystemEntropy)).unwrap());
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[])]).await;
+    running.stop().await;
+    let place = Place::Directory(realm.data());
+    verify_store(&place, None).await.unwrap();
+    let config = BackupConfig {
+        data: realm.data(),
+        store: StoreAt::Directory,
+        kek: None,
+        file: realm.place("backup"),
+        unlock: None,
+    };
+    for (from, said) in [(&old, "is behind what its server has seen"), (&empty, "no trust domain")]
+    {
+        put_state(from, &realm.data());
+        let refused = verify_store(&place, None).await.unwrap_err();
+        assert!(refused.to_string().contains(said), "{refused}");
+        assert_eq!(refused.code(), Code::Internal);
+        let saved = backup_at(&config, realm.clock.now(), &mut |_, _| {}).await;
+        let refused = saved.unwrap_err();
+        assert!(matches!(refused, StartError::Behind { .. }), "{refused}");
+        assert!(!config.file.exists());
+    }
+    let new = empty_folder(&realm.place("new"));
+    let refused = copy_store(&place, &Place::Directory(new.clone())).await.unwrap_err();
+    assert!(matches!(refused, StartError::Nothing), "{refused}");
+    assert!(!new.join("state.db").exists());
+    let fresh = Config::new(realm.data(), ([127, 0, 0, 1], 0).into());
+    let refused = realm.start(fresh).await.err().unwrap();
+    assert!(matches!(refused, StartError::Nothing), "{refused}");
+    // What the server has lost is told as before where it begins a new incarnation, and is in order from then on.
+    put_state(&old, &realm.data());
+    realm.serve().await.stop().await;
+    verify_store(&place, None).await.unwrap();
+}
+
 #[tokio::test]
 async fn sealed_keys_that_do_not_open_are_found_by_who_has_the_key() {
     let realm = Realm::begin().await;
@@ -89,6 +134,19 @@ async fn sealed_keys_that_do_not_open_are_found_by_who_has_the_key() {
     let refused = verified.opened.unwrap().unwrap_err();
     assert!(matches!(refused, StartError::WrongKek { .. }), "{refused}");
     assert_eq!(refused.code(), Code::NotUnderstood);
+}
+
+fn empty_folder(path: &Path) -> PathBuf {
+    std::fs::create_dir(path).unwrap();
+    path.to_owned()
+}
+
+/// Puts the file of one state in the place of another's, of which nothing is left.
+fn put_state(from: &Path, to: &Path) {
+    for ending in ["-wal", "-shm"] {
+        let _absent = std::fs::remove_file(to.join(format!("state.db{ending}")));
+    }
+    std::fs::copy(from.join("state.db"), to.join("state.db")).unwrap();
 }
 
 /// A copy of the state alone, to which this was done.
