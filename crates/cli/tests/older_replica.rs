@@ -66,7 +66,8 @@ fn beside_an_earlier_one(isolation: &str) {
     domain.program.clone_from(&older);
     let late = domain.agent("late", &[&two]);
     domain.program = binary();
-    // An earlier proxy at an earlier agent at the earlier server, a later one at both of their later kinds, and one between.
+    // The door is the earlier proxy at the earlier agent. Later proxies are at the later agent of the earlier server, and at the
+    // earlier agent of the later one.
     let points = [domain.proxy("far"), domain.proxy("late")];
     both_reach_all(&domain, [&one, &two], &older);
     for agent in ["near", "far", "late"] {
