@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::authority::internal;
 use crate::control::Control;
 use crate::incarnation::Life;
-use crate::publish::{Reach, Standing};
+use crate::publish::{Reach, Standing, reckon};
 use crate::refusal::Refused;
 use crate::revoke::exposure::{exposure_ends, lost_until};
 use crate::revoke::holdings::Out;
@@ -58,6 +58,7 @@ pub(crate) fn progress(control: &Control) -> Progress {
 
 /// How many processes cannot say what they enforce, on all nodes; of a node on which that is not known, one.
 pub(crate) async fn unaware(control: &Control) -> u64 {
+    reckon(control);
     let heard = control.replicas.as_ref().map(Replicas::heard).unwrap_or_default();
     match uncounted(control, &heard, &Out::of(control)).await {
         Ok((unaware, _unheard)) => unaware,
@@ -132,6 +133,7 @@ pub(crate) async fn look(
 ) -> Result<Convergence, Refused> {
     known(&control.feed.current(), revision)?;
     let heard = listen(control, revision).await?;
+    reckon(control);
     let (reach, enforcing) = match (trial, &control.replicas) {
         (None, None) => (control.roster.reach(revision), Vec::new()),
         (Some(_), _) | (_, Some(_)) => one_by_one(control, revision, &heard),
