@@ -37,17 +37,39 @@ pub(super) async fn living(
     if lost_until(&control.feed.current(), out.now).is_some() {
         return Ok(points);
     }
-    let ends = out.held().await?.ends();
+    let known = |point| control.remembered.fate(point, out.now);
+    let mut fates: Vec<Option<Fate>> = points.iter().map(known).collect();
+    if fates.contains(&None) {
+        let ends = out.held().await?.ends();
+        fates = points.iter().map(|point| Some(fate(point, &ends, out, heard))).collect();
+        remember(control, &points, &fates, &ends, out);
+    }
     let (mut living, mut gone) = (Vec::new(), Vec::new());
-    for point in points {
-        match fate(&point, &ends, out, heard) {
-            Fate::Counts => living.push(point),
-            Fate::Passed => {}
-            Fate::Gone => gone.push(point.key),
+    for (point, fate) in points.into_iter().zip(fates) {
+        match fate {
+            Some(Fate::Counts) | None => living.push(point),
+            Some(Fate::Passed) => {}
+            Some(Fate::Gone) => gone.push(point.key),
         }
     }
     forget(control, gone).await;
     Ok(living)
+}
+
+fn remember(
+    control: &Control,
+    points: &[Standing],
+    fates: &[Option<Fate>],
+    ends: &Ends,
+    out: &Out<'_>,
+) {
+    let silent = points.iter().zip(fates).filter(|(point, _)| !point.confirmed);
+    let decided = silent.filter_map(|(point, fate)| match fate {
+        Some(Fate::Counts) => Some((point, last_end(ends, point, point.left_out, out))),
+        Some(Fate::Passed) => Some((point, None)),
+        Some(Fate::Gone) | None => None,
+    });
+    control.remembered.remember_points(decided, out.now);
 }
 
 pub(super) fn fate(point: &Standing, ends: &Ends, out: &Out<'_>, heard: &Heard) -> Fate {

@@ -385,6 +385,8 @@ async fn agent_that_began_about_when_its_node_attested_is_not_taken_for_the_firs
     stream.ack(revision, Vec::new()).await;
     convergence_until(&running, None, |now| now.unheard == [agent.node]).await;
     drop(stream);
+    // What is out is not read again before.
+    realm.clock.advance(Duration::from_secs(1));
     let (stream, revision) = attested(&mut client).await;
     stream.ack(revision, Vec::new()).await;
     convergence_until(&running, None, |now| now.unaware == 0).await;

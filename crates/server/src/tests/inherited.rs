@@ -1,0 +1,205 @@
+//! What is read of all that is out, to say who is unaware and which points are gone: seldom, and not too seldom.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_api::admin::{Convergence, Target};
+use countersign_api::v1;
+use countersign_identity::{Clock as _, NodeId, Reason, Revision, SimClock, Timestamp};
+
+use super::DOMAIN;
+use super::converge::web_at;
+use super::counted::Counted;
+use super::revoke::{id, key, request};
+use super::sign::item;
+use super::strangers::Elsewhere;
+use crate::revoke::unaware;
+use crate::steps::{Line, Steps, Told};
+
+/// Between two looks of somebody who waits.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A trust domain on a store that counts.
+struct Site {
+    domain: Elsewhere,
+    store: Arc<Counted>,
+    clock: Arc<SimClock>,
+}
+
+/// A node, and what its agent shows.
+struct Machine {
+    node: NodeId,
+    joined: v1::AttestResponse,
+}
+
+impl Site {
+    async fn begin() -> Self {
+        let clock = Arc::new(SimClock::new(Timestamp::from_secs(1_795_262_400)));
+        let store = Arc::new(Counted::new());
+        let domain = Elsewhere::begin_on(DOMAIN, Arc::clone(&store) as _, Arc::clone(&clock)).await;
+        Self { domain, store, clock }
+    }
+
+    fn steps(&self) -> &Steps {
+        &self.domain.steps
+    }
+
+    async fn joined(&self) -> Machine {
+        let (joined, _key) = self.domain.joined().await;
+        let node = NodeId::from_bytes((&*joined.node_id).try_into().unwrap());
+        Machine { node, joined }
+    }
+
+    /// An agent that has run for a second.
+    fn hello(&self) -> v1::SyncHello {
+        let clock_micros = self.clock.now().micros();
+        v1::SyncHello { clock_micros, ran_micros: 1_000_000, ..Default::default() }
+    }
+
+    /// Its stream, on which it acknowledges for these points.
+    async fn line(
+        &self,
+        steps: &Steps,
+        machine: &Machine,
+        points: impl FnOnce(Revision) -> Vec<v1::PointAck>,
+    ) -> Line {
+        let mut line = steps.open(&machine.joined.chain, &self.hello()).await.unwrap();
+        while let Told::Message(_) = steps.next(&mut line).unwrap() {}
+        let revision = steps.revision();
+        let (revision, points) = (Some(revision.into()), points(revision));
+        steps.acknowledge(&line, v1::SyncAck { revision, points, unaware: 0 }).await.unwrap();
+        line
+    }
+
+    /// One look at who enforces what is in force.
+    async fn look(&self) -> Convergence {
+        self.steps().converged(self.steps().revision()).await.unwrap()
+    }
+
+    /// How often all that is out is read while somebody waits for so long, and each time sees this.
+    async fn waited(&self, span: Duration, fits: impl Fn(&Convergence) -> bool) -> usize {
+        self.store.reads();
+        let until = self.clock.now() + span;
+        while self.clock.now() < until {
+            self.clock.advance(LOOK_AGAIN);
+            let seen = self.look().await;
+            assert!(fits(&seen), "{seen:?}");
+        }
+        self.store.reads()
+    }
+}
+
+async fn sign_web(steps: &Steps, machine: &Machine) {
+    let request = v1::SignRequest { items: vec![item("web", &key())], ..Default::default() };
+    steps.sign(&machine.joined.chain, request).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_waits_for_a_node_of_a_young_agent_reads_all_that_is_out_once_a_second_at_most() {
+    let site = Site::begin().await;
+    let machine = site.joined().await;
+    sign_web(site.steps(), &machine).await;
+    site.clock.advance(120 * SECOND);
+    let _line = site.line(site.steps(), &machine, |_revision| Vec::new()).await;
+    let unheard = |seen: &Convergence| (seen.unaware, &*seen.unheard) == (1, &[machine.node]);
+    let reads = site.waited(10 * SECOND, unheard).await;
+    assert!((9..=11).contains(&reads), "{reads}");
+    // By then nothing can be dated before the agent began any more.
+    site.waited(120 * SECOND, unheard).await;
+    assert_eq!(site.waited(10 * SECOND, unheard).await, 0);
+    site.clock.advance(15 * 60 * SECOND);
+    assert_eq!(site.look().await.unheard, []);
+}
+
+#[tokio::test]
+async fn who_waits_for_nodes_that_nobody_has_heard_reads_all_that_is_out_once_a_second_at_most() {
+    let site = Site::begin().await;
+    let (machine, idle) = (site.joined().await, site.joined().await);
+    sign_web(site.steps(), &machine).await;
+    site.steps().control().roster.expect([machine.node, idle.node]);
+    let reads = site.waited(10 * SECOND, |seen| seen.unheard == [machine.node]).await;
+    assert!((9..=11).contains(&reads), "{reads}");
+}
+
+#[tokio::test]
+async fn agent_and_node_that_come_between_two_reads_count_until_the_next() {
+    let site = Site::begin().await;
+    let machine = site.joined().await;
+    sign_web(site.steps(), &machine).await;
+    site.clock.advance(120 * SECOND);
+    let _line = site.line(site.steps(), &machine, |_revision| Vec::new()).await;
+    assert_eq!(site.look().await.unheard, [machine.node]);
+    let mut others = [site.joined().await, site.joined().await, site.joined().await];
+    others.sort_by_key(|other| other.node);
+    let [holds, idle, expected] = &others;
+    sign_web(site.steps(), holds).await;
+    let _holds = site.line(site.steps(), holds, |_revision| Vec::new()).await;
+    let _idle = site.line(site.steps(), idle, |_revision| Vec::new()).await;
+    site.steps().control().roster.expect([expected.node]);
+    site.store.reads();
+    let mut all: Vec<_> = others.iter().chain([&machine]).map(|machine| machine.node).collect();
+    all.sort();
+    assert_eq!((site.look().await.unheard, site.store.reads()), (all, 0));
+    site.clock.advance(SECOND);
+    let mut holders = vec![machine.node, holds.node];
+    holders.sort();
+    assert_eq!((site.look().await.unheard, site.store.reads()), (holders, 1));
+}
+
+#[tokio::test]
+async fn who_waits_for_a_dead_point_reads_what_it_can_present_once() {
+    let site = Site::begin().await;
+    let machine = site.joined().await;
+    sign_web(site.steps(), &machine).await;
+    let line = site.line(site.steps(), &machine, |revision| vec![web_at(revision)]).await;
+    site.steps().leave(&line);
+    let order = request(Target::Identity(id("web")), Reason::KeyCompromise);
+    site.steps().revoke(order).await.unwrap();
+    // What is out is read for the agent as well, which is young.
+    site.clock.advance(300 * SECOND);
+    site.look().await;
+    let missing = |seen: &Convergence| (seen.live, seen.missing.len()) == (1, 1);
+    assert_eq!(site.waited(60 * SECOND, missing).await, 0);
+    // It was renewed meanwhile, which shows when it was to have ended.
+    sign_web(site.steps(), &machine).await;
+    site.clock.advance(900 * SECOND);
+    assert_eq!(site.waited(60 * SECOND, missing).await, 1);
+    site.clock.advance(SECOND);
+    assert!(site.look().await.missing.is_empty());
+}
+
+#[tokio::test]
+async fn metrics_read_all_that_is_out_four_times_a_minute_at_most() {
+    let site = Site::begin().await;
+    let machine = site.joined().await;
+    sign_web(site.steps(), &machine).await;
+    site.clock.advance(120 * SECOND);
+    let _line = site.line(site.steps(), &machine, |_revision| Vec::new()).await;
+    site.store.reads();
+    for _scrape in 0..600 {
+        assert_eq!(unaware(site.steps().control()).await, 1);
+        site.clock.advance(LOOK_AGAIN);
+    }
+    assert_eq!(site.store.reads(), 4);
+}
+
+#[tokio::test]
+async fn while_the_store_is_away_metrics_say_what_was_counted_last() {
+    let site = Site::begin().await;
+    let (machine, idle) = (site.joined().await, site.joined().await);
+    sign_web(site.steps(), &machine).await;
+    let nodes = [machine.node, idle.node];
+    site.steps().control().roster.expect(nodes);
+    assert_eq!(unaware(site.steps().control()).await, 1);
+    site.store.go_away();
+    site.steps().control().roster.expect(nodes);
+    for _scrape in 0..3 {
+        site.clock.advance(15 * SECOND);
+        assert_eq!(unaware(site.steps().control()).await, 1);
+    }
+    // One that has never counted does not say that there are none.
+    let begun = site.domain.another().await;
+    begun.control().roster.expect(nodes);
+    assert_eq!(unaware(begun.control()).await, 2);
+}
