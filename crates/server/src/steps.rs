@@ -441,6 +441,14 @@ impl Steps {
         &self.control
     }
 
+    /// The same server under this name, with others on its store.
+    #[cfg(test)]
+    pub(crate) fn beside_others(mut self, name: &str) -> Self {
+        let control = Arc::get_mut(&mut self.control).expect("nobody else has it yet");
+        control.replicas = Some(crate::revoke::Replicas::new(name.to_owned()));
+        self
+    }
+
     /// What answers agents behind the port, and somebody who came in showing this.
     #[cfg(test)]
     pub(crate) fn service(&self, shown: Option<Verified>) -> (crate::edge::NodeService, Peer) {

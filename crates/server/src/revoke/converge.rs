@@ -197,7 +197,7 @@ fn known(state: &State, revision: Revision) -> Result<(), Refused> {
 ///
 /// # Errors
 /// When the store does not answer.
-async fn listen(control: &Control) -> Result<Arc<Heard>, Refused> {
+pub(super) async fn listen(control: &Control) -> Result<Arc<Heard>, Refused> {
     let Some(replicas) = &control.replicas else { return Ok(Arc::default()) };
     let now = control.clock.now();
     replicas.look(&*control.store, &control.roster, &control.converging, now).await?;

@@ -4,8 +4,9 @@ use countersign_identity::{SKEW_ALLOWED, Timestamp};
 use countersign_store::{Batch, Op, PointKey};
 
 use crate::control::Control;
-use crate::publish::Standing;
+use crate::publish::{Standing, reckon};
 use crate::refusal::Refused;
+use crate::revoke::converge::{joined, listen};
 use crate::revoke::exposure::lost_until;
 use crate::revoke::holdings::{Ends, Out};
 use crate::revoke::replicas::Heard;
@@ -70,6 +71,17 @@ fn remember(
         Some(Fate::Gone) | None => None,
     });
     control.remembered.remember_points(decided, out.now);
+}
+
+/// Takes points off record that are gone, whoever asks for them or not. Those of another server's nodes that one takes off.
+///
+/// # Errors
+/// When the store does not answer.
+pub(super) async fn drop_gone(control: &Control) -> Result<(), Refused> {
+    let heard = listen(control).await?;
+    reckon(control);
+    let points = control.roster.standings().into_iter().map(|point| joined(point, &heard));
+    living(control, &heard, &Out::of(control), points.collect()).await.map(drop)
 }
 
 pub(super) fn fate(point: &Standing, ends: &Ends, out: &Out<'_>, heard: &Heard) -> Fate {

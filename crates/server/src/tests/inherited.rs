@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use countersign_api::admin::{Convergence, Target};
 use countersign_api::v1;
-use countersign_identity::{Clock as _, NodeId, Reason, Revision, SimClock, Timestamp};
+use countersign_identity::{Clock as _, NodeId, Reason, Revision, SKEW_ALLOWED, SimClock, Timestamp};
+use countersign_store::Store as _;
+use tokio_util::sync::CancellationToken;
 
 use super::DOMAIN;
 use super::converge::web_at;
@@ -13,7 +15,7 @@ use super::counted::Counted;
 use super::revoke::{id, key, request};
 use super::sign::item;
 use super::strangers::Elsewhere;
-use crate::revoke::unaware;
+use crate::revoke::{prune, unaware};
 use crate::steps::{Line, Steps, Told};
 
 /// Between two looks of somebody who waits.
@@ -202,4 +204,55 @@ async fn while_the_store_is_away_metrics_say_what_was_counted_last() {
     let begun = site.domain.another().await;
     begun.control().roster.expect(nodes);
     assert_eq!(unaware(begun.control()).await, 2);
+}
+
+/// Does what each server does once a minute.
+async fn minute(steps: &Steps) {
+    let stop = CancellationToken::new();
+    stop.cancel();
+    prune(Arc::clone(steps.control()), stop).await;
+}
+
+#[tokio::test]
+async fn point_that_is_gone_is_taken_off_record_though_nobody_asks_by_the_server_that_hears_its_node()
+ {
+    let site = Site::begin().await;
+    let one = site.domain.another().await.beside_others("one");
+    let two = site.domain.another().await.beside_others("two");
+    let tell = async |steps: &Steps| {
+        let (control, now) = (steps.control(), site.clock.now());
+        let replicas = control.replicas.as_ref().unwrap();
+        let told = replicas.tell(&*control.store, &control.roster, &control.converging, now);
+        told.await.unwrap();
+    };
+    let machine = site.joined().await;
+    sign_web(&one, &machine).await;
+    let first = site.line(&one, &machine, |revision| vec![web_at(revision)]).await;
+    one.leave(&first);
+    site.clock.advance(120 * SECOND);
+    // Its next agent comes to the other server, and does not know it.
+    minute(&two).await;
+    let other = |revision| vec![v1::PointAck { point: "other".to_owned(), ..web_at(revision) }];
+    let _line = site.line(&two, &machine, other).await;
+    site.clock.advance(300 * SECOND);
+    sign_web(&two, &machine).await;
+    let points = async || {
+        let rows = site.store.points(None, 100).await.unwrap();
+        rows.into_iter().map(|row| row.key.name).collect::<Vec<_>>()
+    };
+    let known = |steps: &Steps| steps.control().roster.standings().len();
+    tell(&two).await;
+    for steps in [&one, &two] {
+        minute(steps).await;
+        assert_eq!((points().await.len(), known(steps)), (2, 2), "it may be somewhere");
+    }
+    site.clock.advance(480 * SECOND + SKEW_ALLOWED + SECOND);
+    tell(&two).await;
+    minute(&one).await;
+    assert_eq!((points().await.len(), known(&one)), (2, 2), "it may have come back at the other");
+    minute(&two).await;
+    assert_eq!((points().await, known(&two)), (vec!["other".to_owned()], 1));
+    site.clock.advance(SECOND);
+    minute(&one).await;
+    assert_eq!(known(&one), 1);
 }
