@@ -3,18 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use countersign_agent::core::SyncMessage;
+use countersign_agent::server_link::{
+    AttestAsk, Evidence, NodeCredential, ServerLink as _, SignAnswer, SignItem, Subject, TlsLink,
+};
 use countersign_api::admin::{Convergence, Target};
 use countersign_api::v1;
-use countersign_identity::{Clock as _, NodeId, Reason, Revision, SKEW_ALLOWED, SimClock, Timestamp};
+use countersign_identity::{Clock, NodeId, Reason, Revision, SKEW_ALLOWED, SimClock, Timestamp};
+use countersign_pki::make_csr;
 use countersign_store::Store as _;
+use countersign_tls::{Slice, Trust};
+use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
-use super::DOMAIN;
-use super::converge::web_at;
+use super::converge::{convergence_until, web_at};
 use super::counted::Counted;
 use super::revoke::{id, key, request};
 use super::sign::item;
 use super::strangers::Elsewhere;
+use super::{DOMAIN, Realm, workload};
 use crate::revoke::{prune, unaware};
 use crate::steps::{Line, Steps, Told};
 
@@ -255,4 +262,51 @@ async fn point_that_is_gone_is_taken_off_record_though_nobody_asks_by_the_server
     site.clock.advance(SECOND);
     minute(&one).await;
     assert_eq!(known(&one), 1);
+}
+
+/// The link of an agent that begins now.
+fn link(realm: &Realm) -> TlsLink {
+    let clock = Arc::clone(&realm.clock) as Arc<dyn Clock>;
+    TlsLink::new(Arc::clone(&clock), Trust::new(clock, Slice::nothing()))
+}
+
+#[tokio::test]
+async fn agent_that_has_attested_its_node_inherits_nothing_on_any_of_its_streams_and_its_successor_does()
+ {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[])]).await;
+    let (node_key, server) = (key(), running.address().to_string());
+    let ask = AttestAsk {
+        evidence: Evidence::Token(Arc::new(running.token(&[]).await.parse().unwrap())),
+        pin: realm.trust,
+        domain: None,
+        csr: make_csr(&node_key).unwrap(),
+        host: "machine".to_owned(),
+        first: true,
+    };
+    let first = link(&realm);
+    let attested = first.attest(&server, ask).await.unwrap();
+    // It says that of so many processes it does not know what they enforce, so that it is seen when it was heard.
+    let heard = async |link: &TlsLink, unaware: u64| {
+        realm.clock.advance(SECOND);
+        let credential = NodeCredential { chain: &attested.chain, key: &node_key };
+        link.present(Some(credential), &attested.bundle).unwrap();
+        let mut session = link.open(&server, None).await.unwrap();
+        let Some(Ok(SyncMessage::Snapshot { revision, .. })) = session.messages.next().await else {
+            panic!("no snapshot")
+        };
+        let subject = Subject::Workload("web".parse().unwrap());
+        let items = vec![SignItem { subject, csr: make_csr(&key()).unwrap() }];
+        let signed = session.calls.sign(items, None).await.unwrap();
+        assert!(matches!(&*signed, [SignAnswer::Issued { .. }]));
+        let (revision, points) = (Some(revision.into()), Vec::new());
+        session.acks.send(v1::SyncAck { revision, points, unaware }).await.unwrap();
+        let now = convergence_until(&running, None, |now| unaware <= now.unaware).await;
+        (now.unaware, now.unheard)
+    };
+    assert_eq!(heard(&first, 1).await, (1, vec![]));
+    assert_eq!(heard(&first, 2).await, (2, vec![]), "it has come back");
+    assert_eq!(heard(&link(&realm), 5).await, (6, vec![attested.node]), "it was restarted");
+    running.stop().await;
 }
