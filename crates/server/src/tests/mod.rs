@@ -29,6 +29,7 @@ mod saved;
 mod seen;
 mod sign;
 mod start;
+mod stopped;
 mod strangers;
 mod streams;
 mod sync;
