@@ -17,7 +17,7 @@ use crate::issue::{Cause, Desk, Order, Svid, Wanted};
 use crate::log::Signing;
 use crate::publish::{Roster, Slices};
 use crate::refusal::Refused;
-use crate::revoke::{Converging, Inherited, Replicas};
+use crate::revoke::{Converging, Remembered, Replicas};
 use crate::state::{State, StateFeed};
 use crate::views::Views;
 use crate::watch::{Pulse, Watch};
@@ -33,7 +33,7 @@ pub(crate) struct Control {
     pub(crate) rotation: Option<Arc<Rotation>>,
     pub(crate) roster: Roster,
     pub(crate) converging: Converging,
-    pub(crate) inherited: Inherited,
+    pub(crate) remembered: Remembered,
     /// The other servers, where the store is one that several share.
     pub(crate) replicas: Option<Replicas>,
     pub(crate) slices: Slices,

@@ -45,7 +45,7 @@ use crate::log::{Signer, Signing};
 use crate::publish::{
     Leashed, Next, Publication, Roster, Slice, Slices, attend, expired, hear, known,
 };
-use crate::revoke::{Converging, Inherited, converged, drop_moot, held, revoke};
+use crate::revoke::{Converging, Remembered, converged, drop_moot, held, revoke};
 use crate::run::latest;
 use crate::state::{Feeder, State, Trouble};
 use crate::watch::{TimeGuard, Watch, accept_clock};
@@ -166,7 +166,7 @@ impl Steps {
             rotation: None,
             roster: Roster::default(),
             converging: Converging::default(),
-            inherited: Inherited::default(),
+            remembered: Remembered::default(),
             replicas: None,
             slices: Slices::default(),
             watch: Arc::new(Watch::new(clock.now())),
@@ -453,6 +453,19 @@ impl Steps {
         let now = self.control.clock.now();
         let verified = countersign_pki::verify(&chain, state.bundles(), Role::Client, now)?;
         Ok(self.connection(Some(verified), [0; 32]))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// The same server under this name, with others on its store.
+    #[cfg(test)]
+    pub(crate) fn beside_others(mut self, name: &str) -> Self {
+        let control = Arc::get_mut(&mut self.control).expect("nobody else has it yet");
+        control.replicas = Some(crate::revoke::Replicas::new(name.to_owned()));
+        self
     }
 
     /// What answers agents behind the port, and somebody who came in showing this.

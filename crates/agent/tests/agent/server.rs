@@ -61,6 +61,8 @@ struct State {
     lose_next_attestation: bool,
     streams: Vec<mpsc::Sender<Result<SyncMessage, LinkFault>>>,
     tokens: Vec<String>,
+    /// What those who attested said of whether they are the first.
+    firsts: Vec<bool>,
     issued: usize,
     have: Vec<Option<Revision>>,
     renewals: usize,
@@ -116,6 +118,7 @@ impl Server {
             lose_next_attestation: false,
             streams: Vec::new(),
             tokens: vec!["token".to_owned()],
+            firsts: Vec::new(),
             issued: 0,
             have: Vec::new(),
             renewals: 0,
@@ -331,6 +334,10 @@ impl Server {
 
     pub(crate) fn number(&self) -> u64 {
         self.lock().number
+    }
+
+    pub(crate) fn firsts(&self) -> Vec<bool> {
+        self.lock().firsts.clone()
     }
 
     pub(crate) fn haves(&self) -> Vec<Option<Revision>> {

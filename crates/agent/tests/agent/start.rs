@@ -54,6 +54,35 @@ async fn a_lost_answer_to_the_first_attestation_does_not_shut_the_node_out() {
 }
 
 #[tokio::test]
+async fn an_agent_says_that_it_is_the_first_where_no_key_of_an_earlier_run_is_there_and_only_then()
+{
+    let world = World::new().await;
+    world.agent().await.stop().await;
+    world.agent().await.stop().await;
+    assert_eq!(world.server.firsts(), [true], "the second run is the same node");
+
+    // One that makes another key because an answer was lost is the same run.
+    let world = World::new().await;
+    world.server.lose_next_attestation();
+    let starting = world.begin(world.config());
+    world.pass(Duration::from_secs(10)).await;
+    assert_eq!(world.server.firsts(), [true; 3]);
+    drop(starting);
+
+    // One that ends before it has heard that it is the node may have been it.
+    let world = World::new().await;
+    world.server.go();
+    let starting = world.begin(world.config());
+    world.until("it has asked", || !world.server.firsts().is_empty()).await;
+    starting.stop().await;
+    world.server.come_back();
+    let before = world.server.firsts().len();
+    world.agent().await.stop().await;
+    let firsts = world.server.firsts();
+    assert_eq!((&firsts[..before], &firsts[before..]), (&*vec![true; before], &[false][..]));
+}
+
+#[tokio::test]
 async fn without_a_token_or_a_root_to_trust_nobody_joins() {
     let world = World::new().await;
     let mut config = world.config();

@@ -152,6 +152,13 @@ impl Starting {
     pub(crate) async fn refused(self) -> anyhow::Error {
         self.agent.running.await.unwrap().unwrap_err()
     }
+
+    /// Ends it, ready or not.
+    pub(crate) async fn stop(self) {
+        self.agent.stop.cancel();
+        // What it says of that is another's matter.
+        let _ended = self.agent.running.await.unwrap();
+    }
 }
 
 impl Agent {

@@ -1,5 +1,6 @@
 //! What each agent is told of the state: its slice, then every change of it, in order.
 
+mod arrival;
 mod leash;
 mod publication;
 mod report;
@@ -7,6 +8,7 @@ mod roster;
 mod slice;
 mod stream;
 
+pub(crate) use arrival::reckon;
 pub(crate) use leash::Leashed;
 pub(crate) use publication::{Next, Publication, SILENCE_LIMIT};
 pub(crate) use report::report;

@@ -10,6 +10,7 @@ use countersign_api::{v1, wire};
 use countersign_identity::{Code, NodeId, Revision, Timestamp};
 use countersign_store::{NAME_BYTES_MAX, PointKey, PointRow};
 
+use crate::publish::arrival::Arrival;
 use crate::publish::leash::{Leash, Leashed, leash};
 use crate::publish::slice::Slice;
 use crate::refusal::Refused;
@@ -35,6 +36,8 @@ struct Table {
     /// Nodes that may run processes of which nothing is known here: registered before the server started, or since heard
     /// by another server, and not heard here after that.
     unheard: BTreeSet<NodeId>,
+    /// The newest streams of nodes of whose agents it is not reckoned yet since when they have run.
+    arrivals: BTreeMap<NodeId, (u64, Arrival)>,
     streams: u64,
 }
 
@@ -49,6 +52,8 @@ pub(crate) struct Presence {
     runs_since: Option<Timestamp>,
     /// The same of the agent that has told what is known here.
     told_since: Option<Timestamp>,
+    /// The stream on which it did.
+    told_by: u64,
     /// The points that the newest stream has told of and that do not count; none before it has told of any. An agent tells
     /// all its points at once, so it does not know those that are in neither list.
     unheard: Option<BTreeSet<(String, String)>>,
@@ -128,6 +133,7 @@ impl Roster {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.streams += 1;
         let number = table.streams;
+        table.arrivals.remove(&node);
         let presence = table.nodes.entry(node).or_default();
         presence.silence();
         presence.seen = Some(now);
@@ -160,13 +166,37 @@ impl Roster {
     }
 
     /// The agent whose stream this is has run since then, by our clock.
+    #[cfg(test)]
     pub(crate) fn runs_since(&self, node: NodeId, number: u64, since: Timestamp) {
+        self.came(node, number, Arrival::unknown());
+        self.reckon(|_arrival| Some(since));
+    }
+
+    /// The agent whose stream this is has come. Until it is reckoned since when it has run, that may be since any moment.
+    pub(crate) fn came(&self, node: NodeId, number: u64, arrival: Arrival) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(presence) = table.nodes.get_mut(&node)
+        let Table { nodes, arrivals, .. } = &mut *table;
+        if let Some(presence) = nodes.get_mut(&node)
             && presence.stream.as_ref().is_some_and(|(current, _)| *current == number)
         {
-            presence.runs_since = Some(since);
+            presence.runs_since = Some(Timestamp::LAST);
+            arrivals.insert(node, (number, arrival));
         }
+    }
+
+    /// Reckons since when agents have run of which that is not known yet; what gives none is reckoned again another time.
+    pub(crate) fn reckon(&self, since: impl Fn(&Arrival) -> Option<Timestamp>) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let Table { nodes, arrivals, .. } = &mut *table;
+        arrivals.retain(|node, (number, arrival)| {
+            let Some(presence) = nodes.get_mut(node) else { return false };
+            let Some(since) = since(arrival) else { return true };
+            presence.runs_since = Some(since);
+            if presence.told_by == *number {
+                presence.told_since = Some(since);
+            }
+            false
+        });
     }
 
     /// The node's key has a successor: a stream that the older one opened ends.
@@ -184,6 +214,7 @@ impl Roster {
     pub(crate) fn remove(&self, node: NodeId) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.unheard.remove(&node);
+        table.arrivals.remove(&node);
         if let Some(Presence { stream: Some((_, leash)), .. }) = table.nodes.remove(&node) {
             self.open.fetch_sub(1, Ordering::Relaxed);
             leash.end(Refused::new(Code::UnknownNode, "the node was removed"));
@@ -266,6 +297,7 @@ impl Roster {
         presence.seen = Some(now);
         presence.unaware = ack.unaware;
         presence.told_since = presence.runs_since;
+        presence.told_by = presence.stream.as_ref().map_or(0, |(number, _)| *number);
         let revision = ack.revision.map(read).filter(was_told);
         presence.revision = presence.revision.max(revision);
         let mut unheard = BTreeSet::new();

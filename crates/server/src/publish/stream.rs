@@ -10,7 +10,7 @@ use countersign_api::v1;
 use countersign_api::v1::from_server::Step as Said;
 use countersign_api::v1::sync_response::Step as Told;
 use countersign_api::wire::clip;
-use countersign_identity::{Code, NodeId, SKEW_ALLOWED, Timestamp};
+use countersign_identity::{Code, NodeId, Timestamp};
 use countersign_store::{Batch, Op, PointKey, PointRow};
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
@@ -18,13 +18,13 @@ use tokio::time::{Instant, Sleep};
 use crate::attest::{Caller, caller};
 use crate::control::Control;
 use crate::edge::Peer;
+use crate::publish::arrival::{Arrival, reckon};
 use crate::publish::leash::Leashed;
 use crate::publish::publication::{Next, Publication, silence};
 use crate::publish::slice::{Shared, Slice};
 use crate::refusal::Refused;
 use crate::revoke::forget;
 use crate::state::State;
-use crate::watch::TimeGuard;
 
 /// A stream that is served.
 pub(crate) struct Live {
@@ -85,8 +85,9 @@ pub(crate) async fn attend(
     let now = control.clock.now();
     let node = before.id();
     let (number, leashed) = control.roster.attend(node, hello, now);
-    if hello.ran_micros != 0 {
-        control.roster.runs_since(node, number, began(&control.desk.time, now, hello));
+    if let Some(arrival) = Arrival::of(hello, &control.desk.time, &*control.clock) {
+        control.roster.came(node, number, arrival);
+        reckon(control);
     }
     let leaves = Leaves { control, node, number };
     let domain = control.feed.current().domain().trust_domain.clone();
@@ -103,27 +104,6 @@ pub(crate) async fn attend(
             Err(refused)
         }
     }
-}
-
-/// Earlier than all that is issued. As a number it is not the one that says that a moment is not known.
-const BEFORE_ALL: Timestamp = Timestamp::from_micros(1);
-
-/// Since when an agent has run, by our clock: never before it did, as far as can be told, since what was issued before that
-/// it may not know. A clock that was set back is no reason to think that it began earlier, nor one that lags.
-fn began(time: &TimeGuard, now: Timestamp, hello: &v1::SyncHello) -> Timestamp {
-    if hello.first {
-        // There was none before it, so that all was issued to it. Whoever attested it did so by another clock, perhaps.
-        return BEFORE_ALL;
-    }
-    if time.trusted(now).is_err() {
-        // By how much our clock is behind is not known: everything may have been issued before.
-        return Timestamp::LAST;
-    }
-    // Another server may have issued by a clock that is right, with nothing of it here yet: a node whose clock agrees with
-    // that one shows it.
-    let theirs = Some(Timestamp::from_micros(hello.clock_micros));
-    let theirs = theirs.filter(|theirs| now + SKEW_ALLOWED < *theirs);
-    time.highest(now).max(theirs.unwrap_or(now)) - Duration::from_micros(hello.ran_micros)
 }
 
 /// A stream that is registered, and taken off again when nothing comes of it: it may be dropped at any moment.
@@ -349,37 +329,4 @@ pub(crate) async fn hear(
 
 pub(crate) fn expired(at: Timestamp) -> Refused {
     Refused::new(Code::Expired, format!("the certificate of this connection ended at {at}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use countersign_identity::SimClock;
-
-    use super::*;
-
-    const NOW: Timestamp = Timestamp::from_secs(1_795_262_400);
-
-    /// Since when an agent runs that has run for ten seconds, with the log and its own clock so many seconds ahead of ours.
-    #[track_caller]
-    fn runs_since(log: u64, own: u64, expected: Option<u64>) {
-        let ahead = |secs| NOW + Duration::from_secs(secs);
-        let time = TimeGuard::new(ahead(log), None, &SimClock::new(NOW));
-        let (clock_micros, ran_micros) = (ahead(own).micros(), 10_000_000);
-        let hello = v1::SyncHello { clock_micros, ran_micros, ..Default::default() };
-        let expected =
-            expected.map_or(Timestamp::LAST, |secs| ahead(secs) - Duration::from_secs(10));
-        assert_eq!(began(&time, NOW, &hello), expected, "log {log}, own {own}");
-    }
-
-    #[test]
-    fn agent_began_no_earlier_than_it_did_by_a_clock_that_is_behind() {
-        runs_since(0, 0, Some(0));
-        runs_since(60, 0, Some(60));
-        runs_since(61, 0, None);
-        // So far clocks may differ, and that is allowed for.
-        runs_since(0, 60, Some(0));
-        runs_since(0, 61, Some(61));
-        runs_since(60, 300, Some(300));
-        runs_since(61, 300, None);
-    }
 }

@@ -1,25 +1,24 @@
 //! Who enforces a revision, by what is known here and on the other servers.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::admin::{Convergence, MissingPoint};
-use countersign_identity::{Code, NodeId, Revision, Revocations, Serial, Timestamp};
+use countersign_identity::{Code, Revision, Revocations, Serial, Timestamp};
 use countersign_store::{PAGE_MAX, PointKey};
 use tokio::sync::watch;
 
 use crate::authority::internal;
 use crate::control::Control;
 use crate::incarnation::Life;
-use crate::publish::{Reach, Standing};
+use crate::publish::{Reach, Standing, reckon};
 use crate::refusal::Refused;
 use crate::revoke::exposure::{exposure_ends, lost_until};
 use crate::revoke::holdings::Out;
-use crate::revoke::inherited::inherited;
 use crate::revoke::living::living;
 use crate::revoke::replicas::{Heard, Replicas, trial_of};
 use crate::revoke::trial::tried_out;
+use crate::revoke::unaware::uncounted;
 use crate::revoke::watched::LOOK_AGAIN;
 use crate::state::State;
 
@@ -54,19 +53,6 @@ pub(crate) fn progress(control: &Control) -> Progress {
         *count += 1;
     }
     progress
-}
-
-/// How many processes cannot say what they enforce, on all nodes; of a node on which that is not known, one.
-pub(crate) async fn unaware(control: &Control) -> u64 {
-    let heard = control.replicas.as_ref().map(Replicas::heard).unwrap_or_default();
-    match uncounted(control, &heard, &Out::of(control)).await {
-        Ok((unaware, _unheard)) => unaware,
-        // Which nodes hold nothing is in the store, which does not answer.
-        Err(_) => {
-            let unheard = never_heard(control, &heard).len() as u64;
-            heard.unaware(control.roster.unaware()).saturating_add(unheard)
-        }
-    }
 }
 
 /// Says who enforces a revision; waits for at most so long until all do.
@@ -131,7 +117,9 @@ pub(crate) async fn look(
     trial: Option<Revision>,
 ) -> Result<Convergence, Refused> {
     known(&control.feed.current(), revision)?;
-    let heard = listen(control, revision).await?;
+    let heard = listen(control).await?;
+    listen_for_issued(control, revision).await?;
+    reckon(control);
     let (reach, enforcing) = match (trial, &control.replicas) {
         (None, None) => (control.roster.reach(revision), Vec::new()),
         (Some(_), _) | (_, Some(_)) => one_by_one(control, revision, &heard),
@@ -206,15 +194,26 @@ fn known(state: &State, revision: Revision) -> Result<(), Refused> {
 }
 
 /// What other servers have heard and done, where there are any.
-async fn listen(control: &Control, revision: Revision) -> Result<Arc<Heard>, Refused> {
+///
+/// # Errors
+/// When the store does not answer.
+pub(super) async fn listen(control: &Control) -> Result<Arc<Heard>, Refused> {
     let Some(replicas) = &control.replicas else { return Ok(Arc::default()) };
     let now = control.clock.now();
     replicas.look(&*control.store, &control.roster, &control.converging, now).await?;
-    if let Some(from) = control.converging.to_read(revision, now) {
+    Ok(replicas.heard())
+}
+
+/// Takes note of what other servers have issued, where it is waited for.
+async fn listen_for_issued(control: &Control, revision: Revision) -> Result<(), Refused> {
+    let now = control.clock.now();
+    if control.replicas.is_some()
+        && let Some(from) = control.converging.to_read(revision, now)
+    {
         read_issued(control, from).await?;
         control.converging.read(revision, now);
     }
-    Ok(replicas.heard())
+    Ok(())
 }
 
 /// Takes note of what was issued since, by whichever server.
@@ -250,47 +249,6 @@ pub(super) fn joined(point: Standing, heard: &Heard) -> Standing {
     }
 }
 
-/// How many processes cannot say what they enforce. The nodes of which that is not known count as one each, and are named: nobody
-/// has heard of them, or an agent that has ended knew it.
-async fn uncounted(
-    control: &Control,
-    heard: &Heard,
-    out: &Out<'_>,
-) -> Result<(u64, Vec<NodeId>), Refused> {
-    // In this order: a node that is heard of in between, or by another agent than before, counts twice at worst.
-    let never_heard = never_heard(control, heard);
-    let unaware = heard.unaware(control.roster.unaware());
-    let agents = heard.agents(control.roster.agents());
-    let mut unheard = hold_something(control, never_heard, out).await?;
-    unheard.extend(inherited(control, heard, agents, out).await?);
-    Ok((unaware.saturating_add(unheard.len() as u64), unheard.into_iter().collect()))
-}
-
-/// The nodes of whose processes no server knows anything.
-fn never_heard(control: &Control, heard: &Heard) -> BTreeSet<NodeId> {
-    let mut unheard = control.roster.unheard();
-    heard.nodes().for_each(|(node, _opened)| _ = unheard.remove(&node));
-    unheard
-}
-
-/// Those among these nodes that hold what workloads can present.
-async fn hold_something(
-    control: &Control,
-    nodes: BTreeSet<NodeId>,
-    out: &Out<'_>,
-) -> Result<BTreeSet<NodeId>, Refused> {
-    let state = control.feed.current();
-    // Of what was issued in a span that the store has lost there are no rows.
-    if nodes.is_empty() || lost_until(&state, out.now).is_some() {
-        return Ok(nodes);
-    }
-    let of_workloads = out.held().await?.of_workloads(&state.domain().trust_domain);
-    let holders: BTreeSet<NodeId> = of_workloads.map(|(node, _row)| node).collect();
-    let (unheard, done) = nodes.into_iter().partition(|node| holders.contains(node));
-    control.roster.hold_nothing(&done);
-    Ok(unheard)
-}
-
 fn view(point: Standing) -> MissingPoint {
     let PointKey { node, spiffe_id, name } = point.key;
     MissingPoint { point: name, spiffe_id, node, revision: point.revision, since: point.seen }
@@ -311,7 +269,12 @@ async fn exposure(
     if of_revision.is_empty() {
         return Ok(None);
     }
+    if let Some(ends) = control.remembered.exposure(revision, out) {
+        return Ok(ends);
+    }
     let rules = Revocations::new(of_revision);
     let covered = out.held().await?.covered(&rules);
-    Ok(exposure_ends(&rules, &covered, lost_until(&state, out.now)))
+    let ends = exposure_ends(&rules, &covered, lost_until(&state, out.now));
+    control.remembered.remember_exposure(revision, ends, out);
+    Ok(ends)
 }

@@ -35,7 +35,7 @@ pub(super) struct Out<'a> {
     /// What has ended is judged by this.
     pub(super) now: Timestamp,
     /// What the clock shows, which may be later.
-    shown: Timestamp,
+    pub(super) shown: Timestamp,
     held: OnceCell<Holdings>,
 }
 
@@ -54,6 +54,11 @@ impl<'a> Out<'a> {
     /// When the store does not answer.
     pub(super) async fn held(&self) -> Result<&Holdings, Refused> {
         self.held.get_or_try_init(|| held(self.store, self.now)).await
+    }
+
+    /// Whether it was read already, so that to ask again costs nothing and is of this very look.
+    pub(super) fn is_read(&self) -> bool {
+        self.held.initialized()
     }
 
     /// Whether something that was issued then may have been issued before an agent began. Clocks differ; and what lies ahead

@@ -4,8 +4,9 @@ use countersign_identity::{SKEW_ALLOWED, Timestamp};
 use countersign_store::{Batch, Op, PointKey};
 
 use crate::control::Control;
-use crate::publish::Standing;
+use crate::publish::{Standing, reckon};
 use crate::refusal::Refused;
+use crate::revoke::converge::{joined, listen};
 use crate::revoke::exposure::lost_until;
 use crate::revoke::holdings::{Ends, Out};
 use crate::revoke::replicas::Heard;
@@ -37,17 +38,50 @@ pub(super) async fn living(
     if lost_until(&control.feed.current(), out.now).is_some() {
         return Ok(points);
     }
-    let ends = out.held().await?.ends();
+    let known = |point| control.remembered.fate(point, out.now);
+    let mut fates: Vec<Option<Fate>> = points.iter().map(known).collect();
+    if fates.contains(&None) {
+        let ends = out.held().await?.ends();
+        fates = points.iter().map(|point| Some(fate(point, &ends, out, heard))).collect();
+        remember(control, &points, &fates, &ends, out);
+    }
     let (mut living, mut gone) = (Vec::new(), Vec::new());
-    for point in points {
-        match fate(&point, &ends, out, heard) {
-            Fate::Counts => living.push(point),
-            Fate::Passed => {}
-            Fate::Gone => gone.push(point.key),
+    for (point, fate) in points.into_iter().zip(fates) {
+        match fate {
+            Some(Fate::Counts) | None => living.push(point),
+            Some(Fate::Passed) => {}
+            Some(Fate::Gone) => gone.push(point.key),
         }
     }
     forget(control, gone).await;
     Ok(living)
+}
+
+fn remember(
+    control: &Control,
+    points: &[Standing],
+    fates: &[Option<Fate>],
+    ends: &Ends,
+    out: &Out<'_>,
+) {
+    let silent = points.iter().zip(fates).filter(|(point, _)| !point.confirmed);
+    let decided = silent.filter_map(|(point, fate)| match fate {
+        Some(Fate::Counts) => Some((point, last_end(ends, point, point.left_out, out))),
+        Some(Fate::Passed) => Some((point, None)),
+        Some(Fate::Gone) | None => None,
+    });
+    control.remembered.remember_points(decided, out.now);
+}
+
+/// Takes points off record that are gone, whoever asks for them or not. Those of another server's nodes that one takes off.
+///
+/// # Errors
+/// When the store does not answer.
+pub(super) async fn drop_gone(control: &Control) -> Result<(), Refused> {
+    let heard = listen(control).await?;
+    reckon(control);
+    let points = control.roster.standings().into_iter().map(|point| joined(point, &heard));
+    living(control, &heard, &Out::of(control), points.collect()).await.map(drop)
 }
 
 pub(super) fn fate(point: &Standing, ends: &Ends, out: &Out<'_>, heard: &Heard) -> Fate {

@@ -1,4 +1,4 @@
-//! Rules that cannot cover anything any more are dropped, so that the set stays small.
+//! Rules that cannot cover anything any more are dropped, and points that are gone, so that both stay few.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,13 +10,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::control::Control;
 use crate::refusal::Refused;
+use crate::revoke::living::drop_gone;
 use crate::state::State;
 
-/// How often it is looked for such rules.
+/// How often it is looked for them.
 const LOOK: Duration = Duration::from_secs(60);
 /// Rules that one commit drops.
 const RULES_MAX: usize = 1000;
-/// The duty of one replica to do it.
+/// The duty of one replica to drop rules. Each drops the points that it has heard of.
 const DUTY: Duty = Duty { name: "revoke/prune", ttl: Duration::from_secs(120) };
 
 /// Looks now and then until stopped. What fails is told and tried again.
@@ -24,6 +25,9 @@ pub(crate) async fn prune(control: Arc<Control>, stop: CancellationToken) {
     loop {
         if let Err(refused) = drop_moot(&control).await {
             tracing::warn!(code = %refused.code, why = %refused.why, "could not drop rules that are moot");
+        }
+        if let Err(refused) = drop_gone(&control).await {
+            tracing::warn!(code = %refused.code, why = %refused.why, "could not look for points that are gone");
         }
         let again = control.clock.about(LOOK);
         tokio::select! {
@@ -33,7 +37,7 @@ pub(crate) async fn prune(control: Arc<Control>, stop: CancellationToken) {
     }
 }
 
-/// Does so once, and tells the names of the records that it dropped.
+/// Drops such rules once, and tells the names of their records.
 ///
 /// # Errors
 /// When the clock is not to be trusted, or the store refuses.

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::control::Control;
 use crate::digest::sha256;
-use crate::publish::{Roster, Standing, Told};
+use crate::publish::{Roster, Standing, Told, reckon};
 use crate::refusal::Refused;
 use crate::revoke::watched::{Advance, Converging};
 
@@ -425,6 +425,7 @@ pub(crate) async fn talk(control: Arc<Control>, stop: CancellationToken) {
             hurry_until = now + HURRY;
         }
         let hurry = now < hurry_until;
+        reckon(&control);
         let (store, roster, converging) = (&*control.store, &control.roster, &control.converging);
         let mut done = replicas.tell(store, roster, converging, now).await;
         if hurry && done.is_ok() {

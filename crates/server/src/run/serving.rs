@@ -25,7 +25,7 @@ use crate::incarnation::{Journal, LogKey};
 use crate::issue::{Desk, Own};
 use crate::log::Signing;
 use crate::publish::{Roster, Slices};
-use crate::revoke::{Converging, Inherited, Replicas};
+use crate::revoke::{Converging, Remembered, Replicas};
 use crate::rotate::Walker;
 use crate::state::{State, StateFeed};
 use crate::views::Views;
@@ -109,7 +109,7 @@ impl Serving {
             rotation: Some(Arc::clone(&rotation)),
             roster: Roster::default(),
             converging: Converging::default(),
-            inherited: Inherited::default(),
+            remembered: Remembered::default(),
             replicas,
             slices: Slices::default(),
             watch,

@@ -277,6 +277,42 @@ async fn agent_that_comes_while_the_clock_is_behind_the_log_leaves_no_point_out_
 }
 
 #[tokio::test]
+async fn agent_that_came_while_the_clock_was_behind_holds_nothing_up_once_it_is_right() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[]), service("web", &[]), workload("orders", &[])]).await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let start = realm.clock.now();
+    let (mut client, stream) = point_ack(&realm, &running, &agent).await;
+    realm.clock.advance(Duration::from_secs(600));
+    let renew = async |client: &mut Client| {
+        svid(&agent, &realm, client, "orders").await;
+        svid(&agent, &realm, client, "web").await.expires
+    };
+    let last = renew(&mut client).await;
+    convergence_until(&running, None, |now| now.live == 1).await;
+    drop((client, stream));
+    realm.clock.set(start + Duration::from_secs(480));
+    let mut client = agent.client(&realm, &running).await;
+    let _stream = other(&mut client, Duration::from_secs(70)).await;
+    convergence_until(&running, None, |now| (now.live, &*now.unheard) == (2, &[agent.node])).await;
+    revoke(&running, Target::Identity(id("web")), Reason::KeyCompromise).await;
+    // By now the clock has passed the log. What is renewed, this agent gives out.
+    realm.clock.advance(Duration::from_secs(320));
+    assert!(last < renew(&mut client).await);
+    let seen = async || {
+        let now = running.admin.convergence(None, Duration::ZERO).await.unwrap();
+        (now.missing.iter().any(|point| point.point == "proxy"), now.unheard)
+    };
+    realm.clock.advance((last + SKEW_ALLOWED).since(realm.clock.now()));
+    assert_eq!(seen().await, (true, vec![agent.node]), "as far as it was behind");
+    realm.clock.advance(Duration::from_secs(1));
+    assert_eq!(seen().await, (false, vec![]));
+    running.stop().await;
+    realm.verify_everything().await;
+}
+
+#[tokio::test]
 async fn counts_that_a_point_and_an_agent_make_up_do_not_overflow() {
     let realm = Realm::begin().await;
     let running = realm.serve().await;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use countersign_api::admin::Target;
 use countersign_api::v1;
 use countersign_identity::{Clock as _, NodeId, Reason, Revision, SKEW_ALLOWED, Timestamp};
+use countersign_pki::Verified;
 use tokio::task::JoinSet;
 
 use super::converge::{convergence_until, point_ack, web_at};
@@ -23,6 +24,18 @@ async fn lost_point(realm: &Realm, running: &Running) -> Agent {
     convergence_until(running, None, |now| now.enforcing == 1).await;
     drop(line);
     agent
+}
+
+/// A node with what these workloads can present; the last of that.
+async fn holder(realm: &Realm, running: &Running, workloads: &[&str]) -> (Agent, Client, Verified) {
+    running.apply(workloads.iter().map(|name| workload(name, &[])).collect()).await;
+    let agent = Agent::join(realm, running, &[]).await;
+    let mut client = agent.client(realm, running).await;
+    let mut held = Vec::new();
+    for name in workloads {
+        held.push(svid(&agent, realm, &mut client, name).await);
+    }
+    (agent, client, held.pop().unwrap())
 }
 
 #[tokio::test]
@@ -133,13 +146,9 @@ async fn clock_that_jumps_ahead_takes_no_point_off_record_and_ends_no_exposure()
 async fn what_a_node_runs_that_was_not_heard_since_the_start_is_not_taken_for_nothing() {
     let realm = Realm::begin().await;
     let running = realm.serve().await;
-    running.apply(vec![workload("web", &[]), workload("orders", &[])]).await;
-    let agent = Agent::join(&realm, &running, &[]).await;
+    let (agent, mut client, held) = holder(&realm, &running, &["web", "orders"]).await;
     // It holds nothing that a workload could present.
     let idle = Agent::join(&realm, &running, &[]).await;
-    let mut client = agent.client(&realm, &running).await;
-    svid(&agent, &realm, &mut client, "web").await;
-    let held = svid(&agent, &realm, &mut client, "orders").await;
     let mut stream = open(&mut client, None).await.unwrap();
     let revision = stream.snapshot().await.revision.unwrap().into();
     stream.unaware(revision, 1).await;
@@ -217,11 +226,7 @@ async fn unheard(running: &Running, revision: Revision) -> Unheard {
 async fn what_an_agent_gave_out_that_has_ended_is_not_taken_for_nothing() {
     let realm = Realm::begin().await;
     let running = serve(&realm).await;
-    running.apply(vec![workload("web", &[]), workload("orders", &[])]).await;
-    let agent = Agent::join(&realm, &running, &[]).await;
-    let mut client = agent.client(&realm, &running).await;
-    svid(&agent, &realm, &mut client, "web").await;
-    let held = svid(&agent, &realm, &mut client, "orders").await;
+    let (agent, mut client, held) = holder(&realm, &running, &["web", "orders"]).await;
     let (stream, revision) = attested(&mut client).await;
     stream.unaware(revision, 1).await;
     convergence_until(&running, None, |now| now.unaware == 1).await;
@@ -289,10 +294,8 @@ async fn agent_that_begins_anew_holds_nothing_up_when_all_points_are_back() {
 async fn metrics_count_a_node_that_was_not_heard_since_the_start() {
     let realm = Realm::begin().await;
     let running = serve(&realm).await;
-    running.apply(vec![workload("web", &[])]).await;
-    let agent = Agent::join(&realm, &running, &[]).await;
+    drop(holder(&realm, &running, &["web"]).await);
     let _idle = Agent::join(&realm, &running, &[]).await;
-    svid(&agent, &realm, &mut agent.client(&realm, &running).await, "web").await;
     assert_eq!(unaware(&running).await, 0);
     running.stop().await;
     let running = serve(&realm).await;
@@ -304,10 +307,7 @@ async fn metrics_count_a_node_that_was_not_heard_since_the_start() {
 async fn what_was_issued_about_when_an_agent_began_may_be_of_the_one_before_it() {
     let realm = Realm::begin().await;
     let running = realm.serve().await;
-    running.apply(vec![workload("web", &[])]).await;
-    let agent = Agent::join(&realm, &running, &[]).await;
-    let mut client = agent.client(&realm, &running).await;
-    let before = svid(&agent, &realm, &mut client, "web").await.expires;
+    let (agent, mut client, before) = holder(&realm, &running, &["web"]).await;
     realm.clock.advance(Duration::from_secs(120));
     let begins = async || {
         let mut client = agent.client(&realm, &running).await;
@@ -326,7 +326,7 @@ async fn what_was_issued_about_when_an_agent_began_may_be_of_the_one_before_it()
         (seen.unheard, seen.unaware)
     };
     assert_eq!(seen().await, (vec![agent.node], 1));
-    assert!(before < about);
+    assert!(before.expires < about);
     realm.clock.advance((about + SKEW_ALLOWED).since(realm.clock.now()));
     assert_eq!(seen().await, (vec![agent.node], 1));
     realm.clock.advance(Duration::from_micros(1));
@@ -385,6 +385,8 @@ async fn agent_that_began_about_when_its_node_attested_is_not_taken_for_the_firs
     stream.ack(revision, Vec::new()).await;
     convergence_until(&running, None, |now| now.unheard == [agent.node]).await;
     drop(stream);
+    // What is out is not read again before.
+    realm.clock.advance(Duration::from_secs(1));
     let (stream, revision) = attested(&mut client).await;
     stream.ack(revision, Vec::new()).await;
     convergence_until(&running, None, |now| now.unaware == 0).await;

@@ -16,7 +16,7 @@ use countersign_identity::{
 };
 use countersign_pki::{Bundle, Bundles, KeyKind, PrivateKey, Role, Verified, make_csr, verify};
 use countersign_seal::Kek;
-use countersign_store::MemoryStore;
+use countersign_store::{MemoryStore, Store};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
@@ -178,14 +178,18 @@ pub(super) struct Elsewhere {
 
 impl Elsewhere {
     pub(super) async fn begin(domain: &str, now: Timestamp) -> Self {
-        let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(7));
-        let ground = Ground {
-            name: "elsewhere".to_owned(),
-            store: Arc::new(MemoryStore::new(Arc::new(SeededEntropy::new(8)))),
-            clock: Arc::new(SimClock::new(now)),
-            entropy: Arc::clone(&entropy),
-            steady: None,
-        };
+        let store = Arc::new(MemoryStore::new(Arc::new(SeededEntropy::new(8))));
+        Self::begin_on(domain, store, Arc::new(SimClock::new(now))).await
+    }
+
+    pub(super) async fn begin_on(
+        domain: &str,
+        store: Arc<dyn Store>,
+        clock: Arc<SimClock>,
+    ) -> Self {
+        let (now, entropy) = (clock.now(), Arc::new(SeededEntropy::new(7)) as Arc<dyn Entropy>);
+        let name = "elsewhere".to_owned();
+        let ground = Ground { name, store, clock, entropy: Arc::clone(&entropy), steady: None };
         let (kek, key) = (Kek::draw(&*entropy).unwrap(), || PrivateKey::generate(KeyKind::P256));
         let name = domain.parse().unwrap();
         begin(&ground, &kek, name, &key().unwrap(), &key().unwrap()).await.unwrap();

@@ -119,6 +119,18 @@ fn name_of(end: &Established) -> [u8; 32] {
     end.stream.export("EXPORTER-countersign-reproof").unwrap()
 }
 
+/// A connection of which `orders` has counted a proof after both had renewed at half of their lifetimes, and `web` has heard
+/// nothing of it; and its name.
+async fn half_proven() -> (Standing, [u8; 32]) {
+    let standing = Standing::open(vec![REPROOF_ALPN.to_vec()]).await;
+    standing.shop.clock.set(after(LIFE / 2));
+    standing.renew();
+    let name = name_of(&standing.web);
+    assert_eq!(say(&standing.shop.web, &standing, &[name]).await, Some(vec![1]));
+    assert_eq!(standing.ends(), [after(LIFE), after(LIFE / 2 + LIFE)]);
+    (standing, name)
+}
+
 #[tokio::test]
 async fn a_door_for_bytes_lets_in_who_names_a_protocol_of_their_own() {
     let shop = Shop::with_policy(ANYBODY);
@@ -234,35 +246,23 @@ async fn nobody_else_can_prove_a_connection_and_nothing_shortens_it() {
 
 #[tokio::test]
 async fn a_connection_whose_proof_was_counted_and_not_answered_is_proven_by_the_next_try() {
-    let mut standing = Standing::open(vec![REPROOF_ALPN.to_vec()]).await;
-    let renewed = after(LIFE / 2);
-    standing.shop.clock.set(renewed);
-    standing.renew();
-    let name = name_of(&standing.web);
-    // `orders` counts it, and `web` hears nothing.
-    assert_eq!(say(&standing.shop.web, &standing, &[name]).await, Some(vec![1]));
-    assert_eq!(standing.ends(), [after(LIFE), renewed + Duration::from_secs(LIFE)]);
-    standing.proven_until(renewed + Duration::from_secs(LIFE)).await;
+    let (mut standing, _name) = half_proven().await;
+    standing.proven_until(after(LIFE / 2 + LIFE)).await;
     exchange(&mut standing.web, &mut standing.orders).await;
     standing.stop.cancel();
 }
 
 #[tokio::test]
 async fn a_proof_that_was_not_answered_is_answered_to_certificates_that_end_with_those_it_showed() {
-    let mut standing = Standing::open(vec![REPROOF_ALPN.to_vec()]).await;
-    let renewed = after(LIFE / 2);
-    standing.shop.clock.set(renewed);
-    standing.renew();
-    let name = name_of(&standing.web);
-    assert_eq!(say(&standing.shop.web, &standing, &[name]).await, Some(vec![1]));
+    let (mut standing, name) = half_proven().await;
     // Others, of the same second; and one of a slower clock, which `orders` shows for a while.
     standing.renew();
     let shop = &standing.shop;
-    let sooner = shop.realm.svid("/orders", renewed, LIFE - 1);
+    let sooner = shop.realm.svid("/orders", after(LIFE / 2), LIFE - 1);
     shop.orders.set_identity(identity(&sooner)).unwrap();
     assert_eq!(say(&shop.web, &standing, &[name]).await, Some(vec![1]));
     standing.renew();
-    standing.proven_until(renewed + Duration::from_secs(LIFE)).await;
+    standing.proven_until(after(LIFE / 2 + LIFE)).await;
     exchange(&mut standing.web, &mut standing.orders).await;
     standing.stop.cancel();
 }

@@ -33,6 +33,7 @@ impl ServerLink for Server {
     }
 
     async fn attest(&self, _server: &str, ask: AttestAsk) -> Result<Attested, LinkFault> {
+        self.lock().firsts.push(ask.first);
         self.check_up()?;
         if self.lock().tokens.pop().is_none() {
             return Err(LinkFault::new(Code::SpentToken, "the join token was used already"));
