@@ -27,6 +27,9 @@ pub(crate) struct PlaceBounds {
     pub(crate) process: usize,
 }
 
+/// How long it may take to look up where a process lives. Whoever connects next waits for it.
+const HOUSEHOLD_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// What the agent has places for.
 pub(crate) const PLACES: PlaceBounds = PlaceBounds { all: 4096, user: 2048, process: 32 };
 
@@ -60,7 +63,7 @@ pub(crate) struct User {
 }
 
 impl User {
-    /// The user of a process. Where it lives is looked up off the async workers.
+    /// The user of a process. Where it lives is looked up off the async workers, for as long as a newcomer may keep the next waiting.
     pub(crate) async fn of(caller: &Arc<dyn Caller>) -> Self {
         let uid = caller.peer().uid;
         if !is_ours(uid) {
@@ -68,9 +71,13 @@ impl User {
             return Self { uid, household: Household::Ours };
         }
         let asked = Arc::clone(caller);
-        let household = tokio::task::spawn_blocking(move || asked.household()).await;
+        let mut told = tokio::task::spawn_blocking(move || asked.household());
+        let household = tokio::time::timeout(HOUSEHOLD_TIMEOUT, &mut told).await;
+        // It has not begun where all threads are busy, and need not.
+        told.abort();
         // What cannot be told is no household of ours.
-        Self { uid, household: household.unwrap_or(Household::Other(0)) }
+        let household = household.ok().and_then(Result::ok).unwrap_or(Household::Other(0));
+        Self { uid, household }
     }
 }
 
@@ -279,12 +286,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guest<S> {
 
 #[cfg(test)]
 mod tests {
-    use countersign_identity::SimClock;
+    use std::collections::BTreeSet;
+
+    use countersign_identity::{SelectorKind, SimClock};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::UnixStream;
 
     use super::*;
-    use crate::attest::{Peer, SimulatedProcess};
+    use crate::attest::{AttestRefused, Facts, Peer, SimulatedProcess};
 
     const BOUNDS: PlaceBounds = PlaceBounds { all: 64, user: 32, process: 4 };
 
@@ -384,6 +393,37 @@ mod tests {
         places.known.remember(elsewhere(7));
         let ranks = [7, 8].map(|number| places.known.rank(elsewhere(number)));
         assert_eq!(ranks, [Rank::Known, Rank::Stranger]);
+    }
+
+    /// One of whom it is not told where it lives, for as long as the sender lives.
+    struct Untold(Mutex<std::sync::mpsc::Receiver<()>>);
+
+    impl Caller for Untold {
+        fn peer(&self) -> Peer {
+            Peer { pid: 1, uid: 0, gid: 0 }
+        }
+
+        fn household(&self) -> Household {
+            let _ended = self.0.lock().unwrap().recv();
+            Household::Ours
+        }
+
+        fn facts(&self, _: &BTreeSet<SelectorKind>) -> Result<Facts, AttestRefused> {
+            Err(AttestRefused::Gone { pid: 1 })
+        }
+
+        fn alive(&self) -> Result<(), AttestRefused> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn who_does_not_tell_in_time_where_it_lives_is_none_of_ours_and_keeps_nobody_waiting() {
+        let (_untold, ended) = std::sync::mpsc::channel();
+        let caller: Arc<dyn Caller> = Arc::new(Untold(Mutex::new(ended)));
+        let user = tokio::time::timeout(Duration::from_secs(60), User::of(&caller)).await;
+        assert_eq!(user.expect("the next one waits no longer"), elsewhere(0));
+        assert_eq!(places().known.rank(elsewhere(0)), Rank::Stranger);
     }
 
     #[test]

@@ -32,7 +32,9 @@ const EACH_MAX: NonZeroUsize = NonZeroUsize::new(3072).unwrap();
 /// was admitted. A source from which too much came to nothing is turned away unread for a while, and where handshakes are
 /// too many, the crowd gives way: all doors of one [`Source`] know the same of those who come. One identity has at most 3072
 /// connections at all of them together, a quarter of the places; `Inbound::each_max` says otherwise. Each further one is a handshake
-/// that came to nothing.
+/// that came to nothing, and is counted against the address that it came from: who goes on over its share uses up what that whole
+/// address has, so that other identities behind it (of the same machine, or of a network that shows one address) are turned away
+/// unread with it for as long.
 ///
 /// With tonic, `Server::builder().add_service(…).serve_with_incoming(door.into_stream())`; the calls find the
 /// caller as [`Admitted`] in their extensions. With axum:

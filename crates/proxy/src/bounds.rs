@@ -31,10 +31,7 @@ pub(crate) const CONNECTIONS_PER_PEER_MAX: NonZeroUsize = NonZeroUsize::new(2048
 pub(crate) const REQUESTS_PER_PEER_MAX: usize = 4096;
 /// How long to wait before accepting again after the system had no descriptor left.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How many cores one acceptor of a door keeps busy: it has some 10 µs of work with a connection whose handshake is some 400 µs. More
-/// of them than are needed would all wake for each connection.
-pub(crate) const CORES_PER_ACCEPTOR: usize = 16;
-/// What the kernel queues before we accept.
+/// What the kernel queues for one listener before we accept.
 pub(crate) const BACKLOG: u32 = 1024;
 /// How many of them are still taken when a listener closes. While we take them, others may come.
 pub(crate) const WAITING_MAX: usize = 4 * BACKLOG as usize;

@@ -80,22 +80,22 @@ impl Door {
     }
 
     /// Lets peers in until stopped, those included who had connected by then.
-    pub(crate) async fn run(self: Arc<Self>, listener: Listener, acceptors: usize) {
-        listener.tune_for_peers();
-        let listener = Arc::new(listener);
+    pub(crate) async fn run(self: Arc<Self>, listeners: Vec<Listener>) {
         // Ended with this task, should it be cut.
         let mut accepting = JoinSet::new();
-        for _ in 0..acceptors {
-            let (door, listener) = (self.clone(), listener.clone());
-            accepting.spawn(async move { door.accept(&listener).await });
+        for listener in listeners {
+            listener.tune_for_peers();
+            let door = self.clone();
+            accepting.spawn(async move {
+                door.accept(&listener).await;
+                listener
+            });
         }
-        while let Some(ended) = accepting.join_next().await {
-            // A door that is open by half would tell nobody.
-            ended.expect("no acceptor fails");
-        }
-        let listener = Arc::into_inner(listener).expect("all acceptors have ended");
-        for arrived in listener.into_waiting() {
-            self.admit(arrived);
+        // A door that is open by half would tell nobody: this fails with the first of them that does.
+        for listener in accepting.join_all().await {
+            for arrived in listener.into_waiting() {
+                self.admit(arrived);
+            }
         }
     }
 

@@ -30,6 +30,7 @@
 //!
 //! The crate knows no database, no server and no agent; it knows the Workload API through the library `countersign`.
 
+mod acceptors;
 mod alarms;
 mod body;
 mod bounds;

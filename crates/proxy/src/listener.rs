@@ -73,14 +73,7 @@ pub(crate) struct SocketFile {
 impl Listener {
     /// Listens on an address; port 0 takes a free one.
     pub(crate) fn tcp(address: SocketAddr) -> Result<Self, ListenFault> {
-        let listen = || {
-            let socket =
-                if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-            socket.set_reuseaddr(true)?;
-            socket.bind(address)?;
-            socket.listen(BACKLOG)
-        };
-        listen().map(Self::Tcp).map_err(|error: io::Error| match error.kind() {
+        listen(address, |_| Ok(())).map(Self::Tcp).map_err(|error| match error.kind() {
             io::ErrorKind::AddrInUse => ListenFault::Taken(address),
             _ => ListenFault::Tcp { address, error },
         })
@@ -179,6 +172,18 @@ impl Listener {
             }
         }
     }
+}
+
+/// Listens, with whatever else the socket is told before.
+pub(crate) fn listen(
+    address: SocketAddr,
+    tell: impl FnOnce(&TcpSocket) -> io::Result<()>,
+) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    tell(&socket)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 impl Drop for SocketFile {

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::bounds::CORES_PER_ACCEPTOR;
+use crate::acceptors;
 use crate::config::{BoundInbound, BoundOutbound, LocalPlace, Protocol};
 use crate::dial::Dialer;
 use crate::door::Door;
@@ -120,8 +120,9 @@ impl Supervisor {
             }
             return Ok(());
         }
-        let listener = Listener::tcp(planned.listen)?;
-        let listen = listener.address().unwrap_or(planned.listen);
+        let cores = tokio::runtime::Handle::current().metrics().num_workers();
+        let listeners = acceptors::listeners(planned.listen, cores)?;
+        let listen = listeners.first().and_then(Listener::address).unwrap_or(planned.listen);
         let route = Arc::new(ArcSwap::from_pointee(route(&self.plane, &planned.leads)));
         let manners = Arc::new(ArcSwap::from_pointee(planned.manners.clone()));
         let stop = CancellationToken::new();
@@ -131,8 +132,7 @@ impl Supervisor {
             (route.clone(), manners.clone()),
             (stop.clone(), self.inside.clone()),
         );
-        let cores = tokio::runtime::Handle::current().metrics().num_workers();
-        self.plane.tasks.start(door.run(listener, cores.div_ceil(CORES_PER_ACCEPTOR)));
+        self.plane.tasks.start(door.run(listeners));
         tracing::info!(service = %name, %listen, "the door is open");
         let bound = BoundInbound { service: name.clone(), listen };
         let running = Running { plan: planned.clone(), bound, route, stop };

@@ -103,7 +103,8 @@ pub enum Outcome {
     /// suspect of a source that is proven.
     Anonymous,
     /// Somebody proved who they are, and has as many connections as one may have. It counts as one that failed, and makes no
-    /// suspect of its source: who tries again by and by is let in as soon as there is a place, whatever comes from elsewhere.
+    /// suspect of its source: who tries again by and by is let in as soon as there is a place, whatever comes from elsewhere. Who goes
+    /// on without a pause uses up what its source has, which is that of all others who come from there: who it is, is known too late.
     OverShare,
     /// Nothing is to be held against the source: it did not begin, or what failed is on our side.
     Nothing,

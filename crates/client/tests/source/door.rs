@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio::task::JoinHandle;
 
 use crate::agent::{Agent, Offer};
 use crate::world::{PATIENCE, World, source_with};
@@ -127,18 +128,11 @@ async fn one_that_is_let_in_keeps_nobody_else_out() {
     let mut inbound = Inbound::service("orders".parse().unwrap());
     inbound.each_max = std::num::NonZeroUsize::new(4);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut door = Door::new(&orders, listener, inbound);
+    let door = Door::new(&orders, listener, inbound);
     let address = door.local_address().unwrap();
     let expected = Expected::Id(ORDERS.parse().unwrap());
     let outbound = Outbound::service("orders".parse().unwrap(), expected);
-    let mut admitting = tokio::spawn(async move {
-        let mut let_in = Vec::new();
-        loop {
-            let mut connection = door.accept().await;
-            connection.write_all(b"hello").await.unwrap();
-            let_in.push(connection);
-        }
-    });
+    let mut admitting = greeting(door);
     let call = async |source: &Source| {
         let trust = source.trust();
         let mut stream = dial(&trust, address, &outbound).await.unwrap().stream;
@@ -171,18 +165,11 @@ async fn who_comes_again_and_again_over_its_share_is_turned_away_unread_before_l
     let mut inbound = Inbound::service("orders".parse().unwrap());
     inbound.each_max = std::num::NonZeroUsize::new(1);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut door = Door::new(&orders, listener, inbound);
+    let door = Door::new(&orders, listener, inbound);
     let address = door.local_address().unwrap();
     let expected = Expected::Id(ORDERS.parse().unwrap());
     let outbound = Outbound::service("orders".parse().unwrap(), expected);
-    let mut admitting = tokio::spawn(async move {
-        let mut let_in = Vec::new();
-        loop {
-            let mut connection = door.accept().await;
-            connection.write_all(b"hello").await.unwrap();
-            let_in.push(connection);
-        }
-    });
+    let mut admitting = greeting(door);
     let trust = web.trust();
     let calling = async {
         let mut first = dial(&trust, address, &outbound).await.unwrap().stream;
@@ -210,6 +197,18 @@ async fn who_comes_again_and_again_over_its_share_is_turned_away_unread_before_l
     };
     assert!(100 < whole, "an honest one is not shut out for some tries: {whole}");
     admitting.abort();
+}
+
+/// Greets whoever is let in, and lets nobody go.
+fn greeting(mut door: Door) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut let_in = Vec::new();
+        loop {
+            let mut connection = door.accept().await;
+            connection.write_all(b"hello").await.unwrap();
+            let_in.push(connection);
+        }
+    })
 }
 
 /// A connection from one of this machine's own addresses.

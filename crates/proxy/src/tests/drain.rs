@@ -1,5 +1,6 @@
 //! Shutdown: nothing that was begun is lost, and nothing is waited for without end.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
@@ -16,7 +17,6 @@ use super::world::{
     Caller, PATIENCE, Proxy, Shop, WEB_TO_ORDERS, directory, eventually, get, inbound, outbound,
     read,
 };
-use crate::bounds::CORES_PER_ACCEPTOR;
 use crate::config::Protocol;
 
 #[tokio::test]
@@ -149,13 +149,24 @@ async fn a_busy_keep_alive_caller_loses_nothing_while_its_listener_closes() {
     }
 }
 
-/// So many that a door has three acceptors.
-const WORKERS: usize = 2 * CORES_PER_ACCEPTOR + 1;
+/// The threads of a proxy that has as many cores.
+const WORKERS: usize = 4;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 33)]
-async fn who_had_connected_when_a_door_with_several_acceptors_closes_is_served() {
+/// How many listen at this address.
+fn listeners_at(address: SocketAddr) -> usize {
+    let SocketAddr::V4(v4) = address else { panic!("expected IPv4, found {address}") };
+    let port = format!(":{:04X}", v4.port());
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| row[1].ends_with(&port) && row[3] == "0A").count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_door_has_a_listener_for_each_core_and_who_had_connected_when_it_closes_is_served() {
     assert_eq!(tokio::runtime::Handle::current().metrics().num_workers(), WORKERS);
     let shop = Shop::open(Protocol::Http).await;
+    let door = shop.orders.door();
+    assert_eq!(listeners_at(door), WORKERS);
     // Nothing of the door runs while they connect and it is told to close.
     let (held, freed) = (Arc::new(Barrier::new(WORKERS + 1)), Arc::new(Barrier::new(WORKERS + 1)));
     for _ in 0..WORKERS {
@@ -167,7 +178,8 @@ async fn who_had_connected_when_a_door_with_several_acceptors_closes_is_served()
     }
     held.wait();
     // Nothing is judged before they are freed: a panic would wait for them without end.
-    let came: Vec<_> = (0..8).map(|_| std::net::TcpStream::connect(shop.orders.door())).collect();
+    // So many that some are in each queue.
+    let came: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(door)).collect();
     let mut ending = Box::pin(shop.orders.end(PATIENCE));
     let begun = ending.as_mut().now_or_never();
     freed.wait();
