@@ -33,7 +33,7 @@ pub(crate) struct Rounds {
 }
 
 /// What can befall a trust domain in a round, and its system calls; `crates/cli/tests/crash/faults.rs` has the same names.
-const KINDS: [&str; 17] = [
+const KINDS: [&str; 19] = [
     "kill-server",
     "kill-agent",
     "kill-proxy",
@@ -47,6 +47,8 @@ const KINDS: [&str; 17] = [
     "clock-back",
     "clock-server",
     "clock-server-kill-agent",
+    "clock-server-ahead",
+    "clock-machine-ahead",
     "write-failed",
     "sync-failed",
     "rename-failed",

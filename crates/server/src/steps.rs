@@ -46,9 +46,8 @@ use crate::publish::{
     Leashed, Next, Publication, Roster, Slice, Slices, attend, expired, hear, known,
 };
 use crate::revoke::{Converging, Remembered, converged, drop_moot, held, revoke};
-use crate::run::latest;
 use crate::state::{Feeder, State, Trouble};
-use crate::watch::{TimeGuard, Watch, accept_clock};
+use crate::watch::{self, Watch, accept_clock};
 
 pub use self::asked::token;
 pub use self::console::{Answered, Console};
@@ -145,7 +144,7 @@ impl Steps {
             Unsealed::Open(authorities) => authorities,
             Unsealed::Sealed(why) => return Err(Refused::new(Code::NotReady, why)),
         };
-        let highest = latest(&*store).await.map_err(internal)?;
+        let time = watch::begin(steady, &*clock, &*store).await.map_err(internal)?;
         let (feeder, feed) = Feeder::start(Arc::clone(&store), Arc::clone(&clock)).await?;
         let trust = authorities.trust();
         let crowd = Crowd::new(clock.now());
@@ -155,7 +154,7 @@ impl Steps {
             authorities: Arc::new(ArcSwap::from_pointee(authorities)),
             clock: Arc::clone(&clock),
             entropy: Arc::clone(&entropy),
-            time: Arc::new(TimeGuard::new(highest, steady, &*clock)),
+            time: Arc::new(time),
             memory: ChainMemory::new(),
         };
         let control = Control {

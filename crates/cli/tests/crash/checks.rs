@@ -100,7 +100,7 @@ impl World {
         self.settle(Settle::WhenDue);
     }
 
-    fn check_promises(&mut self) {
+    pub(crate) fn check_promises(&mut self) {
         let begin = Instant::now();
         loop {
             let told = self.up().json(&["revocations"]);

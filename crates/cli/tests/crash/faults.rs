@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::clocks::Whose;
 use crate::support::{root, text};
 
 /// The chance of one run (SplitMix64), so that its seed tells it whole.
@@ -61,6 +62,8 @@ pub(crate) enum Fault {
     Clock(i64),
     /// The server's clock alone is set back ten minutes for a while; its agent may end meanwhile.
     ServerClock { kill_agent: bool },
+    /// A clock is so many seconds ahead for a while: more than anything lives that is held. Somebody may begin anew under it.
+    ClockAhead { whose: Whose, ahead: i64, kill: Option<&'static str>, lasts: Duration },
 }
 
 /// Who remembers the rules that are newer than the backup.
@@ -76,7 +79,7 @@ pub(crate) enum Memory {
 
 /// Every kind of what can befall a trust domain, in the order of a short run: a restored backup has a lifetime's time left then
 /// in which something else happens, and a clock goes forward before it goes back.
-pub(crate) const KINDS: [&str; 14] = [
+pub(crate) const KINDS: [&str; 16] = [
     "kill-server",
     "kill-agent",
     "kill-proxy",
@@ -91,7 +94,12 @@ pub(crate) const KINDS: [&str; 14] = [
     "clock-back",
     "clock-server",
     "clock-server-kill-agent",
+    "clock-server-ahead",
+    "clock-machine-ahead",
 ];
+
+/// In seconds.
+const HOUR: i64 = 3600;
 
 impl Fault {
     pub(crate) fn draw(dice: &mut Dice, store: StoreKind) -> Self {
@@ -99,7 +107,7 @@ impl Fault {
             return Self::KillDatabase { away: dice.millis(100, 4000) };
         }
         let part = |dice: &mut Dice| *dice.one_of(&["server", "agent", "proxy"]);
-        match dice.below(13) {
+        match dice.below(14) {
             0..=3 => Self::Kill((0..=dice.below(2)).map(|_| part(dice)).collect()),
             4 => Self::KillAll,
             5 => Self::Full(dice.millis(300, 1500)),
@@ -115,7 +123,13 @@ impl Fault {
                 StoreKind::Postgres => &[Memory::Journal, Memory::Agents],
             })),
             11 => Self::Clock(*dice.one_of(&[5, 40, -10, 20])),
-            _ => Self::ServerClock { kill_agent: dice.below(2) == 0 },
+            12 => Self::ServerClock { kill_agent: dice.below(2) == 0 },
+            _ => Self::ClockAhead {
+                whose: *dice.one_of(&[Whose::Server, Whose::Machine]),
+                ahead: *dice.one_of(&[2 * HOUR, 30 * HOUR, 5 * 24 * HOUR]),
+                kill: *dice.one_of(&[None, None, Some("server"), Some("agent")]),
+                lasts: dice.millis(100, 1500),
+            },
         }
     }
 
@@ -136,6 +150,8 @@ impl Fault {
             Self::Clock(_) => one("clock-forward"),
             Self::ServerClock { kill_agent: false } => one("clock-server"),
             Self::ServerClock { kill_agent: true } => one("clock-server-kill-agent"),
+            Self::ClockAhead { whose: Whose::Server, .. } => one("clock-server-ahead"),
+            Self::ClockAhead { whose: Whose::Machine, .. } => one("clock-machine-ahead"),
         }
     }
 }

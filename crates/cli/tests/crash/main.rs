@@ -2,12 +2,14 @@
 //! yesterday's backup is restored; after each, the whole is checked, by an outside program too.
 //!
 //! Each round has a seed, and a failure names it. The short run takes the first seeds from 1000 on that draw each kind of
-//! fault twice. `COUNTERSIGN_SEED` and `COUNTERSIGN_ROUNDS` say with which seed to begin and how many to take; to the file
-//! COUNTERSIGN_PASSED each round that passed is added, by which `cargo xtask crash` goes on where it was stopped.
+//! fault twice; COUNTERSIGN_KINDS, with commas between, and COUNTERSIGN_TIMES choose others. `COUNTERSIGN_SEED` and
+//! `COUNTERSIGN_ROUNDS` say with which seed to begin and how many to take; to the file COUNTERSIGN_PASSED each round that
+//! passed is added, by which `cargo xtask crash` goes on where it was stopped.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
 mod checks;
+mod clocks;
 mod faults;
 #[path = "../support/load.rs"]
 #[expect(dead_code, reason = "the load tests use the rest of it")]
@@ -36,7 +38,7 @@ use serde_json::Value;
 use support::{binary, text, until};
 use world::World;
 
-/// How often each kind of fault comes in the short run, which takes about a minute and a half.
+/// How often each kind of fault comes in the short run, which takes about two minutes.
 const TIMES: usize = 2;
 /// With which seed it begins to choose.
 const SEED: u64 = 1000;
@@ -155,7 +157,8 @@ fn live_through(world: &mut World, seed: u64, say: impl FnOnce(&Fault)) -> Strin
         world.revive(&fault);
     }
     world.check();
-    if dice.below(4) == 0 {
+    // What was suspended under a clock that was ahead does not come back after a restore: operators are told to have it in a backup.
+    if dice.below(4) == 0 || matches!(fault, Fault::ClockAhead { .. }) {
         until("the state is backed up", || world.back_up());
     }
     let calls = calls.into_iter().map(str::to_owned);
@@ -178,9 +181,11 @@ fn assert_telling(world: &World) {
     let looked = &world.looked;
     let unmet: Vec<_> = KINDS.iter().filter(|kind| !looked.met.contains_key(**kind)).collect();
     // A long run draws by chance; `cargo xtask crash` looks at all of its pieces together.
-    let short = std::env::var_os("COUNTERSIGN_SEED").is_none();
+    let short = ["COUNTERSIGN_SEED", "COUNTERSIGN_KINDS"].map(std::env::var_os) == [None, None];
     assert!(!short || unmet.is_empty(), "never met: {unmet:?}");
-    let some_failed = world.faults.suffered() != [0; CALLS.len()];
+    // Who chooses the kinds need not have chosen those.
+    let chosen = std::env::var_os("COUNTERSIGN_KINDS").is_some();
+    let some_failed = chosen || world.faults.suffered() != [0; CALLS.len()];
     assert!(0 < looked.rules && 0 < looked.pairs && some_failed, "{looked:?}");
     let met = |kind| looked.met.contains_key(kind);
     let from_agents = 0 < looked.handed_back && 0 < looked.suspended_again;
@@ -238,13 +243,22 @@ fn run(store: StoreKind, short: &[u64]) {
     );
 }
 
+/// The seeds of a short run, unless others were asked for.
+fn short(store: StoreKind, kinds: &[&str], times: usize) -> Vec<u64> {
+    let asked = std::env::var("COUNTERSIGN_KINDS").ok();
+    let kinds: Vec<&str> =
+        asked.as_deref().map_or(kinds.to_vec(), |text| text.split(',').collect());
+    let times = number_of("COUNTERSIGN_TIMES", times as u64).try_into().unwrap();
+    seeds_of_each_kind(store, SEED, &kinds, times)
+}
+
 #[test]
 fn what_was_promised_holds_after_every_crash() {
-    run(StoreKind::Sqlite, &seeds_of_each_kind(StoreKind::Sqlite, SEED, &KINDS, TIMES));
+    run(StoreKind::Sqlite, &short(StoreKind::Sqlite, &KINDS, TIMES));
 }
 
 #[test]
 fn what_was_promised_holds_on_postgresql_too() {
     let kinds = ["kill-database", "kill-server", "kill-agent", "kill-proxy"];
-    run(StoreKind::Postgres, &seeds_of_each_kind(StoreKind::Postgres, SEED, &kinds, 1));
+    run(StoreKind::Postgres, &short(StoreKind::Postgres, &kinds, 1));
 }

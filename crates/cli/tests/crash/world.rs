@@ -10,7 +10,7 @@ use countersign_identity::Timestamp;
 use crate::faults::{CALLS, Dice, Disk, Fault, Faults, StoreKind};
 use crate::postgres::{Cluster, Listen};
 use crate::recovery::{Lost, Promised};
-use crate::support::{self, Up, binary, folder, text, until};
+use crate::support::{self, Up, binary, folder, until};
 use crate::witness::{Place, Places, Witness};
 
 /// A trust domain, what was done to it, and what must therefore hold.
@@ -21,6 +21,8 @@ pub(crate) struct World {
     clock: PathBuf,
     ahead: i64,
     furthest: i64,
+    /// Whether a clock was far ahead in a round before, so that something is dated so.
+    pub(crate) was_ahead: bool,
     /// Where its state is, if not in its data directory.
     pub(crate) database: Option<Database>,
     /// A small disk of the trust domain's own, where this user may make one.
@@ -104,6 +106,7 @@ impl World {
             clock,
             ahead: 0,
             furthest: 0,
+            was_ahead: false,
             database: (store == StoreKind::Postgres).then(Database::make),
             disk: None,
             faketime,
@@ -158,8 +161,14 @@ impl World {
     }
 
     /// How far the server's clock is ahead of everybody else's.
-    fn set_server_clock(&self, ahead: i64) {
+    pub(crate) fn set_server_clock(&self, ahead: i64) {
         write_clock(&self.clock.with_file_name("clock-server"), self.ahead + ahead);
+    }
+
+    /// How far everybody's clock is ahead of where it was until then.
+    pub(crate) fn set_clock_of_all(&self, ahead: i64) {
+        write_clock(&self.clock, self.ahead + ahead);
+        self.set_server_clock(ahead);
     }
 
     /// The time by the clock of the trust domain.
@@ -222,7 +231,7 @@ impl World {
     }
 
     /// The processes of a kind that `up` has started.
-    fn processes(&self, kind: &str) -> Vec<i32> {
+    pub(crate) fn processes(&self, kind: &str) -> Vec<i32> {
         let parent = self.up().pid().to_string();
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
@@ -320,6 +329,9 @@ impl World {
                 wait(Duration::from_millis(300));
             }
             Fault::ServerClock { kill_agent } => self.suffer_server_clock(*kill_agent),
+            Fault::ClockAhead { whose, ahead, kill, lasts } => {
+                self.suffer_clock_ahead((*whose, *ahead), *kill, *lasts);
+            }
         }
         self.faults.lift();
         if befell {
@@ -329,43 +341,6 @@ impl World {
         let calls = CALLS.iter().zip(suffered.iter().zip(now));
         let calls: Vec<_> = calls.filter(|(_, (before, now))| *before != now).collect();
         calls.into_iter().map(|(call, _)| *call).inspect(|call| self.met(call)).collect()
-    }
-
-    /// The server's clock goes back ten minutes: it says so, issues nothing, and goes on taking out of service.
-    fn suffer_server_clock(&self, kill_agent: bool) {
-        const BEHIND: &str = "nothing is issued until the clock is set right";
-        self.set_server_clock(-600);
-        until("the server says that its clock is behind", || {
-            self.status().filter(|status| status["warnings"].to_string().contains(BEHIND))
-        });
-        let before = self.recorded();
-        if kill_agent {
-            // Its successor holds no key, so it asks for everything.
-            sent_kill(&self.processes("agent"));
-        }
-        let (name, file) =
-            (format!("late-{}", self.revision.1), self.folder.path().join("late.yaml"));
-        std::fs::write(
-            &file,
-            support::manifest_of_me("30s").replace("name: me", &format!("name: {name}")),
-        )
-        .unwrap();
-        // Its agent asks for it at once.
-        self.up().json(&["apply", file.to_str().unwrap()]);
-        let target = "spiffe://shop.example/nobody-late";
-        let revoked = self.up().run(&["revoke", target, "--reason", "key-compromise"]);
-        assert!(revoked.status.success(), "{}", text(&revoked.stderr));
-        // More than an agent takes to come up and to ask.
-        std::thread::park_timeout(Duration::from_secs(1));
-        let more: Vec<String> = self.recorded().difference(&before).cloned().collect();
-        assert!(more.is_empty(), "issued by a clock that is behind: {more:?}");
-        self.set_server_clock(0);
-        until("what was asked for meanwhile is served", || {
-            let id = format!("spiffe://shop.example/{name}");
-            let out = self.folder.path().join("late");
-            let fetch = ["fetch", "x509", "--id", &id, "--write", out.to_str().unwrap()];
-            self.up().run(&fetch).status.success().then_some(())
-        });
     }
 
     /// `up` mends what it has started; whoever supervises it starts it again only where it was killed itself.
@@ -407,7 +382,7 @@ fn has_ended(pid: i32) -> bool {
 }
 
 /// Cuts them off at once. Whether there was any.
-fn sent_kill(pids: &[i32]) -> bool {
+pub(crate) fn sent_kill(pids: &[i32]) -> bool {
     send("KILL", pids)
 }
 

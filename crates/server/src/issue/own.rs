@@ -123,7 +123,13 @@ impl Own {
         state.revocations().covering(&presented).is_some()
     }
 
-    /// Renews when due, and at once when what is shown is revoked, until stopped.
+    /// Whether a clock that was ahead dated what is shown, so that nobody takes it yet.
+    fn is_of_later(&self, now: Timestamp) -> bool {
+        let own = self.trust.identity();
+        own.is_some_and(|own| now < own.chain().leaf().validity().not_before)
+    }
+
+    /// Renews when due, and at once when what is shown is revoked or of a time to come, until stopped.
     pub(crate) async fn run(self, mut due: Timestamp, stop: CancellationToken) {
         let mut backoff = Backoff::new(BACKOFF);
         let mut states = self.control.feed.watch();
@@ -137,7 +143,7 @@ impl Own {
             let state = Arc::clone(&states.borrow_and_update());
             let now = self.clock.now();
             again = Timestamp::LAST;
-            if now < due && !self.is_revoked(&state) {
+            if now < due && !self.is_revoked(&state) && !self.is_of_later(now) {
                 if !self.is_leaving(&state) {
                     continue;
                 }

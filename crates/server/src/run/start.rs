@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::parts::{Browsed, Parts};
 use super::serving::{Keys, Serving, recall};
 use super::told::{notify, tell};
-use super::{Ended, Surroundings, latest};
+use super::{Ended, Surroundings};
 use crate::admin::{Admin, AdminSocket, Mode, Operators, serve};
 use crate::authority::{Authorities, Unsealed, internal, unseal};
 use crate::config::{Config, Ready, StartError, kek_path};
@@ -23,7 +23,7 @@ use crate::incarnation::{
 };
 use crate::state::{Feeder, State};
 use crate::storage;
-use crate::watch::{About, KeptTime, LogTree, TimeGuard};
+use crate::watch::{self, About, KeptTime, LogTree, TimeGuard};
 
 /// A server whose data directory is open.
 pub(super) struct Start {
@@ -61,8 +61,7 @@ impl Start {
         })?;
         // 4. What time the log says it was last, and what time it was by what had passed.
         let written = KeptTime::read(&config.data);
-        let time = TimeGuard::new(latest(&*store).await?, written, &*around.clock);
-        let time = Arc::new(time);
+        let time = Arc::new(watch::begin(written, &*around.clock, &*store).await?);
         let started = around.clock.now();
         Ok(Self { config, domain, store, socket, operators, time, started, around })
     }

@@ -13,6 +13,7 @@ use countersign_pki::{KeyKind, PrivateKey, make_csr};
 use countersign_seal::Kek;
 use countersign_store::MemoryStore;
 
+use super::client::{shows, try_dialled};
 use super::converge::{convergence_until, point_ack};
 use super::revoke::{key, revoke};
 use super::rotate::{authorities, in_state, step, until_ended};
@@ -238,4 +239,69 @@ async fn time_that_was_accepted_at_one_server_is_gone_by_at_the_next_request_of_
     // What it heard lets its clock jump no further than any other.
     other.set(noon + DAYS);
     assert!(two.steady().unwrap() < noon + MINUTE);
+}
+
+#[tokio::test]
+async fn word_that_time_was_accepted_once_says_nothing_of_a_clock_that_is_ahead_after_it() {
+    let noon = Timestamp::from_secs(1_795_262_400);
+    let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(7));
+    let store = Arc::new(MemoryStore::new(Arc::new(SeededEntropy::new(8))));
+    let shared = Shared { store, kek: Kek::draw(&*entropy).unwrap(), entropy };
+    let clock = Arc::new(SimClock::new(noon));
+    let (root, issuer, domain) = (key(), key(), DOMAIN.parse().unwrap());
+    begin(&shared.ground("s", &clock), &shared.kek, domain, &root, &issuer).await.unwrap();
+    let mut server = shared.start("s", &clock).await;
+    for turn in 0..3 {
+        clock.set(noon + DAYS);
+        server.apply(&[workload(&format!("ahead{turn}"), &[])]).await.unwrap();
+        server.advance().await.unwrap();
+        if turn == 2 {
+            server = shared.start("s", &clock).await;
+        }
+        clock.set(noon + MINUTE);
+        assert_eq!(join(&server).await.unwrap_err().code, Code::NotReady, "turn {turn}");
+        // Nor does what is recorded by the clock that is right.
+        server.apply(&[workload(&format!("after{turn}"), &[])]).await.unwrap();
+        assert_eq!(join(&server).await.unwrap_err().code, Code::NotReady, "turn {turn}");
+        server.accept_clock().await.unwrap();
+        join(&server).await.unwrap();
+        server.advance().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn server_that_lived_under_a_clock_that_was_ahead_is_believed_again_once_time_is_accepted() {
+    let realm = Realm::begin().await;
+    let noon = realm.clock.now();
+    let running = realm.serve().await;
+    let agent = Agent::join(&realm, &running, &[]).await;
+    let trust = shows(&realm, &agent.bundle, &agent.chain, &agent.key);
+    let dial = async || try_dialled(&trust, running.address(), b"h2").await;
+    dial().await.unwrap();
+    // It renews what it shows, which nobody takes when the clock is right again.
+    let renewed = async {
+        while dial().await.is_ok() {
+            let before = running.log_size().await;
+            realm.clock.set(noon + DAYS);
+            while running.log_size().await == before {
+                realm.clock.advance(Duration::from_secs(1));
+            }
+            realm.clock.set(noon + MINUTE);
+        }
+    };
+    soon(renewed).await;
+    realm.clock.set(noon + MINUTE);
+    assert_eq!(dial().await.unwrap_err().code, Code::NotYetValid);
+    let before = running.log_size().await;
+    running.admin.accept_clock().await.unwrap();
+    // Time does not pass, so it waits for none. The word is on record then, and what it has issued to itself, which it shows next.
+    let renewed = async {
+        while running.log_size().await < before + 2 || dial().await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(renewed).await;
+    Agent::join(&realm, &running, &[]).await;
+    running.stop().await;
+    realm.verify_everything().await;
 }

@@ -8,6 +8,7 @@ use countersign_store::{Batch, Op, PAGE_MAX, Store};
 use serde::{Deserialize, Serialize};
 
 use crate::authority::internal;
+use crate::config::StartError;
 use crate::control::Control;
 use crate::papers::{beginning, paper, says};
 use crate::refusal::Refused;
@@ -20,7 +21,7 @@ const CLOCK: &str = "clock/";
 /// From where on the times of a log are in order again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Accepted {
+pub(super) struct Accepted {
     /// Of which log.
     incarnation: Incarnation,
     /// Its event is at this place or after it.
@@ -53,6 +54,7 @@ pub(crate) async fn accept_clock(
     let ops = vec![Op::CreatePaper(paper(name, &word)?)];
     let committed =
         control.store.commit(Batch { events: vec![event], ops, ..Batch::default() }).await?;
+    control.desk.time.hear(word);
     control.desk.time.accept(now, &*control.clock);
     tracing::warn!(%now, %before, actor, "the present time is taken for right, by an operator's word");
     Ok(RevisionResponse::at(committed.revision))
@@ -83,10 +85,30 @@ pub(crate) async fn believed(
     time.trusted(clock.now())
 }
 
+/// The time that the log says it was last. A word that was given before is none on what was recorded since.
+///
+/// # Errors
+/// When the store does not answer.
+pub(crate) async fn begin(
+    written: Option<Timestamp>,
+    clock: &dyn Clock,
+    store: &dyn Store,
+) -> Result<TimeGuard, StartError> {
+    // First: one that is given meanwhile is news.
+    let word = accepted(store).await?;
+    let time = TimeGuard::new(latest(store).await?, written, clock);
+    if let Some(word) = word {
+        time.hear(word);
+    }
+    Ok(time)
+}
+
 /// Goes on by a word that was given to another server.
 async fn learn(time: &TimeGuard, clock: &dyn Clock, store: &dyn Store) -> Result<(), Refused> {
-    if accepted(store).await?.is_some() {
+    let word = accepted(store).await?;
+    if let Some(word) = word.filter(|word| !time.has_heard(*word)) {
         time.accept(latest(store).await.map_err(internal)?, clock);
+        time.hear(word);
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use countersign_identity::{Clock, Code, Course, SKEW_ALLOWED, Timestamp};
 
 use crate::refusal::Refused;
+use crate::watch::accepted::Accepted;
 
 /// A clock that is ahead by more than this is told of: it may be that the server was away for so long.
 const TOLD: Duration = Duration::from_secs(86_400);
@@ -17,6 +18,8 @@ const TOLD: Duration = Duration::from_secs(86_400);
 pub(crate) struct TimeGuard {
     highest: AtomicI64,
     course: Mutex<Course>,
+    /// The last word of an operator on the time that it knows of. A word says nothing of a clock that is ahead after it.
+    word: Mutex<Option<Accepted>>,
 }
 
 /// A moment: what the clock shows, and how far time has certainly come, which is never later.
@@ -43,7 +46,7 @@ impl TimeGuard {
         // operator set it back.
         let shown = written.map_or(in_log, |written| written.min(in_log));
         let course = Mutex::new(Course::begin(shown, clock.ran()));
-        Self { highest: AtomicI64::new(in_log.micros()), course }
+        Self { highest: AtomicI64::new(in_log.micros()), course, word: Mutex::default() }
     }
 
     /// The time for what takes something away that cannot be had again: no later than the clock, nor, until that has gone
@@ -101,6 +104,16 @@ impl TimeGuard {
     pub(crate) fn accept(&self, at: Timestamp, clock: &dyn Clock) {
         *self.course() = Course::begin(at.min(clock.now()), clock.ran());
         self.highest.store(at.micros(), Ordering::Relaxed);
+    }
+
+    /// Goes by this word of an operator from now on.
+    pub(super) fn hear(&self, word: Accepted) {
+        *self.word.lock().unwrap_or_else(PoisonError::into_inner) = Some(word);
+    }
+
+    /// Whether it goes by it already.
+    pub(super) fn has_heard(&self, word: Accepted) -> bool {
+        *self.word.lock().unwrap_or_else(PoisonError::into_inner) == Some(word)
     }
 
     /// The highest time that was seen, `now` included: for what must happen whatever the clock says, and must not end early.
