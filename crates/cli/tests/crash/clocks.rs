@@ -2,17 +2,9 @@
 
 use std::time::Duration;
 
+use crate::faults::Whose;
 use crate::support::{self, text, until};
 use crate::world::{World, sent_kill};
-
-/// Whose clock is far ahead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Whose {
-    /// The server's alone.
-    Server,
-    /// That of every process, as where the machine's own is wrong.
-    Machine,
-}
 
 /// What the server says of itself while its clock is behind what it has recorded.
 const BEHIND: &str = "nothing is issued until the clock is set right";

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::clocks::Whose;
 use crate::support::{root, text};
 
 /// The chance of one run (SplitMix64), so that its seed tells it whole.
@@ -39,6 +38,15 @@ impl Dice {
 pub(crate) enum StoreKind {
     Sqlite,
     Postgres,
+}
+
+/// Whose clock is far ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// The server's alone.
+    Server,
+    /// That of every process, as where the machine's own is wrong.
+    Machine,
 }
 
 /// What is done to the trust domain in one round.

@@ -13,7 +13,6 @@ use countersign_pki::{KeyKind, PrivateKey, make_csr};
 use countersign_seal::Kek;
 use countersign_store::MemoryStore;
 
-use super::client::{shows, try_dialled};
 use super::converge::{convergence_until, point_ack};
 use super::revoke::{key, revoke};
 use super::rotate::{authorities, in_state, step, until_ended};
@@ -267,41 +266,4 @@ async fn word_that_time_was_accepted_once_says_nothing_of_a_clock_that_is_ahead_
         join(&server).await.unwrap();
         server.advance().await.unwrap();
     }
-}
-
-#[tokio::test]
-async fn server_that_lived_under_a_clock_that_was_ahead_is_believed_again_once_time_is_accepted() {
-    let realm = Realm::begin().await;
-    let noon = realm.clock.now();
-    let running = realm.serve().await;
-    let agent = Agent::join(&realm, &running, &[]).await;
-    let trust = shows(&realm, &agent.bundle, &agent.chain, &agent.key);
-    let dial = async || try_dialled(&trust, running.address(), b"h2").await;
-    dial().await.unwrap();
-    // It renews what it shows, which nobody takes when the clock is right again.
-    let renewed = async {
-        while dial().await.is_ok() {
-            let before = running.log_size().await;
-            realm.clock.set(noon + DAYS);
-            while running.log_size().await == before {
-                realm.clock.advance(Duration::from_secs(1));
-            }
-            realm.clock.set(noon + MINUTE);
-        }
-    };
-    soon(renewed).await;
-    realm.clock.set(noon + MINUTE);
-    assert_eq!(dial().await.unwrap_err().code, Code::NotYetValid);
-    let before = running.log_size().await;
-    running.admin.accept_clock().await.unwrap();
-    // Time does not pass, so it waits for none. The word is on record then, and what it has issued to itself, which it shows next.
-    let renewed = async {
-        while running.log_size().await < before + 2 || dial().await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    };
-    soon(renewed).await;
-    Agent::join(&realm, &running, &[]).await;
-    running.stop().await;
-    realm.verify_everything().await;
 }
