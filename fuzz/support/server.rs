@@ -13,7 +13,7 @@ use countersign_identity::{
 };
 use countersign_pki::{Bundle, Certificate, Chain, PrivateKey, make_csr};
 use countersign_seal::Kek;
-use countersign_server::steps::{Ground, Steps, begin};
+use countersign_server::steps::{Ground, Steps, begin, put_log_key};
 use countersign_store::{MemoryStore, Store};
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -108,6 +108,7 @@ impl World {
         let (steps, token, joined) = runtime.block_on(async {
             let domain = "shop.example".parse().expect("it is one");
             begin(&ground, &kek, domain, &key(1), &key(2)).await.expect("an empty store");
+            put_log_key(&ground, &kek, &key(4)).await.expect("a store of our own");
             let steps = Steps::start(ground, &kek).await.expect("a store of our own");
             steps.apply(&manifests()).await.expect("they are in order");
             steps.advance().await.expect("our own records");
@@ -117,6 +118,7 @@ impl World {
             let token = steps.create_token(hour, label()).await.expect("the store takes it");
             let csr = make_csr(&own).expect("Ed25519 signs").into();
             let joined = steps.attest(attest_request(&first, csr)).await.expect("it may");
+            steps.sign_log().await.expect("it is its turn");
             (steps, token, joined)
         });
         let chain = Chain::from_ders(joined.chain.iter().map(AsRef::as_ref)).expect("one of ours");

@@ -39,8 +39,9 @@ use crate::authority::{Ceremony, First, NewRoot, Unsealed, create_first_of, inte
 use crate::config::{ISSUER_LIFETIME_SECS, ROOT_LIFETIME_SECS};
 use crate::control::Control;
 use crate::edge::{Conduct, Crowd, Peer};
+use crate::incarnation::LogKey;
 use crate::issue::{Desk, sign};
-use crate::log::Signing;
+use crate::log::{Signer, Signing};
 use crate::publish::{
     Leashed, Next, Publication, Roster, Slice, Slices, attend, expired, hear, known,
 };
@@ -125,6 +126,14 @@ pub async fn begin(
     create_first_of(first, &NewRoot::Here(root), issuer).await.map(|_trust| ())
 }
 
+/// Puts this key into a state as its log key. A server of a state without one signs no log and hands out no rules.
+///
+/// # Errors
+/// When the store does not take it.
+pub async fn put_log_key(ground: &Ground, kek: &Kek, key: &PrivateKey) -> Result<(), Refused> {
+    LogKey::put(&*ground.store, kek, key, &*ground.entropy).await
+}
+
 impl Steps {
     /// Starts a server on what the store holds.
     ///
@@ -140,6 +149,7 @@ impl Steps {
         let (feeder, feed) = Feeder::start(Arc::clone(&store), Arc::clone(&clock)).await?;
         let trust = authorities.trust();
         let crowd = Crowd::new(clock.now());
+        let log_key = LogKey::open(&*store, kek).await?;
         let desk = Desk {
             store: Arc::clone(&store),
             authorities: Arc::new(ArcSwap::from_pointee(authorities)),
@@ -164,7 +174,7 @@ impl Steps {
             pulse: Arc::default(),
             views: crate::views::Views::default(),
             signing: Signing::default(),
-            log_key: None,
+            log_key: log_key.map(Arc::new),
             lost: tokio::sync::watch::Sender::new(None),
             returned: crate::attest::Returned::default(),
             journal: None,
@@ -218,6 +228,15 @@ impl Steps {
             moved = true;
         }
         Ok(moved)
+    }
+
+    /// Signs what is in the log by now.
+    ///
+    /// # Errors
+    /// When there is no log key, or the store holds what this version does not understand.
+    pub async fn sign_log(&self) -> Result<(), Refused> {
+        let key = self.control.log_key.as_ref().ok_or_else(|| internal("there is no log key"))?;
+        Signer::new(Arc::clone(&self.control), Arc::clone(key))?.catch_up().await
     }
 
     /// What a node with these labels is to know, computed anew.

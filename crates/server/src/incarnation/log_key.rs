@@ -45,11 +45,25 @@ impl LogKey {
             return Ok(key);
         }
         let key = PrivateKey::generate(KeyKind::Ed25519).map_err(internal)?;
+        Self::put(store, kek, &key, entropy).await?;
+        Ok(Self::of(key))
+    }
+
+    /// Makes this the key that the store keeps.
+    ///
+    /// # Errors
+    /// When the store does not take it.
+    pub(crate) async fn put(
+        store: &dyn Store,
+        kek: &Kek,
+        key: &PrivateKey,
+        entropy: &dyn Entropy,
+    ) -> Result<(), Refused> {
         let sealed =
             countersign_seal::seal(kek, LOG_KEY, key.pkcs8(), entropy).map_err(internal)?;
         let ops = vec![Op::PutSecret { name: LOG_KEY.to_owned(), sealed }];
         store.commit(Batch { ops, ..Batch::default() }).await?;
-        Ok(Self::of(key))
+        Ok(())
     }
 
     /// Opens the key that the store keeps.

@@ -134,6 +134,15 @@ impl Signer {
         }
     }
 
+    /// Signs all that there is, if it is this server's turn.
+    ///
+    /// # Errors
+    /// When the store does not answer, or what was signed before is not so any more.
+    pub(crate) async fn catch_up(&mut self) -> Result<(), Refused> {
+        while self.look().await? {}
+        Ok(())
+    }
+
     /// Signs once, if there is something to sign and it is this server's turn; says whether there is more.
     async fn look(&mut self) -> Result<bool, Refused> {
         let control = Arc::clone(&self.control);
