@@ -20,6 +20,7 @@ use super::plan::{self, ServicePlan};
 use super::ports::Ports;
 use super::process::Program;
 use super::supervise::{CONFLICT_PATIENCE, Happening, Nursery, Stdin, Tier};
+use super::surroundings::Surroundings;
 use super::view::View;
 use super::{probe, view};
 use crate::exit::Exit;
@@ -63,6 +64,8 @@ async fn up(arguments: &Arguments, output: Output) -> Result<Exit> {
     // All that can be wrong with the input is said before anything starts.
     let mut resources = manifest::load(&arguments.manifests)?;
     let layout = Layout::prepare(&arguments.data())?;
+    let names = std::env::vars_os().map(|(name, _value)| name);
+    let surroundings = Surroundings::of(names, &arguments.pass);
     let mut ports = Ports::open(&layout.data, plan::fixed_ports(&resources));
     plan::fix_ports(&mut resources, &mut ports)?;
     // Fixed for the whole run: agents must find a server that was started again.
@@ -86,12 +89,15 @@ async fn up(arguments: &Arguments, output: Output) -> Result<Exit> {
         arguments.manifests.canonicalize().context("cannot resolve the manifests' folder")?;
     let mut stage = Stage {
         view: View::new(output),
-        cast: Cast { layout, program, folder, server, console },
+        cast: Cast { layout, program, folder, server, console, surroundings },
         ports,
         tiers: [Tier::new(), Tier::new(), Tier::new(), Tier::new()],
         nursery,
         inbox,
     };
+    if let Some(warning) = stage.cast.surroundings.warning() {
+        stage.view.warn(&warning);
+    }
     let lived = stage.live(&domain, resources, &services, arguments.span).await;
     stage.take_down().await;
     lived.map(|()| Exit::Done)
@@ -106,6 +112,8 @@ struct Cast {
     server: SocketAddr,
     /// Where it serves its console.
     console: SocketAddr,
+    /// What they do not get of the environment.
+    surroundings: Surroundings,
 }
 
 /// The tiers in the order in which they are stopped.
@@ -294,6 +302,9 @@ impl Cast {
         let mut init = tokio::process::Command::new(&self.program);
         init.arg("init").arg("--data").arg(self.layout.server());
         init.args(["--trust-domain", domain.as_str()]);
+        for name in &self.surroundings.parts {
+            init.env_remove(name);
+        }
         let output = init.output().await.context("cannot start `countersign init`")?;
         if !output.status.success() {
             bail!(
@@ -311,6 +322,7 @@ impl Cast {
             path: self.program.clone(),
             arguments,
             environment: Vec::new(),
+            withheld: self.surroundings.parts.clone(),
             folder: self.folder.clone(),
             log: self.layout.logs.join(format!("{}.log", name.replace(' ', "-"))),
             speaks: true,
@@ -384,6 +396,7 @@ impl Cast {
             path: service.command.first().map(PathBuf::from).unwrap_or_default(),
             arguments: service.command.iter().skip(1).cloned().collect(),
             environment: service.environment.clone(),
+            withheld: self.surroundings.programs.clone(),
             folder: self.folder.clone(),
             speaks: false,
         }
