@@ -68,10 +68,11 @@ fn children(of: i32) -> Vec<i32> {
 fn what_is_to_be_removed_beside_manifests_needs_all_of_them() {
     let place = folder();
     let up = Up::shop();
-    let one = shop().join("web.yaml");
+    // Right in itself, also when all else is gone.
     let part = place.path().join("part");
+    let one = part.join("me.yaml");
     std::fs::create_dir(&part).unwrap();
-    std::fs::copy(&one, part.join("web.yaml")).unwrap();
+    std::fs::write(&one, support::manifest_of_me("5m")).unwrap();
     let before = up.json(&["resource", "list"]);
     for path in [&one, &part] {
         for command in ["apply", "plan"] {
@@ -172,4 +173,33 @@ fn a_hangup_ends_no_part_and_each_says_that_it_read_nothing_again() {
     assert_eq!(up.get("web", "/").0, 200);
     let still: Vec<i32> = children(up.pid()).into_iter().filter(is_part).collect();
     assert!(parts.iter().all(|part| still.contains(part)), "{parts:?} {still:?}");
+}
+
+#[test]
+fn a_server_tells_others_who_stand_elsewhere_where_it_is() {
+    let place = folder();
+    let in_place = |arguments: &[&str]| {
+        let mut command = Command::new(support::binary());
+        command.args(arguments).current_dir(place.path());
+        command
+    };
+    let made =
+        in_place(&["init", "--data", "d", "--trust-domain", "prod.example"]).output().unwrap();
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let mut server = in_place(&["server", "--data", "d", "--listen", "127.0.0.1:0"]);
+    server.args(["--metrics", "off", "--advertise", "one.example:8443", "--output", "json"]);
+    let mut server = server.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut ready = String::new();
+    let mut said = std::io::BufReader::new(server.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut said, &mut ready).unwrap();
+    let ready: serde_json::Value = serde_json::from_str(&ready).unwrap();
+    // From here, and not from where the server was started.
+    let mut token = Command::new(support::binary());
+    token.args(["token", "create", "--admin", ready["admin"].as_str().unwrap()]);
+    let token = token.output().unwrap();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(token.status.success(), "{}", text(&token.stderr));
+    let said = text(&token.stdout);
+    assert!(said.contains("--server one.example:8443 --trust sha256:"), "{said}");
 }

@@ -139,8 +139,8 @@ fn short_name(data: &Path) -> String {
     format!("{hash:08x}")
 }
 
-/// Makes the data directory, or makes sure that the one that is there is an `up`'s, or empty, and closed to others. Somebody else's
-/// folder stays as it is: others may work in it.
+/// Makes the data directory, or makes sure that the one that is there is empty, or an `up`'s and closed to others. Another folder
+/// stays as it is: others may work in it.
 fn own_folder(path: &Path) -> Result<()> {
     let Some(meta) = make_folder(path)? else { return Ok(()) };
     let shown = path.display();
@@ -148,13 +148,18 @@ fn own_folder(path: &Path) -> Result<()> {
         .iter()
         .any(|name| path.join(name).symlink_metadata().is_ok());
     let mut entries = fs::read_dir(path).map_err(|error| bad(path, "cannot be read", &error))?;
-    if !is_of_an_up && entries.next().is_some() {
+    let is_empty = entries.next().is_none();
+    if !is_of_an_up && !is_empty {
         let why = format!(
             "`{shown}` holds something else than the state of an `up`: choose other state with `--data DIR`, missing or empty"
         );
         return Err(Failure::new(Code::AlreadyExists, why).into());
     }
-    let mode = meta.mode() & 0o777;
+    let mode = meta.mode() & 0o7777;
+    // One that was just made for it is open to whoever may look, as the system makes them; who opened it to writers meant others.
+    if is_empty && mode & 0o1002 == 0 {
+        return private_folder(path);
+    }
     if mode & 0o077 != 0 {
         let why = format!(
             "`{shown}` is open to others (mode {mode:o}), expected 0700: run `chmod 700 {shown}` if nobody else is to work in it, or \
@@ -237,18 +242,32 @@ mod tests {
     fn a_folder_of_others_is_refused_as_data_and_stays_as_it_is() {
         let place = tempfile::tempdir().unwrap();
         let data = place.path().join("shared");
-        DirBuilder::new().mode(0o755).create(&data).unwrap();
-        let refused = |code, words: &str| {
+        fs::create_dir(&data).unwrap();
+        let refused = |mode, code, words: &str| {
+            let open = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            fs::set_permissions(&data, open).unwrap();
             let error = Layout::prepare(&data).err().unwrap();
             let failure = error.downcast_ref::<Failure>().unwrap();
             assert_eq!(failure.code, code, "{failure}");
             assert!(failure.message.contains(words), "{failure}");
-            assert_eq!(fs::metadata(&data).unwrap().mode() & 0o777, 0o755);
+            assert_eq!(fs::metadata(&data).unwrap().mode() & 0o7777, mode);
         };
-        refused(Code::NotUnderstood, "run `chmod 700 ");
+        refused(0o1777, Code::NotUnderstood, "run `chmod 700 ");
+        refused(0o777, Code::NotUnderstood, "run `chmod 700 ");
         fs::write(data.join("theirs"), "").unwrap();
-        refused(Code::AlreadyExists, "something else than the state of an `up`");
+        for mode in [0o1777, 0o755, 0o700] {
+            refused(mode, Code::AlreadyExists, "something else than the state of an `up`");
+        }
         assert_eq!(fs::read_dir(&data).unwrap().count(), 1, "nothing was made in it");
+    }
+
+    #[test]
+    fn an_empty_folder_that_was_made_for_it_is_closed_to_others() {
+        let place = tempfile::tempdir().unwrap();
+        let data = place.path().join("made");
+        DirBuilder::new().mode(0o755).create(&data).unwrap();
+        Layout::prepare(&data).unwrap();
+        assert_eq!(fs::metadata(&data).unwrap().mode() & 0o777, 0o700);
     }
 
     #[test]

@@ -26,10 +26,11 @@ pub(crate) use story::{Late, Unready, run};
 /// Where the README's first command finds its manifests.
 const SHOP: &str = "examples/shop";
 
-/// Bring up a trust domain on this machine: server, agent, proxies and services, from a folder of manifests.
+/// Bring up a trust domain on this machine: server, agent, proxies and services, from a folder of manifests
 ///
-/// It is complete in itself: of the environment's COUNTERSIGN_… its parts get COUNTERSIGN_LOG, _LOG_LEVEL, _OTLP and _TRACE_SHARE
-/// and no other, of PG… none. The services' programs get none of ours, and neither PGPASSWORD nor PGPASSFILE.
+/// It is complete in itself: of the environment's `COUNTERSIGN_…` its parts get those of the log and of traces (`COUNTERSIGN_LOG`,
+/// `COUNTERSIGN_LOG_LEVEL`, `COUNTERSIGN_OTLP`, `COUNTERSIGN_TRACE_SHARE`) and no other, of `PG…` none. The services' programs get
+/// none of ours, and neither `PGPASSWORD` nor `PGPASSFILE`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The folder of manifests [default: examples/shop]
