@@ -27,7 +27,7 @@ enum To {
     Replacing {
         file: NamedTempFile,
         at: PathBuf,
-        before: Option<Metadata>,
+        before: Option<Box<Metadata>>,
     },
     Through(File),
     Stdout,
@@ -83,7 +83,7 @@ impl To {
     fn open(named: &Path, new: New) -> io::Result<Self> {
         let (at, before) = match fs::metadata(named) {
             Ok(there) if is_stdout(&there) => return Ok(Self::Stdout),
-            Ok(there) if there.is_file() => (fs::canonicalize(named)?, Some(there)),
+            Ok(there) if there.is_file() => (fs::canonicalize(named)?, Some(Box::new(there))),
             // Opening says why a folder or a socket cannot be written to.
             Ok(_other) => return OpenOptions::new().write(true).open(named).map(Self::Through),
             Err(error) if error.kind() == ErrorKind::NotFound => {

@@ -203,3 +203,16 @@ fn a_server_tells_others_who_stand_elsewhere_where_it_is() {
     let said = text(&token.stdout);
     assert!(said.contains("--server one.example:8443 --trust sha256:"), "{said}");
 }
+
+#[test]
+fn what_an_up_cannot_make_it_says_with_the_exit_status_of_why() {
+    let place = folder();
+    let mut up = Command::new(support::binary());
+    up.arg("up").arg(shop()).arg("--data").arg(place.path().join("data"));
+    up.args(["--pass", "COUNTERSIGN_STORE"]).env("COUNTERSIGN_STORE", "nonsense");
+    let refused = up.env("XDG_STATE_HOME", place.path()).output().unwrap();
+    let said = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(said.contains("cannot make the trust domain: COUNTERSIGN_STORE"), "{said}");
+    assert!(!said.contains("takes nothing from"), "it was passed: {said}");
+}

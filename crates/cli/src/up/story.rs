@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use countersign_agent::launcher::Launcher;
 use countersign_api::admin::{AdminClient, ApplyRequest, CreateTokenRequest, Status};
 use countersign_api::resource::{self, Resource};
-use countersign_identity::{Clock, Lifetime, SystemClock, TrustDomain};
+use countersign_identity::{Clock, Code, Lifetime, SystemClock, TrustDomain};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -23,7 +23,7 @@ use super::supervise::{CONFLICT_PATIENCE, Happening, Nursery, Stdin, Tier};
 use super::surroundings::Surroundings;
 use super::view::View;
 use super::{probe, view};
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 use crate::manifest;
 use crate::output::Output;
 
@@ -307,10 +307,17 @@ impl Cast {
         }
         let output = init.output().await.context("cannot start `countersign init`")?;
         if !output.status.success() {
-            bail!(
-                "cannot make the trust domain: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
+            let said = String::from_utf8_lossy(&output.stderr);
+            let said = said.trim().trim_start_matches("countersign: ");
+            // Whose fault it is, it has said as well.
+            let code = match output.status.code() {
+                Some(2) => Code::NotUnderstood,
+                Some(3) => Code::Unavailable,
+                Some(4) => Code::AlreadyExists,
+                _ => Code::Internal,
+            };
+            let message = format!("cannot make the trust domain: {said}");
+            return Err(Failure::new(code, message).into());
         }
         Ok(())
     }
