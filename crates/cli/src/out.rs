@@ -195,8 +195,9 @@ mod tests {
             std::thread::spawn(move || fs::read(pipe).unwrap())
         };
         write(&pipe, New::Public, b"through").unwrap();
-        assert_eq!(reader.join().unwrap(), b"through");
+        // Before the reader is waited for: where it was replaced, nothing ever comes through.
         assert!(fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo());
+        assert_eq!(reader.join().unwrap(), b"through");
         // Not the machine's own device: this test may run as root.
         let zero = place.path().join("zero");
         let kind = nix::sys::stat::SFlag::S_IFCHR;
