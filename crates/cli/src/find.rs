@@ -8,13 +8,15 @@ use serde::Deserialize;
 
 pub(crate) use countersign_program::system::{socket_path, variable};
 
+use crate::manifest::plain;
+
 use crate::exit::Failure;
 
 /// Where the trust domain is that a command is for.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Which trust domain")]
 pub(crate) struct Find {
-    /// The data directory of an `up` or of a server [default: the last `up` of this user]
+    /// The data directory of an `up` or of a server; also COUNTERSIGN_DATA [default: the last `up` of this user]
     #[arg(long, value_name = "DIR", conflicts_with = "admin")]
     pub(crate) data: Option<PathBuf>,
 
@@ -52,13 +54,13 @@ impl Find {
             return Ok(socket_path(admin)?);
         }
         if let Some(data) = &self.data {
-            return match whereabouts(&data.join("up.json"))? {
-                Some(found) => Ok(socket_path(&found.admin)?),
-                None => Ok(countersign_server::admin_path(data)),
-            };
+            return admin_in(data);
         }
         if let Some(admin) = variable("COUNTERSIGN_ADMIN")? {
             return Ok(socket_path(&admin)?);
+        }
+        if let Some(data) = self.data()? {
+            return admin_in(&data);
         }
         match last()? {
             Some(found) => Ok(socket_path(&found.admin)?),
@@ -66,9 +68,19 @@ impl Find {
         }
     }
 
+    /// The data directory that was named: by the flag, or by what `server` and `backup` also take it from, which is no word about a
+    /// trust domain whose socket was named.
+    fn data(&self) -> Result<Option<PathBuf>> {
+        if self.data.is_some() || self.admin.is_some() || variable("COUNTERSIGN_ADMIN")?.is_some() {
+            return Ok(self.data.clone());
+        }
+        let named = std::env::var_os("COUNTERSIGN_DATA").filter(|named| !named.is_empty());
+        Ok(named.map(PathBuf::from))
+    }
+
     /// The Workload API's socket of the agent beside it.
     pub(crate) fn agent_socket(&self) -> Result<PathBuf> {
-        let found = match &self.data {
+        let found = match self.data()? {
             Some(data) => whereabouts(&data.join("up.json"))?,
             None => last()?,
         };
@@ -80,7 +92,7 @@ impl Find {
 
     /// The socket of the agent that runs beside the server which is meant, when one is known.
     pub(crate) fn agent_beside(&self) -> Result<Option<PathBuf>> {
-        if let Some(data) = &self.data {
+        if let Some(data) = self.data()? {
             return match whereabouts(&data.join("up.json"))? {
                 Some(found) => Ok(Some(socket_path(&found.agent)?)),
                 // The data directory of an agent, which has no server's socket in it.
@@ -95,7 +107,7 @@ impl Find {
 
     /// What `up` wrote, whether it runs or not.
     pub(crate) fn up_json(&self) -> Result<PathBuf> {
-        match &self.data {
+        match self.data()? {
             Some(data) => Ok(data.join("up.json")),
             None => crate::up::last_up().ok_or_else(|| nothing_known("--data DIR").into()),
         }
@@ -103,10 +115,18 @@ impl Find {
 
     /// The data directory, if it is known.
     pub(crate) fn data_directory(&self) -> Result<Option<PathBuf>> {
-        match &self.data {
-            Some(data) => Ok(Some(data.clone())),
+        match self.data()? {
+            Some(data) => Ok(Some(data)),
             None => Ok(last()?.map(|found| found.data)),
         }
+    }
+}
+
+/// The admin socket of the `up` or the server that keeps its state there.
+fn admin_in(data: &Path) -> Result<PathBuf> {
+    match whereabouts(&data.join("up.json"))? {
+        Some(found) => Ok(socket_path(&found.admin)?),
+        None => Ok(countersign_server::admin_path(data)),
     }
 }
 
@@ -124,20 +144,29 @@ fn last() -> Result<Option<Whereabouts>> {
 }
 
 fn whereabouts(path: &Path) -> Result<Option<Whereabouts>> {
-    let bytes = match std::fs::metadata(path) {
-        Ok(metadata) if WHEREABOUTS_BYTES_MAX < metadata.len() => None,
-        Ok(_) => std::fs::read(path).ok(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(_) => None,
-    };
-    let found = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    found.map(Some).ok_or_else(|| {
-        let path = path.display();
+    let bad = |what: &str| {
         Failure::not_understood(format!(
-            "`{path}` cannot be read or was not written by `countersign up`: remove it, or name the trust domain with `--admin unix:///…`"
+            "`{}` {what}, or name the trust domain with `--admin unix:///…`",
+            path.display()
         ))
-        .into()
-    })
+    };
+    let bytes = match std::fs::metadata(path) {
+        Ok(metadata) if WHEREABOUTS_BYTES_MAX < metadata.len() => Ok(Vec::new()),
+        Ok(_) => std::fs::read(path),
+        Err(error) => Err(error),
+    };
+    match bytes {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|_| bad("was not written by `countersign up`: remove it").into()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => {
+            // Somebody's who is not asking, perhaps: that it cannot be read is no reason to remove it.
+            let why = plain(&error);
+            Err(bad(&format!("cannot be read: {why}: become who may, or run `countersign up`"))
+                .into())
+        }
+    }
 }
 
 #[cfg(test)]

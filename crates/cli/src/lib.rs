@@ -7,6 +7,7 @@ mod agent_channel;
 mod commands;
 mod find;
 pub mod manifest;
+mod out;
 mod serve;
 mod settings;
 mod up;

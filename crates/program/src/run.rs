@@ -76,7 +76,8 @@ fn no_memory_in_dumps() -> std::io::Result<()> {
     }
 }
 
-/// Runs a program until it ends, or is asked to by SIGINT or SIGTERM.
+/// Runs a program until it ends, or is asked to by SIGINT or SIGTERM. SIGHUP, which others take for a word to read their settings
+/// again, and which a shell sends that is closed, ends nothing.
 pub fn run<R, F>(
     logging: Logging,
     dump: Dump,
@@ -106,6 +107,7 @@ where
 {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let stop = CancellationToken::new();
     let (ready, is_ready) = oneshot::channel();
     let mut program = std::pin::pin!(program(stop.clone(), ready));
@@ -133,6 +135,9 @@ where
             }
             _ = interrupt.recv() => stop.cancel(),
             _ = terminate.recv() => stop.cancel(),
+            _ = hangup.recv() => tracing::warn!(
+                "SIGHUP reads no settings again, and ends nothing: restart this part to change them"
+            ),
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use countersign_identity::{Lifetime, Name, SpiffeId, TlsProfile, TrustDomain};
+use countersign_identity::{DurationText, Lifetime, Name, SpiffeId, TlsProfile, TrustDomain};
 
 use super::address::{ListenAddress, Local};
 use super::data_set::Classification;
@@ -82,6 +83,7 @@ pub fn check_beside<'a>(
             | Spec::TlsProfile(_) => {}
         }
     }
+    check_lifetimes(resources, &mut problems);
     check_profiles(resources, &services, unread, &mut problems);
     check_roles(resources, &workloads, settings.as_ref(), unread, &mut problems);
     match settings {
@@ -186,6 +188,59 @@ fn check_workloads(
             bad("spec.lifetime", message);
         }
         owners.entry(id).or_insert(name);
+    }
+}
+
+/// The shortest lifetime of a certificate that is renewed by itself. Ends are whole seconds, so one of a second or two would be renewed
+/// as fast as its server signs, and each is in the log for good.
+const RENEWED: Floor = Floor { secs: 10, what: "a certificate lives", such: "`15m`" };
+
+/// The shortest of an authority: all agents are told of each, and it has to outlive what it signs.
+const AUTHORITY: Floor = Floor { secs: 3600, what: "an authority lives", such: "`7d`" };
+
+struct Floor {
+    secs: u64,
+    what: &'static str,
+    such: &'static str,
+}
+
+impl Floor {
+    fn broken_by(&self, lifetime: Lifetime) -> Option<String> {
+        let least = Duration::from_secs(self.secs);
+        (lifetime.duration() < least).then(|| {
+            let (least, Self { what, such, .. }) = (DurationText(least), self);
+            format!("`{lifetime}` is shorter than `{least}`, the least that {what}: write more, such as {such}")
+        })
+    }
+}
+
+/// Lifetimes in which nothing could live.
+fn check_lifetimes(resources: &[Resource], problems: &mut Vec<Problem>) {
+    for resource in resources {
+        let fields = match &resource.spec {
+            // Within a limit that is too short itself, the others have to be.
+            Spec::TrustDomain(spec) if RENEWED.broken_by(spec.lifetime_max).is_some() => {
+                vec![(RENEWED, "spec.lifetimeMax", spec.lifetime_max)]
+            }
+            Spec::TrustDomain(spec) => vec![
+                (RENEWED, "spec.svidLifetime", spec.svid_lifetime),
+                (RENEWED, "spec.agentLifetime", spec.agent_lifetime),
+            ],
+            Spec::Authority(spec) => vec![
+                (AUTHORITY, "spec.rootLifetime", spec.root_lifetime),
+                (AUTHORITY, "spec.issuerLifetime", spec.issuer_lifetime),
+            ],
+            Spec::Workload(spec) => {
+                let own = spec.lifetime.map(|own| (RENEWED, "spec.lifetime", own));
+                own.into_iter().collect()
+            }
+            Spec::Service(_) | Spec::Policy(_) | Spec::Role(_) | Spec::TlsProfile(_) => continue,
+        };
+        for (floor, field, lifetime) in fields {
+            if let Some(message) = floor.broken_by(lifetime) {
+                problems.push(about(resource.kind(), &resource.name, field, message));
+            }
+        }
     }
 }
 

@@ -8,11 +8,11 @@ use clap::Args;
 use countersign_api::admin::{
     AdminClient, AdminError, ApplyRequest, ApplyResponse, ResourcesResponse,
 };
-use countersign_api::resource::{API_VERSION, Resource, Tree};
+use countersign_api::resource::{API_VERSION, Kind, Resource, Tree};
 use countersign_identity::{Lifetime, Revision};
 
 use super::plan;
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 use crate::find::Find;
 use crate::manifest::{Manifests, Problems};
 use crate::output::{self, Output};
@@ -28,7 +28,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["base", "prune"])]
     plan: Option<PathBuf>,
 
-    /// Also remove what is declared now and not in the manifests
+    /// Also remove what is declared now and not in the manifests, which are all there are: the TrustDomain's has to be among them
     #[arg(long)]
     prune: bool,
 
@@ -64,6 +64,9 @@ pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
         (None, path) => {
             let path = path.as_deref().unwrap_or_else(|| Path::new("-"));
             let manifests = Manifests::read(path)?;
+            if arguments.prune {
+                whole(&manifests, path, || in_force_at(&client)).await?;
+            }
             // What else is wrong the server finds, which looks at the whole anyway.
             if !manifests.own_problems().is_empty() {
                 let problems = problems(&manifests, &client, arguments.prune).await?;
@@ -144,6 +147,39 @@ async fn explained(
         return Problems::from(problems).into();
     }
     located(error, manifests).into()
+}
+
+/// Makes sure that manifests beside which everything else is to be removed are meant as all there are. A file or a folder of a
+/// part of them does not hold the trust domain's own.
+pub(super) async fn whole<F>(
+    manifests: &Manifests,
+    path: &Path,
+    in_force: impl FnOnce() -> F,
+) -> Result<()>
+where
+    F: Future<Output = Result<Vec<Resource>>>,
+{
+    let holds_domain = |set: &[Resource]| set.iter().any(|one| one.kind() == Kind::TrustDomain);
+    // What is wrong with manifests that cannot be read is told first.
+    if holds_domain(&manifests.resources) || !manifests.own_problems().is_empty() {
+        return Ok(());
+    }
+    // One that was never declared is in no folder that `export` wrote.
+    if path.is_dir() && !holds_domain(&in_force().await?) {
+        return Ok(());
+    }
+    let shown = path.display();
+    Err(Failure::not_understood(format!(
+        "`--prune` would remove all that is not in `{shown}`, which does not hold the manifest of kind `TrustDomain`, so it seems to be a part: \
+         give the folder of all manifests, such as one that `countersign export DIR` writes, or leave `--prune` out; one \
+         resource alone is removed by `countersign resource remove KIND NAME`"
+    ))
+    .into())
+}
+
+/// What is declared at a server.
+pub(super) async fn in_force_at(client: &AdminClient) -> Result<Vec<Resource>> {
+    Ok(in_force(&client.resources().await?))
 }
 
 /// What is wrong with the manifests together with what is in force. Problems of the manifests alone are told

@@ -22,6 +22,7 @@ use crate::commands::read_file;
 use crate::commands::revoke::bar::Bar;
 use crate::exit::{Exit, Failure};
 use crate::find::Find;
+use crate::out::New;
 use crate::output::{self, Output};
 use arguments::{Named, NextKeyWord, PrepareArguments, RootKeyWord, StepArguments, Waiting};
 
@@ -48,12 +49,7 @@ pub(crate) async fn authority(what: &What, output: Output) -> Result<Exit> {
         What::Report { out, find } => {
             let report = find.client()?.report().await?;
             match out {
-                Some(path) => std::fs::write(path, &report).map_err(|error| {
-                    Failure::new(
-                        Code::Internal,
-                        format!("cannot write {}: {error}", path.display()),
-                    )
-                })?,
+                Some(path) => crate::out::write(path, New::Public, &report)?,
                 None => output::line(&String::from_utf8_lossy(&report))?,
             }
             Ok(Exit::Done)

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args;
 
 use crate::exit::Exit;
 use crate::find::Find;
+use crate::out::New;
 use crate::output::{self, Output};
 
 /// Print a link to the console, which lets one browser in, once, within five minutes
@@ -27,8 +28,7 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
     let link = arguments.find.client()?.console_link().await?;
     if let Some(path) = &arguments.root {
-        std::fs::write(path, &link.root)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        crate::out::write(path, New::Public, link.root.as_bytes())?;
     }
     match output {
         Output::Json => output::json(&link)?,

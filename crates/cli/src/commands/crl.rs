@@ -1,6 +1,5 @@
 //! `countersign crl`: revocation lists, as files for programs that want them.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -13,8 +12,9 @@ use countersign_pki::{Shard, encode_crl};
 use serde_json::json;
 
 use super::when;
-use crate::exit::{Exit, Failure};
+use crate::exit::Exit;
 use crate::find::Find;
+use crate::out::New;
 use crate::output::{self, Output};
 
 /// Get a revocation list: what is out of service, for programs that know no Countersign
@@ -58,7 +58,7 @@ pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
     let der = STANDARD.decode(&list.der)?;
     let bytes = if arguments.der { der } else { encode_crl(&der).into_bytes() };
     match &arguments.out {
-        Some(path) => replace(path, &bytes)?,
+        Some(path) => crate::out::write(path, New::Public, &bytes)?,
         None if arguments.der || arguments.pem => {
             output::write(&bytes)?;
             return Ok(Exit::Done);
@@ -107,24 +107,4 @@ fn describe(list: &CrlResponse, now: Timestamp) -> String {
         text.push_str(&format!("other authorities with lists: {other} (`--issuer`)\n"));
     }
     text
-}
-
-/// Whoever reads the file meanwhile finds the old list or the new one.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    let failed = |error: &std::io::Error| {
-        let why = crate::manifest::plain(error);
-        Failure::not_understood(format!("`{}` cannot be written: {why}", path.display()))
-    };
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        Some(_) | None => Path::new("."),
-    };
-    let mut file = tempfile::Builder::new()
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .tempfile_in(folder)
-        .map_err(|error| failed(&error))?;
-    file.write_all(bytes).map_err(|error| failed(&error))?;
-    file.as_file().sync_all().map_err(|error| failed(&error))?;
-    file.persist(path).map_err(|error| failed(&error.error))?;
-    Ok(())
 }

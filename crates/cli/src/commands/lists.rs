@@ -1,5 +1,7 @@
 //! Lists and single changes over the admin socket.
 
+use std::net::SocketAddr;
+
 use anyhow::Result;
 use countersign_api::admin::{CreateTokenRequest, LIST_MAX};
 use countersign_api::resource::Kind;
@@ -9,7 +11,7 @@ use serde_json::json;
 use super::when;
 use crate::exit::{Exit, Failure};
 use crate::find::Find;
-use crate::output::{self, Output, Table};
+use crate::output::{self, Output, Table, printable};
 
 /// How many pages of nodes are asked for: a million nodes.
 const PAGES_MAX: usize = 1000;
@@ -20,16 +22,32 @@ pub(crate) async fn create_token(
     labels: Vec<Name>,
     output: Output,
 ) -> Result<Exit> {
-    let response = find.client()?.create_token(&CreateTokenRequest { ttl, labels }).await?;
+    let client = find.client()?;
+    let response = client.create_token(&CreateTokenRequest { ttl, labels }).await?;
     match output {
         Output::Json => output::json(&response)?,
-        Output::Human => output::line(&format!(
-            "On the machine that joins, before {} (the token works once):\n\n  \
-             COUNTERSIGN_JOIN={} countersign agent --data DIR --server ADDRESS --trust {}",
-            response.expires, response.token, response.trust
-        ))?,
+        Output::Human => {
+            // The token is made: that a server does not say where it is dialled is no reason not to print it.
+            let status = client.status().await.ok();
+            let server = status.map(|status| status.server.address);
+            let server = server.as_deref().filter(|at| is_dialled(at)).unwrap_or("ADDRESS");
+            output::line(&format!(
+                "On the machine that joins, before {} (the token works once):\n\n  \
+                 COUNTERSIGN_JOIN={} countersign agent --data DIR --server {} --trust {}",
+                response.expires,
+                response.token,
+                printable(server),
+                response.trust
+            ))?;
+        }
     }
     Ok(Exit::Done)
+}
+
+/// Whether an agent elsewhere can dial it, and not only a listener be there: all addresses of a machine are none.
+fn is_dialled(address: &str) -> bool {
+    let all = address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified());
+    !address.is_empty() && !all
 }
 
 pub(crate) async fn nodes(find: &Find, output: Output) -> Result<Exit> {

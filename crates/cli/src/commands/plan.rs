@@ -1,8 +1,6 @@
 //! `countersign plan`: what manifests would change, and whom that would hit; nothing is changed.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -18,6 +16,7 @@ use super::changes;
 use crate::exit::{Exit, Failure};
 use crate::find::Find;
 use crate::manifest::{Manifests, Problems};
+use crate::out::New;
 use crate::output::{self, Output, printable};
 
 /// Say what manifests would change, and which flows that would deny or allow; change nothing
@@ -100,9 +99,12 @@ pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
     let path = arguments.path.as_deref().unwrap_or_else(|| Path::new("-"));
     let manifests = Manifests::read(path)?;
     let plan = if arguments.offline {
-        offline(arguments, &manifests)?
+        offline(arguments, &manifests, path).await?
     } else {
         let client = arguments.find.client()?;
+        if arguments.prune {
+            super::apply::whole(&manifests, path, || super::apply::in_force_at(&client)).await?;
+        }
         let problems = super::apply::problems(&manifests, &client, arguments.prune).await?;
         if !problems.is_empty() {
             return Err(Problems::from(problems).into());
@@ -117,7 +119,9 @@ pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
         let plan = client.plan(&request).await.map_err(located)?;
         if let Some(out) = &arguments.out {
             let (prune, resources) = (arguments.prune, request.resources);
-            write(out, &PlanFile { version: VERSION, prune, resources, plan: plan.clone() })?;
+            let file = PlanFile { version: VERSION, prune, resources, plan: plan.clone() };
+            // What programs are told in their environment is in it.
+            crate::out::write(out, New::Private, &file.bytes()?)?;
         }
         plan
     };
@@ -177,32 +181,19 @@ impl PlanFile {
     }
 }
 
-/// What programs are told in their environment is in it, so only the owner may read it.
-fn write(path: &Path, file: &PlanFile) -> Result<()> {
-    let failed = |error: &std::io::Error| {
-        let why = crate::manifest::plain(error);
-        Failure::not_understood(format!("`{}` cannot be written: {why}", path.display()))
-    };
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        Some(_) | None => Path::new("."),
-    };
-    let bytes = file.bytes()?;
-    let mut temporary = tempfile::Builder::new()
-        .permissions(std::fs::Permissions::from_mode(0o600))
-        .tempfile_in(folder)
-        .map_err(|error| failed(&error))?;
-    temporary.write_all(&bytes).map_err(|error| failed(&error))?;
-    temporary.persist(path).map_err(|error| failed(&error.error))?;
-    Ok(())
-}
-
 /// The difference between two sets of manifests.
-fn offline(arguments: &Arguments, manifests: &Manifests) -> Result<PlanResponse> {
+async fn offline(
+    arguments: &Arguments,
+    manifests: &Manifests,
+    path: &Path,
+) -> Result<PlanResponse> {
     let before = match &arguments.against {
         Some(folder) => Manifests::read(folder)?.resources,
         None => Vec::new(),
     };
+    if arguments.prune {
+        super::apply::whole(manifests, path, || async { Ok(before.clone()) }).await?;
+    }
     let kept = if arguments.prune { Vec::new() } else { before.clone() };
     let problems = manifests.problems_of_set(&kept, None);
     if !problems.is_empty() {

@@ -409,7 +409,9 @@ fn node_authorities(resolved: &mut crate::settings::Resolved) -> Option<NodeAuth
 }
 
 fn say(ready: &Ready, output: Output) -> String {
-    let admin = format!("unix://{}", ready.admin.display());
+    // It is told to others, who may stand in another folder.
+    let admin = std::path::absolute(&ready.admin).unwrap_or_else(|_| ready.admin.clone());
+    let admin = format!("unix://{}", admin.display());
     match (output, ready.listen) {
         (Output::Json, listen) => {
             let (metrics, views, console) = (ready.metrics, ready.views, ready.console);

@@ -5,10 +5,13 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
-use countersign_program::system::replace;
+use anyhow::{Context, Result};
+use countersign_identity::Code;
+use countersign_program::system::{plain, replace};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+
+use crate::exit::Failure;
 
 /// The folders of one `up`. Held while it runs: a second one on the same data is refused.
 pub(crate) struct Layout {
@@ -43,7 +46,7 @@ const RUN_BYTES_MAX: usize = 48;
 
 impl Layout {
     pub(crate) fn prepare(data: &Path) -> Result<Self> {
-        private_folder(data)?;
+        own_folder(data)?;
         let data =
             data.canonicalize().with_context(|| format!("cannot resolve {}", data.display()))?;
         let lock = lock(&data)?;
@@ -136,37 +139,81 @@ fn short_name(data: &Path) -> String {
     format!("{hash:08x}")
 }
 
-/// Makes a folder that only this user can enter, or makes sure that an existing one is that.
-pub(crate) fn private_folder(path: &Path) -> Result<()> {
-    match DirBuilder::new().recursive(false).mode(0o700).create(path) {
-        Ok(()) => return Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let parent = path.parent().context("a folder without a parent")?;
-            fs::create_dir_all(parent)
-                .with_context(|| format!("cannot make {}", parent.display()))?;
-            return private_folder(path);
-        }
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error).with_context(|| format!("cannot make {}", path.display())),
-    }
-    // Not followed: in a shared folder such as /tmp, somebody else may have put a link there.
-    let meta =
-        fs::symlink_metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
-    ensure!(meta.is_dir(), "{} is not a folder: remove it, or choose another", path.display());
-    let uid = nix::unistd::geteuid().as_raw();
-    if meta.uid() != uid {
-        bail!(
-            "{} belongs to uid {}, not to you (uid {uid}): choose another",
-            path.display(),
-            meta.uid()
+/// Makes the data directory, or makes sure that the one that is there is empty, or an `up`'s and closed to others. Another folder
+/// stays as it is: others may work in it.
+fn own_folder(path: &Path) -> Result<()> {
+    let Some(meta) = make_folder(path)? else { return Ok(()) };
+    let shown = path.display();
+    let is_of_an_up = ["up.lock", "up.json", "server/domain.json"]
+        .iter()
+        .any(|name| path.join(name).symlink_metadata().is_ok());
+    let mut entries = fs::read_dir(path).map_err(|error| bad(path, "cannot be read", &error))?;
+    let is_empty = entries.next().is_none();
+    if !is_of_an_up && !is_empty {
+        let why = format!(
+            "`{shown}` holds something else than the state of an `up`: choose other state with `--data DIR`, missing or empty"
         );
+        return Err(Failure::new(Code::AlreadyExists, why).into());
     }
+    let mode = meta.mode() & 0o7777;
+    // One that was just made for it is open to whoever may look, as the system makes them; who opened it to writers meant others.
+    if is_empty && mode & 0o1002 == 0 {
+        return private_folder(path);
+    }
+    if mode & 0o077 != 0 {
+        let why = format!(
+            "`{shown}` is open to others (mode {mode:o}), expected 0700: run `chmod 700 {shown}` if nobody else is to work in it, or \
+             choose other state with `--data DIR`"
+        );
+        return Err(Failure::not_understood(why).into());
+    }
+    Ok(())
+}
+
+/// Makes a folder within our own that only this user can enter, or makes sure that an existing one is that.
+pub(crate) fn private_folder(path: &Path) -> Result<()> {
+    let Some(meta) = make_folder(path)? else { return Ok(()) };
     if meta.mode() & 0o077 != 0 {
         let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         fs::set_permissions(path, closed)
-            .with_context(|| format!("cannot close {} to others", path.display()))?;
+            .map_err(|error| bad(path, "cannot be closed to others", &error))?;
     }
     Ok(())
+}
+
+/// Makes a folder that only this user can enter. Of one that is there, and this user's, what is known of it.
+fn make_folder(path: &Path) -> Result<Option<fs::Metadata>, Failure> {
+    match DirBuilder::new().recursive(false).mode(0o700).create(path) {
+        Ok(()) => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let Some(parent) = parent else { return Err(bad(path, "cannot be made", &error)) };
+            fs::create_dir_all(parent).map_err(|error| bad(parent, "cannot be made", &error))?;
+            return make_folder(path);
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(bad(path, "cannot be made", &error)),
+    }
+    // Not followed: in a shared folder such as /tmp, somebody else may have put a link there.
+    let meta =
+        fs::symlink_metadata(path).map_err(|error| bad(path, "cannot be looked at", &error))?;
+    let shown = path.display();
+    if !meta.is_dir() {
+        let why = format!("`{shown}` is not a folder: remove it, or choose another");
+        return Err(Failure::not_understood(why));
+    }
+    let uid = nix::unistd::geteuid().as_raw();
+    if meta.uid() != uid {
+        let owner = meta.uid();
+        let why =
+            format!("`{shown}` belongs to uid {owner}, not to you (uid {uid}): choose another");
+        return Err(Failure::not_understood(why));
+    }
+    Ok(Some(meta))
+}
+
+fn bad(path: &Path, what: &str, error: &std::io::Error) -> Failure {
+    Failure::not_understood(format!("`{}` {what}: {}", path.display(), plain(error)))
 }
 
 #[cfg(test)]
@@ -189,6 +236,49 @@ mod tests {
         let link = folder.path().join("link");
         std::os::unix::fs::symlink("/tmp", &link).unwrap();
         assert!(private_folder(&link).unwrap_err().to_string().contains("not a folder"));
+    }
+
+    #[test]
+    fn a_folder_of_others_is_refused_as_data_and_stays_as_it_is() {
+        let place = tempfile::tempdir().unwrap();
+        let data = place.path().join("shared");
+        fs::create_dir(&data).unwrap();
+        let refused = |mode, code, words: &str| {
+            let open = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            fs::set_permissions(&data, open).unwrap();
+            let error = Layout::prepare(&data).err().unwrap();
+            let failure = error.downcast_ref::<Failure>().unwrap();
+            assert_eq!(failure.code, code, "{failure}");
+            assert!(failure.message.contains(words), "{failure}");
+            assert_eq!(fs::metadata(&data).unwrap().mode() & 0o7777, mode);
+        };
+        refused(0o1777, Code::NotUnderstood, "run `chmod 700 ");
+        refused(0o777, Code::NotUnderstood, "run `chmod 700 ");
+        fs::write(data.join("theirs"), "").unwrap();
+        for mode in [0o1777, 0o755, 0o700] {
+            refused(mode, Code::AlreadyExists, "something else than the state of an `up`");
+        }
+        assert_eq!(fs::read_dir(&data).unwrap().count(), 1, "nothing was made in it");
+    }
+
+    #[test]
+    fn an_empty_folder_that_was_made_for_it_is_closed_to_others() {
+        let place = tempfile::tempdir().unwrap();
+        let data = place.path().join("made");
+        DirBuilder::new().mode(0o755).create(&data).unwrap();
+        Layout::prepare(&data).unwrap();
+        assert_eq!(fs::metadata(&data).unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn the_state_of_an_up_goes_on_whatever_lies_beside_it_and_only_while_it_is_closed() {
+        let place = tempfile::tempdir().unwrap();
+        let data = place.path().join("a/data");
+        drop(Layout::prepare(&data).unwrap());
+        fs::write(data.join("notes"), "").unwrap();
+        drop(Layout::prepare(&data).unwrap());
+        fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        assert!(Layout::prepare(&data).err().unwrap().to_string().contains("chmod 700"));
     }
 
     #[test]

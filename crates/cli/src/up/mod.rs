@@ -11,6 +11,7 @@ mod probe;
 mod process;
 mod story;
 mod supervise;
+mod surroundings;
 mod view;
 
 use std::path::PathBuf;
@@ -25,7 +26,11 @@ pub(crate) use story::{Late, Unready, run};
 /// Where the README's first command finds its manifests.
 const SHOP: &str = "examples/shop";
 
-/// Bring up a trust domain on this machine: server, agent, proxies and services, from a folder of manifests.
+/// Bring up a trust domain on this machine: server, agent, proxies and services, from a folder of manifests
+///
+/// It is complete in itself: of the environment's `COUNTERSIGN_…` its parts get those of the log and of traces (`COUNTERSIGN_LOG`,
+/// `COUNTERSIGN_LOG_LEVEL`, `COUNTERSIGN_OTLP`, `COUNTERSIGN_TRACE_SHARE`) and no other, of `PG…` none. The services' programs get
+/// none of ours, and neither `PGPASSWORD` nor `PGPASSFILE`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The folder of manifests [default: examples/shop]
@@ -39,6 +44,10 @@ pub(crate) struct Arguments {
     /// End by itself after this long, such as `30s`
     #[arg(long = "for", value_name = "SPAN", value_parser = span)]
     span: Option<Duration>,
+
+    /// A variable of the environment that its own parts get all the same, such as COUNTERSIGN_STORE (repeatable)
+    #[arg(long, value_name = "NAME")]
+    pass: Vec<surroundings::Variable>,
 }
 
 fn span(text: &str) -> Result<Duration, countersign_identity::BadLifetime> {

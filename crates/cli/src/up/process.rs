@@ -25,6 +25,8 @@ pub(crate) struct Program {
     pub path: PathBuf,
     pub arguments: Vec<OsString>,
     pub environment: Vec<(String, OsString)>,
+    /// What it does not get of our own environment.
+    pub withheld: Vec<OsString>,
     pub folder: PathBuf,
     pub log: PathBuf,
     /// Whether it says `{"event":"ready"}` on its standard output; else its output goes to the log.
@@ -57,6 +59,10 @@ impl Program {
         let log = self.open_log()?;
         let mut command = Command::new(&self.path);
         command.args(&self.arguments).current_dir(&self.folder);
+        for name in &self.withheld {
+            command.env_remove(name);
+        }
+        // After that: what it is told on purpose may have the same name.
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(stdin.map_or_else(Stdio::null, Stdio::from));
         command.stderr(log.try_clone().context("cannot share the log")?);

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use countersign_agent::launcher::Launcher;
 use countersign_api::admin::{AdminClient, ApplyRequest, CreateTokenRequest, Status};
 use countersign_api::resource::{self, Resource};
-use countersign_identity::{Clock, Lifetime, SystemClock, TrustDomain};
+use countersign_identity::{Clock, Code, Lifetime, SystemClock, TrustDomain};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -20,9 +20,10 @@ use super::plan::{self, ServicePlan};
 use super::ports::Ports;
 use super::process::Program;
 use super::supervise::{CONFLICT_PATIENCE, Happening, Nursery, Stdin, Tier};
+use super::surroundings::Surroundings;
 use super::view::View;
 use super::{probe, view};
-use crate::exit::Exit;
+use crate::exit::{Exit, Failure};
 use crate::manifest;
 use crate::output::Output;
 
@@ -63,6 +64,8 @@ async fn up(arguments: &Arguments, output: Output) -> Result<Exit> {
     // All that can be wrong with the input is said before anything starts.
     let mut resources = manifest::load(&arguments.manifests)?;
     let layout = Layout::prepare(&arguments.data())?;
+    let names = std::env::vars_os().map(|(name, _value)| name);
+    let surroundings = Surroundings::of(names, &arguments.pass);
     let mut ports = Ports::open(&layout.data, plan::fixed_ports(&resources));
     plan::fix_ports(&mut resources, &mut ports)?;
     // Fixed for the whole run: agents must find a server that was started again.
@@ -86,12 +89,15 @@ async fn up(arguments: &Arguments, output: Output) -> Result<Exit> {
         arguments.manifests.canonicalize().context("cannot resolve the manifests' folder")?;
     let mut stage = Stage {
         view: View::new(output),
-        cast: Cast { layout, program, folder, server, console },
+        cast: Cast { layout, program, folder, server, console, surroundings },
         ports,
         tiers: [Tier::new(), Tier::new(), Tier::new(), Tier::new()],
         nursery,
         inbox,
     };
+    if let Some(warning) = stage.cast.surroundings.warning() {
+        stage.view.warn(&warning);
+    }
     let lived = stage.live(&domain, resources, &services, arguments.span).await;
     stage.take_down().await;
     lived.map(|()| Exit::Done)
@@ -106,6 +112,8 @@ struct Cast {
     server: SocketAddr,
     /// Where it serves its console.
     console: SocketAddr,
+    /// What they do not get of the environment.
+    surroundings: Surroundings,
 }
 
 /// The tiers in the order in which they are stopped.
@@ -294,12 +302,22 @@ impl Cast {
         let mut init = tokio::process::Command::new(&self.program);
         init.arg("init").arg("--data").arg(self.layout.server());
         init.args(["--trust-domain", domain.as_str()]);
+        for name in &self.surroundings.parts {
+            init.env_remove(name);
+        }
         let output = init.output().await.context("cannot start `countersign init`")?;
         if !output.status.success() {
-            bail!(
-                "cannot make the trust domain: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
+            let said = String::from_utf8_lossy(&output.stderr);
+            let said = said.trim().trim_start_matches("countersign: ");
+            // Whose fault it is, it has said as well.
+            let code = match output.status.code() {
+                Some(2) => Code::NotUnderstood,
+                Some(3) => Code::Unavailable,
+                Some(4) => Code::AlreadyExists,
+                _ => Code::Internal,
+            };
+            let message = format!("cannot make the trust domain: {said}");
+            return Err(Failure::new(code, message).into());
         }
         Ok(())
     }
@@ -311,6 +329,7 @@ impl Cast {
             path: self.program.clone(),
             arguments,
             environment: Vec::new(),
+            withheld: self.surroundings.parts.clone(),
             folder: self.folder.clone(),
             log: self.layout.logs.join(format!("{}.log", name.replace(' ', "-"))),
             speaks: true,
@@ -384,6 +403,7 @@ impl Cast {
             path: service.command.first().map(PathBuf::from).unwrap_or_default(),
             arguments: service.command.iter().skip(1).cloned().collect(),
             environment: service.environment.clone(),
+            withheld: self.surroundings.programs.clone(),
             folder: self.folder.clone(),
             speaks: false,
         }

@@ -76,6 +76,16 @@ impl View {
         }
     }
 
+    /// Something that is not as whoever started it may think.
+    pub(crate) fn warn(&mut self, warning: &str) {
+        match self.output {
+            Output::Json => {
+                output::aside(&json!({"event": "warning", "warning": warning}).to_string());
+            }
+            Output::Human => self.note(&format!("warning: {warning}")),
+        }
+    }
+
     /// A line that stays, above the live one.
     fn note(&mut self, text: &str) {
         self.clear();

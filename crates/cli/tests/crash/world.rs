@@ -207,7 +207,8 @@ impl World {
         let environment = self.environment();
         let environment: Vec<(&str, &str)> =
             environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        self.up = Some(Up::start_in(&self.manifests, &self.data(), &[], &environment));
+        let pass = ["--pass", "COUNTERSIGN_JOURNAL", "--pass", "COUNTERSIGN_STORE"];
+        self.up = Some(Up::start_in(&self.manifests, &self.data(), &pass, &environment));
     }
 
     /// A command of an operator, by the clock of the trust domain.

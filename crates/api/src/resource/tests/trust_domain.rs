@@ -99,3 +99,40 @@ fn whoever_has_to_approve_changes_is_named_and_there_are_enough_of_them() {
         assert!(problems.iter().any(|one| one.message.contains(said)), "{said}: {problems:?}");
     }
 }
+
+#[test]
+fn lifetimes_in_which_nothing_could_live_are_refused() {
+    let read =
+        |kind, spec| Resource::read(&manifest(kind, &spec)).expect("each is right in itself");
+    let workload = |lifetime: &str| {
+        read("Workload", json!({ "selectors": ["launch:a"], "lifetime": lifetime }))
+    };
+    let domain = |fields: serde_json::Value| {
+        let mut spec = json!({ "trustDomain": "shop.example" });
+        spec.as_object_mut().expect("it is one").extend(fields.as_object().cloned().expect("also"));
+        read("TrustDomain", spec)
+    };
+    let short = [
+        ("Workload/web", "spec.lifetime", "`1s` is shorter than `10s`"),
+        ("TrustDomain/web", "spec.svidLifetime", "`9s` is shorter than `10s`"),
+        ("TrustDomain/web", "spec.agentLifetime", "such as `15m`"),
+    ];
+    together(
+        &[workload("1s"), domain(json!({ "svidLifetime": "9s", "agentLifetime": "2s" }))],
+        &short,
+    );
+    together(
+        &[workload("10s"), domain(json!({ "svidLifetime": "10s", "agentLifetime": "10s" }))],
+        &[],
+    );
+    // Of the limit alone, which both others keep.
+    let limit = [("TrustDomain/web", "spec.lifetimeMax", "`9s` is shorter than `10s`")];
+    together(&[domain(json!({ "lifetimeMax": "9s" }))], &limit);
+    let authority = |fields| read("Authority", fields);
+    let short = [
+        ("Authority/web", "spec.rootLifetime", "`59m` is shorter than `1h`"),
+        ("Authority/web", "spec.issuerLifetime", "the least that an authority lives"),
+    ];
+    together(&[authority(json!({ "rootLifetime": "59m", "issuerLifetime": "1m" }))], &short);
+    together(&[authority(json!({ "rootLifetime": "1h", "issuerLifetime": "1h" }))], &[]);
+}

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use anyhow::Result;
 use countersign_api::admin::{CeremonyRequest, ImportRequest, ImportResponse, RequestView};
-use countersign_identity::Code;
 
 use super::arguments::{PrepareArguments, Waiting};
 use super::{follow, print};
 use crate::commands::read_file;
 use crate::exit::{Exit, Failure};
 use crate::find::Find;
+use crate::out::New;
 use crate::output::{self, Output};
 
 /// The longest chain that is read.
@@ -27,9 +27,7 @@ pub(super) async fn request(arguments: &PrepareArguments, output: Output) -> Res
     let request = client.request_issuer(&CeremonyRequest { anew: arguments.anew }).await?;
     let RequestView { key, at, csr, .. } = &request;
     if let Some(path) = &arguments.out {
-        std::fs::write(path, csr).map_err(|error| {
-            Failure::new(Code::Internal, format!("cannot write {}: {error}", path.display()))
-        })?;
+        crate::out::write(path, New::Public, csr.as_bytes())?;
     }
     match (output, &arguments.out) {
         (Output::Json, _) => output::json(&request)?,

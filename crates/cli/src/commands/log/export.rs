@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use countersign_identity::Incarnation;
 use serde_json::json;
 
@@ -12,6 +12,7 @@ use super::ship::{self, Credentials, Destination, Enterprise, Named, Shipment};
 use super::source::{Heading, Source};
 use crate::exit::Exit;
 use crate::find::Find;
+use crate::out::{New, Out};
 use crate::output::{self, Output};
 
 /// Write the log as JSON lines: what was signed of it, then every event as it is stored
@@ -65,13 +66,9 @@ pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
         export(&mut source, arguments.incarnation, &mut std::io::stdout().lock()).await?;
         return Ok(Exit::Done);
     };
-    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let mut file = tempfile::Builder::new()
-        .tempfile_in(folder.unwrap_or_else(|| std::path::Path::new(".")))
-        .with_context(|| format!("`{}` cannot be written", out.display()))?;
+    let mut file = Out::open(out, New::Private)?;
     let events = export(&mut source, arguments.incarnation, &mut file).await?;
-    file.as_file().sync_all()?;
-    file.persist(out)?;
+    file.finish()?;
     match output {
         Output::Json => {
             output::json(&json!({ "event": "exported", "events": events, "out": out }))?;

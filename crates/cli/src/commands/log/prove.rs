@@ -9,9 +9,10 @@ use countersign_pki::Certificate;
 use serde_json::json;
 
 use super::Target;
-use crate::commands::{crl, verify};
+use crate::commands::verify;
 use crate::exit::{Exit, Failure};
 use crate::find::Find;
+use crate::out::New;
 use crate::output::{self, Output, printable};
 
 /// Write a proof that an event, or the issue of a certificate, is in the log
@@ -40,7 +41,7 @@ pub(crate) async fn run(arguments: &Arguments, output: Output) -> Result<Exit> {
         Target::Serial(serial) => client.proof_of(serial).await?,
     };
     if let Some(out) = &arguments.out {
-        crl::replace(out, proof.bundle.as_bytes())?;
+        crate::out::write(out, New::Public, proof.bundle.as_bytes())?;
     }
     match (output, &arguments.out) {
         (Output::Json, _) => output::json(&proof)?,

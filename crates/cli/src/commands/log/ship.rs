@@ -29,9 +29,9 @@ pub(super) use self::to::{Credentials, Destination, Enterprise, Named};
 pub(crate) use self::told::METRICS;
 use self::told::{End, Teller};
 use super::read_file;
-use crate::commands::crl::replace;
 use crate::exit::{Exit, Failure};
 use crate::find::Find;
+use crate::out::{self, New};
 use crate::output::{self, Output};
 
 /// Events that are read and sent at once.
@@ -325,7 +325,7 @@ async fn idle(
 fn keep(shipment: &Shipment<'_>, cursor: &Cursor) -> Result<()> {
     let Some(path) = shipment.cursor else { return Ok(()) };
     let text = serde_json::to_string(cursor)?;
-    replace(path, format!("{text}\n").as_bytes())?;
+    out::write(path, New::Public, format!("{text}\n").as_bytes())?;
     Ok(())
 }
 

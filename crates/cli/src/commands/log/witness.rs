@@ -16,9 +16,9 @@ use serde_json::json;
 
 use super::trusted;
 use super::watched::Watched;
-use crate::commands::crl::replace;
 use crate::exit::{Exit, Failure};
 use crate::find::Find;
+use crate::out::{self, New};
 use crate::output::{self, Output};
 
 /// Watch a log from elsewhere: remember its last checkpoint, and cosign each that grew out of it
@@ -195,7 +195,7 @@ impl Witness {
         let path = state.join(KEY_FILE);
         if !path.try_exists().map_err(cannot(&path))? {
             let private = PrivateKey::generate(KeyKind::Ed25519)?;
-            replace(&state.join(NAME_FILE), name.as_bytes())?;
+            out::write(&state.join(NAME_FILE), New::Public, name.as_bytes())?;
             write_private(&path, private.pkcs8())?;
         }
         let private = PrivateKey::from_pkcs8(&std::fs::read(&path).map_err(cannot(&path))?)?;
@@ -270,7 +270,7 @@ impl Witness {
         let at = u64::try_from(SystemClock::new().now().secs()).unwrap_or(0);
         let signature = self.private.sign(&cosigned(note.text(), at))?;
         let note = note.with_cosignature(&self.key, at, &signature);
-        replace(&self.state.join(SEEN_FILE), note.to_string().as_bytes())?;
+        out::write(&self.state.join(SEEN_FILE), New::Public, note.to_string().as_bytes())?;
         let folder = File::open(&self.state).map_err(cannot(&self.state))?;
         Ok(folder.sync_all().map_err(cannot(&self.state))?)
     }
@@ -278,7 +278,8 @@ impl Witness {
     /// Keeps what was shown, beside what had been seen.
     fn wrong(&self, shown: &[u8], why: String) -> Result<Looked> {
         let secs = SystemClock::new().now().secs();
-        replace(&self.state.join(format!("conflict-{secs}.checkpoint")), shown)?;
+        let conflict = self.state.join(format!("conflict-{secs}.checkpoint"));
+        out::write(&conflict, New::Public, shown)?;
         Ok(Looked::Wrong(why))
     }
 }
