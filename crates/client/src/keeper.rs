@@ -153,7 +153,8 @@ impl Keeper {
         match update {
             Ok(update) => self.accept(update),
             Err(Unusable::Withdrawn(why)) => self.withdraw(why),
-            Err(Unusable::Bad(why)) => {
+            Err(wrong @ (Unusable::Bad(_) | Unusable::Empty)) => {
+                let why = wrong.to_string();
                 tracing::warn!(%why, "the new SVID is not used; the one before stays");
                 self.trouble(Topic::Identity, Some(why));
             }

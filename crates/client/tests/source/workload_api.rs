@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign::{Authorization, Choice, Code, Link, Source, Topic, WorkloadApiOptions};
+use countersign_api::workload::X509svidResponse;
 use countersign_identity::{Clock, SimClock, SpiffeId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Status as Refusal;
@@ -108,6 +109,28 @@ async fn only_permission_denied_withdraws_an_identity() {
     world.agent.die();
     let status = until(&source, |status| matches!(status.link, Link::Lost { .. })).await;
     assert!(status.identity.is_some());
+}
+
+#[tokio::test]
+async fn a_message_without_svids_is_told_of_and_takes_nothing_away() {
+    let world = World::new(Offer::WorkloadApiOnly);
+    let svid = world.svid("/web");
+    world.agent.give(world.wire(&svid));
+    let source = source_with(&world.agent, ids(&[])).await;
+    source.ready().await.unwrap();
+    world.agent.give(X509svidResponse::default());
+    let status = until(&source, |status| status.troubles.contains_key(&Topic::Identity)).await;
+    assert!(status.troubles[&Topic::Identity].contains("holds no SVID"), "{status:?}");
+    assert_eq!(
+        (status.identity.unwrap().serial, status.link),
+        (Some(svid.serial()), Link::Connected)
+    );
+    assert!(source.trust().identity().is_some());
+    // The stream goes on, and what comes next counts.
+    let renewed = world.svid("/web");
+    world.agent.give(world.wire(&renewed));
+    let status = until(&source, |status| status.troubles.is_empty()).await;
+    assert_eq!(status.identity.unwrap().serial, Some(renewed.serial()));
 }
 
 #[tokio::test]
