@@ -12,6 +12,7 @@ mod drain;
 mod flood;
 mod http;
 mod keep_alive;
+mod moves;
 mod profiles;
 mod program;
 mod realm;
