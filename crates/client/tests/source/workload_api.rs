@@ -214,16 +214,6 @@ async fn a_first_svid_that_is_bad_is_never_shown() {
 }
 
 #[tokio::test]
-async fn an_empty_list_withdraws() {
-    let world = World::new(Offer::WorkloadApiOnly);
-    world.agent.give(world.wire(&world.svid("/web")));
-    let source = source_with(&world.agent, ids(&[])).await;
-    source.ready().await.unwrap();
-    world.agent.give(response(Vec::new()));
-    until(&source, |status| status.identity.is_none()).await;
-}
-
-#[tokio::test]
 async fn among_several_svids_the_one_asked_for_is_shown_and_no_other() {
     let world = World::new(Offer::WorkloadApiOnly);
     let bundle = world.realm.bundle();
