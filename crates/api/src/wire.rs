@@ -344,7 +344,7 @@ impl From<v1::ProcessStatus> for ProcessView {
     }
 }
 
-/// How parts stand, for the wire.
+/// How parts stand, for the wire. Nothing is told of doors by who has none.
 pub fn parts_of(vitals: &Vitals) -> Vec<v1::PartStatus> {
     let micros = |moment: Option<Timestamp>| moment.map_or(0, Timestamp::micros);
     let part = |(vital, condition): (Vital, &Condition)| {
@@ -357,7 +357,10 @@ pub fn parts_of(vitals: &Vitals) -> Vec<v1::PartStatus> {
             ends_micros: micros(condition.ends),
         }
     };
-    vitals.all().map(part).collect()
+    let told = |(vital, condition): &(Vital, &Condition)| {
+        *vital != Vital::Door || **condition != Condition::default()
+    };
+    vitals.all().filter(told).map(part).collect()
 }
 
 /// What a process says of its parts, within bounds: each that there is once, and no text that is longer than needs be.

@@ -139,6 +139,12 @@ impl Keeper {
         Announced { keeper: Arc::clone(self), door }
     }
 
+    /// Whether all doors are open that there are to be, and why not.
+    pub(crate) fn doors_open(&self, open: Result<(), String>) {
+        self.parts.doors(open.as_ref().map_err(String::as_str).copied(), self.trust.clock().now());
+        self.trouble(Topic::Door, open.err());
+    }
+
     /// Where peers are let in.
     pub(crate) fn doors(&self) -> watch::Receiver<Vec<SocketAddr>> {
         self.doors.subscribe()
@@ -153,7 +159,8 @@ impl Keeper {
         match update {
             Ok(update) => self.accept(update),
             Err(Unusable::Withdrawn(why)) => self.withdraw(why),
-            Err(Unusable::Bad(why)) => {
+            Err(wrong @ (Unusable::Bad(_) | Unusable::Empty)) => {
+                let why = wrong.to_string();
                 tracing::warn!(%why, "the new SVID is not used; the one before stays");
                 self.trouble(Topic::Identity, Some(why));
             }

@@ -37,13 +37,13 @@ pub const METRICS: [(&str, &str, &[&str], &str); 4] = [
         "countersign_library_last_good_seconds",
         "gauge",
         &["part"],
-        "When leaf, issuer, bundle or policy was last had or confirmed, in seconds since 1970.",
+        "When leaf, issuer, bundle, policy or doors were last had or confirmed, in seconds since 1970.",
     ),
     (
         "countersign_library_last_failure_seconds",
         "gauge",
         &["part"],
-        "When it was last wanted and not had, in seconds since 1970; absent when never.",
+        "When they were last wanted and not had, in seconds since 1970; absent when never.",
     ),
     (
         "countersign_library_ends_seconds",
@@ -126,6 +126,15 @@ impl Parts {
     /// An identity came, and is shown.
     pub(crate) fn identified(&self, now: Timestamp) {
         self.seen().good(&FROM_LINK, now);
+    }
+
+    /// All doors are open that there are to be, or not.
+    pub(crate) fn doors(&self, open: Result<(), &str>, now: Timestamp) {
+        let mut seen = self.seen();
+        match open {
+            Ok(()) => seen.good(&[Vital::Door], now),
+            Err(why) => seen.failed(&[Vital::Door], now, why),
+        }
     }
 
     /// Takes what the source says of itself.

@@ -240,6 +240,12 @@ impl Source {
         Announcement { _announced: self.keeper.announce(door) }
     }
 
+    /// Says whether all doors are open that there are to be, and otherwise why not, in a sentence: it is told where the state of all
+    /// processes is, and to whoever watches the [status](Self::status). A [`Door`](crate::Door) is open for as long as it is there.
+    pub fn doors_open(&self, open: Result<(), String>) {
+        self.keeper.doors_open(open);
+    }
+
     /// Who may begin a handshake at its doors.
     pub(crate) const fn gate(&self) -> &Arc<Gate> {
         &self.gate

@@ -80,6 +80,8 @@ pub enum Topic {
     Policy,
     /// Who can read the private key's file.
     KeyFile,
+    /// The doors that peers come through.
+    Door,
 }
 
 impl Status {

@@ -35,6 +35,10 @@ pub(crate) enum Unusable {
     /// The message is wrong: what was good before stays.
     #[error("{0}")]
     Bad(String),
+    /// It lacks what every message has. What was good before stays, and time does not mend it: who gives nothing any more says
+    /// `PermissionDenied`.
+    #[error("the agent's message holds no SVID at all, and says nothing therefore")]
+    Empty,
 }
 
 fn bad(why: String) -> Unusable {
@@ -56,6 +60,9 @@ pub(crate) fn read(
     if SVIDS_MAX < response.svids.len() || FEDERATED_MAX < response.federated_bundles.len() {
         let (svids, bundles) = (response.svids.len(), response.federated_bundles.len());
         return Err(bad(format!("{svids} SVIDs and {bundles} bundles are over the limits")));
+    }
+    if response.svids.is_empty() {
+        return Err(Unusable::Empty);
     }
     let chosen = choose(&response.svids, choice)?;
     let (identity, bundle) = identity(&response.svids[chosen], &keys[chosen], now)?;

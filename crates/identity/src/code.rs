@@ -106,6 +106,7 @@ codes! {
     BadHandshake "bad-handshake" Peer "The peer broke the TLS protocol.";
     HandshakeTimeout "handshake-timeout" Peer "The handshake did not end in time.";
     PeerClosed "peer-closed" Peer "The peer closed the connection before it had done its part.";
+    BadAnswer "bad-answer" Peer "The answer breaks the rules of HTTP.";
     PeerRefused "peer-refused" Peer "The peer refused us by an alert.";
     PeerUnreachable "peer-unreachable" Outage "The peer could not be connected to.";
     TooManyConnections "too-many-connections" Peer "A limit on connections is reached.";

@@ -15,6 +15,8 @@ pub enum Vital {
     Bundle,
     /// What peers may do.
     Policy,
+    /// Where peers are let in. Only who has doors can tell of them.
+    Door,
 }
 
 /// A try that came to nothing.
@@ -39,7 +41,7 @@ pub struct Condition {
 
 /// How all of them stand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Vitals([Condition; 4]);
+pub struct Vitals([Condition; 5]);
 
 /// What is told of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +56,7 @@ pub enum Told {
 
 impl Vital {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Leaf, Self::Issuer, Self::Bundle, Self::Policy];
+    pub const ALL: [Self; 5] = [Self::Leaf, Self::Issuer, Self::Bundle, Self::Policy, Self::Door];
 
     /// Its name in metrics.
     pub const fn as_str(self) -> &'static str {
@@ -63,6 +65,7 @@ impl Vital {
             Self::Issuer => "issuer",
             Self::Bundle => "bundle",
             Self::Policy => "policy",
+            Self::Door => "door",
         }
     }
 }

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 
 use crate::guard::Entered;
 use crate::headers;
-use crate::lease::Lease;
+use crate::lease::{Lease, told};
 use crate::replay::{Replay, Sending};
 use crate::rest::Unread;
 use crate::session::{Busy, Spoken};
@@ -68,6 +68,8 @@ pub(crate) struct Coming {
     busy: Option<Arc<Busy>>,
     /// Likewise: the call that it belongs to, at a door.
     entered: Option<Entered>,
+    /// Why it has no end, where it is the sender's doing.
+    pub(crate) broken: Option<String>,
 }
 
 impl From<Incoming> for Arriving {
@@ -122,6 +124,9 @@ impl http_body::Body for Coming {
             // Free at once, also if somebody keeps the body: what the answer holds is enough.
             (self.busy, self.entered) = (None, None);
         }
+        if let Some(Err(error)) = &frame {
+            self.broken = Some(told(error));
+        }
         Poll::Ready(frame.map(|frame| frame.map_err(Broken::from)))
     }
 
@@ -157,8 +162,8 @@ impl Body {
         if arriving.is_end_stream() {
             return Self::empty();
         }
-        let busy = Some(Arc::clone(busy));
-        Self::again(Replay::begin(Coming { arriving, busy, entered: entered.cloned() }))
+        let (busy, entered, broken) = (Some(Arc::clone(busy)), entered.cloned(), None);
+        Self::again(Replay::begin(Coming { arriving, busy, entered, broken }))
     }
 
     /// The body of a request which is sent again.

@@ -42,6 +42,8 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) const RESPONSE_HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// The same for a request with a body, which is as a rule answered after it was read.
 pub(crate) const UPLOAD_TIMEOUT: Duration = Duration::from_secs(900);
+/// How often the log says of one thing to reach why it gave no good answer. A program may be asked a thousand times a second.
+pub(crate) const UNANSWERED_SAID: Rate = Rate { burst: 4, every: Duration::from_secs(30) };
 /// How often one request or byte stream is tried at most, over all addresses.
 pub(crate) const TRIES_MAX: usize = 6;
 

@@ -74,6 +74,15 @@ pub(crate) enum BadRequest {
     Connect,
 }
 
+/// Why an answer is not passed on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadAnswer {
+    #[error("its body is encoded as `{0}`, and nothing but `chunked` can be passed on")]
+    Encoding(String),
+    #[error("it changes the protocol, which nobody had asked for")]
+    Unasked,
+}
+
 /// Which host a request is for, once every reader takes it for the same request.
 pub(crate) fn read(head: &request::Parts) -> Result<HeaderValue, BadRequest> {
     unambiguous(head)?;
@@ -201,6 +210,22 @@ pub(crate) fn strip_request(headers: &mut HeaderMap) -> Result<(), BadRequest> {
         }
     }
     strip_per_hop(headers);
+    Ok(())
+}
+
+/// Has an answer say in one way only where its body ends. An encoding goes before a length beside it, which whoever passes it on takes
+/// out (RFC 9112, 6.3): the next one would cut the body by it.
+pub(crate) fn frame(headers: &mut HeaderMap) -> Result<(), BadAnswer> {
+    let encodings: Vec<_> =
+        headers.get_all(TRANSFER_ENCODING).iter().map(HeaderValue::as_bytes).collect();
+    match encodings[..] {
+        [] => {}
+        [encoding] if encoding.eq_ignore_ascii_case(b"chunked") => {
+            headers.remove(CONTENT_LENGTH);
+        }
+        // hyper leaves all others in the bytes that it gives us, and of several it asks the last.
+        _ => return Err(BadAnswer::Encoding(shown(&encodings.join(&b", "[..])))),
+    }
     Ok(())
 }
 

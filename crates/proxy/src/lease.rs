@@ -191,13 +191,30 @@ fn failure<B>(mut error: TrySendError<Request<B>>, body: impl FnOnce(B) -> Body)
 /// The response of a stream ends with the peer's GOAWAY only when its number is above the last one that the GOAWAY
 /// names; those below it go on.
 fn not_read(error: &hyper::Error) -> bool {
-    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    let mut told = causes.filter_map(|cause| cause.downcast_ref::<h2::Error>());
+    let mut told = causes(error).filter_map(|cause| cause.downcast_ref::<h2::Error>());
     told.any(|error| {
         let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
         let above = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
         error.is_remote() && (refused || above)
     })
+}
+
+/// Whether what came in answer is none by the rules of HTTP.
+pub(crate) fn breaks_http(error: &hyper::Error) -> bool {
+    let by_rules = |error: &h2::Error| {
+        error.is_library() && error.reason().is_some_and(|reason| reason != h2::Reason::NO_ERROR)
+    };
+    error.is_parse()
+        || causes(error).any(|cause| cause.downcast_ref::<h2::Error>().is_some_and(by_rules))
+}
+
+/// What hyper says of it, with what it goes back to.
+pub(crate) fn told(error: &hyper::Error) -> String {
+    causes(error).fold(error.to_string(), |told, cause| format!("{told}: {cause}"))
+}
+
+fn causes(error: &hyper::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(std::error::Error::source(error), |cause| cause.source())
 }
 
 #[cfg(test)]

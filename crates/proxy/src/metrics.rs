@@ -15,7 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
 /// Name as it is exposed, kind, labels and meaning of every metric.
-pub const METRICS: [Row; 17] = [
+pub const METRICS: [Row; 18] = [
     (
         "countersign_proxy_handshakes_total",
         "counter",
@@ -45,6 +45,12 @@ pub const METRICS: [Row; 17] = [
         "counter",
         &["service", "reason"],
         "Connections closed before any handshake, by service and reason",
+    ),
+    (
+        "countersign_proxy_listeners_missing",
+        "gauge",
+        &[],
+        "Doors and ways out that there are to be and that could not be opened; a door may be open at the address before",
     ),
     (
         "countersign_proxy_connections_revoked_total",
@@ -86,13 +92,13 @@ pub const METRICS: [Row; 17] = [
         "countersign_proxy_last_good_seconds",
         "gauge",
         &["part"],
-        "When leaf, issuer, bundle or policy was last had or confirmed, in seconds since 1970",
+        "When leaf, issuer, bundle, policy or doors were last had or confirmed, in seconds since 1970",
     ),
     (
         "countersign_proxy_last_failure_seconds",
         "gauge",
         &["part"],
-        "When it was last wanted and not had, in seconds since 1970; absent when never",
+        "When they were last wanted and not had, in seconds since 1970; absent when never",
     ),
     (
         "countersign_proxy_ends_seconds",
@@ -160,6 +166,7 @@ struct Inner {
     tunnels: Family<Place, Counter>,
     refused: Family<Reason, Counter>,
     facts_dropped: Counter,
+    missing: Gauge,
     request_seconds: Seconds,
     handshake_seconds: Seconds,
     /// What the server is told of answers.
@@ -182,7 +189,7 @@ impl Default for Seconds {
 /// What is exposed, in the order of the table.
 struct Page {
     registry: Registry,
-    rows: std::array::IntoIter<Row, 17>,
+    rows: std::array::IntoIter<Row, 18>,
 }
 
 impl Page {
@@ -229,6 +236,11 @@ impl Metrics {
 
     pub(crate) fn fact_dropped(&self) {
         self.0.facts_dropped.inc();
+    }
+
+    /// How many listeners could not be opened.
+    pub(crate) fn missing(&self, count: usize) {
+        self.0.missing.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn refused(&self, service: &str, reason: &'static str) {
@@ -284,6 +296,7 @@ impl Metrics {
         page.add(inner.connections.clone());
         page.add(inner.tunnels.clone());
         page.add(inner.refused.clone());
+        page.add(inner.missing.clone());
         page.add(ended);
         page.add(gauge(draining));
         page.add(asked);

@@ -17,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use crate::body::{Arriving, Body};
 use crate::dial::Want;
 use crate::guard::{Entered, Guard};
-use crate::headers::{self, BadRequest};
+use crate::headers::{self, BadAnswer, BadRequest};
 use crate::metrics::Meter;
 use crate::plane::Plane;
 use crate::problem::problem;
@@ -140,9 +140,11 @@ impl Relay {
             return problem(failed.code, &failed.detail);
         }
         match failed.code {
-            Code::NotUnderstood | Code::PolicyDenied | Code::PolicyError | Code::RateLimited => {
-                problem(failed.code, &failed.detail)
-            }
+            Code::NotUnderstood
+            | Code::BadAnswer
+            | Code::PolicyDenied
+            | Code::PolicyError
+            | Code::RateLimited => problem(failed.code, &failed.detail),
             Code::PeerUnreachable => {
                 problem(Code::Unavailable, "the program behind the service cannot be reached")
             }
@@ -215,9 +217,7 @@ impl Relay {
             (true, None) => None,
         };
         if granted && tunnel.is_none() {
-            let detail =
-                "the other end changed the protocol, which nobody had asked for".to_owned();
-            return Err(Failed { code: Code::BadHandshake, detail, again: None });
+            return Err(BadAnswer::Unasked.into());
         }
         if let (Some(_), Some(guard), Some(entered)) = (&tunnel, &self.guard, &entered) {
             guard.upgraded(&self.plane, entered)?;

@@ -67,6 +67,11 @@ impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
         lock(&self.0).over
     }
 
+    /// Asks the body itself.
+    pub(crate) fn ask<T>(&self, ask: impl FnOnce(&B) -> T) -> T {
+        ask(&lock(&self.0).rest)
+    }
+
     /// Somebody reads it: it is never sent again, and nothing of it is remembered.
     pub(crate) fn release(&self) {
         lock(&self.0).release();

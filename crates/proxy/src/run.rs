@@ -24,7 +24,7 @@ use crate::bounds::{
 };
 use crate::config::{Config, IdentitySource, Listeners, Ready};
 use crate::facts::{Facts, Sink};
-use crate::listener::Listener;
+use crate::listener::{ListenFault, Listener};
 use crate::metrics::Metrics;
 use crate::plan::Plan;
 use crate::plane::Plane;
@@ -242,6 +242,7 @@ async fn supervise(
         ready.send(Ready { point: config.name.clone(), id, inbound, outbound, metrics, warnings });
     notify(&[sd_notify::NotifyState::Ready]);
     let mut retry = false;
+    source.doors_open(Ok(()));
     let mut _announced = announce(source, supervisor);
     loop {
         tokio::select! {
@@ -260,12 +261,24 @@ async fn supervise(
             () = tokio::time::sleep(REBIND_EVERY), if retry => {}
         }
         let faults = supervisor.reconcile(&plan);
+        tell(source, &faults);
         _announced = announce(source, supervisor);
-        for fault in &faults {
-            tracing::error!(%fault, "a listener is missing; it is tried again");
-        }
         retry = !faults.is_empty();
     }
+}
+
+/// Says which listeners are missing: in the log, to whoever started us, and to the agent, whose server shows it.
+fn tell(source: &Source, faults: &[ListenFault]) {
+    for fault in faults {
+        tracing::error!(%fault, "a listener is missing; it is tried again");
+    }
+    let why = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    let status = match faults.len() {
+        0 => "all listeners are open".to_owned(),
+        _ => format!("not all listeners are open: {why}"),
+    };
+    notify(&[sd_notify::NotifyState::Status(&status)]);
+    source.doors_open(if faults.is_empty() { Ok(()) } else { Err(why) });
 }
 
 /// Tells the agent where peers are let in.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,10 +57,15 @@ impl Supervisor {
     /// Goes from what is open to what should be. Listeners that stay the same are not touched, and one that cannot be
     /// opened does not keep the others from it.
     pub(crate) fn reconcile(&mut self, plan: &Plan) -> Vec<ListenFault> {
-        // Close first: a listener may move from one name to another.
+        // Close first what is in another's way: a listener may move from one name to another. A door that is in nobody's way stays
+        // until it is open at its new place.
+        let wanted = self.wanted(plan);
         self.doors.retain(|name, Open { running, .. }| {
-            let planned = plan.doors.get(name);
-            let keep = planned.is_some_and(|planned| planned.listen == running.plan.listen);
+            let (planned, at) = (plan.doors.get(name), running.bound.listen);
+            let keep = planned.is_some_and(|planned| {
+                let stays = planned.listen == running.plan.listen;
+                stays || !wanted.iter().any(|address| excludes(*address, at))
+            });
             if !keep {
                 tracing::info!(service = %name, listen = %running.bound.listen, "the door is closed");
                 running.stop.cancel();
@@ -82,7 +88,24 @@ impl Supervisor {
         let outlets =
             plan.outlets.iter().filter_map(|(name, planned)| self.set_outlet(name, planned).err());
         faults.extend(outlets);
+        self.plane.metrics.missing(faults.len());
         faults
+    }
+
+    /// Where somebody is to listen who does not yet.
+    fn wanted(&self, plan: &Plan) -> Vec<SocketAddr> {
+        let doors = plan.doors.iter().filter(|(name, planned)| {
+            self.doors.get(*name).is_none_or(|open| open.running.plan.listen != planned.listen)
+        });
+        let doors = doors.map(|(_, planned)| planned.listen);
+        let outlets = plan.outlets.iter().filter(|(name, planned)| {
+            self.outlets.get(*name).is_none_or(|open| open.plan.local != planned.local)
+        });
+        let outlets = outlets.filter_map(|(_, planned)| match planned.local {
+            LocalPlace::Tcp(address) => Some(address),
+            LocalPlace::Unix(_) => None,
+        });
+        doors.chain(outlets).collect()
     }
 
     /// What is open, with real ports.
@@ -113,12 +136,16 @@ impl Supervisor {
 
     fn set_door(&mut self, name: &Name, planned: &DoorPlan) -> Result<(), ListenFault> {
         if let Some(Open { running: door, manners }) = self.doors.get_mut(name) {
-            if door.plan != *planned {
+            // Where it listens remains to be seen.
+            let here = DoorPlan { listen: door.plan.listen, ..planned.clone() };
+            if door.plan != here {
                 manners.store(Arc::new(planned.manners.clone()));
                 door.route.store(Arc::new(route(&self.plane, &planned.leads)));
-                door.plan = planned.clone();
+                door.plan = here;
             }
-            return Ok(());
+            if door.plan.listen == planned.listen {
+                return Ok(());
+            }
         }
         let cores = tokio::runtime::Handle::current().metrics().num_workers();
         let listeners = acceptors::listeners(planned.listen, cores)?;
@@ -136,7 +163,11 @@ impl Supervisor {
         tracing::info!(service = %name, %listen, "the door is open");
         let bound = BoundInbound { service: name.clone(), listen };
         let running = Running { plan: planned.clone(), bound, route, stop };
-        self.doors.insert(name.clone(), Open { running, manners });
+        if let Some(before) = self.doors.insert(name.clone(), Open { running, manners }) {
+            let listen = before.running.bound.listen;
+            tracing::info!(service = %name, %listen, "the door was moved, and is closed here");
+            before.running.stop.cancel();
+        }
         Ok(())
     }
 
@@ -166,6 +197,12 @@ impl Supervisor {
         self.outlets.insert(name.clone(), Running { plan: planned.clone(), bound, route, stop });
         Ok(())
     }
+}
+
+/// Whether nobody can listen at the one while somebody listens at the other.
+fn excludes(one: SocketAddr, other: SocketAddr) -> bool {
+    let (a, b) = (one.ip(), other.ip());
+    one.port() == other.port() && (a == b || a.is_unspecified() || b.is_unspecified())
 }
 
 fn route(plane: &Arc<Plane>, leads: &Leads) -> Route {

@@ -6,9 +6,8 @@ use std::time::Duration;
 use countersign::requests::ended;
 use countersign_identity::{Code, Entropy, Timestamp};
 use countersign_tls::{Direction, HandshakeFact, LiveCall};
-use http::header::{HOST, HeaderValue, TRANSFER_ENCODING};
-use http::{Method, Request, Response, Uri, Version, uri};
-use http_body::Body as _;
+use http::header::HeaderValue;
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -18,14 +17,16 @@ use crate::body::{Body, Coming};
 use crate::bounds::{
     ADDRESSES_MAX, IDLE_BACKEND, IDLE_DIALLED, RESPONSE_HEAD_TIMEOUT, SWEEP_EVERY, UPLOAD_TIMEOUT,
 };
+use crate::complaints::Complaints;
 use crate::dial::{DialFailure, Dialer, Dialled, Want};
 use crate::facts::blank_fact;
+use crate::headers::{self, BadAnswer};
 use crate::health::Health;
-use crate::lease::{Lease, SendFailure};
+use crate::lease::{Lease, SendFailure, breaks_http, told};
 use crate::plane::Plane;
 use crate::pool::Pool;
 use crate::replay::Replay;
-use crate::session::Spoken;
+use crate::target::address_to;
 use crate::tries::{Fate, Fault, Next, Tries};
 
 /// One thing to reach, at one or more addresses.
@@ -34,6 +35,7 @@ pub(crate) struct Upstream {
     pools: Vec<Arc<Pool>>,
     health: Mutex<Health>,
     ejected: Notify,
+    complaints: Complaints,
     carries: Carries,
 }
 
@@ -115,7 +117,9 @@ impl Upstream {
             })
             .collect();
         let health = Mutex::new(Health::new(pools.len()));
-        Arc::new(Self { plane: plane.clone(), pools, health, ejected: Notify::new(), carries })
+        let (plane, ejected) = (plane.clone(), Notify::new());
+        let complaints = Complaints::new(plane.clock.now());
+        Arc::new(Self { plane, pools, health, ejected, complaints, carries })
     }
 
     /// Sends a request for `host`, and returns the head of the response with a body that is on its way.
@@ -174,9 +178,13 @@ impl Upstream {
             return Err(Missed::by_address(Left::Not(Fate::Perhaps), why));
         };
         match sent {
-            Ok(response) => {
+            Ok(mut response) => {
                 spare.release();
                 self.answered(address);
+                if let Err(bad) = check(&mut response, want) {
+                    let why = self.complain(address, bad.into());
+                    return Err(Missed::by_address(Left::Not(Fate::Perhaps), why));
+                }
                 Ok(passing(response, lease, spare.replay))
             }
             Err(failure) => Err(self.missed(failure, address, &lease, spare)),
@@ -195,8 +203,7 @@ impl Upstream {
             }
             SendFailure::Lost(_) if refusal.is_some() => spare.again(),
             SendFailure::Lost(error) => {
-                let detail = format!("{dialer} ended the connection before it answered: {error}");
-                let why = Failed { code: Code::PeerClosed, detail, again: None };
+                let why = self.unanswered(&error, address, &spare);
                 return Missed::by_address(Left::Not(Fate::Perhaps), why);
             }
         };
@@ -221,6 +228,31 @@ impl Upstream {
         // A connection that was just opened and takes nothing: another address may do better.
         let detail = format!("{dialer} closed the connection before the request");
         Missed::by_address(left, Failed { code, detail, again: None })
+    }
+
+    /// Why a request that was sent has no answer, or none that can be read.
+    fn unanswered(&self, error: &hyper::Error, address: usize, spare: &Spare) -> Failed {
+        if let Some(why) = spare.broken() {
+            let detail = format!("the body of the request did not come as a whole: {why}");
+            return Failed { code: Code::NotUnderstood, detail, again: None };
+        }
+        let (dialer, told) = (self.pools[address].dialer(), told(error));
+        let why = if breaks_http(error) {
+            bad_answer(&told)
+        } else {
+            let detail = format!("{dialer} ended the connection before it answered: {told}");
+            Failed { code: Code::PeerClosed, detail, again: None }
+        };
+        self.complain(address, why)
+    }
+
+    /// Says it where operators look, unless much was said of late.
+    fn complain(&self, address: usize, why: Failed) -> Failed {
+        if let Some(unsaid) = self.complaints.next(self.plane.clock.now()) {
+            let (address, code) = (self.pools[address].dialer(), why.code);
+            tracing::warn!(%address, %code, %why, unsaid, "gave no good answer to a request");
+        }
+        why
     }
 
     /// A byte stream to the first address that takes one.
@@ -392,6 +424,11 @@ impl Spare {
         Some(Box::new(self.head?.map(|()| body)))
     }
 
+    /// Why its body has no end, if that is its sender's doing.
+    fn broken(&self) -> Option<String> {
+        self.replay.as_ref()?.ask(|coming| coming.broken.clone())
+    }
+
     /// It is being answered.
     fn release(&self) {
         if let Some(replay) = &self.replay {
@@ -400,55 +437,23 @@ impl Spare {
     }
 }
 
-/// Writes the target and the host as the protocol wants them.
-fn address_to(
-    request: &mut Request<Body>,
-    spoken: Spoken,
-    host: &HeaderValue,
-) -> Result<(), Failed> {
-    let written = match spoken {
-        Spoken::Http2 => absolute(request, host),
-        Spoken::Http1 | Spoken::Either => origin(request, host),
-    };
-    written.map_err(|error| {
-        let detail = format!("the target cannot be passed on: {error}");
-        Failed { code: Code::NotUnderstood, detail, again: None }
-    })
-}
-
-fn origin(request: &mut Request<Body>, host: &HeaderValue) -> Result<(), http::Error> {
-    let mut parts = uri::Parts::default();
-    parts.path_and_query = request.uri().path_and_query().cloned();
-    *request.uri_mut() = Uri::from_parts(parts)?;
-    request.headers_mut().insert(HOST, host.clone());
-    *request.version_mut() = Version::HTTP_11;
-    if is_of_unknown_length(request) {
-        // hyper sends a body with these methods only where the fields say so, and else leaves it out without a word.
-        let chunked = HeaderValue::from_static("chunked");
-        request.headers_mut().insert(TRANSFER_ENCODING, chunked);
+/// Whether an answer can be passed on, which it then says in one way only where it ends.
+fn check(response: &mut Response<Incoming>, want: Want) -> Result<(), BadAnswer> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS && want != Want::Http1 {
+        return Err(BadAnswer::Unasked);
     }
-    Ok(())
+    headers::frame(response.headers_mut())
 }
 
-/// Whether it has a body, as few requests of its method have, of which nobody knows how long it is.
-fn is_of_unknown_length(request: &Request<Body>) -> bool {
-    let body = request.body();
-    matches!(*request.method(), Method::GET | Method::HEAD)
-        && !body.is_end_stream()
-        && body.size_hint().exact().is_none()
+fn bad_answer(why: &str) -> Failed {
+    let detail = format!("the answer breaks the rules of HTTP: {why}");
+    Failed { code: Code::BadAnswer, detail, again: None }
 }
 
-fn absolute(request: &mut Request<Body>, host: &HeaderValue) -> Result<(), http::Error> {
-    let mut parts = uri::Parts::default();
-    parts.scheme = Some(uri::Scheme::HTTPS);
-    parts.authority = Some(uri::Authority::try_from(host.as_bytes())?);
-    parts.path_and_query = request.uri().path_and_query().cloned();
-    *request.uri_mut() = Uri::from_parts(parts)?;
-    request.headers_mut().remove(HOST);
-    // From a try over HTTP/1.1.
-    request.headers_mut().remove(TRANSFER_ENCODING);
-    *request.version_mut() = Version::HTTP_2;
-    Ok(())
+impl From<BadAnswer> for Failed {
+    fn from(bad: BadAnswer) -> Self {
+        bad_answer(&bad.to_string())
+    }
 }
 
 fn passing(
@@ -456,7 +461,7 @@ fn passing(
     lease: Lease,
     sending: Option<Replay<Coming>>,
 ) -> Response<Body> {
-    if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         // The connection becomes something else and never comes back to its pool.
         let mut response = response.map(|_none| Body::empty());
         if let Some(admitted) = lease.admitted() {

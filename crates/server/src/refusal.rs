@@ -107,6 +107,7 @@ fn answers(code: Code) -> (tonic::Code, StatusCode) {
         | Code::HandshakeTimeout
         | Code::PeerClosed => (Grpc::Unauthenticated, StatusCode::UNAUTHORIZED),
         Code::Unavailable
+        | Code::BadAnswer
         | Code::NotReady
         | Code::Sealed
         | Code::Fenced

@@ -83,6 +83,7 @@ fn certificate_error(code: Code) -> CertificateError {
         | Code::BadHandshake
         | Code::HandshakeTimeout
         | Code::PeerClosed
+        | Code::BadAnswer
         | Code::PeerRefused
         | Code::PeerUnreachable
         | Code::NoOwnIdentity

@@ -11,5 +11,6 @@ mod layer;
 mod profiles;
 mod realm;
 mod revocation;
+mod standing;
 mod workload_api;
 mod world;

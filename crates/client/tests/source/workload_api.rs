@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign::{Authorization, Choice, Code, Link, Source, Topic, WorkloadApiOptions};
+use countersign_api::workload::X509svidResponse;
 use countersign_identity::{Clock, SimClock, SpiffeId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Status as Refusal;
@@ -111,6 +112,28 @@ async fn only_permission_denied_withdraws_an_identity() {
 }
 
 #[tokio::test]
+async fn a_message_without_svids_is_told_of_and_takes_nothing_away() {
+    let world = World::new(Offer::WorkloadApiOnly);
+    let svid = world.svid("/web");
+    world.agent.give(world.wire(&svid));
+    let source = source_with(&world.agent, ids(&[])).await;
+    source.ready().await.unwrap();
+    world.agent.give(X509svidResponse::default());
+    let status = until(&source, |status| status.troubles.contains_key(&Topic::Identity)).await;
+    assert!(status.troubles[&Topic::Identity].contains("holds no SVID"), "{status:?}");
+    assert_eq!(
+        (status.identity.unwrap().serial, status.link),
+        (Some(svid.serial()), Link::Connected)
+    );
+    assert!(source.trust().identity().is_some());
+    // The stream goes on, and what comes next counts.
+    let renewed = world.svid("/web");
+    world.agent.give(world.wire(&renewed));
+    let status = until(&source, |status| status.troubles.is_empty()).await;
+    assert_eq!(status.identity.unwrap().serial, Some(renewed.serial()));
+}
+
+#[tokio::test]
 async fn an_agent_that_comes_back_is_found_again() {
     let mut world = World::new(Offer::WorkloadApiOnly);
     world.agent.die();
@@ -188,16 +211,6 @@ async fn a_first_svid_that_is_bad_is_never_shown() {
     assert_eq!(status.identity, None);
     // Nor does its bundle count.
     assert!(source.trust().slice().bundles.iter().next().is_none());
-}
-
-#[tokio::test]
-async fn an_empty_list_withdraws() {
-    let world = World::new(Offer::WorkloadApiOnly);
-    world.agent.give(world.wire(&world.svid("/web")));
-    let source = source_with(&world.agent, ids(&[])).await;
-    source.ready().await.unwrap();
-    world.agent.give(response(Vec::new()));
-    until(&source, |status| status.identity.is_none()).await;
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Real proxies, in process, over loopback: what a user may rely on, and what an attacker tries.
 
+mod answers;
 mod attacks;
 mod balancer;
 mod calls;
@@ -11,6 +12,7 @@ mod drain;
 mod flood;
 mod http;
 mod keep_alive;
+mod moves;
 mod profiles;
 mod program;
 mod realm;
