@@ -21,7 +21,7 @@ async fn a_door_that_cannot_be_opened_is_told_until_it_is_open() {
             let Heard::Said(Said::Status(status)) = world.agent.next().await else { continue };
             // What was said before may be on its way still.
             let Some(door) = status.parts.iter().find(|part| part.part == "door") else { continue };
-            if (door.good_micros < door.failed_micros) == !why.is_empty() {
+            if (door.good_micros < door.failed_micros) != why.is_empty() {
                 assert!(door.why.contains(why), "{door:?}");
                 break;
             }
