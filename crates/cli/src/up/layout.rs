@@ -1,5 +1,6 @@
 //! Where one machine's trust domain keeps its state, its sockets and its logs.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -139,6 +140,9 @@ fn short_name(data: &Path) -> String {
     format!("{hash:08x}")
 }
 
+/// What may be in a folder in which no `up` has been yet: the place where a disk of its own is mounted, and what a new file system has.
+const PREPARED: [&str; 2] = ["server", "lost+found"];
+
 /// Makes the data directory, or makes sure that the one that is there is empty, or an `up`'s and closed to others. Another folder
 /// stays as it is: others may work in it.
 fn own_folder(path: &Path) -> Result<()> {
@@ -147,8 +151,13 @@ fn own_folder(path: &Path) -> Result<()> {
     let is_of_an_up = ["up.lock", "up.json", "server/domain.json"]
         .iter()
         .any(|name| path.join(name).symlink_metadata().is_ok());
-    let mut entries = fs::read_dir(path).map_err(|error| bad(path, "cannot be read", &error))?;
-    let is_empty = entries.next().is_none();
+    let entries = fs::read_dir(path).map_err(|error| bad(path, "cannot be read", &error))?;
+    let is_prepared = |name: &OsStr| PREPARED.iter().any(|ours| name == *ours);
+    let mut is_empty = true;
+    for entry in entries {
+        let entry = entry.map_err(|error| bad(path, "cannot be read", &error))?;
+        is_empty &= is_prepared(&entry.file_name());
+    }
     if !is_of_an_up && !is_empty {
         let why = format!(
             "`{shown}` holds something else than the state of an `up`: choose other state with `--data DIR`, missing or empty"
