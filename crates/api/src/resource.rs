@@ -35,7 +35,7 @@ pub use self::address::{
     BadAddress, HostPort, ListenAddress, Local, LoopbackAddress, SOCKET_PATH_BYTES_MAX, SocketPath,
 };
 pub use self::authority::{Approval, Approver, AuthoritySpec, UnknownApproval};
-pub use self::check::{Declaration, Unread, check, check_beside};
+pub use self::check::{Declaration, Unread, check, check_beside, check_change};
 pub use self::data_set::{
     Classification, DataSet, MutualTls, UnknownClassification, UnknownMutualTls,
 };

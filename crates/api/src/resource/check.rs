@@ -52,6 +52,19 @@ pub fn check<'a>(
     check_beside(resources, domain, &Unread::default())
 }
 
+/// The same of a set in which some are in force word for word (`stays`): their lifetimes are not judged again. An earlier version
+/// may have taken shorter ones, and a change of something else is not to wait until those are mended.
+///
+/// # Errors
+/// With every problem.
+pub fn check_change<'a>(
+    resources: &'a [Resource],
+    domain: Option<&TrustDomain>,
+    stays: &dyn Fn(&Resource) -> bool,
+) -> Result<Declaration<'a>, Vec<Problem>> {
+    check_whole(resources, domain, &Unread::default(), stays)
+}
+
 /// The same beside manifests that could not be read, so that all problems can be told at once and none that
 /// is not there.
 ///
@@ -61,6 +74,15 @@ pub fn check_beside<'a>(
     resources: &'a [Resource],
     domain: Option<&TrustDomain>,
     unread: &Unread,
+) -> Result<Declaration<'a>, Vec<Problem>> {
+    check_whole(resources, domain, unread, &|_none| false)
+}
+
+fn check_whole<'a>(
+    resources: &'a [Resource],
+    domain: Option<&TrustDomain>,
+    unread: &Unread,
+    stays: &dyn Fn(&Resource) -> bool,
 ) -> Result<Declaration<'a>, Vec<Problem>> {
     let mut problems = Vec::new();
     repeated_names(resources, &mut problems);
@@ -83,7 +105,7 @@ pub fn check_beside<'a>(
             | Spec::TlsProfile(_) => {}
         }
     }
-    check_lifetimes(resources, &mut problems);
+    check_lifetimes(resources.iter().filter(|one| !stays(one)), &mut problems);
     check_profiles(resources, &services, unread, &mut problems);
     check_roles(resources, &workloads, settings.as_ref(), unread, &mut problems);
     match settings {
@@ -215,7 +237,7 @@ impl Floor {
 }
 
 /// Lifetimes in which nothing could live.
-fn check_lifetimes(resources: &[Resource], problems: &mut Vec<Problem>) {
+fn check_lifetimes<'a>(resources: impl Iterator<Item = &'a Resource>, problems: &mut Vec<Problem>) {
     for resource in resources {
         let fields = match &resource.spec {
             // Within a limit that is too short itself, the others have to be.

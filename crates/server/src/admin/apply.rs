@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use countersign_api::admin::{Action, AppliedChange};
 use countersign_api::resource::{
     Kind, Local, PolicyRecord, PolicyScope, PolicySpec, Problem, Resource, RoleRecord, ScopeNames,
-    ServiceSpec, Spec, TlsChoiceName, TlsProfileSpec, Tree, check, roles,
+    ServiceSpec, Spec, TlsChoiceName, TlsProfileSpec, Tree, check_change, roles,
 };
 use countersign_audit::{Event, EventKind};
 use countersign_identity::{Code, Name, SpiffeId, Timestamp, TrustDomain};
@@ -188,7 +188,9 @@ fn in_force(state: &State) -> Declaration {
 fn plan(state: &State, declared: Declaration) -> Result<Plan, Invalid> {
     let resources: Vec<Resource> = declared.into_values().collect();
     let mut problems = long_ids(state, &resources);
-    if let Err(found) = check(&resources, Some(&state.domain().trust_domain)) {
+    let before = in_force(state);
+    let stays = |one: &Resource| before.get(&(one.kind(), one.name.clone())) == Some(one);
+    if let Err(found) = check_change(&resources, Some(&state.domain().trust_domain), &stays) {
         problems.extend(found);
     }
     if !problems.is_empty() {

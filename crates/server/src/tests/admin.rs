@@ -176,3 +176,32 @@ async fn every_change_is_an_event_with_its_operator() {
     );
     running.stop().await;
 }
+
+/// As an earlier version took them.
+#[tokio::test]
+async fn a_lifetime_in_force_that_would_be_refused_now_stands_in_no_other_changes_way() {
+    let realm = Realm::begin().await;
+    let running = realm.serve().await;
+    running.apply(vec![workload("web", &[])]).await;
+    running.stop().await;
+    let connection = rusqlite::Connection::open(realm.data().join("state.db")).unwrap();
+    for table in ["records", "changes"] {
+        let shorter = format!(
+            "UPDATE {table} SET value = CAST(replace(CAST(value AS TEXT), '\"15m\"', '\"5s\"') AS BLOB) \
+             WHERE kind = 'Workload' AND instr(value, CAST('\"15m\"' AS BLOB)) != 0"
+        );
+        assert_eq!(connection.execute(&shorter, []).unwrap(), 1);
+    }
+    drop(connection);
+    let running = realm.serve().await;
+    running.apply(vec![workload("other", &[])]).await;
+    let with = |lifetime: &str| {
+        let mut web = workload("web", &["edge"]);
+        web["spec"]["lifetime"] = lifetime.into();
+        request(vec![web])
+    };
+    let problem = refused(running.admin.apply(&with("5s")).await.unwrap_err());
+    assert!(problem.problems[0].message.contains("is shorter than"), "{:?}", problem.problems);
+    running.admin.apply(&with("15m")).await.unwrap();
+    running.stop().await;
+}
