@@ -122,7 +122,7 @@ impl World {
             looked: Looked::default(),
         };
         world.set_clock(0);
-        world.disk = Disk::mount(&world.data());
+        world.disk = Disk::mount(&world.disk());
         std::fs::create_dir(world.journal()).unwrap();
         world.start();
         world.up().make_me("30s");
@@ -140,13 +140,18 @@ impl World {
         world
     }
 
+    /// Where the small disk is.
+    fn disk(&self) -> PathBuf {
+        self.folder.path().join("disk")
+    }
+
     pub(crate) fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.disk().join("data")
     }
 
     /// On the same disk, so that it meets whatever the state meets.
     pub(crate) fn journal(&self) -> PathBuf {
-        self.data().join("journal")
+        self.disk().join("journal")
     }
 
     pub(crate) fn up(&self) -> &Up {
