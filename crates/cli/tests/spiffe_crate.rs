@@ -58,7 +58,7 @@ async fn the_crate_is_refused_until_a_workload_matches_this_process_then_has_its
 async fn the_crate_follows_three_rotations_on_one_stream_then_loses_its_identity_with_the_manifest()
 {
     let up = Up::shop();
-    up.make_me("8s");
+    up.make_me("10s");
     let source = source(&up).await;
     let mut updates = source.updated();
     let mut seen = HashSet::from([serial_of(&source)]);

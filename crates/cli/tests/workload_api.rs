@@ -68,7 +68,7 @@ fn an_unmodified_python_client_is_refused_then_gets_its_identity_then_loses_it()
 #[test]
 fn an_unmodified_python_client_follows_three_rotations_on_one_stream() {
     let up = Up::shop();
-    up.make_me("8s");
+    up.make_me("10s");
     until("the identity is served", || python_runs(&up, FETCH).status.success().then_some(()));
     let output = python_runs(&up, WATCH);
     assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
