@@ -28,6 +28,7 @@ use crate::revoke::stops::stops;
 use crate::revoke::watched::{Begun, Watched};
 use crate::rotate::Walk;
 use crate::state::State;
+use crate::watch::highest;
 
 /// How often an order is planned again because the state moved on. Every other writer makes way within as many commits.
 const ATTEMPTS_MAX: usize = 50;
@@ -48,7 +49,7 @@ pub(crate) async fn revoke(
     check(&request)?;
     for _attempt in 0..ATTEMPTS_MAX {
         let state = control.feed.current();
-        let now = control.desk.time.highest(control.clock.now());
+        let now = highest(&control.desk.time, &*control.clock, &*control.store).await;
         let plan = plan(&state, &wish(&control, &request, now).await?)?;
         if request.dry_run {
             let effect = effect(&control, &plan, state.revision).await?;
@@ -288,7 +289,7 @@ pub(crate) async fn suspend(
 ) -> Result<RevisionResponse, Refused> {
     for _attempt in 0..ATTEMPTS_MAX {
         let state = control.feed.current();
-        let now = control.desk.time.highest(control.clock.now());
+        let now = highest(&control.desk.time, &*control.clock, &*control.store).await;
         let batch = change.batch(&state, &actor, now)?;
         match control.store.commit(batch).await {
             Ok(committed) => {

@@ -12,6 +12,7 @@ use crate::control::Control;
 use crate::refusal::Refused;
 use crate::revoke::living::drop_gone;
 use crate::state::State;
+use crate::watch::note_word;
 
 /// How often it is looked for them.
 const LOOK: Duration = Duration::from_secs(60);
@@ -43,6 +44,7 @@ pub(crate) async fn prune(control: Arc<Control>, stop: CancellationToken) {
 /// When the clock is not to be trusted, or the store refuses.
 pub(crate) async fn drop_moot(control: &Control) -> Result<Vec<String>, Refused> {
     control.desk.now().await?;
+    note_word(&control.desk.time, &*control.clock, &*control.store).await?;
     // A clock that may not be believed takes nothing away, nor one that was set ahead.
     let steady = control.desk.time.steady(&*control.clock)?;
     let now = control.clock.now();

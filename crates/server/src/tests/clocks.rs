@@ -267,3 +267,30 @@ async fn word_that_time_was_accepted_once_says_nothing_of_a_clock_that_is_ahead_
         server.advance().await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn word_that_another_server_was_given_says_nothing_of_a_clock_that_is_ahead_after_it() {
+    let noon = Timestamp::from_secs(1_795_262_400);
+    let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(7));
+    let store = Arc::new(MemoryStore::new(Arc::new(SeededEntropy::new(8))));
+    let shared = Shared { store, kek: Kek::draw(&*entropy).unwrap(), entropy };
+    let [ahead, right, other] = [DAYS, Duration::ZERO, Duration::from_secs(1)]
+        .map(|ahead| Arc::new(SimClock::new(noon + ahead)));
+    let (root, issuer, domain) = (key(), key(), DOMAIN.parse().unwrap());
+    begin(&shared.ground("ahead", &right), &shared.kek, domain, &root, &issuer).await.unwrap();
+    // It has read nothing of what is written by the clock that is ahead, so it is trusted all along.
+    let two = shared.start("two", &other).await;
+    let first = shared.start("ahead", &ahead).await;
+    first.apply(&[workload("web", &[])]).await.unwrap();
+    let one = shared.start("one", &right).await;
+    one.accept_clock().await.unwrap();
+    two.advance().await.unwrap();
+    two.prune().await.unwrap();
+    join(&two).await.unwrap();
+    other.set(noon + DAYS);
+    two.apply(&[workload("later", &[])]).await.unwrap();
+    other.set(noon + MINUTE);
+    one.advance().await.unwrap();
+    one.apply(&[workload("now", &[])]).await.unwrap();
+    assert_eq!(join(&two).await.unwrap_err().code, Code::NotReady);
+}

@@ -108,9 +108,37 @@ async fn learn(time: &TimeGuard, clock: &dyn Clock, store: &dyn Store) -> Result
     let word = accepted(store).await?;
     if let Some(word) = word.filter(|word| !time.has_heard(*word)) {
         time.accept(latest(store).await.map_err(internal)?, clock);
+        // What was dated ahead before this server heard of it is not what the last entry is for long.
+        if time.trusted(clock.now()).is_ok() {
+            time.hear(word);
+        }
+    }
+    Ok(())
+}
+
+/// Notes a word that another server was given while this one's clock is right: it excuses nothing that this clock does after it.
+///
+/// # Errors
+/// When the store does not answer.
+pub(crate) async fn note_word(
+    time: &TimeGuard,
+    clock: &dyn Clock,
+    store: &dyn Store,
+) -> Result<(), Refused> {
+    let word = accepted(store).await?;
+    if let Some(word) = word.filter(|_word| time.trusted(clock.now()).is_ok()) {
         time.hear(word);
     }
     Ok(())
+}
+
+/// The highest time that was seen, for what must happen whatever the clock says. A word that another server was given is heard of
+/// before, so that nothing is dated by a clock that was ahead when everybody knows better.
+pub(crate) async fn highest(time: &TimeGuard, clock: &dyn Clock, store: &dyn Store) -> Timestamp {
+    if let Err(behind) = believed(time, clock, store).await {
+        tracing::warn!(why = %behind.why, "what is recorded now is dated by the highest time that was seen");
+    }
+    time.highest(clock.now())
 }
 
 /// From which place on the times of the log are in order, and the time there; none where they are from its beginning.

@@ -26,7 +26,7 @@ use countersign_identity::{Code, Failed, NodeId, Timestamp, Vital, Vitals};
 use countersign_store::{NodeRow, TallyOf};
 use countersign_tls::{Direction, HandshakeFact};
 
-pub(crate) use accepted::{accept_clock, begin, believed, in_order_from};
+pub(crate) use accepted::{accept_clock, begin, believed, highest, in_order_from, note_word};
 pub(crate) use answered::{Answers, answers};
 pub(crate) use facts::{Fact, Facts};
 pub(crate) use flows::{Flows, flows, keep_flows};
