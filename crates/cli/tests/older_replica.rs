@@ -81,7 +81,7 @@ fn beside_an_earlier_one(isolation: &str) {
     drop(one);
     has_the_duties(&domain, &two);
     let revision = domain.apply(&two, "moved");
-    until("all agents are at the later server", || (two.nodes_at(&revision) == 3).then_some(()));
+    until("all agents are at the later server", || (two.nodes_since(&revision) == 3).then_some(()));
     // The earlier agents and their points go on as this program.
     let nodes = domain.sql("SELECT count(*) FROM nodes");
     drop((door, points, near, late));
@@ -89,7 +89,7 @@ fn beside_an_earlier_one(isolation: &str) {
     let late = domain.agent_again("late", &[&address], &[]);
     let points = ["near", "far", "late"].map(|agent| domain.proxy(agent));
     let revision = domain.apply(&two, "upgraded");
-    until("all agents go on", || (two.nodes_at(&revision) == 3).then_some(()));
+    until("all agents go on", || (two.nodes_since(&revision) == 3).then_some(()));
     assert_eq!(domain.sql("SELECT count(*) FROM nodes"), nodes, "nobody has joined anew");
     is_let_in(&domain, &points[0], "near", "web");
     is_revoked_at_all([&two, &two], 3);

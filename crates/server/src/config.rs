@@ -423,8 +423,8 @@ pub enum StartError {
     },
     /// A state that lost something, or all.
     #[error(
-        "`{path}` is behind what its server has seen: it holds revision {found} and a log of {entries} entries, and there were \
-         revision {seen} and {leaves} (`seen.json`). Restore the latest backup; if this is the state that is meant, start a server \
+        "the state is behind what the server of `{path}` has seen: it holds revision {found} and a log of {entries} entries, and \
+         there were revision {seen} and {leaves} (`seen.json`). Restore the latest backup; if this is the state that is meant, start a server \
          on it, which begins a new incarnation"
     )]
     Behind {

@@ -105,9 +105,9 @@ fn answers(code: Code) -> (tonic::Code, StatusCode) {
         | Code::NoSharedProtocol
         | Code::BadHandshake
         | Code::HandshakeTimeout
-        | Code::PeerClosed => (Grpc::Unauthenticated, StatusCode::UNAUTHORIZED),
+        | Code::PeerClosed
+        | Code::BadAnswer => (Grpc::Unauthenticated, StatusCode::UNAUTHORIZED),
         Code::Unavailable
-        | Code::BadAnswer
         | Code::NotReady
         | Code::Sealed
         | Code::Fenced

@@ -63,6 +63,9 @@ pub(crate) async fn create(
 /// # Errors
 /// When there is a state at the new place, a server runs on the old one, that is not in order, or the two differ.
 pub async fn copy_store(from: &Place, to: &Place) -> Result<Copied, StartError> {
+    if let Place::Directory(path) = from {
+        Seen::check(&*SqliteStore::observe(path)?, path).await?;
+    }
     countersign_store::copy(from, to, Arc::new(SystemEntropy), check_records).await
 }
 

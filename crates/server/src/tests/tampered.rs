@@ -87,8 +87,7 @@ async fn a_state_that_lost_its_tail_or_all_of_it_is_not_in_order_nor_is_it_saved
         file: realm.place("backup"),
         unlock: None,
     };
-    for (from, said) in [(&old, "is behind what its server has seen"), (&empty, "no trust domain")]
-    {
+    for (from, said) in [(&old, "is behind what the server of"), (&empty, "no trust domain")] {
         put_state(from, &realm.data());
         let refused = verify_store(&place, None).await.unwrap_err();
         assert!(refused.to_string().contains(said), "{refused}");
@@ -97,9 +96,15 @@ async fn a_state_that_lost_its_tail_or_all_of_it_is_not_in_order_nor_is_it_saved
         let refused = saved.unwrap_err();
         assert!(matches!(refused, StartError::Behind { .. }), "{refused}");
         assert!(!config.file.exists());
+        let new = empty_folder(&realm.place(said));
+        let refused = copy_store(&place, &Place::Directory(new.clone())).await.unwrap_err();
+        assert!(matches!(refused, StartError::Behind { .. }), "{refused}");
+        assert!(!new.join("state.db").exists());
     }
+    // Also where nothing was ever seen.
     let new = empty_folder(&realm.place("new"));
-    let refused = copy_store(&place, &Place::Directory(new.clone())).await.unwrap_err();
+    let from = Place::Directory(empty.clone());
+    let refused = copy_store(&from, &Place::Directory(new.clone())).await.unwrap_err();
     assert!(matches!(refused, StartError::Nothing), "{refused}");
     assert!(!new.join("state.db").exists());
     let fresh = Config::new(realm.data(), ([127, 0, 0, 1], 0).into());
@@ -120,8 +125,9 @@ async fn sealed_keys_that_do_not_open_are_found_by_who_has_the_key() {
     let verified = verify_store(&whole, Some(&own)).await.unwrap();
     assert!(2 <= verified.opened.unwrap().unwrap());
     assert!(verify_store(&whole, None).await.unwrap().opened.is_none());
-    // One byte, where the seal holds it.
-    let done = "UPDATE secrets SET sealed = CAST(substr(sealed, 1, 200) || x'00' || substr(sealed, 202) AS BLOB) \
+    // One byte, where the seal holds it, made another.
+    let done = "UPDATE secrets SET sealed = CAST(substr(sealed, 1, 200) || \
+                CASE substr(sealed, 201, 1) WHEN x'00' THEN x'01' ELSE x'00' END || substr(sealed, 202) AS BLOB) \
                 WHERE name = 'authority/root'";
     let place = copy_with(&realm.data(), &realm.place("e"), done);
     let refused = verify_store(&place, Some(&own)).await.unwrap_err();

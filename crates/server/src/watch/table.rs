@@ -341,7 +341,7 @@ pub(super) const METRICS: [(Metric, Row); 44] = {
                 "countersign_server_unaware_count",
                 "gauge",
                 &[],
-                "Processes that hold an SVID and cannot say what they enforce; a node of which that is not known counts as one.",
+                "Processes that hold an SVID and cannot say what they enforce; a node of which that is not known counts as one. Counted four times a minute; the last number while the database is away.",
             ),
         ),
         (

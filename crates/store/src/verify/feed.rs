@@ -49,6 +49,9 @@ fn check_span(span: Span) -> Result<()> {
             _ => Err(broken("the feed does not reach the head".to_owned())),
         };
     };
+    if first == 0 {
+        return Err(broken("the feed has a commit 0, and counts from 1".to_owned()));
+    }
     if last != head {
         return Err(broken(format!("the feed ends at {last}, the head row counts {head}")));
     }
