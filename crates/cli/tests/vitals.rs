@@ -98,7 +98,9 @@ fn shown(parts: &Value) -> (Four, Vec<String>) {
         Some(moment.secs())
     };
     let (mut four, mut why) = (Four::new(), Vec::new());
-    for part in parts.as_array().into_iter().flatten() {
+    let all = parts.as_array().into_iter().flatten();
+    // A process with doors tells of those as well.
+    for part in all.filter(|part| PARTS.contains(&part["part"].as_str().unwrap())) {
         let told = Told {
             good: moment(&part["lastGoodAt"]),
             failed: moment(&part["lastFailureAt"]),

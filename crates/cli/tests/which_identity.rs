@@ -6,8 +6,10 @@
 mod domain;
 mod support;
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use domain::{Domain, Part, run};
@@ -178,20 +180,24 @@ impl Waiting {
         serde_json::from_str(&std::fs::read_to_string(&self.printed).unwrap()).ok()
     }
 
-    /// How many sockets of its own peers could connect to.
+    /// At how many addresses of its own peers could connect to it: one with a socket for each core is one.
     fn listens(&self) -> usize {
         let pid = self.child.id();
         let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap();
         // The fourth column is the state, of which 0A is LISTEN, and the tenth the socket's number.
-        let listening: Vec<String> = table
+        let listening: Vec<(String, &str)> = table
             .lines()
             .map(|line| line.split_whitespace().collect::<Vec<_>>())
             .filter(|columns| columns.get(3) == Some(&"0A"))
-            .map(|columns| format!("socket:[{}]", columns[9]))
+            .map(|columns| (format!("socket:[{}]", columns[9]), columns[1]))
             .collect();
         let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
         let links = open.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
-        links.filter(|link| listening.iter().any(|socket| link.as_os_str() == &**socket)).count()
+        let address = |link: PathBuf| {
+            let mut all = listening.iter();
+            all.find(|(socket, _)| link.as_os_str() == &**socket).map(|(_, address)| *address)
+        };
+        links.filter_map(address).collect::<BTreeSet<_>>().len()
     }
 }
 
