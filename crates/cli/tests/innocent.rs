@@ -20,6 +20,7 @@ fn an_up_in_the_shell_of_a_production_takes_nothing_from_it_and_hands_no_secret_
         ("COUNTERSIGN_ALLOW", "spiffe://prod.example/web"),
         ("COUNTERSIGN_CONFIG", "/no/such/file"),
         ("PGPASSWORD", "never to be seen either"),
+        ("SPIFFE_ENDPOINT_SOCKET", "unix:///never to be seen.sock"),
         ("COUNTERSIGN_LOG", "json"),
     ];
     let up = Up::start_in(&shop(), &data, &[], &production);
@@ -48,7 +49,7 @@ fn an_up_in_the_shell_of_a_production_takes_nothing_from_it_and_hands_no_secret_
     let said = again.env("XDG_STATE_HOME", &data).envs(production).output().unwrap();
     let said = text(&said.stderr);
     let named = "takes nothing from COUNTERSIGN_ALLOW, COUNTERSIGN_CONFIG, COUNTERSIGN_PASSPHRASE, \
-                 COUNTERSIGN_SEAL, COUNTERSIGN_STORE, PGPASSWORD:";
+                 COUNTERSIGN_SEAL, COUNTERSIGN_STORE, PGPASSWORD, SPIFFE_ENDPOINT_SOCKET:";
     assert_eq!(said.matches(named).count(), 1, "{said}");
     assert!(!said.contains("never to be seen"), "{said}");
 }
