@@ -8,9 +8,8 @@ use serde::Deserialize;
 
 pub(crate) use countersign_program::system::{socket_path, variable};
 
-use crate::manifest::plain;
-
 use crate::exit::Failure;
+use crate::manifest::plain;
 
 /// Where the trust domain is that a command is for.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -80,24 +79,25 @@ impl Find {
 
     /// The Workload API's socket of the agent beside it.
     pub(crate) fn agent_socket(&self) -> Result<PathBuf> {
-        let found = match self.data()? {
-            Some(data) => whereabouts(&data.join("up.json"))?,
-            None => last()?,
+        let Some(data) = self.data()? else {
+            let found = last()?.ok_or_else(|| nothing_known("--socket unix:///…"))?;
+            return Ok(socket_path(&found.agent)?);
         };
-        match found {
-            Some(found) => Ok(socket_path(&found.agent)?),
-            None => Err(nothing_known("--socket unix:///…").into()),
-        }
+        agent_in(&data)?.ok_or_else(|| {
+            let whence = if self.data.is_none() { " (COUNTERSIGN_DATA)" } else { "" };
+            Failure::unreachable(format!(
+                "`{}`{whence} is the data directory neither of an `up` nor of an agent that has been started: name the agent with \
+                 `--socket unix:///…`",
+                data.display()
+            ))
+            .into()
+        })
     }
 
     /// The socket of the agent that runs beside the server which is meant, when one is known.
     pub(crate) fn agent_beside(&self) -> Result<Option<PathBuf>> {
         if let Some(data) = self.data()? {
-            return match whereabouts(&data.join("up.json"))? {
-                Some(found) => Ok(Some(socket_path(&found.agent)?)),
-                // The data directory of an agent, which has no server's socket in it.
-                None => Ok(Some(data.join("run").join("agent.sock")).filter(|path| path.exists())),
-            };
+            return agent_in(&data);
         }
         let Some(found) = last()? else { return Ok(None) };
         // The last `up` of this user may be another trust domain than the one that is asked for.
@@ -127,6 +127,14 @@ fn admin_in(data: &Path) -> Result<PathBuf> {
     match whereabouts(&data.join("up.json"))? {
         Some(found) => Ok(socket_path(&found.admin)?),
         None => Ok(countersign_server::admin_path(data)),
+    }
+}
+
+/// The Workload API's socket of the `up` or the agent that keeps its state there, which reads the same variable as a server.
+fn agent_in(data: &Path) -> Result<Option<PathBuf>> {
+    match whereabouts(&data.join("up.json"))? {
+        Some(found) => Ok(Some(socket_path(&found.agent)?)),
+        None => Ok(Some(data.join("run").join("agent.sock")).filter(|path| path.exists())),
     }
 }
 
@@ -162,9 +170,11 @@ fn whereabouts(path: &Path) -> Result<Option<Whereabouts>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => {
             // Somebody's who is not asking, perhaps: that it cannot be read is no reason to remove it.
-            let why = plain(&error);
-            Err(bad(&format!("cannot be read: {why}: become who may, or run `countersign up`"))
-                .into())
+            let become_him = match error.kind() {
+                std::io::ErrorKind::PermissionDenied => ": become who may, or run `countersign up`",
+                _ => "",
+            };
+            Err(bad(&format!("cannot be read: {}{become_him}", plain(&error))).into())
         }
     }
 }
@@ -182,5 +192,26 @@ mod tests {
             let error = socket_path(text).unwrap_err();
             assert_eq!(error.exit, crate::exit::Exit::NotUnderstood, "{text:?}");
         }
+    }
+
+    #[test]
+    fn the_agent_of_a_data_directory_is_an_ups_or_the_one_whose_directory_it_is() {
+        let data = tempfile::tempdir().unwrap();
+        let find = Find { data: Some(data.path().to_owned()), admin: None };
+        let said = find.agent_socket().unwrap_err().to_string();
+        assert!(said.contains("neither of an `up` nor of an agent"), "{said}");
+        assert!(said.contains(data.path().to_str().unwrap()), "{said}");
+        assert_eq!(find.agent_beside().unwrap(), None);
+        let socket = data.path().join("run/agent.sock");
+        std::fs::create_dir(data.path().join("run")).unwrap();
+        let _listening = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert_eq!(find.agent_socket().unwrap(), socket);
+        assert_eq!(find.agent_beside().unwrap(), Some(socket));
+        let up = r#"{"data":"/d","admin":"unix:///admin.sock","agent":"unix:///agent.sock"}"#;
+        std::fs::write(data.path().join("up.json"), up).unwrap();
+        assert_eq!(find.agent_socket().unwrap(), Path::new("/agent.sock"));
+        let file = Find { data: Some(data.path().join("up.json")), admin: None };
+        let said = file.agent_socket().unwrap_err().to_string();
+        assert!(said.contains("not a directory, or name"), "{said}");
     }
 }

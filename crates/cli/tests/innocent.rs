@@ -20,6 +20,7 @@ fn an_up_in_the_shell_of_a_production_takes_nothing_from_it_and_hands_no_secret_
         ("COUNTERSIGN_ALLOW", "spiffe://prod.example/web"),
         ("COUNTERSIGN_CONFIG", "/no/such/file"),
         ("PGPASSWORD", "never to be seen either"),
+        ("SPIFFE_ENDPOINT_SOCKET", "unix:///never to be seen.sock"),
         ("COUNTERSIGN_LOG", "json"),
     ];
     let up = Up::start_in(&shop(), &data, &[], &production);
@@ -48,7 +49,7 @@ fn an_up_in_the_shell_of_a_production_takes_nothing_from_it_and_hands_no_secret_
     let said = again.env("XDG_STATE_HOME", &data).envs(production).output().unwrap();
     let said = text(&said.stderr);
     let named = "takes nothing from COUNTERSIGN_ALLOW, COUNTERSIGN_CONFIG, COUNTERSIGN_PASSPHRASE, \
-                 COUNTERSIGN_SEAL, COUNTERSIGN_STORE, PGPASSWORD:";
+                 COUNTERSIGN_SEAL, COUNTERSIGN_STORE, PGPASSWORD, SPIFFE_ENDPOINT_SOCKET:";
     assert_eq!(said.matches(named).count(), 1, "{said}");
     assert!(!said.contains("never to be seen"), "{said}");
 }
@@ -87,6 +88,17 @@ fn what_is_to_be_removed_beside_manifests_needs_all_of_them() {
         let offline = up.run(&["plan", path, "--prune", "--offline", "--against", &shop_path()]);
         assert_eq!(offline.status.code(), Some(2), "{}", text(&offline.stderr));
     }
+    // The trust domain's own, and nothing of what runs in it: the folder beside those of the teams.
+    let base = place.path().join("base.yaml");
+    let named = "apiVersion: countersign.dev/v1alpha1\nkind: TrustDomain\nmetadata: { name: shop }\n\
+                 spec: { trustDomain: shop.example }\n";
+    std::fs::write(&base, named).unwrap();
+    for command in ["apply", "plan"] {
+        let refused = up.run(&[command, base.to_str().unwrap(), "--prune"]);
+        let said = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{command}: {said}");
+        assert!(said.contains("does not hold any `Workload` or `Service`"), "{said}");
+    }
     assert_eq!(up.json(&["resource", "list"]), before);
     let whole = up.run(&["apply", &shop_path(), "--prune"]);
     assert!(whole.status.success(), "{}", text(&whole.stderr));
@@ -119,14 +131,22 @@ fn what_is_written_out_follows_a_link_keeps_a_mode_and_reaches_standard_output()
         assert_eq!(kept.permissions().mode() & 0o777, 0o640, "{command:?}");
         assert_ne!(std::fs::read(at("kept")).unwrap(), b"old", "{command:?}");
     }
-    // A pipe here. The link itself is the machine's, and has to stay one.
-    let before = std::fs::symlink_metadata("/dev/stdout").unwrap();
-    assert!(before.is_symlink(), "this machine has none");
     let done = up.run(&["log", "export", "--out", "/proc/self/fd/1"]);
     assert!(done.status.success(), "{}", text(&done.stderr));
     let said = text(&done.stdout);
     assert!(said.lines().next().unwrap().contains("checkpoint"), "{said}");
     assert!(said.contains(" events in `/proc/self/fd/1`"), "{said}");
+    // A file, which could be replaced where it is, and is written to after what is in it.
+    let mut file = std::fs::File::create(at("said")).unwrap();
+    std::io::Write::write_all(&mut file, b"said before\n").unwrap();
+    let mut export = up.command(&["log", "export", "--out", "/dev/stdout"]);
+    assert!(export.stdout(file).status().unwrap().success());
+    let said = std::fs::read_to_string(at("said")).unwrap();
+    let mut lines = said.lines();
+    assert_eq!(lines.next(), Some("said before"), "{said}");
+    assert!(lines.next().unwrap().contains("checkpoint"), "{said}");
+    assert!(lines.next_back().unwrap().contains(" events in `/dev/stdout`"), "{said}");
+    assert!(std::fs::symlink_metadata("/dev/stdout").unwrap().is_symlink());
 }
 
 #[test]
@@ -186,22 +206,28 @@ fn a_server_tells_others_who_stand_elsewhere_where_it_is() {
     let made =
         in_place(&["init", "--data", "d", "--trust-domain", "prod.example"]).output().unwrap();
     assert!(made.status.success(), "{}", text(&made.stderr));
-    let mut server = in_place(&["server", "--data", "d", "--listen", "127.0.0.1:0"]);
-    server.args(["--metrics", "off", "--advertise", "one.example:8443", "--output", "json"]);
-    let mut server = server.stdout(std::process::Stdio::piped()).spawn().unwrap();
-    let mut ready = String::new();
-    let mut said = std::io::BufReader::new(server.stdout.take().unwrap());
-    std::io::BufRead::read_line(&mut said, &mut ready).unwrap();
-    let ready: serde_json::Value = serde_json::from_str(&ready).unwrap();
-    // From here, and not from where the server was started.
-    let mut token = Command::new(support::binary());
-    token.args(["token", "create", "--admin", ready["admin"].as_str().unwrap()]);
-    let token = token.output().unwrap();
-    server.kill().unwrap();
-    server.wait().unwrap();
-    assert!(token.status.success(), "{}", text(&token.stderr));
-    let said = text(&token.stdout);
-    assert!(said.contains("--server one.example:8443 --trust sha256:"), "{said}");
+    for advertised in [&["--advertise", "one.example:8443"][..], &[]] {
+        let mut server = in_place(&["server", "--data", "d", "--listen", "127.0.0.1:0"]);
+        server.args(["--metrics", "off", "--output", "json"]).args(advertised);
+        let mut server = server.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut ready = String::new();
+        let mut said = std::io::BufReader::new(server.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut said, &mut ready).unwrap();
+        let ready: serde_json::Value = serde_json::from_str(&ready).unwrap();
+        // From here, and not from where the server was started.
+        let mut token = Command::new(support::binary());
+        token.args(["token", "create", "--admin", ready["admin"].as_str().unwrap()]);
+        let token = token.output().unwrap();
+        server.kill().unwrap();
+        server.wait().unwrap();
+        assert!(token.status.success(), "{}", text(&token.stderr));
+        let said = text(&token.stdout);
+        let at = advertised.last().unwrap_or(&"127.0.0.1:");
+        assert!(said.contains(&format!("--server {at}")), "{said}");
+        assert!(said.contains(" --trust sha256:"), "{said}");
+        // What is dialled elsewhere is another machine.
+        assert_eq!(said.contains("is this machine for whoever dials it"), advertised.is_empty());
+    }
 }
 
 #[test]

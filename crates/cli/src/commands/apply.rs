@@ -150,7 +150,7 @@ async fn explained(
 }
 
 /// Makes sure that manifests beside which everything else is to be removed are meant as all there are. A file or a folder of a
-/// part of them does not hold the trust domain's own.
+/// part of them does not hold the trust domain's own, or nothing of what runs in it.
 pub(super) async fn whole<F>(
     manifests: &Manifests,
     path: &Path,
@@ -159,18 +159,33 @@ pub(super) async fn whole<F>(
 where
     F: Future<Output = Result<Vec<Resource>>>,
 {
-    let holds_domain = |set: &[Resource]| set.iter().any(|one| one.kind() == Kind::TrustDomain);
+    let domain = |one: &Resource| one.kind() == Kind::TrustDomain;
+    let runs = |one: &Resource| matches!(one.kind(), Kind::Workload | Kind::Service);
+    let (given, is_folder) = (&manifests.resources, path.is_dir());
     // What is wrong with manifests that cannot be read is told first.
-    if holds_domain(&manifests.resources) || !manifests.own_problems().is_empty() {
+    if !manifests.own_problems().is_empty() {
         return Ok(());
     }
-    // One that was never declared is in no folder that `export` wrote.
-    if path.is_dir() && !holds_domain(&in_force().await?) {
-        return Ok(());
-    }
-    let shown = path.display();
+    let lacks_domain = !given.iter().any(domain);
+    let lacking = if lacks_domain && !is_folder {
+        "the manifest of kind `TrustDomain`"
+    } else {
+        let in_force = in_force().await?;
+        // A trust domain that was never declared is in no folder that `export` wrote.
+        if lacks_domain && in_force.iter().any(domain) {
+            "the manifest of kind `TrustDomain`"
+        } else if in_force.iter().any(runs) && !given.iter().any(runs) {
+            "any `Workload` or `Service`, though there are some"
+        } else {
+            return Ok(());
+        }
+    };
+    let shown = match path.to_str() {
+        Some("-") => "standard input".to_owned(),
+        _ => format!("`{}`", path.display()),
+    };
     Err(Failure::not_understood(format!(
-        "`--prune` would remove all that is not in `{shown}`, which does not hold the manifest of kind `TrustDomain`, so it seems to be a part: \
+        "`--prune` would remove all that is not in {shown}, which does not hold {lacking}, so it seems to be a part: \
          give the folder of all manifests, such as one that `countersign export DIR` writes, or leave `--prune` out; one \
          resource alone is removed by `countersign resource remove KIND NAME`"
     ))

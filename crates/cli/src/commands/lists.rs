@@ -39,6 +39,13 @@ pub(crate) async fn create_token(
                 printable(server),
                 response.trust
             ))?;
+            if is_of_this_machine(server) {
+                output::line(&format!(
+                    "\n{} is this machine for whoever dials it: for agents elsewhere, the server is told \
+                     `--listen` and `--advertise HOST:PORT`",
+                    printable(server)
+                ))?;
+            }
         }
     }
     Ok(Exit::Done)
@@ -48,6 +55,13 @@ pub(crate) async fn create_token(
 fn is_dialled(address: &str) -> bool {
     let all = address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_unspecified());
     !address.is_empty() && !all
+}
+
+/// Whether the same address is another machine elsewhere.
+fn is_of_this_machine(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _port)| host);
+    let loopback = address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
+    loopback || host.eq_ignore_ascii_case("localhost")
 }
 
 pub(crate) async fn nodes(find: &Find, output: Output) -> Result<Exit> {
@@ -196,4 +210,22 @@ pub(crate) async fn events(
         ]);
     }
     show(&table, "no event")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_leads_to_the_server_from_elsewhere_is_said_without_a_word() {
+        for nowhere in ["", "0.0.0.0:8443", "[::]:8443"] {
+            assert!(!is_dialled(nowhere), "{nowhere}");
+        }
+        for here in ["127.0.0.1:8443", "127.9.9.9:1", "[::1]:8443", "localhost:8443", "LOCALHOST"] {
+            assert!(is_dialled(here) && is_of_this_machine(here), "{here}");
+        }
+        for elsewhere in ["one.example:8443", "192.0.2.1:8443", "localhost.example:1", "ADDRESS"] {
+            assert!(is_dialled(elsewhere) && !is_of_this_machine(elsewhere), "{elsewhere}");
+        }
+    }
 }

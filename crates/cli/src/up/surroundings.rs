@@ -10,14 +10,22 @@ use crate::serve::{AgentProgram, InitProgram, ProxyProgram, ServerProgram};
 const MEANT: [&str; 4] =
     ["COUNTERSIGN_LOG", "COUNTERSIGN_LOG_LEVEL", "COUNTERSIGN_OTLP", "COUNTERSIGN_TRACE_SHARE"];
 
+/// Where a program with a SPIFFE library finds an agent. In the shell of a machine that has one, that would give what is tried here an
+/// identity of that machine; a service that is to have it says so in its manifest.
+const AGENT: &str = "SPIFFE_ENDPOINT_SOCKET";
+
+/// What decides for which trust domain the other commands of a shell are.
+const NAMES_A_TRUST_DOMAIN: [&str; 2] = ["COUNTERSIGN_ADMIN", "COUNTERSIGN_DATA"];
+
 /// What commands read that is no line of a table of settings.
-const OTHERS: [&str; 6] = [
+const OTHERS: [&str; 7] = [
     "COUNTERSIGN_ADMIN",
     "COUNTERSIGN_CONFIG",
     "COUNTERSIGN_PASSPHRASE",
     "COUNTERSIGN_PIN",
     "PGPASSFILE",
     "PGPASSWORD",
+    AGENT,
 ];
 
 /// The variables that are taken away from what `up` starts.
@@ -25,7 +33,8 @@ const OTHERS: [&str; 6] = [
 pub(crate) struct Surroundings {
     /// From its parts.
     pub(crate) parts: Vec<OsString>,
-    /// From the programs of the user, who may have a database of their own: all that is ours, and the database's password.
+    /// From the programs of the user, who may have a database of their own: all that is ours, the database's password, and the way to
+    /// another agent.
     pub(crate) programs: Vec<OsString>,
 }
 
@@ -34,7 +43,7 @@ impl Surroundings {
     pub(crate) fn of(names: impl Iterator<Item = OsString>, passed: &[Variable]) -> Self {
         let mut found = Self::default();
         for name in names {
-            let ours = begins(&name, "COUNTERSIGN_");
+            let ours = begins(&name, "COUNTERSIGN_") || name == AGENT;
             let passed = passed.iter().any(|Variable(passed)| passed.as_str() == name);
             let meant = MEANT.iter().any(|meant| *meant == name);
             if (ours || begins(&name, "PG")) && !passed && !meant {
@@ -52,13 +61,23 @@ impl Surroundings {
         let mut names: Vec<&str> = self.parts.iter().filter_map(|name| name.to_str()).collect();
         names.retain(|name| means_something(name));
         names.sort_unstable();
-        (!names.is_empty()).then(|| {
-            format!(
-                "`up` takes nothing from {}: neither its parts nor your programs get it (what the parts are to have all the same: \
-                 `--pass NAME`)",
-                names.join(", ")
-            )
-        })
+        if names.is_empty() {
+            return None;
+        }
+        let mut said = format!(
+            "`up` takes nothing from {}: neither its parts nor your programs get it (what the parts are to have all the same: \
+             `--pass NAME`)",
+            names.join(", ")
+        );
+        names.retain(|name| NAMES_A_TRUST_DOMAIN.contains(name));
+        if !names.is_empty() {
+            said.push_str(&format!(
+                "; other commands of this shell, such as `countersign revoke`, are for what {} names and not for this `up`, unless \
+                 they are told `--data DIR`",
+                names.join(" or ")
+            ));
+        }
+        Some(said)
     }
 }
 
@@ -75,7 +94,7 @@ fn begins(name: &OsStr, prefix: &str) -> bool {
 
 /// The name of a variable that the parts get all the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Variable(String); // INVARIANT: begins with COUNTERSIGN_ or PG, since all others are handed on anyway
+pub(crate) struct Variable(String); // INVARIANT: begins with COUNTERSIGN_ or PG: no part reads another of those that are kept back
 
 impl std::str::FromStr for Variable {
     type Err = String;
@@ -87,7 +106,7 @@ impl std::str::FromStr for Variable {
         }
         let shown = crate::output::printable(text);
         Err(format!(
-            "`{shown}` is not the name of a variable that `up` keeps back: expected one such as `COUNTERSIGN_STORE` or `PGPASSFILE`"
+            "`{shown}` is not a variable that the parts can be handed: expected one such as `COUNTERSIGN_STORE` or `PGPASSFILE`"
         ))
     }
 }
@@ -96,7 +115,7 @@ impl std::str::FromStr for Variable {
 mod tests {
     use super::*;
 
-    const NAMES: [&str; 9] = [
+    const NAMES: [&str; 10] = [
         "PATH",
         "COUNTERSIGN_STORE",
         "COUNTERSIGN_OTLP",
@@ -105,6 +124,7 @@ mod tests {
         "COUNTERSIGN_BIN",
         "PGHOST",
         "PGPASSWORD",
+        "SPIFFE_ENDPOINT_SOCKET",
         "LANG",
     ];
 
@@ -119,8 +139,9 @@ mod tests {
         let found = of(&[]);
         let [store, words, data] =
             ["COUNTERSIGN_STORE", "COUNTERSIGN_PASSPHRASE", "COUNTERSIGN_DATA"];
-        assert_eq!(found.parts, [store, words, data, "COUNTERSIGN_BIN", "PGHOST", "PGPASSWORD"]);
-        let ours = [store, "COUNTERSIGN_OTLP", words, data, "COUNTERSIGN_BIN", "PGPASSWORD"];
+        let bin = "COUNTERSIGN_BIN";
+        assert_eq!(found.parts, [store, words, data, bin, "PGHOST", "PGPASSWORD", AGENT]);
+        let ours = [store, "COUNTERSIGN_OTLP", words, data, bin, "PGPASSWORD", AGENT];
         assert_eq!(found.programs, ours);
     }
 
@@ -139,8 +160,19 @@ mod tests {
     #[test]
     fn only_what_would_have_meant_something_is_told() {
         let said = of(&[]).warning().unwrap();
-        let named = "COUNTERSIGN_DATA, COUNTERSIGN_PASSPHRASE, COUNTERSIGN_STORE, PGPASSWORD:";
+        let named = "COUNTERSIGN_DATA, COUNTERSIGN_PASSPHRASE, COUNTERSIGN_STORE, PGPASSWORD, \
+                     SPIFFE_ENDPOINT_SOCKET:";
         assert!(said.contains(named), "{said}");
+        assert!(
+            said.contains("are for what COUNTERSIGN_DATA names and not for this `up`"),
+            "{said}"
+        );
+        let both = ["COUNTERSIGN_DATA", "COUNTERSIGN_ADMIN"].map(OsString::from);
+        let said = Surroundings::of(both.into_iter(), &[]).warning().unwrap();
+        assert!(said.contains("what COUNTERSIGN_ADMIN or COUNTERSIGN_DATA names"), "{said}");
+        let store = [OsString::from("COUNTERSIGN_STORE")];
+        let said = Surroundings::of(store.into_iter(), &[]).warning().unwrap();
+        assert!(!said.contains("other commands"), "{said}");
         let quiet = ["COUNTERSIGN_LOG", "COUNTERSIGN_BIN", "PGHOST", "HOME"].map(OsString::from);
         assert_eq!(Surroundings::of(quiet.into_iter(), &[]).warning(), None);
     }
