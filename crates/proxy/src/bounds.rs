@@ -142,5 +142,7 @@ pub(crate) const SOCKET_PATH_MAX: usize = 107;
 pub(crate) const COMPLAIN_FIRST: Duration = Duration::from_secs(5);
 pub(crate) const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
+/// How long listeners that are to close may take before others are opened, which may be to take their places.
+pub(crate) const CLOSES_WITHIN: Duration = Duration::from_secs(1);
 /// How often a listener that could not be opened is tried again.
 pub(crate) const REBIND_EVERY: Duration = Duration::from_secs(2);
