@@ -97,6 +97,20 @@ async fn an_answer_with_an_encoding_and_a_length_arrives_as_a_whole() {
 }
 
 #[tokio::test]
+async fn an_answer_that_says_its_length_twice_arrives_with_one() {
+    // HTTP/2 is spoken between the two proxies, and resets what says it twice.
+    for fields in ["Content-Length: 5, 5", "Content-Length: 5\r\nContent-Length: 5"] {
+        let answer = format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\nhello");
+        let behind = Behind::open(answer.as_bytes()).await;
+        let response = behind.ask().await;
+        let told: Vec<_> = response.headers().get_all("content-length").iter().collect();
+        assert_eq!(told, ["5"], "{fields}");
+        assert_eq!(read(response).await, (200, "hello".to_owned()), "{fields}");
+        behind.close().await;
+    }
+}
+
+#[tokio::test]
 async fn an_answer_that_is_refused_says_why() {
     let head = |lines: &str| format!("HTTP/1.1 200 OK\r\n{lines}\r\n\r\nhello");
     let long = head(&format!("X: {}", "a".repeat(200_000)));
