@@ -74,7 +74,7 @@ mod tests {
     fn shared_out(count: usize, listeners: Vec<Listener>) -> Vec<usize> {
         let address = listeners[0].address().unwrap();
         let _open: Vec<_> = (0..count).map(|_| TcpStream::connect(address).unwrap()).collect();
-        listeners.into_iter().map(|listener| listener.into_waiting().len()).collect()
+        listeners.into_iter().map(|listener| listener.into_waiting(1024).len()).collect()
     }
 
     #[tokio::test]
@@ -90,7 +90,7 @@ mod tests {
         let address = ours[0].address().unwrap();
         let theirs = listen(address, |socket| socket.set_reuseport(true)).unwrap();
         assert_eq!(shared_out(400, ours).iter().sum::<usize>(), 400);
-        assert_eq!(Listener::Tcp(theirs).into_waiting().len(), 0);
+        assert_eq!(Listener::Tcp(theirs).into_waiting(1024).len(), 0);
     }
 
     #[tokio::test]
