@@ -83,6 +83,8 @@ pub(crate) enum BadAnswer {
     Length(String),
     #[error("it changes the protocol, which nobody had asked for")]
     Unasked,
+    #[error("it changes the protocol, and not to one that it names and that can be passed on")]
+    NoProtocol,
 }
 
 /// Which host a request is for, once every reader takes it for the same request.
