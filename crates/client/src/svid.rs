@@ -77,33 +77,33 @@ pub(crate) fn read(
     Ok(Update { identity, bundles, left_out: gathered.left_out })
 }
 
+/// Which of them is asked for. There is one at least.
 fn choose(svids: &[X509svid], choice: &Choice) -> Result<usize, Unusable> {
-    let found = match choice {
-        Choice::Default => svids.first().map(|_| 0),
-        Choice::Hint(hint) => svids.iter().position(|svid| svid.hint == *hint),
-        Choice::Id(id) => svids.iter().position(|svid| svid.spiffe_id == id.as_str()),
-    };
-    found.ok_or_else(|| Unusable::Withdrawn(not_given(svids, choice)))
+    let find = |is: &dyn Fn(&X509svid) -> bool| svids.iter().position(is);
+    match choice {
+        Choice::Default => Ok(0),
+        Choice::Hint(hint) => find(&|svid| svid.hint == *hint).ok_or_else(|| {
+            let given = given(svids);
+            let why = format!("the agent gives no SVID with hint `{hint}`; it gives {given}");
+            Unusable::Withdrawn(why)
+        }),
+        Choice::Id(id) => find(&|svid| svid.spiffe_id == id.as_str()).ok_or_else(|| {
+            let given = given(svids);
+            Unusable::Withdrawn(format!(
+                "this process is not `{id}`: the agent gives it {given}; declare a workload with that SPIFFE ID, or alter its \
+                 selectors so that they hold for this process"
+            ))
+        }),
+    }
 }
 
-/// What was asked for, what is given instead, and what to do about it.
-fn not_given(svids: &[X509svid], choice: &Choice) -> String {
+/// What is given instead of what was asked for.
+fn given(svids: &[X509svid]) -> String {
     let given: Vec<_> =
         svids.iter().take(NAMED_MAX).map(|svid| format!("`{}`", svid.spiffe_id)).collect();
-    let given = match svids.len().saturating_sub(NAMED_MAX) {
-        _ if given.is_empty() => "none".to_owned(),
+    match svids.len().saturating_sub(NAMED_MAX) {
         0 => given.join(" and "),
         more => format!("{} and {more} more", given.join(", ")),
-    };
-    match choice {
-        Choice::Default => "the agent gives no SVID at all".to_owned(),
-        Choice::Hint(hint) => {
-            format!("the agent gives no SVID with hint `{hint}`; it gives {given}")
-        }
-        Choice::Id(id) => format!(
-            "this process is not `{id}`: the agent gives it {given}; declare a workload with that SPIFFE ID, or alter its \
-             selectors so that they hold for this process"
-        ),
     }
 }
 

@@ -88,7 +88,12 @@ impl WorkloadApi {
                 Ok(Some(message)) => {
                     self.keeper.link(Link::Connected);
                     let read = svid::read(message.clone(), &self.choice, self.clock.now());
-                    unusable = matches!(read, Err(Unusable::Bad(_))).then_some(message);
+                    match &read {
+                        Err(Unusable::Bad(_)) => unusable = Some(message),
+                        // It says nothing, and so takes nothing back.
+                        Err(Unusable::Empty) => {}
+                        Ok(_) | Err(Unusable::Withdrawn(_)) => unusable = None,
+                    }
                     self.keeper.update(read);
                 }
                 Ok(None) => return "the agent ended the stream".to_owned(),

@@ -74,7 +74,7 @@ mod tests {
     fn shared_out(count: usize, listeners: Vec<Listener>) -> Vec<usize> {
         let address = listeners[0].address().unwrap();
         let _open: Vec<_> = (0..count).map(|_| TcpStream::connect(address).unwrap()).collect();
-        listeners.into_iter().map(|listener| listener.into_waiting().len()).collect()
+        listeners.into_iter().map(|listener| listener.into_waiting(1024).len()).collect()
     }
 
     #[tokio::test]
@@ -90,13 +90,11 @@ mod tests {
         let address = ours[0].address().unwrap();
         let theirs = listen(address, |socket| socket.set_reuseport(true)).unwrap();
         assert_eq!(shared_out(400, ours).iter().sum::<usize>(), 400);
-        assert_eq!(Listener::Tcp(theirs).into_waiting().len(), 0);
+        assert_eq!(Listener::Tcp(theirs).into_waiting(1024).len(), 0);
     }
 
     #[tokio::test]
     async fn a_port_with_several_listeners_is_taken_and_one_where_another_shares_is_not_joined() {
-        let ours = listeners(ANYWHERE.parse().unwrap(), 4).unwrap();
-        let address = ours[0].address().unwrap();
         let taken = |address| {
             let refused = listeners(address, 4).err();
             assert!(
@@ -104,13 +102,18 @@ mod tests {
                 "{refused:?}"
             );
         };
-        taken(address);
-        drop(ours);
         let shares = |address| listen(address, |socket| socket.set_reuseport(true)).unwrap();
         let theirs = shares(ANYWHERE.parse().unwrap());
         taken(theirs.local_addr().unwrap());
-        // Ours again, as soon as it is free.
-        listeners(address, 4).unwrap();
+        // Ours again, as soon as it is free; unless somebody else is quicker, and then it is another port's turn.
+        let again = (0..8).any(|_| {
+            let ours = listeners(ANYWHERE.parse().unwrap(), 4).unwrap();
+            let address = ours[0].address().unwrap();
+            taken(address);
+            drop(ours);
+            listeners(address, 4).is_ok()
+        });
+        assert!(again, "no port that was left can be had again");
     }
 
     #[tokio::test]

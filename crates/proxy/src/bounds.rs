@@ -33,7 +33,8 @@ pub(crate) const REQUESTS_PER_PEER_MAX: usize = 4096;
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What the kernel queues for one listener before we accept.
 pub(crate) const BACKLOG: u32 = 1024;
-/// How many of them are still taken when a listener closes. While we take them, others may come.
+/// How many of those who wait are still taken when a door or a way out closes, over all its listeners. While we take them, others may
+/// come.
 pub(crate) const WAITING_MAX: usize = 4 * BACKLOG as usize;
 
 /// How long connecting to one address may take before the next one is tried.
@@ -142,5 +143,7 @@ pub(crate) const SOCKET_PATH_MAX: usize = 107;
 pub(crate) const COMPLAIN_FIRST: Duration = Duration::from_secs(5);
 pub(crate) const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
+/// How long listeners that are to close may take before others are opened, which may be to take their places.
+pub(crate) const CLOSES_WITHIN: Duration = Duration::from_secs(1);
 /// How often a listener that could not be opened is tried again.
 pub(crate) const REBIND_EVERY: Duration = Duration::from_secs(2);

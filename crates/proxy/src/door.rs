@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::body::{Arriving, Body};
-use crate::bounds::{HANDSHAKE_TIMEOUT, PROXY_HEADER_TIMEOUT};
+use crate::bounds::{HANDSHAKE_TIMEOUT, PROXY_HEADER_TIMEOUT, WAITING_MAX};
 use crate::dial::{Dialled, Want, protocols, spoken};
 use crate::facts::blank_fact;
 use crate::guard::Guard;
@@ -81,6 +81,8 @@ impl Door {
 
     /// Lets peers in until stopped, those included who had connected by then.
     pub(crate) async fn run(self: Arc<Self>, listeners: Vec<Listener>) {
+        // All of them are emptied at once.
+        let each = WAITING_MAX.div_ceil(listeners.len().max(1));
         // Ended with this task, should it be cut.
         let mut accepting = JoinSet::new();
         for listener in listeners {
@@ -93,7 +95,7 @@ impl Door {
         }
         // A door that is open by half would tell nobody: this fails with the first of them that does.
         for listener in accepting.join_all().await {
-            for arrived in listener.into_waiting() {
+            for arrived in listener.into_waiting(each) {
                 self.admit(arrived);
             }
         }

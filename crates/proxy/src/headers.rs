@@ -79,8 +79,12 @@ pub(crate) enum BadRequest {
 pub(crate) enum BadAnswer {
     #[error("its body is encoded as `{0}`, and nothing but `chunked` can be passed on")]
     Encoding(String),
+    #[error("it says `{0}` of its length, which is not one number")]
+    Length(String),
     #[error("it changes the protocol, which nobody had asked for")]
     Unasked,
+    #[error("it changes the protocol, and not to one that it names and that can be passed on")]
+    NoProtocol,
 }
 
 /// Which host a request is for, once every reader takes it for the same request.
@@ -219,7 +223,7 @@ pub(crate) fn frame(headers: &mut HeaderMap) -> Result<(), BadAnswer> {
     let encodings: Vec<_> =
         headers.get_all(TRANSFER_ENCODING).iter().map(HeaderValue::as_bytes).collect();
     match encodings[..] {
-        [] => {}
+        [] => one_length(headers)?,
         [encoding] if encoding.eq_ignore_ascii_case(b"chunked") => {
             headers.remove(CONTENT_LENGTH);
         }
@@ -227,6 +231,32 @@ pub(crate) fn frame(headers: &mut HeaderMap) -> Result<(), BadAnswer> {
         _ => return Err(BadAnswer::Encoding(shown(&encodings.join(&b", "[..])))),
     }
     Ok(())
+}
+
+/// Has a length that is said more than once be said once. hyper takes several that agree, and others do not: the next one would say
+/// that it is our answer which breaks the rules.
+fn one_length(headers: &mut HeaderMap) -> Result<(), BadAnswer> {
+    let fields = || headers.get_all(CONTENT_LENGTH).iter().map(HeaderValue::as_bytes);
+    let mut said = fields().flat_map(|field| field.split(|byte| *byte == b','));
+    let Some(first) = said.next().map(<[u8]>::trim_ascii) else { return Ok(()) };
+    let (mut repeated, mut agreed) = (false, is_length(first));
+    for other in said {
+        repeated = true;
+        agreed &= other.trim_ascii() == first;
+    }
+    if !agreed {
+        return Err(BadAnswer::Length(shown(&fields().collect::<Vec<_>>().join(&b", "[..]))));
+    }
+    if repeated {
+        let once = HeaderValue::from_bytes(first).expect("digits can be said in a field");
+        headers.insert(CONTENT_LENGTH, once);
+    }
+    Ok(())
+}
+
+/// So many digits every reader has room for.
+fn is_length(text: &[u8]) -> bool {
+    (1..20).contains(&text.len()) && text.iter().all(u8::is_ascii_digit)
 }
 
 /// Takes the same out of a response. What it names wrongly is kept, and does no harm: nothing is decided by it.

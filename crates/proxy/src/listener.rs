@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
-use crate::bounds::{ACCEPT_PAUSE, BACKLOG, SOCKET_PATH_MAX, WAITING_MAX};
+use crate::bounds::{ACCEPT_PAUSE, BACKLOG, SOCKET_PATH_MAX};
 
 /// Why there is no listener.
 #[derive(Debug, thiserror::Error)]
@@ -137,8 +137,8 @@ impl Listener {
         }
     }
 
-    /// Closes, and gives those who wait in the kernel's queue: they connected before we stopped, and would be reset.
-    pub(crate) fn into_waiting(self) -> Vec<Arrived> {
+    /// Closes, and gives so many at most of those who wait in the kernel's queue: they connected before we stopped, and would be reset.
+    pub(crate) fn into_waiting(self, most: usize) -> Vec<Arrived> {
         // Asked of the kernel itself: the runtime learns of a new connection only when it looks the next time.
         let waiting: io::Result<Vec<Arrived>> = match self {
             Self::Tcp(listener) => listener.into_std().map(|listener| {
@@ -147,7 +147,7 @@ impl Listener {
                     stream.set_nonblocking(true).ok()?;
                     Some(Arrived::Tcp(TcpStream::from_std(stream).ok()?, from))
                 };
-                std::iter::from_fn(next).take(WAITING_MAX).collect()
+                std::iter::from_fn(next).take(most).collect()
             }),
             Self::Unix { listener, _file } => listener.into_std().map(|listener| {
                 let next = || {
@@ -155,7 +155,7 @@ impl Listener {
                     stream.set_nonblocking(true).ok()?;
                     Some(Arrived::Unix(UnixStream::from_std(stream).ok()?))
                 };
-                std::iter::from_fn(next).take(WAITING_MAX).collect()
+                std::iter::from_fn(next).take(most).collect()
             }),
         };
         // A listener that cannot be asked any more has nobody waiting.
@@ -297,8 +297,13 @@ mod tests {
         let address = listener.address().unwrap();
         let waiting: Vec<_> =
             (0..20).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
-        assert_eq!(listener.into_waiting().len(), waiting.len());
+        assert_eq!(listener.into_waiting(40).len(), waiting.len());
         assert!(std::net::TcpStream::connect(address).is_err());
+        let another = Listener::tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = another.address().unwrap();
+        let _waiting: Vec<_> =
+            (0..20).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        assert_eq!(another.into_waiting(15).len(), 15, "while they are taken, others may come");
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use countersign_tls::{Direction, HandshakeFact, Limit};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::bounds::CONNECTIONS_MAX;
+use crate::bounds::{CONNECTIONS_MAX, WAITING_MAX};
 use crate::door::{answer, join};
 use crate::facts::blank_fact;
 use crate::listener::{Arrived, Listener};
@@ -56,7 +56,7 @@ impl Outlet {
             };
             self.admit(arrived);
         }
-        for arrived in listener.into_waiting() {
+        for arrived in listener.into_waiting(WAITING_MAX) {
             self.admit(arrived);
         }
     }

@@ -260,7 +260,7 @@ async fn supervise(
             }
             () = tokio::time::sleep(REBIND_EVERY), if retry => {}
         }
-        let faults = supervisor.reconcile(&plan);
+        let faults = supervisor.follow(&plan).await;
         tell(source, &faults);
         _announced = announce(source, supervisor);
         retry = !faults.is_empty();

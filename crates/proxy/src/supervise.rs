@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::acceptors;
+use crate::bounds::CLOSES_WITHIN;
 use crate::config::{BoundInbound, BoundOutbound, LocalPlace, Protocol};
 use crate::dial::Dialer;
 use crate::door::Door;
@@ -45,6 +46,8 @@ struct Running<P, B> {
     bound: B,
     route: Arc<ArcSwap<Route>>,
     stop: CancellationToken,
+    /// Done when nobody listens here any more.
+    closed: CancellationToken,
 }
 
 impl Supervisor {
@@ -56,10 +59,28 @@ impl Supervisor {
 
     /// Goes from what is open to what should be. Listeners that stay the same are not touched, and one that cannot be
     /// opened does not keep the others from it.
+    pub(crate) async fn follow(&mut self, plan: &Plan) -> Vec<ListenFault> {
+        let closing = self.close(plan);
+        let closed = async {
+            for one in closing {
+                one.cancelled().await;
+            }
+        };
+        // If one takes longer, what it is in the way of is told of, and tried again later.
+        let _ = tokio::time::timeout(CLOSES_WITHIN, closed).await;
+        self.open(plan)
+    }
+
+    /// Does the same at once: what has to close may still be in the way of what is to open.
     pub(crate) fn reconcile(&mut self, plan: &Plan) -> Vec<ListenFault> {
-        // Close first what is in another's way: a listener may move from one name to another. A door that is in nobody's way stays
-        // until it is open at its new place.
-        let wanted = self.wanted(plan);
+        self.close(plan);
+        self.open(plan)
+    }
+
+    /// Begins to close what there is not to be, and what is in another's way: a listener may move from one name to another. A door
+    /// that is in nobody's way stays until it is open at its new place. Gives what is done when each is closed.
+    fn close(&mut self, plan: &Plan) -> Vec<CancellationToken> {
+        let (wanted, mut closing) = (self.wanted(plan), Vec::new());
         self.doors.retain(|name, Open { running, .. }| {
             let (planned, at) = (plan.doors.get(name), running.bound.listen);
             let keep = planned.is_some_and(|planned| {
@@ -69,6 +90,7 @@ impl Supervisor {
             if !keep {
                 tracing::info!(service = %name, listen = %running.bound.listen, "the door is closed");
                 running.stop.cancel();
+                closing.push(running.closed.clone());
             }
             keep
         });
@@ -79,9 +101,15 @@ impl Supervisor {
                 let BoundOutbound { service, upstream, local } = &outlet.bound;
                 tracing::info!(%service, %upstream, %local, "the way out is closed");
                 outlet.stop.cancel();
+                closing.push(outlet.closed.clone());
             }
             keep
         });
+        closing
+    }
+
+    /// Opens and redirects what can be, and gives why the rest cannot.
+    fn open(&mut self, plan: &Plan) -> Vec<ListenFault> {
         let doors =
             plan.doors.iter().filter_map(|(name, planned)| self.set_door(name, planned).err());
         let mut faults: Vec<_> = doors.collect();
@@ -159,10 +187,10 @@ impl Supervisor {
             (route.clone(), manners.clone()),
             (stop.clone(), self.inside.clone()),
         );
-        self.plane.tasks.start(door.run(listeners));
+        let closed = self.start(door.run(listeners));
         tracing::info!(service = %name, %listen, "the door is open");
         let bound = BoundInbound { service: name.clone(), listen };
-        let running = Running { plan: planned.clone(), bound, route, stop };
+        let running = Running { plan: planned.clone(), bound, route, stop, closed };
         if let Some(before) = self.doors.insert(name.clone(), Open { running, manners }) {
             let listen = before.running.bound.listen;
             tracing::info!(service = %name, %listen, "the door was moved, and is closed here");
@@ -191,17 +219,30 @@ impl Supervisor {
         let route = Arc::new(ArcSwap::from_pointee(route(&self.plane, &planned.leads)));
         let stop = CancellationToken::new();
         let outlet = Outlet::new(&self.plane, upstream.clone(), route.clone(), stop.clone());
-        self.plane.tasks.start(outlet.run(listener));
+        let closed = self.start(outlet.run(listener));
         tracing::info!(%service, %upstream, %local, "the way out is open");
         let bound = BoundOutbound { service, upstream, local };
-        self.outlets.insert(name.clone(), Running { plan: planned.clone(), bound, route, stop });
+        let running = Running { plan: planned.clone(), bound, route, stop, closed };
+        self.outlets.insert(name.clone(), running);
         Ok(())
+    }
+
+    /// Has it listen, and gives what is done when it does so no more.
+    fn start(&self, listening: impl Future<Output = ()> + Send + 'static) -> CancellationToken {
+        let closed = CancellationToken::new();
+        let open = closed.clone().drop_guard();
+        self.plane.tasks.start(async move {
+            let _open = open;
+            listening.await;
+        });
+        closed
     }
 }
 
 /// Whether nobody can listen at the one while somebody listens at the other.
 fn excludes(one: SocketAddr, other: SocketAddr) -> bool {
-    let (a, b) = (one.ip(), other.ip());
+    // `::ffff:127.0.0.1` is `127.0.0.1` by another name.
+    let (a, b) = (one.ip().to_canonical(), other.ip().to_canonical());
     one.port() == other.port() && (a == b || a.is_unspecified() || b.is_unspecified())
 }
 
@@ -214,5 +255,27 @@ fn route(plane: &Arc<Plane>, leads: &Leads) -> Route {
             Route::Requests(Ways { http, grpc })
         }
         Protocol::Tcp => Route::Bytes(Tended::start(plane, leads.ways.clone(), Carries::Bytes)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_place_excludes_another_also_where_it_has_another_name() {
+        let excludes = |one: &str, other: &str| {
+            let (one, other) = (one.parse().unwrap(), other.parse().unwrap());
+            assert_eq!(excludes(one, other), excludes(other, one));
+            excludes(one, other)
+        };
+        for other in
+            ["127.0.0.1:1", "0.0.0.0:1", "[::]:1", "[::ffff:127.0.0.1]:1", "[::ffff:0.0.0.0]:1"]
+        {
+            assert!(excludes("127.0.0.1:1", other), "{other}");
+        }
+        for other in ["127.0.0.1:2", "127.0.0.2:1", "[::1]:1", "[::ffff:127.0.0.2]:1"] {
+            assert!(!excludes("127.0.0.1:1", other), "{other}");
+        }
     }
 }

@@ -175,6 +175,7 @@ impl Upstream {
             let detail =
                 format!("{} did not answer within {} s", pool.dialer(), patience.as_secs());
             let why = Failed { code: Code::TimedOut, detail, again: None };
+            let why = self.complain(address, why);
             return Err(Missed::by_address(Left::Not(Fate::Perhaps), why));
         };
         match sent {
@@ -439,8 +440,11 @@ impl Spare {
 
 /// Whether an answer can be passed on, which it then says in one way only where it ends.
 fn check(response: &mut Response<Incoming>, want: Want) -> Result<(), BadAnswer> {
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS && want != Want::Http1 {
-        return Err(BadAnswer::Unasked);
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        if want != Want::Http1 {
+            return Err(BadAnswer::Unasked);
+        }
+        headers::upgrade(response.headers()).ok_or(BadAnswer::NoProtocol)?;
     }
     headers::frame(response.headers_mut())
 }

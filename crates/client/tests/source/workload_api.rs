@@ -65,7 +65,10 @@ async fn svid_that_is_not_valid_yet_is_shown_as_soon_as_it_is() {
     let source = Source::from_workload_api(options).await.unwrap();
     let status = until(&source, |status| status.troubles.contains_key(&Topic::Identity)).await;
     assert!(status.identity.is_none(), "it is not valid yet");
-    // The agent says it once.
+    // The agent says it once, and then a message that says nothing.
+    world.agent.give(X509svidResponse::default());
+    let empty = |told: &String| told.contains("holds no SVID");
+    until(&source, |status| status.troubles.get(&Topic::Identity).is_some_and(empty)).await;
     let passing = async {
         while source.status().identity.is_none() {
             clock.advance(Duration::from_secs(1));

@@ -218,3 +218,28 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn an_answer_says_its_length_as_one_number() {
+    let framed = |said: &[&str]| {
+        let fields = said.iter().map(|said| HeaderValue::from_str(said).unwrap());
+        let mut headers = HeaderMap::new();
+        for field in fields {
+            headers.append(CONTENT_LENGTH, field);
+        }
+        frame(&mut headers)?;
+        let left = headers.get_all(CONTENT_LENGTH).iter();
+        Ok(left.map(|left| left.to_str().unwrap().to_owned()).collect::<Vec<_>>())
+    };
+    let once = |said: &str| Ok(vec![said.to_owned()]);
+    assert_eq!(framed(&[]), Ok(vec![]));
+    assert_eq!(framed(&["0"]), once("0"));
+    assert_eq!(framed(&["5", "5"]), once("5"));
+    assert_eq!(framed(&["5, 5"]), once("5"));
+    assert_eq!(framed(&["5,5", "5"]), once("5"));
+    // Also where hyper does not look at it, as in answers to `HEAD`.
+    for wrong in ["+5", "", "5,", "5, 6", "0x5", "5 5", "55555555555555555555"] {
+        assert_eq!(framed(&[wrong]), Err(BadAnswer::Length(wrong.to_owned())), "{wrong:?}");
+    }
+    assert_eq!(framed(&["5", "6"]), Err(BadAnswer::Length("5, 6".to_owned())));
+}

@@ -69,8 +69,12 @@ impl Behind {
 
     /// What the program beside the first proxy gets.
     async fn ask(&self) -> http::Response<hyper::body::Incoming> {
+        self.ask_for(get("/")).await
+    }
+
+    async fn ask_for(&self, asked: Request<Full<Bytes>>) -> http::Response<hyper::body::Incoming> {
         let mut caller = Caller::connect(&self.directory.path().join("web.orders.sock")).await;
-        let answered = tokio::time::timeout(PATIENCE, caller.send(get("/"))).await;
+        let answered = tokio::time::timeout(PATIENCE, caller.send(asked)).await;
         answered.expect("an answer comes").unwrap()
     }
 
@@ -91,6 +95,20 @@ async fn an_answer_with_an_encoding_and_a_length_arrives_as_a_whole() {
         let behind = Behind::open(answer.as_bytes()).await;
         let response = behind.ask().await;
         assert_eq!(response.headers().get("content-length"), None, "{fields}");
+        assert_eq!(read(response).await, (200, "hello".to_owned()), "{fields}");
+        behind.close().await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_says_its_length_twice_arrives_with_one() {
+    // HTTP/2 is spoken between the two proxies, and resets what says it twice.
+    for fields in ["Content-Length: 5, 5", "Content-Length: 5\r\nContent-Length: 5"] {
+        let answer = format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\nhello");
+        let behind = Behind::open(answer.as_bytes()).await;
+        let response = behind.ask().await;
+        let told: Vec<_> = response.headers().get_all("content-length").iter().collect();
+        assert_eq!(told, ["5"], "{fields}");
         assert_eq!(read(response).await, (200, "hello".to_owned()), "{fields}");
         behind.close().await;
     }
@@ -121,6 +139,22 @@ async fn an_answer_that_is_refused_says_why() {
         assert!(body.contains("\"code\":\"bad-answer\""), "{shown:?}: {body}");
         assert!(body.contains(why), "{shown:?}: {body}");
         assert!(!body.contains("orders.sock"), "where the program lives: {body}");
+        behind.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_change_to_no_protocol_or_to_http_2_in_clear_text_is_refused_and_says_why() {
+    for fields in ["Upgrade: x", "Connection: upgrade", "Connection: upgrade\r\nUpgrade: h2c"] {
+        let answer = format!("HTTP/1.1 101 Switching Protocols\r\n{fields}\r\n\r\n");
+        let behind = Behind::open(answer.as_bytes()).await;
+        let mut asked = get("/");
+        asked.headers_mut().insert("connection", "upgrade".parse().unwrap());
+        asked.headers_mut().insert("upgrade", "x".parse().unwrap());
+        let (status, body) = read(behind.ask_for(asked).await).await;
+        assert_eq!(status, 502, "{fields}: {body}");
+        assert!(body.contains("\"code\":\"bad-answer\""), "{fields}: {body}");
+        assert!(body.contains("not to one that it names and that can be passed on"), "{body}");
         behind.close().await;
     }
 }

@@ -62,19 +62,26 @@ async fn listeners_come_and_go_without_touching_others() {
 #[tokio::test]
 async fn a_listener_that_cannot_be_had_keeps_no_other_from_opening() {
     let mut shop = Shop::open(Protocol::Http).await;
-    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut first = inbound(&shop.program.target(), Protocol::Http);
-    first.listen = taken.local_addr().unwrap();
-    first.service = name("a-taken");
-    let second = inbound(&shop.program.target(), Protocol::Http);
-    let plan = Plan::fixed(&[first, second], &[]);
-    let faults = shop.orders.supervisor.reconcile(&plan);
-    assert_eq!(faults.len(), 1);
-    assert!(faults[0].to_string().contains("is taken by another process"));
-    assert_eq!(shop.orders.supervisor.bound().0.len(), 1);
-    drop(taken);
-    assert!(shop.orders.supervisor.reconcile(&plan).is_empty(), "and it is had once it is free");
-    assert_eq!(shop.orders.supervisor.bound().0.len(), 2);
+    for round in 1.. {
+        let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut first = inbound(&shop.program.target(), Protocol::Http);
+        first.listen = taken.local_addr().unwrap();
+        first.service = name("a-taken");
+        let second = inbound(&shop.program.target(), Protocol::Http);
+        let plan = Plan::fixed(&[first, second], &[]);
+        let faults = shop.orders.supervisor.reconcile(&plan);
+        assert_eq!(faults.len(), 1);
+        assert!(faults[0].to_string().contains("is taken by another process"));
+        assert_eq!(shop.orders.supervisor.bound().0.len(), 1);
+        drop(taken);
+        let faults = shop.orders.supervisor.reconcile(&plan);
+        if faults.is_empty() {
+            assert_eq!(shop.orders.supervisor.bound().0.len(), 2, "and it is had once it is free");
+            return;
+        }
+        // Somebody else may be quicker to take a port that was just freed: then it is another port's turn.
+        assert!(round < 8, "{faults:?}");
+    }
 }
 
 /// A proxy as the command starts it, from files.
